@@ -4,7 +4,7 @@ import time
 from rich.console import Console
 
 from exitlens import progress
-from exitlens.progress import print_line, show_progress
+from exitlens.progress import print_line, show_progress, track
 
 
 def test_a_bar_shows_or_does_not():
@@ -32,7 +32,9 @@ def test_without_a_terminal_a_line_says_what_is_left(monkeypatch, capsys):
     with show_progress(False, console) as bar:
         bar.add_task("quiet", total=1)
         time.sleep(0.03)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr() == ("", "")
+    assert [time.sleep(0.05) or item for item in track("ab", "letters", total=2)] == ["a", "b"]
+    assert capsys.readouterr().err.startswith("letters: ")
 
 
 def test_a_line_stays_a_line_where_there_is_no_terminal():

@@ -90,8 +90,8 @@ def test_rows_that_cannot_be_read(trained, folder, tmp_path):
         ({"column": 3}, {}, "column"),
         ({"threads": 0}, {}, "threads"),
         ({"keep": "key"}, {}, "list of columns"),
-        ({"column": "picture"}, {}, "the rows have"),
-        ({"keep": ["name"]}, {}, "there is no 'name'"),
+        ({"column": "picture"}, {}, "column: expected one of"),
+        ({"keep": ["name"]}, {}, "got 'name'"),
         ({}, {"label": np.arange(1)}, "answer's columns"),
     ],
 )

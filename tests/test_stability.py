@@ -10,7 +10,6 @@ from pathlib import Path
 import exitlens_runtime.bundle
 from exitlens.delivery import bundle
 from exitlens.edge import export
-from exitlens.serving import edge_bundle
 from exitlens.types import calibrations, traces
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +27,7 @@ def test_formats():
         assert find_row(name)[2] == str(number)
         assert find_row(name)[3].split(" to ")[-1] == str(number)
     assert find_row("record of a calibration")[2:4] == [str(calibrations.FORMAT)] * 2
-    assert exitlens_runtime.bundle.FORMAT == edge_bundle.FORMAT == export.FORMAT
+    assert exitlens_runtime.bundle.FORMAT == export.FORMAT
 
 
 def test_files_of_bundles_are_named():

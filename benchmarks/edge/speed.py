@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import exitlens as xl
 import exitlens_runtime
 from benchmarks.edge.networks import SHARES, UNREACHABLE, force_shares
-from exitlens.delivery.bench.contenders import write_plain
+from exitlens.delivery.bench.benchmark import write_plain
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.model.engine.onnx_files import open_file
 from exitlens.model.timing import Times, Work, describe_machine, interleave, interval

@@ -15,16 +15,10 @@ import exitlens as xl
 from benchmarks.guarantees.traces import run_in_parallel
 from benchmarks.guarantees.violations import SETS, list_risks, split_halves, summarise
 from exitlens.functional.groups import shuffle_groups, split_groups, weigh_samples
-from exitlens.functional.risk import select_exits
+from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.thresholds.certification import (
-    PATH_SHARE,
-    Risk,
-    choose_tests,
-    find_candidates,
-    order_path,
-    run_fixed_sequence_test,
-)
+from exitlens.functional.thresholds.certification import PATH_SHARE, choose_tests, run_fixed_sequence_test
+from exitlens.functional.thresholds.path import find_candidates, order_path
 from exitlens.functional.thresholds.search import quantise
 
 LIMITS, DELTAS = (0.02, 0.05, 0.1), (0.05, 0.1, 0.2)

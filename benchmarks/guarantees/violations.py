@@ -14,17 +14,11 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, load_trace, recall_trace, run_in_parallel
-from exitlens.functional.risk import accuracy_drop, disagreement, false_negative_drop
+from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.thresholds.certification import (
-    PATH_SHARE,
-    Risk,
-    choose_tests,
-    find_candidates,
-    order_path,
-    run_fixed_sequence_test,
-)
+from exitlens.functional.thresholds.certification import PATH_SHARE, choose_tests, run_fixed_sequence_test
+from exitlens.functional.thresholds.path import find_candidates, order_path
 from exitlens.functional.thresholds.search import quantise
 
 DELTAS, LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05)

@@ -15,7 +15,7 @@ from benchmarks.store import Store
 from benchmarks.study.data import Splits
 from benchmarks.study.thresholds import fit_budget, fit_temperatures
 from benchmarks.study.train import build_backbone
-from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
+from exitlens.delivery.bench.benchmark import compare_adaptive, split_whole_batches
 from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import load
 

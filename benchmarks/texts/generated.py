@@ -21,7 +21,7 @@ import torch
 import exitlens as xl
 from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, write_atomically
-from exitlens.delivery.bench.contenders import compare_adaptive
+from exitlens.delivery.bench.benchmark import compare_adaptive
 
 KEPT = RESULTS / "texts.json"
 EPOCHS = 8

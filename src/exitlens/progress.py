@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from threading import Event, Thread
+from typing import TypeVar
 
 from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+T = TypeVar("T")
 Advance = Callable[[], object]  # called after every step
 INTERVAL = 30.0  # seconds between lines without a terminal
 
@@ -27,6 +29,12 @@ def show_progress(shown: bool, console: Console | None = None) -> Progress:
         TimeRemainingColumn(),
     )
     return kind(*columns, console=target, disable=not shown, transient=True, speed_estimate_period=600)
+
+
+def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
+    """Yield the items, and show how many there have been."""
+    with show_progress(True) as bar:
+        yield from bar.track(items, total=total, description=description)
 
 
 class _ProgressLines(Progress):

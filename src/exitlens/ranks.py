@@ -1,8 +1,8 @@
-"""Processes that share one piece of work: which of them this one is, and what they do together (``torch.distributed``).
+"""Processes that share one piece of work (``torch.distributed``).
 
-Everything that is shared goes through a :class:`Ranks`; for a process that is alone its methods do nothing, so that code
-above does not branch. One rule holds everywhere: a rank that fails tells the others (:meth:`Ranks.together`), and all of
-them raise. Nobody waits for a rank that gave up.
+All exchange goes through a :class:`Ranks`; for a process that is alone its methods do nothing, so that code above does not
+branch. One rule holds everywhere: a rank that fails tells the others (:meth:`Ranks.together`), and all of them raise. Nobody
+waits for a rank that gave up.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ BUCKET = 4_000_000  # numbers that travel together
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share the work; ``Ranks()`` is one that is alone.
+    """This process among those that share the work; ``Ranks()`` is a process that is alone.
 
     Attributes:
         rank: the number of this process, from 0; rank 0 alone prints and writes.
-        size: how many there are.
+        size: number of processes.
 
     Examples:
         >>> ranks = xl.Ranks(rank=1, size=4)  # fit, collect and calibrate make their own where torchrun started them
@@ -49,25 +49,24 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process prints and writes."""
+        """True if this process prints and writes."""
         return self.rank == 0
 
     @property
     def rows(self) -> slice:
-        """This rank's rows of a batch that all ranks know."""
+        """This rank's rows of a batch that all ranks have."""
         return slice(self.rank, None, self.size)
 
     def vary_seed(self, seed: int) -> int:
-        """The seed of this rank's own random numbers: ``seed`` at rank 0, another one at every other rank."""
+        """Return the seed of this rank's own random numbers: ``seed`` at rank 0, a different one at every other rank."""
         return (seed + self.rank * 0x9E3779B97F4A7C15) % 2**63 if self.rank else seed
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What every rank does on its own; at the end they agree that all have succeeded.
+        """Run what every rank does on its own; at the end they agree that all have succeeded.
 
-        Raises:
-            ExitlensError: of the same class on every rank, if a rank raised one; what else a rank raised is a
-                :class:`DistributedError` on the others.
+        An :class:`ExitlensError` of one rank is raised on every rank, in its own class; any other error of a rank is a
+        :class:`DistributedError` on the others.
         """
         if self.size == 1:
             yield
@@ -83,16 +82,16 @@ class Ranks:
         self._run(lambda: dist.all_reduce(failed))
         if not failed.item():
             return
-        found = self.gather(None if failure is None else (_name_kind(failure), str(failure)))
+        failures = self.gather(None if failure is None else (_name_class(failure), str(failure)))
         if isinstance(failure, ExitlensError):
             failure.is_told = True
         if failure is not None:
             raise failure
-        rank, (kind, text) = next((i, one) for i, one in enumerate(found) if one is not None)
-        raise _rebuild_error(kind, text, rank, self.size)
+        rank, (name, text) = next((i, each) for i, each in enumerate(failures) if each is not None)
+        raise _rebuild_error(name, text, rank, self.size)
 
     def share(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes, on every rank; its error is the error of all."""
+        """Return what rank 0 makes, on every rank; its error is the error of all."""
         if self.size == 1:
             return make()
         made: list[Any] = [None]
@@ -103,20 +102,20 @@ class Ranks:
         return made[0]  # type: ignore[no-any-return]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in order, on every rank."""
+        """Return the values of all ranks, in order, on every rank."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        self._run(lambda: dist.all_gather_object(found, value))
-        return found
+        values: list[Any] = [None] * self.size
+        self._run(lambda: dist.all_gather_object(values, value))
+        return values
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces every tensor by its sum over the ranks, bit for bit the same on all."""
+        """Replace every tensor by its sum over the ranks, bit for bit the same on all."""
         if self.size > 1:
             self._in_buckets(tensors, dist.all_reduce)
 
     def add_floats(self, values: Sequence[float]) -> list[float]:
-        """The sum of each number over the ranks."""
+        """Return the sum of each number over the ranks."""
         if self.size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
@@ -124,14 +123,14 @@ class Ranks:
         return sums.tolist()
 
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces every tensor by that of rank 0."""
+        """Replace every tensor by that of rank 0."""
         if self.size > 1:
             self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
 
     def hand_over(self, items: Iterator[T], take: Callable[[T], None]) -> None:
-        """Calls ``take`` at rank 0 for the items of all ranks: the first of each in the order of ranks, then the second...
+        """Call ``take`` at rank 0 for the items of all ranks: the first of each in the order of ranks, then the second...
 
-        No more than one item of every rank is on its way at a time, and an error of one rank ends it for all.
+        At most one item of every rank is in transit at a time, and an error of one rank ends it for all.
         """
         if self.size == 1:
             for item in items:
@@ -141,39 +140,39 @@ class Ranks:
         is_over = False
         while not is_over:
             with self.together():
-                for one in arrived:
-                    if one is not None:
-                        take(one)
+                for each in arrived:
+                    if each is not None:
+                        take(each)
                 mine = next(items, None)
             arrived = [None] * self.size if self.is_first else []
             self._run(lambda mine=mine, into=arrived: dist.gather_object(mine, into or None, dst=0))  # type: ignore[misc]
             is_over = not self.add_floats([mine is not None])[0]
 
     def _in_buckets(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
-        """Exchanges tensors flat and a few million numbers at a time: a message each would cost more than its contents."""
+        """Exchange tensors flat and a few million numbers at a time: one message each would cost more than its contents."""
         for held in fill_buckets(tensors):
             bucket = [tensors[i].detach() for i in held]
             if len(bucket) == 1 and bucket[0].is_contiguous():
                 self._run(partial(exchange, bucket[0].view(-1)))
                 continue
-            flat = torch.cat([one.reshape(-1) for one in bucket])
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             self._run(partial(exchange, flat))
-            for one, values in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                one.copy_(values.view(one.shape))
+            for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(values.view(tensor.shape))
 
     def _run(self, exchange: Callable[[], Any]) -> None:
         try:
             exchange()
-        except (RuntimeError, ValueError) as error:  # of torch.distributed: a connection that closed, time that ran out
+        except (RuntimeError, ValueError) as error:  # torch.distributed: the connection closed, or time ran out
             reason = str(error).strip().partition("\n")[0]
             raise DistributedError(
-                f"process {self.rank} of {self.size} lost the others ({reason}): one of them ended or waited too long. "
-                f"Start again (exitlens fit --resume goes on from the last epoch); {TIMEOUT} sets the seconds to wait"
+                f"process {self.rank} of {self.size} lost the others ({reason}): one of them ended or waited too long. Fix: "
+                f"start again (exitlens fit --resume goes on from the last epoch); {TIMEOUT} sets the seconds to wait."
             ) from error
 
 
 def fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Places of neighbouring tensors of one dtype and device, :data:`BUCKET` numbers and more together."""
+    """Yield the places of neighbouring tensors of one dtype and device, :data:`BUCKET` numbers and more together."""
     held: list[int] = []
     numbers = 0
     for i, tensor in enumerate(tensors):
@@ -190,30 +189,26 @@ def fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 ALONE = Ranks()
 
 
-def _name_kind(error: Exception) -> str:
-    """The class of an error; of one derived from ours elsewhere, ours."""
-    return next(
-        (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind), type(error).__name__
-    )
+def _name_class(error: Exception) -> str:
+    """Return the name of an error's class: of ours that it derives from, if any."""
+    ours = (base.__name__ for base in type(error).__mro__ if getattr(errors, base.__name__, None) is base)
+    return next(ours, type(error).__name__)
 
 
-def _rebuild_error(kind: str, text: str, rank: int, size: int) -> ExitlensError:
-    """An error of another rank, of its own class where it is one of ours."""
-    known: type[ExitlensError] | None = getattr(errors, kind, None)
+def _rebuild_error(name: str, text: str, rank: int, size: int) -> ExitlensError:
+    """Return an error of another rank, in its own class if that is one of ours."""
+    known: type[ExitlensError] | None = getattr(errors, name, None)
     error = DistributedError() if known is None else known.__new__(known)
-    error.args = (f"process {rank} of {size}: {text if known else f'{kind}: {text}'}",)
+    error.args = (f"process {rank} of {size}: {text if known else f'{name}: {text}'}",)
     error.is_told = True
     return error
 
 
 def find_ranks(given: Ranks | None = None) -> Ranks:
-    """Those that were given; or this process among those of the process group, if there is one or ``torchrun`` asks for it.
+    """Return ``given``, or this process's place in the process group, if there is one or ``torchrun`` asks for it.
 
-    Joins the group on first use: gloo for tensors on CPUs, NCCL where every process has a GPU of its own. Waiting for
-    another rank ends after 30 minutes, or the seconds that ``EXITLENS_TIMEOUT_S`` says.
-
-    Raises:
-        DistributedError: if the processes do not find one another.
+    Joins the group on first use: gloo for tensors on CPUs, NCCL if every process has a GPU of its own. Waiting for another
+    rank ends after 30 minutes, or ``EXITLENS_TIMEOUT_S`` seconds.
     """
     require(given, Ranks | None, "ranks")
     if given is not None or not dist.is_available():
@@ -223,7 +218,10 @@ def find_ranks(given: Ranks | None = None) -> Ranks:
             return ALONE
         _join()
     if dist.get_world_size() > 1 and dist.get_backend() == "nccl":
-        raise InputError('backend: what the processes agree on is on the CPU: init_process_group("cpu:gloo,cuda:nccl")')
+        raise InputError(
+            "backend: expected one that also exchanges tensors on the CPU, got nccl. "
+            'Fix: init_process_group("cpu:gloo,cuda:nccl").'
+        )
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
@@ -239,20 +237,22 @@ def _join() -> None:
     if torch.cuda.is_available() and torch.cuda.device_count() > local:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    # defaults of its functions are the group that there is when it is imported: that group would outlive leave(), and its
-    # threads could ask for Python when there is none any more, which ends the process by SIGABRT
+    # Imported before there is a group: defaults of its functions would keep that group alive beyond leave(), and its threads
+    # could call Python after its end, which ends the process by SIGABRT.
     importlib.import_module("torch.distributed.nn.functional")
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))  # type: ignore[attr-defined]
-        # torchrun keeps one store over all its restarts: without a prefix, processes could read where those before them were
+        # torchrun keeps one store over all its restarts: without a prefix, processes could read what earlier ones wrote
         store = dist.PrefixStore(f"exitlens/{count_restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
-        raise DistributedError(f"torchrun: the processes did not find one another ({error}): start them again") from error
+        raise DistributedError(
+            f"torchrun: the processes did not find one another ({error}). Fix: start them again."
+        ) from error
     atexit.register(leave)
 
 
 def leave() -> None:
-    """Leaves the process group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

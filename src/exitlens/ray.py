@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ class Predictor:
         four = ray.data.ActorPoolStrategy(size=4)
         rows.map_batches(Predictor, fn_constructor_args=("runs/x", "image"), batch_size=64, compute=four)
 
-    The answer's columns: ``label`` (the class's name), ``exit``, ``confidence``, ``cost`` (as a fraction of the plain
-    backbone's) and ``error``, which is empty.
+    It adds the columns ``label`` (the class's name), ``exit``, ``confidence``, ``cost`` (as a fraction of the plain
+    backbone's) and ``error``, which is empty for rows that were answered.
 
     Args:
         bundle: a bundle or run directory with a policy, on a path that every machine sees.
@@ -41,9 +42,8 @@ class Predictor:
             ``{"bytes": ...}``), paths, or ``uint8`` arrays ``(H,W)``, ``(H,W,1)`` or ``(H,W,3)``; or inputs as the network
             takes them, ``float32`` arrays ``(C,H,W)``; for texts strings.
         keep: the other columns to keep, such as keys; by default all but ``column``.
-        skip_bad: a row that cannot be read has the reason in ``error``, an empty label, exit -1 and cost 0; without it the
-            first such row ends the job.
-        threads: of PyTorch in every actor: as many as the CPUs that Ray reserves for it.
+        skip_bad: give a row that cannot be read an ``error``, an empty label, exit -1 and cost 0, instead of ending the job.
+        threads: PyTorch's threads in every actor: as many as the CPUs that Ray reserves for it.
 
     Raises:
         InputError: for arguments or columns that do not fit; DataError: for a row that cannot be read;
@@ -67,51 +67,46 @@ class Predictor:
         torch.set_num_threads(threads)
         self.net, self.policy = load_calibrated(Path(bundle))
         self.column, self.keep, self.skip_bad = column, keep, skip_bad
-        text = self.net.input_spec.modality is TEXT
-        self._read: Callable[[Any, str], Any] = (
-            _read_text if text else _ImageReader(require_preprocess(self.net, Preprocess))
-        )
-        self._join: Callable[[list[Any]], Inputs] = (
-            require_preprocess(self.net, TextPreprocess).encode if text else torch.stack
-        )
+        self._read: Callable[[Any, str], Any]
+        self._join: Callable[[list[Any]], Inputs]
+        if self.net.input_spec.modality is TEXT:
+            self._read, self._join = _read_text, require_preprocess(self.net, TextPreprocess).encode
+        else:
+            self._read, self._join = partial(_read_image, require_preprocess(self.net, Preprocess)), torch.stack
 
     def __call__(self, batch: Columns) -> Columns:
-        """The rows with their answers."""
+        """Return the rows with their answers."""
         names = self._name_kept(batch)
-        cells, samples, good = batch[self.column], [], []
+        cells, samples, readable = batch[self.column], [], []
         errors = np.full(len(cells), "", dtype=object)
         for i, cell in enumerate(cells):
             try:
                 samples.append(self._read(cell, f"row {i} of its batch"))
-                good.append(i)
+                readable.append(i)
             except DataError as error:
                 if not self.skip_bad:
                     keys = {name: batch[name][i] for name in names}
-                    raise DataError(f"data: {error} {keys}: remove it, or pass skip_bad=True") from error
+                    raise DataError(f"data: {error} {keys}. Fix: remove it, or pass skip_bad=True.") from error
                 errors[i] = str(error)
-        return {name: batch[name] for name in names} | self._answer(samples, good, errors)
+        label, exits = np.full(len(cells), "", dtype=object), np.full(len(cells), -1)
+        confidence, cost = np.full(len(cells), np.nan), np.zeros(len(cells))
+        if readable:
+            pred = predict(self.net, self._join(samples), self.policy)
+            label[readable] = name_answers(pred.labels, self.net.info.classes)
+            exits[readable], confidence[readable] = pred.exits.cpu().numpy(), pred.confidence.cpu().numpy()
+            cost[readable] = self.net.cost[pred.exits.cpu()].numpy()
+        answers = dict(zip(COLUMNS, (label, exits, confidence, cost, errors), strict=True))
+        return {name: batch[name] for name in names} | answers
 
     def _name_kept(self, batch: Columns) -> list[str]:
-        """The columns that stay."""
         if self.column not in batch:
-            raise InputError(f"column: there is no {self.column!r}, the rows have {sorted(batch)}")
+            raise InputError(f"column: expected one of the rows' columns {sorted(batch)}, got {self.column!r}")
         names = [name for name in batch if name != self.column] if self.keep is None else list(self.keep)
-        missing, taken = [name for name in names if name not in batch], sorted({*COLUMNS} & {*names})
-        if missing:
-            raise InputError(f"keep: there is no {missing[0]!r}, the rows have {sorted(batch)}")
-        if taken:
-            raise InputError(f"keep: {taken} are names of the answer's columns: rename them, or keep others")
+        if missing := [name for name in names if name not in batch]:
+            raise InputError(f"keep: expected some of the rows' columns {sorted(batch)}, got {missing[0]!r}")
+        if taken := sorted({*COLUMNS} & {*names}):
+            raise InputError(f"keep: {taken} are names of the answer's columns. Fix: rename them, or keep others.")
         return names
-
-    def _answer(self, samples: list[Any], good: list[int], errors: Any) -> Columns:
-        label, exits = np.full(len(errors), "", dtype=object), np.full(len(errors), -1)
-        confidence, cost = np.full(len(errors), np.nan), np.zeros(len(errors))
-        if good:
-            found = predict(self.net, self._join(samples), self.policy)
-            label[good] = name_answers(found.labels, self.net.info.classes)
-            exits[good], confidence[good] = found.exits.cpu().numpy(), found.confidence.cpu().numpy()
-            cost[good] = self.net.cost[found.exits.cpu()].numpy()
-        return dict(zip(COLUMNS, (label, exits, confidence, cost, errors), strict=True))
 
 
 def _read_text(cell: Any, name: str) -> str:
@@ -120,27 +115,19 @@ def _read_text(cell: Any, name: str) -> str:
     return str(cell)
 
 
-class _ImageReader:
-    """A cell of a table as the network's input."""
-
-    def __init__(self, preprocess: Preprocess) -> None:
-        self.preprocess = preprocess
-
-    def __call__(self, cell: Any, name: str) -> Tensor:
-        if isinstance(cell, np.ndarray) and cell.dtype == np.float32 and cell.ndim == 3:
-            return torch.from_numpy(cell)
-        return self.preprocess.normalise(self._decode(cell, name))
-
-    def _decode(self, cell: Any, name: str) -> Tensor:
-        size, channels = self.preprocess.size, len(self.preprocess.mean)
-        if isinstance(cell, dict):  # the struct of an Image feature
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, bytes):
-            return decode_image(cell, name, size, channels)
-        if isinstance(cell, str):
-            return read_image(Path(cell), size, channels)
-        if isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and (cell.ndim == 2 or cell.shape[2:] in ((1,), (3,))):
-            picture = Image.fromarray(cell[..., 0] if cell.shape[2:] == (1,) else cell)
-            return to_pixels(picture.convert("L" if channels == 1 else "RGB"), size, channels)
-        got = f"{cell.dtype} {cell.shape}" if isinstance(cell, np.ndarray) else type(cell).__name__
-        raise DataError(f"{name}: expected an image (bytes, a path or an array (H,W,C) of uint8), got {got}")
+def _read_image(preprocess: Preprocess, cell: Any, name: str) -> Tensor:
+    """Return a cell of a table as the network's input."""
+    size, channels = preprocess.size, len(preprocess.mean)
+    if isinstance(cell, dict):  # the struct of an Image feature
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return preprocess.normalise(decode_image(cell, name, size, channels))
+    if isinstance(cell, str):
+        return preprocess.normalise(read_image(Path(cell), size, channels))
+    if isinstance(cell, np.ndarray) and cell.dtype == np.float32 and cell.ndim == 3:
+        return torch.from_numpy(cell)
+    if isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and (cell.ndim == 2 or cell.shape[2:] in ((1,), (3,))):
+        picture = Image.fromarray(cell[..., 0] if cell.shape[2:] == (1,) else cell)
+        return preprocess.normalise(to_pixels(picture.convert("L" if channels == 1 else "RGB"), size, channels))
+    got = f"{cell.dtype} {cell.shape}" if isinstance(cell, np.ndarray) else type(cell).__name__
+    raise DataError(f"{name}: expected an image (bytes, a path or an array (H,W,C) of uint8), got {got}")

@@ -1,6 +1,8 @@
 """The verbs as a user types them, in this process."""
 
+import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,18 +15,39 @@ def _networks_are_built_once(monkeypatch):
     build_once(monkeypatch)
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
+class Caller:
     """Runs a command line: its exit code, what it printed, and what it printed on standard error."""
 
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["exitlens", *map(str, words)])
+    def __init__(self, capsys, monkeypatch) -> None:
+        self.capsys, self.monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *words: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["exitlens", *map(str, words)])
         code = 0
         try:
             cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        out = capsys.readouterr()
+        out = self.capsys.readouterr()
         return code, out.out, out.err
 
-    return run
+    def ok(self, *words: object) -> str:
+        """What a command prints that succeeds."""
+        code, out, err = self(*words)
+        assert code == 0, err
+        return out
+
+    def json(self, *words: object) -> dict[str, Any]:
+        """The JSON that a command prints."""
+        return json.loads(self.ok(*words, "--json"))
+
+    def error(self, *words: object) -> str:
+        """What a command that is refused prints, in one line."""
+        code, _, err = self(*words)
+        assert (code, err[:6]) == (2, "error:")
+        return " ".join(err.split())
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return Caller(capsys, monkeypatch)

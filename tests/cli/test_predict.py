@@ -21,8 +21,7 @@ from tests.data.conftest import write_tar
 
 
 def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
-    code, out, _ = call("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv", "--json")
-    assert code == 0
+    out = call.ok("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv", "--json")
     assert len(json.loads(out)["predictions"]) == 60
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert {row["label"] for row in rows} <= {"dark", "bright"}
@@ -31,8 +30,7 @@ def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
 
 def test_an_explanation_as_a_table_and_as_files(trained, folder, tmp_path, call):
     image = folder / "dark" / "00.png"
-    code, out, _ = call("explain", "--bundle", trained / "bundle", "--image", image, "--out", tmp_path / "why", "--json")
-    assert code == 0
+    out = call.ok("explain", "--bundle", trained / "bundle", "--image", image, "--out", tmp_path / "why", "--json")
     assert json.loads(out)["label_name"] in ("dark", "bright")
     assert len(list((tmp_path / "why").glob("*.png"))) == 5
     assert "answered" in call("explain", "--bundle", trained, "--image", image)[1]
@@ -76,8 +74,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         assert re.search(message, err), (words, err)
         assert "Traceback" not in err
     assert (tmp_path / "there.csv").read_text() == "precious"
-    code, out, _ = call("predict", "--bundle", trained, "--data", tmp_path / "mixed", "--skip-bad", "--json")
-    assert code == 0
+    out = call.ok("predict", "--bundle", trained, "--data", tmp_path / "mixed", "--skip-bad", "--json")
     assert len(json.loads(out)["predictions"]) == 1
     assert "a.png" in json.loads(out)["bad"][0]
 
@@ -115,8 +112,7 @@ def _rows(path: Path) -> list[dict[str, object]]:
 def test_predict_goes_on_after_ctrl_c(trained, folder, tmp_path, call, stop_at, suffix):
     words = ("predict", "--bundle", trained, "--data", folder, "--batch-size", 8, "--out")
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"p{suffix}"
-    code, shown, _ = call(*words, whole, "--json")
-    assert code == 0
+    shown = call.ok(*words, whole, "--json")
     assert _rows(whole) == json.loads(shown)["predictions"]
     assert [Path(row["file"]).name for row in _rows(whole)] == [f"{i:02}.png" for i in range(30)] * 2
     stop_at(KeyboardInterrupt(), 3)
@@ -125,8 +121,7 @@ def test_predict_goes_on_after_ctrl_c(trained, folder, tmp_path, call, stop_at, 
     assert err.replace("\n", "") == f"stopped: 16 rows are in {out}: the same command with --resume goes on"
     assert _rows(out) == _rows(whole)[:16]
     assert call(*words, out)[0] == 2
-    code, again, _ = call(*words, out, "--resume", "--json")
-    assert code == 0
+    again = call.ok(*words, out, "--resume", "--json")
     assert out.read_bytes() == whole.read_bytes()
     assert json.loads(again) == json.loads(shown)
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, out.name}
@@ -148,20 +143,14 @@ def test_predict_is_not_resumed_with_another_policy_or_other_data(trained, folde
     stop_at(KeyboardInterrupt(), 2)
     assert call(*words, "--data", folder)[0] == 130
     before = out.read_bytes()
-    code, _, err = call(*words, "--data", folder / "dark", "--resume")
-    assert code == 2
-    assert "begun with another input" in err
+    assert "begun with another input" in call.error(*words, "--data", folder / "dark", "--resume")
     net, policy = xl.load(tmp_path / "x" / "bundle")
     xl.save(net, dataclasses.replace(policy, thresholds=(0.9, 0.9, 0.9)), tmp_path / "x" / "bundle", overwrite=True)
-    code, _, err = call(*words, "--data", folder, "--resume")
-    assert code == 2
-    assert "begun with another policy" in err
+    assert "begun with another policy" in call.error(*words, "--data", folder, "--resume")
     with torch.no_grad():
         net.head(0).classifier.weight.mul_(2)
     xl.save(net, dataclasses.replace(policy, network=""), tmp_path / "x" / "bundle", overwrite=True)
-    code, _, err = call(*words, "--data", folder, "--resume")
-    assert code == 2
-    assert "begun with another network" in err
+    assert "begun with another network" in call.error(*words, "--data", folder, "--resume")
     assert out.read_bytes() == before
 
 
@@ -181,8 +170,7 @@ def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
         assert "05[x].png: cannot be read as an image" in err
         assert "pass --skip-bad" in err
         assert f"36 rows are in {tmp_path / 'p.csv'}: the same command with --resume --skip-bad goes on" in err
-        code, out, _ = call(*words, "--resume", "--skip-bad", "--json")
-        assert code == 0
+        out = call.ok(*words, "--resume", "--skip-bad", "--json")
         assert len(json.loads(out)["bad"]) == 1
     assert len(_rows(tmp_path / "p.csv")) == 60
     assert call(*words, "--resume", "--skip-bad")[0] == 0  # complete: the bad image is skipped again, nothing changes
@@ -205,30 +193,26 @@ def test_a_full_disk_is_an_error_that_says_what_is_safe(trained, folder, tmp_pat
     assert "No space left on device" in err
     assert f"16 rows are in {tmp_path / 'p.csv'}: the same command with --resume goes on" in err
     assert len(_rows(tmp_path / "p.csv")) == 16
-    assert call(*words, "--resume")[0] == 0
+    call.ok(*words, "--resume")
     assert len({row["file"] for row in _rows(tmp_path / "p.csv")}) == 60
 
 
 def test_parquet_without_pyarrow(trained, folder, tmp_path, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    code, _, err = call("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.parquet")
-    assert code == 2
-    assert "pip install 'exitlens[parquet]'" in err
+    assert "pip install 'exitlens[parquet]'" in call.error(
+        "predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.parquet"
+    )
 
 
 def test_explaining_a_folder(trained, folder, tmp_path, call):
     words = ("explain", "--bundle", trained, "--data", folder, "--out", tmp_path / "why")
-    code, out, _ = call(*words, "--json")
-    assert code == 0
+    out = call.ok(*words, "--json")
     found = json.loads(out)["explanations"]
     assert len(found) == 60
     assert [line["disagrees"] for line in found] == sorted((line["disagrees"] for line in found), reverse=True)
     assert {p.name for p in (tmp_path / "why").iterdir()} == {"explanations.csv", "contact_sheet.png", "manifest.json"}
-    code, _, err = call(*words)
-    assert code == 2
-    assert "exists" in err
-    code, shown, _ = call(*words[:-1], tmp_path / "again")
-    assert code == 0
+    assert "exists" in call.error(*words)
+    shown = call.ok(*words[:-1], tmp_path / "again")
     assert "what deserves a look first" in " ".join(shown.split())
 
 
@@ -245,11 +229,11 @@ def shards(folder, tmp_path):
 
 
 def test_shards_are_predicted_like_files_and_go_on_after_ctrl_c(trained, folder, shards, tmp_path, call, stop_at):
-    expected = json.loads(call("predict", "--bundle", trained, "--data", folder, "--json")[1])["predictions"]
+    expected = call.json("predict", "--bundle", trained, "--data", folder)["predictions"]
     words = ("predict", "--bundle", trained, "--data", shards, "--batch-size", 8, "--out", tmp_path / "p.csv")
     stop_at(KeyboardInterrupt(), 3)
     assert call(*words)[0] == 130
-    assert call(*words, "--resume")[0] == 0
+    call.ok(*words, "--resume")
     found = {Path(row["file"]).relative_to(shards).as_posix(): row["label"] for row in _rows(tmp_path / "p.csv")}
     other = {"dark": "0.tar", "bright": "1.tar"}
     files = [Path(row["file"]) for row in expected]
@@ -260,8 +244,7 @@ def test_shards_are_predicted_like_files_and_go_on_after_ctrl_c(trained, folder,
     code, shown, _ = call("predict", "--bundle", trained, "--data", shards, "--monitor", "--group-by", "patient", "--json")
     drift = json.loads(shown)["drift"]
     assert (code, drift["samples"], drift["groups"]) == (0, 60, 4)
-    code, shown, _ = call("explain", "--bundle", trained, "--data", shards, "--out", tmp_path / "why", "--json")
-    assert code == 0
+    shown = call.ok("explain", "--bundle", trained, "--data", shards, "--out", tmp_path / "why", "--json")
     assert {line["file"] for line in json.loads(shown)["explanations"]} == {f"{shards}/{name}" for name in found}
 
 
@@ -275,27 +258,24 @@ def test_tables_are_predicted_by_row_or_key(trained, folder, tmp_path, call, mon
     table = hf.Dataset.from_dict({"scan": images, "id": list("abcdef")}, features=features)
     table.to_parquet(str(tmp_path / "x.parquet"))
     words = ("predict", "--bundle", trained, "--data", tmp_path / "x.parquet", "--skip-bad")
-    found = json.loads(call(*words, "--json")[1])
+    found = call.json(*words)
     assert [row["file"] for row in found["predictions"]] == [f"{tmp_path}/x.parquet:{i}" for i in (0, 1, 3, 4, 5)]
     assert found["bad"][0].startswith(f"{tmp_path}/x.parquet:2: cannot be read as an image")
-    named = json.loads(call(*words, "--columns", "key=id", "--json")[1])["predictions"]
+    named = call.json(*words, "--columns", "key=id")["predictions"]
     assert [row["file"] for row in named] == list("abdef")
     assert [row["label"] for row in named] == [row["label"] for row in found["predictions"]]
 
 
 def test_the_watch(trained, folder, call):
-    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor", "--json")
-    assert code == 0
+    shown = call.ok("predict", "--bundle", trained, "--data", folder, "--monitor", "--json")
     drift = json.loads(shown)["drift"]
     assert drift["samples"] == 60
     assert sum(drift["exit_shares"]) == pytest.approx(1)
-    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor")
-    assert "drift" in shown
+    assert "drift" in call.ok("predict", "--bundle", trained, "--data", folder, "--monitor")
 
 
 def test_the_table_has_estimates_only_where_there_is_a_gate(trained, folder, tmp_path, call):
-    code, out, err = call("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv")
-    assert code == 0, err
+    out = call.ok("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv")
     assert "divergence_estimate" not in out
     assert str(folder / "bright" / "00.png") in out  # in one piece
     assert (tmp_path / "p.csv").read_text().startswith("file,label,exit,confidence,divergence_estimate\n")  # as ever

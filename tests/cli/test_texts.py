@@ -53,12 +53,11 @@ def test_a_tokenizer_is_made_of_the_training_texts_and_a_finished_run_resumed_an
     run = tmp_path / "run"
     (model / "tokenizer.json").unlink(missing_ok=True)
     words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 1, "--out", run, *FIT)
-    code, out, _ = call(*words)
-    assert code == 0, out
+    call.ok(*words)
     preprocess = xl.load(run)[0].info.preprocess
     assert "awful" in preprocess.tokenizer
     assert not (model / "tokenizer.json").exists()
-    assert call("calibrate", "--bundle", run, "--max-accuracy-drop", 0.5)[0] == 0
+    call.ok("calibrate", "--bundle", run, "--max-accuracy-drop", 0.5)
     (model / "tokenizer.json").write_text(preprocess.tokenizer)
     before = (run / "last.safetensors").read_bytes()
     assert call(*words, "--resume")[0] == 0  # finished already: nothing changes
@@ -70,15 +69,15 @@ def test_a_tokenizer_is_made_of_the_training_texts_and_a_finished_run_resumed_an
 
 
 def test_a_trained_network_is_evaluated_and_answers_a_file(call, run, reviews, tmp_path):
-    report = json.loads(call("evaluate", "--bundle", run, "--json")[1])
+    report = call.json("evaluate", "--bundle", run)
     assert report["accuracy"] > 0.9
-    assert json.loads(call("evaluate", "--bundle", run, "--data", reviews, "--json")[1])["samples"] == 120
+    assert call.json("evaluate", "--bundle", run, "--data", reviews)["samples"] == 120
     (tmp_path / "new.txt").write_text("the food was awful\n\nthe book was great\n")
-    assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.csv")[0] == 0
+    call.ok("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.csv")
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert [row["label"] for row in rows] == ["no", "yes"]
     assert rows[1]["file"].endswith("new.txt:3")  # blank lines count
-    assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.jsonl")[0] == 0
+    call.ok("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.jsonl")
     lines = (tmp_path / "p.jsonl").read_text().splitlines()
     assert [json.loads(line)["file"] for line in lines] == [row["file"] for row in rows]
     net, _ = xl.load(run)
@@ -90,12 +89,12 @@ def test_an_explanation_shows_the_tokens(call, run, tmp_path):
     assert "awful" in shown
     assert "answered" in shown
     assert (tmp_path / "why" / "text.html").is_file()
-    values = json.loads(call("explain", "--bundle", run, "--text", "the food was awful", "--json")[1])
+    values = call.json("explain", "--bundle", run, "--text", "the food was awful")
     assert values["tokens"][:2] == ["[CLS]", "the"]
 
 
 def test_a_report_shows_the_tokens(call, run, tmp_path):
-    assert call("report", run, "--out", tmp_path / "r.html")[0] == 0
+    call.ok("report", run, "--out", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "easy texts are answered" in page
     assert 'of the attention">[CLS]</span>' in page
@@ -110,9 +109,7 @@ def test_a_report_shows_the_tokens(call, run, tmp_path):
     ],
 )
 def test_what_a_network_of_texts_refuses(call, run, words, message):
-    code, _, error = call(*[str(run) if word == "RUN" else word for word in words])
-    assert code == 2
-    assert message in error
+    assert message in call.error(*[str(run) if word == "RUN" else word for word in words])
 
 
 @pytest.mark.slow
@@ -122,10 +119,9 @@ def test_pretrained_weights_bring_their_recipe_and_their_own_tokenizer(call, rev
     make_bert(vocab_size=size, num_labels=2, max_position_embeddings=12).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text(tokenizer)
     words = ("fit", "--data", reviews, "--backbone", f"hf:{tmp_path / 'model'}", "--exits", 2, "--epochs", 1, "--size", 12)
-    code, out, err = call(*words, "--pretrained", "--out", tmp_path / "a")
-    assert code == 0, err
+    out = call.ok(*words, "--pretrained", "--out", tmp_path / "a")
     assert f"tokens by the tokenizer of hf:{tmp_path / 'model'}" in " ".join(out.split())
-    assert call(*words, "--out", tmp_path / "b")[0] == 0
+    call.ok(*words, "--out", tmp_path / "b")
     for folder, recipe in (("a", RECIPES["pretrained"]), ("b", RECIPES["scratch"])):
         settings = json.loads((tmp_path / folder / "settings.json").read_text())["settings"]
         assert {name: settings[name] for name in asdict(recipe)} == asdict(recipe)
@@ -134,33 +130,29 @@ def test_pretrained_weights_bring_their_recipe_and_their_own_tokenizer(call, rev
 @pytest.mark.slow
 def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
-    code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
-    assert code == 2
-    assert "'small' reads images, the data are texts" in error
+    assert "'small' reads images, the data are texts" in call.error("fit", "--data", reviews, "--out", tmp_path / "x")
     code, _, error = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--size", 99, "--out", tmp_path / "x")
     assert code == 2
     assert "99 tokens" in error
     assert "has 16 positions: use --size 16 or less" in error
-    code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
-    assert code == 2
-    assert "reads texts, the data are images" in error
+    assert "reads texts, the data are images" in call.error(
+        "fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x"
+    )
     (model / "tokenizer.json").write_text(xl.word_tokenizer(["a b"]))
-    code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
-    assert code == 2
-    assert "reads texts, scenes has images" in error
+    assert "reads texts, scenes has images" in call.error(
+        "fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x"
+    )
 
 
 def test_inspect_a_network_of_texts(call, model):
-    code, out, _ = call("inspect", "--backbone", f"hf:{model}", "--size", 12, "--json")
-    assert code == 0
+    out = call.ok("inspect", "--backbone", f"hf:{model}", "--size", 12, "--json")
     names = [point["name"] for point in json.loads(out)["points"]]
     assert "bert.encoder.layer.0" in names
 
 
 def test_many_texts_are_explained_on_a_page(call, run, reviews, tmp_path):
     words = ("explain", "--bundle", run, "--data", reviews, "--out", tmp_path / "why")
-    code, shown, err = call(*words)
-    assert code == 0, err
+    shown = call.ok(*words)
     assert "120 texts" in shown
     assert {path.name for path in (tmp_path / "why").iterdir()} == {"explanations.csv", "tokens.html", "manifest.json"}
     page = (tmp_path / "why" / "tokens.html").read_text()

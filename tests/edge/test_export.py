@@ -99,6 +99,7 @@ def test_golden_samples_are_the_librarys_answers(edge):
     assert torch.allclose(outputs[1].logits, torch.from_numpy(golden["logits_1"]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts(tmp_path):
     net = make_text_net()
     path = xl.export(net, xl.Policy((0.5,) * (net.num_exits - 1)), tmp_path / "e")

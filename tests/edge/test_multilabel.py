@@ -175,6 +175,7 @@ def test_people_get_names_and_numbers(images):
         assert [one["label"] for one in why["exits"][why["answered"]]["labels"]] == said["label"]
 
 
+@pytest.mark.slow
 def test_int8_and_the_page(images, tmp_path):
     labels = NET(images)[-1].logits >= 0
     data = torch.utils.data.TensorDataset(images, labels.long())

@@ -11,7 +11,6 @@ from exitlens.functional.risk import (
     false_negative_drop,
     list_budgets,
     list_risks,
-    predictions,
     select_exits,
 )
 from tests.conftest import random_trace, timed_trace
@@ -126,7 +125,7 @@ def _labels_trace() -> xl.Trace:
 
 def test_risks_of_several_labels_by_hand():
     trace = _labels_trace()
-    assert predictions(trace)[0].tolist() == [[True, False, False], [True, True, False]]
+    assert trace.answers[0].tolist() == [[True, False, False], [True, True, False]]
     assert accuracy_drop(trace)[:, 0].tolist() == [1.0, 1.0, 1.0]
     assert disagreement(trace)[:, 0].tolist() == [1.0, 1.0, 1.0]
     assert false_negative_drop(trace)[:, 0].tolist() == [0.5, 0.0, 0.0]

@@ -268,15 +268,25 @@ def attach(network, at, size=32, **more):
     return xl.attach(network, at, 4, torch.zeros(1, 3, size, size), **more)
 
 
-def test_strided_kernels_leave_maps_off_their_cells():
-    net = attach(TinyNet(), ["a", "b"])
-    assert net.map_offsets == ((-0.25, -0.25), (-0.375, -0.375), (-0.375, -0.375))  # 0.5 in cells of 2 and of 4 pixels
-    assert net.info.feature_offsets == net.map_offsets
+@pytest.mark.parametrize(
+    ("first", "offsets"),
+    [
+        (nn.Conv2d(3, 6, 3, 2, 1), (-0.25, -0.25)),  # 0.5 in cells of 2 pixels
+        (nn.Conv2d(3, 6, (3, 4), (2, 2), (1, 1)), (-0.25, 0.0)),
+        (nn.Conv2d(3, 6, 5), (0.0, 0.0)),  # 28 locations in the middle of 32: the middles count
+    ],
+)
+def test_strided_kernels_leave_maps_off_their_cells(first, offsets):
+    network = TinyNet()
+    network.a[0] = first
+    net = attach(network, ["a", "b"])
+    assert net.map_offsets[0] == net.info.feature_offsets[0] == offsets
 
 
 def test_a_centred_network_has_no_offsets():
-    net = attach(SmallResNet(4), ["layer1", "layer2"])
-    assert net.info.map_offsets == ()
+    torch.manual_seed(0)
+    net = xl.attach(SmallResNet(4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 32, 32))
+    assert net.info.map_offsets == ()  # random weights lean too little to count
     assert net.map_offsets == ((0.0, 0.0),) * 3
 
 
@@ -294,25 +304,8 @@ def test_kernels_that_lean_against_their_padding_are_centred():
     assert offsets == [(-0.25, -0.25), (-0.25, 0.0), (-0.25, pytest.approx(-0.55))]
 
 
-def test_random_weights_lean_too_little_to_count():
-    torch.manual_seed(0)
-    assert xl.attach(SmallResNet(4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 32, 32)).info.map_offsets == ()
-
-
-def test_a_sequence_has_none():
+def test_a_sequence_has_no_offsets():
     assert make_text_net().map_offsets == ((),) * make_text_net().num_exits
-
-
-def test_axes_have_offsets_of_their_own():
-    network = TinyNet()
-    network.a[0] = nn.Conv2d(3, 6, (3, 4), (2, 2), (1, 1))
-    assert attach(network, ["a"], size=32).map_offsets[0] == (-0.25, 0.0)
-
-
-def test_without_padding_it_is_the_middles_that_count():
-    network = TinyNet()
-    network.a[0] = nn.Conv2d(3, 6, 5)  # 28 locations in the middle of 32
-    assert attach(network, ["a"]).map_offsets[0] == (0.0, 0.0)
 
 
 def test_a_neck_shrinks_by_whole_cells():
@@ -377,7 +370,7 @@ def test_tokens_are_followed():
     assert attach(Tokens(), ["one"]).map_offsets == ((-0.25, -0.25),) * 2  # one pixel of padding, in cells of 4
 
 
-def test_an_exit_that_sees_too_little_is_named_with_the_mend():
+def test_an_exit_that_sees_too_little_is_named_with_the_fix():
     with pytest.warns(xl.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*head='context'"):
         attach(TinyNet(), ["a"])
 

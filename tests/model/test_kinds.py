@@ -22,43 +22,24 @@ from tests.model.kinds import (
 FIRST, LAST = torch.randn(3, 2, STEPS), torch.randn(3, STEPS, 2)
 VOLUME, VECTOR = torch.randn(3, 1, 8, 12, 16), torch.randn(3, 6)
 GROUPS = {"left": [0, 1], "right": [2, 4, 5]}
-WHOLE = Layout("tokens")
+WHOLE, STEPS_AND_CLASS, PATCHES_AND_CLASS = Layout("tokens"), Layout("tokens", 1, (24,)), Layout("tokens", 1, (6,))
+INPUTS = {"series": FIRST, "vector": torch.randn(3, 5)}
+MAPS, VOLUMES = [(24,), (12,), (12,)], [(8, 12, 16), (4, 6, 8), (2, 3, 4)]
 CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels last
-    "convolutions": (ConvSeries, ["a", "b"], FIRST, Layout("nchw"), [(24,), (12,), (12,)], False),
-    "transposed": (Transposed, ["net.a", "net.b"], LAST, Layout("nchw"), [(24,), (12,), (12,)], True),
-    "gru": (Recurrent, ["one"], LAST, WHOLE, [(24,), (24,)], True),
-    "lstm": (lambda: Recurrent(nn.LSTM), ["one"], LAST, WHOLE, [(24,), (24,)], True),
-    "square gru": (lambda: Recurrent(width=STEPS), ["one"], LAST, WHOLE, [(24,), (24,)], True),
-    "tokens": (Tokens, ["one"], LAST, WHOLE, [(24,), (24,)], True),
-    "square tokens": (lambda: Tokens(STEPS), ["one"], LAST, WHOLE, [(24,), (24,)], True),
-    "class token": (lambda: Tokens(class_token=True), ["one"], LAST, Layout("tokens", 1, (24,)), [(24,), (24,)], True),
-    "patches": (lambda: Tokens(patch=4), ["one"], FIRST, WHOLE, [(6,), (6,)], False),
-    "patches and class token": (
-        lambda: Tokens(patch=4, class_token=True),
-        ["one"],
-        FIRST,
-        Layout("tokens", 1, (6,)),
-        [(6,), (6,)],
-        False,
-    ),
-    "volume": (ConvVolume, ["a", "b"], VOLUME, Layout("nchw"), [(8, 12, 16), (4, 6, 8), (2, 3, 4)], False),
-    "feature tokens": (FeatureTokens, ["one"], VECTOR, WHOLE, [(6,), (6,)], False),
-    "feature and class tokens": (
-        lambda: FeatureTokens(class_token=True),
-        ["one"],
-        VECTOR,
-        Layout("tokens", 1, (6,)),
-        [(6,), (6,)],
-        False,
-    ),
-    "several": (
-        SeriesAndVector,
-        ["net.a", "net.b"],
-        {"series": FIRST, "vector": torch.randn(3, 5)},
-        Layout("nchw"),
-        [(24,), (12,), (12,)],
-        False,
-    ),
+    "convolutions": (ConvSeries, ["a", "b"], FIRST, Layout("nchw"), MAPS, False),
+    "transposed": (Transposed, ["net.a", "net.b"], LAST, Layout("nchw"), MAPS, True),
+    "gru": (Recurrent, ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "lstm": (lambda: Recurrent(nn.LSTM), ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "square gru": (lambda: Recurrent(width=STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "tokens": (Tokens, ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "square tokens": (lambda: Tokens(STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "class token": (lambda: Tokens(class_token=True), ["one"], LAST, STEPS_AND_CLASS, [(24,)] * 2, True),
+    "patches": (lambda: Tokens(patch=4), ["one"], FIRST, WHOLE, [(6,)] * 2, False),
+    "patches, class": (lambda: Tokens(patch=4, class_token=True), ["one"], FIRST, PATCHES_AND_CLASS, [(6,)] * 2, False),
+    "volume": (ConvVolume, ["a", "b"], VOLUME, Layout("nchw"), VOLUMES, False),
+    "feature tokens": (FeatureTokens, ["one"], VECTOR, WHOLE, [(6,)] * 2, False),
+    "feature and class tokens": (lambda: FeatureTokens(True), ["one"], VECTOR, PATCHES_AND_CLASS, [(6,)] * 2, False),
+    "several": (SeriesAndVector, ["net.a", "net.b"], INPUTS, Layout("nchw"), MAPS, False),
 }
 
 
@@ -134,7 +115,7 @@ class Guess(nn.Module):
 
 def test_a_square_that_no_layer_explains_is_asked_about():
     x = torch.randn(2, STEPS, STEPS)
-    with pytest.raises(xl.AttachError, match=r"could be either: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"):
+    with pytest.raises(xl.AttachError, match=r"could be either\. Fix: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"):
         xl.attach(Guess(), ["mix"], 3, x)
 
 
@@ -186,7 +167,7 @@ class LastState(torch.nn.Module):
 
 
 def test_a_last_state_without_outputs_is_no_place_for_the_final_exit():
-    with pytest.raises(xl.AttachError, match=r"recurrent layer 'last' only the last state is read.*Mend: read its outputs"):
+    with pytest.raises(xl.AttachError, match=r"only the last state of the recurrent layer 'last'.*Fix: read its outputs"):
         xl.attach(LastState(), [], 3, torch.zeros(1, 16, 2))
 
 
@@ -201,6 +182,6 @@ class StepsFirst(torch.nn.Module):
         return self.fc(x[-1])
 
 
-def test_steps_before_samples_are_refused_with_the_mend():
+def test_steps_before_samples_are_refused_with_the_fix():
     with pytest.raises(xl.AttachError, match="batch_first=True"):
         xl.attach(StepsFirst(), ["first"], 3, torch.zeros(1, 16, 2))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, PolicyName, Root, show, tell, verbs
+from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, PolicyName, Root, console, show, tell, verbs
+from exitlens.progress import show_progress
 
 if TYPE_CHECKING:
     from exitlens.data.splits import Split
@@ -130,7 +131,12 @@ def bench(
     inputs = _draw_inputs(bundle, net, "test", samples, data, root)
     with pin_threads(threads) if threads else nullcontext():
         run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
-        found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
+        found = []
+        with show_progress(not json_, console) as bar:
+            for size in sizes:
+                task = bar.add_task(f"timing calls of {size}", total=None)
+                found.append(run.run(size, rounds=rounds, seconds=seconds))
+                bar.remove_task(task)
         facts = describe_machine(threads)
         values = {"machine": facts, "tuned": net.is_tuned, "tuning": net.tuning.to_dict(), "batches": found}
     if out is not None:

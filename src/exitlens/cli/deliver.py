@@ -83,8 +83,8 @@ def explore(
     port: Annotated[int | None, Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
-    from exitlens.delivery.explorer.app import import_gradio, serve
     from exitlens.delivery.explorer.core import Explorer
+    from exitlens.delivery.explorer.interface import import_gradio, serve
 
     import_gradio()
     explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
@@ -164,10 +164,10 @@ def _export_int8(
 
 
 @verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")
-@takes(ServerSettings, {"Server": ("host", "port", "workers", "tls_cert", "tls_key", "reload_seconds", "access_log")})
-@takes(Batching, {"Batching": ("threads", "batch", "max_delay_ms", "max_waiting", "max_wait_ms")})
-@takes(Limits, {"Limits of requests": ("max_body_mb", "max_pixels", "max_batch", "max_connections")})
-@takes(Watching, {"Watching": ("drift", "unready_on_drift", "shadow")})
+@takes(ServerSettings, {"Server": "host port workers tls_cert tls_key reload_seconds access_log"})
+@takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
+@takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
+@takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
     bundle: Annotated[
         list[str],

@@ -34,36 +34,13 @@ from exitlens.types.settings import NetworkSettings, ReadSettings, TrainingSetti
 if TYPE_CHECKING:
     from exitlens.ranks import Ranks
 
-READING = {"Data": ("columns", "group_by", "root", "skip_bad", "workers", "cache")}
-NETWORK = {
-    "Network": (
-        "backbone",
-        "exits",
-        "placement",
-        "groups",
-        "head",
-        "keep_final",
-        "pretrained",
-        "init_weights",
-        "normalise",
-        "strict_weights",
-    )
-}
+READING = {"Data": "columns group_by root skip_bad workers cache"}
+NETWORK = {"Network": "backbone exits placement groups head keep_final pretrained init_weights normalise strict_weights"}
 TRAINING = {
-    "Training": ("epochs", "batch_size", "learning_rate", "freeze_backbone", "seed"),
+    "Training": "epochs batch_size learning_rate freeze_backbone seed",
     "More about training": (
-        "head_learning_rate",
-        "layer_decay",
-        "warm_up",
-        "batch_norm",
-        "cache_features",
-        "augment",
-        "balanced",
-        "patience",
-        "monitor",
-        "accumulate",
-        "clip_norm",
-        "ema",
+        "head_learning_rate layer_decay warm_up batch_norm cache_features augment balanced patience monitor accumulate "
+        "clip_norm ema"
     ),
 }
 

@@ -47,21 +47,9 @@ class TraceOptions:
     timed_batch: int | None = None
 
 
-READING = {"Data": ("data", "columns", "group_by", "root", "skip_bad", "workers", "cache")}
-TRACE = {"Data": ("compact", "trace_dir", "cost", "timed_batch")}
-LIMITS = {
-    "Limits": (
-        *RISK_LIMITS,
-        "max_cost",
-        "max_ms",
-        "percentile",
-        "delta",
-        "equal_groups",
-        "folds",
-        "gate",
-        "score",
-    )
-}
+READING = {"Data": "data columns group_by root skip_bad workers cache"}
+TRACE = {"Data": "compact trace_dir cost timed_batch"}
+LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta equal_groups folds gate score"}
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -222,7 +210,7 @@ def _collect(net: xl.ExitNet, samples: Any, how: TraceOptions, json_: bool) -> x
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
 @takes(ReadSettings, READING)
-@takes(TraceOptions, {"Data": ("cost", "timed_batch")})
+@takes(TraceOptions, {"Data": "cost timed_batch"})
 def report(
     run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
     reading: Callable[..., ReadSettings],

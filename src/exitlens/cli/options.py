@@ -110,14 +110,14 @@ def name_options(text: str) -> str:
     return re.sub(r"(?<![\w./-])([a-z]+(?:_[a-z]+)+)\b", lambda m: _flag(m[1]) if m[1] in OFFERED else m[1], text)
 
 
-def make_options(settings: type, panels: Mapping[str, Sequence[str]]) -> list[inspect.Parameter]:
-    """Return options for fields of a settings object, by panel of the help: type, default and help are the field's own."""
+def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Parameter]:
+    """Return options for fields of a settings object, by panel of the help; type, default and help are the field's."""
     helps, known = describe_fields(settings), {field.name: field for field in fields(settings)}
-    options, offered = [], {name for names in panels.values() for name in names}
+    options, offered = [], {name for names in panels.values() for name in names.split()}
     OFFERED.update(offered)
     kinds_of = inspect.get_annotations(settings, eval_str=True)
     for panel, names in panels.items():
-        for name in names:
+        for name in names.split():
             kind: Any = kinds_of[name]
             flag = _flag(name)
             if bool in (kind, *get_args(kind)) and known[name].default is not False:
@@ -133,7 +133,7 @@ def make_options(settings: type, panels: Mapping[str, Sequence[str]]) -> list[in
     return options
 
 
-def takes(settings: type, panels: Mapping[str, Sequence[str]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the options of a settings object, in place of its parameter annotated as ``Callable[..., settings]``.
 
     The verb is passed a function that makes the object from the options, and takes further fields.

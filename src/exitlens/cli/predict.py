@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
-@takes(ReadSettings, {"Data": ("skip_bad", "workers")})
+@takes(ReadSettings, {"Data": "skip_bad workers"})
 def predict(
     bundle: Bundle,
     reading: Callable[..., ReadSettings],
@@ -120,7 +120,7 @@ def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: x
 
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
-@takes(ReadSettings, {"Data": ("skip_bad", "workers")})
+@takes(ReadSettings, {"Data": "skip_bad workers"})
 def explain(
     reading: Callable[..., ReadSettings],
     image: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,37 +138,43 @@ def write_bundle(
     write_manifest(directory / MANIFEST, files, _describe(net) | {"segments": [part.to_dict() for part in parts]})
 
 
+class _Samples:
+    """Random inputs with the library's answers under a policy, and under one by which some samples leave at every exit.
+
+    Attributes:
+        outputs: logits and attention of every exit.
+        answers: the two policies with their predictions; without a gate, they differ in thresholds alone.
+        scores: ``(K-1,B)``.
+    """
+
+    def __init__(self, net: ExitNet, policy: Policy, exits: Sequence[int], count: int) -> None:
+        activations, early = draw_for(net, count), range(net.num_exits - 1)
+        self.tensors = dict(zip(name_inputs(net), activations, strict=True))
+        with net.open_engine() as engine:
+            self.outputs = engine.compute_outputs(engine.enter(activations))
+        self.scores = torch.stack([score(self.outputs[k][0], policy.score, policy.temperatures[k]) for k in early])
+        middle = self.scores.sort(1).values[:, count // 2 : count // 2 + 2].mean(1).tolist()  # half of the samples reach it
+        thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
+        inputs: Inputs = self.tensors if net.input_spec.names else activations[0]
+        parting, has_maps = Policy(thresholds, policy.score, policy.temperatures), have_maps(net.heads)
+        self.answers = [(used, predict(net, inputs, used, attention=has_maps)) for used in (policy, parting)]
+
+
 def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
-    """Write the cascade in one file, and compare its answers under this policy and under one that parts the samples.
+    """Write the cascade in one file, and compare its answers with the network's.
 
     Raises:
         ExportError: for another label, exit, score or map; samples near a threshold, where rounding decides, are left out.
     """
     write_cascade(path, parts, policy)
-    activations = draw_for(net, CASCADE_SAMPLES)
-    scores, parting = _part_samples(net, policy, activations, [part.exit for part in parts])
-    session = open_file(path)
+    samples, session = _Samples(net, policy, [part.exit for part in parts], CASCADE_SAMPLES), open_file(path)
     names = [value.name for value in session.get_outputs()]
-    feed: dict[str, Any] = {n: t.numpy() for n, t in zip(name_inputs(net), activations, strict=True)}
+    feed: dict[str, Any] = {name: t.numpy() for name, t in samples.tensors.items()}
     feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
-    for thresholds in (policy.thresholds, parting.thresholds):
-        used = replace(parting, thresholds=thresholds)
-        expected = predict(net, _name_tensors(net, activations), used, attention=have_maps(net.heads))
-        outputs = session.run(None, feed | {THRESHOLDS: np.array(thresholds, np.float32)})
-        near = ((scores - torch.tensor(thresholds)[:, None]).abs() < NEAR).any(0)
+    for used, expected in samples.answers:
+        outputs = session.run(None, feed | {THRESHOLDS: np.array(used.thresholds, np.float32)})
+        near = ((samples.scores - torch.tensor(used.thresholds)[:, None]).abs() < NEAR).any(0)
         _compare_answers(dict(zip(names, map(torch.from_numpy, outputs), strict=True)), expected, ~near)
-
-
-def _part_samples(net: ExitNet, policy: Policy, activations: Activations, exits: Sequence[int]) -> tuple[Tensor, Policy]:
-    """Return scores ``(K-1,B)``, and a policy with thresholds that half of the samples reach, where an exit has a file."""
-    early = range(net.num_exits - 1)
-    with net.open_engine() as engine:
-        logits = [logits for logits, _ in engine.compute_outputs(engine.enter(activations))]
-    scores = torch.stack([score(logits[k], policy.score, policy.temperatures[k]) for k in early])
-    half = scores.shape[1] // 2
-    middle = scores.sort(1).values[:, half : half + 2].mean(1).tolist()
-    thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
-    return scores, Policy(thresholds, policy.score, policy.temperatures)
 
 
 def _compare_answers(outputs: Mapping[str, Tensor], expected: Prediction, sure: Tensor) -> None:
@@ -186,11 +191,6 @@ def _compare_answers(outputs: Mapping[str, Tensor], expected: Prediction, sure: 
         raise ExportError(
             f"net: the cascade in one file gives other {differing[0]} than the network. Fix: report this, with the backbone."
         )
-
-
-def _name_tensors(net: ExitNet, activations: Activations) -> Inputs:
-    """Return the first stage's inputs as the network takes them."""
-    return dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0]
 
 
 def name_inputs(net: ExitNet) -> list[str]:
@@ -236,14 +236,11 @@ def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int])
 
     The answers are those under the policy, and (``parting``: its thresholds) under one by which some leave at every exit.
     """
-    activations = draw_for(net, GOLDEN_SAMPLES)
-    values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
-    _, parting = _part_samples(net, policy, activations, exits)
-    pred, parted = (predict(net, _name_tensors(net, activations), used) for used in (policy, parting))
-    with net.open_engine() as engine:
-        outputs = engine.compute_outputs(engine.enter(activations))
+    samples = _Samples(net, policy, exits, GOLDEN_SAMPLES)
+    (_, pred), (parting, parted) = samples.answers
+    values: dict[str, Tensor] = dict(samples.tensors)
     for k in exits:
-        values[f"{LOGITS}_{k}"], values[f"{ATTENTION}_{k}"] = outputs[k]
+        values[f"{LOGITS}_{k}"], values[f"{ATTENTION}_{k}"] = samples.outputs[k]
     values |= {"exits": pred.exits, "labels": pred.labels}
     values |= {"parting": torch.tensor(parting.thresholds), "parted_exits": parted.exits, "parted_labels": parted.labels}
     np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]

@@ -7,7 +7,9 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,6 @@ from exitlens.workflow.collection import collect
 
 SAMPLES, BATCH = 512, 32  # that activations are measured with
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node belongs to
-
-Feed = dict[str, "np.ndarray[Any, Any]"]
 
 
 @dataclass(frozen=True)
@@ -151,17 +151,6 @@ def _take_batches(net: ExitNet, samples: Any) -> Iterator[tuple[Tensor, ...]]:
         raise InputError("samples: expected at least one sample, got none. Fix: pass samples like those to come.")
 
 
-@dataclass
-class _Reader:
-    """Hands samples to ONNX Runtime's calibration, one batch after the other."""
-
-    feeds: Iterator[Feed]
-
-    def get_next(self) -> Feed | None:
-        """Return the next batch; ``None`` at the end."""
-        return next(self.feeds, None)
-
-
 def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]], directory: Path) -> list[Written]:
     """Write each file again with convolutions and the backbone's linear layers in int8 (QDQ, arXiv 1712.05877).
 
@@ -188,7 +177,7 @@ def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]
             tools.quantize_static(
                 str(prepared),
                 str(path),
-                _Reader(iter(feeds)),
+                SimpleNamespace(get_next=partial(next, iter(feeds), None)),  # a CalibrationDataReader
                 quant_format=tools.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=tools.QuantType.QUInt8,

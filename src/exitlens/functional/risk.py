@@ -1,4 +1,4 @@
-"""Risks: what a sample loses by leaving at an exit, the mean of that under a routing, and limits on it; budgets likewise."""
+"""Risks: what a sample loses by leaving at an exit, the mean of that under a routing, and limits on it; and budgets."""
 
 from __future__ import annotations
 
@@ -41,58 +41,57 @@ class Risk:
     largest: int | None = None
 
     def at(self, where: Tensor) -> Risk:
-        """The same risk on some of the samples (indices)."""
-        rows, groups = (None if one is None else one[where] for one in (self.rows, self.groups))
+        """Return the same risk on some of the samples (indices)."""
+        rows, groups = (None if column is None else column[where] for column in (self.rows, self.groups))
         return replace(self, values=self.values[where], rows=rows, groups=groups)
 
     def name_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
-        """The same risk with groups; of different size, they count as that, at most as the largest among ``first``."""
+        """Return the risk with groups, which count as their size, but at most as the largest among ``first``."""
         there = groups[first] if self.rows is None else groups[first][self.rows[first]]
         largest = int(there.bincount().max()) if len(there) else 1
         return replace(self, groups=groups, largest=None if equal else largest)
 
     def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """What the samples that it is about lose at the exits they take."""
-        found = select_exits(self.values, exits)
-        return found if self.rows is None else found[self.rows]
+        """Return what the samples that it is about lose at the exits they take."""
+        losses = select_exits(self.values, exits)
+        return losses if self.rows is None else losses[self.rows]
 
     def mean(self, exits: Tensor) -> float:  # (N,)
-        """The risk on these samples; NaN where it is about none of them."""
+        """Return the risk on these samples; NaN where it is about none of them."""
         losses = self.losses(exits).double()
-        if self.groups is None:
-            return losses.mean().item()
-        return (losses * weigh_samples(self._their_groups(), self.largest)).mean().item()
+        groups = self._select_groups()
+        weights = 1.0 if groups is None else weigh_samples(groups, self.largest)
+        return (losses * weights).mean().item()
 
     def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """A value for each independent unit, at most 1: the risk is above its limit exactly where their mean is.
+        """Return a value for each independent unit, at most 1: the risk is above its limit exactly where their mean is.
 
         A unit is a sample or a group. A group's value is the mean of its losses, drawn towards the limit as far as it counts
         for less than the largest: of groups with sizes n and means m, the ratio E[n m] / E[n] is above the limit exactly
         where E[limit + n (m - limit) / largest] is.
         """
-        losses = self.losses(exits)
-        if self.groups is None:
+        losses, groups = self.losses(exits), self._select_groups()
+        if groups is None:
             return losses
-        means, sizes = average_groups(losses, self._their_groups())
+        means, sizes = average_groups(losses, groups)
         if self.largest is None:
             return means
         return self.limit + sizes.clamp_max(self.largest) / self.largest * (means - self.limit)
 
     def column(self) -> Tensor:  # -> (N,K)
-        """Values whose mean over all samples is the risk."""
-        found = self.values
-        if self.groups is not None:
-            weights = found.new_zeros(len(found))
+        """Return values whose mean over all samples is the risk."""
+        values, groups = self.values, self._select_groups()
+        if groups is not None:
+            weights = values.new_zeros(len(values))
             where = slice(None) if self.rows is None else self.rows
-            weights[where] = weigh_samples(self._their_groups(), self.largest).to(found.dtype)
-            found = found * weights[:, None]
+            weights[where] = weigh_samples(groups, self.largest).to(values.dtype)
+            values = values * weights[:, None]
         if self.rows is None:
-            return found
-        return found * self.rows[:, None] * (len(self.rows) / max(1, int(self.rows.sum())))
+            return values
+        return values * self.rows[:, None] * (len(self.rows) / max(1, int(self.rows.sum())))
 
-    def _their_groups(self) -> Tensor:
-        assert self.groups is not None
-        return self.groups if self.rows is None else self.groups[self.rows]
+    def _select_groups(self) -> Tensor | None:
+        return self.groups if self.groups is None or self.rows is None else self.groups[self.rows]
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,11 @@ class Budget:
 
     @property
     def is_kept_by_all(self) -> bool:
-        """Whether no policy can exceed it."""
+        """True if no policy can exceed it."""
         return self.prices[-1].item() <= self.limit
 
     def keeps(self, exits: Tensor) -> bool:  # (N,)
-        """Whether the mean price of these exits is within the limit."""
+        """Return whether the mean price of these exits is within the limit."""
         return self.prices[exits].mean().item() <= self.limit + ROOM
 
     @property
@@ -126,56 +125,45 @@ class Budget:
         return None if self.is_kept_by_all or self.prices[0] > 0 else int((self.prices == 0).sum()) - 1
 
     def to_risk(self, count: int) -> Risk:
-        """As the risk of ``count`` samples, for tests: unlike other risks, leaving early lowers it."""
+        """Return it as a risk of ``count`` samples, for tests: unlike other risks, leaving early lowers it."""
         values = self.prices.float().expand(count, -1)
         return Risk(self.name, values, self.limit, "binary" if bool(((values == 0) | (values == 1)).all()) else "unit")
 
 
-def predictions(trace: Trace) -> Tensor:  # -> (N,K), or (N,K,C) bool
-    """The class, or the labels, that each exit answers (a temperature never changes it)."""
-    return trace.answers
-
-
 def accuracy_drop(trace: Trace) -> Tensor:  # -> (N,K)
-    """``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit.
-
-    Of several labels an answer is right if all of them are (subset accuracy).
-    """
+    """Return ``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit."""
     trace.require_labels("accuracy_drop")
     wrong = (~trace.correct).float()
     return wrong - wrong[:, -1:]
 
 
 def false_negatives(answers: Tensor, labels: Tensor) -> Tensor:  # (N,...,C), (N,...,C) bool -> (N,...)
-    """The share of a sample's labels that an answer lacks; 0 for a sample that has none."""
+    """Return the share of a sample's labels that an answer lacks; 0 for a sample that has none."""
     return (labels & ~answers).sum(-1).float() / labels.sum(-1).clamp_min(1)
 
 
 def false_negative_drop(trace: Trace) -> Tensor:  # -> (N,K)
-    """The share of a sample's labels that the exit misses less that which the final exit misses, in [-1, 1].
-
-    Raises :class:`InputError` for a trace of one class a sample.
-    """
+    """Return the share of a sample's labels that the exit misses, less the final exit's, in [-1, 1]."""
     labels = trace.require_labels("max_false_negative_drop")
     if trace.task != "multilabel":
-        raise InputError("max_false_negative_drop: it is for several labels a sample, give max_accuracy_drop instead")
+        raise InputError("max_false_negative_drop: it is for several labels a sample. Fix: pass max_accuracy_drop instead.")
     missed = false_negatives(trace.answers, labels[:, None])
     return missed - missed[:, -1:]
 
 
 def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
-    """``1[answer differs from the final exit's]``, of several labels in any of them; needs no labels of the data."""
+    """Return ``1[answer differs from the final exit's]``, of several labels in any of them; needs no labels of the data."""
     answers = trace.answers
     return (~are_same(answers, answers[:, -1:], trace.task)).float()
 
 
 def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
-    """The value of every sample at the exit it takes."""
+    """Return the value of every sample at the exit it takes."""
     return values.gather(1, exits[:, None]).squeeze(1)
 
 
 def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[Risk]:
-    """The risks that are limited; for a limit on every class, one for each class among the ``rows`` that decide."""
+    """Return the risks that are limited; for a limit on every class, one for each class among the ``rows`` that decide."""
     risks = []
     for name, limit in limits.items():
         if name == "max_accuracy_drop":
@@ -184,7 +172,7 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
             risks.append(Risk(name, disagreement(trace), limit, "binary"))
         elif name == "max_divergence":
             if trace.num_exits > 1 and not trace.has_maps:
-                raise InputError("max_divergence: the network's exits have no maps that could differ: leave it out")
+                raise InputError("max_divergence: the network's exits have no maps that could differ. Fix: leave it out.")
             risks.append(Risk(name, trace.divergence.clamp(0, 1), limit, "unit"))
         elif name == "max_false_negative_drop":
             risks.append(Risk(name, false_negative_drop(trace), limit, "signed"))
@@ -194,7 +182,7 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
 
 
 def _limit_classes(trace: Trace, name: str, limit: float, rows: Tensor) -> list[Risk]:
-    """Of the samples of each class; of several labels, whether those that have a label are told so."""
+    """Return a risk for the samples of each class; of several labels, of missing a label in the samples that have it."""
     labels = trace.require_labels(name)
     if trace.task == "classes":
         drop, classes = accuracy_drop(trace), labels[rows].unique().tolist()
@@ -205,34 +193,32 @@ def _limit_classes(trace: Trace, name: str, limit: float, rows: Tensor) -> list[
 
 
 def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, percentile: float | None) -> list[Budget]:
-    """The budgets that were asked for.
+    """Return the budgets that were asked for.
 
     Raises:
         InputError: for ``max_ms`` where the trace has no timing. CalibrationError: where not even the first exit is within.
     """
-    found = []
+    budgets = []
     if max_cost is not None:
         if max_cost + ROOM < trace.cost[0]:
             first = f"the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
             raise CalibrationError(f"max_cost: got {max_cost:.3g}, but {first}")
         # costs above 1 (heads) are prices, too; as shares of the largest they are in [0, 1]
-        top = trace.cost[-1].double().item()
-        found.append(
-            Budget("mean cost over the final exit's", f"max_cost {max_cost:g}", trace.cost.double() / top, max_cost / top)
-        )
+        top, asked = trace.cost[-1].double().item(), f"max_cost {max_cost:g}"
+        budgets.append(Budget("mean cost over the final exit's", asked, trace.cost.double() / top, max_cost / top))
     if max_ms is not None:
         if trace.timing is None:
             raise InputError("max_ms: this trace has no measured times: collect it with cost='time' (--cost time)")
-        found.append(_limit_time(trace.timing, max_ms, percentile))
-    return found
+        budgets.append(_limit_time(trace.timing, max_ms, percentile))
+    return budgets
 
 
 def _limit_time(timing: Timing, max_ms: float, percentile: float | None) -> Budget:
     ms = torch.tensor(timing.ms, dtype=torch.float64)
     if max_ms < timing.ms[0]:
         raise CalibrationError(
-            f"max_ms: got {max_ms:g}, but even the first exit takes {format_ms(timing.ms[0])} ms ({timing.where()}): allow "
-            f"{timing.ms[0]:.4g} ms or more, or take a faster network or smaller batches"
+            f"max_ms: got {max_ms:g}, but even the first exit takes {format_ms(timing.ms[0])} ms ({timing.where()}). Fix: "
+            f"allow {timing.ms[0]:.4g} ms or more, or take a faster network or smaller batches."
         )
     if percentile is None:
         return Budget("mean time over the final exit's", f"max_ms {max_ms:g}", ms / ms[-1], max_ms / timing.ms[-1], True)

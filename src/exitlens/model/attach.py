@@ -179,7 +179,7 @@ def _specify_inputs(pieces: Pieces, shape: tuple[int, ...], groups: Groups) -> I
 
 @dataclass(frozen=True)
 class _HeadSettings:
-    """What all heads of a network have in common: their kind, how many there are, the plain backbone's MACs, groups."""
+    """The settings that all heads of a network share: kind, number of heads, the plain backbone's MACs, groups."""
 
     kind: HeadKind
     count: int

@@ -63,18 +63,18 @@ class Spacing:
     reach: float = 1.0  # length of a receptive field; math.inf if it is the whole image
 
     def slide(self, kernel: int, stride: int = 1, before: int = 0, dilation: int = 1, lean: float = 0.0) -> Spacing:
-        """After a window of ``kernel`` locations, with ``before`` of padding in front; it leans ``lean`` off its middle."""
+        """Slide a window of ``kernel`` locations with ``before`` of padding in front; it leans ``lean`` off its middle."""
         span = dilation * (kernel - 1)
         start = self.start + (span / 2 - before + lean) * self.jump
         return Spacing(start, self.jump * stride, self.reach + span * self.jump)
 
     def scatter(self, kernel: int, stride: int, before: int, dilation: int) -> Spacing:
-        """After a transposed convolution."""
+        """Apply a transposed convolution."""
         span, jump = dilation * (kernel - 1), self.jump / stride
         return Spacing(self.start + (before - span / 2) * jump, jump, self.reach + math.floor(span / stride) * self.jump)
 
     def resize(self, old: int, new: int, *, aligned: bool = False, reads: int = 1) -> Spacing:
-        """After interpolation from ``old`` to ``new`` locations, each from ``reads`` neighbours.
+        """Interpolate from ``old`` to ``new`` locations, each from ``reads`` neighbours.
 
         ``aligned``: by the centres of the corner locations (``align_corners=True``) instead of by their edges. Fewer
         locations from one neighbour each (``nearest``) are the first of those that they stand for.
@@ -84,15 +84,15 @@ class Spacing:
         return Spacing(start, jump, self.reach + (reads - 1) * self.jump)
 
     def pool_to(self, old: int, new: int) -> Spacing:
-        """After adaptive pooling from ``old`` to ``new`` locations."""
+        """Pool adaptively from ``old`` to ``new`` locations."""
         return self.resize(old, new, reads=math.ceil(old / new) + (old % new > 0))
 
     def skip(self, count: int, step: int = 1) -> Spacing:
-        """From location ``count`` on, every ``step``-th."""
+        """Keep every ``step``-th location from ``count`` on."""
         return replace(self, start=self.start + count * self.jump, jump=self.jump * step)
 
     def middle(self, count: int) -> float:
-        """Where ``count`` locations have their middle."""
+        """Return the middle of ``count`` locations."""
         return self.start + self.jump * (count - 1) / 2
 
 
@@ -106,7 +106,7 @@ class Grid:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the locations along several axes of the image lie along one, perhaps behind class tokens."""
+        """True if the locations along several axes of the image lie along one, perhaps behind class tokens."""
         return len(self.axes) == 1 < len(self.spacings)
 
     def move(self, axes: Iterable[int]) -> Grid:

@@ -43,37 +43,25 @@ def check_example(example: Any) -> tuple[int, ...]:
 class NetworkInfo:
     """How a network was made: enough to build it again, and what its inputs and outputs mean.
 
-    Attributes:
-        at: names of the modules that early exits follow.
-        input_shape: of one sample, ``(C,H,W)`` of an image, ``(N,)`` of a text; of several inputs, of the first.
-        source: name of the backbone; empty for a module of the user's own, whose bundle is loaded with
-            ``xl.load(dir, backbone=...)``.
-        inputs: names of the input tensors; empty for one tensor alone.
-        dtypes: of tokens and masks; empty for floats, which have the network's dtype.
-        config: of a transformers model.
-        map_offsets: how far every exit's map lies off its cells, in cells; empty if none does.
-        feature_offsets: the same for every exit's features, which a neck may bring to another grid.
-        input_shapes: of each of several inputs of different kinds.
-        groups: of a vector, the groups of features that maps lie on.
-        task: one class for a sample (``classes``), or any number of labels (``multilabel``).
+    ``source`` is empty for a module of the user's own; its bundle is loaded with ``xl.load(dir, backbone=...)``.
     """
 
-    at: tuple[str, ...]
+    at: tuple[str, ...]  # names of the modules that early exits follow
     num_classes: int
     final: Final
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # of a sample: (C,H,W) of an image, (N,) of a text; of several inputs, of the first
     source: str = ""
     classes: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
     layout: Kind | None = None
-    inputs: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    config: dict[str, Any] | None = None
+    inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
+    dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's dtype
+    config: dict[str, Any] | None = None  # of a transformers model
     head: HeadKind = "evidence"
-    map_offsets: tuple[tuple[float, ...], ...] = ()
-    feature_offsets: tuple[tuple[float, ...], ...] = ()
-    input_shapes: tuple[tuple[int, ...], ...] = ()
-    groups: Groups = ()
+    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map off its cells, in cells; empty if there is none
+    feature_offsets: tuple[tuple[float, ...], ...] = ()  # of its features, which a neck may bring to another grid
+    input_shapes: tuple[tuple[int, ...], ...] = ()  # of each of several inputs of different kinds
+    groups: Groups = ()  # of a vector: the groups of features that maps lie on
     task: Task = "classes"
 
     def __post_init__(self) -> None:

@@ -18,30 +18,29 @@ _ATTENTION = {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_
 
 @contextmanager
 def use_half_precision(device: torch.device, enabled: bool) -> Iterator[None]:
-    """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions and attention stay in float32.
+    """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions and attention run in float32.
 
-    PyTorch's backward pass of these is slow in bfloat16: a training step of an EfficientNet-Lite0 takes twice as long as
-    with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same. Attention
-    inside ``nn.MultiheadAttention`` is not spared.
+    Their backward pass is slow in bfloat16: a training step of an EfficientNet-Lite0 takes twice as long as with them in
+    float32 (``python -m benchmarks.training.precision``). Their outputs are bfloat16 all the same. Attention inside
+    ``nn.MultiheadAttention`` is autocast.
     """
-    spared = _SomeInFloat32() if enabled and device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), spared:
+    exceptions = _InFloat32() if enabled and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), exceptions:
         yield
 
 
-class _SomeInFloat32(TorchFunctionMode):
-    """Runs what :func:`use_half_precision` spares in float32, whoever calls it: modules, functions, exported code."""
+class _InFloat32(TorchFunctionMode):
+    """Runs the exceptions of :func:`use_half_precision`, whether modules, functions or exported code call them."""
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Every call of a function of PyTorch comes by here."""
         kwargs = kwargs or {}
         if func not in _ATTENTION and (func not in _CONVOLUTIONS or len(args) < 2 or not _is_depthwise(*args[:2])):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            named = {name: _widen(one) for name, one in kwargs.items()}
-            return func(*map(_widen, args), **named).to(torch.bfloat16)
+            widened = {name: _widen(value) for name, value in kwargs.items()}
+            return func(*map(_widen, args), **widened).to(torch.bfloat16)
 
 
 def _widen(value: Any) -> Any:

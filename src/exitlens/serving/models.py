@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +16,21 @@ import torch
 from torch import Tensor
 
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies
-from exitlens.errors import BundleError, PolicyError, RequestError
-from exitlens.io import read_json
+from exitlens.edge.export import FORMAT, GOLDEN, POLICIES, POLICY
+from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestError
+from exitlens.functional.routing import needs_head
+from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.onnx_engine import FileEngine, OnnxFile
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, is_close
+from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.network import ExitNet
-from exitlens.serving.edge_bundle import open_edge
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, list_tensors
-from exitlens.types.policies import DEFAULT
+from exitlens.types.policies import DEFAULT, check_fit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TINY = 1e-6  # of a cost, rounding
@@ -162,7 +166,7 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
 def _open(name: str, source: Path, directory: Path) -> ServedModel:
     manifest = read_json(source / MANIFEST)
     if isinstance(manifest, dict) and "segments" in manifest:
-        return ServedModel(name, "", *open_edge(source), None)
+        return _open_edge(name, source, manifest)
     policies = load_policies(source)
     if DEFAULT not in policies:
         raise PolicyError(f"bundle: {directory} has no policy yet. Fix: run exitlens calibrate --bundle {directory}")
@@ -186,3 +190,93 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
     every, cost = frozenset(range(net.num_exits)), tuple(net.cost.tolist())
     version = net.fingerprint()[:12]
     return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, every, net)
+
+
+def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedModel:
+    """Open what ``exitlens export`` wrote: its ONNX files in place of stages and heads."""
+    if manifest.get("format") != FORMAT:
+        got = manifest.get("format")
+        raise BundleError(f"{source / MANIFEST}: expected format {FORMAT}, got {got}. Fix: export the network again.")
+    verify_checksums(source, manifest)
+    try:
+        info, spec = _read_network(manifest)
+        paths = [str(segment["file"]) for segment in manifest["segments"]]
+        if not set(paths) <= set(manifest["sha256"]):  # whose names are plain
+            raise ValueError(f"no checksum for some of {paths}")
+        files = {
+            int(segment["exit"]): OnnxFile(source / path, segment["inputs"], segment["outputs"])
+            for segment, path in zip(manifest["segments"], paths, strict=True)
+        }
+        cost = tuple(map(float, manifest["cost"]))
+        named = {DEFAULT: read_json(source / POLICY)}
+        named |= read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
+        policies = {policy_name: Policy.from_dict(values) for policy_name, values in named.items()}
+    except ExitlensError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{source / MANIFEST}: expected what exitlens export writes ({error!r}). Fix: export again."
+        ) from error
+    for policy_name, policy in policies.items():
+        check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", policy_name, info.task)
+        missing = [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]
+        if missing:
+            raise PolicyError(
+                f"{policy_name}: it uses exits {missing}, the bundle has {sorted(files)}. Fix: export with this policy."
+            )
+    _check_golden(source / GOLDEN, FileEngine(files, Tuning(backend="onnx")), manifest)
+
+    @contextmanager
+    def open_engine() -> Iterator[Engine]:
+        engine = FileEngine(files, Tuning(backend="onnx"))
+        with engine.mode():
+            yield engine
+
+    return ServedModel(name, "", info, spec, cost, policies, open_engine, frozenset(files), None)
+
+
+def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
+    """Return how the network was made, as far as an edge bundle says it, and what it takes."""
+    names = tuple(str(given["name"]) for given in manifest["inputs"])
+    shape, kinds = tuple(manifest["inputs"][0]["shape"]), [str(given["dtype"]) for given in manifest["inputs"]]
+    tokens = tuple(kinds) if kinds[0].startswith("int") else ()
+    names = names if tokens or len(names) > 1 else ()
+    described = manifest["preprocess"]
+    several = len(names) > 1 and any(given.startswith("float") for given in kinds)
+    shapes = tuple(tuple(given["shape"]) for given in manifest["inputs"]) if several else ()
+    info = NetworkInfo(
+        at=("",) * (int(manifest["num_exits"]) - 1),
+        num_classes=int(manifest["num_classes"]),
+        final="head",
+        input_shape=shape,
+        classes=tuple(manifest["classes"]),
+        inputs=names,
+        dtypes=tuple(kinds) if several else tokens,
+        input_shapes=shapes,
+        map_offsets=tuple(map(tuple, manifest["map_offsets"])),
+        task=manifest.get("task", "classes"),
+    )
+    if described is not None:
+        info = replace(info, preprocess=info.modality.preprocess.from_dict(described))
+    dtypes = tuple(getattr(torch, given) for given in kinds)
+    known = tuple(manifest["vocabulary"])
+    return info, InputSpec(names, shape, True, known, int(manifest["prefix"]), dtypes, shapes=shapes)
+
+
+def _check_golden(path: Path, engine: FileEngine, manifest: Mapping[str, Any]) -> None:
+    """Raise :class:`BundleError` unless the files say here what the library said where they were written."""
+    try:
+        with np.load(path) as file:
+            golden = {name: torch.from_numpy(file[name]) for name in file.files}
+        inputs = tuple(golden[given["name"]] for given in manifest["inputs"])
+        with engine.mode():
+            outputs = engine.compute_outputs(inputs)
+        pairs = [
+            (values, golden[f"{name}_{k}"])
+            for k, output in zip(engine.opened, outputs, strict=True)
+            for name, values in zip((LOGITS, ATTENTION), output, strict=True)
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}). Fix: copy the bundle again.") from error
+    if not all(is_close(values, known) for values, known in pairs):
+        raise BundleError(f"{path}: this machine computes something else than where it was exported. Fix: export it here.")

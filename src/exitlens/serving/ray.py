@@ -26,12 +26,12 @@ _OPENED: list[Any] = []  # the app of the replica in this process: Ray gives eve
 
 
 class _Late:
-    """The app, which is made where the replica is. The request's id is left to Ray, which names it in every answer."""
+    """The app, which is made where the replica is; the request's id is left to Ray, which names it in every answer."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_on(message: Any) -> None:
             if message["type"] == "http.response.start":
-                others = [one for one in message.get("headers", ()) if bytes(one[0]).lower() != b"x-request-id"]
+                others = [header for header in message.get("headers", ()) if bytes(header[0]).lower() != b"x-request-id"]
                 message = {**message, "headers": others}
             await send(message)
 
@@ -39,7 +39,7 @@ class _Late:
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """The application that ``serve run`` and a configuration's ``import_path`` name.
+    """Return the application that ``serve run`` and a configuration's ``import_path`` name.
 
     A replica is ready when its models are, and has at most two micro-batches of requests (16 or more) at a time. Others
     wait at Ray's proxies, at each as many as ``max_waiting``; what is beyond that gets 503 from the proxy, and what finds a
@@ -82,14 +82,14 @@ class Replica:
         _OPENED[:] = [make_app(self.repository, parts["limits"], reload_seconds=reload_seconds)]
 
     def check_health(self) -> None:
-        """Asked by Ray, which replaces a replica that raises."""
+        """Raise if a batcher has stopped, so that Ray replaces the replica."""
         if not self.repository.is_alive:
             raise RuntimeError("a batcher has stopped")
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments as text or values -> the deployment's own, and the parts of a server by name; raises :class:`InputError`."""
-    owners = {one.name: part for part, kind in _PARTS.items() for one in fields(kind) if one.name not in _OF_CONNECTIONS}
+    """Return the deployment's own arguments, and the parts of a server by name; raises :class:`InputError`."""
+    owners = {each.name: part for part, kind in _PARTS.items() for each in fields(kind) if each.name not in _OF_CONNECTIONS}
     own, parts = dict[str, Any](_OWN), {part: dict[str, Any]() for part in _PARTS}
     for name, value in arguments.items():
         if name in own:
@@ -101,7 +101,9 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
             known = [*own, *owners]
             raise InputError(f"arguments: expected some of {', '.join(known)}, got {name!r:.60}.{suggest(name[:20], known)}")
     if not own["bundle"]:
-        raise InputError("bundle: expected DIR or NAME=DIR: serve run exitlens.serving.ray:app bundle=runs/x")
+        raise InputError(
+            "bundle: expected DIR or NAME=DIR, got none. Fix: serve run exitlens.serving.ray:app bundle=runs/x."
+        )
     name_bundles(own["bundle"].split(","))
     for name, least in _LEAST.items():
         if not own[name] >= least:
@@ -113,14 +115,14 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 
 
 def _convert(name: str, value: Any, kind: type) -> Any:
-    """A value of the type that is wanted, also from text; raises :class:`InputError` rather than round or guess."""
+    """Return a value of the type that is wanted, also from text; raises :class:`InputError` rather than round or guess."""
     words = {"true": True, "false": False}
     try:
         if kind is bool:
             return value if isinstance(value, bool) else words[str(value).lower()]
-        found = kind(value)
-        if isinstance(value, bool) or (not isinstance(value, str) and (kind is str or found != value)):
+        converted = kind(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and (kind is str or converted != value)):
             raise ValueError
-        return found
+        return converted
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
@@ -20,6 +19,7 @@ from exitlens.io import RowStore
 from exitlens.model.exit_times import measure_exits
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
+from exitlens.progress import track
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Timing, Trace
 from exitlens.types.inputs import Inputs

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,6 +24,7 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.model.heads.exit_heads import require_maps
 from exitlens.model.network import ExitNet
+from exitlens.progress import track
 from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.tasks import read_answers

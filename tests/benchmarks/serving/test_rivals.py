@@ -58,7 +58,7 @@ def test_backbones_are_opened_from_either_source(tmp_path):
 
 def write_tiny(folder) -> str:
     pytest.importorskip("onnxscript")
-    from exitlens.delivery.bench.contenders import write_plain
+    from exitlens.delivery.bench.benchmark import write_plain
 
     written = write_plain(make_tiny().eval(), torch.from_numpy(SAMPLES))  # its file goes when it goes
     return str(shutil.copy(written.path, folder / "plain.onnx"))

@@ -1,8 +1,22 @@
+import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.bench.benchmark import AS_IS, TUNED, Bench, tabulate
-from exitlens.delivery.bench.contenders import Planned, measure_router_share, plan_exits
+from exitlens.delivery.bench.benchmark import (
+    AS_IS,
+    MIXED,
+    TUNED,
+    Bench,
+    Plain,
+    Planned,
+    StepTimes,
+    compare_adaptive,
+    list_exit_shares,
+    measure_router_share,
+    plan_exits,
+    split_whole_batches,
+    tabulate,
+)
 from tests.conftest import TinyNet, make_net
 
 
@@ -26,3 +40,63 @@ def test_a_bench_has_every_contender_with_figures():
     assert {row["name"] for row in few["rows"]} == {AS_IS, TUNED, "exits, 80/20", "exits, 80/20, whole batches"}
     assert 0 < bench.router_time(8, runs=2)[0] < 1
     assert 0 < measure_router_share(Planned(net, plan_exits((1, 1, 1), 6)), images)() < 1
+
+
+def test_plans_have_the_shares():
+    assert plan_exits((0.5, 0.3, 0, 0.2), 40).bincount().tolist() == [20, 12, 0, 8]
+    assert plan_exits((0.5, 0.3, 0, 0.2), 8).bincount().tolist() == [4, 2, 0, 2]
+    assert plan_exits((0, 0, 0, 1), 3).tolist() == [3, 3, 3]
+    assert plan_exits((1, 1), 40, seed=1).tolist() != plan_exits((1, 1), 40, seed=2).tolist()
+    assert set(list_exit_shares(4)) == {"nobody leaves", "all at exit 0", MIXED, "40/30/20/10"}
+    assert list_exit_shares(3)["80/20"] == (0.8, 0.0, 0.2)
+    assert list(list_exit_shares(1)) == ["nobody leaves"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_planned_samples_leave_where_they_should(whole, micro_batch):
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=micro_batch)
+    plan = plan_exits((0.5, 0.25, 0.25), 16)
+    ran = [0, 0, 0]
+    for k in range(3):
+        net.stage(k).register_forward_hook(lambda _, given, __, k=k: ran.__setitem__(k, ran[k] + len(given[0])))
+    Planned(net, plan, whole).work(torch.randn(16, 3, 16, 16), 16)()
+    if whole:
+        assert ran == [16, 16, 16]
+    else:
+        assert ran == [16, 8, 4]
+
+
+def test_the_ideal_is_stage_times_by_shares():
+    net = make_net()
+    steps = StepTimes(net, torch.randn(4, 3, 16, 16), 2)
+    steps.rounds = [[1.0, 2.0, 4.0]]
+    assert steps.ideal(torch.tensor([0, 1, 2, 2])) == [1.0 + 0.75 * 2.0 + 0.5 * 4.0]
+    assert steps()[0] == sum(steps.rounds[1])
+
+
+def test_too_few_images_for_a_batch(images):
+    with pytest.raises(xl.InputError, match="batch_size: expected at most 40, the samples there are, got 64"):
+        split_whole_batches(images, 64)
+
+
+def test_timing_leaves_the_networks_alone(images):
+    net, plain = make_net(), TinyNet()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    speed = compare_adaptive(plain, net, xl.Policy((0.9, 0.6)), images, 8, rounds=1)
+    assert speed.speedup > 0
+    assert (speed.batch_size, speed.images, speed.rounds) == (8, 40, 1)
+    assert plain.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_on_onnx_runtime_both_sides_are(images):
+    pytest.importorskip("onnxruntime")
+    plain, net = TinyNet().eval(), make_net()
+    net.tuning = xl.Tuning(micro_batch=4, backend="onnx")
+    rival = Plain(plain, images, net.tuning)
+    assert torch.allclose(rival.body(images)[0], plain(images), atol=1e-5)
+    rival(images)
+    plan = plan_exits((0.5, 0.25, 0.25), 16)
+    assert 0 < measure_router_share(Planned(net, plan), images[:16])() < 1

@@ -1,13 +1,14 @@
 import math
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import torch
 
 import exitlens as xl
-from exitlens.delivery.explorer.core import Explorer
-from exitlens.delivery.explorer.known import Share
-from exitlens.delivery.explorer.page import _explain_rule, answer_page
-from exitlens.delivery.explorer.view import View
+from exitlens.delivery.explorer.core import Explorer, Share
+from exitlens.delivery.explorer.interface import View
+from exitlens.delivery.explorer.page import BOTTOM, LEFT, RIGHT, TOP, _explain_rule, answer_page, draw_frontier
+from tests.conftest import random_trace
 from tests.hostile import noise
 from tests.texts import LENGTH, make_text_net
 
@@ -76,3 +77,20 @@ def test_texts_are_shaded_token_by_token(tmp_path):
     assert "Write a text first" in view.say("  ", True, 0.2, 0.5)[2]
     assert "no earlier exit could answer" in moved
     assert "There is no calibration data" in view.start_routed(0.2, 0.5)
+
+
+def test_the_plot_holds_everything_and_has_round_ticks():
+    report = xl.evaluate(random_trace(k=3), xl.Policy((0.5, 0.5)))
+    drawn = ElementTree.fromstring(draw_frontier(report))
+    circles = [e for e in drawn.iter() if e.tag == "circle"]
+    assert len(circles) == 4
+    for circle in circles:
+        assert LEFT <= float(circle.get("cx")) <= RIGHT
+        assert TOP - 0.1 <= float(circle.get("cy")) <= BOTTOM + 0.1
+    heights = [float(pair.split(",")[1]) for pair in drawn.find("polyline").get("points").split()]
+    assert heights == sorted(heights, reverse=True)  # the best thresholds: dearer ones are more accurate
+    assert min(heights) <= min(float(circle.get("cy")) for circle in circles) + 0.1  # nothing lies above the line's end
+    labels = [e.text for e in drawn.iter("text") if e.get("text-anchor") == "end"]
+    assert len(labels) >= 2
+    assert all(len(label) <= 4 for label in labels)
+    assert f"{100 * report.accuracy:.1f} % at cost {report.cost:.3f}" in drawn.get("aria-label")

@@ -7,15 +7,12 @@ import torch
 
 from exitlens.functional.risk import Risk
 from exitlens.functional.thresholds.certification import (
-    Candidate,
-    approximate_p_values,
     choose_tests,
     estimate_samples_needed,
-    find_candidates,
-    order_path,
     p_value,
     run_fixed_sequence_test,
 )
+from exitlens.functional.thresholds.path import Candidate, approximate_p_values, find_candidates, order_path
 from exitlens.functional.thresholds.pvalues import SAFE
 
 

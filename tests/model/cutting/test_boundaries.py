@@ -45,9 +45,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("export", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "way", "export"),
+    [*((layer, way, False) for layer in LAYERS for way in WAYS), *(("conv", way, True) for way in WAYS)],
+)
 def test_the_axis_of_channels_follows_the_way(layer, way, export):
     lay_out, swaps = WAYS[way]
     count = 6 * (7 if layer == "conv" else 5)
@@ -136,10 +137,8 @@ def test_a_module_used_twice_has_no_place():
         def forward(self, x):
             return super().forward(torch.relu(self.a[1](self.a[0](x))).repeat(1, 1, 2, 2)[:, :3])
 
-    with pytest.raises(UncuttableError, match="runs 2 times") as caught:
+    with pytest.raises(xl.AttachError, match=r"'a\.0': it runs 2 times.*the nearest cut that works is 'a'"):
         boundaries.find_cut_nodes(trace(Twice(), False, X), ["a.0"])
-    assert caught.value.name == "a.0"
-    assert caught.value.node is not None
 
 
 def test_layouts_at_nodes():

@@ -145,13 +145,6 @@ def test_the_name_of_a_recurrent_layer_means_its_sequence():
     assert traced.shape_of(traced.outputs["rnn"]) == (2, 7, 6)
 
 
-def test_the_graph_as_a_module_is_the_backbone():
-    backbone, x = TinyNet().eval(), torch.randn(3, 3, 16, 16)
-    module = trace(backbone, False, x[:1]).runnable()
-    assert torch.equal(module(x), backbone(x))
-    assert module.get_parameter("fc.weight") is backbone.fc.weight
-
-
 def test_looking_changes_no_buffer():
     class Counts(TinyNet):
         def __init__(self):

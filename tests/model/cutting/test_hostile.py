@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import exitlens as xl
-from tests.texts import make_text_net, make_texts
+from tests.texts import make_texts
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 AT = ["a", "b"]
@@ -307,13 +307,6 @@ def test_shared_buffers_stay_shared_when_the_network_is_converted(tmp_path):
     assert network.norm.num_batches_tracked == 1
     back, _ = xl.load(xl.save(net.eval(), None, tmp_path / "b"), backbone=SharedBuffer())
     assert torch.equal(back(X)[-1].logits, net(X)[-1].logits)
-
-
-@pytest.mark.slow
-def test_a_text_network_is_converted_and_saved(tmp_path):
-    net = make_text_net().double().float()
-    back, _ = xl.load(xl.save(net, None, tmp_path / "b"))
-    assert torch.equal(back(make_texts())[0].logits, net(make_texts())[0].logits)
 
 
 def test_a_dataclass_with_logits():

@@ -11,17 +11,6 @@ from tests.conftest import TinyNet
 X = torch.zeros(1, 3, 16, 16)
 
 
-def test_good_pieces_leave_everything_as_it_was(backbone):
-    backbone.train().b.eval()
-    pieces = split(backbone, ["a", "b"], X)
-    state, modes = torch.get_rng_state(), [m.training for m in backbone.modules()]
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    verify(pieces)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [m.training for m in backbone.modules()] == modes
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-
-
 class Changes(nn.Module):
     """A stage that does something to its features."""
 
@@ -93,7 +82,7 @@ def test_random_inputs_are_like_the_example():
     ("network", "message"),
     [
         (nn.Sequential(nn.ReLU()), "no parameters"),
-        (TinyNet().to("meta"), "'a.0.weight' is on the meta device"),
+        (TinyNet().to("meta"), "'a.0.weight' is on the meta device.*to_empty"),
         (nn.Sequential(nn.LazyLinear(3)), "'0.weight' is lazy"),
         (nn.ParameterList([nn.Parameter(torch.zeros(1).expand(4))]), "'0' is an expanded tensor"),
     ],
@@ -102,7 +91,3 @@ def test_random_inputs_are_like_the_example():
 def test_backbones_that_cannot_be_cut(network, message):
     with pytest.raises(xl.AttachError, match=message):
         check_backbone(network)
-
-
-def test_a_usual_backbone_passes(backbone):
-    check_backbone(backbone)

@@ -162,7 +162,7 @@ def test_the_width_fits_a_budget():
         ({"a": [0, 0], "b": [1]}, "column 0 is in two groups"),
     ],
 )
-def test_what_are_no_groups(groups, message):
+def test_unusable_groups(groups, message):
     with pytest.raises(xl.InputError, match=message):
         check_groups(groups, (6,), torch.zeros(1, 6))
 

@@ -179,10 +179,19 @@ def test_pipelined_requests_are_answered_in_order(port):
     assert answer.count(b"HTTP/1.1 200") == 3
 
 
-def test_garbage_is_a_bad_request(port):
+def test_a_body_that_the_route_does_not_read_is_not_taken_for_the_next_request(port, metrics):
     with connect(port) as client:
-        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
-        assert status(read_all(client)[0]) == 400
+        for _ in range(2):
+            client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n" + b"z" * 100_000)
+            assert read_answer(client)[0] == 200
+    assert not count_rejected(metrics)
+
+
+def test_a_client_cannot_send_any_number_of_bytes_ahead(metrics):
+    with serve(Guard(app, LIMITS, metrics), http=make_gate("httptools", metrics)) as port, connect(port) as client:
+        client.sendall(GET.replace(b"/ ", b"/slow ") + b"GET / HTTP/1.1\r\n")
+        assert drip(client, b"x: " + b"y" * 200_000 + b"\r\n") < 3
+    assert count_rejected(metrics) == {"header_bytes": 1}
 
 
 def test_a_client_that_does_not_take_its_answer_is_cut_off(port, metrics):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from exitlens.errors import BundleError, InputError, RequestError
-from exitlens.serving.http.guard import Guard, find_context, write_log
+from exitlens.serving.http.guard import Guard, find_exchange, write_log
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.settings import Limits
 from tests.serving.http.sockets import connect, read_all, read_answer, serve
@@ -27,8 +27,8 @@ async def echo(scope, receive, send):
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    context = find_context(scope)
-    context.route, context.model, context.facts = "/echo/{name}", "photos", {"exits": [0, 2]}
+    exchange = find_exchange(scope)
+    exchange.route, exchange.model, exchange.facts = "/echo/{name}", "photos", {"exits": [0, 2]}
     await answer(send, b"%d" % size)
 
 
@@ -105,7 +105,7 @@ def test_a_request_passes_and_is_logged_and_counted():
 )
 def test_request_ids_are_taken_if_they_are_short_and_printable(given, is_kept):
     async def app(scope, receive, send):
-        await answer(send, find_context(scope).id.encode())
+        await answer(send, find_exchange(scope).id.encode())
 
     _, head, body = read_sent(call(app, headers=[("x-request-id", given)])[0])
     assert body == head[b"x-request-id"]

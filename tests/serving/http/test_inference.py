@@ -109,7 +109,7 @@ GOOD = {"name": "inputs", "shape": [1, 3, 16, 16], "datatype": "FP32", "data": [
         ({"inputs": [GOOD | {"shape": [0, 3, 16, 16], "data": []}]}, 400, "expected 1 to 40 samples"),
         ({"inputs": [GOOD | {"shape": [41, 3, 16, 16], "data": [0.0] * 768 * 41}]}, 413, "expected 1 to 40 samples"),
         ({"inputs": [GOOD | {"shape": [], "data": [0.0]}]}, 400, "expected 1 to 40 samples"),
-        ({"inputs": [GOOD | {"parameters": {"colour": 1}}]}, 400, r"\['colour'\] are not known"),
+        ({"inputs": [GOOD | {"parameters": {"colour": 1}}]}, 400, r"\['colour'\] are not supported"),
         ({"outputs": [{"name": "labels"}]}, 400, "expected some of label.* Did you mean 'label'"),
         ({"parameters": {"max_costs": 1}}, 400, "Did you mean 'max_cost'"),
         ({"parameters": {"max_cost": "cheap"}}, 400, "expected a number of 0 or more"),

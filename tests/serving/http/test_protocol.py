@@ -15,15 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import exitlens as xl
-from exitlens.serving.http.protocol import (
-    DATATYPES,
-    NamedTensor,
-    RequestedOutput,
-    name_datatype,
-    read_infer,
-    write_binary_data,
-    write_infer,
-)
+from exitlens.serving.http.protocol import DATATYPES, name_datatype, read_infer, write_binary_data, write_infer
 
 MOST = 200_000
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
@@ -44,7 +36,7 @@ def read(*inputs, behind=b"", most=MOST, **fields):
     return read_infer(header + behind, len(header) if behind else None, max_elements=most)
 
 
-def read_one(*inputs, **kwargs) -> NamedTensor:
+def read_one(*inputs, **kwargs) -> np.ndarray:
     (found,) = read(*inputs, **kwargs).inputs.values()
     return found
 
@@ -57,64 +49,62 @@ class TestReading:
     def test_flat_and_nested_json_are_row_major(self):
         flat = read_one(tensor([1, 2.5, 3, -4], (2, 2)))
         nested = read_one(tensor([[1, 2.5], [3, -4]], (2, 2)))
-        assert flat.data.dtype == nested.data.dtype == np.float32
-        assert flat.data.tolist() == nested.data.tolist() == [[1.0, 2.5], [3.0, -4.0]]
-        assert (flat.name, flat.datatype, flat.shape, flat.parameters) == ("image", "FP32", (2, 2), {})
+        assert flat.dtype == nested.dtype == np.float32
+        assert flat.tolist() == nested.tolist() == [[1.0, 2.5], [3.0, -4.0]]
 
     @pytest.mark.parametrize(
         ("data", "shape"), [([5], ()), ([], (0,)), ([], (0, 3)), ([], (3, 0)), ([[], [], []], (3, 0)), ([[[7]]], (1, 1, 1))]
     )
     def test_shapes_without_dimensions_or_elements(self, data, shape):
-        assert read_one(tensor(data, shape)).data.shape == shape
+        assert read_one(tensor(data, shape)).shape == shape
         if not data:
-            assert read_one(binary(0, shape)).data.shape == shape
+            assert read_one(binary(0, shape)).shape == shape
 
     def test_strings_are_utf_8_in_json_and_any_bytes_behind_it(self):
-        found = read_one(tensor(["a", "", "ä\0"], (3, 1), "BYTES")).data
+        found = read_one(tensor(["a", "", "ä\0"], (3, 1), "BYTES"))
         assert found.dtype == object
         assert found.tolist() == [[b"a"], [b""], ["ä\0".encode()]]
         data = pack(b"\xff", b"", b"abc")
-        assert read_one(binary(len(data), (3,), "BYTES"), behind=data).data.tolist() == [b"\xff", b"", b"abc"]
+        assert read_one(binary(len(data), (3,), "BYTES"), behind=data).tolist() == [b"\xff", b"", b"abc"]
 
     def test_binary_data_follow_in_the_order_of_the_inputs(self):
         ids, mask = np.arange(6, dtype="<i8").reshape(2, 3), np.array([[True, False, True]] * 2)
         inputs = binary(48, (2, 3), "INT64", "ids"), tensor([9], (1,), "UINT8", "x"), binary(6, (2, 3), "BOOL", "mask")
         found = read(*inputs, behind=ids.tobytes() + mask.tobytes()).inputs
         assert list(found) == ["ids", "x", "mask"]
-        assert np.array_equal(found["ids"].data, ids)
-        assert found["mask"].data.dtype == bool
-        assert np.array_equal(found["mask"].data, mask)
+        assert np.array_equal(found["ids"], ids)
+        assert found["mask"].dtype == bool
+        assert np.array_equal(found["mask"], mask)
 
     def test_aligned_binary_data_are_a_view_of_the_body_and_others_are_aligned_copies(self):
         data = np.arange(4, dtype="<f4").tobytes()
         header = json.dumps({"inputs": [binary(16, (2, 2))]}).encode()
         for spaces in range(4):
             body = np.frombuffer(header + b" " * spaces + data, np.uint8)
-            found = read_infer(memoryview(body), len(header) + spaces, max_elements=4).inputs["image"].data
+            found = read_infer(memoryview(body), len(header) + spaces, max_elements=4).inputs["image"]
             assert found.flags.aligned
             assert found.tolist() == [[0, 1], [2, 3]]
             if body[len(header) + spaces :].ctypes.data % 4 == 0:
                 assert np.shares_memory(found, body)
 
     def test_numbers_that_are_not_finite_come_through_as_binary_data(self):
-        found = read_one(binary(8), behind=np.array([np.nan, -np.inf], "<f4").tobytes()).data
+        found = read_one(binary(8), behind=np.array([np.nan, -np.inf], "<f4").tobytes())
         assert np.isnan(found[0])
         assert found[1] == -np.inf
 
     def test_names_parameters_and_outputs(self):
         request = read(
-            tensor(parameters={"unit": "mm"}),
+            tensor(),
             id="7",
             model_name="m",
             parameters={"early": True, "limit": 0.5, "n": 2**64 - 1, "who": "ä", "binary_data_output": True},
-            outputs=[{"name": "a"}, {"name": "b", "parameters": {"binary_data": False, "classification": 3}}],
+            outputs=[{"name": "a"}, {"name": "b", "parameters": {"binary_data": False}}],
         )
         assert (request.id, request.model_name, request.binary_output) == ("7", "m", True)
         assert request.parameters == {"early": True, "limit": 0.5, "n": 2**64 - 1, "who": "ä"}
-        assert request.inputs["image"].parameters == {"unit": "mm"}
-        assert request.outputs == (RequestedOutput("a", True), RequestedOutput("b", False, {"classification": 3}))
+        assert request.outputs == {"a": True, "b": False}
         plain = read(tensor())
-        assert (plain.id, plain.model_name, plain.outputs, plain.parameters, plain.binary_output) == ("", "", (), {}, False)
+        assert (plain.id, plain.model_name, plain.outputs, plain.parameters, plain.binary_output) == ("", "", {}, {}, False)
 
     def test_the_last_of_two_equal_keys_counts(self):
         body = b'{"id": "a", "id": "b", "inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}]}'
@@ -140,17 +130,13 @@ class TestRefusals:
             (GOOD + b"\0\0", None, "Inference-Header-Content-Length where binary data follow"),
             (GOOD + b"\0\0", len(GOOD), "got 2 bytes more"),
             (b"\xef\xbb\xbf" + GOOD, None, "expected JSON"),
-            (GOOD.decode().encode("utf-16"), None, "expected JSON in UTF-8"),
             (GOOD.replace(b"image", b"\xff"), None, "utf-8"),
             (b"[]", None, "request: expected `object`, got `array`"),
-            (b"null", None, "request: expected `object`, got `null`"),
             (b"[" * DEEP, None, "request: expected `object`, got `array`"),
             (GOOD.replace(b"[1.0, 2.0]", b"[" * DEEP + b"]" * DEEP), None, "too many in one another"),
             (GOOD.replace(b"2.0", b"NaN"), None, "request: expected JSON"),
-            (GOOD.replace(b"2.0", b"-Infinity"), None, "request: expected JSON"),
             (GOOD.replace(b"2.0", b"1e999"), None, r"inputs\[0\].data\[1\]: number out of range for FP32"),
             (GOOD.replace(b"2.0", b"1e39"), None, "out of the range of FP32"),
-            (GOOD.replace(b"2.0", b"1" * 400), None, "out of range for FP32"),
             (GOOD.replace(b"2.0", b"1" * 10_000), None, "out of range for FP32"),
             (GOOD.replace(b'"image"', b'"\\ud800"'), None, "request: expected JSON"),
         ],
@@ -165,28 +151,23 @@ class TestRefusals:
         ("fields", "message"),
         [
             ({"inputs": None}, "inputs: expected `array`, got `null`"),
-            ({"inputs": {}}, "inputs: expected `array`, got `object`"),
             ({"inputs": []}, "inputs: expected `array` of length >= 1"),
             ({"input": []}, "request: expected the fields inputs, .*, got 'input'. Did you mean 'inputs'"),
             ({"": 1}, "got ''"),
             ({"id": 7}, "id: expected `str`, got `int`"),
-            ({"id": None}, "id: expected `str`, got `null`"),
-            ({"model_name": 7}, "model_name: expected `str`"),
             ({"parameters": []}, "parameters: expected `object`"),
             ({"parameters": {"x": None}}, r"parameters\[...\]: expected `bool . int . float . str`, got `null`"),
-            ({"parameters": {"x": {}}}, r"parameters\[...\]: .* got `object`"),
             ({"parameters": {"x": "\ud800"}}, "request: expected JSON"),
             ({"parameters": {"\ud800": 1}}, "request: expected JSON"),
             ({"parameters": {"binary_data_output": 1}}, "binary_data_output: expected true or false, got 1"),
             ({"parameters": {"shared_memory_region": "x"}}, "shared memory is not supported"),
             ({"inputs": [tensor(["a", "\ud800"], datatype="BYTES")]}, "request: expected JSON"),
-            ({"outputs": {}}, "outputs: expected `array`"),
             ({"outputs": ["label"]}, r"outputs\[0\]: expected `object`"),
             ({"outputs": [{}]}, r"outputs\[0\]: object missing required field `name`"),
             ({"outputs": [{"name": "a"}, {"name": "a"}]}, r"outputs\[1\].name: 'a' was there before"),
             ({"outputs": [{"name": "a", "data": []}]}, r"outputs\[0\]: expected the fields name, parameters, got 'data'"),
             ({"outputs": [{"name": "a", "parameters": {"binary_data": "no"}}]}, r"outputs\[0\].parameters.binary_data"),
-            ({"outputs": [{"name": "a", "parameters": {"shared_memory_region": "x"}}]}, r"outputs\[0\].*shared memory"),
+            ({"outputs": [{"name": "a", "parameters": {"shared_memory_region": "x"}}]}, r"outputs.0..*shared_memory_region"),
         ],
     )
     def test_fields_of_the_request(self, fields, message):
@@ -198,39 +179,27 @@ class TestRefusals:
         [
             (3, "expected `object`, got `int`"),
             ({**tensor(), "name": ""}, "name: expected `str` of length >= 1"),
-            ({**tensor(), "name": 3}, "name: expected `str`, got `int`"),
             ({key: value for key, value in tensor().items() if key != "name"}, "missing required field `name`"),
             ({**tensor(), "dtype": "FP32"}, "got 'dtype'. Did you mean .*'datatype'"),
             (tensor(datatype="FLOAT"), "datatype: expected one of BOOL"),
             (tensor(datatype="fp32"), "datatype: expected one of BOOL"),
-            (tensor(datatype="BF16"), "datatype: expected one of BOOL"),
             (tensor(datatype=[]), "datatype: expected `str`, got `array`"),
-            (tensor(datatype=None), "datatype: expected `str`, got `null`"),
             (tensor(datatype="FP16"), "FP16 has no form in JSON"),
             ({**tensor(), "shape": None}, "shape: expected `array`"),
-            ({**tensor(), "shape": 2}, "shape: expected `array`"),
             (tensor(shape=[-2]), r"shape\[0\]: expected `int` >= 0"),
-            (tensor(shape=[-1, -2]), r"shape\[0\]: expected `int` >= 0"),
-            (tensor(shape=[2.0]), r"shape\[0\]: expected `int`, got `float`"),
             (tensor(shape=[True, 2]), r"shape\[0\]: expected `int`, got `bool`"),
-            (tensor(shape=["2"]), r"shape\[0\]: expected `int`, got `str`"),
             (tensor(shape=[2] + [1] * 32), "shape: expected `array` of length <= 32"),
             (tensor(shape=[3]), "expected 3 elements, flat or nested as the shape .3. says, got 2"),
             (tensor(shape=[]), "expected 1 elements"),
             (tensor(data=5), "data: expected `array`, got `int`"),
             (tensor(data=None), "data: expected `array`, got `null`"),
-            (tensor(data={}), "data: expected `array`"),
             (tensor([[1], [2]], (1, 2)), "shape .1, 2. says, got arrays of other lengths"),
             (tensor([[1, 2], [3]], (2, 2)), "got arrays of other lengths"),
             (tensor([[1, 2], 3, 4], (2, 2)), r"data\[1\]: expected `array`, got `int`"),
-            (tensor([[1, 2], 3], (2, 2)), r"data\[1\]: expected `array`, got `int`"),
             (tensor([1, [2]]), r"data\[1\]: expected `float`, got `array` for FP32"),
             (tensor([[[1], [2]]], (1, 2)), "expected `float`, got `array` for FP32"),
             (tensor([[5]], ()), "expected `float`, got `array`"),
-            (tensor([1, True]), "expected `float`, got `bool` for FP32"),
             (tensor([1, "2"]), "expected `float`, got `str` for FP32"),
-            (tensor([1, None]), "got `null`"),
-            (tensor([1, {}]), "got `object`"),
             (tensor([1, 2.0], datatype="INT64"), "expected `int`, got `float` for INT64"),
             (tensor([1, True], datatype="UINT8"), "got `bool`"),
             (tensor([True, 1], datatype="BOOL"), "expected `bool`, got `int` for BOOL"),
@@ -239,9 +208,8 @@ class TestRefusals:
             (tensor([0, -1], datatype="UINT64"), "expected `int` >= 0 for UINT64"),
             (tensor([0, 2**64], datatype="UINT64"), "out of the range of UINT64"),
             (tensor([0, -(2**63) - 1], datatype="INT64"), "out of the range of INT64"),
-            (tensor([0, -129], datatype="INT8"), "expected `int` >= -128 for INT8"),
-            (tensor(parameters=3), "parameters: expected `object`"),
-            (tensor(parameters={"shared_memory_region": "x"}), "shared memory is not supported"),
+            (tensor(parameters={"shared_memory_region": "x"}), "shared_memory_region.*send the data in the body"),
+            (tensor(parameters={"unit": "mm"}), r"parameters: \['unit'\] are not supported"),
             (tensor(parameters={"binary_data_size": 8}), "got both"),
             ({key: value for key, value in tensor().items() if key != "data"}, "got neither"),
             (binary(-8), "expected a number of bytes, got -8"),
@@ -275,7 +243,7 @@ class TestRefusals:
     )
     def test_binary_data(self, one, data, message):
         if message is None:
-            assert read_one(one, behind=data).data.tolist() == [b"a", b""]
+            assert read_one(one, behind=data).tolist() == [b"a", b""]
             return
         with pytest.raises(xl.RequestError, match=message):
             read(one, behind=data)
@@ -318,7 +286,7 @@ class TestRefusals:
 def test_short_json_before_binary_data_is_read_once():
     data = struct.pack("<2f", 1.0, 2.0), struct.pack("<2f", 3.0, 4.0)
     one, other = (read(binary(8), behind=each) for each in data)
-    assert [one.inputs["image"].data.tolist(), other.inputs["image"].data.tolist()] == [[1.0, 2.0], [3.0, 4.0]]
+    assert [one.inputs["image"].tolist(), other.inputs["image"].tolist()] == [[1.0, 2.0], [3.0, 4.0]]
     one.parameters["mine"] = 1  # does not reach the next
     assert read(binary(8), behind=data[0]).parameters == {}
     with pytest.raises(xl.RequestError, match=r"413|fewer samples"):
@@ -366,10 +334,6 @@ class TestWriting:
             (np.array([np.nan], np.float32), "finite"),
             (np.array([-np.inf]), "finite"),
             (np.array([1], np.float16), "binary"),
-            (np.array([b"\xff"], object), "UTF-8"),
-            (np.array([1], object), "strings or bytes"),
-            (np.array([None], object), "strings or bytes"),
-            (np.array(["\ud800"], object), "strings or bytes"),
             (np.array([1j]), "complex128"),
             (np.array(["2020"], "datetime64[Y]"), "datetime64"),
         ],
@@ -419,9 +383,8 @@ class TestRoundTrip:
         rest = b"" if length is None else body[length:]
         found = read_infer(header + rest, None if length is None else len(header), max_elements=2_000).inputs
         for name, expected in outputs:
-            assert are_equal(found[name].data, expected)
-            assert found[name].data.dtype == expected.dtype
-        assert found["first"].datatype == datatype
+            assert are_equal(found[name], expected)
+            assert found[name].dtype == expected.dtype
 
 
 @pytest.fixture(scope="module")
@@ -439,17 +402,16 @@ class TestTriton:
             one.set_data_from_numpy(array, binary_data=as_binary)
         outputs = [
             triton.InferRequestedOutput("label", binary_data=as_binary),
-            triton.InferRequestedOutput("ä", class_count=2),
+            triton.InferRequestedOutput("ä"),
         ]
         body, length = triton.InferenceServerClient.generate_request_body(
             inputs, outputs, request_id="ä", timeout=5, parameters={"min_exit": 1}
         )
         request = read_infer(body, length, max_elements=1_000)
         assert (request.id, request.parameters) == ("ä", {"timeout": 5, "min_exit": 1})
-        assert request.outputs == (RequestedOutput("label", as_binary), RequestedOutput("ä", True, {"classification": 2}))
-        for name, (datatype, array) in named.items():
-            assert request.inputs[name].datatype == datatype
-            assert are_equal(request.inputs[name].data, array)
+        assert request.outputs == {"label": as_binary, "ä": True}
+        for name, (_, array) in named.items():
+            assert are_equal(request.inputs[name], array)
 
     @given(data=st.data())
     def test_it_reads_responses(self, triton, as_binary, data):
@@ -474,12 +436,12 @@ def test_requests_of_triton_without_outputs_ask_for_all_as_binary_data(triton):
     one = triton.InferInput("image", [2], "FP32")
     one.set_data_from_numpy(np.ones(2, np.float32))
     request = read_infer(*triton.InferenceServerClient.generate_request_body([one]), max_elements=2)
-    assert (request.outputs, request.binary_output, request.parameters) == ((), True, {})
+    assert (request.outputs, request.binary_output, request.parameters) == ({}, True, {})
 
 
 def test_shared_memory_of_triton_is_refused(triton):
     one = triton.InferInput("image", [2], "FP32")
     one.set_shared_memory("region", 8)
     body, length = triton.InferenceServerClient.generate_request_body([one])
-    with pytest.raises(xl.RequestError, match="shared memory is not supported"):
+    with pytest.raises(xl.RequestError, match=r"shared_memory_region.*send the data in the body"):
         read_infer(body, length, max_elements=2)

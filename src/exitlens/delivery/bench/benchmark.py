@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from exitlens.delivery.bench.contenders import AsIs, Plain, Planned, StepTimes, measure_router_share, plan_exits
-from exitlens.delivery.bench.timing import measure_peak_bytes, time_calls
+from exitlens.delivery.bench.timing import Speed, compare, measure_peak_bytes, time_calls
+from exitlens.errors import InputError
+from exitlens.model._torch_compat import mark_any_count
+from exitlens.model.cutting.graph import pick_logits
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.trace import trace
+from exitlens.model.engine.engine import Engine, Step
+from exitlens.model.engine.onnx_engine import OnnxFile
+from exitlens.model.engine.preparation import prepare_graph
+from exitlens.model.engine.router import Router
+from exitlens.model.engine.tuning import Tuning, apply_tuning
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
+from exitlens.model.process import keep_memory
 from exitlens.model.timing import Times, Work, interleave, interval
 from exitlens.types import Policy
-from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
-from exitlens.workflow.inference import predict
+from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
+from exitlens.workflow.inference import merge_routed, predict
 
 AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"
 STEPS = "stages alone"
@@ -29,17 +41,28 @@ SHARES: dict[str, tuple[float, ...]] = {
     "40/30/20/10": (0.4, 0.3, 0.2, 0.1),
 }
 MIXED = "50/30/0/20"
+UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never answer
 
 
 def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
-    """The exit shares to force on a network with this many exits."""
+    """Returns the exit shares to force on a network with this many exits."""
     if num_exits == 4:
         return SHARES
-    found = {"nobody leaves": (0.0,) * (num_exits - 1) + (1.0,)}
+    shares = {"nobody leaves": (0.0,) * (num_exits - 1) + (1.0,)}
     if num_exits > 1:
-        found["all at exit 0"] = (1.0,) + (0.0,) * (num_exits - 1)
-        found["80/20"] = (0.8,) + (0.0,) * (num_exits - 2) + (0.2,)
-    return found
+        shares["all at exit 0"] = (1.0,) + (0.0,) * (num_exits - 1)
+        shares["80/20"] = (0.8,) + (0.0,) * (num_exits - 2) + (0.2,)
+    return shares
+
+
+def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
+    """Plans exits for ``count`` samples in these shares (by largest remainders), in random order."""
+    exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
+    counts = exact.floor()
+    for k in (exact - counts).argsort(descending=True)[: count - int(counts.sum())].tolist():
+        counts[k] += 1
+    plan = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+    return plan[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
 
 
 class Bench:
@@ -65,7 +88,7 @@ class Bench:
             self.compiled_net.compile()
 
     def samples(self, count: int) -> Inputs:
-        """``count`` inputs, repeated if there are fewer."""
+        """Returns ``count`` inputs, repeated if there are fewer."""
         rows = torch.arange(count) % count_rows(self.inputs)
         return map_inputs(self.inputs, lambda t: t[rows])
 
@@ -93,7 +116,7 @@ class Bench:
         inputs = self.samples(count)
         plans = {name: plan_exits(shares, count) for name, shares in list_exit_shares(self.net.num_exits).items()}
         steps = StepTimes(self.net, inputs, size)
-        works = self._works(inputs, size, plans) | {STEPS: steps}
+        works = self._list_works(inputs, size, plans) | {STEPS: steps}
         meters = {"": (steps, TUNED)}
         if self.compiled_net is not None:
             works[f"{STEPS}, compiled"] = compiled = StepTimes(self.compiled_net, inputs, size)
@@ -109,13 +132,13 @@ class Bench:
             for suffix, (meter, reference) in meters.items():
                 plan = plans.get(name.removeprefix("exits, ").removesuffix(suffix))
                 if plan is not None and name.endswith(suffix) and meter.rounds:
-                    row |= self._ideal(times, name, meter, reference, plan, count)
+                    row |= _compare_with_ideal(times, name, meter.ideal(plan), reference, plan)
             if memory and not name.startswith(STEPS):
                 row["peak_mb"] = round(measure_peak_bytes(works[name]) / 1e6, 3)
             rows.append(row)
-        return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | self._ratios(times)
+        return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | _list_ratios(times)
 
-    def _works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
+    def _list_works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
         kept, batches = self.net.tuning.keep_memory, split_rows(inputs, size)
         works = {AS_IS: time_calls(AsIs(self.plain), batches), TUNED: time_calls(self.tuned, batches, kept)}
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
@@ -133,63 +156,278 @@ class Bench:
                 works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
         return works
 
-    @staticmethod
-    def _ideal(times: Times, name: str, steps: StepTimes, reference: str, plan: Tensor, count: int) -> dict[str, Any]:
-        """The time that the plan would take if only its stages took time, and how close the measured time comes.
-
-        ``saving`` is the measured saving against the plain backbone in the same form, as a share of the ideal saving;
-        ``efficiency`` is the ideal time over the measured one.
-        """
-        ideal = steps.ideal(plan)[-len(times.rounds[name]) :]  # without the warm-up
-        triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
-        found = {
-            "ideal_ms": round(1000 * interval(ideal).median / count, 4),
-            "efficiency": interval([a / b for a, b, _ in triples]).to_list(),
-        }
-        if max(plan.tolist()) > min(plan.tolist()) or plan[0] == 0:  # somebody leaves early
-            found["saving"] = interval([(plain - b) / (plain - a) for a, b, plain in triples]).to_list()
-        return found
-
-    def _ratios(self, times: Times) -> dict[str, Any]:
-        """Ratios other than those to the plain backbone."""
-        nobody = "exits, nobody leaves"
-        pairs = {
-            "nobody_over_plain": (nobody, TUNED),
-            "attention_over_none": (f"{nobody}, with attention", nobody),
-            "nobody_over_plain, compiled": (f"{nobody}, compiled", COMPILED),
-        }
-        found = {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
-        for name in times.rounds:
-            eager = name.removesuffix(", compiled")
-            if eager != name and eager in times.rounds:
-                found[f"compiled_over_eager, {eager}"] = times.ratio(name, eager).to_list()
-        return found
-
     def router_time(self, size: int = 32, runs: int = 15) -> list[float]:
-        """Median, low and high of the share of time spent outside stages and heads, at mixed exit shares."""
+        """Returns median, low and high of the share of time spent outside stages and heads, at mixed exit shares."""
         shares = list(list_exit_shares(self.net.num_exits).values())[min(2, self.net.num_exits - 1)]
         share = measure_router_share(Planned(self.net, plan_exits(shares, size)), self.samples(size))
         share()
         return interval([share() for _ in range(runs)]).to_list()
 
 
-def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
-    """Answers a batch at one exit, in micro-batches: the smaller static network of the same kind."""
-    with net.open_engine() as engine:
-        activations = net.unpack(batch)
-        size = net.tuning.micro_batch or len(activations[0])
-        for at in range(0, len(activations[0]), size):
-            part = engine.enter(tuple(t[at : at + size] for t in activations))
-            for k in range(exit_):
-                part = engine.advance(k, part)
-            engine.answer(exit_, part, 1.0, "max_probability")
+def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: str, plan: Tensor) -> dict[str, Any]:
+    """Returns the time that a plan would take if only its stages took time, and how close the measured time comes.
+
+    ``saving`` is the measured saving against the plain backbone in the same form, as a share of the ideal saving;
+    ``efficiency`` is the ideal time over the measured one.
+    """
+    ideal = ideal[-len(times.rounds[name]) :]  # without the warm-up
+    triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
+    row = {
+        "ideal_ms": round(1000 * interval(ideal).median / len(plan), 4),
+        "efficiency": interval([least / taken for least, taken, _ in triples]).to_list(),
+    }
+    if max(plan.tolist()) > min(plan.tolist()) or plan[0] == 0:  # somebody leaves early
+        row["saving"] = interval([(plain - taken) / (plain - least) for least, taken, plain in triples]).to_list()
+    return row
 
 
-def tabulate(found: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a table for people from the result of :meth:`Bench.run`."""
+def _list_ratios(times: Times) -> dict[str, Any]:
+    """Returns the ratios that are not to the plain backbone."""
+    nobody = "exits, nobody leaves"
+    pairs = {
+        "nobody_over_plain": (nobody, TUNED),
+        "attention_over_none": (f"{nobody}, with attention", nobody),
+        "nobody_over_plain, compiled": (f"{nobody}, compiled", COMPILED),
+    }
+    for name in times.rounds:
+        eager = name.removesuffix(", compiled")
+        if eager != name and eager in times.rounds:
+            pairs[f"compiled_over_eager, {eager}"] = name, eager
+    return {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
+
+
+def tabulate(measured: Mapping[str, Any]) -> list[list[str]]:
+    """Returns rows of a table for people from the result of :meth:`Bench.run`."""
     rows = [["", "ms/sample", "p95 ms", "x plain", "x tuned", "ideal ms", "MB"]]
-    for row in found["rows"]:
+    for row in measured["rows"]:
         cells = [f"{row['ms'][0]:.3f}", f"{row['call_p95_ms']:.2f}", f"{row['speedup'][0]:.2f}"]
         cells += [f"{row['speedup_tuned'][0]:.2f}", f"{row['ideal_ms']:.3f}" if "ideal_ms" in row else ""]
         rows.append([row["name"], *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
     return rows
+
+
+def compare_adaptive(
+    plain: nn.Module, net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7
+) -> Speed:
+    """Times the plain backbone against :func:`predict`; both in evaluation mode, images in channels_last."""
+    batches, kept = split_whole_batches(inputs, batch_size), net.tuning.keep_memory
+    with switch_mode(plain, False), switch_mode(net, False):
+        return compare(AsIs(plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)
+
+
+def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
+    """Returns full batches, images in channels_last, the memory format that networks are trained in."""
+
+    def lay_out(t: Tensor) -> Tensor:
+        last = t.ndim == 4 and t.shape[1] > 1
+        return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    chunks = [chunk for chunk in split_rows(inputs, batch_size) if count_rows(chunk) == batch_size]
+    if not chunks:
+        raise InputError(f"batch_size: expected at most {count_rows(inputs)}, the samples there are, got {batch_size}")
+    return [(map_inputs(chunk, lay_out),) for chunk in chunks]
+
+
+# --- the plain backbone ---
+
+
+class AsIs:
+    """The backbone as PyTorch runs it: float32, its own memory format, whole batches."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone = backbone
+
+    def __call__(self, batch: Inputs) -> None:
+        """Answers one batch."""
+        with torch.inference_mode():
+            output = self.backbone(batch) if isinstance(batch, Tensor) else self.backbone(**batch)
+            pick_logits(output).softmax(1).max(1)
+
+
+class Plain:
+    """The backbone with the same tuning as the network with exits."""
+
+    def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
+        tensors = list_tensors(example)
+        images = tensors[0].ndim == 4
+        self.tuning = replace(tuning, channels_last=images or tuning.channels_last, backend="torch") if compiled else tuning
+        self.compiled, self.body = compiled, self._prepare(backbone, example)
+        if compiled:
+            self.body = torch.compile(self.body, options={"freezing": True})
+            several = self.tuning.convert(tuple(torch.cat([t[:1]] * 5) for t in tensors))
+            with torch.no_grad():
+                self.body(*(mark_any_count(t) for t in several))
+                self.body(*(t[:1] for t in several))
+
+    def _prepare(self, backbone: nn.Module, example: Inputs) -> Callable[..., Any]:
+        if self.tuning.backend == "onnx":
+            written = write_plain(backbone, example)
+            return lambda *activations: written(activations)
+        return prepare_graph(trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable(), self.tuning)
+
+    def __call__(self, batch: Inputs) -> None:
+        """Answers one batch in micro-batches."""
+        with apply_tuning(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
+            parts = _split(list_tensors(batch), self.tuning)
+            logits = [_take_logits(self.body(*self.tuning.convert(part))).float() for part in parts]
+            (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
+
+
+def write_plain(backbone: nn.Module, example: Inputs) -> OnnxFile:
+    """Writes the plain backbone, batch normalisation folded, as an ONNX file that gives logits."""
+    body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
+    folded = _Logits(prepare_graph(body, Tuning(folded=True)).float()).eval()
+    return OnnxFile.write(folded, tuple(t[:1] for t in list_tensors(example)), "the plain backbone")
+
+
+class _Logits(nn.Module):
+    """A graph whose output is a tuple of its logits alone."""
+
+    def __init__(self, body: fx.GraphModule) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, *activations: Tensor) -> tuple[Tensor]:
+        return (_take_logits(self.body(*activations)),)
+
+
+def _take_logits(output: Any) -> Tensor:
+    logits: Tensor = pick_logits(output[0] if isinstance(output, tuple | list) else output)
+    return logits
+
+
+def _split(activations: Activations, tuning: Tuning) -> Iterator[Activations]:
+    """Yields micro-batches."""
+    size = tuning.micro_batch or len(activations[0])
+    for at in range(0, len(activations[0]), size):
+        yield tuple(t[at : at + size] for t in activations)
+
+
+# --- the network with exits ---
+
+
+class Planned:
+    """The network's own path (check, engine, router), except that a plan decides where each sample leaves.
+
+    Args:
+        net: with its tuning, compiled or not.
+        plan: ``(N,)`` exits of the samples of ``inputs``, in order.
+        whole_batches: the samples of a call leave together, at the last of their exits, as in batch-wise early exit.
+        attention: also compute attention maps.
+    """
+
+    def __init__(self, net: ExitNet, plan: Tensor, whole_batches: bool = False, attention: bool = False) -> None:
+        self.net, self.plan, self.whole, self.attention = net, plan, whole_batches, attention
+        self.leaves = [plan == k for k in range(net.num_exits)]
+        first = int(plan[0])
+        self.constant = bool((plan == first).all())  # then thresholds suffice
+        self.policy = Policy(
+            tuple(0.0 if self.constant and k == first else UNREACHABLE_THRESHOLD for k in range(net.num_exits - 1))
+        )
+
+    def work(self, inputs: Inputs, size: int) -> Work:
+        """Returns the work of answering all the inputs in calls of ``size``."""
+        starts = range(0, len(self.plan), size)
+        return time_calls(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
+
+    def __call__(self, call: tuple[int, Inputs]) -> None:
+        """Answers one batch, whose first sample is number ``call[0]``."""
+        start, batch = call
+        with self.net.open_engine() as engine:
+            self.answer(engine, start, self.net.check_input(batch))
+
+    def answer(self, engine: Engine, start: int, activations: Activations) -> None:
+        """Answers samples ``start`` onwards with this engine."""
+        count = len(activations[0])
+        size, rule = self.net.tuning.micro_batch, None
+        if self.whole:
+            last = int(self.plan[start : start + count].max())
+            size, rule = 0, lambda batch, _: (batch.where >= 0) & (batch.exit == last)  # the whole batch takes one decision
+        elif not self.constant:
+            leaves = [rows[start : start + count] for rows in self.leaves]
+            rule = lambda batch, _: leaves[batch.exit].index_select(0, batch.where)  # noqa: E731
+        router = Router(engine, self.policy, self.attention, size, rule)
+        merge_routed(self.net, router.run(torch.arange(count), activations))
+
+
+def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
+    """Answers a batch at one exit, in micro-batches: the smaller static network of the same kind."""
+    with net.open_engine() as engine:
+        for part in _split(net.unpack(batch), net.tuning):
+            activations = engine.enter(part)
+            for k in range(exit_):
+                activations = engine.advance(k, activations)
+            engine.answer(exit_, activations, 1.0, "max_probability")
+
+
+class StepTimes:
+    """The time of every stage with its head on all samples, from which the ideal saving follows.
+
+    The ideal time sums, over exits, the share of samples that reach the exit times the time of its stage and head.
+    """
+
+    def __init__(self, net: ExitNet, inputs: Inputs, size: int) -> None:
+        self.net, self.batches = net, split_rows(inputs, size)
+        self.rounds: list[list[float]] = []
+
+    def __call__(self) -> list[float]:
+        """Runs all samples through all stages and records the seconds of each."""
+        if keep_memory(self.net.tuning.keep_memory) or len(self.batches) > 1:
+            self._run(self.batches[:1])
+        self.rounds.append(self._run(self.batches))
+        return [sum(self.rounds[-1])]
+
+    def _run(self, batches: Sequence[Inputs]) -> list[float]:
+        spent = [0.0] * self.net.num_exits
+        for batch in batches:
+            with self.net.open_engine() as engine:
+                for part in _split(self.net.unpack(batch), self.net.tuning):
+                    activations = part
+                    for k in range(self.net.num_exits):
+                        started = time.perf_counter()
+                        activations = engine.enter(activations) if k == 0 else activations
+                        activations = engine.answer(k, activations, 1.0, "max_probability").activations
+                        spent[k] += time.perf_counter() - started
+        return spent
+
+    def ideal(self, plan: Tensor) -> list[float]:
+        """Returns the seconds that the plan would take at the times of each round."""
+        reached = [(plan >= k).double().mean().item() for k in range(self.net.num_exits)]
+        return [sum(share * seconds for share, seconds in zip(reached, spent, strict=True)) for spent in self.rounds]
+
+
+class _Clocked(Engine):
+    """An engine that sums the time spent in stages, heads and the tuning's memory formats."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
+        self.inner, self.spent = engine, 0.0
+
+    def enter(self, activations: Activations) -> Activations:
+        started = time.perf_counter()
+        activations = super().enter(activations)
+        self.spent += time.perf_counter() - started
+        return activations
+
+    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
+        started = time.perf_counter()
+        step = self.inner.run_step(k, activations, attention)
+        self.spent += time.perf_counter() - started
+        return step
+
+
+def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
+    """Returns a function that answers all inputs in one call and returns the share of time outside stages and heads.
+
+    That is the time for scores, decisions, gathering and scattering.
+    """
+
+    def run() -> float:
+        with planned.net.open_engine() as engine:
+            clocked, activations = _Clocked(engine), planned.net.check_input(inputs)
+            started = time.perf_counter()
+            planned.answer(clocked, 0, activations)
+            total = time.perf_counter() - started
+        return (total - clocked.spent) / total
+
+    return run

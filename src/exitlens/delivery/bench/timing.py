@@ -19,12 +19,9 @@ from exitlens.types.inputs import count_rows
 
 
 def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
-    """The work of running each batch in order; the first of several runs once before, untimed.
+    """Returns the work of running each batch in order; the first of several runs once before, untimed.
 
-    Args:
-        run: called with each batch.
-        batches: in order.
-        kept: whether the process keeps its memory meanwhile; after a change the first batch runs once untimed, too.
+    With ``kept`` the process keeps its memory meanwhile; after a change the first batch runs once untimed, too.
     """
 
     def work() -> list[float]:
@@ -47,10 +44,10 @@ class Speed:
     Attributes:
         batch_size: samples in a call.
         speedup: time of the first over time of the second in the same round, the median over rounds.
-        low: end of its 95 % interval. high: the other end.
-        plain_ms: median milliseconds for each sample, of the first function. ours_ms: of the second.
+        low, high: 95 % interval of ``speedup``.
+        plain_ms, ours_ms: median milliseconds for each sample, of the first function and of the second.
         images: samples in a round.
-        rounds: how many.
+        rounds: number of rounds.
     """
 
     batch_size: int
@@ -87,7 +84,7 @@ def compare(
 
 
 def measure_peak_bytes(work: Work) -> int:
-    """The most memory that one run of the work held for tensors at once, beyond what was held before (CPU)."""
+    """Returns the most memory that a run of the work held for tensors at once, beyond what was held before (CPU)."""
     with _silence_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         work()
     result = run.profiler.kineto_results

@@ -1,1 +1,1 @@
-"""The explorer: a local page where one watches a network decide. ``core`` answers, ``page`` draws, ``app`` serves."""
+"""The explorer: a local page where one watches a network decide. ``core`` answers, ``page`` draws, ``interface`` serves."""

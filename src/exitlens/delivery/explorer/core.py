@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from exitlens.data.demo.garments import load_scenes
-from exitlens.data.sets import LazySet
+from exitlens.data.sets import ImageSet, LazySet
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import time_calls
 from exitlens.delivery.bundle import load
-from exitlens.delivery.explorer.known import Share, read_shares
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
@@ -46,11 +46,48 @@ ROUNDS, PATIENCE = 5, 0.3  # how often an answer is timed at most; seconds after
 Shown = Image.Image | str | Tensor  # a picture, a text, or the input (without the batch axis) of another kind of network
 DISPLAY = 320  # pixels, the longer side of a picture
 SLOW_MS = 200  # relevance that takes longer is not shown until it is asked for
+RESULT, TRAINING, MAIN = "result.json", "training", "egt"  # of a demo: its file, the folder of its runs, its own network
+
+
+class Share(NamedTuple):
+    """A deletion share: the part of what the occlusion oracle gains over random cells that a map gains.
+
+    ``error`` is its standard error, ``samples`` the number of images that it was measured on.
+    """
+
+    value: float
+    error: float
+    samples: int
+
+
+def read_shares(directory: Path, fingerprint: str, exits: int) -> tuple[Share | None, ...]:
+    """Reads the share of every exit from the result that a demo kept beside its runs; ``None`` where it is not known.
+
+    Args:
+        directory: the directory of a run, or of its bundle.
+        fingerprint: fingerprint of the network, which the demo's own has to have.
+        exits: its number of exits.
+    """
+    unknown = (None,) * exits
+    run = directory.resolve()
+    run = run.parent if run.name == "bundle" else run
+    inside = run.parent.name == TRAINING
+    folder, name = (run.parent.parent, run.name) if inside else (run, MAIN)
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if name == MAIN and result["policy"]["network"] != fingerprint:
+            return unknown  # another network was put in its place
+        row = next(measures for measures in result[name].values() if "deletion_share" in measures)
+        pairs, samples = zip(row["deletion_share"], row["deletion_share_error"], strict=True), int(row["oracle_samples"])
+        shares = tuple(None if value is None else Share(float(value), float(error), samples) for value, error in pairs)
+        return shares if len(shares) == exits else unknown
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return unknown
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A bundle: its network, the policy to start with, its directory, and every exit's deletion share where it is known."""
+    """A bundle: its network, the policy to start with, its directory, and every exit's deletion share if it is known."""
 
     name: str
     directory: Path
@@ -61,7 +98,7 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class Example:
-    """What to start with, and its class, but of a text."""
+    """A sample to start with, and its class, which texts do not show."""
 
     shown: Shown
     truth: str
@@ -71,7 +108,7 @@ class Example:
 class Answer:
     """A network's answer: every exit's view, and the time of this answer and of the full network (medians).
 
-    ``relevance``: on which places of exit 0's features every exit's answer depends, ``(*S)`` each, if it was asked for.
+    ``relevance``: if it was asked for, the places of exit 0's features on which every exit's answer depends, ``(*S)`` each.
     """
 
     run: LoadedRun
@@ -87,7 +124,7 @@ class Explorer:
 
     Args:
         bundles: run directories or bundles, one or two, of one kind of input.
-        data: a labelled folder, file or name, in place of the first run's test and calibration data.
+        data: a labelled folder, file or name to use in place of the first run's test and calibration data.
         root: folder of torchvision's files.
 
     Raises:
@@ -103,11 +140,11 @@ class Explorer:
             self.runs.append(self._load_run(name, path))
         kinds = [run.net.input_spec.modality for run in self.runs]
         if len({kind.name for kind in kinds}) > 1:
-            raise InputError(f"bundle: one takes {kinds[0].plural} and the other {kinds[1].plural}: compare two of a kind")
+            raise InputError(f"bundle: expected two of a kind, got {kinds[0].plural} and {kinds[1].plural}")
         self.is_text, self.is_picture, self.modality = kinds[0] is TEXT, kinds[0] is IMAGE, kinds[0]
-        known = [require_preprocess(run.net, kinds[0].preprocess) for run in self.runs]
-        if not (self.is_text or self.is_picture or known[0] == known[-1]):
-            raise InputError(f"bundle: the two make inputs of {kinds[0].plural} differently: compare equals")
+        preprocesses = [require_preprocess(run.net, kinds[0].preprocess) for run in self.runs]
+        if not (self.is_text or self.is_picture or preprocesses[0] == preprocesses[-1]):
+            raise InputError(f"bundle: expected two that make inputs of {kinds[0].plural} alike, got two that differ")
         self._data, self._root = data, root
         self.kind = f"samples of {data}" if data else "calibration samples"
         self._traces: dict[int, Trace | str] = {}
@@ -123,10 +160,10 @@ class Explorer:
             policy = Policy(like.thresholds, like.score) if like and fits else usual
         return LoadedRun(name, path, net, policy, read_shares(path, net.cached_fingerprint(), net.num_exits))
 
-    # --- inputs -----------------------------------------------------------------------------------------------------------
+    # --- inputs ---
 
     def examples(self) -> list[Example]:
-        """Test samples of the first run's data; where none was given or recorded, scenes if there are any, or none."""
+        """Returns test samples of the first run's data; without a record of data, scenes if they are installed."""
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
@@ -141,17 +178,14 @@ class Explorer:
                 return []
         if isinstance(data, TextSet):
             return [Example(text, "") for text in data.texts[:TEXTS]]
-        if data.modality is not IMAGE:
-            few = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
-            named = zip(list_tensors(few.inputs)[0], name_answers(few.labels, few.classes), strict=True)
-            return [Example(sample, name) for sample, name in named]
-        chosen: Any = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
-        chosen = chosen.load() if isinstance(chosen, LazySet) else chosen
-        pairs = zip(chosen.images, name_answers(chosen.labels, chosen.classes), strict=True)
-        return [Example(from_pixels(pixels), name) for pixels, name in pairs]
+        few = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
+        few = few.load() if isinstance(few, LazySet) else few
+        names = name_answers(few.labels, few.classes)
+        shown = map(from_pixels, few.images) if isinstance(few, ImageSet) else list_tensors(few.inputs)[0]
+        return [Example(sample, name) for sample, name in zip(shown, names, strict=True)]
 
     def read(self, path: Path) -> Image.Image | Tensor:
-        """An uploaded file; for one that cannot be read, or is too large, a :class:`DataError` without its path."""
+        """Reads an uploaded file; if it cannot be read or is too large, raises a :class:`DataError` that hides its path."""
         try:
             if not self.is_picture:
                 return list_tensors(self.modality.read(path, self.runs[0].net.info.preprocess))[0][0]
@@ -174,12 +208,12 @@ class Explorer:
         pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, -1).permute(2, 0, 1)
         return preprocess.normalise(pixels)[None]
 
-    # --- answers ----------------------------------------------------------------------------------------------------------
+    # --- answers ---
 
     def answer(
         self, index: int, shown: Shown, thresholds: Sequence[float] | None = None, *, relevance: bool = False
     ) -> Answer:
-        """A run's answer to what is shown, under other ``thresholds`` than its policy's if given."""
+        """Answers what is shown, under ``thresholds`` if they are given and not under those of the run's policy."""
         run = self.runs[index]
         policy = self.policy(index, thresholds)
         inputs = self.encode(run, shown)
@@ -191,11 +225,11 @@ class Explorer:
         }
         times = interleave(works, rounds=1, seconds=PATIENCE, most=ROUNDS, warm_up=False)
         maps = compute_relevance_of_exits(run.net, inputs) if relevance and have_maps(run.net.heads) else ()
-        taken = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
-        return Answer(run, why, *taken, tuple(one[0] for one in maps))
+        medians = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
+        return Answer(run, why, *medians, tuple(batch[0] for batch in maps))
 
     def is_relevance_slow(self) -> bool:
-        """Whether the relevance of all exits of all runs takes so long that nobody should wait for it unasked."""
+        """Return whether the relevance of all exits of all runs takes so long that nobody should wait for it unasked."""
         works = {}
         if not all(have_maps(run.net.heads) for run in self.runs):
             return True
@@ -206,7 +240,7 @@ class Explorer:
         return sum(times.median_ms(name) for name in works) > SLOW_MS
 
     def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:
-        """A run's policy; with other thresholds it carries no calibration record, since nothing was promised for them."""
+        """Returns a run's policy; with other thresholds it has no calibration record: nothing was promised for them."""
         policy = self.runs[index].policy
         if thresholds is None or tuple(thresholds) == policy.thresholds:
             return policy
@@ -215,10 +249,10 @@ class Explorer:
     def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> SampleSet:
         return load_samples(owner.directory, net, split, ReadSettings(self._data, self._root, skip_bad=True))
 
-    # --- the calibration trace ---------------------------------------------------------------------------------------------
+    # --- the calibration trace ---
 
     def trace(self, index: int) -> Trace | str:
-        """The trace of a run's calibration split, collected once, or the reason why there is none."""
+        """Returns the trace of a run's calibration split, collected once, or the reason why there is none."""
         with self._lock:
             if index not in self._traces:
                 self._traces[index] = self._collect(self.runs[index])

@@ -1,4 +1,4 @@
-"""The explorer's panels as HTML: a network's answer, and the effect of thresholds on a trace."""
+"""The explorer's panels as HTML: a network's answer, and the effect of thresholds on a trace with its plot."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun
-from exitlens.delivery.explorer.frontier import draw_frontier
-from exitlens.delivery.explorer.known import Share
+from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun, Share
 from exitlens.delivery.pages import load_template, shade_tokens
 from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour
@@ -20,13 +19,15 @@ from exitlens.types.outputs import exit_name, tell_apart
 from exitlens.workflow.evaluation import Report
 
 BARS, MOST = 3, 50  # classes shown for each exit at once, and on demand
+WIDTH, HEIGHT = 380, 240  # of the plot
+LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 26, HEIGHT - 40  # where the axes are
 
 
 def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) -> str:
-    """A network's answer: every exit's map over the picture, its probabilities, and the rule that decided.
+    """Renders a network's answer: every exit's map over the picture, its probabilities, and the rule that decided.
 
     Args:
-        answer: of one run.
+        answer: the answer of one run.
         picture: what was answered, or ``None`` for a text.
         side: the least width of a map in pixels.
     """
@@ -63,10 +64,10 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
     others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist()
     later = view.exit > why.answered
-    held = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
-    held = "does not answer under these thresholds" if view.threshold == math.inf else held
+    refusal = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
+    refusal = "does not answer under these thresholds" if view.threshold == math.inf else refusal
     drawn = "" if with_map or isinstance(why.preprocess, TextPreprocess) else Markup(why.draw_exit(view))
-    role = "answered" if view.exit == why.answered else "would say" if later else held
+    role = "answered" if view.exit == why.answered else "would say" if later else refusal
     return {
         "name": name,
         "colour": pick_exit_colour(view.exit, why.num_exits),
@@ -85,15 +86,12 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
 
 
 def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[str, Any]:
-    """What speaks for the exit's answer, drawn as its attention is; nothing where relevance was not asked for."""
+    """What speaks for the exit's answer, drawn as its attention is; empty if relevance was not asked for."""
     if not answer.relevance:
         return {"depends": "", "depends_drawn": "", "depends_tokens": []}
     why, speaks_for = answer.why, as_distribution(answer.relevance[view.exit][None])[0]
-    drawn = (
-        ""
-        if with_map or isinstance(why.preprocess, TextPreprocess)
-        else Markup(why.draw_relevance(answer.relevance[view.exit]))
-    )
+    plain = with_map or isinstance(why.preprocess, TextPreprocess)
+    drawn = "" if plain else Markup(why.draw_relevance(answer.relevance[view.exit]))
     name = exit_name(view.exit, why.num_exits)
     return {
         "depends": data_uri(draw_heat(speaks_for), small=False) if with_map else "",
@@ -115,14 +113,14 @@ def _explain_rule(view: ExitView, is_final: bool) -> str:
         return f"confidence {view.confidence:.3f}; it answers whatever comes to it"
     confidence, threshold = tell_apart(view.confidence, view.threshold)
     word = "≥" if view.fired or view.confidence >= view.threshold else "<"
-    said = f"confidence {confidence} {word} threshold {threshold}"
+    rule = f"confidence {confidence} {word} threshold {threshold}"
     if view.threshold == math.inf:
-        said = f"confidence {confidence}; under these thresholds it never answers"
+        rule = f"confidence {confidence}; under these thresholds it never answers"
     if view.estimate is None or view.limit is None:
-        return said
+        return rule
     guess, limit = tell_apart(view.estimate, view.limit)
     word = "≤" if view.estimate <= view.limit else ">"
-    return f"{said}; estimated divergence {guess} {word} {limit}, the gate's limit"
+    return f"{rule}; estimated divergence {guess} {word} {limit}, the gate's limit"
 
 
 def _describe_agreement(view: ExitView, is_final: bool) -> str:
@@ -133,7 +131,7 @@ def _describe_agreement(view: ExitView, is_final: bool) -> str:
 
 
 def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) -> str:
-    """The effect of thresholds on a trace of ``kind`` samples, and where it lies on the frontier."""
+    """Renders the effect of thresholds on a trace of ``kind`` samples, and where it lies on the frontier."""
     if isinstance(report, str):
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
@@ -152,3 +150,42 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
         exits=shares,
         plot=Markup(draw_frontier(report)),
     )
+
+
+def draw_frontier(report: Report) -> str:
+    """Draws accuracy against cost: the best thresholds at every cost, each exit alone, and the report's thresholds."""
+    labelled = report.accuracy is not None
+    exits = [(row.cost, row.agreement if row.accuracy is None else row.accuracy) for row in report.exits]
+    now = (report.cost, 1 - report.disagreement if report.accuracy is None else report.accuracy)
+    points = [*report.curve, *exits, now]
+    costs = _choose_ticks(0.0, max(x for x, _ in points))
+    low, high = (100 * f(y for _, y in points) for f in (min, max))
+    levels = [level for level in _choose_ticks(low, high) if level <= 100]
+    x1, y0, y1 = costs[-1], levels[0], max(levels[-1], high)
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        share = (100 * point[1] - y0) / (y1 - y0)
+        return LEFT + point[0] / x1 * (RIGHT - LEFT), BOTTOM - share * (BOTTOM - TOP)
+
+    count = len(exits)
+    titles = [f"{exit_name(k, count)} alone: {100 * y:.1f} % at cost {x:.3f}" for k, (x, y) in enumerate(exits)]
+    what = "accuracy" if labelled else "agreement with final"
+    return load_template("explorer_frontier.svg.j2").render(
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        bottom=BOTTOM,
+        across=[(at((x, 0.0))[0], f"{x:g}") for x in costs],
+        up=[(at((0.0, y / 100))[1], f"{y:g}") for y in levels],
+        line=[at(p) for p in report.curve],
+        exits=[{"at": at(p), "colour": pick_exit_colour(k, count), "title": titles[k]} for k, p in enumerate(exits)],
+        here=at(now),
+        what=what,
+        alt=f"{what} against cost: these thresholds give {100 * now[1]:.1f} % at cost {now[0]:.3f}",
+    )
+
+
+def _choose_ticks(low: float, high: float) -> list[float]:
+    """Returns about five round numbers from ``low`` to ``high``, at least two."""
+    ticks = MaxNLocator(5, min_n_ticks=2).tick_values(low, max(high, low + 1e-3))
+    return [round(float(tick), 10) for tick in ticks]

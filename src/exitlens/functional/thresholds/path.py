@@ -1,8 +1,8 @@
-"""Thresholds whose limits hold on samples that did not choose them: cross-validation within the calibration samples.
+"""The path of threshold vectors from the safest to the cheapest, and how far held-out samples let one go on it.
 
-A search finds what is good on its own samples partly by chance, so new samples lose more than the limit. Here all samples
-propose a path of policies from the safest to the cheapest, as for a certificate, and how far one may go on it is decided by
-held-out samples: every fold is routed by the path of the others, up to the same smoothed loss.
+Both a certificate and cross-validation choose from a path. A certificate tests it on samples that did not propose it. With
+folds, all samples propose it, and every fold is routed by the path of the others, up to the same smoothed loss: a search
+finds what is good on its own samples partly by chance, so new samples lose more than the limit.
 """
 
 from __future__ import annotations
@@ -10,19 +10,126 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
+from scipy.special import ndtr
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError
-from exitlens.functional.groups import shuffle_groups
-from exitlens.functional.risk import Budget, Risk
+from exitlens.functional.groups import count_groups, shuffle_groups
+from exitlens.functional.risk import Budget, Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.thresholds.certification import LEAST, find_candidates, order_path
-from exitlens.functional.thresholds.search import quantise
+from exitlens.functional.thresholds.search import Cuts, average_cost, find_frontier, is_within, mix_cuts, quantise
 from exitlens.types import Trace
+
+STEPS = 8  # from one vector of the frontier to the next
+LEAST = 1e-6  # of a limit, where losses are divided by it
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part.
+
+    ``smoothed_losses`` are the means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
+    share of samples that leave early counts as the loss of one more unit, so that of two vectors without any loss the one
+    that lets fewer samples leave is the safer.
+    """
+
+    cuts: Cuts
+    cost: float
+    means: tuple[float, ...]
+    variances: tuple[float, ...]
+    counts: tuple[int, ...]
+    smoothed_losses: tuple[float, ...]
+
+
+def find_candidates(
+    index: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()
+) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
+    """Return vectors worth testing: the frontiers of each risk and of their sum, with steps between neighbours.
+
+    Never-exit, which needs no test, is left out. With budgets there are frontiers of their prices, too, and only vectors
+    that keep them.
+    """
+    smoothed = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
+    scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed, risks, strict=True)]).sum(0)
+    whole = [losses for losses, risk in zip(smoothed, risks, strict=True) if risk.rows is None]
+    tops = index.amax(0).tolist()
+    vectors: dict[Cuts, None] = {}
+    columns = [scaled] if len(risks) == 1 else [*whole, scaled]
+    for column, price in product(columns, [cost, *(1e-3 * cost + budget.prices for budget in budgets)]):
+        # never-exit is beaten by whatever loses nothing here, but the path has to start next to it
+        ordered = [*(point.cuts for point in find_frontier(index, column, price)), (math.inf,) * index.shape[1]]
+        vectors |= dict.fromkeys(ordered)
+        for left, right in pairwise(ordered):
+            vectors |= dict.fromkeys(mix_cuts(left, right, step / STEPS, tops) for step in range(1, STEPS))
+    for last in (budget.last_free for budget in budgets if budget.last_free is not None):  # no sample goes beyond this exit
+        vectors |= dict.fromkeys((*cuts[:last], *(0.0,) * (index.shape[1] - last)) for cuts in list(vectors))
+    early = [cuts for cuts in vectors if any(cut != math.inf for cut in cuts) and is_within(index, cuts, budgets)]
+    return [_rate(cuts, index, risks, smoothed, cost) for cuts in early]
+
+
+def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
+    """Replace each early exit's losses by their mean given the score, which falls as the score rises (isotonic regression).
+
+    A frontier of single losses follows chance: a rare error here or there moves its thresholds.
+    """
+    smoothed = column.clone()
+    for k in range(index.shape[1]):
+        order = index[:, k].argsort(stable=True)
+        fitted = isotonic_regression(column[order, k].double().numpy(), increasing=False).x.copy()
+        smoothed[order, k] = torch.as_tensor(fitted, dtype=column.dtype)
+    return smoothed
+
+
+def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:
+    exits = find_first_firing(index, cuts)
+    losses = [risk.units(exits).double() for risk in risks]
+    early = (exits < cost.shape[-1] - 1).double().mean().item()
+    count = len(index) if risks[0].groups is None else count_groups(risks[0].groups)
+    return Candidate(
+        cuts,
+        average_cost(cost, exits),
+        means=tuple(units.mean().item() if len(units) else 1.0 for units in losses),
+        variances=tuple(units.var(correction=0).item() if len(units) else 0.0 for units in losses),
+        counts=tuple(map(len, losses)),
+        smoothed_losses=tuple(select_exits(loss, exits).double().mean().item() + early / count for loss in smoothed_losses),
+    )
+
+
+def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[float]:
+    """Return normal p-values of each risk, to order vectors by; they test nothing.
+
+    The variance of one more loss is added: that no loss was seen does not mean there is no variance.
+    """
+    rows = zip(candidate.means, candidate.variances, candidate.counts, limits, strict=True)
+    return [
+        float(ndtr((mean - limit) / math.sqrt((variance + 1 / max(count, 1)) / max(count, 1))))
+        for mean, variance, count, limit in rows
+    ]
+
+
+def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
+    """Return the candidates that no other beats in both cost and smoothed loss (over its limit), safest first.
+
+    The smoothed loss, not the risk: it grows with every sample that leaves, so the path starts next to never-exit and goes
+    on in small steps. By risk it would start where the first part's gains happen to be largest, and the first test would
+    often end it. Candidates that are likely above their limit are left out.
+    """
+    likely = [i for i, candidate in enumerate(pool) if max(approximate_p_values(candidate, limits)) < 0.9]
+    loss = {i: max(h / max(limit, LEAST) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
+    kept: list[int] = []
+    for i in sorted(likely, key=lambda i: (pool[i].cost, loss[i])):  # cheapest first
+        if not kept or loss[i] < loss[kept[-1]]:
+            kept.append(i)
+    if len(kept) > most:
+        kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
+    return [pool[i] for i in reversed(kept)]
 
 
 class Path(NamedTuple):
@@ -32,34 +139,26 @@ class Path(NamedTuple):
     losses: list[float]
 
     def at(self, loss: float) -> tuple[float, ...]:
-        """The cheapest thresholds that lose no more, but for rounding."""
+        """Return the cheapest thresholds that lose no more, but for rounding."""
         return self.thresholds[bisect_right(self.losses, loss * (1 + 1e-6)) - 1]
 
 
 def split_folds(trace: Trace, folds: int, seed: int) -> Tensor:  # -> (N,)
-    """The fold of every sample, at random; samples of one group are in the same.
-
-    Raises:
-        InputError: for more folds than samples (or groups).
-    """
-    count, what = (len(trace), "samples") if trace.groups is None else (trace.num_groups, "groups")
+    """Return the fold of every sample, at random; samples of one group are in the same."""
+    count, unit = (len(trace), "samples") if trace.groups is None else (trace.num_groups, "groups")
     if folds > count:
-        raise InputError(f"folds: got {folds} for {count} {what}: expected no more than these")
+        raise InputError(f"folds: got {folds} for {count} {unit}: expected no more than these")
     units = torch.arange(len(trace)) if trace.groups is None else trace.groups
     return shuffle_groups(units, seed) % folds
 
 
 def find_held_out(
     scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], folds: Tensor
-) -> tuple[tuple[float, ...], dict[str, float]]:
-    """The cheapest thresholds of the path under which held-out samples keep the limits, and by name what these lose.
+) -> tuple[tuple[float, ...], dict[str, float]]:  # (N,K-1), (K,), (N,) of split_folds
+    """Return the cheapest thresholds of the path under which held-out samples keep the limits, and what these lose, by name.
 
-    Means of held-out samples along the path are noisy; one step counts as kept if its means and their isotonic regression
+    Means of held-out samples along the path are noisy; a step counts as kept if its means and their isotonic regression
     over all steps are within the limits, and the means of all samples, too.
-
-    Args:
-        scores: ``(N,K-1)`` of the early exits.
-        cost: ``(K,)``. folds: ``(N,)`` from :func:`split_folds`.
 
     Raises:
         CalibrationError: where no step keeps the budgets, too.
@@ -69,9 +168,9 @@ def find_held_out(
     routed = [find_first_firing(scores, thresholds) for thresholds in path.thresholds]
     kept = torch.tensor([all(budget.keeps(exits) for budget in budgets) for exits in routed])
     for column, risk in zip(means.T, risks, strict=True):
-        smooth = isotonic_regression(column.numpy()).x.copy()
-        own = torch.tensor([risk.mean(exits) for exits in routed], dtype=torch.float64)
-        kept &= torch.stack([column, torch.as_tensor(smooth), own]).amax(0) <= risk.limit + 1e-12
+        smooth = torch.as_tensor(isotonic_regression(column.numpy()).x.copy())
+        whole = torch.tensor([risk.mean(exits) for exits in routed], dtype=torch.float64)
+        kept &= torch.stack([column, smooth, whole]).amax(0) <= risk.limit + 1e-12
     if not kept.any():  # never-exit, where the path starts, loses nothing, but it may take too long
         limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
         raise CalibrationError(
@@ -85,30 +184,30 @@ def find_held_out(
 def _lose_held_out(
     path: Path, scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], folds: Tensor
 ) -> Tensor:  # -> (steps, risks) float64
-    """At every step of the path, the risks of samples routed by what the other folds propose."""
+    """Return, at every step of the path, the risks of samples routed by what the other folds propose."""
     exits = torch.empty(len(path.losses), len(scores), dtype=torch.int64)
     for fold in folds.unique().tolist():
         held, rest = (where.nonzero()[:, 0] for where in (folds == fold, folds != fold))
-        theirs = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
+        others = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
         for step, loss in enumerate(path.losses):
-            exits[step, held] = find_first_firing(scores[held], theirs.at(loss))
-    return torch.tensor([[risk.mean(one) for risk in risks] for one in exits], dtype=torch.float64)
+            exits[step, held] = find_first_firing(scores[held], others.at(loss))
+    return torch.tensor([[risk.mean(taken) for risk in risks] for taken in exits], dtype=torch.float64)
 
 
 def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> Path:
-    """The path of these samples within the budgets; it starts with never-exit, which need not keep them.
+    """Return the path of these samples within the budgets; it starts with never-exit, which need not keep them.
 
     Limits on classes that none of the samples has are left out. A smoothed loss counts the share of samples that leave early
     as one more sample: of ``count``, so that the paths of parts compare with that of the whole.
     """
     levels = quantise(scores)
-    there = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
-    limits = [risk.limit for risk in there]
+    risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
+    limits = [risk.limit for risk in risks]
     path = Path([(math.inf,) * scores.shape[1]], [-math.inf])
-    for one in order_path(find_candidates(levels.index, there, cost, budgets), limits) if there else ():
-        early = (find_first_firing(levels.index, one.cuts) < len(cost) - 1).double().mean().item()
-        less = early / len(scores) - early / count
-        loss = max((h - less) / max(limit, LEAST) for h, limit in zip(one.smoothed_losses, limits, strict=True))
-        path.thresholds.append(levels.thresholds(one.cuts))
+    for step in order_path(find_candidates(levels.index, risks, cost, budgets), limits) if risks else ():
+        early = (find_first_firing(levels.index, step.cuts) < len(cost) - 1).double().mean().item()
+        surplus = early / len(scores) - early / count
+        loss = max((h - surplus) / max(limit, LEAST) for h, limit in zip(step.smoothed_losses, limits, strict=True))
+        path.thresholds.append(levels.thresholds(step.cuts))
         path.losses.append(max(path.losses[-1], loss))
     return path

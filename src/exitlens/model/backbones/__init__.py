@@ -1,1 +1,1 @@
-"""Backbones by name, the small network, and weights from files."""
+"""Backbones by name, the small network, and weights from files or libraries."""

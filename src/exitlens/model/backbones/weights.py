@@ -59,7 +59,7 @@ class WeightsReport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the backbone but its classifier was set."""
+        """True if all of the backbone but its classifier was set."""
         return not self.missing and not self.misshapen
 
     def lines(self) -> list[str]:

@@ -1,1 +1,1 @@
-"""From a backbone to stages: trace, cut, verify, count."""
+"""Cutting a backbone into stages: trace it, find boundaries, split it there, verify; placement and cost say where."""

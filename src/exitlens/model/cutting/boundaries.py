@@ -33,10 +33,6 @@ SHOWN = 12  # places in a message
 class UncuttableError(AttachError):
     """A cut that does not work, and why; the caller adds where one would."""
 
-    def __init__(self, why: str, name: str = "", node: fx.Node | None = None) -> None:
-        super().__init__(why)
-        self.name, self.node = name, node
-
 
 def get_operation(node: fx.Node) -> str:
     """Return the bare name of what a node calls: ``view`` for the method, ``aten.view.default`` and ``_view``."""
@@ -250,12 +246,15 @@ def find_exit_nodes(traced: TracedBackbone, kind: Kind | None = None) -> list[fx
 
 
 def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
-    """Return the output nodes of the named modules, checked to be known, to run once, and in order of execution."""
+    """Return the output nodes of the named modules, checked to be known, to run once, in order and before the final exit."""
+    last = traced.position(find_last_features(traced))
     for name in at:
         if name in traced.repeated:
             count, node = traced.repeated[name]
-            why = f"it runs {count} times (a loop, or a module used again), so its name does not say after which time"
-            raise UncuttableError(why, name, node)
+            raise AttachError(
+                f"at: {name!r}: it runs {count} times (a loop, or a module used again), so its name does not say after "
+                f"which time{describe_nearest_cut(traced, 0 if node is None else traced.position(node), last)}"
+            )
         if name not in traced.outputs:
             raise AttachError(
                 f"at (option --exits): the backbone has no module {name!r} on its path.{suggest(name, traced.outputs)} Fix: "
@@ -266,6 +265,11 @@ def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
     if any(later <= earlier for earlier, later in pairwise(places)):
         ordered = sorted(set(at), key=lambda name: traced.position(traced.outputs[name]))
         raise AttachError(f"at: exits must be different and in the order of execution, got {list(at)}. Fix: use {ordered}")
+    if places and places[-1] >= last:
+        raise AttachError(
+            f"at: {at[-1]!r} is where the final exit already answers. Fix: leave it out; early exits lie before it"
+            + describe_nearest_cut(traced, last, last)
+        )
     return nodes
 
 
@@ -281,8 +285,7 @@ def _list_places(traced: TracedBackbone) -> str:
 
 def find_last_features(traced: TracedBackbone) -> fx.Node:
     """Return the last map or tokens before the backbone's own pooling and classifier; of a vector, what that reads."""
-    values, most = traced.values, max(4, len(find_input_locations(traced)) + 2)
-    axes = range(3, most + 1)
+    values, axes = traced.values, range(3, max(4, len(find_input_locations(traced)) + 2) + 1)
     maps = [n for n in traced.nodes if n in values.batched and len(values.shapes[n]) in axes and n not in values.dataless]
     maps = [n for n in maps if n.op != "placeholder" and not _only_reshapes(traced, n)]
     if not maps and takes_vector(traced):

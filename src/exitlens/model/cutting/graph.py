@@ -26,7 +26,7 @@ Shape = Callable[[Any], tuple[int, ...] | None]
 
 @dataclass(frozen=True)
 class NodeValues:
-    """What is known of the value at every node, from running the graph with two samples and with three."""
+    """Facts about the value at every node, from running the graph with two samples and with three."""
 
     shapes: dict[fx.Node, tuple[int, ...]]  # of the tensors, with two samples
     dtypes: dict[fx.Node, torch.dtype]
@@ -55,7 +55,7 @@ class TracedBackbone:
 
     @cached_property
     def values(self) -> NodeValues:
-        """What running the graph shows; raises :class:`AttachError` if the example does not fit or no logits come out."""
+        """Facts from running the graph; raises :class:`AttachError` if the example does not fit or no logits come out."""
         module, tensors = self.runnable(), list_tensors(self.example)
         with preserve_state(self.backbone), switch_mode(module, False), torch.no_grad():  # some operations write to buffers
             two, three = (run_fake(Recorder, module, [torch.cat([t] * 3)[:count] for t in tensors]) for count in (2, 3))
@@ -76,8 +76,8 @@ class TracedBackbone:
         if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
             return
         graphs = (self.nodes, other.nodes)
-        mine, theirs = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
-        if mine != theirs:
+        described, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
+        if described != expected:
             return
         same, known = dict(zip(other.nodes, self.nodes, strict=True)), other.values
         shapes, dtypes = {same[n]: v for n, v in known.shapes.items()}, {same[n]: v for n, v in known.dtypes.items()}
@@ -99,7 +99,7 @@ class TracedBackbone:
 
     @cached_property
     def outputs(self) -> dict[str, fx.Node]:
-        """Where the modules that run once have their output; for a tuple (recurrent layers), its first element."""
+        """The output nodes of the modules that run once; for a tuple (recurrent layers), its first element."""
         outputs = dict[str, fx.Node]()
         for name, node in self.last_nodes.items():
             firsts = [user for user in node.users if get_callee_name(user) == "getitem" and user.args[1] == 0]

@@ -118,7 +118,7 @@ def split(
 
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int, carry_input: bool) -> _Cuts:
     final = find_last_features(traced)
-    nodes = [*_find_early_nodes(traced, at, final), final]
+    nodes = [*find_cut_nodes(traced, at), final]
     lateral = traced.inputs[0] if carry_input else find_lateral(traced, final, least_side, kind)
     if least_side and lateral is None and len(nodes) > 1:
         with suppress(AttachError):  # a missing layout is reported where the cut is inspected
@@ -136,22 +136,6 @@ def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_sid
     runs = [traced.nodes[start:end] for start, end in pairwise(ends)]
     parts = [_make_part(traced, *part) for part in zip(runs, incoming, outgoing, strict=True)]
     return _Cuts(nodes, layouts, parts, [len(tensors) for tensors in incoming], lateral)
-
-
-def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node) -> list[fx.Node]:
-    """Return the nodes of the early exits, which must lie before the last features."""
-    last = traced.position(final)
-    try:
-        nodes = find_cut_nodes(traced, at)
-    except UncuttableError as error:
-        place = 0 if error.node is None else traced.position(error.node)
-        raise AttachError(f"at: {error.name!r}: {error}{describe_nearest_cut(traced, place, last)}") from error
-    if nodes and traced.position(nodes[-1]) >= last:
-        raise AttachError(
-            f"at: {at[-1]!r} is where the final exit already answers. Fix: leave it out; early exits lie before it"
-            + describe_nearest_cut(traced, last, last)
-        )
-    return nodes
 
 
 def _inspect_cut(

@@ -72,27 +72,15 @@ def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, fir
     module = tracer.running[-1] if tracer.running else ""
     place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
     reason = str(second).strip().split("\n", maxsplit=1)[0]
-    neighbours = _list_names_around(backbone, training, tracer, module) if module else []
-    cuts = f"; the nearest cuts, once that is done: {', '.join(map(repr, neighbours))}" if neighbours else ""
+    done = [name for name in tracer.outputs if tracer.calls[name] == 1 and not name.startswith(f"{module}.")]
+    neighbours = [str(find_name(tracer.outputs[name], tracer.outputs)) for name in done[-1:]] + [module]
+    cuts = f"; the nearest cuts, once that is done: {', '.join(map(repr, neighbours))}" if module else ""
     return (
         f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
         f"{_find_user_line(first)}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {reason!r}. What "
         "runs for a sample may not depend on the values in its batch, because exits route each sample alone. Fix: write the "
         f"choice as torch.where or torch.cond{cuts}"
     )
-
-
-def _list_names_around(backbone: nn.Module, training: bool, failed: FxTracer, module: str) -> list[str]:
-    """Return the names of the modules right before and after a module that cannot be looked into."""
-    try:
-        traced = trace_fx(backbone, training, FxTracer(failed.example, leaf=module))
-    except Exception:
-        return []
-    if module not in traced.last_nodes:
-        return []
-    place = traced.position(traced.last_nodes[module])
-    earlier = [name for node in traced.nodes[:place] if (name := find_name(node, traced.last_nodes))]
-    return [*earlier[-1:], module]
 
 
 def _find_user_line(error: BaseException) -> str:
@@ -106,22 +94,17 @@ def _find_user_line(error: BaseException) -> str:
 class FxTracer(fx.Tracer):
     """torch.fx's tracer with placeholders for the example's inputs only; it remembers which node each module returned.
 
-    Other arguments of the forward keep their defaults. Calls from other threads run as usual. ``leaf`` names a module not to
-    look into.
+    Other arguments of the forward keep their defaults. Calls from other threads run as usual.
     """
 
     proxy_buffer_attributes = True  # changes of a buffer (a count of batches) belong to the graph, not to tracing
 
-    def __init__(self, example: Inputs, leaf: str | None = None) -> None:
+    def __init__(self, example: Inputs) -> None:
         super().__init__()
-        self.example, self.leaf, self.thread = example, leaf, threading.get_ident()
+        self.example, self.thread = example, threading.get_ident()
         self.outputs: dict[str, fx.Node] = {}
         self.calls: Counter[str] = Counter()
         self.running: list[str] = []  # the modules that are being traced; after an error, those it came from
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether the module becomes one node of the graph."""
-        return module_qualified_name == self.leaf or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return placeholders for the inputs, and defaults for the arguments before and between them."""

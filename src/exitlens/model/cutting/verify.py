@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import NoReturn, cast
 
@@ -71,52 +72,47 @@ def verify(pieces: Pieces) -> None:
     Raises:
         TraceMismatchError: if anything differs.
     """
-    with fill_zero_parameters(pieces.traced.backbone):
-        _verify_evaluation(pieces)
-        _verify_training(pieces)
-
-
-def _verify_evaluation(pieces: Pieces) -> None:
     backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 3)
+    with fill_zero_parameters(backbone):
+        plain = _compare_runs(pieces, inputs, False)
+        with preserve_state(backbone):
+            first = [t[:1] for t in inputs]
+            _compare(run_plain(pieces, first, False), run_staged(pieces, first, False), 1e-6, "a single sample")
+            routed = run_staged(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
+        spread = (plain - plain.mean(0)).abs().max().item()  # how far samples differ; the rest of a logit may be a constant
+        allowed = 2e-5 + 1e-3 * spread / max(plain.abs().max().item(), 1e-6) if math.isfinite(spread) else 1e-3
+        _compare(plain[[0, 2]], routed, allowed, "two samples of three: they depend on who else is in the batch")
+        _compare_runs(pieces, make_random_inputs(pieces, 2), True)
+
+
+def _compare_runs(pieces: Pieces, inputs: Sequence[Tensor], training: bool) -> Tensor:
+    """Compare logits, buffers and (in training mode) gradients of a staged run with a plain one; return the logits."""
+    backbone, gradients = pieces.traced.backbone, None
 
     def list_scalars() -> list[int | float | str]:  # attributes in which a forward may keep a state
         return [value for m in backbone.modules() for value in vars(m).values() if isinstance(value, int | float | str)]
 
     with preserve_state(backbone):
-        state = list_scalars()
-        plain = run_plain(pieces, inputs, False)
-        if list_scalars() != state:
+        state, plain = list_scalars(), run_plain(pieces, inputs, training)
+        if not training and list_scalars() != state:
             again = run_plain(pieces, inputs, False)
             _compare(plain, again, 1e-6, "a second call: its forward keeps a state that stages cannot share")
-        buffers = _copy_buffers(backbone)
+        buffers = {name: value.clone() for name, value in backbone.named_buffers()}
+        if training:
+            with suppress(RuntimeError):  # the plain backbone itself cannot be trained: there is nothing to be equal to
+                gradients = _take_gradients(backbone, plain)
     with preserve_state(backbone):
-        staged = run_staged(pieces, inputs, False)
-        _compare(plain, staged, 1e-6, "batch 3 in evaluation mode")
-        _compare_buffers(buffers, _copy_buffers(backbone))
-    with preserve_state(backbone):
-        first = [t[:1] for t in inputs]
-        _compare(run_plain(pieces, first, False), run_staged(pieces, first, False), 1e-6, "a single sample")
-        routed = run_staged(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
-    spread = (plain - plain.mean(0)).abs().max().item()  # how far samples differ; the rest of a logit may be a constant
-    allowed = 2e-5 + 1e-3 * spread / max(plain.abs().max().item(), 1e-6) if math.isfinite(spread) else 1e-3
-    _compare(plain[[0, 2]], routed, allowed, "two samples of three: they depend on who else is in the batch")
-
-
-def _verify_training(pieces: Pieces) -> None:
-    backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 2)
-    with preserve_state(backbone):
-        plain = run_plain(pieces, inputs, True)
-        buffers = _copy_buffers(backbone)
-        try:
-            expected = _take_gradients(backbone, plain)
-        except RuntimeError:  # the plain backbone itself cannot be trained: there is nothing to be equal to
-            expected = None
-    with preserve_state(backbone):
-        staged = run_staged(pieces, inputs, True)
-        _compare(plain.detach(), staged.detach(), 1e-6, "batch 2 in training mode")
-        _compare_buffers(buffers, _copy_buffers(backbone))
-        if expected is not None:
-            _compare_gradients(expected, _take_gradients(backbone, staged))
+        staged = run_staged(pieces, inputs, training)
+        where = f"batch {len(inputs[0])} in {'training' if training else 'evaluation'} mode"
+        _compare(plain.detach(), staged.detach(), 1e-6, where)
+        changed = dict(backbone.named_buffers())
+        for name, value in buffers.items():
+            other = changed.get(name)
+            if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
+                _refuse(f"buffer {name!r} is not what the plain backbone's forward makes it")
+        if gradients is not None:
+            _compare_gradients(gradients, _take_gradients(backbone, staged))
+    return plain
 
 
 def run_plain(pieces: Pieces, inputs: Sequence[Tensor], training: bool) -> Tensor:
@@ -140,10 +136,6 @@ def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchang
             if k == 0 and exchange:
                 activations = tuple(t.flip(0) for t in activations)
     return activations[0].clone()
-
-
-def _copy_buffers(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.named_buffers()}
 
 
 def _take_gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
@@ -177,13 +169,6 @@ def _refuse(problem: str) -> NoReturn:
         f"backbone: {problem}. Something in it does not show in a trace: a hook, a train() of its own, a state, a custom "
         "gradient. Fix: take that out of the forward, or cut elsewhere"
     )
-
-
-def _compare_buffers(plain: dict[str, Tensor], staged: dict[str, Tensor]) -> None:
-    for name, value in plain.items():
-        other = staged.get(name)
-        if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
-            _refuse(f"buffer {name!r} is not what the plain backbone's forward makes it")
 
 
 def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor | None]) -> None:

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
-from rich.progress import track
 from torch import nn
 
 from exitlens.errors import EngineError
@@ -21,6 +20,7 @@ from exitlens.model.engine.preparation import choose_default
 from exitlens.model.engine.tuning import Tuning, apply_tuning
 from exitlens.model.engine.weights import Snapshot, WeightsRecord
 from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.progress import track
 from exitlens.types import Policy
 
 

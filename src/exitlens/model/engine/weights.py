@@ -27,17 +27,14 @@ class Snapshot:
         ] = []  # of each tensor on the CPU, one number: an array over its memory, and its value
         for module in self.modules:
             self._members += [(table, name, value) for table in list_member_tables(module) for name, value in table.items()]
-        for tensor in {id(value): value for _, _, value in self._members if isinstance(value, Tensor)}.values():
-            self._record(tensor)
-
-    def _record(self, tensor: Tensor) -> None:
-        is_usual = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and tensor.device.type != "meta"
-        self._tensors.append((tensor, read_version(tensor), tensor.data_ptr() if is_usual else 0))
-        integer = INTEGERS.get(tensor.element_size())
-        if is_usual and tensor.device.type == "cpu" and integer and tensor.numel() and not tensor.is_quantized:
-            middle = tensor.detach()[tuple(n // 2 for n in tensor.shape)]
-            number = middle.view(integer).numpy()  # as an integer, because NaN does not equal itself
-            self._numbers.append((number, number.item()))
+        for t in {id(value): value for _, _, value in self._members if isinstance(value, Tensor)}.values():
+            is_usual = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and t.device.type != "meta"
+            self._tensors.append((t, read_version(t), t.data_ptr() if is_usual else 0))
+            integer = INTEGERS.get(t.element_size())
+            if is_usual and t.device.type == "cpu" and integer and t.numel() and not t.is_quantized:
+                middle = t.detach()[tuple(n // 2 for n in t.shape)]
+                number = middle.view(integer).numpy()  # as an integer, because NaN does not equal itself
+                self._numbers.append((number, number.item()))
 
     def is_unchanged(self) -> bool:
         """Return whether all objects and addresses are the same, and no version or number tells of a write."""

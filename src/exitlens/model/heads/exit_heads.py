@@ -39,12 +39,12 @@ class ExitHead(nn.Module, ABC):
 
     @property
     def has_map(self) -> bool:
-        """Whether it has several locations to attend to; hidden features of a vector are one."""
+        """True if it has several locations to attend to; hidden features of a vector are one location."""
         return self.layout.kind != "vector"
 
     @property
     def reads(self) -> int:
-        """How many of the activations it reads: the features, and a padding mask or a lateral map."""
+        """The number of activations it reads: the features, and a padding mask or a lateral map."""
         return 1 + self.layout.masked
 
     @abstractmethod
@@ -109,12 +109,12 @@ class EvidenceHead(ExitHead):
 
     @property
     def has_map(self) -> bool:
-        """Whether it has several locations to attend to; groups of features are several."""
+        """True if it has several locations to attend to; groups of features are several."""
         return super().has_map or self.neck is not None
 
     @property
     def reads(self) -> int:
-        """How many of the activations it reads."""
+        """The number of activations it reads."""
         return super().reads + (self.lateral is not None)
 
     def locate(self, *activations: Tensor) -> Tensor:

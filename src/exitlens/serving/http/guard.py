@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, cast
@@ -29,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # without a token
-_CONTEXT = "exitlens.request"  # where the context of a request stands in its scope
+_EXCHANGE = "exitlens.exchange"  # where the exchange stands in the scope of its request
 _CURRENT: ContextVar[Connection | None] = ContextVar("connection", default=None)  # whose bytes led to a request
 _LONGEST_ID, _LONGEST_PATH = 128, 512
 _LINGER = 1.0  # seconds for which what a refused client sends is still read, so that it gets to the answer
@@ -42,31 +41,6 @@ _MESSAGES = {
     503: "too many connections are open: try again later",
 }
 _logger = logging.getLogger("exitlens.serving")
-
-
-@dataclass
-class RequestContext:
-    """What is known of a request, for its counts and its line in the access log.
-
-    Attributes:
-        id: the client's own, or a new one. started: when its head had come (``time.monotonic``).
-        route: template of its path, such as ``/v2/models/{name}/infer``.
-        model: name of a model that is served, never the unchecked text of a client.
-        facts: whatever else the access log is to say.
-    """
-
-    id: str
-    started: float = field(default_factory=time.monotonic)
-    route: str = "other"
-    model: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def find_context(scope: MutableMapping[str, Any]) -> RequestContext:
-    """Return the context of a request that the guard let through."""
-    context = scope[_CONTEXT]
-    assert isinstance(context, RequestContext)
-    return context
 
 
 class _RefusedError(ExitlensError):
@@ -88,7 +62,7 @@ class Guard:
 
     It belongs between Starlette's own handler of unforeseen errors and the routes:
     ``Starlette(routes=..., middleware=[Middleware(Guard, limits=..., metrics=..., log=...)])``. Routes find the
-    :class:`RequestContext` with :func:`find_context`, and fill it in.
+    :class:`Exchange` with :func:`find_exchange`, and fill it in.
 
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
@@ -116,7 +90,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange, connection = _Exchange(scope, receive, send, self.limits), _CURRENT.get()
+        exchange, connection = Exchange(scope, receive, send, self.limits), _CURRENT.get()
         if connection is not None:
             connection.begin(exchange)
         try:
@@ -126,7 +100,7 @@ class Guard:
                 connection.end(exchange)
             self._record(exchange)
 
-    async def _answer(self, exchange: _Exchange) -> None:
+    async def _answer(self, exchange: Exchange) -> None:
         try:
             self._check_head(exchange)
             async with exchange.patience:
@@ -142,12 +116,12 @@ class Guard:
                 await self._answer_error(exchange, error)
         if (refusal := exchange.refusal) is not None:
             if self.metrics is not None:
-                self.metrics.reject(exchange.context.model, refusal.reason)
+                self.metrics.reject(exchange.model, refusal.reason)
             if not (exchange.status or exchange.is_abandoned):
                 headers = (*refusal.headers, (b"connection", b"close"))
                 await exchange.answer(refusal.status, {"error": str(refusal)}, headers)
 
-    def _check_head(self, exchange: _Exchange) -> None:
+    def _check_head(self, exchange: Exchange) -> None:
         """Check what the head alone tells; raises :class:`_RefusedError`."""
         scope, token, encoding, expected, is_chunked = exchange.scope, b"", b"", 0, False
         size = len(scope["path"]) + len(scope.get("query_string", b""))
@@ -177,48 +151,53 @@ class Guard:
             raise exchange.note(_RefusedError(415, "encoding", message))
         exchange.check_size(expected)
 
-    async def _answer_error(self, exchange: _Exchange, error: Exception) -> None:
+    async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
         if exchange.refusal is not None or exchange.is_abandoned:
             return
         if exchange.patience.expired() and not exchange.status:
             message = f"no answer within {self.limits.request_seconds:g} seconds"
             exchange.note(_RefusedError(504, "request_seconds", message))
             return
-        status, content, headers = 500, {"error": "internal error", "request_id": exchange.context.id}, list[Header]()
+        status, content, headers = 500, {"error": "internal error", "request_id": exchange.id}, list[Header]()
         is_the_clients = isinstance(error, RequestError | InputError | DataError)  # others may tell of the server's files
         if is_the_clients:
             status, content = getattr(error, "status", 400), {"error": str(error)}
             if (seconds := getattr(error, "retry_after", None)) is not None:
                 headers.append((b"retry-after", b"%d" % max(0, math.ceil(seconds))))
         if exchange.status or not is_the_clients:
-            _logger.error("request %s failed", exchange.context.id, exc_info=error)
+            _logger.error("request %s failed", exchange.id, exc_info=error)
         if not exchange.status:
             await exchange.answer(status, content, headers)
 
-    def _record(self, exchange: _Exchange) -> None:
-        context, status = exchange.context, exchange.status or _CLOSED_BY_CLIENT
-        seconds = time.monotonic() - context.started
+    def _record(self, exchange: Exchange) -> None:
+        status, seconds = exchange.status or _CLOSED_BY_CLIENT, time.monotonic() - exchange.started
         try:
             if self.metrics is not None:
-                self.metrics.count_request(context.model, context.route, status, seconds)
+                self.metrics.count_request(exchange.model, exchange.route, status, seconds)
             if self.log is not None:
                 self.log(exchange.describe(status, seconds))
         except Exception:
-            _logger.exception("request %s was answered, but not recorded", context.id)
+            _logger.exception("request %s was answered, but not recorded", exchange.id)
 
 
-class _Exchange:
-    """One request and its answer.
+class Exchange:
+    """One request and its answer. Routes find it with :func:`find_exchange` and say what the counts and the log need.
 
     Attributes:
-        status: of the answer that has begun, else 0. refusal: why the client is refused, whatever the route makes of it.
+        id: the client's own, or a new one. started: when its head had come (``time.monotonic``).
+        route: template of its path, such as ``/v2/models/{name}/infer``; set by the route.
+        model: name of a model that is served, never the unchecked text of a client; set by the route.
+        facts: whatever else the access log is to say; filled by the route.
+        status: status of the answer that has begun, else 0.
+        refusal: why the client is refused, whatever the route makes of it.
         has_body: its head announces a body. is_read: all of that was read.
         is_abandoned: the client has gone. has_left: that cancelled the route.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.scope, self.limits, self._receive, self._send = scope, limits, receive, send
-        self.context = scope[_CONTEXT] = RequestContext(_find_id(scope["headers"]))
+        self.id, self.started = _find_id(scope["headers"]), time.monotonic()
+        self.route, self.model, self.facts = "other", "", dict[str, Any]()
         self.received = self.sent = self.status = 0
         self.refusal: _RefusedError | None = None
         self.is_read = self.is_abandoned = self.has_left = False
@@ -226,6 +205,7 @@ class _Exchange:
         self.patience = asyncio.timeout(limits.request_seconds)
         self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         self._until: float | None = None
+        scope[_EXCHANGE] = self
 
     @property
     def is_whole(self) -> bool:
@@ -278,7 +258,7 @@ class _Exchange:
                 return
             self.status = message["status"]
             self.patience.reschedule(None)
-            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.context.id.encode())]}
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
         elif not self.status:
             return
         else:
@@ -306,7 +286,7 @@ class _Exchange:
         """Send JSON, whether the request was refused or not."""
         body = json.dumps(content).encode()
         kind = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        own = [*kind, *headers, (b"x-request-id", self.context.id.encode())]
+        own = [*kind, *headers, (b"x-request-id", self.id.encode())]
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": own})
         await self.send({"type": "http.response.body", "body": body})
@@ -316,7 +296,7 @@ class _Exchange:
         client = self.scope.get("client")
         return {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "id": self.context.id,
+            "id": self.id,
             "method": self.scope["method"],
             "path": self.scope["path"][:_LONGEST_PATH],
             "status": status,
@@ -324,8 +304,15 @@ class _Exchange:
             "bytes_in": self.received,
             "bytes_out": self.sent,
             "client": client[0] if client else None,
-            **self.context.facts,
+            **self.facts,
         }
+
+
+def find_exchange(scope: Scope) -> Exchange:
+    """Return the exchange of a request that the guard let through."""
+    exchange = scope[_EXCHANGE]
+    assert isinstance(exchange, Exchange)
+    return exchange
 
 
 def _find_id(headers: Iterable[Header]) -> str:
@@ -358,7 +345,7 @@ class Connection(asyncio.Protocol):
     _transport: asyncio.Transport
     _head_clock: asyncio.TimerHandle | None = None
     _write_clock: asyncio.TimerHandle | None = None
-    _exchange: _Exchange | None = None
+    _exchange: Exchange | None = None
     _unsent = 0  # bytes of answers that waited for the client when that was last looked at
     _count = 0  # bytes since the last request began, without its body
 
@@ -418,12 +405,12 @@ class Connection(asyncio.Protocol):
         elif self._head_clock is None:
             self._start_head_clock()
 
-    def begin(self, exchange: _Exchange) -> None:
+    def begin(self, exchange: Exchange) -> None:
         """Stop the clock of the head, because a request was read."""
         self._exchange, self._count = exchange, 0
         self._stop_head_clock()
 
-    def end(self, exchange: _Exchange) -> None:
+    def end(self, exchange: Exchange) -> None:
         """Wait for the next head, and for the client to take the answer."""
         if self._exchange is exchange:
             self._exchange = None

@@ -14,8 +14,8 @@ import exitlens
 from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.cascade import Ticket
-from exitlens.serving.http.guard import find_context
-from exitlens.serving.http.protocol import HEADER_LENGTH, InferRequest, name_datatype, read_infer, write_infer
+from exitlens.serving.http.guard import find_exchange
+from exitlens.serving.http.protocol import HEADER_LENGTH, Array, InferRequest, name_datatype, read_infer, write_infer
 from exitlens.serving.http.service import (
     DEFAULT_OUTPUTS,
     MAPS,
@@ -53,21 +53,21 @@ class InferenceRoutes:
 
     async def infer(self, request: Request) -> Response:
         """Answer POST /v2/models/{name}/infer."""
-        context = find_context(request.scope)
+        exchange = find_exchange(request.scope)
         with self.service.repository.enter(*_name(request)) as endpoint:  # which refuses before the body is read
             model = endpoint.model
-            context.model = model.name
+            exchange.model = model.name
             body, length = await request.body(), _read_length(request)
             is_quick = length is not None and len(body) <= QUICK_BYTES
             given = self._read(body, length) if is_quick else await self.service.run_aside(self._read, body, length)
             wanted = _list_wanted(given)
-            terms = read_terms(model, given.parameters, context.started, bool({*wanted} & {*MAPS}))
+            terms = read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*MAPS}))
             if is_quick and IMAGE not in given.inputs:
                 activations = self._make_inputs(model, given)
             else:
                 activations = await self.service.run_aside(self._make_inputs, model, given)
             ticket = await endpoint.answer(activations, terms)
-        note_answer(context, model, ticket)
+        note_answer(exchange, model, ticket)
         return _respond(model, ticket, given, wanted)
 
     def _read(self, body: bytes, length: int | None) -> InferRequest:
@@ -77,17 +77,13 @@ class InferenceRoutes:
     def _make_inputs(self, model: ServedModel, given: InferRequest) -> Activations:
         if given.model_name and given.model_name != model.name:
             raise RequestError(f"model_name: the address says {model.name}, the body {given.model_name!r:.60}")
-        for tensor in given.inputs.values():
-            if tensor.parameters:
-                raise RequestError(
-                    f"inputs.{tensor.name:.60}: its parameters {sorted(tensor.parameters)} are not known here"
-                )
-            self.service.check_count(tensor.shape[0] if tensor.shape else 0)
+        for array in given.inputs.values():
+            self.service.check_count(len(array) if array.ndim else 0)
         if set(given.inputs) == {IMAGE}:
-            return model.read_images(_flatten_bytes(given, IMAGE), self.service.limits.max_pixels)
+            return model.read_images(_flatten_bytes(given.inputs[IMAGE], IMAGE), self.service.limits.max_pixels)
         if set(given.inputs) == {TEXT} and isinstance(model.info.preprocess, TextPreprocess):
-            return model.read_texts([decode_text(text) for text in _flatten_bytes(given, TEXT)])
-        return model.check_arrays({name: tensor.data for name, tensor in given.inputs.items()})
+            return model.read_texts([decode_text(text) for text in _flatten_bytes(given.inputs[TEXT], TEXT)])
+        return model.check_arrays(given.inputs)
 
     async def describe_server(self, _: Request) -> Response:
         """Answer GET /v2."""
@@ -141,22 +137,17 @@ def _read_length(request: Request) -> int | None:
 
 def _list_wanted(given: InferRequest) -> Sequence[str]:
     """Return the names of the outputs that a request asks for; raises :class:`RequestError` for unknown ones."""
-    for output in given.outputs:
-        if output.name not in OUTPUTS:
-            known = ", ".join(OUTPUTS)
-            raise RequestError(
-                f"outputs: expected some of {known}, got {output.name!r:.60}.{suggest(output.name[:20], OUTPUTS)}"
-            )
-        if output.parameters:
-            raise RequestError(f"outputs.{output.name}: its parameters {sorted(output.parameters)} are not known here")
-    return [output.name for output in given.outputs] or DEFAULT_OUTPUTS
+    for name in given.outputs:
+        if name not in OUTPUTS:
+            hint = suggest(name[:20], OUTPUTS)
+            raise RequestError(f"outputs: expected some of {', '.join(OUTPUTS)}, got {name!r:.60}.{hint}")
+    return [*given.outputs] or DEFAULT_OUTPUTS
 
 
-def _flatten_bytes(given: InferRequest, name: str) -> list[bytes]:
-    tensor = given.inputs[name]
-    if tensor.datatype != "BYTES" or len(tensor.shape) not in (1, 2) or tensor.data.size != tensor.shape[0]:
-        raise RequestError(f"{name}: expected BYTES of shape (B) or (B,1), got {tensor.datatype} of {list(tensor.shape)}")
-    return list(tensor.data.reshape(-1))
+def _flatten_bytes(array: Array, name: str) -> list[bytes]:
+    if array.dtype != object or array.ndim not in (1, 2) or array.size != len(array):
+        raise RequestError(f"{name}: expected BYTES of shape (B) or (B,1), got {array.dtype} of {list(array.shape)}")
+    return list(array.reshape(-1))
 
 
 def decode_text(text: bytes) -> str:
@@ -169,8 +160,7 @@ def decode_text(text: bytes) -> str:
 
 def _respond(model: ServedModel, ticket: Ticket, given: InferRequest, wanted: Sequence[str]) -> Response:
     outputs = [(name, OUTPUTS[name].write(model, ticket)) for name in wanted]
-    everything = {*wanted} if given.binary_output else set()
-    binary = {output.name for output in given.outputs if output.binary} if given.outputs else everything
+    binary = {name for name in wanted if given.outputs.get(name, given.binary_output)}
     said = describe_terms(model, ticket.terms)
     body, length = write_infer(model.name, model.version, given.id, outputs, binary=binary, parameters=said)
     if length is None:

@@ -19,7 +19,7 @@ from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.cascade import Ticket
-from exitlens.serving.http.guard import find_context
+from exitlens.serving.http.guard import find_exchange
 from exitlens.serving.http.inference import decode_text
 from exitlens.serving.http.service import Service, describe_terms, give_reason, make_route, note_answer, read_terms
 from exitlens.serving.models import ServedModel
@@ -80,20 +80,20 @@ class PeopleRoutes:
         return Response(await self.service.run_aside(encode), media_type="image/png")
 
     async def _answer(self, request: Request, is_explanation: bool) -> tuple[_Asked, ServedModel, Ticket]:
-        context, query, repository = find_context(request.scope), dict(request.query_params), self.service.repository
+        exchange, query, repository = find_exchange(request.scope), dict(request.query_params), self.service.repository
         asked, name, version = None, query.get("model", ""), query.get("version", "")
         if not name and len(repository.names) > 1:  # only the body can say which
             asked = await self._read_request(request, query, is_explanation)
             name, version = asked.model, asked.version
         with repository.enter(name, version) as endpoint:
             model = endpoint.model
-            context.model = model.name
+            exchange.model = model.name
             if asked is None:
                 asked = await self._read_request(request, query, is_explanation)
                 repository.find(asked.model or model.name, asked.version)
-            terms = read_terms(model, asked.terms, context.started, is_explanation)
+            terms = read_terms(model, asked.terms, exchange.started, is_explanation)
             ticket = await endpoint.answer(await self.service.run_aside(self._decode, model, asked.samples), terms)
-        note_answer(context, model, ticket)
+        note_answer(exchange, model, ticket)
         return asked, model, ticket
 
     async def _read_request(self, request: Request, query: Mapping[str, str], is_explanation: bool) -> _Asked:

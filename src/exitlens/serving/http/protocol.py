@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from reprlib import repr as shorten
 from typing import Annotated, Any
@@ -62,47 +62,22 @@ _DECODER = msgspec.json.Decoder(_Request)
 
 
 @dataclass(frozen=True, eq=False)
-class NamedTensor:
-    """An input of a request.
-
-    Attributes:
-        data: array of ``shape``, often a read-only view of the body; elements of BYTES are ``bytes``.
-        parameters: all but ``binary_data_size``.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Array
-    parameters: Mapping[str, Parameter]
-
-
-@dataclass(frozen=True)
-class RequestedOutput:
-    """An output that a request asks for, as binary data or in JSON, with its other parameters."""
-
-    name: str
-    binary: bool
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request for inference; empty texts and tuples stand for what it does not say.
+    """A request for inference; empty texts and mappings stand for what it does not say.
 
     Attributes:
         id: text that the response repeats.
-        inputs: tensors by name, in their order.
-        outputs: what is asked for; empty for all that are given by default.
+        inputs: arrays by name, in their order, often read-only views of the body; BYTES are objects, which are ``bytes``.
+        outputs: names of what is asked for, and whether it comes as binary data; empty for all that are given by default.
         parameters: all but ``binary_data_output``.
         binary_output: outputs that are not named come as binary data.
         model_name: what the body says, beside the address.
     """
 
     id: str
-    inputs: Mapping[str, NamedTensor]
-    outputs: tuple[RequestedOutput, ...]
-    parameters: dict[str, Parameter]
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, bool]
+    parameters: Mapping[str, Parameter]
     binary_output: bool
     model_name: str
 
@@ -111,7 +86,7 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
     """Return a request for inference.
 
     Args:
-        body: JSON, and behind it the binary data of the inputs, of which tensors are views where they are aligned.
+        body: JSON, and behind it the binary data of the inputs, of which arrays are views where they are aligned.
         header_length: bytes of the JSON; ``None`` for all.
         max_elements: elements that the inputs may have together; a dimension of 0 counts as 1.
 
@@ -127,24 +102,23 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
         )
     parse = _recall if length < min(len(view), _SHORT) else _parse
     request, rest = parse(bytes(view[:length]), header_length is None, max_elements), view[length:]
-    inputs: dict[str, NamedTensor] = {}
+    inputs: dict[str, Array] = {}
     for i, given in enumerate(request.inputs):
-        where, shape, parameters = f"inputs[{i}]", tuple(given.shape), dict(given.parameters)
+        where, shape = f"inputs[{i}]", tuple(given.shape)
         if given.data is msgspec.UNSET:
-            size = _check_size(parameters.pop("binary_data_size"), len(rest), f"{where}.parameters.binary_data_size")
-            data, rest = read_binary_data(rest[:size], given.datatype, shape, where), rest[size:]
+            size = _check_size(given.parameters["binary_data_size"], len(rest), f"{where}.parameters.binary_data_size")
+            inputs[given.name], rest = read_binary_data(rest[:size], given.datatype, shape, where), rest[size:]
         else:
-            data = read_json_data(given.data, given.datatype, shape, f"{where}.data")
-        inputs[given.name] = NamedTensor(given.name, given.datatype, shape, data, parameters)
+            inputs[given.name] = read_json_data(given.data, given.datatype, shape, f"{where}.data")
     if rest:
         raise RequestError(f"body: expected its end after the last tensor, got {len(rest)} bytes more")
-    parameters = dict(request.parameters)
-    binary = _take_flag(parameters, "binary_data_output", False, "")
-    outputs = []
-    for i, output in enumerate(request.outputs):
-        others = dict(output.parameters)
-        outputs.append(RequestedOutput(output.name, _take_flag(others, "binary_data", binary, f"outputs[{i}]."), others))
-    return InferRequest(request.id, inputs, tuple(outputs), parameters, binary, request.model_name)
+    binary = _read_flag(request.parameters, "binary_data_output", False, "")
+    outputs = {
+        output.name: _read_flag(output.parameters, "binary_data", binary, f"outputs[{i}].")
+        for i, output in enumerate(request.outputs)
+    }
+    parameters = {name: value for name, value in request.parameters.items() if name != "binary_data_output"}
+    return InferRequest(request.id, inputs, outputs, parameters, binary, request.model_name)
 
 
 def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
@@ -162,8 +136,11 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise RequestError(f"{side}[{i}].name: {shorten(name)} was there before. Fix: send each name once.")
-            _refuse_shared_memory(entries[i].parameters, f"{side}[{i}].")
-    _refuse_shared_memory(request.parameters, "")
+            if unknown := entries[i].parameters.keys() - {"binary_data_size" if side == "inputs" else "binary_data"}:
+                hint = " Fix: send the data in the body." if any(map(_is_shared_memory, unknown)) else ""
+                raise RequestError(f"{side}[{i}].parameters: {shorten(sorted(unknown))} are not supported.{hint}")
+    if any(map(_is_shared_memory, request.parameters)):
+        raise RequestError("parameters: shared memory is not supported. Fix: send the data in the body.")
     for i, given in enumerate(request.inputs):
         max_elements -= _check_input(given, max_elements, f"inputs[{i}]")
     return request
@@ -186,12 +163,8 @@ def _explain(error: Exception, where: str, hint: str = "", datatype: str = "") -
     return RequestError(f"{(where + path.removesuffix('`')).lstrip('.') or 'request'}: {text}")
 
 
-def _refuse_shared_memory(parameters: Mapping[str, Parameter], where: str) -> None:
-    for name in parameters:
-        if name.startswith("shared_memory_"):
-            raise RequestError(
-                f"{where}parameters: {shorten(name)}: shared memory is not supported. Fix: send the data in the body."
-            )
+def _is_shared_memory(name: str) -> bool:
+    return name.startswith("shared_memory_")
 
 
 def _check_input(given: _Input, max_elements: int, where: str) -> int:
@@ -223,9 +196,8 @@ def _check_size(size: Parameter, left: int, where: str) -> int:
     return size
 
 
-def _take_flag(parameters: dict[str, Parameter], name: str, default: bool, where: str) -> bool:
-    """Remove a parameter that is true or false and return it."""
-    value = parameters.pop(name, default)
+def _read_flag(parameters: Mapping[str, Parameter], name: str, default: bool, where: str) -> bool:
+    value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestError(f"{where}parameters.{name}: expected true or false, got {shorten(value)}")
     return value
@@ -330,7 +302,7 @@ def write_infer(
 
     Args:
         model, version, id: all but the model's name are left out where they are empty.
-        outputs: names and arrays of the protocol's types; strings, bytes and objects that are one of them become BYTES.
+        outputs: names and arrays of the protocol's types; strings and bytes become BYTES.
         binary: names of the outputs that come as binary data behind the JSON.
         parameters: what the response says beside its outputs.
 
@@ -344,8 +316,12 @@ def write_infer(
         if name in binary:
             blobs.append(write_binary_data(array, where))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        elif array.dtype.kind == "f" and (array.dtype.itemsize == 2 or not np.isfinite(array).all()):
+            raise InputError(f"{where}: expected finite FP32 or FP64, which JSON can hold. Fix: ask for it as binary data.")
+        elif entry["datatype"] == "BYTES":
+            entry["data"] = [text.decode() if isinstance(text, bytes) else text for text in array.ravel().tolist()]
         else:
-            entry["data"] = write_json_data(array, where)
+            entry["data"] = array.ravel().tolist()
         entries.append(entry)
     said = {"model_version": version, "id": id, "parameters": dict(parameters or {})}
     response = {"model_name": model, **{name: value for name, value in said.items() if value}, "outputs": entries}
@@ -365,36 +341,9 @@ def name_datatype(array: Array, where: str) -> str:
     raise InputError(f"{where}: expected an array of {', '.join(DATATYPES)}, got {array.dtype}")
 
 
-def write_json_data(array: Array, where: str) -> list[Any]:
-    """Return the elements in row-major order, as JSON has them.
-
-    Raises :class:`InputError`, which names the array ``where``, for numbers that are not finite, FP16 and bytes that are not
-    UTF-8: JSON has none of them.
-    """
-    if array.dtype.kind == "f" and (array.dtype.itemsize == 2 or not np.isfinite(array).all()):
-        raise InputError(
-            f"{where}: expected finite FP32 or FP64, got others, which JSON cannot hold. Fix: write it as binary data."
-        )
-    if name_datatype(array, where) != "BYTES":
-        return array.ravel().tolist()
-    try:
-        return [text.decode() for text in _list_strings(array, where)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: expected bytes in UTF-8, got others ({error}). Fix: write it as binary data.") from error
-
-
 def write_binary_data(array: Array, where: str) -> bytes:
-    """Return the bytes that :func:`read_binary_data` reads.
-
-    Raises :class:`InputError`, which names the array ``where``, for other dtypes and objects.
-    """
+    """Return the bytes that :func:`read_binary_data` reads; raises :class:`InputError` for other dtypes."""
     if (datatype := name_datatype(array, where)) != "BYTES":
         return array.astype(DATATYPES[datatype], copy=False).tobytes()
-    return b"".join(_LENGTH.pack(len(text)) + text for text in _list_strings(array, where))
-
-
-def _list_strings(array: Array, where: str) -> Sequence[bytes]:
-    try:
-        return [text if isinstance(text, bytes) else str.encode(text) for text in array.ravel().tolist()]
-    except (TypeError, UnicodeEncodeError) as error:
-        raise InputError(f"{where}: expected an array of strings or bytes, got others ({error})") from error
+    texts = [text if isinstance(text, bytes) else text.encode() for text in array.ravel().tolist()]
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from exitlens.errors import RequestError, suggest
 from exitlens.serving.cascade import Terms, Ticket
-from exitlens.serving.http.guard import RequestContext, find_context
+from exitlens.serving.http.guard import Exchange, find_exchange
 from exitlens.serving.models import Array, ServedModel
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
@@ -55,7 +55,7 @@ def make_route(path: str, handler: Callable[[Request], Awaitable[Response]], met
     name = path.replace("/versions/{version}", "")
 
     async def endpoint(request: Request) -> Response:
-        find_context(request.scope).route = name
+        find_exchange(request.scope).route = name
         return await handler(request)
 
     return Route(path, endpoint, methods=[method])
@@ -98,9 +98,9 @@ def read_number(given: Mapping[str, Any], name: str, low: float, high: float) ->
     return number
 
 
-def note_answer(context: RequestContext, model: ServedModel, ticket: Ticket) -> None:
+def note_answer(exchange: Exchange, model: ServedModel, ticket: Ticket) -> None:
     """Note for the access log which model answered, and how."""
-    context.facts |= {
+    exchange.facts |= {
         "model": model.name,
         "version": model.version,
         "policy": ticket.terms.policy,

@@ -2,104 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from exitlens.errors import InputError, suggest
+from exitlens.errors import InputError
 from exitlens.types import Preprocess
+from exitlens.types.settings import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop", "trivial")
 SMALLEST_CROP = 0.35  # of the image's area
-_MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-_SPACE = v2.TrivialAugmentWide._AUGMENTATION_SPACE
-
-
-class _Move(v2.TrivialAugmentWide):  # type: ignore[misc]
-    """The operations of TrivialAugment after which a mask has to follow."""
-
-    _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {name: _SPACE[name] for name in _MOVES}
-
-
-class _Recolour(v2.TrivialAugmentWide):  # type: ignore[misc]
-    """The operations of TrivialAugment that leave every object where it is."""
-
-    _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {name: value for name, value in _SPACE.items() if name not in _MOVES}
 
 
 class Augmentation:
     """A function of a batch of normalised images, for ``fit(augment=)``.
 
-    A ``v2`` transform that is given a batch draws once for all of it; here every image is drawn for by itself. All random
-    numbers come from PyTorch's global generator, which ``fit`` seeds for every epoch.
+    A ``v2`` transform draws once for a whole batch; here it draws for every image. All random numbers come from PyTorch's
+    global generator, which ``fit`` seeds for every epoch.
 
     Args:
-        transform: ``"flip"``: mirrored, half of the images. ``"crop"``: that, and a part of 35 to 100 % of the area at its
-            full size (``RandomResizedCrop``). ``"trivial"``: both, and one operation of TrivialAugmentWide (arXiv
+        transform: ``"flip"``: half of the images mirrored. ``"crop"``: that, and a part of 35 to 100 % of the area resized
+            to the full size (``RandomResizedCrop``). ``"trivial"``: both, and one operation of TrivialAugmentWide (arXiv
             2103.10158) at a random strength. Or a transform of the user's own, which gets pixels as floats in [0, 1].
         preprocess: how pixels were normalised; ``"flip"`` and ``"crop"`` do not need it.
-
-    Raises:
-        InputError: for an unknown name, or a transform of pixels where nobody said how they were normalised.
     """
 
     def __init__(self, transform: str | v2.Transform, preprocess: Preprocess | None = None) -> None:
-        if isinstance(transform, str) and transform not in AUGMENTATIONS[1:]:
-            known = f"expected one of {AUGMENTATIONS} or a function of a batch"
-            raise InputError(f"augment: {known}, got {transform!r}.{suggest(transform, AUGMENTATIONS)}")
+        if isinstance(transform, str):
+            check_choice("augment", transform, AUGMENTATIONS[1:])
         self.transform, self.preprocess = transform, preprocess
         self.sees_pixels = transform not in ("flip", "crop")
         if self.sees_pixels and preprocess is None:
             raise InputError(
-                f"augment: {transform!r} changes colours, and how they were normalised is not known: "
-                "net.describe(preprocess=exitlens.Preprocess(size, mean, std)) first"
+                f"augment: {transform!r} changes colours, and it is not known how they were normalised. "
+                "Fix: call net.describe(preprocess=exitlens.Preprocess(size, mean, std)) first."
             )
 
     def __call__(self, images: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H,W)
-        """Other views of the same images."""
-        return self.with_masks(images, None)[0]
+        """Return other views of the same images."""
+        pixels = self._shift_scale(images, back=True)
+        views = torch.stack([self._draw(tv_tensors.Image(image)).as_subclass(Tensor) for image in pixels])
+        if views.shape != images.shape:
+            raise InputError(f"augment: expected images of {tuple(images.shape[1:])} again, got {tuple(views.shape[1:])}")
+        return self._shift_scale(views, back=False)
 
-    def with_masks(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The views, and their masks ``(B,H,W)`` ``bool``, moved as the images were."""
-        pixels = self._shift_scale(images, back=True) if self.sees_pixels else images
-        covers = [None] * len(pixels) if masks is None else [tv_tensors.Mask(mask) for mask in masks]
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        pairs = [self._draw(tv_tensors.Image(one), cover, size) for one, cover in zip(pixels, covers, strict=True)]
-        found = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
-        if found.shape != images.shape:
-            raise InputError(f"augment: expected images of {tuple(images.shape[1:])} again, got {tuple(found.shape[1:])}")
-        moved = None if masks is None else torch.stack([m.as_subclass(Tensor) for _, m in pairs if m is not None])
-        return self._shift_scale(found, back=False) if self.sees_pixels else found, moved
-
-    def _draw(
-        self, image: Tensor, mask: Tensor | None, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:  # (C,H,W), (H,W)
+    def _draw(self, image: Tensor) -> Tensor:  # (C,H,W)
         if not isinstance(self.transform, str):
-            return self._apply(self.transform, image, mask)
-        image, mask = self._apply(v2.RandomHorizontalFlip(), image, mask)
+            return self.transform(image)  # type: ignore[no-any-return]
+        view: Tensor = v2.RandomHorizontalFlip()(image)
         if self.transform != "flip":
-            image, mask = self._apply(v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1.0)), image, mask)
-        if self.transform != "trivial":
-            return image, mask
-        if torch.rand(()) >= len(_MOVES) / len(_SPACE):
-            return _Recolour()(image), mask
-        state = torch.get_rng_state() if mask is not None else None
-        moved = _Move()(image)
-        if mask is None or state is None:
-            return moved, None
-        torch.set_rng_state(state)
-        return moved, tv_tensors.Mask(_Move()(mask.as_subclass(Tensor)[None].to(torch.uint8))[0].bool())
-
-    @staticmethod
-    def _apply(transform: v2.Transform, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return (transform(image), None) if mask is None else transform(image, mask)
+            view = v2.RandomResizedCrop((view.shape[-2], view.shape[-1]), scale=(SMALLEST_CROP, 1.0))(view)
+        return v2.TrivialAugmentWide()(view) if self.transform == "trivial" else view
 
     def _shift_scale(self, images: Tensor, back: bool) -> Tensor:
-        """Normalised images to pixels in [0, 1] and back, on any device."""
-        if self.preprocess is None:
+        """Turn normalised images into pixels in [0, 1], or back, if the transform needs pixels."""
+        if self.preprocess is None or not self.sees_pixels:
             return images
-        mean, std = (images.new_tensor(one).view(-1, 1, 1) for one in (self.preprocess.mean, self.preprocess.std))
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.preprocess.mean, self.preprocess.std))
         return (images * std + mean).clamp(0, 1) if back else (images - mean) / std

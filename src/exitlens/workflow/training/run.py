@@ -17,16 +17,8 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from exitlens.data.batches import (
-    Loader,
-    as_batch,
-    count_batches,
-    iterate_batches,
-    make_epoch_loader,
-    plan_epoch,
-    share_bad,
-    take_share,
-)
+from exitlens.data import batches
+from exitlens.data.batches import Loader, as_batch, iterate_batches
 from exitlens.errors import InputError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid, pearson
@@ -40,34 +32,8 @@ from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.settings import EpochMetric, TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
-from exitlens.workflow.training.distributed import (
-    SharedGradients,
-    SharedLoader,
-    average_statistics,
-    check_batch_size,
-    copy_weights,
-)
+from exitlens.workflow.training import distributed, optimizer, record
 from exitlens.workflow.training.frozen import CachedHeads, FrozenFeatures
-from exitlens.workflow.training.optimizer import (
-    WeightAverage,
-    apply_gradients,
-    group_parameters,
-    list_trained,
-    make_optimizer,
-)
-from exitlens.workflow.training.record import (
-    BEST,
-    LAST,
-    LAUNCH,
-    LOG,
-    SETTINGS,
-    describe_run,
-    is_restarted,
-    load_checkpoint,
-    open_record,
-    save_checkpoint,
-    write_log,
-)
 from exitlens.workflow.training.step import compute_gradients, enter_training_mode, list_floats
 
 Augment = Callable[[Any], Any]
@@ -112,12 +78,12 @@ class TrainingRun:
     overall: TaskID | None = None  # progress of all epochs together
 
     def __post_init__(self) -> None:
-        check_batch_size(self.settings.batch_size, self.ranks)
-        self.optimizer = make_optimizer(group_parameters(self.net, self.settings))
+        distributed.check_batch_size(self.settings.batch_size, self.ranks)
+        self.optimizer = optimizer.make_optimizer(optimizer.group_parameters(self.net, self.settings))
         self.losses = [self.loss.at_step(step) for step in range(min(self.loss.every or 1, 2))]  # asked for maps, and not
-        self.gradients = SharedGradients(list_trained(self.optimizer), self.ranks)
+        self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
-        self.average = None if decay is None else WeightAverage(self.net, decay)
+        self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
 
     @property
     def epochs_done(self) -> int:
@@ -141,13 +107,13 @@ class TrainingRun:
 
         So a corrected call can use the same ``out_dir``.
         """
-        is_new = self.out_dir is not None and not (self.out_dir / SETTINGS).exists()
+        is_new = self.out_dir is not None and not (self.out_dir / record.SETTINGS).exists()
         self.open(resume, train)
         try:
             yield
         except Exception:
             if self.out_dir is not None and is_new and self.ranks.is_first and not self.history:
-                for name in (SETTINGS, LAUNCH):
+                for name in (record.SETTINGS, record.LAUNCH):
                     (self.out_dir / name).unlink(missing_ok=True)
             raise
         except KeyboardInterrupt as stop:
@@ -163,19 +129,19 @@ class TrainingRun:
     def open(self, resume: bool, train: Any) -> None:
         """Prepare ``out_dir`` and, on resume, load the last whole epoch; every rank starts from the state of rank 0."""
         if self.out_dir is not None:
-            out_dir, last = self.out_dir, self.out_dir / LAST
+            out_dir, last = self.out_dir, self.out_dir / record.LAST
 
             def prepare() -> tuple[bool, str]:
-                record = describe_run(self.net, self.loss, self.settings, train)
-                return open_record(out_dir, record, resume or is_restarted(out_dir))
+                asked = record.describe_run(self.net, self.loss, self.settings, train)
+                return record.open_record(out_dir, asked, resume or record.is_restarted(out_dir))
 
             has_epoch, self.note = self.ranks.share(prepare)
             if has_epoch:
-                note = load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
+                note = record.load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
                 self.history, self.seconds = note["history"], note["seconds"]
         elif resume:
             raise TrainingError("resume: there is nothing to resume without out_dir. Fix: pass the run's directory.")
-        copy_weights(self.net, self.ranks)
+        distributed.copy_weights(self.net, self.ranks)
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
 
@@ -198,26 +164,26 @@ class TrainingRun:
             with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, advance)
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
-                average_statistics(self.net, state, self.ranks)
+                distributed.average_statistics(self.net, state, self.ranks)
             with nullcontext() if self.average is None else self.average.applied():
                 model, data = (self.net, val) if self.frozen is None else self.frozen.choose_validation(self.net, val)
                 batch_size = max(self.settings.batch_size, 64)
                 with self.ranks.together():
-                    data = take_share(data, batch_size, self.ranks, "val")
-                bar.reset(task, description=f"validating {epoch + 1}", total=count_batches(data, batch_size))
+                    data = batches.take_share(data, batch_size, self.ranks, "val")
+                bar.reset(task, description=f"validating {epoch + 1}", total=batches.count_batches(data, batch_size))
                 means = validate(
                     model, data, self.loss, batch_size, self.workers, advance=partial(bar.advance, task), ranks=self.ranks
                 )
             for source in (train, val):
-                share_bad(source, self.ranks)
+                batches.share_bad(source, self.ranks)
         bar.remove_task(task)
         return {"epoch": epoch + 1, "loss": loss, **means.to_row(), "seconds": time.perf_counter() - started}
 
     def _take_steps(self, epoch: int, loader: Loader, advance: Advance) -> dict[str, float]:
         """Return the mean of every loss term over the batches; of consistency over those that it was asked for."""
-        sums, batches, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
+        sums, total, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
-        steps = -(-batches // at_once)
+        steps = -(-total // at_once)
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             done = epoch * steps + step
@@ -228,18 +194,18 @@ class TrainingRun:
             share = self.gradients.average(sum(len(labels) for _, labels in group))
             if share is None:
                 break
-            apply_gradients(self.optimizer, progress, self.settings)
+            optimizer.apply_gradients(self.optimizer, progress, self.settings)
             for terms in losses:
                 for name, value in list_floats(terms).items():
-                    sums[name] += value / batches * share
+                    sums[name] += value / total * share
                 advance()
             taken += share * len(group)
             compared += share * len(group) * (loss.weight > 0)
             if self.average is not None:
                 self.average.update()
         *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
-        factor = batches / max(taken, 1)  # lazy sets leave out bad batches
-        means = {name: total * factor for name, total in zip(sums, totals, strict=True)}
+        factor = total / max(taken, 1)  # lazy sets leave out bad batches
+        means = {name: value * factor for name, value in zip(sums, totals, strict=True)}
         asked = taken / compared if compared else 1.0 if self.loss.weight == 0 else math.nan
         return means | {"consistency": means["consistency"] * asked}
 
@@ -259,8 +225,10 @@ class TrainingRun:
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
             balanced = self.settings.balanced
             if self.frozen is not None:
-                return self.frozen.train.open(plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks))
-            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
+                return self.frozen.train.open(
+                    batches.plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks)
+                )
+            return batches.make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
         if self.settings.balanced:
             raise InputError(
                 "balanced: a DataLoader draws its own samples. Fix: pass the data set, or give the loader a sampler."
@@ -271,7 +239,7 @@ class TrainingRun:
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
-        return train if self.ranks.size == 1 else SharedLoader(train, self.ranks)
+        return train if self.ranks.size == 1 else distributed.SharedLoader(train, self.ranks)
 
     def save(self, row: dict[str, Any]) -> None:
         """Add an epoch to the history, and write checkpoint and log."""
@@ -288,10 +256,10 @@ class TrainingRun:
 
         def write() -> None:
             if is_best:
-                write_tensors(out_dir / BEST, state, {"epoch": self.epochs_done})
+                write_tensors(out_dir / record.BEST, state, {"epoch": self.epochs_done})
             note = {"history": self.history, "seconds": self.seconds}
-            save_checkpoint(out_dir / LAST, self.net, self.optimizer, note, self.average)
-            write_log(out_dir / LOG, self.history)
+            record.save_checkpoint(out_dir / record.LAST, self.net, self.optimizer, note, self.average)
+            record.write_log(out_dir / record.LOG, self.history)
 
         self.ranks.share(write)
 
@@ -301,7 +269,7 @@ class TrainingRun:
         if is_best and self.best_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
-                best = self.out_dir / BEST
+                best = self.out_dir / record.BEST
                 state, _ = self.ranks.share(lambda: read_tensors(best))
             if state is not None:
                 load_unique_state(self.net, state, "best checkpoint")

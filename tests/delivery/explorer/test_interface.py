@@ -1,11 +1,12 @@
 import base64
 import math
+import sys
 
 import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.explorer.view import SLIDER_END, View, _decode_strokes, _read_sliders
+from exitlens.delivery.explorer.interface import SLIDER_END, View, _decode_strokes, _read_sliders, import_gradio
 from tests.hostile import hostile_files, noise, saved
 
 
@@ -62,3 +63,9 @@ def test_strokes_cover(explorer):
     covered = view.paint(picture, strokes, True, 0.5, 0.5, 0.5)[0]
     plain = view.paint(picture, "", True, 0.5, 0.5, 0.5)[0]
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[app\]"):
+        import_gradio()

@@ -1,0 +1,355 @@
+"""The explorer as a local web page (Gradio), which listens on this machine only and contacts no other.
+
+:class:`View` turns an action on the page into what it shows, :func:`build` lays the page out, :func:`serve` serves it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import io
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from exitlens.delivery.explorer.core import Explorer, LoadedRun, Shown, cover
+from exitlens.delivery.explorer.page import answer_page, routed_page
+from exitlens.display import data_uri
+from exitlens.errors import DataError, ExitlensError, MissingExtraError
+from exitlens.types.outputs import exit_name
+
+SIDE = {1: 190, 2: 180}  # the least width of a map in pixels, by the number of networks
+SLIDER_END = 1.01  # no score is that high: the exit never answers
+LARGEST_UPLOAD = "50mb"
+KEPT = 600  # seconds, how long an upload stays on disk
+SUBDUED = {"body_text_color_subdued": "#59636e", "body_text_color_subdued_dark": "#a7b0b9"}
+ONE: dict[str, Any] = {"concurrency_id": "answers", "concurrency_limit": 1}  # so that the last action decides what is shown
+LATEST = {"trigger_mode": "always_last", **ONE}
+# Connects the inputs of one kind; returns the callback that answers what is shown once more, and what it needs.
+Wire = Callable[[Any, list[Any], list[Any]], tuple[Callable[..., Any], list[Any]]]
+
+
+# --- actions ---
+
+
+class View:
+    """One method for each action: it takes the page's values and returns new ones.
+
+    ``relevance`` says whether to show what every exit's answer depends on.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        self.examples = explorer.examples()
+        self.starts_with_relevance = not explorer.is_relevance_slow()
+
+    def example_buttons(self) -> str:
+        """Returns buttons with the examples: images, texts, or the classes of other samples."""
+        button = Markup('<button type="button" data-example="{}">{}</button>')
+        image = Markup('<img src="{}" alt="Example: {}">')
+        rows = []
+        for i, example in enumerate(self.examples):
+            shown, truth = example.shown, example.truth
+            face = image.format(data_uri(shown), truth) if isinstance(shown, Image.Image) else truth or shown
+            rows.append(button.format(i, face))
+        return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
+
+    def start(self, relevance: bool, *thresholds: float) -> list[Any]:
+        """The page was opened: answers the first example."""
+        if not self.examples and not self.explorer.is_text:
+            return [None, *self._alert(f"Choose a file of {self.explorer.modality.plural}.")]
+        shown = self.examples[0].shown if self.examples else "Write a text and press Enter."
+        return [shown, *_place(shown)[:1], *self._answer(shown, relevance, thresholds)]
+
+    def start_routed(self, *thresholds: float) -> Any:
+        """The page was opened: evaluates each network's thresholds."""
+        pages = [self.route(i)(*values) for i, values in enumerate(self._split(thresholds))]
+        return pages if len(pages) > 1 else pages[0]
+
+    def choose(self, choice: str, relevance: bool, *thresholds: float) -> list[Any]:
+        """An example was picked."""
+        number = choice.partition(":")[0]
+        i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
+        return self._open(self.examples[i].shown, relevance, thresholds)
+
+    def say(self, text: str, relevance: bool, *thresholds: float) -> list[Any]:
+        """A text was written."""
+        if not text.strip():
+            return [None, *self._alert("Write a text first.")]
+        return [text, *self._answer(text, relevance, thresholds)]
+
+    def upload(self, path: str | None, relevance: bool, *thresholds: float) -> list[Any]:
+        """A file of any kind was uploaded."""
+        if path is None:
+            return self._refuse("No file was received.")
+        try:
+            picture = self.explorer.read(Path(path))
+        except DataError as error:
+            return self._refuse(str(error))
+        return self._open(picture, relevance, thresholds)
+
+    def say_again(self, text: str | Tensor | None, relevance: bool, *thresholds: float) -> list[Any]:
+        """A threshold was moved under a text, or a sample of another kind."""
+        wanted = "Write a text first." if self.explorer.is_text else "Choose a file first."
+        return self._alert(wanted) if text is None else self._answer(text, relevance, thresholds)
+
+    def paint(self, shown: Image.Image | None, strokes: str, relevance: bool, *thresholds: float) -> list[Any]:
+        """The brush or a threshold was moved."""
+        if shown is None:
+            return self._alert("Choose an image first.")
+        try:
+            painted = _decode_strokes(strokes)
+        except DataError as error:
+            return self._alert(str(error))
+        return self._answer(cover(shown, painted), relevance, thresholds)
+
+    def uncover(self, shown: Image.Image | None, relevance: bool, *thresholds: float) -> list[Any]:
+        """All strokes were removed."""
+        if shown is None:
+            return ["", "", *self._alert("Choose an image first.")]
+        return [_draw_board(shown), "", *self._answer(shown, relevance, thresholds)]
+
+    def route(self, index: int) -> Any:
+        """Returns the callback that evaluates a network's thresholds."""
+
+        def render(*values: float) -> str:
+            run = self.explorer.runs[index]
+            thresholds = _read_sliders(values, run.policy.thresholds)
+            report = self.explorer.evaluate(index, thresholds)
+            by_hand = thresholds != run.policy.thresholds or run.policy.calibration is None
+            return routed_page(run, report, by_hand, self.explorer.kind)
+
+        return render
+
+    def _open(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[Any]:
+        return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
+
+    def _answer(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[str]:
+        pages = []
+        try:
+            for i, values in enumerate(self._split(thresholds)):
+                chosen = _read_sliders(values, self.explorer.runs[i].policy.thresholds)
+                answer = self.explorer.answer(i, shown, chosen, relevance=relevance)
+                pages.append(
+                    answer_page(answer, shown if isinstance(shown, Image.Image) else None, SIDE[len(self.explorer.runs)])
+                )
+        except ExitlensError as error:
+            return self._alert(str(error))
+        return [*pages, ""]
+
+    def _split(self, thresholds: Sequence[float]) -> list[tuple[float, ...]]:
+        """The values of each network's sliders."""
+        rest = iter(thresholds)
+        return [tuple(islice(rest, len(run.policy.thresholds))) for run in self.explorer.runs]
+
+    def _refuse(self, reason: str) -> list[Any]:
+        return [None, *(("", "") if self.explorer.is_picture else ()), *self._alert(reason)]
+
+    def _alert(self, reason: str) -> list[Any]:
+        alert = Markup('<p class="xl-error" role="alert">{}</p>').format(reason)
+        return [*[""] * len(self.explorer.runs), str(alert)]
+
+
+def _place(shown: Shown) -> list[str]:
+    """What the page shows beside the answers: a text itself; a picture to paint on, without strokes; else nothing."""
+    if isinstance(shown, Image.Image):
+        return [_draw_board(shown), ""]
+    return [shown] if isinstance(shown, str) else []
+
+
+def place_slider(threshold: float) -> float:
+    """The position of a threshold's slider."""
+    return round(min(threshold, SLIDER_END), 3)
+
+
+def _read_sliders(values: Sequence[float], calibrated: Sequence[float]) -> tuple[float, ...]:
+    """Reads thresholds from sliders; one that was not moved stands for the calibrated number, exactly."""
+    pairs = zip(values, calibrated, strict=True)
+    thresholds = [exact if abs(value - place_slider(exact)) < 1e-9 else value for value, exact in pairs]
+    return tuple(math.inf if threshold > 1.0 else float(threshold) for threshold in thresholds)
+
+
+def _draw_board(picture: Image.Image) -> str:
+    """The picture with a canvas over it, to paint on."""
+    size = f'width="320" height="{max(1, round(320 * picture.height / picture.width))}"'
+    text = "Paint over a part to cover it; with the keyboard, arrows move and space paints"
+    board = Markup(
+        '<div class="xl-board"><img src="{}" alt="The image that is answered"><canvas id="xl-brush" {} '
+        'tabindex="0" role="application" aria-label="{}"></canvas></div><p>{}.</p>'
+    )
+    return str(board.format(data_uri(picture.convert("RGB")), Markup(size), text, text))
+
+
+def _decode_strokes(strokes: str) -> Image.Image | None:
+    """Decodes what was painted from the page's data URI; raises :class:`DataError` for anything else."""
+    if not strokes:
+        return None
+    head, _, body = strokes.partition(",")
+    try:
+        if head != "data:image/png;base64" or len(body) > 4_000_000:
+            raise ValueError("not a small PNG")
+        image = Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=("PNG",))
+        if image.width * image.height > 4_000_000:
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        image.load()
+    except Exception as error:  # Pillow raises many kinds for hostile files
+        raise DataError(f"strokes: expected what the brush painted ({error})") from error
+    return image
+
+
+# --- layout ---
+
+
+def build(explorer: Explorer) -> Any:
+    """Builds the page without serving it; needs what :func:`import_gradio` imports."""
+    gradio = import_gradio()
+    view = View(explorer)
+    with gradio.Blocks(title="exitlens", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gradio.HTML("<h1>Watch a network decide</h1>")
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=320):
+                add = _add_text_inputs if explorer.is_text else _add_file_inputs
+                wire = (_add_image_inputs if explorer.is_picture else add)(gradio, view)
+                label = "Relevance: what every answer depends on"
+                relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
+                message = gradio.HTML(elem_id="xl-message")
+            with gradio.Column(scale=3, min_width=320), gradio.Row():
+                panels = [_add_panel(gradio, i, run) for i, run in enumerate(explorer.runs)]
+        answers, columns, routed = zip(*panels, strict=True)
+        outputs, every = [*answers, message], [slider for sliders in columns for slider in sliders]
+        again, repeat = wire(page, [relevance, *every], outputs)
+        relevance.change(again, repeat, outputs, show_progress="hidden", **LATEST)
+        for i, sliders in enumerate(columns):
+            for slider in sliders:
+                slider.change(view.route(i), sliders, routed[i], show_progress="hidden", trigger_mode="always_last")
+                slider.change(again, repeat, outputs, show_progress="hidden", **LATEST)
+        page.load(view.start_routed, every, list(routed))  # apart from the answers: the trace may still be collected
+    return page
+
+
+def _add_hidden_box(gradio: Any, name: str) -> Any:
+    """Adds a box that the page's script writes to."""
+    return gradio.Textbox(elem_id=name, elem_classes="xl-hidden", show_label=False)
+
+
+def _add_text_inputs(gradio: Any, view: View) -> Wire:
+    text = gradio.Textbox(label="A text (Enter answers it)", lines=1, max_lines=8, elem_id="xl-text")
+    say = gradio.Button("Answer", elem_id="xl-say", size="sm")
+    gradio.HTML(view.example_buttons())
+    shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
+
+    def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+        for act in (text.submit, say.click):
+            act(view.say, [text, *every], [shown, *outputs], **ONE)
+        choice.change(view.choose, [choice, *every], [text, shown, *outputs], **ONE)
+        page.load(view.start, every, [shown, text, *outputs])
+        return view.say_again, [shown, *every]
+
+    return wire
+
+
+def _add_file_inputs(gradio: Any, view: View) -> Wire:
+    """Adds the inputs of samples that are neither pictures nor texts: a file of one, or an example."""
+    shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
+    upload = gradio.File(label=f"Drop or choose a file: a {view.explorer.modality.name}", elem_id="xl-upload", height=150)
+    gradio.HTML(view.example_buttons())
+
+    def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+        upload.upload(view.upload, [upload, *every], [shown, *outputs], **ONE)
+        choice.change(view.choose, [choice, *every], [shown, *outputs], **ONE)
+        page.load(view.start, every, [shown, *outputs])
+        return view.say_again, [shown, *every]
+
+    return wire
+
+
+def _add_image_inputs(gradio: Any, view: View) -> Wire:
+    shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
+    strokes = _add_hidden_box(gradio, "xl-strokes")
+    upload = gradio.File(label="Drop or choose an image", file_types=["image"], elem_id="xl-upload", height=150)
+    gradio.HTML(view.example_buttons())
+    board = gradio.HTML(elem_id="xl-board")
+    gradio.Slider(2, 25, 8, step=1, label="Brush, % of the width", elem_id="xl-size", interactive=True)
+    clear = gradio.Button("Uncover everything", elem_id="xl-clear", size="sm")
+    opacity = gradio.Slider(0, 1, 0.75, step=0.05, label="Opacity of the maps", elem_id="xl-opacity")
+
+    def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+        upload.upload(view.upload, [upload, *every], [shown, board, strokes, *outputs], **ONE)
+        choice.change(view.choose, [choice, *every], [shown, board, strokes, *outputs], **ONE)
+        strokes.change(view.paint, [shown, strokes, *every], outputs, **LATEST)
+        clear.click(view.uncover, [shown, *every], [board, strokes, *outputs], **ONE)
+        script = "(v) => document.documentElement.style.setProperty('--xl-opacity', v)"
+        opacity.change(None, opacity, None, js=script)
+        page.load(view.start, every, [shown, board, *outputs])
+        return view.paint, [shown, strokes, *every]
+
+    return wire
+
+
+def _add_panel(gradio: Any, index: int, run: LoadedRun) -> tuple[Any, list[Any], Any]:
+    """Adds a network's column: its answer, its thresholds, and their effect on the calibration samples."""
+    with gradio.Column(min_width=320):
+        answer = gradio.HTML(elem_id=f"xl-answer-{index}")
+        sliders = []
+        for k, threshold in enumerate(run.policy.thresholds):
+            label = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)"
+            place = {"elem_id": f"xl-threshold-{index}-{k}"}
+            sliders.append(gradio.Slider(0, SLIDER_END, place_slider(threshold), step=0.001, label=label, **place))
+        return answer, sliders, gradio.HTML(elem_id=f"xl-routed-{index}")
+
+
+def serve(explorer: Explorer, *, port: int | None = None, ready: Callable[[str], None] = lambda address: None) -> None:
+    """Serves the page on this machine only, until the server is stopped.
+
+    Args:
+        explorer: what to show.
+        port: a free one by default.
+        ready: called with the address once the page is up.
+    """
+    gradio = import_gradio()
+    page = build(explorer)
+    for i in range(len(explorer.runs)):
+        threading.Thread(target=explorer.trace, args=(i,), daemon=True).start()
+    templates = files("exitlens.delivery") / "templates"
+    script = (templates / "explorer.js").read_text(encoding="utf-8")
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(**SUBDUED)
+    uploads = tempfile.mkdtemp(prefix="exitlens-")
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = uploads
+    _, address, _ = page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        max_file_size=LARGEST_UPLOAD,
+        footer_links=[],
+        theme=theme,
+        css=(templates / "explorer.css").read_text(encoding="utf-8"),
+        head=f"<script>{script}</script>",
+    )
+    ready(str(address))
+    page.block_thread()
+
+
+def import_gradio() -> Any:
+    """Imports Gradio with its calls to other machines switched off, or raises :class:`MissingExtraError` (extra ``app``)."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        raise MissingExtraError("gradio", "app", "exitlens app") from error
+    return gradio
