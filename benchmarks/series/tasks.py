@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
+from exitlens.data.lines import read_ts
 from exitlens.data.sets import measure_scaling
-from exitlens.data.ts import read_ts
 
 MOTIFS = "motifs"
 SEEDS = 5

@@ -19,12 +19,11 @@ from exitlens.data.files import (
     list_files,
     list_folders,
 )  # fmt: skip
-from exitlens.data.lines import TABLES, NumberFile, TextFiles, open_file, peek_kinds
+from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, open_file, peek_kinds
 from exitlens.data.rows import Reading, Source, looks_like_pattern
 from exitlens.data.shards import find_shards, open_shards
 from exitlens.data.splits import find_split_tables
 from exitlens.data.tables import HUB, open_table
-from exitlens.data.ts import TsFiles
 from exitlens.errors import DataError
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.modalities.series import SERIES_FILES, list_columns
