@@ -32,6 +32,7 @@ _ROLES: dict[Modality, Role] = {IMAGE: "image", TEXT: "text", SERIES: "series", 
 
 
 AS_FOUND = Reading()
+FileReader = EncodedImages | ArrayFiles
 
 
 class Listing(NamedTuple):
@@ -110,9 +111,7 @@ class SampleStream:
                 raise DataError(f"data: {self.bad[-1]}. Fix: give another one")
             raise refuse_bad(self.bad[-1], "remove it")
 
-    def _decode(
-        self, reader: EncodedImages | ArrayFiles, plan: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[Tensor, list[int]]]:
+    def _decode(self, reader: FileReader, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[int]]]:
         """Yield full batches of good samples and their rows, up to the first bad one unless it may be skipped."""
         dtype = torch.uint8 if isinstance(self.preprocess, Preprocess) else torch.float32
         held, rows = torch.empty(0, *reader.shape, dtype=dtype), list[int]()  # read, but too few for a batch
