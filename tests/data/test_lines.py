@@ -7,7 +7,7 @@ import exitlens as xl
 from exitlens.data.columns import Columns
 from exitlens.data.lines import classify_field, find_ts_files, iterate_rows, open_file, peek_kinds, read_file, read_ts
 from exitlens.data.sources import open_source
-from exitlens.modalities import SERIES, TEXT, VECTOR
+from exitlens.modalities import SERIES, VECTOR
 from tests.data.conftest import TS
 
 
@@ -177,13 +177,6 @@ def test_bad_rows_of_series(tmp_path):
         source.load("train")
 
 
-def test_texts_are_still_texts(tmp_path):
-    path = write(tmp_path, "x.csv", "text,score,label\n" + "".join(f"word {i},{i}.5,{i % 2}\n" for i in range(20)))
-    assert open_source(path).modality is TEXT
-    path = write(tmp_path, "x.csv", "tweet,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(20)))
-    assert open_source(path, columns="text=tweet,label=label").modality is TEXT
-
-
 def test_parquet_of_vectors_and_series(hf, tmp_path):
     rows = range(40)
     columns = {"a": [float(i) for i in rows], "b": [i / 3 for i in rows], "label": [i % 2 for i in rows]}
@@ -203,21 +196,6 @@ def test_parquet_of_vectors_and_series(hf, tmp_path):
     hf.Dataset.from_dict(columns).to_parquet(tmp_path / "n.parquet")
     with pytest.raises(xl.DataError, match=r"n.parquet:3: a gap .NaN. for feature 'a'"):
         open_source(str(tmp_path / "n.parquet")).load("train")
-
-
-def test_named_parts_of_a_saved_data_set(hf, tmp_path):
-    def make(count):
-        classes = hf.ClassLabel(names=["z", "y"])
-        features = hf.Features({"x": hf.Sequence(hf.Sequence(hf.Value("float32"))), "label": classes})
-        values = {"x": [[[1.0, 2.0], [i, 4.0]] for i in range(count)], "label": [i % 2 for i in range(count)]}
-        return hf.Dataset.from_dict(values, features=features)
-
-    hf.DatasetDict({"train": make(30), "test": make(10)}).save_to_disk(tmp_path / "saved")
-    source = open_source(str(tmp_path / "saved"))
-    assert source.modality is SERIES
-    test = source.load("test")
-    assert (test.values.shape, test.classes) == ((10, 2, 2), ("z", "y"))
-    assert test.values[:, 1, 0].tolist() == list(range(10))
 
 
 def make_ts(count, start=0, length=8, classes=2):

@@ -114,6 +114,7 @@ def test_who_stops_early_leaves_no_process_behind():
     assert not _processes()
 
 
+@pytest.mark.slow
 def test_processes_end_by_themselves_when_their_parent_is_killed():
     code = """
 import os, sys
@@ -175,17 +176,6 @@ def test_floats_of_any_shape(count):
         list(decode_batches(Ramps(), plan, (2, 3), count))
 
 
-def test_gives_everything_in_order_and_ends():
-    with Prefetch(iter(range(10))) as items:
-        found = []
-        while not items.ended:
-            item = items.next()
-            if item is not None:
-                found.append(item)
-    assert found == list(range(10))
-    assert items.error is None
-
-
 def test_reads_no_further_ahead_than_its_depth():
     read = []
 
@@ -218,29 +208,6 @@ def test_waits_no_longer_than_it_is_told():
         assert items.next() == 1
 
 
-def test_an_exception_ends_it_after_what_came_before():
-    def source():
-        yield 1
-        raise ValueError("broken")
-
-    with Prefetch(source()) as items:
-        assert items.next() == 1
-        assert items.next() is None
-        assert items.ended
-        assert str(items.error) == "broken"
-
-
-def test_what_is_no_exception_ends_it_too():
-    def source():
-        yield 1
-        raise KeyboardInterrupt
-
-    with Prefetch(source()) as items:
-        assert items.next() == 1
-        assert items.next(5) is None
-        assert isinstance(items.error, KeyboardInterrupt)
-
-
 def test_leaving_early_stops_the_thread():
     def source():
         yield from range(1_000_000)
@@ -251,7 +218,19 @@ def test_leaving_early_stops_the_thread():
     assert "exitlens-prefetch" not in names
 
 
-@pytest.mark.parametrize("depth", [1, 5])
-def test_depths(depth):
-    with Prefetch(iter("ab"), depth=depth) as items:
-        assert [items.next(), items.next(), items.next()] == ["a", "b", None]
+@pytest.mark.parametrize("depth", [1, 2, 20])
+def test_everything_is_read_ahead_in_order(depth):
+    with Prefetch(iter(range(10)), depth) as items:
+        assert [items.next() for _ in range(11)] == [*range(10), None]
+    assert (items.ended, items.error) == (True, None)
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_an_error_ends_reading_ahead_after_what_came_before(error):
+    def source():
+        yield 1
+        raise error
+
+    with Prefetch(source()) as items:
+        assert (items.next(), items.next(5)) == (1, None)
+        assert (items.ended, items.error) == (True, error)

@@ -142,11 +142,7 @@ def _names_files(path: Path) -> bool:
 
 
 def open_rows(name: str, kind: Format, task: str = "") -> Source:
-    """Open a source whose rows are samples: of any format but folders of files.
-
-    Raises:
-        DataError: a source that cannot be read.
-    """
+    """Open a source whose rows are samples: of any format but folders of files."""
     if kind == "texts":
         return TextFiles(Path(name), task)
     if kind == "numbers":

@@ -47,10 +47,7 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
 def iterate_rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[int, Row], None, None]:
     """Yield the rows of a file by line, counted from 1: their fields by column, or what is wrong with them.
 
-    Bytes that are not UTF-8 become surrogates.
-
-    Raises:
-        DataError: a file that cannot be read, is broken CSV, or lacks one of the columns ``keys``.
+    Bytes that are not UTF-8 become surrogates. Broken CSV, or one without the columns ``keys``, is a :class:`DataError`.
     """
     suffix = path.suffix.lower()
     with (
@@ -243,9 +240,6 @@ def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
 
     A million rows take little more than the bytes of their texts. ``loose`` labels may be empty, or true and false, as
     several labels a sample are.
-
-    Raises:
-        DataError: a file that cannot be read, has no rows, or lacks a column.
     """
     kinds = TABLES if columns.labels else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
@@ -313,11 +307,7 @@ class _TsHeader(NamedTuple):
 
 
 def find_ts_files(path: Path) -> dict[str, Path]:
-    """Return the files of a source by part: one file, or ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` in a folder.
-
-    Raises:
-        DataError: files whose names say no part, or of several data sets.
-    """
+    """Return the files of a source by part: one file, or ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` in a folder."""
     if not path.is_dir():
         return {"": path}
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".ts" and not file.name.startswith("."))

@@ -124,14 +124,9 @@ class DataSource:
             split: ``train``, ``validation``, ``calibration`` or ``test``.
             classes: class names of an existing network, for files.
             skip_bad: leave out images that cannot be read, and rows without text, label or group.
-            preprocess: of an existing network. For texts tokenizer and length, in place of ``size``; by default the words
-                of a file's training split make the tokenizer; reviews have masks with their own tokenizer only. For images
-                of files size, mean and std (by default ImageNet's), for others mean and std (by default 0.5 and 0.25). For
-                series, volumes and vectors of files channels, length or size, rate, mean and std, by default as they are in
-                the training split.
-
-        Raises:
-            InputError, DataError: an unknown split or source, or data that cannot be read.
+            preprocess: of an existing network. By default images of files have ImageNet's mean and std, others 0.5 and
+                0.25; the training split makes the tokenizer of texts, and the mean and std of series, volumes and vectors.
+                Reviews have masks with their own tokenizer only.
         """
         return self.load_splits([split], classes=classes, skip_bad=skip_bad, preprocess=preprocess).sets[split]
 

@@ -41,19 +41,12 @@ Outcome = tuple[list[int], list[tuple[int, str]], str]  # places of good samples
 
 
 class Decoded(NamedTuple):
-    """A batch of a plan.
+    """A batch of a plan."""
 
-    Attributes:
-        values: ``(b,*shape)`` of the samples that could be read; overwritten when the next batch is taken.
-        good: their places in the plan's batch.
-        bad: rows of the others, with reasons.
-        trouble: what else the reader says is wrong.
-    """
-
-    values: Tensor
-    good: list[int]
-    bad: list[tuple[int, str]]
-    trouble: str = ""
+    values: Tensor  # (b,*shape) of the samples that could be read; overwritten when the next batch is taken
+    good: list[int]  # their places in the plan's batch
+    bad: list[tuple[int, str]]  # rows of the others, with reasons
+    trouble: str = ""  # what else the reader says is wrong
 
 
 def can_fork() -> bool:
@@ -65,9 +58,6 @@ def choose_workers(workers: int | None, batches: int) -> int:
     """Return how many processes decode: by default one for each core (at most 8), and none for a single batch.
 
     Processes that torchrun started on this machine share its cores.
-
-    Raises:
-        InputError: not a number of processes, or a system on which they cannot be copied.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) // count_local() if can_fork() else 1
