@@ -208,7 +208,6 @@ def test_policies_of_the_other_kind_are_refused(net, trace, tmp_path):
     ):
         with pytest.raises(xl.PolicyError, match="one class a sample, the network or trace has several labels"):
             use()
-    net.describe(task="classes")
     with pytest.raises(xl.PolicyError, match="several labels a sample, the network or trace has one class"):
         xl.predict(net, inputs, xl.Policy((0.5, 0.5), "decided"))
     with pytest.raises(xl.InputError, match="task: expected one of"):
@@ -223,8 +222,6 @@ def test_a_bundle_keeps_the_task(net, trace, tmp_path):
     assert same == policy
     assert torch.equal(xl.predict(again, inputs, same).labels, xl.predict(net, inputs, policy).labels)
     assert set(xl.load_policies(tmp_path / "b")) == {"default", "full"}
-    net.describe(task="classes")
-    assert "task" not in net.info.to_dict()
 
 
 def test_every_label_that_is_told_has_its_evidence(net, tmp_path):
