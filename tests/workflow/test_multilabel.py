@@ -208,6 +208,7 @@ def test_policies_of_the_other_kind_are_refused(net, trace, tmp_path):
     ):
         with pytest.raises(xl.PolicyError, match="one class a sample, the network or trace has several labels"):
             use()
+    net.describe(task="classes")
     with pytest.raises(xl.PolicyError, match="several labels a sample, the network or trace has one class"):
         xl.predict(net, inputs, xl.Policy((0.5, 0.5), "decided"))
     with pytest.raises(xl.InputError, match="task: expected one of"):
