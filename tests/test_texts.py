@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import exitlens as xl
 from benchmarks import reviews
 from exitlens.cli import verbs
-from tests.benchmarks.texts.made import make_sentences
+from tests.benchmarks.sentences import make_sentences
 from tests.conftest import build_once
 from tests.test_photos import read_commands
 from tests.texts import make_bert

@@ -28,7 +28,7 @@ _MODULES = {
     "data.demo.reviews": "load_reviews make_reviews",
     "data.demo.signals": "load_blobs load_motifs make_blobs make_motifs",
     "data.folders": "load_arrays load_folder load_torchvision load_unlabelled",
-    "data.sets": "ArraySet ImageSet LazyArrays LazyImages",
+    "data.sets": "ArraySet ImageSet LazySet",
     "data.splits": "split_set",
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",

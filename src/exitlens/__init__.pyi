@@ -15,8 +15,7 @@ from exitlens.data.folders import load_torchvision as load_torchvision
 from exitlens.data.folders import load_unlabelled as load_unlabelled
 from exitlens.data.sets import ArraySet as ArraySet
 from exitlens.data.sets import ImageSet as ImageSet
-from exitlens.data.sets import LazyArrays as LazyArrays
-from exitlens.data.sets import LazyImages as LazyImages
+from exitlens.data.sets import LazySet as LazySet
 from exitlens.data.splits import split_set as split_set
 from exitlens.data.streams import ImageStream as ImageStream
 from exitlens.data.texts import TextSet as TextSet

@@ -7,7 +7,7 @@ import torch
 import exitlens as xl
 from exitlens.data.assemble import Target, arrange_arrays, make_sets, read_parts
 from exitlens.data.checks import join_flags, number_labels
-from exitlens.data.columns import find_columns, parse_columns
+from exitlens.data.columns import parse_columns
 from exitlens.data.files import ArrayFiles, describe_folder, find_folder_kind
 from exitlens.data.formats import find_samples, hash_source
 from exitlens.data.rows import Reading, Rows
@@ -15,7 +15,7 @@ from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS, find_rarest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME
 from tests.data.conftest import SMALL as PREPROCESS
-from tests.data.conftest import TS, encode, write_tar
+from tests.data.conftest import TS, encode, read_numbers, write_tar
 
 
 class _Plain:
@@ -187,14 +187,6 @@ def test_texts_without_a_group_or_split(tmp_path):
     assert len(parts.group_names) == 10
 
 
-def test_sources_that_have_no_columns():
-    for name in ("scenes", "reviews"):
-        with pytest.raises(xl.InputError, match=f"for data from files, {name} has no columns"):
-            open_source(name, group_by="x")
-    with pytest.raises(xl.InputError, match="columns: expected image=NAME"):
-        open_source("scenes", columns="x")
-
-
 def test_what_a_hash_covers(folder, tmp_path):
     before = hash_source(str(folder), "folder")
     (folder / "ant" / "animal00_0.png").write_bytes(b"changed")  # names alone decide a folder's splits
@@ -219,13 +211,9 @@ def truth(numbers):
     return [[tag in tags_of(i) for tag in TAGS] for i in numbers]
 
 
-def _numbers(data):
-    return (data.preprocess.restore(data.inputs)[:, 0, 0, 0] * 255).round().int().tolist()
-
-
 def check_images(source):
     parts = source.load_splits(SPLITS).sets
-    numbers = {split: _numbers(part) for split, part in parts.items()}
+    numbers = {split: read_numbers(part) for split, part in parts.items()}
     assert sorted(n for found in numbers.values() for n in found) == list(range(40))
     for split, part in parts.items():
         assert part.classes == TAGS
@@ -322,11 +310,6 @@ def test_bad_words_for_columns(words):
         parse_columns(words)
 
 
-def test_named_columns_are_not_guessed_again():
-    kinds = {"file": "string", "a": "integer", "b": "integer", "text": "string"}
-    assert find_columns(kinds, "image=file,label=a|b", "x").labels == ("a", "b")
-
-
 def test_what_has_one_class_a_sample(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -388,7 +371,7 @@ def test_a_source_of_series_in_class_folders(series_folder):
         open_source(str(series_folder), group_by=r"^(\w)").load("train")
     found = source.load_splits(("train", "validation", "test"))
     train = found.sets["train"]
-    assert isinstance(train, xl.LazyArrays)
+    assert isinstance(train, xl.LazySet)
     torch.testing.assert_close(train.inputs.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(train.inputs.transpose(0, 1).flatten(1).std(1, correction=0), torch.ones(2))
     assert found.sets["test"].preprocess == train.preprocess

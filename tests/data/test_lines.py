@@ -78,9 +78,8 @@ def test_columns_are_what_most_of_their_first_fields_are(tmp_path):
         list(iterate_rows(tmp_path / "x.csv", ("z",)))
 
 
-def write(path, text):
-    path.write_text(text)
-    return str(path)
+def write(folder, name, content):
+    return str(_write(folder, name, content))
 
 
 def make_vectors(count=40, head="age,size,site,label", wrong=()):
@@ -91,7 +90,7 @@ def make_vectors(count=40, head="age,size,site,label", wrong=()):
 
 
 def test_a_csv_of_vectors(tmp_path):
-    path = write(tmp_path / "x.csv", make_vectors())
+    path = write(tmp_path, "x.csv", make_vectors())
     source = open_source(path)
     assert source.modality is VECTOR
     found = source.load_splits(("train", "test"))
@@ -111,7 +110,7 @@ def test_a_csv_of_vectors(tmp_path):
 
 
 def test_an_existing_network_takes_its_own_features(tmp_path):
-    path = write(tmp_path / "x.csv", make_vectors())
+    path = write(tmp_path, "x.csv", make_vectors())
     own = xl.VectorPreprocess((0.0, 1.0), (1.0, 2.0), ("site", "age"))
     data = open_source(path).load("train", preprocess=own)
     assert (data.preprocess, data.values.shape) == (own, (28, 2))
@@ -130,7 +129,7 @@ def test_an_existing_network_takes_its_own_features(tmp_path):
     ],
 )
 def test_bad_rows_of_vectors(row, message, tmp_path):
-    source = open_source(write(tmp_path / "x.csv", make_vectors(wrong=[(39, row)])))
+    source = open_source(write(tmp_path, "x.csv", make_vectors(wrong=[(39, row)])))
     with pytest.raises(xl.DataError, match=rf"1 of 40 rows cannot be read.*\n.*x.csv:41: .*{message}"):
         source.load("train")
     assert sum(len(source.load(split, skip_bad=True)) for split in ("train", "test")) == 31
@@ -138,7 +137,7 @@ def test_bad_rows_of_vectors(row, message, tmp_path):
 
 def test_splits_of_a_column(tmp_path):
     rows = "".join(f"{i},{i / 7},{'uv'[i % 2]},{['train', 'test', 'val', 'calibration'][i % 4]}\n" for i in range(40))
-    source = open_source(write(tmp_path / "x.csv", "a,b,label,fold\n" + rows), split_by="fold")
+    source = open_source(write(tmp_path, "x.csv", "a,b,label,fold\n" + rows), split_by="fold")
     assert source.modality is VECTOR
     assert source.load("validation").values[:, 0].tolist() == list(range(2, 40, 4))
     with pytest.raises(xl.DataError, match=r"split_by: .*x.csv has no column 'folds'.*Did you mean 'fold'"):
@@ -159,7 +158,7 @@ def test_a_csv_of_series(form, tmp_path):
             else {"spaces": " ", "semicolons": ";"}[form].join(map(str, values))
         )
 
-    path = write(tmp_path / "x.csv", "kind,signal\n" + "".join(f"{'uv'[i % 2]},{show(i)}\n" for i in range(40)))
+    path = write(tmp_path, "x.csv", "kind,signal\n" + "".join(f"{'uv'[i % 2]},{show(i)}\n" for i in range(40)))
     source = open_source(path)
     assert source.modality is SERIES
     data = source.load("train")
@@ -171,24 +170,17 @@ def test_a_csv_of_series(form, tmp_path):
 
 def test_bad_rows_of_series(tmp_path):
     good = "".join(f"u,1 2 {i}\nv,3 4 {i}\n" for i in range(20))
-    source = open_source(write(tmp_path / "x.csv", f"kind,signal\n{good}u,1 nan 3\nu,word\nu,[1\n"))
+    source = open_source(write(tmp_path, "x.csv", f"kind,signal\n{good}u,1 nan 3\nu,word\nu,[1\n"))
     message = r":42: a gap .NaN. at step 1(.|\n)*:43: expected a list of numbers, got word(.|\n)*:44"
     with pytest.raises(xl.DataError, match=message):
         source.load("train")
 
 
 def test_texts_are_still_texts(tmp_path):
-    path = write(tmp_path / "x.csv", "text,score,label\n" + "".join(f"word {i},{i}.5,{i % 2}\n" for i in range(20)))
+    path = write(tmp_path, "x.csv", "text,score,label\n" + "".join(f"word {i},{i}.5,{i % 2}\n" for i in range(20)))
     assert open_source(path).modality is TEXT
-    path = write(tmp_path / "x.csv", "tweet,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(20)))
+    path = write(tmp_path, "x.csv", "tweet,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(20)))
     assert open_source(path, columns="text=tweet,label=label").modality is TEXT
-
-
-@pytest.fixture
-def hf(tmp_path_factory, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    return datasets
 
 
 def test_parquet_of_vectors_and_series(hf, tmp_path):

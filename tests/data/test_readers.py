@@ -102,8 +102,8 @@ def test_readers_of_pixels_have_nothing_to_cache(tmp_path):
         def read(self, index):
             return self[index]
 
-    data = xl.LazyImages(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.Preprocess((4, 4)))
-    with pytest.raises(xl.InputError, match="Pixels gives pixels"):
+    data = xl.LazySet(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.Preprocess((4, 4)))
+    with pytest.raises(xl.InputError, match="Pixels gives decoded samples"):
         data.cached(tmp_path)
 
 

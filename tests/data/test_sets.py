@@ -7,8 +7,8 @@ import torch
 import exitlens as xl
 from exitlens.data.batches import iterate_batches, make_epoch_loader
 from exitlens.data.folders import load_arrays
-from exitlens.data.sets import LazyImages, find_kind, measure_scaling
-from exitlens.modalities import SERIES, VECTOR, VOLUME
+from exitlens.data.sets import find_kind, measure_scaling
+from exitlens.modalities import IMAGE, SERIES, VECTOR, VOLUME
 from tests.data.conftest import PREPROCESS
 
 OWN = xl.SeriesPreprocess((1.0, 2.0), (2.0, 4.0))
@@ -16,10 +16,10 @@ CLASSES = ("even", "odd")
 
 
 class Ramps:
-    """A reader of series that count up from their number, some of which are bad."""
+    """A reader of series that count up from their number, some of which are bad; it remembers what it read."""
 
     def __init__(self, count, bad=()):
-        self.count, self.bad = count, bad
+        self.count, self.bad, self.seen = count, bad, []
 
     def __len__(self):
         return self.count
@@ -28,6 +28,7 @@ class Ramps:
         return f"ramp {index}"
 
     def read(self, index):
+        self.seen.append(index)
         if index in self.bad:
             raise xl.DataError(f"ramp {index}: damaged")
         return index + torch.arange(10.0).view(2, 5)
@@ -42,7 +43,7 @@ def held():
 
 
 def make_lazy(**how):
-    return xl.LazyArrays(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, (2, 5), torch.arange(40) // 4)
+    return xl.LazySet(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, torch.arange(40) // 4)
 
 
 def test_kinds_are_those_of_their_preprocessing():
@@ -50,7 +51,7 @@ def test_kinds_are_those_of_their_preprocessing():
     assert find_kind(xl.VolumePreprocess((0.0,), (1.0,), (1, 1, 1))) is VOLUME
     assert find_kind(xl.VectorPreprocess((0.0,), (1.0,))) is VECTOR
     with pytest.raises(xl.InputError, match="preprocess: expected"):
-        find_kind(xl.Preprocess((8, 8)))
+        find_kind(8)
 
 
 def test_samples_in_memory(held):
@@ -84,6 +85,28 @@ def test_lazy_samples_are_the_same_whatever_the_number_of_processes(held):
             assert torch.equal(batch.labels, labels)
 
 
+def test_nothing_is_read_before_it_is_asked_for():
+    lazy = make_lazy()
+    lazy.reader.seen.clear()  # the length is that of the first
+    part = lazy.subset(torch.tensor([7, 3, 30])).subset(torch.tensor([2, 0]))
+    assert (len(part), part.labels.tolist(), part.groups.tolist(), part.name(0)) == (2, [0, 1], [7, 1], "ramp 30")
+    assert lazy.reader.seen == []
+    assert part[1][0].equal(OWN.normalise(Ramps(8).read(7)))
+    assert lazy.reader.seen == [7]
+    for name, values in (("labels", {"labels": torch.zeros(2).long()}), ("groups", {"groups": torch.zeros(2).long()})):
+        with pytest.raises(xl.InputError, match=f"{name}: expected"):
+            xl.LazySet(
+                **{"reader": Ramps(3), "labels": torch.zeros(3).long(), "classes": CLASSES, "preprocess": OWN} | values
+            )
+
+
+def test_images_can_be_pickled(folder):
+    lazy = xl.load_folder(folder, PREPROCESS)[0].first(3)
+    again = pickle.loads(pickle.dumps(lazy))
+    assert again.modality is IMAGE
+    assert again.load().images.equal(lazy.load().images)
+
+
 def test_bad_samples_are_named_or_left_out():
     lazy = make_lazy(bad=(3,))
     with pytest.raises(xl.DataError, match="data: ramp 3: damaged"):
@@ -95,7 +118,7 @@ def test_bad_samples_are_named_or_left_out():
 
 def test_a_million_samples_are_decoded_a_few_at_a_time():
     volume = xl.VolumePreprocess((0.0,), (1.0,), (200, 200, 200))
-    data = xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, volume, (1, 200, 200, 200))
+    data = xl.LazySet(Ramps(4), torch.zeros(4).long(), CLASSES, volume)
     assert data.samples_at_once == 2
     assert make_lazy().samples_at_once == 64
 
@@ -119,12 +142,22 @@ def test_what_does_not_fit(change, message):
         xl.ArraySet(**(whole | change))
 
 
-def test_a_reader_of_another_shape():
-    with pytest.raises(xl.InputError, match=r"shape: expected \(2,T\) of series"):
-        xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, OWN, (3, 5))
-    data = xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, OWN, (2, 6))
+def test_the_shape_of_samples_is_known_or_that_of_the_first():
+    class Shaped(Ramps):
+        shape = (2, 6)
+
+    labels = torch.zeros(4).long()
+    assert xl.LazySet(Ramps(4), labels, CLASSES, OWN).shape == (2, 5)
+    assert xl.LazySet(Shaped(4), labels, CLASSES, OWN).shape == (2, 6)
+    assert xl.LazySet(Ramps(0), labels[:0], CLASSES, OWN).shape == (2, 0)
+    cut = xl.SeriesPreprocess((1.0, 2.0), (2.0, 4.0), length=6)
     with pytest.raises(xl.InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
-        data.load()
+        xl.LazySet(Ramps(4), labels, CLASSES, cut).load()
+    assert xl.LazySet(Ramps(4), labels, CLASSES, xl.VectorPreprocess((0.0,) * 3, (1.0,) * 3)).shape == (3,)
+    with pytest.raises(xl.InputError, match=r"reader: expected \(1,T\) of series, got \(2,5\)"):
+        xl.LazySet(Ramps(4), labels, CLASSES, xl.SeriesPreprocess((0.0,), (1.0,)))
+    with pytest.raises(xl.InputError, match="preprocess: expected"):
+        xl.LazySet(Ramps(4), labels, CLASSES, None)
 
 
 def test_image_set_checks_and_subsets(tiny_set):
@@ -147,78 +180,6 @@ def test_image_set_checks_and_subsets(tiny_set):
         xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.Preprocess((16, 16), (0.5,), (0.2,)))
     with pytest.raises(xl.InputError, match="one per image"):
         xl.ImageSet(tiny_set.images, tiny_set.labels[:3], tiny_set.classes)
-
-
-class Squares:
-    """A reader of grey squares that counts what it reads."""
-
-    def __init__(self, count):
-        self.count, self.read_so_far = count, []
-
-    def __len__(self):
-        return self.count
-
-    def read(self, index):
-        self.read_so_far.append(index)
-        return torch.full((3, 16, 16), index, dtype=torch.uint8)
-
-    def name(self, index):
-        return f"squares:{index}"
-
-
-@pytest.fixture
-def squares():
-    groups = torch.arange(40) // 4
-    return LazyImages(Squares(40), torch.arange(40) % 2, ("even", "odd"), PREPROCESS, groups)
-
-
-def test_nothing_is_read_before_it_is_asked_for(squares):
-    part = squares.subset(torch.tensor([7, 3, 30])).subset(torch.tensor([2, 0]))
-    assert (len(part), part.labels.tolist(), part.groups.tolist()) == (2, [0, 1], [7, 1])
-    assert part.name(0) == "squares:30"
-    assert squares.reader.read_so_far == []
-    image, label = part[1]
-    torch.testing.assert_close(image, PREPROCESS.normalise(torch.full((3, 16, 16), 7, dtype=torch.uint8)))
-    assert label == 1
-    assert squares.reader.read_so_far == [7]
-    assert part.load().groups.tolist() == [7, 1]
-    assert part.first(1).inputs.shape == (1, 3, 16, 16)
-
-
-def test_batches_have_labels_and_groups(squares):
-    batches = list(iterate_batches(squares, 16))
-    assert [len(b.inputs) for b in batches] == [16, 16, 8]
-    assert torch.equal(torch.cat([b.labels for b in batches]), squares.labels)
-    assert torch.equal(torch.cat([b.groups for b in batches]), squares.groups)
-    in_memory = list(iterate_batches(squares.load(), 16))
-    for one, other in zip(batches, in_memory, strict=True):
-        assert all(map(torch.equal, one, other))
-
-
-def test_an_epoch_is_the_same_as_in_memory_whatever_the_number_of_processes(squares):
-    whole = squares.load()
-    expected = list(make_epoch_loader(whole, 6, seed=3))
-    for workers in (0, 1, 3):
-        loader = make_epoch_loader(squares, 6, seed=3, workers=workers)
-        assert len(loader) == 6
-        for batch, (images, labels) in zip(loader, expected, strict=True):
-            assert torch.equal(batch.inputs, images)
-            assert torch.equal(batch.labels, labels)
-
-
-def test_sets_can_be_pickled(squares):
-    again = pickle.loads(pickle.dumps(squares.first(3)))
-    assert torch.equal(again.inputs, squares.first(3).inputs)
-
-
-def test_arguments_that_do_not_fit():
-    with pytest.raises(xl.InputError, match="labels: expected 3"):
-        LazyImages(Squares(3), torch.zeros(2).long(), ("a", "b"), PREPROCESS)
-    with pytest.raises(xl.InputError, match=r"groups: expected \(3,\)"):
-        LazyImages(Squares(3), torch.zeros(3).long(), ("a", "b"), PREPROCESS, torch.zeros(2).long())
-    data = LazyImages(Squares(3), torch.zeros(3).long(), ("a", "b"), xl.Preprocess((8, 8)))
-    with pytest.raises(xl.InputError, match=r"\(3, 8, 8\) uint8 of squares:0, got \(3, 16, 16\)"):
-        data.load()
 
 
 def make(values, *, names=()):

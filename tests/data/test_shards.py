@@ -16,12 +16,7 @@ from exitlens.data.shards import ShardImages, expand_braces, find_shards, index_
 from exitlens.data.sources import open_source
 from exitlens.data.splits import SPLITS
 from tests.data.conftest import SMALL as PREPROCESS
-from tests.data.conftest import encode, list_members, write_tar
-
-
-def _numbers(data):
-    """Which images are in a set: see ``encode``."""
-    return (data.preprocess.restore(data.inputs)[:, 0, 0, 0] * 255).round().int().tolist()
+from tests.data.conftest import encode, list_members, read_numbers, write_tar
 
 
 def test_shards_are_split_read_at_random_and_grouped(tmp_path):
@@ -30,7 +25,7 @@ def test_shards_are_split_read_at_random_and_grouped(tmp_path):
     for name in (tmp_path, tmp_path / "s-*.tar", tmp_path / "s-{000..003}.tar"):
         source = open_source(str(name), size=8, group_by="patient")
         loaded = source.load_splits(SPLITS)
-        numbers = {split: _numbers(part) for split, part in loaded.sets.items()}
+        numbers = {split: read_numbers(part) for split, part in loaded.sets.items()}
         assert sorted(n for found in numbers.values() for n in found) == list(range(80))
         assert [len(numbers[split]) for split in SPLITS] == [56, 8, 8, 8]
         assert all(part.labels.tolist() == [n % 2 for n in numbers[split]] for split, part in loaded.sets.items())
@@ -52,7 +47,7 @@ def test_names_and_folders_of_shards_say_the_split(tmp_path):
     write_tar(tmp_path / "b" / "val" / "0.tar", list_members(range(40, 50)))
     for name in ("a", "b"):
         source = open_source(str(tmp_path / name), size=8)
-        assert _numbers(source.load("validation")) == list(range(40, 50))
+        assert read_numbers(source.load("validation")) == list(range(40, 50))
         assert len(source.load("train")) == 32
     write_tar(tmp_path / "a" / "other.tar", list_members(range(50, 60)))  # not all say it
     assert sum(len(open_source(str(tmp_path / "a"), size=8).load(split)) for split in SPLITS) == 60
@@ -68,7 +63,7 @@ def test_split_by_and_columns_of_shards(tmp_path):
         members += list_members(numbers, fold=fold, kind="x")
     path = write_tar(tmp_path / "x.tar", members)
     source = open_source(str(path), size=8, split_by="fold")
-    assert _numbers(source.load("test")) == list(range(20, 30))
+    assert read_numbers(source.load("test")) == list(range(20, 30))
     with pytest.raises(
         xl.DataError, match=r"split_by: .* has no column 'folds'; it has image, label, patient, fold, kind. Did you mean"
     ):

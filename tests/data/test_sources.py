@@ -5,11 +5,10 @@ import torch
 
 import exitlens as xl
 from exitlens.data.demo.reviews import load_reviews
-from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.texts import TextSet, word_tokenizer
-from exitlens.modalities import IMAGE, TEXT
+from exitlens.modalities import TEXT
 from exitlens.types import TextPreprocess
 
 pytest.importorskip("tokenizers")
@@ -136,15 +135,6 @@ def test_sources_that_do_not_fit(tmp_path, jsonl):
         open_source("reviews", size=1).load("test")
 
 
-def test_images_are_no_texts(tmp_path):
-    assert open_source("scenes").modality is IMAGE
-    assert open_source("fashion").modality is IMAGE
-    assert open_source("torchvision:CIFAR10", root=str(tmp_path)).modality is IMAGE
-    (tmp_path / "folder.csv").mkdir()
-    assert open_source(str(tmp_path / "folder.csv")).modality is IMAGE
-    assert isinstance(open_source("fashion").load("validation"), ImageSet)
-
-
 def test_a_source_splits_a_folder_the_same_way_each_time_and_notices_changes(folder):
     source = open_source(str(folder), size=16, seed=1)
     parts = {split: source.load(split) for split in ("train", "validation", "calibration", "test")}
@@ -154,16 +144,6 @@ def test_a_source_splits_a_folder_the_same_way_each_time_and_notices_changes(fol
     (folder / "cat" / "new.png").write_bytes((folder / "cat" / "00.png").read_bytes())
     with pytest.raises(xl.DataError, match="not those of training"):
         source.load("test")
-
-
-def test_a_folder_that_is_split_already(folder, tmp_path):
-    for split in ("train", "validation", "calibration", "test"):
-        (tmp_path / "split" / split).mkdir(parents=True)
-        for name in ("cat", "dog"):
-            target = tmp_path / "split" / split / name
-            target.mkdir()
-            (target / "a.png").write_bytes((folder / name / "01.png").read_bytes())
-    assert len(open_source(str(tmp_path / "split")).load("test")) == 2
 
 
 def test_sources_by_name():

@@ -120,13 +120,8 @@ def _texts(count=80, groups=None):
 
 
 def test_splits_of_a_source_are_found_by_what_others_call_them():
-    assert [name_split(word) for word in ("Val", "dev", "training", "calib", "extra")] == [
-        "validation",
-        "validation",
-        "train",
-        "calibration",
-        None,
-    ]
+    words = ("Val", "dev", "training", "calib", "extra")
+    assert [name_split(word) for word in words] == ["validation", "validation", "train", "calibration", None]
     plan = plan_splits(["train", "val", "extra"], "x")
     assert plan.own == {"train": "train", "validation": "val"}
     assert plan.carved == ("calibration", "test")

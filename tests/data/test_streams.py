@@ -11,7 +11,7 @@ import exitlens as xl
 from exitlens.data.files import list_images
 from exitlens.data.readers import ImageFiles
 from exitlens.data.rows import Reading
-from exitlens.data.streams import HeldArrays, Listing, SampleStream, list_samples, open_stream
+from exitlens.data.streams import Listing, SampleStream, list_samples, open_stream
 from tests.data.conftest import PREPROCESS, SMALL, TS, encode, list_members, write_tar
 
 TWO = xl.SeriesPreprocess((5.0,) * 2, (2.0,) * 2)
@@ -122,7 +122,7 @@ def test_wrong_arguments(size, tokens):
         xl.ImageStream([], PREPROCESS, size)
     with pytest.raises(xl.InputError, match="preprocess: expected Preprocess"):
         xl.ImageStream([], None, 4)
-    with pytest.raises(xl.InputError, match="preprocess: expected that of images"):
+    with pytest.raises(xl.InputError, match="preprocess: expected one of"):
         open_stream(None, "x", 4)
     for listing, message in ((Listing([], ["a"]), "content: expected 0"), (Listing(["x"], ["a"], groups=[]), "groups: exp")):
         with pytest.raises(xl.InputError, match=message):
@@ -349,8 +349,3 @@ def test_parquet_of_vectors_or_of_one_series(hf, tmp_path):
     hf.Dataset.from_dict({"s": [[1.0, 2.0], [3.0, 4.0], None]}).to_parquet(tmp_path / "s.parquet")
     _, (batch,) = read(xl.SeriesPreprocess((0.0,), (1.0,)), tmp_path / "s.parquet", skip_bad=True)
     assert batch.tolist() == [[[1, 2]], [[3, 4]]]
-
-
-def test_held_samples():
-    reader = HeldArrays(torch.arange(6.0).view(3, 2), ["a", "b", "c"])
-    assert (len(reader), reader.name(1), reader.read(2).tolist()) == (3, "b", [4, 5])

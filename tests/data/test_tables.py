@@ -13,12 +13,7 @@ from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.tables import open_table, to_word
 from tests.data.conftest import SMALL as PREPROCESS
-from tests.data.conftest import encode
-
-
-def _numbers(data):
-    """Which images are in a set: see ``encode``."""
-    return (data.preprocess.restore(data.inputs)[:, 0, 0, 0] * 255).round().int().tolist()
+from tests.data.conftest import encode, read_numbers
 
 
 def _write(kind, table, folder):
@@ -43,7 +38,7 @@ def test_every_format_gives_the_same_splits(kind, make_table, tmp_path):
     assert source.format == kind
     assert source.modality.name == "image"
     parts = {split: source.load(split) for split in SPLITS}
-    numbers = {split: _numbers(part) for split, part in parts.items()}
+    numbers = {split: read_numbers(part) for split, part in parts.items()}
     assert sorted(n for found in numbers.values() for n in found) == list(range(40))
     assert {split: len(found) for split, found in numbers.items()} == {
         "train": 28,
@@ -53,7 +48,7 @@ def test_every_format_gives_the_same_splits(kind, make_table, tmp_path):
     }
     assert all(part.classes == ("ant", "bee") for part in parts.values())
     assert parts["train"].labels.tolist() == [n % 2 for n in numbers["train"]]
-    assert _numbers(source.load("test")) == numbers["test"]
+    assert read_numbers(source.load("test")) == numbers["test"]
     assert DataSource(**json.loads(json.dumps(source.to_dict()))) == source
     reader = pickle.loads(pickle.dumps(parts["test"].reader))
     assert torch.equal(reader.read(3), parts["test"].reader.read(3))
@@ -87,8 +82,8 @@ def test_named_parts_stay_and_others_are_cut_from_train(make_table, hf, tmp_path
     (tmp_path / "files" / "extra-00000-of-00001.parquet").unlink()
     for name in ("saved", "files"):
         loaded = open_source(str(tmp_path / name), size=8).load_splits(SPLITS)
-        assert _numbers(loaded.sets["test"]) == list(range(40, 50))
-        assert sorted(n for split in SPLITS[:3] for n in _numbers(loaded.sets[split])) == list(range(40))
+        assert read_numbers(loaded.sets["test"]) == list(range(40, 50))
+        assert sorted(n for split in SPLITS[:3] for n in read_numbers(loaded.sets[split])) == list(range(40))
         assert loaded.notes[0].startswith("splits: test: all of 'test'; cut from 'train' by exitlens: 78% train")
     shared = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 38)})
     shared.save_to_disk(str(tmp_path / "shared"))
@@ -107,8 +102,8 @@ def test_splits_by_a_column(make_table, tmp_path):
     words = ["train"] * 20 + ["val"] * 8 + ["test"] * 12
     path = str(_write("parquet", make_table(40).add_column("fold", words), tmp_path / "data"))
     source = open_source(path, size=8, split_by="fold")
-    assert _numbers(source.load("validation")) == list(range(20, 28))
-    assert _numbers(source.load("test")) == list(range(28, 40))
+    assert read_numbers(source.load("validation")) == list(range(20, 28))
+    assert read_numbers(source.load("test")) == list(range(28, 40))
     assert len(source.load("train")) + len(source.load("calibration")) == 20
     with pytest.raises(xl.DataError, match=r"split_by: .* has the split 'p0'"):
         open_source(path, split_by="patient").load("train")
@@ -177,10 +172,10 @@ def test_paths_of_images_are_relative_to_the_table(hf, tmp_path):
     values = {"file_name": [f"pictures/{i}.png" for i in range(8)], "label": [i % 2 for i in range(8)]}
     hf.Dataset.from_dict(values).to_parquet(str(tmp_path / "x.parquet"))
     source = open_source(str(tmp_path / "x.parquet"), size=8)
-    assert sorted(n for split in SPLITS for n in _numbers(source.load(split))) == list(range(8))
+    assert sorted(n for split in SPLITS for n in read_numbers(source.load(split))) == list(range(8))
     (tmp_path / "pictures" / "3.png").unlink()
     with pytest.raises(xl.DataError, match=r":3: cannot be read \(FileNotFoundError"):
-        [_numbers(source.load(split)) for split in SPLITS]
+        [read_numbers(source.load(split)) for split in SPLITS]
 
 
 def test_a_folder_of_images_with_metadata(hf, tmp_path):
@@ -192,7 +187,7 @@ def test_a_folder_of_images_with_metadata(hf, tmp_path):
     source = open_source(str(tmp_path), size=8, columns="label=kind", group_by="patient")
     assert source.format == "imagefolder"
     found = {split: source.load(split) for split in SPLITS}
-    assert sorted(n for part in found.values() for n in _numbers(part)) == list(range(16))
+    assert sorted(n for part in found.values() for n in read_numbers(part)) == list(range(16))
     assert all(part.classes == ("a", "b") for part in found.values())
     (tmp_path / "metadata.csv").write_text("\n".join(lines).replace("p0", "p1"))
     with pytest.raises(xl.DataError, match="not those of training"):
@@ -239,7 +234,7 @@ def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
     parts = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 40)})
     monkeypatch.setattr(hf, "load_dataset", lambda path, config: parts)
     source = open_source("hf:an/example", size=8)
-    assert _numbers(source.load("test")) == list(range(40, 50))
+    assert read_numbers(source.load("test")) == list(range(40, 50))
     assert len(source.contents) == 16
     changed = DataSource(**source.to_dict() | {"contents": "0" * 16})
     with pytest.raises(xl.DataError, match="not those of training"):

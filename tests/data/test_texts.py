@@ -8,7 +8,6 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.batches import make_epoch_loader
 from exitlens.data.demo.reviews import make_reviews
 from exitlens.data.texts import TextSet, read_texts, word_tokenizer
 from exitlens.types import TextPreprocess
@@ -100,11 +99,6 @@ def test_text_set_items_subsets_and_batches(tiny_texts):
     assert torch.equal(inputs["attention_mask"], tiny_texts.attention_mask)
     assert labels.tolist() == [1, 0, 0]
     assert TextSet(TEXTS, torch.zeros(3, dtype=torch.int64), ("a",), tiny_texts.preprocess).first(2).masks is None
-
-
-def test_an_epoch_of_texts_visits_each_once(reviews):
-    seen = torch.cat([inputs["input_ids"] for inputs, _ in make_epoch_loader(reviews.first(96), 32, seed=0)])
-    assert sorted(seen.tolist()) == sorted(reviews.first(96).input_ids.tolist())
 
 
 def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):

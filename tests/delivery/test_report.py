@@ -256,7 +256,7 @@ def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
             return str(index)
 
     labels = torch.arange(24) % len(tiny_set.classes)
-    data = xl.LazyImages(Reader(), labels, tiny_set.classes, tiny_set.preprocess, skip_bad=True, workers=0)
+    data = xl.LazySet(Reader(), labels, tiny_set.classes, tiny_set.preprocess, skip_bad=True, workers=0)
     subject = make_subject("x", tiny_set, faithful=False)
     chosen = pick_images(subject, data, 16)
     assert sorted(chosen) == [i for i in range(24) if i % 3]

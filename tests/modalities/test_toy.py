@@ -112,14 +112,6 @@ def attach() -> xl.ExitNet:
     return net
 
 
-def test_context_heads_take_series():
-    series = make_series(2, 0).inputs
-    net = xl.attach(ConvNet(), ["a", "b"], 3, series, head="context").eval()
-    for out, head, length in zip(net(series), net.heads, (24, 12, 12), strict=True):
-        assert (out.attention.shape, head.reads) == ((2, length), 1)
-        torch.testing.assert_close(out.evidence.sum(2) + head.bias, out.logits)
-
-
 def test_the_network_attends_over_time():
     net = attach()
     assert net.input_spec.modality is net.info.modality is SERIES
@@ -172,8 +164,3 @@ def test_tuned_networks_say_the_same():
     expected = xl.predict(net, inputs, policy)
     net.tuning = xl.Tuning(micro_batch=8)
     assert torch.equal(xl.predict(net, inputs, policy).exits, expected.exits)
-
-
-def test_exits_can_be_placed_by_number():
-    net = xl.attach(ConvNet(), 1, 3, make_series(1, 0).inputs)
-    assert net.num_exits == 2

@@ -16,7 +16,7 @@ from exitlens.data.folders import load_arrays, load_folder
 from exitlens.data.formats import Format, open_rows
 from exitlens.data.packed import PackedStrings
 from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups
-from exitlens.data.sets import Arrays, ArraySet, LazyArrays, LazyImages
+from exitlens.data.sets import ArraySet, LazySet
 from exitlens.data.splits import SPLITS, name_split
 from exitlens.data.texts import RawTexts
 from exitlens.errors import DataError, InputError
@@ -33,7 +33,7 @@ from exitlens.types import (
     VectorPreprocess,
 )
 
-Assembled = LazyImages | RawTexts | Arrays
+Assembled = LazySet | RawTexts | ArraySet
 
 
 class Target(NamedTuple):
@@ -80,15 +80,8 @@ def read_parts(
 ) -> Parts:
     """Return the sets of a source by part; images and files are decoded when they are asked for.
 
-    Series, volumes and vectors have mean 0 and standard deviation 1 unless ``target`` knows them.
-
-    Args:
-        name: path, pattern or hub name.
-        kind: its format, see :func:`~exitlens.data.formats.find_format`.
-        reading: columns, groups and splits.
-        target: what the samples are to become.
-        classes: of an existing network, in label order.
-        skip_bad: leave out what cannot be read.
+    ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network. Series, volumes and vectors have
+    mean 0 and standard deviation 1 unless ``target`` knows them.
 
     Raises:
         DataError: data that cannot be read; InputError: words for which this format has no use.
@@ -118,11 +111,8 @@ def arrange_arrays(
 ) -> tuple[Mapping[str, Rows], Preprocess | ArrayPreprocess, str]:
     """Give the series or vectors of all parts one shape; a row that cannot have it gets a fault.
 
-    Returns:
-        The parts, how their samples become inputs, and a line for people on series that were cut or filled, or none.
-
-    Raises:
-        DataError: series of different length if no length is asked for; no series at all.
+    Returned with them are how their samples become inputs, and a line for people on series that were cut or filled, or none.
+    Series of different length, if no length is asked for, and no series at all are a :class:`DataError`.
     """
     first = next(iter(parts.values()))
     if first.arrays is not None:
@@ -196,15 +186,10 @@ def make_sets(
     skip_bad: bool = False,
     several: bool = False,
 ) -> Parts:
-    """Return sets of images that are decoded when they are asked for, of texts, or of arrays.
+    """Return sets of images that are decoded when they are asked for, of texts, or of arrays, by part.
 
-    Args:
-        parts: by name; only one, if a column says the splits.
-        origin: the source's name, for errors.
-        preprocess: of images or arrays.
-        classes: of an existing network, in label order; by default those that the source knows, or those that occur, sorted.
-        skip_bad: leave out rows without label, group or text, and images that cannot be read.
-        several: a sample has any number of labels.
+    ``classes`` are those of an existing network; by default those that the source knows, or those that occur, sorted.
+    ``skip_bad`` leaves out rows without label, group or text, and images that cannot be read.
 
     Raises:
         DataError: rows that cannot be used, labels that are no class, or a column of other words than splits.
@@ -254,7 +239,7 @@ def _make_set(
         return values.new_zeros(len(rows.names), *values.shape[1:]).index_copy(0, good, values)
 
     every = None if groups is None else spread(groups)
-    return LazyImages(rows.images(preprocess), spread(labels), classes, preprocess, every, skip_bad).subset(good)
+    return LazySet(rows.images(preprocess), spread(labels), classes, preprocess, every, skip_bad).subset(good)
 
 
 def _divide(whole: Assembled, words: Sequence[str], origin: str) -> dict[str, Assembled]:
@@ -270,7 +255,7 @@ def _read_folder(
     root: Path, kind: Format, reading: Reading, target: Target, classes: Sequence[str], skip_bad: bool
 ) -> Parts:
     """Return the sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them."""
-    load: Callable[..., LazyImages | LazyArrays]
+    load: Callable[..., LazySet]
     if kind == "folder":
         load, note = lambda path, classes: load_folder(path, target.pixels, classes=classes, skip_bad=skip_bad)[0], ""
     else:

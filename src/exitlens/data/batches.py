@@ -43,17 +43,11 @@ def iterate_batches(
     workers: int | None = None,
     name: str = "data",
 ) -> Iterator[Batch]:
-    """Yield batches in order, on ``device`` if one is given.
+    """Yield batches in order, on ``device`` if one is given; errors call the source ``name``.
 
-    Args:
-        source: a ``Dataset`` (batched here; the ``groups`` of a set of ours come along), a ``DataLoader`` or another
-            iterable of batches, or one tensor of images (or a dict of tensors, as texts have).
-        batch_size: of a ``Dataset`` and of tensors.
-        workers: processes that decode a lazy set or read a ``Dataset``; by default one for each core for lazy sets, else 0.
-        name: what errors call the source.
-
-    Raises:
-        InputError: anything else; DataError: samples that cannot be read.
+    ``source`` is a ``Dataset`` (batched here; the ``groups`` of a set of ours come along), a ``DataLoader`` or another
+    iterable of batches, or one tensor of images (or a dict of tensors, as texts have). ``workers`` processes decode a lazy
+    set (default: one for each core) or read a ``Dataset`` (default: none).
     """
     for batch in _split(source, batch_size, workers, name):
         yield as_batch(batch, device, name)
@@ -202,12 +196,9 @@ def check_common_order(source: Any, name: str) -> None:
 
 
 def read_labels(data: Any, purpose: str) -> Tensor:
-    """Return the labels ``(N,)`` of a data set without reading its samples.
+    """Return the labels ``(N,)`` of a data set of ours, of torchvision or of tensors without reading its samples.
 
-    They are looked for as ``data.labels`` (sets of ours), ``data.targets`` (torchvision's) and in a ``TensorDataset``.
-
-    Raises:
-        InputError: a data set that does not have them at hand; ``purpose`` is the argument that needs them.
+    Raises :class:`InputError` if it does not have them at hand; ``purpose`` is the argument that needs them.
     """
     values = getattr(data, "labels", getattr(data, "targets", None))
     if values is None and isinstance(data, TensorDataset) and len(data.tensors) > 1:
@@ -226,11 +217,7 @@ def read_labels(data: Any, purpose: str) -> Tensor:
 
 
 def weigh_classes(labels: Tensor, classes: int) -> tuple[float, ...]:  # (N,) integers
-    """Return ``N / (C * samples of the class)``: every class counts alike, and the mean over samples is 1.
-
-    Raises:
-        InputError: a label that is no class, or a class without a sample.
-    """
+    """Return ``N / (C * samples of the class)``: every class counts alike, and the mean over samples is 1."""
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         low, high = int(labels.min()), int(labels.max())
         raise InputError(f"class_weights: expected training labels in [0, {classes}), got {low} to {high}")

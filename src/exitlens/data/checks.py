@@ -15,16 +15,10 @@ FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
-    """Return labels as ``(N,)`` ``int64``, or several labels a sample as ``(N,C)`` bool.
+    """Return labels ``(N,)`` as ``int64``, or several labels a sample, ``(N,C)`` of 0 and 1, as bool.
 
-    Args:
-        labels: ``(N,)`` integers, or ``(N,C)`` of 0 and 1 (integers or bool).
-        count: N.
-        classes: their names, in label order.
-        kind: name of one sample, for the message.
-
-    Raises:
-        InputError: another type, shape or number, or values that are no class.
+    Raises :class:`InputError` for other types or shapes, another ``count`` of samples (of this ``kind``), or values that are
+    not the numbers of ``classes``.
     """
     require(labels, Tensor, "labels")
     if labels.ndim == 2:
@@ -45,16 +39,11 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
 def number_labels(
     values: Sequence[str], classes: Sequence[str], origin: str, several: bool = False
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Return labels ``(N,)`` ``int64``, or ``(N,C)`` bool, and the classes' names in label order.
+    """Return labels ``(N,)`` ``int64``, or of ``several`` a sample ``(N,C)`` bool, and the classes' names in label order.
 
-    Args:
-        values: the class name of each sample; of ``several``, those that it has with :data:`SEPARATOR` between.
-        classes: the names to use; by default those that occur, sorted (numbers by their value).
-        origin: where they come from, for errors.
-        several: a sample may have any number of labels.
-
-    Raises:
-        DataError: fewer than 2 classes, or one that is not among ``classes``.
+    ``values`` are the class names of each sample, several with :data:`SEPARATOR` between; ``classes`` the names to use, by
+    default those that occur, sorted (numbers by their value). Fewer than 2 classes, or one that is not among them, are a
+    :class:`DataError`.
     """
     sets = [[word for part in value.split(SEPARATOR) if (word := part.strip())] for value in values] if several else []
     words = dict.fromkeys(word for labels in sets for word in labels) if several else dict.fromkeys(values)
@@ -76,14 +65,9 @@ def number_labels(
 
 
 def join_flags(columns: Mapping[str, Sequence[str | None]], names: Sequence[str]) -> list[str | None]:
-    """Turn columns of 0 and 1, one for each label, into the labels of each row; ``None`` if a row lacks a value.
+    """Turn columns of 0 and 1, by label, into the labels of each row; ``None`` if a row lacks a value.
 
-    Args:
-        columns: by label, words of N rows.
-        names: of the rows, for errors.
-
-    Raises:
-        DataError: a value that is neither 0 nor 1.
+    Raises :class:`DataError` for other values; ``names`` are those of the rows.
     """
     for label in columns:
         if SEPARATOR in label:

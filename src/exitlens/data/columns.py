@@ -62,10 +62,7 @@ def _split(word: str) -> tuple[str, ...]:
 def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple[str, ...]]:
     """Read ``"image=NAME,label=NAME"`` (or ``text=NAME``, ``series=NAME``, ``features=A|B``) into names by role.
 
-    ``label=A|B|C`` names several columns, of 0 and 1.
-
-    Raises:
-        InputError: other words.
+    ``label=A|B|C`` names several columns, of 0 and 1; other words are an :class:`InputError`.
     """
     columns: dict[str, tuple[str, ...]] = {}
     for word in filter(None, (part.strip() for part in words.split(","))):
@@ -82,16 +79,11 @@ def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple
 
 
 def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: Iterable[str] = ()) -> Columns:
-    """Find the columns of samples and labels.
+    """Find the columns of samples and labels, by what each column holds (``kinds``).
 
-    Args:
-        kinds: what each column holds.
-        given: the words of ``--columns``; the columns that they name are taken, whatever their kind.
-        origin: the source's name, for errors.
-        reserved: columns with other uses (group, split), which are not guessed.
-
-    Raises:
-        DataError: a column that is not there, none that fits, or several without a usual name.
+    Columns that ``given`` (the words of ``--columns``) names are taken, whatever their kind; ``reserved`` ones have other
+    uses (group, split) and are not guessed. Raises :class:`DataError` for a column that is not there, if none fits, or if
+    several without a usual name do.
     """
     named = parse_columns(given)
     free = _find_free(kinds, named, origin, reserved)
@@ -117,16 +109,11 @@ def find_inputs(
     features: Collection[str] = (),
     reserved: Iterable[str] = (),
 ) -> Columns:
-    """Find the columns of samples that a network takes, without labels, and the one of keys if it is given.
+    """Find the columns of the samples that a network takes (``wanted``), without labels, as :func:`find_columns` does.
 
-    Args:
-        kinds, given, origin, reserved: as of :func:`find_columns`; ``key=NAME`` may be given, too, and ``label=NAME`` says
-            that a column is not the one wanted.
-        wanted: what the network takes.
-        features: names of its features, which are taken if all are there.
-
-    Raises:
-        InputError: a column of what the network does not take; DataError: as :func:`find_columns`.
+    ``given`` may name a column of keys (``key=NAME``), too, and ``label=NAME`` says that a column is not the one wanted.
+    ``features`` are those of the network, which are taken if all are there. Raises :class:`InputError`, too, for a column
+    of what the network does not take.
     """
     named = parse_columns(given, (*ROLES, KEY))
     check_wanted(named, wanted)

@@ -15,7 +15,7 @@ from exitlens.data.checks import check_bad
 from exitlens.data.files import EXTENSIONS, SUFFIXES, ArrayFiles, list_images, list_names
 from exitlens.data.packed import PackedStrings
 from exitlens.data.readers import ImageFiles
-from exitlens.data.sets import ImageSet, LazyArrays, LazyImages
+from exitlens.data.sets import ImageSet, LazySet
 from exitlens.data.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import SERIES, VOLUME
@@ -42,7 +42,7 @@ class FolderReport:
 
 def load_folder(
     folder: Path | str, preprocess: Preprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
-) -> tuple[LazyImages, FolderReport]:
+) -> tuple[LazySet, FolderReport]:
     """List ``folder/class/name.png`` (torchvision's ImageFolder convention); images are read when they are asked for.
 
     Args:
@@ -64,23 +64,16 @@ def load_folder(
     """
     files = list_class_files(Path(folder), classes)
     reader = ImageFiles(Path(folder), files.names, preprocess)
-    data = LazyImages(reader, files.labels, files.classes, preprocess, skip_bad=skip_bad)
+    data = LazySet(reader, files.labels, files.classes, preprocess, skip_bad=skip_bad)
     return data, FolderReport(reader, data.unreadable)
 
 
 def load_arrays(
     folder: Path | str, preprocess: ArrayPreprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
-) -> LazyArrays:
+) -> LazySet:
     """List ``folder/class/name.wav`` (or another suffix of series or volumes); files are read when they are asked for.
 
-    Args:
-        folder: one subfolder per class.
-        preprocess: how they become inputs; its class says what they are.
-        classes: the names to use, in label order; by default the subfolders, sorted.
-        skip_bad: leave out files that cannot be read and report them, instead of stopping at the first.
-
-    Raises:
-        DataError: as :func:`load_folder`; InputError: vectors, which are rows of tables.
+    Arguments and errors are those of :func:`load_folder`; the class of ``preprocess`` says what the files are.
 
     Examples:
         >>> scaling = xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))
@@ -93,7 +86,7 @@ def load_arrays(
         raise InputError(f"preprocess: expected one of series or volumes, got {type(preprocess).__name__}")
     files = list_class_files(Path(folder), classes, SUFFIXES[kind], kind.name)
     reader = ArrayFiles(Path(folder), files.names, preprocess)
-    return LazyArrays(reader, files.labels, files.classes, preprocess, reader.shape, skip_bad=skip_bad)
+    return LazySet(reader, files.labels, files.classes, preprocess, skip_bad=skip_bad)
 
 
 class ClassFiles(NamedTuple):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +17,8 @@ from exitlens.data.checks import check_bad, check_class_labels, check_groups, re
 from exitlens.data.readers import EncodedImages, PixelCache, Reader
 from exitlens.data.workers import Decoded, choose_workers, decode_batches
 from exitlens.errors import DataError, DataWarning, InputError, require
-from exitlens.modalities import IMAGE, SERIES, VECTOR, VOLUME, Modality
-from exitlens.types import ArrayPreprocess, Preprocess
+from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
+from exitlens.types import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 from exitlens.types.inputs import draw_samples
 
 KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
@@ -28,10 +27,13 @@ MEASURED = 1000  # samples of files, at most, that measure mean and standard dev
 T = TypeVar("T")
 
 
-def find_kind(preprocess: ArrayPreprocess) -> Modality:
+def find_kind(preprocess: object, kinds: Sequence[Modality] = MODALITIES) -> Modality:
     """Return the modality whose samples it makes inputs of; raise :class:`InputError` for another object."""
-    require(preprocess, ArrayPreprocess, "preprocess")
-    return next(kind for kind in KINDS if isinstance(preprocess, kind.preprocess))
+    kind = next((kind for kind in kinds if isinstance(preprocess, kind.preprocess)), None)
+    if kind is None:
+        known = ", ".join(kind.preprocess.__name__ for kind in kinds)
+        raise InputError(f"preprocess: expected one of {known}, got {type(preprocess).__name__}")
+    return kind
 
 
 class HeldSet(Dataset[tuple[Tensor, Tensor]]):
@@ -41,10 +43,15 @@ class HeldSet(Dataset[tuple[Tensor, Tensor]]):
     masks: Tensor | None
     preprocess: Any
 
-    def __init__(self, labels: Tensor, classes: Sequence[str], groups: Tensor | None, modality: Modality) -> None:
-        self.modality, self.classes = modality, tuple(classes)
-        self.labels = check_class_labels(labels, len(self.values), classes, modality.name)
+    def __init__(self, labels: Tensor, classes: Sequence[str], groups: Tensor | None) -> None:
+        self.classes = tuple(classes)
+        self.labels = check_class_labels(labels, len(self.values), classes, self.modality.name)
         self.groups = check_groups(groups, len(self.values))
+
+    @property
+    def modality(self) -> Modality:
+        """What kind of samples it has."""
+        return find_kind(self.preprocess)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -109,11 +116,11 @@ class ImageSet(HeldSet):
         if masks is not None and len(masks) != len(images):
             raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
         self.values, self.masks = images, masks
-        super().__init__(labels, classes, groups, IMAGE)
         channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")
         self.preprocess = preprocess or Preprocess(size, (0.5,) * channels, (0.25,) * channels)
+        super().__init__(labels, classes, groups)
 
     @property
     def images(self) -> Tensor:
@@ -152,7 +159,7 @@ class ArraySet(HeldSet):
         groups: Tensor | None = None,
     ) -> None:
         require(values, Tensor, "values")
-        kind = find_kind(preprocess)
+        kind = find_kind(preprocess, KINDS)
         if values.dtype != torch.float32:
             raise InputError(f"values: expected float32, got {values.dtype}. Fix: convert with values.float()")
         _check_shape(tuple(values.shape[1:]), preprocess, kind, "values", "N,")
@@ -163,7 +170,7 @@ class ArraySet(HeldSet):
         if masks is not None and (masks.shape != expected or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {expected} bool, got {tuple(masks.shape)} {masks.dtype}")
         self.values, self.preprocess, self.masks = values, preprocess, masks
-        super().__init__(labels, classes, groups, kind)
+        super().__init__(labels, classes, groups)
 
     def scaled(self, preprocess: ArrayPreprocess) -> Self:
         """Return the same samples with another mean and standard deviation."""
@@ -174,52 +181,86 @@ class ArraySet(HeldSet):
 
 
 class LazySet(Dataset[tuple[Tensor, Tensor]]):
-    """Samples that are decoded when they are asked for; item ``i`` is ``(normalised sample, label)``.
+    """Images, series, volumes or vectors that are decoded when asked for; item ``i`` is ``(normalised sample, label)``.
 
     Whatever takes it in batches decodes in worker processes, see :func:`~exitlens.data.batches.iterate_batches`. A bad
     sample ends the iteration with a :class:`DataError` that names it; with ``skip_bad`` it is missing from its batch.
 
     Args:
-        reader: gives M samples, before they are normalised.
+        reader: gives M samples of one shape, before they are normalised: pixels ``(C,H,W)`` ``uint8``, or other values
+            ``float32``.
         labels: ``(M,)`` ``int64``; several labels a sample ``(M,C)`` of 0 and 1.
         classes: class names, in label order.
-        preprocess: how samples become network input.
+        preprocess: how samples become network input; its class says what they are.
         groups: optional ``(M,)`` ``int64``: samples with the same number belong together.
         skip_bad: leave out samples that cannot be read.
         workers: processes that decode if the caller does not say how many; ``None``: one for each core, at most 8.
 
-    Attributes:
-        shape: of every sample that the reader gives, channels first.
+    Examples:
+        >>> lazy, _ = xl.load_folder("photos", scenes.preprocess)  # a LazySet: the files are listed, nothing is decoded
+        >>> lazy.first(2).load().images.shape  # an ImageSet of the first two
+        torch.Size([2, 3, 40, 40])
     """
 
-    dtype: ClassVar[torch.dtype]  # of what the reader gives
     masks: Tensor | None = None
-    preprocess: Any
-    modality: Modality
-    shape: tuple[int, ...]
 
     def __init__(
         self,
         reader: Reader,
         labels: Tensor,
         classes: tuple[str, ...],
-        preprocess: Any,
+        preprocess: Preprocess | ArrayPreprocess,
         groups: Tensor | None = None,
         skip_bad: bool = False,
         workers: int | None = None,
     ) -> None:
-        self.preprocess = preprocess
-        self.labels = check_class_labels(labels, len(reader), classes, self.modality.name)
+        kind = find_kind(preprocess, (IMAGE, *KINDS))
+        self.dtype = torch.uint8 if kind is IMAGE else torch.float32
+        self.preprocess: Any = preprocess
+        self.labels = check_class_labels(labels, len(reader), classes, kind.name)
         self.reader, self.classes = reader, tuple(classes)
         self.groups = check_groups(groups, len(reader))
+        self.shape = find_shape(preprocess, reader)  # of what the reader gives
         self.skip_bad, self.workers = skip_bad, workers
         self.rows = torch.arange(len(reader))  # of the reader
         self.unreadable: dict[int, str] = {}  # by row of the reader, shared by all subsets
         self._told: set[str] = set()  # warnings that were given, shared by all subsets
 
-    @abstractmethod
+    @property
+    def modality(self) -> Modality:
+        """What kind of samples it has."""
+        return find_kind(self.preprocess)
+
     def load(self) -> Any:
-        """Read a small set into memory; samples that are skipped as bad are missing from it."""
+        """Read a small set into memory, as an :class:`ImageSet` or :class:`ArraySet`, without samples that are skipped."""
+        values, kept = self.read_raw()
+        groups = None if self.groups is None else self.groups[kept]
+        if self.modality is IMAGE:
+            return ImageSet(values, self.labels[kept], self.classes, None, self.preprocess, groups)
+        return ArraySet(values, self.labels[kept], self.classes, self.preprocess, None, groups)
+
+    def cached(self, directory: Path | str) -> Self:
+        """Return the same images, whose decoded pixels are kept in a directory (:class:`~exitlens.data.readers.PixelCache`).
+
+        A full disk is one :class:`DataWarning`; images are then decoded as without a cache.
+
+        Raises:
+            InputError: the reader has no encoded images; OutputError: a directory that cannot be made.
+        """
+        if not isinstance(self.reader, EncodedImages):
+            kind = type(self.reader).__name__
+            raise InputError(f"cache: it is for encoded images, {kind} gives decoded samples. Fix: leave it out")
+        part = copy.copy(self)
+        part.reader = copy.copy(self.reader)
+        part.reader.cache = PixelCache(directory)
+        return part
+
+    def scaled(self, preprocess: ArrayPreprocess) -> Self:
+        """Return the same samples with another mean and standard deviation."""
+        _check_shape(self.shape, preprocess, self.modality, "shape")
+        part = copy.copy(self)
+        part.preprocess = preprocess
+        return part
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -286,104 +327,16 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
             raise refuse_bad(batch.bad[0][1], "repair it")
 
 
-class LazyImages(LazySet):
-    """Images that are decoded when they are asked for; item ``i`` is ``(normalised float image (C,H,W), label)``.
-
-    Arguments and errors are those of :class:`LazySet`; ``reader`` gives pixels ``(C,H,W)`` ``uint8``, and ``preprocess`` is
-    a :class:`~exitlens.types.Preprocess`.
-
-    Examples:
-        >>> lazy, _ = xl.load_folder("photos", scenes.preprocess)  # a LazyImages: the files are listed, nothing is decoded
-        >>> lazy.first(2).load().images.shape  # an ImageSet of the first two
-        torch.Size([2, 3, 40, 40])
-    """
-
-    dtype, modality = torch.uint8, IMAGE
-    preprocess: Preprocess
-
-    def __init__(
-        self,
-        reader: Reader,
-        labels: Tensor,
-        classes: tuple[str, ...],
-        preprocess: Preprocess,
-        groups: Tensor | None = None,
-        skip_bad: bool = False,
-        workers: int | None = None,
-    ) -> None:
-        require(preprocess, Preprocess, "preprocess")
-        self.shape = (len(preprocess.mean), *preprocess.size)
-        super().__init__(reader, labels, classes, preprocess, groups, skip_bad, workers)
-
-    def load(self) -> ImageSet:
-        """Read a small set into memory; images that are skipped as bad are missing from it."""
-        pixels, kept = self.read_raw()
-        groups = None if self.groups is None else self.groups[kept]
-        return ImageSet(pixels, self.labels[kept], self.classes, None, self.preprocess, groups)
-
-    def cached(self, directory: Path | str) -> Self:
-        """Return the same set, whose decoded pixels are kept in a directory, see :class:`~exitlens.data.readers.PixelCache`.
-
-        A full disk is one :class:`DataWarning`; images are then decoded as without a cache.
-
-        Raises:
-            InputError: the reader has no encoded images; OutputError: a directory that cannot be made.
-        """
-        if not isinstance(self.reader, EncodedImages):
-            kind = type(self.reader).__name__
-            raise InputError(f"cache: it is for encoded images, {kind} gives pixels. Fix: leave it out")
-        part = copy.copy(self)
-        part.reader = copy.copy(self.reader)
-        part.reader.cache = PixelCache(directory)
-        return part
-
-
-class LazyArrays(LazySet):
-    """Series, volumes or vectors that are decoded when asked for; item ``i`` is ``(normalised float32 sample, label)``.
-
-    Arguments are those of :class:`LazySet`; ``reader`` gives M samples ``float32``, all of one ``shape``: ``(C,T)``,
-    ``(C,D,H,W)`` or ``(F,)``; the class of ``preprocess`` says which.
-
-    Examples:
-        >>> data = xl.load_arrays("recordings", xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0)))
-        >>> data.first(2).inputs.shape  # read now
-        torch.Size([2, 2, 64])
-    """
-
-    dtype = torch.float32
-    preprocess: ArrayPreprocess
-
-    def __init__(
-        self,
-        reader: Reader,
-        labels: Tensor,
-        classes: tuple[str, ...],
-        preprocess: ArrayPreprocess,
-        shape: tuple[int, ...],
-        groups: Tensor | None = None,
-        skip_bad: bool = False,
-        workers: int | None = None,
-    ) -> None:
-        self.modality, self.shape = find_kind(preprocess), tuple(shape)
-        _check_shape(self.shape, preprocess, self.modality, "shape")
-        super().__init__(reader, labels, classes, preprocess, groups, skip_bad, workers)
-
-    def load(self) -> ArraySet:
-        """Read a small set into memory; samples that are skipped as bad are missing from it."""
-        values, kept = self.read_raw()
-        groups = None if self.groups is None else self.groups[kept]
-        return ArraySet(values, self.labels[kept], self.classes, self.preprocess, None, groups)
-
-    def scaled(self, preprocess: ArrayPreprocess) -> Self:
-        """Return the same samples with another mean and standard deviation."""
-        _check_shape(self.shape, preprocess, self.modality, "shape")
-        part = copy.copy(self)
-        part.preprocess = preprocess
-        return part
-
-
-Images = ImageSet | LazyImages
-Arrays = ArraySet | LazyArrays
+def find_shape(preprocess: Preprocess | ArrayPreprocess, reader: Reader) -> tuple[int, ...]:
+    """Return the shape of a reader's samples; a series of open length has that of the reader, or of its first sample."""
+    channels = len(preprocess.mean)
+    if isinstance(preprocess, SeriesPreprocess):
+        if preprocess.length:
+            return (channels, preprocess.length)
+        shape = getattr(reader, "shape", None) or (tuple(reader.read(0).shape) if len(reader) else (channels, 0))
+        _check_shape(shape, preprocess, SERIES, "reader")
+        return tuple(shape)
+    return (channels,) if isinstance(preprocess, VectorPreprocess) else (channels, *preprocess.size)
 
 
 def _check_shape(shape: tuple[int, ...], preprocess: ArrayPreprocess, kind: Modality, name: str, start: str = "") -> None:
@@ -396,21 +349,21 @@ def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
     """Return the same set, read by that many processes, its pixels cached in a directory; ``None`` leaves it as it is.
 
     Raises:
-        InputError: a cache of a set in memory, and what :meth:`LazyImages.cached` and :func:`choose_workers` refuse.
+        InputError: a cache of a set in memory, and what :meth:`LazySet.cached` and :func:`choose_workers` refuse.
     """
-    if cache is not None and not isinstance(data, LazyImages):
+    if cache is not None and not (isinstance(data, LazySet) and data.modality is IMAGE):
         raise InputError(
             "cache: it is for images that are decoded from files; these data are in memory, or not images. Fix: leave it out"
         )
     if not isinstance(data, LazySet):
         return data
     choose_workers(workers, 2)
-    part = data.cached(cache) if isinstance(data, LazyImages) and cache is not None else data.first(len(data))
+    part = data.first(len(data)) if cache is None else data.cached(cache)
     part.workers = workers
     return part
 
 
-def measure_scaling(train: Arrays, seed: int = 0) -> ArrayPreprocess:
+def measure_scaling(train: ArraySet | LazySet, seed: int = 0) -> ArrayPreprocess:
     """Return a training split's preprocessing with the mean and standard deviation that its channels have in it.
 
     At most :data:`MEASURED` files are read, drawn at random by ``seed``. A channel that never changes gets 1 as its standard
@@ -438,8 +391,8 @@ def measure_scaling(train: Arrays, seed: int = 0) -> ArrayPreprocess:
     return train.preprocess.scaled(middle.tolist(), torch.where(is_constant, 1.0, std).tolist())
 
 
-def _iterate_values(train: Arrays, seed: int) -> Iterator[Tensor]:  # (n,C,*S)
-    if not isinstance(train, LazyArrays):
+def _iterate_values(train: ArraySet | LazySet, seed: int) -> Iterator[Tensor]:  # (n,C,*S)
+    if not isinstance(train, LazySet):
         yield from train.values.split(1024)
         return
     part = train.subset(draw_samples(len(train), MEASURED, seed).sort().values)

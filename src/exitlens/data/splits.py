@@ -21,41 +21,32 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
 SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
 
 
-class Splittable(Protocol):
-    """What :func:`split_set` needs of a data set."""
+class SampleSet(Protocol):
+    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis.
+
+    Attributes:
+        masks: ``(N,*S)`` bool: which locations carry the answer.
+        labels: ``(N,)`` integers; several labels a sample ``(N,C)`` bool.
+        classes: class names, in label order.
+        groups: ``(N,)`` integers, if there are any: samples with the same number belong together.
+        modality: what kind of samples they are.
+        inputs: all samples as a network's inputs; of small subsets only, if they are not in memory.
+        preprocess: how raw samples become inputs.
+    """
+
+    masks: Tensor | None
+    labels: Tensor
+    classes: tuple[str, ...]
+    groups: Tensor | None
 
     @property
-    def labels(self) -> Tensor:
-        """``(N,)`` integers; several labels a sample ``(N,C)`` bool."""
+    def modality(self) -> Modality: ...  # noqa: D102
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, in label order."""
+    def inputs(self) -> Inputs: ...  # noqa: D102
 
     @property
-    def groups(self) -> Tensor | None:
-        """``(N,)`` integers, if there are any: samples with the same number belong together."""
-
-    def subset(self, indices: Tensor) -> Self:
-        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own."""
-
-
-class SampleSet(Splittable, Protocol):
-    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
-
-    masks: Tensor | None  # (N,*S) bool: which locations carry the answer
-
-    @property
-    def modality(self) -> Modality:
-        """What kind of samples they are."""
-
-    @property
-    def inputs(self) -> Inputs:
-        """All samples as a network's inputs; of small subsets only, if they are not in memory."""
-
-    @property
-    def preprocess(self) -> Preprocessing:
-        """How raw samples become inputs."""
+    def preprocess(self) -> Preprocessing: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
@@ -64,9 +55,12 @@ class SampleSet(Splittable, Protocol):
     def first(self, count: int) -> Self:
         """Return the first ``count`` samples (all, if there are fewer)."""
 
+    def subset(self, indices: Tensor) -> Self:
+        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own."""
+
 
 _ATTEMPTS = 50  # to find parts that all have every class
-_Set = TypeVar("_Set", bound=Splittable)
+_Set = TypeVar("_Set", bound="Any")  # with labels, classes, groups and subset
 
 
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
@@ -129,15 +123,8 @@ def assign_groups(
     *samples* are only near what was asked for. (scikit-learn's ``StratifiedGroupKFold`` meets the shares of samples, and
     fills small parts with small groups.)
 
-    Args:
-        labels: ``(N,)`` integers.
-        groups: ``(N,)`` integers.
-        classes: their names, in label order.
-        shares: of each part; they sum to 1.
-        rng: the same state gives the same parts.
-
-    Raises:
-        DataError: a class whose groups are fewer than the parts, or lie so that some part gets none.
+    ``labels`` and ``groups`` are ``(N,)`` integers, ``shares`` sum to 1. Raises :class:`DataError` for a class whose groups
+    are fewer than the parts, or lie so that some part gets none.
     """
     ids, of_sample = groups.unique(return_inverse=True)  # (G,), (N,)
     pairs, counts = torch.stack([of_sample, labels]).unique(dim=1, return_counts=True)  # (2,P): group, class; (P,)
@@ -201,13 +188,7 @@ _WORDS: dict[str, Split] = {  # what others call the splits
 
 
 class SplitPlan(NamedTuple):
-    """Where the four splits of a source come from.
-
-    Attributes:
-        own: the part of the source that is a split, by split.
-        carved: splits that are cut from the part for ``train``.
-        unused: parts whose names are not those of a split.
-    """
+    """Where splits come from: parts of the source (``own``), cut from ``train`` (``carved``); and ``unused`` parts."""
 
     own: Mapping[Split, str]
     carved: tuple[Split, ...]
@@ -250,11 +231,7 @@ def find_split_tables(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path
 
 
 def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
-    """Find which of a source's named parts are our splits; a single part is cut into all four, whatever its name.
-
-    Raises:
-        DataError: two parts for one split, or several of which none is for training.
-    """
+    """Find which of a source's named parts are our splits; a single part is cut into all four, whatever its name."""
     if len(names) == 1:
         return SplitPlan({"train": names[0]}, SPLITS[1:], ())
     own: dict[Split, str] = {}
@@ -292,13 +269,7 @@ def take_split(parts: Mapping[str, _Set], split: Split, seed: int, origin: str, 
 
 
 def check_disjoint(parts: Mapping[str, Tensor], names: Sequence[str], origin: str) -> None:
-    """Raise :class:`DataError` if two parts of a source share a group.
-
-    Args:
-        parts: the group ids ``(N,)`` of every part.
-        names: of the groups, by id.
-        origin: the source's name.
-    """
+    """Raise :class:`DataError` if two parts, of which these are the group ids ``(N,)``, share a group; ``names`` by id."""
     distinct = {part: set(ids.tolist()) for part, ids in parts.items()}
     for (first, groups), (second, others) in combinations(distinct.items(), 2):
         if both := sorted(groups & others):

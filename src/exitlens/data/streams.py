@@ -21,9 +21,10 @@ from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
 from exitlens.data.packed import PackedStrings, Picked
 from exitlens.data.readers import ImageFiles, PixelCache, Reader
 from exitlens.data.rows import Reading, Source, check_rows, join_rows, match_groups
+from exitlens.data.sets import find_kind
 from exitlens.data.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
-from exitlens.modalities import IMAGE, MODALITIES, SERIES, TEXT, VECTOR, Modality
+from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.modalities.series import list_columns
 from exitlens.types import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
 
@@ -41,38 +42,19 @@ class ShapedReader(Reader, Protocol):
         """The shape of every sample."""
 
 
-class HeldArrays:
-    """A reader of samples ``(N,*S)`` in memory; ``names`` are what errors call them."""
-
-    def __init__(self, values: Tensor, names: Sequence[str]) -> None:
-        self._values, self._names = values, names
-        self.shape = tuple(values.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def name(self, index: int) -> str:
-        """Return the name as given."""
-        return self._names[index]
-
-    def read(self, index: int) -> Tensor:
-        """Return the sample."""
-        return self._values[index]
-
-
 class Listing(NamedTuple):
     """N samples of a source, all its parts one after the other.
 
     Attributes:
         names: files, ``shard.tar/member.jpg``, ``table:row``, ``table:part:row``, ``texts.csv:line``, or keys.
-        content: a reader of the samples, or the texts.
+        content: a reader of the samples, the texts, or the samples ``(N,*S)`` themselves.
         rows: the samples to read, ascending: those that have all they need, as far as is known yet; by default all.
         groups: names of the groups, if there are any.
         bad: what is wrong with other samples and files.
     """
 
     names: Sequence[Any]
-    content: ShapedReader | Sequence[str | None]
+    content: ShapedReader | Sequence[str | None] | Tensor
     rows: Sequence[int] | None = None
     groups: Sequence[Any] | None = None
     bad: Sequence[str] = ()
@@ -128,9 +110,12 @@ class SampleStream:
     def __iter__(self) -> Iterator[Any]:
         self._restart()
         plan = [self._rows[at : at + self._batch_size] for at in range(0, len(self._rows), self._batch_size)]
-        if isinstance(self._content, Sequence):
+        if isinstance(self._content, Sequence | Tensor):
             for rows in plan:
-                yield self._close(self.preprocess.encode([self._content[row] or "" for row in rows]), rows)
+                if isinstance(self._content, Tensor):
+                    yield self._close(self.preprocess.normalise(self._content[list(rows)]), rows)
+                else:
+                    yield self._close(self.preprocess.encode([self._content[row] or "" for row in rows]), rows)
             return
         for values, rows in self._decode(self._content, plan):
             yield self._close(self.preprocess.normalise(values), rows)
@@ -206,21 +191,16 @@ def open_stream(
 ) -> SampleStream:
     """Stream the samples of a source without labels, in batches.
 
-    Args:
-        preprocess: of the network that takes them; its class says what kind of samples these are.
-        data: a file of one sample or a folder of them, a file of rows, a table or shards.
-        batch_size: samples in a batch.
-        reading: columns of the samples and of keys that name them, and a column or a regular expression for groups.
-        skip_bad: leave out what cannot be read.
-        workers: processes that decode images and files.
-        cache: directory for decoded pixels of images.
-        without: names of samples to leave out.
+    ``preprocess`` is that of the network that takes them; its class says what kind of samples these are. ``data`` is a file
+    of one sample or a folder of them, a file of rows, a table or shards; ``reading`` says the columns of the samples and of
+    keys that name them, and a column or a regular expression for groups. ``cache`` is a directory for decoded pixels,
+    ``without`` has names of samples to leave out.
 
     Raises:
         DataError: data that cannot be read or are unclear; InputError: words for which this format has no use.
     """
     if cache is not None and not isinstance(preprocess, Preprocess):
-        raise InputError(f"cache: it is for images, these data are {_find_kind(preprocess).plural}. Fix: leave it out")
+        raise InputError(f"cache: it is for images, these data are {find_kind(preprocess).plural}. Fix: leave it out")
     listing = list_samples(preprocess, data, reading, skip_bad)
     if cache is not None:
         listing.content.cache = PixelCache(cache)  # type: ignore[union-attr]
@@ -232,7 +212,7 @@ def open_stream(
 
 def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOUND, skip_bad: bool = False) -> Listing:
     """List the samples of a source without reading images and files; arguments and errors as of :func:`open_stream`."""
-    kind = _find_kind(preprocess)
+    kind = find_kind(preprocess)
     source = _open_source(kind, data, reading)
     if source is None:
         return _list_files(Path(data), kind, preprocess, reading)
@@ -253,16 +233,9 @@ def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOU
     if rows.images is not None:
         content = rows.images(preprocess)  # type: ignore[arg-type]
     elif rows.arrays is not None:
-        content = HeldArrays(rows.arrays, names)
+        content = rows.arrays
     groups = None if rows.groups is None else [group or "" for group in rows.groups]
     return Listing(names, content, good[""], groups, (*rows.damage, *bad))
-
-
-def _find_kind(preprocess: Preprocessing) -> Modality:
-    kind = next((kind for kind in MODALITIES if isinstance(preprocess, kind.preprocess)), None)
-    if kind is None:
-        raise InputError(f"preprocess: expected that of images, texts, series, ..., got {type(preprocess).__name__}")
-    return kind
 
 
 def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:

@@ -34,11 +34,7 @@ _SERIES = 1 << 10  # lists that are read at once
 
 
 def open_table(name: str, kind: str) -> Table:
-    """Open a table; what was opened last is kept until its files change.
-
-    Args:
-        name: ``hf:NAME`` or ``hf:NAME:CONFIG``, or a path.
-        kind: its format, see :func:`~exitlens.data.formats.find_format`.
+    """Open a table of a format, by path or ``hf:NAME[:CONFIG]``; what was opened last is kept until its files change.
 
     Raises:
         DataError: it cannot be read; MissingExtraError: ``datasets`` is not installed.

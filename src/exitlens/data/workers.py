@@ -83,15 +83,9 @@ def decode_batches(
     timeout_s: float = TIMEOUT_S,
     dtype: torch.dtype = torch.uint8,
 ) -> Iterator[Decoded]:
-    """Decode the batches of a plan, in order.
+    """Decode the batches of a plan, in order, in so many processes (0: this one).
 
-    Args:
-        reader: where the samples come from.
-        plan: the rows of every batch.
-        shape: of every sample, such as ``(C,H,W)`` of an image.
-        workers: processes; 0: this one.
-        timeout_s: for one sample, if there are processes.
-        dtype: ``uint8`` of pixels, ``float32`` of other values.
+    ``shape`` is that of every sample, ``timeout_s`` for one of them, ``dtype`` ``uint8`` (pixels) or ``float32``.
 
     Raises:
         DataError: a process that was killed or hangs, or a reader that fails without saying that a sample is bad; every

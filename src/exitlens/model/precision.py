@@ -21,7 +21,7 @@ def use_half_precision(device: torch.device, enabled: bool) -> Iterator[None]:
     """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions and attention run in float32.
 
     Their backward pass is slow in bfloat16: a training step of an EfficientNet-Lite0 takes twice as long as with them in
-    float32 (``python -m benchmarks.training.precision``). Their outputs are bfloat16 all the same. Attention inside
+    float32. Their outputs are bfloat16 all the same. Attention inside
     ``nn.MultiheadAttention`` is autocast.
     """
     exceptions = _InFloat32() if enabled and device.type == "cpu" else nullcontext()

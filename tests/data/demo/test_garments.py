@@ -48,11 +48,6 @@ def test_a_damaged_file_is_found(monkeypatch, tmp_path):
         load_garments("validation")
 
 
-def test_unknown_split():
-    with pytest.raises(xl.InputError, match="split"):
-        xl.load_scenes("dev")
-
-
 def test_fashion_is_grey():
     data = xl.load_fashion("validation")
     assert data.images.shape == (1000, 1, 28, 28)

@@ -76,15 +76,9 @@ def load_scenes(
     palette: str = "standard",
     limit: int | None = None,
 ) -> ImageSet:
-    """Make scenes of one split's garments (see :func:`make_scenes`); every split has its own draws.
+    """Make scenes of one split's garments, see :func:`make_scenes`; ``seed`` is one number for all splits.
 
-    Args:
-        split: ``train``, ``validation``, ``calibration`` or ``test``.
-        background_agreement: in [0, 1], see :func:`make_scenes`.
-        seed: one number for all splits; each split derives its own from it.
-        size: height and width in pixels.
-        palette: ``"standard"`` or ``"unseen"``.
-        limit: only the first ``limit`` garments (for quick trials).
+    Every split has its own draws. ``limit`` takes only the first garments, for quick trials.
 
     Examples:
         >>> xl.load_scenes("test", limit=100).images.shape

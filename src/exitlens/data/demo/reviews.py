@@ -105,9 +105,9 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
     nothing. Three opinions in ten are negated ("not good"), so single words mislead. The shop's name is the shortcut.
 
     Args:
-        count: how many.
-        shop_agreement: in [0, 1]; how often the shop is one of the four that belong to the review's class. Otherwise it
-            is one of the other class's four; so 0.5 makes shop and class independent. Nothing else depends on it.
+        count: number of reviews.
+        shop_agreement: in [0, 1]; how often the shop is one of the four of the review's class, otherwise one of the other
+            class's; so 0.5 makes shop and class independent. Nothing else depends on it.
         seed: of everything in the reviews.
         length: tokens of an input; reviews have 8 to 30, longer ones than ``length`` are cut.
 
@@ -135,17 +135,11 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
 def load_reviews(
     split: Split, *, shop_agreement: float = 0.8, seed: int = 0, length: int = 32, limit: int | None = None
 ) -> TextSet:
-    """Make the reviews of one split (see :func:`make_reviews`); every split has its own draws.
+    """Make the reviews of one split, see :func:`make_reviews`; ``seed`` is one number for all, each has its own draws.
 
     ``train`` (8,000) fits weights, ``validation`` (1,000) chooses checkpoints, ``calibration`` (2,000) chooses
     thresholds, ``test`` (3,000) is for reporting only. A few of the shortest reviews come up in two splits by chance.
-
-    Args:
-        split: ``train``, ``validation``, ``calibration`` or ``test``.
-        shop_agreement: in [0, 1], see :func:`make_reviews`.
-        seed: one number for all splits; each split derives its own from it.
-        length: tokens of an input.
-        limit: only the first ``limit`` reviews (for quick trials).
+    ``limit`` takes only the first ones, for quick trials.
 
     Examples:
         >>> data = xl.load_reviews("test", limit=3)

@@ -34,9 +34,9 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
     The channel ``level`` is noise around one of four levels.
 
     Args:
-        count: how many.
-        offset_agreement: in [0, 1]; how often the level is that of the series' class. Otherwise it is one of the other
-            classes', uniformly; so 1/4 makes level and class independent. Nothing else depends on it.
+        count: number of series.
+        offset_agreement: in [0, 1]; how often the level is that of the class, otherwise that of another class, uniformly; so
+            1/4 makes level and class independent. Nothing else depends on it.
         seed: of everything in the series.
         length: steps T.
 
@@ -66,17 +66,10 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
 def load_motifs(
     split: Split, *, offset_agreement: float = 0.8, seed: int = 0, length: int = 128, limit: int | None = None
 ) -> ArraySet:
-    """Make the series of one split (see :func:`make_motifs`); every split has its own draws.
+    """Make the series of one split, see :func:`make_motifs`; ``seed`` is one number for all, each has its own draws.
 
     ``train`` (4,000) fits weights, ``validation`` (500) chooses checkpoints, ``calibration`` (1,000) chooses thresholds,
-    ``test`` (1,000) is for reporting only.
-
-    Args:
-        split: ``train``, ``validation``, ``calibration`` or ``test``.
-        offset_agreement: in [0, 1], see :func:`make_motifs`.
-        seed: one number for all splits; each split derives its own from it.
-        length: steps T.
-        limit: only the first ``limit`` series (for quick trials).
+    ``test`` (1,000) is for reporting only. ``limit`` takes only the first ones, for quick trials.
 
     Examples:
         >>> xl.load_motifs("test", limit=4).values.shape
@@ -124,9 +117,9 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
     A ball, a box, or a rod along one of the axes (``masks`` is True there) says the class.
 
     Args:
-        count: how many.
-        offset_agreement: in [0, 1]; how often the brightness is that of the volume's class. Otherwise it is one of the other
-            classes', uniformly; so 1/3 makes brightness and class independent. Nothing else depends on it.
+        count: number of volumes.
+        offset_agreement: in [0, 1]; how often the brightness is that of the class, otherwise that of another class,
+            uniformly; so 1/3 makes brightness and class independent. Nothing else depends on it.
         seed: of everything in the volumes.
         size: voxels of a side.
 
@@ -156,17 +149,10 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
 def load_blobs(
     split: Split, *, offset_agreement: float = 0.8, seed: int = 0, size: int = 20, limit: int | None = None
 ) -> ArraySet:
-    """Make the volumes of one split (see :func:`make_blobs`); every split has its own draws.
+    """Make the volumes of one split, see :func:`make_blobs`; ``seed`` is one number for all, each has its own draws.
 
     ``train`` (1,200) fits weights, ``validation`` (300) chooses checkpoints, ``calibration`` (600) chooses thresholds,
-    ``test`` (600) is for reporting only.
-
-    Args:
-        split: ``train``, ``validation``, ``calibration`` or ``test``.
-        offset_agreement: in [0, 1], see :func:`make_blobs`.
-        seed: one number for all splits; each split derives its own from it.
-        size: voxels of a side.
-        limit: only the first ``limit`` volumes (for quick trials).
+    ``test`` (600) is for reporting only. ``limit`` takes only the first ones, for quick trials.
 
     Examples:
         >>> xl.load_blobs("test", limit=6).values.shape

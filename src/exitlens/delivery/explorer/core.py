@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from exitlens.data.demo.garments import load_scenes
-from exitlens.data.sets import ImageSet, LazyImages
+from exitlens.data.sets import ImageSet, LazySet
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import time_calls
@@ -179,7 +179,7 @@ class Explorer:
         if isinstance(data, TextSet):
             return [Example(text, "") for text in data.texts[:TEXTS]]
         few = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
-        few = few.load() if isinstance(few, LazyImages) else few
+        few = few.load() if isinstance(few, LazySet) else few
         names = name_answers(few.labels, few.classes)
         shown = map(from_pixels, few.images) if isinstance(few, ImageSet) else list_tensors(few.inputs)[0]
         return [Example(sample, name) for sample, name in zip(shown, names, strict=True)]
@@ -263,7 +263,7 @@ class Explorer:
         for owner in (run, self.runs[0]):  # a second bundle may have been trained beside the first
             try:
                 data = self._load(owner, run.net, "calibration")
-                if isinstance(data, ImageSet | LazyImages) and data.preprocess != run.net.info.preprocess:
+                if data.modality is IMAGE and data.preprocess != run.net.info.preprocess:
                     raise DataError("its network reads images in another way than the first run's data are stored")
                 return collect(run.net, data.subset(draw_samples(len(data), SAMPLES)))
             except (ExitlensError, OSError) as error:

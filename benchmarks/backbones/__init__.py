@@ -1,1 +1,0 @@
-"""Which backbones can be cut into stages, and how exactly."""

@@ -1,1 +1,0 @@
-"""Which versions of Python, PyTorch, timm and transformers exitlens works with: tried in fresh environments."""

@@ -1,1 +1,0 @@
-"""What a finished run of `make demo-full` promises, and the tables about it."""

@@ -1,0 +1,635 @@
+"""What exported networks promise: the same decisions, times against PyTorch and plain ONNX Runtime, sizes, int8, the browser.
+
+Cells: decisions, speed-NETWORK, points-TASK, int8-NETWORK, install, browser. Needs `make demo-full`, and for the browser Chromium; about half
+an hour on an idle machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import http.server
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from exitlens.delivery.bench.contenders import write_plain
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+import exitlens as xl
+import exitlens_runtime
+from benchmarks.backbones import wake
+from benchmarks.harness import Job, Study, load_study
+from benchmarks.pages import ROOT, show_interval, table
+from benchmarks.performance import BUNDLE, MIXED, make_rivals, make_scenes
+from benchmarks.promises import Promise, promise_mean, promise_table
+from benchmarks.results import Runs, Tree
+from benchmarks.tasks import SEEDS, TASKS, build_network
+from exitlens.data.demo.garments import CLASSES, load_garments
+from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.edge.export import write_stages
+from exitlens.edge.int8 import quantise
+from exitlens.functional.scores import score
+from exitlens.model.engine.onnx_files import Written, open_file
+from exitlens.model.timing import Times, Work, describe_machine, interleave, interval
+from exitlens_runtime.routing import find_probabilities
+from exitlens_runtime.sessions import open_openvino
+
+SHARES = (0.5, 0.3, 0.0, 0.2)  # of the samples, by the exit that answers
+UNREACHABLE = 2.0  # a threshold whose exit is computed, but never answers
+THREADS, COUNT, SIZES, NEAR = 2, 10_000, (1, 3, 64), 1e-5
+COUNTS = {1: 20, 8: 40, 32: 64}  # samples of a round, by those in a call
+TORCH, LIBRARY, PLAIN, RUNTIME, CASCADE = (
+    "exits, PyTorch",
+    "exits, library on ONNX Runtime",
+    "plain, ONNX Runtime",
+    "runtime",
+    "cascade",
+)
+NOBODY, ALL, OPENVINO, EARLYON = "nobody leaves", "all at exit 0", "OpenVINO", "earlyon"
+POINTS = {"scenes": "agreeing", "fashion": "test"}  # tasks, and the test set whose exit shares are taken
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A backbone, where its exits stand, and the size of its images; ``source`` "bundle": the demo's network."""
+
+    source: str
+    pixels: int
+    at: tuple[str, ...] = ()
+
+    def build(self) -> tuple[nn.Module, xl.ExitNet, Tensor]:
+        """Return the plain backbone, the network with exits, and images; all in evaluation mode."""
+        torch.manual_seed(0)
+        if self.source == "bundle":
+            net, _ = xl.load(BUNDLE)
+            plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
+            return plain.eval(), net, make_scenes(net, 512)
+        images = torch.randn(64, 3, self.pixels, self.pixels)
+        net = xl.attach(xl.build_backbone(self.source, 10), self.at, 10, images[:1])
+        wake(net)
+        return xl.build_backbone(self.source, 10).eval(), net, images
+
+
+RESNET, BLOCKS = ("layer1", "layer2", "layer3"), ("blocks.2", "blocks.5", "blocks.8")
+NETWORKS = {
+    "demo": Timed("bundle", 40),
+    "resnet18": Timed("torchvision:resnet18", 160, RESNET),
+    "resnet50": Timed("torchvision:resnet50", 224, RESNET),
+    "deit_tiny": Timed("timm:deit_tiny_patch16_224", 224, BLOCKS),
+}
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    seconds = 0.0 if quick else 15.0
+    return {
+        "decisions": partial(compare_decisions, 300 if quick else COUNT),
+        **{f"speed-{name}": partial(time_network, name, quick) for name in NETWORKS},
+        **{f"points-{task}": partial(measure_points, task, seconds) for task in POINTS},
+        **{f"int8-{name}": partial(measure_int8, name, seconds) for name in ("demo", "resnet18")},
+        "install": measure_install,
+        "browser": measure_browser,
+    }
+
+
+def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
+    """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
+    with net.open_engine() as engine:
+        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
+    temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
+    left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
+    for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
+        owed += share * len(images)
+        count = min(round(owed), len(left))
+        owed -= count
+        scores = (exit_logits[left] / temperature).softmax(1).amax(1)
+        ordered, order = scores.sort(descending=True)
+        if count == 0:
+            thresholds.append(UNREACHABLE)
+        elif count == len(left):
+            thresholds.append(-1.0)
+        else:
+            thresholds.append(float((ordered[count - 1] + ordered[count]) / 2))
+        left = left[order[count:]]
+    return xl.Policy(tuple(thresholds), temperatures=temperatures, network=net.identity())
+
+
+def find_near(net: xl.ExitNet, policy: xl.Policy, images: Tensor) -> Array:  # -> (N,) bool
+    """Return which samples have a score so near its threshold that rounding may decide otherwise."""
+    near = list[Tensor]()
+    with net.open_engine() as engine:
+        for batch in images.split(250):
+            outputs = engine.compute_outputs(engine.enter(net.check_input(batch)))
+            limits = zip(outputs[:-1], policy.thresholds, policy.temperatures[:-1], strict=True)
+            gaps = [(score(logits, policy.score, t) - threshold).abs() for (logits, _), threshold, t in limits]
+            near.append(torch.stack(gaps).amin(0) < NEAR)
+    return torch.cat(near).numpy()
+
+
+class Cascade:
+    """``cascade.onnx`` in ONNX Runtime or OpenVINO, under one policy."""
+
+    def __init__(self, edge: Path, policy: xl.Policy, threads: int, backend: str = "onnxruntime") -> None:
+        path = edge / "cascade.onnx"
+        self.limits = {
+            "thresholds": np.array(policy.thresholds, np.float32),
+            "temperatures": np.array(policy.temperatures, np.float32),
+        }
+        self.name = json.loads((edge / "manifest.json").read_text())["inputs"][0]["name"]
+        if backend == "onnxruntime":
+            session = open_file(path, threads)
+            names = [output.name for output in session.get_outputs()]
+            self._run = lambda feed: dict(zip(names, session.run(None, feed), strict=True))
+        else:
+            settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+            model = open_openvino().compile_model(str(path), "CPU", settings)
+            names = [next(iter(output.names)) for output in model.outputs]
+            self._run = lambda feed: dict(zip(names, (value.copy() for value in model(feed).values()), strict=True))
+
+    def __call__(self, images: Array) -> dict[str, Array]:
+        return self._run({self.name: images} | self.limits)
+
+
+# Decisions: does everything that runs exported files decide as the library does?
+
+Answer = Callable[[Array], tuple[Array, Array, list[Array]]]  # labels, exits and the map of the exit that answered
+
+
+def compare_decisions(count: int = COUNT) -> Tree:
+    """Count samples with another label or exit, by what answers and batch size; those near a threshold; the furthest map."""
+    net, policy = xl.load(BUNDLE)
+    assert policy is not None
+    images = make_scenes(net, count, seed=11)
+    expected = [xl.predict(net, batch, policy, attention=True) for batch in images.split(250)]
+    labels, exits = (torch.cat([getattr(p, n) for p in expected]).numpy() for n in ("labels", "exits"))
+    maps = [attention.numpy() for p in expected for attention in p.attention or ()]
+    near = find_near(net, policy, images)
+    measured: Tree = {"samples": count, "near": int(near.sum())}
+    with tempfile.TemporaryDirectory() as folder:
+        edge = xl.export(net, policy, Path(folder) / "edge")
+        for name, answer in make_answers(edge, policy).items():
+            for size in SIZES:
+                others, others_near, gap = 0, 0, 0.0
+                for at in range(0, count, size):
+                    rows = slice(at, at + size)
+                    their_labels, their_exits, their_maps = answer(images[rows].numpy())
+                    same = (their_labels == labels[rows]) & (their_exits == exits[rows])
+                    others += int((~same & ~near[rows]).sum())
+                    others_near += int((~same & near[rows]).sum())
+                    pairs = zip(maps[rows], their_maps, same, strict=True)
+                    gap = max([gap, *(float(np.abs(a - b).max()) for a, b, ok in pairs if ok)])
+                counts = {"others": others, "others_near": others_near, "map_gap": gap}
+                measured.setdefault(name, {})[str(size)] = counts
+    return measured
+
+
+def make_answers(edge: Path, policy: xl.Policy) -> dict[str, Answer]:
+    """Return the runtime and the cascade, each in both backends."""
+
+    def ask_runtime(runtime: exitlens_runtime.EdgeNetwork, images: Array) -> tuple[Array, Array, list[Array]]:
+        pred = runtime.predict(images, attention=True)
+        return pred.labels, pred.exits, list(pred.attention or ())
+
+    def ask_cascade(cascade: Cascade, images: Array) -> tuple[Array, Array, list[Array]]:
+        outputs = cascade(images)
+        maps = [outputs[f"attention_{k}"][i] for i, k in enumerate(outputs["exits"])]
+        return outputs["labels"], outputs["exits"], maps
+
+    answers: dict[str, Answer] = {}
+    for backend, suffix in (("onnxruntime", ""), ("openvino", ", OpenVINO")):
+        answers[f"runtime{suffix}"] = partial(ask_runtime, exitlens_runtime.load(edge, backend=backend))
+        answers[f"cascade{suffix}"] = partial(ask_cascade, Cascade(edge, policy, 0, backend))
+    return answers
+
+
+# Times of everything that answers with one network, in turn in one process
+
+
+class StageTimes:
+    """Seconds of every file of an edge bundle on all samples, from which the ideal time of a policy follows."""
+
+    def __init__(self, edge: exitlens_runtime.EdgeNetwork, batches: Sequence[Any]) -> None:
+        self.edge, self.batches, self.rounds = edge, batches, list[list[float]]()
+
+    def __call__(self) -> list[float]:
+        spent = [0.0] * self.edge.num_exits
+        for batch in self.batches:
+            tensors = self.edge.check(batch)
+            for k, session in self.edge._sessions.items():
+                started = time.perf_counter()
+                _, _, *crossing = session.run(tensors)
+                spent[k] += time.perf_counter() - started
+                tensors = dict(zip(session.outputs[2:], crossing, strict=True))
+        self.rounds.append(spent)
+        return [sum(spent)]
+
+    def find_ideal(self, shares: Sequence[float]) -> list[float]:
+        """Return the seconds of each round, were every file to take its share of the samples and nothing else any time."""
+        reached = 1 - np.cumsum([0.0, *shares[:-1]])
+        return [float(np.dot(reached, spent)) for spent in self.rounds]
+
+
+def time_network(name: str, quick: bool) -> Tree:
+    """Time one network at every batch size."""
+    built = NETWORKS[name].build()
+    measured = {}
+    for size in (1,) if quick else COUNTS:
+        rivals = {EARLYON: partial(make_earlyon, *built[:2])} if size == 1 else {}
+        measured[str(size)] = measure_speed(built, size, THREADS, seconds=0.0 if quick else 20.0, others=rivals)
+    return measured
+
+
+def make_earlyon(plain: nn.Module, net: xl.ExitNet, images: Tensor, policy: xl.Policy) -> Work:
+    """earlyon 0.3.0, one image a call, with the memory format and kept memory that tuning chose for ours in PyTorch."""
+    exits = torch.cat([xl.predict(net, batch, policy).exits for batch in images.split(8)])
+    make = make_rivals(plain, net, images.shape[-1])[f"earlyon, {MIXED}, same formats"]
+    return make(images, 1, {MIXED: exits})
+
+
+def measure_speed(
+    built: tuple[nn.Module, xl.ExitNet, Tensor],
+    size: int,
+    threads: int,
+    *,
+    shares: tuple[float, ...] = SHARES,
+    count: int = 0,
+    seconds: float = 20.0,
+    others: Mapping[str, Callable[[Tensor, xl.Policy], Work]] | None = None,
+) -> Tree:
+    """Time everything at one batch size, the same images leaving at the same exits everywhere."""
+    plain, net, images = built
+    count = count or COUNTS[size]
+    images = images[torch.arange(count) % len(images)]
+    with pin_threads(threads), tempfile.TemporaryDirectory() as folder:
+        net.tuning = xl.Tuning()
+        net.tune(images, precision="float32", backend="torch", seconds=2.0)
+        policy = force_shares(net, images, shares)
+        works, steps = make_works(plain, net, images, policy, size, threads, Path(folder))
+        works |= {name: make(images, policy) for name, make in (others or {}).items()}
+        times = interleave(works, rounds=5, seconds=seconds, most=200)
+        facts = {"machine": describe_machine(threads), "batch": size, "samples": count, "rounds": len(times.rounds[TORCH])}
+        facts["exits"] = dict(zip(map(str, range(net.num_exits)), shares, strict=True))
+        facts["cost"] = net.cost.tolist()
+    return facts | summarise(times, steps, shares, count)
+
+
+def make_works(
+    plain: nn.Module, net: xl.ExitNet, images: Tensor, policy: xl.Policy, size: int, threads: int, folder: Path
+) -> tuple[dict[str, Work], StageTimes]:
+    edge = xl.export(net, policy, folder / "edge")
+    arrays = [batch.numpy() for batch in images.split(size)]
+    onnx_net = copy.deepcopy(net)
+    onnx_net.tuning = xl.Tuning(backend="onnx")
+    early = len(policy.thresholds)
+    nobody, everybody = (replace(policy, thresholds=(limit,) * early) for limit in (UNREACHABLE, -1.0))
+    runtime = exitlens_runtime.load(edge, threads=threads)
+    openvino = exitlens_runtime.load(edge, threads=threads, backend="openvino")
+    steps = StageTimes(runtime, arrays)
+    works: dict[str, Work] = {"steps": steps}
+    for name, run in {TORCH: net, LIBRARY: onnx_net}.items():
+        works[name] = time_calls(lambda x, run=run: xl.predict(run, x, policy), images.split(size), run.tuning.keep_memory)
+    works[PLAIN] = time_calls(make_plain(plain, images, threads), arrays)
+    for name, chosen in {"": policy, f", {NOBODY}": nobody, f", {ALL}": everybody}.items():
+        works[f"{RUNTIME}{name}"] = time_calls(runtime.with_policy(chosen.to_dict()).predict, arrays)
+        works[f"{CASCADE}{name}"] = time_calls(Cascade(edge, chosen, threads), arrays)
+    works[f"{RUNTIME}, {OPENVINO}"] = time_calls(openvino.with_policy(policy.to_dict()).predict, arrays)
+    works[f"{CASCADE}, {OPENVINO}"] = time_calls(Cascade(edge, policy, threads, "openvino"), arrays)
+    return works, steps
+
+
+def make_plain(plain: nn.Module, images: Tensor, threads: int) -> Callable[[Array], object]:
+    """Return the plain backbone in ONNX Runtime with the runtime's settings, and its label and probability."""
+    written = write_plain(plain, images)
+    session = open_file(written.path, threads)
+    name, output = written.inputs[0], list(written.outputs)
+
+    def answer(batch: Array) -> object:
+        p = find_probabilities(session.run(output, {name: batch})[0], 1.0)
+        return p.argmax(1), p.max(1)
+
+    return answer
+
+
+def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: int) -> Tree:
+    """Return milliseconds a sample and the ratios that are promised, each a median with its interval."""
+    summary: Tree = {"ms": {name: times.summary(name, count)["ms"] for name in times.rounds}}
+    pairs = {
+        "torch_over_runtime": (TORCH, RUNTIME),
+        "plain_over_runtime": (PLAIN, RUNTIME),
+        "runtime_over_cascade": (RUNTIME, CASCADE),
+        "runtime_over_openvino": (RUNTIME, f"{RUNTIME}, {OPENVINO}"),
+        "torch_over_library": (TORCH, LIBRARY),
+        "earlyon_over_runtime": (EARLYON, RUNTIME),
+    }
+    summary |= {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
+    last = len(times.rounds["steps"])
+    ideal = steps.find_ideal(shares)[-last:]
+    summary["ideal_ms"] = interval([1000 * seconds / count for seconds in ideal]).to_list()
+    summary["efficiency"] = interval([a / b for a, b in zip(ideal, times.seconds(RUNTIME), strict=True)]).to_list()
+    first = [spent[0] for spent in steps.rounds[-last:]]
+    full, early = (times.seconds(f"{CASCADE}, {name}") for name in (NOBODY, ALL))
+    summary["saving"] = interval([(a - b) / (a - c) for a, b, c in zip(full, early, first, strict=True)]).to_list()
+    return summary
+
+
+def measure_points(task: str, seconds: float = 15.0) -> Tree:
+    """Time the thresholds of the study ``static`` where both sides run in ONNX Runtime, by seed; batch 64, one core.
+
+    Exit shares and points lost are those that were measured there on test data, by trained networks; times need no training, so
+    here the same networks answer with random weights, and as many samples leave at each exit.
+    """
+    opened, test = TASKS[task](0), POINTS[task]
+    images, runs = opened.tests[test].subset(torch.arange(512)).inputs, load_study("static").read()
+    measured = {}
+    for seed in range(SEEDS[task]):
+        run = runs[f"{task}/adaptive-{seed}"]
+        shares, lost = run["fast"]["tests"][test]["exit_shares"], run["full"]["tests"][test]["accuracy"]
+        net = build_network(opened, seed, exits=True)
+        wake(net)
+        built = opened.build().eval(), net, images
+        speed = measure_speed(built, 64, 1, shares=tuple(shares), count=512, seconds=seconds)  # type: ignore[arg-type]
+        measured[str(seed)] = speed | {"points_lost": 100 * (lost - run["fast"]["tests"][test]["accuracy"])}
+    return measured
+
+
+# int8 against float32 in ONNX Runtime on one core: times, and labels at equal exits on new scenes
+
+
+class Walk:
+    """All stages one after the other; logits of every exit."""
+
+    def __init__(self, files: Sequence[Written]) -> None:
+        self.steps = [(open_file(file.path), file) for file in files]
+
+    def __call__(self, images: Array) -> list[Array]:
+        tensors, logits = {self.steps[0][1].inputs[0]: images}, []
+        for session, file in self.steps:
+            outputs = session.run(list(file.outputs), tensors)
+            logits.append(outputs[0])
+            tensors = dict(zip(file.outputs[2:], outputs[2:], strict=True))
+        return logits
+
+
+def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
+    """Measure the demo's network, or a ResNet-18 that was trained for one epoch on the same scenes at 160 pixels."""
+    net = xl.load(BUNDLE)[0] if name == "demo" else train_resnet()
+    side = net.info.input_shape[-1]
+    samples, images = (resize(make_scenes(net, n, seed=seed), side) for n, seed in ((256, 21), (test, 22)))
+    with tempfile.TemporaryDirectory() as folder, pin_threads(1):
+        directories = {kind: Path(folder) / kind for kind in ("float32", "int8")}
+        for directory in directories.values():
+            directory.mkdir()
+        full = Walk(write_stages(directories["float32"], net, xl.Policy((0.0,) * (net.num_exits - 1))))
+        small = Walk(quantise(net, samples, directories["int8"])[1])
+        labels = [
+            np.concatenate([np.stack([logits.argmax(1) for logits in walk(b.numpy())]) for b in images.split(50)], 1)
+            for walk in (full, small)
+        ]
+        flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+        known = " ".join(flag for flag in ("avx512_vnni", "avx_vnni", "amx_int8") if flag in flags)
+        measured: Tree = {"machine": describe_machine(1), "int8_instructions": known or "none"}
+        measured["agreement"] = (labels[0] == labels[1]).mean(1).tolist()
+        for size in (1, 32):
+            batches = [batch.numpy() for batch in images[: max(size, 16)].split(size)]
+            works = {"float32": time_calls(full, batches), "int8": time_calls(small, batches)}
+            measured[str(size)] = interleave(works, rounds=5, seconds=seconds, most=200).ratio("float32", "int8").to_list()
+        measured["megabytes"] = {
+            kind: sum(path.stat().st_size for path in directory.glob("*.onnx")) / 1e6
+            for kind, directory in directories.items()
+        }
+    return measured
+
+
+def train_resnet(count: int = 3_000, side: int = 160) -> xl.ExitNet:
+    """Train a ResNet-18: with random weights there are no labels to agree on."""
+    torch.manual_seed(0)
+    garments, labels = load_garments("train")
+    made = xl.make_scenes(garments[:count], labels[:count], CLASSES, background_agreement=0.8, seed=5)
+    images = xl.ImageSet(resize(made.images.float(), side).round().to(torch.uint8), made.labels, CLASSES)
+    parts = (images.subset(rows) for rows in torch.arange(count).split([count - 200, 200]))
+    net = xl.attach("torchvision:resnet18", RESNET, len(CLASSES), images.first(1).inputs)
+    net.describe(classes=CLASSES, preprocess=images.preprocess)
+    xl.fit(net, *parts, epochs=1, batch_size=32, amp=True, channels_last=True)
+    return net.eval()
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    return images if images.shape[-1] == side else interpolate(images, size=(side, side), mode="bilinear")
+
+
+# What exitlens-runtime takes on a device, and how soon the exported page answers in Chromium
+
+PROBE = """
+import re, sys, time
+started = time.perf_counter()
+import exitlens_runtime
+imported = time.perf_counter()
+import numpy
+net = exitlens_runtime.load(sys.argv[1])
+net.predict(numpy.load(sys.argv[2])[:1])
+answered = time.perf_counter()
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]  # maxrss would count the process that started this
+print(imported - started, answered - started, int(peak) / 1024)
+"""
+
+
+def summarise_rounds(names: Sequence[str], rows: Sequence[Sequence[float]]) -> Tree:
+    """Return median, least and most by name."""
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return {name: [statistics.median(values), min(values), max(values)] for name, values in columns}
+
+
+def measure_install(rounds: int = 7) -> Tree:
+    """Measure megabytes of a fresh environment; seconds to import, and to the first answer in a fresh process; memory."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        net, policy = xl.load(BUNDLE)
+        assert policy is not None
+        edge = xl.export(net, policy, folder / "edge")
+        np.save(folder / "images.npy", make_scenes(net, 4).numpy())
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "v")], check=True)
+        python = str(folder / "v" / "bin" / "python")
+        subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", str(ROOT / "runtime")], check=True)
+        files = [path for path in (folder / "v" / "lib").rglob("*") if path.is_file() and not path.is_symlink()]
+        megabytes = sum(path.stat().st_size for path in files) / 1e6
+        probe = [python, "-c", PROBE, str(edge), str(folder / "images.npy")]
+        said = [subprocess.run(probe, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
+    names = ("import_seconds", "first_answer_seconds", "memory_megabytes")
+    return {"megabytes": megabytes, **summarise_rounds(names, [[float(word) for word in line.split()] for line in said])}
+
+
+def measure_browser(rounds: int = 7) -> Tree:
+    """Time the first picture dropped on a loaded page until its answer; the page is opened anew each time."""
+    from playwright.sync_api import sync_playwright
+
+    net, policy = xl.load(BUNDLE)
+    assert policy is not None
+    garments, labels = load_garments("test")
+    scene = xl.make_scenes(garments[:1], labels[:1], CLASSES, background_agreement=0.8, seed=1).images[0]
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as tools:
+        site = xl.export_web(net, policy, Path(name) / "site")
+        picture = Path(name) / "picture.png"
+        Image.fromarray(np.ascontiguousarray(scene.permute(1, 2, 0).numpy())).save(picture)
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = tools.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
+        version, rows = browser.version, []
+        for _ in range(rounds):
+            page = browser.new_context().new_page()
+            started = time.perf_counter()
+            page.goto(f"http://127.0.0.1:{server.server_address[1]}/", wait_until="load")
+            page.wait_for_selector("body[data-ready]")
+            ready = time.perf_counter()
+            page.set_input_files("#files", str(picture))
+            page.wait_for_selector("#answer:not([hidden])")
+            rows.append((ready - started, time.perf_counter() - ready))
+            page.context.close()
+        browser.close()
+        server.shutdown()
+    return {"browser": version, **summarise_rounds(("load_seconds", "first_answer_seconds"), rows)}
+
+
+# Promises
+
+OVER_TORCH = {"demo": 2.0, "resnet18": 1.6, "resnet50": 1.3, "deit_tiny": 1.1}  # one image
+OVER_PLAIN = {"demo": 2.5, "resnet50": 2.2}
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    of_kind = {
+        "decisions": promise_decisions,
+        "speed": promise_speed,
+        "points": promise_points,
+        "int8": promise_int8,
+        "install": promise_install,
+        "browser": promise_browser,
+    }
+    for run, measured in runs.items():
+        kind, _, name = run.partition("-")
+        yield from of_kind[kind](name, measured)
+
+
+def promise_decisions(_: str, measured: Tree) -> Iterator[Promise]:
+    for name, sizes in measured.items():
+        for size, counts in sizes.items() if isinstance(sizes, dict) else ():
+            at, key = f"{name}, batch {size}, {measured['samples']} images", f"{name}|{size}"
+            what = f"{at}: other decisions, no score near its threshold"
+            yield Promise(f"edge|others|{key}", what, counts["others"], "<=", 0)
+            what = f"{at}: other decisions within 1e-5 of a threshold"
+            yield Promise(f"edge|near|{key}", what, counts["others_near"], "<=", 2)
+            yield Promise(f"edge|map|{key}", f"{at}: furthest attention map", counts["map_gap"], "<=", 1e-4)
+
+
+def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
+    for size, speed in measured.items():
+        at, key = f"{name}, batch {size}", f"{name}|{size}"
+        bar = OVER_TORCH[name] if size == "1" else 1.0
+        yield Promise(
+            f"edge|torch|{key}", f"{at}: runtime, times the tuned engine", speed["torch_over_runtime"][0], ">=", bar
+        )
+        if name in OVER_PLAIN and size in ("1", "32"):
+            what, ratio = f"{at}: runtime, times the plain backbone in ONNX Runtime", speed["plain_over_runtime"][0]
+            yield Promise(f"edge|plain|{key}", what, ratio, ">=", OVER_PLAIN[name])
+            what = f"{at}: ideal time by stage times, over the runtime's"
+            yield Promise(f"edge|ideal|{key}", what, speed["efficiency"][0], ">=", 0.95)
+        if size in ("1", "32"):
+            what = f"{at}: cascade, times the runtime"
+            yield Promise(f"edge|cascade|{key}", what, speed["runtime_over_cascade"][0], ">=", 0.9)
+        if "earlyon_over_runtime" in speed:
+            yield Promise(f"edge|earlyon|{key}", f"{at}: times earlyon", speed["earlyon_over_runtime"][0], ">=", 1.5)
+        if (name, size) == ("resnet50", "1"):
+            what = f"{at}: cascade, all at exit 0: saving over the ideal one"
+            yield Promise(f"edge|saving|{key}", what, speed["saving"][0], ">=", 0.85)
+
+
+def promise_points(task: str, measured: Tree) -> Iterator[Promise]:
+    ratios, lost = ([run[key] for run in measured.values()] for key in ("plain_over_runtime", "points_lost"))
+    what = f"{task}: times the plain backbone, ONNX Runtime on both sides, batch 64"
+    yield promise_mean(f"edge|points|{task}", what, [ratio[0] for ratio in ratios], ">=", 3.5)
+    yield promise_mean(f"edge|lost|{task}", f"{task}: points lost at that speed", lost, "<=", 0.3)
+
+
+def promise_int8(name: str, measured: Tree) -> Iterator[Promise]:
+    for size in ("1", "32") if measured["int8_instructions"] != "none" else ():
+        what = f"{name}: int8, times float32 in ONNX Runtime, one core, batch {size}"
+        yield Promise(f"edge|int8|{name}|{size}", what, measured[size][0], ">=", 1.3)
+    what = f"{name}: int8, labels as in float32, at the exit with fewest"
+    yield Promise(f"edge|labels|{name}", what, min(measured["agreement"]), ">=", 0.99)
+
+
+def promise_install(_: str, measured: Tree) -> Iterator[Promise]:
+    what = "exitlens-runtime, installed with what it needs, megabytes"
+    yield Promise("edge|size", what, measured["megabytes"], "<=", 170.0)
+    for key, bar in {"import_seconds": 0.3, "first_answer_seconds": 0.6, "memory_megabytes": 150.0}.items():
+        yield Promise(f"edge|{key}", f"exitlens-runtime: {key.replace('_', ' ')}", measured[key][0], "<=", bar)
+
+
+def promise_browser(_: str, measured: Tree) -> Iterator[Promise]:
+    seconds = measured["first_answer_seconds"][0]
+    yield Promise("edge|browser", "page in Chromium: seconds to the first answer", seconds, "<=", 1.0)
+
+
+# Tables
+
+COLUMNS = {  # of the table of times, and what they show
+    "PyTorch, tuned": TORCH,
+    "plain, ONNX Runtime": PLAIN,
+    "runtime": RUNTIME,
+    "its ideal": "ideal",
+    "cascade": CASCADE,
+    "runtime on OpenVINO": f"{RUNTIME}, {OPENVINO}",
+}
+
+
+def write_speed(runs: Runs) -> list[str]:
+    """Milliseconds a sample."""
+    rows, threads = [], THREADS
+    for run, measured in runs.items():
+        for size, speed in measured.items() if run.startswith("speed-") else ():
+            threads, ms = speed["machine"]["threads"], speed["ms"] | {"ideal": speed["ideal_ms"]}
+            cells = [
+                show_interval(v, 3 if v[0] < 1 else 2 if v[0] < 10 else 1) for v in (ms[key] for key in COLUMNS.values())
+            ]
+            rows.append([run.removeprefix("speed-"), size, *cells])
+    note = f"Milliseconds a sample, median and 95 % interval; 50 / 30 / 0 / 20 % leave at exits 0 to 3. {threads} threads."
+    return [note, "", *table(["network", "batch", *COLUMNS], rows)] if rows else []
+
+
+def write_decisions(runs: Runs) -> list[str]:
+    """Other labels or exits than the library's, the worst of the batch sizes."""
+    measured, rows = runs["decisions"], []
+    for name, sizes in measured.items():
+        if isinstance(sizes, dict):
+            worst = [max(counts[key] for counts in sizes.values()) for key in ("others", "others_near", "map_gap")]
+            rows.append([name, f"{worst[0]}", f"{worst[1]}", f"{worst[2]:.1g}"])
+    head = ["answered by", "others", "others, a score within 1e-5 of its threshold", "furthest attention map"]
+    sizes = ", ".join(map(str, SIZES))
+    note = f"{measured['samples']:,} test images of the demo, batches of {sizes}: answers with another label or exit than the library's."
+    return [note, "", *table(head, rows)]
+
+
+def write_promises(runs: Runs) -> list[str]:
+    return promise_table(list_promises({name: run for name, run in runs.items() if name != "decisions"}))
+
+
+STUDY = Study(
+    "edge",
+    list_cells,
+    list_promises,
+    {"edge-speed": write_speed, "edge-decisions": write_decisions, "edge-promises": write_promises},
+)

@@ -1,0 +1,118 @@
+"""How long a visitor of the explorer waits: for the first page, and for an explained answer.
+
+Networks have random weights, which change no time. An explained answer is timed on one core, in turn with the network's own forward
+pass over all exits, so that their difference is what explaining adds. Nothing else should run; the first page needs Chromium.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.promises import Promise
+from benchmarks.results import Runs, Tree
+from exitlens.delivery.explorer.core import Explorer
+from exitlens.delivery.explorer.page import answer_page
+from exitlens.display import from_pixels
+from exitlens.model.timing import interval
+
+NETWORKS = {"small network, 40 px": ("small", 40), "ResNet-50, 224 px": ("torchvision:resnet50", 224)}
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    return {"explorer": partial(measure, 3 if quick else 30)}
+
+
+def measure(rounds: int) -> Tree:
+    torch.set_num_threads(1)
+    measured: Tree = {"unit": "ms: median, 95 % interval", "rounds": rounds, "explained": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for title, (source, size) in NETWORKS.items():
+            bundle = make_bundle(source, size, Path(folder) / source.rpartition(":")[2])
+            measured["explained"][title] = time_explanations(bundle, rounds)
+        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        if chromium is not None:
+            pages = [time_first_page(Path(folder) / "small", chromium) for _ in range(max(1, rounds // 6))]
+            for name, seconds in zip(("first_answer_s", "thresholds_live_s"), zip(*pages, strict=True), strict=True):
+                measured[name] = interval(seconds).to_list()
+    return measured
+
+
+def make_bundle(source: str, size: int, folder: Path) -> Path:
+    """Write a bundle of a network with three early exits, with thresholds that nothing chose."""
+    torch.manual_seed(0)
+    scenes = xl.load_scenes("test", limit=1)
+    net = xl.attach(source, 3, len(scenes.classes), torch.zeros(1, 3, size, size)).eval()
+    net.describe(classes=scenes.classes, preprocess=xl.Preprocess((size, size)))
+    xl.save(net, xl.Policy((0.5,) * 3), folder / "bundle")
+    return folder
+
+
+def time_first_page(folder: Path, chromium: str) -> tuple[float, float]:
+    """Return the seconds from the loaded bundle to the first answer in the browser, and to the thresholds' effect on 2,000 scenes."""
+    from playwright.sync_api import sync_playwright
+
+    words = [sys.executable, "-m", "exitlens", "app", "--bundle", str(folder), "--data", "scenes"]
+    with sync_playwright() as playwright, subprocess.Popen(words, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()  # "Starting": the bundle is loaded
+            started = time.perf_counter()
+            address = re.search(r"http://\S+", process.stdout.readline())
+            assert address, "exitlens app gave no address"
+            page = browser.new_page()
+            page.goto(address[0])
+            page.wait_for_selector("#xl-answer-0 .xl-exit")
+            answered = time.perf_counter() - started
+            page.wait_for_selector("#xl-routed-0 .xl-share", timeout=120_000)
+            return answered, time.perf_counter() - started
+        finally:
+            browser.close()
+            process.terminate()
+
+
+def time_explanations(folder: Path, rounds: int) -> Tree:
+    """Time an explanation, and the explorer's whole panel, beside the network's forward pass."""
+    explorer = Explorer([folder])
+    run, picture = explorer.runs[0], from_pixels(xl.load_scenes("test", limit=1).images[0])
+    x = explorer.encode(run, picture)
+    works: dict[str, Callable[[], Any]] = {
+        "network": torch.inference_mode()(lambda: run.net(x)),
+        "explain": lambda: xl.explain(run.net, x, run.policy),
+        "panel": lambda: answer_page(explorer.answer(0, picture), picture),
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(rounds + 3):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if i >= 3:
+                times[name].append(1000 * (time.perf_counter() - started))
+    beyond = [explained - plain for explained, plain in zip(times["explain"], times["network"], strict=True)]
+    return {name: interval(ms).to_list() for name, ms in {**times, "explain_beyond_network": beyond}.items()}
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for measured in runs.values():
+        if "first_answer_s" in measured:
+            what = "explorer: first page, answered, seconds after the bundle is loaded"
+            yield Promise("explorer|page", what, measured["first_answer_s"][0], "<=", 5)
+        for title, ms in measured["explained"].items():
+            what = f"explorer: {title}, ms that explaining adds to the network's own on one core"
+            yield Promise(f"explorer|{title}", what, ms["explain_beyond_network"][0], "<=", 150)
+
+
+STUDY = Study("explorer", list_cells, list_promises)

@@ -1,1 +1,0 @@
-"""Whether certified thresholds keep their promises, counted over many calibrations."""

@@ -1,0 +1,373 @@
+"""Load from outside: requests come when they come (Poisson), however long the answers take, and the most that a server bears.
+
+Latency counts from the time at which a request was due, not from when a connection was free to send it: a server that stalls answers
+for all who would have come meanwhile. The load runs in a process of its own, which can be given a processor. Arrivals are a millisecond
+coarse, as timers of event loops are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+RECONNECT = 0.02  # seconds between attempts, while nobody listens
+BUSY = 0.85  # share of its time for which the load may compute before it is what limits
+DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}  # NumPy's names and those of the Open Inference Protocol
+
+
+def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
+    """Return head and body of a request over a connection that stays open."""
+    fields = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **(headers or {})}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: Any) -> bytes:
+    """Return a request for inference by the model ``net``, with the numbers as bytes after the JSON (binary tensor extension)."""
+    data = samples.tobytes()
+    tensor = {"name": "inputs", "shape": list(samples.shape), "datatype": DATATYPES[samples.dtype.name]}
+    content = {"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}], **fields}
+    if outputs:
+        content["outputs"] = [{"name": name} for name in outputs]
+    head = json.dumps(content).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return make_request("/v2/models/net/infer", head + data, headers)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A trial.
+
+    Attributes:
+        requests: bytes of each. kinds: a word for each, such as "exit 0"; or empty.
+        due: ``(N,)`` seconds from the start, ascending. which: ``(N,)`` places in the list of requests.
+        warmup: seconds at the beginning that do not count in the figures.
+        grace: seconds after the last request is due, at which everything ends.
+        retries: how often a request is sent again after its connection ended, or an answer with a status in ``again``.
+        keep: keep the answers.
+        processors: that the process may use; empty: all.
+    """
+
+    port: int
+    requests: Sequence[bytes]
+    due: Array = field(default_factory=lambda: np.zeros(0))
+    which: Array = field(default_factory=lambda: np.zeros(0, int))
+    kinds: Sequence[str] = ()
+    connections: int = 32
+    warmup: float = 0.0
+    grace: float = 5.0
+    retries: int = 0
+    again: Sequence[int] = ()
+    keep: bool = False
+    processors: Sequence[int] = ()
+
+    def plan(self, phases: Sequence[tuple[float, float]], seed: int = 0) -> Spec:
+        """Return it with Poisson arrivals of requests in random order, at (rate, seconds) one after the other."""
+        rng, due, start = np.random.default_rng(seed), list[Array](), 0.0
+        for rate, seconds in phases:
+            due.append(np.sort(rng.uniform(start, start + seconds, rng.poisson(rate * seconds))))
+            start += seconds
+        times = np.concatenate(due)
+        return replace(self, due=times, which=rng.choice(len(self.requests), len(times)))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of each request, in the order in which they were due.
+
+    Attributes:
+        due, sent, finished: ``(N,)`` seconds from the start; NaN: never.
+        status: ``(N,)`` of HTTP; 0: no answer. retries: ``(N,)``. which: ``(N,)`` places in the list of requests.
+        answers: head and body of each, empty where there is none; an empty list unless they were kept.
+        busy: share of the time for which the load itself computed: towards 1, what was measured is the load.
+        started: what :func:`time.perf_counter` said at the start, in whatever process on this machine.
+    """
+
+    due: Array
+    sent: Array
+    finished: Array
+    status: Array
+    retries: Array
+    which: Array
+    kinds: Sequence[str] = ()
+    answers: Sequence[bytes] = field(default=(), repr=False)
+    busy: float = 0.0
+    warmup: float = 0.0
+    started: float = 0.0
+
+    @property
+    def latency(self) -> Array:
+        """``(N,)`` seconds from when each was due; infinite where no answer with status 200 came."""
+        return np.where(self.status == 200, self.finished - self.due, np.inf)
+
+    @property
+    def counts(self) -> Array:
+        """``(N,)`` bool: False for requests of the warm-up."""
+        return self.due >= self.warmup
+
+    def quantile(self, q: float, kind: str = "") -> float:
+        """Return the seconds within which this share was answered."""
+        chosen = self.counts
+        if kind:
+            chosen = chosen & np.isin(self.which, [i for i, word in enumerate(self.kinds) if word == kind])
+        latency = np.sort(self.latency[chosen])
+        return float(latency[max(0, int(np.ceil(q * len(latency))) - 1)]) if len(latency) else float("nan")
+
+    @property
+    def p99(self) -> float:
+        """Seconds within which 99 % were answered."""
+        return self.quantile(0.99)
+
+    @property
+    def failures(self) -> int:
+        """Number of requests that count and got another answer than 200, or none."""
+        return int((self.status[self.counts] != 200).sum())
+
+
+class Load:
+    """Connections that send each request when it is due, or when the first connection is free after that."""
+
+    def __init__(self, spec: Spec) -> None:
+        number = len(spec.due)
+        self.spec, self.payloads = spec, [spec.requests[i] for i in spec.which.tolist()]
+        self.sent, self.finished = np.full(number, np.nan), np.full(number, np.nan)
+        self.status, self.retries = np.zeros(number, np.int16), np.zeros(number, np.int16)
+        self.answers = [b""] * (number if spec.keep else 0)
+        self.queue: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()  # the request that was due first comes first
+        self.open, self.done, self.connected = number, asyncio.Event(), asyncio.Semaphore(0)
+
+    async def run(self) -> Trial:
+        """Connect, then send all requests; nothing happens after the grace time."""
+        due = self.spec.due
+        tasks = [asyncio.create_task(self.serve_connection()) for _ in range(self.spec.connections)]
+        for _ in tasks:
+            await asyncio.wait_for(self.connected.acquire(), 20.0)
+        start, cpu = time.perf_counter() + 0.01, time.process_time()
+        tasks.append(asyncio.create_task(self.enqueue(start)))
+        if self.open:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.done.wait(), float(due[-1]) + self.spec.grace + 0.01)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - start) if len(due) else 0.0
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        own = self.status, self.retries, self.spec.which, self.spec.kinds, self.answers
+        return Trial(due, self.sent - start, self.finished - start, *own, busy, self.spec.warmup, start)
+
+    async def enqueue(self, start: float) -> None:
+        for number, at in enumerate((self.spec.due + start).tolist()):
+            if (wait := at - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            self.queue.put_nowait(number)
+
+    async def serve_connection(self) -> None:
+        """Keep one connection open, and send one request after the other on it."""
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.spec.port, limit=1 << 20)
+            except OSError:
+                await asyncio.sleep(RECONNECT)
+                continue
+            self.connected.release()
+            number = -1
+            try:
+                while not reader.at_eof():
+                    number = await self.queue.get()
+                    if reader.at_eof():  # the server closed it meanwhile: another connection sends the request
+                        self.queue.put_nowait(number)
+                        number = -1
+                        break
+                    self.sent[number] = time.perf_counter()
+                    writer.write(self.payloads[number])
+                    answer, closes = await read_answer(reader)
+                    self.finish(number, int(answer[9:12]), answer)
+                    number = -1
+                    if closes:
+                        break
+            except (OSError, EOFError):
+                if number >= 0:
+                    self.finish(number, 0, b"")
+            finally:
+                writer.close()
+
+    def finish(self, number: int, status: int, answer: bytes) -> None:
+        """Note an answer, or that there is none (status 0); or send the request again."""
+        if (not status or status in self.spec.again) and self.retries[number] < self.spec.retries:
+            self.retries[number] += 1
+            self.queue.put_nowait(number)
+            return
+        self.finished[number], self.status[number] = time.perf_counter(), status
+        if self.spec.keep:
+            self.answers[number] = answer
+        self.open -= 1
+        if not self.open:
+            self.done.set()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
+    """Return a whole answer, and whether the connection takes no further request."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    fields = dict(line.partition(b":")[::2] for line in head.lower().split(b"\r\n"))
+    if b"chunked" in fields.get(b"transfer-encoding", b""):
+        body = b""
+        while not body.endswith(b"0\r\n\r\n"):
+            body += await reader.readuntil(b"\r\n")
+    else:
+        body = await reader.readexactly(int(fields.get(b"content-length", b"0")))
+    return head + body, b"close" in fields.get(b"connection", b"")
+
+
+def drive(spec: Spec) -> Trial:
+    """Run a trial in this process, in uvloop where it is installed, which takes half the time of Python's own loop."""
+    if spec.processors:
+        os.sched_setaffinity(0, spec.processors)
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # collecting takes milliseconds
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        from asyncio import new_event_loop
+
+    async def main() -> Trial:
+        return await Load(spec).run()
+
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(main())
+    finally:
+        gc.enable()
+
+
+@contextmanager
+def start_load(spec: Spec) -> Any:
+    """Start a trial in a process of its own; yields its future, and waits for its end."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        future: Future[Trial] = pool.submit(drive, spec)
+        yield future
+
+
+def run_load(spec: Spec) -> Trial:
+    """Run a trial in a process of its own."""
+    with start_load(spec) as future:
+        trial: Trial = future.result()
+    return trial
+
+
+class Poll:
+    """Asks again and again, on a thread of its own, until the block ends.
+
+    Attributes:
+        answers: what was answered, in turn; an error counts by the name of its class.
+    """
+
+    def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
+        self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Poll:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._over.wait(self.seconds):
+            try:
+                self.answers.append(self.ask())
+            except OSError as error:  # urllib's are, too
+                self.answers.append(type(getattr(error, "reason", error)).__name__)
+
+    def count(self) -> dict[str, int]:
+        """Return how often each answer came."""
+        return dict(sorted(Counter(map(str, self.answers)).items()))
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The most that a server bears.
+
+    Attributes:
+        rate: requests a second; 0: none passed.
+        p99: seconds, of the trials that confirmed it: median, least, most.
+        is_of_the_load: the load itself was at its limit at a rate that did not pass: more may be possible.
+    """
+
+    rate: float
+    p99: tuple[float, float, float]
+    is_of_the_load: bool
+
+
+def find_capacity(
+    run_at: Callable[[float], Trial],
+    limit: float,
+    start: float,
+    *,
+    spread: float = 0.02,
+    repeats: int = 3,
+    tries: int = 2,
+    least: float = 1.0,
+) -> Capacity:
+    """Find the highest rate whose 99th percentile is within the limit, with no failure.
+
+    Doubles or halves, bisects, and confirms: the median of ``repeats`` further trials has to pass, else the rate is lowered.
+
+    Args:
+        run_at: a trial at a rate, with other arrivals each time.
+        limit: seconds.
+        spread: how exact the rate is: this part of it to both sides.
+        tries: how often a rate is tried before it counts as too high: what else runs on a machine only ever makes one fail.
+    """
+    too_busy: dict[float, bool] = {}
+
+    def passes(rate: float) -> bool:
+        for _ in range(tries):
+            trial = run_at(rate)
+            if not trial.failures and trial.p99 <= limit:
+                return True
+            too_busy[rate] = too_busy.get(rate, False) or trial.busy > BUSY
+        return False
+
+    low, high = start, 2 * start
+    if passes(start):
+        while passes(high):
+            low, high = high, 2 * high
+    else:
+        low, high = start / 2, start
+        while low >= least and not passes(low):
+            low, high = low / 2, low
+    while low >= least and high / low > 1 + 2 * spread:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    while low >= least:
+        trials = [run_at(low) for _ in range(repeats)]
+        ordered = sorted(trial.p99 for trial in trials)
+        if median(ordered) <= limit and median(trial.failures for trial in trials) == 0:
+            p99 = median(ordered), ordered[0], ordered[-1]
+            return Capacity(low, p99, any(busy for rate, busy in too_busy.items() if rate > low))
+        low /= 1 + spread
+    return Capacity(0.0, (float("inf"),) * 3, any(too_busy.values()))
+
+
+def make_trials(spec: Spec, seconds: float = 4.0, warmup: float = 1.0) -> Callable[[float], Trial]:
+    """Return a function for :func:`find_capacity` that runs the requests of a spec at a rate."""
+    seeds = count()
+    return lambda rate: run_load(replace(spec, warmup=warmup).plan([(rate, warmup + seconds)], seed=next(seeds)))

@@ -1,0 +1,220 @@
+"""How image folders are read: seconds to the first batch, memory, and images a second against torchvision's loader.
+
+Cells: first-batch, memory-fit, memory-collect, memory-evaluate (200,000 small JPEGs against 2,000), throughput (600 JPEGs like
+photographs; both cores should be quiet). The files are made on first use, in runs/loading.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.promises import Promise
+from benchmarks.results import Runs, Tree
+from exitlens.data.batches import make_epoch_loader
+from exitlens.data.sources import open_source
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+MANY, FEW, PHOTOGRAPHS, ROUNDS = 200_000, 2_000, 600, 7
+CLASSES, WORKERS = 10, 2
+SMALL, LARGE = (32, 256), (224, 64)  # side of an image and size of a batch, for memory and for throughput
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    many, few, photographs, rounds = (2_000, 200, 130, 1) if quick else (MANY, FEW, PHOTOGRAPHS, ROUNDS)
+    return {
+        "first-batch": partial(measure_first_batch, many),
+        **{f"memory-{verb}": partial(measure_memory, verb, many, few) for verb in ("fit", "collect", "evaluate")},
+        "throughput": partial(measure_throughput, photographs, rounds),
+    }
+
+
+def find_folder(draw: Callable[[np.random.Generator], Image.Image], count: int) -> Path:
+    """Return a folder with so many JPEGs in ten classes, made once."""
+    folder = STUDY.folder / f"{draw.__name__.removeprefix('draw_')}-{count}"
+    if not folder.exists():
+        unfinished, rng = folder.with_name(f"{folder.name}.{time.time_ns()}"), np.random.default_rng(0)
+        for label in range(CLASSES):
+            (unfinished / f"class{label}").mkdir(parents=True)
+        for i in range(count):
+            draw(rng).save(unfinished / f"class{i % CLASSES}" / f"{i:06}.jpg", quality=90)
+        unfinished.rename(folder)
+    return folder
+
+
+def draw_small(rng: np.random.Generator) -> Image.Image:
+    """Coarse noise of 32 pixels."""
+    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((32, 32), Image.Resampling.BILINEAR)
+
+
+def draw_photograph(rng: np.random.Generator) -> Image.Image:
+    """Noise with detail at every scale, as photographs have; its JPEG takes about 60 kB."""
+    width, height = 500, 375
+    pixels = np.zeros((height, width, 3), np.float32)
+    for cells in (4, 8, 16, 32, 64, 128):
+        noise = rng.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
+        layer = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        pixels += (np.asarray(layer, np.float32) - 128) * (3 / cells) ** 0.5
+    return Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8))
+
+
+def measure_first_batch(many: int) -> Tree:
+    runs = [watch("first-batch", find_folder(draw_small, many))[0] for _ in range(3)]
+    return {"files": many, **{name: summarise([run[name] for run in runs]) for name in ("seconds", "listing_seconds")}}
+
+
+def measure_memory(verb: str, many: int, few: int) -> Tree:
+    (large, large_mb), (_, small_mb) = (watch(verb, find_folder(draw_small, count)) for count in (many, few))
+    sizes = {"peak_mb": large_mb, "peak_mb_few": small_mb, "growth_mb": large_mb - small_mb, "seconds": large["seconds"]}
+    return {"files": many, "few": few, **{name: round(value, 1) for name, value in sizes.items()}}
+
+
+def summarise(values: list[float]) -> list[float]:
+    """Return median, least and most."""
+    return [statistics.median(values), min(values), max(values)]
+
+
+def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
+    """Do one piece of work in a process of its own; return what it prints, and the peak memory (MB) of it and its children."""
+    command = [sys.executable, "-m", "benchmarks.loading", verb, str(folder)]
+    process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(map(read_resident, list_family(process.pid))))
+        time.sleep(0.05)
+    assert process.stdout is not None
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}")
+    return json.loads(process.stdout.read()), peak
+
+
+def list_family(pid: int) -> list[int]:
+    """Return the process and its descendants."""
+    family = [pid]
+    for member in family:
+        for task in Path(f"/proc/{member}/task").glob("*/children"):
+            try:
+                family += map(int, task.read_text().split())
+            except OSError:
+                continue
+    return family
+
+
+def read_resident(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def measure_throughput(count: int, rounds: int) -> Tree:
+    """Time whole epochs, shuffled, of all loaders in turn, from starting their processes to the last normalised batch."""
+    side, batch = LARGE
+    folder = find_folder(draw_photograph, count)
+    data, _ = xl.load_folder(folder, xl.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
+    steps = [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    reference = ImageFolder(str(folder), transforms.Compose(steps))
+    with tempfile.TemporaryDirectory() as temporary:
+        cached = data.cached(Path(temporary) / "cache")
+        loaders: dict[str, Callable[[int], Any]] = {
+            "torchvision": lambda seed: DataLoader(reference, batch, shuffle=True, drop_last=True, num_workers=WORKERS),
+            "exitlens": lambda seed: make_epoch_loader(data, batch, seed, WORKERS),
+            "exitlens, cached": lambda seed: make_epoch_loader(cached, batch, seed, WORKERS),
+        }
+        count_images(make_epoch_loader(cached, 1, 0, WORKERS))  # fills the cache and warms the page cache
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for seed in range(rounds):
+            for name in list(loaders)[:: 1 if seed % 2 else -1]:
+                started = time.perf_counter()
+                images = count_images(loaders[name](seed))
+                rates[name].append(images / (time.perf_counter() - started))
+    ratios = {
+        name: [rate / base for rate, base in zip(rates[name], rates["torchvision"], strict=True)]
+        for name in ("exitlens", "exitlens, cached")
+    }
+    return {
+        "images": len(data),
+        "rounds": rounds,
+        "images_per_second": {name: summarise(values) for name, values in rates.items()},
+        "over_torchvision": {name: summarise(values) for name, values in ratios.items()},
+    }
+
+
+def count_images(loader: Any) -> int:
+    return sum(len(batch[0]) for batch in loader)
+
+
+class Least(nn.Module):
+    """Two convolutions: nearly all time goes into reading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(4, 8, 3, 1, 1), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.b(self.a(x))).flatten(1))
+
+
+def do_work(verb: str, folder: Path) -> dict[str, float]:
+    """Read the first batch of a folder, or fit, collect or evaluate on it."""
+    side, batch = SMALL
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    if verb == "first-batch":
+        train = open_source(str(folder), size=side).load("train")
+        listed = time.perf_counter() - started
+        assert len(next(iter(make_epoch_loader(train, batch, 0, WORKERS))).labels) == batch  # type: ignore[arg-type]
+        return {"seconds": time.perf_counter() - started, "listing_seconds": listed, "images": len(train)}
+    net = xl.attach(Least(), ["a"], CLASSES, torch.zeros(1, 3, side, side))
+    data, _ = xl.load_folder(folder, Preprocess((side, side)))
+    data.workers = WORKERS
+    started = time.perf_counter()
+    if verb == "fit":
+        train, val = xl.split_set(data, (0.9, 0.1))
+        xl.fit(net, train, val, epochs=1, batch_size=batch, progress=False)
+    else:
+        trace = xl.collect(net.eval(), data, batch_size=batch)
+        if verb == "evaluate":
+            xl.evaluate(trace, xl.Policy((0.5,)))
+    return {"seconds": time.perf_counter() - started, "images": len(data)}
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for run, measured in runs.items():
+        if run == "first-batch":
+            what = f"{measured['files']:,} JPEGs in a folder: seconds to the first batch"
+            yield Promise("loading|first batch", what, measured["seconds"][0], "<=", 20)
+        elif run == "throughput":
+            ratio = measured["over_torchvision"]["exitlens"][0]
+            yield Promise("loading|throughput", "images a second over torchvision's, 2 processes", ratio, ">=", 0.95)
+        else:
+            files, few = f"{measured['files']:,}", f"{measured['few']:,}"
+            what = f"{files} JPEGs: peak memory of {run.partition('-')[2]} above that of {few}, MB"
+            yield Promise(f"loading|{run}", what, measured["growth_mb"], "<=", 300)
+
+
+STUDY = Study("loading", list_cells, list_promises)
+
+if __name__ == "__main__":
+    print(json.dumps(do_work(sys.argv[1], Path(sys.argv[2]))))

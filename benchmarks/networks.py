@@ -1,0 +1,377 @@
+"""Networks of series, volumes, vectors and several inputs, as people write them; images and texts come by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+# Convolutional networks of series (B,C,T): those of arXiv 1611.06455, 1909.04939 and 1803.01271
+
+
+def make_block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, ReLU."""
+    convolution = nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm1d(outputs), nn.ReLU())
+
+
+class FCN(nn.Module):
+    """Three blocks of convolutions and global average pooling (arXiv 1611.06455)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.block1, self.block2 = make_block(channels, 128, 7), make_block(128, 256, 5)
+        self.block3 = make_block(256, 128, 3)
+        self.pool, self.classifier = nn.AdaptiveAvgPool1d(1), nn.Linear(128, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        x = self.block3(self.block2(self.block1(x)))
+        return self.classifier(self.pool(x).flatten(1))
+
+
+class Residual1d(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(make_block(inputs, outputs, 7, stride), make_block(outputs, outputs, 5))
+        self.last = nn.Sequential(nn.Conv1d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm1d(outputs))
+        self.around = nn.Sequential(nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(self.inner(x)) + self.around(x))
+
+
+class ResNet1d(nn.Module):
+    """Residual blocks of three convolutions (arXiv 1611.06455), each of half the steps of the one before but the first."""
+
+    def __init__(self, channels: int, classes: int, widths: Sequence[int] = (64, 128, 128, 128)) -> None:
+        super().__init__()
+        sizes = zip((channels, *widths), widths, range(len(widths)), strict=False)
+        self.blocks = nn.ModuleList(Residual1d(inputs, outputs, min(i + 1, 2)) for inputs, outputs, i in sizes)
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(x.mean(2))
+
+
+class InceptionModule(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.bottleneck = nn.Conv1d(inputs, width, 1, bias=False)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, k, padding=k // 2, bias=False) for k in (9, 19, 39))
+        self.pooled = nn.Sequential(nn.MaxPool1d(3, 1, 1), nn.Conv1d(inputs, width, 1, bias=False))
+        self.norm = nn.BatchNorm1d(4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = self.bottleneck(x)
+        return torch.relu(self.norm(torch.cat([*(convolve(narrow) for convolve in self.convolutions), self.pooled(x)], 1)))
+
+
+class InceptionTime(nn.Module):
+    """Six modules of convolutions of three lengths, with a residual connection around every three (arXiv 1909.04939)."""
+
+    def __init__(self, channels: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.modules_ = nn.ModuleList(InceptionModule(4 * width if i else channels, width) for i in range(6))
+        norm = nn.BatchNorm1d(4 * width)
+        self.shortcut1 = nn.Sequential(nn.Conv1d(channels, 4 * width, 1, bias=False), norm)
+        self.shortcut2 = nn.BatchNorm1d(4 * width)
+        self.classifier = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        start = self.shortcut1(x)
+        for i, module in enumerate(self.modules_):
+            x = module(x)
+            if i in (2, 5):
+                x = torch.relu(x + start)
+                start = self.shortcut2(x) if i == 2 else start
+        return self.classifier(x.mean(2))
+
+
+class Causal(nn.Module):
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.chop = 2 * dilation
+        first, second = (
+            nn.utils.parametrizations.weight_norm(nn.Conv1d(n, outputs, 3, padding=self.chop, dilation=dilation))
+            for n in (inputs, outputs)
+        )
+        self.first, self.second = first, second
+        self.around = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dropout(torch.relu(self.first(x)[..., : -self.chop]))
+        y = self.dropout(torch.relu(self.second(y)[..., : -self.chop]))
+        return torch.relu(y + self.around(x))
+
+
+class TCN(nn.Module):
+    """Causal convolutions with growing gaps, weight normalisation, and the last step's answer (arXiv 1803.01271)."""
+
+    def __init__(self, channels: int, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(Causal(width if i else channels, width, 2**i) for i in range(5)))
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        return self.classifier(self.layers(x)[:, :, -1])
+
+
+# Recurrent networks and transformers of series, most of which take (B,T,C)
+
+
+class Recurrent(nn.Module):
+    """Layers of :class:`torch.nn.GRU` or :class:`torch.nn.LSTM`; the answer is read off the last step, or the mean."""
+
+    def __init__(
+        self, channels: int, classes: int, kind: type[nn.GRU | nn.LSTM], both_ways: bool = False, use_mean: bool = False
+    ) -> None:
+        super().__init__()
+        width = 96 * (1 + both_ways)
+        options = {"batch_first": True, "bidirectional": both_ways}
+        self.layer1, self.layer2 = kind(channels, 96, **options), kind(width, 96, **options)
+        self.layer3, self.layer4 = kind(width, 96, **options), kind(width, 96, **options)
+        self.classifier, self.use_mean = nn.Linear(width, classes), use_mean
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,T,C) -> (B,classes)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x, _ = layer(x)
+        return self.classifier(x.mean(1) if self.use_mean else x[:, -1])
+
+
+class ConvolutionsThenLSTM(nn.Module):
+    """Convolutions, then recurrent layers, as DeepConvLSTM for wearable sensors (Ordonez and Roggen, 2016)."""
+
+    def __init__(self, channels: int, classes: int, width: int = 96) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = make_block(channels, width, 5), make_block(width, width, 5, 2)
+        self.lstm1, self.lstm2 = (nn.LSTM(width, width, batch_first=True) for _ in range(2))
+        self.between, self.dropout, self.classifier = nn.Dropout(0.2), nn.Dropout(0.2), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        x = self.conv2(self.conv1(x)).transpose(1, 2)
+        x, _ = self.lstm1(x)
+        x, _ = self.lstm2(self.between(x))
+        return self.classifier(self.dropout(x[:, -1]))
+
+
+def make_layers(width: int, count: int, norm_first: bool = True) -> nn.ModuleList:
+    """PyTorch's encoder layers."""
+    options = {"batch_first": True, "norm_first": norm_first}
+    return nn.ModuleList(nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, **options) for _ in range(count))
+
+
+class Transformer(nn.Module):
+    """A token for every step, with or without a class token in front."""
+
+    def __init__(self, channels: int, classes: int, steps: int, class_token: bool = False, width: int = 64) -> None:
+        super().__init__()
+        self.embed, self.layers = nn.Linear(channels, width), make_layers(width, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.position = nn.Parameter(0.02 * torch.randn(1, steps + class_token, width))
+        self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,T,C) -> (B,classes)
+        x = self.embed(x)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.position
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        return self.classifier(x.mean(1) if self.token is None else x[:, 0])
+
+
+class PatchTransformer(nn.Module):
+    """A token for every patch of all channels: patches as in arXiv 2211.14730, channels mixed as in ViT."""
+
+    def __init__(self, channels: int, classes: int, steps: int, patch: int = 8, width: int = 64) -> None:
+        super().__init__()
+        self.patches = nn.Conv1d(channels, width, patch, patch)
+        self.position = nn.Parameter(0.02 * torch.randn(1, steps // patch, width))
+        self.layers, self.classifier = make_layers(width, 4, norm_first=False), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        x = self.patches(x).transpose(1, 2) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return self.classifier(x.mean(1))
+
+
+class UnfoldedPatches(nn.Module):
+    """Overlapping patches by ``unfold`` and a linear layer, each with all channels (as PatchTST's, arXiv 2211.14730)."""
+
+    def __init__(self, channels: int, classes: int, steps: int, patch: int = 16, stride: int = 8, width: int = 64) -> None:
+        super().__init__()
+        self.patch, self.stride = patch, stride
+        self.embed = nn.Linear(channels * patch, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, (steps - patch) // stride + 1, width))
+        self.layers, self.classifier = make_layers(width, 4), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
+        x = x.unfold(2, self.patch, self.stride)  # (B,C,N,patch)
+        x = self.embed(x.transpose(1, 2).flatten(2)) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return self.classifier(x.mean(1))
+
+
+class OfTransformers(nn.Module):
+    """A classifier of waveforms ``(B,T)`` from the package transformers, as a network of series of one channel."""
+
+    def __init__(self, name: str, classes: int) -> None:
+        super().__init__()
+        import transformers
+
+        small = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+        convolutions = {"conv_dim": (32, 32, 32), "conv_kernel": (10, 3, 3), "conv_stride": (5, 2, 2)}
+        rest = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "classifier_proj_size": 32}
+        config = getattr(transformers, f"{name}Config")(**small, **convolutions, **rest, num_labels=classes)
+        config.mask_time_prob = config.layerdrop = 0.0  # both decide by NumPy's random numbers, batch by batch
+        self.model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,1,T) -> (B,classes)
+        return self.model(input_values=x[:, 0]).logits
+
+
+# Networks of vectors (B,F), and of several inputs of which one is a vector
+
+
+class MLP(nn.Module):
+    """Linear layers with batch normalisation and dropout."""
+
+    def __init__(self, features: int, classes: int, width: int = 384) -> None:
+        super().__init__()
+        sizes = (features, *(width,) * 4)
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.1)) for a, b in pairwise(sizes))
+        )
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,F) -> (B,classes)
+        return self.classifier(self.layers(x))
+
+
+class ResidualFeatures(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.wide, self.narrow = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(torch.relu(self.wide(self.norm(x))))
+
+
+class ResidualMLP(nn.Module):
+    """Residual blocks on features (the ResNet of arXiv 2106.11959)."""
+
+    def __init__(self, features: int, classes: int, width: int = 128) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, width)
+        self.blocks = nn.ModuleList(ResidualFeatures(width) for _ in range(4))
+        self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,F) -> (B,classes)
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(torch.relu(self.norm(x)))
+
+
+class FeatureTokens(nn.Module):
+    """A token for every feature, then a transformer (FT-Transformer, arXiv 2106.11959), with or without a class token."""
+
+    def __init__(self, features: int, classes: int, width: int = 48, class_token: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, width))
+        self.bias = nn.Parameter(0.1 * torch.randn(features, width))
+        self.token = nn.Parameter(torch.randn(1, 1, width)) if class_token else None
+        self.layers, self.classifier = make_layers(width, 4), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,F) -> (B,classes)
+        x = x[..., None] * self.weight + self.bias
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.classifier(x.mean(1) if self.token is None else x[:, 0])
+
+
+class ImageAndVector(nn.Module):
+    """Convolutions on an image, scaled and shifted by what a vector says (FiLM, arXiv 1709.07871)."""
+
+    def __init__(self, channels: int, features: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        sizes = ((channels, width, 2), (width, 2 * width, 2), (2 * width, 2 * width, 1), (2 * width, 4 * width, 2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, s, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b, s in sizes
+        )
+        self.scale, self.shift = nn.Linear(features, 2 * width), nn.Linear(features, 2 * width)
+        self.classifier = nn.Linear(4 * width, classes)
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:  # (B,C,H,W), (B,F) -> (B,classes)
+        x = self.blocks[1](self.blocks[0](image))
+        x = x * (1 + self.scale(vector)[..., None, None]) + self.shift(vector)[..., None, None]
+        return self.classifier(self.blocks[3](self.blocks[2](x)).mean((2, 3)))
+
+
+class SeriesAndVector(nn.Module):
+    """Convolutions on a series, and a vector that is read at the end."""
+
+    def __init__(self, channels: int, features: int, classes: int, width: int = 64) -> None:
+        super().__init__()
+        double = 2 * width
+        sizes = ((channels, width, 7, 1), (width, double, 5, 2), (double, double, 5, 1), (double, double, 3, 1))
+        self.blocks = nn.ModuleList(make_block(*size) for size in sizes)
+        self.of_vector = nn.Sequential(nn.Linear(features, 32), nn.ReLU())
+        self.classifier = nn.Linear(2 * width + 32, classes)
+
+    def forward(self, series: Tensor, vector: Tensor) -> Tensor:  # (B,C,T), (B,F) -> (B,classes)
+        for block in self.blocks:
+            series = block(series)
+        return self.classifier(torch.cat([series.mean(2), self.of_vector(vector)], 1))
+
+
+# A residual network of volumes (B,C,D,H,W); others are torchvision's
+
+
+class Residual3d(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv3d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm3d(outputs))
+        self.around = nn.Conv3d(inputs, outputs, 1, stride) if stride > 1 or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(x)) + self.around(x))
+
+
+class ResNet3d(nn.Module):
+    """Four residual blocks for scans of one channel."""
+
+    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv3d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm3d(width), nn.ReLU())
+        sizes = ((1, 1, 1), (1, 2, 2), (2, 4, 2), (4, 4, 1))
+        self.blocks = nn.Sequential(*(Residual3d(a * width, b * width, stride) for a, b, stride in sizes))
+        self.pool, self.classifier = nn.AdaptiveAvgPool3d(1), nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,D,H,W) -> (B,classes)
+        return self.classifier(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def make_mvit() -> nn.Module:
+    """torchvision's MViT of four blocks, for volumes of 8x32x32."""
+    from torchvision.models.video import MViT
+    from torchvision.models.video.mvit import MSBlockConfig
+
+    blocks = [
+        MSBlockConfig(1, 96, 96, [3, 3, 3], [1, 4, 4], [], []),
+        MSBlockConfig(1, 96, 192, [3, 3, 3], [1, 4, 4], [], []),
+        MSBlockConfig(2, 192, 192, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 2, 2]),
+        MSBlockConfig(2, 192, 192, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 1, 1]),
+    ]
+    return MViT((32, 32), 8, blocks, False, False, False, 0.0, num_classes=5)

@@ -1,0 +1,539 @@
+"""The engine against everything a user would pick instead, on the clock.
+
+Cells are NETWORK-THREADS, pinned to as many processors as it has threads, and memory-small-2: what a process holds that answers a
+stream. Nothing else should run meanwhile. Needs `make demo-full`; an hour.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.pages import ROOT, save_svg, table
+from benchmarks.promises import Promise
+from benchmarks.results import Runs, Tree
+from exitlens.data.demo.garments import CLASSES, load_garments
+from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench
+from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.model.timing import Work, describe_machine, interleave
+from exitlens.types import Preprocess
+from exitlens.types.inputs import Inputs, split_rows
+
+BUNDLE = Path("runs/demo-full/bundle")
+SIZES, LOADER_BATCH = (1, 8, 32, 128), 8
+MEMORY = "memory-"
+TITLES = {"small": "our small network, 40 px", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "deit_tiny": "DeiT-tiny"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is timed: where its backbone comes from, and the size of its images.
+
+    Attributes:
+        source: "bundle": the demo's network.
+        stream: images of the stream that is timed as well.
+    """
+
+    source: str
+    pixels: int
+    stream: int = 0
+
+    def build(self) -> tuple[nn.Module, xl.ExitNet, Tensor, xl.Policy | None]:
+        """Return the plain backbone, the network with three early exits placed by time, images, and a policy if it is trained."""
+        torch.manual_seed(0)
+        if self.source == "bundle":
+            net, policy = xl.load(BUNDLE)
+            plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
+            return plain, net, make_scenes(net, 1024), policy
+        plain = xl.build_backbone(self.source, 10)
+        images = torch.randn(128, 3, self.pixels, self.pixels)
+        return plain, xl.attach(plain, 3, 10, images[:1], placement="time").eval(), images, None
+
+
+NETWORKS = {
+    "small": Network("bundle", 40, stream=10_000),
+    "resnet18": Network("torchvision:resnet18", 224, stream=10_000),
+    "resnet50": Network("torchvision:resnet50", 224),
+    "deit_tiny": Network("timm:deit_tiny_patch16_224", 224),
+}
+
+
+def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
+    """Return normalised scenes of garments of the test split, which were not seen in training or calibration."""
+    garments, labels = load_garments("test")
+    rows = torch.arange(count) % len(garments)
+    made = xl.make_scenes(garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=seed)
+    assert isinstance(net.info.preprocess, Preprocess)
+    return net.info.preprocess.normalise(made.images)
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    cells: dict[str, Job] = {
+        f"{name}-{threads}": partial(measure_network, name, threads, quick) for threads in (2, 1) for name in NETWORKS
+    }
+    return cells | ({} if quick else {f"{MEMORY}small-2": partial(measure_memory, "small", 2)})
+
+
+def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
+    """Time batches of all sizes against the plain backbone and earlyon, bfloat16, and for some networks decisions and a stream."""
+    warnings.filterwarnings("ignore", module="earlyon")
+    network, begun = NETWORKS[name], time.perf_counter()
+    with pin_threads(threads):
+        plain, net, images, policy = network.build()
+        tuning = net.tune(images[:64], precision="float32", policy=policy, backend="torch")
+        measured: Tree = {
+            "network": {"source": network.source, "pixels": network.pixels, "exits": net.info.at, "cost": net.cost.tolist()},
+            "machine": describe_machine(threads),
+            "tuning": name_tunings(tuning.to_dict()),
+        }
+        started = time.perf_counter()
+        bench = Bench(plain, net, images, policy, compiled=True)
+        measured["compile_seconds"] = round(time.perf_counter() - started, 1)
+        measured["router_share"] = bench.router_time()
+        measured["batches"] = time_batches(bench, network, threads, quick)
+        measured["bfloat16"] = time_bfloat16(plain, net, images, quick)
+        if network.stream and threads == 2 and policy is not None:
+            measured["decisions"] = compare_decisions(bench, net, policy, 500 if quick else 10_000)
+        if network.stream:
+            count = 400 if quick else network.stream if threads == 2 else network.stream // 5
+            measured["stream"] = time_stream(net, network, count)
+    return measured | {"seconds": round(time.perf_counter() - begun)}
+
+
+def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> Tree:
+    """Time everything by batch size."""
+    try:
+        rivals = make_rivals(bench.plain, bench.net, network.pixels)
+    except ImportError:
+        raise SystemExit("earlyon is not installed. Fix: pip install -e '.[benchmark]'") from None
+    is_slow = threads == 1 and network.pixels > 100  # these take their time: no batches of 128
+    measured = {}
+    for size in (1, 8) if quick else SIZES[:3] if is_slow else SIZES:
+        rounds = 2 if quick else 3 if size == 128 else 4 if is_slow else 7
+        seconds = 0.0 if quick or is_slow else 8.0
+        measured[str(size)] = name_rows(bench.run(size, rounds=rounds, seconds=seconds, others=rivals))
+        print(f"  batch {size}: {measured[str(size)]['rounds']} rounds", flush=True)
+    return measured
+
+
+def time_bfloat16(plain: nn.Module, net: xl.ExitNet, images: Tensor, quick: bool) -> Tree:
+    """Time the same in bfloat16, at batch 32: what is gained where the decisions allow it."""
+    twin = copy.deepcopy(net)
+    twin.tune(images[:64], precision="bfloat16", backend="torch")
+    keep = (AS_IS, TUNED, "exits, nobody leaves", f"exits, {MIXED}")
+    rows = Bench(plain, twin, images).run(32, rounds=2 if quick else 5, memory=False, keep=lambda name: name in keep)
+    tuning = name_tunings(twin.tuning.to_dict())
+    return {"batch": 32, **name_rows(rows), "agreement": twin.tuning.measured.get("bfloat16_agreement"), "tuning": tuning}
+
+
+def compare_decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: int) -> Tree:
+    """Compare exits and labels by compiled stages with those by eager ones, over fresh scenes."""
+    assert bench.compiled_net is not None
+    same, furthest = 0, 0.0
+    for batch in make_scenes(net, count, seed=7).split(250):
+        eager, compiled = xl.predict(net, batch, policy), xl.predict(bench.compiled_net, batch, policy)
+        differ = (eager.exits != compiled.exits) | (eager.labels != compiled.labels)
+        same += int((~differ).sum())
+        for i in differ.nonzero().squeeze(1).tolist():
+            first = min(int(eager.exits[i]), int(compiled.exits[i]))  # whose threshold decided between them
+            pred = eager if int(eager.exits[i]) == first else compiled
+            furthest = max(furthest, abs(float(pred.confidence[i]) - policy.thresholds[first]))
+    return {"samples": count, "equal": same / count, "furthest_from_threshold": furthest}
+
+
+def name_rows(measured: Tree) -> Tree:
+    """Return what was timed for one batch size with its rows by name."""
+    rows = {row["name"]: {key: value for key, value in row.items() if key != "name"} for row in measured["rows"]}
+    return {**{key: value for key, value in measured.items() if key != "batch"}, "rows": rows}
+
+
+def name_tunings(tuning: Tree) -> Tree:
+    """Return a tuning with what was tried numbered."""
+    tried = {str(i): attempt for i, attempt in enumerate(tuning["measured"]["ms_per_sample"])}
+    return {**tuning, "measured": {**tuning["measured"], "ms_per_sample": tried}}
+
+
+# earlyon 0.3.0 on the same backbone with heads at the same places, its exits forced by the same plan
+
+Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]
+
+
+def make_rivals(plain: nn.Module, net: xl.ExitNet, pixels: int) -> dict[str, Maker]:
+    """Return earlyon as it comes, and with the memory format and the kept memory that ours has."""
+    return {
+        f"earlyon, {MIXED}": make_earlyon(plain, net, pixels, tuned=False),
+        f"earlyon, {MIXED}, same formats": make_earlyon(plain, net, pixels, tuned=True),
+    }
+
+
+def make_earlyon(plain: nn.Module, net: xl.ExitNet, pixels: int, tuned: bool) -> Maker:
+    from earlyon.models.custom import custom_ee
+
+    to_channels_last = tuned and net.tuning.channels_last
+    backbone = copy.deepcopy(plain).eval()
+    if to_channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapper = custom_ee(backbone, list(net.info.at), 10, input_shape=(1, 3, pixels, pixels), dropout=0.0).eval()
+    state: dict[str, Tensor] = {}
+    for k, name in enumerate(wrapper.exit_heads):
+        wrapper.exit_heads[name] = Forced(wrapper.exit_heads[name], k, state)
+
+    def make(inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> Work:
+        plan = plans[MIXED]
+
+        def run(call: tuple[int, Inputs]) -> None:
+            start, batch = call
+            state["plan"] = plan[start : start + size]
+            if to_channels_last:
+                batch = batch.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
+            wrapper(batch) if size == 1 else wrapper.forward_inference_batched(batch)
+
+        calls = list(zip(range(0, len(plan), size), split_rows(inputs, size), strict=True))
+        return time_calls(run, calls, tuned and net.tuning.keep_memory)
+
+    return make
+
+
+class Forced(nn.Module):
+    """A head that is computed, and then answers by plan: sure where the sample is to leave, else unsure."""
+
+    def __init__(self, head: nn.Module, exit_: int, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.head, self.exit, self.state = head, exit_, state
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = 0 * self.head(features)
+        logits[:, 0] = torch.where(self.state["plan"] <= self.exit, 100.0, 0.0)
+        return logits
+
+
+# Streams of batches: how fast they are answered, and what a process holds that answers one
+
+
+def time_stream(net: xl.ExitNet, network: Network, count: int) -> Tree:
+    """Time a stream in loader batches of 8: survivors that wait for company, against each batch alone."""
+    twin = copy.deepcopy(net)
+    known = make_scenes(net, 1024) if network.source == "bundle" else torch.randn(256, 3, network.pixels, network.pixels)
+    policy = choose_shares(twin, known, (0.5, 0.3, 0.0, 0.2))
+    shares = torch.zeros(twin.num_exits)
+
+    def answer_stream(images: int) -> None:
+        for pred in xl.predict_stream(twin, load_batches(known, images), policy):
+            shares.add_(pred.exits.bincount(minlength=twin.num_exits))
+
+    def answer_batches(images: int) -> None:
+        for batch in load_batches(known, images):
+            xl.predict(twin, batch, policy)
+
+    chunk = max(count // 10, LOADER_BATCH)
+    kept = twin.tuning.keep_memory
+    works = {"batch by batch": time_calls(answer_batches, [chunk], kept), "stream": time_calls(answer_stream, [chunk], kept)}
+    times = interleave(works, rounds=10)
+    return {
+        "samples": chunk * 10,
+        "loader_batch": LOADER_BATCH,
+        "shares": (shares / shares.sum()).tolist(),
+        "gain": times.ratio("batch by batch", "stream").to_list(),
+        "rows": {name: times.summary(name, chunk) for name in works},
+    }
+
+
+def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
+    """Yield so many images in batches of a loader, again and again the same ones."""
+    batches = images.split(LOADER_BATCH)
+    yield from (batches[i % len(batches)] for i in range(count // LOADER_BATCH))
+
+
+def choose_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...]) -> xl.Policy:
+    """Return thresholds at which these images leave in these shares: between two neighbouring scores, exit by exit."""
+    logits = xl.collect(net, images).logits
+    rest, thresholds = torch.arange(len(images)), []
+    for k, share in enumerate(shares[:-1]):
+        leave = round(share * len(images))
+        if leave == 0:
+            thresholds.append(float("inf"))
+            continue
+        scores = logits[rest, k].softmax(1).amax(1).sort(descending=True)
+        thresholds.append((scores.values[leave - 1] + scores.values[min(leave, len(rest) - 1)]).item() / 2)
+        rest = rest[scores.indices[leave:]]
+    return xl.Policy(tuple(thresholds))
+
+
+def measure_memory(name: str, threads: int) -> Tree:
+    """Measure the megabytes that this process holds after each fifth of one stream, without memory being kept."""
+    network, resident, seen = NETWORKS[name], [], 0
+    with pin_threads(threads):
+        _, net, images, policy = network.build()
+        net.tuning = xl.Tuning(micro_batch=32, channels_last=True, folded=True)
+        marks = [network.stream * i // 5 // LOADER_BATCH * LOADER_BATCH for i in range(1, 6)]
+        for pred in xl.predict_stream(net, load_batches(images[:256], network.stream), policy or xl.Policy.never(4)):
+            seen += len(pred)
+            if marks and seen >= marks[0]:
+                marks.pop(0)
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                resident.append(round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1))
+    return {"samples": network.stream, "resident_mb": resident}
+
+
+# Promises
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for run in sorted(name for name in runs if not name.startswith(MEMORY)):
+        yield from promise_network(run, runs[run])
+        if f"{MEMORY}{run}" in runs:
+            held = runs[f"{MEMORY}{run}"]["resident_mb"]
+            what = f"{run}: memory at the end of a stream over a fifth of it, process of its own"
+            yield Promise(f"memory|{run}", what, held[-1] / held[0], "<=", 1.05)
+
+
+def promise_network(run: str, measured: Tree) -> Iterator[Promise]:
+    for size, batch in measured["batches"].items():
+        yield from promise_batch(run, int(size), batch)
+        yield from promise_savings(run, int(size), batch["rows"])
+        yield from promise_rivals(run, int(size), batch["rows"])
+    if run.startswith("resnet18"):
+        yield Promise(f"router|{run}", f"{run}, batch 32: the router's own time", measured["router_share"][0], "<=", 0.01)
+    if "stream" in measured:
+        yield Promise(f"stream|{run}", f"{run}: stream over batch by batch of 8", measured["stream"]["gain"][0], ">=", 1.15)
+    if "decisions" in measured:
+        same, far = measured["decisions"]["equal"], measured["decisions"]["furthest_from_threshold"]
+        yield Promise(f"decisions|{run}", f"{run}: compiled decides as eager, share of 10,000", same, ">=", 0.9999)
+        yield Promise(f"near|{run}", f"{run}: furthest of the others from its threshold", far, "<=", 1e-4)
+
+
+def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
+    rows, at = batch["rows"], f"{run}, batch {size}"
+    for form in ("", ", compiled"):
+        if f"nobody_over_plain{form}" in batch:
+            ratio = batch[f"nobody_over_plain{form}"][0]
+            yield Promise(f"nobody{form}|{run}|{size}", f"{at}: nobody leaves{form}, time over plain", ratio, "<=", 1.04)
+    if size == 1 and "exits, all at exit 0" in rows:
+        eager = rows["exits, all at exit 0"]["efficiency"][0]
+        best = max(rows.get("exits, all at exit 0, compiled", rows["exits, all at exit 0"])["efficiency"][0], eager)
+        yield Promise(f"exit0|{run}", f"{at}: all leave at exit 0, of what the stage allows", best, ">=", 0.95)
+    if "attention_over_none" in batch:
+        ratio = batch["attention_over_none"][0]
+        yield Promise(f"attention|{run}|{size}", f"{at}: attention of every exit, time over without", ratio, "<=", 1.02)
+    for key, ratios in batch.items():
+        if key.startswith("compiled_over_eager"):
+            name = key.removeprefix("compiled_over_eager, ")
+            yield Promise(f"compiled|{name}|{run}|{size}", f"{at}: {name}, compiled over eager", ratios[0], "<=", 1.0)
+
+
+def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
+    """Measured saving over ideal saving, of the faster form."""
+    for shares in (MIXED, "40/30/20/10", "all at exit 0") if size >= 8 else ():
+        names = [name for name in (f"exits, {shares}", f"exits, {shares}, compiled") if "saving" in rows.get(name, {})]
+        if names:
+            fastest = min(names, key=lambda name: rows[name]["ms"][0])
+            form = "compiled" if fastest.endswith("compiled") else "eager"
+            what = f"{run}, batch {size}: {shares}, saving over ideal saving ({form}, the faster)"
+            yield Promise(f"saving|{shares}|{run}|{size}", what, rows[fastest]["saving"][0], ">=", 0.95)
+
+
+def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
+    """Against the plain backbone and earlyon."""
+    mixed = rows.get(f"exits, {MIXED}")
+    if mixed is None:
+        return
+    if run.startswith("resnet50") and size == 32:
+        what = f"{run}, batch 32: {MIXED}, times faster than plain"
+        yield Promise(f"plain|{run}", f"{what} as PyTorch runs it", mixed["speedup"][0], ">=", 2.4)
+        yield Promise(f"tuned|{run}", f"{what} with the same tuning", mixed["speedup_tuned"][0], ">=", 1.6)
+    for form in ("", ", same formats"):
+        other = rows.get(f"earlyon, {MIXED}{form}")
+        if other is not None and size in (1, 32):
+            what = f"{run}, batch {size}: {MIXED}, times earlyon's throughput{form or ', as it comes'}"
+            bar = 1.0 if size == 1 else 2.2
+            yield Promise(f"earlyon{form}|{run}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", bar)
+
+
+# Tables
+
+
+def order_runs(runs: Runs) -> dict[tuple[str, int], Tree]:
+    """Return the runs by network and threads, in the order of the page."""
+    return {(name, threads): runs[key] for threads in (2, 1) for name in TITLES if (key := f"{name}-{threads}") in runs}
+
+
+def write_performance(runs: Runs) -> list[str]:
+    ordered = order_runs(runs)
+    first = next(iter(ordered.values()))["machine"]
+    lines = [
+        f"Measured on {first['processor']} ({first['cores']} cores), PyTorch {first['torch']}, Python {first['python']}."
+    ]
+    for (name, threads), measured in ordered.items():
+        lines += [
+            "",
+            *write_network(name, threads, measured),
+            "",
+            *write_batches(measured),
+            "",
+            *write_further(measured),
+            "",
+        ]
+        lines += [
+            "<details><summary>Ideal and measured, latency, memory</summary>",
+            "",
+            *write_ideal(measured),
+            "",
+            "</details>",
+        ]
+    return [*lines, ""]
+
+
+def write_network(name: str, threads: int, measured: Tree) -> list[str]:
+    network, tuning = measured["network"], measured["tuning"]
+    at, cost = ", ".join(f"`{a}`" for a in network["exits"]), ", ".join(f"{100 * c:.0f} %" for c in network["cost"])
+    used = tuning["threads"] or threads
+    words = [
+        f"micro-batch {tuning['micro_batch']}",
+        "channels_last" if tuning["channels_last"] else "own memory format",
+        "batch normalisation folded" if tuning["folded"] else "nothing to fold",
+        "memory kept" if tuning["keep_memory"] else "memory not kept",
+        f"{used} thread{'s' if used > 1 else ''}",
+    ]
+    return [
+        f"### {TITLES[name]}, {threads} core{'s' if threads > 1 else ''}",
+        "",
+        f"Exits after {at} (cost {cost}). Tuned: {', '.join(words)}, {tuning['precision']}.",
+    ]
+
+
+def write_batches(measured: Tree) -> list[str]:
+    """All contenders by batch size: milliseconds for each sample, and how many times faster than plain."""
+    by_size = [batch["rows"] for batch in measured["batches"].values()]
+    head = ["ms a sample (times faster than plain as PyTorch runs it)", *(f"batch {size}" for size in measured["batches"])]
+    rows = []
+    for name in by_size[0]:
+        cells = [batch.get(name) for batch in by_size]
+        rows.append([name, *("" if row is None else f"{row['ms'][0]:.2f} ({row['speedup'][0]:.2f}x)" for row in cells)])
+    return table(head, rows)
+
+
+def write_ideal(measured: Tree) -> list[str]:
+    """Measured against ideal, and what a call takes."""
+    rows = []
+    for size, batch in measured["batches"].items():
+        for name, row in batch["rows"].items():
+            if "ideal_ms" in row:
+                ms = row["ms"]
+                cells = [size, name.removeprefix("exits, "), f"{ms[0]:.2f} ({ms[1]:.2f} to {ms[2]:.2f})"]
+                cells += [f"{row['ideal_ms']:.2f}", f"{row['saving'][0]:.3f}" if "saving" in row else ""]
+                cells += [f"{row['call_p50_ms']:.1f}, {row['call_p95_ms']:.1f}", f"{row['per_second']:.0f}"]
+                rows.append([*cells, str(row.get("peak_mb", ""))])
+    head = ["batch", "exit shares", "measured ms (95 %)", "ideal ms", "saving / ideal saving", "call p50, p95 ms"]
+    return table([*head, "samples/s", "peak MB"], rows)
+
+
+def write_further(measured: Tree) -> list[str]:
+    """bfloat16, the stream and the decisions of compiled stages, in words."""
+    half = measured["bfloat16"]["rows"]
+    ours, plain = half[f"exits, {MIXED}"], half["plain, tuned"]
+    lines = [
+        f"In bfloat16, batch 32: plain {plain['ms'][0]:.2f} ms, ours at {MIXED} {ours['ms'][0]:.2f} ms "
+        f"({ours['speedup'][0]:.1f} times faster than plain as PyTorch runs it)."
+    ]
+    if "stream" in measured:
+        stream = measured["stream"]
+        shares = "/".join(f"{100 * s:.0f}" for s in stream["shares"])
+        lines.append(
+            f"A stream of {stream['samples']:,} images in loader batches of 8 (shares {shares}): {stream['gain'][0]:.2f} times the "
+            "throughput of batch-by-batch compaction."
+        )
+    if "decisions" in measured:
+        same = measured["decisions"]
+        lines.append(
+            f"Compiled stages decide as eager ones for {100 * same['equal']:.2f} % of {same['samples']:,} scenes; of the others "
+            f"no score is further than {same['furthest_from_threshold']:.1e} from its threshold."
+        )
+    return lines
+
+
+def write_summary(runs: Runs) -> list[str]:
+    """A few lines: two cores, mixed exit shares."""
+    rows = []
+    for (name, threads), measured in order_runs(runs).items():
+        if threads == 2:
+            few, many = (measured["batches"][size]["rows"] for size in ("1", "32"))
+            ours = [few[f"exits, {MIXED}"], many[f"exits, {MIXED}"]]
+            values = [row[kind] for kind in ("speedup", "speedup_tuned") for row in ours]
+            cells = [f"**{v[0]:.1f}** ({v[1]:.1f} to {v[2]:.1f})" for v in values]
+            for batch, row in zip((few, many), ours, strict=True):
+                cells.append(f"**{batch[f'earlyon, {MIXED}, same formats']['ms'][0] / row['ms'][0]:.1f}**")
+            rows.append([TITLES[name], *cells])
+    head = ["times faster than", "plain as PyTorch runs it, batch 1", "batch 32"]
+    head += ["plain with the same tuning, batch 1", "batch 32", "earlyon 0.3.0 in the same formats, batch 1", "batch 32"]
+    return [
+        f"Exit shares {MIXED} forced on three exits placed by time, two cores, float32, heads included; medians with 95 % "
+        "intervals. What your network allows is decided by its accuracy at each exit; this is what the engine makes of it.",
+        "",
+        *table(head, rows),
+    ]
+
+
+BARS = {  # rows of the chart: label and colour (Okabe and Ito's)
+    "plain, tuned": ("plain backbone, tuned", "#999999"),
+    "plain, compiled": ("plain backbone, tuned and compiled", "#555555"),
+    f"earlyon, {MIXED}, same formats": ("earlyon 0.3.0, same formats", "#E69F00"),
+    f"exits, {MIXED}, whole batches": ("ours, whole batches", "#56B4E9"),
+    f"exits, {MIXED}": ("ours, tuned", "#0072B2"),
+    f"exits, {MIXED}, compiled": ("ours, tuned and compiled", "#009E73"),
+}
+WIDTH, LABEL_HEIGHT = 0.82 / len(BARS), 0.35
+
+
+def plot_speed(runs: Runs, path: Path = ROOT / "docs" / "measured" / "performance.svg") -> None:
+    """Plot batch 32 on two cores: how many times faster than plain as PyTorch runs it, with the ideal as a mark."""
+    from matplotlib.figure import Figure
+
+    on_two = {name: measured for (name, threads), measured in order_runs(runs).items() if threads == 2}
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for j, (key, (label, colour)) in enumerate(BARS.items()):
+        for i, measured in enumerate(on_two.values()):
+            row = measured["batches"]["32"]["rows"].get(key)
+            if row is not None:
+                draw_bar(axes, i + (j - (len(BARS) - 1) / 2) * WIDTH, row, colour, label if i == 0 else "")
+    axes.plot([], [], color="#D55E00", lw=2, label="ideal: stage times x shares")
+    axes.axhline(1, color="#222222", lw=0.8)
+    axes.set_xticks(range(len(on_two)), [TITLES[name] for name in on_two])
+    axes.set_ylabel("times faster than the plain backbone\nas PyTorch runs it (batch 32)")
+    axes.set_title(f"Exit shares {MIXED}, two cores, float32; medians with 95 % intervals", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    save_svg(figure, path)
+
+
+def draw_bar(axes: Any, x: float, row: Tree, colour: str, label: str) -> None:
+    value, low, high = row["speedup"]
+    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.bar(x, value, WIDTH * 0.92, color=colour, yerr=error, ecolor="#222222", label=label or None)
+    top = high
+    if "ideal_ms" in row:
+        ideal = value * row["ms"][0] / row["ideal_ms"]
+        axes.plot([x - WIDTH / 2, x + WIDTH / 2], [ideal, ideal], color="#D55E00", lw=2)
+        top = max(high, ideal) + 0.03 if ideal < high + LABEL_HEIGHT else high  # the figure is not drawn over the mark
+    axes.annotate(f"{value:.1f}", (x, top), ha="center", va="bottom", fontsize=7)
+
+
+STUDY = Study(
+    "performance",
+    list_cells,
+    list_promises,
+    {"performance": write_performance, "speed": write_summary},
+    finish=plot_speed,
+)

@@ -1,1 +1,0 @@
-"""The engine against everything a user would pick instead, on the clock."""

@@ -1,0 +1,267 @@
+"""A pretrained network on pictures that its training did not see: drawings of Debian's openclipart on varied backgrounds.
+
+Cells: plain-SEED and exits-SEED measure the networks of ``truth`` on their task ``pictures``, which are trained here if they are
+missing; pair-SEED compares the two of a seed on the same pictures; step-0 is the processor time of a training step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import mean, median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import exitlens as xl
+from benchmarks.drawings import BACKBONE, SIZE, load_pictures
+from benchmarks.harness import Job, Study
+from benchmarks.pages import table
+from benchmarks.promises import Promise, promise_mean
+from benchmarks.results import Runs, Tree
+from benchmarks.tasks import PICTURES, TASKS
+from benchmarks.truth import EGT, PLAIN, find_folder, train
+from exitlens.functional.attribution import energy_in_mask
+from exitlens.model.backbones.build import build_backbone
+from exitlens.model.timing import describe_machine
+from exitlens.types.outputs import exit_name
+from exitlens.workflow.training.optimizer import make_optimizer
+
+SEEDS = (0, 1, 2)
+KINDS = {"plain": PLAIN, "exits": EGT}
+LIMITS, DELTA = (0.02, 0.03, 0.05), 0.1  # accuracy drops that policies are certified for
+RESAMPLES, SAMPLES = 2000, 256  # of the bootstrap; for the maps
+LEAST_DIFFERENCE, MOST_RATIO = -0.3, 1.15
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    kinds = {"plain": partial(measure_network, "plain"), "exits": partial(measure_network, "exits"), "pair": compare}
+    cells = {f"{kind}-{seed}": partial(measure, seed) for seed in SEEDS for kind, measure in kinds.items()}
+    return {"step-0": partial(time_steps, 1, 4) if quick else time_steps, **({} if quick else cells)}
+
+
+def measure_network(kind: str, seed: int) -> Tree:
+    """Measure a network on the test pictures; one with exits also by its maps and certified policies."""
+    task = TASKS["pictures"](seed)
+    net, result = train(task, KINDS[kind], seed, find_folder("pictures", KINDS[kind], seed))
+    test = load_pictures(PICTURES, "test")
+    trace = xl.collect(net, test.images)
+    right = find_right(trace, test.images.labels)
+    report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
+    measured: Tree = {
+        "epochs": len(result.history),
+        "seconds_an_epoch": round(result.seconds / len(result.history), 1),
+        "pictures": len(test.images),
+        "drawings": len(test.drawings.unique()),
+        "cost": net.cost.tolist(),
+        "accuracy": [row.accuracy for row in report.exits],
+        "accuracy_error": spread_by_drawing(right.double(), test.drawings).tolist(),
+        "validation": result.history[-1]["accuracy"],
+    }
+    if kind == "exits":
+        measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
+        measured["head_share"] = net.head_share
+        measured |= measure_maps(net, test.images)
+        calibration = load_pictures(PICTURES, "calibration")
+        known = xl.collect(net, calibration.images, groups=calibration.drawings)
+        counts = {"calibration_pictures": len(known), "calibration_drawings": len(calibration.drawings.unique())}
+        measured |= counts
+        measured["policies"] = {name: try_policy(known, trace, limit, named) for name, limit, named in list_policies()}
+    return measured
+
+
+def find_right(trace: xl.Trace, labels: Tensor) -> Tensor:  # -> (N,K) bool
+    assert isinstance(trace.logits, Tensor)
+    return trace.logits.argmax(2) == labels[:, None]
+
+
+def measure_maps(net: xl.ExitNet, images: xl.ImageSet) -> Tree:
+    """Measure the share of every exit's attention on the drawing, beside the drawing's share of the picture."""
+    sample = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES])
+    assert sample.masks is not None
+    with torch.inference_mode():
+        maps = [
+            net.info.place(k, torch.cat(parts))
+            for k, parts in enumerate(zip(*([o.attention for o in net(x)] for x in sample.inputs.split(64)), strict=True))
+        ]
+    energy = [energy_in_mask(attention.float(), sample.masks).mean().item() for attention in maps]
+    return {"area": sample.masks.float().mean().item(), "energy": energy}
+
+
+def list_policies() -> list[tuple[str, float, bool]]:
+    """Name, limit of the accuracy drop, and whether calibration knows which pictures show the same drawing."""
+    pairs = [(limit, named) for limit in LIMITS for named in (True, False)]
+    return [(f"{limit}, {'by drawing' if named else 'by picture'}", limit, named) for limit, named in pairs]
+
+
+def try_policy(calibration: xl.Trace, test: xl.Trace, limit: float, named: bool) -> Tree:
+    """Certify a policy, and measure what it costs and loses on the test pictures."""
+    trace = replace(calibration) if named else replace(calibration, groups=None)  # each limit is asked alone
+    report = xl.evaluate(test, xl.calibrate(trace, max_accuracy_drop=limit, delta=DELTA))
+    measured = {"cost": report.cost, "accuracy": report.accuracy, "drop": report.accuracy_drop}
+    return {**measured, "exit_shares": list(report.exit_shares)}
+
+
+def compare(seed: int) -> Tree:
+    """Subtract the plain network from the final exit on the same pictures, with the standard error over drawings."""
+    task, test = TASKS["pictures"](seed), load_pictures(PICTURES, "test")
+    nets = {kind: train(task, name, seed, find_folder("pictures", name, seed))[0] for kind, name in KINDS.items()}
+    right = {kind: find_right(xl.collect(net, test.images), test.images.labels)[:, -1:] for kind, net in nets.items()}
+    difference = right["exits"].double() - right["plain"].double()
+    return {"difference": difference.mean().item(), "error": spread_by_drawing(difference, test.drawings).item()}
+
+
+def spread_by_drawing(values: Tensor, drawings: Tensor) -> Tensor:  # (N,K), (N,) -> (K,)
+    """Return the standard error of means over pictures, had other drawings been drawn (bootstrap of whole drawings)."""
+    ids, place = drawings.unique(return_inverse=True)
+    sums = torch.zeros(len(ids), values.shape[1], dtype=torch.float64).index_add_(0, place, values.double())
+    counts = place.bincount(minlength=len(ids)).double()
+    draws = torch.randint(len(ids), (RESAMPLES, len(ids)), generator=torch.Generator().manual_seed(0))
+    return (sums[draws].sum(1) / counts[draws].sum(1)[:, None]).std(0)
+
+
+def time_steps(rounds: int = 9, batch: int = 64, size: int = SIZE, classes: int = 16) -> Tree:
+    """Time a training step with exits against one of the plain network, in turn, by one thread's processor time.
+
+    The plain network is the backbone as its library makes it, trained by plain PyTorch.
+    """
+    torch.set_num_threads(1)
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    labels = torch.randint(classes, (batch,))
+    loss = xl.EGTLoss().for_network(attends=False)
+    plain = build_backbone(BACKBONE, classes)
+    exits = xl.attach(build_backbone(BACKBONE, classes), 3, classes, images[:1], head="context")
+    steps = {
+        "plain": prepare_step(plain, lambda logits: F.cross_entropy(logits.float(), labels), images),
+        "exits": prepare_step(exits, lambda outputs: loss(outputs, labels, 0.5).total, images, exits.with_separate_maps),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 2):
+        for name in list(steps)[:: 1 if turn % 2 else -1]:
+            started = time.process_time()
+            steps[name]()
+            if turn >= 2:  # the first ones allocate memory
+                seconds[name].append(time.process_time() - started)
+    ratios = sorted(e / p for e, p in zip(seconds["exits"], seconds["plain"], strict=True))
+    return {
+        "machine": describe_machine(torch.get_num_threads()),
+        "batch": batch,
+        "rounds": rounds,
+        "ratio": [median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+        **{f"{name}_seconds": median(taken) for name, taken in seconds.items()},
+    }
+
+
+def prepare_step(
+    net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor, run: Callable[[Tensor], Any] | None = None
+) -> Callable[[], None]:
+    """Return a training step in bfloat16 and channels_last with AdamW; ``run`` is called in place of the network."""
+    net = net.to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer([{"params": list(net.parameters()), "lr": 1e-4}])
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = (run or net)(images)
+        optimizer.zero_grad(set_to_none=True)
+        measure(outputs).backward()
+        optimizer.step()
+
+    return step
+
+
+def find_runs(runs: Runs, kind: str) -> list[Tree]:
+    """Return the runs of one kind by seed."""
+    return [runs[f"{kind}-{seed}"] for seed in SEEDS if f"{kind}-{seed}" in runs]
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    pairs = find_runs(runs, "pair")
+    if len(pairs) == len(SEEDS):
+        what = "pictures: final exit minus the plain network, points"
+        yield promise_mean("pictures|final", what, [100 * pair["difference"] for pair in pairs], ">=", LEAST_DIFFERENCE)
+    if "step-0" in runs:
+        what = "pictures: a training step with exits over the plain network's"
+        yield Promise("pictures|step", what, runs["step-0"]["ratio"][0], "<=", MOST_RATIO)
+
+
+def write_networks(runs: Runs) -> list[str]:
+    """The comparison, of the seeds of which both networks are there."""
+    seeds = [seed for seed in SEEDS if f"pair-{seed}" in runs]
+    if not seeds:
+        return ["Not measured yet: `python -m benchmarks pictures` (six networks, resumable)."]
+    done = {name: run for name, run in runs.items() if int(name.rpartition("-")[2]) in seeds}
+    return [*write_accuracy(done, seeds), "", *write_policies(done)]
+
+
+def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
+    plain, exits, pairs = (find_runs(runs, kind) for kind in ("plain", "exits", "pair"))
+    accuracy, cost, skill, energy = (average(exits, key) for key in ("accuracy", "cost", "skill", "energy"))
+    rows = [["plain network", "1", *show_points([run["accuracy"][0] for run in plain]), "", ""]]
+    for k in range(len(accuracy)):
+        by_seed = show_points([run["accuracy"][k] for run in exits])
+        agreement = f"{skill[k]:.2f}" if k < len(skill) else ""
+        rows.append([exit_name(k, len(accuracy)), f"{cost[k]:.2f}", *by_seed, agreement, f"{100 * energy[k]:.0f} %"])
+    differences, first = [100 * pair["difference"] for pair in pairs], exits[0]
+    return [
+        f"Accuracy in % on {first['pictures']:,} test pictures of {first['drawings']} drawings, {first['epochs']} epochs, for seeds "
+        f"{', '.join(map(str, seeds))} and in the mean; skill of the maps' agreement with the final map; attention "
+        f"that lies on the drawing, which covers {100 * mean(run['area'] for run in exits):.0f} % of a picture.",
+        "",
+        *table(["", "cost", *[f"seed {seed}" for seed in seeds], "mean", "skill", "on the drawing"], rows),
+        "",
+        f"Final exit minus the plain network: {', '.join(f'{value:+.1f}' for value in differences)} points, "
+        f"{mean(differences):+.2f} in the mean. Other test drawings would move the "
+        f"difference of one seed by {100 * mean(pair['error'] for pair in pairs):.1f} points (standard error over drawings).",
+    ]
+
+
+def average(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Return the means over runs of a list with a value for each exit."""
+    return [mean(values) for values in zip(*(run[key] for run in runs), strict=True)]
+
+
+def show_points(values: Sequence[float]) -> list[str]:
+    return [*(f"{100 * value:.1f}" for value in values), f"**{100 * mean(values):.1f}**"]
+
+
+def write_policies(runs: Runs) -> list[str]:
+    exits = find_runs(runs, "exits")
+    rows = []
+    for name, limit, _ in list_policies():
+        costs, drops = ([run["policies"][name][key] for run in exits] for key in ("cost", "drop"))
+        broken = f"{sum(drop > limit for drop in drops)} of {len(exits)}"
+        shown = ", ".join(f"{100 * drop:.1f}" for drop in drops)
+        rows.append([f"{100 * limit:g} points, {name.partition(', ')[2]}", f"{mean(costs):.2f}", shown, broken])
+    return [
+        f"Policies certified (δ = 0.1) on {exits[0]['calibration_pictures']:,} pictures of {exits[0]['calibration_drawings']} "
+        f"drawings, to lose at most {', '.join(f'{100 * limit:g}' for limit in LIMITS)} points: told which pictures show one drawing, and not.",
+        "",
+        *table(["limit", "cost on test pictures", "points lost, by seed", "above the limit"], rows),
+    ]
+
+
+def write_tables(runs: Runs) -> list[str]:
+    lines = write_networks(runs)
+    if "step-0" in runs:
+        step = runs["step-0"]
+        ratio, low, high = step["ratio"]
+        lines += [
+            "",
+            f"A training step (batches of {step['batch']}, bfloat16, channels_last, one thread) takes {ratio:.2f} times the "
+            f"plain network's (quartiles {low:.2f} and {high:.2f} of {step['rounds']} pairs of steps taken in turns; promised: at most "
+            f"{MOST_RATIO}); the medians of each network's own steps differ by {step['exits_seconds'] / step['plain_seconds']:.2f}.",
+        ]
+    rows = [
+        [promise.what, f"{promise.measured:.2f}", f"{promise.sense} {promise.bar}", "yes" if promise.is_kept else "no"]
+        for promise in list_promises(runs)
+    ]
+    return [*lines, *(["", *table(["promise", "measured", "bar", "kept"], rows)] if rows else [])]
+
+
+STUDY = Study(
+    "pictures", list_cells, list_promises, {"pictures": write_tables, "photos": write_networks}, processes=2, alone="step-*"
+)

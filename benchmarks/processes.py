@@ -1,0 +1,215 @@
+"""Training by two processes on this machine: seconds against one process, weights, and processes that are killed or hang.
+
+Cells: seconds-NET (an epoch of two processes of one thread against one process of two, in turn), weights (how far apart they are),
+kill-RANK and hang-RANK (a process is killed, or stopped). Linux, two cores, nothing else running; about five minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.promises import Promise
+from benchmarks.results import Runs, Tree
+from exitlens.io import read_tensors
+from exitlens.model.backbones.small import SmallResNet
+
+CLASSES, REPEATS, TIMEOUT_S = 10, 3, 5
+SIZES = {"small": 40, "resnet18": 128, "resnet18-96": 96}  # 128 pixels are what `exitlens fit` takes
+IMAGES = {"small": 640, "resnet18": 256, "resnet18-96": 256}
+GRACE_S = 40  # torchrun asks a process to end, and kills it 30 seconds later
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    words = ("--images", "128") if quick else ()
+    return {
+        **{f"seconds-{name}": partial(measure_seconds, name, words, 1 if quick else REPEATS) for name in SIZES},
+        "weights": partial(measure_weights, words),
+        **{f"kill-{rank}": partial(measure_kill, rank, words) for rank in (0, 1)},
+        **{f"hang-{rank}": partial(measure_hang, rank) for rank in (0, 1)},
+    }
+
+
+def start(words: Sequence[str], processes: int, *, restarts: int = 0, timeout_s: int = 600) -> subprocess.Popen[str]:
+    """Start training by one process of two threads, or by two of one."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += ["--max-restarts", str(restarts)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes), "EXITLENS_TIMEOUT_S": str(timeout_s)}
+    command += ["-m", "benchmarks.processes", *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def train(out: Path, words: Sequence[str], processes: int) -> tuple[dict[str, torch.Tensor], Tree]:
+    """Return the weights and the record of a finished run."""
+    process = start(["--out", str(out), *words], processes)
+    said = process.communicate()[1]
+    if process.returncode:
+        raise RuntimeError(said)
+    state, record = read_tensors(out / "last.safetensors")
+    return {name: value for name, value in state.items() if name.startswith("net.")}, record
+
+
+def measure_seconds(name: str, words: Sequence[str], repeats: int) -> Tree:
+    """Measure the median epoch, the first left out, of two processes and of one, in turn."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(repeats):
+            for processes in (1, 2) if i % 2 else (2, 1):
+                record = train(Path(folder) / f"{i}-{processes}", ["--net", name, *words], processes)[1]
+                seconds[processes].append(statistics.median(row["seconds"] for row in record["history"][1:]))
+    ratios = sorted(pair / single for single, pair in zip(seconds[1], seconds[2], strict=True))
+    one, two = (statistics.median(seconds[processes]) for processes in (1, 2))
+    return {"one": one, "two": two, "ratio": [statistics.median(ratios), ratios[0], ratios[-1]]}
+
+
+def measure_weights(words: Sequence[str]) -> Tree:
+    """Measure how far weights are apart after an epoch, two processes against one, and from run to run of two.
+
+    In double precision the largest difference; in single precision the share of weights within 1e-5: AdamW divides every
+    gradient by its own size, so where a gradient is all but 0 its rounding moves a weight by as much as the learning rate.
+    """
+    words = ["--no-batch-norm", "--epochs", "1", *words]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [(1, [*words, "--double"]), (2, [*words, "--double"]), (1, words), (2, words), (2, words)]
+        states = [train(Path(folder) / str(i), run, n)[0] for i, (n, run) in enumerate(runs)]
+    one, two, single, pair, again = (torch.cat([value.flatten().double() for value in state.values()]) for state in states)
+    gap = (single - pair).abs()
+    return {
+        "weights": len(one),
+        "double": (one - two).abs().max().item(),
+        "single": {"largest": gap.max().item(), "close": (gap <= 1e-5).double().mean().item()},
+        "from_run_to_run": (pair - again).abs().max().item(),
+    }
+
+
+def measure_kill(rank: int, words: Sequence[str]) -> Tree:
+    """Kill a rank after two of six epochs; torchrun starts both again."""
+    words = ["--epochs", "6", *words]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = train(Path(folder) / "whole", words, 2)[0]
+        out = Path(folder) / "killed"
+        process = start(["--out", str(out), *words], 2, restarts=1)
+        send_signal(process, out, rank, signal.SIGKILL)
+        started = time.monotonic()
+        said = process.communicate()[1]
+        seconds = time.monotonic() - started
+        if process.returncode:
+            raise RuntimeError(said)
+        weights, record = read_tensors(out / "last.safetensors")
+    same = all(torch.equal(weights[name], value) for name, value in whole.items())
+    return {"same": float(same), "epochs": len(record["history"]), "seconds_to_end": seconds}
+
+
+def measure_hang(rank: int) -> Tree:
+    """Stop a rank; the other gives up when its time is over, and torchrun ends both."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "stopped"
+        process = start(["--out", str(out), "--epochs", "50"], 2, timeout_s=TIMEOUT_S)
+        send_signal(process, out, rank, signal.SIGSTOP)
+        started = time.monotonic()
+        said = process.communicate()[1]
+        seconds = time.monotonic() - started
+        kept = len(read_tensors(out / "last.safetensors")[1]["history"])
+    return {"seconds": seconds, "timeout": TIMEOUT_S, "said": float("lost the others" in said), "epochs_kept": kept}
+
+
+def send_signal(process: subprocess.Popen[str], out: Path, rank: int, number: signal.Signals) -> None:
+    """Send a rank a signal once two epochs are written."""
+    log = out / "log.csv"
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        if process.poll() is not None:
+            raise RuntimeError(process.communicate()[1])
+        time.sleep(0.02)
+    for line in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for child in map(int, line.read_text().split()):
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                os.kill(child, number)
+                return
+    raise RuntimeError(f"rank {rank} was not found")
+
+
+def replace_batch_norm(module: nn.Module) -> None:
+    """Put group norm in place of batch norm: then results do not depend on how a batch is split."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(8, child.num_features))
+        replace_batch_norm(child)
+
+
+def make_set(count: int, size: int) -> xl.ImageSet:
+    """Coloured noise, brighter at a place that depends on the class."""
+    rng = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % CLASSES
+    pixels = torch.randint(0, 120, (count, 3, size, size), generator=rng, dtype=torch.uint8)
+    width = size // CLASSES
+    for i, label in enumerate(labels.tolist()):
+        pixels[i, label % 3, :, label * width : (label + 1) * width] += 100
+    return xl.ImageSet(pixels, labels, tuple(map(str, range(CLASSES))))
+
+
+def main() -> None:
+    """One training run, alone or as one of the processes that torchrun starts."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--net", choices=SIZES, default="small")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--no-batch-norm", action="store_true")
+    parser.add_argument("--double", action="store_true", help="in double precision")
+    given = parser.parse_args()
+    size, dtype = SIZES[given.net], torch.float64 if given.double else torch.float32
+    torch.manual_seed(0)
+    backbone = SmallResNet(CLASSES) if given.net == "small" else resnet18(num_classes=CLASSES)
+    if given.no_batch_norm:
+        replace_batch_norm(backbone)
+    head = "evidence" if given.no_batch_norm else "context"  # the neck of context heads has batch norm
+    net = xl.attach(backbone, ["layer1", "layer2", "layer3"], CLASSES, torch.zeros(1, 3, size, size), head=head)
+    data = make_set(given.images or IMAGES[given.net], size)
+    images = data.first(64).inputs.to(dtype)
+    val = [(images[:32], data.labels[:32]), (images[32:], data.labels[32:64])]  # a whole batch for each process
+    settings = {"epochs": given.epochs, "out_dir": given.out, "batch_size": 64, "amp": False, "progress": False}
+    xl.fit(net.to(dtype), data, val, augment=lambda images: images.to(dtype), **settings)
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for run, measured in runs.items():
+        kind, _, name = run.partition("-")
+        if kind == "seconds":
+            what = f"an epoch of two processes of one thread, ratio to one of two, {name}"
+            yield Promise(f"processes|{run}", what, measured["ratio"][0], "<=", 1.1)
+        elif kind == "weights":
+            what = "largest difference of a weight after an epoch in double precision, two processes and one"
+            yield Promise("processes|weights", what, measured["double"], "<=", 1e-5)
+            what = "the same from run to run of two processes"
+            yield Promise("processes|run to run", what, measured["from_run_to_run"], "<=", 0)
+        elif kind == "kill":
+            what = f"rank {name} killed: torchrun goes on and ends with the same weights (1: yes)"
+            yield Promise(f"processes|{run}", what, measured["same"], ">=", 1)
+        elif kind == "hang":
+            what = f"rank {name} stopped: seconds until all have ended, beyond the time-out"
+            yield Promise(f"processes|{run}", what, measured["seconds"] - measured["timeout"], "<=", GRACE_S)
+            what = f"rank {name} stopped: the other says what happened (1: yes)"
+            yield Promise(f"processes|{run}|said", what, measured["said"], ">=", 1)
+
+
+STUDY = Study("processes", list_cells, list_promises)
+
+if __name__ == "__main__":
+    main()

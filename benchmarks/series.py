@@ -1,0 +1,313 @@
+"""Series: what exits cost the final answer and save, on data sets that come with aeon, and whether maps find a known motif.
+
+Cells are TASK/CONDITION-SEED; training goes on from its last epoch. Cells ``trial/…`` chose how long to train and whether to distil,
+with other seeds and on validation series alone. The data sets come with ``aeon`` (extra ``benchmark``). Two hours on one core.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.networks import ResNet1d
+from benchmarks.pages import join_means, table
+from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
+from benchmarks.results import Runs, Tree
+from exitlens.data.sets import measure_scaling
+from exitlens.data.ts import read_ts
+
+MOTIFS, SEEDS = "motifs", 5
+UPDATES, BATCH, DISTILL = 1280, 16, 1.0  # of the archive's sets: least updates of the weights; chosen by the trials
+AGREEMENT = 0.9  # share of the motifs' training series whose level says the class, too
+ARCHIVE = {  # every set of aeon 1.6 for classification with series of equal length up to 200 steps
+    "basicmotions": "BasicMotions/BasicMotions",
+    "gunpoint": "GunPoint/GunPoint",
+    "italypower": "ItalyPowerDemand/ItalyPowerDemand",
+    "vowels": "JapaneseVowels/JapaneseVowels_eq",
+}
+TRIALS = (
+    *(("gunpoint", updates, distill) for updates, distill in ((320, 0.0), (1280, 0.0), (1280, 1.0), (2560, 1.0))),
+    *(("vowels", updates, distill) for updates, distill in ((320, 0.0), (1280, 0.0), (1280, 1.0))),
+)
+TRIAL_SEEDS, HALVINGS = range(10, 15), 20
+EGT, WITHOUT, PLAIN = "egt", "without", "plain"
+LOSSES: dict[str, xl.EGTLoss | None] = {
+    PLAIN: None,
+    WITHOUT: xl.EGTLoss(weight=0.0),
+    EGT: xl.EGTLoss(target="mean", sharpness=1.15),  # chosen on validation data of another seed, see docs/measured/series.md
+}
+TITLES = {PLAIN: "plain network", WITHOUT: "without EGT", EGT: "EGT"}
+WIDTHS, AT = (24, 32, 48, 64), ("blocks.0", "blocks.1", "blocks.2")
+MOST_LOST = 0.005  # accuracy, on validation data
+MAPS = ("deletion_share", "deletion_share_error", "randomised_cc", "energy_in_mask", "pointing_game")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Series in three parts, and for how long to train.
+
+    Attributes:
+        train: fits the weights. validation: chooses thresholds, and nothing else. tests: maps are judged on the first.
+        distill: weight of the distillation of logits from the final exit, with EGT.
+    """
+
+    train: xl.ArraySet
+    validation: xl.ArraySet
+    tests: dict[str, xl.ArraySet]
+    epochs: int
+    batch_size: int
+    distill: float = 0.0
+
+
+def list_conditions(task: str) -> tuple[str, ...]:
+    return (PLAIN, EGT, WITHOUT) if task == MOTIFS else (PLAIN, EGT)
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    cells: dict[str, Job] = {
+        f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
+        for seed in range(SEEDS)
+        for task in (MOTIFS, *ARCHIVE)
+        for condition in list_conditions(task)
+    }
+    trials = {f"{name_trial(*trial)}-{seed}": partial(run_trial, *trial, seed) for trial in TRIALS for seed in TRIAL_SEEDS}
+    return cells | ({} if quick else trials)
+
+
+def name_trial(task: str, updates: int, distill: float) -> str:
+    return f"trial/{task}, {updates} updates, distillation {distill:g}"
+
+
+def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
+    """Train a network, or go on training it, and measure it."""
+    task = load_task(name, seed)
+    if quick:
+        task = replace(task, train=task.train.first(32), epochs=1)
+    net = build_network(task, condition, seed)
+    folder = Path("runs") / ("series-quick" if quick else "series") / name / f"{condition}-{seed}"
+    settings: dict[str, Any] = {"epochs": task.epochs, "batch_size": task.batch_size, "seed": seed, "amp": False}
+    settings |= {"out_dir": folder / "fit", "resume": True, "progress": False}
+    result = xl.fit(net, task.train, task.validation, loss=choose_loss(task, condition), **settings)
+    started = time.perf_counter()
+    measured = measure(net, task)
+    values = task.train.values
+    sizes = {"train": len(task.train), "validation": len(task.validation), "steps": values.shape[2]}
+    sizes |= {"channels": values.shape[1], "classes": len(task.train.classes)}
+    seconds = {"train_seconds": round(result.seconds), "measure_seconds": round(time.perf_counter() - started)}
+    return {**sizes, **seconds, **measured}
+
+
+def load_task(name: str, seed: int, updates: int = UPDATES, distill: float = DISTILL) -> Task:
+    """Return the data of one cell, and how to train on it; ``updates`` and ``distill`` are for the archive's sets."""
+    if name != MOTIFS:
+        return load_archive(name, seed, updates, distill)
+    agreeing = {"offset_agreement": AGREEMENT, "seed": seed}
+    train, validation = (xl.load_motifs(part, **agreeing, limit=n) for part, n in (("train", 1000), ("validation", 500)))
+    tests = {
+        "agreeing": xl.load_motifs("test", **agreeing),
+        "independent": xl.load_motifs("test", offset_agreement=0.25, seed=seed),
+    }
+    return Task(train, validation, tests, 12, 32)
+
+
+def load_archive(name: str, seed: int, updates: int, distill: float) -> Task:
+    """Split all series of a set anew by seed: half of each class to train with, a quarter each for validation and test."""
+    whole, rng = read_archive(name), torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[], [], []]
+    for label in range(len(whole.classes)):
+        rows = (whole.labels == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=rng)]
+        half, rest = len(rows) // 2, len(rows) - len(rows) // 2
+        for part, chosen in zip(parts, rows.split([half, rest // 2, rest - rest // 2]), strict=True):
+            part.append(chosen)
+    train, validation, test = (whole.subset(torch.cat(rows)) for rows in parts)
+    scaling = measure_scaling(train)
+    train, validation, test = (part.scaled(scaling) for part in (train, validation, test))
+    epochs = math.ceil(updates / math.ceil(len(train) / BATCH))
+    return Task(train, validation, {"test": test}, epochs, BATCH, distill)
+
+
+def read_archive(name: str) -> xl.ArraySet:
+    """Return training and test series of one of aeon's sets together.
+
+    Raises:
+        SystemExit: if aeon is not installed.
+    """
+    spec = find_spec("aeon")
+    if spec is None or spec.origin is None:
+        raise SystemExit("aeon: expected the package for its data sets, found none. Fix: pip install aeon")
+    start = Path(spec.origin).parent / "datasets" / "data" / ARCHIVE[name]
+    files = [read_ts(start.with_name(f"{start.name}_{part}.ts")) for part in ("TRAIN", "TEST")]
+    values = torch.stack([series for series in chain(*(file.series or () for file in files)) if series is not None])
+    names = [str(label) for label in chain(*(file.labels or () for file in files))]
+    classes, channels = tuple(sorted(set(names))), values.shape[1]
+    preprocess = xl.SeriesPreprocess((0.0,) * channels, (1.0,) * channels)
+    return xl.ArraySet(values, torch.tensor([classes.index(label) for label in names]), classes, preprocess)
+
+
+def choose_loss(task: Task, condition: str) -> xl.EGTLoss:
+    """Return the loss; for the plain network, which has one exit, classification alone."""
+    loss = LOSSES[condition] or xl.EGTLoss(weight=0.0)
+    return replace(loss, distill=task.distill) if condition == EGT else loss
+
+
+def build_network(task: Task, condition: str, seed: int) -> xl.ExitNet:
+    """Return an untrained network; the plain one has its own classifier and no early exits."""
+    torch.manual_seed(seed)
+    channels, classes = task.train.values.shape[1], len(task.train.classes)
+    backbone, example = ResNet1d(channels, classes, WIDTHS), task.train.first(1).inputs
+    if condition == PLAIN:
+        net = xl.attach(backbone, [], classes, example, final="keep")
+    else:
+        net = xl.attach(backbone, AT, classes, example, head="context")
+    net.describe(classes=task.train.classes, preprocess=task.train.preprocess)
+    return net
+
+
+def measure(net: xl.ExitNet, task: Task) -> Tree:
+    """Measure accuracy on every test set, thresholds chosen on validation data, and maps on the first test set."""
+    measured: Tree = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
+    traces = {name: xl.collect(net, data, batch_size=250) for name, data in task.tests.items()}
+    for name, trace in traces.items():
+        report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
+        measured["tests"][name] = {"samples": len(trace), "accuracy": [row.accuracy for row in report.exits]}
+        if net.num_exits > 1:
+            measured["tests"][name]["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
+    if net.num_exits == 1:
+        return measured
+    policy = xl.calibrate(xl.collect(net, task.validation, batch_size=250), max_accuracy_drop=MOST_LOST)
+    report = xl.evaluate(next(iter(traces.values())), policy)
+    thresholds = [None if threshold == math.inf else threshold for threshold in policy.thresholds]
+    measured["routed"] = {"thresholds": thresholds, "cost": report.cost, "accuracy": report.accuracy}
+    measured["routed"] |= {"accuracy_drop": report.accuracy_drop, "shares": report.exit_shares}
+    judged = xl.faithfulness(net, next(iter(task.tests.values())), samples=500, oracle_samples=200).to_dict()
+    return measured | {"maps": {name: judged[name] for name in MAPS}}
+
+
+def run_trial(name: str, updates: int, distill: float, seed: int) -> Tree:
+    """Train on a set and judge by its validation series.
+
+    Returns:
+        Accuracy of exit 0 in percent; points lost on one half by thresholds that the other half chose, mean of 20 halvings;
+        and the cost of these answers.
+    """
+    task = load_task(name, seed, updates, distill)
+    net = build_network(task, EGT, seed)
+    settings = {"epochs": task.epochs, "batch_size": task.batch_size, "seed": seed, "amp": False, "progress": False}
+    xl.fit(net, task.train, task.validation, loss=choose_loss(task, EGT), **settings)
+    trace = xl.collect(net, task.validation, batch_size=250)
+    rng, lost, cost = torch.Generator().manual_seed(0), 0.0, 0.0
+    for _ in range(HALVINGS):
+        first, second = torch.randperm(len(trace), generator=rng).tensor_split([len(trace) // 2])
+        report = xl.evaluate(trace.select(second), xl.calibrate(trace.select(first), max_accuracy_drop=MOST_LOST))
+        lost, cost = lost + report.accuracy_drop / HALVINGS, cost + report.cost / HALVINGS
+    exit_0 = trace.correct[:, 0].float().mean().item()
+    return {"exit_0": round(100 * exit_0, 1), "lost": round(100 * lost, 2), "cost": round(cost, 3)}
+
+
+COST, LOST, ENERGY = 0.6, 0.5, 0.7
+
+
+def find_seeds(runs: Runs, task: str) -> list[int]:
+    """Return the seeds of which all networks are there."""
+    return [s for s in range(SEEDS) if all(f"{task}/{condition}-{s}" in runs for condition in list_conditions(task))]
+
+
+def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
+    return [runs[name] for seed in find_seeds(runs, task) if (name := f"{task}/{condition}-{seed}") in runs]
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    """Promises of the means over seeds, differences paired by seed, of tasks all of whose seeds are there."""
+    for task in (MOTIFS, *ARCHIVE):
+        if len(find_seeds(runs, task)) < SEEDS:
+            continue
+        ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
+        test = next(iter(ours[0]["tests"]))
+        finals = ([run["tests"][test]["accuracy"][-1] for run in found] for found in (ours, plain))
+        points = [100 * (a - b) for a, b in zip(*finals, strict=True)]
+        yield promise_end(f"series|{task}|final", f"{task}: final exit minus plain, points", points, 0, "upper")
+        cost = [run["routed"]["cost"] for run in ours]
+        yield promise_mean(f"series|{task}|cost", f"{task}: cost, thresholds for 0.5 points", cost, "<=", COST)
+        lost = [100 * run["routed"]["accuracy_drop"] for run in ours]
+        yield promise_mean(f"series|{task}|lost", f"{task}: points lost on test data", lost, "<=", LOST)
+        if task == MOTIFS:
+            yield from promise_maps(ours, find_runs(runs, task, WITHOUT))
+
+
+def promise_maps(ours: Sequence[Tree], without: Sequence[Tree]) -> Iterator[Promise]:
+    for k in range(len(ours[0]["cost"])):
+        energy = [run["maps"]["energy_in_mask"][k] for run in ours]
+        yield promise_mean(f"series|energy|{k}", f"motifs: energy in the motif, exit {k}", energy, ">=", ENERGY)
+        gain = [a - run["maps"]["energy_in_mask"][-1] for a, run in zip(energy, without, strict=True)]
+        what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
+        yield promise_mean(f"series|gain|{k}", what, gain, ">=", 0)
+
+
+def write_answers(runs: Runs) -> list[str]:
+    """A row for each data set: the plain network beside the exits, and what routing costs."""
+    rows = []
+    for task in (MOTIFS, *ARCHIVE):
+        ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
+        if ours:
+            first, test = ours[0], next(iter(ours[0]["tests"]))
+            count = first["train"] + first["validation"] + first["tests"][test]["samples"]
+            name = ARCHIVE.get(task, task).rpartition("/")[2].removesuffix("_eq")
+            sizes = [name, str(count), f"{first['channels']} x {first['steps']}", str(first["classes"]), str(len(ours))]
+            accuracy = [join_means([run["tests"][test]["accuracy"] for run in found], 1, 100) for found in (plain, ours)]
+            routed = [mean(run["routed"][measure] for run in ours) for measure in ("cost", "accuracy_drop")]
+            cost = join_means([first["cost"]], 2)
+            rows.append([*sizes, *accuracy, cost, f"{routed[0]:.2f}", f"{100 * routed[1]:.2f}"])
+    head = ["data", "series", "channels x steps", "classes", "seeds", "plain, %", "exits, %", "cost of the exits"]
+    return [*table([*head, "cost, routed", "points lost"], rows), ""] if rows else []
+
+
+def write_maps(runs: Runs) -> list[str]:
+    """A row for each loss: answers and maps on motifs."""
+    head = ["", "seeds", "accuracy where the level agrees, %", "where it says nothing, %"]
+    head += ["skill", "energy in the motif", "share of the oracle"]
+    rows = []
+    for condition in LOSSES:
+        if found := find_runs(runs, MOTIFS, condition):
+            tests = found[0]["tests"]
+            cells = [join_means([run["tests"][test]["accuracy"] for run in found], 1, 100) for test in tests]
+            if "maps" in found[0]:
+                cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in found], 2))
+                cells += [
+                    join_means([run["maps"][name] for run in found], 2) for name in ("energy_in_mask", "deletion_share")
+                ]
+            rows.append([TITLES[condition], str(len(found)), *cells, *[""] * (len(head) - 2 - len(cells))])
+    return [*table(head, rows), ""] if rows else []
+
+
+def write_tables(runs: Runs) -> list[str]:
+    return [*write_answers(runs), *write_maps(runs), *promise_table(list_promises(runs))]
+
+
+def write_trials(runs: Runs) -> list[str]:
+    """A row for each trial."""
+    rows = []
+    for task, updates, distill in TRIALS:
+        name = name_trial(task, updates, distill)
+        found = [runs[cell] for seed in TRIAL_SEEDS if (cell := f"{name}-{seed}") in runs]
+        if found:
+            lost, exit_0 = (f"{mean(run[key] for run in found):.1f}" for key in ("lost", "exit_0"))
+            rows.append([task, f"{updates:,}", f"{distill:g}", str(len(found)), lost, exit_0])
+    return table(["data", "updates", "distillation", "splits", "points lost", "exit 0, %"], rows)
+
+
+STUDY = Study("series", list_cells, list_promises, {"series": write_tables, "series-trials": write_trials}, processes=2)

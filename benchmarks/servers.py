@@ -1,0 +1,277 @@
+"""Servers as processes: ours, and what one would take instead: the plain backbone behind LitServe or Ray Serve, with dynamic batching.
+
+Requests to the others are the numbers of one sample as float32, the answer is ``{"label": 3}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.load import Array
+from benchmarks.pages import ROOT
+
+STARTING, STOPPING = 90.0, 20.0  # seconds at most
+QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+PYTHON_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # what takes the requests in front of Ray Serve's replicas
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "{folder}/admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{folder}",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        path: where requests go. process: the first of its processes.
+    """
+
+    port: int
+    path: str
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    def list_processes(self) -> list[psutil.Process]:
+        """Return it and everything that it started."""
+        with contextlib.suppress(psutil.Error):
+            first = psutil.Process(self.process.pid)
+            return [first, *first.children(recursive=True)]
+        return []
+
+    def sum_up(self, read: Callable[[psutil.Process], float]) -> float:
+        """Return the sum of a figure of all its processes."""
+        total = 0.0
+        for process in self.list_processes():
+            with contextlib.suppress(psutil.Error):
+                total += read(process)
+        return total
+
+    def read_cpu_seconds(self) -> float:
+        """Return the processor time of all its processes until now."""
+        return self.sum_up(lambda process: sum(process.cpu_times()[:2]))
+
+    def read_memory(self) -> float:
+        """Return the megabytes that its processes hold now, without counting twice what they share."""
+        return self.sum_up(lambda process: process.memory_full_info().pss) / (1 << 20)
+
+    def find_processes(self, word: str) -> list[int]:
+        """Return the processes with a word in their command line."""
+        found = []
+        for process in sorted(self.list_processes(), key=lambda process: process.pid):
+            with contextlib.suppress(psutil.Error):
+                found += [process.pid] if word in " ".join(process.cmdline()) else []
+        return found
+
+    def wait_until_idle(self, seconds: float = 1.0, most: float = 60.0) -> None:
+        """Wait until its processes have computed next to nothing for so long: all of them are ready then."""
+        end = time.monotonic() + most
+        while time.monotonic() < end:
+            before = self.read_cpu_seconds()
+            time.sleep(seconds)
+            if self.read_cpu_seconds() - before < 0.05 * seconds:
+                return
+        raise RuntimeError(f"the server was not idle within {most:.0f} s")
+
+    def stop(self) -> None:
+        """Ask it to end, and end what is left of its processes after that."""
+        processes = self.list_processes()
+        if self.process.poll() is None:
+            self.process.send_signal(2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOPPING)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(processes, STOPPING)
+
+
+def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Send one GET, or POST of a body."""
+    headers = {"Content-Type": "application/octet-stream"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers), timeout=5
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def find_port() -> int:
+    """Return a port that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def start_server(
+    serve: str,
+    settings: Mapping[str, Any],
+    *,
+    path: str,
+    probe: bytes,
+    processors: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Call a function in a new process, with the settings and a ``port``, until the block ends.
+
+    Args:
+        serve: ``module:function``.
+        path: where requests go. probe: a body to which it answers with 200 when it takes requests.
+        processors: that it and everything that it starts may use; empty: all.
+        environment: further variables; in them ``{folder}``, which goes away afterwards.
+    """
+    port = find_port()
+    given = json.dumps({"serve": serve, "processors": list(processors), "settings": {**settings, "port": port}})
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
+        variables = {name: value.format(folder=folder) for name, value in (environment or {}).items()}
+        modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        env = {**os.environ, "PYTHONPATH": modules, "PYTHONWARNINGS": "ignore", **variables}
+        command = [sys.executable, "-m", "benchmarks.servers", given]
+        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
+        server = Server(port, path, process)
+        try:
+            wait_until_ready(server, probe)
+            yield server
+        except RuntimeError as error:
+            said.seek(0)
+            raise RuntimeError(f"{error}: {said.read().decode(errors='replace')[-3000:]}") from error
+        finally:
+            server.stop()
+
+
+def wait_until_ready(server: Server, probe: bytes) -> None:
+    end = time.monotonic() + STARTING
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if ask(server.port, server.path, probe)[0] == 200:
+                return
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {server.process.returncode}")
+        time.sleep(0.1)
+    raise RuntimeError(f"the server was not ready within {STARTING:.0f} s")
+
+
+# Ours
+
+
+def start_ours(
+    bundle: Path,
+    sample: Array,
+    *,
+    processors: Sequence[int] = (),
+    batching: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
+    **rest: Any,
+) -> AbstractContextManager[Server]:
+    """Start ``exitlens serve`` with one model named "net", without an access log, as the other servers have none."""
+    settings = {
+        "bundles": {"net": str(bundle)},
+        "batching": {"threads": 1, **(batching or {})},
+        "limits": dict(limits or {}),
+        "rest": {"access_log": False, "reload_seconds": 0.0, **rest},
+    }
+    where: dict[str, Any] = {"path": "/v2/models/net/infer", "probe": make_json_probe(sample), "processors": processors}
+    return start_server("benchmarks.servers:serve_ours", settings, **where)
+
+
+def make_json_probe(sample: Array) -> bytes:
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": [1, *sample.shape], "data": sample.reshape(-1).tolist()}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def serve_ours(settings: Mapping[str, Any]) -> None:
+    """Serve in this process."""
+    from exitlens.serving.server import serve
+    from exitlens.serving.settings import Batching, Limits, ServerSettings
+
+    bundles = {name: Path(path) for name, path in settings["bundles"].items()}
+    parts = {"batching": Batching(**settings["batching"]), "limits": Limits(**settings["limits"])}
+    serve(ServerSettings(bundles, port=settings["port"], **settings["rest"], **parts))
+
+
+# Others
+
+
+class Labels:
+    """From bodies of requests to labels by an ONNX file, a batch at a time; the same for all other servers."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from exitlens_runtime.sessions import import_onnxruntime, make_options
+
+        runtime = import_onnxruntime()
+        options = make_options(runtime, settings["threads"])
+        self.session = runtime.InferenceSession(settings["onnx"], options, providers=["CPUExecutionProvider"])
+        self.shape, self.name = tuple(settings["shape"]), self.session.get_inputs()[0].name
+        self(np.zeros((2, *self.shape), np.float32))  # the first call takes longer
+
+    def read(self, body: bytes) -> Array:
+        """Return the sample of a request."""
+        return np.frombuffer(body, np.float32).reshape(self.shape)
+
+    def __call__(self, samples: Sequence[Array] | Array) -> list[int]:
+        labels: list[int] = self.session.run(None, {self.name: np.stack(samples)})[0].argmax(1).tolist()
+        return labels
+
+
+def start_other(
+    name: str, onnx: Path, shape: Sequence[int], processors: Sequence[int] = ()
+) -> AbstractContextManager[Server]:
+    """Start LitServe (a process for HTTP, one for the network) or Ray Serve (HAProxy and one replica with ``@serve.batch``)."""
+    delay = {"litserve": 0.001, "ray": 0.002}[
+        name
+    ]  # seconds until a batch is full; LitServe's worker asks without a pause at 0
+    settings = {"onnx": str(onnx), "shape": list(shape), "threads": 1, "max_batch": 16, "delay": delay}
+    serve, path = {"litserve": ("with_litserve:serve", "/predict"), "ray": ("with_ray:serve_backbone", "/")}[name]
+    environment = {**QUIET_RAY, **HAPROXY} if name == "ray" else {}
+    where: dict[str, Any] = {"path": path, "probe": bytes(4 * math.prod(shape)), "processors": processors}
+    return start_server(f"benchmarks.{serve}", settings, environment=environment, **where)
+
+
+def start_replicas(bundle: Path, sample: Array) -> AbstractContextManager[Server]:
+    """Start our own application in Ray Serve, with two replicas."""
+    arguments = {"bundle": f"net={bundle.resolve()}", "replicas": 2, "cpus": 1, "reload_seconds": 0.0}
+    where: dict[str, Any] = {"path": "/v2/models/net/infer", "probe": make_json_probe(sample)}
+    environment = {**QUIET_RAY, **PYTHON_PROXY}
+    return start_server("benchmarks.with_ray:serve_ours", {"arguments": arguments}, environment=environment, **where)
+
+
+def main() -> None:
+    """Serve in this process."""
+    given = json.loads(sys.argv[1])
+    if given["processors"]:
+        os.sched_setaffinity(0, given["processors"])
+    module, _, function = given["serve"].partition(":")
+    with contextlib.suppress(KeyboardInterrupt):
+        getattr(import_module(module), function)(given["settings"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,732 @@
+"""`exitlens serve` beside other servers with the plain backbone, in faults, in overload and under attack.
+
+Cells: throughput-NETWORK[-SIZE], overhead, leavers-NETWORK, answers, faults-KIND, overload-NETWORK, hostile. Needs `make demo-full`; about an
+hour on two cores, nothing else running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import exitlens as xl
+from benchmarks.attacks import Hostile, list_kinds, make_hostile
+from benchmarks.edge import RESNET, SHARES, Timed, find_near, force_shares
+from benchmarks.harness import Job, Study, load_study
+from benchmarks.load import (
+    Array,
+    Poll,
+    Spec,
+    Trial,
+    find_capacity,
+    make_infer_request,
+    make_request,
+    make_trials,
+    run_load,
+    start_load,
+)
+from benchmarks.pages import table
+from benchmarks.promises import Promise, promise_table
+from benchmarks.results import Runs, Tree
+from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
+from exitlens.delivery.bundle import find_bundle
+from exitlens.serving.models import read_version
+
+NETWORKS = {"small": Timed("bundle", 40), "resnet50": Timed("torchvision:resnet50", 160, RESNET)}
+LIMITS = {"small": 0.1, "resnet50": 1.0}  # seconds, of 99 % of the answers
+EXITS, PLAIN, OTHERS = "exits", "plain", ("litserve", "ray")
+OUTPUTS = ("label", "exit", "confidence")
+SERVER, LOAD = (0,), (1,)  # processors
+START = {"small": 200.0, "resnet50": 10.0}  # requests a second at which the search begins
+SECONDS = {"small": 4.0, "resnet50": 10.0}  # of a trial
+PATIENT = {"max_wait_ms": 10_000.0, "max_waiting": 4096}  # of batching: nothing is refused
+RATE, DURATION = 100.0, 20.0  # requests a second during a fault, and for how long
+FAULTS = ("kill_worker", "kill_replica", "reload", "terminate")
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    names = ["small"] if quick else list(NETWORKS)
+    return {
+        **{f"throughput-{name}": partial(measure_throughput, name) for name in names},
+        "throughput-small-16": partial(measure_throughput, "small", 16),
+        "overhead": measure_overhead,
+        **{f"leavers-{name}": partial(measure_leavers, name) for name in names},
+        "answers": partial(compare_answers, 500 if quick else 10_000),
+        **{f"faults-{kind}": partial(measure_fault, kind, *((20.0, 6.0) if quick else (RATE, DURATION))) for kind in FAULTS},
+        **{f"overload-{name}": partial(measure_overload, name, 5.0 if quick else 60.0) for name in names},
+        "hostile": partial(send_hostile, 100, 20.0, 5.0) if quick else send_hostile,
+    }
+
+
+# What is served: a small network and a ResNet-50, each with exits and plain, and samples that leave in fixed shares
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Bundles to serve.
+
+    Attributes:
+        exits, plain: bundles, tuned alike. onnx: the plain backbone as an ONNX file, for other servers.
+        samples: ``(N,C,H,W)`` float32. leaves: ``(N,)`` the exit at which each leaves.
+    """
+
+    exits: Path
+    plain: Path
+    onnx: Path
+    samples: Array
+    leaves: Array
+
+
+def prepare(name: str, threads: int = 1) -> Prepared:
+    """Write the bundles of a network once, tuned on so many threads; both sides have ONNX Runtime to choose."""
+    folder = STUDY.folder / f"{name}-{threads}"
+    if not (folder / "samples.npz").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        torch.set_num_threads(threads)
+        write_bundles(name, folder)
+    kept = np.load(folder / "samples.npz")
+    return Prepared(folder / EXITS, folder / PLAIN, folder / "plain.onnx", kept["samples"], kept["leaves"])
+
+
+def write_bundles(name: str, folder: Path) -> None:
+    plain, net, images = NETWORKS[name].build()
+    images = images[:256]
+    if net.info.source == "":
+        net.describe(source=NETWORKS[name].source)
+    net.tune(images[:64])
+    policy = force_shares(net, images)
+    xl.save(net, policy, folder / EXITS)
+    leaves = torch.cat([xl.predict(net, batch, policy).exits for batch in images.split(32)])
+    whole = xl.attach(plain, [], net.info.num_classes, images[:1], final="keep")
+    whole.describe(source=net.info.source)
+    whole.tune(images[:64])
+    xl.save(whole, xl.Policy(()), folder / PLAIN)
+    shapes = [{0: torch.export.Dim.DYNAMIC}]
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "input_names": ["images"], "dynamic_shapes": shapes}
+    torch.onnx.export(plain, (images[:2],), folder / "plain.onnx", **options)
+    shares = [(leaves == k).float().mean().item() for k in range(net.num_exits)]
+    if max(abs(share - wanted) for share, wanted in zip(shares, SHARES, strict=True)) > 0.02:
+        raise RuntimeError(f"{name}: expected the shares {SHARES}, got {shares}")
+    np.savez(folder / "samples.npz", samples=images.numpy(), leaves=leaves.numpy())
+
+
+def make_requests(prepared: Prepared, size: int = 1) -> list[bytes]:
+    """Return requests with all samples, so many in each."""
+    whole = len(prepared.samples) // size * size
+    return [make_infer_request(prepared.samples[at : at + size], OUTPUTS) for at in range(0, whole, size)]
+
+
+# How many requests a second each server bears in time, what it adds to one request, and what an early leaver waits
+
+
+def measure_throughput(name: str, size: int = 1) -> Tree:
+    """Find the requests a second at p99 within the limit: ours, the plain backbone in our server, and in other servers."""
+    prepared, measured = prepare(name), {}
+    shape = prepared.samples.shape[1:]
+    for server in (EXITS, PLAIN, *(OTHERS if size == 1 else ())):
+        start: AbstractContextManager[Server]
+        if server in OTHERS:
+            start = start_other(server, prepared.onnx, shape, SERVER)
+        else:
+            start = start_ours(getattr(prepared, server), prepared.samples[0], processors=SERVER, batching=PATIENT)
+        with start as running:
+            headers = {"Content-Type": "application/octet-stream"}
+            raw = [make_request(running.path, sample.tobytes(), headers) for sample in prepared.samples]
+            requests = raw if server in OTHERS else make_requests(prepared, size)
+            spec = Spec(running.port, requests, connections=64, grace=3.0, processors=LOAD)
+            capacity = find_capacity(make_trials(spec, SECONDS[name]), LIMITS[name], START[name] / size)
+        measured[server] = {
+            "samples_a_second": capacity.rate * size,
+            "p99_ms": [1000 * seconds for seconds in capacity.p99],
+            "of_the_load": capacity.is_of_the_load,
+        }
+        print(f"  {name}, {size} a request, {server}: {measured[server]}", flush=True)
+    return measured
+
+
+def find_rate(name: str) -> float:
+    """Return the requests a second that our server bears, from the cell that measured it."""
+    rate: float = load_study("serving").read()[f"throughput-{name}"][EXITS]["samples_a_second"]
+    return rate
+
+
+def measure_overhead(name: str = "small", count: int = 400) -> Tree:
+    """Time one request at a time over loopback, and ``predict`` on the same sample, in turn."""
+    prepared, ms = prepare(name, 2), dict[str, list[float]](over_http=[], predict=[])
+    net, policy = xl.load(prepared.exits)
+    requests = make_requests(prepared)
+    with start_ours(prepared.exits, prepared.samples[0], batching={"threads": 2}) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        for i in range(count):
+            row = i % len(requests)
+            head, _, body = requests[row].partition(b"\r\n\r\n")
+            headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+            started = time.perf_counter()
+            connection.request("POST", server.path, body, headers)
+            connection.getresponse().read()
+            ms["over_http"].append(1000 * (time.perf_counter() - started))
+            started = time.perf_counter()
+            xl.predict(net, torch.from_numpy(prepared.samples[row : row + 1]), policy)
+            ms["predict"].append(1000 * (time.perf_counter() - started))
+        connection.close()
+    middle = {key: statistics.median(values[count // 10 :]) for key, values in ms.items()}
+    return {"ms": middle, "above_ms": middle["over_http"] - middle["predict"]}
+
+
+def measure_leavers(name: str, share: float = 0.7, seconds: float = 20.0) -> Tree:
+    """Time the answers at exit 0, and at the last exit, at so much of the rate that the server bears."""
+    prepared, rate = prepare(name), share * find_rate(name)
+    kinds = [f"exit {k}" for k in prepared.leaves.tolist()]
+    with start_ours(prepared.exits, prepared.samples[0], processors=SERVER) as server:
+        spec = Spec(server.port, make_requests(prepared), kinds=kinds, connections=64, warmup=2.0, processors=LOAD)
+        trial = run_load(spec.plan([(rate, seconds)], seed=1))
+    ms = {kind: [1000 * trial.quantile(q, kind) for q in (0.5, 0.9, 0.99)] for kind in sorted({*kinds})}
+    return {"rate": rate, "failures": trial.failures, "ms": ms, "ratio": ms["exit 0"][0] / ms[max(kinds)][0]}
+
+
+# Does the server answer what ``predict`` answers, however requests of many clients come in between one another?
+
+
+class Answer(NamedTuple):
+    """What the server said of the samples of a request, and which version of the model said it."""
+
+    version: str
+    labels: Array
+    exits: Array
+    scores: Array
+
+
+class Expected(NamedTuple):
+    """What ``predict`` says of samples: labels, exits, scores at those exits, and whether a score is near a threshold."""
+
+    labels: Array
+    exits: Array
+    scores: Array
+    near: Array
+
+    def take(self, rows: slice) -> Expected:
+        return Expected(*(part[rows] for part in self))
+
+
+def read_answer(answer: bytes) -> Answer | None:
+    """Return what an answer with status 200 says."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if head[9:12] != b"200":
+        return None
+    fields = dict(line.partition(b":")[::2] for line in head.lower().split(b"\r\n"))
+    at = int(fields.get(b"inference-header-content-length", len(body)))
+    content, outputs = json.loads(body[:at]), {}
+    for output in content["outputs"]:
+        dtype = {"INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_}[output["datatype"]]
+        if "data" in output:
+            values = np.array(output["data"], dtype)
+        else:
+            size = output["parameters"]["binary_data_size"]
+            values, at = np.frombuffer(body[at : at + size], dtype), at + size
+        outputs[output["name"]] = values.reshape(output["shape"])
+    return Answer(content["model_version"], *(outputs[name] for name in OUTPUTS))
+
+
+def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Expected:
+    """Return what the library says; without a policy, by the bundle's own."""
+    net, kept = xl.load(bundle)
+    policy = policy or kept
+    assert policy is not None
+    images = torch.from_numpy(samples)
+    preds = [xl.predict(net, batch, policy) for batch in images.split(64)]
+    parts = (torch.cat([getattr(pred, name) for pred in preds]).numpy() for name in ("labels", "exits", "confidence"))
+    return Expected(*parts, find_near(net, policy, images))
+
+
+def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) -> Tree:
+    """Compare so many images in requests of 1 to 4, in random order over many connections, with ``predict``."""
+    prepared, rng, found = prepare("small"), np.random.default_rng(0), list[Tree]()
+    connections, batching = 32, {"max_wait_ms": 60_000.0, "max_waiting": 4096}
+    with start_ours(prepared.exits, prepared.samples[0], batching=batching) as server:
+        for at in range(0, count, part):
+            rows = rng.integers(0, len(prepared.samples), min(part, count - at))
+            noise = 0.02 * rng.standard_normal((len(rows), *prepared.samples.shape[1:]))
+            samples = (prepared.samples[rows] + noise).astype(np.float32)
+            expected, cuts = predict(prepared.exits, samples), list(cut(len(samples), rng))
+            requests = [make_infer_request(samples[rows], OUTPUTS) for rows in cuts]
+            due, order = np.sort(rng.uniform(0, len(cuts) / rate, len(cuts))), rng.permutation(len(cuts))  # each once
+            spec = Spec(server.port, requests, due, order, connections=connections, grace=20.0, keep=True)
+            found.append(compare(run_load(spec), [expected.take(cuts[i]) for i in order]))
+    sums = {key: sum(counts[key] for counts in found) for key in found[0] if key != "score_gap"}
+    return {"connections": connections, **sums, "score_gap": max(counts["score_gap"] for counts in found)}
+
+
+def cut(count: int, rng: np.random.Generator) -> Iterator[slice]:
+    """Yield rows of requests of 1 to 4 samples."""
+    at = 0
+    while at < count:
+        size = min(int(rng.integers(1, 5)), count - at)
+        yield slice(at, at + size)
+        at += size
+
+
+def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
+    """Count samples: compared, whose label or exit differs, how many of these are near a threshold; requests unanswered.
+
+    Args:
+        expected: for each request of the trial, in the order in which they were due.
+    """
+    counts: Tree = {"requests": len(expected), "unanswered": 0, "samples": 0, "differing": 0, "differing_near": 0}
+    gap = 0.0
+    for answer, wanted in zip(map(read_answer, trial.answers), expected, strict=True):
+        if answer is None:
+            counts["unanswered"] += 1
+            continue
+        differs = (answer.labels != wanted.labels) | (answer.exits != wanted.exits)
+        counts["samples"] += len(differs)
+        counts["differing"] += int(differs.sum())
+        counts["differing_near"] += int((differs & wanted.near).sum())
+        gap = max(gap, *np.abs(answer.scores - wanted.scores)[~differs].tolist(), 0.0)
+    return {**counts, "score_gap": gap}
+
+
+# What becomes of requests when a process is killed, a bundle is replaced, or the server is told to end
+
+
+def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
+    """Do something to the server in the middle of a load."""
+    prepared = prepare("small")
+    faults: dict[str, Callable[[], Tree]] = {
+        "kill_worker": lambda: kill(
+            start_ours(prepared.exits, prepared.samples[0], workers=2), prepared, "multiprocessing.spawn", rate, seconds
+        ),
+        "kill_replica": lambda: kill(
+            start_replicas(prepared.exits, prepared.samples[0]), prepared, "ray::ServeReplica", rate, seconds
+        ),
+        "reload": lambda: reload_under_load(prepared, rate, seconds),
+        "terminate": lambda: terminate_under_load(prepared, rate, seconds / 2),
+    }
+    return faults[kind]()
+
+
+def run_with(
+    server: Server, prepared: Prepared, act: Callable[[], None], rate: float, seconds: float, **settings: Any
+) -> tuple[Trial, Tree]:
+    """Run a load of single samples, and do something in its middle; return what was said of readiness meanwhile, too."""
+    spec = Spec(server.port, make_requests(prepared), connections=16, keep=True, **{"grace": 15.0, **settings})
+    planned = spec.plan([(rate, seconds)], seed=3)
+    with Poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
+        time.sleep(seconds / 2)
+        act()
+        trial = load.result()
+    return trial, {"ready_codes": ready.count()}
+
+
+def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, rate: float, seconds: float) -> Tree:
+    """Kill one of two processes with a word in their command lines; clients send again what Ray's proxy could not."""
+    killed = list[int]()
+    with start as server:
+        server.wait_until_idle()  # when the second one is ready, too
+        before = server.find_processes(word)
+
+        def act() -> None:
+            killed.append(before[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+        again = (500, 502, 503) if "ray" in word else ()
+        trial, ready = run_with(server, prepared, act, rate, seconds, retries=5, again=again)
+        replaced = set(server.find_processes(word)) - {*before}
+    expected = predict(prepared.exits, prepared.samples)
+    return {**describe(trial, {"": expected}), **ready, "killed": len(killed), "replaced": len(replaced)}
+
+
+def describe(trial: Trial, expected: Mapping[str, Expected]) -> Tree:
+    """Count requests: all, lost (no answer with status 200), wrong, sent again."""
+    return {
+        "requests": len(trial.status),
+        "lost": int((trial.status != 200).sum()),
+        "wrong": count_wrong(trial, expected),
+        "retries": int(trial.retries.sum()),
+        "status": count_status(trial.status),
+    }
+
+
+def count_status(status: Array) -> dict[str, int]:
+    """Count every status; 0: no answer."""
+    return {str(code): int(count) for code, count in sorted(Counter(status.tolist()).items())}
+
+
+def count_wrong(trial: Trial, expected: Mapping[str, Expected]) -> int:
+    """Count answers to single samples that differ from what is right, but for those near a threshold.
+
+    Args:
+        expected: by version; under the empty name, for all versions. An answer by an unknown version is wrong.
+    """
+    wrong = 0
+    for answer, i in zip(map(read_answer, trial.answers), trial.which.tolist(), strict=True):
+        if answer is None:
+            continue
+        wanted = expected.get(answer.version, expected.get(""))
+        if wanted is None:
+            wrong += 1
+        elif not wanted.near[i]:
+            wrong += bool(answer.labels[0] != wanted.labels[i] or answer.exits[0] != wanted.exits[i])
+    return wrong
+
+
+def reload_under_load(prepared: Prepared, rate: float, seconds: float, times: int = 4) -> Tree:
+    """Replace the bundle by one with another policy, and back, so many times."""
+    versions = list[str]()
+    net, policy = xl.load(prepared.exits)
+    assert policy is not None
+    policies = policy, force_shares(net, torch.from_numpy(prepared.samples), SHARES[::-1])
+    answers = [predict(prepared.exits, prepared.samples, each) for each in policies]
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        shutil.copytree(prepared.exits, bundle)
+        versions.append(read_version(find_bundle(bundle)))
+
+        def act() -> None:
+            for i in range(times):
+                others = {f"version-{i}": policy}  # so that no version is like another
+                xl.save(net, policies[(i + 1) % 2], bundle, policies=others, overwrite=True)
+                versions.append(read_version(find_bundle(bundle)))
+                time.sleep(seconds / 2 / (times + 1))
+
+        with start_ours(bundle, prepared.samples[0], reload_seconds=0.2) as server:
+            trial, ready = run_with(server, prepared, act, rate, seconds)
+    named = Counter(answer.version for answer in map(read_answer, trial.answers) if answer is not None)
+    return {
+        **describe(trial, {version: answers[i % 2] for i, version in enumerate(versions)}),
+        **ready,
+        "replaced": times,
+        "answers_by_version": [named[version] for version in dict.fromkeys(versions)],
+        "differing_by_policy": int((answers[0].exits != answers[1].exits).sum()),
+        "p99_ms": 1000 * trial.p99,
+    }
+
+
+def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tree:
+    """Send SIGTERM: what was sent before has to be answered, later requests may find nobody."""
+    moments = list[float]()
+    with start_ours(prepared.exits, prepared.samples[0], workers=1) as server:
+        server.wait_until_idle()
+
+        def act() -> None:
+            moments.append(time.perf_counter())
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(60)
+            moments.append(time.perf_counter())
+
+        trial, ready = run_with(server, prepared, act, rate, seconds, grace=1.0)
+    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)}) | part_by_signal(
+        trial, moments[0] - trial.started
+    )
+    return {**measured, **ready, "drain_seconds": moments[1] - moments[0]}
+
+
+def part_by_signal(trial: Trial, at: float) -> Tree:
+    """Count requests sent before a signal and after it.
+
+    ``lost`` were sent before and have no answer with status 200. Of the others, ``answered_after`` were sent after it and
+    are answered, ``closed_after`` were sent over a connection that was closed before an answer began, ``refused_after``
+    got another status, and ``unsent`` found nobody to connect to.
+    """
+    good, sent = trial.status == 200, np.isfinite(trial.sent)
+    before, after = sent & (trial.sent <= at), sent & (trial.sent > at)
+    parts = {
+        "sent_before": before,
+        "lost": before & ~good,
+        "answered_after": after & good,
+        "closed_after": after & (trial.status == 0),
+        "refused_after": after & ~good & (trial.status != 0),
+        "unsent": ~sent,
+    }
+    return {name: int(part.sum()) for name, part in parts.items()}
+
+
+# Three times the load that a server bears: what is refused, how late the others are, and how soon it is over
+
+CALM, OVER, CALM_SECONDS = 0.3, 3.0, 10.0  # shares of the rate that the server bears; seconds before and after
+WAIT = 0.4  # share of the limit: so much work may be before a request; the rest is for its own, and for company
+
+
+def measure_overload(name: str, seconds: float = 60.0) -> Tree:
+    """Measure a calm time, three times the capacity for ``seconds``, and another calm time."""
+    prepared, limit, rate = prepare(name), LIMITS[name], find_rate(name)
+    phases = [(CALM * rate, CALM_SECONDS), (OVER * rate, seconds), (CALM * rate, CALM_SECONDS)]
+    batching = {"max_wait_ms": 1000 * WAIT * limit, "max_waiting": 4096}
+    with start_ours(prepared.exits, prepared.samples[0], processors=SERVER, batching=batching) as server:
+        spec = Spec(server.port, make_requests(prepared), connections=512, warmup=1.0, processors=LOAD)
+        before = server.read_memory()
+        with Poll(server.read_memory, 0.5) as memory:
+            trial = run_load(spec.plan(phases, seed=7))
+        after = server.read_memory()
+    start, end = CALM_SECONDS, CALM_SECONDS + seconds
+    parts = {"calm": (spec.warmup, start), "overload": (start, end), "after": (end, end + CALM_SECONDS)}
+    return {
+        "capacity_rate": rate,
+        "limit_ms": 1000 * limit,
+        "memory_mb": {"before": before, "peak": max([before, after, *memory.answers]), "after": after},
+        "recovery_seconds": find_recovery(trial, end, limit),
+        "load_busy": trial.busy,
+        **{part: describe_part(trial, *times) for part, times in parts.items()},
+    }
+
+
+def describe_part(trial: Trial, start: float, end: float) -> Tree:
+    """Describe requests that were due in these seconds: statuses, answers a second, 99th percentiles, other failures."""
+    chosen = (trial.due >= start) & (trial.due < end)
+    seconds, status = (trial.finished - trial.due)[chosen], trial.status[chosen]
+    refused = np.isin(status, (429, 503))
+
+    def find_p99_ms(which: Array) -> float | None:
+        return float(1000 * np.quantile(seconds[which], 0.99, method="higher")) if which.any() else None
+
+    return {
+        "requests": int(chosen.sum()),
+        "status": count_status(status),
+        "answers_a_second": float((status == 200).sum() / (end - start)),
+        "accepted_p99_ms": find_p99_ms(status == 200),
+        "refused_p99_ms": find_p99_ms(refused),
+        "others": int((~refused & (status != 200)).sum()),
+    }
+
+
+def find_recovery(trial: Trial, end: float, limit: float) -> float | None:
+    """Return the seconds after ``end`` from which on all requests are answered with 200 within the limit; ``None``: never."""
+    later = trial.due >= end
+    bad = later & ~(trial.latency <= limit)
+    if not later.any() or bad[np.flatnonzero(later)[-1]]:
+        return None
+    return float(trial.due[bad].max() - end) if bad.any() else 0.0
+
+
+# Hostile requests beside good ones: each is refused with a reason, and no good one notices
+
+PATIENCE, SENDERS = 5.0, 32  # seconds after the last byte, after which a connection hangs; hostile clients at a time
+CLOSED, HANGS = "closed", "hangs"
+
+
+class Reply(NamedTuple):
+    """What came of a hostile request: a status, "closed" or "hangs"; whether a JSON ``error`` says why; and seconds."""
+
+    kind: str
+    outcome: str
+    has_reason: bool
+    seconds: float
+
+
+def send(port: int, hostile: Hostile) -> Reply:
+    """Send one hostile request on a connection of its own."""
+    started, answer, hangs = time.perf_counter(), b"", False
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+        with contextlib.suppress(OSError):  # the server may have closed it: its answer may still be there
+            for i, part in enumerate(hostile.parts):
+                client.sendall(part)
+                if hostile.pause and i < len(hostile.parts) - 1:
+                    time.sleep(hostile.pause)
+            if hostile.closes:
+                client.shutdown(socket.SHUT_WR)
+        written = time.perf_counter()
+        try:
+            while not is_whole(answer) and time.perf_counter() - written < PATIENCE:
+                part = client.recv(1 << 16)
+                if not part:
+                    break
+                answer += part
+        except TimeoutError:
+            hangs = True
+        except OSError:  # reset
+            pass
+    status = answer[9:12].decode(errors="replace") if answer.startswith(b"HTTP/1.") else CLOSED
+    reason: Any = None
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        reason = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    has_reason = isinstance(reason, str) and len(reason) > 10
+    return Reply(hostile.kind, HANGS if hangs else status, has_reason, time.perf_counter() - started)
+
+
+def is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = next((line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), b"")
+    return bool(end) and (not length or len(body) >= int(length.partition(b":")[2]))
+
+
+def send_hostile(count: int = 1000, seconds: float = 90.0, calm_seconds: float = 20.0, rate: float = 50.0) -> Tree:
+    """Send so many hostile requests of all kinds, evenly in time, beside good ones from another process.
+
+    Args:
+        seconds: for which good requests come, at this rate. calm_seconds: of a trial before, without hostile ones.
+    """
+    prepared = prepare("small")
+    attacks = list(make_hostile(count, prepared.samples.shape[1:]))
+    expected = predict(prepared.exits, prepared.samples)
+    limits = {"header_seconds": 1.0, "body_seconds": 1.0, "request_seconds": 10.0}
+    with start_ours(prepared.exits, prepared.samples[0], limits=limits) as server:
+        spec = Spec(server.port, make_requests(prepared), connections=16, warmup=1.0, grace=10.0, keep=True)
+        calm = run_load(spec.plan([(rate, calm_seconds)], seed=5))
+        with start_load(spec.plan([(rate, seconds)], seed=5)) as load:
+            time.sleep(2.0)  # until it is under way
+            replies = send_all(server.port, attacks, 0.8 * seconds)
+            during_all = not load.done()
+            beside = load.result()
+        alive = server.process.poll() is None
+    good = {
+        f"{name}_{key}": value
+        for name, trial in (("calm", calm), ("beside", beside))
+        for key, value in {
+            "requests": int(trial.counts.sum()),
+            "failures": trial.failures,
+            "wrong": count_wrong(trial, {"": expected}),
+            "p50_ms": 1000 * trial.quantile(0.5),
+            "p99_ms": 1000 * trial.p99,
+        }.items()
+    }
+    kinds = list(list_kinds(prepared.samples.shape[1:]))
+    return {**describe_replies(replies, kinds), **good, "good_came_throughout": during_all, "alive": alive}
+
+
+def send_all(port: int, attacks: Sequence[Hostile], seconds: float) -> list[Reply]:
+    """Send all of them, spread over so many seconds."""
+    start = time.perf_counter()
+
+    def wait_and_send(i: int) -> Reply:
+        time.sleep(max(0.0, start + i * seconds / len(attacks) - time.perf_counter()))
+        return send(port, attacks[i])
+
+    with ThreadPoolExecutor(SENDERS) as threads:
+        return list(threads.map(wait_and_send, range(len(attacks))))
+
+
+def describe_replies(replies: Sequence[Reply], kinds: Sequence[str]) -> Tree:
+    """Count replies by kind and outcome, and name the kinds that were not refused as they have to be."""
+
+    def list_kinds_where(is_bad: Callable[[Reply], bool]) -> list[str]:
+        return sorted({reply.kind for reply in replies if is_bad(reply)})
+
+    return {
+        "count": len(replies),
+        "by_outcome": dict(sorted(Counter(reply.outcome for reply in replies).items())),
+        "by_kind": {kind: dict(Counter(reply.outcome for reply in replies if reply.kind == kind)) for kind in kinds},
+        "kinds_with_5xx": list_kinds_where(lambda reply: reply.outcome[0] == "5"),
+        "kinds_that_hang": list_kinds_where(lambda reply: reply.outcome == HANGS),
+        "kinds_let_through": list_kinds_where(lambda reply: reply.outcome[0] in "123"),
+        "kinds_without_reason": list_kinds_where(lambda reply: reply.outcome[0] == "4" and not reply.has_reason),
+        "longest_seconds": max((reply.seconds for reply in replies), default=0.0),
+    }
+
+
+# Promises and tables
+
+RIVALS = {PLAIN: "the plain backbone in the same server", "litserve": "it in LitServe", "ray": "it in Ray Serve"}
+TITLES = {
+    EXITS: "with exits",
+    PLAIN: "plain backbone, same server",
+    "litserve": "plain backbone, LitServe",
+    "ray": "plain backbone, Ray Serve",
+}
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    of_kind = {
+        "throughput": promise_throughput,
+        "overhead": promise_overhead,
+        "leavers": promise_leavers,
+        "answers": promise_answers,
+        "faults": promise_faults,
+        "overload": promise_overload,
+        "hostile": promise_hostile,
+    }
+    for run, measured in runs.items():
+        kind, _, name = run.partition("-")
+        yield from of_kind[kind](name, measured)
+
+
+def promise_throughput(name: str, measured: Tree) -> Iterator[Promise]:
+    ours = measured[EXITS]["samples_a_second"]
+    for rival, words in RIVALS.items():
+        if rival in measured:
+            what = f"{name}: requests a second in time, times those of {words}"
+            yield Promise(f"serving|{name}|{rival}", what, ours / measured[rival]["samples_a_second"], ">=", 2.0)
+
+
+def promise_overhead(_: str, measured: Tree) -> Iterator[Promise]:
+    what = "one request at a time: milliseconds above predict's own"
+    yield Promise("serving|overhead", what, measured["above_ms"], "<=", 2.0)
+
+
+def promise_leavers(name: str, measured: Tree) -> Iterator[Promise]:
+    what = f"{name}: at 70 % load, p50 of who leaves at exit 0 over that of the final exit"
+    yield Promise(f"serving|leavers|{name}", what, measured["ratio"], "<=", 0.5)
+
+
+def promise_answers(_: str, measured: Tree) -> Iterator[Promise]:
+    what = f"{measured['samples']:,} images from {measured['connections']} connections"
+    others = measured["differing"] - measured["differing_near"] + measured["unanswered"]
+    yield Promise("serving|answers", f"{what}: other labels or exits than predict's, or no answer", others, "<=", 0)
+    yield Promise("serving|scores", f"{what}: furthest score", measured["score_gap"], "<=", 1e-5)
+
+
+def promise_faults(name: str, measured: Tree) -> Iterator[Promise]:
+    at = name.replace("_", " ")
+    for key in ("lost", "wrong"):
+        yield Promise(f"serving|{name}|{key}", f"{at}, under load: requests {key}", measured[key], "<=", 0)
+    if name != "terminate":
+        unready = sum(count for code, count in measured["ready_codes"].items() if code != "200")
+        yield Promise(f"serving|{name}|ready", f"{at}: looks at readiness that found it unready", unready, "<=", 0)
+
+
+def promise_overload(name: str, measured: Tree) -> Iterator[Promise]:
+    at, over, memory = f"{name}, three times as much as it bears for a minute", measured["overload"], measured["memory_mb"]
+    recovery = 99.0 if measured["recovery_seconds"] is None else measured["recovery_seconds"]
+    late = over["accepted_p99_ms"] / measured["limit_ms"]
+    yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes more", memory["peak"] - memory["before"], "<=", 200)
+    yield Promise(f"serving|overload|{name}|p99", f"{at}: p99 of the accepted over the limit", late, "<=", 2)
+    yield Promise(f"serving|overload|{name}|other", f"{at}: neither answered nor refused", over["others"], "<=", 0)
+    yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until all is well again", recovery, "<=", 2)
+
+
+def promise_hostile(_: str, measured: Tree) -> Iterator[Promise]:
+    refused = sum(count for code, count in measured["by_outcome"].items() if code.startswith("4") or code == CLOSED)
+    what = f"{measured['count']:,} hostile requests: neither a 4xx with its reason nor, where they end it themselves, closed"
+    without = measured["count"] - refused + len(measured["kinds_without_reason"])
+    yield Promise("serving|hostile|bad", what, without, "<=", 0)
+    bad = measured["beside_failures"] + measured["beside_wrong"]
+    yield Promise("serving|hostile|good", "good requests beside them: lost or wrong", bad, "<=", 0)
+
+
+def write_throughput(runs: Runs) -> list[str]:
+    """Samples a second in time."""
+    rows = []
+    for run, measured in runs.items():
+        kind, _, name = run.partition("-")
+        for server, capacity in measured.items() if kind == "throughput" else ():
+            network, _, size = name.partition("-")
+            p99 = " / ".join(f"{value:.0f}" for value in capacity["p99_ms"])
+            rows.append([network, size or "1", TITLES[server], f"{capacity['samples_a_second']:.0f}", p99])
+    head = ["network", "samples in a request", "server", "samples a second", "p99, ms: median / least / most of three"]
+    note = "50 / 30 / 0 / 20 % of the samples leave at exits 0 to 3. The server has one core, the load the other."
+    return [note, "", *table(head, rows)]
+
+
+STUDY = Study(
+    "serving",
+    list_cells,
+    list_promises,
+    {"serving-throughput": write_throughput, "serving-promises": lambda runs: promise_table(list_promises(runs))},
+)

@@ -1,1 +1,0 @@
-"""Requests that a server has to refuse."""

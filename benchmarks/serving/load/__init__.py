@@ -1,1 +1,0 @@
-"""Load from outside: requests, when they come, and how much a server bears."""

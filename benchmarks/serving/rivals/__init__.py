@@ -1,1 +1,0 @@
-"""What else serves: other servers with the plain backbone, and pools of stages."""

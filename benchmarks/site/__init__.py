@@ -1,1 +1,0 @@
-"""The documentation's site, as Lighthouse judges it."""

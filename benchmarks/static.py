@@ -1,0 +1,641 @@
+"""Ours against what one would use instead: a smaller static network of equal time, distilled from the full one.
+
+Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
+idle machine. The full network and ours are those of ``truth``, trained here if they are missing. Pictures need ``openclipart-png`` and
+the extra ``benchmark``, fashion needs ``dataset-fashion-mnist``. Training takes hours, timing minutes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.pages import table
+from benchmarks.promises import Promise, interval, promise_mean, promise_table
+from benchmarks.results import Runs, Tree
+from benchmarks.tasks import SEEDS, TITLES, Task, build_network
+from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
+from exitlens.data.splits import SampleSet
+from exitlens.delivery.bench.benchmark import answer_at
+from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.functional.losses import distillation_loss
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.timing import Times, Work, describe_machine, interleave
+from exitlens.types import ExitOutput, LossTerms
+from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
+
+ADAPTIVE, TIME = "adaptive", "time"
+STEM, WIDTHS = 32, (48, 96, 128, 128)  # of SmallResNet
+LIMIT = 0.003  # accuracy that routing may lose on validation data
+FOLDS = 5  # of these: samples that did not choose the thresholds keep the limit, on average
+BATCH, TIMED_BATCH, SAMPLES, ROUNDS, SECONDS = 250, 64, 512, 7, 60.0
+FULL, OURS, FAST, EXIT = "full", "ours, ", "fast", "exit "  # names of what is timed; ours has one for each test set
+TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A static network.
+
+    Attributes:
+        family: what is made smaller; accuracy at a given time is interpolated between the members of a family.
+        title: for tables.
+        make: makes the untrained network of one exit for a task.
+        pixels: side to which it shrinks images first; 0: it takes them as they are.
+    """
+
+    family: str
+    title: str
+    make: Callable[[Task], xl.ExitNet]
+    pixels: int = 0
+
+    def build(self, task: Task, seed: int) -> xl.ExitNet:
+        """Return the untrained network, whose weights depend on the seed only."""
+        torch.manual_seed(seed)
+        net = self.make(task)
+        net.describe(classes=tuple(task.train.classes), preprocess=task.train.preprocess)
+        return net
+
+    def build_timed(self, task: Task, inputs: Inputs) -> tuple[xl.ExitNet, Inputs]:
+        """Return a network and inputs to time it with: shrinking images beforehand costs it nothing."""
+        if not self.pixels:
+            return self.make(task), inputs
+        small = shrink(inputs, self.pixels)  # type: ignore[arg-type]
+        return attach_plain(task, task.build(), small), small
+
+
+class Resized(nn.Module):
+    """A backbone that sees smaller images: (B,C,H,W) -> (B,classes)."""
+
+    def __init__(self, backbone: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.backbone, self.pixels = backbone, pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(shrink(x, self.pixels))  # type: ignore[no-any-return]
+
+
+def shrink(x: Tensor, pixels: int) -> Tensor:  # (B,C,H,W) -> (B,C,pixels,pixels)
+    return F.interpolate(x, (pixels, pixels), mode="bilinear", antialias=True)
+
+
+def make_narrow(task: Task, width: float) -> xl.ExitNet:
+    """Our small network with fewer channels (in steps of 8) and its own classifier."""
+    stem, *widths = (8 * round(channels * width / 8) for channels in (STEM, *WIDTHS))
+    return attach_plain(task, SmallResNet(len(task.train.classes), take_example(task).shape[1], stem, widths))  # type: ignore[union-attr]
+
+
+def make_resized(task: Task, pixels: int) -> xl.ExitNet:
+    """The backbone with its weights and its own classifier, on smaller images."""
+    return attach_plain(task, Resized(task.build(), pixels))
+
+
+def make_cut(task: Task, name: str) -> xl.ExitNet:
+    """The backbone with its weights up to one module, and the head that an exit has there, without the rest."""
+    net = xl.attach(task.build(), [name], len(task.train.classes), take_example(task), head=task.head)
+    info = replace(net.info, at=())
+    return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
+
+
+def attach_plain(task: Task, backbone: nn.Module, inputs: Inputs | None = None) -> xl.ExitNet:
+    example = take_example(task) if inputs is None else split_rows(inputs, 1)[0]
+    return xl.attach(backbone, [], len(task.train.classes), example, final="keep")
+
+
+def take_example(task: Task) -> Inputs:
+    return task.train.subset(torch.arange(1)).inputs
+
+
+def list_cuts(*names: str) -> dict[str, Candidate]:
+    return {f"cut-{name}": Candidate("cut", f"cut after `{name}`", partial(make_cut, name=name)) for name in names}
+
+
+OF_SMALL = {
+    **{
+        f"width-{n}": Candidate("width", f"{n} % of the channels", partial(make_narrow, width=n / 100)) for n in (33, 50, 71)
+    },
+    **list_cuts("layer1", "layer2"),
+}
+CANDIDATES: dict[str, dict[str, Candidate]] = {
+    **dict.fromkeys(("scenes", "small", "digits", "fashion"), OF_SMALL),
+    "pictures": {
+        **{
+            f"pixels-{n}": Candidate("pixels", f"images of {n} pixels", partial(make_resized, pixels=n), n)
+            for n in (64, 96, 112)
+        },
+        **list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
+    },
+    "vit": list_cuts("blocks.1", "blocks.3"),
+    "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
+}
+RIVALS = {**dict.fromkeys(CANDIDATES, "cut"), "digits": "width"}  # by validation data of seed 0
+ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only
+FAMILIES = {"width": "narrower", "cut": "cut early", "pixels": "smaller images"}
+
+
+def list_candidates(task: str, seed: int) -> dict[str, Candidate]:
+    """Return all candidates for the first seed; for others those of the best family, or none."""
+    family = RIVALS[task] if task not in ONCE else None
+    return {name: candidate for name, candidate in CANDIDATES[task].items() if seed == 0 or candidate.family == family}
+
+
+def list_families(task: str) -> list[str]:
+    return list(dict.fromkeys(candidate.family for candidate in CANDIDATES[task].values()))
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    pairs = [(task, seed) for seed in range(max(SEEDS.values())) for task, seeds in SEEDS.items() if seed < seeds]
+    cells: dict[str, Job] = {}
+    for task, seed in pairs:
+        cells[f"{task}/{ADAPTIVE}-{seed}"] = partial(measure_adaptive, task, seed, quick)
+        for name in list_candidates(task, seed):
+            cells[f"{task}/{name}-{seed}"] = partial(measure_candidate, task, name, seed, quick)
+    return cells | {f"{task}/{TIME}-{seed}": partial(measure_times, task, seed, quick) for task, seed in pairs}
+
+
+class Teacher:
+    """A trained network that :func:`exitlens.fit` shows every batch as its student gets it (the argument ``augment``).
+
+    Attributes:
+        logits: ``(B,C)``, of the last batch, without gradient.
+    """
+
+    def __init__(self, net: xl.ExitNet) -> None:
+        self.net = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.logits: Tensor | None = None
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Answer a batch in float32, and return it unchanged."""
+        with torch.no_grad():
+            self.logits = self.net(map_inputs(inputs, set_channels_last))[-1].logits
+        return inputs
+
+
+def make_loss(teacher: Teacher) -> xl.EGTLoss:
+    """Return cross-entropy plus ``T^2 KL(teacher ‖ student)`` at temperature T (Hinton et al. 2015, arXiv 1503.02531)."""
+
+    @dataclass(frozen=True)
+    class DistilledLoss(xl.EGTLoss):  # the teacher is no field: a run records all fields of its loss as JSON
+        temperature: float = TEMPERATURE
+        teacher_weight: float = TEACHER_WEIGHT
+
+        def __call__(self, outputs: Sequence[ExitOutput], labels: Tensor, *more: Any, **named: Any) -> LossTerms:
+            terms = super().__call__(outputs, labels, *more, **named)
+            assert teacher.logits is not None
+            pair = (outputs[-1], outputs[-1]._replace(logits=teacher.logits))
+            term = distillation_loss(pair, self.temperature)
+            return terms._replace(total=terms.total + self.teacher_weight * term, distillation=term.detach())
+
+    return DistilledLoss(weight=0.0)
+
+
+class Adapted(NamedTuple):
+    """Our network, the plain full one, and two policies, each the cheapest that keeps its limit on held-out validation data.
+
+    Attributes:
+        policy: loses at most :data:`LIMIT` against our own final exit.
+        fast: loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already.
+        full_accuracy: of the full network, on validation data.
+    """
+
+    net: xl.ExitNet
+    full: xl.ExitNet
+    policy: xl.Policy
+    fast: xl.Policy
+    full_accuracy: float
+
+
+def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
+    """Return trained networks (or train them) with their policies."""
+    net, _ = train(task, EGT, seed, find_folder(name, EGT, seed, quick))
+    full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
+    trace = xl.collect(net, task.validation, batch_size=BATCH)
+    ours, theirs = (
+        rate(answers, task.validation)["accuracy"] for answers in (answer_last(trace), answer(full, task.validation))
+    )
+    policy, fast = (
+        xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in (LIMIT, max(LIMIT + ours - theirs, 0.0))
+    )
+    return Adapted(net, full, policy, fast, theirs)
+
+
+def measure_adaptive(name: str, seed: int, quick: bool = False) -> Tree:
+    """Measure ours by each of its policies, and the full network beside it."""
+    task = open_task(name, seed, 96 if quick else 0)
+    net, full, policy, fast, full_accuracy = adapt(task, name, seed, quick)
+    measured: Tree = {"limit": LIMIT, "cost": net.cost.tolist(), "tests": {}, "fast": {"tests": {}}}
+    measured["full"] = {"tests": {}, "validation": full_accuracy}
+    for test, data in task.tests.items():
+        reference, trace = answer(full, data), xl.collect(net, data, batch_size=BATCH)
+        measured["tests"][test] = route(net, trace, policy, data, reference)
+        measured["fast"]["tests"][test] = route(net, trace, fast, data, reference)
+        measured["full"]["tests"][test] = rate(reference, data, reference)
+    return measured
+
+
+def route(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, data: SampleSet, reference: Tensor) -> Tree:
+    exits, answers = xl.route(trace, policy), trace.logits.argmax(2)  # (N,K)
+    routed = answers.gather(1, exits[:, None])[:, 0]
+    return rate(routed, data, reference) | {
+        "cost": net.cost[exits].mean().item(),
+        "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
+        "agreement_with_own_final_exit": (routed == answers[:, -1]).double().mean().item(),
+        "exit_accuracy": (answers == data.labels[:, None]).double().mean(0).tolist(),
+    }
+
+
+def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> Tree:
+    """Train (or go on training) a static network, distilled from the full one by the same recipe, and measure it."""
+    task, candidate = open_task(name, seed, 96 if quick else 0), CANDIDATES[name][kind]
+    full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
+    net, teacher = candidate.build(task, seed), Teacher(full)
+    folder = Path("runs") / ("static-quick" if quick else "static") / name / f"{kind}-{seed}" / "fit"
+    settings: dict[str, Any] = {"seed": seed, "out_dir": folder, "resume": True, "progress": False, **task.settings}
+    result = xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
+    started = time.perf_counter()
+    tests = {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()}
+    return {
+        "title": candidate.title,
+        "epochs": len(result.history),
+        "train_seconds": round(result.seconds),
+        "cost": net.cost[-1].item() if candidate.family == "cut" else None,  # attach counts the others' own backbones
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "validation": rate(answer(net, task.validation), task.validation)["accuracy"],
+        "tests": tests,
+        "measure_seconds": round(time.perf_counter() - started),
+    }
+
+
+def answer(net: xl.ExitNet, data: SampleSet) -> Tensor:  # -> (N,)
+    """Return the labels that the final exit gives."""
+    return answer_last(xl.collect(net, data, batch_size=BATCH))
+
+
+def answer_last(trace: xl.Trace) -> Tensor:  # -> (N,)
+    assert isinstance(trace.logits, Tensor)
+    return trace.logits[:, -1].argmax(1)
+
+
+def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> dict[str, Any]:
+    """Return the accuracy, and the share of samples answered as by ``reference`` ``(N,)``."""
+    measured = {"samples": len(answers), "accuracy": (answers == data.labels).double().mean().item()}
+    if reference is not None:
+        measured["agreement"] = torch.eq(answers, reference).double().mean().item()
+    return measured
+
+
+# Times
+
+
+def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
+    """Time batches of 64 on one core, every network tuned, all in turn in one process: milliseconds a sample.
+
+    Weights change no time, so static networks need not be trained; ours must be, since its exits decide.
+    """
+    task, candidates = open_task(name, seed, 96 if quick else 0), list_candidates(name, seed)
+    samples = TIMED_BATCH if quick else SAMPLES
+    with pin_threads(1):
+        works = make_works(task, candidates, adapt(task, name, seed, quick), seed, samples, 0.2 if quick else 4.0)
+        times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
+        facts = {"machine": describe_machine(1), "batch": TIMED_BATCH, "samples": samples, "rounds": len(times.rounds[FULL])}
+    return {
+        **facts,
+        "ms": {name: times.summary(name, samples)["ms"] for name in works if not name.startswith((OURS, FAST, EXIT))},
+        "exit_share": {name: times.ratio(name, FULL).to_list() for name in works if name.startswith(EXIT)},
+        "adaptive_ms": {test: times.summary(OURS + test, samples)["ms"] for test in task.tests},
+        "fast_ms": times.summary(FAST, samples)["ms"],
+        "full_over_fast": times.ratio(FULL, FAST).to_list(),
+        "full_over_adaptive": {test: times.ratio(FULL, OURS + test).to_list() for test in task.tests},
+        **choose(times, candidates, list(task.tests), samples),
+    }
+
+
+def choose(times: Times, candidates: Mapping[str, Candidate], tests: Sequence[str], samples: int) -> Tree:
+    """For every test set and family, choose the static network of the nearest time that is not below ours, with the ratio."""
+    chosen: dict[str, dict[str, str]] = {}
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for family in dict.fromkeys(candidate.family for candidate in candidates.values()):
+        names = [*(name for name, candidate in candidates.items() if candidate.family == family), FULL]
+        ladder = sorted(names, key=lambda name: times.median_ms(name, samples))
+        for test in tests:
+            ours = times.median_ms(OURS + test, samples)
+            slower = [name for name in ladder if times.median_ms(name, samples) >= ours]
+            name = slower[0] if slower else ladder[-1]  # ours takes longer than the full network
+            chosen.setdefault(family, {})[test] = name
+            ratios.setdefault(family, {})[test] = times.ratio(name, OURS + test).to_list()
+    return {"chosen": chosen, "chosen_over_adaptive": ratios}
+
+
+def make_works(
+    task: Task, candidates: Mapping[str, Candidate], adapted: Adapted, seed: int, samples: int, seconds: float
+) -> dict[str, Work]:
+    net, policy, fast = adapted.net, adapted.policy, adapted.fast
+    drawn = {test: draw_inputs(data, samples) for test, data in task.tests.items()}
+    whole = next(iter(drawn.values()))
+    first = split_rows(whole, TIMED_BATCH)
+    how: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
+    net.tune(first[0], policy=policy, **how)
+    works: dict[str, Work] = {}
+    for test, inputs in drawn.items():
+        run = partial(xl.predict, net, policy=policy)
+        works[OURS + test] = time_calls(run, split_rows(inputs, TIMED_BATCH), net.tuning.keep_memory)
+    twin = copy.deepcopy(net)
+    twin.tune(first[0], policy=fast, **how)
+    works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first, twin.tuning.keep_memory)
+    for k in range(net.num_exits):
+        works[f"{EXIT}{k}"] = time_calls(partial(answer_at, twin, k), first, twin.tuning.keep_memory)
+    others = {FULL: (build_network(task, seed, exits=False), whole)}
+    others |= {name: candidate.build_timed(task, whole) for name, candidate in candidates.items()}
+    for name, (other, inputs) in others.items():
+        batches = split_rows(inputs, TIMED_BATCH)
+        other.eval().tune(batches[0], **how)
+        works[name] = time_calls(partial(answer_at, other, 0), batches, other.tuning.keep_memory)
+    return works
+
+
+def draw_inputs(data: Any, samples: int) -> Inputs:
+    """Draw samples in random order, repeated if there are fewer."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    inputs: Inputs = data.subset(order[torch.arange(samples) % len(order)]).inputs
+    return inputs
+
+
+# A static network of the time that ours took: accuracy between the two neighbours in time, linearly
+
+Pick = Callable[[Tree], float]
+
+
+def find_timed_seeds(runs: Runs, task: str) -> list[int]:
+    """Return the seeds of which ours and its times are there."""
+    return [s for s in range(SEEDS[task]) if all(f"{task}/{name}-{s}" in runs for name in (ADAPTIVE, TIME))]
+
+
+def find_whole_seeds(runs: Runs, task: str) -> list[int]:
+    """Return the seeds of which everything is there: ours, all static networks, and the times of them all."""
+    whole = []
+    for seed in find_timed_seeds(runs, task):
+        names = list_candidates(task, seed)
+        if names and all(f"{task}/{name}-{seed}" in runs for name in names):
+            whole += [seed] if names.keys() <= runs[f"{task}/{TIME}-{seed}"]["ms"].keys() else []
+    return whole
+
+
+def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
+    """Return the value at ``at`` on the line through the two neighbours of (place, value).
+
+    Before the first point it is the first one's: a static network that takes longer than ours is compared with, in its
+    favour. Beyond the last one it is the last one's: the full network's, which takes less time than ours.
+    """
+    ordered = sorted(points)
+    if at <= ordered[0][0]:
+        return ordered[0][1]
+    for (low, first), (high, second) in pairwise(ordered):
+        if at <= high:
+            return first + (second - first) * (at - low) / (high - low)
+    return ordered[-1][1]
+
+
+def list_ladder(runs: Runs, task: str, seed: int, family: str) -> Iterator[tuple[float, Tree]]:
+    """Yield milliseconds a sample and what was measured, for the members of a family and then the full network."""
+    times = runs[f"{task}/{TIME}-{seed}"]["ms"]
+    for name, candidate in list_candidates(task, seed).items():
+        if candidate.family == family:
+            yield times[name][0], runs[f"{task}/{name}-{seed}"]
+    yield times[FULL][0], runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
+
+
+def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -> float:
+    """Return the milliseconds a sample that ours took on a test set; by the fast thresholds, on the first."""
+    times = runs[f"{task}/{TIME}-{seed}"]
+    return float(times["fast_ms"][0] if fast else times["adaptive_ms"][test][0])
+
+
+def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick, fast: bool = False) -> float:
+    """Return a figure of the static network of a family that takes as long as ours does on ``test``."""
+    points = [(ms, pick(measured)) for ms, measured in list_ladder(runs, task, seed, family)]
+    return interpolate(points, find_time(runs, task, seed, test, fast))
+
+
+def pick_test(test: str, measure: str) -> Pick:
+    return lambda measured: float(measured["tests"][test][measure])
+
+
+def list_tests(runs: Runs, task: str) -> list[str]:
+    """Return the test sets; the first one is like the training data."""
+    first = next(run for name, run in runs.items() if name.startswith(f"{task}/") and "tests" in run)
+    return list(first["tests"])
+
+
+def choose_family(runs: Runs, task: str) -> str:
+    """Return the rival: the family that is best on validation data of seed 0 at the time that the fast thresholds take."""
+    first = list_tests(runs, task)[0]
+
+    def rate_family(family: str) -> float:
+        return at_equal_time(runs, task, 0, family, first, lambda run: float(run["validation"]), fast=True)
+
+    return max(list_families(task), key=rate_family)
+
+
+def list_differences(runs: Runs, task: str, seeds: Sequence[int], family: str, test: str, fast: bool = False) -> list[float]:
+    """Return ours minus the static network, points of accuracy by seed."""
+    pick = pick_test(test, "accuracy")
+    ours = [(seed, runs[f"{task}/{ADAPTIVE}-{seed}"]) for seed in seeds]
+    return [
+        100 * (pick(run["fast"] if fast else run) - at_equal_time(runs, task, seed, family, test, pick, fast))
+        for seed, run in ours
+    ]
+
+
+# Promises: ours minus the static network of equal time, means over seeds, paired by seed
+
+AGREE, DISAGREE, LOST = 0.5, 5.0, 0.3  # points
+EARLY = ((0.25, 0.75), (0.5, 0.92))  # pictures: time up to which an exit stands, and its share of the final accuracy
+SPEED = {"scenes": 2.7, "fashion": 2.7, "pictures": 2.0}
+BARS = {"scenes": {"agreeing": AGREE, "disagreeing": DISAGREE}, "pictures": {"test": AGREE}}
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    """Promises of the tasks of which all runs are there that they are about."""
+    for task in SPEED:
+        seeds = find_timed_seeds(runs, task)
+        if len(seeds) == SEEDS[task]:
+            yield from promise_speeds(runs, task, seeds)
+            yield from promise_early(runs, task, seeds) if task == "pictures" else ()
+    for task, bars in BARS.items():
+        seeds = find_whole_seeds(runs, task)
+        for test, bar in bars.items() if len(seeds) == SEEDS[task] else ():
+            what = f"{task}, {test}: accuracy over the static network of equal time, points"
+            points = list_differences(runs, task, seeds, RIVALS[task], test)
+            yield promise_mean(f"static|{task}|{test}", what, points, ">=", bar)
+
+
+def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
+    """Speed and what is lost on test data, by the thresholds that held-out validation data allow.
+
+    Held to the full network's accuracy there, and (``own``) to our own final exit's, which is known better: it answers the same
+    samples by nearly the same weights.
+    """
+    first = list_tests(runs, task)[0]
+    pick = pick_test(first, "accuracy")
+    ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
+    by_full = [run["full_over_fast"][0] for run in times], [pick(run["full"]) - pick(run["fast"]) for run in ours]
+    by_own = (
+        [run["full_over_adaptive"][first][0] for run in times],
+        [run["tests"][first]["exit_accuracy"][-1] - pick(run) for run in ours],
+    )
+    for key, words, (ratios, lost) in (("", "the full network", by_full), ("|own", "our own final exit", by_own)):
+        what = f"{task}: times as fast as the full network, batch 64, held to {words}"
+        yield promise_mean(f"static|speed|{task}{key}", what, ratios, ">=", SPEED[task])
+        what = f"{task}: points lost at that speed to {words}, {first}"
+        yield promise_mean(f"static|lost|{task}{key}", what, [100 * value for value in lost], "<=", LOST)
+
+
+def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
+    """What the exits are worth that answer in a quarter and in half of the full network's time; 0 if there is none."""
+    first = list_tests(runs, task)[0]
+    for most, bar in EARLY:
+        shares = []
+        for seed in seeds:
+            times = [time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"].values()]
+            accuracy = runs[f"{task}/{ADAPTIVE}-{seed}"]["tests"][first]["exit_accuracy"]
+            within = [right for right, time in zip(accuracy, times, strict=True) if time <= most]
+            shares.append(max(within, default=0.0) / accuracy[-1])
+        what = f"{task}: accuracy of the exit at {100 * most:.0f} % of the time over the final exit's"
+        yield promise_mean(f"static|early|{task}|{most}", what, shares, ">=", bar)
+
+
+# Tables
+
+
+def write_tables(runs: Runs) -> list[str]:
+    lines = [line for task in SEEDS for line in write_task(runs, task)]
+    return [*lines, *promise_table(list_promises(runs))]
+
+
+def write_task(runs: Runs, task: str) -> list[str]:
+    """Ours beside the full network and the static ones of equal time, then every static network that was trained."""
+    seeds, networks = find_whole_seeds(runs, task), write_networks(runs, task)
+    if not networks:
+        return []
+    lines = [*write_equal_time(runs, task, seeds), ""] if seeds else []
+    folded = ["<details><summary>Every static network</summary>", "", *networks, "", "</details>", ""]
+    return [f"**{TITLES[task]}**", "", *lines, *folded]
+
+
+def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
+    """Means over the seeds of which everything is there."""
+    tests, rival = list_tests(runs, task), RIVALS[task]
+    ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
+    full_ms, fast_ms = [mean(run["ms"][FULL][0] for run in times)], [mean(run["fast_ms"][0] for run in times)]
+    rows = [write_row("plain full network", full_ms, *average([run["full"] for run in ours], tests))]
+    rows.append(write_row("**ours**", average_times(runs, task, seeds, tests), *average(ours, tests)))
+    fast = average([run["fast"] for run in ours], tests)
+    rows.append(write_row("ours, 0.3 points below the full network", fast_ms, *fast))
+    for family in list_families(task):
+        note, trained = (", the rival", seeds) if family == rival else (", seed 0" if len(seeds) > 1 else "", seeds[:1])
+        figures = average_at_equal_time(runs, task, trained, family, tests)
+        title, ms = f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests)
+        rows.append(write_row(title, ms, *figures))
+    head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
+    differences = {test: list_differences(runs, task, seeds, rival, test) for test in tests}
+    words = "; ".join(f"{test} {write_interval(values)}" for test, values in differences.items())
+    at_full = write_interval(list_differences(runs, task, seeds, rival, tests[0], fast=True))
+    shares = [[time for time, _, _ in run["exit_share"].values()] for run in times]
+    right = [run["tests"][tests[0]]["exit_accuracy"] for run in ours]
+    exit_times, exit_accuracy = (
+        " / ".join(f"{100 * mean(column):.{digits}f}" for column in zip(*values, strict=True))
+        for values, digits in ((shares, 0), (right, 1))
+    )
+    sets = f", test sets {', '.join(tests)} one after the other" if len(tests) > 1 else ""
+    return [
+        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{sets}.",
+        "",
+        *table(head, rows),
+        "",
+        f"Our exits, were they to answer everything, take {exit_times} % of the full network's time, and {exit_accuracy} % are right ({tests[0]}).",
+        "",
+        f"Ours minus the rival, points of accuracy: {words}. {write_winners(differences)} "
+        f"At 0.3 points below the full network: {tests[0]} {at_full}.",
+    ]
+
+
+def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:
+    """Return the milliseconds a sample that ours took on every test set."""
+    return [mean(find_time(runs, task, seed, test) for seed in seeds) for test in tests]
+
+
+def average(measured: Sequence[Tree], tests: Sequence[str]) -> tuple[list[float], ...]:
+    """Return accuracy and agreement on every test set, and what is lost from the first to each other."""
+    accuracy, agreement = (
+        [mean(pick_test(test, measure)(run) for run in measured) for test in tests] for measure in ("accuracy", "agreement")
+    )
+    return accuracy, agreement, [accuracy[0] - value for value in accuracy[1:]]
+
+
+def average_at_equal_time(
+    runs: Runs, task: str, seeds: Sequence[int], family: str, tests: Sequence[str]
+) -> tuple[list[float], ...]:
+    """Return the same of the static network of equal time: the shift of one network, that of the time on the first test set."""
+
+    def find(at: str, pick: Pick) -> float:
+        return mean(at_equal_time(runs, task, seed, family, at, pick) for seed in seeds)
+
+    accuracy, agreement = ([find(test, pick_test(test, measure)) for test in tests] for measure in ("accuracy", "agreement"))
+    picks = [pick_test(test, "accuracy") for test in tests]
+    lost = [find(tests[0], lambda run, pick=pick: picks[0](run) - pick(run)) for pick in picks[1:]]  # type: ignore[misc]
+    return accuracy, agreement, lost
+
+
+def write_row(title: str, times: Sequence[float], *shares: Sequence[float]) -> list[str]:
+    cells = [" / ".join(f"{100 * value:.1f}" for value in values) for values in shares]
+    return [title, " / ".join(f"{ms:.3f}" for ms in times), *cells]
+
+
+def write_interval(values: Sequence[float]) -> str:
+    middle, half = interval(values)
+    return f"{middle:+.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+
+
+def write_winners(differences: Mapping[str, Sequence[float]]) -> str:
+    """Say on which test sets the 95 % interval of the mean difference is on one side of zero."""
+    places: dict[str, list[str]] = {"Ours wins": [], "The static network wins": [], "Not decided": []}
+    for test, values in differences.items():
+        middle, half = interval(values)
+        verdict = "Ours wins" if middle > half else "The static network wins" if -middle > half else "Not decided"
+        places[verdict].append(test)
+    return " ".join(f"{verdict}: {', '.join(tests)}." for verdict, tests in places.items() if tests)
+
+
+def write_networks(runs: Runs, task: str) -> list[str]:
+    """Every static network by itself, with its time where that was measured, and where it is the nearest that is not faster."""
+    rows: list[list[str]] = []
+    timed = [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{TIME}-{seed}") in runs]
+    for name, candidate in CANDIDATES[task].items():
+        trained = [runs[run] for seed in range(SEEDS[task]) if (run := f"{task}/{name}-{seed}") in runs]
+        if trained:
+            tests = list(trained[0]["tests"])
+            accuracy, agreement, _ = average(trained, tests)
+            times = [run for run in timed if name in run["ms"]]
+            ms = [f"{mean(run['ms'][name][0] for run in times):.3f}"] if times else [""]
+            near = [test for test in tests for run in times if run["chosen"][candidate.family][test] == name]
+            nearest = ", ".join(f"{test} ({near.count(test)})" for test in dict.fromkeys(near))
+            rows.append([candidate.title, str(len(trained)), *ms, *write_row("", [], accuracy, agreement)[2:], nearest])
+    head = ["static network", "seeds", "ms a sample", "accuracy, %", "agreement, %"]
+    return table([*head, "nearest to ours, not faster, on (seeds)"], rows) if rows else []
+
+
+STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

@@ -1,1 +1,0 @@
-"""The study: does aligning explanations help, and is it honest?"""

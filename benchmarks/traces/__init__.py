@@ -1,1 +1,0 @@
-"""Traces of many samples and classes: how exact their compact form is, and what time and memory they take."""

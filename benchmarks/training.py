@@ -1,0 +1,218 @@
+"""What training costs: heads on a frozen backbone that runs once, and a step with EGT.
+
+Cells NETWORK time an epoch of heads on a frozen backbone that runs once, against one that runs in every epoch (minutes in all).
+Cells step-TASK time steps with EGT against steps without, on the tasks of ``truth``. Seconds are
+those that one thread computed for, so that other processes do not count. Images are noise, which changes no time.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import exitlens as xl
+from benchmarks.harness import Job, Study, use_one_thread
+from benchmarks.pages import show_interval, table
+from benchmarks.promises import Promise
+from benchmarks.results import Runs, Tree
+from benchmarks.tasks import TASKS, build_network
+from exitlens.model.network import ExitNet
+from exitlens.model.timing import interval
+from exitlens.progress import show_progress
+from exitlens.types.inputs import Inputs, map_inputs
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.frozen import FeatureCache, keep_features
+from exitlens.workflow.training.optimizer import group_parameters, make_optimizer
+from exitlens.workflow.training.run import TrainingRun
+from exitlens.workflow.training.step import enter_training_mode, take_step, use_memory_format
+
+CLASSES, BATCH = 16, 64
+STEP = "step-"
+STEPS_A_ROUND = 4  # a whole number of turns of EGTLoss.every
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with a frozen backbone, and how much data it is trained on."""
+
+    source: str
+    pixels: int
+    head: str = "context"
+    samples: int = 128
+    validation: int = 64
+
+
+FROZEN = {
+    "efficientnet_lite0": Case("timm:tf_efficientnet_lite0", 128),
+    "efficientnet_lite0-evidence": Case("timm:tf_efficientnet_lite0", 128, "evidence"),
+    "resnet18": Case("torchvision:resnet18", 128),
+    "small": Case("small", 40, samples=512),
+}
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    return {
+        **{name: partial(measure_frozen, case, 1 if quick else 3) for name, case in FROZEN.items()},
+        **{
+            f"{STEP}{task}": partial(measure_steps, task, 1 if quick else 9)
+            for task in ("pictures", "scenes", "vit", "reviews")
+        },
+    }
+
+
+def make_data(count: int, pixels: int, seed: int) -> xl.ImageSet:
+    """Noise of 16 classes."""
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, pixels, pixels), generator=rng, dtype=torch.uint8)
+    return xl.ImageSet(images, torch.arange(count) % CLASSES, tuple(f"class {i}" for i in range(CLASSES)))
+
+
+def start_run(case: Case, train: xl.ImageSet, epochs: int) -> TrainingRun:
+    """Return a run with a frozen backbone, before the first epoch."""
+    torch.manual_seed(0)
+    at: Any = ["layer1", "layer2", "layer3"] if case.source == "small" else 3
+    backbone = xl.build_backbone(case.source, CLASSES)
+    net = xl.attach(backbone, at, CLASSES, train.first(1).inputs, head=case.head)  # type: ignore[arg-type]
+    settings = TrainingSettings(epochs=epochs, batch_size=BATCH, learning_rate=1e-3, amp=False, freeze_backbone=True)
+    return TrainingRun(net, xl.EGTLoss(), settings, workers=0)
+
+
+def measure_frozen(case: Case, rounds: int = 3) -> Tree:
+    """Time epochs of two runs in turn, one of which keeps the backbone's features; the first epoch of each is left out."""
+    use_one_thread()
+    train, val = (make_data(count, case.pixels, seed) for seed, count in enumerate((case.samples, case.validation)))
+    plain, kept = (start_run(case, train, rounds + 1) for _ in range(2))
+    seconds: dict[str, list[float]] = {"every epoch": [], "kept": [], "probe": []}
+    with use_memory_format(plain.net, True), use_memory_format(kept.net, True), show_progress(False) as bar:
+        started = time.process_time()
+        kept.frozen = keep_features(kept.net, kept.loss, kept.settings, train, val, bar=bar)
+        once = time.process_time() - started
+        assert kept.frozen is not None
+        for epoch in range(rounds + 1):
+            for name, run in (("every epoch", plain), ("kept", kept)):
+                started = time.process_time()
+                run.save(run.train_epoch(epoch, train, val, bar))
+                seconds[name].append(time.process_time() - started)
+            seconds["probe"].append(time_probe(kept.frozen.train))
+    size = sum(value.numel() * value.element_size() for value in kept.frozen.train.columns.values())
+    weights = [torch.cat([p.detach().flatten() for p in run.net.heads.parameters()]) for run in (plain, kept)]
+    ratios = [a / b for a, b in zip(seconds["every epoch"][1:], seconds["kept"][1:], strict=True)]
+    return {
+        "samples": case.samples,
+        "pixels": case.pixels,
+        "seconds": {name: summarise(values[1:], 4) for name, values in seconds.items()},
+        "seconds_once": round(once, 3),
+        "speedup": summarise(ratios, 2),
+        "kb_a_sample": round(size / case.samples / 1e3, 1),
+        "furthest_weight": float((weights[0] - weights[1]).abs().max()),
+    }
+
+
+def summarise(values: list[float], digits: int) -> list[float]:
+    """Return median, least and most."""
+    return [round(float(value), digits) for value in np.percentile(values, (50, 0, 100))]
+
+
+def time_probe(features: FeatureCache) -> float:
+    """Return the seconds of an epoch of one linear layer for each exit, on its averaged features."""
+    pooled = [value.flatten(2).mean(2) for name, value in features.columns.items() if name.endswith(".0")]
+    layers = [torch.nn.Linear(x.shape[1], CLASSES) for x in pooled]
+    optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=1e-3)
+    started = time.process_time()
+    for rows in torch.randperm(len(features.labels)).split(BATCH):
+        outputs: list[Tensor] = [layer(x[rows]) for layer, x in zip(layers, pooled, strict=True)]
+        loss = torch.stack([F.cross_entropy(out, features.labels[rows]) for out in outputs]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.process_time() - started
+
+
+def measure_steps(name: str, rounds: int = 9) -> Tree:
+    """Time steps on the first batch again and again: what a step costs does not depend on the samples."""
+    use_one_thread()
+    task = TASKS[name](0)
+    chosen = {"batch_size": 64, "channels_last": True, "amp": True} | dict(task.settings)
+    size = int(chosen["batch_size"])
+    formats = {name: bool(chosen[name]) for name in ("amp", "channels_last")}
+    settings = TrainingSettings(epochs=1, batch_size=size, learning_rate=1e-5, **formats)
+    first = task.train.subset(torch.arange(size))
+    net = build_network(task, 0, exits=True)
+    kind = {"attends": net.has_attention, "of_images": net.info.modality.name == "image"}
+    losses = {name: loss.for_network(**kind) for name, loss in (("egt", xl.EGTLoss()), ("without", xl.EGTLoss(weight=0.0)))}
+    labels = torch.as_tensor(first.labels)
+    works = {name: make_steps(net, loss, first.inputs, labels, settings) for name, loss in losses.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(rounds + 1):
+        for name, work in works.items():
+            started = time.process_time()
+            work()
+            if i:  # the first round warms up
+                seconds[name].append((time.process_time() - started) / STEPS_A_ROUND)
+    ratios = [a / b for a, b in zip(seconds["egt"], seconds["without"], strict=True)]
+    middle = {name: interval(values).to_list() for name, values in seconds.items()}
+    return {"batch_size": size, "every": losses["egt"].every, "seconds": middle, "ratio": interval(ratios).to_list()}
+
+
+def make_steps(
+    net: ExitNet, loss: xl.EGTLoss, inputs: Inputs, labels: Tensor, settings: TrainingSettings
+) -> Callable[[], None]:
+    """Return a function that takes a round of steps, on a copy of the network."""
+    twin, inputs = copy.deepcopy(net), map_inputs(inputs, torch.clone)
+    optimizer = make_optimizer(group_parameters(twin, settings))
+
+    def take_steps() -> None:
+        with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):
+            for step in range(STEPS_A_ROUND):
+                take_step(twin, optimizer, loss.at_step(step), [(inputs, labels)], 0.5, settings)
+
+    return take_steps
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for name, measured in runs.items():
+        if name.startswith(STEP):
+            what = f"{name.removeprefix(STEP)}: a training step with EGT over one without"
+            yield Promise(name, what, measured["ratio"][0], "<=", 1.35)
+        else:
+            what = f"{name}: a frozen backbone that runs once, times as quick an epoch"
+            yield Promise(f"frozen|{name}", what, measured["speedup"][0], ">=", 10)
+            what = f"{name}: furthest weight from training without"
+            yield Promise(f"frozen-equal|{name}", what, measured["furthest_weight"], "<=", 1e-3)
+
+
+def write_frozen(runs: Runs) -> list[str]:
+    """A row for every network with a frozen backbone."""
+    rows = []
+    for name in FROZEN:
+        if name in runs:
+            measured, seconds = runs[name], runs[name]["seconds"]
+            cells = [name.replace("-evidence", ", evidence heads"), f"{measured['samples']} of {measured['pixels']} px"]
+            cells += [f"{seconds['every epoch'][0]:.2f}", f"{measured['seconds_once']:.2f}", f"{seconds['kept'][0]:.3f}"]
+            cells += [show_interval(measured["speedup"], 1), f"{seconds['probe'][0]:.3f}", f"{measured['kb_a_sample']:.0f}"]
+            rows.append(cells)
+    head = ["network", "images", "every epoch, s", "once, s", "an epoch on kept features, s"]
+    return table([*head, "times as quick", "linear probe, s", "kB an image"], rows)
+
+
+def write_steps(runs: Runs) -> list[str]:
+    """A row for every task whose steps were timed."""
+    rows = []
+    for name, measured in runs.items():
+        if name.startswith(STEP):
+            seconds = [f"{measured['seconds'][condition][0]:.3f}" for condition in ("without", "egt")]
+            numbers = [str(measured["batch_size"]), str(measured["every"])]
+            rows.append([name.removeprefix(STEP), *numbers, *seconds, show_interval(measured["ratio"])])
+    return table(["task", "batch", "EGT every so many steps", "without, s", "with EGT, s", "times"], rows)
+
+
+STUDY = Study("training", list_cells, list_promises, {"frozen": write_frozen, "steps": write_steps})

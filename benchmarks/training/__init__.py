@@ -1,1 +1,0 @@
-"""Training: what a frozen backbone that runs once saves."""

@@ -1,0 +1,265 @@
+"""Do maps agree, are they true, and what do answers pay for it? With EGT, without it and with controls, on seven tasks.
+
+Cells are TASK/CONDITION-SEED. Training goes on from its last epoch. Pictures need ``openclipart-png``, fashion needs
+``dataset-fashion-mnist``, and pictures, transformers and reviews the extra ``benchmark``. All of it takes hours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import exitlens as xl
+from benchmarks.harness import Job, Study
+from benchmarks.pages import join_means, table
+from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
+from benchmarks.results import Runs, Tree
+from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
+from exitlens.data.splits import SampleSet
+from exitlens.workflow.faithfulness import faithfulness
+
+WATCHED = 500  # validation samples that show how a training goes
+SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
+SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
+MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
+
+
+@dataclass(frozen=True)
+class PermutedLoss(xl.EGTLoss):
+    """The control: every map is pulled towards the target of another sample of the batch."""
+
+    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
+        return [target.roll(1, 0) for target in super().make_targets(maps, relevance)]
+
+
+EGT, WITHOUT, PLAIN, PAPER, CONTROL = "egt", "without", "plain", "paper", "permuted"
+CONDITIONS: dict[str, tuple[xl.EGTLoss | None, str]] = {  # loss (none: no exits) and title; only the loss differs
+    PLAIN: (None, "plain network"),
+    WITHOUT: (xl.EGTLoss(weight=0.0), "without EGT"),
+    EGT: (xl.EGTLoss(), "EGT (the defaults)"),
+    PAPER: (
+        xl.EGTLoss(target="attention", reach="network"),
+        "EGT as published: the final attention for all weights",
+    ),
+    CONTROL: (PermutedLoss(), "control: targets of other samples"),
+}
+
+
+def count_seeds(task: str, condition: str) -> int:
+    """Return how many networks of a condition are trained: fewer of those that are only there for comparison."""
+    return SEEDS[task] if condition not in (PAPER, CONTROL) else 3 if task == "scenes" else 1
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    return {
+        f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
+        for seed in range(max(SEEDS.values()))
+        for task in SEEDS
+        for condition in CONDITIONS
+        if seed < count_seeds(task, condition)
+    }
+
+
+def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
+    """Train a network, or go on training it, and measure it."""
+    task = open_task(name, seed, 96 if quick else 0)
+    net, result = train(task, condition, seed, find_folder(name, condition, seed, quick))
+    started = time.perf_counter()
+    measured = measure(net, task)
+    facts = {"title": CONDITIONS[condition][1], "epochs": len(result.history), "train_seconds": round(result.seconds)}
+    return {**facts, "measure_seconds": round(time.perf_counter() - started), **measured}
+
+
+def find_folder(task: str, condition: str, seed: int, quick: bool = False) -> Path:
+    """Return where a network is kept; other studies use these networks, too."""
+    return Path("runs") / ("truth-quick" if quick else "truth") / task / f"{condition}-{seed}"
+
+
+def open_task(name: str, seed: int, most: int = 0) -> Task:
+    """Return a task; with ``most``, its first samples for one epoch, to see that everything runs."""
+    task = TASKS[name](seed)
+    if not most:
+        return task
+    tests = {key: data.first(most) for key, data in task.tests.items()}  # type: ignore[attr-defined]
+    train, validation = (data.first(most) for data in (task.train, task.validation))  # type: ignore[attr-defined]
+    settings = {**task.settings, "epochs": 1}
+    return Task(train, validation, tests, task.build, task.at, settings, task.head, task.grid)
+
+
+def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitNet, xl.FitResult]:
+    """Return a trained network, which goes on from its last epoch; other processes that want the same network wait."""
+    loss = CONDITIONS[condition][0]
+    net = build_network(task, seed, exits=loss is not None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "fit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        settings: dict[str, Any] = {
+            "seed": seed,
+            "out_dir": folder / "fit",
+            "resume": True,
+            "progress": False,
+            **task.settings,
+        }
+        result = xl.fit(net, task.train, watch(task), loss=loss or xl.EGTLoss(weight=0.0), **settings)
+    return net, result
+
+
+def watch(task: Task) -> SampleSet:
+    """Return the validation samples that show how a training goes."""
+    return task.validation.subset(torch.arange(min(WATCHED, len(task.validation))))
+
+
+def measure(net: xl.ExitNet, task: Task) -> Tree:
+    """Measure accuracy on every test set, and agreement and truth on the first."""
+    measured: Tree = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
+    for name, data in task.tests.items():
+        report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
+        measured["tests"][name] = {"samples": len(data), "accuracy": [row.accuracy for row in report.exits]}
+        if "skill" not in measured and net.num_exits > 1:
+            rows = [row.consistency["cc"] for row in report.exits[:-1]]
+            keys = {"cc": "value", "null": "null", "skill": "skill"}
+            measured |= {key: [row[field] for row in rows] for key, field in keys.items()}
+    if net.num_exits > 1:
+        test = next(iter(task.tests.values()))
+        attention = faithfulness(net, test, samples=SAMPLES, oracle_samples=ORACLE, grid=task.grid).to_dict()
+        few = {"samples": RELEVANCE, "oracle_samples": RELEVANCE}
+        relevance = faithfulness(net, test, of="relevance", grid=task.grid, **few).to_dict()
+        measured["attention"] = {name: attention[name] for name in (*SHARES, *MAPS)}
+        measured["relevance"] = {name: relevance[name] for name in SHARES}
+    return measured
+
+
+LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond DEEP
+LEAST_SKILL = {"scenes": 0.92, "pictures": 0.85, "reviews": 0.9}
+DEEP = 0.3  # of the cost
+FINAL_SHARE, ENERGY, DIFFERENCE = 0.9, 0.75, -0.3
+EARLY = ((0.25, 0.75), (0.5, 0.92))  # cost up to which an exit stands, and its share of the final accuracy
+
+
+def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
+    """Return the runs of a condition that are there, by seed."""
+    return [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{condition}-{seed}") in runs]
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    """Promises of the means over seeds, differences paired by seed, of tasks all of whose seeds are there."""
+    for task in SEEDS:
+        ours, without, plain, control = (find_runs(runs, task, name) for name in (EGT, WITHOUT, PLAIN, CONTROL))
+        if min(map(len, (ours, without, plain))) < SEEDS[task]:
+            continue
+        yield from promise_task(task, ours, without, plain)
+        if len(control) == count_seeds(task, CONTROL):
+            yield from promise_control(task, ours, control)
+
+
+def promise_task(task: str, ours: list[Tree], without: list[Tree], plain: list[Tree]) -> Iterator[Promise]:
+    cost, first = ours[0]["cost"], next(iter(ours[0]["tests"]))
+    last = len(cost) - 1
+    deep = [k for k in range(last) if cost[k] > DEEP]
+    for k in (*deep, last) if task in LEAST_SHARE else ():
+        name, bar = ("final exit", FINAL_SHARE) if k == last else (f"exit {k}", LEAST_SHARE[task])
+        shares = [share for share in list_shares(ours, k) if share is not None]
+        yield promise_mean(f"truth|{task}|share|{k}", f"{task}: faithfulness share, {name}", shares, ">=", bar)
+    for k in range(last + 1):
+        gain = subtract_shares(ours, without, k)
+        if gain:
+            seeds = f" ({len(gain)} of {len(ours)} seeds)" if len(gain) < len(ours) else ""
+            what = f"{task}: faithfulness share, exit {k}, over the same without EGT{seeds}"
+            yield promise_mean(f"truth|{task}|gain|{k}", what, gain, ">=", 0)
+    if task in LEAST_SKILL:
+        skill = [mean(run["skill"][k] for k in deep) for run in ours]
+        what = f"{task}: skill, mean over early exits beyond 30 % of the cost"
+        yield promise_mean(f"truth|{task}|skill", what, skill, ">=", LEAST_SKILL[task])
+    points = [100 * (a - b) for a, b in zip(list_accuracy(ours, first, -1), list_accuracy(plain, first, -1), strict=True)]
+    yield promise_end(f"truth|{task}|final", f"{task}: final exit minus plain, points", points, DIFFERENCE)
+    if task == "scenes":
+        yield from promise_scenes(ours, without)
+    for most, bar in EARLY if task == "pictures" else ():
+        k = max(k for k in range(last + 1) if cost[k] <= most + 0.02)
+        pairs = zip(list_accuracy(ours, first, k), list_accuracy(ours, first, -1), strict=True)
+        what = f"pictures: accuracy of the exit at {100 * most:.0f} % of the cost over the final exit's"
+        yield promise_mean(f"truth|pictures|early|{most}", what, [a / b for a, b in pairs], ">=", bar)
+
+
+def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Promise]:
+    """Maps pulled towards those of other samples have to lose, or agreement would mean nothing."""
+    pairs = list(zip(ours, control, strict=False))  # the control has fewer seeds
+    skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
+    gains = [[gain for k in range(len(a["skill"])) for gain in subtract_shares([a], [b], k)] for a, b in pairs]
+    for name, values in (("skill", skill), ("faithfulness share", [mean(values) for values in gains if values])):
+        key, what = (
+            f"truth|{task}|control|{name}",
+            f"{task}: {name} of the early exits, over the control's with targets of other samples",
+        )
+        if len(values) > 1:
+            yield promise_end(key, what, values, 0)
+        elif values:
+            yield Promise(key, what, values[0], ">=", 0, note="(one seed)")
+
+
+def promise_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:
+    for k in range(len(ours[0]["cost"])):
+        energy = [run["attention"]["energy_in_mask"][k] for run in ours]
+        yield promise_mean(f"truth|scenes|energy|{k}", f"scenes: energy in the object, exit {k}", energy, ">=", ENERGY)
+    for test in ours[0]["tests"]:
+        gain = [100 * (a - b) for a, b in zip(list_accuracy(ours, test, 0), list_accuracy(without, test, 0), strict=True)]
+        yield promise_mean(
+            f"truth|scenes|exit0|{test}", f"scenes, {test}: exit 0 against without EGT, points", gain, ">=", 0
+        )
+
+
+def list_shares(runs: Sequence[Tree], k: int) -> list[float | None]:
+    return [run["attention"]["deletion_share"][k] for run in runs]
+
+
+def subtract_shares(runs: Sequence[Tree], others: Sequence[Tree], k: int) -> list[float]:
+    """Subtract run by run, without runs in which the oracle gained nothing over chance, so that there is no share."""
+    pairs = zip(list_shares(runs, k), list_shares(others, k), strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def list_accuracy(runs: Sequence[Tree], test: str, k: int) -> list[float]:
+    return [run["tests"][test]["accuracy"][k] for run in runs]
+
+
+def write_tables(runs: Runs) -> list[str]:
+    """A table for each task, then the promises."""
+    lines = [line for task in SEEDS for line in write_task(runs, task)]
+    return [*lines, *promise_table(list_promises(runs))]
+
+
+def write_task(runs: Runs, task: str) -> list[str]:
+    """A row for each condition; figures of the exits one after the other."""
+    rows, tests = [], []
+    for condition, (_, title) in CONDITIONS.items():
+        if found := find_runs(runs, task, condition):
+            tests = list(found[0]["tests"])
+            rows.append([title, str(len(found)), *write_cells(found, tests)])
+    if not rows:
+        return []
+    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
+    head += ["skill", "share of the oracle", "relevance's share", "energy in the object"]
+    return [f"**{TITLES[task]}**", "", *table(head, rows), ""]
+
+
+def write_cells(runs: Sequence[Tree], tests: Sequence[str]) -> list[str]:
+    cells = [join_means([run["tests"][test]["accuracy"] for run in runs], 1, 100) for test in tests]
+    if "attention" not in runs[0]:
+        return [*cells, "", "", "", ""]
+    energy = [run["attention"]["energy_in_mask"] for run in runs]
+    cells.append(join_means([run["skill"] for run in runs], 2))
+    cells += [join_means([run[maps]["deletion_share"] for run in runs], 2) for maps in ("attention", "relevance")]
+    return [*cells, "" if None in energy else join_means(energy, 2)]
+
+
+STUDY = Study("truth", list_cells, list_promises, {"truth": write_tables}, processes=2)

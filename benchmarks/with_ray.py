@@ -1,0 +1,59 @@
+"""Applications of Ray Serve: run in the server's process, which starts a Ray of its own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import serve
+from starlette.requests import Request
+
+from benchmarks.servers import Labels
+
+STORE = 200_000_000  # bytes of memory that processes share
+
+
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
+class Replica:
+    """Labels of the plain backbone, in batches."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.labels = Labels(settings)
+        self.answer.set_max_batch_size(settings["max_batch"])
+        self.answer.set_batch_wait_timeout_s(settings["delay"])
+
+    @serve.batch
+    async def answer(self, bodies: list[bytes]) -> list[int]:
+        return self.labels([self.labels.read(body) for body in bodies])
+
+    async def __call__(self, request: Request) -> dict[str, int]:
+        return {"label": await self.answer(await request.body())}
+
+
+def serve_backbone(settings: Mapping[str, Any]) -> None:
+    """Serve the plain backbone."""
+    run(Replica.options(max_ongoing_requests=8 * settings["max_batch"]).bind(settings), settings)
+
+
+def serve_ours(settings: Mapping[str, Any]) -> None:
+    """Serve our own application."""
+    from exitlens.serving.ray import app
+
+    run(app(settings["arguments"]), settings)
+
+
+def run(application: Any, settings: Mapping[str, Any], processors: int = 64) -> None:
+    """Serve until the process is stopped.
+
+    Args:
+        processors: that Ray counts with: it starts a process for each replica, on those that this process may use.
+    """
+    ray.init(address="local", num_cpus=processors, include_dashboard=False, logging_level="error", object_store_memory=STORE)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": settings["port"]})
+        serve.run(application)
+        signal.pause()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,211 @@
+"""The harness: cells are kept as they end and not measured again, promises are checked, and pages follow from results."""
+
+import math
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from benchmarks import harness, pages, promises
+from benchmarks.harness import STUDIES, Study, check, load_study, main, run_cells
+from benchmarks.pages import ROOT, fill, join_means, show_interval, table
+from benchmarks.promises import Promise, add_reasons, interval, promise_end, promise_mean, promise_table, read_known_misses
+from benchmarks.results import COLUMNS, flatten, grow, read_results, read_value, split_name, write_result, write_value
+
+TREE = {
+    "title": "joint, evidence heads",
+    "loss": None,
+    "tests": {"agreeing": {"accuracy": [0.1 + 0.2, 1e-17, 1.0], "samples": 6000}},
+    "rows": {"exits, 50/30/0/20": {"ms": [2.0, 1.5, 2.5], "compiled": True}},
+    "empty": {},
+    "nothing": [],
+    "version": "3.11",
+    "thresholds": [0.5, None],
+}
+PROMISE = Promise("a", "what", 1.0, ">=", 0.5, half=0.4)
+
+
+def test_a_tree_comes_back_as_it_was():
+    assert grow(flatten(TREE)) == TREE
+
+
+@pytest.mark.parametrize("value", ["", "3.11", "null", "true", '"quoted"', "plain", "a,b\nc", 1, 1.0, None, False, math.inf])
+def test_values_keep_their_type(value):
+    text = read_value(write_value(value))
+    assert (text, type(text)) == (value, type(value))
+
+
+def test_lists_of_dictionaries_need_names():
+    with pytest.raises(ValueError, match="Fix: use a dictionary"):
+        list(flatten({"rows": [{"x": 1}]}))
+
+
+@pytest.mark.parametrize(
+    ("cell", "parts"),
+    [("scenes/egt-0", ("scenes/egt", "0")), ("resnet50-2", ("resnet50", "2")), ("torch-2.11", ("torch-2.11", ""))],
+)
+def test_the_number_at_the_end_of_a_name_is_its_seed(cell, parts):
+    assert split_name(cell) == parts
+
+
+def test_cells_stand_in_the_given_order_and_a_new_result_replaces_the_old_one(tmp_path):
+    path = tmp_path / "x.csv"
+    assert read_results(path) == {}
+    for cell, tree in (("b-0", {"x": 1}), ("a-0", TREE), ("b-0", {"x": 2})):
+        write_result(path, cell, tree, ["a-0", "b-0"])
+    assert list(read_results(path).items()) == [("a-0", TREE), ("b-0", {"x": 2})]
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert path.read_text().splitlines()[-1] == "b,0,,x,,2"
+
+
+def measure(value, log=None):
+    """A job: writes down that it ran."""
+    if log:
+        log.with_name(f"{log.name}-{time.time_ns()}").touch()
+    return {"half": 12 / value}
+
+
+def make_study(folder, **changes):
+    cells = {name: partial(measure, value, folder / f"ran-{name}") for name, value in (("a-0", 4), ("b-0", 0), ("b-1", 6))}
+    study = {"name": "x", "cells": lambda quick: cells, "promises": lambda runs: [Promise("x|a", "a", len(runs), ">=", 2)]}
+    return Study(**{**study, **changes})
+
+
+def test_a_run_goes_on_after_a_failure_and_repeats_nothing(tmp_path, capsys):
+    study = make_study(tmp_path)
+    assert run_cells(study, folder=tmp_path) == ["b-0"]
+    assert "b-0 failed: ZeroDivisionError" in capsys.readouterr().out
+    assert read_results(tmp_path / "x.csv") == {"a-0": {"half": 3}, "b-1": {"half": 2}}
+    mended = make_study(tmp_path, cells=lambda quick: {**study.cells(quick), "b-0": partial(measure, 3)})
+    assert run_cells(mended, ["b-*"], folder=tmp_path) == []
+    assert "1 of 2 cells are there already" in capsys.readouterr().out
+    assert list(read_results(tmp_path / "x.csv")) == ["a-0", "b-0", "b-1"]
+    assert len(list(tmp_path.glob("ran-b-1-*"))) == 1
+    assert run_cells(mended, ["a-0"], folder=tmp_path, again=True) == []
+    assert len(list(tmp_path.glob("ran-a-0-*"))) == 2
+
+
+def test_quick_runs_are_shown_and_not_kept(tmp_path, capsys):
+    assert run_cells(make_study(tmp_path), ["a-*"], quick=True, folder=tmp_path) == []
+    assert '{"half": 3.0}' in capsys.readouterr().out
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_the_first_table_says_which_cells_are_missing(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- t: by x -->\n<!-- end of t -->\n")
+    monkeypatch.setattr(pages, "list_pages", lambda: [page])
+    monkeypatch.setattr(Study, "read", lambda self: {"a-0": {"half": 3}})
+    assert make_study(tmp_path, tables={"t": lambda runs: [str(len(runs))]}).write_pages() == [page]
+    assert "**Not complete**: 1 of 3 runs are there; `python -m benchmarks x run` goes on.\n\n1\n" in page.read_text()
+
+
+def test_a_miss_without_a_reason_fails(tmp_path, capsys, monkeypatch):
+    study = make_study(tmp_path)
+    assert not check([study], tmp_path)  # no results at all
+    write_result(tmp_path / "x.csv", "a-0", {"half": 3})
+    assert not check([study], tmp_path)
+    assert "MISSED  a" in capsys.readouterr().out
+    monkeypatch.setattr(promises, "read_known_misses", lambda: {"x|*": "for this"})
+    assert check([study], tmp_path)
+    assert "known miss x|*: for this" in capsys.readouterr().out
+    write_result(tmp_path / "x.csv", "b-0", {"half": 3})
+    monkeypatch.setattr(harness, "STUDIES", ("x",))
+    assert check([study], tmp_path)
+    assert "not missed any more, take it off known_misses.json: x|*" in capsys.readouterr().out
+
+
+def test_the_committed_figures_keep_the_promises_or_say_why_not(capsys):
+    assert main(["all", "check"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("ok     ") > 600
+    assert "not missed any more" not in said
+    assert all(len(reason) > 40 for reason in read_known_misses().values())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_pages_are_made_from_committed_results(name, tmp_path, monkeypatch):
+    study, copies = load_study(name), {}
+    names = [f"<!-- {marker}: " for marker in study.tables]
+    for path in pages.list_pages():
+        if any(marker in path.read_text() for marker in names):
+            copies[tmp_path / str(len(copies))] = path
+    for copy, path in copies.items():
+        copy.write_text(path.read_text())
+    monkeypatch.setattr(pages, "list_pages", lambda: list(copies))
+    assert {*replace(study, finish=lambda runs: None).write_pages()} == {*copies}
+    assert bool(copies) == bool(study.tables)
+    for copy, path in copies.items():
+        assert copy.read_text() == path.read_text(), f"python -m benchmarks {name} page"
+    assert study.cells(True)
+
+
+def test_promises_are_kept_or_missed_and_may_be_undecided():
+    assert PROMISE.is_kept
+    assert not PROMISE.is_undecided
+    missed = Promise("a", "what", 0.4, ">=", 0.5, half=0.2)
+    assert (missed.is_kept, missed.is_undecided) == (False, True)
+    assert not Promise("a", "what", 0.4, ">=", 0.5).is_undecided
+    assert Promise("a", "what", 0.5, "<=", 0.5).is_kept
+    assert str(PROMISE).split() == ["ok", "what", "1", ">=", "0.5"]
+    assert str(missed).split()[:5] == ["MISSED", "what", "0.4", ">=", "0.5"]
+    assert "(undecided: ± 0.2)" in str(missed)
+
+
+def test_reasons_are_those_of_the_first_pattern_that_matches(monkeypatch):
+    monkeypatch.setattr(promises, "read_known_misses", lambda: {"a*": "first", "*": "second"})
+    known = add_reasons([PROMISE, Promise("b", "what", 0.0, ">=", 1)])
+    assert [promise.reason for promise in known] == ["first", "second"]
+    assert str(known[1]).startswith("known ")
+    lines = promise_table([PROMISE, Promise("b", "what", 0.0, ">=", 1, note="(n)")])
+    assert lines[2:] == ["| what | 1 ± 0.4 | >= 0.5 | yes |", "| what | 0 (n) | >= 1 | no |", "", "- second"]
+    assert promise_table([]) == []
+
+
+def test_intervals_are_those_of_student():
+    """For 1, 2, 3 the standard error is 1 / sqrt(3), and t at 2 degrees of freedom is 4.303."""
+    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.3027 / 3**0.5, rel=1e-4))
+    assert interval([1.0]) == (1.0, math.inf)
+    assert promise_mean("k", "w", [1.0, 2.0, 3.0], ">=", 0).half == pytest.approx(2.484, abs=1e-3)
+    assert promise_mean("k", "w", [1.0], ">=", 0).half is None
+    lower, upper = (promise_end("k", "w", [1.0, 2.0, 3.0], 0, end) for end in ("lower", "upper"))
+    assert (lower.measured, upper.measured) == (pytest.approx(-0.484, abs=1e-3), pytest.approx(4.484, abs=1e-3))
+    assert (lower.what, lower.note) == ("w, lower end", "(2 ± 2.5)")
+
+
+def test_marked_parts_of_pages_are_replaced(tmp_path):
+    page, other = tmp_path / "README.md", tmp_path / "other.md"
+    page.write_text("# x\n<!-- a: by x -->\nold\n<!-- end of a -->\n<!-- ab: by x -->\n<!-- end of ab -->\nmore\n")
+    other.write_text("nothing marked\n")
+    for _ in range(2):
+        assert fill("a", ["new", r"\1 words"], [page, other]) == [page]
+        assert page.read_text() == (
+            "# x\n<!-- a: by x -->\n\nnew\n\\1 words\n\n<!-- end of a -->\n<!-- ab: by x -->\n<!-- end of ab -->\nmore\n"
+        )
+    assert other.read_text() == "nothing marked\n"
+
+
+@pytest.mark.parametrize("text", ["<!-- a: by x -->\nold\n", "old\n<!-- end of a -->\n"])
+def test_one_marker_without_the_other_is_an_error(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(SystemExit, match="got only one of them"):
+        fill("a", ["new"], [page])
+
+
+def test_cells_of_tables():
+    assert table(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+    assert join_means([[None, 0.9, 1.0], [None, 0.7, None]], 1, 100) == "none / 80.0 / 100.0"
+    assert show_interval([1.234, 1.2, 1.3]) == "1.23 (1.20 to 1.30)"
+
+
+def test_charts_are_the_same_file_again_with_short_numbers(tmp_path):
+    from matplotlib.figure import Figure
+
+    for name in ("a", "b"):
+        figure = Figure()
+        figure.subplots().plot([1 / 3, 2 / 3], [1, 2], label="line")
+        pages.save_svg(figure, tmp_path / name)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    assert all(chart.stat().st_size < 60_000 for chart in (ROOT / "docs").rglob("*.svg"))

@@ -1,0 +1,211 @@
+"""Studies of a few promises: which figures are judged, and the smallest of what they measure."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from benchmarks import demo, explorer, loading, processes, recipes, series, site, tasks, traces, training
+from exitlens.functional.compact import compress
+from exitlens.functional.scores import score
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.types.settings import TrainingSettings
+
+
+def judge(study, runs):
+    return {promise.key: promise for promise in study.list_promises(runs)}
+
+
+def test_traces_are_judged_by_the_largest_gap_and_the_memory_above_few_samples():
+    gaps = {"compact": {"margin": 1e-3, "entropy": 0.0}, "full in float32": {"margin": 1.0}}
+    steps = {step: {"peak_mb": 1900} for step in ("calibrate", "certify", "evaluate")}
+    collecting = {"2000": {"peak_mb": 400}, "20000": {"peak_mb": 650}}
+    runs = {"agreement": {"largest_gap": gaps, "exits_that_differ": 0.0}, "million": steps, "collecting": collecting}
+    judged = judge(traces, runs)
+    assert [judged[f"traces|{key}"].measured for key in ("agreement", "routes", "collect")] == [1e-3, 0.0, 250]
+    assert [key for key, promise in judged.items() if not promise.is_kept] == ["traces|agreement"]
+
+
+@pytest.mark.slow
+def test_scaled_compact_logits_are_those_of_scaled_logits():
+    trace = traces.make_million(500, 700)
+    logits, labels = traces.draw_logits(500, 0)
+    rng = torch.Generator().manual_seed(0)
+    rows, scale = torch.randperm(700, generator=rng) % 500, 0.6 + torch.rand(700, generator=rng)
+    few = slice(0, 40)
+    expected = compress(logits[rows[few]] * scale[few, None, None], labels[rows[few]])
+    assert torch.equal(trace.labels, labels[rows])
+    for kind in ("max_probability", "entropy"):
+        for k in range(4):
+            torch.testing.assert_close(score(trace.logits[few, k], kind, 0.7), score(expected[:, k], kind, 0.7))
+    assert len(set(trace.hash_samples())) == 700
+
+
+def test_processes():
+    runs = {
+        "seconds-small": {"ratio": [1.2, 0.9, 1.3]},
+        "weights": {"double": 1e-6, "from_run_to_run": 0.0},
+        "kill-1": {"same": 1.0},
+        "hang-0": {"seconds": 60.0, "timeout": 5, "said": 1.0},
+    }
+    assert [promise.is_kept for promise in judge(processes, runs).values()] == [False, True, True, True, False, True]
+    backbone = SmallResNet(10)
+    processes.replace_batch_norm(backbone)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    image = processes.make_set(20, 40).images[7].float().mean((0, 1))
+    assert image[28:32].min() > image[:28].max()  # the data show their class
+
+
+def test_site():
+    runs = {"index": {"schemes": {"light": {"accessibility": 97, "best-practices": 90}}}}
+    assert [promise.is_kept for promise in judge(site, runs).values()] == [True, False]
+
+
+def test_explorer():
+    explained = {"small": {"explain_beyond_network": [160.0, 150, 170]}}
+    judged = judge(explorer, {"explorer": {"first_answer_s": [2.0, 1, 3], "explained": explained}})
+    assert [promise.is_kept for promise in judged.values()] == [True, False]
+
+
+def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(loading.STUDY), "folder", tmp_path)
+    folder = loading.find_folder(loading.draw_small, 20)
+    assert len(list(folder.rglob("*.jpg"))) == 20
+    assert loading.find_folder(loading.draw_small, 20) == folder
+    assert loading.draw_photograph(__import__("numpy").random.default_rng(0)).size == (500, 375)
+    memory = {"files": 200_000, "few": 2_000, "growth_mb": 12.0}
+    runs = {"memory-fit": memory, "throughput": {"over_torchvision": {"exitlens": [0.9, 0.8, 1.0]}}}
+    assert {key: promise.is_kept for key, promise in judge(loading, runs).items()} == {
+        "loading|memory-fit": True,
+        "loading|throughput": False,
+    }
+
+
+def test_training_is_judged_and_shown_by_kind():
+    seconds = {"every epoch": [2.0, 1.9, 2.1], "kept": [0.1, 0.1, 0.1], "probe": [0.01, 0.01, 0.01]}
+    frozen = {"samples": 8, "pixels": 32, "seconds": seconds, "seconds_once": 1.5, "speedup": [20.0, 19.0, 21.0]}
+    frozen |= {"kb_a_sample": 163.8, "furthest_weight": 1e-5}
+    step = {"batch_size": 64, "every": 2, "ratio": [1.5, 1.4, 1.6]}
+    step |= {"seconds": {"egt": [0.3, 0.3, 0.3], "without": [0.2, 0.2, 0.2]}}
+    runs = {"efficientnet_lite0-evidence": frozen, "step-vit": step}
+    judged = judge(training, runs)
+    assert {key for key, promise in judged.items() if not promise.is_kept} == {"step-vit"}
+    assert "efficientnet_lite0, evidence heads | 8 of 32 px | 2.00 | 1.50 |" in training.write_frozen(runs)[-1]
+    assert "20.0 (19.0 to 21.0)" in training.write_frozen(runs)[-1]
+    assert training.write_steps(runs)[-1] == "| vit | 64 | 2 | 0.200 | 0.300 | 1.50 (1.40 to 1.60) |"
+
+
+@pytest.mark.slow
+def test_a_frozen_backbone_that_runs_once_gives_the_same_weights():
+    measured = training.measure_frozen(training.Case("small", 32, samples=64, validation=16), rounds=1)
+    assert measured["furthest_weight"] < 1e-3
+    assert measured["kb_a_sample"] > 0
+    assert len(measured["speedup"]) == 3
+
+
+@pytest.mark.slow
+def test_steps_with_and_without_egt_are_timed(tiny_set, monkeypatch):
+    settings = {"batch_size": 8, "amp": False}
+    task = tasks.Task(tiny_set, tiny_set, {}, partial(SmallResNet, 4, 3, 8, (8, 8, 8, 8)), ("layer1", "layer3"), settings)
+    monkeypatch.setitem(tasks.TASKS, "vit", lambda seed: task)
+    measured = training.measure_steps("vit", rounds=2)
+    assert (measured["batch_size"], measured["every"]) == (8, 1)
+    assert 0 < measured["ratio"][1] <= measured["ratio"][0] <= measured["ratio"][2]
+
+
+def test_every_trial_of_recipes_has_arguments_that_fit_takes():
+    cells = [re.fullmatch(r"(\w+)/(.+)-\d", cell).groups() for cell in recipes.list_cells()]
+    assert {trial for _, trial in cells} == set(recipes.TRIALS)
+    for settings in recipes.TRIALS.values():
+        assert TrainingSettings(**settings).learning_rate == settings["learning_rate"]
+
+
+def test_the_demo_without_and_with_egt():
+    runs = demo.STUDY.read()
+    near, near0 = (100 * runs["demo"][name]["agreeing"]["accuracy"][0] for name in ("egt", "baseline"))
+    lines = demo.write_demo(runs)
+    assert any(line.startswith(f"| accuracy, background agrees (%) | {near0:.1f} → **{near:.1f}** |") for line in lines)
+    slow = {"demo": runs["demo"] | {"step_time_ratio": 1.5}}
+    assert not judge(demo, slow)["demo|step"].is_kept
+
+
+# Series
+
+
+def make_series_run(final, *, exits, energy=0.8):
+    run = {"train": 6, "validation": 3, "steps": 24, "channels": 2, "classes": 3, "cost": [1.0]}
+    run["tests"] = {"test": {"samples": 3, "accuracy": [final]}}
+    if exits:
+        run["cost"], run["tests"]["test"]["accuracy"] = [0.3, 1.04], [0.5, final]
+        run["tests"]["test"]["skill"] = [0.9]
+        run["routed"] = {"cost": 0.5, "accuracy_drop": 0.004}
+        run["maps"] = {"energy_in_mask": [energy, energy - 0.1], "deletion_share": [0.9, None]}
+    return run
+
+
+SERIES = {
+    **{f"motifs/egt-{seed}": make_series_run(0.9 + 0.01 * seed, exits=True) for seed in range(2)},
+    **{f"motifs/without-{seed}": make_series_run(0.9, exits=True, energy=0.6) for seed in range(2)},
+    **{f"motifs/plain-{seed}": make_series_run(0.92, exits=False) for seed in range(3)},
+    **{f"gunpoint/{condition}-0": make_series_run(0.9, exits=condition == "egt") for condition in ("egt", "plain")},
+}
+
+
+def test_tables_of_series():
+    answers, maps = series.write_answers(SERIES), series.write_maps(SERIES)
+    assert "| motifs | 12 | 2 x 24 | 3 | 2 | 92.0 | 50.0 / 90.5 | 0.30 / 1.04 | 0.50 | 0.40 |" in answers
+    assert sum(line.startswith("| GunPoint") for line in answers) == 1
+    assert maps[-2].startswith("| EGT | 2 |")
+    assert "0.80 / 0.70" in maps[-2]
+    assert series.write_maps({}) == []
+
+
+def test_series_are_judged_when_all_seeds_are_there(monkeypatch):
+    assert judge(series, SERIES) == {}
+    monkeypatch.setattr(series, "SEEDS", 2)
+    judged = judge(series, SERIES)
+    assert {key.split("|")[1] for key in judged} == {"motifs", "energy", "gain"}
+    assert judged["series|motifs|final"].is_kept  # -1.5 points with an interval of 6.4
+    assert judged["series|motifs|cost"].measured == 0.5
+    assert judged["series|gain|0"].measured > judged["series|gain|1"].measured > 0
+
+
+def make_archive(name):
+    labels = torch.arange(40) % 3
+    values = labels[:, None, None] + torch.randn(40, 2, 24, generator=torch.Generator().manual_seed(0))
+    return xl.ArraySet(5 + values, labels, ("a", "b", "c"), xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0)))
+
+
+def test_half_of_each_class_trains_and_seeds_draw_anew(monkeypatch):
+    monkeypatch.setattr(series, "read_archive", make_archive)
+    task, other = series.load_task("gunpoint", 0), series.load_task("gunpoint", 1)
+    parts = [task.train, task.validation, *task.tests.values()]
+    assert [torch.bincount(part.labels).tolist() for part in parts] == [[7, 6, 6], [3, 3, 3], [4, 4, 4]]
+    assert len(torch.cat([part.values for part in parts]).flatten(1).unique(dim=0)) == 40
+    torch.testing.assert_close(task.train.inputs.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
+    assert not torch.equal(task.train.values, other.train.values)
+    assert task.epochs * 2 >= series.UPDATES
+
+
+def test_without_aeon_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(series, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install aeon"):
+        series.load_task("gunpoint", 0)
+
+
+@pytest.mark.slow
+def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
+    whole = series.load_task(series.MOTIFS, 0)
+    tests = {name: data.first(40) for name, data in whole.tests.items()}
+    task = replace(whole, train=whole.train.first(64), validation=whole.validation.first(40), tests=tests, epochs=1)
+    monkeypatch.setattr(series, "load_task", lambda *words: task)
+    monkeypatch.chdir(tmp_path)
+    ours, plain = (series.measure_cell(series.MOTIFS, condition, 0) for condition in (series.EGT, series.PLAIN))
+    assert len(ours["cost"]) == len(ours["tests"]["independent"]["accuracy"]) == len(ours["maps"]["energy_in_mask"]) == 4
+    assert ours["head_share"] <= 0.05
+    assert len(plain["cost"]) == 1
+    assert 0 < ours["routed"]["cost"] <= ours["cost"][-1]

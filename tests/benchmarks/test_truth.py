@@ -1,0 +1,143 @@
+"""What is judged on seven tasks, on made-up runs, and one run on a tiny task."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+import exitlens as xl
+from benchmarks import tasks, truth
+from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network, build_vit
+from benchmarks.truth import CONDITIONS, PermutedLoss, list_cells, list_promises, write_task
+from exitlens.model.backbones.small import SmallResNet
+
+
+def make_run(share, skill, accuracy, energy=(0.8, 0.8, 0.8)):
+    return {
+        "cost": [0.2, 0.6, 1.0],
+        "skill": skill,
+        "tests": {name: {"samples": 9, "accuracy": accuracy} for name in ("agreeing", "unseen")},
+        "attention": {"deletion_share": list(share), "energy_in_mask": list(energy)},
+        "relevance": {"deletion_share": [1, 1, 1]},
+    }
+
+
+def make_runs(task, seeds):
+    plain = {"cost": [1.0], "tests": {name: {"samples": 9, "accuracy": [0.91]} for name in ("agreeing", "unseen")}}
+    runs = {f"{task}/plain-{seed}": plain for seed in range(seeds)}
+    runs |= {f"{task}/egt-{seed}": make_run((0.5, 0.95, 1.0), [0.5, 0.97], [0.8, 0.9, 0.9]) for seed in range(seeds)}
+    return runs | {f"{task}/without-{s}": make_run((0.6, 0.9, 0.8), [0, 0], [0.82, 0.9, 0.9]) for s in range(seeds)}
+
+
+def judge(runs):
+    return {promise.key: promise for promise in list_promises(runs)}
+
+
+def test_promises_of_scenes():
+    judged = judge(make_runs("scenes", 5))
+    assert judged["truth|scenes|share|1"].measured == pytest.approx(0.95)
+    assert "truth|scenes|share|0" not in judged  # it stands before 30 % of the cost
+    assert judged["truth|scenes|share|2"].bar == 0.9
+    assert not judged["truth|scenes|gain|0"].is_kept
+    assert judged["truth|scenes|gain|1"].is_kept
+    assert judged["truth|scenes|skill"].measured == pytest.approx(0.97)
+    assert judged["truth|scenes|final"].measured == pytest.approx(-1)
+    assert judged["truth|scenes|energy|0"].is_kept
+    assert judged["truth|scenes|exit0|unseen"].measured == pytest.approx(-2)
+
+
+def test_pictures_are_judged_by_what_their_early_exits_know():
+    judged = judge(make_runs("pictures", 3))
+    assert judged["truth|pictures|early|0.25"].measured == pytest.approx(0.8 / 0.9)
+    assert "truth|pictures|energy|0" not in judged
+
+
+def test_the_control_has_to_lose():
+    runs = make_runs("scenes", 5)
+    assert not any("control" in key for key in judge(runs))
+    runs |= {f"scenes/permuted-{s}": make_run((0.5, 0.35, 1.0), [0.1, 0.01 * s], [0.8, 0.9, 0.9]) for s in range(3)}
+    judged = judge(runs)
+    assert judged["truth|scenes|control|faithfulness share"].measured == pytest.approx(0.3)
+    assert "(0.68 ± " in judged["truth|scenes|control|skill"].note
+    runs = make_runs("vit", 3) | {"vit/permuted-0": make_run((0.5, 0.35, 1.0), [0.1, 0.01], [0.8, 0.9, 0.9])}
+    single = judge(runs)["truth|vit|control|skill"]
+    assert (single.measured, single.note) == (pytest.approx(0.68), "(one seed)")
+
+
+def test_seeds_without_a_share_are_left_out_and_said():
+    runs = make_runs("digits", 3)
+    for seed in range(3):
+        runs[f"digits/egt-{seed}"] = make_run((None, None if seed else 0.7, 1.0), [0.5, 0.97], [0.8, 0.9, 0.9])
+    judged = judge(runs)
+    assert "truth|digits|gain|0" not in judged
+    assert judged["truth|digits|gain|1"].measured == pytest.approx(-0.2)
+    assert "(1 of 3 seeds)" in judged["truth|digits|gain|1"].what
+    del runs["digits/egt-2"]
+    assert not judge(runs)  # not complete
+
+
+def test_a_row_for_each_condition_with_means_over_seeds():
+    runs = {f"scenes/egt-{s}": make_run((0.5, 0.9 + s / 10, 1.0), [0.5, 0.97], [0.8, 0.9, 0.9]) for s in range(2)}
+    plain = {"scenes/plain-0": {"tests": runs["scenes/egt-0"]["tests"]}}
+    lines = write_task(runs | plain, "scenes")
+    assert any("EGT (the defaults) | 2 | 80.0 / 90.0 / 90.0" in line and "0.50 / 0.95 / 1.00" in line for line in lines)
+    assert write_task(runs, "vit") == []
+
+
+def test_cells_come_seed_by_seed():
+    assert set(SEEDS) == set(TASKS) == set(TITLES)
+    cells = list(list_cells())
+    assert cells[0] == "scenes/plain-0"
+    assert [cell for cell in cells if cell.startswith("scenes/permuted")] == [f"scenes/permuted-{s}" for s in range(3)]
+    assert sum(cell.startswith("scenes/egt") for cell in cells) == 5
+
+
+def make_task(tiny_set):
+    settings = {"epochs": 1, "batch_size": 16}
+    return Task(tiny_set, tiny_set, {"test": tiny_set}, partial(SmallResNet, 4), ("layer1", "layer3"), settings, grid=(4, 4))
+
+
+@pytest.mark.parametrize("condition", ["plain", "permuted"])
+def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "digits", lambda seed: make_task(tiny_set))
+    monkeypatch.setattr(truth, "find_folder", lambda *words: tmp_path)
+    monkeypatch.setattr(truth, "SAMPLES", 8)
+    monkeypatch.setattr(truth, "ORACLE", 4)
+    measured = truth.measure_cell("digits", condition, 0)
+    assert len(measured["tests"]["test"]["accuracy"]) == len(measured["cost"]) == (1 if condition == "plain" else 3)
+    if condition != "plain":
+        assert len(measured["skill"]) == 2
+        assert len(measured["attention"]["deletion_share"]) == len(measured["relevance"]["deletion"]) == 3
+    short = truth.open_task("digits", 0, most=8)
+    assert len(short.train) == len(short.tests["test"]) == 8
+
+
+def test_all_networks_of_a_seed_start_alike(tiny_set):
+    task = make_task(tiny_set)
+    first, second = (build_network(task, 0, exits=True) for _ in range(2))
+    assert first.fingerprint() == second.fingerprint()
+    assert build_network(replace(task, at=1), 1, exits=True).fingerprint() != first.fingerprint()
+
+
+def test_the_control_takes_targets_of_other_samples():
+    maps = [torch.rand(3, 4, 4) for _ in range(2)]
+    (target,) = PermutedLoss().make_targets(maps, None)
+    assert torch.equal(target, maps[-1].roll(1, 0))
+    assert isinstance(CONDITIONS["permuted"][0].for_network(True), PermutedLoss)
+
+
+def test_scenes_are_drawn_anew_by_seed_and_small_ones_have_their_sizes():
+    first, again, other = (tasks.small(seed, 1500) for seed in (0, 0, 1))
+    assert torch.equal(first.train.images, again.train.images)
+    assert not torch.equal(first.train.images[:100], other.train.images[:100])
+    assert first.train.classes == first.tests["agreeing"].classes
+    assert len(first.train.classes) == 9
+    assert len(first.tests["agreeing"]) == len(first.tests["disagreeing"]) == 750
+
+
+def test_the_vision_transformer_has_cells_of_five_pixels():
+    torch.manual_seed(0)  # random kernels may lean
+    net = xl.attach(build_vit(), ("blocks.0", "blocks.2", "blocks.4"), 10, torch.zeros(1, 3, 40, 40), head="context")
+    assert [tuple(out.attention.shape[1:]) for out in net(torch.zeros(1, 3, 40, 40))] == [(8, 8)] * 4
+    assert set(net.map_offsets) == {(0.0, 0.0)}
