@@ -117,14 +117,14 @@ def export(
     from exitlens.delivery.run_directory import load_calibrated, load_named
 
     if ort is not None and not web:
-        raise xl.InputError("ort: it is for the page: give --web, too")
+        raise xl.InputError("ort: it is for the page. Fix: pass --web, too.")
     if data and not int8:
-        raise xl.InputError("data: activations are measured for int8 only: give --int8, too")
+        raise xl.InputError("data: activations are measured for int8 only. Fix: pass --int8, too.")
     if int8 and web:
-        raise xl.InputError("int8: the page runs in float32: leave --int8 or --web out")
+        raise xl.InputError("int8: the page runs in float32. Fix: leave --int8 or --web out.")
     (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
-    if (int8 or web) and (left := [one for one in named if one != name]) and not json_:
-        tell(f"without the policies {', '.join(left)}: it has one alone (--policy)")
+    if (int8 or web) and (others := [other for other in named if other != name]) and not json_:
+        tell(f"without the policies {', '.join(others)}: it has one alone (--policy)")
     if int8:
         _export_int8(net, policy, bundle, out, data, overwrite, json_)
         return
@@ -200,7 +200,7 @@ def serve(
 
 
 def read_token(path: Path | None) -> str:
-    """The token in a file; empty: none is wanted."""
+    """Return the token in a file; empty if none is wanted."""
     if path is None:
         return ""
     try:
@@ -208,5 +208,5 @@ def read_token(path: Path | None) -> str:
     except (OSError, ValueError) as error:
         raise xl.InputError(f"token_file: {path} cannot be read ({error})") from error
     if not token:
-        raise xl.InputError(f"token_file: {path} is empty: write the token into it")
+        raise xl.InputError(f"token_file: {path} is empty. Fix: write the token into it.")
     return token

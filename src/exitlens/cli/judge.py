@@ -147,7 +147,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
-    """Why the first exit answers everything, where it does, and no budget of cost or time is the reason."""
+    """Return why the first exit answers everything, if it does and no budget of cost or time is the reason."""
     limits = policy.calibration.limits if policy.calibration else {}
     if report.exit_shares[0] < 1 or limits.keys() & {"max_cost", "max_ms"}:
         return ""
