@@ -8,11 +8,11 @@ from exitlens.model.timing import Times, describe_machine, interleave, interval
 
 def test_interval_is_the_median_with_a_bootstrap_interval():
     values = [1.0, 5.0, 2.0, 9.0, 4.0, 4.5, 3.0, 2.5, 7.0]
-    found = interval(values)
-    assert found.median == 4.0
+    median = interval(values)
+    assert median.median == 4.0
     expected = stats.bootstrap((values,), lambda x, axis: torch.tensor(x).quantile(0.5, axis).numpy(), method="percentile")
-    assert found.low == pytest.approx(expected.confidence_interval.low, abs=0.6)
-    assert found.high == pytest.approx(expected.confidence_interval.high, abs=0.6)
+    assert median.low == pytest.approx(expected.confidence_interval.low, abs=0.6)
+    assert median.high == pytest.approx(expected.confidence_interval.high, abs=0.6)
     assert interval([2.0]).to_list() == [2.0, 2.0, 2.0]
 
 

@@ -100,14 +100,14 @@ def test_answers_are_those_of_eager_and_nothing_is_compiled_again(compiled):
     net, eager, policy = compiled
     with torch._dynamo.config.patch(error_on_recompile=True):
         for size in (*range(1, 20), 64, 300):
-            one, other = xl.predict(net, IMAGES[:size], policy), xl.predict(eager, IMAGES[:size], policy)
-            assert one.exits.tolist() == other.exits.tolist()
-            assert one.labels.tolist() == other.labels.tolist()
-            torch.testing.assert_close(one.probabilities, other.probabilities, atol=1e-5, rtol=1e-4)
+            pred, expected = xl.predict(net, IMAGES[:size], policy), xl.predict(eager, IMAGES[:size], policy)
+            assert pred.exits.tolist() == expected.exits.tolist()
+            assert pred.labels.tolist() == expected.labels.tolist()
+            torch.testing.assert_close(pred.probabilities, expected.probabilities, atol=1e-5, rtol=1e-4)
         with torch.inference_mode():
             inner = IMAGES[:5].clone()
         for images in (IMAGES[:5].contiguous(memory_format=torch.channels_last), inner):
-            assert xl.predict(net, images, policy).exits.tolist() == other.exits[:5].tolist()
+            assert xl.predict(net, images, policy).exits.tolist() == expected.exits[:5].tolist()
         assert len(list(xl.predict_stream(net, IMAGES.split(7), policy))) == 43
 
 
@@ -128,8 +128,8 @@ def test_changed_weights_are_refused_not_answered_with_old_ones(counter):
 def test_a_callers_inference_mode_compiles_nothing_again(compiled):
     net, eager, policy = compiled
     with torch._dynamo.config.patch(error_on_recompile=True), torch.inference_mode():
-        one = xl.predict(net, IMAGES[:9].clone(), policy)
-    assert one.exits.tolist() == xl.predict(eager, IMAGES[:9], policy).exits.tolist()
+        pred = xl.predict(net, IMAGES[:9].clone(), policy)
+    assert pred.exits.tolist() == xl.predict(eager, IMAGES[:9], policy).exits.tolist()
 
 
 def test_a_compilation_that_is_broken_off_changes_nothing(monkeypatch):
