@@ -1,4 +1,4 @@
-"""How values show themselves: tables and maps as HTML that loads nothing else, on light and dark pages."""
+"""Tables and maps as HTML that loads nothing else, legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 COLOURS = "inferno"  # perceptually uniform, legible in grey and to colour-blind readers
-# Of exits: Okabe and Ito's (made darker or lighter where they are faint on white or black) and three more, then over again.
+# Colours of exits: Okabe and Ito's (darker or lighter where they are faint on white or black) and three more, in turn.
 EARLY = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6", "#A0522D", "#7A8B00", "#00868B")
 FINAL = "#767676"
 SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
@@ -23,7 +23,7 @@ QUOTES = {'"': "&quot;"}
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table with a caption; colours are the page's own, so that it is legible in dark mode."""
+    """Renders a table with a caption; colours are the page's own, so that it is legible in dark mode."""
     cells = "".join(f'<th scope="col" style="text-align:left">{escape(name)}</th>' for name in head)
     lines = ["".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -32,7 +32,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str)
 
 
 def data_uri(image: Image.Image, small: bool = True, photo: bool = False) -> str:
-    """A picture as ``data:`` URI: PNG, or for a ``photo`` the smaller of PNG and JPEG; ``small`` takes longer."""
+    """Encodes a picture as a ``data:`` URI: PNG, or for a ``photo`` the smaller of PNG and JPEG; ``small`` takes longer."""
     buffer, form = io.BytesIO(), "png"
     image.save(buffer, "PNG", **({"optimize": True} if small else {"compress_level": 1}))
     if photo:
@@ -43,17 +43,17 @@ def data_uri(image: Image.Image, small: bool = True, photo: bool = False) -> str
 
 
 def to_picture(shown: Tensor) -> Image.Image:  # (1 or 3,H,W) in [0, 1]
-    """Pixels as a picture."""
+    """Turns pixels into a picture."""
     return from_pixels((shown * 255).round().byte().cpu())
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
-    """Pixels as a colour picture."""
+    """Turns pixels into a colour picture."""
     return Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
 
 
 def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
-    """A map as vector squares over a greyed picture; each square says what it is worth when it is pointed at.
+    """Draws a map as vector squares over a greyed picture; pointing at a square shows what it is worth.
 
     Args:
         base: the picture. attention, evidence: ``(h,w)``. label: alternative text.
@@ -67,10 +67,10 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
         for c in range(columns):
             colour = to_hex(colormaps[COLOURS](heat[r][c]))
             share, adds = 100 * attention[r, c], evidence[r, c]
-            said = f"row {r}, column {c}: {share:.1f} % of the attention, evidence {adds:+.3f}"
+            title = f"row {r}, column {c}: {share:.1f} % of the attention, evidence {adds:+.3f}"
             place = f'x="{c * across:.2f}" y="{r * down:.2f}" width="{across:.2f}" height="{down:.2f}"'
             fill = f'fill="{colour}" fill-opacity="{0.2 + 0.6 * heat[r][c]:.2f}"'
-            cells.append(f"<rect {place} {fill}><title>{said}</title></rect>")
+            cells.append(f"<rect {place} {fill}><title>{title}</title></rect>")
     size = f' width="{width}"' if width else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {base.width} {base.height}"{size} role="img" '
@@ -80,41 +80,41 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
 
 
 def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
-    """A map as shares of full colour: its largest value, but at least three times what a uniform map has.
+    """Scales a map by its largest value, but at least by three times that of a uniform map.
 
-    A map that looks everywhere alike is pale, not bright everywhere.
+    So a map that looks everywhere alike is pale, not bright everywhere.
     """
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
 
 
 def scale_attention(attention: Tensor, count: int) -> list[float]:
-    """Divides the attention to the first ``count`` locations by the largest."""
+    """Divides the attention of the first ``count`` locations by the largest."""
     shown = attention.flatten()[:count]
     return [float(v) for v in shown / attention.max().clamp_min(1e-12)]
 
 
 def pick_shade(shade: float) -> tuple[str, str]:
-    """Colours of background and text of a name, by how dark it is in [0, 1]."""
+    """Returns the colours of a name's background and text for a shade in [0, 1]."""
     r, g, b = (round(255 + (c - 255) * shade) for c in SHADE)
     return f"rgb({r},{g},{b})", "#fff" if shade > DARK else "#000"
 
 
 def shade_names(names: Sequence[str], attention: Tensor) -> list[tuple[str, str, str]]:
-    """Each name with its share of the attention and the CSS style that shows it."""
-    found = []
+    """Returns each name with its share of the attention and the CSS style that shows it."""
+    shaded = []
     for name, share, shade in zip(names, attention.flatten(), scale_attention(attention, len(names)), strict=False):
         background, text = pick_shade(shade)
-        found.append((name, f"{float(share):.3f}", f"background: {background}; color: {text}"))
-    return found
+        shaded.append((name, f"{float(share):.3f}", f"background: {background}; color: {text}"))
+    return shaded
 
 
 def caption(drawn: str, text: str) -> str:
-    """A drawing with a caption above it."""
+    """Puts a caption above a drawing."""
     return f'<figure style="margin:0"><figcaption style="font-size:0.85em">{escape(text)}</figcaption>{drawn}</figure>'
 
 
 def names_html(names: Sequence[str], attention: Tensor) -> str:
-    """Names (tokens, groups of features), darker where there is more attention."""
+    """Renders names (tokens, groups of features), darker the more attention they have."""
     spans = [
         f'<span style="{style};padding:2px 4px;border-radius:3px" title="{share} of the attention">{escape(name)}</span>'
         for name, share, style in shade_names(names, attention)
@@ -123,18 +123,18 @@ def names_html(names: Sequence[str], attention: Tensor) -> str:
 
 
 def pick_exit_colour(k: int, count: int) -> str:
-    """The colour that stands for exit ``k`` of ``count`` wherever one does, as ``#rrggbb``."""
+    """Returns the colour that stands for exit ``k`` of ``count`` everywhere, as ``#rrggbb``."""
     return FINAL if k == count - 1 else EARLY[k % len(EARLY)]
 
 
-def contrast(one: str, other: str) -> float:
-    """Contrast of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.2, relative luminance)."""
-    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+def contrast(first: str, second: str) -> float:
+    """Returns the contrast of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.2, relative luminance)."""
+    light, dark = sorted((_luminance(first), _luminance(second)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
 def choose_text_colour(background: str) -> str:
-    """Black or white, whichever is the easier to read on ``background``."""
+    """Returns black or white, whichever is easier to read on ``background``."""
     return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, background))
 
 

@@ -1,4 +1,7 @@
-"""Every error exitlens raises on purpose. Each message says the argument, what was expected, what came and the mend."""
+"""Every error that exitlens raises on purpose.
+
+A message names the argument, what was expected, what was received, and how to fix it ("Fix: …").
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ class ExitlensError(Exception):
     """Base of all errors of this library; catch it to catch them all.
 
     Attributes:
-        is_told: every process that shares the work has raised it, so that the first one alone prints it.
+        is_told: true once every process that shares the work has raised the error, so that only the first prints it.
 
     Examples:
         >>> try:
@@ -28,7 +31,7 @@ class ExitlensError(Exception):
 
 
 class InputError(ExitlensError, ValueError):
-    """A value, tensor or array that a public function was given cannot be used.
+    """A public function received a value, tensor or array that it cannot use.
 
     Examples:
         >>> xl.predict(net, torch.zeros(1, 3, 40, 40).long(), policy)
@@ -38,10 +41,10 @@ class InputError(ExitlensError, ValueError):
 
 
 class DataError(ExitlensError):
-    """A data set, folder or image file cannot be read or does not fit.
+    """A data set, folder or file cannot be read, or does not fit the network.
 
     Attributes:
-        is_skippable: it is about files or rows that ``skip_bad=True`` (``--skip-bad``) leaves out.
+        is_skippable: true if the error is about files or rows that ``skip_bad=True`` (``--skip-bad``) leaves out.
 
     Examples:
         >>> xl.load_folder("empty", scenes.preprocess)
@@ -53,7 +56,7 @@ class DataError(ExitlensError):
 
 
 class AttachError(ExitlensError):
-    """A backbone cannot be cut, or the staged network does not equal the plain one.
+    """A backbone cannot be cut into stages, or the stages do not compute what the backbone computes.
 
     Examples:
         >>> xl.attach("small", at=["layer9"], num_classes=10, example=images[:1])
@@ -62,8 +65,12 @@ class AttachError(ExitlensError):
     """
 
 
+class TraceMismatchError(AttachError):
+    """The traced graph does not compute what the backbone computes."""
+
+
 class TrainingError(ExitlensError):
-    """Training cannot start, go on or be resumed.
+    """Training cannot start, continue or be resumed.
 
     Examples:
         >>> xl.fit(net, scenes, scenes, epochs=1, resume=True, progress=False)
@@ -73,16 +80,7 @@ class TrainingError(ExitlensError):
 
 
 class DistributedError(ExitlensError):
-    """Processes that share the work have lost one another, or one of them failed in a way that is not ours.
-
-    Examples:
-        >>> issubclass(xl.DistributedError, xl.ExitlensError)
-        True
-    """
-
-
-class TraceMismatchError(AttachError):
-    """What was traced does not do what the backbone does."""
+    """Processes that share the work have lost one another, or one of them failed with an error that is not ours."""
 
 
 class CalibrationError(ExitlensError):
@@ -96,7 +94,7 @@ class CalibrationError(ExitlensError):
 
 
 class PolicyError(ExitlensError):
-    """A policy does not fit the network or trace it is used with.
+    """A policy does not fit the network or trace that it is used with.
 
     Examples:
         >>> xl.predict(net, images, xl.Policy(thresholds=(0.9,)))
@@ -106,12 +104,7 @@ class PolicyError(ExitlensError):
 
 
 class EngineError(ExitlensError):
-    """The network cannot be run in the way that was asked for: compiled, tuned.
-
-    Examples:
-        >>> issubclass(xl.EngineError, xl.ExitlensError)
-        True
-    """
+    """The network cannot be compiled or tuned as requested."""
 
 
 class ExportError(ExitlensError):
@@ -125,7 +118,7 @@ class ExportError(ExitlensError):
 
 
 class StreamError(ExitlensError):
-    """A stream of inputs broke off; what came before was answered.
+    """A stream of inputs broke off; everything before that was answered.
 
     Examples:
         >>> def break_off():
@@ -139,7 +132,7 @@ class StreamError(ExitlensError):
 
 
 class BundleError(ExitlensError):
-    """A bundle directory is incomplete, altered or of another version.
+    """A bundle directory is incomplete, altered or of another format.
 
     Examples:
         >>> xl.load("photos")
@@ -149,11 +142,11 @@ class BundleError(ExitlensError):
 
 
 class RequestError(ExitlensError):
-    """A request to a server cannot be answered as it was sent; the message is for who sent it.
+    """A server cannot answer a request as it was sent; the message is meant for the client.
 
     Attributes:
-        status: of the answer over HTTP.
-        retry_after: seconds after which to try again, where that may help.
+        status: HTTP status of the answer.
+        retry_after: seconds after which to try again, if that may help.
 
     Examples:
         >>> error = xl.RequestError("deadline_ms: expected a positive number, got -1", status=400)
@@ -167,7 +160,7 @@ class RequestError(ExitlensError):
 
 
 class OutputExistsError(ExitlensError):
-    """The output exists already and nothing may be overwritten.
+    """The output exists already, and overwriting was not requested.
 
     Examples:
         >>> path = xl.save(net, policy, "bundle")
@@ -178,34 +171,32 @@ class OutputExistsError(ExitlensError):
 
 
 class OutputError(ExitlensError):
-    """An output cannot be read or written; what was written before is valid.
-
-    Examples:
-        >>> issubclass(xl.OutputError, xl.ExitlensError)
-        True
-    """
+    """An output cannot be read or written; what was written before remains valid."""
 
 
 class DataWarning(UserWarning):
-    """The data can be used, but not as was asked for, or not for all that is done with them.
+    """The data can be used, but not in the way that was requested, or not for everything.
 
     Examples:
         >>> import warnings
-        >>> warnings.simplefilter("error", xl.DataWarning)  # stop, where data cannot be used as was asked for
+        >>> warnings.simplefilter("error", xl.DataWarning)  # stop if data cannot be used as requested
     """
 
 
 class DriftWarning(UserWarning):
-    """The samples that come no longer look like those that a policy was calibrated on.
+    """Incoming samples no longer look like those that the policy was calibrated on.
 
     Examples:
         >>> import warnings
-        >>> warnings.simplefilter("ignore", xl.DriftWarning)  # when you look at monitor.state() yourself
+        >>> warnings.simplefilter("ignore", xl.DriftWarning)  # if you look at monitor.state() yourself
     """
 
 
 class WeightsWarning(UserWarning):
-    """Parts of a backbone that pretrained weights were to set stay random, because the weights do not have them.
+    """Weights are not what they were meant to be.
+
+    Parts of a backbone stay random because the pretrained weights lack them, or the training that the weights come from has
+    not ended.
 
     Examples:
         >>> import warnings
@@ -214,7 +205,7 @@ class WeightsWarning(UserWarning):
 
 
 class ReachWarning(UserWarning):
-    """An exit can be attached, but its features see too little of the image to carry an answer.
+    """An exit can be attached, but its features see too little of the image to support an answer.
 
     Examples:
         >>> import warnings
@@ -227,12 +218,13 @@ class MissingExtraError(ExitlensError, ImportError):
 
     Examples:
         >>> str(xl.MissingExtraError("timm", extra="timm", purpose="backbone timm:resnet18"))
-        "backbone timm:resnet18 needs the package 'timm', which is not installed: run pip install 'exitlens[timm]'"
+        "backbone timm:resnet18 needs the package 'timm', which is not installed. Fix: pip install 'exitlens[timm]'..."
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed: run pip install 'exitlens[{extra}]'"
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Fix: pip install 'exitlens[{extra}]', or in a clone pip install -e '.[{extra}]'"
         )
 
     def __reduce__(self) -> Any:  # its constructor does not take its message
@@ -246,7 +238,7 @@ def _restore(kind: type[ExitlensError], arguments: tuple[Any, ...]) -> ExitlensE
 
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """The module of an optional dependency; raises :class:`MissingExtraError` where it is not installed."""
+    """Import the module of an optional dependency, or raise :class:`MissingExtraError`."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -254,18 +246,18 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
 
 
 def is_installed(*modules: str) -> bool:
-    """Whether all these modules of optional dependencies can be imported; none is."""
+    """Return whether all these modules of optional dependencies can be imported, without importing them."""
     return all(find_spec(module) is not None for module in modules)
 
 
 def require(value: object, kind: type | UnionType, name: str, hint: str = "") -> None:
-    """Raises :class:`InputError` unless ``value`` is of the kind that the argument ``name`` takes."""
+    """Raise :class:`InputError` unless ``value`` is of the kind that the argument ``name`` takes."""
     if not isinstance(value, kind):
         expected = getattr(kind, "__name__", str(kind))
         raise InputError(f"{name}: expected {expected}, got {type(value).__name__}" + (f": {hint}" if hint else ""))
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
+    """Return ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
     close = get_close_matches(word, list(known), n=3, cutoff=0.4)
     return f" Did you mean {', '.join(repr(name) for name in close)}?" if close else ""

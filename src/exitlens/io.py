@@ -24,7 +24,7 @@ from exitlens.errors import BundleError, OutputError
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path``: what is written there replaces ``path``, or is removed after an error."""
+    """Yields a temporary path: what is written there replaces ``path``, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -37,26 +37,26 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_directory(target: Path, own: Collection[str]) -> Iterator[Path]:
-    """Gives a temporary directory: what is written there takes the place of ``target``, complete or not at all.
+def replace_directory(target: Path, replaced: Collection[str]) -> Iterator[Path]:
+    """Yields a temporary directory: what is written there takes the place of ``target``, complete or not at all.
 
-    Files in an existing ``target`` stay, but for those of the names in ``own``. Raises :class:`BundleError` where it cannot
-    be written.
+    Files in an existing ``target`` stay, except those whose names are in ``replaced``. Raises :class:`BundleError` if it
+    cannot be written.
     """
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _swap(temporary, target, own)
+        _swap(temporary, target, replaced)
     except (OSError, OutputError) as error:
-        raise BundleError(f"directory: {target} cannot be written ({error})") from error
+        raise BundleError(f"directory: {target} cannot be written ({error}). Fix: choose another directory.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap(new: Path, target: Path, own: Collection[str]) -> None:
-    """Nothing is lost half-way."""
+def _swap(new: Path, target: Path, replaced: Collection[str]) -> None:
+    """Exchanges the directories in an order that loses nothing if it is interrupted."""
     if not target.exists():
         new.rename(target)
         return
@@ -64,7 +64,7 @@ def _swap(new: Path, target: Path, own: Collection[str]) -> None:
     target.rename(old)
     new.rename(target)
     for path in old.iterdir():
-        if path.name not in own:
+        if path.name not in replaced:
             path.rename(target / path.name)
     shutil.rmtree(old.parent)
 
@@ -81,26 +81,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Inverse of :func:`write_json`; raises :class:`BundleError` for what is no JSON."""
+    """Reads a JSON file; raises :class:`BundleError` if it is not valid."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error}): copy the bundle again") from error
+        raise BundleError(f"{path}: not valid JSON ({error}). Fix: copy the bundle again.") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], name: str = "out") -> None:
     """Writes tensors and a JSON note as safetensors, atomically.
 
-    Raises :class:`OutputError`, which names the argument ``name``, where the disk is full or the directory does not exist.
+    Raises :class:`OutputError`, which names the argument ``name``, if the disk is full or the directory does not exist.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         with replace_atomically(path) as temporary:
             save_file(plain, temporary, metadata={"note": json.dumps(note)})
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"{name}: {path} cannot be written ({error}): make room there, or choose a directory that exists and has some "
-            "(a fit goes on from its last whole epoch with --resume)"
+            f"{name}: {path} cannot be written ({error}). Fix: make room there, or choose a directory that has some "
+            "(a fit goes on from its last whole epoch with --resume)."
         ) from error
 
 
@@ -111,63 +111,63 @@ def write_manifest(path: Path, files: Sequence[Path], facts: Mapping[str, Any]) 
 
 
 def verify_checksums(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises :class:`BundleError` unless every file that a manifest lists is there and as it was written."""
+    """Raises :class:`BundleError` unless every file that a manifest lists exists and is as it was written."""
     sums = manifest.get("sha256")
     if not isinstance(sums, dict):
-        raise BundleError(f"{directory}: its manifest has no checksums: copy it again")
+        raise BundleError(f"{directory}: its manifest has no checksums. Fix: copy it again.")
     for name, known in sums.items():
         path = directory / name
         if Path(name).name != name or not path.is_file():
-            raise BundleError(f"{path}: missing: copy it again from where it was written")
+            raise BundleError(f"{path}: missing. Fix: copy it again from where it was written.")
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != known:
-                raise BundleError(f"{path}: altered or truncated (its checksum differs): copy it again")
+                raise BundleError(f"{path}: altered or truncated (its checksum differs). Fix: copy it again.")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of :func:`write_tensors`; raises :class:`BundleError` if it is missing, truncated or not of this form."""
+    """Reads what :func:`write_tensors` wrote; raises :class:`BundleError` for a missing, truncated or other file."""
     if not path.is_file():
-        raise BundleError(f"{path}: no such file")
+        raise BundleError(f"{path}: no such file. Fix: check the path.")
     try:
         with safe_open(path, framework="pt") as handle:
             note = json.loads((handle.metadata() or {}).get("note", "{}"))
             return {name: handle.get_tensor(name) for name in handle.keys()}, note  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
-        raise BundleError(f"{path}: damaged or truncated ({error}): write it again from the source run") from error
+        raise BundleError(f"{path}: damaged or truncated ({error}). Fix: write it again from the source run.") from error
 
 
 class RowStore:
     """Rows of tensors that come batch by batch: in memory while they are few, then in files without a name.
 
-    These files are mapped into memory when the rows are taken, and go with the last tensor made of them.
+    The files are mapped into memory when the rows are taken, and vanish with the last tensor made of them.
 
     Args:
-        folder: where the files are; ``None``: the system's directory for temporary files.
+        folder: directory of the files (default: the system's directory for temporary files).
         limit: bytes of all rows together that stay in memory.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = 1 << 26) -> None:
         self._folder, self._limit, self._held = folder, limit, 0
         self._rows: dict[str, list[Tensor]] = {}
-        self._files: dict[str, tuple[IO[bytes], Tensor]] = {}  # and a tensor without rows
-        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # of the tensors that still live
+        self._files: dict[str, tuple[IO[bytes], Tensor]] = {}  # each with a tensor without rows
+        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # those of tensors that are still alive
 
     def add(self, name: str, rows: Tensor) -> None:  # (n,*S), of one shape and dtype for each name
-        """Adds rows; raises :class:`OutputError` where the disk is full."""
+        """Adds rows; raises :class:`OutputError` if the disk is full."""
         if name not in self._files and self._held <= self._limit:
             self._rows.setdefault(name, []).append(rows)
             self._held += rows.nbytes
             return
         try:
-            for each, waiting in self._rows.items():
-                for one in waiting:
-                    self._write(each, one)
+            for key, batches in self._rows.items():
+                for batch in batches:
+                    self._write(key, batch)
             self._rows = {}
             self._write(name, rows)
         except OSError as error:
             raise OutputError(
-                f"trace_dir: {self._folder or tempfile.gettempdir()} cannot take the trace ({error}): give collect a "
-                "trace_dir with more room, or set TMPDIR"
+                f"trace_dir: {self._folder or tempfile.gettempdir()} cannot take the trace ({error}). Fix: give collect "
+                "a trace_dir with more room, or set TMPDIR."
             ) from error
 
     def _write(self, name: str, rows: Tensor) -> None:
@@ -176,7 +176,7 @@ class RowStore:
         self._files[name][0].write(rows.contiguous().numpy().data)
 
     def take(self, name: str) -> Tensor:
-        """All rows of that name, which the store forgets."""
+        """Returns all rows of that name; the store forgets them."""
         if name not in self._files:
             return torch.cat(self._rows.pop(name))
         file, empty = self._files.pop(name)
@@ -187,7 +187,7 @@ class RowStore:
         return torch.frombuffer(memory, dtype=empty.dtype).view(-1, *empty.shape[1:])
 
     def release(self) -> None:
-        """Lets go of the memory that holds what was read of taken rows, until they are read again."""
+        """Releases the memory of rows that were taken and read, until they are read again."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            for one in self._maps:
-                one.madvise(mmap.MADV_DONTNEED)
+            for memory in self._maps:
+                memory.madvise(mmap.MADV_DONTNEED)

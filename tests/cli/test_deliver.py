@@ -191,6 +191,8 @@ def test_every_option_arrives(call, served, tmp_path):
         (("--bundle", "a="), "expected DIR or NAME=DIR"),
         (("--bundle", "x", "--tls-cert", "c"), "--tls-cert, --tls-key: expected both or neither"),
         (("--bundle", "x", "--timeout", "inf"), "request_seconds"),
+        (("--bundle", "x", "--batch", "0"), "--batch: expected"),
+        (("--bundle", "x", "--max-wait-ms", "nan"), "--max-wait-ms"),
     ],
 )
 def test_what_is_refused_is_told_in_one_line(call, served, words, message):
@@ -199,12 +201,6 @@ def test_what_is_refused_is_told_in_one_line(call, served, words, message):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize("words", [(), ("--bundle", "x", "--batch", "0"), ("--bundle", "x", "--max-wait-ms", "nan")])
-def test_options_that_are_no_options(call, served, words):
-    assert call("serve", *words)[0] == 2
-    assert served == []
 
 
 @pytest.mark.parametrize(

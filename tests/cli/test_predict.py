@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import errno
 import json
-import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery import predictions
 from tests.data.conftest import write_tar
 
 
@@ -60,7 +56,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "none.png"], r"expected a file, \S+none.png does not exist"),
-        (["explain", "--image", folder], "is a folder: pass it as --data"),
+        (["explain", "--image", folder], "is a folder. Fix: pass it as --data"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
         (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
@@ -174,34 +170,6 @@ def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
         assert len(json.loads(out)["bad"]) == 1
     assert len(_rows(tmp_path / "p.csv")) == 60
     assert call(*words, "--resume", "--skip-bad")[0] == 0  # complete: the bad image is skipped again, nothing changes
-
-
-def test_a_full_disk_is_an_error_that_says_what_is_safe(trained, folder, tmp_path, call, monkeypatch):
-    words = ("predict", "--bundle", trained, "--data", folder, "--batch-size", 8, "--out", tmp_path / "p.csv")
-    write = predictions.PredictionFile._write
-
-    def full(file, content):
-        if file.count == 16:
-            write(file, content[:10])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(file, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(predictions.PredictionFile, "_write", full)
-        code, _, err = call(*words)
-    assert code == 2
-    assert "No space left on device" in err
-    assert f"16 rows are in {tmp_path / 'p.csv'}: the same command with --resume goes on" in err
-    assert len(_rows(tmp_path / "p.csv")) == 16
-    call.ok(*words, "--resume")
-    assert len({row["file"] for row in _rows(tmp_path / "p.csv")}) == 60
-
-
-def test_parquet_without_pyarrow(trained, folder, tmp_path, call, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'exitlens[parquet]'" in call.error(
-        "predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.parquet"
-    )
 
 
 def test_explaining_a_folder(trained, folder, tmp_path, call):

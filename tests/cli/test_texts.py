@@ -2,13 +2,12 @@
 
 import csv
 import json
-from dataclasses import asdict
 
 import pytest
 
 import exitlens as xl
 from exitlens import cli
-from exitlens.types.settings import RECIPES
+from exitlens.types.settings import RECIPES, TrainingSettings
 from tests.texts import config_values, make_bert
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
@@ -122,26 +121,24 @@ def test_pretrained_weights_bring_their_recipe_and_their_own_tokenizer(call, rev
     out = call.ok(*words, "--pretrained", "--out", tmp_path / "a")
     assert f"tokens by the tokenizer of hf:{tmp_path / 'model'}" in " ".join(out.split())
     call.ok(*words, "--out", tmp_path / "b")
-    for folder, recipe in (("a", RECIPES["pretrained"]), ("b", RECIPES["scratch"])):
+    for folder, recipe in (("a", "pretrained"), ("b", "scratch")):
         settings = json.loads((tmp_path / folder / "settings.json").read_text())["settings"]
-        assert {name: settings[name] for name in asdict(recipe)} == asdict(recipe)
+        assert settings["recipe"] == recipe
+        assert TrainingSettings(**settings).rates == RECIPES[recipe]
 
 
 @pytest.mark.slow
 def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
-    assert "'small' reads images, the data are texts" in call.error("fit", "--data", reviews, "--out", tmp_path / "x")
-    code, _, error = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--size", 99, "--out", tmp_path / "x")
-    assert code == 2
-    assert "99 tokens" in error
-    assert "has 16 positions: use --size 16 or less" in error
-    assert "reads texts, the data are images" in call.error(
-        "fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x"
-    )
+    backbone, out = ("--backbone", f"hf:{model}"), ("--out", tmp_path / "x")
+    for words, message in (
+        (("--data", reviews), "'small' reads images, the data are texts"),
+        (("--data", reviews, *backbone, "--size", 99), "got 99 tokens. Fix: use --size 16 or less."),
+        (("--data", "scenes", *backbone), "reads texts, the data are images"),
+    ):
+        assert message in call.error("fit", *words, *out)
     (model / "tokenizer.json").write_text(xl.word_tokenizer(["a b"]))
-    assert "reads texts, scenes has images" in call.error(
-        "fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x"
-    )
+    assert "reads texts, scenes has images" in call.error("fit", "--data", "scenes", *backbone, *out)
 
 
 def test_inspect_a_network_of_texts(call, model):

@@ -11,6 +11,7 @@ from typer import Option
 import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, PolicyName, Root, console, show, tell, verbs
 from exitlens.progress import show_progress
+from exitlens.types.settings import ReadSettings
 
 if TYPE_CHECKING:
     from exitlens.data.splits import Split
@@ -23,7 +24,7 @@ def inspect(
     backbone: Annotated[str, Option(help=BACKBONES)],
     size: Annotated[int, Option(min=0, help="Pixels, height and width (0: 224); tokens of a text (0: 64).")] = 0,
     channels: Annotated[int, Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
-    exits: Annotated[int, Option(min=1, help="Mark where this many early exits would stand, by cost and by time.")] = 3,
+    exits: Annotated[int, Option(min=1, help="Mark the places that this many early exits would get.")] = 3,
     json_: Json = False,
 ) -> None:
     """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
@@ -33,7 +34,7 @@ def inspect(
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.exit_points(plain, make_example(plain, channels, size))
     if not points:
-        raise xl.AttachError(f"backbone: {backbone} has no place where one map or sequence is all that the rest needs")
+        raise xl.AttachError(f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs")
     choices = {by: _choose(points, exits, by) for by in PLACEMENTS}
     chosen_by = [[by for by in PLACEMENTS if p.name in choices[by]] for p in points]
     rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
@@ -47,7 +48,7 @@ def inspect(
 
 
 def _choose(points: list[xl.ExitPoint], exits: int, by: Placement) -> list[str]:
-    """Names of the places that this many exits would get; none if they do not fit."""
+    """Return the names of the places that this many exits would get; none if they do not fit."""
     from exitlens.model.cutting.placement import choose_points
 
     try:
@@ -70,7 +71,7 @@ def tune(
 ) -> None:
     """Find how the network runs fastest on this machine (a few seconds), and store that in the bundle.
 
-    Where that changes the precision, the policies are left out: calibrate again, on what the network says now.
+    If that changes the precision, the policies are left out: calibrate again, on what the network says then.
     """
     from exitlens.delivery.bundle import find_bundle
     from exitlens.delivery.run_directory import load_named
@@ -78,23 +79,23 @@ def tune(
     (net, policy), named = xl.load(bundle), load_named(bundle)
     before = net.tuning.precision
     example = _draw_inputs(bundle, net, "calibration", samples, data, root)
-    found = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
-    left = [] if found.precision == before else [*([] if policy is None else ["default"]), *named]
-    kept = (None, {}) if left else (policy, named)
+    tuning = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
+    dropped = [] if tuning.precision == before else [*([] if policy is None else ["default"]), *named]
+    kept = (None, {}) if dropped else (policy, named)
     xl.save(net, kept[0], find_bundle(bundle), policies=kept[1], overwrite=True)
     rows = [["backend", "micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
-    for tried in found.measured["ms_per_sample"]:
-        chosen = "*" if all(tried[name] == value for name, value in found.to_dict().items() if name in tried) else ""
+    for tried in tuning.measured["ms_per_sample"]:
+        chosen = "*" if all(tried[name] == value for name, value in tuning.to_dict().items() if name in tried) else ""
         words = ["channels_last" if tried["channels_last"] else "as it is", tried["precision"]]
         flags = ["yes" if tried[name] else "no" for name in ("folded", "keep_memory")]
         threads = str(tried["threads"] or "all")
         rows.append(
             [tried["backend"], f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"]
         )
-    show(json_, found.to_dict() | {"policy_kept": not left}, "settings tried; * is stored with the bundle", rows)
-    if left and not json_:
-        names = "its policy was" if left == ["default"] else f"its policies ({', '.join(left)}) were"
-        tell(f"it runs in {found.precision} now, {names} for {before}: calibrate again")
+    show(json_, tuning.to_dict() | {"policy_kept": not dropped}, "settings tried; * is stored with the bundle", rows)
+    if dropped and not json_:
+        names = "its policy was" if dropped == ["default"] else f"its policies ({', '.join(dropped)}) were"
+        tell(f"it runs in {tuning.precision} now, {names} for {before}: calibrate again")
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
@@ -104,9 +105,9 @@ def bench(
     root: Root = "",
     batch_sizes: Annotated[str, Option(help="Samples in a call, comma-separated.")] = "1,8,32",
     samples: Annotated[int, Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
-    rounds: Annotated[int, Option(min=1, help="The least number of rounds; medians are reported.")] = 7,
-    seconds: Annotated[float, Option(min=0, help="How long to continue at each batch size.")] = 5.0,
-    threads: Annotated[int, Option(min=0, help="Pin to this many processors (0: as the process is).")] = 0,
+    rounds: Annotated[int, Option(min=1, help="Rounds at least; medians are reported.")] = 7,
+    seconds: Annotated[float, Option(min=0, help="Seconds at least for each batch size.")] = 5.0,
+    threads: Annotated[int, Option(min=0, help="Processors to pin to (0: as the process is).")] = 0,
     compiled: Annotated[bool, Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")] = False,
     out: Annotated[Path | None, Option(help="Also write everything to this new JSON file.")] = None,
     json_: Json = False,
@@ -122,45 +123,44 @@ def bench(
 
     sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():
-        raise xl.OutputExistsError(f"out: {out} exists: choose another file")
+        raise xl.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     net, policy = load_calibrated(bundle, name)
     if not net.info.source:
         raise xl.BundleError(
-            "bundle: it is around a module of your own: time it in Python, with exitlens.delivery.bench.benchmark"
+            "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.bench.benchmark."
         )
     inputs = _draw_inputs(bundle, net, "test", samples, data, root)
     with pin_threads(threads) if threads else nullcontext():
         run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
-        found = []
+        batches = []
         with show_progress(not json_, console) as bar:
             for size in sizes:
                 task = bar.add_task(f"timing calls of {size}", total=None)
-                found.append(run.run(size, rounds=rounds, seconds=seconds))
+                batches.append(run.run(size, rounds=rounds, seconds=seconds))
                 bar.remove_task(task)
         facts = describe_machine(threads)
-        values = {"machine": facts, "tuned": net.is_tuned, "tuning": net.tuning.to_dict(), "batches": found}
+        values = {"machine": facts, "tuned": net.is_tuned, "tuning": net.tuning.to_dict(), "batches": batches}
     if out is not None:
         write_json(out, values)
     if json_:
         show(True, values)
         return
-    for one in found:
-        show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", tabulate(one))
+    for batch in batches:
+        show(False, {}, f"calls of {batch['batch']}: median of {batch['rounds']} rounds", tabulate(batch))
     state = "tuned" if net.is_tuned else "not tuned, runs as suits most networks of its kind: see exitlens tune"
     tell(f"{facts['threads']} threads; {state}")
 
 
 def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
-    """Draws ``count`` samples at random, since folders are in the order of their classes."""
+    """Draw ``count`` samples at random, since folders are in the order of their classes."""
     from exitlens.delivery.run_directory import load_samples
     from exitlens.types.inputs import draw_samples
-    from exitlens.types.settings import ReadSettings
 
-    found = load_samples(bundle, net, split, ReadSettings(data, root))
-    return found.subset(draw_samples(len(found), count)).inputs
+    data_set = load_samples(bundle, net, split, ReadSettings(data, root))
+    return data_set.subset(draw_samples(len(data_set), count)).inputs
 
 
 def _parse_numbers(words: str) -> list[int]:
     if not all(word.strip().isdigit() and int(word) > 0 for word in words.split(",")):
-        raise xl.InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {words!r}")
+        raise xl.InputError(f"--batch-sizes: expected whole numbers above 0 such as 1,64, got {words!r}")
     return [int(word) for word in words.split(",")]

@@ -117,14 +117,14 @@ def export(
     from exitlens.delivery.run_directory import load_calibrated, load_named
 
     if ort is not None and not web:
-        raise xl.InputError("ort: it is for the page: give --web, too")
+        raise xl.InputError("ort: it is for the page. Fix: pass --web, too.")
     if data and not int8:
-        raise xl.InputError("data: activations are measured for int8 only: give --int8, too")
+        raise xl.InputError("data: activations are measured for int8 only. Fix: pass --int8, too.")
     if int8 and web:
-        raise xl.InputError("int8: the page runs in float32: leave --int8 or --web out")
+        raise xl.InputError("int8: the page runs in float32. Fix: leave --int8 or --web out.")
     (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
-    if (int8 or web) and (left := [one for one in named if one != name]) and not json_:
-        tell(f"without the policies {', '.join(left)}: it has one alone (--policy)")
+    if (int8 or web) and (others := [other for other in named if other != name]) and not json_:
+        tell(f"without the policies {', '.join(others)}: it has one alone (--policy)")
     if int8:
         _export_int8(net, policy, bundle, out, data, overwrite, json_)
         return
@@ -151,15 +151,15 @@ def _export_int8(
             load_samples(bundle, net, "train", ReadSettings(data)),
             load_samples(bundle, net, "calibration"),
         )
-    found = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
+    exported = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
     rows = [["", *name_exits(net)]]
-    rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in found.agreement)])
-    for name, values in (("accuracy, %", found.exit_accuracy), ("answers here, %", found.exit_shares)):
-        for kind, one in zip(("float32", "int8"), values or (), strict=False):
-            rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in one)])
-    show(json_, found.to_dict(), f"int8 edge bundle in {found.directory}, on the calibration samples", rows)
+    rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in exported.agreement)])
+    for name, values in (("accuracy, %", exported.exit_accuracy), ("answers here, %", exported.exit_shares)):
+        for kind, shares in zip(("float32", "int8"), values or (), strict=False):
+            rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
+    show(json_, exported.to_dict(), f"int8 edge bundle in {exported.directory}, on the calibration samples", rows)
     if not json_:
-        tell(as_options(found.policy.certificate()))
+        tell(as_options(exported.policy.certificate()))
     show_skipped(json_, list_bad(samples, calibration))
 
 
@@ -200,7 +200,7 @@ def serve(
 
 
 def read_token(path: Path | None) -> str:
-    """The token in a file; empty: none is wanted."""
+    """Return the token in a file; empty if none is wanted."""
     if path is None:
         return ""
     try:
@@ -208,5 +208,5 @@ def read_token(path: Path | None) -> str:
     except (OSError, ValueError) as error:
         raise xl.InputError(f"token_file: {path} cannot be read ({error})") from error
     if not token:
-        raise xl.InputError(f"token_file: {path} is empty: write the token into it")
+        raise xl.InputError(f"token_file: {path} is empty. Fix: write the token into it.")
     return token

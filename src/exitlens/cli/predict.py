@@ -69,9 +69,9 @@ def predict(
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
-        raise xl.InputError("resume: it continues a file: name that file by --out")
+        raise xl.InputError("resume: it continues a file. Fix: name that file by --out.")
     if resume and monitor:
-        raise xl.InputError("monitor: it has to see the samples from the first on: leave --resume out, or watch another run")
+        raise xl.InputError("monitor: it has to see all samples. Fix: leave --resume out, or watch another run.")
     net, policy = load_calibrated(bundle, name)
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
@@ -105,7 +105,7 @@ def predict(
 
 
 def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: xl.Drift | None, json_: bool) -> None:
-    """Prints the first rows of ``done``; as JSON ``rows`` are all."""
+    """Print the first rows of ``done``; as JSON, all of them."""
     fields = rows[0]._fields if rows else ()
     names = [name for name in fields if any(getattr(row, name) is not None for row in rows)]  # estimates: of gates only
     shown = [names, *[["" if (v := getattr(row, name)) is None else str(v) for name in names] for row in rows[:SHOWN]]]
@@ -146,12 +146,12 @@ def explain(
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
         raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
     if data and out is None:
-        raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
+        raise xl.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
-        raise xl.InputError("relevance: it is for one sample: pass --image or --text, or leave it out")
+        raise xl.InputError("relevance: it is for one sample. Fix: pass --image or --text, or leave it out.")
     where = reading(data=data, columns=columns)
     if not data and (where.skip_bad or columns):
-        raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
+        raise xl.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
         _explain_many(net, policy, bundle, where, out, json_)
@@ -180,12 +180,13 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
     from exitlens.delivery.explanations import save_explanation, write_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
-    own = net.input_spec.modality
-    preprocess: Any = require_preprocess(net, xl.Preprocess if own.preprocess is xl.TextPreprocess else own.preprocess)
+    modality = net.input_spec.modality
+    kind = xl.Preprocess if modality.preprocess is xl.TextPreprocess else modality.preprocess
+    preprocess: Any = require_preprocess(net, kind)
     if image.is_dir() or not image.exists():
-        found = "is a folder: pass it as --data" if image.is_dir() else "does not exist: check the path"
-        raise xl.DataError(f"image: expected a file, {image} {found}")
-    why = xl.explain(net, own.read(image, preprocess), policy, relevance=relevance)
+        problem = "is a folder. Fix: pass it as --data." if image.is_dir() else "does not exist. Fix: check the path."
+        raise xl.DataError(f"image: expected a file, {image} {problem}")
+    why = xl.explain(net, modality.read(image, preprocess), policy, relevance=relevance)
     if out is not None and isinstance(preprocess, xl.Preprocess):
         save_explanation(why, out, preprocess, image.stem)
     elif out is not None:
@@ -194,7 +195,7 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
 
 
 def _tabulate(why: xl.Explanation) -> list[list[str]]:
-    """A row for each exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
+    """Return a row per exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
@@ -205,8 +206,8 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
             confidence, threshold = f"{view.confidence:.3f}", "answers the rest"
         cells = [confidence, threshold.replace("inf", "never")]
         if gated:
-            guess, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
-            cells.append("" if view.estimate is None else f"{guess} (limit {limit.replace('inf', 'none')})")
+            estimate, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
+            cells.append("" if view.estimate is None else f"{estimate} (limit {limit.replace('inf', 'none')})")
         mark = "answered" if view.exit == why.answered else ""
         cells.append("" if view.cc is None else f"{view.cc:.2f}")
         rows.append([exit_name(view.exit, why.num_exits), why.name_answer(view), *cells, mark])
@@ -227,12 +228,12 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
         lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
     if not lines:
         check_bad(samples.bad, samples.total, reading.skip_bad)
-    odd = sum(line.disagrees for line in lines)
+    disagreeing = sum(line.disagrees for line in lines)
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
-    for one in lines[:SHOWN]:
-        numbers = [f"{one.divergence:.3f}", f"{one.confidence:.3f}"]
-        rows.append([one.file, one.answer, str(one.exit), one.final, *numbers])
-    found = f"{len(lines)} {net.input_spec.modality.plural}, {odd} answered early against the final exit"
-    title = f"{found}; what deserves a look first: {out / name_sheet(preprocess)}"
+    for line in lines[:SHOWN]:
+        numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
+        rows.append([line.file, line.answer, str(line.exit), line.final, *numbers])
+    count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
+    title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
     show_skipped(json_, samples.bad)

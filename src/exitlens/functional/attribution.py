@@ -64,7 +64,7 @@ def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = Fal
             return gradient.float() * of.detach().float()
     raise InputError(
         "relevance: no gradient leads from the answer back to the features: part of the network runs without ("
-        "torch.no_grad, detach). Mend: let gradients through, or use attention maps and EGTLoss(target='mean')"
+        "torch.no_grad, detach). Fix: let gradients through, or use attention maps and EGTLoss(target='mean')"
     )
 
 
@@ -84,8 +84,8 @@ def mix_target(
     positive, seen = regrid(relevance.clamp_min(0), size), regrid(attention.detach().float(), size)
     target = positive * seen if share else positive
     scale = target.flatten(1).amax(1).clamp_min(torch.finfo(target.dtype).tiny).view(-1, *[1] * (target.ndim - 1))
-    some = (target.flatten(1).amax(1) > 0).view(scale.shape)
-    return as_distribution(torch.where(some, target / scale, seen) ** sharpness)
+    has_any = (target.flatten(1).amax(1) > 0).view(scale.shape)
+    return as_distribution(torch.where(has_any, target / scale, seen) ** sharpness)
 
 
 def coarsen_map(maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)

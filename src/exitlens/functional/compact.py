@@ -1,4 +1,8 @@
-"""From logits to their compact form, and hashes of samples, for whoever meets the same samples again."""
+"""Compact logits: compression, hashes of samples, and scores and likelihoods at any temperature.
+
+Reading computes in float64, some rows at a time. All agrees with the full logits to about 1e-7; for logits with dozens
+of almost equal classes at the top, to 1e-5.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +44,8 @@ def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # 
 
 def _put_answer_first(classes: Tensor, answers: Tensor) -> Tensor:  # (*S,m), (*S) -> (*S,m)
     """The class of the largest logit in front; of equal ones argmax takes the lowest class, and topk any."""
-    found = classes == answers[..., None]
-    place = found.byte().argmax(-1, keepdim=True)  # 0 where it is not among them
+    is_answer = classes == answers[..., None]
+    place = is_answer.byte().argmax(-1, keepdim=True)  # 0 where it is not among them
     swapped = classes.scatter(-1, place, classes[..., :1])
     return torch.cat([answers[..., None], swapped[..., 1:]], -1)
 
@@ -99,8 +103,8 @@ def _exponentiate(logits: CompactLogits, temperature: float) -> Exponentials:
     gaps, nodes = logits.top[..., :1].double() - logits.top.double(), logits.nodes()
     kept, others = (gaps / -temperature).exp(), logits.weights * (nodes / -temperature).exp()
     # where interpolation fails (temperatures below 0.01 and dozens of equal classes), the sum keeps within its bounds
-    most, least = ((logits.num_classes - gaps.shape[-1]) * (logits.span.double() / -temperature).exp()).unbind(-1)
-    rest = others.sum(-1).clamp(least, most)
+    upper, lower = ((logits.num_classes - gaps.shape[-1]) * (logits.span.double() / -temperature).exp()).unbind(-1)
+    rest = others.sum(-1).clamp(lower, upper)
     return Exponentials(gaps, kept, nodes, others, rest, kept.sum(-1) + rest)
 
 
@@ -122,15 +126,15 @@ def _score(logits: CompactLogits, kind: str, temperature: float) -> Tensor:
 
 
 def compute_probabilities(logits: CompactLogits, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the answer, of the label, and the sum of all squared: ``(N,)`` each; the logits were compressed with labels."""
-    found = []
+    """Return the probabilities ``(N,)`` of answer and label, and the sum of all squared; the logits have labels."""
+    columns = []
     for part in logits.split(ROWS):
         assert part.label is not None, "compressed with labels"
         e = _exponentiate(part, temperature)
         label = ((part.label.double() - part.top[:, 0].double()) / temperature).exp() / e.total
         square = (e.others * (e.nodes / -temperature).exp()).sum(-1).clamp_min(0).minimum(e.rest.square())
-        found.append(torch.stack([1 / e.total, label, (e.kept.square().sum(-1) + square) / e.total.square()], 1))
-    answer, label, square = torch.cat(found).float().unbind(1)
+        columns.append(torch.stack([1 / e.total, label, (e.kept.square().sum(-1) + square) / e.total.square()], 1))
+    answer, label, square = torch.cat(columns).float().unbind(1)
     return answer, label, square
 
 
@@ -158,7 +162,7 @@ def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
 
 
 def restore_logits(logits: Logits) -> Tensor:  # (*S,C) -> (*S,C)
-    """Logits in full; of compact ones, those that were not kept are all their mean."""
+    """Return full logits; where compact ones kept no value, the mean of the others stands."""
     if not isinstance(logits, CompactLogits):
         return logits
     others = max(1, logits.num_classes - logits.top.shape[-1])

@@ -54,7 +54,7 @@ class Drift:
 
     @property
     def summary(self) -> str:
-        """In plain words."""
+        """The state in plain words."""
         of = f"{self.samples}" if self.groups is None else f"{self.samples} in {self.groups} groups"
         shares = f"exit shares {_words(self.exit_shares, 1)}, expected {_words(self.expected_shares, 1)}"
         if self.alarm:
@@ -132,7 +132,7 @@ class Monitor:
         self._since: int | None = None
 
     def update(self, pred: Prediction, groups: Tensor | Sequence[Hashable] | None = None) -> Drift:
-        """Counts predictions, in the order in which the samples came; warns once, by :class:`DriftWarning`, on alarm.
+        """Count predictions, in the order in which the samples came; warns once, by :class:`DriftWarning`, on alarm.
 
         Args:
             pred: of the next samples.
@@ -170,7 +170,7 @@ class Monitor:
     def watch(
         self, predictions: Iterable[Prediction], groups: Iterable[Tensor | Sequence[Hashable]] | None = None
     ) -> Iterator[Prediction]:
-        """Passes predictions on, and updates with each, and with the next of ``groups`` where there are some."""
+        """Pass predictions on, and updates with each, and with the next of ``groups`` where there are some."""
         ids = None if groups is None else iter(groups)
         for pred in predictions:
             self.update(pred, None if ids is None else next(ids, None))
@@ -202,11 +202,11 @@ class Monitor:
             if self._samples:
                 raise InputError("groups: earlier updates had none: give them with every update, or with none")
             self._groups = set()
-        seen, found = self._groups, []
-        for one in ids:
-            found.append(one not in seen)
-            seen.add(one)
-        return found
+        seen, is_new = self._groups, []
+        for group in ids:
+            is_new.append(group not in seen)
+            seen.add(group)
+        return is_new
 
     def _count(self, exit_: int, score: float) -> None:
         self._shares[exit_] += 1
@@ -224,12 +224,12 @@ class Monitor:
             self._blocks += 1
             self._unspent = max(0.0, self._unspent - share)
             stake = math.log(share / len(self._wealth))
-            self._wealth = [_add(one, stake) for one in self._wealth]
+            self._wealth = [_add(wealth, stake) for wealth in self._wealth]
         tilt, bend = 2 * u - 1, 6 * (u - 0.5) ** 2 - 0.5  # means 0, in [-1, 1] and [-0.5, 1]
         factors = [1 + s * tilt for s in _STAKES] + [1 + s * bend for s in _STAKES]
-        self._wealth = [one + math.log(factor) for one, factor in zip(self._wealth, factors, strict=True)]
+        self._wealth = [wealth + math.log(factor) for wealth, factor in zip(self._wealth, factors, strict=True)]
         total = max(self._wealth)
-        total += math.log(sum(math.exp(one - total) for one in self._wealth))
+        total += math.log(sum(math.exp(wealth - total) for wealth in self._wealth))
         total = _add(total, math.log(self._unspent) if self._unspent else -math.inf)
         self._most = max(self._most, total)
         if self._since is None and total >= -math.log(self.false_alarm):
@@ -252,7 +252,7 @@ def find_cell(edges: Sequence[float], score: float) -> int:
 
 
 def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:  # (N,), (N,)
-    """Counts calibration samples by the exit that they take, and by their score there."""
+    """Count calibration samples by the exit that they take, and by their score there."""
     edges, counts = [], []
     for k in range(num_exits):
         mine = scores[exits == k].double()

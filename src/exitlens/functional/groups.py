@@ -20,13 +20,13 @@ def number_groups(groups: Tensor | Sequence[Hashable]) -> Tensor:  # -> (N,) int
     if isinstance(groups, Tensor):
         return groups
     positions: dict[Hashable, int] = {}
-    return torch.tensor([positions.setdefault(one, len(positions)) for one in groups], dtype=torch.int64)
+    return torch.tensor([positions.setdefault(name, len(positions)) for name in groups], dtype=torch.int64)
 
 
 def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in [0, G)
-    """Numbers the groups in a random order, so that no order of the ids (by class, by date) comes into a test."""
-    found, numbers = groups.unique(return_inverse=True)
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    """Number the groups in a random order, so that no order of the ids (by class, by date) comes into a test."""
+    ids, numbers = groups.unique(return_inverse=True)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     return order[numbers]
 
 
@@ -62,8 +62,8 @@ def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0,
 
 def find_firsts(groups: Tensor) -> Tensor:  # (N,) -> (G,)
     """The index of the first sample of each group, in order of the samples."""
-    found, numbers = groups.unique(return_inverse=True)
-    firsts = torch.full((len(found),), len(groups)).scatter_reduce(0, numbers, torch.arange(len(groups)), "amin")
+    ids, numbers = groups.unique(return_inverse=True)
+    firsts = torch.full((len(ids),), len(groups)).scatter_reduce(0, numbers, torch.arange(len(groups)), "amin")
     return firsts.sort().values
 
 
@@ -89,12 +89,12 @@ class Likeness(NamedTuple):
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether this is more than chance, and enough to matter."""
+        """True if this is more than chance, and enough to matter."""
         return self.rank <= ALIKE and self.deviation >= SURE
 
 
 def measure_likeness(trace: Trace) -> Likeness | None:
-    """Of the logits of all exits, within each final answer; ``None`` for fewer than 100 samples to compare.
+    """Compare the logits of all exits within each final answer; ``None`` for fewer than 100 samples to compare.
 
     Of the :data:`CLASSES` most frequent answers as many samples in a row as make :data:`MOST` in all.
     """
@@ -108,9 +108,9 @@ def measure_likeness(trace: Trace) -> Likeness | None:
         length = min(len(where), left // (len(classes) - i))
         start = (len(where) - length) // 2
         ranks = rank_distances(embed(trace, where[start : start + length]))
-        one, other = torch.triu_indices(length, length, 1)
-        sums.index_add_(0, other - one, ranks[one, other].double())
-        pairs.index_add_(0, other - one, torch.ones(len(one), dtype=torch.float64))
+        earlier, later = torch.triu_indices(length, length, 1)
+        sums.index_add_(0, later - earlier, ranks[earlier, later].double())
+        pairs.index_add_(0, later - earlier, torch.ones(len(earlier), dtype=torch.float64))
         total, left = total + length, left - length
     enough = pairs >= max(30, total / 4)
     if total < 100 or not enough.any():

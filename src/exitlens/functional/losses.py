@@ -104,11 +104,11 @@ def consistency_loss(
     if not targets:
         return maps[0].new_zeros(())
     pairs = zip(targets, maps, strict=False)  # the final map may have no target
-    return torch.stack([_distance(target, one, distance, signed).mean() for target, one in pairs]).mean()
+    return torch.stack([_distance(target, exit_map, distance, signed).mean() for target, exit_map in pairs]).mean()
 
 
 def check_choice(of: str, distance: str, target: str = "attention") -> None:
-    """Raises :class:`InputError` for a map, distance or target that does not exist, or those that make no sense together."""
+    """Raise :class:`InputError` for a map, distance or target that does not exist, or those that make no sense together."""
     if of not in OF:
         raise InputError(f"of: expected one of {OF}, got {of!r}")
     if distance not in DISTANCES:
@@ -123,7 +123,7 @@ def check_choice(of: str, distance: str, target: str = "attention") -> None:
 
 
 def check_sharpness(value: float, target: str | None) -> None:
-    """Raises :class:`InputError` for a power that is none, or for a target that has none."""
+    """Raise :class:`InputError` if sharpness is invalid, or the target does not use one."""
     require(value, int | float, "sharpness")
     if not 0 < value < float("inf"):
         raise InputError(f"sharpness: expected a finite number above 0, got {value}")
@@ -226,7 +226,7 @@ class EGTLoss:
 
     @property
     def needs_relevance(self) -> bool:
-        """Whether it has to be given a relevance map."""
+        """True if it has to be given a relevance map."""
         return self.target in ("relevance", "product") and self.weight > 0
 
     def for_network(self, attends: bool, keeps_final: bool = False, of_images: bool = True) -> EGTLoss:
@@ -254,7 +254,7 @@ class EGTLoss:
 
     @property
     def separates_maps(self) -> bool:
-        """Whether gradients of the maps are to end at the heads."""
+        """True if gradients of the maps are to end at the heads."""
         return self.reach == "heads" and self.of == "attention" and self.weight > 0
 
     def __call__(
@@ -292,12 +292,12 @@ class EGTLoss:
         """The classification term: the weighted mean of the exits' cross-entropies."""
         self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
-        how = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
-        terms = [w * classification_loss(out.logits, labels, *how) for w, out in zip(weights, outputs, strict=True)]
+        options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
+        terms = [w * classification_loss(out.logits, labels, *options) for w, out in zip(weights, outputs, strict=True)]
         return torch.stack(terms).mean()
 
     def check_size(self, exits: int, classes: int) -> None:
-        """Raises :class:`InputError` unless there is a weight for each of the ``exits`` and ``classes``, or none at all."""
+        """Raise :class:`InputError` unless there is a weight for each of the ``exits`` and ``classes``, or none at all."""
         given = self.class_weights
         if given is not None and (isinstance(given, str) or len(given) != classes):
             raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")

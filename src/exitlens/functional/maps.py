@@ -15,12 +15,12 @@ EPS = 1e-12
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether no element is NaN or infinite; one sum tells, but for sums that overflow, which are looked at again."""
+    """Return whether all elements are finite: by their sum, and one by one where that overflows."""
     return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
-    """Scales non-negative maps so that each sums to 1; a map that is zero everywhere becomes uniform."""
+    """Scale non-negative maps so that each sums to 1; a map that is zero everywhere becomes uniform."""
     flat = x.flatten(1).clamp_min(0)
     total = flat.sum(1, keepdim=True)
     uniform = torch.full_like(flat, 1.0 / flat.shape[1])
@@ -72,8 +72,8 @@ def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  #
     Args:
         sharpness: power that the mean is raised to before it is normalised.
     """
-    size = tuple(min(sides) for sides in zip(*(one.shape[1:] for one in maps), strict=True))
-    together = torch.stack([as_distribution(regrid(one.detach(), size)) for one in maps])
+    size = tuple(min(sides) for sides in zip(*(each.shape[1:] for each in maps), strict=True))
+    together = torch.stack([as_distribution(regrid(each.detach(), size)) for each in maps])
     logs = (sharpness * together.clamp_min(EPS).log().mean(0)).masked_fill((together == 0).all(0), -torch.inf)
     return logs.flatten(1).softmax(1).view_as(logs)
 
@@ -112,8 +112,8 @@ def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
 
 def label_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,C) -> (B,*S)
     """The mean evidence of a sample's labels, which compete with none; of a sample without any, less that of all labels."""
-    some = labels.any(1, keepdim=True)
-    weights = torch.where(some, labels.float(), -torch.ones_like(evidence.flatten(2)[..., 0]))  # (B,C)
+    has_labels = labels.any(1, keepdim=True)
+    weights = torch.where(has_labels, labels.float(), -torch.ones_like(evidence.flatten(2)[..., 0]))  # (B,C)
     weights = weights / weights.abs().sum(1, keepdim=True)
     return torch.einsum("bc,bc...->b...", weights, evidence)
 

@@ -130,7 +130,7 @@ def _decide(policy: Policy, k: int, scores: Tensor, confidence: Tensor | None, g
 
 
 def needs_head(policy: Policy, k: int) -> bool:
-    """Whether adaptive inference computes the head of exit k.
+    """Return whether adaptive inference computes the head of exit k.
 
     The final exit's always. An early exit's if it can fire, or if its map is a gate feature of a later one that can.
     """
@@ -142,7 +142,7 @@ def needs_head(policy: Policy, k: int) -> bool:
 def cover(policies: Sequence[Policy]) -> Policy:
     """A policy for which every head is computed that one of these needs: what to cut a network by, not to answer by."""
     early = range(policies[0].num_exits - 1)
-    thresholds = tuple(0.0 if any(needs_head(one, k) for one in policies) else math.inf for k in early)
+    thresholds = tuple(0.0 if any(needs_head(policy, k) for policy in policies) else math.inf for k in early)
     return Policy(thresholds, policies[0].score)
 
 

@@ -51,7 +51,7 @@ def compute_log_mel(waveform: Tensor, settings: MelSpectrogram, rate: float) -> 
     """
     filters = make_mel_filters(settings, rate)
     window, hop, size = count_samples(settings, rate)
-    found = torch.stft(
+    spectrum = torch.stft(
         waveform.float(),
         size,
         hop,
@@ -61,5 +61,5 @@ def compute_log_mel(waveform: Tensor, settings: MelSpectrogram, rate: float) -> 
         pad_mode="constant",
         return_complex=True,
     )  # (...,bins,T)
-    power = found.abs().square()
+    power = spectrum.abs().square()
     return (filters.T @ power).clamp(min=FLOOR).log()

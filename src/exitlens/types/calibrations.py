@@ -130,28 +130,28 @@ class Calibration:
         Raises:
             PolicyError: for a record that is damaged or of another format.
         """
-        found = dict(values)
-        if (written := found.pop("format", None)) != FORMAT:
+        record = dict(values)
+        if (written := record.pop("format", None)) != FORMAT:
             raise PolicyError(
                 f"calibration: expected a record of format {FORMAT}, got {written!r}: another version of exitlens wrote it. "
                 "Fix: calibrate again with this version."
             )
         try:
-            found["request"] = CalibrationRequest.from_dict(found["request"])
-            found["fitted_on"] = tuple(map(SampleSketch.from_dict, found["fitted_on"]))
-            if found["classes"] is not None:
-                found["classes"] = tuple(found["classes"])
-            if (reference := found["reference"]) is not None:
+            record["request"] = CalibrationRequest.from_dict(record["request"])
+            record["fitted_on"] = tuple(map(SampleSketch.from_dict, record["fitted_on"]))
+            if record["classes"] is not None:
+                record["classes"] = tuple(record["classes"])
+            if (reference := record["reference"]) is not None:
                 edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
-                found["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
-            if (held_out := found["held_out"]) is not None:
-                found["held_out"] = {str(name): float(loss) for name, loss in held_out.items()}
-            if (timing := found["timing"]) is not None:
-                found["timing"] = Timing.from_dict(timing)
-            if (certification := found["certification"]) is not None:
+                record["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
+            if (held_out := record["held_out"]) is not None:
+                record["held_out"] = {str(name): float(loss) for name, loss in held_out.items()}
+            if (timing := record["timing"]) is not None:
+                record["timing"] = Timing.from_dict(timing)
+            if (certification := record["certification"]) is not None:
                 tests = tuple(RiskTest(**test) for test in certification["tests"])
-                found["certification"] = Certification(**certification | {"tests": tests})
-            return cls(**found)
+                record["certification"] = Certification(**certification | {"tests": tests})
+            return cls(**record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PolicyError(f"calibration: expected what calibrate wrote, got a damaged record ({error})") from error
 
@@ -234,8 +234,8 @@ def _name_data(record: Calibration, tested: Certification) -> tuple[str, str]:
 def _weigh_groups(largest: int | None) -> str:
     if largest is None:
         return "Every group counts the same, large or small: the means are over groups."
-    more = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}"
-    return f"A group counts as many times as it has samples, but one of more than {more}."
+    larger = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}"
+    return f"A group counts as many times as it has samples, but one of more than {larger}."
 
 
 def _describe_limit(name: str, limit: float, record: Calibration) -> str:
@@ -277,7 +277,7 @@ def _promise_labels(name: str, points: str, where: str) -> str:
 def _list_held_out(record: Calibration) -> str:
     """What they lost; of many risks (one for each class) the largest."""
     lost = record.held_out or {}
-    shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda one: one[1])])
+    shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda item: item[1])])
     return ("" if shown is lost else f"the largest of {len(lost)}: ") + ", ".join(
         f"{_name(k)} {v:.4f}" for k, v in shown.items()
     )

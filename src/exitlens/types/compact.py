@@ -105,7 +105,7 @@ Logits = Tensor | CompactLogits
 
 
 def chebyshev_nodes(count: int) -> Tensor:  # -> (n,) float64
-    """In (-1, 1), falling."""
+    """Chebyshev nodes in (-1, 1), descending."""
     return (math.pi * (torch.arange(count, dtype=torch.float64) + 0.5) / count).cos()
 
 

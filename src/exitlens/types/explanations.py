@@ -101,7 +101,7 @@ class ExitView:
     @property
     def answer(self) -> tuple[int, ...]:
         """The class, or the labels, that it tells."""
-        return (self.label,) if self.labels is None else tuple(one.label for one in self.labels)
+        return (self.label,) if self.labels is None else tuple(view.label for view in self.labels)
 
     @property
     def runner_up(self) -> int:
@@ -166,9 +166,9 @@ class Explanation:
         drawn = ""
         for view in self.exits:
             drawn += _caption(self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}")
-        for one in self.labels:
-            label = f"what speaks for {self.name(one.label)}"
-            drawn += _caption(self._draw(one.speaks_for, one.evidence, label), label)
+        for label_view in self.labels:
+            label = f"what speaks for {self.name(label_view.label)}"
+            drawn += _caption(self._draw(label_view.speaks_for, label_view.evidence, label), label)
         if self.relevance is not None:
             label = f"what the answer depends on: {self.name_answer()}"
             drawn += _caption(self._draw(self.speaks_for, self.relevance, label), label)
@@ -204,7 +204,7 @@ class Explanation:
 
     @property
     def labels(self) -> tuple[LabelView, ...]:
-        """Of several labels those that the answering exit tells, each with its evidence; else none."""
+        """The labels that the answering exit tells, each with its evidence; empty for one class a sample."""
         return self.exits[self.answered].labels or ()
 
     @property
@@ -214,7 +214,7 @@ class Explanation:
 
     @property
     def disagrees(self) -> bool:
-        """Whether an early exit answered and the final exit says something else."""
+        """True if an early exit answered and the final exit says something else."""
         return self.final is not None and self.final.answer != self.exits[self.answered].answer
 
     def name(self, label: int) -> str:
@@ -248,11 +248,11 @@ class Explanation:
             if view.threshold == 0:
                 confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         sentence = f"{self.name_answer(view)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
-        for one in self.exits[: self.answered]:
-            if one.confidence >= one.threshold and one.estimate is not None and one.limit is not None:
-                guess, limit = tell_apart(one.estimate, one.limit)
+        for earlier in self.exits[: self.answered]:
+            if earlier.confidence >= earlier.threshold and earlier.estimate is not None and earlier.limit is not None:
+                guess, limit = tell_apart(earlier.estimate, earlier.limit)
                 sentence += (
-                    f" Exit {one.exit} reached the threshold too, but its map was not trusted: its estimated divergence "
+                    f" Exit {earlier.exit} reached the threshold too, but its map was not trusted: its estimated divergence "
                     f"from the final one is {guess}, over the limit {limit}."
                 )
         if view.exit == last or self.final is None:
@@ -279,7 +279,7 @@ class Explanation:
         row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
         labels = row.pop("labels")
         if labels is not None:
-            row["labels"] = [one.to_dict() | {"label_name": self.name(one.label)} for one in labels]
+            row["labels"] = [item.to_dict() | {"label_name": self.name(item.label)} for item in labels]
         top: list[dict[str, Any]] = []
         for at, attention, evidence in view.top():
             token = {"token": self.tokens[at[0]]} if self.tokens and at[0] < len(self.tokens) else {}
@@ -292,7 +292,7 @@ class Explanation:
             "runner_up_name": self.name(view.runner_up),
             "runner_up_probability": view.probabilities[view.runner_up].item(),
             "top_locations": top,
-            "evidence_elsewhere": view.evidence.sum().item() - sum(one["evidence"] for one in top),
+            "evidence_elsewhere": view.evidence.sum().item() - sum(item["evidence"] for item in top),
         }
 
 

@@ -49,7 +49,7 @@ def list_input_names(inputs: Inputs) -> tuple[str, ...]:
 
 
 def list_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
-    """Of a sample of each of several inputs, if some are floats: tokens and their mask are one input."""
+    """Return the shape of a sample of each of several inputs, if some are floats: tokens and their mask are one input."""
     tensors = list_tensors(inputs)
     has_floats = any(t.is_floating_point() for t in tensors)
     several = not isinstance(inputs, Tensor) and has_floats
@@ -77,7 +77,7 @@ def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
 
 
 def can_be_channels_last(module: nn.Module) -> bool:
-    """Whether its weights can be in the memory format ``channels_last``, which those of volumes, of five axes, cannot."""
+    """Return whether its weights can be in the memory format ``channels_last``: those of volumes, with five axes, cannot."""
     return all(p.ndim < 5 for p in module.parameters())
 
 
@@ -92,7 +92,7 @@ def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
-    """Raises :class:`InputError` unless there are ``batch`` integers in ``[0, classes)``.
+    """Raise :class:`InputError` unless there are ``batch`` integers in ``[0, classes)``.
 
     On other devices than the CPU the values are not looked at: that would wait for the device at every step.
     """

@@ -45,7 +45,7 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers of adaptive inference, in the order of the input.
+    """Answer of adaptive inference, in the order of the input.
 
     Attributes:
         labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool: which of them a sample has.
@@ -92,8 +92,8 @@ def format_threshold(threshold: float, digits: int) -> str:
     return "never" if threshold == math.inf else f"{threshold:.{digits}f}"
 
 
-def tell_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
+def tell_apart(left: float, right: float, digits: int = 3) -> tuple[str, str]:
     """Both numbers, with enough digits (``digits`` to 7) to tell them apart where that is possible."""
-    while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
+    while digits < 7 and left != right and f"{left:.{digits}f}" == f"{right:.{digits}f}":
         digits += 1
-    return f"{one:.{digits}f}", f"{other:.{digits}f}"
+    return f"{left:.{digits}f}", f"{right:.{digits}f}"

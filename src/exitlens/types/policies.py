@@ -137,7 +137,7 @@ class Policy:
         return cls((math.inf,) * (num_exits - 1), **values)
 
     def check(self, num_exits: int, network: str = "", task: Task | None = None) -> None:
-        """Raises :class:`PolicyError` unless it fits ``num_exits`` and, where these are known, the network and its task."""
+        """Raise :class:`PolicyError` unless it fits ``num_exits`` and, where these are known, the network and its task."""
         if self.num_exits != num_exits:
             raise PolicyError(
                 f"policy: it has {len(self.thresholds)} thresholds for {self.num_exits} exits, the network or trace has "
@@ -161,7 +161,7 @@ class Policy:
 
     @property
     def is_changed(self) -> bool:
-        """Whether thresholds, score, temperatures, gate or network are not those that were calibrated."""
+        """True if thresholds, score, temperatures, gate or network were changed since the calibration."""
         record = self.calibration
         return record is not None and bool(record.rule) and record.rule != self.rule()
 
@@ -200,7 +200,7 @@ _NAME = re.compile("[a-z0-9_-]{1,40}")
 
 
 def check_name(name: object, argument: str) -> None:
-    """Raises :class:`InputError`, which names the argument, unless a policy beside a bundle's own may be called so."""
+    """Raise :class:`InputError`, which names the argument, unless a policy beside a bundle's own may be called so."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(f"{argument}: expected names of 1 to 40 characters a-z, 0-9, _ and -, got {name!r:.80}")
     if name == DEFAULT:
@@ -208,7 +208,7 @@ def check_name(name: object, argument: str) -> None:
 
 
 def check_named(policies: Mapping[str, Policy], num_exits: int, network: str, task: Task | None = None) -> None:
-    """Checks every name and policy.
+    """Check every name and policy.
 
     Raises:
         InputError: for a name that none may have, or a value that is no policy; PolicyError: for a policy of another

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from statistics import fmean
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Preprocess:
         return Preprocess(size, mean, std)
 
     def normalise(self, pixels: Tensor) -> Tensor:  # (..., C, H, W) uint8 or float in [0, 1]
-        """Scales ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
+        """Scale ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
         if pixels.ndim < 3 or pixels.shape[-3] != len(self.mean):
             raise InputError(f"pixels: expected (...,{len(self.mean)},H,W), got {tuple(pixels.shape)}")
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
@@ -105,9 +105,9 @@ class TextPreprocess:
     def __post_init__(self) -> None:
         require(self.tokenizer, str, "tokenizer", "give the JSON of a tokenizers.Tokenizer, its to_str()")
         require(self.length, int, "length")
-        own = _open_tokenizer(self.tokenizer).num_special_tokens_to_add(False)
-        if self.length <= own:
-            raise InputError(f"length: expected {own + 1} tokens or more ({own} are the tokenizer's), got {self.length}")
+        added = _open_tokenizer(self.tokenizer).num_special_tokens_to_add(False)
+        if self.length <= added:
+            raise InputError(f"length: expected {added + 1} tokens or more ({added} are the tokenizer's), got {self.length}")
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The texts as ``input_ids`` and ``attention_mask`` (1: a token, 0: padding), ``(B,N)`` ``int64`` each."""
@@ -116,12 +116,15 @@ class TextPreprocess:
         for i, text in enumerate(texts):
             require(text, str, f"texts[{i}]")
         try:
-            found = _open_encoder(self.tokenizer, self.length).encode_batch(list(texts))
+            encodings = _open_encoder(self.tokenizer, self.length).encode_batch(list(texts))
         except Exception as error:  # tokenizers raises plain Exception, and TypeError for half a surrogate pair
             raise InputError(
                 f"texts: expected valid Unicode that the tokenizer knows or has an unknown token for ({error})"
             ) from error
-        values = {"input_ids": [one.ids for one in found], "attention_mask": [one.attention_mask for one in found]}
+        values = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+        }
         return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in values.items()}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
@@ -134,13 +137,13 @@ class TextPreprocess:
         if input_ids.ndim != 1 or input_ids.is_floating_point():
             raise InputError(f"input_ids: expected (N,) integers, got {tuple(input_ids.shape)} {input_ids.dtype}")
         tokenizer, size = _open_tokenizer(self.tokenizer), self.vocabulary_size
-        found: list[str] = []
+        tokens: list[str] = []
         for i in input_ids.tolist():
             token = tokenizer.id_to_token(i) if 0 <= i < size else None
             if token is None:
                 raise InputError(f"input_ids: expected ids of tokens, in [0, {size}), got {i}: another tokenizer made them?")
-            found.append(token)
-        return found
+            tokens.append(token)
+        return tokens
 
     @property
     def vocabulary_size(self) -> int:
@@ -222,39 +225,52 @@ class MelSpectrogram:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """Channels standardised one by one; ``axes`` of a sample come after its channels."""
+    """Channels standardised one by one; a sample's other axes come after its channels."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    axes: ClassVar[str]  # of a sample behind its channels, for errors
 
     def __post_init__(self) -> None:
-        found = [*self.mean, *self.std]
-        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0 or not all(map(math.isfinite, found)):
+        numbers = [*self.mean, *self.std]
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0 or not all(map(math.isfinite, numbers)):
             raise InputError(
                 f"mean, std: expected one or more of each, finite, std above 0; got {self.mean!r:.60} and {self.std!r:.60}"
             )
 
     def scaled(self, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """The same with another mean and standard deviation of every channel."""
+        """Return the same with another mean and standard deviation of every channel."""
         return replace(self, mean=tuple(mean), std=tuple(std))
+
+    def normalise(self, values: Tensor) -> Tensor:  # (..., C, *S) -> (..., C, *S)
+        """Standardise each channel; the size is left as it is."""
+        trailing = self.axes.count(",")
+        if not isinstance(values, Tensor) or values.ndim <= trailing or values.shape[-1 - trailing] != len(self.mean):
+            seen = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(f"values: expected (...,{len(self.mean)}{self.axes}), got {seen}")
+        if values.is_complex() or values.dtype == torch.bool:
+            raise InputError(f"values: expected numbers, got {values.dtype}")
+        mean, std = self._as_columns()
+        return (values.float() - mean) / std
+
+    def restore(self, inputs: Tensor) -> Tensor:  # (..., C, *S) -> (..., C, *S)
+        """Inverse of :meth:`normalise`."""
+        mean, std = self._as_columns()
+        return inputs * std + mean
+
+    def _as_columns(self) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * self.axes.count(","))
+        return torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def _standardise(self, values: Tensor, axes: str) -> Tensor:  # (..., C, *S) -> (..., C, *S)
-        trailing = axes.count(",")
-        if not isinstance(values, Tensor) or values.ndim <= trailing or values.shape[-1 - trailing] != len(self.mean):
-            seen = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise InputError(f"values: expected (...,{len(self.mean)}{axes}), got {seen}")
-        if values.is_complex() or values.dtype == torch.bool:
-            raise InputError(f"values: expected numbers, got {values.dtype}")
-        mean, std = (torch.tensor(each).view(-1, *[1] * trailing) for each in (self.mean, self.std))
-        return (values.float() - mean) / std
-
-    def _restore(self, inputs: Tensor, trailing: int) -> Tensor:  # (..., C, *S) -> (..., C, *S)
-        mean, std = (torch.tensor(each).view(-1, *[1] * trailing) for each in (self.mean, self.std))
-        return inputs * std + mean
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`."""
+        known = {field.name for field in fields(cls)} & values.keys()
+        return cls(**{name: tuple(value) if isinstance(value := values[name], list) else value for name in known})
 
 
 @dataclass(frozen=True)
@@ -262,16 +278,12 @@ class SeriesPreprocess(_Scaling):
     """How series become network input: ``(x - mean) / std`` of each channel.
 
     Attributes:
-        mean: of each of C channels (with ``mel``, of each band), in the training data.
-        std: likewise.
+        mean: of each of C channels (with ``mel``, of each band), in the training data. std: the standard deviations.
         length: steps T of every input: longer files are cut, shorter ones filled with zeros at the end. 0: as they come.
         rate: samples in a second (Hz) of the files; 0: unknown. A file that says another rate is refused.
         names: of the C channels, if they have names; tables are read by them.
         time_first: the network takes ``(T,C)`` in place of ``(C,T)``.
-        mel: of sounds, the spectrogram that is the series; ``None``: the waveform is.
-
-    Raises:
-        InputError: for values that do not fit one another.
+        mel: of sounds, the spectrogram that is the series, made where files are read; ``None``: the waveform is.
 
     Examples:
         >>> scaling = xl.SeriesPreprocess(mean=(1.0,), std=(2.0,))
@@ -284,6 +296,7 @@ class SeriesPreprocess(_Scaling):
     names: tuple[str, ...] = ()
     time_first: bool = False
     mel: MelSpectrogram | None = None
+    axes = ",T"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -298,26 +311,19 @@ class SeriesPreprocess(_Scaling):
             )
 
     def normalise(self, values: Tensor) -> Tensor:  # (..., C, T) -> (..., C, T), or (..., T, C)
-        """Standardises each channel; the length is left as it is, and a spectrogram is made where files are read."""
-        found = self._standardise(values, ",T")
-        return found.transpose(-1, -2) if self.time_first else found
+        """Standardise each channel; the length is left as it is."""
+        scaled = super().normalise(values)
+        return scaled.transpose(-1, -2) if self.time_first else scaled
 
     def restore(self, inputs: Tensor) -> Tensor:  # (..., C, T), or (..., T, C) -> (..., C, T)
         """Inverse of :meth:`normalise`."""
-        return self._restore(inputs.transpose(-1, -2) if self.time_first else inputs, 1)
+        return super().restore(inputs.transpose(-1, -2) if self.time_first else inputs)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SeriesPreprocess:
         """Inverse of :meth:`to_dict`."""
         mel = values.get("mel")
-        return cls(
-            *_read_scaling(values),
-            length=int(values.get("length", 0)),
-            rate=float(values.get("rate", 0.0)),
-            names=tuple(map(str, values.get("names", ()))),
-            time_first=bool(values.get("time_first", False)),
-            mel=None if mel is None else MelSpectrogram(**mel),
-        )
+        return super().from_dict({**values, "mel": None if mel is None else MelSpectrogram(**mel)})
 
 
 @dataclass(frozen=True)
@@ -325,12 +331,8 @@ class VolumePreprocess(_Scaling):
     """How volumes become network input: resized to ``size``, then ``(x - mean) / std`` of each channel.
 
     Attributes:
-        mean: of each of C channels, in the training data.
-        std: likewise.
+        mean: of each of C channels, in the training data. std: the standard deviations.
         size: ``(D,H,W)`` voxels of every input; files of another size are resized.
-
-    Raises:
-        InputError: for values that do not fit one another.
 
     Examples:
         >>> scaling = xl.VolumePreprocess(mean=(0.0,), std=(2.0,), size=(8, 8, 8))
@@ -339,25 +341,12 @@ class VolumePreprocess(_Scaling):
     """
 
     size: tuple[int, int, int]
+    axes = ",D,H,W"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.size) != 3 or min(self.size) < 1:
             raise InputError(f"size: expected depth, height and width of 1 voxel or more, got {self.size}")
-
-    def normalise(self, values: Tensor) -> Tensor:  # (..., C, D, H, W) -> (..., C, D, H, W)
-        """Standardises each channel; the size is left as it is."""
-        return self._standardise(values, ",D,H,W")
-
-    def restore(self, inputs: Tensor) -> Tensor:  # (..., C, D, H, W) -> (..., C, D, H, W)
-        """Inverse of :meth:`normalise`."""
-        return self._restore(inputs, 3)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VolumePreprocess:
-        """Inverse of :meth:`to_dict`."""
-        depth, height, width = map(int, values["size"])
-        return cls(*_read_scaling(values), size=(depth, height, width))
 
 
 @dataclass(frozen=True)
@@ -365,12 +354,8 @@ class VectorPreprocess(_Scaling):
     """How vectors become network input: ``(x - mean) / std`` of each feature.
 
     Attributes:
-        mean: of each of F features, in the training data.
-        std: likewise.
+        mean: of each of F features, in the training data. std: the standard deviations.
         names: of the F features, if they have names; tables are read by them.
-
-    Raises:
-        InputError: for values that do not fit one another.
 
     Examples:
         >>> scaling = xl.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0), names=("age", "dose"))
@@ -379,23 +364,11 @@ class VectorPreprocess(_Scaling):
     """
 
     names: tuple[str, ...] = ()
+    axes = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_names(self.names, len(self.mean))
-
-    def normalise(self, values: Tensor) -> Tensor:  # (..., F) -> (..., F)
-        """Standardises each feature."""
-        return self._standardise(values, "")
-
-    def restore(self, inputs: Tensor) -> Tensor:  # (..., F) -> (..., F)
-        """Inverse of :meth:`normalise`."""
-        return self._restore(inputs, 0)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VectorPreprocess:
-        """Inverse of :meth:`to_dict`."""
-        return cls(*_read_scaling(values), names=tuple(map(str, values.get("names", ()))))
 
 
 ArrayPreprocess = SeriesPreprocess | VolumePreprocess | VectorPreprocess
@@ -404,7 +377,3 @@ ArrayPreprocess = SeriesPreprocess | VolumePreprocess | VectorPreprocess
 def _check_names(names: Sequence[str], count: int) -> None:
     if names and (len(names) != count or len(set(names)) < count):
         raise InputError(f"names: expected {count} different ones, one for each channel, got {names!r:.100}")
-
-
-def _read_scaling(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(map(float, values["mean"])), tuple(map(float, values["std"]))

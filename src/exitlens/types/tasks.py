@@ -34,8 +34,8 @@ def choose_score(score: str | None, task: Task) -> str:
         return USUAL_SCORES[task]
     check_score(score)
     if task_of_score(score) != task:
-        own = SCORES if task == "classes" else (DECIDED,)
-        raise InputError(f"score: expected one of {own} for {_ANSWERS[task]}, got {score!r}: leave it out")
+        scores = SCORES if task == "classes" else (DECIDED,)
+        raise InputError(f"score: expected one of {scores} for {_ANSWERS[task]}, got {score!r}: leave it out")
     return score
 
 
@@ -49,10 +49,10 @@ def read_answers(p: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or
     return p >= 0.5 if task == "multilabel" else p.argmax(-1)
 
 
-def are_same(one: Tensor, other: Tensor, task: Task) -> Tensor:  # -> (...) bool
-    """Whether two answers, or an answer and the truth, are the same: of several labels all."""
-    found = one == other
-    return found.all(-1) if task == "multilabel" else found
+def are_same(answers: Tensor, others: Tensor, task: Task) -> Tensor:  # -> (...) bool
+    """Return whether two answers, or an answer and the truth, are the same in all labels."""
+    is_same = answers == others
+    return is_same.all(-1) if task == "multilabel" else is_same
 
 
 def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";") -> str:  # (C,) bool
@@ -68,7 +68,7 @@ def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,
 
 
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
-    """Raises :class:`InputError` unless the labels are those of a batch.
+    """Raise :class:`InputError` unless the labels are those of a batch.
 
     Args:
         labels: ``(B,)`` integers in ``[0, C)``, or ``(B,C)`` of 0 and 1 (integers or bool).
@@ -78,14 +78,14 @@ def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = No
 
     On other devices than the CPU the values are not looked at: that would wait for the device at every step.
     """
-    found = task_of_labels(labels)
-    if task is not None and found != task:
+    given = task_of_labels(labels)
+    if task is not None and given != task:
         shape = f"({batch},{classes}) of 0 and 1" if task == "multilabel" else f"({batch},) integers"
         raise InputError(
             f"{name}: this network answers {_ANSWERS[task]}: expected {shape}, got {tuple(labels.shape)}: give labels of "
-            f"its own kind, or say what it answers: net.describe(task='{found}') and train it"
+            f"its own kind, or say what it answers: net.describe(task='{given}') and train it"
         )
-    if found == "classes":
+    if given == "classes":
         check_labels(labels, batch, classes, name)
         return
     if labels.shape != (batch, classes) or labels.is_floating_point() or labels.is_complex():
@@ -97,7 +97,7 @@ def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = No
 
 
 def check_binary(labels: Tensor, name: str) -> None:
-    """Raises :class:`InputError` for a label matrix with anything but 0 and 1 in it."""
+    """Raise :class:`InputError` for a label matrix with anything but 0 and 1 in it."""
     if labels.dtype != torch.bool and labels.numel() and not bool(((labels == 0) | (labels == 1)).all()):
         odd = labels[(labels != 0) & (labels != 1)][0].item()
-        raise InputError(f"{name}: expected 0 and 1 (whether a sample has the label), got {odd} among them: mend that")
+        raise InputError(f"{name}: expected 0 and 1 (whether a sample has the label), got {odd} among them")

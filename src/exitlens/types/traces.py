@@ -117,10 +117,10 @@ def format_ms(value: float) -> str:
 
 def make_increasing(values: Sequence[float], step: float = 1e-4) -> tuple[float, ...]:
     """The numbers, each raised where it is not above the one before by the share ``step``."""
-    found: list[float] = []
+    increasing: list[float] = []
     for value in values:
-        found.append(max(value, found[-1] * (1 + step)) if found else value)
-    return tuple(found)
+        increasing.append(max(value, increasing[-1] * (1 + step)) if increasing else value)
+    return tuple(increasing)
 
 
 FORMAT = 1  # of Trace.save
@@ -235,7 +235,7 @@ class Trace:
 
     @property
     def has_maps(self) -> bool:
-        """Whether the exits had maps to compare; else all divergences are 0, and no measure says more."""
+        """True if the exits had maps to compare; else all divergences are 0."""
         return bool(self.similarity) or bool(self.divergence.any())
 
     @property
@@ -283,20 +283,20 @@ class Trace:
         """The samples at these rows: indices ``(n,)``, or ``(N,)`` bool."""
 
         def pick(value: Any) -> Any:
-            return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
+            return {name: part[rows] for name, part in value.items()} if isinstance(value, Mapping) else value[rows]
 
         kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing, "task": self.task}
-        values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.init and one.name not in kept)
+        values = ((part.name, getattr(self, part.name)) for part in fields(self) if part.init and part.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
-        """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
+        """Write the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (one.name for one in fields(self) if one.name not in ("network", "timing", "task", "askings")):
+        for name in (item.name for item in fields(self) if item.name not in ("network", "timing", "task", "askings")):
             value = getattr(self, name)
             parts = value.parts() if isinstance(value, CompactLogits) else value
-            named = {f"{name}.{part}": one for part, one in parts.items()} if isinstance(parts, Mapping) else {name: parts}
-            tensors |= {name: one for name, one in named.items() if one is not None}
+            named = {f"{name}.{part}": item for part, item in parts.items()} if isinstance(parts, Mapping) else {name: parts}
+            tensors |= {name: item for name, item in named.items() if item is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
         note: dict[str, Any] = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
@@ -364,12 +364,12 @@ class Trace:
         return SampleSketch(self.fingerprint(), tuple(sorted(self.hash_samples())[:size]))
 
     def shares_samples(self, others: SampleSketch) -> bool:
-        """Whether some of the others are in this trace, as far as equal logits can tell."""
+        """Return whether some of the others are in this trace, as far as equal logits can tell."""
         return others.data == self.fingerprint() or not set(others.sketch).isdisjoint(self.hash_samples())
 
 
 def _all_finite(value: Logits) -> bool:
-    """Whether there is no NaN and no infinity in it."""
+    """Return whether it has no NaN and no infinity."""
     parts = value.parts().values() if isinstance(value, CompactLogits) else [value]
     return all(bool(rows.isfinite().all()) for part in parts if part is not None for rows in part.split(1 << 14))
 

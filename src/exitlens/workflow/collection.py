@@ -16,9 +16,9 @@ from exitlens.functional.groups import number_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
 from exitlens.functional.routing import compute_gate_features
 from exitlens.io import RowStore
-from exitlens.model.exit_times import measure_exits
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
+from exitlens.model.timing import measure_exits
 from exitlens.progress import track
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Timing, Trace
@@ -128,7 +128,7 @@ def _check_cost(cost: str, timed_batch: int | None) -> None:
 
 
 class _Recorder:
-    """Takes in batch after batch and makes the trace of them."""
+    """Take in batch after batch and makes the trace of them."""
 
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
         self._net, self._folder = net, None if folder is None else _make_folder(folder)
@@ -141,7 +141,7 @@ class _Recorder:
         self._has_maps = have_maps(net.heads)
 
     def add(self, seen: _Observed) -> None:
-        """Takes in a batch."""
+        """Take in a batch."""
         if seen.labels is not None:
             check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "data, labels")
         self._logits.add(seen.logits, seen.labels)
@@ -201,7 +201,7 @@ class _Observed(NamedTuple):
 
 
 def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
-    """Runs every batch through every exit; the first is put into ``first``."""
+    """Run every batch through every exit; the first is put into ``first``."""
     for inputs, labels, groups in stream:
         if not first:
             first.append(inputs)
@@ -221,7 +221,7 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iter
 
 
 class _LogitRecorder:
-    """Keeps logits whole until they are many, then in compact form: the same, whenever that was."""
+    """Keep logits whole until they are many, then in compact form: the same, whenever that was."""
 
     def __init__(self, store: RowStore, compact: bool | None) -> None:
         self._store, self._compact, self._is_compact = store, compact, bool(compact)
@@ -229,7 +229,7 @@ class _LogitRecorder:
         self._classes, self._numbers, self.count = 0, 0, 0
 
     def add(self, logits: Tensor, labels: Tensor | None) -> None:  # (B,K,C), (B,)
-        """Takes in a batch."""
+        """Take in a batch."""
         if self._labels and (labels is None) != (self._labels[0] is None):
             raise InputError("data: some batches have labels and some have none: give all of them labels, or none")
         self._labels.append(labels)
@@ -251,7 +251,7 @@ class _LogitRecorder:
         self._store.add("sample_hashes", hash_rows(logits))
 
     def _join_labels(self) -> Tensor | None:
-        known = [one for one in self._labels if one is not None]
+        known = [labels for labels in self._labels if labels is not None]
         return torch.cat(known) if known else None
 
     def finish(self) -> dict[str, Any]:
@@ -265,19 +265,19 @@ class _LogitRecorder:
         return {"logits": logits, "labels": labels, "sample_hashes": self._store.take("sample_hashes")}
 
 
-def _join_groups(given: Tensor | Sequence[Hashable] | None, found: list[Tensor | None]) -> Tensor | None:
+def _join_groups(given: Tensor | Sequence[Hashable] | None, batches: list[Tensor | None]) -> Tensor | None:
     """The groups that were given, or those that came with the batches."""
     if given is not None:
         return number_groups(given)
-    if any(one is None for one in found) and any(one is not None for one in found):
+    if any(ids is None for ids in batches) and any(ids is not None for ids in batches):
         raise InputError("data: some batches have groups and some have none: give all of them groups, or none")
-    return None if found[0] is None else torch.cat([one for one in found if one is not None])
+    return None if batches[0] is None else torch.cat([ids for ids in batches if ids is not None])
 
 
 def _add_maps(store: RowStore, maps: MapPairs) -> None:
-    """Of the final maps, those on one grid are one."""
-    for k, (one, _) in enumerate(maps):
-        store.add(f"map {k}", one)
+    """Store the maps; final maps on the same grid are stored once."""
+    for k, (exit_map, _) in enumerate(maps):
+        store.add(f"map {k}", exit_map)
     for shape, final in {tuple(final.shape[1:]): final for _, final in maps}.items():
         store.add(f"final {shape}", final)
 
@@ -295,15 +295,15 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
 
     parts = torch.arange(len(partner)).split(ROWS)
     for rows in track(parts, "comparing maps") if progress and len(parts) > 1 else parts:
-        early, final = [one[rows] for one in maps], [one[rows] for one in finals]
-        others = [one[partner[rows]] for one in finals]
+        early, final = [part[rows] for part in maps], [part[rows] for part in finals]
+        others = [part[partner[rows]] for part in finals]
         compare("similarity", list(zip(final, early, strict=True)))
         if len(partner) > 1:
             compare("null", [(transplant(a, b), b) for a, b in zip(others, early, strict=True)])
         compare("uniform_null", [(a, uniform(b)) for a, b in zip(final, early, strict=True)])
         store.release()
     kinds = ("similarity", "uniform_null", *(["null"] if len(partner) > 1 else []))
-    found: dict[str, Any] = {kind: {name: store.take(f"{kind} {name}") for name in MEASURES} for kind in kinds}
-    divergence = found["similarity"]["divergence"].clone()
+    agreement: dict[str, Any] = {kind: {name: store.take(f"{kind} {name}") for name in MEASURES} for kind in kinds}
+    divergence = agreement["similarity"]["divergence"].clone()
     divergence[:, -1] = 0
-    return found | {"divergence": divergence}
+    return agreement | {"divergence": divergence}

@@ -193,13 +193,13 @@ def _describe_drop(drop: float | None) -> str:
     return f"{-100 * drop:.1f} points more accurate than the final exit"
 
 
-def _describe_more(more: float) -> str:
+def _describe_more(extra: float) -> str:
     """False negatives against the final exit's: so many points more, or fewer."""
-    return f"{abs(100 * more):.1f} points {'fewer' if more < -0.0005 else 'more'} than the final exit"
+    return f"{abs(100 * extra):.1f} points {'fewer' if extra < -0.0005 else 'more'} than the final exit"
 
 
 def evaluate(trace: Trace, policy: Policy) -> Report:
-    """Applies a policy to a trace on paper.
+    """Apply a policy to a trace on paper.
 
     Args:
         trace: of test data, which nothing was chosen on.
@@ -242,16 +242,16 @@ def _report_labels(trace: Trace, labels: Tensor, exits: Tensor) -> LabelReport:
     missed = false_negatives(answers, labels[:, None])  # (N,K)
     rate, rates = select_exits(missed, exits).mean().item(), missed.mean(0).tolist()
     routed = answers[torch.arange(len(trace)), exits]
-    each = tuple(micro_f1(one, labels) for one in answers.unbind(1))
+    each = tuple(micro_f1(exit_answers, labels) for exit_answers in answers.unbind(1))
     return LabelReport(micro_f1(routed, labels), rate, rate - rates[-1], each, tuple(rates))
 
 
 def _classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tensor) -> tuple[ClassRow, ...]:
     if trace.task == "multilabel":
         answers, rows = trace.answers, torch.arange(len(trace))
-        told, final = ((labels & one).sum(0).tolist() for one in (answers[rows, exits], answers[:, -1]))
+        told, final = ((labels & told_by).sum(0).tolist() for told_by in (answers[rows, exits], answers[:, -1]))
         counted = enumerate(zip(labels.sum(0).tolist(), told, final, strict=True))
-        return tuple(ClassRow(c, n, one / n, other / n) for c, (n, one, other) in counted if n)
+        return tuple(ClassRow(c, n, told_by / n, other / n) for c, (n, told_by, other) in counted if n)
     right = torch.stack([select_exits(correct, exits), correct[:, -1]], 1)  # (N,2)
     present, place, counts = labels.unique(return_inverse=True, return_counts=True)
     means = right.new_zeros(len(present), 2).index_add_(0, place, right) / counts[:, None]

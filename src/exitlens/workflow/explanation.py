@@ -80,7 +80,7 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
         records = relevance and engine.tuning.precision == "float32"
         recording = Recording(engine.stages, engine.heads, net) if records else None
         seen = _look(engine, engine.enter(tensors), policy, final, recording)
-    early = [one.decision.scores for one in seen if one.decision is not None]
+    early = [view.decision.scores for view in seen if view.decision is not None]
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     depends: Sequence[Tensor | None] = [None] * len(answered)
@@ -101,13 +101,13 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
 
 
 def _find_relevance(net: ExitNet, inputs: Inputs, answered: Sequence[int]) -> list[Tensor]:
-    """Of every sample, for the answer of the exit that gave it, by passes of their own."""
-    found = [torch.empty(0)] * len(answered)
+    """Return the relevance of every sample for its answer, from separate passes."""
+    maps = [torch.empty(0)] * len(answered)
     for k in set(answered):
         rows = [i for i, exit in enumerate(answered) if exit == k]
-        for i, one in zip(rows, compute_relevance(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
-            found[i] = one
-    return found
+        for i, relevance in zip(rows, compute_relevance(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
+            maps[i] = relevance
+    return maps
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class _Seen:
 
 
 def _look(engine: Engine, activations: Activations, policy: Policy, final: bool, recording: Recording | None) -> list[_Seen]:
-    """Runs all exits, or only until every sample has an answer."""
+    """Run all exits, or only until every sample has an answer."""
     outputs = (engine if recording is None else recording).iterate_explained(activations)
     seen: list[_Seen] = []
     waiting: Tensor | None = None
-    for k, found in enumerate(outputs):
-        out = ExitOutput(*(t.clone() for t in found))  # ordinary tensors
+    for k, output in enumerate(outputs):
+        out = ExitOutput(*(t.clone() for t in output))  # ordinary tensors
         if not all_finite(out.logits):
             raise InputError("net: its logits are NaN or infinite for these inputs: its weights are damaged, train it again")
         p = probabilities(out.logits, policy.temperatures[k], policy.score)
@@ -149,28 +149,28 @@ def _look(engine: Engine, activations: Activations, policy: Policy, final: bool,
 
 def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
     """One exit's views, by sample, and whether that sample's final exit is shown."""
-    one, decision, head = seen[k], seen[k].decision, net.head(k)
-    attention, evidence = (net.info.place(k, maps.float()) for maps in (one.out.attention, one.out.evidence))
+    view_of, decision, head = seen[k], seen[k].decision, net.head(k)
+    attention, evidence = (net.info.place(k, maps.float()) for maps in (view_of.out.attention, view_of.out.evidence))
     estimates = None if decision is None else decision.estimates
-    labels = one.p.argmax(1)
+    labels = view_of.p.argmax(1)
     compares = have_maps(net.heads)
-    to_final = _agreement(one.out, seen[-1].out) if compares and len(seen) == net.num_exits else None
-    to_previous = _agreement(one.out, seen[k - 1].out) if compares and k else None
+    to_final = _agreement(view_of.out, seen[-1].out) if compares and len(seen) == net.num_exits else None
+    to_previous = _agreement(view_of.out, seen[k - 1].out) if compares and k else None
 
     def view(i: int, with_final: bool) -> ExitView:
         label = int(labels[i])
         return ExitView(
             exit=k,
             label=label,
-            confidence=one.scores[i].item(),
+            confidence=view_of.scores[i].item(),
             threshold=0.0 if decision is None else decision.threshold,
             fired=decision is None or bool(decision.fired[i]),
             cost=net.cost[k].item(),
-            probabilities=one.p[i].clone(),
+            probabilities=view_of.p[i].clone(),
             attention=attention[i].clone(),
             evidence=evidence[i, label].clone(),  # not the whole batch's, which it would keep alive
             exact_evidence=bool(head.exact_evidence),
-            logit=one.out.logits[i, label].item(),
+            logit=view_of.out.logits[i, label].item(),
             bias=0.0 if head.bias is None else head.bias[label].item(),
             divergence=to_final[0][i].item() if to_final and with_final else None,
             cc=to_final[1][i].item() if to_final and with_final else None,
@@ -178,22 +178,22 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if estimates is None else estimates[i].item(),
             limit=None if estimates is None or policy.gate is None else policy.gate.limits[k],
-            labels=_list_labels(one, head.bias, evidence, i) if policy.task == "multilabel" else None,
+            labels=_list_labels(view_of, head.bias, evidence, i) if policy.task == "multilabel" else None,
         )
 
     return view
 
 
-def _list_labels(one: _Seen, bias: Tensor | None, evidence: Tensor, i: int) -> tuple[LabelView, ...]:
+def _list_labels(seen: _Seen, bias: Tensor | None, evidence: Tensor, i: int) -> tuple[LabelView, ...]:
     """The labels that an exit tells of sample i, each with its evidence."""
-    found = []
-    for c in read_answers(one.p[i], "multilabel").nonzero().flatten().tolist():
+    views = []
+    for c in read_answers(seen.p[i], "multilabel").nonzero().flatten().tolist():
         constant = 0.0 if bias is None else bias[c].item()
-        found.append(LabelView(c, one.p[i, c].item(), evidence[i, c].clone(), one.out.logits[i, c].item(), constant))
-    return tuple(found)
+        views.append(LabelView(c, seen.p[i, c].item(), evidence[i, c].clone(), seen.out.logits[i, c].item(), constant))
+    return tuple(views)
 
 
 def _agreement(out: ExitOutput, other: ExitOutput) -> tuple[Tensor, Tensor]:
     """Divergence and correlation of two exits' maps, each ``(B,)``."""
-    mine, theirs = on_common_grid(out.attention.float(), other.attention.float())
-    return divergence(theirs, mine), pearson(theirs, mine)
+    maps, other_maps = on_common_grid(out.attention.float(), other.attention.float())
+    return divergence(other_maps, maps), pearson(other_maps, maps)

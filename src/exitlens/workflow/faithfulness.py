@@ -137,11 +137,11 @@ def faithfulness(
         held = data.load() if isinstance(data, LazySet) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
         logits, attention = _run(net, engine, batches)
-        placed = [net.info.place(k, one) for k, one in enumerate(attention)]
+        placed = [net.info.place(k, item) for k, item in enumerate(attention)]
         shown = placed if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
-        maps = [modality.coarsen(one, grid) for one in shown]
+        maps = [modality.coarsen(item, grid) for item in shown]
         blind = [measures.draw_random_map(m) for m in maps]
-        plain = [probabilities(one, kind=USUAL_SCORES[net.info.task]) for one in logits]
+        plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
         mine = perturb(net, engine, batches, plain, maps, fraction)
         control = perturb(net, engine, batches, plain, blind, fraction)
         randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
@@ -152,8 +152,8 @@ def faithfulness(
     if data.masks is not None:
         energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in shown)
         pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in shown)
-    (drops, keeps), (drops_random, keeps_random) = ([_average(one) for one in both] for both in (mine, control))
-    against = _compare(*([[t[rows] for t in one] for one in both] for both in (mine, control)), best) if len(rows) else {}
+    (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (mine, control))
+    against = _compare(*([[t[rows] for t in item] for item in both] for both in (mine, control)), best) if len(rows) else {}
     means = drops, drops_random, keeps, keeps_random, randomised
     return Faithfulness(*means, energy, pointing, grid, batches.count, len(rows), **against)
 
@@ -199,13 +199,15 @@ class _Batches:
 
 def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]) -> list[Tensor]:
     """What speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
-    found: list[list[Tensor]] = [[] for _ in attention]
+    parts_of_exits: list[list[Tensor]] = [[] for _ in attention]
     for _, inputs in batches:
-        for parts, one in zip(found, compute_relevance_of_exits(net, inputs), strict=True):
-            parts.append(one.clamp_min(0))
-    maps = [as_distribution(torch.cat(parts)) for parts in found]
-    places = [find_locations(one) for one in attention]  # of a sequence: a token that speaks against the answer is one, too
-    return [one if real is None else (one + TINY) * real for one, real in zip(maps, places, strict=True)]
+        for parts, item in zip(parts_of_exits, compute_relevance_of_exits(net, inputs), strict=True):
+            parts.append(item.clamp_min(0))
+    maps = [as_distribution(torch.cat(parts)) for parts in parts_of_exits]
+    places = [
+        find_locations(item) for item in attention
+    ]  # of a sequence: a token that speaks against the answer is one, too
+    return [item if real is None else (item + TINY) * real for item, real in zip(maps, places, strict=True)]
 
 
 def _consult_oracle(
@@ -215,18 +217,18 @@ def _consult_oracle(
     if not batches.count:
         return [], []
     drops = occlude(net, engine, batches, plain, maps)
-    ranked = [measures.rank_locations(drop, find_locations(one)) for drop, one in zip(drops, maps, strict=True)]
+    ranked = [measures.rank_locations(drop, find_locations(exit_maps)) for drop, exit_maps in zip(drops, maps, strict=True)]
     return perturb(net, engine, batches, plain, ranked, fraction)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
-    return tuple(one.mean().item() for one in values)
+    return tuple(column.mean().item() for column in values)
 
 
-def _compare(*found: Sequence[Sequence[Tensor]]) -> dict[str, Any]:
+def _compare(*measured: Sequence[Sequence[Tensor]]) -> dict[str, Any]:
     """The fields about the oracle, of the deletion and insertion of the maps, of random cells and of the oracle's."""
     fields: dict[str, Any] = {}
-    for name, mine, control, best in zip(("deletion", "insertion"), *found, strict=True):
+    for name, mine, control, best in zip(("deletion", "insertion"), *measured, strict=True):
         shares = [measures.share_of_possible(*each) for each in zip(mine, control, best, strict=True)]
         share, error = zip(*shares, strict=True)
         fields |= {f"{name}_oracle": _average(best), f"{name}_share": share, f"{name}_share_error": error}
@@ -237,7 +239,9 @@ def _run(net: ExitNet, engine: Engine, batches: _Batches) -> tuple[list[Tensor],
     """Logits ``(N,C)`` and attention ``(N,*S)`` of every exit, as it leaves the head."""
     parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
     exits = zip(*parts, strict=True)  # of each exit, logits and attention of every batch
-    logits, attention = zip(*([torch.cat(column) for column in zip(*one, strict=True)] for one in exits), strict=True)
+    logits, attention = zip(
+        *([torch.cat(column) for column in zip(*outputs, strict=True)] for outputs in exits), strict=True
+    )
     return list(logits), list(attention)
 
 

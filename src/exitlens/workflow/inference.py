@@ -1,4 +1,4 @@
-"""predict: adaptive inference on one batch."""
+"""predict and predict_stream: adaptive inference on one batch, or on batches as they come."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.batches import count_batches, iterate_inputs
-from exitlens.data.prefetch import Prefetch
 from exitlens.data.streams import open_stream
+from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
@@ -31,7 +31,7 @@ from exitlens.types.tasks import read_answers
 
 
 def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
-    """Answers each sample of a batch at the first exit whose score reaches its threshold.
+    """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
     Exits that can never fire (threshold infinite) are not computed. Between exits the host looks at the device once. The
     network runs as ``net.tuning`` says, on compiled stages if there are any (:meth:`~exitlens.model.network.ExitNet.tune`,
@@ -72,7 +72,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
 
 
 def check_policy(net: ExitNet, policy: Policy) -> None:
-    """Raises :class:`InputError` or :class:`PolicyError` unless this is a network and a policy of it."""
+    """Raise :class:`InputError` or :class:`PolicyError` unless this is a network and a policy of it."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
@@ -126,7 +126,7 @@ def predict_stream(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Iterator[Prediction]:
-    """Answers a stream lazily and in bounded memory, each sample as :func:`exitlens.predict` would.
+    """Answer a stream lazily and in bounded memory, each sample as :func:`exitlens.predict` would.
 
     Batches are loaded in the background, and samples that stay wait at each stage for those of later batches until they
     fill a micro-batch (dynamic re-batching, arXiv 2512.15705).
@@ -178,9 +178,9 @@ def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
 
 def _run(stream: _Stream, source: Any, batch_size: int, progress: bool) -> Iterator[Prediction]:
     with Prefetch(iterate_inputs(source, batch_size, stream.net.device)) as loading:
-        found = stream.run(loading)
+        predictions = stream.run(loading)
         total = count_batches(source, batch_size) if stream.order == "input" else None  # then one prediction a batch
-        yield from track(found, "predicting", total=total) if progress else found
+        yield from track(predictions, "predicting", total=total) if progress else predictions
 
 
 @dataclass
@@ -194,7 +194,7 @@ class _Open:
 
 
 class _Stream:
-    """Answers a stream: feeds the router, and hands out what is complete."""
+    """Answer a stream: feeds the router, and hands out what is complete."""
 
     def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
         if order not in ("input", "ready"):
@@ -208,7 +208,7 @@ class _Stream:
         self.seen = 0
 
     def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
-        """Yields predictions until the stream ends; an error of it comes after all answers to what came before."""
+        """Yield predictions until the stream ends; an error of it comes after all answers to what came before."""
         number, failed = 0, None
         while failed is None:
             inputs = loading.next(self._patience())
@@ -244,7 +244,7 @@ class _Stream:
             return error
         return StreamError(
             f"batches: the stream raised {type(error).__name__} ({error}) after {number} batches; all their {self.seen} "
-            f"samples were answered: mend it, and go on from sample {self.seen}"
+            f"samples were answered. Fix: go on from sample {self.seen}"
         )
 
     def _feed(self, inputs: Inputs, number: int) -> list[RoutedBatch]:
@@ -304,7 +304,7 @@ class _Stream:
                 yield merge_routed(self.net, done.routed)
 
     def _assign(self, part: RoutedBatch) -> None:
-        """Hands the answers of a micro-batch to the batches that its samples came in."""
+        """Hand the answers of a micro-batch to the batches that its samples came in."""
         ends = [batch.start + batch.count for batch in self.open]
         owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)
         for i in owners.unique().tolist():

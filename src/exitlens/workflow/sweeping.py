@@ -104,10 +104,10 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
-    found: dict[Cuts, None] = {}
+    vectors: dict[Cuts, None] = {}
     for mixed in [*(risk + price * trace.divergence for price in PRICES), trace.divergence]:
-        found |= {p.cuts: None for p in find_frontier(levels.index, mixed[first], trace.cost)}
-    cuts = _keep_undominated(list(found), levels.index, [risk[first], trace.divergence[first]], trace.cost)
+        vectors |= {p.cuts: None for p in find_frontier(levels.index, mixed[first], trace.cost)}
+    cuts = _keep_undominated(list(vectors), levels.index, [risk[first], trace.divergence[first]], trace.cost)
     if len(cuts) > most:
         cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]
     policies = [replace(base, thresholds=levels.thresholds(c)) for c in cuts]
@@ -156,7 +156,7 @@ def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, le
         name: _bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
         for name, values in measures.items()
     }
-    return [SweepPoint(policy, **{name: found[i] for name, found in bands.items()}) for i, policy in enumerate(policies)]
+    return [SweepPoint(policy, **{name: points[i] for name, points in bands.items()}) for i, policy in enumerate(policies)]
 
 
 def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[Band]:
@@ -165,8 +165,8 @@ def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: in
     means, count = x.mean(1), len(x[0])
     residuals, errors = x - means[:, None], x.std(1, correction=0) / count**0.5
     if groups is not None:
-        found, numbers = groups.unique(return_inverse=True)
-        residuals = torch.zeros(len(x), len(found), dtype=torch.float64).index_add(1, numbers, residuals)
+        ids, numbers = groups.unique(return_inverse=True)
+        residuals = torch.zeros(len(x), len(ids), dtype=torch.float64).index_add(1, numbers, residuals)
         errors = residuals.norm(dim=1) / count
     noise = torch.randn(residuals.shape[1], draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     deviations = (residuals @ noise / count).abs() / errors.clamp_min(1e-12)[:, None]
@@ -210,8 +210,8 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, 
         >>> xl.budgeted_batch(trace.select(half), trace.select(half + 32), points=2)
         [CurvePoint(cost=..., accuracy=...), ...]
     """
-    for name, one in (("validation", validation), ("test", test)):
-        require(one, Trace, name, "see exitlens.collect")
+    for name, trace in (("validation", validation), ("test", test)):
+        require(trace, Trace, name, "see exitlens.collect")
     networks = {validation.network, test.network} - {""}
     if (validation.num_exits, validation.task) != (test.num_exits, test.task) or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
@@ -219,12 +219,12 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, 
     test.require_labels("budgeted_batch")
     policy = Policy.never(test.num_exits, score=choose_score(score, test.task))
     known, scores = score_early_exits(validation, policy), score_early_exits(test, policy)
-    correct, found = test.correct.double(), []
+    correct, curve = test.correct.double(), []
     for q in torch.logspace(-1.5, 1.5, points).tolist():
         shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
         exits = find_first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))
-        found.append(CurvePoint(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
-    return found
+        curve.append(CurvePoint(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
+    return curve
 
 
 def _geometric(scores: Tensor, shares: Sequence[float]) -> tuple[float, ...]:

@@ -99,8 +99,8 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (
     if test in ("group_betting", "signed_betting"):  # in random order, as betting needs it
         return group_betting(values, risk.limit, delta)
     if test == "paired":
-        more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
-        return float(paired(np.array([more]), np.array([fewer]), count, risk.limit, spare=spare)[0])
+        lost, gained, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
+        return float(paired(np.array([lost]), np.array([gained]), count, risk.limit, spare=spare)[0])
     if test == "betting":
         low = -1.0 if risk.kind in ("ternary", "signed") else 0.0
         return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])

@@ -71,7 +71,7 @@ class Levels:
 
 
 def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
-    """Replaces each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
+    """Replace each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
     edges = []
     for column in scores.double().T.contiguous():
         ordered = column.unique()
@@ -80,8 +80,8 @@ def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
             wanted = column.sort().values[torch.linspace(0, len(column) - 1, levels).long()]
             middles = torch.cat([middles[:1], middles[torch.searchsorted(ordered, wanted).unique()[1:]]])
         edges.append(middles.float().double().unique())  # as scores in float32 are compared with them
-    found = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
-    return Levels(found.apply(scores), found.edges)
+    unread = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
+    return Levels(unread.apply(scores), unread.edges)
 
 
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
@@ -119,13 +119,13 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
 def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,) or (N,K)
     """Policies that beat each other in cost or risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
-    found = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
+    points = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
     cuts: Cuts = always
     for price in torch.logspace(-2, 3, 40).tolist():
         cuts = descend(index, cost + price * risk, cuts)
-        if cuts not in found:
-            found[cuts] = evaluate_cuts(index, risk, cost, cuts)
-    return keep_undominated(found.values())
+        if cuts not in points:
+            points[cuts] = evaluate_cuts(index, risk, cost, cuts)
+    return keep_undominated(points.values())
 
 
 def keep_undominated(points: Iterable[Point]) -> list[Point]:
@@ -137,15 +137,15 @@ def keep_undominated(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def mix_cuts(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
+def mix_cuts(left: Cuts, right: Cuts, step: float, tops: Sequence[int]) -> Cuts:
     """A policy on the way (``step`` in [0, 1]) from one to another; ``tops``: the highest level of each exit."""
     nevers = [top + 1 for top in tops]  # one level above the highest
-    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
+    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(left, right, nevers, strict=True)]
     return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
 
 
 def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Callable[[Cuts], bool]) -> Point:
-    """Lowers the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
+    """Lower the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
 
     The frontier holds only corners of the convex hull; this closes the gap between a corner and the limit.
     """
@@ -182,9 +182,11 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
     if len(risks) > 1 or not columns:
         columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
     prices = [cost, *(mixed for budget in budgets for mixed in (cost + budget.prices, 1e-3 * cost + budget.prices))]
-    found = {point.cuts: None for price in prices for risk in columns for point in find_frontier(levels.index, risk, price)}
-    found |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
-    kept = [*filter(keeps_risks, found), (math.inf,) * (len(cost) - 1)]
+    vectors = {
+        point.cuts: None for price in prices for risk in columns for point in find_frontier(levels.index, risk, price)
+    }
+    vectors |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
+    kept = [*filter(keeps_risks, vectors), (math.inf,) * (len(cost) - 1)]
     for price in prices if budgets else ():  # near the limits it may take a refined policy to keep the budgets, too
         points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
@@ -198,30 +200,30 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
     """The policy of least accuracy drop (without labels: disagreement) that is found within the budgets."""
     risk, (first, *others) = measure_harm(trace), budgets
-    prices = [first.prices, *(one.prices for one in others), *(first.prices + one.prices for one in others)]
+    prices = [first.prices, *(item.prices for item in others), *(first.prices + item.prices for item in others)]
     cuts, tops = dict[Cuts, None](), levels.index.amax(0).tolist()
     for price in prices:
         frontier = [point.cuts for point in find_frontier(levels.index, risk, price)]
         cuts |= dict.fromkeys(frontier)
-        for one, other in pairwise(frontier):  # the frontier has corners only: between them is more room to use
-            if is_within(levels.index, one, budgets) and not is_within(levels.index, other, budgets):
-                cuts |= {mix_cuts(one, other, step / STEPS, tops): None for step in range(1, STEPS)}
+        for item, other in pairwise(frontier):  # the frontier has corners only: between them is more room to use
+            if is_within(levels.index, item, budgets) and not is_within(levels.index, other, budgets):
+                cuts |= {mix_cuts(item, other, step / STEPS, tops): None for step in range(1, STEPS)}
     cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, risk, trace.cost, budgets)])
-    points = [evaluate_cuts(levels.index, risk, trace.cost, one) for one in cuts if is_within(levels.index, one, budgets)]
+    points = [evaluate_cuts(levels.index, risk, trace.cost, item) for item in cuts if is_within(levels.index, item, budgets)]
     return min(points, key=lambda p: p.risk)
 
 
 def _find_truncated(levels: Levels, risk: Tensor, cost: Tensor, budgets: Sequence[Budget]) -> list[Cuts]:
     """Where a budget is on the share of samples beyond an exit: policies under which none goes beyond it."""
-    found = []
-    for last in (one.last_free for one in budgets if one.last_free is not None):
+    vectors = []
+    for last in (budget.last_free for budget in budgets if budget.last_free is not None):
         points = find_frontier(levels.index[:, :last], risk[:, : last + 1], cost[: last + 1])
-        found += [(*point.cuts, *(0.0,) * (levels.index.shape[1] - last)) for point in points]
-    return found
+        vectors += [(*point.cuts, *(0.0,) * (levels.index.shape[1] - last)) for point in points]
+    return vectors
 
 
 def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # (N,K-1) levels
-    """Whether a policy keeps the budgets."""
+    """Return whether a policy keeps the budgets."""
     exits = find_first_firing(index, cuts)
     return all(budget.keeps(exits) for budget in budgets)
 
@@ -240,11 +242,11 @@ def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk
         return None
     fitted = fit_gate(trace, rows, policy.temperatures)
     plain, estimates = score_early_exits(trace, policy)[rows], estimate_trace(trace, policy.temperatures, fitted)[rows]
-    theirs, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
+    fitted_risks, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
     for share in SHARES:
         gate = limit_gate(fitted, estimates, share)
         columns = [mask_untrusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
-        cost = find_cheapest(quantise(torch.stack(columns, 1)), theirs, trace.cost).cost
+        cost = find_cheapest(quantise(torch.stack(columns, 1)), fitted_risks, trace.cost).cost
         if cost < best - 1e-9:
             best, chosen = cost, gate if share < 1 else None
     return chosen

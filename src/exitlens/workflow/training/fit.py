@@ -58,16 +58,7 @@ class FitResult:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; none of this changes the weights.
-
-    Attributes:
-        out_dir: directory for ``last.safetensors``, ``best.safetensors``, ``log.csv`` and ``settings.json``, if any.
-        resume: go on from ``out_dir`` if it holds a run.
-        workers: processes that read the data.
-        progress: show a progress bar.
-        tensorboard: also write TensorBoard events.
-        ranks: the processes that share the work.
-    """
+    """How a run is carried out, as :func:`fit` describes it; none of this changes the weights."""
 
     out_dir: Path | None = None
     resume: bool = False
