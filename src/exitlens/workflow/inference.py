@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.batches import count_batches, iterate_inputs
-from exitlens.data.prefetch import Prefetch
 from exitlens.data.streams import open_stream
+from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
