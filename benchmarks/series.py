@@ -26,8 +26,8 @@ from benchmarks.networks import ResNet1d
 from benchmarks.pages import join_means, table
 from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
 from benchmarks.results import Runs, Tree
+from exitlens.data.lines import read_ts
 from exitlens.data.sets import measure_scaling
-from exitlens.data.ts import read_ts
 
 MOTIFS, SEEDS = "motifs", 5
 UPDATES, BATCH, DISTILL = 1280, 16, 1.0  # of the archive's sets: least updates of the weights; chosen by the trials

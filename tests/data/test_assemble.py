@@ -7,7 +7,6 @@ import torch
 import exitlens as xl
 from exitlens.data.assemble import Target, arrange_arrays, make_sets, read_parts
 from exitlens.data.checks import join_flags, number_labels
-from exitlens.data.columns import parse_columns
 from exitlens.data.files import ArrayFiles, describe_folder, find_folder_kind
 from exitlens.data.formats import find_samples, hash_source
 from exitlens.data.rows import Reading, Rows
@@ -304,12 +303,6 @@ def test_bad_label_columns(tmp_path, lines, columns, message):
         open_source(str(path), columns=columns, task="multilabel").load("train")
 
 
-@pytest.mark.parametrize("words", ["label=a||b", "label=a|a", "label=|"])
-def test_bad_words_for_columns(words):
-    with pytest.raises(xl.InputError, match="several different columns as label="):
-        parse_columns(words)
-
-
 def test_what_has_one_class_a_sample(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -379,19 +372,6 @@ def test_a_source_of_series_in_class_folders(series_folder):
     np.save(series_folder / "calm" / "p9_new.npy", np.zeros((2, 30)))
     with pytest.raises(xl.DataError, match="are not those of training"):
         source.load("test")
-
-
-def test_parts_by_folder(series_folder, tmp_path):
-    for split in ("train", "test"):
-        (tmp_path / "parts").mkdir(exist_ok=True)
-        series_folder.rename(tmp_path / "parts" / split)
-        if split == "train":
-            for name in ("calm", "wild"):
-                (series_folder / name).mkdir(parents=True)
-                np.save(series_folder / name / "x.npy", np.ones((2, 30)))
-    source = open_source(str(tmp_path / "parts"))
-    assert len(source.load("test")) == 2
-    assert source.load("test").preprocess.mean[0] == pytest.approx(5, abs=0.5)
 
 
 def test_files_of_another_length_or_kind(series_folder):

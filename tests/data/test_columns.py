@@ -95,6 +95,12 @@ def test_words_that_name_no_columns(words):
     assert parse_columns("") == {}
 
 
+@pytest.mark.parametrize("words", ["label=a||b", "label=a|a", "label=|"])
+def test_labels_have_different_columns(words):
+    with pytest.raises(xl.InputError, match="several different columns as label="):
+        parse_columns(words)
+
+
 @pytest.mark.parametrize(
     ("kinds", "given", "wanted", "expected"),
     [

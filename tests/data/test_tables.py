@@ -98,19 +98,6 @@ def test_named_parts_stay_and_others_are_cut_from_train(make_table, hf, tmp_path
         open_source(str(tmp_path / "files")).load("train")
 
 
-def test_splits_by_a_column(make_table, tmp_path):
-    words = ["train"] * 20 + ["val"] * 8 + ["test"] * 12
-    path = str(_write("parquet", make_table(40).add_column("fold", words), tmp_path / "data"))
-    source = open_source(path, size=8, split_by="fold")
-    assert read_numbers(source.load("validation")) == list(range(20, 28))
-    assert read_numbers(source.load("test")) == list(range(28, 40))
-    assert len(source.load("train")) + len(source.load("calibration")) == 20
-    with pytest.raises(xl.DataError, match=r"split_by: .* has the split 'p0'"):
-        open_source(path, split_by="patient").load("train")
-    with pytest.raises(xl.DataError, match=r"split_by: .* has no column 'folds'"):
-        open_source(path, split_by="folds").load("train")
-
-
 def test_texts_of_a_table(hf, tmp_path):
     pytest.importorskip("tokenizers")
     values = {"review": [f"number{i} is {i % 2}" for i in range(40)], "stars": [i % 2 for i in range(40)]}

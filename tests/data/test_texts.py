@@ -50,6 +50,7 @@ def test_nobody_can_write_special_tokens_into_a_text():
     assert tokens == ["[CLS]", "[", "pad", "]", "[", "sep", "]", "[SEP]", "[PAD]"]
 
 
+@pytest.mark.slow
 def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     code = f"from exitlens.data.texts import word_tokenizer; print(word_tokenizer(iter({TEXTS!r})))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.data import workers
-from exitlens.data.workers import choose_workers, decode_batches
+from exitlens.data.workers import Prefetch, choose_workers, decode_batches
 
 SHAPE = (1, 2, 2)
 
@@ -113,6 +114,7 @@ def test_who_stops_early_leaves_no_process_behind():
     assert not _processes()
 
 
+@pytest.mark.slow
 def test_processes_end_by_themselves_when_their_parent_is_killed():
     code = """
 import os, sys
@@ -172,3 +174,63 @@ def test_floats_of_any_shape(count):
         assert values.equal(torch.stack([Ramps().read(row) for row in rows]))
     with pytest.raises(xl.InputError, match=r"expected \(2, 3\) uint8 of number 3, got \(2, 3\) torch.float32"):
         list(decode_batches(Ramps(), plan, (2, 3), count))
+
+
+def test_reads_no_further_ahead_than_its_depth():
+    read = []
+
+    def source():
+        for i in range(100):
+            read.append(i)
+            yield i
+
+    with Prefetch(source(), depth=3) as items:
+        for _ in range(200):
+            if len(read) >= 4:
+                break
+            time.sleep(0.005)
+        time.sleep(0.02)
+        assert len(read) <= 5
+        assert items.next() == 0
+
+
+def test_waits_no_longer_than_it_is_told():
+    gate = threading.Event()
+
+    def source():
+        gate.wait(10)
+        yield 1
+
+    with Prefetch(source()) as items:
+        assert items.next(0.0) is None
+        assert not items.ended
+        gate.set()
+        assert items.next() == 1
+
+
+def test_leaving_early_stops_the_thread():
+    def source():
+        yield from range(1_000_000)
+
+    with Prefetch(source()) as items:
+        items.next()
+    names = [t.name for t in threading.enumerate()]
+    assert "exitlens-prefetch" not in names
+
+
+@pytest.mark.parametrize("depth", [1, 2, 20])
+def test_everything_is_read_ahead_in_order(depth):
+    with Prefetch(iter(range(10)), depth) as items:
+        assert [items.next() for _ in range(11)] == [*range(10), None]
+    assert (items.ended, items.error) == (True, None)
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_an_error_ends_reading_ahead_after_what_came_before(error):
+    def source():
+        yield 1
+        raise error
+
+    with Prefetch(source()) as items:
+        assert (items.next(), items.next(5)) == (1, None)
+        assert (items.ended, items.error) == (True, error)

@@ -31,7 +31,7 @@ def cascades(tmp_path_factory):
 def answer(session, images, policy):
     feed = {"images": images.numpy(), "thresholds": np.array(policy.thresholds, np.float32)}
     feed["temperatures"] = np.array(policy.temperatures, np.float32)
-    return dict(zip([one.name for one in session.get_outputs()], session.run(None, feed), strict=True))
+    return dict(zip([value.name for value in session.get_outputs()], session.run(None, feed), strict=True))
 
 
 thresholds = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9, 2.0, math.inf])
@@ -49,16 +49,16 @@ def test_answers_are_those_of_predict(cascades, first, second, score, hot, n):
     net, sessions = cascades
     images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))
     policy = xl.Policy((first, second), score, (hot, 1.0, 2.0))
-    expected, found = xl.predict(net, images, policy, attention=True), answer(sessions[score], images, policy)
+    expected, outputs = xl.predict(net, images, policy, attention=True), answer(sessions[score], images, policy)
     near = (expected.confidence[:, None] - torch.tensor([first, second])).abs().amin(1) < 1e-5
-    assert near.any() or found["exits"].tolist() == expected.exits.tolist()
-    assert near.any() or found["labels"].tolist() == expected.labels.tolist()
+    assert near.any() or outputs["exits"].tolist() == expected.exits.tolist()
+    assert near.any() or outputs["labels"].tolist() == expected.labels.tolist()
     if not near.any():
-        assert np.allclose(found["scores"], expected.confidence.numpy(), atol=1e-5)
-        assert np.allclose(found["probabilities"], expected.probabilities.numpy(), atol=1e-5)
+        assert np.allclose(outputs["scores"], expected.confidence.numpy(), atol=1e-5)
+        assert np.allclose(outputs["probabilities"], expected.probabilities.numpy(), atol=1e-5)
         for i, k in enumerate(expected.exits.tolist()):
-            assert np.abs(found[f"attention_{k}"][i] - expected.attention[i].numpy()).max() < 1e-4
-            assert all(not found[f"attention_{j}"][i].any() for j in range(3) if j != k)
+            assert np.abs(outputs[f"attention_{k}"][i] - expected.attention[i].numpy()).max() < 1e-4
+            assert all(not outputs[f"attention_{j}"][i].any() for j in range(3) if j != k)
 
 
 def test_later_stages_do_not_run_when_all_have_left(cascades, tmp_path):
@@ -74,7 +74,7 @@ def test_later_stages_do_not_run_when_all_have_left(cascades, tmp_path):
         answer(session, torch.zeros(2, 3, 16, 16), xl.Policy((threshold, threshold)))
         events = json.loads(Path(session.end_profiling()).read_text())
         ran[name] = sum(
-            one.get("args", {}).get("op_name") in ("Conv", "FusedConv") for one in events if one["cat"] == "Node"
+            event.get("args", {}).get("op_name") in ("Conv", "FusedConv") for event in events if event["cat"] == "Node"
         )
     assert 0 < ran["leave"] < ran["stay"]
 
@@ -92,10 +92,10 @@ def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path,
     rate, move = cascade._Builder._rate, cascade._move
 
     def spoil(self, block, exit_, logits):
-        found = rate(self, block, exit_, logits)
+        outputs = rate(self, block, exit_, logits)
         place = ("labels", "exits", "scores").index(name)
-        found[place] = block.add("Add", found[place], block.hold(1, np.float32 if name == "scores" else np.int64))
-        return found
+        outputs[place] = block.add("Add", outputs[place], block.hold(1, np.float32 if name == "scores" else np.int64))
+        return outputs
 
     if name == "maps":
         monkeypatch.setattr(cascade, "_move", lambda block, *a: block.add("Mul", move(block, *a), block.hold(2, np.float32)))
@@ -115,9 +115,9 @@ def test_openvino_answers_the_same(cascades, tmp_path, limits):
     for n in (1, 9):
         images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))
         feed = {"images": images.numpy(), "thresholds": np.array(limits, np.float32), "temperatures": np.ones(3, np.float32)}
-        found, expected = model(feed), xl.predict(net, images, xl.Policy(limits), attention=True)
-        assert found["labels"].tolist() == expected.labels.tolist()
-        assert found["exits"].tolist() == expected.exits.tolist()
-        assert np.allclose(found["scores"], expected.confidence.numpy(), atol=1e-5)
+        outputs, expected = model(feed), xl.predict(net, images, xl.Policy(limits), attention=True)
+        assert outputs["labels"].tolist() == expected.labels.tolist()
+        assert outputs["exits"].tolist() == expected.exits.tolist()
+        assert np.allclose(outputs["scores"], expected.confidence.numpy(), atol=1e-5)
         for i, k in enumerate(expected.exits.tolist()):
-            assert np.abs(found[f"attention_{k}"][i] - expected.attention[i].numpy()).max() < 1e-4
+            assert np.abs(outputs[f"attention_{k}"][i] - expected.attention[i].numpy()).max() < 1e-4

@@ -35,7 +35,7 @@ def test_the_manifest_says_what_a_runtime_needs(edge):
     assert manifest["format"] == 1
     assert manifest["network"] == net.fingerprint()
     assert manifest["inputs"] == [{"name": "images", "dtype": "float32", "shape": [3, 16, 16]}]
-    assert [one["exit"] for one in manifest["segments"]] == [0, 1, 2]
+    assert [part["exit"] for part in manifest["segments"]] == [0, 1, 2]
     assert manifest["segments"][0]["outputs"] == ["logits", "attention", *manifest["segments"][1]["inputs"]]
     assert xl.Policy.from_dict(json.loads((path / "policy.json").read_text())) == policy
 
@@ -49,52 +49,52 @@ def test_the_files_give_the_outputs_of_every_exit(edge, images, batch):
     for k, out in enumerate(expected):
         session = open_file(path / f"stage_{k}.onnx")
         logits, attention, *values = session.run(None, dict(zip(names, values, strict=True)))
-        names = [one.name for one in session.get_outputs()][2:]
+        names = [value.name for value in session.get_outputs()][2:]
         assert torch.allclose(out.logits, torch.from_numpy(logits), atol=1e-5)
         assert torch.allclose(out.attention, torch.from_numpy(attention), atol=1e-6)
 
 
 def test_stages_whose_exit_never_fires_are_in_the_file_after_them(net, tmp_path):
     path = xl.export(net, xl.Policy((float("inf"), 0.7)), tmp_path / "e")
-    assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
+    assert [part["exit"] for part in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
     assert not (path / "stage_2.onnx").exists()
     never = cut_segments(*net.engine.parts, xl.Policy.never(3))
-    assert [(one.exit, one.is_last, len(one.bodies)) for one in never] == [(2, True, 3)]
+    assert [(segment.exit, segment.is_last, len(segment.bodies)) for segment in never] == [(2, True, 3)]
 
 
 def test_every_exit_that_one_of_the_policies_lets_fire_is_in_the_files(net, tmp_path, images):
     never = float("inf")
-    own, named = xl.Policy((never, 0.7)), {"first": xl.Policy((0.8, never)), "last": xl.Policy.never(3)}
-    path = xl.export(net, own, tmp_path / "e", policies=named)
+    policy, named = xl.Policy((never, 0.7)), {"first": xl.Policy((0.8, never)), "last": xl.Policy.never(3)}
+    path = xl.export(net, policy, tmp_path / "e", policies=named)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert [one["exit"] for one in manifest["segments"]] == [0, 1, 2]
+    assert [part["exit"] for part in manifest["segments"]] == [0, 1, 2]
     assert "policies.json" in manifest["sha256"]
     assert {
-        name: xl.Policy.from_dict(one) for name, one in json.loads((path / "policies.json").read_text()).items()
+        name: xl.Policy.from_dict(values) for name, values in json.loads((path / "policies.json").read_text()).items()
     } == named
     session = open_file(path / "cascade.onnx")
-    for policy in (own, *named.values()):
-        feed = {"images": images.numpy(), "thresholds": np.array(policy.thresholds, np.float32)}
-        exits = session.run(["exits"], feed | {"temperatures": np.array(policy.temperatures, np.float32)})[0]
-        assert exits.tolist() == xl.predict(net, images, policy).exits.tolist()
-    xl.export(net, own, path, overwrite=True)
+    for used in (policy, *named.values()):
+        feed = {"images": images.numpy(), "thresholds": np.array(used.thresholds, np.float32)}
+        exits = session.run(["exits"], feed | {"temperatures": np.array(used.temperatures, np.float32)})[0]
+        assert exits.tolist() == xl.predict(net, images, used).exits.tolist()
+    xl.export(net, policy, path, overwrite=True)
     assert not (path / "policies.json").exists()
-    assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
+    assert [part["exit"] for part in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
 
 
 def test_a_gate_needs_the_maps_of_exits_before_and_has_no_single_file(net, tmp_path):
     gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
     path = xl.export(net, xl.Policy((float("inf"), 0.7), gate=gate), tmp_path / "e")
-    assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [0, 1, 2]
+    assert [part["exit"] for part in json.loads((path / "manifest.json").read_text())["segments"]] == [0, 1, 2]
     assert not (path / "cascade.onnx").exists()
 
 
 def test_golden_samples_are_the_librarys_answers(edge):
     net, policy, path = edge
     golden = np.load(path / "golden.npz")
-    found = xl.predict(net, torch.from_numpy(golden["images"]), policy)
-    assert found.exits.tolist() == golden["exits"].tolist()
-    assert found.labels.tolist() == golden["labels"].tolist()
+    pred = xl.predict(net, torch.from_numpy(golden["images"]), policy)
+    assert pred.exits.tolist() == golden["exits"].tolist()
+    assert pred.labels.tolist() == golden["labels"].tolist()
     outputs = net(torch.from_numpy(golden["images"]))
     assert torch.allclose(outputs[1].logits, torch.from_numpy(golden["logits_1"]), atol=1e-5)
 
@@ -104,7 +104,7 @@ def test_texts(tmp_path):
     net = make_text_net()
     path = xl.export(net, xl.Policy((0.5,) * (net.num_exits - 1)), tmp_path / "e")
     manifest = json.loads((path / "manifest.json").read_text())
-    assert [(one["name"], one["dtype"]) for one in manifest["inputs"]] == [
+    assert [(value["name"], value["dtype"]) for value in manifest["inputs"]] == [
         ("input_ids", "int64"),
         ("attention_mask", "int64"),
     ]
@@ -176,7 +176,7 @@ def test_golden_samples_leave_at_every_exit(edge):
     net, policy, path = edge
     golden = np.load(path / "golden.npz")
     parting = replace(policy, thresholds=tuple(golden["parting"].tolist()), gate=None)
-    found = xl.predict(net, torch.from_numpy(golden["images"]), parting)
-    assert found.exits.tolist() == golden["parted_exits"].tolist()
-    assert found.labels.tolist() == golden["parted_labels"].tolist()
+    pred = xl.predict(net, torch.from_numpy(golden["images"]), parting)
+    assert pred.exits.tolist() == golden["parted_exits"].tolist()
+    assert pred.labels.tolist() == golden["parted_labels"].tolist()
     assert set(golden["parted_exits"].tolist()) == {0, 1, 2}

@@ -27,42 +27,42 @@ def made(tmp_path_factory):
 
 
 def test_the_policy_is_chosen_on_what_the_files_say(made):
-    net, policy, found, samples = made
-    record = found.policy.calibration
+    net, policy, report, samples = made
+    record = report.policy.calibration
     assert record.limits == policy.calibration.limits
     assert (record.certification.delta, record.request.seed) == (0.2, 3)
     assert record.data != policy.calibration.data
-    assert found.policy.network.startswith(f"{net.fingerprint()}-int8-")
-    runtime = er.load(found.directory, threads=1)
+    assert report.policy.network.startswith(f"{net.fingerprint()}-int8-")
+    runtime = er.load(report.directory, threads=1)
     answers = runtime.predict(samples.inputs.numpy())
     shares = torch.from_numpy(answers.exits).bincount(minlength=3) / 300
-    assert shares.tolist() == pytest.approx(found.exit_shares[1], abs=1e-6)
+    assert shares.tolist() == pytest.approx(report.exit_shares[1], abs=1e-6)
     right = (torch.from_numpy(answers.labels) == samples.labels).double().mean().item()
-    assert right == pytest.approx(found.accuracy[1])
-    assert min(found.agreement) > 0.9
-    manifest = json.loads((found.directory / "manifest.json").read_text())
+    assert right == pytest.approx(report.accuracy[1])
+    assert min(report.agreement) > 0.9
+    manifest = json.loads((report.directory / "manifest.json").read_text())
     assert manifest["precision"] == "int8"
-    assert manifest["network"] == found.policy.network
+    assert manifest["network"] == report.policy.network
 
 
 def test_weights_take_a_quarter(made, tmp_path):
     import onnx
 
-    _, _, found, _ = made
-    graph = onnx.load(found.directory / "stage_1.onnx").graph
-    kinds = {one.data_type for one in graph.initializer if len(one.dims) == 4}
+    _, _, report, _ = made
+    graph = onnx.load(report.directory / "stage_1.onnx").graph
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert kinds == {onnx.TensorProto.INT8}
 
 
 def test_policies_of_one_precision_are_refused_by_the_other(made, tmp_path):
-    net, policy, found, _ = made
+    net, policy, report, _ = made
     with pytest.raises(er.PolicyError, match="calibrated for network"):
-        er.load(found.directory, policy=policy.to_dict())
+        er.load(report.directory, policy=policy.to_dict())
     with pytest.raises(xl.PolicyError, match="calibrated for network"):
-        xl.predict(net, torch.zeros(1, 3, 16, 16), found.policy)
+        xl.predict(net, torch.zeros(1, 3, 16, 16), report.policy)
     plain = xl.export(net, policy, tmp_path / "float")
     with pytest.raises(er.PolicyError, match="calibrated for network"):
-        er.load(plain, policy=found.policy.to_dict())
+        er.load(plain, policy=report.policy.to_dict())
 
 
 def test_the_network_itself_is_as_it_was(made):
@@ -72,8 +72,8 @@ def test_the_network_itself_is_as_it_was(made):
 
 
 def test_requests_are_repeated_as_they_were(made):
-    _, policy, found, _ = made
-    assert found.policy.calibration.request == policy.calibration.request
+    _, policy, report, _ = made
+    assert report.policy.calibration.request == policy.calibration.request
     with pytest.raises(xl.InputError, match="by hand"):
         repeat_request(xl.Policy((0.5, 0.5)))
 
@@ -104,4 +104,4 @@ def test_nothing_is_left_where_it_fails(made, tmp_path):
 def test_batches_of_any_size_are_all_taken(made, size):
     net, _, _, samples = made
     taken = list(_take_batches(net, list(samples.inputs.split(size))))
-    assert sum(len(one) for (one,) in taken) == 300 // size * size
+    assert sum(len(images) for (images,) in taken) == 300 // size * size

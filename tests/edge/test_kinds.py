@@ -24,17 +24,17 @@ SCALES = {
 def test_the_runtime_scales_as_the_library_does(kind):
     preprocess, shape = SCALES[kind]
     raw = np.random.default_rng(0).normal(size=(3, *shape)).astype("float32")
-    own = read_preprocess(preprocess.to_dict(), len(shape) - 1)
-    assert np.allclose(own.normalise(raw), preprocess.normalise(torch.from_numpy(raw)), atol=1e-6)
+    scaling = read_preprocess(preprocess.to_dict(), len(shape) - 1)
+    assert np.allclose(scaling.normalise(raw), preprocess.normalise(torch.from_numpy(raw)), atol=1e-6)
     with pytest.raises(InputError, match="channels before"):
-        own.normalise(np.concatenate([raw] * 2, 1))
+        scaling.normalise(np.concatenate([raw] * 2, 1))
 
 
 def test_series_whose_time_comes_first():
     preprocess = xl.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), time_first=True)
     raw = np.random.default_rng(0).normal(size=(3, 2, 9)).astype("float32")
-    own = read_preprocess(preprocess.to_dict(), 1)
-    assert np.allclose(own.normalise(raw), preprocess.normalise(torch.from_numpy(raw)), atol=1e-6)
+    scaling = read_preprocess(preprocess.to_dict(), 1)
+    assert np.allclose(scaling.normalise(raw), preprocess.normalise(torch.from_numpy(raw)), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -53,5 +53,5 @@ def test_edge_bundles_are_run_and_served(kind, tmp_path):
         next(device.predict_files([tmp_path / "x.npy"]))
     served = open_bundle("x", Path(tmp_path / "edge"))
     assert served.info.preprocess == preprocess
-    assert [one.shape for one in served.inputs] == [shape]
+    assert [tensor.shape for tensor in served.inputs] == [shape]
     assert torch.equal(served.check_arrays({"inputs": inputs.numpy()})[0], inputs)

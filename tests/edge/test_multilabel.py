@@ -67,22 +67,22 @@ def edge(tmp_path_factory):
     return xl.export(NET, POLICY, tmp_path_factory.mktemp("edge") / "out", policies=named)
 
 
-def check_same(found, expected):
-    assert np.asarray(found.exits).tolist() == expected.exits.tolist()
-    assert np.asarray(found.labels).tolist() == expected.labels.tolist()
-    assert np.allclose(found.confidence, expected.confidence, atol=1e-5)
-    assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
+def check_same(pred, expected):
+    assert np.asarray(pred.exits).tolist() == expected.exits.tolist()
+    assert np.asarray(pred.labels).tolist() == expected.labels.tolist()
+    assert np.allclose(pred.confidence, expected.confidence, atol=1e-5)
+    assert np.allclose(pred.probabilities, expected.probabilities, atol=1e-5)
 
 
 def test_the_runtime_answers_as_the_library(edge, images):
     net = er.load(edge, threads=1)
     assert net.gives_labels
     expected = xl.predict(NET, images, POLICY)
-    found = net.predict(images.numpy())
+    pred = net.predict(images.numpy())
     assert len(set(expected.exits.tolist())) == 3
-    check_same(found, expected)
-    assert net.name_answer(found, 0) == ";".join(NAMES[c] for c in expected.labels[0].nonzero().flatten().tolist())
-    assert "decided" in net.give_reason(found, 0)
+    check_same(pred, expected)
+    assert net.name_answer(pred, 0) == ";".join(NAMES[c] for c in expected.labels[0].nonzero().flatten().tolist())
+    assert "decided" in net.give_reason(pred, 0)
     with pytest.raises(er.PolicyError, match="the network gives several labels a sample"):
         net.with_policy(xl.Policy((0.5, 0.5)).to_dict())
 
@@ -90,8 +90,8 @@ def test_the_runtime_answers_as_the_library(edge, images):
 def test_gates_take_how_decided_the_labels_are(images, tmp_path):
     gate = xl.Gate(((-0.5, 0.5, 0.4, 0.3), (0.1, 0.2, 0.9, 0.0)), (0.25, 0.3))
     gated = xl.Policy(POLICY.thresholds, "decided", POLICY.temperatures, gate=gate)
-    found = er.load(xl.export(NET, gated, tmp_path / "e"), threads=1).predict(images.numpy())
-    check_same(found, xl.predict(NET, images, gated))
+    pred = er.load(xl.export(NET, gated, tmp_path / "e"), threads=1).predict(images.numpy())
+    check_same(pred, xl.predict(NET, images, gated))
 
 
 def test_a_network_of_one_class_refuses_the_score(tmp_path):
@@ -105,11 +105,11 @@ def test_a_network_of_one_class_refuses_the_score(tmp_path):
 @pytest.mark.parametrize("thresholds", [POLICY.thresholds, (0.0, 2.0), (math.inf, 0.55)])
 def test_the_cascade_in_one_file(edge, images, thresholds):
     policy = xl.Policy(thresholds, "decided", POLICY.temperatures)
-    found, expected = answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy)
-    assert found["exits"].tolist() == expected.exits.tolist()
-    assert found["labels"].astype(bool).tolist() == expected.labels.tolist()
-    assert np.allclose(found["scores"], expected.confidence, atol=1e-5)
-    assert np.allclose(found["probabilities"], expected.probabilities, atol=1e-5)
+    outputs, expected = answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy)
+    assert outputs["exits"].tolist() == expected.exits.tolist()
+    assert outputs["labels"].astype(bool).tolist() == expected.labels.tolist()
+    assert np.allclose(outputs["scores"], expected.confidence, atol=1e-5)
+    assert np.allclose(outputs["probabilities"], expected.probabilities, atol=1e-5)
 
 
 def test_the_command_line_names_all_labels(edge, tmp_path, capsys):
@@ -158,8 +158,8 @@ def test_the_shadow_compares_all_labels(images):
             pass
     same = (torch.from_numpy(ticket.labels) == (NET(images[:4])[-1].logits >= 0)).all(1)
     counts = read(metrics)
-    found = sum(n for key, n in counts.items() if key[0] == "exitlens_shadow_answers_total" and ("agrees", "true") in key)
-    assert found == same.sum()
+    agreeing = sum(n for key, n in counts.items() if key[0] == "exitlens_shadow_answers_total" and ("agrees", "true") in key)
+    assert agreeing == same.sum()
 
 
 def test_people_get_names_and_numbers(images):
@@ -172,7 +172,7 @@ def test_people_get_names_and_numbers(images):
         said = client.post("/classify", content=picture).json()
         assert said["class"] == ";".join(NAMES[c] for c in said["label"])
         why = client.post("/explain", content=picture, headers={"Accept": "application/json"}).json()
-        assert [one["label"] for one in why["exits"][why["answered"]]["labels"]] == said["label"]
+        assert [row["label"] for row in why["exits"][why["answered"]]["labels"]] == said["label"]
 
 
 @pytest.mark.slow

@@ -62,9 +62,9 @@ def test_answers_are_the_librarys(modules, package, tmp_path):
     words = ["node", "run.mjs", package, str(path / "cascade.onnx"), str(tmp_path / "given.json")]
     done = subprocess.run(words, cwd=modules, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for found, limits in zip(json.loads(done.stdout.splitlines()[-1]), thresholds, strict=True):
+    for answers, limits in zip(json.loads(done.stdout.splitlines()[-1]), thresholds, strict=True):
         policy = xl.Policy(tuple(float("inf") if t is None else t for t in limits))
         expected = xl.predict(net, images, policy)
-        assert found["labels"] == expected.labels.tolist()
-        assert found["exits"] == expected.exits.tolist()
-        assert np.allclose(found["scores"], expected.confidence.numpy(), atol=1e-4)
+        assert answers["labels"] == expected.labels.tolist()
+        assert answers["exits"] == expected.exits.tolist()
+        assert np.allclose(answers["scores"], expected.confidence.numpy(), atol=1e-4)

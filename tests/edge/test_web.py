@@ -118,7 +118,7 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         page, asked = browser.new_page(), []
-        page.on("request", lambda one: asked.append(one.url))
+        page.on("request", lambda request: asked.append(request.url))
         page.goto(url)
         page.wait_for_selector("body[data-ready]", timeout=60000)
         page.click("#examples button")
@@ -136,7 +136,7 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
         assert page.locator("figure").count() == 3
         assert page.locator("figure.answered").get_attribute("data-exit") == rows[0][2]
         browser.close()
-    assert all(one.startswith((url, "data:", "blob:")) for one in asked)
+    assert all(asked_url.startswith((url, "data:", "blob:")) for asked_url in asked)
     assert [row[1] for row in rows] == ["wxyz"[i] for i in expected.labels.tolist()]
     assert [int(row[2]) for row in rows] == expected.exits.tolist()
     assert [float(row[3]) for row in rows] == pytest.approx(expected.confidence.tolist(), abs=0.02)

@@ -129,7 +129,7 @@ def test_the_network_attends_over_time():
 
 def test_every_verb(tmp_path):
     net, train, test = attach(), make_series(192, 1), make_series(96, 2)
-    xl.fit(net, train, test, epochs=6, batch_size=32, learning_rate=1e-2, amp=False, progress=False)
+    xl.fit(net, train, test, epochs=4, batch_size=32, learning_rate=1e-2, amp=False, progress=False)
     trace = xl.collect(net, test)
     policy = xl.calibrate(trace, max_accuracy_drop=0.05)
     report = xl.evaluate(trace, policy)

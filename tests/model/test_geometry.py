@@ -156,6 +156,7 @@ BODIES = {
     ],
     "shuffled channels": [conv(3, 2, 1), Call(lambda x: x.view(-1, 2, 1, 24, 24).transpose(1, 2).reshape(-1, 2, 24, 24))],
     "a part": [conv(3, 2, 1), Call(lambda x: x.chunk(2, 1)[1])],
+    "new axes": [conv(3, 2, 1), Call(lambda x: x[:, :, None, ..., None].squeeze(-1).squeeze(2))],
     "squeeze-excite": [conv(3, 2, 1), Gate(), conv(3, 1, 1)],
 }
 

@@ -152,6 +152,11 @@ def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps()
     assert (point.name, point.macs, point.shape) == ("one", STEPS * 3 * 6 * (2 + 6), (STEPS, 6))
 
 
+def test_a_classifier_alone_has_nothing_to_leave_early_from():
+    with pytest.raises(xl.AttachError, match="no layer before its classifier"):
+        xl.attach(nn.Sequential(nn.Dropout(), nn.Linear(6, 3)), [], 3, VECTOR)
+
+
 class LastState(torch.nn.Module):
     """Reads the last state of its last layer, not its outputs."""
 

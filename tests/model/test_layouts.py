@@ -39,7 +39,22 @@ def test_ambiguous_shapes_are_an_error_that_says_what_was_seen(shape, message):
         find_layout("block", shape, (64, 64), [(32, 32), (16, 16)])
 
 
+@pytest.mark.parametrize(
+    ("shape", "image", "kind", "message"),
+    [
+        ((2, 4, 9, 9, 9), (8, 8, 8), None, r"for an input of \(8, 8, 8\): no map of it"),
+        ((2, 6), (24,), None, r"for a series of 24: expected \(B,D,T\) or \(B,T,D\)"),
+        ((2, 6, 99), (24,), "nchw", "more locations than the series"),
+        ((2, 3, 4, 5), (), None, r"expected \(B,D\), or tokens \(B,N,D\)"),
+    ],
+)
+def test_shapes_that_fit_no_kind_of_input(shape, image, kind, message):
+    with pytest.raises(xl.AttachError, match=message):
+        find_layout("x", shape, image, [], kind)
+
+
 def test_the_user_can_say_what_it_is():
+    assert find_layout("x", (2, 6, 24), (24,), []) == Layout("nchw")
     assert find_layout("x", (1, 16, 16, 16), (64, 64), [], "nhwc") == Layout("nhwc")
     with pytest.raises(xl.AttachError, match="tokens"):
         find_layout("x", (1, 1000, 8), (60, 61), [])

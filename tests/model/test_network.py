@@ -61,8 +61,8 @@ def test_fingerprint_follows_the_weights(net):
 def test_relevance_is_the_first_order_effect_of_scaling_features(net, images):
     """Relevance of a location: how fast the answer's logit, less the mean, grows when that location's features do."""
     outs, relevance = net.eval().with_relevance(images)
-    for mine, theirs in zip(outs, net(images), strict=True):
-        assert torch.equal(mine.logits, theirs.logits)
+    for output, expected in zip(outs, net(images), strict=True):
+        assert torch.equal(output.logits, expected.logits)
     factors = torch.ones_like(relevance).requires_grad_()
     activations = net.stage(0)(images)[0] * factors[:, None]
     for stage in net.stages[1:]:
@@ -115,9 +115,9 @@ def test_features_are_what_the_heads_saw(net, images):
 def test_gradients_of_separate_maps_end_at_the_heads(net, images, relevance):
     whole = net.train()(images)
     outs = net.with_relevance(images, True)[0] if relevance else net.with_separate_maps(images)
-    for one, other in zip(outs, whole, strict=True):
-        for mine, theirs in zip(one, other, strict=True):
-            torch.testing.assert_close(mine, theirs)
+    for out, plain in zip(outs, whole, strict=True):
+        for output, expected in zip(out, plain, strict=True):
+            torch.testing.assert_close(output, expected)
     sum(out.attention.square().sum() for out in outs).backward(retain_graph=True)
     assert all(p.grad is None for p in net.stages.parameters())
     assert all(head.attend.weight.grad is not None for head in net.heads)

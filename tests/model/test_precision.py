@@ -15,12 +15,12 @@ def test_depthwise_convolutions_are_exact_to_their_rounded_output(axes):
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](4, 4, 3, padding=1, groups=4)
     x = torch.randn(2, 4, *[5] * axes, generator=torch.Generator().manual_seed(0))
     with use_half_precision(CPU, True):
-        found = conv(x)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, conv(x).to(torch.bfloat16))
+        output = conv(x)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, conv(x).to(torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not torch.equal(conv(x), found)  # what was rounded before differs
-    found.float().sum().backward()
+        assert not torch.equal(conv(x), output)  # what was rounded before differs
+    output.float().sum().backward()
     assert conv.weight.grad.dtype == torch.float32
 
 
@@ -29,9 +29,9 @@ def test_other_operations_are_autocast():
     grey, dense = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
     for module, inputs in ((grey, x[:, :1]), (dense, x)):
         with use_half_precision(CPU, True):
-            found = module(inputs)
+            output = module(inputs)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(module(inputs), found)
+            assert torch.equal(module(inputs), output)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -40,11 +40,11 @@ def test_attention_is_exact_to_its_rounded_output(masked):
     query, key, value = (torch.randn(2, 3, 7, 8, generator=draw, requires_grad=True) for _ in range(3))
     mask = torch.rand(2, 1, 1, 7, generator=draw) < 0.7 if masked else None
     with use_half_precision(CPU, True):
-        found = F.scaled_dot_product_attention(query, key, value=value, attn_mask=mask)
+        output = F.scaled_dot_product_attention(query, key, value=value, attn_mask=mask)
         halves = F.scaled_dot_product_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
-    assert found.dtype == halves.dtype == torch.bfloat16
-    assert torch.equal(found, F.scaled_dot_product_attention(query, key, value, mask).to(torch.bfloat16))
-    found.float().sum().backward()
+    assert output.dtype == halves.dtype == torch.bfloat16
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value, mask).to(torch.bfloat16))
+    output.float().sum().backward()
     assert value.grad.dtype == torch.float32
 
 

@@ -21,11 +21,11 @@ def four():
 
 
 def run_in_thread(work):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(work()))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
     thread.join(20)
-    return found[0]
+    return results[0]
 
 
 def test_a_limit_holds_for_a_while_and_never_raises(four):
@@ -45,14 +45,14 @@ def test_a_limit_holds_for_a_while_and_never_raises(four):
 def test_threads_that_overlap_leave_the_process_as_it_was(four):
     """A lowers 4 to 2; B, new to PyTorch, sees 2 and takes 1; A leaves, then B: B must not leave the process at 2."""
     limit, entered, leave = ThreadLimit(), threading.Event(), threading.Event()
-    own: list[int] = []
+    counts: list[int] = []
 
     def work() -> None:
         with limit.apply(1):
-            own.append(torch.get_num_threads())
+            counts.append(torch.get_num_threads())
             entered.set()
             leave.wait(20)
-        own.append(torch.get_num_threads())
+        counts.append(torch.get_num_threads())
 
     newcomer = threading.Thread(target=work)
     with limit.apply(2):
@@ -62,7 +62,7 @@ def test_threads_that_overlap_leave_the_process_as_it_was(four):
     assert torch.get_num_threads() == 4
     leave.set()
     newcomer.join(20)
-    assert own == [1, 4]
+    assert counts == [1, 4]
     assert run_in_thread(torch.get_num_threads) == 4  # what a thread begins with from now on
 
 

@@ -4,6 +4,7 @@ import pytest
 
 import exitlens as xl
 import exitlens_runtime as er
+from exitlens_runtime.sessions import BACKENDS
 from tests.conftest import make_net
 
 NET = make_net()
@@ -23,5 +24,12 @@ def edge(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runtime(edge):
-    """What the runtime makes of it."""
+    """The bundle in ONNX Runtime."""
     return er.load(edge, threads=1)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def opened(request, edge):
+    """The bundle in each backend."""
+    pytest.importorskip(request.param)
+    return er.load(edge, backend=request.param, threads=1)

@@ -1,80 +1,119 @@
-"""Answers, exits, gates and maps are those of ``exitlens.predict``; arrays that do not fit are refused."""
+"""Answers, exits, gates and maps are those of ``exitlens.predict``; arrays and files that do not fit are refused."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import exitlens as xl
 import exitlens_runtime as er
+from exitlens_runtime.reading import Preprocess
 from tests.runtime.conftest import NET
 from tests.texts import make_text_net, make_texts
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize("limits", [(0.8, 0.7), (0.0, 0.0), (math.inf, 0.5), (math.inf, math.inf)])
-def test_answers_are_those_of_predict(runtime, images, batch, limits):
+def test_answers_are_those_of_predict(opened, images, batch, limits):
     policy = xl.Policy(limits)
     expected = xl.predict(NET, images[:batch], policy, attention=True)
-    found = runtime.with_policy(policy.to_dict()).predict(images[:batch].numpy(), attention=True)
-    assert found.labels.tolist() == expected.labels.tolist()
-    assert found.exits.tolist() == expected.exits.tolist()
-    assert np.allclose(found.confidence, expected.confidence.numpy(), atol=1e-5)
-    assert np.allclose(found.probabilities, expected.probabilities.numpy(), atol=1e-5)
-    assert all(np.allclose(a, b.numpy(), atol=1e-5) for a, b in zip(found.attention, expected.attention, strict=True))
-    assert found.index.tolist() == list(range(batch))
+    pred = opened.with_policy(policy.to_dict()).predict(images[:batch].numpy(), attention=True)
+    assert pred.labels.tolist() == expected.labels.tolist()
+    assert pred.exits.tolist() == expected.exits.tolist()
+    assert np.allclose(pred.confidence, expected.confidence.numpy(), atol=1e-5)
+    assert np.allclose(pred.probabilities, expected.probabilities.numpy(), atol=1e-5)
+    assert all(np.allclose(a, b.numpy(), atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
+    assert pred.index.tolist() == list(range(batch))
+
+
+def test_answers_are_kept_while_others_are_made(opened, images):
+    first = opened.predict(images[:4].numpy(), attention=True)
+    copies = [array.copy() for array in (first.probabilities, *first.attention)]
+    opened.predict(images[4:].numpy(), attention=True)
+    assert all((a == b).all() for a, b in zip(copies, (first.probabilities, *first.attention), strict=True))
+
+
+def test_threads_may_share_it(opened, images):
+    alone = [opened.predict(images[i : i + 2].numpy()).probabilities for i in range(0, 30, 2)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: opened.predict(images[i : i + 2].numpy()).probabilities, range(0, 30, 2)))
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize("limits", [(0.6, 0.5), (0.6, math.inf), (math.inf, 0.5), (0.0, 0.0)])
 def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
     policy = xl.Policy(limits, gate=xl.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.5, 0.3)))
-    found = er.load(xl.export(NET, policy, tmp_path / "e"), threads=1).predict(images.numpy())
+    pred = er.load(xl.export(NET, policy, tmp_path / "e"), threads=1).predict(images.numpy())
     expected = xl.predict(NET, images, policy)
-    assert found.exits.tolist() == expected.exits.tolist()
-    for ours, theirs in (
-        (found.confidence, expected.confidence),
-        (found.divergence_estimate, expected.divergence_estimate),
-        (found.last_divergence, expected.last_divergence),
-    ):
-        assert np.allclose(ours, theirs.numpy(), atol=1e-5, equal_nan=True)
+    assert pred.exits.tolist() == expected.exits.tolist()
+    for name in ("confidence", "divergence_estimate", "last_divergence"):
+        assert np.allclose(getattr(pred, name), getattr(expected, name).numpy(), atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.slow
 def test_texts(tmp_path):
     net = make_text_net()
     policy = xl.Policy((0.4,) * (net.num_exits - 1))
-    found = er.load(xl.export(net, policy, tmp_path / "e"), threads=1)
-    inputs = make_texts(9)
-    expected, answers = xl.predict(net, inputs, policy), found.predict({name: t.numpy() for name, t in inputs.items()})
-    assert answers.labels.tolist() == expected.labels.tolist()
-    assert answers.exits.tolist() == expected.exits.tolist()
+    edge, inputs = er.load(xl.export(net, policy, tmp_path / "e"), threads=1), make_texts(9)
+    expected, pred = xl.predict(net, inputs, policy), edge.predict({name: t.numpy() for name, t in inputs.items()})
+    assert pred.labels.tolist() == expected.labels.tolist()
+    assert pred.exits.tolist() == expected.exits.tolist()
     with pytest.raises(er.InputError, match="texts"):
-        found.predict_texts(["a word"])
+        edge.predict_texts(["a word"])
     with pytest.raises(er.InputError, match="tokens in"):
-        found.predict({name: t.numpy() * 10**6 for name, t in inputs.items()})
+        edge.predict({name: t.numpy() * 10**6 for name, t in inputs.items()})
 
 
-def test_a_policy_is_exchanged_by_another_network(runtime):
-    with pytest.raises(AttributeError):
-        runtime.policy = runtime.policy
-
-
-def test_bad_arrays(runtime, images):
-    good = images.numpy()
-    for value, words in (
-        (images, "NumPy"),
-        (good[0], r"images\[None\]"),
-        (good[:, :1], r"expected \(B,3,16,16\)"),
-        (good[:0], "empty"),
-        (good.astype(np.float64), "float32"),
-        (np.where(good > 1, np.nan, good), "NaN"),
-        ({"x": good}, "named"),
-    ):
-        with pytest.raises(er.InputError, match=words):
-            runtime.predict(value)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x.tolist(), "NumPy"),
+        (lambda x: x[0], r"images\[None\]"),
+        (lambda x: x[:, :1], r"expected \(B,3,16,16\)"),
+        (lambda x: x[:0], "empty"),
+        (lambda x: x.astype(np.float64), "float32"),
+        (lambda x: np.where(x > 1, np.nan, x), "NaN"),
+        (lambda x: {"x": x}, "named"),
+    ],
+)
+def test_bad_arrays(runtime, images, spoil, message):
+    with pytest.raises(er.InputError, match=message):
+        runtime.predict(spoil(images.numpy()))
 
 
 def test_values_that_overflow_are_named_as_the_cause(runtime, images, monkeypatch):
     monkeypatch.setattr("exitlens_runtime.network.find_probabilities", lambda x, *_: np.full_like(x, np.nan))
     with pytest.raises(er.InputError, match="huge values overflow"):
         runtime.predict(images[:2].numpy())
+
+
+def test_files_are_read_as_the_library_reads_them(runtime, tmp_path):
+    rng, paths = np.random.default_rng(0), []
+    for i, (size, mode) in enumerate((((40, 30), "RGB"), ((16, 16), "L"), ((25, 33), "RGBA"), ((9, 9), "LA"))):
+        shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))  # noise, transparent by noise
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8), mode).save(paths[-1])
+    reader, library = Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3), xl.Preprocess((16, 16))
+    for path in paths:
+        expected = library.normalise(xl.read_image(path, (16, 16), 3))
+        assert np.allclose(reader.read(path), expected.numpy(), atol=1e-6)
+    assert [pred.index.tolist() for pred in runtime.predict_files(paths, batch_size=2)] == [[0, 1], [2, 3]]
+
+
+def test_bad_files_are_named_or_left_out(runtime, tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"no image")
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
+    Image.new("L", (20, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr("exitlens_runtime.reading.MAX_PIXELS", 100)
+    messages = {"x": "cannot be read as an image", "none": "cannot be read", "large": "at most 100 pixels"}
+    for name, message in messages.items():
+        with pytest.raises(er.InputError, match=message):
+            list(runtime.predict_files([tmp_path / f"{name}.png"]))
+    paths, failed = [tmp_path / f"{name}.png" for name in ("x", "none", "small", "large")], []
+    preds = list(runtime.predict_files(paths, batch_size=2, on_error=lambda path, _: failed.append(path.stem)))
+    assert [pred.index.tolist() for pred in preds] == [[2]]
+    assert failed == ["x", "none", "large"]
+    with pytest.raises(er.InputError, match="list of files"):
+        runtime.predict_files("a.png")

@@ -12,15 +12,15 @@ POLICIES = {"default": xl.Policy((0.8, 0.7)), "fast": xl.Policy((0.0, 0.0)), "fu
 
 @pytest.fixture
 def model():
-    """With three policies."""
+    """Return the tiny network with three policies."""
     net = make_net()
     net.describe(preprocess=xl.Preprocess((16, 16)), classes=("ant", "bee", "cat", "dog"))
     return wrap_network("tiny", net, POLICIES)
 
 
-def save_small(directory, seed=3):
-    """A bundle of the small network."""
+def save_small(directory, seed=3, thresholds=(0.5, 0.5)):
+    """Save a bundle of the small network, in place of one that is there."""
     torch.manual_seed(seed)
     net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
     net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
-    return xl.save(net, xl.Policy((0.5, 0.5)), directory)
+    return xl.save(net, xl.Policy(thresholds), directory, overwrite=directory.exists())

@@ -129,7 +129,7 @@ def test_a_request_that_is_being_read_keeps_it_open(model, images):
         desk.send(images[:1])
 
 
-def test_what_idle_time_is_for(model, images):
+def test_idle_work_runs_when_nothing_waits(model, images):
     left, seen = [3], []
 
     def idle(engine):
@@ -146,7 +146,7 @@ def test_what_idle_time_is_for(model, images):
     desk.batcher.close()
 
 
-def test_a_network_that_cannot_run_is_said_at_the_start(model, monkeypatch):
+def test_a_network_that_cannot_run_raises_at_the_start(model, monkeypatch):
     def fail(*_):
         raise RuntimeError("no such operator")
 
@@ -184,7 +184,7 @@ def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monk
         desk.send(images[:1])
 
 
-def test_who_is_told_may_fail(model, images, caplog):
+def test_hooks_may_fail(model, images, caplog):
     def fail(*_):
         raise RuntimeError("no disk")
 
@@ -196,7 +196,7 @@ def test_who_is_told_may_fail(model, images, caplog):
     assert "no disk" in caplog.text
 
 
-def test_what_nobody_waits_for_is_not_run_on(model, images, monkeypatch):
+def test_abandoned_requests_are_dropped(model, images, monkeypatch):
     steps = []
     desk = Desk(model, Batching(batch=4), step=lambda stage, count, _: steps.append((stage, count)))
     go = hold(desk, monkeypatch)

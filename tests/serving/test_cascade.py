@@ -46,7 +46,7 @@ def test_requests_are_answered_as_predict_does(model, images, size):
         assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in pairs)
 
 
-def test_who_leaves_early_does_not_wait_for_the_others(model, images):
+def test_early_exits_do_not_wait_for_deep_ones(model, images):
     exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
     early, deep = exits.index(0), exits.index(2)
     tickets = [make_ticket(model, images[i : i + 1]) for i in (deep, early)]
@@ -55,7 +55,7 @@ def test_who_leaves_early_does_not_wait_for_the_others(model, images):
     assert steps == [(0, 2), (1, 1), (2, 1)]
 
 
-def test_the_last_exit_that_a_request_may_pay_for(model, images):
+def test_max_cost_sets_the_last_exit(model, images):
     assert [model.find_last_exit(cost) for cost in (model.cost[0], model.cost[1] + 1e-6, 9)] == [0, 1, 2]
     with pytest.raises(xl.RequestError, match=r"max_cost: expected .* or more"):
         model.find_last_exit(model.cost[0] / 2)
@@ -84,7 +84,7 @@ def test_deadlines(model, images):
     assert not soon.limited.any()
 
 
-def test_when_time_runs_out_the_last_answer_that_there_is_goes_out(model, images, monkeypatch):
+def test_the_best_answer_so_far_goes_out_when_time_runs_out(model, images, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
     ticket = make_ticket(model, images[:3], policy="full", deadline=1.0, attention=True)
@@ -162,7 +162,7 @@ def test_answers_that_are_not_numbers_end_their_request_alone(model, images):
     assert bad.error is None or bad.error.status == 422
 
 
-def test_who_left_before_a_stage_failed_is_answered(model, images, monkeypatch):
+def test_samples_that_left_before_a_stage_failed_are_answered(model, images, monkeypatch):
     exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
     early, deep = exits.index(0), exits.index(2)
     tickets = [make_ticket(model, images[i : i + 1]) for i in (early, deep)]
@@ -215,16 +215,6 @@ def test_terms_that_change_the_policy(terms):
     assert not Terms(policy="fast", attention=True).changes_policy
 
 
-def test_answers_arrive_one_by_one():
-    ticket = make_empty()
-    assert (len(ticket), ticket.left, ticket.is_new) == (2, 2, True)
-    ticket.first = 0
-    assert not ticket.is_new
-    ticket.answer(1, 2, 1, 0.75, ROW, None)
-    assert ticket.left == 1
-    assert ticket.exits.tolist() == [-1, 2]
-
-
 def test_kept_answers_stand_in_where_all_have_one():
     ticket = make_empty()
     ticket.answer(0, 1, 1, 0.75, ROW, None)
@@ -254,24 +244,23 @@ def test_answers_that_are_not_finite_fail():
 ARRIVALS, MIDDLE, DEEP = Pool(0, 0, 40, 9.0), Pool(0, 1, 5, 9.9), Pool(0, 2, 3, 9.8)
 
 
-def test_arrivals_first_so_that_others_find_company():
-    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 50, 10.0, 0.5) == ARRIVALS
+URGENT = Pool(1, 0, 1, 9.99, True), Pool(1, 1, 1, 9.99, True)
 
 
-def test_whole_micro_batches_the_deepest_first():
-    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 4, 10.0, 0.5) == MIDDLE
-    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 3, 10.0, 0.5) == DEEP
-    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.5) == ARRIVALS
-
-
-def test_who_waited_too_long_for_company_goes_on():
-    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.15) == DEEP  # arrivals do not wait for company
-    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.05) == DEEP  # the longer of two
-
-
-def test_deadlines_before_all():
-    urgent = Pool(1, 0, 1, 9.99, True), Pool(1, 1, 1, 9.99, True)
-    assert choose_pool([ARRIVALS, *urgent, DEEP], 3, 10.0, 0.05) == urgent[1]
+@pytest.mark.parametrize(
+    ("pools", "size", "max_delay", "expected"),
+    [
+        pytest.param((), 50, 0.5, ARRIVALS, id="arrivals first, so that others find company"),
+        pytest.param((), 4, 0.5, MIDDLE, id="a whole micro-batch"),
+        pytest.param((), 3, 0.5, DEEP, id="the deepest whole micro-batch"),
+        pytest.param((), 30, 0.5, ARRIVALS, id="a whole micro-batch of arrivals"),
+        pytest.param((), 30, 0.15, DEEP, id="overdue; arrivals do not wait for company"),
+        pytest.param((), 30, 0.05, DEEP, id="the longest overdue"),
+        pytest.param(URGENT, 3, 0.05, URGENT[1], id="the deepest with a deadline"),
+    ],
+)
+def test_which_stage_runs_next(pools, size, max_delay, expected):
+    assert choose_pool([ARRIVALS, *pools, MIDDLE, DEEP], size, 10.0, max_delay) == expected
 
 
 def test_the_pace_is_learnt():

@@ -77,17 +77,6 @@ def test_two_servers_in_one_process_count_apart_and_every_metric_is_explained():
     assert ("process_resident_memory_bytes",) in read(one) or sys.platform != "linux"
 
 
-def test_labels_with_quotes_and_line_breaks_read_back():
-    metrics = Metrics()
-    metrics.reject('a"b\\c\nd', "full")
-    assert read(metrics)["exitlens_rejected_total", ("model", 'a"b\\c\nd'), ("reason", "full")] == 1
-
-
-def test_exits_without_as_many_times_are_refused():
-    with pytest.raises(ValueError, match="zip"):
-        Metrics().observe_answers("photos", [0, 1], [0.1])
-
-
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtraError, match=r"exitlens\[serve\]"):

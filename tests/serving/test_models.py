@@ -53,9 +53,7 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_not_served_as_either(bund
 
 
 def test_bundles_that_cannot_be_served(tmp_path):
-    torch.manual_seed(3)
-    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small")
+    net = make_net()
     with pytest.raises(xl.PolicyError, match="run exitlens calibrate"):
         open_bundle("b", xl.save(net, None, tmp_path / "b"))
     with pytest.raises(xl.BundleError, match="bundle: expected"):
@@ -84,7 +82,7 @@ def test_arrays(model, images):
         model.check_arrays({"images": images[:2].numpy()})
 
 
-def test_what_a_network_does_not_take(model):
+def test_inputs_that_a_network_does_not_take(model):
     with pytest.raises(xl.RequestError, match="got texts"):
         model.read_texts(["a"])
     with pytest.raises(xl.DataError, match=r"image\[0\]"):
@@ -119,7 +117,7 @@ def test_answers_of_an_edge_bundle_are_those_of_predict(edge, images, policy):
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(ticket.maps, pred.attention, strict=True))
 
 
-def test_what_an_edge_bundle_says_of_its_network(edge):
+def test_an_edge_bundle_describes_its_network(edge):
     model, net = open_bundle("tiny", edge), make_net()
     assert model.cost == pytest.approx(net.cost.tolist())
     assert model.info.preprocess == xl.Preprocess((16, 16))
@@ -174,7 +172,7 @@ def test_damaged_edge_bundles(edge, tmp_path, change, error, words):
         open_bundle("e", copied)
 
 
-def test_other_answers_than_where_it_was_exported(edge, tmp_path):
+def test_files_that_answer_differently_here_are_refused(edge, tmp_path):
     copied = tmp_path / "copied"
     copied.mkdir()
     for path in edge.iterdir():

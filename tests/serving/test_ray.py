@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 import exitlens as xl
-from exitlens.serving.ray import app, read_arguments
+from exitlens.serving.ray import Replicas, app, read_arguments
 from exitlens.serving.settings import Batching, Limits, Watching
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
@@ -32,14 +32,10 @@ def test_arguments_as_text_and_as_values():
     text = {"bundle": "a=x,y", "cpus": "2", "batch": "8", "max_wait_ms": "500", "drift": "False", "max_batch": "9"}
     values = {"bundle": "a=x,y", "cpus": 2, "batch": 8, "max_wait_ms": 500, "drift": False, "max_batch": 9.0}
     assert read_arguments(text) == read_arguments(values)
-    own, parts = read_arguments(text)
-    assert (own["bundle"], own["cpus"], own["replicas"]) == ("a=x,y", 2, 0)
-    assert parts == {
-        "batching": Batching(batch=8, max_wait_ms=500.0, threads=2),
-        "watching": Watching(drift=False),
-        "limits": Limits(max_batch=9),
-    }
-    assert read_arguments({"bundle": "x", "cpus": 4, "threads": 1})[1]["batching"].threads == 1
+    replicas, *others = read_arguments(text)
+    assert replicas == Replicas("a=x,y", 2)
+    assert others == [Batching(batch=8, max_wait_ms=500.0, threads=2), Watching(drift=False), Limits(max_batch=9)]
+    assert read_arguments({"bundle": "x", "cpus": 4, "threads": 1})[1].threads == 1
 
 
 @pytest.mark.parametrize(
@@ -71,12 +67,12 @@ def test_arguments_that_are_refused(given, words):
 
 def test_the_example_is_accepted():
     application = yaml.safe_load(EXAMPLE.read_text())["applications"][0]
-    own, parts = read_arguments(application["args"])
+    replicas, batching, _, limits = read_arguments(application["args"])
     (deployment,) = application["deployments"]
-    assert deployment["max_ongoing_requests"] >= 2 * parts["batching"].batch
-    assert deployment["graceful_shutdown_timeout_s"] > parts["limits"].request_seconds
-    assert yaml.safe_load(EXAMPLE.read_text())["http_options"]["request_timeout_s"] > parts["limits"].request_seconds
-    assert own["bundle"] == "/models/demo"
+    assert deployment["max_ongoing_requests"] >= 2 * batching.batch
+    assert deployment["graceful_shutdown_timeout_s"] > limits.request_seconds
+    assert yaml.safe_load(EXAMPLE.read_text())["http_options"]["request_timeout_s"] > limits.request_seconds
+    assert replicas.bundle == "/models/demo"
 
 
 @pytest.mark.slow
@@ -201,7 +197,7 @@ def check_binary(port, images, expected):
 
 
 @pytest.mark.slow
-def test_what_finds_no_room_is_told_so(local, bundle):
+def test_requests_without_room_are_refused(local, bundle):
     local.deploy({"bundle": f"x={bundle}", "replicas": 1, "batch": 1, "max_waiting": 4, "max_wait_ms": 10})
     body = json.dumps(write_body(torch.randn(16, 3, 28, 28)))
     with ThreadPoolExecutor(48) as pool:
@@ -215,7 +211,7 @@ def test_what_finds_no_room_is_told_so(local, bundle):
 
 
 @pytest.mark.slow
-def test_a_replica_that_is_killed_is_replaced_and_who_retries_loses_nothing(local, bundle):
+def test_a_replica_that_is_killed_is_replaced_and_retries_lose_nothing(local, bundle):
     local.deploy({"bundle": f"x={bundle}", "replicas": 2})
     before = local.list_replicas()
     assert len(before) == 2
@@ -242,7 +238,7 @@ def test_a_replica_that_is_killed_is_replaced_and_who_retries_loses_nothing(loca
 
 
 @pytest.mark.slow
-def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
+def test_open_requests_are_answered_before_a_replica_ends(local, bundle):
     how = {"bundle": f"x={bundle}", "replicas": 1, "max_wait_ms": 600_000, "max_waiting": 10_000, "request_seconds": 120}
     local.deploy(how | {"batch": 1})  # one sample at a time, so that much is left to do at any time
     (before,) = local.list_replicas()
@@ -268,7 +264,7 @@ def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
     assert set(found) == {200}
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch):
+def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     with pytest.raises(xl.MissingExtraError, match=r"exitlens\[.*ray"):
         app({"bundle": "x"})

@@ -52,12 +52,12 @@ def test_the_last_connection_that_is_allowed_is_served(bundle):
             thread.join(10)
 
 
-def test_a_bundle_that_cannot_be_served_is_told_at_once(tmp_path):
+def test_a_bundle_that_cannot_be_served_raises_at_once(tmp_path):
     with pytest.raises(xl.BundleError, match="bundle"):
         make_config(ServerSettings({"b": tmp_path})).load()
 
 
-def test_what_others_set_up_of_logging_stays(tmp_path, capsys):
+def test_logging_that_others_set_up_stays(tmp_path, capsys):
     stream = io.StringIO()
     other = logging.StreamHandler(stream)
     logging.getLogger("mine").addHandler(other)

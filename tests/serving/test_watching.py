@@ -31,7 +31,7 @@ def send(model, watch, images):
         watch.see([ticket])
 
 
-def test_samples_of_another_kind_are_noticed(calibrated):
+def test_drifting_samples_are_noticed(calibrated):
     rng, metrics = torch.Generator().manual_seed(6), Metrics()
     watch = Watch(calibrated, metrics, Watching(drift_rate=1e6))
     send(calibrated, watch, torch.randn(300, 3, 16, 16, generator=rng))
@@ -87,11 +87,6 @@ def test_the_shadow_compares_with_the_final_exit(model, images):
                 found.get(("exitlens_shadow_answers_total", ("agrees", word), ("exit", str(k)), ("model", "tiny")), 0)
                 == expected
             )
-
-
-def test_settings():
-    with pytest.raises(xl.InputError, match="shadow"):
-        Watching(shadow=1.5)
 
 
 def test_the_shadow_takes_its_share_of_samples_and_only_of_the_own_policy(model, images):

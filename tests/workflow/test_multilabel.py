@@ -223,8 +223,6 @@ def test_a_bundle_keeps_the_task(net, trace, tmp_path):
     assert same == policy
     assert torch.equal(xl.predict(again, inputs, same).labels, xl.predict(net, inputs, policy).labels)
     assert set(xl.load_policies(tmp_path / "b")) == {"default", "full"}
-    net.describe(task="classes")
-    assert "task" not in net.info.to_dict()
 
 
 def test_every_label_that_is_told_has_its_evidence(net, tmp_path):

@@ -73,13 +73,13 @@ def main() -> None:
 
 
 def _show_warning(
-    usual: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any
+    usual: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **named: Any
 ) -> None:
     """Print a warning of ours as one line on standard error; show others as Python does."""
     if issubclass(category, DataWarning | WeightsWarning):
         complain("warning", str(message))
     else:
-        usual(message, category, *rest, **more)
+        usual(message, category, *rest, **named)
 
 
 def _wait_for_others() -> None:

@@ -37,18 +37,11 @@ Assembled = LazySet | RawTexts | ArraySet
 
 
 class Target(NamedTuple):
-    """What samples are to become.
+    """What samples are to become."""
 
-    Attributes:
-        size: pixels (height and width) of images, steps of series, or voxels of a volume's sides; 0: the usual, or as they
-            come.
-        mel: of sounds, the spectrogram to make.
-        known: the preprocessing of an existing network, which comes before the others.
-    """
-
-    size: int = 0
-    mel: MelSpectrogram | None = None
-    known: Preprocessing | None = None
+    size: int = 0  # pixels (height and width), steps, or voxels of a volume's sides; 0: the usual, or as they come
+    mel: MelSpectrogram | None = None  # of sounds, the spectrogram to make
+    known: Preprocessing | None = None  # of an existing network, which comes before the others
 
     @property
     def pixels(self) -> Preprocess:
@@ -58,21 +51,13 @@ class Target(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts of a source.
+    """The parts of a source."""
 
-    Attributes:
-        sets: by name.
-        group_names: by number.
-        unlabelled: names of parts that have no labels.
-        columns: those that were read, in words.
-        note: a line for people on series that were cut or filled.
-    """
-
-    sets: Mapping[str, Assembled]
-    group_names: tuple[str, ...] = ()
-    unlabelled: tuple[str, ...] = ()
-    columns: str = ""
-    note: str = ""
+    sets: Mapping[str, Assembled]  # by name
+    group_names: tuple[str, ...] = ()  # by number
+    unlabelled: tuple[str, ...] = ()  # names of parts that have no labels
+    columns: str = ""  # those that were read, in words
+    note: str = ""  # for people, on series that were cut or filled
 
 
 def read_parts(
@@ -123,16 +108,18 @@ def arrange_arrays(
 def _arrange_vectors(
     parts: Mapping[str, Rows], names: tuple[str, ...], origin: str, target: Target
 ) -> tuple[Mapping[str, Rows], ArrayPreprocess, str]:
-    known = target.known
-    own = known if isinstance(known, VectorPreprocess) else VectorPreprocess((0.0,) * len(names), (1.0,) * len(names), names)
-    if len(names) != len(own.mean):
-        raise DataError(f"data: {origin}: expected {len(own.mean)} features as in training, got {len(names)}: {names}")
+    preprocess = VectorPreprocess((0.0,) * len(names), (1.0,) * len(names), names)
+    preprocess = target.known if isinstance(target.known, VectorPreprocess) else preprocess
+    if len(names) != len(preprocess.mean):
+        raise DataError(
+            f"data: {origin}: expected {len(preprocess.mean)} features as in training, got {len(names)}: {names}"
+        )
     arranged = {}
     for part, rows in parts.items():
         assert rows.arrays is not None
         gaps = (~torch.isfinite(rows.arrays)).any(1).nonzero().flatten().tolist()
         arranged[part] = rows._replace(faults={i: _find_fault(rows.arrays[i], names) for i in gaps} | dict(rows.faults))
-    return arranged, own, ""
+    return arranged, preprocess, ""
 
 
 def _arrange_series(

@@ -48,13 +48,13 @@ def number_labels(
     sets = [[word for part in value.split(SEPARATOR) if (word := part.strip())] for value in values] if several else []
     words = dict.fromkeys(word for labels in sets for word in labels) if several else dict.fromkeys(values)
     names = tuple(classes) or sort_names(words)
-    one, many = ("label", "label(s)") if several else ("class", "class(es)")
+    singular, plural = ("label", "label(s)") if several else ("class", "class(es)")
     if len(names) < 2:
-        raise DataError(f"data: {origin} has {len(names)} {many}, need 2 or more: its labels are {names}")
+        raise DataError(f"data: {origin} has {len(names)} {plural}, need 2 or more: its labels are {names}")
     numbers = {name: i for i, name in enumerate(names)}
     unknown = next((word for word in words if word not in numbers), None)
     if unknown is not None:
-        raise DataError(f"data: {origin} has the {one} {unknown!r}, the network does not.{suggest(unknown, names)}")
+        raise DataError(f"data: {origin} has the {singular} {unknown!r}, the network does not.{suggest(unknown, names)}")
     if not several:
         return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names
     labels = torch.zeros(len(sets), len(names), dtype=torch.bool)

@@ -24,23 +24,15 @@ _FIX = "image=NAME,label=NAME (or text=NAME, series=NAME, features=A|B)"
 
 
 class Columns(NamedTuple):
-    """Names of the columns to read.
-
-    Attributes:
-        role: what kind of samples ``inputs`` hold; features have several columns.
-        inputs: columns of the samples.
-        labels: one of words, several of 0 and 1, or none.
-        key: what names a row. group, split: which group a row belongs to, and which split. Each may be empty.
-        pattern: a regular expression for the group, in place of a column.
-    """
+    """Names of the columns to read."""
 
     role: Role
-    inputs: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    key: str = ""
-    group: str = ""
-    split: str = ""
-    pattern: str = ""
+    inputs: tuple[str, ...]  # of the samples; features have several columns
+    labels: tuple[str, ...] = ()  # one of words, several of 0 and 1, or none
+    key: str = ""  # what names a row
+    group: str = ""  # which group a row belongs to
+    split: str = ""  # and which split
+    pattern: str = ""  # a regular expression for the group, in place of a column
 
     @property
     def words(self) -> tuple[str, ...]:

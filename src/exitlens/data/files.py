@@ -28,11 +28,7 @@ T = TypeVar("T")
 
 
 def list_names(folder: Path, suffixes: tuple[str, ...] = EXTENSIONS, kind: str = "image") -> list[str]:
-    """Return names of files at any depth, relative to ``folder``, sorted part by part, without hidden ones.
-
-    Raises:
-        DataError: the folder cannot be listed, or has no file (of that ``kind``) with one of the suffixes.
-    """
+    """Return names of files of a ``kind`` at any depth, relative to ``folder``, sorted part by part, without hidden ones."""
     try:
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     except OSError as error:
@@ -43,11 +39,7 @@ def list_names(folder: Path, suffixes: tuple[str, ...] = EXTENSIONS, kind: str =
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return image files at any depth below ``folder``, sorted; or the one file that ``folder`` is.
-
-    Raises:
-        DataError: the folder does not exist or holds no image.
-    """
+    """Return image files at any depth below ``folder``, sorted; or the one file that ``folder`` is."""
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
@@ -110,9 +102,6 @@ def hash_files(paths: Sequence[Path]) -> str:
     """Return SHA-256 over every file's name, its size, and the 64 KiB at both of its ends.
 
     That tells files with other rows (Parquet has all its offsets at the end), and takes milliseconds for a terabyte.
-
-    Raises:
-        DataError: a file that cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -134,9 +123,6 @@ class ArrayFiles:
 
     Attributes:
         shape: of every sample; if ``preprocess`` leaves the length open, that of the first file that can be read.
-
-    Raises:
-        DataError: the length is open and none of the first files can be read.
     """
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: ArrayPreprocess) -> None:
@@ -180,11 +166,7 @@ def _try_first(paths: Sequence[Path], read: Callable[[Path], T]) -> T:
 
 
 def find_folder_kind(root: Path) -> Modality:
-    """Return what the files below a folder hold, by their suffixes; for ``.npy`` by the number of axes in the header.
-
-    Raises:
-        DataError: no file that can be read as a series or a volume.
-    """
+    """Return what the files below a folder hold, by their suffixes; for ``.npy`` by the number of axes in the header."""
     suffixes = tuple(dict.fromkeys((*SERIES_FILES, *VOLUME_FILES)))
     for path in islice(iterate_files(root, suffixes), _TRIED):
         name = path.name.lower()
@@ -198,11 +180,7 @@ def find_folder_kind(root: Path) -> Modality:
 
 
 def describe_folder(root: Path, kind: Modality, size: int, mel: MelSpectrogram | None) -> ArrayPreprocess:
-    """Return the preprocessing for files like the first that can be read, with mean 0 and std 1 until they are measured.
-
-    Raises:
-        DataError: none of the first files can be read; InputError: a spectrogram of what is not a sound.
-    """
+    """Return the preprocessing for files like the first that can be read, with mean 0 and std 1 until they are measured."""
 
     def describe(path: Path) -> ArrayPreprocess:
         if kind is SERIES:

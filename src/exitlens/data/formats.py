@@ -19,12 +19,11 @@ from exitlens.data.files import (
     list_files,
     list_folders,
 )  # fmt: skip
-from exitlens.data.lines import TABLES, NumberFile, TextFiles, open_file, peek_kinds
+from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, open_file, peek_kinds
 from exitlens.data.rows import Reading, Source, looks_like_pattern
 from exitlens.data.shards import find_shards, open_shards
 from exitlens.data.splits import find_split_tables
 from exitlens.data.tables import HUB, open_table
-from exitlens.data.ts import TsFiles
 from exitlens.errors import DataError
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.modalities.series import SERIES_FILES, list_columns
@@ -102,15 +101,13 @@ def _holds_arrays(folders: Sequence[Path]) -> bool:
     """Tell if two folders or more have series or volumes in them; Parquet files only count if they are one series each."""
     if sum(_find_first(folder, ARRAYS) is not None for folder in folders) < 2:
         return False
-    files = [next(folder.rglob("*.parquet"), None) for folder in folders]
-    return all(file is None or _is_one_series(file) for file in files)
-
-
-def _is_one_series(path: Path) -> bool:
-    """Tell if a Parquet file can be one series: columns of numbers, none of which has the name of a label."""
-    kinds = list_columns(path)
-    names = {name.lower() for name in kinds}
-    return bool(kinds) and all(kinds.values()) and not names & {*LABEL_NAMES} - ({"y"} if "x" in names else set())
+    for path in filter(None, (next(folder.rglob("*.parquet"), None) for folder in folders)):
+        kinds = list_columns(path)
+        names = {name.lower() for name in kinds}
+        has_label = names & {*LABEL_NAMES} - ({"y"} if "x" in names else set())
+        if not kinds or not all(kinds.values()) or has_label:  # not one series: columns of numbers
+            return False
+    return True
 
 
 def _holds_numbers(path: Path, columns: str, reserved: Sequence[str]) -> bool:
@@ -145,11 +142,7 @@ def _names_files(path: Path) -> bool:
 
 
 def open_rows(name: str, kind: Format, task: str = "") -> Source:
-    """Open a source whose rows are samples: of any format but folders of files.
-
-    Raises:
-        DataError: a source that cannot be read.
-    """
+    """Open a source whose rows are samples: of any format but folders of files."""
     if kind == "texts":
         return TextFiles(Path(name), task)
     if kind == "numbers":

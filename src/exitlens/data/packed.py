@@ -116,11 +116,7 @@ def pack_strings(strings: Iterable[str]) -> PackedStrings:
 
 
 class PackedTokens:
-    """Token ids of N texts without their padding, encoded once: four bytes for each token.
-
-    Raises:
-        InputError: texts that cannot be encoded.
-    """
+    """Token ids of N texts without their padding, encoded once: four bytes for each token."""
 
     def __init__(self, texts: Sequence[str], preprocess: TextPreprocess) -> None:
         self._length, self._padding = preprocess.length, 0

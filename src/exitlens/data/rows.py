@@ -18,53 +18,31 @@ from exitlens.types import Preprocess
 
 
 class Reading(NamedTuple):
-    """What a user said of a source; empty words say nothing.
+    """What a user said of a source; empty words say nothing."""
 
-    Attributes:
-        columns: which columns to read, see :func:`~exitlens.data.columns.parse_columns`.
-        group_by: a column, or a regular expression on file names; samples that agree in it belong together.
-        split_by: a column that names the split of each sample.
-        task: ``multilabel``: words of labels have ``;`` between them; ``classes``: a sample has one class.
-    """
-
-    columns: str = ""
-    group_by: str = ""
-    split_by: str = ""
-    task: str = ""
+    columns: str = ""  # which columns to read, see :func:`~exitlens.data.columns.parse_columns`
+    group_by: str = ""  # a column, or a regular expression on file names; samples that agree in it belong together
+    split_by: str = ""  # a column that names the split of each sample
+    task: str = ""  # ``multilabel``: words of labels have ``;`` between them; ``classes``: a sample has one class
 
 
 class Rows(NamedTuple):
-    """N samples of one part of a source, of one kind; ``None`` stands for a value that is missing.
+    """N samples of one part of a source, of one kind; ``None`` stands for a value that is missing."""
 
-    Attributes:
-        names: of the rows, which stay the same from run to run.
-        images: makes a reader of the images, or
-        texts: the texts, perhaps read when they are asked for, or
-        series: ``(C,T)`` each, or
-        arrays: ``(N,*S)`` ``float32``, anything in rows with a fault.
-        features: names of the features, if ``arrays`` are vectors.
-        labels: class names; several have ``;`` between them.
-        keys, groups, splits: words of the columns of these uses, if there are any.
-        faults: what is wrong with samples, by row.
-        damage: what is wrong with files, whose samples are missing here.
-        classes: names of the classes that the source knows, in label order.
-        several: a sample has any number of labels.
-    """
-
-    names: Sequence[str]
-    images: Callable[[Preprocess], EncodedImages] | None = None
-    texts: Sequence[str | None] | None = None
-    series: Sequence[Tensor | None] | None = None
-    arrays: Tensor | None = None
-    features: tuple[str, ...] = ()
-    labels: Sequence[str | None] | None = None
+    names: Sequence[str]  # of the rows, which stay the same from run to run
+    images: Callable[[Preprocess], EncodedImages] | None = None  # makes a reader of the images, or
+    texts: Sequence[str | None] | None = None  # perhaps read when they are asked for, or
+    series: Sequence[Tensor | None] | None = None  # (C,T) each, or
+    arrays: Tensor | None = None  # (N,*S) float32, anything in rows with a fault
+    features: tuple[str, ...] = ()  # names, if ``arrays`` are vectors
+    labels: Sequence[str | None] | None = None  # class names; several have ``;`` between them
     keys: Sequence[str | None] | None = None
     groups: Sequence[str | None] | None = None
     splits: Sequence[str | None] | None = None
-    faults: Mapping[int, str] = {}
-    damage: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    several: bool = False
+    faults: Mapping[int, str] = {}  # what is wrong with samples, by row
+    damage: tuple[str, ...] = ()  # what is wrong with files, whose samples are missing here
+    classes: tuple[str, ...] = ()  # that the source knows, in label order
+    several: bool = False  # a sample has any number of labels
 
 
 class Source(ABC):
@@ -79,11 +57,7 @@ class Source(ABC):
         self.name, self.kinds = name, dict(kinds)
 
     def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
-        """Choose the columns of samples and labels, or without labels of what a network takes (``wanted``).
-
-        Raises:
-            DataError: columns that are not there or unclear; InputError: words that are no columns.
-        """
+        """Choose the columns of samples and labels, or without labels of what a network takes (``wanted``)."""
         group, split, pattern = reading.group_by, reading.split_by, ""
         if looks_like_pattern(group) and group not in self.kinds:
             group, pattern = "", group
@@ -110,9 +84,6 @@ class Source(ABC):
         """Return the rows of every part by its name, or of all parts as one (``joined``), which is called ``""``.
 
         ``skip_bad`` takes what is whole of damaged files.
-
-        Raises:
-            DataError: data that cannot be read.
         """
 
 

@@ -243,9 +243,6 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         """Return the same images, whose decoded pixels are kept in a directory (:class:`~exitlens.data.readers.PixelCache`).
 
         A full disk is one :class:`DataWarning`; images are then decoded as without a cache.
-
-        Raises:
-            InputError: the reader has no encoded images; OutputError: a directory that cannot be made.
         """
         if not isinstance(self.reader, EncodedImages):
             kind = type(self.reader).__name__
@@ -346,11 +343,7 @@ def _check_shape(shape: tuple[int, ...], preprocess: ArrayPreprocess, kind: Moda
 
 
 def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
-    """Return the same set, read by that many processes, its pixels cached in a directory; ``None`` leaves it as it is.
-
-    Raises:
-        InputError: a cache of a set in memory, and what :meth:`LazySet.cached` and :func:`choose_workers` refuse.
-    """
+    """Return the same set, read by that many processes, its pixels cached in a directory; ``None`` leaves it as it is."""
     if cache is not None and not (isinstance(data, LazySet) and data.modality is IMAGE):
         raise InputError(
             "cache: it is for images that are decoded from files; these data are in memory, or not images. Fix: leave it out"
@@ -368,9 +361,6 @@ def measure_scaling(train: ArraySet | LazySet, seed: int = 0) -> ArrayPreprocess
 
     At most :data:`MEASURED` files are read, drawn at random by ``seed``. A channel that never changes gets 1 as its standard
     deviation.
-
-    Raises:
-        DataError: an empty set, or files that cannot be read.
     """
     if not len(train):
         raise DataError("data: the training split is empty: mean and std cannot be measured")

@@ -88,19 +88,12 @@ class Sample(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Where N samples lie.
+    """Where N samples lie; of samples with one key in one file, only the first is kept."""
 
-    Attributes:
-        members: N names, of the image or of a sample without one its key.
-        places: ``(N,3)`` ``int64``: file, offset and bytes of every image; -1 bytes if there is none.
-        values: by the members' extensions or JSON keys, of every sample.
-        bad: what is wrong with files. Of samples with one key in one file, only the first is kept.
-    """
-
-    members: PackedStrings
-    places: Any
-    values: Mapping[str, Sequence[str | None]]
-    bad: tuple[str, ...]
+    members: PackedStrings  # names of the images, or keys of samples without one
+    places: Any  # (N,3) int64: file, offset and bytes of every image; -1 bytes if there is none
+    values: Mapping[str, Sequence[str | None]]  # by the members' extensions or JSON keys, of every sample
+    bad: tuple[str, ...]  # what is wrong with files
 
 
 def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
@@ -273,11 +266,7 @@ def _index(paths: tuple[Path, ...], stamp: tuple[object, ...], wanted: frozenset
 
 
 def open_shards(name: str) -> Shards:
-    """Open the tar files of a source and look at the first samples; what was opened last is kept until a file changes.
-
-    Raises:
-        DataError: no files, or files that cannot be read.
-    """
+    """Open the tar files of a source and look at the first samples; what was opened last is kept until a file changes."""
     paths = tuple(find_shards(name))
     if not paths:
         raise DataError(f"data: no tar files for {name}")

@@ -16,7 +16,7 @@ from exitlens.data.formats import Format, find_format, find_samples, hash_source
 from exitlens.data.lines import TABLES
 from exitlens.data.rows import Reading
 from exitlens.data.sets import ImageSet, measure_scaling
-from exitlens.data.splits import SPLITS, SampleSet, Split, plan_splits, split_set, take_split
+from exitlens.data.splits import SPLITS, SampleSet, Split, check_split, plan_splits, split_set, take_split
 from exitlens.data.tables import HUB
 from exitlens.data.texts import TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
@@ -51,12 +51,11 @@ class DataSource:
     and ``test`` are subfolders, splits of a data set, or in the names of shards; what is missing is cut from ``train``.
 
     Attributes:
-        name: of images ``scenes``, ``fashion``, ``torchvision:NAME``, or a folder ``class/image``; of texts ``reviews``, or
-            a ``.csv`` or ``.jsonl`` file of texts and labels; of series ``motifs``, a ``.ts`` file (or a folder with
-            ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``); of volumes ``blobs``; of either a folder ``class/file``; of vectors a
-            ``.csv`` file of numbers and labels; of several kinds ``hf:NAME`` or ``hf:NAME:CONFIG`` (the hub of Hugging
-            Face), a folder that ``datasets`` saved, Parquet or Arrow (a file, or a folder of them), a folder of images with
-            ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
+        name: ``scenes``, ``fashion``, ``reviews``, ``motifs``, ``blobs``, ``torchvision:NAME``; or files: a folder
+            ``class/file`` of images, series or volumes; a ``.csv`` or ``.jsonl`` file of texts and labels, or of numbers; a
+            ``.ts`` file (or a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``); ``hf:NAME`` or ``hf:NAME:CONFIG`` (the
+            hub of Hugging Face), a folder that ``datasets`` saved, Parquet or Arrow (a file or a folder), a folder of
+            images with ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
         root: folder of torchvision's files.
         size: pixels (height and width) of scenes (0: 40) and of other images (0: 64); tokens of reviews (0: 32) and of
             other texts (0: 64); steps of motifs (0: 128) and other series, voxels of the sides of blobs (0: 20) and other
@@ -64,9 +63,9 @@ class DataSource:
         seed: of what is generated, and of random splits.
         background_agreement: of scenes; of reviews, how often the shop is one of the class's own (``shop_agreement``); the
             same of motifs and blobs (``offset_agreement``).
-        contents: SHA-256 over what decides the splits when it was first read (file names of a folder, bytes of a file of
-            texts; of tables and shards, names, sizes and both ends of the files); a later difference is an error, because
-            the splits would no longer be disjoint from what was trained on.
+        contents: SHA-256 over what decides the splits when it was first read, see
+            :func:`~exitlens.data.formats.hash_source`; a later difference is an error, because the splits would no longer be
+            disjoint from what was trained on.
         columns: which columns to read, ``"image=NAME,label=NAME"``, or ``text=NAME``, ``series=NAME`` or ``features=A|B`` in
             place of the image; by default found by type. ``label=A|B|C`` are columns of 0 and 1, one for each label.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
@@ -125,14 +124,9 @@ class DataSource:
             split: ``train``, ``validation``, ``calibration`` or ``test``.
             classes: class names of an existing network, for files.
             skip_bad: leave out images that cannot be read, and rows without text, label or group.
-            preprocess: of an existing network. For texts tokenizer and length, in place of ``size``; by default the words
-                of a file's training split make the tokenizer; reviews have masks with their own tokenizer only. For images
-                of files size, mean and std (by default ImageNet's), for others mean and std (by default 0.5 and 0.25). For
-                series, volumes and vectors of files channels, length or size, rate, mean and std, by default as they are in
-                the training split.
-
-        Raises:
-            InputError, DataError: an unknown split or source, or data that cannot be read.
+            preprocess: of an existing network. By default images of files have ImageNet's mean and std, others 0.5 and
+                0.25; the training split makes the tokenizer of texts, and the mean and std of series, volumes and vectors.
+                Reviews have masks with their own tokenizer only.
         """
         return self.load_splits([split], classes=classes, skip_bad=skip_bad, preprocess=preprocess).sets[split]
 
@@ -145,8 +139,8 @@ class DataSource:
         preprocess: Preprocessing | None = None,
     ) -> Loaded:
         """Load several splits at once, for which files are listed once; arguments and errors as of :meth:`load`."""
-        if unknown := [split for split in splits if split not in SPLITS]:
-            raise InputError(f"split: expected one of {SPLITS}, got {unknown[0]!r}")
+        for split in splits:
+            check_split(split)
         kind = self.format
         if kind is not None and self.contents and hash_source(self.name, kind) != self.contents:
             raise DataError(
@@ -208,8 +202,8 @@ class DataSource:
         images = self._load_images(split)
         if not isinstance(preprocess, Preprocess):
             return images
-        own = preprocess.fit_to(images.preprocess.size, images.images.shape[1])
-        return ImageSet(images.images, images.labels, images.classes, images.masks, own, images.groups)
+        scaling = preprocess.fit_to(images.preprocess.size, images.images.shape[1])
+        return ImageSet(images.images, images.labels, images.classes, images.masks, scaling, images.groups)
 
     def _load_images(self, split: Split) -> ImageSet:
         if self.name == "scenes":

@@ -22,31 +22,24 @@ SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "calibration": 0.
 
 
 class SampleSet(Protocol):
-    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis.
+    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
-    Attributes:
-        masks: ``(N,*S)`` bool: which locations carry the answer.
-        labels: ``(N,)`` integers; several labels a sample ``(N,C)`` bool.
-        classes: class names, in label order.
-        groups: ``(N,)`` integers, if there are any: samples with the same number belong together.
-        modality: what kind of samples they are.
-        inputs: all samples as a network's inputs; of small subsets only, if they are not in memory.
-        preprocess: how raw samples become inputs.
-    """
-
-    masks: Tensor | None
-    labels: Tensor
-    classes: tuple[str, ...]
-    groups: Tensor | None
+    masks: Tensor | None  # (N,*S) bool: which locations carry the answer
+    labels: Tensor  # (N,) integers; several labels a sample (N,C) bool
+    classes: tuple[str, ...]  # names, in label order
+    groups: Tensor | None  # (N,) integers: samples with the same number belong together
 
     @property
-    def modality(self) -> Modality: ...  # noqa: D102
+    def modality(self) -> Modality:
+        """What kind of samples they are."""
 
     @property
-    def inputs(self) -> Inputs: ...  # noqa: D102
+    def inputs(self) -> Inputs:
+        """All samples as a network's inputs; of small subsets only, if they are not in memory."""
 
     @property
-    def preprocess(self) -> Preprocessing: ...  # noqa: D102
+    def preprocess(self) -> Preprocessing:
+        """How raw samples become inputs."""
 
     def __len__(self) -> int: ...
 
@@ -61,6 +54,12 @@ class SampleSet(Protocol):
 
 _ATTEMPTS = 50  # to find parts that all have every class
 _Set = TypeVar("_Set", bound="Any")  # with labels, classes, groups and subset
+
+
+def check_split(split: str) -> None:
+    """Raise :class:`InputError` for a word that is no split."""
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
 
 
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
@@ -216,18 +215,14 @@ def name_split(word: str) -> Split | None:
 
 
 def find_split_tables(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Return the files ``train.csv``, ``test.csv`` and so on of a folder by name; none if no file is for training.
-
-    Raises:
-        DataError: two files of one name that differ in their suffix only.
-    """
+    """Return the files ``train.csv``, ``test.csv`` and so on of a folder by name; none if no file is for training."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and name_split(path.stem))
-    found = {path.stem: path for path in files}
-    if len(found) < len(files):
+    tables = {path.stem: path for path in files}
+    if len(tables) < len(files):
         raise DataError(
             f"data: {folder} has two files of one name among {[path.name for path in files]}. Fix: remove one of them"
         )
-    return found if any(name_split(word) == "train" for word in found) else {}
+    return tables if any(name_split(word) == "train" for word in tables) else {}
 
 
 def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
@@ -251,11 +246,7 @@ def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
 
 
 def take_split(parts: Mapping[str, _Set], split: Split, seed: int, origin: str, group_names: Sequence[str] = ()) -> _Set:
-    """Return one split of a source that comes in named parts; a split without a part is cut from ``train``.
-
-    Raises:
-        DataError: as :func:`plan_splits` and :func:`split_set`; an empty part; a group in two parts.
-    """
+    """Return one split of a source that comes in named parts; a split without a part is cut from ``train``."""
     plan = plan_splits(tuple(parts), origin)
     used = {name: parts[name] for name in plan.own.values()}
     for name, part in used.items():

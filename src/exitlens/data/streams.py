@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from exitlens.data.files import SUFFIXES, ArrayFiles, list_names
 from exitlens.data.formats import find_format, find_unlabelled_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
 from exitlens.data.packed import PackedStrings, Picked
-from exitlens.data.readers import ImageFiles, PixelCache, Reader
+from exitlens.data.readers import EncodedImages, ImageFiles, PixelCache
 from exitlens.data.rows import Reading, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
 from exitlens.data.workers import choose_workers, decode_batches
@@ -32,32 +32,19 @@ _ROLES: dict[Modality, Role] = {IMAGE: "image", TEXT: "text", SERIES: "series", 
 
 
 AS_FOUND = Reading()
-
-
-class ShapedReader(Reader, Protocol):
-    """A reader that knows the shape of its samples."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of every sample."""
+FileReader = EncodedImages | ArrayFiles
 
 
 class Listing(NamedTuple):
-    """N samples of a source, all its parts one after the other.
+    """N samples of a source, all its parts one after the other."""
 
-    Attributes:
-        names: files, ``shard.tar/member.jpg``, ``table:row``, ``table:part:row``, ``texts.csv:line``, or keys.
-        content: a reader of the samples, the texts, or the samples ``(N,*S)`` themselves.
-        rows: the samples to read, ascending: those that have all they need, as far as is known yet; by default all.
-        groups: names of the groups, if there are any.
-        bad: what is wrong with other samples and files.
-    """
-
-    names: Sequence[Any]
-    content: ShapedReader | Sequence[str | None] | Tensor
-    rows: Sequence[int] | None = None
-    groups: Sequence[Any] | None = None
-    bad: Sequence[str] = ()
+    names: Sequence[Any]  # files, ``shard.tar/member.jpg``, ``table:row``, ``table:part:row``, ``texts.csv:line``, or keys
+    content: (
+        EncodedImages | ArrayFiles | Sequence[str | None] | Tensor
+    )  # a reader of the samples, the texts, or the samples (N,*S)
+    rows: Sequence[int] | None = None  # to read, ascending: those that have all they need as far as is known; default: all
+    groups: Sequence[Any] | None = None  # names of the groups, if there are any
+    bad: Sequence[str] = ()  # what is wrong with other samples and files
 
 
 class SampleStream:
@@ -124,7 +111,7 @@ class SampleStream:
                 raise DataError(f"data: {self.bad[-1]}. Fix: give another one")
             raise refuse_bad(self.bad[-1], "remove it")
 
-    def _decode(self, reader: ShapedReader, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[int]]]:
+    def _decode(self, reader: FileReader, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[int]]]:
         """Yield full batches of good samples and their rows, up to the first bad one unless it may be skipped."""
         dtype = torch.uint8 if isinstance(self.preprocess, Preprocess) else torch.float32
         held, rows = torch.empty(0, *reader.shape, dtype=dtype), list[int]()  # read, but too few for a batch
@@ -202,8 +189,8 @@ def open_stream(
     if cache is not None and not isinstance(preprocess, Preprocess):
         raise InputError(f"cache: it is for images, these data are {find_kind(preprocess).plural}. Fix: leave it out")
     listing = list_samples(preprocess, data, reading, skip_bad)
-    if cache is not None:
-        listing.content.cache = PixelCache(cache)  # type: ignore[union-attr]
+    if cache is not None and isinstance(listing.content, EncodedImages):
+        listing.content.cache = PixelCache(cache)
     if without:
         left_out, rows = set(without), range(len(listing.names)) if listing.rows is None else listing.rows
         listing = listing._replace(rows=[i for i in rows if listing.names[i] not in left_out])

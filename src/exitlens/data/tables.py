@@ -99,9 +99,12 @@ class Table(Source):
     def _list_part(self, parts: Sequence[str], columns: Columns) -> Rows:
         data, first = [self.parts[part] for part in parts], columns.inputs[0]
         counts = [(f"{self.name}:{part}:" if part else f"{self.name}:", len(self.parts[part])) for part in parts]
-        names, words = RowNames(counts), {name: self._read_words(data, name) for name in columns.words}
+        names, words = RowNames(counts), dict[str, list[str | None]]()
+        for name in columns.words:
+            named = [(part, _find_names(part.features[name])) for part in data]
+            words[name] = [to_word(value, classes) for part, classes in named for value in _iterate_column(part, name)]
         labels = columns.labels
-        label = join_flags({one: words[one] for one in labels}, names) if len(labels) > 1 else words.get("".join(labels))
+        label = join_flags({name: words[name] for name in labels}, names) if len(labels) > 1 else words.get("".join(labels))
         groups: Sequence[str | None] | None = words.get(columns.group)
         if columns.pattern:
             groups = match_groups(columns.pattern, self._read_paths(data, first if columns.role == "image" else ""))
@@ -111,7 +114,7 @@ class Table(Source):
             keys=words.get(columns.key),
             groups=groups,
             splits=words.get(columns.split),
-            classes=labels if len(labels) > 1 else self._list_classes("".join(labels)),
+            classes=labels if len(labels) > 1 else tuple(map(str, _find_names(self._features.get("".join(labels))))),
             several=len(labels) > 1 or self.kinds.get("".join(labels)) in ("list", "words"),
         )
         if columns.role == "image":
@@ -125,13 +128,6 @@ class Table(Source):
         values = [to_series(value, repr(value)) for part in data for value in _iterate_column(part, first, _SERIES)]
         faults = {i: value for i, value in enumerate(values) if isinstance(value, str)}
         return rows._replace(series=[None if isinstance(value, str) else value for value in values], faults=faults)
-
-    def _list_classes(self, column: str) -> tuple[str, ...]:
-        """Return the names of a column that knows its classes."""
-        return tuple(map(str, _find_names(self._features[column]))) if column else ()
-
-    def _read_words(self, data: Sequence[Any], column: str) -> list[str | None]:
-        return [to_word(v, _find_names(part.features[column])) for part in data for v in _iterate_column(part, column)]
 
     def _join(self, data: Sequence[Any], column: str) -> Any:
         """Return a column of several parts as one data set, with images as they are stored; nothing is read."""

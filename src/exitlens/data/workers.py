@@ -1,4 +1,4 @@
-"""Batches of samples decoded in worker processes, in order, without copies between them.
+"""Batches of samples decoded in worker processes, in order, without copies between them; and reading ahead in a thread.
 
 PyTorch's ``DataLoader`` reports a killed process by an exception from a signal handler, anywhere in the main thread, and a
 bad file by a traceback; and it sends floats, or needs room in ``/dev/shm``. Here every process decodes straight into memory
@@ -10,14 +10,16 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,24 +34,19 @@ DEPTH = 2  # batches that a process is ahead of what is taken from it
 TIMEOUT_S = 300.0  # for one sample
 MOST_WORKERS = 8
 Plan = Sequence[Sequence[int]]  # rows of every batch
+T = TypeVar("T")
+_END = object()
 _KINDS: dict[torch.dtype, Any] = {torch.uint8: np.dtype(np.uint8), torch.float32: np.dtype(np.float32)}
 Outcome = tuple[list[int], list[tuple[int, str]], str]  # places of good samples, rows and reasons of bad ones, other trouble
 
 
 class Decoded(NamedTuple):
-    """A batch of a plan.
+    """A batch of a plan."""
 
-    Attributes:
-        values: ``(b,*shape)`` of the samples that could be read; overwritten when the next batch is taken.
-        good: their places in the plan's batch.
-        bad: rows of the others, with reasons.
-        trouble: what else the reader says is wrong.
-    """
-
-    values: Tensor
-    good: list[int]
-    bad: list[tuple[int, str]]
-    trouble: str = ""
+    values: Tensor  # (b,*shape) of the samples that could be read; overwritten when the next batch is taken
+    good: list[int]  # their places in the plan's batch
+    bad: list[tuple[int, str]]  # rows of the others, with reasons
+    trouble: str = ""  # what else the reader says is wrong
 
 
 def can_fork() -> bool:
@@ -61,9 +58,6 @@ def choose_workers(workers: int | None, batches: int) -> int:
     """Return how many processes decode: by default one for each core (at most 8), and none for a single batch.
 
     Processes that torchrun started on this machine share its cores.
-
-    Raises:
-        InputError: not a number of processes, or a system on which they cannot be copied.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) // count_local() if can_fork() else 1
@@ -215,3 +209,55 @@ def _work(
             except (DataError, InputError) as error:
                 connection.send(error)
                 return
+
+
+class Prefetch(Generic[T]):
+    """Read an iterator in a thread, at most ``depth`` items ahead; leaving the context stops it after its next item."""
+
+    def __init__(self, items: Iterator[T], depth: int = 2) -> None:
+        self._queue: queue.Queue[object] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self.ended = False  # the iterator ended or failed, and all its items were given
+        self.error: BaseException | None = None  # what the iterator raised
+        self._thread = threading.Thread(target=self._read, args=(items,), daemon=True, name="exitlens-prefetch")
+        self._thread.start()
+
+    def _read(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                if not self._put(item):
+                    return
+        except BaseException as error:  # KeyboardInterrupt, too, or the reader would wait for ever
+            self.error = error
+        finally:
+            self._put(_END)
+
+    def _put(self, item: object) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def next(self, timeout_s: float | None = None) -> T | None:
+        """Return the next item; ``None`` if it does not come in time, or (:attr:`ended`) there is none.
+
+        An exception of the iterator ends it, too, and is kept in :attr:`error`.
+        """
+        try:
+            item = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if item is _END:
+            self.ended = True
+            return None
+        return item  # type: ignore[return-value]
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=5)

@@ -49,11 +49,7 @@ def read_shape(path: Path, name: str) -> tuple[int, ...]:
 
 
 def read_npy(path: Path, name: str) -> Any:  # -> float32 array
-    """Read the numbers of a ``.npy`` file, whose header is checked first.
-
-    Raises:
-        DataError: a file that is missing, truncated, too large, of another format, or of objects or complex numbers.
-    """
+    """Read the numbers of a ``.npy`` file, whose header is checked first."""
     with open_regular(path, name) as file:
         shape, fortran, dtype = _read_header(file, name)
         count, start = math.prod(shape), file.tell()

@@ -123,11 +123,7 @@ def decode_series(path: Path, name: str = "") -> RawSeries:
 
 
 def read_series(path: Path, preprocess: SeriesPreprocess, name: str = "") -> Tensor:  # -> (C,T) float32
-    """Read a series with the channels, spectrogram and length of ``preprocess``, before it is normalised.
-
-    Raises:
-        DataError: as :func:`decode_series`, and for other channels or another sampling rate.
-    """
+    """Read a series with the channels, spectrogram and length of ``preprocess``, before it is normalised."""
     name = name or str(path)
     return arrange_series(decode_series(path, name), preprocess, name)
 
@@ -166,11 +162,7 @@ def describe_raw(raw: RawSeries, length: int, mel: MelSpectrogram | None) -> Ser
 
 
 def read_sound(path: Path, name: str) -> tuple[Tensor, float]:  # -> (C,N) float32 in [-1, 1], samples a second
-    """Decode a sound, whose header is checked first.
-
-    Raises:
-        DataError: an empty, truncated or damaged file, or one that is too long.
-    """
+    """Decode a sound, whose header is checked first."""
     package = import_extra("soundfile", "audio", f"reading {name}")
     with open_regular(path, name) as file:
         start, size = file.read(8), path.stat().st_size
@@ -211,11 +203,7 @@ def make_spectrogram(waveform: Tensor, mel: MelSpectrogram, rate: float, length:
 
 
 def read_table(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
-    """Return a table's numbers ``(rows, columns)`` ``float32`` and its columns' names, without columns that say when.
-
-    Raises:
-        DataError: columns of words, rows of different length, no rows, or a file that cannot be read.
-    """
+    """Return a table's numbers ``(rows, columns)`` ``float32`` and its columns' names, without columns that say when."""
     values, names = _read_parquet(path, name) if path.suffix.lower() == ".parquet" else _read_csv(path, name)
     if not names:
         return values, ()

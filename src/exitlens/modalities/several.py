@@ -45,8 +45,8 @@ class SeveralInputs(Modality):
         tensors = list[Tensor]()
         for i, (part, kind) in enumerate(self.parts):
             at = slice(i, i + 1)
-            own = replace(given, names=(), shape=given.shapes[i], vocabulary=given.vocabulary[at], dtypes=given.dtypes[at])
-            tensors += kind.check(inputs[part], own, f"{name}[{part!r}]", like)
+            each = replace(given, names=(), shape=given.shapes[i], vocabulary=given.vocabulary[at], dtypes=given.dtypes[at])
+            tensors += kind.check(inputs[part], each, f"{name}[{part!r}]", like)
             if len(tensors[i]) != len(tensors[0]):
                 raise InputError(f"{name}: {len(tensors[0])} samples of {self.parts[0][0]!r}, {len(tensors[i])} of {part!r}")
         return tuple(tensors)

@@ -78,11 +78,7 @@ VECTOR = VectorModality()
 
 
 def read_vector(path: Path, preprocess: VectorPreprocess, name: str = "") -> Tensor:  # -> (F,) float32
-    """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row, before they are normalised.
-
-    Raises:
-        DataError: a file that cannot be read, or that holds several rows, other features or gaps.
-    """
+    """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row, before they are normalised."""
     name = name or str(path)
     if path.suffix.lower() == ".npy":
         array, names = read_npy(path, name), tuple[str, ...]()

@@ -157,10 +157,10 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
     """Open a bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` without a policy."""
     source = find_bundle(directory)
     version = read_version(source)
-    found = _open(name, source, directory)
+    model = _open(name, source, directory)
     if read_version(source) != version:  # parts of it may be of either
         raise BundleError(f"{directory}: it was replaced while it was read. Fix: try again.")
-    return replace(found, version=version)
+    return replace(model, version=version)
 
 
 def _open(name: str, source: Path, directory: Path) -> ServedModel:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from exitlens.errors import InputError, import_extra, suggest
@@ -18,11 +18,40 @@ from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Batching, Limits, Watching, name_bundles
 
-_PARTS = {"batching": Batching, "watching": Watching, "limits": Limits}
-_OWN = {"bundle": "", "cpus": 1, "replicas": 0, "min_replicas": 1, "max_replicas": 4, "reload_seconds": 2.0}
-_LEAST = {"cpus": 1, "replicas": 0, "min_replicas": 0, "max_replicas": 1, "reload_seconds": 0}
 _OF_CONNECTIONS = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # which Ray's proxy holds
 _OPENED: list[Any] = []  # the app of the replica in this process: Ray gives every replica one of its own
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Which models replicas have, and how many there are.
+
+    Attributes:
+        bundle: DIR or NAME=DIR, several parted by commas.
+        cpus: processors of a replica, and its threads.
+        replicas: how many there are; 0 for as many as the requests under way need.
+        min_replicas: fewest that there are if their number follows the requests.
+        max_replicas: most that there are if their number follows the requests.
+        reload_seconds: seconds between checks for a new version of a bundle; 0 for never.
+    """
+
+    bundle: str = ""
+    cpus: int = 1
+    replicas: int = 0
+    min_replicas: int = 1
+    max_replicas: int = 4
+    reload_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.bundle:
+            raise InputError("bundle: expected DIR or NAME=DIR, got none. Fix: add bundle=runs/x to serve run.")
+        name_bundles(self.bundle.split(","))
+        least = {"cpus": 1, "replicas": 0, "min_replicas": 0, "max_replicas": 1, "reload_seconds": 0}
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise InputError(f"{name}: expected {low} or more, got {getattr(self, name)}")
+        if self.min_replicas > self.max_replicas:
+            raise InputError(f"min_replicas: expected max_replicas ({self.max_replicas}) or less, got {self.min_replicas}")
 
 
 class _Late:
@@ -46,40 +75,35 @@ def app(arguments: Mapping[str, Any]) -> Any:
     replica with too many samples 429 with ``Retry-After`` from there. ``/metrics`` tells of the replica that answers it.
 
     Args:
-        arguments: ``bundle`` (DIR or NAME=DIR, several parted by commas); ``cpus`` of a replica, which are its threads, too;
-            ``replicas``, or ``min_replicas`` and ``max_replicas`` to scale between by the requests that are under way;
-            ``reload_seconds``; and whatever :class:`Batching`, :class:`Watching` and :class:`Limits` have, but for limits on
-            connections, which Ray's proxies hold.
+        arguments: the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching` and :class:`Limits`, as text or
+            values, without the limits on connections, which Ray's proxies hold.
 
     Raises:
         InputError: for an unknown argument or a bad value. MissingExtraError: without the extra ``ray``.
     """
     serve = import_extra("ray.serve", "ray", "serving by Ray")
-    own, parts = read_arguments(arguments)
-    batching: Batching = parts["batching"]
-    busy = max(2 * batching.batch, 16)
-    scaling: dict[str, Any] = {"num_replicas": own["replicas"]} if own["replicas"] else {}
-    if not scaling:
-        limits = {"min_replicas": own["min_replicas"], "max_replicas": own["max_replicas"]}
-        scaling["autoscaling_config"] = {**limits, "target_ongoing_requests": batching.batch}
+    replicas, batching, watching, limits = read_arguments(arguments)
+    scaling: dict[str, Any] = {"num_replicas": replicas.replicas}
+    if not replicas.replicas:
+        bounds = {"min_replicas": replicas.min_replicas, "max_replicas": replicas.max_replicas}
+        scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": batching.batch}}
     deployment = serve.deployment(
         name="exitlens",
-        ray_actor_options={"num_cpus": own["cpus"]},
-        max_ongoing_requests=busy,
+        ray_actor_options={"num_cpus": replicas.cpus},
+        max_ongoing_requests=max(2 * batching.batch, 16),
         max_queued_requests=batching.max_waiting,
-        graceful_shutdown_timeout_s=parts["limits"].request_seconds + 5,
+        graceful_shutdown_timeout_s=limits.request_seconds + 5,
         **scaling,
     )(serve.ingress(_Late())(Replica))
-    return deployment.bind(own["bundle"], parts, own["reload_seconds"])
+    return deployment.bind(replicas, batching, watching, limits)
 
 
 class Replica:
     """One process with all models."""
 
-    def __init__(self, bundle: str, parts: Mapping[str, Any], reload_seconds: float) -> None:
-        directories = name_bundles(bundle.split(","))
-        self.repository = Repository(directories, parts["batching"], parts["watching"])
-        _OPENED[:] = [make_app(self.repository, parts["limits"], reload_seconds=reload_seconds)]
+    def __init__(self, replicas: Replicas, batching: Batching, watching: Watching, limits: Limits) -> None:
+        self.repository = Repository(name_bundles(replicas.bundle.split(",")), batching, watching)
+        _OPENED[:] = [make_app(self.repository, limits, reload_seconds=replicas.reload_seconds)]
 
     def check_health(self) -> None:
         """Raise if a batcher has stopped, so that Ray replaces the replica."""
@@ -87,31 +111,19 @@ class Replica:
             raise RuntimeError("a batcher has stopped")
 
 
-def read_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the deployment's own arguments, and the parts of a server by name; raises :class:`InputError`."""
-    owners = {each.name: part for part, kind in _PARTS.items() for each in fields(kind) if each.name not in _OF_CONNECTIONS}
-    own, parts = dict[str, Any](_OWN), {part: dict[str, Any]() for part in _PARTS}
+def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Limits]:
+    """Return settings from their fields by name, as text or values; raises :class:`InputError`."""
+    kinds: tuple[Any, ...] = (Replicas, Batching, Watching, Limits)
+    owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _OF_CONNECTIONS}
+    given: dict[Any, dict[str, Any]] = {kind: {} for kind in kinds}
     for name, value in arguments.items():
-        if name in own:
-            own[name] = _convert(name, value, type(_OWN[name]))
-        elif name in owners:
-            part = owners[name]
-            parts[part][name] = _convert(name, value, type(getattr(_PARTS[part](), name)))
-        else:
-            known = [*own, *owners]
-            raise InputError(f"arguments: expected some of {', '.join(known)}, got {name!r:.60}.{suggest(name[:20], known)}")
-    if not own["bundle"]:
-        raise InputError(
-            "bundle: expected DIR or NAME=DIR, got none. Fix: serve run exitlens.serving.ray:app bundle=runs/x."
-        )
-    name_bundles(own["bundle"].split(","))
-    for name, least in _LEAST.items():
-        if not own[name] >= least:
-            raise InputError(f"{name}: expected {least} or more, got {own[name]}")
-    if own["min_replicas"] > own["max_replicas"]:
-        raise InputError(f"min_replicas: expected max_replicas ({own['max_replicas']}) or less, got {own['min_replicas']}")
-    parts["batching"].setdefault("threads", own["cpus"])
-    return own, {part: kind(**parts[part]) for part, kind in _PARTS.items()}
+        if name not in owners:
+            known = ", ".join(owners)
+            raise InputError(f"arguments: expected some of {known}, got {name!r:.60}.{suggest(name[:20], owners)}")
+        given[owners[name]][name] = _convert(name, value, type(getattr(owners[name], name)))
+    replicas = Replicas(**given[Replicas])
+    batching = Batching(**{"threads": replicas.cpus} | given[Batching])
+    return replicas, batching, Watching(**given[Watching]), Limits(**given[Limits])
 
 
 def _convert(name: str, value: Any, kind: type) -> Any:

@@ -195,7 +195,7 @@ def _describe_drop(drop: float | None) -> str:
 
 def _describe_more(extra: float) -> str:
     """False negatives against the final exit's: so many points more, or fewer."""
-    return f"{abs(100 * extra):.1f} points {'fewer' if extra < -0.0005 else 'extra'} than the final exit"
+    return f"{abs(100 * extra):.1f} points {'fewer' if extra < -0.0005 else 'more'} than the final exit"
 
 
 def evaluate(trace: Trace, policy: Policy) -> Report:

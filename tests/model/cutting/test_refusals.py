@@ -105,6 +105,7 @@ def attach(network, at=("stem",)):
         (Chooses(), [], "in its own forward, line"),
         (Loop(), ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
         (Loop(), ["middle.conv"], "'middle.conv': it runs 3 times"),
+        (Loop(), 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
         (
             Net(Windows()),
             ["middle.inside"],

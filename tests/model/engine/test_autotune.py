@@ -15,17 +15,17 @@ POLICY = spread_policy(with_statistics(make_net()), IMAGES)
 def test_tune_measures_and_sets_what_was_fastest():
     net = with_statistics(make_net())
     expected = xl.predict(net, IMAGES, POLICY)
-    found = net.tune(IMAGES, policy=POLICY, seconds=0.05, backend="torch")
-    assert net.tuning is found
-    assert found.micro_batch > 0
-    tried = found.measured["ms_per_sample"]
+    tuning = net.tune(IMAGES, policy=POLICY, seconds=0.05, backend="torch")
+    assert net.tuning is tuning
+    assert tuning.micro_batch > 0
+    tried = tuning.measured["ms_per_sample"]
     assert {row["channels_last"] for row in tried} == {True, False}
     assert len({row["micro_batch"] for row in tried}) >= 5
     assert min(row["ms"] for row in tried) > 0
-    assert 0 <= found.measured["bfloat16_agreement"] <= 1
+    assert 0 <= tuning.measured["bfloat16_agreement"] <= 1
     answers = xl.predict(net, IMAGES, POLICY)
     assert (answers.exits == expected.exits).float().mean() >= 0.99
-    assert Tuning.from_dict(found.to_dict()) == found
+    assert Tuning.from_dict(tuning.to_dict()) == tuning
 
 
 def test_tune_takes_bfloat16_only_with_enough_samples_and_where_decisions_are_kept():
@@ -62,8 +62,8 @@ def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
     net = with_statistics(make_net())
     expected = xl.predict(net, IMAGES, POLICY)
     assert {row["backend"] for row in net.tune(IMAGES, seconds=0.01).measured["ms_per_sample"]} == {"torch", "onnx"}
-    found = net.tune(IMAGES, seconds=0.01, backend="onnx")
-    assert {row["backend"] for row in found.measured["ms_per_sample"]} == {found.backend} == {"onnx"}
+    tuning = net.tune(IMAGES, seconds=0.01, backend="onnx")
+    assert {row["backend"] for row in tuning.measured["ms_per_sample"]} == {tuning.backend} == {"onnx"}
     monkeypatch.setattr("exitlens.model.engine.onnx_engine.write_segments", None)  # it is not written again
     assert xl.predict(net, IMAGES, POLICY).exits.tolist() == expected.exits.tolist()
 
@@ -73,9 +73,9 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
     with pytest.raises(xl.EngineError, match="does not run in bfloat16"):
         net.tune(IMAGES, precision="bfloat16", seconds=0.01, backend="onnx")
     monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", _refuse_onnx)
-    found = net.tune(IMAGES, precision="float32", seconds=0.01)
-    assert found.backend == "torch"
-    assert "an odd layer" in found.measured["onnx"]
+    tuning = net.tune(IMAGES, precision="float32", seconds=0.01)
+    assert tuning.backend == "torch"
+    assert "an odd layer" in tuning.measured["onnx"]
     with pytest.raises(xl.EngineError, match="an odd layer"):
         net.tune(IMAGES, seconds=0.01, backend="onnx")
     missing = xl.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")

@@ -33,27 +33,27 @@ def tuned():
 @pytest.mark.parametrize("batch", [1, 2, 40])
 def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
     policy = spread_policy(net, images)
-    expected, found = (xl.predict(one, images[:batch], policy, attention=True) for one in (net, tuned))
-    assert found.exits.tolist() == expected.exits.tolist()
-    assert found.labels.tolist() == expected.labels.tolist()
-    assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-5)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found.attention, expected.attention, strict=True))
+    expected, pred = (xl.predict(each, images[:batch], policy, attention=True) for each in (net, tuned))
+    assert pred.exits.tolist() == expected.exits.tolist()
+    assert pred.labels.tolist() == expected.labels.tolist()
+    assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
 
 
 def test_exits_that_never_fire_are_passed(tuned, net, images):
     for policy in (xl.Policy.never(3), xl.Policy((float("inf"), 0.6))):
-        expected, found = (xl.predict(one, images, policy) for one in (net, tuned))
-        assert found.exits.tolist() == expected.exits.tolist()
+        expected, pred = (xl.predict(each, images, policy) for each in (net, tuned))
+        assert pred.exits.tolist() == expected.exits.tolist()
 
 
 def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
-    expected, found = xl.collect(net, tiny_set), xl.collect(tuned, tiny_set)
-    assert torch.allclose(expected.logits, found.logits, atol=1e-4)
-    assert torch.allclose(expected.divergence, found.divergence, atol=1e-5)
-    assert found.network == expected.network
+    expected, trace = xl.collect(net, tiny_set), xl.collect(tuned, tiny_set)
+    assert torch.allclose(expected.logits, trace.logits, atol=1e-4)
+    assert torch.allclose(expected.divergence, trace.divergence, atol=1e-5)
+    assert trace.network == expected.network
     policy = xl.Policy((0.6, 0.6))
     streamed = list(xl.predict_stream(tuned, [images[:7], images[7:20]], policy))
-    assert torch.cat([one.labels for one in streamed]).tolist() == xl.predict(net, images[:20], policy).labels.tolist()
+    assert torch.cat([batch.labels for batch in streamed]).tolist() == xl.predict(net, images[:20], policy).labels.tolist()
     assert xl.explain(tuned, images[0], policy).answered == xl.explain(net, images[0], policy).answered
 
 
@@ -77,9 +77,9 @@ def test_texts():
     policy = xl.Policy((0.4,) * (net.num_exits - 1))
     expected = xl.predict(net, inputs, policy)
     net.tuning = ONNX
-    found = xl.predict(net, inputs, policy)
-    assert found.exits.tolist() == expected.exits.tolist()
-    assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-4)
+    pred = xl.predict(net, inputs, policy)
+    assert pred.exits.tolist() == expected.exits.tolist()
+    assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-4)
 
 
 def test_another_precision_is_refused_before_anything_is_written(monkeypatch, images):
@@ -172,5 +172,5 @@ def test_attention_over_windows_of_several_axes():
         node = next(node for node in module.graph.nodes if "scaled_dot_product_attention" in str(node.target))
         node.target = target  # as torch.fx and torch.export write it
         module.recompile()
-        found = OnnxFile.write(module, (x[:1],), "windows")
-        assert torch.allclose(found((x,))[0], module(x)[0], atol=1e-5)
+        file = OnnxFile.write(module, (x[:1],), "windows")
+        assert torch.allclose(file((x,))[0], module(x)[0], atol=1e-5)

@@ -104,9 +104,11 @@ class Functional(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.free = nn.BatchNorm2d(4, track_running_stats=False)
 
-    def normalise(self, x: torch.Tensor, **how: bool) -> torch.Tensor:
+    def normalise(self, x: torch.Tensor, **options: bool) -> torch.Tensor:
         norm = self.norm
-        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, **how)
+        return nn.functional.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, **options
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
@@ -149,18 +151,18 @@ def test_functions_that_normalise_are_folded(trace, folds):
     assert all(torch.equal(p, weights[name]) for name, p in net.named_parameters())
 
 
-@pytest.mark.parametrize("how", [{"training": True}, {"training": False, "weight": True}])
-def test_statistics_of_the_batch_and_computed_scales_are_not_folded(how):
+@pytest.mark.parametrize("options", [{"training": True}, {"training": False, "weight": True}])
+def test_statistics_of_the_batch_and_computed_scales_are_not_folded(options):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
         def forward(self, x):
-            weight = self.norm.weight.exp() if "weight" in how else self.norm.weight
+            weight = self.norm.weight.exp() if "weight" in options else self.norm.weight
             norm = self.norm
             return nn.functional.batch_norm(
-                self.conv(x), norm.running_mean, norm.running_var, weight, norm.bias, training=how["training"]
+                self.conv(x), norm.running_mean, norm.running_var, weight, norm.bias, training=options["training"]
             )
 
     body = fx.symbolic_trace(Net().eval())
@@ -202,8 +204,8 @@ def test_zeros_on_one_side_by_hand():
     x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]] * 4]])  # pads one column to the right and one row below, steps of two
     weight = torch.zeros(1, 1, 3, 3)
     weight[..., 0, 2] = 1.0  # reads the first row, two columns further
-    found = convolve_padded(x, weight, None, (2, 2), (0, 1, 0, 1), (1, 1), 1)
-    assert found.tolist() == [[[[3.0, 0.0], [3.0, 0.0]]]]
+    convolved = convolve_padded(x, weight, None, (2, 2), (0, 1, 0, 1), (1, 1), 1)
+    assert convolved.tolist() == [[[[3.0, 0.0], [3.0, 0.0]]]]
 
 
 class Same(nn.Module):
@@ -232,13 +234,13 @@ def count_pads(body):
 
 @IGNORE_LEAF_SPEC
 @pytest.mark.parametrize(
-    ("how", "left"),
+    ("options", "left"),
     [({}, 0), ({"groups": 1}, 1), ({"zeros": (0, -1, 0, 1)}, 1), ({"value": 1.0}, 1), ({"changes": True}, 1)],
     ids=["depthwise", "dense", "cuts off", "ones", "changed in place"],
 )
-def test_copies_before_depthwise_convolutions_go_and_others_stay(how, left):
+def test_copies_before_depthwise_convolutions_go_and_others_stay(options, left):
     torch.manual_seed(0)
-    body, x = export(Same(**how)), torch.randn(2, 4, 8, 8)
+    body, x = export(Same(**options)), torch.randn(2, 4, 8, 8)
     twin = copy.deepcopy(body)
     absorb(twin)
     assert (count_pads(body), count_pads(twin)) == (1, left)

@@ -72,16 +72,16 @@ def test_every_sample_leaves_once_at_its_exit_and_runs_no_further(case):
     left += router.flush()
     assert router.waiting == 0
     assert router.oldest == math.inf
-    found = {}
+    left_at = {}
     for part in left:
         for i, (place, p, score) in enumerate(zip(part.where.tolist(), part.probabilities, part.scores, strict=True)):
-            assert place not in found
-            found[place] = part.exit
+            assert place not in left_at
+            left_at[place] = part.exit
             torch.testing.assert_close(score, scores[place, part.exit], atol=1e-5, rtol=0)
             torch.testing.assert_close(p[0], scores[place, part.exit], atol=1e-5, rtol=0)
             if attention:
                 assert part.attention[i].item() == pytest.approx(place + part.exit / 10, abs=1e-4)
-    assert [found[i] for i in range(count)] == expected
+    assert [left_at[i] for i in range(count)] == expected
     for k in range(exits):
         who = [i for call in ran[k] for i in call]
         assert sorted(who) == [i for i in range(count) if expected[i] >= k]
@@ -146,8 +146,8 @@ def test_images_of_another_size_do_not_wait_for_each_other():
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=8)
     small, large = torch.randn(5, 3, 16, 16), torch.randn(6, 3, 20, 24)
-    found = list(xl.predict_stream(net, [small, large, small], xl.Policy((0.7, 0.7))))
-    for images, pred in zip((small, large, small), found, strict=True):
+    preds = list(xl.predict_stream(net, [small, large, small], xl.Policy((0.7, 0.7))))
+    for images, pred in zip((small, large, small), preds, strict=True):
         assert pred.exits.tolist() == xl.predict(net, images, xl.Policy((0.7, 0.7))).exits.tolist()
 
 

@@ -36,15 +36,15 @@ CHANGES = {
 
 
 def test_changes_are_seen():
-    for how, change in CHANGES.items():
+    for change_name, change in CHANGES.items():
         part, record = make_record()
         before, name = record.current(), record.fingerprint
         change(part)
         after = record.current()
-        assert after is not before, how
-        assert record.fingerprint not in ("", name), how
-        assert record.fingerprint == record.compute_fingerprint(), how
-        assert record.current() is after, how
+        assert after is not before, change_name
+        assert record.fingerprint not in ("", name), change_name
+        assert record.fingerprint == record.compute_fingerprint(), change_name
+        assert record.current() is after, change_name
 
 
 def test_without_a_change_it_stays_the_same():

@@ -5,7 +5,6 @@ import time
 
 import httpx
 import pytest
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -13,9 +12,9 @@ from starlette.routing import Route
 import exitlens as xl
 from exitlens.serving.http.application import describe_api, make_app
 from exitlens.serving.http.service import DEFAULT_OUTPUTS, OUTPUTS, TERMS
-from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
+from tests.serving.conftest import save_small
 from tests.serving.http.conftest import open_client
 
 
@@ -48,7 +47,7 @@ def test_the_description_is_openapi(client):
     assert "http:" not in page.text.replace("http://HOST", "").replace("http://127.0.0.1", "")
 
 
-def test_a_log_line_says_who_answered_how(model, picture):
+def test_a_log_line_says_which_model_answered_how(model, picture):
     lines = []
     with open_client(make_app(Repository({}, models={"tiny": model}), log=lines.append)) as client:
         client.post("/classify?policy=full", content=picture, headers={"X-Request-ID": "mine"})
@@ -66,17 +65,8 @@ def test_a_token(model, picture):
         assert client.post("/classify", content=picture, headers=sent).status_code == 200
 
 
-def save_small(directory, thresholds):
-    """A bundle of the small network; returns its network."""
-    torch.manual_seed(3)
-    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
-    xl.save(net, xl.Policy(thresholds), directory, overwrite=directory.exists())
-    return net
-
-
 def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
-    save_small(tmp_path / "b", (0.0, 0.0))
+    save_small(tmp_path / "b", thresholds=(0.0, 0.0))
     repository = Repository({"b": tmp_path / "b"})
     first = repository.find("b").model.version
     codes, stop = [], threading.Event()
@@ -97,7 +87,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
         time.sleep(0.15)
         assert client.get("/v2/health/ready").status_code == 200
         (tmp_path / "b" / "manifest.json").write_bytes(manifest)
-        save_small(tmp_path / "b", (float("inf"), float("inf")))
+        save_small(tmp_path / "b", thresholds=(float("inf"), float("inf")))
         until = time.monotonic() + 15
         while repository.find("b").model.version == first and time.monotonic() < until:
             assert client.get("/v2/health/ready").status_code == 200
@@ -109,31 +99,6 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
     second = repository.find("b").model.version
     assert {code for code, *_ in codes} == {200}
     assert {(version, exit_) for _, version, exit_ in codes} == {(first, 0), (second, 2)}
-
-
-def test_what_cannot_be_served(tmp_path, model):
-    with pytest.raises(xl.BundleError, match="bundle: expected"):
-        Repository({"x": tmp_path})
-    with pytest.raises(xl.InputError, match="one or more"):
-        Repository({})
-    with pytest.raises(xl.PolicyError, match="default"):
-        wrap_network("x", model.net, {})
-
-
-def test_a_bundle_that_is_copied_file_by_file_is_served_once_it_is_whole(tmp_path, caplog):
-    save_small(tmp_path / "b", (0.0, 0.0))
-    save_small(tmp_path / "new", (0.5, 0.5))
-    repository = Repository({"b": tmp_path / "b"})
-    try:
-        for name in ("manifest.json", "policy.json"):
-            assert repository.find("b").model.policies["default"].thresholds == (0.0, 0.0)
-            (tmp_path / "b" / name).write_bytes((tmp_path / "new" / name).read_bytes())
-            assert repository.reload() == ([] if name == "manifest.json" else ["b"])
-            assert repository.reload() == []
-        assert repository.find("b").model.policies["default"].thresholds == (0.5, 0.5)
-        assert caplog.text.count("is not used") == 1
-    finally:
-        repository.close()
 
 
 @pytest.mark.parametrize("path", ["/classify", "/v2/models/tiny/infer"])
@@ -161,7 +126,7 @@ def test_a_model_whose_thread_has_ended_is_neither_ready_nor_live(model):
         assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 503
 
 
-def test_what_the_event_loop_is_late_counts_when_room_is_looked_for(model, picture):
+def test_the_lag_of_the_event_loop_counts_as_waiting(model, picture):
     repository = Repository({}, models={"tiny": model})
 
     async def hold(_):

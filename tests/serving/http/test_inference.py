@@ -57,7 +57,7 @@ def test_without_named_outputs_all_but_the_costly_come(peer, images):
     assert [one["name"] for one in found["outputs"]] == ["label", "probabilities", "exit", "confidence", "cost"]
 
 
-def test_what_there_is(peer, model):
+def test_metadata(peer, model):
     assert peer.is_server_live()
     assert peer.is_server_ready()
     assert peer.is_model_ready("tiny")

@@ -29,7 +29,7 @@ def test_an_image_as_it_is_and_as_a_form(client, model, picture):
     assert [one["exit"] for one in both] == [0, 0]
 
 
-def test_where_every_exit_looked(client, model, picture):
+def test_explanations_as_pictures_and_json(client, model, picture):
     strip = Image.open(io.BytesIO(client.post("/explain", content=picture).content))
     one = Image.open(io.BytesIO(client.post("/explain?exit=1", content=picture).content))
     limited = Image.open(io.BytesIO(client.post(f"/explain?max_cost={model.cost[0]}", content=picture).content))

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from exitlens.data.sets import ImageSet
-from exitlens.data.splits import SPLITS, Split
+from exitlens.data.splits import Split, check_split
 from exitlens.errors import DataError, InputError, import_extra
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -39,8 +39,7 @@ def load_garments(split: Split) -> tuple[Tensor, Tensor]:
         InputError: another split name; MissingExtraError: the package of the images (extra ``demo``) is not installed.
         DataError: a file is not the one that was built (checksum).
     """
-    if split not in SPLITS:
-        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
+    check_split(split)
     folder = files(import_extra("exitlens_demo_data", "demo", "a data set of garments (fashion, scenes)"))
     manifest = json.loads((folder / "fashion.json").read_text())
     entry, columns = manifest["splits"][split], manifest["columns"]

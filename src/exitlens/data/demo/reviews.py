@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from exitlens.data.splits import SPLITS, Split
+from exitlens.data.splits import Split, check_split
 from exitlens.data.texts import SPECIAL_TOKENS, TextSet, word_tokenizer
 from exitlens.errors import InputError
 from exitlens.types import TextPreprocess
@@ -146,8 +146,7 @@ def load_reviews(
         >>> len(data), data.classes
         (3, ('negative', 'positive'))
     """
-    if split not in SPLITS:
-        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
+    check_split(split)
     count, offset = _SPLITS[split]
     data = make_reviews(count, shop_agreement=shop_agreement, seed=1000 * seed + offset, length=length)
     return data if limit is None else data.first(limit)

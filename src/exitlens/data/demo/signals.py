@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exitlens.data.sets import ArraySet
-from exitlens.data.splits import SPLITS, Split
+from exitlens.data.splits import Split, check_split
 from exitlens.errors import InputError
 from exitlens.types import SeriesPreprocess, VolumePreprocess
 
@@ -75,7 +75,7 @@ def load_motifs(
         >>> xl.load_motifs("test", limit=4).values.shape
         torch.Size([4, 2, 128])
     """
-    _check_split(split)
+    check_split(split)
     count, offset = _MOTIF_SPLITS[split]
     data = make_motifs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, length=length)
     return data if limit is None else data.first(limit)
@@ -85,11 +85,6 @@ def _draw_shapes(size: int) -> Tensor:  # -> (4,size)
     at = torch.linspace(0, 1, size)
     step = torch.where(at < 0.5, 1.5, -1.5)
     return torch.stack([2 * at, 2 * (1 - (2 * at - 1).abs()), 1.5 * torch.sin(4 * math.pi * at), step])
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
 
 
 def _check_generated(count: int, offset_agreement: float) -> None:
@@ -158,7 +153,7 @@ def load_blobs(
         >>> xl.load_blobs("test", limit=6).values.shape
         torch.Size([6, 1, 20, 20, 20])
     """
-    _check_split(split)
+    check_split(split)
     count, offset = _BLOB_SPLITS[split]
     data = make_blobs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, size=size)
     return data if limit is None else data.first(limit)

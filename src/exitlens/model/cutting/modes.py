@@ -77,18 +77,18 @@ def read_lengths_as_sizes(module: nn.Module) -> Iterator[None]:
 
     Python's own ``len`` has to be a number: torch.fx refuses it, and torch.export fixes the batch to the example's.
     """
+
+    def find_length(value: Any) -> Any:
+        is_proxy = isinstance(value, fx.Proxy) and not isinstance(value, fx.proxy.Attribute)
+        return value.size(0) if is_proxy or isinstance(value, Tensor) else len(value)
+
     forwards = [inspect.unwrap(type(m).forward) for m in module.modules()]
     spaces = {id(space): space for forward in forwards if "len" not in (space := getattr(forward, "__globals__", {}))}
     patched = [space for space in spaces.values() if not space.get("__name__", "torch").startswith("torch.")]
     for space in patched:
-        space["len"] = _find_length
+        space["len"] = find_length
     try:
         yield
     finally:
         for space in patched:
             space.pop("len", None)
-
-
-def _find_length(value: Any) -> Any:
-    is_tensor = isinstance(value, Tensor) or (isinstance(value, fx.Proxy) and not isinstance(value, fx.proxy.Attribute))
-    return value.size(0) if is_tensor else len(value)

@@ -30,7 +30,10 @@ from exitlens.model.cutting.trace import trace
 from exitlens.model.layouts import Kind, Layout
 from exitlens.types.inputs import Inputs, list_tensors
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_VIEW_LAYERS = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _VIEWS = (  # beginnings of the names of what may return the same memory
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "movedim", "select", "slice", "getitem"),
@@ -188,18 +191,13 @@ def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[f
         source = sources.get(first) if isinstance(first, fx.Node) else None
         if source is None:
             continue
-        if traced.is_in_place(node):
+        module, is_changed = traced.module_of(node), traced.is_in_place(node)
+        if is_changed:
             changed[source] = None
-        if traced.is_in_place(node) or _is_view(traced, node):  # an operation in place returns what it changed
+        is_view = get_callee_name(node).startswith(_VIEWS) if module is None else isinstance(module, _VIEW_LAYERS)
+        if is_changed or is_view:  # an operation in place returns what it changed
             sources[node] = source
     return list(changed)
-
-
-def _is_view(traced: TracedBackbone, node: fx.Node) -> bool:
-    """Return whether the result may share the memory of the first argument."""
-    if (module := traced.module_of(node)) is not None:
-        return isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS))
-    return node.op.startswith("call") and get_callee_name(node).startswith(_VIEWS)
 
 
 def _find_pooled_linear(traced: TracedBackbone, final: fx.Node) -> str | None:

@@ -232,31 +232,21 @@ def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: fl
     factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
     shrink = factors.pop() if len(factors) == 1 and not lateral else 1
     locations = math.prod(grid if lateral else [n // shrink for n in size])
-    window = math.prod([KERNELS[len(size)]] * len(size))
-
-    def count_macs(width: int) -> int:
-        inlets = math.prod(size) * channels + locations * lateral
-        return width * inlets + DEPTH * locations * (window * width + width**2)
-
-    return ContextNeck(channels, find_width(count_macs, budget), shrink, lateral, len(size))
+    inlets, window = math.prod(size) * channels + locations * lateral, math.prod([KERNELS[len(size)]] * len(size))
+    width = find_width(lambda w: w * inlets + DEPTH * locations * (window * w + w**2), budget)
+    return ContextNeck(channels, width, shrink, lateral, len(size))
 
 
 def fit_token_neck(channels: int, locations: int, budget: float, lateral: int = 0) -> TokenNeck:
     """Make a neck for a sequence of so many locations."""
-
-    def count_macs(width: int) -> int:
-        return locations * (width * (channels + lateral) + DEPTH * (KERNELS[2] * width + width**2))
-
-    return TokenNeck(channels, find_width(count_macs, budget), lateral)
+    width = find_width(lambda w: locations * (w * (channels + lateral) + DEPTH * (KERNELS[2] * w + w**2)), budget)
+    return TokenNeck(channels, width, lateral)
 
 
 def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) -> GroupNeck:
     """Make a neck for groups of a vector's features."""
-
-    def count_macs(width: int) -> int:
-        return width * (channels + features) + len(groups) * width**2
-
-    return GroupNeck(channels, features, groups, find_width(count_macs, budget))
+    width = find_width(lambda w: w * (channels + features) + len(groups) * w**2, budget)
+    return GroupNeck(channels, features, groups, width)
 
 
 def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int], first: Tensor) -> Groups:

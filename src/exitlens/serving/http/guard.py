@@ -373,7 +373,11 @@ class Connection(asyncio.Protocol):
                 clock.cancel()
         if self._exchange is not None:
             self._exchange.leave()
+        self._lose_inner()
+
+    def _lose_inner(self) -> None:
         if self._has_inner:
+            self._has_inner = False
             self._inner.connection_lost(None)  # with an error it would leave its time-out running
 
     def eof_received(self) -> bool | None:
@@ -454,12 +458,12 @@ class Connection(asyncio.Protocol):
         if self._metrics is not None:
             self._metrics.reject("", reason)
         exchange = self._exchange
-        if exchange is not None and not exchange.is_whole and not exchange.status:  # it has no other answer any more
-            exchange.leave()
-            exchange = None
-        if not status or exchange is not None:
+        if not status or (exchange is not None and (exchange.is_whole or exchange.status)):
             self._transport.close()
             return
+        self._loop.call_soon(self._lose_inner)  # so that it answers nothing any more
+        if exchange is not None:
+            exchange.leave()
         body = json.dumps({"error": f"{_MESSAGES[status]}{why}"}).encode()
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
