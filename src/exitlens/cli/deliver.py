@@ -151,15 +151,15 @@ def _export_int8(
             load_samples(bundle, net, "train", ReadSettings(data)),
             load_samples(bundle, net, "calibration"),
         )
-    found = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
+    exported = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
     rows = [["", *name_exits(net)]]
-    rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in found.agreement)])
-    for name, values in (("accuracy, %", found.exit_accuracy), ("answers here, %", found.exit_shares)):
-        for kind, one in zip(("float32", "int8"), values or (), strict=False):
-            rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in one)])
-    show(json_, found.to_dict(), f"int8 edge bundle in {found.directory}, on the calibration samples", rows)
+    rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in exported.agreement)])
+    for name, values in (("accuracy, %", exported.exit_accuracy), ("answers here, %", exported.exit_shares)):
+        for kind, shares in zip(("float32", "int8"), values or (), strict=False):
+            rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
+    show(json_, exported.to_dict(), f"int8 edge bundle in {exported.directory}, on the calibration samples", rows)
     if not json_:
-        tell(as_options(found.policy.certificate()))
+        tell(as_options(exported.policy.certificate()))
     show_skipped(json_, list_bad(samples, calibration))
 
 

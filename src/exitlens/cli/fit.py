@@ -134,15 +134,22 @@ def fit(
             wanted = ranks.share(lambda: read_recorded_exits(out, wanted))
         with wait(json_, "building the network"):
             net = _build_alike(ranks, partial(build_network, train=train, seed=settings.seed, say=say), wanted)
-        aims = {"target": egt_target, "reach": egt_reach, "every": egt_every, "label_smoothing": label_smoothing}
-        loss = _make_loss(net, egt_weight, class_weights, aims, say)
+        loss = xl.EGTLoss(
+            _choose_weight(net, egt_weight, say),
+            target=egt_target,  # type: ignore[arg-type]
+            reach=egt_reach,  # type: ignore[arg-type]
+            every=egt_every,
+            label_smoothing=label_smoothing,
+            class_weights=_read_class_weights(class_weights),
+        )
         run_options = RunOptions(out, resume, samples.workers, not json_, tensorboard, ranks)
         with record_source(out, source, resume=resume, skip_bad=skip_bad, ranks=ranks):
             result = run_training(net, train, validation, settings, run_options, loss=loss)
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if out.exists():
-            stop.add_note(f"go on with: exitlens {shlex.join(words)} --resume")
+            place = getattr(stop, "__notes__", ["before the first epoch"])[0].partition(":")[0]
+            stop.__notes__ = [f"{place}; go on with: exitlens {shlex.join(words)} --resume"]
         raise
     dropped = ranks.share(lambda: save_trained(net, out / "bundle", overwrite=resume))
     if dropped:
@@ -151,16 +158,18 @@ def fit(
     _show_result(net, result, out, list_bad(train, validation), json_)
 
 
-def _make_loss(
-    net: xl.ExitNet, weight: float | None, class_weights: str, aims: dict[str, Any], say: Callable[[str], None]
-) -> xl.EGTLoss:
+def _choose_weight(net: xl.ExitNet, weight: float | None, say: Callable[[str], None]) -> float:
     from exitlens.model.heads.exit_heads import have_maps
 
     if weight is None and not have_maps(net.heads):
         say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
-        weight = 0.0
-    numbers: Any = class_weights if class_weights in ("", "balanced") else [w.strip() for w in class_weights.split(",")]
-    return xl.EGTLoss(xl.EGTLoss().weight if weight is None else weight, class_weights=numbers or None, **aims)
+        return 0.0
+    return xl.EGTLoss().weight if weight is None else weight
+
+
+def _read_class_weights(words: str) -> Any:
+    """Read ``balanced``, or numbers separated by commas, in the order of the classes."""
+    return words or None if words in ("", "balanced") else [part.strip() for part in words.split(",")]
 
 
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:

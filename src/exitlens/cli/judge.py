@@ -77,10 +77,11 @@ def calibrate(
     from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
-    request, where, how = limits(), reading(), collecting()  # refuses what makes no sense before anything is collected
+    request = limits()  # refuses what makes no sense before anything is collected
+    where, trace_options = reading(), collecting()
     if name:
         check_name(name, "name")
-    if request.max_ms is not None and how.cost != "time":
+    if request.max_ms is not None and trace_options.cost != "time":
         raise xl.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
     _check_unlabelled(unlabelled, where, request)
     net, _ = xl.load(bundle)
@@ -90,7 +91,7 @@ def calibrate(
             if unlabelled
             else load_samples(bundle, net, "calibration", where)
         )
-    if (trace := _collect(net, samples, how, json_)) is None:
+    if (trace := _collect(net, samples, trace_options, json_)) is None:
         return
     counted = count_askings(bundle, trace)
     with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
@@ -200,11 +201,11 @@ def _show_classes(result: xl.Report, names: Sequence[str]) -> None:
         show(False, {}, title, rows)
 
 
-def _collect(net: xl.ExitNet, samples: Any, how: TraceOptions, json_: bool) -> xl.Trace | None:
+def _collect(net: xl.ExitNet, samples: Any, trace_options: TraceOptions, json_: bool) -> xl.Trace | None:
     """Return the trace of all processes' samples, in the first of them; the others have done their part."""
     from exitlens.ranks import find_ranks
 
-    trace = xl.collect(net, samples, progress=not json_, **vars(how))
+    trace = xl.collect(net, samples, progress=not json_, **vars(trace_options))
     return trace if find_ranks().is_first else None
 
 
@@ -223,7 +224,7 @@ def report(
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
-    where, how = reading(), collecting()
+    where, timing = reading(), collecting()
     if out.exists():
         raise xl.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
@@ -231,8 +232,8 @@ def report(
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", where)
-    made = describe_provenance(runs, samples, _repeat_command(run, compare, out, where, how), where.data)
-    subjects = measure_subjects(runs, samples, progress=not json_, cost=how.cost, timed_batch=how.timed_batch)
+    made = describe_provenance(runs, samples, _repeat_command(run, compare, out, where, timing), where.data)
+    subjects = measure_subjects(runs, samples, progress=not json_, cost=timing.cost, timed_batch=timing.timed_batch)
     bad = list_bad(samples)
     if bad:
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
@@ -246,7 +247,7 @@ def report(
     show_skipped(json_, bad)
 
 
-def _repeat_command(run: Path, compare: Path | None, out: Path, where: ReadSettings, how: TraceOptions) -> list[str]:
+def _repeat_command(run: Path, compare: Path | None, out: Path, where: ReadSettings, timing: TraceOptions) -> list[str]:
     """Return the command line that makes the same page, without options at their defaults."""
     given: dict[str, Any] = {
         "--compare": compare,
@@ -254,7 +255,7 @@ def _repeat_command(run: Path, compare: Path | None, out: Path, where: ReadSetti
         "--columns": where.columns,
         "--group-by": where.group_by,
     }
-    given |= {"--root": where.root, "--out": out, "--cost": "" if how.cost == "macs" else how.cost}
-    given |= {"--timed-batch": how.timed_batch}
+    given |= {"--root": where.root, "--out": out, "--cost": "" if timing.cost == "macs" else timing.cost}
+    given |= {"--timed-batch": timing.timed_batch}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     return ["exitlens", "report", str(run), *words, *(["--skip-bad"] if where.skip_bad else [])]

@@ -155,9 +155,9 @@ class TrainingRun:
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
 
         def advance() -> None:
-            for one in (task, self.overall):
-                if one is not None:
-                    bar.advance(one)
+            bar.advance(task)
+            if self.overall is not None:
+                bar.advance(self.overall)
 
         with torch.random.fork_rng():
             torch.manual_seed(self.ranks.vary_seed(seed))
