@@ -1,9 +1,133 @@
+"""The timer on real work, and times of exits on fake clocks: an answer takes the time that the test says."""
+
+import time
+
 import pytest
 import torch
 from scipy import stats
 
+import exitlens as xl
 from exitlens.delivery.bench.timing import time_calls
-from exitlens.model.timing import Times, describe_machine, interleave, interval
+from exitlens.model import timing as exit_times
+from exitlens.model.timing import (
+    WHOLE,
+    Times,
+    describe_machine,
+    interleave,
+    interval,
+    measure_exits,
+    measure_quietly,
+    summarize,
+)
+from tests.conftest import make_net
+
+SECONDS = {"exit 0": 0.02, "exit 1": 0.05, "exit 2": 0.11, WHOLE: 0.1}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that an answer moves on by the time of its exit, ``share`` of it on a processor."""
+    now = {"wall": 0.0, "processor": 0.0, "share": 1.0}
+    names = {policy: name for name, policy in exit_times.list_policies(3).items()}
+
+    def answer(call):
+        spent = SECONDS[names[call._policy]]
+        now["wall"] += spent
+        now["processor"] += now["share"] * spent
+
+    monkeypatch.setattr(exit_times._Call, "_answer", answer)
+    monkeypatch.setattr(time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(time, "thread_time", lambda: now["processor"])
+    return now
+
+
+def test_milliseconds_of_every_exit(clock, net, images):
+    timing = measure_exits(net, images)
+    assert timing.ms == pytest.approx((20.0, 50.0, 110.0))
+    assert timing.low == pytest.approx(timing.ms)
+    assert timing.cost == pytest.approx((0.2, 0.5, 1.1))
+    assert (timing.batch_size, timing.rounds, timing.threads) == (40, exit_times.ROUNDS, torch.get_num_threads())
+    assert timing.machine["device"] == "cpu"
+    assert "threads" not in timing.machine
+
+
+def test_the_threads_of_the_tuning_count(clock, net, images):
+    net.tuning = xl.Tuning(threads=1)
+    assert measure_exits(net, images, 3).threads == 1
+
+
+def test_a_thread_that_waits_for_a_processor_says_that_the_machine_is_busy(clock, net, images):
+    clock["share"] = 0.5
+    with pytest.raises(xl.EngineError, match=r"had a processor for 50% of the time.*nothing else running"):
+        measure_exits(net, images)
+
+
+def test_short_calls_are_repeated(monkeypatch, clock, net, images):
+    monkeypatch.setitem(SECONDS, "exit 0", 0.001)
+    call = exit_times._Call(net, images, exit_times.list_policies(3)["exit 0"])
+    assert call() == pytest.approx([0.001])
+    assert call._repeats == 10
+    assert call.take_times() == pytest.approx((0.01, 0.01))
+
+
+def test_answers_leave_where_they_should_and_batches_are_filled(monkeypatch):
+    net, seen = make_net(), []
+    run = exit_times.Router.run
+
+    def spy(router, where, activations):
+        heads = [k for k, needed in enumerate(router._needed) if needed]
+        seen.append((len(where), heads, {part.exit for part in run(router, where, activations)}))
+        return run(router, where, activations)
+
+    monkeypatch.setattr(exit_times.Router, "run", spy)
+    monkeypatch.setattr(exit_times, "measure_quietly", lambda calls, presence: [call._answer() for call in calls.values()])
+    monkeypatch.setattr(exit_times, "summarize", lambda *args: None)
+    measure_exits(net, torch.randn(3, 3, 16, 16), 7)
+    assert seen == [(7, [0, 1, 2], {0}), (7, [0, 1, 2], {1}), (7, [0, 1, 2], {2}), (7, [2], {2})]
+
+
+def works(**seconds):
+    """Works by name, each giving the seconds in order, again and again."""
+    calls = {name.replace("_", " "): 0 for name in seconds}
+
+    def make(name, values):
+        def work():
+            calls[name] += 1
+            return [values[calls[name] % len(values)]]
+
+        return work
+
+    return {name.replace("_", " "): make(name.replace("_", " "), values) for name, values in seconds.items()}
+
+
+@pytest.fixture
+def no_time(monkeypatch):
+    monkeypatch.setattr(exit_times, "SECONDS", 0.0)
+
+
+def test_spread_times_are_refused(no_time):
+    steady = works(exit_0=[1.0, 1.01, 0.99], exit_1=[2.0])
+    assert len(measure_quietly(steady, lambda: 1.0).rounds["exit 0"]) == exit_times.ROUNDS
+    with pytest.raises(xl.EngineError, match=r"exit 1: half of the times between 2e\+03 and 3e\+03 ms.*last of 4 attempts"):
+        measure_quietly(works(exit_0=[1.0], exit_1=[2.0, 3.0]), lambda: 1.0)
+
+
+def test_a_later_exit_that_is_faster_is_refused(no_time):
+    with pytest.raises(xl.EngineError, match=r"exit 1 took 500 ms, exit 0 before it 1e\+03 ms"):
+        measure_quietly(works(exit_0=[1.0], exit_1=[0.5]), lambda: 1.0)
+
+
+def test_it_is_measured_again_until_it_is_quiet(no_time):
+    shares = iter([0.5, 0.7, 0.95])
+    assert measure_quietly(works(exit_0=[1.0]), lambda: next(shares)).seconds("exit 0")[0] == 1.0
+    assert next(shares, None) is None
+
+
+def test_equal_times_are_made_to_increase():
+    times = Times({"exit 0": [[1.0]], "exit 1": [[0.99]], WHOLE: [[2.0]]})
+    timing = summarize(times, 8, 2, {})
+    assert timing.ms == pytest.approx((1000.0, 1000.1))
+    assert timing.whole_ms == 2000.0
 
 
 def test_interval_is_the_median_with_a_bootstrap_interval():

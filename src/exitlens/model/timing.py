@@ -1,4 +1,8 @@
-"""The one timer: several ways to do the same work, in turn in one process, with medians and their uncertainty."""
+"""Time: the one timer, the machine, and how long a batch takes at each exit on the path that predictions take.
+
+The timer runs several ways to do the same work in turn in one process, and gives medians with their uncertainty. Times of
+exits are refused where the machine is busy.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,24 @@ from typing import Any
 
 import torch
 
+from exitlens.errors import EngineError
+from exitlens.model.engine.router import Router
+from exitlens.model.network import ExitNet
+from exitlens.types import Policy, Timing
+from exitlens.types.inputs import Inputs, count_rows, map_inputs
+from exitlens.types.traces import make_increasing
+
 Work = Callable[[], Sequence[float]]  # does the work once and returns the seconds of every call
+
+ROUNDS, SECONDS, MOST_ROUNDS = 15, 3.0, 200  # at least, for about, at most
+CALL_SECONDS = 0.01  # a batch that takes less is answered several times in a round
+# Distance of the quartiles over the median, at most. With 95 % confidence 15 rounds then give the median to 5 %, which is
+# 1.96 * 0.93 * BUSY / 15**0.5.
+BUSY = 0.1
+ON_PROCESSOR = 0.9  # share of the time, at least, that the answering thread is on a processor: a steady load spreads nothing
+ATTEMPTS = 4
+WHOLE = "the whole network"
+UNREACHABLE = 2.0  # exits with this threshold are computed, but never answer
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
@@ -113,3 +134,127 @@ def interleave(
             calls[names[i]].append(list(works[names[i]]()))
         done += 1
     return Times(calls)
+
+
+def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -> Timing:
+    """Time a batch that leaves at exit k, for each k, and one that runs through all stages with the final head alone.
+
+    Each takes the path of :func:`exitlens.predict` with the network's tuning: check of the inputs, engine, router. All
+    take turns, round after round in another order, so that outside changes hit them alike; medians over rounds count. A
+    measurement is refused if the quartiles of any of them are further apart than :data:`BUSY` of the median, if the
+    answering thread was on a processor for less than :data:`ON_PROCESSOR` of the time (on a CPU), or if a later exit took
+    clearly less time than an earlier one. It is then repeated, :data:`ATTEMPTS` times in all.
+
+    Args:
+        net: in the state that it answers in: tuned, compiled or neither.
+        inputs: samples; the batch repeats them where it needs more.
+        batch_size: samples in the batch; by default as many as ``inputs``.
+
+    Raises:
+        EngineError: if the machine is too busy.
+    """
+    rows = torch.arange(batch_size or count_rows(inputs)) % count_rows(inputs)
+    batch = map_inputs(inputs, lambda t: t[rows.to(t.device)])
+    calls = {name: _Call(net, batch, policy) for name, policy in list_policies(net.num_exits).items()}
+    available, limit, device = torch.get_num_threads(), net.tuning.threads, net.device
+    threads = min(available, limit) if limit else available
+
+    def measure_presence() -> float:
+        """Return the share of the time since the last call that the answering thread was on a processor."""
+        seconds, busy = (sum(values) for values in zip(*(call.take_times() for call in calls.values()), strict=True))
+        return busy / seconds if seconds and device.type == "cpu" else 1.0
+
+    times = measure_quietly(calls, measure_presence)
+    machine = {name: value for name, value in describe_machine(threads).items() if name != "threads"}
+    machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return summarize(times, len(rows), threads, machine)
+
+
+def list_policies(num_exits: int) -> dict[str, Policy]:
+    """Return policies by name: everything leaves at one exit, after all heads before it; and the final head runs alone."""
+    early = range(num_exits - 1)
+    policies = {f"exit {k}": Policy(tuple(0.0 if i == k else UNREACHABLE for i in early)) for k in range(num_exits)}
+    return policies | {WHOLE: Policy.never(num_exits)}
+
+
+class _Call:
+    """A ``Work`` that answers one batch under one policy, and sums the time that its thread was on a processor."""
+
+    def __init__(self, net: ExitNet, batch: Inputs, policy: Policy) -> None:
+        self._net, self._batch, self._policy = net, batch, policy
+        self._repeats = 0  # in a round; unknown before the second call
+        self._seconds = self._busy = 0.0
+
+    def __call__(self) -> list[float]:
+        if not self._repeats:
+            self._answer()
+            self._repeats = 1
+            self._repeats = max(1, min(1000, round(CALL_SECONDS / max(self()[0], 1e-6))))
+            self.take_times()
+        started, busy = time.perf_counter(), time.thread_time()
+        for _ in range(self._repeats):
+            self._answer()
+        spent = time.perf_counter() - started
+        self._busy += time.thread_time() - busy
+        self._seconds += spent
+        return [spent / self._repeats]
+
+    def take_times(self) -> tuple[float, float]:
+        """Return the seconds since the last call, and for how many of them the thread was on a processor."""
+        times = self._seconds, self._busy
+        self._seconds = self._busy = 0.0
+        return times
+
+    def _answer(self) -> None:
+        with self._net.open_engine() as engine:
+            activations = self._net.check_input(self._batch)
+            router = Router(engine, self._policy, micro_batch=engine.tuning.micro_batch)
+            where = torch.arange(len(activations[0]), device=activations[0].device)
+            float(router.run(where, activations)[-1].probabilities.sum())  # waits for the device
+
+
+def measure_quietly(works: Mapping[str, Work], presence: Callable[[], float]) -> Times:
+    """Return times of exits in order and of the whole network, without a sign of other load; raises :class:`EngineError`.
+
+    Args:
+        presence: returns the share of the time that the answering thread was on a processor.
+    """
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        times = interleave(works, rounds=ROUNDS, seconds=SECONDS, most=MOST_ROUNDS, warm_up=attempt == 0)
+        reason = _find_noise(times, presence())
+        if not reason:
+            return times
+    raise EngineError(
+        f"cost: the machine is too busy to measure times ({reason}, in the last of {ATTEMPTS} attempts). Fix: measure again "
+        "with nothing else running and no more threads than there are free processors, or collect with cost='macs'."
+    )
+
+
+def _find_noise(times: Times, presence: float) -> str:
+    """Return the sign of other load; empty if there is none."""
+    before, last = 0.0, ""
+    for name in times.rounds:
+        low, median, high = _find_quartiles(times, name)
+        if high - low > BUSY * median:
+            return f"{name}: half of the times between {low:.3g} and {high:.3g} ms, expected within {BUSY:.0%} of each other"
+        if median < (1 - BUSY) * before and name != WHOLE:
+            return f"{name} took {median:.3g} ms, {last} before it {before:.3g} ms"
+        before, last = median, name
+    if presence < ON_PROCESSOR:
+        return f"the thread that answers had a processor for {presence:.0%} of the time, expected {ON_PROCESSOR:.0%}"
+    return ""
+
+
+def _find_quartiles(times: Times, name: str) -> list[float]:
+    """Lower quartile, median and upper quartile, in milliseconds."""
+    seconds = torch.tensor(times.seconds(name), dtype=torch.float64)
+    return (1000 * seconds.quantile(torch.tensor([0.25, 0.5, 0.75]).double())).tolist()
+
+
+def summarize(times: Times, batch_size: int, threads: int, machine: Mapping[str, object]) -> Timing:
+    """Return the timing; an exit that by chance took no longer than the one before counts as a ten-thousandth longer."""
+    quartiles = [_find_quartiles(times, name) for name in times.rounds if name != WHOLE]
+    low, medians, high = zip(*quartiles, strict=True)
+    whole = _find_quartiles(times, WHOLE)[1]
+    return Timing(make_increasing(medians), low, high, whole, batch_size, threads, dict(machine), len(times.rounds[WHOLE]))

@@ -13,8 +13,7 @@ from torch import nn
 from exitlens.errors import EngineError
 from exitlens.model._torch_compat import has_hooks
 from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.compiled import CompiledEngine
-from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.engine import CompiledEngine, Engine
 from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
 from exitlens.model.engine.preparation import choose_default
 from exitlens.model.engine.tuning import Tuning, apply_tuning
