@@ -24,14 +24,10 @@ from scripts.release.versions import ROOT
 
 TORCH = ("2.11", "2.12", "2.13", "2.14", "2.15")  # lowest supported to newest
 EXTRAS, CHOSEN = ("timm", "hf", "onnx"), ("timm", "transformers")
-CUTTING = ("graph", "modes", "split", "trace_export", "trace_fx", "verify")
 TESTS = {
     "private": ("tests/model/test_torch_compat.py",),
-    "cutting": tuple(f"tests/model/cutting/test_{name}.py" for name in CUTTING),
-    "backbones": (
-        "tests/model/test_families.py",
-        *(f"tests/model/backbones/test_{name}.py" for name in ("build", "transformers")),
-    ),
+    "cutting": ("tests/model/cutting",),
+    "backbones": ("tests/model/test_families.py", "tests/model/backbones"),
     "onnx": ("tests/edge/test_export.py",),
 }
 TITLES = {

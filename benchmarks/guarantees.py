@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,9 +85,21 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 # How often a certified policy breaks its promise: over splits of real traces, and over draws whose risks are known
 
 
-@cache
+def cache_by_trace(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function returned for each trace object, which lives as long as the process."""
+    kept: dict[tuple[Any, ...], Any] = {}
+
+    def recall(trace: xl.Trace, *arguments: Any) -> Any:
+        if (key := (id(trace), *arguments)) not in kept:
+            kept[key] = function(trace, *arguments)
+        return kept[key]
+
+    return recall
+
+
+@cache_by_trace
 def find_losses(trace: xl.Trace) -> dict[str, Tensor]:
-    """Return the losses of every sample and exit by the name of the risk, once for each trace object."""
+    """Return the losses of every sample and exit by the name of the risk."""
     losses = {"accuracy": accuracy_drop(trace), "disagreement": disagreement(trace), "divergence": trace.divergence}
     return losses | ({"missed": false_negative_drop(trace)} if trace.task == "multilabel" else {})
 
@@ -210,12 +222,12 @@ count_on_labels = partial(count_draws, "labels")
 # Correlated groups of 1 to 50 samples, named and not: certificates, and the drift watch's false alarms
 
 
-@cache
+@cache_by_trace
 def score_groups(trace: xl.Trace) -> Tensor:
     return score_early_exits(trace, xl.Policy.never(3))
 
 
-@cache
+@cache_by_trace
 def weigh_population(trace: xl.Trace, equal: bool) -> Tensor:
     """Return weights of the samples: the same for all, or for all groups."""
     assert trace.groups is not None

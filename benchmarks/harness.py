@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="also run cells that are there already")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="cells to run side by side")
     parser.add_argument("--results", type=Path, default=FOLDER, metavar="DIR", help="folder of results to check")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     studies = [load_study(name) for name in (STUDIES if given.study == "all" else [given.study])]
     actions = [given.action] if given.action else ["run"] if given.quick else ["run", "page", "check"]
     failed: list[str] = []

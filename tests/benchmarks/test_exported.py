@@ -1,0 +1,270 @@
+"""Exported and timed networks, relevance maps, backbones and versions: on a tiny network and made-up figures."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import exitlens as xl
+from benchmarks import backbones, compat, edge, performance, relevance
+from benchmarks.results import flatten
+from exitlens.workflow.faithfulness import faithfulness
+from scripts.release.environments import VERSIONS, Environment, StepError
+from scripts.release.versions import ROOT
+from tests.conftest import TinyNet, make_net
+
+
+def judge(study, runs):
+    return {promise.key: promise for promise in study.list_promises(runs)}
+
+
+# Performance
+
+
+def test_rows_and_tunings_get_names():
+    named = performance.name_rows({"batch": 8, "samples": 64, "rows": [{"name": "plain", "ms": [1.0, 0.9, 1.1]}]})
+    assert named == {"samples": 64, "rows": {"plain": {"ms": [1.0, 0.9, 1.1]}}}
+    tuning = performance.name_tunings({"micro_batch": 8, "measured": {"ms_per_sample": [{"ms": 1.0}, {"ms": 2.0}]}})
+    assert tuning["measured"]["ms_per_sample"]["1"] == {"ms": 2.0}
+
+
+def test_thresholds_for_shares_give_these_shares(net, images):
+    policy = performance.choose_shares(net, images, (0.5, 0.25, 0.25))
+    assert xl.predict(net, images, policy).exits.bincount(minlength=3).tolist() == [20, 10, 10]
+
+
+def test_savings_are_of_the_faster_form_and_memory_is_compared_with_the_first_fifth():
+    rows = {
+        "exits, all at exit 0": {"ms": [2.0], "saving": [0.9], "efficiency": [0.8]},
+        "exits, all at exit 0, compiled": {"ms": [1.0], "saving": [0.97], "efficiency": [0.9]},
+    }
+    memory = {"resident_mb": [100.0, 101.0, 104.0]}
+    judged = judge(performance, {"x-1": {"batches": {"8": {"rows": rows}}}, "memory-x-1": memory})
+    assert judged["saving|all at exit 0|x-1|8"].measured == 0.97
+    assert "(compiled, the faster)" in judged["saving|all at exit 0|x-1|8"].what
+    assert judged["memory|x-1"].measured == 1.04
+
+
+# Edge
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.5, 0.0, 0.5), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
+def test_samples_leave_in_the_shares_that_are_forced(images, shares):
+    net = make_net()
+    exits = xl.predict(net, images, edge.force_shares(net, images, shares)).exits
+    assert exits.bincount(minlength=3).tolist() == [round(40 * share) for share in shares]
+
+
+@pytest.mark.slow
+def test_everything_is_timed_side_by_side(images, files_written_once):
+    pytest.importorskip("openvino")
+    built, sizes = (TinyNet().eval(), make_net(), images), []
+    rivals = {edge.EARLYON: lambda images, policy: lambda: [sizes.append(len(images)) or 1.0]}
+    measured = edge.measure_speed(built, 8, 1, shares=(0.5, 0.3, 0.2), count=16, seconds=0.0, others=rivals)
+    assert measured["rounds"] == 5
+    assert sizes == [16] * 6  # once to warm up
+    assert {"runtime", "cascade", "plain, ONNX Runtime", "exits, PyTorch", "runtime, OpenVINO"} < set(measured["ms"])
+    assert measured["earlyon_over_runtime"][0] > 1  # a second a call
+    assert list(flatten(json.loads(json.dumps(measured))))
+
+
+def test_the_ideal_is_stage_times_by_shares():
+    steps = edge.StageTimes(None, [])
+    steps.rounds = [[1.0, 2.0, 4.0]]
+    assert steps.find_ideal((0.5, 0.25, 0.25)) == [1.0 + 0.5 * 2.0 + 0.25 * 4.0]
+
+
+@pytest.mark.slow
+def test_other_decisions_are_seen(images, tmp_path, files_written_once):
+    pytest.importorskip("openvino")
+    net = make_net()
+    policy = edge.force_shares(net, images, (0.5, 0.3, 0.2))
+    expected = xl.predict(net, images, policy, attention=True)
+    for answer in edge.make_answers(xl.export(net, policy, tmp_path / "edge"), policy).values():
+        labels, exits, maps = answer(images.numpy())
+        assert exits.tolist() == expected.exits.tolist()
+        assert labels.tolist() == expected.labels.tolist()
+        assert all(np.abs(a - b.numpy()).max() < 1e-4 for a, b in zip(maps, expected.attention, strict=True))
+    assert not edge.find_near(net, policy, images).any()
+    at = xl.Policy((float(expected.confidence[expected.exits == 0][0]), 2.0), temperatures=policy.temperatures)
+    assert edge.find_near(net, at, images).sum() == 1
+    walk = edge.Walk(edge.write_stages(tmp_path, net, xl.Policy((0.0, 0.0))))
+    with torch.no_grad():
+        logits = [out.logits for out in net(images)]
+    assert all(np.allclose(a, b.numpy(), atol=1e-4) for a, b in zip(walk(images.numpy()), logits, strict=True))
+
+
+RATIOS = ("torch_over_runtime", "plain_over_runtime", "runtime_over_cascade", "earlyon_over_runtime", "efficiency", "saving")
+SPEED = {"machine": {"threads": 2}, "ideal_ms": [0.5, 0.4, 0.6], **{name: [2.4, 2.3, 2.5] for name in RATIOS}}
+SPEED["ms"] = {name: [1.0, 0.9, 1.1] for name in edge.COLUMNS.values()}
+SECONDS = {name: [0.2] for name in ("import_seconds", "first_answer_seconds", "memory_megabytes")}
+EDGE = {
+    "decisions": {"samples": 10, "near": 1, "runtime": {"1": {"others": 1, "others_near": 0, "map_gap": 1e-6}}},
+    "speed-resnet50": {"1": SPEED, "32": SPEED},
+    "points-scenes": {str(i): {"plain_over_runtime": [3.0 + i], "points_lost": 0.2} for i in range(3)},
+    "int8-demo": {"int8_instructions": "avx_vnni", "agreement": [1.0, 0.98], "1": [1.5, 1.4, 1.6], "32": [2.0, 1.9, 2.1]},
+    "install": {"megabytes": 100.0, **SECONDS},
+    "browser": {"first_answer_seconds": [0.5]},
+}
+
+
+def test_promises_and_tables_of_edge():
+    judged = judge(edge, EDGE)
+    assert {key for key, promise in judged.items() if not promise.is_kept} == {"edge|others|runtime|1", "edge|labels|demo"}
+    assert judged["edge|points|scenes"].measured == 4.0
+    assert {"edge|plain|resnet50|1", "edge|saving|resnet50|1", "edge|earlyon|resnet50|1", "edge|browser"} < set(judged)
+    assert list(judge(edge, {"int8-demo": EDGE["int8-demo"] | {"int8_instructions": "none"}})) == ["edge|labels|demo"]
+    lines = edge.write_speed(EDGE)
+    assert "2 threads" in lines[0]
+    assert len([line for line in lines if line.startswith("| resnet50")]) == 2
+    assert edge.write_decisions(EDGE)[-1] == "| runtime | 1 | 0 | 1e-06 |"
+
+
+# Relevance
+
+
+def test_the_layer_changes_nothing_and_is_what_exit_0_reads(net, images):
+    module, seen = relevance.WithLayer(net.eval()), []
+    module.features.register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+    with torch.no_grad():
+        assert torch.equal(module(images), net(images)[-1].logits)
+        assert torch.equal(seen[0], net.stage(0)(images)[0])
+
+
+def test_maps_of_others_are_judged_as_faithfulness_judges_ours(net):
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (12, 3, 16, 16), generator=rng, dtype=torch.uint8)
+    data = xl.ImageSet(pixels, torch.zeros(12, dtype=torch.long), ("a", "b", "c", "d"))
+    makers = {
+        "relevance": lambda x, _: xl.compute_relevance(net, x).clamp_min(0),
+        "nothing": lambda x, _: torch.zeros(len(x), 8, 8),
+    }
+    judged = relevance.judge(net.eval(), data.inputs, data.labels, makers)
+    assert [row["judged_at"] for row in judged.values()] == [0, 1, 2, 2, 2]
+    assert {row["grid"] for row in judged.values()} == {"4 x 4"}  # that of the deep exits
+    last = faithfulness(net, data, grid=(4, 4), of="relevance", oracle_samples=12)
+    for name in ("deletion", "insertion", "deletion_oracle", "deletion_random", "insertion_oracle"):
+        assert judged["relevance"][name] == pytest.approx(getattr(last, name)[-1], abs=1e-6)
+    attention = faithfulness(net, data, grid=(4, 4), oracle_samples=12)
+    for k, name in enumerate(("attention, exit 0", "attention, exit 1", "attention, final")):
+        assert judged[name]["insertion_share"][0] == pytest.approx(attention.insertion_share[k], rel=1e-4)
+
+
+def test_makers_agree_where_libraries_compute_the_same(net, images):
+    pytest.importorskip("torchcam")  # of the extra benchmark
+    x = images[:4]
+    labels = net.eval()(x)[-1].logits.argmax(1)
+    maps = {name: make(x, labels) for name, make in relevance.list_makers(net).items()}
+    assert all(len(values) == 4 and values.min() >= 0 and values.isfinite().all() for values in maps.values())
+    scaled = maps["captum, LayerGradCam"] - maps["captum, LayerGradCam"].amin((1, 2), keepdim=True)
+    scaled = scaled / scaled.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    torch.testing.assert_close(scaled, maps["torchcam, GradCAM"], atol=1e-4, rtol=1e-3)
+
+
+def test_all_works_take_turns_and_every_exit_answers(net, images):
+    calls = []
+    works = {name: lambda image, label, name=name: calls.append((name, len(image), int(label))) for name in "ab"}
+    times = relevance.time_in_turns(works, images[:3], torch.arange(3), rounds=2)
+    assert {name: len(ms) for name, ms in times.items()} == {"a": 2, "b": 2}  # the first rounds do not count
+    assert calls[:4] == [("b", 1, 0), ("a", 1, 0), ("a", 1, 1), ("b", 1, 1)]
+    explained = relevance.time_explanations(net.eval(), images[:2], rounds=1)
+    assert list(explained) == ["0", "1", "2"]
+    assert all(len(row["ratio"]) == 3 and row["forward_ms"][0] > 0 for row in explained.values())
+
+
+def test_promises_and_tables_of_relevance():
+    times = {"forward_ms": [2.0, 1.9, 2.1], "explain_ms": [3.0, 2.9, 3.1], "with_relevance_ms": [5.0, 4.9, 5.1]}
+    maps = {"a": {"grid": "5 x 5", "deletion_share": [None, None], "insertion_share": [0.5, 0.1], "ms": [12.34, 12.0, 13.0]}}
+    explained = {"0": times | {"ratio": [1.0, 0.9, 1.1]}, "1": times | {"ratio": [1.6, 1.5, 1.7]}}
+    runs = {"demo": {"title": "a network", "images": 8, "locations": "4 x 4", "maps": maps, "explain": explained}}
+    assert [promise.is_kept for promise in judge(relevance, runs).values()] == [True, False]
+    lines = relevance.write_tables(runs)
+    assert "| a |  | 0.50 ± 0.10 | 12.3 (12.0 to 13.0) |" in lines
+    assert lines[-1].startswith("| final | 2.00 (1.90 to 2.10) | 3.00 (2.90 to 3.10) | 5.00 (4.90 to 5.10) | 1.60 (1.50 to")
+
+
+# Backbones and versions
+
+
+@pytest.mark.slow
+def test_a_small_backbone_passes_everything():
+    row = backbones.try_source("small")
+    assert backbones.passes(row)
+    assert not backbones.passes({**row, "edge": False})
+    assert not backbones.passes({**row, "eval_gap": 1e-9})
+    assert not backbones.passes({"error": "refused"})
+
+
+REPORT = """<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1">
+<testcase name="test_a"/><testcase name="test_b"><failure message="AssertionError: 1 != 2&#10;more"/></testcase>
+<testcase name="test_c"><skipped/></testcase><testcase name="test_d"/></testsuite></testsuites>"""
+GOOD = '<testsuites><testsuite tests="2" failures="0" errors="0" skipped="0"><testcase name="a"/></testsuite></testsuites>'
+
+
+def test_the_report_of_tests(tmp_path):
+    (tmp_path / "r.xml").write_text(REPORT)
+    assert compat.read_report(tmp_path / "r.xml") == {"tests": 3, "failed": 1, "fault": "test_b: AssertionError: 1 != 2"}
+
+
+def test_every_check_of_an_environment_is_run_and_failures_are_kept(monkeypatch, tmp_path):
+    def run(self, *words, cwd, **variables):
+        for word in words:
+            if word.startswith("--junit-xml="):
+                (self.folder.parent / word.rpartition("/")[2]).write_text(GOOD)
+        return ""
+
+    def fail(self, *words, **variables):
+        raise StepError(f"python: exit code 1\nno such thing in {ROOT}/src")
+
+    monkeypatch.setattr(compat, "find_pythons", lambda given: {"3.11": tmp_path})
+    monkeypatch.setattr(Environment, "make", classmethod(lambda cls, folder, python: cls(folder)))
+    monkeypatch.setattr(Environment, "install", lambda self, requirements, lowest=False: None)
+    monkeypatch.setattr(Environment, "list_installed", lambda self: {"torch": "2.9.1", "rich": "14"})
+    monkeypatch.setattr(Environment, "run", run)
+    cell, good = compat.Cell("3.11", "2.11"), {"tests": 2, "failed": 0}
+    passed = {"installed": {"torch": "2.9.1"}, "readme": {"tests": 1, "failed": 0}}
+    assert compat.attempt(cell) == {**passed, **dict.fromkeys(compat.TESTS, good)}
+    assert all((ROOT / path).exists() for paths in compat.TESTS.values() for path in paths)
+    monkeypatch.setattr(Environment, "run", fail)
+    measured = compat.attempt(cell)
+    assert measured["readme"] == {"tests": 1, "failed": 1, "fault": "no such thing in ./src"}
+    assert measured["onnx"] == {"tests": 0, "failed": 1, "fault": "no such thing in ./src"}
+    monkeypatch.setattr(Environment, "install", fail)
+    assert compat.attempt(cell) == {"fault": "no such thing in ./src"}
+    with pytest.raises(SystemExit, match="PYTHONS"):
+        compat.attempt(compat.Cell("3.10", "2.11"))
+
+
+def test_cells_hold_to_the_lower_bounds_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={VERSIONS[0]}"
+    assert f"torch>={compat.TORCH[0]}" in project["dependencies"]
+    assert compat.find_lowest("transformers").endswith(".*")
+    assert len({cell.name for cell in compat.CELLS}) == len(compat.CELLS)
+    assert {cell.torch for cell in compat.CELLS} == set(compat.TORCH)
+    assert {cell.python for cell in compat.CELLS} == set(VERSIONS)
+    for cell in compat.CELLS:
+        both = SpecifierSet()
+        for requirement in map(Requirement, cell.list_requirements()):
+            if requirement.name == "torch":
+                both &= requirement.specifier
+        assert both.contains(f"{cell.torch}.1")
+
+
+def test_a_row_for_every_cell_run_or_not():
+    good = {"tests": 5, "failed": 0}
+    installed = {"torch": "2.9.1+cpu", "torchvision": "0.24.1", "timm": "1.0.9", "transformers": "4.50.0"}
+    checks = {"readme": {"tests": 1, "failed": 0}, **dict.fromkeys(("private", "cutting", "backbones"), good)}
+    broken = {"onnx": {"tests": 5, "failed": 2, "fault": "test_a: no"}}
+    first, second, *_ = (cell.name for cell in compat.CELLS)
+    lines = compat.write_table({first: {"installed": installed, **checks, **broken}, second: {"fault": "no wheel of torch"}})
+    assert len(lines) == 2 + len(compat.CELLS) + 1 + 2
+    row = "| 2.9.1 | 0.24.1 | 1.0.9 | 4.50.0 | newest | work | 5 pass | 5 pass | 5 pass | **2 of 5 fail** |"
+    assert row in lines[2]
+    assert lines[3].endswith("| not installed" + " | not installed" * 4 + " |")
+    assert lines[4].endswith("| not run" + " | not run" * 4 + " |")
+    assert lines[-2:] == [f"- {first}, export: `test_a: no`", f"- {second}, installing: `no wheel of torch`"]

