@@ -36,7 +36,7 @@ class InputError(ExitlensError, ValueError):
     Examples:
         >>> xl.predict(net, torch.zeros(1, 3, 40, 40).long(), policy)
         Traceback (most recent call last):
-        exitlens.errors.InputError: inputs: expected floats, got torch.int64: normalise them first (...)
+        exitlens.errors.InputError: inputs: expected floats, got torch.int64. Fix: normalise them first (...)
     """
 
 
@@ -80,7 +80,12 @@ class TrainingError(ExitlensError):
 
 
 class DistributedError(ExitlensError):
-    """Processes that share the work have lost one another, or one of them failed with an error that is not ours."""
+    """Processes that share the work have lost one another, or one of them failed with an error that is not ours.
+
+    Examples:
+        >>> issubclass(xl.DistributedError, xl.ExitlensError)
+        True
+    """
 
 
 class CalibrationError(ExitlensError):
@@ -104,7 +109,12 @@ class PolicyError(ExitlensError):
 
 
 class EngineError(ExitlensError):
-    """The network cannot be compiled or tuned as requested."""
+    """The network cannot be compiled or tuned as requested.
+
+    Examples:
+        >>> issubclass(xl.EngineError, xl.ExitlensError)
+        True
+    """
 
 
 class ExportError(ExitlensError):
@@ -171,7 +181,12 @@ class OutputExistsError(ExitlensError):
 
 
 class OutputError(ExitlensError):
-    """An output cannot be read or written; what was written before remains valid."""
+    """An output cannot be read or written; what was written before remains valid.
+
+    Examples:
+        >>> issubclass(xl.OutputError, xl.ExitlensError)
+        True
+    """
 
 
 class DataWarning(UserWarning):

@@ -52,9 +52,12 @@ class RecordedProgress:
     def __exit__(self, *error):
         pass
 
-    def add_task(self, description, total):
+    def add_task(self, description, total, start=True):
         self.tasks.append((total, []))
         return len(self.tasks) - 1
+
+    def start_task(self, task):
+        pass
 
     def update(self, task, *, completed, description=""):
         self.tasks[task][1].append(completed)

@@ -27,6 +27,7 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.modalities import SERIES
 from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings, ReadSettings
+from tests.ranks import call
 
 
 def test_names_of_runs_are_short_and_differ(tmp_path):
@@ -115,6 +116,19 @@ def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished):
     settings["settings"]["epochs"] = 2
     (run / "settings.json").write_text(json.dumps(settings))
     assert xl.load(run)[0].num_exits == 2
+
+
+@pytest.mark.filterwarnings("always::exitlens.errors.WeightsWarning")
+def test_the_command_line_goes_on_with_an_unfinished_run(trained_once, tmp_path):
+    run = Path(shutil.copytree(trained_once, tmp_path / "run"))
+    shutil.rmtree(run / "bundle")
+    settings = json.loads((run / "settings.json").read_text())
+    settings["settings"]["epochs"] = 5
+    (run / "settings.json").write_text(json.dumps(settings))
+    for words in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
+        code, _, told = call([words[0], "--bundle", str(run), *words[1:], "--json"])
+        assert code == 0, told
+        assert "the weights are those of epoch 1, the best so far" in told
 
 
 def test_a_run_without_an_epoch_or_with_a_damaged_record(unfinished):

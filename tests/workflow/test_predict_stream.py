@@ -310,6 +310,8 @@ def test_a_folder(tmp_path):
         assert torch.cat([pred.exits for pred in found]).tolist() == whole.exits.tolist()
 
 
-def test_progress_is_shown(capsys):
-    list(xl.predict_stream(NET, split(50), POLICY, progress=True))
-    assert "predicting" in capsys.readouterr().out
+def test_progress_is_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(inference, "track", lambda items, what, total: shown.append((what, total)) or items)
+    assert len(list(xl.predict_stream(NET, split(50), POLICY, progress=True))) == 3
+    assert shown == [("predicting", 3)]

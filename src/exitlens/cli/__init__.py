@@ -17,7 +17,7 @@ from typer import Context, Exit, Option
 
 from exitlens.cli import bench, deliver, fit, judge, predict  # registers their verbs
 from exitlens.cli.options import complain, name_options, verbs
-from exitlens.errors import DataWarning, ExitlensError, InputError
+from exitlens.errors import DataWarning, ExitlensError, InputError, WeightsWarning
 from exitlens.launch import is_launched, let_threads_sleep, read_rank
 
 __all__ = ["bench", "deliver", "fit", "judge", "main", "predict", "verbs"]
@@ -76,7 +76,7 @@ def _show_warning(
     usual: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **named: Any
 ) -> None:
     """Print a warning of ours as one line on standard error; show others as Python does."""
-    if issubclass(category, DataWarning):
+    if issubclass(category, DataWarning | WeightsWarning):
         complain("warning", str(message))
     else:
         usual(message, category, *rest, **named)

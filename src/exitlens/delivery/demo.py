@@ -34,6 +34,7 @@ from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json
+from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.attach import attach
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.network import ExitNet
@@ -59,6 +60,7 @@ TITLES = {"baseline": "without EGT", "egt": "with EGT"}
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
 DELTA = 0.1
 TESTING_STEPS = 19  # calls of ``step`` in run_demo and in what it calls
+Traces = dict[tuple[str, str], Trace]  # by network and data
 Step = Callable[[str], None]  # called with what comes next, whenever a part of the testing begins
 
 
@@ -78,14 +80,14 @@ class DemoSettings:
 
     seed: int = 0
     epochs: int = 2
-    limit: int | None = None
+    limit: int | None = 10_000
     size: int = 32
     batch_size: int = 32
     learning_rate: float = 2e-3
-    samples: int = 500
+    samples: int = 300
     oracle_samples: int = 100
     rounds: int = 5
-    timed: int = 1024
+    timed: int = 768
 
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
@@ -93,6 +95,7 @@ class DemoSettings:
         return cls(
             seed,
             epochs=6,
+            limit=None,
             size=40,
             batch_size=64,
             learning_rate=4e-3,
@@ -133,14 +136,15 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
             bar.update(task, completed=next(done), description=f"testing: {part}")
 
         step("accuracy of the plain backbone")
-        plain_accuracy = _measure_accuracy(collect(nets["plain"], data["agreeing"]))
-        subjects = [_measure_subject(name, nets[name], data, settings, step) for name in ("egt", "baseline")]
+        traces = {("plain", "agreeing"): collect(nets["plain"], data["agreeing"])}
+        plain_accuracy = _measure_accuracy(traces["plain", "agreeing"])
+        subjects = [_measure_subject(name, nets[name], data, settings, step, traces) for name in ("egt", "baseline")]
         policy = subjects[0].policy
         result = {
             "egt": _list_measures(subjects[0]),
             "baseline": _list_measures(subjects[1]),
             "plain": {"agreeing": {"accuracy": [plain_accuracy]}},
-            "speed": _measure_speed(nets, policy, data, settings, step),
+            "speed": _measure_speed(nets, policy, traces, data["agreeing"], settings, step),
             **_measure_overheads(nets["baseline"], nets["egt"], policy, data, settings, step),
             "policy": policy.to_dict(),
             "settings": asdict(settings),
@@ -186,13 +190,15 @@ def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> d
     batches = -(-samples // settings.batch_size)
     with context.Pool(min(len(RUNS), cores), _start_worker, (counters,)) as pool, show_progress(not quiet) as bar:
         jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
-        tasks = {name: bar.add_task(name, total=settings.epochs * batches) for name in RUNS}
+        tasks = {name: bar.add_task(name, total=settings.epochs * batches, start=False) for name in RUNS}
         is_over = False
         while not is_over:
             is_over = all(job.ready() for job in jobs.values())
             for name, task in tasks.items():
-                description = f"{name:8} {_describe_progress(out / 'training' / name / LOG)}"
-                bar.update(task, completed=counters[name].value, description=description)
+                if done := counters[name].value:
+                    bar.start_task(task)
+                state = _describe_progress(out / "training" / name / LOG) if done else "waiting for a core"
+                bar.update(task, completed=done, description=f"{name:8} {state}")
             time.sleep(0.2)
         for job in jobs.values():
             job.get()
@@ -272,13 +278,17 @@ def _describe_progress(log: Path) -> str:
 # --- testing ---
 
 
-def _measure_subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step) -> Subject:
+def _measure_subject(
+    name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step, traces: Traces
+) -> Subject:
     step(f"calibrating {TITLES[name]}")
-    policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
+    traces[name, "calibration"] = collect(net, data["calibration"])
+    policy = calibrate(traces[name, "calibration"], max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
     reports, checks = {}, {}
     for condition in CONDITIONS:
         step(f"answers {TITLES[name]}, {condition} backgrounds")
-        reports[condition] = evaluate(collect(net, data[condition]), policy)
+        traces[name, condition] = collect(net, data[condition])
+        reports[condition] = evaluate(traces[name, condition], policy)
         step(f"truth of the maps {TITLES[name]}, {condition} backgrounds")
         samples, oracle = settings.samples, settings.oracle_samples
         checks[condition] = faithfulness(net, data[condition], samples=samples, oracle_samples=oracle)
@@ -313,12 +323,12 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet], policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step
+    nets: Mapping[str, ExitNet], policy: Policy, traces: Traces, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
     """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     step("the stricter policy")
-    calibration, test = collect(nets["egt"], data["calibration"]), collect(nets["egt"], data["agreeing"])
-    plain, plain_accuracy = _extract_backbone(nets["plain"]), _measure_accuracy(collect(nets["plain"], data["agreeing"]))
+    calibration, test = traces["egt", "calibration"], traces["egt", "agreeing"]
+    plain, plain_accuracy = _extract_backbone(nets["plain"]), _measure_accuracy(traces["plain", "agreeing"])
     policies = {
         "one_point": policy,
         "half_point": calibrate(calibration, max_accuracy_drop=LIMITS["half_point"], delta=DELTA),
@@ -326,7 +336,7 @@ def _measure_speed(
     speeds: dict[str, Any] = {}
     for batch_size, count in ((1, settings.timed // 8), (64, settings.timed)):
         rows = {}
-        images = data["agreeing"].inputs[:count]
+        images = data.inputs[:count]
         for title, timed in policies.items():
             step(f"times in batches of {batch_size}, {title.replace('_', ' ')}")
             speed = compare_adaptive(plain, nets["egt"], timed, images, batch_size, settings.rounds)
@@ -367,14 +377,15 @@ def _measure_overheads(
 
 def compare_steps(net: ExitNet, data: ImageSet, settings: DemoSettings) -> Speed:
     """A training step with EGT against one without, on copies of the network: ``speedup`` is their ratio."""
-    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=True)
+    amp = has_fast_bfloat16(net.device)  # as fit chooses it
+    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=amp)
 
     def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(net).train()
         optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
         return lambda images, labels: take_step(twin, optimizer, loss, [(images, labels)], 0.9, training)
 
-    loader = make_epoch_loader(data.first(settings.timed // 2), settings.batch_size, seed=0)
+    loader = make_epoch_loader(data.first(settings.timed // 3), settings.batch_size, seed=0)
     batches = [(images, labels) for images, labels, _ in map(as_batch, loader)]
     return compare(prepare(EGT), prepare(WITHOUT), batches, rounds=3)
 

@@ -60,25 +60,20 @@ class Series:
 
 
 def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None) -> str:
-    """Accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
+    """Draws accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(4.2)
-        for line, marker, one in zip(LINES, MARKERS, series, strict=False):
-            xs, ys = zip(*one.report.curve, strict=True)
-            axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{one.label}: best thresholds")
-            for row in one.report.exits:
+        for line, marker, network in zip(LINES, MARKERS, series, strict=False):
+            xs, ys = zip(*network.report.curve, strict=True)
+            axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{network.label}: best thresholds")
+            for row in network.report.exits:
                 if row.accuracy is not None:
-                    colour = pick_exit_colour(row.exit, len(one.report.exits))
+                    colour = pick_exit_colour(row.exit, len(network.report.exits))
                     axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
-            if one.report.accuracy is not None:
-                star: dict[str, Any] = {
-                    "marker": "*",
-                    "ms": 15,
-                    "mfc": INK if line == "-" else PAPER,
-                    "mec": INK,
-                    "ls": "none",
-                }
-                axes.plot(one.report.cost, 100 * one.report.accuracy, label=f"{one.label}: chosen policy", zorder=4, **star)
+            if network.report.accuracy is not None:
+                fill, label = INK if line == "-" else PAPER, f"{network.label}: chosen policy"
+                at = network.report.cost, 100 * network.report.accuracy
+                axes.plot(*at, marker="*", ms=15, mfc=fill, mec=INK, ls="none", label=label, zorder=4)
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
         axes.set_xlabel("mean cost (plain backbone = 1)")
@@ -86,48 +81,49 @@ def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = 
         axes.set_xlim(left=0)
         figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower left")
         _exit_legend(figure, len(series[0].report.exits))
-    said = "; ".join(f"{s.name}: {_percent(s.report.accuracy)} at cost {s.report.cost:.2f}" for s in series)
-    return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {said}")
+    results = "; ".join(f"{s.name}: {_percent(s.report.accuracy)} at cost {s.report.cost:.2f}" for s in series)
+    return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {results}")
 
 
 def plot_exit_shares(series: Sequence[Series]) -> str:
-    """The share of images that each exit answers, with a bar for each network."""
+    """Draws the share of samples that each exit answers, with a bar for each network."""
     count = len(series[0].report.exits)
     with mpl.rc_context(STYLE):
         figure, axes = _figure(1.0 + 0.55 * len(series))
-        for row, one in enumerate(series):
+        for row, network in enumerate(series):
             left = 0.0
-            for k, share in enumerate(one.report.exit_shares):
+            for k, share in enumerate(network.report.exit_shares):
                 colour = pick_exit_colour(k, count)
                 axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
                 if share > 0.06:
-                    style: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold"}
                     ink = choose_text_colour(colour)
-                    axes.text(left + 50 * share, row, f"{100 * share:.0f}", color=ink, **style)
+                    axes.text(
+                        left + 50 * share, row, f"{100 * share:.0f}", color=ink, ha="center", va="center", weight="bold"
+                    )
                 left += 100 * share
-        axes.set_yticks(range(len(series)), [one.label for one in series])
+        axes.set_yticks(range(len(series)), [network.label for network in series])
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the test samples answered there (%)")
         _exit_legend(figure, count)
-    said = "; ".join(f"{s.name}: {', '.join(_percent(v, 0) for v in s.report.exit_shares)}" for s in series)
-    return _svg(figure, f"Share of samples answered by exit, first to final. {said}")
+    results = "; ".join(f"{s.name}: {', '.join(_percent(v, 0) for v in s.report.exit_shares)}" for s in series)
+    return _svg(figure, f"Share of samples answered by exit, first to final. {results}")
 
 
 def plot_consistency(series: Sequence[Series]) -> str:
-    """Pearson CC of every early exit's map with the final map; a line across each bar is the shuffled-image null."""
-    found = [(one.label, [row.consistency["cc"] for row in one.report.exits[:-1]]) for one in series]
-    bars = [(name, [cc["value"] for cc in row], [cc["null"] for cc in row]) for name, row in found]
+    """Draws Pearson's CC of every early exit's map with the final map; a line across each bar is the null."""
+    rows = [(network.label, [row.consistency["cc"] for row in network.report.exits[:-1]]) for network in series]
+    bars = [(name, [cc["value"] for cc in row], [cc["null"] for cc in row]) for name, row in rows]
     unit, control = "correlation with the final map", "null: another sample's map"
     alt = "Correlation of early exits' attention maps with the final map"
     return _bars(bars, len(series[0].report.exits), unit, control, alt)
 
 
 def plot_deletion(series: Sequence[Series]) -> str:
-    """Drop in the answer's probability after deleting the map's top cells; a line across each bar is for random cells."""
-    checked = [(one.label, one.faithfulness) for one in series if one.faithfulness is not None]
-    bars = [(name, found.deletion, found.deletion_random) for name, found in checked]
+    """Draws the drop in the answer's probability after deleting the map's top cells; lines are for random cells."""
+    checked = [(network.label, network.faithfulness) for network in series if network.faithfulness is not None]
+    bars = [(name, checks.deletion, checks.deletion_random) for name, checks in checked]
     alt = "Drop in the answer's probability when the most attended 20 % of places are blanked"
     return _bars(bars, len(series[0].report.exits), "drop in probability", "random places", alt)
 
@@ -135,7 +131,7 @@ def plot_deletion(series: Sequence[Series]) -> str:
 def _bars(
     bars: Sequence[tuple[str, Sequence[float], Sequence[float]]], num_exits: int, unit: str, control: str, alt: str
 ) -> str:
-    """A group of bars for each exit in its colour, a bar for each network with its hatching, and a line for the control.
+    """Draws a group of bars for each exit in its colour: a bar for each network, with its hatching and its control.
 
     ``bars`` are each network's name, its values and those of the control, by exit.
     """
@@ -153,8 +149,8 @@ def _bars(
         axes.axhline(0, color=INK, lw=0.8)
         marks: list[Any] = [Patch(label=name, **_fill(i, "#8a8a8a")) for i, name in enumerate(names)]
         figure.legend(handles=[*marks, Line2D([], [], color=INK, lw=2.5, label=control)], loc="outside upper left")
-    said = "; ".join(f"{n}: {', '.join(f'{v:.2f}' for v in row)}" for n, row in zip(names, values, strict=True))
-    return _svg(figure, f"{alt}, by exit. {said}; {control}: {', '.join(f'{v:.2f}' for v in controls[0])}")
+    results = "; ".join(f"{n}: {', '.join(f'{v:.2f}' for v in row)}" for n, row in zip(names, values, strict=True))
+    return _svg(figure, f"{alt}, by exit. {results}; {control}: {', '.join(f'{v:.2f}' for v in controls[0])}")
 
 
 def _fill(network: int, colour: str) -> dict[str, Any]:
@@ -182,7 +178,7 @@ def _exit_legend(figure: Figure, count: int) -> None:
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """The figure as an accessible ``<svg>`` element that takes ink, paper and font from the page."""
+    """Renders the figure as an accessible ``<svg>`` element that takes ink, paper and font from the page."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)

@@ -9,6 +9,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+# layers over any number of axes; a transposed convolution is a convolution, too
+CONVOLUTION, TRANSPOSED_CONVOLUTION, BATCH_NORM = _ConvNd, _ConvTransposeNd, _NormBase
+MAX_POOL, AVERAGE_POOL, ADAPTIVE_POOLS = _MaxPoolNd, _AvgPoolNd, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+PADS = (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)
 
 LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
 
@@ -52,6 +61,16 @@ def is_mutating_operation(target: Any) -> bool | None:
     """Return whether an ATen operation changes one of its arguments; ``None`` for anything else."""
     schema = getattr(target, "_schema", None)
     return None if schema is None else bool(schema.is_mutable)
+
+
+def keeps_shape(module: nn.Module, x: Tensor) -> bool:
+    """Return whether the module is a plain batch normalisation that takes ``x``."""
+    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        return False
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    module._check_input_dim(x)
+    known = [t for t in (module.weight, module.bias, module.running_mean, module.running_var) if t is not None]
+    return not has_hooks(module) and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
 
 
 def has_hooks(module: nn.Module) -> bool:

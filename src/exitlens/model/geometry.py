@@ -15,11 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from exitlens.errors import ReachWarning
+from exitlens.model._torch_compat import (
+    ADAPTIVE_POOLS,
+    AVERAGE_POOL,
+    CONVOLUTION,
+    MAX_POOL,
+    PADS,
+    TRANSPOSED_CONVOLUTION,
+)
 from exitlens.model.cutting.boundaries import find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.cutting.split import Pieces
@@ -40,13 +45,13 @@ _TAKING = ("getitem", "slice", "select", "narrow")
 _DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 _PADDING = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 _LAYERS: dict[Any, str] = {  # that slide windows, by the function that does the same
-    _ConvTransposeNd: "conv_transpose",
-    _ConvNd: "conv1",
-    _MaxPoolNd: "max_pool",
-    _AvgPoolNd: "avg_pool",
-    (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd): "adaptive_pool",
+    TRANSPOSED_CONVOLUTION: "conv_transpose",
+    CONVOLUTION: "conv1",
+    MAX_POOL: "max_pool",
+    AVERAGE_POOL: "avg_pool",
+    ADAPTIVE_POOLS: "adaptive_pool",
     nn.Upsample: "interpolate",
-    (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd): "pad",
+    PADS: "pad",
 }
 Shape = Sequence[int]
 

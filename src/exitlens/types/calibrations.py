@@ -221,7 +221,7 @@ def _describe_folds(record: Calibration, limits: str) -> str:
 
 
 def _name_data(record: Calibration, tested: Certification) -> tuple[str, str]:
-    """What the promise is about, and what tested it."""
+    """Return what the promise is about, and what tested it."""
     rest = record.samples - tested.path_samples
     if record.groups is None or tested.path_groups is None:
         return f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
@@ -241,7 +241,8 @@ def _weigh_groups(largest: int | None) -> str:
 def _describe_limit(name: str, limit: float, record: Calibration) -> str:
     if name != "max_ms" or record.timing is None:
         return f"{_name(name)} at most {limit:.4g}"
-    what = "mean time" if record.request.percentile is None else f"time of {record.request.percentile:g} % of the samples"
+    share = record.request.percentile
+    what = "mean time" if share is None else f"time of {share:g} % of the samples"
     return f"{what} at most {limit:g} ms for {record.timing.where()}"
 
 

@@ -17,6 +17,12 @@ from exitlens.types.preprocessing import Preprocessing
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 
 
+def _keep_positive(values: Tensor) -> Tensor:
+    """Return the positive part, which sums to 1 (or is 0 everywhere)."""
+    positive = values.clamp_min(0)
+    return positive / positive.sum().clamp_min(1e-30)
+
+
 class Location(NamedTuple):
     """One location of a map: ``(row, column)`` of an image's grid, or ``(position,)`` of a text.
 
@@ -43,8 +49,7 @@ class LabelView(NamedTuple):
     @property
     def speaks_for(self) -> Tensor:
         """The positive part of the evidence, which sums to 1 (or is 0 everywhere)."""
-        positive = self.evidence.clamp_min(0)
-        return positive / positive.sum().clamp_min(1e-30)
+        return _keep_positive(self.evidence)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -180,8 +185,7 @@ class Explanation:
 
     def draw_relevance(self, relevance: Tensor) -> str:
         """What speaks for an answer, by relevance ``(*S)``, drawn as an exit's map is."""
-        positive = relevance.clamp_min(0)
-        return self._draw(positive / positive.sum().clamp_min(1e-30), relevance, "what the answer depends on")
+        return self._draw(_keep_positive(relevance), relevance, "what the answer depends on")
 
     def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
         from exitlens.display import names_html
@@ -194,8 +198,7 @@ class Explanation:
         """The positive part of the relevance, which sums to 1 (or is 0 everywhere): what speaks for the answer."""
         if self.relevance is None:
             raise InputError("relevance: it was not computed: call explain(..., relevance=True)")
-        positive = self.relevance.clamp_min(0)
-        return positive / positive.sum().clamp_min(1e-30)
+        return _keep_positive(self.relevance)
 
     @property
     def label(self) -> int:

@@ -79,36 +79,20 @@ def check_policy(net: ExitNet, policy: Policy) -> None:
 
 
 def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
-    """What the router gave, as one prediction in the order of places; raises :class:`InputError` for NaN or infinity.
-
-    Attention maps are placed in the image.
-    """
-    if len(routed) == 1:
-        where, exit_, scores, p, rows, trust = routed[0]
-        _check_answers(p)
-        maps = None if rows is None else tuple(net.info.place(exit_, rows).unbind(0))
-        estimates, last = (None, None) if trust is None else trust.unbind(1)
-        return Prediction(
-            read_answers(p, net.info.task), torch.full_like(where, exit_), scores, p, maps, where, estimates, last
-        )
+    """Return what the router gave as one prediction in the order of places, with attention maps placed in the input."""
     where, order = torch.cat([part.where for part in routed]).sort()
     p = torch.cat([part.probabilities for part in routed])[order]
-    _check_answers(p)
-    maps = None
-    if routed[0].attention is not None:
-        placed = [net.info.place(part.exit, part.attention) for part in routed if part.attention is not None]
-        every = [row for rows in placed for row in rows.unbind(0)]
-        maps = tuple(every[i] for i in order.tolist())
-    exits = torch.cat([torch.full_like(part.where, part.exit) for part in routed])[order]
-    scores = torch.cat([part.scores for part in routed])[order]
-    known = [part.trust for part in routed if part.trust is not None]
-    estimates, last = torch.cat(known)[order].unbind(1) if known else (None, None)
-    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, estimates, last)
-
-
-def _check_answers(p: Tensor) -> None:
     if not all_finite(p):
         raise InputError("net: its logits are NaN or infinite for these inputs: its weights are damaged, train it again")
+    maps = None
+    if routed[0].attention is not None:
+        rows = [row for part in routed if part.attention is not None for row in net.info.place(part.exit, part.attention)]
+        maps = tuple(rows[i] for i in order.tolist())
+    exits = torch.cat([torch.full_like(part.where, part.exit) for part in routed])[order]
+    scores = torch.cat([part.scores for part in routed])[order]
+    trusts = [part.trust for part in routed if part.trust is not None]
+    estimates, last = torch.cat(trusts)[order].unbind(1) if trusts else (None, None)
+    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, estimates, last)
 
 
 Order = Literal["input", "ready"]

@@ -9,18 +9,16 @@ from itertools import pairwise
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from exitlens.errors import AttachError, suggest
+from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, BATCH_NORM, CONVOLUTION, MAX_POOL
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.layouts import Kind, Layout, find_layout
 from exitlens.types.inputs import MASK, list_tensors
 
-_POOLING = (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+_POOLING = (MAX_POOL, AVERAGE_POOL, *ADAPTIVE_POOLS)
 _PASSING = (*_POOLING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
-_CHANNELS_FIRST = (_ConvNd, _NormBase, *_POOLING, nn.GroupNorm)
+_CHANNELS_FIRST = (CONVOLUTION, BATCH_NORM, *_POOLING, nn.GroupNorm)
 _FIRST_NAMES = ("conv", "batch_norm", "instance_norm", "group_norm", "max_pool", "avg_pool", "adaptive_")
 _CHANNELS_LAST = (
     *(nn.LayerNorm, nn.Linear, nn.RNNBase, nn.MultiheadAttention),

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
-from exitlens.model._torch_compat import has_hooks, is_fake, is_mutating_operation, use_fake_tensors
+from exitlens.model._torch_compat import is_fake, is_mutating_operation, keeps_shape, use_fake_tensors
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
 
 _IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
 _RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
 _RECURRENT = ("gru", "lstm", "rnn_")
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-Shape = Callable[[Any], tuple[int, ...] | None]
+ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -192,23 +191,13 @@ class Interpreter(fx.Interpreter):
 
     def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the module returns."""
-        if len(args) == 1 and not kwargs and is_fake(args[0]) and _keeps_shape(self.fetch_attr(str(target)), args[0]):
+        if len(args) == 1 and not kwargs and is_fake(args[0]) and keeps_shape(self.fetch_attr(str(target)), args[0]):
             return torch.empty_like(args[0])
         return super().call_module(target, args, kwargs)
 
 
 def _thaw(value: Any) -> Any:
     return [_thaw(item) for item in value] if isinstance(value, list) else value
-
-
-def _keeps_shape(module: nn.Module, x: Tensor) -> bool:
-    """Return whether the module is a plain batch normalisation that takes ``x``."""
-    if type(module) not in _NORMS:
-        return False
-    assert isinstance(module, _NORMS)
-    module._check_input_dim(x)
-    known = [t for t in (module.weight, module.bias, module.running_mean, module.running_var) if t is not None]
-    return not has_hooks(module) and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
 
 
 class Recorder(Interpreter):
@@ -268,7 +257,7 @@ def _get_shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def pick_logits(output: Any, shape: Shape = _get_shape) -> Any:
+def pick_logits(output: Any, shape: ShapeOf = _get_shape) -> Any:
     """Return the logits ``(B,C)`` among a forward's results: the tensor, the field ``logits``, or the only matrix.
 
     Named tuples of torchvision (GoogLeNet and Inception, with auxiliary outputs in training) and the outputs of transformers
@@ -304,7 +293,7 @@ _FIX_FOR_MAPS = (
 )
 
 
-def _describe_output(output: Any, shape: Shape) -> str:
+def _describe_output(output: Any, shape: ShapeOf) -> str:
     def describe(value: Any) -> str:
         size = shape(value)
         return type(value).__name__ if size is None else f"a tensor {size}"

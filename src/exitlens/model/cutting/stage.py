@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from exitlens.model._torch_compat import list_member_tables
+
 Activations = tuple[Tensor, ...]
 
 
@@ -74,7 +76,7 @@ def _merge(into: nn.Module, other: nn.Module) -> None:
     for name, buffer in other.named_buffers(recurse=False):
         into.register_buffer(name, buffer)
     for name, module in other.named_children():
-        mine = into._modules.get(name)
+        mine = list_member_tables(into)[0].get(name)
         if mine is None:
             into.add_module(name, module)
         elif mine is not module:  # both are containers that fx made
