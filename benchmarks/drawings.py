@@ -316,7 +316,7 @@ class Pictures:
         drawings: ``(N,)`` which drawing each picture shows.
     """
 
-    images: xl.ImageSet
+    images: xl.data.ImageSet
     drawings: Tensor
 
 
@@ -336,12 +336,12 @@ def load_pictures(folder: Path, split: str) -> Pictures:
     classes = tuple(sorted({path.parent.name for path in files}))
     names = sorted({path.name.rpartition("__")[0] for path in files})
     masks = [Image.open((folder / "masks" / path.relative_to(folder / "pictures")).with_suffix(".png")) for path in files]
-    images = xl.ImageSet(
+    images = xl.data.ImageSet(
         torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files]),
         torch.tensor([classes.index(path.parent.name) for path in files]),
         classes,
         torch.stack([torch.from_numpy(np.asarray(mask.resize((SIZE, SIZE))) > 127) for mask in masks]),
-        xl.Preprocess((SIZE, SIZE), scale.mean, scale.std),
+        xl.data.Preprocess((SIZE, SIZE), scale.mean, scale.std),
     )
     return Pictures(images, torch.tensor([names.index(path.name.rpartition("__")[0]) for path in files]))
 

@@ -420,8 +420,8 @@ def train_resnet(count: int = 3_000, side: int = 160) -> xl.ExitNet:
     """Train a ResNet-18: with random weights there are no labels to agree on."""
     torch.manual_seed(0)
     garments, labels = load_garments("train")
-    made = xl.make_scenes(garments[:count], labels[:count], CLASSES, background_agreement=0.8, seed=5)
-    images = xl.ImageSet(resize(made.images.float(), side).round().to(torch.uint8), made.labels, CLASSES)
+    made = xl.demo.make_scenes(garments[:count], labels[:count], CLASSES, background_agreement=0.8, seed=5)
+    images = xl.data.ImageSet(resize(made.images.float(), side).round().to(torch.uint8), made.labels, CLASSES)
     parts = (images.subset(rows) for rows in torch.arange(count).split([count - 200, 200]))
     net = xl.attach("torchvision:resnet18", RESNET, len(CLASSES), images.first(1).inputs)
     net.describe(classes=CLASSES, preprocess=images.preprocess)
@@ -481,7 +481,7 @@ def measure_browser(rounds: int = 7) -> Tree:
     net, policy = xl.load(BUNDLE)
     assert policy is not None
     garments, labels = load_garments("test")
-    scene = xl.make_scenes(garments[:1], labels[:1], CLASSES, background_agreement=0.8, seed=1).images[0]
+    scene = xl.demo.make_scenes(garments[:1], labels[:1], CLASSES, background_agreement=0.8, seed=1).images[0]
     with tempfile.TemporaryDirectory() as name, sync_playwright() as tools:
         site = xl.export_web(net, policy, Path(name) / "site")
         picture = Path(name) / "picture.png"

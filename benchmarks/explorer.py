@@ -53,9 +53,9 @@ def measure(rounds: int) -> Tree:
 def make_bundle(source: str, size: int, folder: Path) -> Path:
     """Write a bundle of a network with three early exits, with thresholds that nothing chose."""
     torch.manual_seed(0)
-    scenes = xl.load_scenes("test", limit=1)
+    scenes = xl.demo.load_scenes("test", limit=1)
     net = xl.attach(source, 3, len(scenes.classes), torch.zeros(1, 3, size, size)).eval()
-    net.describe(classes=scenes.classes, preprocess=xl.Preprocess((size, size)))
+    net.describe(classes=scenes.classes, preprocess=xl.data.Preprocess((size, size)))
     xl.save(net, xl.Policy((0.5,) * 3), folder / "bundle")
     return folder
 
@@ -87,7 +87,7 @@ def time_first_page(folder: Path, chromium: str) -> tuple[float, float]:
 def time_explanations(folder: Path, rounds: int) -> Tree:
     """Time an explanation, and the explorer's whole panel, beside the network's forward pass."""
     explorer = Explorer([folder])
-    run, picture = explorer.runs[0], from_pixels(xl.load_scenes("test", limit=1).images[0])
+    run, picture = explorer.runs[0], from_pixels(xl.demo.load_scenes("test", limit=1).images[0])
     x = explorer.encode(run, picture)
     works: dict[str, Callable[[], Any]] = {
         "network": torch.inference_mode()(lambda: run.net(x)),

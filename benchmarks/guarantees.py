@@ -292,8 +292,8 @@ def watch_groups(named: bool, seed: int) -> bool:
     exits = xl.route(replace(take(trace, rows), groups=trace.groups[rows]), policy)  # type: ignore[index]
     pred = xl.Prediction(p[:, 0].argmax(1), exits, select_exits(p.amax(2), exits), p[:, 0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.DriftWarning)
-        return xl.Monitor(policy, seed=seed).update(pred, drawn if named else None).alarm
+        warnings.simplefilter("ignore", xl.errors.DriftWarning)
+        return xl.DriftMonitor(policy, seed=seed).update(pred, drawn if named else None).alarm
 
 
 def watch_on_groups(count: int) -> Tree:
@@ -329,11 +329,11 @@ def measure_families(epochs: tuple[int, int]) -> Tree:
     return measured
 
 
-def load_split(kind: str, split: Any) -> xl.ImageSet:
-    return xl.load_scenes(split) if kind == "scenes" else xl.load_fashion(split)
+def load_split(kind: str, split: Any) -> xl.data.ImageSet:
+    return xl.demo.load_scenes(split) if kind == "scenes" else xl.demo.load_fashion(split)
 
 
-def list_sets(kind: str) -> Iterator[tuple[str, xl.ImageSet]]:
+def list_sets(kind: str) -> Iterator[tuple[str, xl.data.ImageSet]]:
     """Yield independent pictures; several scenes of each of few garments; altered copies of few pictures."""
     for split in ("validation", "calibration", "test"):
         yield f"independent, {split}", load_split(kind, split)
@@ -343,18 +343,18 @@ def list_sets(kind: str) -> Iterator[tuple[str, xl.ImageSet]]:
         rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(count))[:count]
         if kind == "scenes":
             many = rows.repeat_interleave(size)
-            scenes = xl.make_scenes(images[many], labels[many], CLASSES, background_agreement=0.8, seed=7)
+            scenes = xl.demo.make_scenes(images[many], labels[many], CLASSES, background_agreement=0.8, seed=7)
             yield f"{count:,} garments in {size} scenes each", scenes
         yield f"{count:,} pictures in {size} altered copies each", alter(load_split(kind, "test"), rows, size)
 
 
-def alter(data: xl.ImageSet, rows: Tensor, size: int) -> xl.ImageSet:
+def alter(data: xl.data.ImageSet, rows: Tensor, size: int) -> xl.data.ImageSet:
     """Return copies side by side: mirrored or not, turned, moved and scaled a little, and tinted."""
     tint = [v2.ColorJitter(0.2, 0.2)] if data.images.shape[1] == 3 else []
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(8, (0.06, 0.06), (0.92, 1.08)), *tint])
     torch.manual_seed(3)
     copies = torch.stack([change(data.images[row]) for row in rows.tolist() for _ in range(size)])
-    return xl.ImageSet(copies, data.labels[rows].repeat_interleave(size), data.classes, preprocess=data.preprocess)
+    return xl.data.ImageSet(copies, data.labels[rows].repeat_interleave(size), data.classes, preprocess=data.preprocess)
 
 
 def measure_orders(logits: Tensor, labels: Tensor) -> Tree:  # (N,K,C), (N,)
@@ -471,14 +471,14 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
     rng = torch.Generator().manual_seed(seed)
     known = take(before, torch.randint(len(before), (CALIBRATION,), generator=rng))
     policy = xl.calibrate(known, max_accuracy_drop=0.01, delta=0.1, seed=seed)
-    monitor = xl.Monitor(policy, seed=seed)
+    monitor = xl.DriftMonitor(policy, seed=seed)
 
     def stream(trace: xl.Trace, count: int) -> xl.Drift:
         rows = torch.randint(len(trace), (count,), generator=rng)
         return monitor.update(answer_on_paper(take(trace, rows), policy))
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.DriftWarning)
+        warnings.simplefilter("ignore", xl.errors.DriftWarning)
         if changes_at is None:
             return stream(before, 10_000).since
         if changes_at:

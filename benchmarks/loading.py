@@ -33,7 +33,7 @@ from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.sources import open_source
-from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 MANY, FEW, PHOTOGRAPHS, ROUNDS = 200_000, 2_000, 600, 7
 CLASSES, WORKERS = 10, 2
@@ -123,7 +123,7 @@ def measure_throughput(count: int, rounds: int) -> Tree:
     """Time whole epochs, shuffled, of all loaders in turn, from starting their processes to the last normalised batch."""
     side, batch = LARGE
     folder = find_folder(draw_photograph, count)
-    data, _ = xl.load_folder(folder, xl.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
+    data, _ = xl.data.load_folder(folder, xl.data.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
     steps = [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     reference = ImageFolder(str(folder), transforms.Compose(steps))
     with tempfile.TemporaryDirectory() as temporary:
@@ -180,11 +180,11 @@ def do_work(verb: str, folder: Path) -> dict[str, float]:
         assert len(next(iter(make_epoch_loader(train, batch, 0, WORKERS))).labels) == batch  # type: ignore[arg-type]
         return {"seconds": time.perf_counter() - started, "listing_seconds": listed, "images": len(train)}
     net = xl.attach(Least(), ["a"], CLASSES, torch.zeros(1, 3, side, side))
-    data, _ = xl.load_folder(folder, Preprocess((side, side)))
+    data, _ = xl.data.load_folder(folder, Preprocess((side, side)))
     data.workers = WORKERS
     started = time.perf_counter()
     if verb == "fit":
-        train, val = xl.split_set(data, (0.9, 0.1))
+        train, val = xl.data.split_set(data, (0.9, 0.1))
         xl.fit(net, train, val, epochs=1, batch_size=batch, progress=False)
     else:
         trace = xl.collect(net.eval(), data, batch_size=batch)

@@ -28,8 +28,8 @@ from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.model.timing import Work, describe_machine, interleave
-from exitlens.types import Preprocess
 from exitlens.types.inputs import Inputs, split_rows
+from exitlens.types.preprocessing import Preprocess
 
 BUNDLE = Path("runs/demo-full/bundle")
 SIZES, LOADER_BATCH = (1, 8, 32, 128), 8
@@ -74,7 +74,7 @@ def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
     """Return normalised scenes of garments of the test split, which were not seen in training or calibration."""
     garments, labels = load_garments("test")
     rows = torch.arange(count) % len(garments)
-    made = xl.make_scenes(garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=seed)
+    made = xl.demo.make_scenes(garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=seed)
     assert isinstance(net.info.preprocess, Preprocess)
     return net.info.preprocess.normalise(made.images)
 

@@ -79,7 +79,7 @@ def find_right(trace: xl.Trace, labels: Tensor) -> Tensor:  # -> (N,K) bool
     return trace.logits.argmax(2) == labels[:, None]
 
 
-def measure_maps(net: xl.ExitNet, images: xl.ImageSet) -> Tree:
+def measure_maps(net: xl.ExitNet, images: xl.data.ImageSet) -> Tree:
     """Measure the share of every exit's attention on the drawing, beside the drawing's share of the picture."""
     sample = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES])
     assert sample.masks is not None

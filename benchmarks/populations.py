@@ -41,14 +41,14 @@ def load_trace(name: str) -> xl.Trace:
     return xl.Trace.load(path)
 
 
-def make_unseen(data: str, agreement: float) -> xl.ImageSet:
+def make_unseen(data: str, agreement: float) -> xl.data.ImageSet:
     """5,000 garments of the calibration and test splits, as they are or each of them in two scenes."""
     parts = [load_garments(split) for split in ("calibration", "test")]
     images, labels = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
     if data == "garments":
-        return xl.ImageSet(images[:, None], labels, CLASSES)
-    made = [xl.make_scenes(images, labels, CLASSES, background_agreement=agreement, seed=seed) for seed in (91, 92)]
-    return xl.ImageSet(torch.cat([part.images for part in made]), torch.cat([part.labels for part in made]), CLASSES)
+        return xl.data.ImageSet(images[:, None], labels, CLASSES)
+    made = [xl.demo.make_scenes(images, labels, CLASSES, background_agreement=agreement, seed=seed) for seed in (91, 92)]
+    return xl.data.ImageSet(torch.cat([part.images for part in made]), torch.cat([part.labels for part in made]), CLASSES)
 
 
 def train_garment_net(kind: str) -> xl.ExitNet:
@@ -56,9 +56,9 @@ def train_garment_net(kind: str) -> xl.ExitNet:
     folder = FOLDER / f"net-{kind}"
     if not (folder / "manifest.json").exists():
         torch.manual_seed(0)
-        train, validation = xl.load_fashion("train"), xl.load_fashion("validation")
+        train, validation = xl.demo.load_fashion("train"), xl.demo.load_fashion("validation")
         net = xl.attach(xl.build_backbone("small", 10, 1), ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 1, 28, 28))
-        net.describe(source="small", classes=CLASSES, preprocess=xl.Preprocess((28, 28), (0.5,), (0.25,)))
+        net.describe(source="small", classes=CLASSES, preprocess=xl.data.Preprocess((28, 28), (0.5,), (0.25,)))
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fit gives it back as it was
         loss = EGT if kind == "egt" else WITHOUT
         xl.fit(net, train, validation, loss=loss, epochs=4, out_dir=FOLDER / f"fit-{kind}", resume=True)

@@ -153,7 +153,7 @@ def replace_batch_norm(module: nn.Module) -> None:
         replace_batch_norm(child)
 
 
-def make_set(count: int, size: int) -> xl.ImageSet:
+def make_set(count: int, size: int) -> xl.data.ImageSet:
     """Coloured noise, brighter at a place that depends on the class."""
     rng = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % CLASSES
@@ -161,7 +161,7 @@ def make_set(count: int, size: int) -> xl.ImageSet:
     width = size // CLASSES
     for i, label in enumerate(labels.tolist()):
         pixels[i, label % 3, :, label * width : (label + 1) * width] += 100
-    return xl.ImageSet(pixels, labels, tuple(map(str, range(CLASSES))))
+    return xl.data.ImageSet(pixels, labels, tuple(map(str, range(CLASSES))))
 
 
 def main() -> None:

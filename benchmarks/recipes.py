@@ -63,7 +63,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
     }
 
 
-def open_pictures() -> tuple[torch.nn.Module, xl.ImageSet, xl.ImageSet]:
+def open_pictures() -> tuple[torch.nn.Module, xl.data.ImageSet, xl.data.ImageSet]:
     folder, scale, parts = open_folder(PICTURES) / "pictures", read_normalisation(BACKBONE), []
     assert scale is not None
     for split in ("train", "validation"):
@@ -73,16 +73,16 @@ def open_pictures() -> tuple[torch.nn.Module, xl.ImageSet, xl.ImageSet]:
         classes = tuple(sorted({path.parent.name for path in files}))
         pixels = torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files])
         labels = torch.tensor([classes.index(path.parent.name) for path in files])
-        preprocess = xl.Preprocess((SIZE, SIZE), scale.mean, scale.std)
-        parts.append(xl.ImageSet(pixels, labels, classes, preprocess=preprocess))
+        preprocess = xl.data.Preprocess((SIZE, SIZE), scale.mean, scale.std)
+        parts.append(xl.data.ImageSet(pixels, labels, classes, preprocess=preprocess))
     body = xl.build_backbone(BACKBONE, len(classes))
     xl.load_weights(body, find_weights())
     return body, parts[0], parts[1]
 
 
-def open_reviews() -> tuple[torch.nn.Module, xl.TextSet, xl.TextSet]:
+def open_reviews() -> tuple[torch.nn.Module, xl.data.TextSet, xl.data.TextSet]:
     model = find_minilm()
-    preprocess = xl.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
+    preprocess = xl.data.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
     train, validation = (
         load_review_set(part, preprocess).first(n) for part, n in (("train", REVIEWS), ("validation", VALIDATION))
     )

@@ -64,7 +64,7 @@ def measure(name: str, count: int, rounds: int) -> Tree:
     return {
         "title": TITLES[name],
         "images": len(images),
-        "locations": " x ".join(str(n) for n in xl.compute_relevance(net, images[:1]).shape[1:]),
+        "locations": " x ".join(str(n) for n in xl.attribute(net, images[:1]).shape[1:]),
         "rounds": rounds,
         "machine": describe_machine(1),
         "maps": judged,
@@ -118,7 +118,7 @@ def list_makers(net: xl.ExitNet) -> dict[str, Maker]:
 
 
 def make_ours(net: xl.ExitNet, method: Method, images: Tensor, _: Tensor) -> Tensor:
-    return xl.compute_relevance(net, images, method=method).clamp_min(0)
+    return xl.attribute(net, images, method=method).clamp_min(0)
 
 
 def make_captum(net: xl.ExitNet, name: str, **settings: Any) -> Maker:

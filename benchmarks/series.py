@@ -64,9 +64,9 @@ class Task:
         distill: weight of the distillation of logits from the final exit, with EGT.
     """
 
-    train: xl.ArraySet
-    validation: xl.ArraySet
-    tests: dict[str, xl.ArraySet]
+    train: xl.data.ArraySet
+    validation: xl.data.ArraySet
+    tests: dict[str, xl.data.ArraySet]
     epochs: int
     batch_size: int
     distill: float = 0.0
@@ -116,10 +116,12 @@ def load_task(name: str, seed: int, updates: int = UPDATES, distill: float = DIS
     if name != MOTIFS:
         return load_archive(name, seed, updates, distill)
     agreeing = {"offset_agreement": AGREEMENT, "seed": seed}
-    train, validation = (xl.load_motifs(part, **agreeing, limit=n) for part, n in (("train", 1000), ("validation", 500)))
+    train, validation = (
+        xl.demo.load_motifs(part, **agreeing, limit=n) for part, n in (("train", 1000), ("validation", 500))
+    )
     tests = {
-        "agreeing": xl.load_motifs("test", **agreeing),
-        "independent": xl.load_motifs("test", offset_agreement=0.25, seed=seed),
+        "agreeing": xl.demo.load_motifs("test", **agreeing),
+        "independent": xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed),
     }
     return Task(train, validation, tests, 12, 32)
 
@@ -141,7 +143,7 @@ def load_archive(name: str, seed: int, updates: int, distill: float) -> Task:
     return Task(train, validation, {"test": test}, epochs, BATCH, distill)
 
 
-def read_archive(name: str) -> xl.ArraySet:
+def read_archive(name: str) -> xl.data.ArraySet:
     """Return training and test series of one of aeon's sets together.
 
     Raises:
@@ -155,8 +157,8 @@ def read_archive(name: str) -> xl.ArraySet:
     values = torch.stack([series for series in chain(*(file.series or () for file in files)) if series is not None])
     names = [str(label) for label in chain(*(file.labels or () for file in files))]
     classes, channels = tuple(sorted(set(names))), values.shape[1]
-    preprocess = xl.SeriesPreprocess((0.0,) * channels, (1.0,) * channels)
-    return xl.ArraySet(values, torch.tensor([classes.index(label) for label in names]), classes, preprocess)
+    preprocess = xl.data.SeriesPreprocess((0.0,) * channels, (1.0,) * channels)
+    return xl.data.ArraySet(values, torch.tensor([classes.index(label) for label in names]), classes, preprocess)
 
 
 def choose_loss(task: Task, condition: str) -> xl.EGTLoss:
@@ -194,7 +196,7 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
     thresholds = [None if threshold == math.inf else threshold for threshold in policy.thresholds]
     measured["routed"] = {"thresholds": thresholds, "cost": report.cost, "accuracy": report.accuracy}
     measured["routed"] |= {"accuracy_drop": report.accuracy_drop, "shares": report.exit_shares}
-    judged = xl.faithfulness(net, next(iter(task.tests.values())), samples=500, oracle_samples=200).to_dict()
+    judged = xl.measure_faithfulness(net, next(iter(task.tests.values())), samples=500, oracle_samples=200).to_dict()
     return measured | {"maps": {name: judged[name] for name in MAPS}}
 
 

@@ -80,7 +80,7 @@ def make_scene_set(
     most: int | None = None,
     palette: str = "standard",
     keep: int = 10,
-) -> xl.ImageSet:
+) -> xl.data.ImageSet:
     """Return every garment of a split in ``draws`` scenes; of the first ``keep`` classes only.
 
     Args:
@@ -91,11 +91,11 @@ def make_scene_set(
     base = 10_000 * seed + {"train": 100, "validation": 200, "calibration": 300, "test": 400}[split]
     names = CLASSES[:keep]
     parts = [
-        xl.make_scenes(garments, labels, names, background_agreement=agreement, seed=base + draw, palette=palette)
+        xl.demo.make_scenes(garments, labels, names, background_agreement=agreement, seed=base + draw, palette=palette)
         for draw in range(draws)
     ]
     images, targets, masks = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "masks"))
-    return xl.ImageSet(images, targets, names, masks)
+    return xl.data.ImageSet(images, targets, names, masks)
 
 
 def scenes(seed: int, most: int | None = None) -> Task:
@@ -134,8 +134,8 @@ def fashion(seed: int) -> Task:
         raise SystemExit(f"Fashion-MNIST: expected its files in one of {places}. Fix: apt-get install dataset-fashion-mnist")
     images, labels = read_idx(root, "train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([54_000, 1_000, 5_000])
-    train, _, validation = (xl.ImageSet(images[rows], labels[rows], CLASSES) for rows in order)
-    return from_scratch(train, validation, {"test": xl.ImageSet(*read_idx(root, "t10k"), CLASSES)}, epochs=6)
+    train, _, validation = (xl.data.ImageSet(images[rows], labels[rows], CLASSES) for rows in order)
+    return from_scratch(train, validation, {"test": xl.data.ImageSet(*read_idx(root, "t10k"), CLASSES)}, epochs=6)
 
 
 def read_idx(root: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def digits(seed: int) -> Task:
     images = F.interpolate(pixels, (32, 32), mode="bilinear", align_corners=False).round().clamp(0, 255).to(torch.uint8)
     labels, names = torch.from_numpy(data.target).long(), tuple(map(str, range(10)))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([1000, 97, 300, 400])
-    train, _, validation, test = (xl.ImageSet(images[rows], labels[rows], names) for rows in order)
+    train, _, validation, test = (xl.data.ImageSet(images[rows], labels[rows], names) for rows in order)
     return from_scratch(train, validation, {"test": test}, epochs=20, batch_size=32)
 
 
@@ -199,7 +199,7 @@ def reviews(seed: int) -> Task:
     if not (REVIEWS / "test.csv").exists():
         review_files.main([str(REVIEWS)])
     model = find_minilm()
-    preprocess = xl.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
+    preprocess = xl.data.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
     train, validation, test = (load_review_set(part, preprocess) for part in ("train", "validation", "test"))
     settings = {"recipe": "pretrained", "epochs": 2, "batch_size": 32, "amp": True}
     build = partial(build_backbone, f"hf:{model}", 2, pretrained=True)
@@ -213,9 +213,9 @@ def find_minilm() -> Path:
     return Path(package.__file__).parent / "model"
 
 
-def load_review_set(part: str, preprocess: xl.TextPreprocess) -> xl.TextSet:
+def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.TextSet:
     """Return a part of the film reviews that :func:`reviews` has made files of."""
-    return xl.TextSet(*xl.read_texts(REVIEWS / f"{part}.csv"), preprocess)
+    return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 
 TASKS: dict[str, Callable[[int], Task]] = {

@@ -61,7 +61,7 @@ def measure_cell(condition: str, seed: int) -> Tree:
     net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
     started = time.perf_counter()
     test = next(iter(task.tests.values()))
-    assert isinstance(test, xl.TextSet)
+    assert isinstance(test, xl.data.TextSet)
     parts = {"films": test, "calibration": load_review_set("calibration", test.preprocess)}
     parts |= {name: load_other_set(name, test).first(OTHER_SAMPLES) for name in OTHERS}
     traces = {name: xl.collect(net, data, batch_size=BATCH_SIZE) for name, data in parts.items()}
@@ -97,11 +97,11 @@ def find_source() -> Path:
     return next(iter(sorted(folder.glob("*.tar.gz"))), None) or download(folder)
 
 
-def load_other_set(name: str, like: xl.TextSet) -> xl.TextSet:
+def load_other_set(name: str, like: xl.data.TextSet) -> xl.data.TextSet:
     """Return all texts of another set whose rating is clear, in random order."""
     sentences = shuffle(parse_ratings(read_ratings(find_source(), name)))
     labels = torch.tensor([like.classes.index(sentence.label) for sentence in sentences])
-    return xl.TextSet([sentence.text for sentence in sentences], labels, like.classes, like.preprocess)
+    return xl.data.TextSet([sentence.text for sentence in sentences], labels, like.classes, like.preprocess)
 
 
 def measure_lengths(texts: Sequence[str], preprocess: TextPreprocess) -> dict[str, float]:
@@ -154,7 +154,7 @@ def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPr
 # Where maps lie: on words that raters call good or bad, by chance, and by their places in the sentence alone
 
 
-def measure_maps(net: xl.ExitNet, test: xl.TextSet) -> Tree:
+def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
     """Measure words that maps lie on, agreement against texts of the same length, and what deletion does."""
     (answers, attention), lexicon = collect_maps(net, test), read_lexicon(find_source())
     masks = mark_words(test.texts, lexicon, test.preprocess)
@@ -191,7 +191,7 @@ def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers ->
     return partner
 
 
-def collect_maps(net: xl.ExitNet, data: xl.TextSet) -> tuple[list[Tensor], list[Tensor]]:
+def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], list[Tensor]]:
     """Return probabilities ``(N,C)`` and attention ``(N,L)`` of every exit."""
     answers: list[list[Tensor]] = [[] for _ in range(net.num_exits)]
     attention: list[list[Tensor]] = [[] for _ in answers]
@@ -203,10 +203,10 @@ def collect_maps(net: xl.ExitNet, data: xl.TextSet) -> tuple[list[Tensor], list[
     return [torch.cat(parts) for parts in answers], [torch.cat(parts) for parts in attention]
 
 
-def find_relevance(net: xl.ExitNet, data: xl.TextSet) -> Tensor:  # -> (N,L)
+def find_relevance(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L)
     """Return what speaks for the final exit's answers, as a distribution over the tokens."""
     parts = (data.subset(rows).inputs for rows in torch.arange(len(data)).split(BATCH_SIZE))
-    return as_distribution(torch.cat([xl.compute_relevance(net, part) for part in parts]).clamp_min(0))
+    return as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
@@ -230,7 +230,7 @@ def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, par
     return measured
 
 
-def occlude_tokens(net: xl.ExitNet, data: xl.TextSet) -> Tensor:  # -> (N,L)
+def occlude_tokens(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L)
     """Return the drop in the probability of exit 0's answer when each token alone is masked out; 0 for padding."""
     modality, inputs = net.input_spec.modality, data.inputs
     with net.open_engine() as engine, torch.inference_mode():
@@ -255,7 +255,7 @@ def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[f
 
 
 def delete_tokens(
-    net: xl.ExitNet, data: xl.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
+    net: xl.ExitNet, data: xl.data.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
 ) -> dict[str, list[float]]:
     """Measure the drop in the probability of each exit's answer without the top 20 % of the tokens of a map.
 
@@ -320,8 +320,8 @@ def find_alarm(policy: xl.Policy, pred: xl.Prediction, seed: int) -> int | None:
     names = ("labels", "exits", "confidence", "probabilities")
     shuffled = replace(pred, **{name: getattr(pred, name)[order] for name in names})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.DriftWarning)
-        return xl.Monitor(policy, seed=seed).update(shuffled).since
+        warnings.simplefilter("ignore", xl.errors.DriftWarning)
+        return xl.DriftMonitor(policy, seed=seed).update(shuffled).since
 
 
 DIFFERENCE, EARLY, LEAST, FALSE_ALARMS = -0.3, 0.5, 0.6, 0.05

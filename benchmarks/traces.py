@@ -25,7 +25,7 @@ from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of
-from exitlens.types import SCORES
+from exitlens.types.requests import SCORES
 
 EXITS, CLASSES = 4, 1000
 COST = torch.tensor([0.2, 0.4, 0.7, 1.0])
@@ -79,7 +79,7 @@ def make_million(prototypes: int, count: int) -> xl.Trace:
         return value if name in ("weights", "classes") else value.mul_(scale.view(-1, *[1] * (value.ndim - 1)))
 
     names = ("top", "classes", "label", "span", "weights")
-    whole = xl.CompactLogits(**{name: spread(name) for name in names}, num_classes=CLASSES)
+    whole = xl.types.CompactLogits(**{name: spread(name) for name in names}, num_classes=CLASSES)
     hashes = torch.randint(-(2**62), 2**62, (count,), generator=rng)
     return xl.Trace(whole, torch.cat(labels)[rows], draw_divergence(count, 1), COST, sample_hashes=hashes)
 
@@ -175,7 +175,7 @@ def collect(count: int) -> Tree:
     started = time.process_time()
     trace = xl.collect(net, make_batches())
     seconds = time.process_time() - started
-    kept = "compact" if isinstance(trace.logits, xl.CompactLogits) else "whole"
+    kept = "compact" if isinstance(trace.logits, xl.types.CompactLogits) else "whole"
     return {"logits": kept, "cpu_ms_per_sample": round(1e3 * seconds / count, 3), "peak_mb": round(read_peak_memory())}
 
 

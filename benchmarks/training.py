@@ -69,14 +69,14 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
     }
 
 
-def make_data(count: int, pixels: int, seed: int) -> xl.ImageSet:
+def make_data(count: int, pixels: int, seed: int) -> xl.data.ImageSet:
     """Noise of 16 classes."""
     rng = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, pixels, pixels), generator=rng, dtype=torch.uint8)
-    return xl.ImageSet(images, torch.arange(count) % CLASSES, tuple(f"class {i}" for i in range(CLASSES)))
+    return xl.data.ImageSet(images, torch.arange(count) % CLASSES, tuple(f"class {i}" for i in range(CLASSES)))
 
 
-def start_run(case: Case, train: xl.ImageSet, epochs: int) -> TrainingRun:
+def start_run(case: Case, train: xl.data.ImageSet, epochs: int) -> TrainingRun:
     """Return a run with a frozen backbone, before the first epoch."""
     torch.manual_seed(0)
     at: Any = ["layer1", "layer2", "layer3"] if case.source == "small" else 3

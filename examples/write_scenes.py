@@ -16,7 +16,7 @@ import exitlens as xl
 def main() -> None:
     """Writes ``FOLDER/CLASS/00000.png`` and so on."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "photos")
-    scenes = xl.load_scenes("train", limit=3000)
+    scenes = xl.demo.load_scenes("train", limit=3000)
     for name in scenes.classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for i, (pixels, label) in enumerate(zip(scenes.images, scenes.labels.tolist(), strict=True)):

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("website/live"))
     parser.add_argument("--epochs", type=int, default=8)
     given = parser.parse_args()
-    train, val, cal, test = (xl.load_scenes(split) for split in ("train", "validation", "calibration", "test"))
+    train, val, cal, test = (xl.demo.load_scenes(split) for split in ("train", "validation", "calibration", "test"))
     net = build(train)
     xl.fit(net, train, val, loss=xl.EGTLoss(), epochs=given.epochs)
     policy = xl.calibrate(xl.collect(net, cal), max_accuracy_drop=0.01, delta=0.1)
@@ -47,7 +47,7 @@ def main() -> None:
             shutil.copyfile(written / name, given.out / name)
 
 
-def build(train: xl.ImageSet) -> xl.ExitNet:
+def build(train: xl.data.ImageSet) -> xl.ExitNet:
     torch.manual_seed(0)
     backbone = SmallResNet(len(train.classes), stem=STEM, widths=WIDTHS)
     net = xl.attach(backbone, list(backbone.groups[:-1]), len(train.classes), train.first(1).inputs, head="context")
@@ -55,7 +55,7 @@ def build(train: xl.ImageSet) -> xl.ExitNet:
     return net
 
 
-def write_scenes(test: xl.ImageSet, trace: xl.Trace, policy: xl.Policy, out: Path) -> list[Path]:
+def write_scenes(test: xl.data.ImageSet, trace: xl.Trace, policy: xl.Policy, out: Path) -> list[Path]:
     """The first test scenes of six classes: two that leave at the first exit, two in between, two at the final one."""
     exits, written, seen = xl.route(trace, policy), list[Path](), set[int]()
     for kind in (exits == 0, (exits > 0) & (exits < trace.num_exits - 1), exits == trace.num_exits - 1):

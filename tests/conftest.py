@@ -119,14 +119,14 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def tiny_set() -> xl.ImageSet:
+def tiny_set() -> xl.data.ImageSet:
     rng = torch.Generator().manual_seed(3)
     labels = torch.arange(32) % 4
     pixels = torch.randint(0, 60, (32, 3, 16, 16), generator=rng)
     pixels += (labels * 40)[:, None, None, None]
     masks = torch.zeros(32, 16, 16, dtype=torch.bool)
     masks[:, 4:12, 4:12] = True
-    return xl.ImageSet(pixels.to(torch.uint8), labels, ("w", "x", "y", "z"), masks)
+    return xl.data.ImageSet(pixels.to(torch.uint8), labels, ("w", "x", "y", "z"), masks)
 
 
 def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: bool = True) -> xl.Trace:
@@ -141,10 +141,10 @@ def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: 
     return xl.Trace(logits, labels if labelled else None, divergence, torch.linspace(0.2, 1.0, k))
 
 
-def make_timing() -> xl.Timing:
+def make_timing() -> xl.types.ExitLatency:
     """2, 5 and 10.5 ms at three exits."""
     machine = {"processor": "Slow 9000", "device": "cpu"}
-    return xl.Timing((2.0, 5.0, 10.5), (1.9, 4.9, 10.4), (2.1, 5.1, 10.6), 10.0, 64, 2, machine, 20)
+    return xl.types.ExitLatency((2.0, 5.0, 10.5), (1.9, 4.9, 10.4), (2.1, 5.1, 10.6), 10.0, 64, 2, machine, 20)
 
 
 def timed_trace(n: int = 300, **values: Any) -> xl.Trace:

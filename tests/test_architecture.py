@@ -19,7 +19,7 @@ ROOMS = (  # by level: a file imports from its own room and from those on lower 
     {"types"},
     {"functional"},
     {"modalities"},
-    {"data", "model"},
+    {"data", "model", "demo"},
     {"workflow"},
     {"delivery", "edge"},
     {"serving"},

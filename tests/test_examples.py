@@ -22,6 +22,6 @@ def test_an_example_runs(page, load, limit, monkeypatch, capsys):
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
     assert code.count("epochs=6") == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.DriftWarning)  # a few untrained answers say nothing
+        warnings.simplefilter("ignore", xl.errors.DriftWarning)  # a few untrained answers say nothing
         exec(compile(code.replace("epochs=6", "epochs=1"), f"{page}.md", "exec"), {})
     assert "share of the oracle" in capsys.readouterr().out

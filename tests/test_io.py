@@ -20,14 +20,14 @@ def test_round_trip_with_note(tmp_path):
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "x.safetensors"
-    with pytest.raises(xl.BundleError, match="no such file"):
+    with pytest.raises(xl.errors.BundleError, match="no such file"):
         io.read_tensors(path)
     io.write_tensors(path, {"a": torch.randn(1000)}, {})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(xl.BundleError, match="truncated"):
+    with pytest.raises(xl.errors.BundleError, match="truncated"):
         io.read_tensors(path)
     path.write_bytes(b"\x00" * 50)
-    with pytest.raises(xl.BundleError, match="damaged"):
+    with pytest.raises(xl.errors.BundleError, match="damaged"):
         io.read_tensors(path)
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_an_error_of_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(io.tempfile, "TemporaryFile", fail)
     store = io.RowStore(tmp_path, 0)
     store.add("a", torch.zeros(3))
-    with pytest.raises(xl.OutputError, match=r"trace_dir: .* cannot take the trace .*No space left"):
+    with pytest.raises(xl.errors.OutputError, match=r"trace_dir: .* cannot take the trace .*No space left"):
         store.add("a", torch.zeros(3))
 
 
@@ -90,6 +90,6 @@ def test_tensors_on_a_full_disk_are_an_error_of_ours(tmp_path, monkeypatch, caus
         raise cause
 
     monkeypatch.setattr(io, "save_file", fail)
-    with pytest.raises(xl.OutputError, match=r"x\.safetensors cannot be written .*No space left.*: make room"):
+    with pytest.raises(xl.errors.OutputError, match=r"x\.safetensors cannot be written .*No space left.*: make room"):
         io.write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"n": 2})
     assert io.read_tensors(tmp_path / "x.safetensors")[1] == {"n": 1}  # what was there stays

@@ -54,12 +54,12 @@ def test_explanations(trained):
 def test_maps_are_judged(trained):
     kind, net, test = trained
     if kind is not KINDS["vector"]:
-        found = xl.faithfulness(net, test, samples=24, oracle_samples=6)
+        found = xl.measure_faithfulness(net, test, samples=24, oracle_samples=6)
         assert len(found.deletion) == 3
         assert found.deletion_oracle[-1] >= found.deletion_random[-1] - 0.05
         return
-    with pytest.raises(xl.InputError, match="faithfulness needs attention maps"):
-        xl.faithfulness(net, test)
+    with pytest.raises(xl.errors.InputError, match="faithfulness needs attention maps"):
+        xl.measure_faithfulness(net, test)
 
 
 def test_bundles_say_the_same(trained, tmp_path):
@@ -97,14 +97,14 @@ def test_context_heads(name):
 def test_without_maps_what_needs_them_is_refused():
     kind = KINDS["vector"]
     net, data = attach(kind), kind.make(30)
-    with pytest.raises(xl.InputError, match="a loss with a weight above 0 needs attention maps"):
+    with pytest.raises(xl.errors.InputError, match="a loss with a weight above 0 needs attention maps"):
         xl.fit(net, data, data, epochs=1, loss=xl.EGTLoss(), progress=False)
     trace = xl.collect(net, data)
     assert not trace.has_maps
-    with pytest.raises(xl.InputError, match="max_divergence: the network's exits have no maps"):
+    with pytest.raises(xl.errors.InputError, match="max_divergence: the network's exits have no maps"):
         xl.calibrate(trace, max_divergence=0.1)
     for predict in (xl.predict, lambda *given, **more: list(xl.predict_stream(given[0], [given[1]], given[2], **more))):
-        with pytest.raises(xl.InputError, match="attention=True needs attention maps"):
+        with pytest.raises(xl.errors.InputError, match="attention=True needs attention maps"):
             predict(net, data.inputs, xl.Policy((0.5, 0.5)), attention=True)
 
 
@@ -117,7 +117,7 @@ def test_groups_that_are_none():
         ({"a": [0, 1], "b": [1]}, "column 1 is in two groups"),
         ({"a": "01", "b": [1]}, "'a': expected columns"),
     ):
-        with pytest.raises(xl.InputError, match=said):
+        with pytest.raises(xl.errors.InputError, match=said):
             xl.attach(kind.build(), ["first"], 3, x, groups=groups)
-    with pytest.raises(xl.InputError, match="they are for vectors"):
+    with pytest.raises(xl.errors.InputError, match="they are for vectors"):
         xl.attach(KINDS["series"].build(), ["first"], 3, torch.zeros(1, 2, 32), groups={"a": [0], "b": [1]})

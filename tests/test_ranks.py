@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import exitlens as xl
 from exitlens import ranks as module
-from exitlens.ranks import Ranks, find_ranks
+from exitlens.ranks import DistributedContext, find_ranks
 from tests.ranks import open_pair
 
 
@@ -27,7 +27,7 @@ def pair(tmp_path_factory):
 
 def test_a_process_that_is_alone_shares_with_nobody():
     alone = find_ranks()
-    assert alone == Ranks()
+    assert alone == DistributedContext()
     assert alone.is_first
     assert alone.vary_seed(7) == 7
     value, seen = torch.ones(3), []
@@ -58,7 +58,7 @@ def test_numbers_are_summed_and_copied(pair):
 def _exchange(rank):
     module.BUCKET = 2  # small, so that there are several
     ranks = find_ranks()
-    assert ranks == Ranks(rank, 2)
+    assert ranks == DistributedContext(rank, 2)
 
     def make():
         base = torch.tensor([0.0, 1.0]) + rank
@@ -74,7 +74,7 @@ def _exchange(rank):
 def test_rank_0_makes_what_all_get(pair):
     assert pair.run(_share) == ["made by 0", "made by 0"]
     first, second = pair.run(_share, "full")
-    assert type(first) is type(second) is xl.OutputError
+    assert type(first) is type(second) is xl.errors.OutputError
     assert str(first) == "full"
     assert str(second) == "process 0 of 2: full"
 
@@ -82,7 +82,7 @@ def test_rank_0_makes_what_all_get(pair):
 def _share(rank, error=""):
     def make():
         if error:
-            raise xl.OutputError(error)
+            raise xl.errors.OutputError(error)
         return f"made by {rank}"
 
     return find_ranks().share(make)
@@ -93,9 +93,9 @@ def test_items_of_all_ranks_arrive_in_turn(pair):
     assert pair.run(_hand_over, 0, 1) == [["1.0"], []]
     assert pair.run(_hand_over, 0, 0) == [[], []]
     for error in pair.run(_hand_over, 2, 2, "0.1"):  # rank 0 cannot take it
-        assert type(error) is xl.OutputError
+        assert type(error) is xl.errors.OutputError
     for error in pair.run(_hand_over, 2, -1):  # rank 1 cannot make it
-        assert type(error) is xl.DataError
+        assert type(error) is xl.errors.DataError
 
 
 def _hand_over(rank, first, second, refused=""):
@@ -103,12 +103,12 @@ def _hand_over(rank, first, second, refused=""):
 
     def make():
         if (first, second)[rank] < 0:
-            raise xl.DataError("bad file")
+            raise xl.errors.DataError("bad file")
         yield from (f"{rank}.{i}" for i in range((first, second)[rank]))
 
     def take(item):
         if item == refused:
-            raise xl.OutputError("full")
+            raise xl.errors.OutputError("full")
         seen.append(item)
 
     find_ranks().hand_over(make(), take)
@@ -117,22 +117,22 @@ def _hand_over(rank, first, second, refused=""):
 
 def test_an_error_of_one_rank_is_that_of_all(pair):
     first, second = pair.run(_fail)
-    assert type(first) is xl.MissingExtraError  # whose constructor takes other arguments
+    assert type(first) is xl.errors.MissingExtraError  # whose constructor takes other arguments
     assert str(first).startswith("process 1 of 2: x needs the package")
-    assert type(second) is xl.MissingExtraError
+    assert type(second) is xl.errors.MissingExtraError
 
 
 def _fail(rank):
     with find_ranks().together():
         if rank == 1:
-            raise xl.MissingExtraError("package", "extra", "x")
+            raise xl.errors.MissingExtraError("package", "extra", "x")
 
 
 def test_a_rank_that_is_killed_is_missed_at_once(tmp_path):
     with open_pair(tmp_path, seconds=60) as pair:
         pair.send(_die)
         error = pair.receive(0)
-    assert type(error) is xl.DistributedError
+    assert type(error) is xl.errors.DistributedError
     assert "process 0 of 2 lost the others" in str(error)
     assert "EXITLENS_TIMEOUT_S" in str(error)
 
@@ -148,7 +148,7 @@ def test_a_rank_that_hangs_is_missed_when_time_is_up(tmp_path):
         pair.send(_stop)
         error = pair.receive(0)
         os.kill(pair.workers[1].pid, signal.SIGCONT)
-    assert type(error) is xl.DistributedError
+    assert type(error) is xl.errors.DistributedError
 
 
 def _stop(rank):
@@ -162,7 +162,7 @@ def test_seconds_to_wait_are_a_number(monkeypatch, value):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(module.TIMEOUT, value)
-    with pytest.raises(xl.InputError, match="seconds above 0"):
+    with pytest.raises(xl.errors.InputError, match="seconds above 0"):
         find_ranks()
 
 
@@ -171,7 +171,7 @@ def test_processes_that_do_not_find_one_another(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(xl.DistributedError, match="did not find"):
+    with pytest.raises(xl.errors.DistributedError, match="did not find"):
         find_ranks()
 
 

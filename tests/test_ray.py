@@ -30,7 +30,7 @@ def _threads_stay():
 
 def expect(trained: Path, files: list[Path]):
     net, policy = xl.load(trained)
-    found = next(iter(xl.predict_stream(net, xl.ImageStream(files, net.info.preprocess, 64), policy)))
+    found = next(iter(xl.predict_stream(net, xl.data.ImageStream(files, net.info.preprocess, 64), policy)))
     return [net.info.classes[i] for i in found.labels.tolist()], found.exits.tolist(), net.cost[found.exits].tolist(), found
 
 
@@ -45,7 +45,7 @@ def test_cells_of_every_kind_give_the_answers_of_predict(trained, folder):
     labels, exits, cost, found = expect(trained, files)
     pixels = [np.asarray(Image.open(file)) for file in files]
     net = xl.load(trained)[0]
-    inputs = torch.stack([net.info.preprocess.normalise(xl.read_image(file, (32, 32), 3)) for file in files])
+    inputs = torch.stack([net.info.preprocess.normalise(xl.data.read_image(file, (32, 32), 3)) for file in files])
     kinds = {
         "paths": as_objects([str(file) for file in files]),
         "bytes": as_objects([file.read_bytes() for file in files]),
@@ -69,7 +69,7 @@ def test_rows_that_cannot_be_read(trained, folder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     cells = as_objects([str(files[0]), str(tmp_path / "bad.png"), None, 7.5, np.zeros((4, 4, 9), np.uint8), str(files[1])])
     batch = {"key": np.array(list("abcdef")), "more": np.arange(6), "image": cells}
-    with pytest.raises(xl.DataError, match=r"bad\.png.*'b'.*skip_bad=True"):
+    with pytest.raises(xl.errors.DataError, match=r"bad\.png.*'b'.*skip_bad=True"):
         Predictor(trained, "image", keep=["key"])(batch)
     answers = Predictor(trained, "image", keep=["key"], skip_bad=True)(batch)
     assert "more" not in answers
@@ -97,7 +97,7 @@ def test_rows_that_cannot_be_read(trained, folder, tmp_path):
 )
 def test_arguments_that_do_not_fit(trained, folder, words, columns, message):
     batch = {"image": as_objects([str(list_images(folder)[0])])} | columns
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         Predictor(trained, **{"column": "image"} | words)(batch)
 
 

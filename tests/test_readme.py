@@ -50,7 +50,7 @@ def run(code: str, name: str, space: dict[str, Any], folder: Path) -> str:
     torch.manual_seed(0)
     printed = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.DriftWarning)  # a few untrained answers say nothing
+        warnings.simplefilter("ignore", xl.errors.DriftWarning)  # a few untrained answers say nothing
         exec(compile(code, name, "exec"), space)
     return printed.getvalue()
 
@@ -88,7 +88,7 @@ def test_the_flow_in_the_package_docstring_runs(readme, tmp_path):
     train, calibration, test = (readme[0][name].first(48) for name in ("train", "cal", "test"))
     space = {"xl": xl, "train": train, "val": calibration, "calibration": calibration, "test": test, "images": train.inputs}
     space["backbone"] = xl.build_backbone("small", 10)
-    with pytest.raises(xl.BundleError, match="backbone="):  # the last line needs the module itself
+    with pytest.raises(xl.errors.BundleError, match="backbone="):  # the last line needs the module itself
         run(code.replace("epochs=8", "epochs=1, progress=False"), "exitlens", space, tmp_path)
     assert space["report"].samples == len(space["pred"].labels) == 48
     assert xl.load(tmp_path / "bundle", backbone=space["backbone"])[1] == space["policy"]

@@ -33,7 +33,7 @@ def test_there_are_ten_commands_at_most():
 def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["write_scenes.py", "photos"])
-    load = xl.load_scenes
+    load = xl.demo.load_scenes
     monkeypatch.setattr(xl, "load_scenes", lambda split, limit: load(split, limit=limit // 10))
     runpy.run_path(str(ROOT / "examples" / "write_scenes.py"), run_name="__main__")
     assert len(list(Path("photos").rglob("*.png"))) == 300

@@ -20,14 +20,14 @@ SMALLER = {"--size 32": "--size 12", "--epochs 2": "--epochs 1", "--max-accuracy
 
 
 def _save_model(folder: Path) -> None:
-    tokenizer = xl.word_tokenizer([one.text for one in make_sentences(30)])
-    size = xl.TextPreprocess(tokenizer, 12).vocabulary_size
+    tokenizer = xl.data.word_tokenizer([one.text for one in make_sentences(30)])
+    size = xl.data.TextPreprocess(tokenizer, 12).vocabulary_size
     make_bert(vocab_size=size, max_position_embeddings=12, num_labels=4).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_the_commands_lead_to_a_certified_bundle_and_explanations(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     build_once(monkeypatch)

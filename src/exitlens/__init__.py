@@ -12,6 +12,9 @@ The flow, with ``import exitlens as xl``::
     why    = xl.explain(net, images[0], policy)
     xl.save(net, policy, "bundle")
     net, policy = xl.load("bundle")                   # xl.load("bundle", backbone=...) for a module of your own
+
+``xl.data`` has data sets and preprocessing, ``xl.demo`` generated data, ``xl.errors`` every error and warning, and
+``xl.types`` the values inside the results of the verbs.
 """
 
 from __future__ import annotations
@@ -21,54 +24,44 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch;
-# type checkers and editors read __init__.pyi, and a test holds the two together.
+# Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch.
+# Type checkers and editors read __init__.pyi; a test compares the two.
 _MODULES = {
-    "data.demo.garments": "load_fashion load_scenes make_scenes",
-    "data.demo.reviews": "load_reviews make_reviews",
-    "data.demo.signals": "load_blobs load_motifs make_blobs make_motifs",
-    "data.folders": "load_arrays load_folder load_torchvision load_unlabelled",
-    "data.sets": "ArraySet ImageSet LazySet",
-    "data.splits": "split_set",
-    "data.streams": "ImageStream",
-    "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load load_policies save",
     "edge.export": "export",
     "edge.int8": "export_int8 Int8Report",
     "edge.web": "export_web",
-    "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
-    "ExitlensError ExportError InputError MissingExtraError OutputError OutputExistsError "
-    "PolicyError ReachWarning RequestError StreamError TrainingError WeightsWarning",
-    "functional.drift": "Drift Monitor",
+    "errors": "ExitlensError",
+    "functional.drift": "Drift DriftMonitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",
-    "modalities.image": "read_image",
     "model.attach": "attach",
+    "model.attribution": "attribute",
     "model.backbones.build": "build_backbone",
     "model.backbones.weights": "load_weights WeightsReport",
-    "model.cutting.placement": "exit_points ExitPoint",
+    "model.cutting.placement": "ExitCandidate list_exit_candidates",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
-    "model.attribution": "compute_relevance",
-    "ranks": "Ranks",
-    "types": "Calibration CalibrationRequest CompactLogits ExitOutput ExitView Explanation Gate LabelView Location "
-    "LossTerms MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
-    "VolumePreprocess",
+    "ranks": "DistributedContext",
+    "types": "CalibrationRequest ExitOutput Explanation Policy Prediction Trace TrainingSettings",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
-    "workflow.evaluation": "evaluate Report",
+    "workflow.evaluation": "Report evaluate",
     "workflow.explanation": "explain explain_batch",
-    "workflow.faithfulness": "Faithfulness faithfulness",
+    "workflow.faithfulness": "Faithfulness measure_faithfulness",
     "workflow.inference": "predict predict_stream",
-    "workflow.sweeping": "anytime Band budgeted_batch CurvePoint sweep SweepPoint",
-    "workflow.training.fit": "fit FitResult",
+    "workflow.sweeping": "measure_anytime measure_budgeted_batch sweep",
+    "workflow.training.fit": "FitResult fit",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+_SPACES = ("data", "demo", "errors", "types")
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SPACES:
+        return import_module(f"exitlens.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'exitlens' has no attribute {name!r}")
     value = getattr(import_module(f"exitlens.{_HOME[name]}"), name)
@@ -77,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_SPACES})

@@ -12,6 +12,29 @@ from importlib.util import find_spec
 from types import UnionType
 from typing import Any
 
+__all__ = [
+    "AttachError",
+    "BundleError",
+    "CalibrationError",
+    "DataError",
+    "DataWarning",
+    "DistributedError",
+    "DriftWarning",
+    "EngineError",
+    "ExitlensError",
+    "ExportError",
+    "InputError",
+    "MissingExtraError",
+    "OutputError",
+    "OutputExistsError",
+    "PolicyError",
+    "ReachWarning",
+    "RequestError",
+    "StreamError",
+    "TrainingError",
+    "WeightsWarning",
+]
+
 
 class ExitlensError(Exception):
     """Base of all errors of this library; catch it to catch them all.
@@ -47,7 +70,7 @@ class DataError(ExitlensError):
         is_skippable: true if the error is about files or rows that ``skip_bad=True`` (``--skip-bad``) leaves out.
 
     Examples:
-        >>> xl.load_folder("empty", scenes.preprocess)
+        >>> xl.data.load_folder("empty", scenes.preprocess)
         Traceback (most recent call last):
         exitlens.errors.DataError: ...
     """
@@ -83,7 +106,7 @@ class DistributedError(ExitlensError):
     """Processes that share the work have lost one another, or one of them failed with an error that is not ours.
 
     Examples:
-        >>> issubclass(xl.DistributedError, xl.ExitlensError)
+        >>> issubclass(xl.errors.DistributedError, xl.ExitlensError)
         True
     """
 
@@ -112,7 +135,7 @@ class EngineError(ExitlensError):
     """The network cannot be compiled or tuned as requested.
 
     Examples:
-        >>> issubclass(xl.EngineError, xl.ExitlensError)
+        >>> issubclass(xl.errors.EngineError, xl.ExitlensError)
         True
     """
 
@@ -159,7 +182,7 @@ class RequestError(ExitlensError):
         retry_after: seconds after which to try again, if that may help.
 
     Examples:
-        >>> error = xl.RequestError("deadline_ms: expected a positive number, got -1", status=400)
+        >>> error = xl.errors.RequestError("deadline_ms: expected a positive number, got -1", status=400)
         >>> error.status, error.retry_after
         (400, None)
     """
@@ -184,7 +207,7 @@ class OutputError(ExitlensError):
     """An output cannot be read or written; what was written before remains valid.
 
     Examples:
-        >>> issubclass(xl.OutputError, xl.ExitlensError)
+        >>> issubclass(xl.errors.OutputError, xl.ExitlensError)
         True
     """
 
@@ -194,7 +217,7 @@ class DataWarning(UserWarning):
 
     Examples:
         >>> import warnings
-        >>> warnings.simplefilter("error", xl.DataWarning)  # stop if data cannot be used as requested
+        >>> warnings.simplefilter("error", xl.errors.DataWarning)  # stop if data cannot be used as requested
     """
 
 
@@ -203,7 +226,7 @@ class DriftWarning(UserWarning):
 
     Examples:
         >>> import warnings
-        >>> warnings.simplefilter("ignore", xl.DriftWarning)  # if you look at monitor.state() yourself
+        >>> warnings.simplefilter("ignore", xl.errors.DriftWarning)  # if you look at monitor.state() yourself
     """
 
 
@@ -215,7 +238,7 @@ class WeightsWarning(UserWarning):
 
     Examples:
         >>> import warnings
-        >>> warnings.simplefilter("error", xl.WeightsWarning)  # refuse weights that leave a part of the backbone random
+        >>> warnings.simplefilter("error", xl.errors.WeightsWarning)  # refuse weights that leave parts random
     """
 
 
@@ -224,7 +247,7 @@ class ReachWarning(UserWarning):
 
     Examples:
         >>> import warnings
-        >>> warnings.simplefilter("error", xl.ReachWarning)  # refuse exits that see too little of the image
+        >>> warnings.simplefilter("error", xl.errors.ReachWarning)  # refuse exits that see too little of the image
     """
 
 
@@ -232,7 +255,7 @@ class MissingExtraError(ExitlensError, ImportError):
     """An optional dependency is not installed.
 
     Examples:
-        >>> str(xl.MissingExtraError("timm", extra="timm", purpose="backbone timm:resnet18"))
+        >>> str(xl.errors.MissingExtraError("timm", extra="timm", purpose="backbone timm:resnet18"))
         "backbone timm:resnet18 needs the package 'timm', which is not installed. Fix: pip install 'exitlens[timm]'..."
     """
 

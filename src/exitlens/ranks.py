@@ -1,8 +1,8 @@
 """Processes that share one piece of work (``torch.distributed``).
 
-All exchange goes through a :class:`Ranks`; for a process that is alone its methods do nothing, so that code above does not
-branch. One rule holds everywhere: a rank that fails tells the others (:meth:`Ranks.together`), and all of them raise. Nobody
-waits for a rank that gave up.
+All exchange goes through a :class:`DistributedContext`; in a process that is alone its methods do nothing, so that callers
+need no branch. One rule holds everywhere: a rank that fails tells the others (:meth:`DistributedContext.together`), and all
+of them raise. Nobody waits for a rank that gave up.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ BUCKET = 4_000_000  # numbers that travel together
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among those that share the work; ``Ranks()`` is a process that is alone.
+class DistributedContext:
+    """This process among those that share the work; ``DistributedContext()`` is a process that is alone.
 
     Attributes:
         rank: the number of this process, from 0; rank 0 alone prints and writes.
         size: number of processes.
 
     Examples:
-        >>> ranks = xl.Ranks(rank=1, size=4)  # fit, collect and calibrate make their own where torchrun started them
+        >>> ranks = xl.DistributedContext(rank=1, size=4)  # made by fit and collect under torchrun
         >>> ranks.is_first, list(range(8))[ranks.rows]
         (False, [1, 5])
     """
@@ -186,7 +186,7 @@ def fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
         yield held
 
 
-ALONE = Ranks()
+ALONE = DistributedContext()
 
 
 def _name_class(error: Exception) -> str:
@@ -204,13 +204,13 @@ def _rebuild_error(name: str, text: str, rank: int, size: int) -> ExitlensError:
     return error
 
 
-def find_ranks(given: Ranks | None = None) -> Ranks:
+def find_ranks(given: DistributedContext | None = None) -> DistributedContext:
     """Return ``given``, or this process's place in the process group, if there is one or ``torchrun`` asks for it.
 
     Joins the group on first use: gloo for tensors on CPUs, NCCL if every process has a GPU of its own. Waiting for another
     rank ends after 30 minutes, or ``EXITLENS_TIMEOUT_S`` seconds.
     """
-    require(given, Ranks | None, "ranks")
+    require(given, DistributedContext | None, "ranks")
     if given is not None or not dist.is_available():
         return given or ALONE
     if not dist.is_initialized():
@@ -222,7 +222,7 @@ def find_ranks(given: Ranks | None = None) -> Ranks:
             "backend: expected one that also exchanges tensors on the CPU, got nccl. "
             'Fix: init_process_group("cpu:gloo,cuda:nccl").'
         )
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return DistributedContext(dist.get_rank(), dist.get_world_size())
 
 
 def _join() -> None:

@@ -16,8 +16,8 @@ from exitlens.delivery.run_directory import load_calibrated, require_preprocess
 from exitlens.errors import DataError, InputError, require
 from exitlens.modalities import TEXT
 from exitlens.modalities.image import decode_image, read_image, to_pixels
-from exitlens.types import Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
 from exitlens.workflow.inference import predict
 

@@ -138,9 +138,9 @@ def test_the_layer_changes_nothing_and_is_what_exit_0_reads(net, images):
 def test_maps_of_others_are_judged_as_faithfulness_judges_ours(net):
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (12, 3, 16, 16), generator=rng, dtype=torch.uint8)
-    data = xl.ImageSet(pixels, torch.zeros(12, dtype=torch.long), ("a", "b", "c", "d"))
+    data = xl.data.ImageSet(pixels, torch.zeros(12, dtype=torch.long), ("a", "b", "c", "d"))
     makers = {
-        "relevance": lambda x, _: xl.compute_relevance(net, x).clamp_min(0),
+        "relevance": lambda x, _: xl.attribute(net, x).clamp_min(0),
         "nothing": lambda x, _: torch.zeros(len(x), 8, 8),
     }
     judged = relevance.judge(net.eval(), data.inputs, data.labels, makers)

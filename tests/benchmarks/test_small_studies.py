@@ -175,7 +175,7 @@ def test_series_are_judged_when_all_seeds_are_there(monkeypatch):
 def make_archive(name):
     labels = torch.arange(40) % 3
     values = labels[:, None, None] + torch.randn(40, 2, 24, generator=torch.Generator().manual_seed(0))
-    return xl.ArraySet(5 + values, labels, ("a", "b", "c"), xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0)))
+    return xl.data.ArraySet(5 + values, labels, ("a", "b", "c"), xl.data.SeriesPreprocess((0.0, 0.0), (1.0, 1.0)))
 
 
 def test_half_of_each_class_trains_and_seeds_draw_anew(monkeypatch):

@@ -85,7 +85,7 @@ def test_files_of_a_distribution(distribution, tmp_path, capsys, monkeypatch):
     assert "24 sentences in train.csv" in capsys.readouterr().out
     for split in SHARES:
         assert (tmp_path / "a" / f"{split}.csv").read_bytes() == (tmp_path / "b" / f"{split}.csv").read_bytes()
-    _, labels, classes = xl.read_texts(tmp_path / "a" / "test.csv")
+    _, labels, classes = xl.data.read_texts(tmp_path / "a" / "test.csv")
     assert (len(labels), classes) == (6, ("negative", "positive"))
     (tmp_path / RATINGS).write_bytes(make_ratings().encode())
     assert read_ratings(tmp_path / RATINGS) == read_ratings(distribution)
@@ -102,7 +102,7 @@ def test_words_as_they_stand_or_without_the_marks_around_them():
 
 def test_all_tokens_of_a_word_are_marked_and_none_beyond_the_length(tmp_path):
     pytest.importorskip("tokenizers")
-    preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good self-assured film"]), 8)
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good self-assured film"]), 8)
     masks = mark_words(["a self-assured film", "good a a a a a a good"], LEXICON, preprocess)
     tokens = preprocess.tokens(preprocess.encode(["a self-assured film"])["input_ids"][0])
     marked = [token for token, is_marked in zip(tokens, masks[0].tolist(), strict=True) if is_marked]
@@ -110,7 +110,7 @@ def test_all_tokens_of_a_word_are_marked_and_none_beyond_the_length(tmp_path):
     assert masks[1].nonzero().flatten().tolist() == [1]  # [CLS] is before it; the other is cut off
     (tmp_path / "vader_lexicon.txt").write_text("Good\t1.9\t0.9\t[1, 2]\n:)\t2\t1\t[2]\n\n")
     assert texts.read_lexicon(tmp_path / "vader_lexicon.txt") == {"good": 1.9, ":)": 2.0}
-    short = xl.TextPreprocess(xl.word_tokenizer(["a b"]), 4)  # [CLS] and [SEP] are counted
+    short = xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), 4)  # [CLS] and [SEP] are counted
     assert texts.measure_lengths(["a", "a b", "a b a", "a b a b"], short) == {"length_95": 6.0, "cut": 0.5}
 
 
@@ -142,9 +142,9 @@ def test_pointing_beside_chance_and_the_maps_of_others():
 def data():
     pytest.importorskip("transformers")
     words = [f"w{i}" for i in range(30)]
-    preprocess = xl.TextPreprocess(xl.word_tokenizer(words), 10)
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(words), 10)
     sentences = [" ".join(words[i : i + 2 + i % 3]) for i in range(12)]
-    return xl.TextSet(sentences, torch.arange(12) % 3, ("a", "b", "c"), preprocess)
+    return xl.data.TextSet(sentences, torch.arange(12) % 3, ("a", "b", "c"), preprocess)
 
 
 def test_deletion_is_that_of_faithfulness_and_each_token_alone_is_masked_out(data):
@@ -152,7 +152,7 @@ def test_deletion_is_that_of_faithfulness_and_each_token_alone_is_masked_out(dat
     answers, attention = texts.collect_maps(net, data)
     partner = match_lengths(data.attention_mask.sum(1))
     measured = texts.delete_tokens(net, data, answers, attention, partner)
-    checks = xl.faithfulness(net, data, oracle_samples=0)
+    checks = xl.measure_faithfulness(net, data, oracle_samples=0)
     assert measured["deletion"] == pytest.approx(checks.deletion, abs=1e-5)
     assert measured["deletion_random"] == pytest.approx(checks.deletion_random, abs=1e-5)
     itself = texts.delete_tokens(net, data, answers, attention, torch.arange(12))
@@ -188,9 +188,9 @@ def test_unsure_answers_raise_an_alarm_soon_and_the_same_kind_none():
 def test_a_cell(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     sentences = make_sentences(60)
-    preprocess = xl.TextPreprocess(xl.word_tokenizer([sentence.text for sentence in sentences]), 12)
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer([sentence.text for sentence in sentences]), 12)
     labels = torch.tensor([int(sentence.label == "positive") for sentence in sentences])
-    data = xl.TextSet([sentence.text for sentence in sentences], labels, ("negative", "positive"), preprocess)
+    data = xl.data.TextSet([sentence.text for sentence in sentences], labels, ("negative", "positive"), preprocess)
     build = partial(make_bert, num_labels=2, vocab_size=preprocess.vocabulary_size)
     task = Task(data, data, {"test": data}, build, 2, {"epochs": 1, "batch_size": 20})
     replacements = {"reviews": lambda seed: task, "find_folder": lambda *words: tmp_path, "find_source": lambda: None}

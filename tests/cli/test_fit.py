@@ -177,7 +177,7 @@ def test_weights_for_other_classes_are_said_and_bring_the_pretrained_recipe(fold
     assert json.loads(out)["epochs"] == 1
     assert "made anew" in err
     assert "pixels: mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (0.5 and 0.5, as asked for)" in err
-    assert xl.load(tmp_path / "b")[0].info.preprocess == xl.Preprocess((32, 32), (0.5,) * 3, (0.5,) * 3)
+    assert xl.load(tmp_path / "b")[0].info.preprocess == xl.data.Preprocess((32, 32), (0.5,) * 3, (0.5,) * 3)
     settings = json.loads((tmp_path / "b" / "settings.json").read_text())["settings"]
     assert (settings["learning_rate"], settings["head_learning_rate"]) == (1e-3, None)
     code, out, err = call(*words, tmp_path / "c", "--strict-weights")

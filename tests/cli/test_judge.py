@@ -38,7 +38,7 @@ def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, c
     assert json.loads(shown)["calibration"]["groups"] == 10
     trace = xl.Trace.load(tmp_path / "t" / "trace.safetensors")
     assert (len(trace), trace.num_groups, trace.labels) == (60, 10, None)
-    assert isinstance(trace.logits, xl.CompactLogits)
+    assert isinstance(trace.logits, xl.types.CompactLogits)
     assert len([path for path in (tmp_path / "pixels").rglob("*") if path.is_file()]) == 60
 
 
@@ -48,7 +48,7 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):
     gate = json.loads(shown)["gate"]
     net, policy = xl.load(again)
     if gate is None:  # every map is near enough: the simpler rule; here one is made by hand
-        gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 3, (1.0,) * 3)
+        gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 3, (1.0,) * 3)
         xl.save(net, xl.Policy(policy.thresholds, network=policy.network, gate=gate), again, overwrite=True)
     shown = call.ok("predict", "--bundle", again, "--data", folder, "--json")
     rows = json.loads(shown)["predictions"]
@@ -151,7 +151,7 @@ def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
 
 def test_two_runs_in_one_report(trained, folder, tmp_path, call, monkeypatch):
     ms = (1.0, 2.0, 4.0, 8.0)
-    timing = xl.Timing(ms, ms, ms, 7.5, 64, 1, {"processor": "Slow 9000"})
+    timing = xl.types.ExitLatency(ms, ms, ms, 7.5, 64, 1, {"processor": "Slow 9000"})
     monkeypatch.setattr(collection, "measure_exits", lambda *words: timing)
     page = tmp_path / "both.html"
     data = ("--data", folder, "--group-by", r"\d\d\.png$", "--cost", "time", "--timed-batch", "64")
@@ -197,7 +197,7 @@ def test_limits_in_milliseconds(again, folder, call, monkeypatch):
 
     def measure(net, inputs, size):
         sizes.append(size)
-        return xl.Timing(ms, ms, ms, 7.5, size or 64, 1, {"processor": "Slow 9000"})
+        return xl.types.ExitLatency(ms, ms, ms, 7.5, size or 64, 1, {"processor": "Slow 9000"})
 
     monkeypatch.setattr(collection, "measure_exits", measure)
     timed = ("--bundle", again, "--data", folder, "--cost", "time", "--timed-batch", "1")

@@ -85,7 +85,7 @@ def test_options_come_from_the_fields_and_docstring_of_settings():
     assert "More is said" not in shown
     assert "Whether it blows, all around." in shown
     assert "--hidden" not in shown
-    assert isinstance(runner.invoke(app, ["rye", "--mode", "dwn"]).exception, xl.InputError)
+    assert isinstance(runner.invoke(app, ["rye", "--mode", "dwn"]).exception, xl.errors.InputError)
 
 
 def test_errors_name_options_in_place_of_arguments():
@@ -126,7 +126,7 @@ def test_skipped_files_are_listed_up_to_twenty(capsys):
 
 def test_a_warning_of_ours_is_one_line(call, monkeypatch):
     def explore(*_):
-        warnings.warn("the disk is full", xl.DataWarning, stacklevel=2)
+        warnings.warn("the disk is full", xl.errors.DataWarning, stacklevel=2)
         warnings.warn("another", UserWarning, stacklevel=2)
 
     monkeypatch.setattr("exitlens.cli.verbs", explore)

@@ -40,7 +40,7 @@ FIT = ("--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
 def run(model, reviews, tmp_path_factory):
     """A run directory, calibrated, trained with the tokenizer beside the model."""
     out = tmp_path_factory.mktemp("text") / "run"
-    (model / "tokenizer.json").write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
+    (model / "tokenizer.json").write_text(xl.data.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
     words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", out, *FIT)
     for line in (words, ("calibrate", "--bundle", out, "--max-accuracy-drop", 0.05, "--json")):
         cli.verbs(list(map(str, line)), standalone_mode=False)
@@ -113,8 +113,8 @@ def test_what_a_network_of_texts_refuses(call, run, words, message):
 
 @pytest.mark.slow
 def test_pretrained_weights_bring_their_recipe_and_their_own_tokenizer(call, reviews, tmp_path):
-    tokenizer = xl.word_tokenizer(["the film was", *GOOD, *BAD])
-    size = xl.TextPreprocess(tokenizer, 12).vocabulary_size
+    tokenizer = xl.data.word_tokenizer(["the film was", *GOOD, *BAD])
+    size = xl.data.TextPreprocess(tokenizer, 12).vocabulary_size
     make_bert(vocab_size=size, num_labels=2, max_position_embeddings=12).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text(tokenizer)
     words = ("fit", "--data", reviews, "--backbone", f"hf:{tmp_path / 'model'}", "--exits", 2, "--epochs", 1, "--size", 12)
@@ -137,7 +137,7 @@ def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
         (("--data", "scenes", *backbone), "reads texts, the data are images"),
     ):
         assert message in call.error("fit", *words, *out)
-    (model / "tokenizer.json").write_text(xl.word_tokenizer(["a b"]))
+    (model / "tokenizer.json").write_text(xl.data.word_tokenizer(["a b"]))
     assert "reads texts, scenes has images" in call.error("fit", "--data", "scenes", *backbone, *out)
 
 

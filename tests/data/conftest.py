@@ -10,8 +10,8 @@ from PIL import Image
 
 import exitlens as xl
 
-PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
-SMALL = xl.Preprocess((8, 8), (0.5,) * 3, (0.25,) * 3)
+PREPROCESS = xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
+SMALL = xl.data.Preprocess((8, 8), (0.5,) * 3, (0.25,) * 3)
 CLASSES = ("ant", "bee")
 TS = """# a comment
 @problemName tiny

@@ -47,13 +47,13 @@ def test_images_labels_and_groups_stay_together():
 
 def test_rows_that_miss_something_are_left_out_or_named():
     rows = {"x": _rows(("a", None, "b"), groups=["g", "g", "f"])}
-    with pytest.raises(xl.DataError, match=r"1 of 3 rows cannot be read[^#]*row 1: no label"):
+    with pytest.raises(xl.errors.DataError, match=r"1 of 3 rows cannot be read[^#]*row 1: no label"):
         make_sets(rows, "it", PREPROCESS)
     data = make_sets(rows, "it", PREPROCESS, skip_bad=True).sets["x"]
     assert data.load().images[:, 0, 0, 0].tolist() == [0, 20]
     assert data.labels.tolist() == [0, 1]
     assert data.groups.tolist() == [1, 0]
-    with pytest.raises(xl.DataError, match="row 2: no text"):
+    with pytest.raises(xl.errors.DataError, match="row 2: no text"):
         make_sets({"x": _rows(images=None, texts=["one", "two", " "])}, "it", PREPROCESS)
     texts = make_sets({"x": _rows(images=None, texts=[" one", "two", "three"])}, "it", PREPROCESS).sets["x"]
     assert texts.texts == ["one", "two", "three"]
@@ -65,21 +65,21 @@ def test_classes_of_all_parts_and_of_an_existing_network():
     assert make_sets({name: rows._replace(classes=("c", "b", "a")) for name, rows in parts.items()}, "it", PREPROCESS).sets[
         "test"
     ].labels.tolist() == [0, 2, 2]
-    with pytest.raises(xl.DataError, match="it has the class 'c', the network does not"):
+    with pytest.raises(xl.errors.DataError, match="it has the class 'c', the network does not"):
         make_sets(parts, "it", PREPROCESS, classes=("a", "b"))
 
 
 def test_a_column_says_the_parts():
     parts = make_sets({"": _rows(splits=["val", "train", "val"])}, "it", PREPROCESS)
     assert {name: part.labels.tolist() for name, part in parts.sets.items()} == {"train": [1], "val": [0, 0]}
-    with pytest.raises(xl.DataError, match="split_by: it has the split 'other'"):
+    with pytest.raises(xl.errors.DataError, match="split_by: it has the split 'other'"):
         make_sets({"": _rows(splits=["other", "train", "val"])}, "it", PREPROCESS)
 
 
 def test_parts_without_labels():
     parts = make_sets({"train": _rows(), "test": _rows((None, None, None))}, "it", PREPROCESS)
     assert (tuple(parts.sets), parts.unlabelled) == (("train",), ("test",))
-    with pytest.raises(xl.DataError, match="has no labels"):
+    with pytest.raises(xl.errors.DataError, match="has no labels"):
         make_sets({"test": _rows((None, None, None))}, "it", PREPROCESS)
 
 
@@ -106,9 +106,9 @@ def test_groups_of_a_folder_by_file_names(folder):
     alone = open_source(str(folder), size=8, group_by=r"(animal.+)").load_splits(SPLITS)
     assert alone.notes[1].endswith("no two samples are in one group")
     assert not torch.equal(source.load("train").labels, open_source(str(folder), size=8).load("train").labels)
-    with pytest.raises(xl.DataError, match=r"finds no group in 48 of 48 file names, such as 'ant/animal00_0.png'"):
+    with pytest.raises(xl.errors.DataError, match=r"finds no group in 48 of 48 file names, such as 'ant/animal00_0.png'"):
         open_source(str(folder), group_by=r"bird\d").load("train")
-    with pytest.raises(xl.InputError, match="is a folder of class folders, without columns"):
+    with pytest.raises(xl.errors.InputError, match="is a folder of class folders, without columns"):
         open_source(str(folder), split_by="fold").load("train")
 
 
@@ -127,7 +127,7 @@ def test_folders_of_splits(folder, tmp_path):
     assert loaded.notes[0].startswith("splits: validation: all of 'val'; cut from 'train' by exitlens")
     assert sum(len(part) for part in loaded.sets.values()) == 48
     (tmp_path / "split" / "val" / "ant" / "animal00_99.png").write_bytes(encode(0))
-    with pytest.raises(xl.DataError, match=r"has the group '00' in train and in val \(1 group"):
+    with pytest.raises(xl.errors.DataError, match=r"has the group '00' in train and in val \(1 group"):
         open_source(str(tmp_path / "split"), group_by=r"animal(\d+)").load("train")
 
 
@@ -149,9 +149,9 @@ def test_groups_and_splits_of_texts(suffix, tmp_path):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     source = open_source(str(path), split_by="fold", columns="text=author,label=label")
     assert source.load("validation").texts == tuple(f"a{i // 2}" for i in range(30, 40))
-    with pytest.raises(xl.DataError, match=r"no column 'writer'|40 of 40 rows"):
+    with pytest.raises(xl.errors.DataError, match=r"no column 'writer'|40 of 40 rows"):
         open_source(str(path), group_by="writer").load("train")
-    with pytest.raises(xl.InputError, match=r"holds texts. Fix: give text=NAME"):
+    with pytest.raises(xl.errors.InputError, match=r"holds texts. Fix: give text=NAME"):
         open_source(str(path), columns="image=text").load("train")
 
 
@@ -166,20 +166,20 @@ def test_files_of_texts_that_are_named_by_split(tmp_path):
         "train": 18, "validation": 20, "calibration": 2, "test": 20
     }  # fmt: skip
     assert loaded.notes[0].startswith("splits: validation: all of 'dev'; test: all of 'test'; cut from 'train' by exitlens")
-    with pytest.raises(xl.InputError, match=r"split_by: .* has a file for each split \(dev, test, train\)"):
+    with pytest.raises(xl.errors.InputError, match=r"split_by: .* has a file for each split \(dev, test, train\)"):
         open_source(str(tmp_path), split_by="author").load("train")
     (tmp_path / "test.csv").write_text("text,label,author\nchanged,a,a99\n")
-    with pytest.raises(xl.DataError, match="are not those of training"):
+    with pytest.raises(xl.errors.DataError, match="are not those of training"):
         source.load("test")
     (tmp_path / "test.jsonl").write_text("{}")
-    with pytest.raises(xl.DataError, match="two files of one name"):
+    with pytest.raises(xl.errors.DataError, match="two files of one name"):
         open_source(str(tmp_path))
 
 
 def test_texts_without_a_group_or_split(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("text,label,author\n" + "".join(f"t{i},{'ab'[i % 2]},{'' if i == 3 else i // 2}\n" for i in range(20)))
-    with pytest.raises(xl.DataError, match=r"1 of 20 rows cannot be read[^#]*:5: author: expected"):
+    with pytest.raises(xl.errors.DataError, match=r"1 of 20 rows cannot be read[^#]*:5: author: expected"):
         read_parts(str(path), "texts", Reading(group_by="author"), Target())
     parts = read_parts(str(path), "texts", Reading(group_by="author"), Target(), skip_bad=True)
     assert len(parts.sets[""].texts) == 19
@@ -232,7 +232,7 @@ def test_columns_of_0_and_1_in_a_table(hf, tmp_path):
     check_images(open_source(str(tmp_path / "x"), size=8, columns=columns))
     notes = open_source(str(tmp_path / "x"), size=8, columns=columns).load_splits(SPLITS).notes
     assert "with 3 labels, any number to a sample" in notes[-1]
-    with pytest.raises(xl.DataError, match="no column 'horse' for the labels"):
+    with pytest.raises(xl.errors.DataError, match="no column 'horse' for the labels"):
         open_source(str(tmp_path / "x"), columns="label=cat|horse").load("train")
 
 
@@ -299,7 +299,7 @@ def test_texts(tmp_path, kind):
 def test_bad_label_columns(tmp_path, lines, columns, message):
     path = tmp_path / "x.csv"
     path.write_text("\n".join(lines))
-    with pytest.raises(xl.DataError, match=message):
+    with pytest.raises(xl.errors.DataError, match=message):
         open_source(str(path), columns=columns, task="multilabel").load("train")
 
 
@@ -307,11 +307,11 @@ def test_what_has_one_class_a_sample(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(encode(0))
-    with pytest.raises(xl.InputError, match="has one class for an image, its folder"):
+    with pytest.raises(xl.errors.InputError, match="has one class for an image, its folder"):
         open_source(str(tmp_path), task="multilabel").load("train")
-    with pytest.raises(xl.InputError, match="scenes has no columns"):
+    with pytest.raises(xl.errors.InputError, match="scenes has no columns"):
         open_source("scenes", task="multilabel")
-    with pytest.raises(xl.InputError, match="task: expected one of"):
+    with pytest.raises(xl.errors.InputError, match="task: expected one of"):
         open_source("scenes", task="ordinal")
 
 
@@ -320,7 +320,7 @@ def test_sets_of_labels_by_hand():
     assert names == ("a", "b", "c")
     assert labels.tolist() == [[True, True, False], [False, False, False], [True, False, True]]
     assert number_labels(["10;9"], (), "x", several=True)[1] == ("9", "10")
-    with pytest.raises(xl.DataError, match="has the label 'd', the network does not"):
+    with pytest.raises(xl.errors.DataError, match="has the label 'd', the network does not"):
         number_labels(["a;d"], ("a", "b"), "x", several=True)
     assert join_flags({"a": ["1", "0", None], "b": ["True", "0", "1"]}, "xyz") == ["a;b", "", None]
 
@@ -333,17 +333,17 @@ def test_the_rarest_label_of_each_sample():
 def test_groups_stay_whole_with_several_labels():
     labels = torch.rand(120, 3, generator=torch.Generator().manual_seed(0)) < 0.3
     groups = torch.arange(120) // 3
-    data = xl.ImageSet(torch.zeros(120, 1, 2, 2, dtype=torch.uint8), labels, TAGS, groups=groups)
-    parts = xl.split_set(data, (0.5, 0.5))
+    data = xl.data.ImageSet(torch.zeros(120, 1, 2, 2, dtype=torch.uint8), labels, TAGS, groups=groups)
+    parts = xl.data.split_set(data, (0.5, 0.5))
     assert not set(parts[0].groups.tolist()) & set(parts[1].groups.tolist())
     assert sum(map(len, parts)) == 120
 
 
-OWN = xl.SeriesPreprocess((5.0,) * 2, (2.0,) * 2)
+OWN = xl.data.SeriesPreprocess((5.0,) * 2, (2.0,) * 2)
 
 
 def test_class_folders_are_read_when_asked_for(series_folder):
-    data = xl.load_arrays(series_folder, OWN)
+    data = xl.data.load_arrays(series_folder, OWN)
     assert (len(data), data.shape, data.classes, data.modality) == (24, (2, 30), ("calm", "wild"), SERIES)
     assert data.labels.tolist() == [0] * 12 + [1] * 12
     first = np.load(series_folder / "calm" / "p0_00.npy")
@@ -351,33 +351,33 @@ def test_class_folders_are_read_when_asked_for(series_folder):
     assert data.name(0).endswith("calm/p0_00.npy")
     assert data.first(3).load().inputs.equal(data.inputs[:3])
     (series_folder / "empty").mkdir()
-    with pytest.raises(xl.DataError, match=r"no series files below .*empty \(looked for .npy"):
-        xl.load_arrays(series_folder, OWN)
-    with pytest.raises(xl.InputError, match="preprocess: expected one of series or volumes, got VectorPreprocess"):
-        xl.load_arrays(series_folder, xl.VectorPreprocess((0.0,), (1.0,)))
+    with pytest.raises(xl.errors.DataError, match=r"no series files below .*empty \(looked for .npy"):
+        xl.data.load_arrays(series_folder, OWN)
+    with pytest.raises(xl.errors.InputError, match="preprocess: expected one of series or volumes, got VectorPreprocess"):
+        xl.data.load_arrays(series_folder, xl.data.VectorPreprocess((0.0,), (1.0,)))
 
 
 def test_a_source_of_series_in_class_folders(series_folder):
     source = open_source(str(series_folder), group_by=r"(p\d+)_", seed=1)
     assert source.modality is SERIES
-    with pytest.raises(xl.DataError, match=r"class 'calm' has 1 group\(s\), need 4"):
+    with pytest.raises(xl.errors.DataError, match=r"class 'calm' has 1 group\(s\), need 4"):
         open_source(str(series_folder), group_by=r"^(\w)").load("train")
     found = source.load_splits(("train", "validation", "test"))
     train = found.sets["train"]
-    assert isinstance(train, xl.LazySet)
+    assert isinstance(train, xl.data.LazySet)
     torch.testing.assert_close(train.inputs.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(train.inputs.transpose(0, 1).flatten(1).std(1, correction=0), torch.ones(2))
     assert found.sets["test"].preprocess == train.preprocess
     assert not set(train.groups.tolist()) & set(found.sets["test"].groups.tolist())
     np.save(series_folder / "calm" / "p9_new.npy", np.zeros((2, 30)))
-    with pytest.raises(xl.DataError, match="are not those of training"):
+    with pytest.raises(xl.errors.DataError, match="are not those of training"):
         source.load("test")
 
 
 def test_files_of_another_length_or_kind(series_folder):
     np.save(series_folder / "wild" / "p9_99.npy", np.zeros((2, 29)))
     (series_folder / "calm" / "p0_00.npy").write_bytes(b"damaged")
-    data = xl.load_arrays(series_folder, OWN, skip_bad=True)
+    data = xl.data.load_arrays(series_folder, OWN, skip_bad=True)
     assert data.shape == (2, 30)  # of the first that can be read
     assert len(data.load()) == 23
     assert "p0_00.npy: not a .npy file" in data.bad[0]
@@ -385,13 +385,13 @@ def test_files_of_another_length_or_kind(series_folder):
     cut = open_source(str(series_folder), size=20).load_splits(("train",), skip_bad=True)
     assert cut.sets["train"].shape == (2, 20)
     assert cut.notes[-1] == "series: longer ones are cut to 20 steps, shorter ones filled with zeros, at the end"
-    with pytest.raises(xl.InputError, match=r"mel: it is for sounds, .*p0_01.npy says no sampling rate"):
+    with pytest.raises(xl.errors.InputError, match=r"mel: it is for sounds, .*p0_01.npy says no sampling rate"):
         open_source(str(series_folder), mel=8).load("train")
     for path in series_folder.rglob("*.npy"):
         path.write_bytes(b"")
-    with pytest.raises(xl.DataError, match="has no file that can be read as a series or a volume"):
+    with pytest.raises(xl.errors.DataError, match="has no file that can be read as a series or a volume"):
         open_source(str(series_folder)).load("train")
-    with pytest.raises(xl.DataError, match=r"data: .*p0_00.npy: not a .npy file"):
+    with pytest.raises(xl.errors.DataError, match=r"data: .*p0_00.npy: not a .npy file"):
         ArrayFiles(series_folder, ["calm/p0_00.npy"], OWN)
 
 
@@ -406,12 +406,12 @@ def test_volumes_have_the_size_of_the_first(tmp_path):
     assert (data.shape, data.preprocess.size) == ((1, 8, 5, 6), (8, 5, 6))
     assert data.load().values.shape[1:] == (1, 8, 5, 6)
     assert open_source(str(tmp_path), size=3).load("test").inputs.shape[1:] == (1, 3, 3, 3)
-    own = xl.VolumePreprocess((1.0,), (2.0,), (2, 2, 2))
+    own = xl.data.VolumePreprocess((1.0,), (2.0,), (2, 2, 2))
     assert source.load("test", preprocess=own).inputs.shape[1:] == (1, 2, 2, 2)
-    wrong = xl.VolumePreprocess((1.0,) * 2, (2.0,) * 2, (2, 2, 2))
-    with pytest.raises(xl.DataError, match=r"expected 2 channel\(s\) as in training, got 1"):
+    wrong = xl.data.VolumePreprocess((1.0,) * 2, (2.0,) * 2, (2, 2, 2))
+    with pytest.raises(xl.errors.DataError, match=r"expected 2 channel\(s\) as in training, got 1"):
         source.load("test", preprocess=wrong).load()
-    with pytest.raises(xl.InputError, match="mel: it is for sounds"):
+    with pytest.raises(xl.errors.InputError, match="mel: it is for sounds"):
         open_source(str(tmp_path), mel=8).load("train")
 
 
@@ -424,11 +424,11 @@ def test_sounds_become_spectrograms(tmp_path):
             soundfile.write(tmp_path / name / f"{i}.wav", rng.normal(size=1600 + i) * 0.1, 8000)
     data = open_source(str(tmp_path), mel=8, size=12).load("train")
     assert (data.shape, data.preprocess.rate) == ((8, 12), 8000.0)
-    assert data.preprocess.mel == xl.MelSpectrogram(bands=8)
+    assert data.preprocess.mel == xl.data.MelSpectrogram(bands=8)
     torch.testing.assert_close(data.inputs.std(), torch.tensor(1.0), atol=0.05, rtol=0)
     soundfile.write(tmp_path / "a" / "9.wav", rng.normal(size=1600) * 0.1, 16000)
-    with pytest.raises(xl.DataError, match=r"9.wav: its sampling rate is 16000 Hz, the network's 8000 Hz"):
-        xl.load_arrays(tmp_path, data.preprocess).load()
+    with pytest.raises(xl.errors.DataError, match=r"9.wav: its sampling rate is 16000 Hz, the network's 8000 Hz"):
+        xl.data.load_arrays(tmp_path, data.preprocess).load()
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_the_first_file_says_what_a_folder_holds(tmp_path, name, kind):
         (tmp_path / "a.npy").write_bytes(b"damaged")
         np.save(tmp_path / name, np.zeros((2, 3, 4) if kind is VOLUME else (2, 3)))
     assert find_folder_kind(tmp_path) is kind
-    with pytest.raises(xl.DataError, match="no files"):
+    with pytest.raises(xl.errors.DataError, match="no files"):
         describe_folder(tmp_path / ".hidden" / "none", SERIES, 0, None)
 
 
@@ -457,9 +457,9 @@ def test_series_get_one_length():
     three, five = torch.ones(2, 3), torch.ones(2, 5)
     parts, preprocess, note = arrange_arrays({"": make_part([three, five])}, "x", Target(size=4))
     assert parts[""].arrays[:, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert preprocess == xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, length=4)
+    assert preprocess == xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, length=4)
     assert note == "series: 4 steps; 1 longer ones are cut, 1 shorter ones filled with zeros, at the end"
-    with pytest.raises(xl.DataError, match="x has series of 3 to 5 steps"):
+    with pytest.raises(xl.errors.DataError, match="x has series of 3 to 5 steps"):
         arrange_arrays({"train": make_part([three]), "test": make_part([five])}, "x", Target())
     assert arrange_arrays({"": make_part([three])}, "x", Target())[2] == ""
 
@@ -471,18 +471,18 @@ def test_series_with_faults():
         0: "no list", 2: "a gap (NaN) at step 1 of", 3: "expected 1 channel(s) as"
     }  # fmt: skip
     assert rows.arrays.shape == (4, 1, 3)
-    with pytest.raises(xl.DataError, match="x has no series that can be read: no list"):
+    with pytest.raises(xl.errors.DataError, match="x has no series that can be read: no list"):
         arrange_arrays({"": make_part([None], {0: "no list"})}, "x", Target())
 
 
 def test_vectors_with_gaps_or_other_features():
     rows = Rows(["a", "b"], arrays=torch.tensor([[1.0, 2.0], [3.0, NAN]]), features=("u", "v"))
     parts, preprocess, _ = arrange_arrays({"": rows}, "x", Target())
-    assert preprocess == xl.VectorPreprocess((0.0,) * 2, (1.0,) * 2, ("u", "v"))
+    assert preprocess == xl.data.VectorPreprocess((0.0,) * 2, (1.0,) * 2, ("u", "v"))
     assert list(parts[""].faults) == [1]
     assert parts[""].faults[1].startswith("a gap (NaN) for feature 'v'")
-    with pytest.raises(xl.DataError, match="expected 1 features as in training, got 2"):
-        arrange_arrays({"": rows}, "x", Target(known=xl.VectorPreprocess((0.0,), (1.0,))))
+    with pytest.raises(xl.errors.DataError, match="expected 1 features as in training, got 2"):
+        arrange_arrays({"": rows}, "x", Target(known=xl.data.VectorPreprocess((0.0,), (1.0,))))
 
 
 def test_what_a_source_has(tmp_path, series_folder):
@@ -500,8 +500,8 @@ def test_what_a_source_has(tmp_path, series_folder):
 def test_parts_have_no_scale_yet(series_folder):
     parts = read_parts(str(series_folder), "arrays", Reading(), Target())
     assert (list(parts.sets), parts.note) == ([""], "")
-    assert parts.sets[""].preprocess == xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2)
-    with pytest.raises(xl.InputError, match="is a folder of class folders, without columns"):
+    assert parts.sets[""].preprocess == xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2)
+    with pytest.raises(xl.errors.InputError, match="is a folder of class folders, without columns"):
         read_parts(str(series_folder), "arrays", Reading("series=a"), Target())
 
 
@@ -517,10 +517,10 @@ def test_generated_data_by_name(name, kind, shape):
     assert small.values.shape[-1] == 16
     own = small.preprocess.scaled([1.0] * shape[0], [2.0] * shape[0])
     if kind is SERIES:
-        own = xl.SeriesPreprocess(own.mean, own.std, length=16)
+        own = xl.data.SeriesPreprocess(own.mean, own.std, length=16)
     again = open_source(name).load("validation", preprocess=own)
     np.testing.assert_allclose(again.inputs.numpy(), (small.values.numpy() - 1) / 2, rtol=1e-5, atol=1e-6)
-    with pytest.raises(xl.InputError, match="mel: it is for sounds"):
+    with pytest.raises(xl.errors.InputError, match="mel: it is for sounds"):
         open_source(name, mel=8).load("test")
-    with pytest.raises(xl.InputError, match="they are for data from files"):
+    with pytest.raises(xl.errors.InputError, match="they are for data from files"):
         open_source(name, columns="label=a")

@@ -21,9 +21,9 @@ def test_every_kind_of_source_gives_the_same_batches(tiny_set):
 
 
 def test_bad_sources():
-    with pytest.raises(xl.InputError, match="DataLoader"):
+    with pytest.raises(xl.errors.InputError, match="DataLoader"):
         list(iterate_batches(3))
-    with pytest.raises(xl.InputError, match="dict"):
+    with pytest.raises(xl.errors.InputError, match="dict"):
         list(iterate_batches([{"image": 1}]))
 
 
@@ -63,20 +63,20 @@ def test_weights_balance_the_classes_and_have_mean_one_over_samples():
     weights = torch.tensor(weigh_classes(SKEWED.tensors[1], 3))
     counts = torch.tensor([90, 7, 3])
     torch.testing.assert_close(weights * counts, torch.full((3,), 100 / 3))
-    with pytest.raises(xl.InputError, match=r"classes \[3\] have no training sample"):
+    with pytest.raises(xl.errors.InputError, match=r"classes \[3\] have no training sample"):
         weigh_classes(SKEWED.tensors[1], 4)
 
 
 def test_labels_are_found_without_reading_samples(tiny_set):
     assert torch.equal(read_labels(tiny_set, "balanced"), tiny_set.labels)
     assert read_labels(SKEWED, "balanced") is SKEWED.tensors[1]
-    with pytest.raises(xl.InputError, match=r"balanced: needs the training labels"):
+    with pytest.raises(xl.errors.InputError, match=r"balanced: needs the training labels"):
         read_labels(DataLoader(SKEWED, 8), "balanced")
-    with pytest.raises(xl.InputError, match="class_weights: needs"):
+    with pytest.raises(xl.errors.InputError, match="class_weights: needs"):
         read_labels(TensorDataset(torch.zeros(3, 1)), "class_weights")
 
 
 @pytest.mark.parametrize("odd", [-1, 3, 2**40])
 def test_weights_for_labels_that_are_no_class(odd):
-    with pytest.raises(xl.InputError, match=r"expected training labels in \[0, 3\)"):
+    with pytest.raises(xl.errors.InputError, match=r"expected training labels in \[0, 3\)"):
         weigh_classes(torch.tensor([0, 1, 2, odd]), 3)

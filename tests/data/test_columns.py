@@ -29,7 +29,9 @@ def test_columns_are_found_by_type_and_usual_name(kinds, expected):
 
 def test_named_columns_come_first_and_reserved_ones_are_not_guessed():
     kinds = {"img": "image", "fine_label": "class", "coarse_label": "class"}
-    with pytest.raises(xl.DataError, match=r"several columns could hold the label \(fine_label, coarse_label\).*--columns"):
+    with pytest.raises(
+        xl.errors.DataError, match=r"several columns could hold the label \(fine_label, coarse_label\).*--columns"
+    ):
         find_columns(kinds, "", "x")
     assert find_columns(kinds, "label=coarse_label", "x") == Columns("image", ("img",), ("coarse_label",))
     kinds = {"image": "image", "patient": "string", "grade": "integer"}
@@ -46,13 +48,13 @@ def test_named_series_and_features():
     assert str(find_columns(many, "", "x")) == "vectors of 9 features (f0, f1, f2, ..., f8), labels from 'label'"
     found = find_columns(kinds, "series=z,label=b", "x")
     assert str(found) == "series from 'z', labels from 'b'"
-    with pytest.raises(xl.DataError, match=r"no column 'c' for the features; it has a"):
+    with pytest.raises(xl.errors.DataError, match=r"no column 'c' for the features; it has a"):
         find_columns(kinds, "features=a|c,label=id", "x")
     with pytest.raises(
-        xl.InputError, match=r"expected several different columns as features=A\|B\|C, got 'features=a\|a,label=id'"
+        xl.errors.InputError, match=r"expected several different columns as features=A\|B\|C, got 'features=a\|a,label=id'"
     ):
         find_columns(kinds, "features=a|a,label=id", "x")
-    with pytest.raises(xl.DataError, match=r"several columns could hold the series \(q, z\)"):
+    with pytest.raises(xl.errors.DataError, match=r"several columns could hold the series \(q, z\)"):
         find_columns({"q": "list", "z": "list", "label": "class"}, "", "x")
 
 
@@ -63,10 +65,10 @@ def test_arrays_without_labels():
     assert find_inputs(kinds, "features=label|b", "x", "features").inputs == ("label", "b")
     assert find_inputs(kinds, "", "x", "series") == Columns("series", ("s",))
     with pytest.raises(
-        xl.DataError, match=r"no column seems to hold the features, .*. Fix: name the columns by --columns feat"
+        xl.errors.DataError, match=r"no column seems to hold the features, .*. Fix: name the columns by --columns feat"
     ):
         find_inputs({"id": "string"}, "", "x", "features")
-    with pytest.raises(xl.InputError, match=r"the network takes series, got image=NAME. Fix: give series=NAME"):
+    with pytest.raises(xl.errors.InputError, match=r"the network takes series, got image=NAME. Fix: give series=NAME"):
         find_inputs(kinds, "image=s", "x", "series")
 
 
@@ -81,7 +83,7 @@ def test_arrays_without_labels():
     ],
 )
 def test_unclear_columns_are_refused_with_what_is_there(kinds, given, message):
-    with pytest.raises(xl.DataError, match=message):
+    with pytest.raises(xl.errors.DataError, match=message):
         find_columns(kinds, given, "x")
 
 
@@ -89,7 +91,7 @@ def test_unclear_columns_are_refused_with_what_is_there(kinds, given, message):
     "words", ["image", "image=", "picture=a", "image=a,image=b", "image=a,text=b", "text=a,series=b", "=a"]
 )
 def test_words_that_name_no_columns(words):
-    with pytest.raises(xl.InputError, match=r"columns: expected image=NAME"):
+    with pytest.raises(xl.errors.InputError, match=r"columns: expected image=NAME"):
         parse_columns(words)
     assert parse_columns(" image=a , label=b,") == {"image": ("a",), "label": ("b",)}
     assert parse_columns("") == {}
@@ -97,7 +99,7 @@ def test_words_that_name_no_columns(words):
 
 @pytest.mark.parametrize("words", ["label=a||b", "label=a|a", "label=|"])
 def test_labels_have_different_columns(words):
-    with pytest.raises(xl.InputError, match="several different columns as label="):
+    with pytest.raises(xl.errors.InputError, match="several different columns as label="):
         parse_columns(words)
 
 
@@ -119,13 +121,15 @@ def test_inputs_need_no_label(kinds, given, wanted, expected):
 
 
 def test_unclear_inputs_are_refused():
-    with pytest.raises(xl.DataError, match=r"several columns could hold the text \(a, b\), it has .*--columns text=NAME"):
+    with pytest.raises(
+        xl.errors.DataError, match=r"several columns could hold the text \(a, b\), it has .*--columns text=NAME"
+    ):
         find_inputs({"a": "string", "b": "string"}, "", "x", "text")
-    with pytest.raises(xl.DataError, match=r"no column seems to hold the image"):
+    with pytest.raises(xl.errors.DataError, match=r"no column seems to hold the image"):
         find_inputs({"a": "string"}, "", "x", "image")
-    with pytest.raises(xl.InputError, match=r"the network takes images, got text=NAME. Fix: give image=NAME"):
+    with pytest.raises(xl.errors.InputError, match=r"the network takes images, got text=NAME. Fix: give image=NAME"):
         find_inputs({"a": "string"}, "text=a", "x", "image")
-    with pytest.raises(xl.InputError, match="and key=NAME, with commas"):
+    with pytest.raises(xl.errors.InputError, match="and key=NAME, with commas"):
         find_inputs({"a": "string"}, "keys=a", "x", "image")
-    with pytest.raises(xl.InputError, match="and label=NAME, with commas"):
+    with pytest.raises(xl.errors.InputError, match="and label=NAME, with commas"):
         parse_columns("key=a")  # labelled rows need no names

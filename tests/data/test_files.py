@@ -13,7 +13,7 @@ def test_files_are_listed_in_order_without_hidden_ones(tmp_path):
     assert list_files(tmp_path / "b.tar") == [tmp_path / "b.tar"]
     assert len(stamp_files(list_files(tmp_path))) == 4
     (tmp_path / "i.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(xl.DataError, match="cannot be read"):
+    with pytest.raises(xl.errors.DataError, match="cannot be read"):
         stamp_files(list_files(tmp_path))
 
 
@@ -25,5 +25,5 @@ def test_a_hash_tells_other_names_sizes_and_ends(tmp_path):
         found.add(hash_files([path]))
     found.add(hash_files([path.rename(tmp_path / "y")]))
     assert len(found) == 7
-    with pytest.raises(xl.DataError, match=r"x cannot be read \(FileNotFoundError"):
+    with pytest.raises(xl.errors.DataError, match=r"x cannot be read \(FileNotFoundError"):
         hash_files([path])

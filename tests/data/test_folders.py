@@ -9,21 +9,21 @@ from tests.data.conftest import PREPROCESS
 
 
 def test_load_folder(folder):
-    data, report = xl.load_folder(folder, PREPROCESS)
+    data, report = xl.data.load_folder(folder, PREPROCESS)
     assert data.inputs.shape == (36, 3, 16, 16)
     assert data.classes == ("cat", "dog", "emu")
     assert data.labels.bincount().tolist() == [12, 12, 12]
     assert len(report.files) == 36
     assert report.bad == ()
-    images, found = xl.load_unlabelled(folder, PREPROCESS)
+    images, found = xl.data.load_unlabelled(folder, PREPROCESS)
     torch.testing.assert_close(images, data.inputs)
     assert found.files == report.files
-    one, _ = xl.load_unlabelled(report.files[3], PREPROCESS)
+    one, _ = xl.data.load_unlabelled(report.files[3], PREPROCESS)
     torch.testing.assert_close(one[0], data.inputs[3])
 
 
 def test_grey_images(folder):
-    data, _ = xl.load_folder(folder, xl.Preprocess((8, 8), (0.5,), (0.5,)))
+    data, _ = xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,)))
     assert data.inputs.shape == (36, 1, 8, 8)
 
 
@@ -36,23 +36,23 @@ def _spoil(folder):
 
 def test_bad_files_are_named_counted_and_skipped_only_when_asked(folder):
     _spoil(folder)
-    with pytest.raises(xl.DataError, match="3 of 36 files") as error:
-        xl.load_unlabelled(folder, PREPROCESS)
+    with pytest.raises(xl.errors.DataError, match="3 of 36 files") as error:
+        xl.data.load_unlabelled(folder, PREPROCESS)
     for name in ("00.png", "03.png", "05.png", "--skip-bad"):
         assert name in str(error.value)
-    images, report = xl.load_unlabelled(folder, PREPROCESS, skip_bad=True)
+    images, report = xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
     assert len(images) == len(report.files) == 33
     assert len(report.bad) == 3
 
 
 def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
     _spoil(folder)
-    data, report = xl.load_folder(folder, PREPROCESS)
+    data, report = xl.data.load_folder(folder, PREPROCESS)
     assert report.bad == ()
-    with pytest.raises(xl.DataError, match=r"cat/00.png.*--skip-bad"):
+    with pytest.raises(xl.errors.DataError, match=r"cat/00.png.*--skip-bad"):
         list(iterate_batches(data, 5))
     assert ["00.png" in line for line in report.bad] == [True]
-    data, report = xl.load_folder(folder, PREPROCESS, skip_bad=True)
+    data, report = xl.data.load_folder(folder, PREPROCESS, skip_bad=True)
     batches = list(iterate_batches(data, 5))
     assert [len(batch.inputs) for batch in batches] == [4, 5, 5, 4, 5, 4, 5, 1]
     assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [11, 11, 11]
@@ -64,10 +64,10 @@ def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
 def test_a_folder_of_nothing_but_bad_files(folder):
     for path in folder.rglob("*.png"):
         path.write_text("x")
-    with pytest.raises(xl.DataError, match="36 of 36 files"):
-        list(iterate_batches(xl.load_folder(folder, PREPROCESS, skip_bad=True)[0]))
-    with pytest.raises(xl.DataError, match="36 of 36 files"):
-        xl.load_unlabelled(folder, PREPROCESS, skip_bad=True)
+    with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
+        list(iterate_batches(xl.data.load_folder(folder, PREPROCESS, skip_bad=True)[0]))
+    with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
+        xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
 
 
 def test_hidden_files_are_not_data(folder):
@@ -75,29 +75,29 @@ def test_hidden_files_are_not_data(folder):
     whole = (folder / "cat" / "00.png").read_bytes()
     (folder / "cat" / ".ipynb_checkpoints" / "00-checkpoint.png").write_bytes(whole)
     (folder / "cat" / "._00.png").write_bytes(b"x")
-    assert len(xl.load_folder(folder, PREPROCESS)[0]) == 36
+    assert len(xl.data.load_folder(folder, PREPROCESS)[0]) == 36
 
 
 def test_folders_that_do_not_fit(folder, tmp_path):
-    with pytest.raises(xl.DataError, match="no folder"):
-        xl.load_folder(tmp_path / "none", PREPROCESS)
+    with pytest.raises(xl.errors.DataError, match="no folder"):
+        xl.data.load_folder(tmp_path / "none", PREPROCESS)
     (tmp_path / "one" / "cat").mkdir(parents=True)
-    with pytest.raises(xl.DataError, match=r"1 class folder\(s\)"):
-        xl.load_folder(tmp_path / "one", PREPROCESS)
+    with pytest.raises(xl.errors.DataError, match=r"1 class folder\(s\)"):
+        xl.data.load_folder(tmp_path / "one", PREPROCESS)
     (tmp_path / "one" / "dog").mkdir()
-    with pytest.raises(xl.DataError, match="no image files"):
-        xl.load_folder(tmp_path / "one", PREPROCESS)
-    with pytest.raises(xl.DataError, match="the network does not"):
-        xl.load_folder(folder, PREPROCESS, classes=("cat", "dog"))
-    with pytest.raises(xl.DataError, match="no file or folder"):
-        xl.load_unlabelled(tmp_path / "none", PREPROCESS)
+    with pytest.raises(xl.errors.DataError, match="no image files"):
+        xl.data.load_folder(tmp_path / "one", PREPROCESS)
+    with pytest.raises(xl.errors.DataError, match="the network does not"):
+        xl.data.load_folder(folder, PREPROCESS, classes=("cat", "dog"))
+    with pytest.raises(xl.errors.DataError, match="no file or folder"):
+        xl.data.load_unlabelled(tmp_path / "none", PREPROCESS)
 
 
 def test_torchvision_sets(tmp_path, monkeypatch):
-    with pytest.raises(xl.DataError, match="download=True"):
-        xl.load_torchvision("CIFAR10", tmp_path, train=True)
-    with pytest.raises(xl.InputError, match="no data set"):
-        xl.load_torchvision("CIFAR1", tmp_path, train=True)
+    with pytest.raises(xl.errors.DataError, match="download=True"):
+        xl.data.load_torchvision("CIFAR10", tmp_path, train=True)
+    with pytest.raises(xl.errors.InputError, match="no data set"):
+        xl.data.load_torchvision("CIFAR1", tmp_path, train=True)
 
     class Fake:
         classes = ("a", "b")

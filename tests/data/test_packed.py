@@ -47,7 +47,7 @@ def test_tokens_are_those_of_the_tokenizer(monkeypatch):
     pytest.importorskip("tokenizers")
     monkeypatch.setattr(packed, "ENCODED_AT_ONCE", 2)
     texts = ["a lamp", "one two three four five six", "", "a", "lamp two"]
-    preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), 5)
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(texts), 5)
     tokens, expected = PackedTokens(texts, preprocess), preprocess.encode(texts)
     assert tokens._ids.dtype == torch.int32
     assert tokens._ids.tolist() == expected["input_ids"][expected["attention_mask"] == 1].tolist()  # no padding is kept
@@ -58,14 +58,14 @@ def test_tokens_are_those_of_the_tokenizer(monkeypatch):
     part = tokens.subset(torch.tensor([3, 2]))
     assert len(part) == 2
     assert torch.equal(part.take(slice(None))["input_ids"], expected["input_ids"][[3, 2]])
-    with pytest.raises(xl.InputError, match="one text or more"):
+    with pytest.raises(xl.errors.InputError, match="one text or more"):
         PackedTokens([], preprocess)
 
 
 def test_padding_is_what_the_tokenizer_pads_with():
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 1, "[UNK]": 2}, unk_token="[UNK]"))
-    preprocess = xl.TextPreprocess(words.to_str(), 3)
+    preprocess = xl.data.TextPreprocess(words.to_str(), 3)
     assert PackedTokens(["a", "b"], preprocess).take(slice(None))["input_ids"].tolist() == [[0, 1, 1], [2, 1, 1]]
 
 

@@ -15,10 +15,10 @@ def test_devices_and_pipes_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     for name in ("pipe.png", "zero.png"):
-        with pytest.raises(xl.DataError, match=r"row 3: .* is a device or a pipe"):
+        with pytest.raises(xl.errors.DataError, match=r"row 3: .* is a device or a pipe"):
             read_regular(tmp_path / name, "row 3")
     for name, message in (("none.png", "FileNotFoundError"), (".", "IsADirectoryError")):
-        with pytest.raises(xl.DataError, match=f"row 3: cannot be read .{message}"):
+        with pytest.raises(xl.errors.DataError, match=f"row 3: cannot be read .{message}"):
             read_regular(tmp_path / name, "row 3")
     (tmp_path / "a.png").write_bytes(b"12")
     assert read_regular(tmp_path / "a.png", "row 3") == b"12"
@@ -65,13 +65,13 @@ def test_many_may_write_at_once(tmp_path):
 
 def test_no_directory(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(xl.OutputError, match="cannot be a directory"):
+    with pytest.raises(xl.errors.OutputError, match="cannot be a directory"):
         PixelCache(tmp_path / "file")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_set_is_decoded_once(folder, tmp_path, monkeypatch, workers):
-    data, _ = xl.load_folder(folder, PREPROCESS)
+    data, _ = xl.data.load_folder(folder, PREPROCESS)
     data.workers = workers
     expected = data.inputs
     cached = data.cached(tmp_path / "cache")
@@ -89,9 +89,9 @@ def test_a_full_disk_is_told_once_and_images_are_decoded(folder, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
-    data = xl.load_folder(folder, PREPROCESS)[0].cached(tmp_path / "cache")
+    data = xl.data.load_folder(folder, PREPROCESS)[0].cached(tmp_path / "cache")
     data.workers = workers
-    with pytest.warns(xl.DataWarning, match=r"No space left on device.*decoded every time") as told:
+    with pytest.warns(xl.errors.DataWarning, match=r"No space left on device.*decoded every time") as told:
         batches = [*iterate_batches(data, 8), *iterate_batches(data, 8)]
     assert len(told) == 1
     assert sum(len(batch.inputs) for batch in batches) == 72
@@ -102,16 +102,16 @@ def test_readers_of_pixels_have_nothing_to_cache(tmp_path):
         def read(self, index):
             return self[index]
 
-    data = xl.LazySet(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.Preprocess((4, 4)))
-    with pytest.raises(xl.InputError, match="Pixels gives decoded samples"):
+    data = xl.data.LazySet(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.data.Preprocess((4, 4)))
+    with pytest.raises(xl.errors.InputError, match="Pixels gives decoded samples"):
         data.cached(tmp_path)
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     reader = ImageFiles(tmp_path, ["gone.png", "large.png"], PREPROCESS)
-    with pytest.raises(xl.DataError, match=r"gone\.png: cannot be read \(FileNotFoundError"):
+    with pytest.raises(xl.errors.DataError, match=r"gone\.png: cannot be read \(FileNotFoundError"):
         reader.read(0)
     (tmp_path / "large.png").write_bytes(bytes(11))
     monkeypatch.setattr("exitlens.data.readers.MAX_BYTES", 10)
-    with pytest.raises(xl.DataError, match=r"large\.png: it has more than 10 bytes"):
+    with pytest.raises(xl.errors.DataError, match=r"large\.png: it has more than 10 bytes"):
         reader.read(1)

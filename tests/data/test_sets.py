@@ -11,7 +11,7 @@ from exitlens.data.sets import find_kind, measure_scaling
 from exitlens.modalities import IMAGE, SERIES, VECTOR, VOLUME
 from tests.data.conftest import PREPROCESS
 
-OWN = xl.SeriesPreprocess((1.0, 2.0), (2.0, 4.0))
+OWN = xl.data.SeriesPreprocess((1.0, 2.0), (2.0, 4.0))
 CLASSES = ("even", "odd")
 
 
@@ -30,7 +30,7 @@ class Ramps:
     def read(self, index):
         self.seen.append(index)
         if index in self.bad:
-            raise xl.DataError(f"ramp {index}: damaged")
+            raise xl.errors.DataError(f"ramp {index}: damaged")
         return index + torch.arange(10.0).view(2, 5)
 
 
@@ -39,18 +39,18 @@ def held():
     values = torch.stack([Ramps(40).read(i) for i in range(40)])
     masks = torch.zeros(40, 5, dtype=torch.bool)
     masks[:, 2] = True
-    return xl.ArraySet(values, torch.arange(40) % 2, CLASSES, OWN, masks, torch.arange(40) // 4)
+    return xl.data.ArraySet(values, torch.arange(40) % 2, CLASSES, OWN, masks, torch.arange(40) // 4)
 
 
 def make_lazy(**how):
-    return xl.LazySet(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, torch.arange(40) // 4)
+    return xl.data.LazySet(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, torch.arange(40) // 4)
 
 
 def test_kinds_are_those_of_their_preprocessing():
     assert find_kind(OWN) is SERIES
-    assert find_kind(xl.VolumePreprocess((0.0,), (1.0,), (1, 1, 1))) is VOLUME
-    assert find_kind(xl.VectorPreprocess((0.0,), (1.0,))) is VECTOR
-    with pytest.raises(xl.InputError, match="preprocess: expected"):
+    assert find_kind(xl.data.VolumePreprocess((0.0,), (1.0,), (1, 1, 1))) is VOLUME
+    assert find_kind(xl.data.VectorPreprocess((0.0,), (1.0,))) is VECTOR
+    with pytest.raises(xl.errors.InputError, match="preprocess: expected"):
         find_kind(8)
 
 
@@ -63,7 +63,7 @@ def test_samples_in_memory(held):
     assert (part.labels.tolist(), part.groups.tolist(), part.masks.shape) == ([1, 1], [1, 0], (2, 5))
     assert part.inputs.equal(held.inputs[[7, 3]])
     assert len(held.first(100)) == 40
-    again = held.scaled(xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
+    again = held.scaled(xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
     assert again.inputs.equal(held.values)
     assert held.preprocess == OWN
 
@@ -94,14 +94,14 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert part[1][0].equal(OWN.normalise(Ramps(8).read(7)))
     assert lazy.reader.seen == [7]
     for name, values in (("labels", {"labels": torch.zeros(2).long()}), ("groups", {"groups": torch.zeros(2).long()})):
-        with pytest.raises(xl.InputError, match=f"{name}: expected"):
-            xl.LazySet(
+        with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
+            xl.data.LazySet(
                 **{"reader": Ramps(3), "labels": torch.zeros(3).long(), "classes": CLASSES, "preprocess": OWN} | values
             )
 
 
 def test_images_can_be_pickled(folder):
-    lazy = xl.load_folder(folder, PREPROCESS)[0].first(3)
+    lazy = xl.data.load_folder(folder, PREPROCESS)[0].first(3)
     again = pickle.loads(pickle.dumps(lazy))
     assert again.modality is IMAGE
     assert again.load().images.equal(lazy.load().images)
@@ -109,7 +109,7 @@ def test_images_can_be_pickled(folder):
 
 def test_bad_samples_are_named_or_left_out():
     lazy = make_lazy(bad=(3,))
-    with pytest.raises(xl.DataError, match="data: ramp 3: damaged"):
+    with pytest.raises(xl.errors.DataError, match="data: ramp 3: damaged"):
         lazy.load()
     lazy.skip_bad = True
     assert len(lazy.load()) == 39
@@ -117,8 +117,8 @@ def test_bad_samples_are_named_or_left_out():
 
 
 def test_a_million_samples_are_decoded_a_few_at_a_time():
-    volume = xl.VolumePreprocess((0.0,), (1.0,), (200, 200, 200))
-    data = xl.LazySet(Ramps(4), torch.zeros(4).long(), CLASSES, volume)
+    volume = xl.data.VolumePreprocess((0.0,), (1.0,), (200, 200, 200))
+    data = xl.data.LazySet(Ramps(4), torch.zeros(4).long(), CLASSES, volume)
     assert data.samples_at_once == 2
     assert make_lazy().samples_at_once == 64
 
@@ -138,8 +138,8 @@ def test_a_million_samples_are_decoded_a_few_at_a_time():
 )
 def test_what_does_not_fit(change, message):
     whole = {"values": torch.zeros(4, 2, 5), "labels": torch.zeros(4).long(), "classes": CLASSES, "preprocess": OWN}
-    with pytest.raises(xl.InputError, match=message):
-        xl.ArraySet(**(whole | change))
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.data.ArraySet(**(whole | change))
 
 
 def test_the_shape_of_samples_is_known_or_that_of_the_first():
@@ -147,17 +147,17 @@ def test_the_shape_of_samples_is_known_or_that_of_the_first():
         shape = (2, 6)
 
     labels = torch.zeros(4).long()
-    assert xl.LazySet(Ramps(4), labels, CLASSES, OWN).shape == (2, 5)
-    assert xl.LazySet(Shaped(4), labels, CLASSES, OWN).shape == (2, 6)
-    assert xl.LazySet(Ramps(0), labels[:0], CLASSES, OWN).shape == (2, 0)
-    cut = xl.SeriesPreprocess((1.0, 2.0), (2.0, 4.0), length=6)
-    with pytest.raises(xl.InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
-        xl.LazySet(Ramps(4), labels, CLASSES, cut).load()
-    assert xl.LazySet(Ramps(4), labels, CLASSES, xl.VectorPreprocess((0.0,) * 3, (1.0,) * 3)).shape == (3,)
-    with pytest.raises(xl.InputError, match=r"reader: expected \(1,T\) of series, got \(2,5\)"):
-        xl.LazySet(Ramps(4), labels, CLASSES, xl.SeriesPreprocess((0.0,), (1.0,)))
-    with pytest.raises(xl.InputError, match="preprocess: expected"):
-        xl.LazySet(Ramps(4), labels, CLASSES, None)
+    assert xl.data.LazySet(Ramps(4), labels, CLASSES, OWN).shape == (2, 5)
+    assert xl.data.LazySet(Shaped(4), labels, CLASSES, OWN).shape == (2, 6)
+    assert xl.data.LazySet(Ramps(0), labels[:0], CLASSES, OWN).shape == (2, 0)
+    cut = xl.data.SeriesPreprocess((1.0, 2.0), (2.0, 4.0), length=6)
+    with pytest.raises(xl.errors.InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
+        xl.data.LazySet(Ramps(4), labels, CLASSES, cut).load()
+    assert xl.data.LazySet(Ramps(4), labels, CLASSES, xl.data.VectorPreprocess((0.0,) * 3, (1.0,) * 3)).shape == (3,)
+    with pytest.raises(xl.errors.InputError, match=r"reader: expected \(1,T\) of series, got \(2,5\)"):
+        xl.data.LazySet(Ramps(4), labels, CLASSES, xl.data.SeriesPreprocess((0.0,), (1.0,)))
+    with pytest.raises(xl.errors.InputError, match="preprocess: expected"):
+        xl.data.LazySet(Ramps(4), labels, CLASSES, None)
 
 
 def test_image_set_checks_and_subsets(tiny_set):
@@ -171,21 +171,23 @@ def test_image_set_checks_and_subsets(tiny_set):
     torch.testing.assert_close(
         tiny_set.preprocess.restore(tiny_set.inputs), tiny_set.images.float() / 255, atol=1e-6, rtol=0
     )
-    with pytest.raises(xl.InputError, match="uint8"):
-        xl.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
+    with pytest.raises(xl.errors.InputError, match="uint8"):
+        xl.data.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
     for labels, message in ((tiny_set.labels + 1, r"\[0, 4\)"), (tiny_set.labels.float(), "integers")):
-        with pytest.raises(xl.InputError, match=message):
-            xl.ImageSet(tiny_set.images, labels, tiny_set.classes)
-    with pytest.raises(xl.InputError, match="channels"):
-        xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.Preprocess((16, 16), (0.5,), (0.2,)))
-    with pytest.raises(xl.InputError, match="one per image"):
-        xl.ImageSet(tiny_set.images, tiny_set.labels[:3], tiny_set.classes)
+        with pytest.raises(xl.errors.InputError, match=message):
+            xl.data.ImageSet(tiny_set.images, labels, tiny_set.classes)
+    with pytest.raises(xl.errors.InputError, match="channels"):
+        xl.data.ImageSet(
+            tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.data.Preprocess((16, 16), (0.5,), (0.2,))
+        )
+    with pytest.raises(xl.errors.InputError, match="one per image"):
+        xl.data.ImageSet(tiny_set.images, tiny_set.labels[:3], tiny_set.classes)
 
 
 def make(values, *, names=()):
     channels = values.shape[1]
-    own = xl.SeriesPreprocess((0.0,) * channels, (1.0,) * channels, names=names)
-    return xl.ArraySet(values, torch.zeros(len(values)).long(), ("a", "b"), own)
+    own = xl.data.SeriesPreprocess((0.0,) * channels, (1.0,) * channels, names=names)
+    return xl.data.ArraySet(values, torch.zeros(len(values)).long(), ("a", "b"), own)
 
 
 def test_each_channel_has_its_own_scale():
@@ -199,20 +201,20 @@ def test_each_channel_has_its_own_scale():
 
 
 def test_vectors_and_constant_channels():
-    vectors = xl.ArraySet(
+    vectors = xl.data.ArraySet(
         torch.tensor([[1.0, 7.0], [3.0, 7.0]]),
         torch.tensor([0, 1]),
         ("a", "b"),
-        xl.VectorPreprocess((0.0, 0.0), (1.0, 1.0)),
+        xl.data.VectorPreprocess((0.0, 0.0), (1.0, 1.0)),
     )
     found = measure_scaling(vectors)
     assert (found.mean, found.std) == ((2.0, 7.0), (1.0, 1.0))
-    with pytest.raises(xl.DataError, match="the training split is empty"):
+    with pytest.raises(xl.errors.DataError, match="the training split is empty"):
         measure_scaling(vectors.first(0))
 
 
 def test_files_are_read_in_batches(series_folder, monkeypatch):
-    data = load_arrays(series_folder, xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
+    data = load_arrays(series_folder, xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
     found, expected = measure_scaling(data), measure_scaling(data.load())
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
     np.testing.assert_allclose(found.std, expected.std, rtol=1e-9)
@@ -227,5 +229,5 @@ def test_files_are_read_in_batches(series_folder, monkeypatch):
     assert measure_scaling(data).mean == measure_scaling(data.load()).mean
     for path in series_folder.rglob("*.npy"):
         path.write_bytes(b"")
-    with pytest.raises(xl.DataError, match="24 of 24 files cannot be read"):
+    with pytest.raises(xl.errors.DataError, match="24 of 24 files cannot be read"):
         measure_scaling(data)

@@ -53,7 +53,7 @@ def test_names_and_folders_of_shards_say_the_split(tmp_path):
     assert sum(len(open_source(str(tmp_path / "a"), size=8).load(split)) for split in SPLITS) == 60
     source = open_source(str(tmp_path / "b"), size=8)
     write_tar(tmp_path / "b" / "train" / "1.tar", list_members(range(50, 60)))
-    with pytest.raises(xl.DataError, match="not those of training"):
+    with pytest.raises(xl.errors.DataError, match="not those of training"):
         source.load("train")
 
 
@@ -65,14 +65,15 @@ def test_split_by_and_columns_of_shards(tmp_path):
     source = open_source(str(path), size=8, split_by="fold")
     assert read_numbers(source.load("test")) == list(range(20, 30))
     with pytest.raises(
-        xl.DataError, match=r"split_by: .* has no column 'folds'; it has image, label, patient, fold, kind. Did you mean"
+        xl.errors.DataError,
+        match=r"split_by: .* has no column 'folds'; it has image, label, patient, fold, kind. Did you mean",
     ):
         open_source(str(path), split_by="folds").load("test")
-    with pytest.raises(xl.DataError, match=r"group_by: .* has no column 'patients'"):
+    with pytest.raises(xl.errors.DataError, match=r"group_by: .* has no column 'patients'"):
         open_source(str(path), group_by="patients").load("test")
-    with pytest.raises(xl.DataError, match="has 1 class"):
+    with pytest.raises(xl.errors.DataError, match="has 1 class"):
         open_source(str(path), columns="label=kind").load("test")
-    with pytest.raises(xl.DataError, match="no column 'klass'"):
+    with pytest.raises(xl.errors.DataError, match="no column 'klass'"):
         open_source(str(path), columns="label=klass").load("test")
 
 
@@ -95,7 +96,7 @@ def test_samples_that_cannot_be_used(tmp_path):
     members += [("c.json", json.dumps({"label": "bee", "patient": 9}).encode())]
     members += [("d.png", encode(0)), ("d.json", b"{")]
     source = open_source(str(write_tar(tmp_path / "x.tar", members)), size=8)
-    with pytest.raises(xl.DataError, match=r"1 of 15 rows cannot be read.*[^#]*x.tar/d.png: no label"):
+    with pytest.raises(xl.errors.DataError, match=r"1 of 15 rows cannot be read.*[^#]*x.tar/d.png: no label"):
         source.load("train")
     bad = []
     for split in SPLITS:
@@ -120,26 +121,26 @@ def test_truncated_compressed_and_empty_shards(tmp_path):
     for name, size, count in (("cut.tar", 18 * 1024 + 700, 9), ("even.tar", 18 * 1024, 8)):
         (tmp_path / name).write_bytes(whole[:size])
         with pytest.raises(
-            xl.DataError, match=f"{name} is damaged, compressed or not a tar file, after sample '00.*--skip-bad"
+            xl.errors.DataError, match=f"{name} is damaged, compressed or not a tar file, after sample '00.*--skip-bad"
         ):
             open_source(str(tmp_path / name)).load("train")
         kept = sum(len(open_source(str(tmp_path / name), size=8).load(split, skip_bad=True)) for split in SPLITS)
         assert kept == count  # the last sample before the damage may miss a member
     (tmp_path / "z.tar").write_bytes(gzip.compress(whole))
     for name in ("z.tar", "none.tar"):
-        with pytest.raises(xl.DataError, match=f"{name} (is damaged, compressed|cannot be read)"):
+        with pytest.raises(xl.errors.DataError, match=f"{name} (is damaged, compressed|cannot be read)"):
             assert open_source(str(tmp_path / name)).modality
-    with pytest.raises(xl.DataError, match="no tar files"):
+    with pytest.raises(xl.errors.DataError, match="no tar files"):
         open_shards(str(tmp_path / "none-*.tar"))
     write_tar(tmp_path / "empty.tar", [])
-    with pytest.raises(xl.DataError, match="has no samples"):
+    with pytest.raises(xl.errors.DataError, match="has no samples"):
         open_source(str(tmp_path / "empty.tar")).load("train")
 
 
 def test_what_is_not_found_behind_damage_is_told_with_the_damage(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("0.png", encode(0)), ("a.png", encode(1)), ("b.png", encode(2))])
     os.truncate(path, 2600)
-    with pytest.raises(xl.DataError, match=r"no column seems to hold the label, .*; .*x.tar is damaged"):
+    with pytest.raises(xl.errors.DataError, match=r"no column seems to hold the label, .*; .*x.tar is damaged"):
         open_shards(str(path)).find_columns(Reading())
 
 
@@ -188,10 +189,10 @@ def test_a_tar_file_that_shrinks_or_goes_away(tmp_path):
     reader = ShardImages([path], np.array([[0, *sample.image[:2]]]), [sample.image.member], PREPROCESS)
     assert reader.read(0)[0, 0, 0] == 3
     os.truncate(path, 540)
-    with pytest.raises(xl.DataError, match=r"x.tar/a.png: the tar file ends before its image does"):
+    with pytest.raises(xl.errors.DataError, match=r"x.tar/a.png: the tar file ends before its image does"):
         reader.read(0)
     path.unlink()
-    with pytest.raises(xl.DataError, match=r"x.tar/a.png: cannot be read \(FileNotFoundError"):
+    with pytest.raises(xl.errors.DataError, match=r"x.tar/a.png: cannot be read \(FileNotFoundError"):
         reader.read(0)
 
 

@@ -9,7 +9,7 @@ from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.texts import TextSet, word_tokenizer
 from exitlens.modalities import TEXT
-from exitlens.types import TextPreprocess
+from exitlens.types.preprocessing import TextPreprocess
 
 pytest.importorskip("tokenizers")
 
@@ -91,47 +91,49 @@ def test_a_file_that_has_changed_is_refused(jsonl):
     assert again == source
     assert len(source.contents) == 16
     jsonl.write_text(jsonl.read_text().replace("number7 ", "number8 "))
-    with pytest.raises(xl.DataError, match="are not those of training"):
+    with pytest.raises(xl.errors.DataError, match="are not those of training"):
         again.load("test")
     jsonl.unlink()
-    with pytest.raises(xl.DataError, match="cannot be read"):
+    with pytest.raises(xl.errors.DataError, match="cannot be read"):
         again.load("test")
 
 
 def test_classes_and_bad_rows_of_a_file(jsonl):
-    with pytest.raises(xl.DataError, match="the network does not"):
+    with pytest.raises(xl.errors.DataError, match="the network does not"):
         open_source(str(jsonl)).load("test", classes=("a", "b"))
     assert open_source(str(jsonl)).load("test", classes=("c", "b", "a", "z")).classes == ("c", "b", "a", "z")
     jsonl.write_text(jsonl.read_text() + "{\n")
     source = open_source(str(jsonl))
-    with pytest.raises(xl.DataError, match=":61: not JSON"):
+    with pytest.raises(xl.errors.DataError, match=":61: not JSON"):
         source.load("train")
     assert len(source.load("train", skip_bad=True)) == 42
 
 
 def test_a_class_with_too_few_texts(tmp_path):
     (tmp_path / "few.csv").write_text("text,label\n" + "x,a\n" * 9 + "y,b\n" * 3)
-    with pytest.raises(xl.DataError, match=r"class 'b' has 3 sample\(s\), need 4"):
+    with pytest.raises(xl.errors.DataError, match=r"class 'b' has 3 sample\(s\), need 4"):
         open_source(str(tmp_path / "few.csv")).load("train")
 
 
 def test_sources_that_do_not_fit(tmp_path, jsonl):
-    with pytest.raises(xl.DataError, match=r"it can also be scenes, .*reviews.*\.csv or \.jsonl.*Did you mean 'reviews'"):
+    with pytest.raises(
+        xl.errors.DataError, match=r"it can also be scenes, .*reviews.*\.csv or \.jsonl.*Did you mean 'reviews'"
+    ):
         open_source("review")
     for name in ("none.csv", "none.jsonl"):
-        with pytest.raises(xl.DataError, match="cannot be read"):
+        with pytest.raises(xl.errors.DataError, match="cannot be read"):
             open_source(str(tmp_path / name))
     preprocess = TextPreprocess(word_tokenizer(["a"]), 8)
-    with pytest.raises(xl.InputError, match="preprocess: it is for texts, and scenes gives images"):
+    with pytest.raises(xl.errors.InputError, match="preprocess: it is for texts, and scenes gives images"):
         open_source("scenes").load("validation", preprocess=preprocess)
-    with pytest.raises(xl.InputError, match="preprocess: it is for images, and reviews gives texts"):
-        open_source("reviews").load("validation", preprocess=xl.Preprocess((8, 8)))
+    with pytest.raises(xl.errors.InputError, match="preprocess: it is for images, and reviews gives texts"):
+        open_source("reviews").load("validation", preprocess=xl.data.Preprocess((8, 8)))
     for name in ("reviews", str(jsonl)):
-        with pytest.raises(xl.InputError, match="split"):
+        with pytest.raises(xl.errors.InputError, match="split"):
             open_source(name).load("dev")
-    with pytest.raises(xl.InputError, match="shop_agreement"):
+    with pytest.raises(xl.errors.InputError, match="shop_agreement"):
         open_source("reviews", background_agreement=2.0).load("test")
-    with pytest.raises(xl.InputError, match="length"):
+    with pytest.raises(xl.errors.InputError, match="length"):
         open_source("reviews", size=1).load("test")
 
 
@@ -142,16 +144,16 @@ def test_a_source_splits_a_folder_the_same_way_each_time_and_notices_changes(fol
     assert sum(map(len, parts.values())) == 36
     assert parts["train"].inputs.shape[2:] == (16, 16)
     (folder / "cat" / "new.png").write_bytes((folder / "cat" / "00.png").read_bytes())
-    with pytest.raises(xl.DataError, match="not those of training"):
+    with pytest.raises(xl.errors.DataError, match="not those of training"):
         source.load("test")
 
 
 def test_sources_by_name():
     assert len(open_source("scenes").load("validation")) == 1000
     assert open_source("fashion").load("validation").images.shape[1] == 1
-    with pytest.raises(xl.DataError, match="it can also be scenes"):
+    with pytest.raises(xl.errors.DataError, match="it can also be scenes"):
         open_source("scene")
-    with pytest.raises(xl.InputError, match="root"):
+    with pytest.raises(xl.errors.InputError, match="root"):
         open_source("torchvision:CIFAR10")
-    with pytest.raises(xl.InputError, match="split"):
+    with pytest.raises(xl.errors.InputError, match="split"):
         open_source("scenes").load("dev")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import exitlens as xl
 from exitlens.data.demo.reviews import make_reviews
 from exitlens.data.texts import TextSet, read_texts, word_tokenizer
-from exitlens.types import TextPreprocess
+from exitlens.types.preprocessing import TextPreprocess
 
 pytest.importorskip("tokenizers")
 
@@ -69,13 +69,13 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     ],
 )
 def test_texts_that_make_no_tokenizer(texts, count, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         word_tokenizer(texts, count)
 
 
 def test_a_word_tokenizer_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[hf\]"):
         word_tokenizer(TEXTS)
 
 
@@ -126,12 +126,12 @@ def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):
         ({"labels": torch.tensor([0, 1, -1])}, r"\[0, 2\)"),
         ({"masks": torch.zeros(3, 5, dtype=torch.bool)}, r"masks: expected \(3, 6\) bool"),
         ({"masks": torch.zeros(3, 6)}, "masks"),
-        ({"preprocess": xl.Preprocess((8, 8))}, "preprocess: expected TextPreprocess"),
+        ({"preprocess": xl.data.Preprocess((8, 8))}, "preprocess: expected TextPreprocess"),
     ],
 )
 def test_bad_text_sets(tiny_texts, changes, message):
     good = {"texts": TEXTS, "labels": torch.tensor([0, 1, 0]), "classes": ("a", "b"), "preprocess": tiny_texts.preprocess}
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         TextSet(**{**good, **changes})
 
 
@@ -204,7 +204,7 @@ GOOD_CSV, GOOD_JSON = "text,label\na,x\nb,y\n", '{"text":"a","label":"x"}\n{"tex
 )
 def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content, message):
     path = _write(tmp_path, name, content)
-    with pytest.raises(xl.DataError, match=message) as error:
+    with pytest.raises(xl.errors.DataError, match=message) as error:
         read_texts(path)
     assert "1 of 3 rows cannot be read" in str(error.value)
     assert "skip_bad" in str(error.value)
@@ -233,18 +233,18 @@ def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content
 )
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_files_that_are_no_labelled_texts(tmp_path, name, content, message, skip_bad):
-    with pytest.raises(xl.DataError, match=message):
+    with pytest.raises(xl.errors.DataError, match=message):
         read_texts(_write(tmp_path, name, content), skip_bad=skip_bad)
 
 
 def test_a_missing_file_or_a_folder(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     for name in ("none.csv", "none.jsonl", "folder.csv"):
-        with pytest.raises(xl.DataError, match="cannot be read"):
+        with pytest.raises(xl.errors.DataError, match="cannot be read"):
             read_texts(tmp_path / name)
 
 
 def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
     path = _write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
-    with pytest.raises(xl.DataError, match=r"the class 'postive', the network does not. Did you mean 'positive'"):
+    with pytest.raises(xl.errors.DataError, match=r"the class 'postive', the network does not. Did you mean 'positive'"):
         read_texts(path, ("negative", "positive"))

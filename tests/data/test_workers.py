@@ -36,7 +36,7 @@ class Numbers:
 
 
 def _refuse():
-    raise xl.DataError("number: damaged")
+    raise xl.errors.DataError("number: damaged")
 
 
 def _processes():
@@ -74,18 +74,18 @@ def test_pillow_does_not_warn_of_pictures_within_our_limit():
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_readers_that_fail(count):
-    with pytest.raises(xl.DataError, match=r"number 7: its reader failed \(ZeroDivisionError"):
+    with pytest.raises(xl.errors.DataError, match=r"number 7: its reader failed \(ZeroDivisionError"):
         _decode(Numbers(odd={7: lambda: 1 / 0}), count)
-    with pytest.raises(xl.InputError, match=r"expected \(1, 4, 4\) uint8 of number 0, got \(1, 2, 2\)"):
+    with pytest.raises(xl.errors.InputError, match=r"expected \(1, 4, 4\) uint8 of number 0, got \(1, 2, 2\)"):
         list(decode_batches(Numbers(), [[0], [1]], (1, 4, 4), count))
     assert not _processes()
 
 
 def test_a_killed_process_is_an_error_that_names_the_file():
     killed = Numbers(odd={13: lambda: os.kill(os.getpid(), signal.SIGKILL)})
-    with pytest.raises(xl.DataError, match=r"SIGKILL.*memory runs out.*at number 13.*--resume.*--workers 0"):
+    with pytest.raises(xl.errors.DataError, match=r"SIGKILL.*memory runs out.*at number 13.*--resume.*--workers 0"):
         _decode(killed)
-    with pytest.raises(xl.DataError, match=r"with exit code 3\. It was at number 2"):
+    with pytest.raises(xl.errors.DataError, match=r"with exit code 3\. It was at number 2"):
         _decode(Numbers(odd={2: lambda: os._exit(3)}))
     assert not _processes()
 
@@ -96,12 +96,12 @@ def test_a_process_killed_from_outside_between_two_batches():
     for process in _processes():
         process.kill()
         process.join()
-    with pytest.raises(xl.DataError, match="SIGKILL"):
+    with pytest.raises(xl.errors.DataError, match="SIGKILL"):
         list(found)
 
 
 def test_an_image_that_takes_for_ever_is_named():
-    with pytest.raises(xl.DataError, match=r"number 6: reading it takes more than 0\.2 s"):
+    with pytest.raises(xl.errors.DataError, match=r"number 6: reading it takes more than 0\.2 s"):
         _decode(Numbers(odd={6: lambda: time.sleep(60)}), timeout_s=0.2)
     assert not _processes()
 
@@ -154,11 +154,11 @@ def test_how_many_processes(monkeypatch):
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: {0})
     assert choose_workers(None, 100) == 0
     for wrong in (-1, 1.5, "2"):
-        with pytest.raises(xl.InputError, match="workers: expected an integer"):
+        with pytest.raises(xl.errors.InputError, match="workers: expected an integer"):
             choose_workers(wrong, 100)
     monkeypatch.setattr(workers.sys, "platform", "win32")
     assert choose_workers(None, 100) == 0
-    with pytest.raises(xl.InputError, match="this is win32"):
+    with pytest.raises(xl.errors.InputError, match="this is win32"):
         choose_workers(2, 100)
 
 
@@ -172,7 +172,7 @@ def test_floats_of_any_shape(count):
     found = [one.values.clone() for one in decode_batches(Ramps(), plan, (2, 3), count, dtype=torch.float32)]
     for rows, values in zip(plan, found, strict=True):
         assert values.equal(torch.stack([Ramps().read(row) for row in rows]))
-    with pytest.raises(xl.InputError, match=r"expected \(2, 3\) uint8 of number 3, got \(2, 3\) torch.float32"):
+    with pytest.raises(xl.errors.InputError, match=r"expected \(2, 3\) uint8 of number 3, got \(2, 3\) torch.float32"):
         list(decode_batches(Ramps(), plan, (2, 3), count))
 
 

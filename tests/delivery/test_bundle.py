@@ -13,7 +13,7 @@ POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
 
 @pytest.fixture
 def bundle(tmp_path, net):
-    net.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    net.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
     return xl.save(net, POLICY, tmp_path / "bundle")
 
 
@@ -31,7 +31,7 @@ def test_round_trip(bundle, net, images):
 def test_offsets_travel(bundle, net, recwarn):
     assert net.map_offsets[0] != (0.0, 0.0)
     assert xl.load(bundle, backbone=TinyNet())[0].map_offsets == net.map_offsets
-    assert not [one for one in recwarn if one.category is xl.ReachWarning]  # it was said where the network was made
+    assert not [one for one in recwarn if one.category is xl.errors.ReachWarning]  # it was said where the network was made
 
 
 @pytest.mark.parametrize("final", ["head", "keep"])
@@ -45,11 +45,11 @@ def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):
 
 
 def test_a_module_of_ones_own_must_be_given(bundle):
-    with pytest.raises(xl.BundleError, match="backbone=that module"):
+    with pytest.raises(xl.errors.BundleError, match="backbone=that module"):
         xl.load(bundle)
-    with pytest.raises(xl.BundleError, match="cannot be built"):
+    with pytest.raises(xl.errors.BundleError, match="cannot be built"):
         xl.load(bundle, backbone=torch.nn.Conv2d(3, 3, 1))
-    with pytest.raises(xl.BundleError, match="cannot be built"):
+    with pytest.raises(xl.errors.BundleError, match="cannot be built"):
         xl.load(bundle, backbone=TinyNet(channels=1))
 
 
@@ -64,7 +64,7 @@ def test_damage_is_found(bundle, name, damage):
         path.write_bytes(raw[: len(raw) // 2])
     else:
         path.write_bytes(raw[:-5] + b"x" * 5)
-    with pytest.raises(xl.BundleError, match=name):
+    with pytest.raises(xl.errors.BundleError, match=name):
         xl.load(bundle, backbone=TinyNet())
 
 
@@ -80,18 +80,18 @@ def test_another_format_is_refused_with_what_to_do(bundle, changes, words):
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest | changes))
     for read in (xl.load_policies, xl.load):
-        with pytest.raises(xl.BundleError, match=words):
+        with pytest.raises(xl.errors.BundleError, match=words):
             read(bundle)
 
 
 def test_nothing_is_overwritten(bundle, net, tmp_path):
     before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(xl.OutputExistsError, match="overwrite=True"):
+    with pytest.raises(xl.errors.OutputExistsError, match="overwrite=True"):
         xl.save(net, None, bundle)
     assert (bundle / "manifest.json").read_bytes() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("x")
-    with pytest.raises(xl.OutputExistsError, match=r"exists\. Fix: it is not a bundle"):
+    with pytest.raises(xl.errors.OutputExistsError, match=r"exists\. Fix: it is not a bundle"):
         xl.save(net, None, tmp_path / "other", overwrite=True)
     xl.save(net, None, bundle, overwrite=True)
     assert xl.load(bundle, backbone=TinyNet())[1] is None
@@ -130,7 +130,7 @@ def test_hostile_values_with_matching_checksums(bundle, changes):
     manifest["sha256"]["network.json"] = hashlib.sha256((bundle / "network.json").read_bytes()).hexdigest()
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     backbone = None if changes.keys() & {"source"} else TinyNet()
-    with pytest.raises(xl.BundleError, match=r"cannot be built|do not fit|the network has|not those"):
+    with pytest.raises(xl.errors.BundleError, match=r"cannot be built|do not fit|the network has|not those"):
         xl.load(bundle, backbone=backbone)
 
 
@@ -142,20 +142,22 @@ def test_other_dtypes_travel(tmp_path):
 
 
 def test_what_cannot_be_written_leaves_nothing(net, tmp_path):
-    with pytest.raises(xl.InputError, match="JSON"):
+    with pytest.raises(xl.errors.InputError, match="JSON"):
         xl.save(
             net,
-            xl.Policy((0.5, 0.5), calibration=xl.Calibration(xl.CalibrationRequest(max_cost=1.0), 1, cost=torch.ones(1))),
+            xl.Policy(
+                (0.5, 0.5), calibration=xl.types.Calibration(xl.CalibrationRequest(max_cost=1.0), 1, cost=torch.ones(1))
+            ),
             tmp_path / "b",
         )
     (tmp_path / "file").write_text("x")
-    with pytest.raises(xl.BundleError, match="cannot be written"):
+    with pytest.raises(xl.errors.BundleError, match="cannot be written"):
         xl.save(net, None, tmp_path / "file" / "b")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_policy_of_another_network_is_not_saved(net, tmp_path):
-    with pytest.raises(xl.PolicyError):
+    with pytest.raises(xl.errors.PolicyError):
         xl.save(net, xl.Policy((0.5, 0.5), network="other"), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -169,7 +171,7 @@ def test_other_things_than_paths_policies_and_modules_are_refused(net, tmp_path)
         (lambda: net.compile((0.5, 0.5)), "policy"),
         (lambda: net.tune(torch.zeros(1, 3, 16, 16), policy="x"), "policy"),
     ):
-        with pytest.raises(xl.InputError, match=f"{name}: expected"):
+        with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
             call()
 
 
@@ -178,7 +180,7 @@ def test_a_full_disk_while_weights_are_saved(net, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("exitlens.io.save_file", fail)
-    with pytest.raises(xl.BundleError, match=r"bundle cannot be written .*No space left"):
+    with pytest.raises(xl.errors.BundleError, match=r"bundle cannot be written .*No space left"):
         xl.save(net, None, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 

@@ -72,15 +72,15 @@ def test_damage_is_found_and_nothing_is_left_of_a_former_bundle(bundle, images):
     path = bundle / "stage_1.onnx"
     raw = path.read_bytes()
     path.write_bytes(raw[:-5])
-    with pytest.raises(xl.BundleError, match=r"stage_1\.onnx: altered or truncated"):
+    with pytest.raises(xl.errors.BundleError, match=r"stage_1\.onnx: altered or truncated"):
         xl.load(bundle, backbone=TinyNet())
     path.unlink()
-    with pytest.raises(xl.BundleError, match=r"stage_1\.onnx: missing"):
+    with pytest.raises(xl.errors.BundleError, match=r"stage_1\.onnx: missing"):
         xl.load(bundle, backbone=TinyNet())
     path.write_bytes(raw)
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"onnx": [{"file": "x"}]}))
-    with pytest.raises(xl.BundleError, match="not described"):
+    with pytest.raises(xl.errors.BundleError, match="not described"):
         xl.load(bundle, backbone=TinyNet())
     xl.save(make_net(), None, bundle, overwrite=True)
     assert not list(bundle.glob("*.onnx"))
@@ -106,6 +106,6 @@ def test_a_bundle_writes_no_file_outside_of_its_own_copy(bundle, tmp_path):
     for name in (str(victim), "../victim", "victim"):
         manifest["onnx"][0]["file"] = name
         (bundle / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(xl.BundleError, match="no checksum"):
+        with pytest.raises(xl.errors.BundleError, match="no checksum"):
             xl.load(bundle, backbone=TinyNet())
     assert victim.read_text() == "mine"

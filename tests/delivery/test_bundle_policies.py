@@ -13,7 +13,7 @@ from tests.conftest import TinyNet, make_net
 OWN, FAST, GATED = (
     xl.Policy((0.9, float("inf")), "margin"),
     xl.Policy((0.0, 0.2), "entropy", (1.0, 2.0, 3.0)),
-    xl.Policy((0.5, 0.6), gate=xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, float("inf")))),
+    xl.Policy((0.5, 0.6), gate=xl.types.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, float("inf")))),
 )
 
 
@@ -79,7 +79,7 @@ def test_damage_is_found(bundle, read, damage):
         path.unlink()
     else:
         path.write_bytes(raw[: len(raw) // 2] if damage == "truncated" else raw.replace(b"0.2", b"0.1"))
-    with pytest.raises(xl.BundleError, match=rf"policies\.json: {'missing' if damage == 'missing' else 'altered'}"):
+    with pytest.raises(xl.errors.BundleError, match=rf"policies\.json: {'missing' if damage == 'missing' else 'altered'}"):
         read(bundle)
 
 
@@ -97,34 +97,34 @@ def test_damage_is_found(bundle, read, damage):
 )
 def test_hostile_values_with_matching_checksums(bundle, change, words):
     rewrite(bundle, change)
-    with pytest.raises(xl.BundleError, match=words):
+    with pytest.raises(xl.errors.BundleError, match=words):
         xl.load_policies(bundle)
 
 
 def test_hostile_policies_and_networks(bundle):
     rewrite(bundle, lambda _: {"thresholds": 3}, "policy.json")
-    with pytest.raises(xl.BundleError, match=r"policy\.json, default: expected a policy"):
+    with pytest.raises(xl.errors.BundleError, match=r"policy\.json, default: expected a policy"):
         xl.load_policies(bundle)
     values = json.loads((bundle / "network.json").read_text())
     for other in ([], values | {"at": 3}, values | {"tuning": {"x": 1}}, values | {"fingerprint": None}):
         rewrite(bundle, lambda _, other=other: other, "network.json")
-        with pytest.raises(xl.BundleError, match=r"network\.json: expected what exitlens wrote"):
+        with pytest.raises(xl.errors.BundleError, match=r"network\.json: expected what exitlens wrote"):
             xl.load_policies(bundle)
 
 
 def test_policies_of_another_network_are_refused(bundle, net):
     other = replace(FAST, network="another")
     rewrite(bundle, lambda named: named | {"slow": other.to_dict()})
-    with pytest.raises(xl.PolicyError, match=r"policies\.json, slow: it was calibrated for network another"):
+    with pytest.raises(xl.errors.PolicyError, match=r"policies\.json, slow: it was calibrated for network another"):
         xl.load_policies(bundle)
     rewrite(bundle, lambda named: named | {"slow": xl.Policy((0.5,)).to_dict()})
-    with pytest.raises(xl.PolicyError, match=r"policies\.json, slow: it has 1 thresholds for 2 exits"):
+    with pytest.raises(xl.errors.PolicyError, match=r"policies\.json, slow: it has 1 thresholds for 2 exits"):
         xl.load_policies(bundle)
-    with pytest.raises(xl.PolicyError, match="policies, slow: it was calibrated for network another"):
+    with pytest.raises(xl.errors.PolicyError, match="policies, slow: it was calibrated for network another"):
         xl.save(net, OWN, bundle.parent / "new", policies={"slow": other})
-    with pytest.raises(xl.InputError, match="policies: expected names"):
+    with pytest.raises(xl.errors.InputError, match="policies: expected names"):
         xl.save(net, OWN, bundle.parent / "new", policies={"a/b": FAST})
-    with pytest.raises(xl.InputError, match="directory: expected"):
+    with pytest.raises(xl.errors.InputError, match="directory: expected"):
         xl.load_policies(3)
     assert not (bundle.parent / "new").exists()
 
@@ -136,7 +136,7 @@ def test_policies_are_of_the_precision_that_the_bundle_answers_in(tmp_path):
     saved = xl.save(net, None, tmp_path / "b", policies={"fast": policy})
     assert xl.load_policies(saved) == {"fast": policy}
     net.tuning = xl.Tuning()
-    with pytest.raises(xl.PolicyError, match=r"policies, fast: it was calibrated for network .*-bfloat16"):
+    with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network .*-bfloat16"):
         xl.save(net, None, tmp_path / "c", policies={"fast": policy})
 
 
@@ -150,5 +150,5 @@ def test_the_identity_is_that_of_the_network(tmp_path):
         assert xl.load_policies(saved)["default"] == own
         with torch.no_grad():
             net.head(0).classifier.weight.mul_(-1)
-        with pytest.raises(xl.PolicyError, match=r"policies, fast: it was calibrated for network"):
+        with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network"):
             xl.save(net, None, tmp_path / "b", policies={"fast": own}, overwrite=True)

@@ -32,7 +32,7 @@ def test_it_trains_compares_reports_and_saves(tmp_path, monkeypatch):
     assert xl.load(out)[1] == xl.Policy.from_dict(result["policy"])
     assert (out / "report.html").read_text().count("<svg") == 4
     assert (out / "gallery.png").exists()
-    scene = xl.load_scenes("test", limit=1).images[0]
+    scene = xl.demo.load_scenes("test", limit=1).images[0]
     Image.fromarray(scene.permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
     assert call(["explain", "--bundle", str(out), "--image", str(tmp_path / "scene.png")])[0] == 0
     code, _, told = call(["demo", "--quick", "--out", str(out)])

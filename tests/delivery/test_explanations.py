@@ -19,7 +19,7 @@ from exitlens.delivery.explanations import (
 )
 from exitlens.delivery.pictures import draw_strip
 
-POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
+POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
 
 def test_what_is_there_is_not_overwritten(net, images, policy, tmp_path):
     (tmp_path / SHEET).write_bytes(b"mine")
-    with pytest.raises(xl.OutputExistsError, match="contact_sheet"):
+    with pytest.raises(xl.errors.OutputExistsError, match="contact_sheet"):
         explain_folder(net, policy, [images], str, PREPROCESS, tmp_path)
     assert (tmp_path / SHEET).read_bytes() == b"mine"
 
@@ -79,7 +79,7 @@ def test_files_of_one_explanation(net, images, tmp_path):
     manifest = json.loads((tmp_path / "x_manifest.json").read_text())
     assert set(manifest["sha256"]) == {p.name for p in paths} - {"x_manifest.json"}
     assert json.loads((tmp_path / "x.json").read_text())["schema"] == manifest["schema"] == 2
-    with pytest.raises(xl.OutputExistsError):
+    with pytest.raises(xl.errors.OutputExistsError):
         save_explanation(why, tmp_path, PREPROCESS, "x")
 
 

@@ -16,7 +16,7 @@ from tests.texts import make_text_net, make_texts
 def test_shaded_tokens(tmp_path):
     net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
-    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(words), 10), classes=("a", "b", "c"))
     why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
     for view in why.exits:
         values = scale_attention(view.attention, len(why.tokens))
@@ -29,14 +29,14 @@ def test_shaded_tokens(tmp_path):
     assert page.read_text().count("<span") == 3 * len(why.tokens)
     assert "<0>" not in page.read_text()  # escaped
     assert json.loads(values.read_text())["answered"] == why.answered
-    with pytest.raises(xl.OutputExistsError, match=r"x\.html exists"):
+    with pytest.raises(xl.errors.OutputExistsError, match=r"x\.html exists"):
         write_explanation(why, tmp_path, "x")
 
 
 def test_tokens_that_the_answer_depends_on(tmp_path):
     net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
-    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(words), 10), classes=("a", "b", "c"))
     why = xl.explain(net, texts, xl.Policy((0.9, 0.9)), relevance=True)
     table = tabulate_tokens(why)
     assert table.row_count == 4

@@ -6,7 +6,7 @@ import exitlens as xl
 from exitlens.delivery.pictures import draw_contact_sheet, draw_heat, draw_image, draw_overlay
 from exitlens.display import pick_exit_colour
 
-POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
+POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 
 
 def test_overlay_is_brightest_where_attention_is():
@@ -18,7 +18,7 @@ def test_overlay_is_brightest_where_attention_is():
 
 
 def test_pictures_restore_colours():
-    values = xl.Preprocess((8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    values = xl.data.Preprocess((8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     pixels = torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8)
     shown = draw_image(values.normalise(pixels), values, side=8)
     assert shown.getpixel((2, 5)) == tuple(pixels[:, 5, 2].tolist())

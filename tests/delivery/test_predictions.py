@@ -111,7 +111,7 @@ def test_an_interrupted_run_is_gone_on_with(path):
         write(path, interrupted(BATCHES[:2]))
     assert stop.value.__notes__ == [f"16 rows are in {path}: the same command with --resume goes on"]
     assert read(path) == ROWS[:16]
-    with pytest.raises(xl.OutputExistsError, match="--resume"):
+    with pytest.raises(xl.errors.OutputExistsError, match="--resume"):
         PredictionFile(path, MADE_BY)
     file = PredictionFile(path, MADE_BY, resume=True)
     assert file.rows == ROWS[:16]
@@ -151,7 +151,9 @@ def test_rows_of_a_killed_parquet_run_are_not_lost(tmp_path):
     path = tmp_path / "p.parquet"
     kill(path, BATCHES[:3])
     assert not path.exists()
-    with pytest.raises(xl.OutputExistsError, match=r"left its rows in .*\.p\.parquet\.partial\.jsonl\. Fix: pass --resume"):
+    with pytest.raises(
+        xl.errors.OutputExistsError, match=r"left its rows in .*\.p\.parquet\.partial\.jsonl\. Fix: pass --resume"
+    ):
         PredictionFile(path, MADE_BY)
     with pytest.raises(ValueError, match="other"), PredictionFile(path, MADE_BY, resume=True):
         raise ValueError("other")
@@ -171,7 +173,7 @@ def test_killed_while_finishing(tmp_path):
 
 def test_a_full_disk(path):
     limit = 1000  # less than the smallest Parquet file: its rows stay in the journal
-    with disk_of(limit), pytest.raises(xl.OutputError) as full:
+    with disk_of(limit), pytest.raises(xl.errors.OutputError) as full:
         write(path, BATCHES)
     lines = lines_of(path)
     assert lines.stat().st_size <= limit
@@ -198,7 +200,7 @@ def test_no_space_for_the_first_row(path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(predictions, "open_lines", lambda path, new: (path.touch(), Full())[1])
-    with pytest.raises(xl.OutputError, match=r"No space left on device.*no row was written"):
+    with pytest.raises(xl.errors.OutputError, match=r"No space left on device.*no row was written"):
         write(path, BATCHES)
     assert list(path.parent.iterdir()) == []
 
@@ -211,7 +213,7 @@ def test_no_space_at_the_end(path, monkeypatch):
         file.append(ROWS)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fail)
-            with pytest.raises(xl.OutputError, match=rf"No space left.*40 rows are in {lines_of(path)}"):
+            with pytest.raises(xl.errors.OutputError, match=rf"No space left.*40 rows are in {lines_of(path)}"):
                 file.finish()
     write(path, [], resume=True)
     assert read(path) == ROWS
@@ -220,10 +222,10 @@ def test_no_space_at_the_end(path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(xl.OutputError, match="cannot be written"):
+    with pytest.raises(xl.errors.OutputError, match="cannot be written"):
         write(tmp_path / "file" / "p.csv", BATCHES)
     (tmp_path / "d.csv").mkdir()
-    with pytest.raises(xl.OutputError, match="cannot be read"):
+    with pytest.raises(xl.errors.OutputError, match="cannot be read"):
         PredictionFile(tmp_path / "d.csv", MADE_BY, resume=True)
 
 
@@ -232,17 +234,17 @@ def test_rows_of_something_else_are_not_gone_on_with(path):
     before = lines_of(path).read_bytes() + b"partial"
     lines_of(path).write_bytes(before)
     other = MADE_BY | {"policy": {"thresholds": [0.6, "never"]}}
-    with pytest.raises(xl.OutputExistsError, match=r"begun with another policy \(.*0\.5.*now.*0\.6") as error:
+    with pytest.raises(xl.errors.OutputExistsError, match=r"begun with another policy \(.*0\.5.*now.*0\.6") as error:
         PredictionFile(path, other, resume=True)
     assert "network" not in str(error.value)
-    with pytest.raises(xl.OutputExistsError, match=r'another network \("abc", now "abd"\)'):
+    with pytest.raises(xl.errors.OutputExistsError, match=r'another network \("abc", now "abd"\)'):
         PredictionFile(path, MADE_BY | {"network": "abd"}, resume=True)
     record = path.with_name(f".{path.name}.run.json")
     record.write_text("{")
-    with pytest.raises(xl.OutputExistsError, match=r"run\.json is damaged"):
+    with pytest.raises(xl.errors.OutputExistsError, match=r"run\.json is damaged"):
         PredictionFile(path, MADE_BY, resume=True)
     record.write_text("[]")
-    with pytest.raises(xl.OutputExistsError, match="another network"):
+    with pytest.raises(xl.errors.OutputExistsError, match="another network"):
         PredictionFile(path, MADE_BY, resume=True)
     assert lines_of(path).read_bytes() == before
 
@@ -266,7 +268,7 @@ def test_a_file_of_another_kind_is_left_alone(path, content, begun):
     path.write_bytes(content)
     if begun:
         path.with_name(f".{path.name}.run.json").write_text(json.dumps(MADE_BY))
-    with pytest.raises(xl.OutputExistsError, match="choose another file"):
+    with pytest.raises(xl.errors.OutputExistsError, match="choose another file"):
         PredictionFile(path, MADE_BY, resume=True)
     assert path.read_bytes() == content
 
@@ -274,7 +276,7 @@ def test_a_file_of_another_kind_is_left_alone(path, content, begun):
 def test_a_parquet_file_of_other_columns(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     arrow.parquet.write_table(arrow.table({"x": [1]}), tmp_path / "p.parquet")
-    with pytest.raises(xl.OutputExistsError, match=r"its columns are \['x'\]"):
+    with pytest.raises(xl.errors.OutputExistsError, match=r"its columns are \['x'\]"):
         PredictionFile(tmp_path / "p.parquet", MADE_BY, resume=True)
 
 
@@ -282,7 +284,7 @@ def test_a_complete_file_is_complete(path):
     write(path, BATCHES)
     before = path.read_bytes()
     write(path, [], resume=True)
-    with pytest.raises(xl.OutputExistsError, match=r"is complete, or lost its record .* lacks new\.png") as error:
+    with pytest.raises(xl.errors.OutputExistsError, match=r"is complete, or lost its record .* lacks new\.png") as error:
         write(path, [[Row("new.png", "cat", 0, 1.0)]], resume=True)
     assert not hasattr(error.value, "__notes__")
     assert path.read_bytes() == before
@@ -295,8 +297,8 @@ def test_resuming_what_never_began(path):
 
 
 def test_nothing_is_written_before_the_first_row(path):
-    with pytest.raises(xl.DataError) as error, PredictionFile(path, MADE_BY):
-        raise xl.DataError("no images")
+    with pytest.raises(xl.errors.DataError) as error, PredictionFile(path, MADE_BY):
+        raise xl.errors.DataError("no images")
     assert error.value.__notes__ == [f"no row was written to {path}"]
     assert not path.parent.exists()
 
@@ -308,13 +310,13 @@ def test_the_case_of_suffixes_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("name", ["p", "p.txt", "p.csv.gz"])
 def test_other_suffixes(name):
-    with pytest.raises(xl.InputError, match=r"\.csv, \.jsonl or \.parquet"):
+    with pytest.raises(xl.errors.InputError, match=r"\.csv, \.jsonl or \.parquet"):
         PredictionFile(Path(name), MADE_BY)
 
 
 def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(xl.MissingExtraError, match=r"pip install 'exitlens\[parquet\]'"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"pip install 'exitlens\[parquet\]'"):
         PredictionFile(tmp_path / "p.parquet", MADE_BY)
     write(tmp_path / "p.csv", BATCHES)
 
@@ -360,7 +362,7 @@ def predict_files(count: int, size: int):
     return preds, SimpleNamespace(groups=[f"v{i // 4}" for i in range(count)])
 
 
-@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 @pytest.mark.parametrize("size", [3, 8, 20])
 def test_the_first_sample_of_each_group_counts(policy, size):
     preds, samples = predict_files(20, size)
@@ -377,5 +379,5 @@ def test_the_first_sample_of_each_group_counts(policy, size):
 
 def test_a_calibration_that_counted_groups_needs_them(policy):
     counted = replace(policy, calibration=replace(policy.calibration, groups=200))
-    with pytest.raises(xl.InputError, match=r"monitor: the calibration counted groups\. Fix: say by --group-by"):
+    with pytest.raises(xl.errors.InputError, match=r"monitor: the calibration counted groups\. Fix: say by --group-by"):
         start_watch(counted, True, "")

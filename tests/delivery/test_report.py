@@ -80,7 +80,7 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
         if "<td>" in part or 'id="gallery"' in part:
             assert "training seed 0" in part
             assert "<code>exitlens report a</code>" in part
-    with pytest.raises(xl.OutputExistsError):
+    with pytest.raises(xl.errors.OutputExistsError):
         write_report(path, subjects, {"test": tiny_set}, MADE)
 
 
@@ -88,7 +88,7 @@ def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
     subjects = [make_subject("run", tiny_set, faithful=False)]
     text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
     assert text.count("<svg") == 3
-    with pytest.raises(xl.InputError, match="subjects"):
+    with pytest.raises(xl.errors.InputError, match="subjects"):
         write_report(tmp_path / "x.html", [], {}, MADE)
 
 
@@ -111,7 +111,7 @@ def test_a_report_compares_equals(tmp_path, tiny_set):
     net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
     policy = xl.Policy((0.9,))
     other = Subject("other", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
-    with pytest.raises(xl.InputError, match="equally many exits"):
+    with pytest.raises(xl.errors.InputError, match="equally many exits"):
         write_report(tmp_path / "x.html", [one, other], {"test": tiny_set}, MADE)
 
 
@@ -126,7 +126,7 @@ def test_names_are_only_names(tmp_path, tiny_set):
 
 def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
     one = make_subject("gated", tiny_set)
-    gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
+    gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
     policy = xl.Policy((0.26, 0.26), gate=gate)
     report = xl.evaluate(xl.collect(one.net, tiny_set), policy)
     subject = Subject("gated", one.net, policy, {"test": report}, one.faithfulness)
@@ -160,13 +160,13 @@ def test_a_network_without_early_exits_has_no_report(tmp_path, tiny_set):
     net = xl.attach(TinyNet(), [], 4, tiny_set.first(1).inputs)
     policy = xl.Policy(())
     subject = Subject("plain", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
-    with pytest.raises(xl.InputError, match="early exit"):
+    with pytest.raises(xl.errors.InputError, match="early exit"):
         write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE)
 
 
 def test_large_images_keep_the_report_small(tmp_path):
     pixels = torch.randint(0, 255, (6, 3, 640, 480), dtype=torch.uint8)  # noise: the worst case
-    data = xl.ImageSet(pixels, torch.arange(6) % 4, ("a", "b", "c", "d"))
+    data = xl.data.ImageSet(pixels, torch.arange(6) % 4, ("a", "b", "c", "d"))
     net = xl.attach(TinyNet(), ["a", "b"], 4, data.first(1).inputs)
     net.describe(classes=data.classes, preprocess=data.preprocess)
     subject = Subject("x", net, POLICY, {"test": xl.evaluate(xl.collect(net, data), POLICY)})
@@ -196,10 +196,10 @@ def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
 
 def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
     turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
-    with pytest.raises(xl.InputError, match="its classes are"):
+    with pytest.raises(xl.errors.InputError, match="its classes are"):
         measure_subjects([turned], tiny_set)
-    other = _saved(net, tmp_path / "b", tiny_set.classes, xl.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
-    with pytest.raises(xl.InputError, match="it reads images as"):
+    other = _saved(net, tmp_path / "b", tiny_set.classes, xl.data.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
+    with pytest.raises(xl.errors.InputError, match="it reads images as"):
         measure_subjects([other], tiny_set)
 
 
@@ -209,14 +209,14 @@ def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(ne
     small = xl.attach(xl.build_backbone("small", 4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 16, 16)).eval()
     small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
     xl.save(small, xl.Policy((0.5, 0.5)), tmp_path / "b" / "bundle")
-    with pytest.raises(xl.InputError, match=r"they have \[2, 3\] exits"):
+    with pytest.raises(xl.errors.InputError, match=r"they have \[2, 3\] exits"):
         measure_subjects([one, tmp_path / "b"], tiny_set)
 
 
 def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
     path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
     (path / "settings.json").write_text("{}")
-    with pytest.raises(xl.DataError, match=r"settings.json: damaged \(KeyError"):
+    with pytest.raises(xl.errors.DataError, match=r"settings.json: damaged \(KeyError"):
         describe_provenance([path], tiny_set, ["x"])
 
 
@@ -236,7 +236,7 @@ def test_three_sentences_with_links_to_their_terms(tiny_set):
 def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
     images = tiny_set.images.repeat(40, 1, 1, 1)
     labels = torch.arange(len(images)) // (len(images) // 4)
-    data = xl.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    data = xl.data.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
     chosen = pick_images(make_subject("x", tiny_set, faithful=False), data, 12)
     assert len(chosen) == 12
     assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
@@ -249,14 +249,14 @@ def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
 
         def read(self, index):
             if index % 3 == 0:
-                raise xl.DataError(f"{index}: cannot be read")
+                raise xl.errors.DataError(f"{index}: cannot be read")
             return tiny_set.images[index % len(tiny_set)]
 
         def name(self, index):
             return str(index)
 
     labels = torch.arange(24) % len(tiny_set.classes)
-    data = xl.LazySet(Reader(), labels, tiny_set.classes, tiny_set.preprocess, skip_bad=True, workers=0)
+    data = xl.data.LazySet(Reader(), labels, tiny_set.classes, tiny_set.preprocess, skip_bad=True, workers=0)
     subject = make_subject("x", tiny_set, faithful=False)
     chosen = pick_images(subject, data, 16)
     assert sorted(chosen) == [i for i in range(24) if i % 3]
@@ -271,13 +271,13 @@ def test_mistakes_come_first_and_are_half_of_the_gallery(tmp_path, tiny_set):
     answers = torch.tensor([why.exits[why.answered].label for why in xl.explain_batch(net, tiny_set.inputs, POLICY)])
     labels = answers.clone()
     labels[:10] = (answers[:10] + 1) % 4  # ten mistakes
-    data = xl.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    data = xl.data.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
     done = []
     chosen = pick_images(subject, data, 6, done.append)
     assert [i < 10 for i in chosen] == [True] * 3 + [False] * 3
     assert sum(done) == len(data)
     labels[:9] = answers[:9]  # one mistake
-    data = xl.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    data = xl.data.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
     assert [i == 9 for i in pick_images(subject, data, 6)] == [True] + [False] * 5
     text = write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).read_text()
     assert text.count('<span class="wrong">mistake</span>') == 1
@@ -299,7 +299,7 @@ def test_legends_and_tables_name_what_there_is(tmp_path, tiny_set):
     text = write_report(tmp_path / "two.html", two, {"test": tiny_set}, MADE).read_text()
     assert "Dots (one) and squares (two): each exit alone" in text
     assert "attention on object (%)" in text
-    without = xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    without = xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=tiny_set.preprocess)
     one = make_subject("one", without)
     text = write_report(tmp_path / "one.html", [one], {"test": without}, MADE).read_text()
     assert "Dots: each exit alone" in text

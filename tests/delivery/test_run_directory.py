@@ -45,12 +45,12 @@ def test_answers_to_other_columns_are_others(net):
 def test_run_directories(tmp_path):
     source = DataSource("scenes", seed=3)
     run = tmp_path / "run"
-    with pytest.raises(xl.BundleError, match="expected a bundle or a run directory"):
+    with pytest.raises(xl.errors.BundleError, match="expected a bundle or a run directory"):
         find_bundle(run)
     write_source(run, source, resume=False)
-    with pytest.raises(xl.OutputExistsError, match="not empty"):
+    with pytest.raises(xl.errors.OutputExistsError, match="not empty"):
         write_source(run, source, resume=False)
-    with pytest.raises(xl.DataError, match="other data"):
+    with pytest.raises(xl.errors.DataError, match="other data"):
         write_source(run, DataSource("fashion"), resume=True)
     net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40))
     xl.save(net, None, run / "bundle")
@@ -60,10 +60,10 @@ def test_run_directories(tmp_path):
     replace_policy(run / "bundle", xl.Policy.never(4))
     assert xl.load(run / "bundle")[1] == xl.Policy.never(4)
     (run / "data.json").write_text("{")
-    with pytest.raises(xl.DataError, match="damaged"):
+    with pytest.raises(xl.errors.DataError, match="damaged"):
         read_source(run)
     (run / "data.json").unlink()
-    with pytest.raises(xl.DataError, match="pass --data"):
+    with pytest.raises(xl.errors.DataError, match="pass --data"):
         read_source(run)
 
 
@@ -82,7 +82,7 @@ def unfinished(tmp_path, tiny_set):
 def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished):
     run, net = unfinished
     best, note = read_tensors(run / "best.safetensors")
-    with pytest.warns(xl.WeightsWarning, match=rf"epoch {note['epoch']}, the best so far\. Fix: .* --resume"):
+    with pytest.warns(xl.errors.WeightsWarning, match=rf"epoch {note['epoch']}, the best so far\. Fix: .* --resume"):
         loaded, policy = xl.load(run)
     assert policy is None
     assert loaded.info == net.info
@@ -90,19 +90,19 @@ def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished)
         assert torch.equal(value, best[name])
     assert read_source(run) == DataSource("scenes")
     replace_policy(run, xl.Policy((0.5,), network=loaded.identity()))
-    with pytest.warns(xl.WeightsWarning, match="has not ended"):  # for as long as it has not
+    with pytest.warns(xl.errors.WeightsWarning, match="has not ended"):  # for as long as it has not
         assert xl.load(run)[1].thresholds == (0.5,)
 
 
 def test_an_unfinished_run_that_goes_on_has_another_best_epoch(unfinished):
     run, net = unfinished
-    with pytest.warns(xl.WeightsWarning):
+    with pytest.warns(xl.errors.WeightsWarning):
         first, _ = xl.load(run)
     replace_policy(run, xl.Policy((0.5,), network=first.identity()))
     with torch.no_grad():
         net.head(0).classifier.weight.mul_(-1)
     write_tensors(run / "best.safetensors", unique_state(net), {"epoch": 3})
-    with pytest.warns(xl.WeightsWarning, match="epoch 3"):
+    with pytest.warns(xl.errors.WeightsWarning, match="epoch 3"):
         loaded, policy = xl.load(run)
     assert loaded.fingerprint() == net.fingerprint()
     assert policy is None  # it was chosen for other weights
@@ -134,10 +134,12 @@ def test_the_command_line_goes_on_with_an_unfinished_run(trained_once, tmp_path)
 def test_a_run_without_an_epoch_or_with_a_damaged_record(unfinished):
     run, _ = unfinished
     (run / "settings.json").write_text("{}")
-    with pytest.raises(xl.BundleError, match=r"cannot be built as settings\.json says"):
+    with pytest.raises(xl.errors.BundleError, match=r"cannot be built as settings\.json says"):
         xl.load(run)
     (run / "best.safetensors").unlink()
-    with pytest.raises(xl.BundleError, match=r"ended before its first epoch did\. Fix: go on with exitlens fit --resume"):
+    with pytest.raises(
+        xl.errors.BundleError, match=r"ended before its first epoch did\. Fix: go on with exitlens fit --resume"
+    ):
         xl.load(run)
 
 
@@ -159,12 +161,16 @@ def test_a_policy_is_replaced_and_the_others_stay(small, tmp_path):
 
 def test_a_policy_is_loaded_by_name(small, tmp_path):
     xl.save(small, None, tmp_path / "bundle")
-    with pytest.raises(xl.PolicyError, match=r"has no policy yet\. Fix: run exitlens calibrate --bundle \S+$"):
+    with pytest.raises(xl.errors.PolicyError, match=r"has no policy yet\. Fix: run exitlens calibrate --bundle \S+$"):
         load_calibrated(tmp_path)
     replace_policy(tmp_path, xl.Policy((0.1,)), "fast")
-    with pytest.raises(xl.PolicyError, match=r"no policy of its own, but \['fast'\] by name\. Fix: run exitlens calibrate"):
+    with pytest.raises(
+        xl.errors.PolicyError, match=r"no policy of its own, but \['fast'\] by name\. Fix: run exitlens calibrate"
+    ):
         load_calibrated(tmp_path)
-    with pytest.raises(xl.PolicyError, match=r"none named 'slow', but \['fast'\]\. Fix: run exitlens .* --name slow$"):
+    with pytest.raises(
+        xl.errors.PolicyError, match=r"none named 'slow', but \['fast'\]\. Fix: run exitlens .* --name slow$"
+    ):
         load_calibrated(tmp_path, "slow")
     assert load_calibrated(tmp_path, "fast")[1] == xl.Policy((0.1,))
     replace_policy(tmp_path, xl.Policy((0.5,)))
@@ -182,7 +188,7 @@ def test_of_a_network_that_was_trained_on_the_policies_are_left_out(small, tmp_p
         small.head(0).classifier.weight.mul_(-1)
     assert save_trained(small, bundle, overwrite=True) == ["default", "fast"]
     assert xl.load_policies(bundle) == {}
-    with pytest.raises(xl.OutputExistsError, match="overwrite"):
+    with pytest.raises(xl.errors.OutputExistsError, match="overwrite"):
         save_trained(small, bundle, overwrite=False)
 
 
@@ -198,13 +204,13 @@ def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
     assert len(found) == 10
     assert len(found.groups.unique()) == 5
     assert len(load_samples(trained, net, "calibration", ReadSettings(str(tmp_path)))) == 4
-    with pytest.raises(xl.InputError, match="they are for other data"):
+    with pytest.raises(xl.errors.InputError, match="they are for other data"):
         load_samples(trained, net, "test", ReadSettings(columns="label=x"))
 
 
 def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
     net = xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40))
-    net.describe(preprocess=xl.Preprocess((40, 40), (0.5,) * 3, (0.5,) * 3))
+    net.describe(preprocess=xl.data.Preprocess((40, 40), (0.5,) * 3, (0.5,) * 3))
     write_source(tmp_path, DataSource("scenes"), resume=False)
     xl.save(net, None, tmp_path / "bundle")
     for given in ("", "scenes"):
@@ -242,7 +248,7 @@ def series(tmp_path):
         for i in range(8):
             np.save(tmp_path / "data" / name / f"{i}.npy", np.random.default_rng(i).normal(0, 1 + label, (2, 64)))
     net = xl.attach(xl.build_backbone("small", 2, 2, modality=SERIES), 2, 2, torch.zeros(1, 2, 64))
-    net.describe(classes=("calm", "wild"), preprocess=xl.SeriesPreprocess((0.5, 0.0), (2.0, 1.0)))
+    net.describe(classes=("calm", "wild"), preprocess=xl.data.SeriesPreprocess((0.5, 0.0), (2.0, 1.0)))
     return net.eval(), tmp_path / "data"
 
 
@@ -256,10 +262,10 @@ def test_series_for_a_network_come_as_it_takes_them(series):
     answers = list(xl.predict_stream(net, folder, policy, batch_size=5))
     assert torch.cat([pred.labels for pred in answers]).equal(xl.predict(net, data.inputs, policy).labels)
     assert describe_origin(net, policy, str(folder))["contents"] == ""  # their names say which they are
-    with pytest.raises(xl.InputError, match="cache: it is for images, these data are series"):
+    with pytest.raises(xl.errors.InputError, match="cache: it is for images, these data are series"):
         stream_samples(net, ReadSettings(str(folder), cache=folder), batch_size=5)
     (folder / "x.csv").write_text("text,label\nhello,calm\n")
-    with pytest.raises(xl.BundleError, match="its network takes series"):
+    with pytest.raises(xl.errors.BundleError, match="its network takes series"):
         load_samples(folder, net, "test", ReadSettings(str(folder / "x.csv")))
 
 
@@ -289,7 +295,7 @@ def test_a_run_remembers_that_bad_files_are_left_out(tmp_path, folder, monkeypat
     assert not remembers_skipping(run, "scenes")
     (run / "data.json").write_text("[]")
     assert not remembers_skipping(run)
-    with pytest.raises(xl.DataError, match="damaged"):
+    with pytest.raises(xl.errors.DataError, match="damaged"):
         read_source(run)
 
 
@@ -316,7 +322,7 @@ def _fail(run, error, begun):
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_error_about_a_bad_file_says_how_to_go_on_where_there_is_a_run(tmp_path, begun):
     run = tmp_path / "run"
-    with pytest.raises(xl.DataError) as caught:
+    with pytest.raises(xl.errors.DataError) as caught:
         _fail(run, refuse_bad("x.png: cannot be read", "repair it"), begun)
     assert "--resume" not in str(caught.value)
     notes = getattr(caught.value, "__notes__", [])
@@ -325,6 +331,6 @@ def test_an_error_about_a_bad_file_says_how_to_go_on_where_there_is_a_run(tmp_pa
 
 
 def test_other_errors_do_not_speak_of_bad_files(tmp_path):
-    with pytest.raises(xl.DataError) as caught:
-        _fail(tmp_path / "run", xl.DataError("data: gone"), True)
+    with pytest.raises(xl.errors.DataError) as caught:
+        _fail(tmp_path / "run", xl.errors.DataError("data: gone"), True)
     assert not hasattr(caught.value, "__notes__")

@@ -31,7 +31,7 @@ def test_what_is_built_is_in_channels_last_and_where_exits_stand(tiny_set):
 def test_unknown_places_are_reported_before_weights_are_read_or_downloaded(tiny_set, settings, monkeypatch):
     monkeypatch.setattr("torch.hub.download_url_to_file", lambda *args, **kwargs: pytest.fail("downloads"))
     message = r"at \(option --exits\): .*no module 'layer9' on its path.* Fix: choose .* in order: \w+.*exitlens inspect"
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         run_setup.build_network(settings, tiny_set)
 
 
@@ -76,9 +76,9 @@ def test_whose_mean_and_std():
     found, line = choose("torchvision:nothing_like_it", weights=True)
     assert found is None
     assert "does not say which mean and std" in line
-    with pytest.raises(xl.InputError, match="normalise: small does not say"):
+    with pytest.raises(xl.errors.InputError, match="normalise: small does not say"):
         choose("small", "own")
-    with pytest.raises(xl.InputError, match="normalise: expected one of own, imagenet, half, got 'imagnet'"):
+    with pytest.raises(xl.errors.InputError, match="normalise: expected one of own, imagenet, half, got 'imagnet'"):
         choose("small", "imagnet")
 
 
@@ -106,13 +106,13 @@ def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
     source = open_source(str(tmp_path / "data.csv"), size=8)
     run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}", pretrained=True), source, say=lines.append)
     assert "no tokenizer comes with hf:" in lines[-1]
-    (tmp_path / "tokenizer.json").write_text(xl.word_tokenizer(["other words"]))
+    (tmp_path / "tokenizer.json").write_text(xl.data.word_tokenizer(["other words"]))
     train, _ = run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}", pretrained=True), source, say=lines.append)
-    assert train.preprocess.tokenizer == xl.word_tokenizer(["other words"])
+    assert train.preprocess.tokenizer == xl.data.word_tokenizer(["other words"])
     assert lines[-1] == f"texts: tokens by the tokenizer of hf:{tmp_path}"
-    with pytest.raises(xl.InputError, match="normalise: it is for images"):
+    with pytest.raises(xl.errors.InputError, match="normalise: it is for images"):
         run_setup.load_training_sets(NetworkSettings(normalise="half"), source)
-    with pytest.raises(xl.InputError, match="reads texts, scenes has images"):
+    with pytest.raises(xl.errors.InputError, match="reads texts, scenes has images"):
         run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}"), open_source("scenes"))
 
 
@@ -124,5 +124,5 @@ def test_networks_for_series_and_volumes_are_built_from_their_data():
         assert net.num_exits == 4
         assert len(net(train.inputs)[0].attention.shape) == 1 + axes
         assert net.info.preprocess == train.preprocess
-        with pytest.raises(xl.InputError, match=f"normalise: it is for images, {name} has"):
+        with pytest.raises(xl.errors.InputError, match=f"normalise: it is for images, {name} has"):
             run_setup.load_training_sets(NetworkSettings(normalise="half"), source)

@@ -82,8 +82,8 @@ def test_later_stages_do_not_run_when_all_have_left(cascades, tmp_path):
 def test_a_gate_is_refused(net, tmp_path):
     from exitlens.edge.cascade import write_cascade
 
-    gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
-    with pytest.raises(xl.ExportError, match="gate"):
+    gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
+    with pytest.raises(xl.errors.ExportError, match="gate"):
         write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))
 
 
@@ -101,7 +101,7 @@ def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path,
         monkeypatch.setattr(cascade, "_move", lambda block, *a: block.add("Mul", move(block, *a), block.hold(2, np.float32)))
     else:
         monkeypatch.setattr(cascade._Builder, "_rate", spoil)
-    with pytest.raises(xl.ExportError, match=f"other {name}"):
+    with pytest.raises(xl.errors.ExportError, match=f"other {name}"):
         xl.export(make_net(), xl.Policy((0.5, 0.5)), tmp_path / "e")
     assert not (tmp_path / "e").exists()
 

@@ -83,7 +83,7 @@ def test_every_exit_that_one_of_the_policies_lets_fire_is_in_the_files(net, tmp_
 
 
 def test_a_gate_needs_the_maps_of_exits_before_and_has_no_single_file(net, tmp_path):
-    gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
+    gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
     path = xl.export(net, xl.Policy((float("inf"), 0.7), gate=gate), tmp_path / "e")
     assert [part["exit"] for part in json.loads((path / "manifest.json").read_text())["segments"]] == [0, 1, 2]
     assert not (path / "cascade.onnx").exists()
@@ -127,25 +127,25 @@ def test_a_network_in_training_mode_is_exported_as_it_answers_and_left_so(net, t
 
 def test_what_cannot_be_exported_says_so_and_leaves_nothing(net, tmp_path, monkeypatch):
     target = tmp_path / "e"
-    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrated for network"):
         xl.export(net, xl.Policy((0.8, 0.7), network="another"), target)
     trained = xl.Policy((0.8, 0.7), network=net.fingerprint())
     with torch.no_grad():
         net.head(0).attend.weight.add_(1)
-    with pytest.raises(xl.PolicyError, match="calibrate"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrate"):
         xl.export(net, trained, target)
-    with pytest.raises(xl.PolicyError, match="3 exits"):
+    with pytest.raises(xl.errors.PolicyError, match="3 exits"):
         xl.export(net, xl.Policy((0.8,)), target)
-    with pytest.raises(xl.ExportError, match="float32"):
+    with pytest.raises(xl.errors.ExportError, match="float32"):
         xl.export(make_net().double(), xl.Policy((0.8, 0.7)), target)
-    with pytest.raises(xl.InputError, match="policy"):
+    with pytest.raises(xl.errors.InputError, match="policy"):
         xl.export(net, None, target)
-    with pytest.raises(xl.PolicyError, match="policies, fast: it was calibrated for network another"):
+    with pytest.raises(xl.errors.PolicyError, match="policies, fast: it was calibrated for network another"):
         xl.export(net, xl.Policy((0.8, 0.7)), target, policies={"fast": xl.Policy((0.8, 0.7), network="another")})
-    with pytest.raises(xl.InputError, match="policies: 'default' is"):
+    with pytest.raises(xl.errors.InputError, match="policies: 'default' is"):
         xl.export(net, xl.Policy((0.8, 0.7)), target, policies={"default": xl.Policy((0.8, 0.7))})
     monkeypatch.setattr(verb, "write_golden", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(xl.BundleError, match="disk full"):
+    with pytest.raises(xl.errors.BundleError, match="disk full"):
         xl.export(net, xl.Policy((0.8, 0.7)), target)
     assert not list(tmp_path.iterdir())
 
@@ -155,10 +155,10 @@ def test_only_an_edge_bundle_is_replaced(edge, tmp_path):
     target = tmp_path / "e"
     target.mkdir()
     (target / "mine.txt").write_text("mine")
-    with pytest.raises(xl.OutputExistsError, match="no edge bundle"):
+    with pytest.raises(xl.errors.OutputExistsError, match="no edge bundle"):
         xl.export(net, policy, target, overwrite=True)
     xl.export(net, policy, tmp_path / "f")
-    with pytest.raises(xl.OutputExistsError, match="overwrite=True"):
+    with pytest.raises(xl.errors.OutputExistsError, match="overwrite=True"):
         xl.export(net, policy, tmp_path / "f")
     (tmp_path / "f" / "note.txt").write_text("mine")
     xl.export(net, xl.Policy.never(3), tmp_path / "f", overwrite=True)

@@ -18,9 +18,9 @@ def made(tmp_path_factory):
     """A network, its policy, the report and the labelled samples."""
     net, rng = make_net(), torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (300, 3, 16, 16), generator=rng).to(torch.uint8)
-    samples = xl.ImageSet(images, torch.arange(300) % 4, ("w", "x", "y", "z"))
+    samples = xl.data.ImageSet(images, torch.arange(300) % 4, ("w", "x", "y", "z"))
     labels = net(samples.inputs)[-1].logits.argmax(1)
-    samples = xl.ImageSet(images, labels, ("w", "x", "y", "z"))
+    samples = xl.data.ImageSet(images, labels, ("w", "x", "y", "z"))
     policy = xl.calibrate(xl.collect(net, samples), max_disagreement=0.3, max_accuracy_drop=0.3, delta=0.2, seed=3)
     out = tmp_path_factory.mktemp("int8") / "out"
     return net, policy, xl.export_int8(net, policy, out, samples.first(64), samples), samples
@@ -58,7 +58,7 @@ def test_policies_of_one_precision_are_refused_by_the_other(made, tmp_path):
     net, policy, report, _ = made
     with pytest.raises(er.PolicyError, match="calibrated for network"):
         er.load(report.directory, policy=policy.to_dict())
-    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrated for network"):
         xl.predict(net, torch.zeros(1, 3, 16, 16), report.policy)
     plain = xl.export(net, policy, tmp_path / "float")
     with pytest.raises(er.PolicyError, match="calibrated for network"):
@@ -74,7 +74,7 @@ def test_the_network_itself_is_as_it_was(made):
 def test_requests_are_repeated_as_they_were(made):
     _, policy, report, _ = made
     assert report.policy.calibration.request == policy.calibration.request
-    with pytest.raises(xl.InputError, match="by hand"):
+    with pytest.raises(xl.errors.InputError, match="by hand"):
         repeat_request(xl.Policy((0.5, 0.5)))
 
 
@@ -93,9 +93,9 @@ def test_int8_uses_the_temperatures_that_were_asked_for(made, tmp_path, given):
 
 def test_nothing_is_left_where_it_fails(made, tmp_path):
     net, policy, _, samples = made
-    with pytest.raises(xl.InputError, match="samples"):
+    with pytest.raises(xl.errors.InputError, match="samples"):
         xl.export_int8(net, policy, tmp_path / "e", [torch.zeros(2, 1, 16, 16)], samples)
-    with pytest.raises(xl.InputError, match="samples: expected at least one"):
+    with pytest.raises(xl.errors.InputError, match="samples: expected at least one"):
         xl.export_int8(net, policy, tmp_path / "e", [], samples)
     assert not list(tmp_path.iterdir())
 

@@ -14,9 +14,9 @@ from exitlens_runtime.errors import InputError
 from exitlens_runtime.reading import read_preprocess
 
 SCALES = {
-    "series": (xl.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), length=64), (2, 64)),
-    "volume": (xl.VolumePreprocess((0.5,), (2.0,), size=(16, 16, 16)), (1, 16, 16, 16)),
-    "vector": (xl.VectorPreprocess((1.0,) * 5, (2.0,) * 5), (5,)),
+    "series": (xl.data.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), length=64), (2, 64)),
+    "volume": (xl.data.VolumePreprocess((0.5,), (2.0,), size=(16, 16, 16)), (1, 16, 16, 16)),
+    "vector": (xl.data.VectorPreprocess((1.0,) * 5, (2.0,) * 5), (5,)),
 }
 
 
@@ -31,7 +31,7 @@ def test_the_runtime_scales_as_the_library_does(kind):
 
 
 def test_series_whose_time_comes_first():
-    preprocess = xl.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), time_first=True)
+    preprocess = xl.data.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), time_first=True)
     raw = np.random.default_rng(0).normal(size=(3, 2, 9)).astype("float32")
     scaling = read_preprocess(preprocess.to_dict(), 1)
     assert np.allclose(scaling.normalise(raw), preprocess.normalise(torch.from_numpy(raw)), atol=1e-6)

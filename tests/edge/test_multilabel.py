@@ -38,7 +38,7 @@ def make() -> xl.ExitNet:
     with torch.no_grad():
         for k, out in enumerate(net(images)):
             net.head(k).bias.sub_(out.logits.median(0).values)
-    net.describe(task="multilabel", classes=NAMES, preprocess=xl.Preprocess((16, 16)))
+    net.describe(task="multilabel", classes=NAMES, preprocess=xl.data.Preprocess((16, 16)))
     return net
 
 
@@ -88,7 +88,7 @@ def test_the_runtime_answers_as_the_library(edge, images):
 
 
 def test_gates_take_how_decided_the_labels_are(images, tmp_path):
-    gate = xl.Gate(((-0.5, 0.5, 0.4, 0.3), (0.1, 0.2, 0.9, 0.0)), (0.25, 0.3))
+    gate = xl.types.Gate(((-0.5, 0.5, 0.4, 0.3), (0.1, 0.2, 0.9, 0.0)), (0.25, 0.3))
     gated = xl.Policy(POLICY.thresholds, "decided", POLICY.temperatures, gate=gate)
     pred = er.load(xl.export(NET, gated, tmp_path / "e"), threads=1).predict(images.numpy())
     check_same(pred, xl.predict(NET, images, gated))
@@ -98,7 +98,7 @@ def test_a_network_of_one_class_refuses_the_score(tmp_path):
     plain = er.load(xl.export(make_net(), xl.Policy((0.8, 0.7)), tmp_path / "e"))
     with pytest.raises(er.PolicyError, match="its score is 'decided', the network gives one class a sample"):
         plain.with_policy(POLICY.to_dict())
-    with pytest.raises(xl.PolicyError, match="several labels a sample, the network or trace has one class"):
+    with pytest.raises(xl.errors.PolicyError, match="several labels a sample, the network or trace has one class"):
         xl.export(make_net(), POLICY, tmp_path / "f")
 
 
@@ -183,5 +183,5 @@ def test_int8_and_the_page(images, tmp_path):
     report = export_int8(NET, policy, tmp_path / "int8", images, data)
     assert report.policy.score == "decided"
     assert report.exit_accuracy[0][-1] == 1
-    with pytest.raises(xl.ExportError, match="the page shows one class"):
+    with pytest.raises(xl.errors.ExportError, match="the page shows one class"):
         xl.export_web(NET, policy, tmp_path / "web")

@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 
 
 def describe(net):
-    net.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    net.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
     return net
 
 
@@ -44,7 +44,7 @@ def test_what_is_in_the_folder(fake, tmp_path):
     assert network["input"] == "images"
     manifest = json.loads((path / "manifest.json").read_text())
     assert {p.name for p in path.iterdir()} == {*manifest["sha256"], "manifest.json"}
-    with pytest.raises(xl.OutputExistsError, match="overwrite"):
+    with pytest.raises(xl.errors.OutputExistsError, match="overwrite"):
         xl.export_web(net, policy, path, ort=fake)
     xl.export_web(net, policy, path, ort=fake, overwrite=True)
 
@@ -62,7 +62,7 @@ def test_examples_go_along(fake, tmp_path):
         ([tmp_path / "a b.png"] * 2, "rename"),
         ([path / "page.js"], "rename"),
     ):
-        with pytest.raises(xl.InputError, match=match):
+        with pytest.raises(xl.errors.InputError, match=match):
             xl.export_web(net, policy, tmp_path / "other", ort=fake, examples=examples)
     assert not (tmp_path / "other").exists()
 
@@ -70,15 +70,15 @@ def test_examples_go_along(fake, tmp_path):
 def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
     net, policy = describe(make_net()), xl.Policy((0.8, 0.8))
     (fake / "ort.wasm.min.js").write_text("another version")
-    with pytest.raises(xl.ExportError, match="checksum"):
+    with pytest.raises(xl.errors.ExportError, match="checksum"):
         xl.export_web(net, policy, tmp_path / "site", ort=fake)
     (fake / "ort.wasm.min.js").unlink()
-    with pytest.raises(xl.ExportError, match="missing"):
+    with pytest.raises(xl.errors.ExportError, match="missing"):
         xl.export_web(net, policy, tmp_path / "site", ort=fake)
-    with pytest.raises(xl.ExportError, match="how pictures become inputs"):
+    with pytest.raises(xl.errors.ExportError, match="how pictures become inputs"):
         xl.export_web(make_net(), policy, tmp_path / "site", ort=fake)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(xl.ExportError, match="npm, which fetches onnxruntime-web, is not installed"):
+    with pytest.raises(xl.errors.ExportError, match="npm, which fetches onnxruntime-web, is not installed"):
         xl.export_web(net, policy, tmp_path / "site")
     assert {p.name for p in tmp_path.iterdir()} == {"dist"}
 
@@ -93,7 +93,7 @@ def site(tmp_path):
     try:
         Image.new("RGB", (20, 20), "red").save(tmp_path / "a red one.png")
         path = xl.export_web(net, policy, tmp_path / "site", examples=[tmp_path / "a red one.png"])
-    except xl.ExportError as error:
+    except xl.errors.ExportError as error:
         pytest.skip(f"npm has no onnxruntime-web: {error}")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path))
     handler.log_message = lambda *_: None
@@ -113,7 +113,7 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
         size = (16, 16) if i % 3 else (int(rng.integers(8, 60)), int(rng.integers(8, 60)))
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(paths[-1])
-    inputs = torch.stack([net.info.preprocess.normalise(xl.read_image(path, (16, 16), 3)) for path in paths])
+    inputs = torch.stack([net.info.preprocess.normalise(xl.data.read_image(path, (16, 16), 3)) for path in paths])
     expected = xl.predict(net, inputs, policy)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])

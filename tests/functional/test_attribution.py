@@ -30,7 +30,7 @@ def test_of_several_features_the_first_that_the_scores_depend_on():
     scores = (3 * a * b).sum(1)
     assert gradient_x_input(scores, unused, b, a, retain_graph=True).tolist() == [[3.0, 12.0]]
     for none in (scores.detach(), (2 * a).sum(1)):
-        with pytest.raises(xl.InputError, match="no gradient leads from the answer back"):
+        with pytest.raises(xl.errors.InputError, match="no gradient leads from the answer back"):
             gradient_x_input(none, unused)
 
 

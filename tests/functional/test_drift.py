@@ -31,7 +31,7 @@ def take(pred: xl.Prediction, rows: slice | torch.Tensor) -> xl.Prediction:
 
 def policy_on(pred: xl.Prediction) -> xl.Policy:
     reference = summarize_reference(pred.exits, pred.confidence, NUM_EXITS)
-    return xl.Policy((0.8, 0.7), calibration=xl.Calibration(REQUEST, len(pred), reference=reference))
+    return xl.Policy((0.8, 0.7), calibration=xl.types.Calibration(REQUEST, len(pred), reference=reference))
 
 
 def test_cells_by_hand():
@@ -45,11 +45,11 @@ def test_cells_by_hand():
     assert found.counts[2] == (3,)
 
 
-@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_false_alarms_are_rare():
     alarms = 0
     for seed in range(60):
-        watch = xl.Monitor(policy_on(draw(300, 1000 + seed)), false_alarm=0.1, seed=seed)
+        watch = xl.DriftMonitor(policy_on(draw(300, 1000 + seed)), false_alarm=0.1, seed=seed)
         alarms += watch.update(draw(1500, seed)).alarm
     assert alarms / 60 <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 60)
 
@@ -58,10 +58,10 @@ def test_false_alarms_are_rare():
 @pytest.mark.parametrize("hard", [0.25, -0.25])
 def test_a_change_is_seen_soon_in_either_direction(before, hard):
     for seed in range(5):
-        watch = xl.Monitor(policy_on(draw(1000, 50 + seed)), seed=seed)
+        watch = xl.DriftMonitor(policy_on(draw(1000, 50 + seed)), seed=seed)
         if before:
             assert not watch.update(draw(before, seed)).alarm
-        with pytest.warns(xl.DriftWarning, match=r"drift: .*calibrate again"):
+        with pytest.warns(xl.errors.DriftWarning, match=r"drift: .*calibrate again"):
             state = watch.update(draw(400, 99 + seed, hard))
         assert state.alarm
         assert before < state.since <= before + 400
@@ -72,7 +72,7 @@ def test_a_change_is_seen_soon_in_either_direction(before, hard):
 
 def test_portions_do_not_matter_and_memory_is_constant():
     pred = draw(500, 3)
-    one, other = (xl.Monitor(policy_on(draw(200, 1))) for _ in range(2))
+    one, other = (xl.DriftMonitor(policy_on(draw(200, 1))) for _ in range(2))
     whole = one.update(pred)
     for i in range(0, 500, 7):
         part = xl.Prediction(
@@ -102,14 +102,14 @@ def test_divergence_is_averaged_where_it_was_measured():
     pred = draw(4, 0)
     seen = torch.tensor([math.nan, 0.2, math.nan, 0.4])
     pred = xl.Prediction(pred.labels, pred.exits, pred.confidence, pred.probabilities, last_divergence=seen)
-    state = xl.Monitor(policy_on(draw(100, 1))).update(pred)
+    state = xl.DriftMonitor(policy_on(draw(100, 1))).update(pred)
     assert state.divergence == pytest.approx(0.3)
     assert state.to_dict()["samples"] == 4
     assert "no drift seen in 4 samples" in state.summary
 
 
 def test_watch_passes_predictions_on():
-    watch = xl.Monitor(policy_on(draw(100, 1)))
+    watch = xl.DriftMonitor(policy_on(draw(100, 1)))
     parts = [draw(5, 1), draw(6, 2)]
     assert list(watch.watch(parts)) == parts
     assert watch.state().samples == 11
@@ -122,7 +122,7 @@ def with_groups(policy: xl.Policy) -> xl.Policy:
 
 def test_of_a_group_the_first_sample_counts_whatever_the_portions():
     pred, first = draw(90, 3), torch.arange(0, 90, 3)
-    one, other, alone = (xl.Monitor(with_groups(policy_on(draw(200, 1)))) for _ in range(3))
+    one, other, alone = (xl.DriftMonitor(with_groups(policy_on(draw(200, 1)))) for _ in range(3))
     ids = torch.arange(90) // 3
     state = one.update(pred, ids)
     assert (state.samples, state.groups) == (90, 30)
@@ -141,7 +141,7 @@ def test_of_a_group_the_first_sample_counts_whatever_the_portions():
     assert state.to_dict()["groups"] == 30
 
 
-@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_groups_keep_false_alarms_rare():
     """20 samples of a group alike: counted one by one they look like a change."""
     alarms = {"named": 0, "not named": 0}
@@ -149,8 +149,8 @@ def test_groups_keep_false_alarms_rare():
         policy, pred = policy_on(draw(300, 1000 + seed)), draw(150, seed)
         ids = torch.arange(150).repeat_interleave(20)
         many = take(pred, ids)
-        alarms["named"] += xl.Monitor(with_groups(policy), 0.1, seed).update(many, ids).alarm
-        alarms["not named"] += xl.Monitor(policy, 0.1, seed).update(many).alarm
+        alarms["named"] += xl.DriftMonitor(with_groups(policy), 0.1, seed).update(many, ids).alarm
+        alarms["not named"] += xl.DriftMonitor(policy, 0.1, seed).update(many).alarm
     assert alarms["named"] / 30 <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 30)
     assert alarms["not named"] / 30 > 0.5
 
@@ -160,38 +160,38 @@ def test_calibrate_gives_a_reference_of_groups():
     policy = xl.calibrate(trace, max_accuracy_drop=0.05)
     counts = [sum(cells) for cells in policy.calibration.reference.counts]
     assert counts == xl.route(trace, policy)[:100].bincount(minlength=3).tolist()
-    with pytest.raises(xl.InputError, match="groups: the calibration, or an earlier update, counted groups"):
-        xl.Monitor(policy).update(draw(5, 0))
-    with pytest.raises(xl.InputError, match="groups: expected one for each of the 5 samples, got 4"):
-        xl.Monitor(policy).update(draw(5, 0), range(4))
-    watch = xl.Monitor(policy_on(draw(50, 0)))
+    with pytest.raises(xl.errors.InputError, match="groups: the calibration, or an earlier update, counted groups"):
+        xl.DriftMonitor(policy).update(draw(5, 0))
+    with pytest.raises(xl.errors.InputError, match="groups: expected one for each of the 5 samples, got 4"):
+        xl.DriftMonitor(policy).update(draw(5, 0), range(4))
+    watch = xl.DriftMonitor(policy_on(draw(50, 0)))
     watch.update(draw(5, 0))
-    with pytest.raises(xl.InputError, match="groups: earlier updates had none"):
+    with pytest.raises(xl.errors.InputError, match="groups: earlier updates had none"):
         watch.update(draw(5, 0), range(5))
-    with pytest.raises(xl.InputError, match="groups: the calibration, or an earlier update"):
-        list(xl.Monitor(policy).watch([draw(5, 0), draw(5, 1)], [range(5)]))
+    with pytest.raises(xl.errors.InputError, match="groups: the calibration, or an earlier update"):
+        list(xl.DriftMonitor(policy).watch([draw(5, 0), draw(5, 1)], [range(5)]))
 
 
 def test_bad_input():
     policy = policy_on(draw(50, 0))
     for bad in (0, 1, True, "x"):
-        with pytest.raises(xl.InputError, match="false_alarm"):
-            xl.Monitor(policy, bad)
-    with pytest.raises(xl.InputError, match="pred: expected Prediction"):
-        xl.Monitor(policy).update(torch.zeros(3))
+        with pytest.raises(xl.errors.InputError, match="false_alarm"):
+            xl.DriftMonitor(policy, bad)
+    with pytest.raises(xl.errors.InputError, match="pred: expected Prediction"):
+        xl.DriftMonitor(policy).update(torch.zeros(3))
     worn = xl.Prediction(torch.zeros(1).long(), torch.tensor([0]), torch.tensor([math.nan]), torch.ones(1, 2))
-    with pytest.raises(xl.InputError, match="finite confidences"):
-        xl.Monitor(policy).update(worn)
+    with pytest.raises(xl.errors.InputError, match="finite confidences"):
+        xl.DriftMonitor(policy).update(worn)
     four = xl.Prediction(torch.zeros(1).long(), torch.tensor([3]), torch.ones(1), torch.ones(1, 2))
-    with pytest.raises(xl.InputError, match="answered at exit 3, the policy has 3 exits"):
-        xl.Monitor(policy).update(four)
-    for unknown in (None, xl.Calibration(REQUEST, 100)):
-        with pytest.raises(xl.PolicyError, match="no calibration samples to compare with"):
-            xl.Monitor(xl.Policy((0.5,), calibration=unknown))
-    with pytest.raises(xl.InputError, match="policy: expected Policy"):
-        xl.Monitor(0.05)
-    with pytest.raises(xl.PolicyError, match="changed since it was calibrated"):
-        xl.Monitor(replace(xl.calibrate(random_trace(50), max_cost=0.9), thresholds=(0.1, 0.1)))
+    with pytest.raises(xl.errors.InputError, match="answered at exit 3, the policy has 3 exits"):
+        xl.DriftMonitor(policy).update(four)
+    for unknown in (None, xl.types.Calibration(REQUEST, 100)):
+        with pytest.raises(xl.errors.PolicyError, match="no calibration samples to compare with"):
+            xl.DriftMonitor(xl.Policy((0.5,), calibration=unknown))
+    with pytest.raises(xl.errors.InputError, match="policy: expected Policy"):
+        xl.DriftMonitor(0.05)
+    with pytest.raises(xl.errors.PolicyError, match="changed since it was calibrated"):
+        xl.DriftMonitor(replace(xl.calibrate(random_trace(50), max_cost=0.9), thresholds=(0.1, 0.1)))
 
 
 def test_calibrate_gives_the_reference():
@@ -199,5 +199,5 @@ def test_calibrate_gives_the_reference():
     policy = xl.calibrate(trace, max_accuracy_drop=0.05)
     counts = [sum(cells) for cells in policy.calibration.reference.counts]
     assert counts == xl.route(trace, policy).bincount(minlength=3).tolist()
-    state = xl.Monitor(xl.Policy.from_dict(policy.to_dict())).state()
+    state = xl.DriftMonitor(xl.Policy.from_dict(policy.to_dict())).state()
     assert state.expected_shares == pytest.approx([c / 400 for c in counts])

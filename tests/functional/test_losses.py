@@ -101,19 +101,19 @@ def test_one_exit_has_no_consistency():
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.EGTLoss(**arguments)
 
 
 def test_bad_calls():
     outs, y = _outputs()
-    with pytest.raises(xl.InputError, match=r"values in \[0, 5\)"):
+    with pytest.raises(xl.errors.InputError, match=r"values in \[0, 5\)"):
         xl.EGTLoss()(outs, y + 3)
-    with pytest.raises(xl.InputError, match=r"\(3,\) integers"):
+    with pytest.raises(xl.errors.InputError, match=r"\(3,\) integers"):
         xl.EGTLoss()(outs, y.float())
-    with pytest.raises(xl.InputError, match="exit_weights: expected 2"):
+    with pytest.raises(xl.errors.InputError, match="exit_weights: expected 2"):
         xl.EGTLoss(exit_weights=(1.0,))(outs, y)
-    with pytest.raises(xl.InputError, match="with_features"):
+    with pytest.raises(xl.errors.InputError, match="with_features"):
         xl.EGTLoss(of="activation")(outs, y)
 
 
@@ -173,14 +173,14 @@ def test_weighted_losses_of_parts_add_up():
     ],
 )
 def test_bad_smoothing_and_weights(values, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.EGTLoss(**values)
 
 
 def test_class_weights_need_one_number_per_class():
     outs, y = _outputs()
     for weights in ((1.0, 2.0), "balanced"):
-        with pytest.raises(xl.InputError, match="class_weights: expected 5 numbers"):
+        with pytest.raises(xl.errors.InputError, match="class_weights: expected 5 numbers"):
             xl.EGTLoss(class_weights=weights)(outs, y)
 
 
@@ -210,7 +210,7 @@ def test_labels_are_any_integers(kind):
     ],
 )
 def test_numbers_that_are_none_are_refused(words):
-    with pytest.raises(xl.InputError, match=next(iter(words))):
+    with pytest.raises(xl.errors.InputError, match=next(iter(words))):
         xl.EGTLoss(**words)
 
 
@@ -251,7 +251,7 @@ def test_the_mean_is_as_sharp_as_asked_for():
     assert xl.EGTLoss().for_network(attends=False).sharpness == 1.03
     for unused in (xl.EGTLoss(weight=0.0).for_network(attends=False), xl.EGTLoss().for_network(attends=True)):
         assert unused.sharpness is None
-    with pytest.raises(xl.InputError, match=r"sharpness: is for targets that .*, got target='attention'"):
+    with pytest.raises(xl.errors.InputError, match=r"sharpness: is for targets that .*, got target='attention'"):
         xl.EGTLoss(sharpness=2.0).for_network(attends=False, keeps_final=True)
 
 
@@ -294,7 +294,7 @@ def test_only_targets_that_cost_a_backward_pass_are_asked_for_every_other_step()
 
 def test_relevance_has_to_be_given():
     outputs, labels = _outputs()
-    with pytest.raises(xl.InputError, match=r"relevance: .*with_relevance"):
+    with pytest.raises(xl.errors.InputError, match=r"relevance: .*with_relevance"):
         xl.EGTLoss(target="relevance")(outputs, labels)
     xl.EGTLoss(target="relevance", weight=0.0)(outputs, labels)
 
@@ -315,7 +315,7 @@ def test_target_and_reach_suit_the_network_unless_given():
     for attends in (False, True):
         assert xl.EGTLoss(of="evidence", distance="pearson").for_network(attends).target == "attention"
     assert not xl.EGTLoss(weight=0.0, reach="heads").separates_maps
-    with pytest.raises(xl.InputError, match="reach: expected one of"):
+    with pytest.raises(xl.errors.InputError, match="reach: expected one of"):
         xl.EGTLoss(reach="body")
 
 
@@ -341,9 +341,9 @@ def test_evidence_of_several_labels_pulls_the_early_exit():
 
 def test_bad_label_matrices():
     outs, _ = _outputs()
-    with pytest.raises(xl.InputError, match=r"labels: expected 0 and 1 .* got 2"):
+    with pytest.raises(xl.errors.InputError, match=r"labels: expected 0 and 1 .* got 2"):
         xl.EGTLoss()(outs, torch.full((3, 5), 2))
-    with pytest.raises(xl.InputError, match=r"labels: .*several labels \(3,5\) integers or bool"):
+    with pytest.raises(xl.errors.InputError, match=r"labels: .*several labels \(3,5\) integers or bool"):
         xl.EGTLoss()(outs, torch.zeros(3, 4).long())
 
 

@@ -36,7 +36,7 @@ def test_regrid_keeps_the_mean_where_cells_divide_evenly(factor, h, w):
 
 def test_regrid_tokens_and_refusals():
     torch.testing.assert_close(maps.regrid(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), (2,)), torch.tensor([[2.0, 6.0]]))
-    with pytest.raises(xl.InputError, match="coarser grid"):
+    with pytest.raises(xl.errors.InputError, match="coarser grid"):
         maps.regrid(torch.rand(1, 2, 2), (4, 4))
 
 
@@ -64,7 +64,7 @@ def test_top_cells_takes_that_many_of_the_largest(n, fraction):
 
 
 def test_top_cells_refuses_a_fraction_out_of_range():
-    with pytest.raises(xl.InputError, match="fraction"):
+    with pytest.raises(xl.errors.InputError, match="fraction"):
         maps.top_cells(torch.rand(1, 4), 0)
 
 

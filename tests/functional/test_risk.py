@@ -26,7 +26,7 @@ def test_risks_by_hand():
 
 
 def test_accuracy_drop_needs_labels():
-    with pytest.raises(xl.InputError, match="labels"):
+    with pytest.raises(xl.errors.InputError, match="labels"):
         accuracy_drop(random_trace(labelled=False))
 
 
@@ -144,7 +144,7 @@ def test_limits_on_several_labels_are_about_the_samples_that_have_each():
 
 
 def test_missed_labels_need_labels_of_several():
-    with pytest.raises(xl.InputError, match="max_false_negative_drop: it is for several labels"):
+    with pytest.raises(xl.errors.InputError, match="max_false_negative_drop: it is for several labels"):
         false_negative_drop(random_trace())
-    with pytest.raises(xl.InputError, match="labels: max_false_negative_drop needs them"):
+    with pytest.raises(xl.errors.InputError, match="labels: max_false_negative_drop needs them"):
         false_negative_drop(random_trace(labelled=False))

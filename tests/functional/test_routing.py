@@ -58,7 +58,7 @@ def test_gate_features_by_hand():
 
 
 def test_estimate_and_trust_by_hand():
-    gate = xl.Gate(((-0.5, 0.2, 1.0, 0.4),), (0.3,))
+    gate = xl.types.Gate(((-0.5, 0.2, 1.0, 0.4),), (0.3,))
     found = estimate(gate, 0, torch.tensor([0.8, 0.2, 1.0]), torch.tensor([[0.5, 0.1], [1.0, 1.0], [0.0, 0.0]]))
     assert found.tolist() == pytest.approx([0.2, 1.0, 0.0])
     assert mask_untrusted(torch.tensor([0.9, 0.8, 0.7]), found, 0.3).tolist() == pytest.approx([0.9, 0.0, 0.7])
@@ -90,7 +90,7 @@ def test_limits_trust_the_share_asked_for():
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=2), st.floats(0.01, 1))
 def test_distrust_only_a_threshold_of_0_overrides(limits, threshold):
     trace = trace_with_gate_features(50)
-    gate = xl.Gate(fit_gate(trace, torch.arange(50), (1.0,) * 3).weights, tuple(limits))
+    gate = xl.types.Gate(fit_gate(trace, torch.arange(50), (1.0,) * 3).weights, tuple(limits))
     estimates = estimate_trace(trace, (1.0,) * 3, gate)
     exits = xl.route(trace, xl.Policy((threshold, threshold), gate=gate))
     for k in range(2):
@@ -102,20 +102,20 @@ def test_distrust_only_a_threshold_of_0_overrides(limits, threshold):
 
 
 def test_bad_gates_and_traces():
-    with pytest.raises(xl.PolicyError, match="a limit and 4 weights"):
-        xl.Gate(((1.0, 2.0),), (0.5,))
-    with pytest.raises(xl.PolicyError, match="finite weights"):
-        xl.Gate(((math.nan, 0, 0, 0),), (0.5,))
-    with pytest.raises(xl.PolicyError, match="rows of numbers"):
-        xl.Gate("x", (0.5,))
-    with pytest.raises(xl.PolicyError, match="gate: expected a Gate for 2 early exits"):
-        xl.Policy((0.5, 0.5), gate=xl.Gate(((0, 0, 0, 0),), (0.5,)))
-    gate = xl.Gate(((0, 0, 0, 0),) * 2, (0.5, math.inf))
-    with pytest.raises(xl.InputError, match="needs gate_features and this trace has none"):
+    with pytest.raises(xl.errors.PolicyError, match="a limit and 4 weights"):
+        xl.types.Gate(((1.0, 2.0),), (0.5,))
+    with pytest.raises(xl.errors.PolicyError, match="finite weights"):
+        xl.types.Gate(((math.nan, 0, 0, 0),), (0.5,))
+    with pytest.raises(xl.errors.PolicyError, match="rows of numbers"):
+        xl.types.Gate("x", (0.5,))
+    with pytest.raises(xl.errors.PolicyError, match="gate: expected a Gate for 2 early exits"):
+        xl.Policy((0.5, 0.5), gate=xl.types.Gate(((0, 0, 0, 0),), (0.5,)))
+    gate = xl.types.Gate(((0, 0, 0, 0),) * 2, (0.5, math.inf))
+    with pytest.raises(xl.errors.InputError, match="needs gate_features and this trace has none"):
         xl.route(random_trace(20), xl.Policy((0.5, 0.5), gate=gate))
     policy = xl.Policy((0.5, 0.5), gate=gate)
     assert xl.Policy.from_dict(policy.to_dict()) == policy
-    with pytest.raises(xl.InputError, match="gate_features: expected"):
+    with pytest.raises(xl.errors.InputError, match="gate_features: expected"):
         xl.Trace(torch.zeros(2, 2, 2), None, torch.zeros(2, 2), torch.tensor([0.5, 1.0]), gate_features=torch.zeros(2, 2, 2))
 
 
@@ -148,14 +148,14 @@ def test_route_of_one_exit():
 
 def test_route_refuses_another_number_of_exits_or_network():
     trace = random_trace()
-    with pytest.raises(xl.PolicyError, match="1 thresholds for 2 exits"):
+    with pytest.raises(xl.errors.PolicyError, match="1 thresholds for 2 exits"):
         xl.route(trace, xl.Policy((0.5,)))
     named = xl.Trace(trace.logits, trace.labels, trace.divergence, trace.cost, network="aaaa")
-    with pytest.raises(xl.PolicyError, match="calibrated for network bbbb"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrated for network bbbb"):
         xl.route(named, xl.Policy((0.5, 0.5), network="bbbb"))
 
 
-GATE = xl.Gate(((0.0, 1.0, 0.0, 0.0),) * 2, (0.5, 0.2))  # the estimate is the first gate feature
+GATE = xl.types.Gate(((0.0, 1.0, 0.0, 0.0),) * 2, (0.5, 0.2))  # the estimate is the first gate feature
 
 
 def test_heads_that_several_policies_need():
@@ -163,7 +163,7 @@ def test_heads_that_several_policies_need():
     assert cover([late]).thresholds == (never, never, 0.0)
     assert cover([late, xl.Policy((0.9, never, never), "margin")]).thresholds == (0.0, never, 0.0)
     assert cover([xl.Policy.never(4)]).thresholds == (never,) * 3
-    gated = xl.Policy((never, 0.5, never), gate=xl.Gate(((0.0,) * 4,) * 3, (1.0,) * 3))
+    gated = xl.Policy((never, 0.5, never), gate=xl.types.Gate(((0.0,) * 4,) * 3, (1.0,) * 3))
     assert cover([xl.Policy.never(4), gated]).thresholds == (0.0, 0.0, never)  # a gate needs the maps before
     assert cover([xl.Policy(())]).thresholds == ()
 

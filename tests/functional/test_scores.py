@@ -37,7 +37,7 @@ def test_scores_lie_in_the_unit_interval(seed, kind, temperature):
 
 
 def test_unknown_score():
-    with pytest.raises(xl.InputError, match="score"):
+    with pytest.raises(xl.errors.InputError, match="score"):
         score(torch.rand(1, 3), "confidence")
 
 

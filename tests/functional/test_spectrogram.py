@@ -10,7 +10,7 @@ import exitlens as xl
 from exitlens.functional.spectrogram import FLOOR, compute_log_mel, count_samples, make_mel_filters
 
 RATE = 8000.0
-MEL = xl.MelSpectrogram(bands=20, low_hz=50.0)
+MEL = xl.data.MelSpectrogram(bands=20, low_hz=50.0)
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def oracle():
 
 def test_window_hop_and_transform():
     assert count_samples(MEL, RATE) == (200, 80, 256)
-    assert count_samples(xl.MelSpectrogram(window_ms=32, hop_ms=16), RATE) == (256, 128, 256)
+    assert count_samples(xl.data.MelSpectrogram(window_ms=32, hop_ms=16), RATE) == (256, 128, 256)
 
 
-@pytest.mark.parametrize("settings", [MEL, xl.MelSpectrogram(bands=12, low_hz=100, high_hz=3000)])
+@pytest.mark.parametrize("settings", [MEL, xl.data.MelSpectrogram(bands=12, low_hz=100, high_hz=3000)])
 def test_filters_are_the_oracles(settings, oracle):
     found = make_mel_filters(settings, RATE)
     how = {"min_frequency": settings.low_hz, "max_frequency": settings.high_hz or RATE / 2, "sampling_rate": int(RATE)}
@@ -63,7 +63,7 @@ def test_a_sine_sounds_in_its_band_and_silence_in_none():
     torch.testing.assert_close(silent, torch.full((3, 20, 11), math.log(FLOOR)))
 
 
-@pytest.mark.parametrize("settings", [xl.MelSpectrogram(bands=200), xl.MelSpectrogram(high_hz=5000)])
+@pytest.mark.parametrize("settings", [xl.data.MelSpectrogram(bands=200), xl.data.MelSpectrogram(high_hz=5000)])
 def test_bands_that_cannot_be(settings):
-    with pytest.raises(xl.InputError, match=r"too many for 25 ms at 8000 Hz|below half the rate, 4000 Hz"):
+    with pytest.raises(xl.errors.InputError, match=r"too many for 25 ms at 8000 Hz|below half the rate, 4000 Hz"):
         compute_log_mel(torch.zeros(800), settings, RATE)

@@ -45,7 +45,7 @@ def test_damaged_bytes_are_told_or_read(tmp_path_factory, data):
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = write(tmp_path_factory.mktemp("npy") / "x.npy", bytes(content))
-    with suppress(xl.DataError):  # and no other
+    with suppress(xl.errors.DataError):  # and no other
         assert read_npy(path, "x").dtype == np.float32
 
 
@@ -73,17 +73,17 @@ def pretend(shape, dtype="<f4"):
     ],
 )
 def test_hostile_files(tmp_path, content, message):
-    with pytest.raises(xl.DataError, match=f"^the name: .*{message}"):
+    with pytest.raises(xl.errors.DataError, match=f"^the name: .*{message}"):
         read_npy(write(tmp_path / "x.npy", content), "the name")
 
 
 def test_what_is_no_file(tmp_path, monkeypatch):
-    with pytest.raises(xl.DataError, match=r"cannot be read \(FileNotFoundError"):
+    with pytest.raises(xl.errors.DataError, match=r"cannot be read \(FileNotFoundError"):
         read_npy(tmp_path / "none.npy", "x")
-    with pytest.raises(xl.DataError, match="it is not a file"):
+    with pytest.raises(xl.errors.DataError, match="it is not a file"):
         read_npy(tmp_path, "x")
     monkeypatch.setattr(module, "MOST_BYTES", 10)
-    with pytest.raises(xl.DataError, match="more than 10 bytes"):
+    with pytest.raises(xl.errors.DataError, match="more than 10 bytes"):
         read_npy(write(tmp_path / "x.npy", encode(np.zeros(3))), "x")
 
 
@@ -96,5 +96,5 @@ def test_gaps_are_named_by_their_place():
         ([0.0, nan], ("age", "size"), "a gap .NaN. for feature 'size'. Fix: .*the training data's mean"),
         ([0.0, float("inf")], (), "an infinite value for feature 1"),
     ):
-        with pytest.raises(xl.DataError, match=message):
+        with pytest.raises(xl.errors.DataError, match=message):
             check_finite(torch.tensor(values), "x", channels)

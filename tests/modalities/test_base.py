@@ -23,12 +23,12 @@ LIKE = torch.zeros(1)
     ],
 )
 def test_bad_batches_are_one_clear_error(inputs, message):
-    with pytest.raises(xl.InputError, match=f"x: .*{message}"):
+    with pytest.raises(xl.errors.InputError, match=f"x: .*{message}"):
         IMAGE.check(inputs, FORMAT, "x", LIKE)
 
 
 def test_exact_sizes():
-    with pytest.raises(xl.InputError, match=r"\(3, 16, 16\) only"):
+    with pytest.raises(xl.errors.InputError, match=r"\(3, 16, 16\) only"):
         IMAGE.check(torch.zeros(2, 3, 20, 20), InputFormat((), (3, 16, 16), exact_size=True), "x", LIKE)
 
 

@@ -9,18 +9,18 @@ from exitlens.modalities.image import open_picture
 
 
 def test_a_hostile_image_is_refused(folder, tmp_path):
-    with pytest.raises(xl.DataError, match="over the limit of 100"):
-        xl.read_image(folder / "dark" / "00.png", (16, 16), 3, max_pixels=100)
+    with pytest.raises(xl.errors.DataError, match="over the limit of 100"):
+        xl.data.read_image(folder / "dark" / "00.png", (16, 16), 3, max_pixels=100)
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
-    with pytest.raises(xl.DataError, match="cannot be read as an image"):  # nothing is run to read it
-        xl.read_image(tmp_path / "x.png", (16, 16), 3)
+    with pytest.raises(xl.errors.DataError, match="cannot be read as an image"):  # nothing is run to read it
+        xl.data.read_image(tmp_path / "x.png", (16, 16), 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
 def test_every_format_is_read(form, tmp_path):
     path = tmp_path / "image"
     Image.new("RGB", (20, 10), (200, 30, 30)).save(path, form)
-    pixels = xl.read_image(path, None, 3)
+    pixels = xl.data.read_image(path, None, 3)
     assert pixels.shape == (3, 10, 20)
     assert (pixels.float().mean((1, 2)) - torch.tensor([200.0, 30, 30])).abs().max() < 8
 
@@ -28,18 +28,18 @@ def test_every_format_is_read(form, tmp_path):
 def test_unusual_images(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    deep = xl.read_image(tmp_path / "deep.png", (64, 64), 3)
+    deep = xl.data.read_image(tmp_path / "deep.png", (64, 64), 3)
     assert deep.float().mean().item() == pytest.approx(127.5, abs=1)
     Image.fromarray(np.random.rand(8, 8).astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(xl.DataError, match="no agreed range"):
-        xl.read_image(tmp_path / "float.tiff", (8, 8), 3)
+    with pytest.raises(xl.errors.DataError, match="no agreed range"):
+        xl.data.read_image(tmp_path / "float.tiff", (8, 8), 3)
     turned = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert xl.read_image(tmp_path / "turned.jpg", None, 3).shape == (3, 20, 10)
+    assert xl.data.read_image(tmp_path / "turned.jpg", None, 3).shape == (3, 20, 10)
     Image.fromarray(np.full((8, 8), 3, np.uint8), "L").convert("P").save(tmp_path / "palette.png")
-    assert xl.read_image(tmp_path / "palette.png", (8, 8), 3).shape == (3, 8, 8)
+    assert xl.data.read_image(tmp_path / "palette.png", (8, 8), 3).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
@@ -57,7 +57,7 @@ def test_what_is_transparent_lies_on_white(mode, tmp_path):
         picture = picture.convert(mode)
     picture.save(tmp_path / "x.png", **more)
     for channels in (1, 3):
-        rows = xl.read_image(tmp_path / "x.png", (4, 4), channels).float().mean((0, 2))
+        rows = xl.data.read_image(tmp_path / "x.png", (4, 4), channels).float().mean((0, 2))
         assert rows[0] == 0
         assert rows[2] == rows[3] == 255
         assert rows[1] == (255 if more else pytest.approx(127, abs=2))
@@ -89,15 +89,15 @@ def test_delete_and_insert_are_complements_on_the_mean_colour():
 
 
 def test_a_file_is_read_as_a_batch_of_one(folder):
-    preprocess = xl.Preprocess((8, 9))
+    preprocess = xl.data.Preprocess((8, 9))
     found = IMAGE.read(folder / "dark" / "00.png", preprocess)
     assert found.shape == (1, 3, 8, 9)
-    assert torch.equal(found[0], preprocess.normalise(xl.read_image(folder / "dark" / "00.png", (8, 9), 3)))
+    assert torch.equal(found[0], preprocess.normalise(xl.data.read_image(folder / "dark" / "00.png", (8, 9), 3)))
 
 
 def test_maps_are_drawn_where_the_scale_is_known():
     sample, grid = torch.zeros(3, 8, 16), torch.full((2, 2), 0.25)
-    drawn = IMAGE.draw_map(sample, xl.Preprocess((8, 16)), grid, grid, "exit 0 & co")
+    drawn = IMAGE.draw_map(sample, xl.data.Preprocess((8, 16)), grid, grid, "exit 0 & co")
     assert drawn.count("<rect") == 4
     assert 'viewBox="0 0 160 80"' in drawn
     assert 'aria-label="exit 0 &amp; co"' in drawn

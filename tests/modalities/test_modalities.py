@@ -16,7 +16,7 @@ def test_a_modality_follows_from_names_shape_and_dtypes():
     assert find_modality((), (5,)) is VECTOR
     several = find_modality(("image", "vector"), (3, 8, 8), (), ((3, 8, 8), (5,)))
     assert several.parts == (("image", IMAGE), ("vector", VECTOR))
-    with pytest.raises(xl.InputError, match=r"\(1, 2, 3, 4, 5\)"):
+    with pytest.raises(xl.errors.InputError, match=r"\(1, 2, 3, 4, 5\)"):
         find_modality((), (1, 2, 3, 4, 5))
 
 
@@ -25,7 +25,7 @@ def test_examples_are_recognised():
     assert recognise_example(make_texts()) is TEXT
     assert recognise_example(torch.zeros(2, 3, 8)) is SERIES
     assert recognise_example({"a": torch.zeros(2, 3, 8), "b": torch.zeros(2, 4, dtype=torch.int64)}).parts[1][1] is TEXT
-    with pytest.raises(xl.InputError, match="example"):
+    with pytest.raises(xl.errors.InputError, match="example"):
         recognise_example(torch.zeros(2))
 
 

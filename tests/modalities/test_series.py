@@ -13,8 +13,8 @@ from exitlens.modalities.series import (
     list_columns,
     read_series,
 )
-from exitlens.types import SeriesPreprocess
 from exitlens.types.inputs import InputFormat
+from exitlens.types.preprocessing import SeriesPreprocess
 
 
 def test_the_axis_of_time_is_that_of_the_network():
@@ -36,11 +36,11 @@ def test_segments_take_the_mean_of_their_channel():
 
 def test_what_a_network_cannot_take_is_said():
     given = InputFormat((), (9, 2), channels_last=True)
-    with pytest.raises(xl.InputError, match=r"series: expected \(B,T,2\), got \(1, 9, 3\)"):
+    with pytest.raises(xl.errors.InputError, match=r"series: expected \(B,T,2\), got \(1, 9, 3\)"):
         TIME_FIRST.check(torch.zeros(1, 9, 3), given, "series", torch.zeros(1))
-    with pytest.raises(xl.InputError, match=r"\(3,\) is far below the network's \(9,\)"):
+    with pytest.raises(xl.errors.InputError, match=r"\(3,\) is far below the network's \(9,\)"):
         TIME_FIRST.check(torch.zeros(1, 3, 2), given, "series", torch.zeros(1))
-    with pytest.raises(xl.InputError, match="NaN"):
+    with pytest.raises(xl.errors.InputError, match="NaN"):
         TIME_FIRST.check(torch.full((1, 9, 2), torch.nan), given, "series", torch.zeros(1))
     assert TIME_FIRST.check(torch.zeros(1, 12, 2), given, "series", torch.zeros(1))[0].shape == (1, 12, 2)
 
@@ -54,7 +54,7 @@ def test_curves_stand_over_shaded_time():
         assert 'aria-label="a &quot;map&quot;"' in drawn
 
 
-TWO = xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0))
+TWO = xl.data.SeriesPreprocess((0.0, 0.0), (1.0, 1.0))
 
 
 def write(path, text):
@@ -91,7 +91,7 @@ def test_a_csv_has_a_channel_for_each_column(tmp_path):
     ],
 )
 def test_bad_csv(tmp_path, text, message):
-    with pytest.raises(xl.DataError, match=f"x.csv.*{message}"):
+    with pytest.raises(xl.errors.DataError, match=f"x.csv.*{message}"):
         decode_series(write(tmp_path / "x.csv", text))
 
 
@@ -101,12 +101,14 @@ def test_npy_has_channels_first(tmp_path):
     np.save(tmp_path / "y.npy", np.arange(4))
     assert decode_series(tmp_path / "y.npy").values.tolist() == [[0, 1, 2, 3]]
     np.save(tmp_path / "z.npy", np.zeros((3, 2)))
-    with pytest.raises(xl.DataError, match=r"expected 2 channel\(s\) as in training, got 3. Fix: transpose it"):
+    with pytest.raises(xl.errors.DataError, match=r"expected 2 channel\(s\) as in training, got 3. Fix: transpose it"):
         read_series(tmp_path / "z.npy", TWO)
     np.save(tmp_path / "v.npy", np.zeros((3, 2, 2)))
-    with pytest.raises(xl.DataError, match=r"expected one series in a file, \(T,\) or \(C,T\), got an array \(3, 2, 2\)"):
+    with pytest.raises(
+        xl.errors.DataError, match=r"expected one series in a file, \(T,\) or \(C,T\), got an array \(3, 2, 2\)"
+    ):
         decode_series(tmp_path / "v.npy")
-    with pytest.raises(xl.DataError, match=r"not a file of a series: expected .npy, .csv"):
+    with pytest.raises(xl.errors.DataError, match=r"not a file of a series: expected .npy, .csv"):
         decode_series(tmp_path / "x.txt")
 
 
@@ -122,28 +124,28 @@ def test_parquet(tmp_path):
     found = decode_series(path)
     assert (found.values.tolist(), found.names) == ([[1.0, 2.0], [0.5, 1.5]], ("x", "y"))
     assert list_columns(path) == {"timestamp": True, "x": True, "y": True}
-    with pytest.raises(xl.DataError, match=r"a gap .NaN. at step 1 of channel 'x'"):
+    with pytest.raises(xl.errors.DataError, match=r"a gap .NaN. at step 1 of channel 'x'"):
         decode_series(save(x=[1, None]))
-    with pytest.raises(xl.DataError, match="its column 'word' has string, expected numbers"):
+    with pytest.raises(xl.errors.DataError, match="its column 'word' has string, expected numbers"):
         decode_series(save(x=[1], word=["a"]))
     assert list_columns(save(x=[1], word=["a"])) == {"x": True, "word": False}
-    with pytest.raises(xl.DataError, match="no columns of numbers"):
+    with pytest.raises(xl.errors.DataError, match="no columns of numbers"):
         decode_series(save(time=["a"]))
-    with pytest.raises(xl.DataError, match=r"it is empty \(shape \(0, 1\)\)"):
+    with pytest.raises(xl.errors.DataError, match=r"it is empty \(shape \(0, 1\)\)"):
         decode_series(save(x=pa.array([], pa.float32())))
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(xl.DataError, match="cannot be read as Parquet"):
+    with pytest.raises(xl.errors.DataError, match="cannot be read as Parquet"):
         decode_series(path)
     assert list_columns(path) == {}
 
 
 def test_channels_length_and_rate_of_training():
     raw = RawSeries(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), ("a", "b"), 100.0)
-    named = xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=4, names=("b", "a"))
+    named = xl.data.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=4, names=("b", "a"))
     assert arrange_series(raw, named, "x").tolist() == [[4, 5, 6, 0], [1, 2, 3, 0]]
-    with pytest.raises(xl.DataError, match=r"x: no channel 'c' among \['a', 'b'\]"):
-        arrange_series(raw, xl.SeriesPreprocess((0.0,), (1.0,), names=("c",)), "x")
-    with pytest.raises(xl.DataError, match=r"x: its sampling rate is 100 Hz, the network's 50 Hz. Fix: resample it"):
-        arrange_series(raw, xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, rate=50.0), "x")
+    with pytest.raises(xl.errors.DataError, match=r"x: no channel 'c' among \['a', 'b'\]"):
+        arrange_series(raw, xl.data.SeriesPreprocess((0.0,), (1.0,), names=("c",)), "x")
+    with pytest.raises(xl.errors.DataError, match=r"x: its sampling rate is 100 Hz, the network's 50 Hz. Fix: resample it"):
+        arrange_series(raw, xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, rate=50.0), "x")
     assert arrange_series(raw, TWO, "x").shape == (2, 3)
     assert fit_length(raw.values, 2).tolist() == [[1, 2], [4, 5]]

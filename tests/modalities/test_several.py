@@ -29,14 +29,14 @@ def test_each_is_checked_by_its_own_kind():
     ],
 )
 def test_what_does_not_fit_is_named(change, said):
-    with pytest.raises(xl.InputError, match=said):
+    with pytest.raises(xl.errors.InputError, match=said):
         BOTH.check(make_inputs() | change, FORMAT, "inputs", torch.zeros(1))
 
 
 def test_all_are_needed():
-    with pytest.raises(xl.InputError, match=r"expected a dict with \['image', 'vector'\], got \['image'\]"):
+    with pytest.raises(xl.errors.InputError, match=r"expected a dict with \['image', 'vector'\], got \['image'\]"):
         BOTH.check({"image": torch.zeros(2, 3, 8, 8)}, FORMAT, "inputs", torch.zeros(1))
-    with pytest.raises(xl.InputError, match="got Tensor"):
+    with pytest.raises(xl.errors.InputError, match="got Tensor"):
         BOTH.check(torch.zeros(2, 3, 8, 8), FORMAT, "inputs", torch.zeros(1))
 
 
@@ -53,5 +53,5 @@ def test_maps_lie_on_the_first():
 
 
 def test_a_file_holds_only_one():
-    with pytest.raises(xl.InputError, match=r"photo.jpg: the network takes \['image', 'vector'\]"):
+    with pytest.raises(xl.errors.InputError, match=r"photo.jpg: the network takes \['image', 'vector'\]"):
         BOTH.read("photo.jpg", None)

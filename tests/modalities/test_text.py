@@ -23,7 +23,7 @@ def test_deleting_tokens_masks_them_out():
 
 def test_without_a_mask_nothing_can_be_deleted():
     TEXT.check_deletion(FORMAT)
-    with pytest.raises(xl.InputError, match="attention_mask"):
+    with pytest.raises(xl.errors.InputError, match="attention_mask"):
         TEXT.check_deletion(InputFormat((), (LENGTH,), dtypes=(torch.int64,)))
 
 
@@ -49,7 +49,7 @@ def test_maps_stay_as_they_are():
 
 def test_a_text_is_encoded_and_its_tokens_named_without_padding():
     pytest.importorskip("tokenizers")
-    preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp"]), LENGTH)
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp"]), LENGTH)
     found = TEXT.read("a lamp", preprocess)
     sample = [t[0] for t in found.values()]
     assert TEXT.name_locations(sample, FORMAT, preprocess) == ("[CLS]", "a", "lamp", "[SEP]")

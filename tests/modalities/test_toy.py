@@ -121,9 +121,9 @@ def test_the_network_attends_over_time():
     for out in outs:
         torch.testing.assert_close(out.attention.sum(1), torch.ones(4))
     assert net(torch.randn(1, 2, 2 * LENGTH))[0].attention.shape == (1, LENGTH)  # series of another length
-    with pytest.raises(xl.InputError, match=r"expected \(B,2,T\), got \(4, 3, 48\)"):
+    with pytest.raises(xl.errors.InputError, match=r"expected \(B,2,T\), got \(4, 3, 48\)"):
         net.walk(torch.zeros(4, 3, LENGTH))
-    with pytest.raises(xl.InputError, match="normalise them first"):
+    with pytest.raises(xl.errors.InputError, match="normalise them first"):
         net.walk(torch.zeros(4, 2, LENGTH, dtype=torch.int64))
 
 
@@ -137,7 +137,7 @@ def test_every_verb(tmp_path):
     assert report.cost < 1
     pred = xl.predict(net, test.inputs, policy, attention=True)
     assert torch.equal(pred.exits, xl.route(trace, policy))
-    found = xl.faithfulness(net, test)
+    found = xl.measure_faithfulness(net, test)
     assert found.deletion[-1] > found.deletion_random[-1]
     assert found.energy_in_mask is not None
     xl.save(net, policy, tmp_path / "bundle")
@@ -154,7 +154,7 @@ def test_explanations():
         assert [view.attention.shape for view in why.exits] == [(24,), (12,), (12,)]
         assert why.exits[0].top(1)[0].at < (24,)
         assert why._repr_html_().count("<svg") == 3
-    with pytest.raises(xl.InputError, match=r"a torch.Tensor \(C,T\), got str"):
+    with pytest.raises(xl.errors.InputError, match=r"a torch.Tensor \(C,T\), got str"):
         xl.explain(net, "series", policy)
 
 

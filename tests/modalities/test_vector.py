@@ -6,7 +6,7 @@ import exitlens as xl
 from exitlens.modalities.vector import VECTOR, VectorModality
 from exitlens.types.inputs import InputFormat
 
-OWN = xl.VectorPreprocess((1.0, 2.0), (1.0, 2.0), ("a", "b"))
+OWN = xl.data.VectorPreprocess((1.0, 2.0), (1.0, 2.0), ("a", "b"))
 
 
 def test_the_features_of_a_group_become_zero():
@@ -22,7 +22,7 @@ def test_features_with_a_location_each():
     assert VECTOR.adapt(InputFormat((), (4,))) is VECTOR
     assert VECTOR.delete(torch.ones(1, 3), torch.tensor([[False, True, False]])).tolist() == [[1, 0, 1]]
     assert VECTOR.name_locations([torch.ones(2)], InputFormat((), (2,)), OWN) == ("a", "b")
-    with pytest.raises(xl.InputError, match=r"2 locations and its vectors 3 features. Fix: name groups"):
+    with pytest.raises(xl.errors.InputError, match=r"2 locations and its vectors 3 features. Fix: name groups"):
         VECTOR.delete(torch.ones(1, 3), torch.zeros(1, 2, dtype=torch.bool))
 
 
@@ -46,5 +46,5 @@ def test_features_are_read_by_their_names(tmp_path):
 )
 def test_files_that_hold_no_such_vector(tmp_path, name, content, message):
     np.save(tmp_path / name, content) if name.endswith(".npy") else (tmp_path / name).write_text(content)
-    with pytest.raises(xl.DataError, match=message):
+    with pytest.raises(xl.errors.DataError, match=message):
         VECTOR.read(tmp_path / name, OWN)

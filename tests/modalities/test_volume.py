@@ -28,7 +28,7 @@ def test_it_is_drawn_from_three_sides_and_by_its_most_attended_slice():
     assert drawn.count("100.0 % of the attention") == 4
 
 
-ONE = xl.VolumePreprocess((0.0,), (1.0,), (2, 3, 4))
+ONE = xl.data.VolumePreprocess((0.0,), (1.0,), (2, 3, 4))
 
 
 def save(package, path, values, affine=None):
@@ -46,17 +46,17 @@ def test_npy(tmp_path):
     assert VOLUME.read(tmp_path / "x.npy", ONE).equal(torch.arange(24.0).view(1, 1, 2, 3, 4))
     np.save(tmp_path / "c.npy", np.zeros((2, 2, 3, 4)))
     assert decode_volume(tmp_path / "c.npy").shape == (2, 2, 3, 4)
-    with pytest.raises(xl.DataError, match=r"c.npy: expected 1 channel\(s\) as in training, got 2"):
+    with pytest.raises(xl.errors.DataError, match=r"c.npy: expected 1 channel\(s\) as in training, got 2"):
         read_volume(tmp_path / "c.npy", ONE)
     np.save(tmp_path / "s.npy", np.zeros((3, 4)))
     with pytest.raises(
-        xl.DataError, match=r"expected one volume in a file, \(D,H,W\) or \(C,D,H,W\), got an array \(3, 4\)"
+        xl.errors.DataError, match=r"expected one volume in a file, \(D,H,W\) or \(C,D,H,W\), got an array \(3, 4\)"
     ):
         decode_volume(tmp_path / "s.npy")
     np.save(tmp_path / "n.npy", np.full((1, 1, 2), np.nan))
-    with pytest.raises(xl.DataError, match=r"a gap .NaN. at voxel \(0, 0, 0\)"):
+    with pytest.raises(xl.errors.DataError, match=r"a gap .NaN. at voxel \(0, 0, 0\)"):
         decode_volume(tmp_path / "n.npy")
-    with pytest.raises(xl.DataError, match=r"not a file of a volume: expected .npy, .nii"):
+    with pytest.raises(xl.errors.DataError, match=r"not a file of a volume: expected .npy, .nii"):
         decode_volume(tmp_path / "x.dcm")
 
 
@@ -78,23 +78,23 @@ def test_bad_nifti(nibabel, tmp_path, monkeypatch):
     content = path.read_bytes()
     for cut in (len(content) - 100, 400, 100, 0):
         path.write_bytes(content[:cut])
-        with pytest.raises(xl.DataError, match=r"x.nii: .*(truncated|damaged)"):
+        with pytest.raises(xl.errors.DataError, match=r"x.nii: .*(truncated|damaged)"):
             decode_volume(path)
     packed = tmp_path / "y.nii.gz"
     packed.write_bytes(gzip.compress(content)[:-30])
-    with pytest.raises(xl.DataError, match=r"y.nii.gz: .*truncated"):
+    with pytest.raises(xl.errors.DataError, match=r"y.nii.gz: .*truncated"):
         decode_volume(packed)
     path.write_bytes(b"no volume" * 100)
-    with pytest.raises(xl.DataError, match="truncated or damaged, or not NIfTI"):
+    with pytest.raises(xl.errors.DataError, match="truncated or damaged, or not NIfTI"):
         decode_volume(path)
     flat = save(nibabel, tmp_path / "f.nii", np.zeros((8, 9)))
-    with pytest.raises(xl.DataError, match=r"expected one volume of three axes or more, got \(8, 9\)"):
+    with pytest.raises(xl.errors.DataError, match=r"expected one volume of three axes or more, got \(8, 9\)"):
         decode_volume(flat)
-    with pytest.raises(xl.DataError, match="FileNotFoundError"):
+    with pytest.raises(xl.errors.DataError, match="FileNotFoundError"):
         decode_volume(tmp_path / "none.nii")
     packed.write_bytes(gzip.compress(content))
     monkeypatch.setattr(arrays, "MOST_VALUES", 719)
-    with pytest.raises(xl.DataError, match="720 values are over the limit of 719"):
+    with pytest.raises(xl.errors.DataError, match="720 values are over the limit of 719"):
         decode_volume(packed)
 
 
@@ -110,5 +110,5 @@ def test_resizing():
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[volumes\]"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[volumes\]"):
         decode_volume(tmp_path / "x.nii")

@@ -57,7 +57,7 @@ def test_bad_attach_arguments(arguments, message):
 
 def test_a_final_map_of_one_cell_is_refused_for_exits_but_not_for_the_plain_network():
     x = torch.zeros(1, 3, 4, 4)
-    with pytest.raises(xl.AttachError, match="1x1"):
+    with pytest.raises(xl.errors.AttachError, match="1x1"):
         xl.attach(TinyNet(), ["a"], 4, x)
     assert xl.attach(TinyNet(), [], 4, x, final="keep").num_exits == 1
 

@@ -11,7 +11,7 @@ from torch import nn
 import exitlens as xl
 from exitlens.functional.attribution import class_score
 from exitlens.functional.maps import place
-from exitlens.model.attribution import METHODS, STEPS, compute_relevance_of_exits, occlude, perturb
+from exitlens.model.attribution import METHODS, STEPS, attribute_exits, occlude, perturb
 from tests.conftest import make_net
 from tests.texts import make_text_net, make_texts
 
@@ -50,15 +50,15 @@ def test_by_hand_through_a_linear_stage():
     x = torch.arange(-4.0, 12.0).view(1, 1, 4, 4)
     weight = net.head(1).tail.body.get_submodule("fc").weight.detach().flatten()
     by_hand = (weight[0] - weight[1]) / 2 * 6 * x[0] / 16
-    found = xl.compute_relevance(net, x, labels=torch.tensor([0]))
+    found = xl.attribute(net, x, labels=torch.tensor([0]))
     torch.testing.assert_close(found, by_hand)
-    torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
+    torch.testing.assert_close(xl.attribute(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
 
 
 @pytest.mark.parametrize("exit", [0, 1, 2])
 def test_integrated_gradients_add_up(net, images, exit):
     """The sum over places is what the answer has gained over features of 0."""
-    found = xl.compute_relevance(net, images, exit=exit, method="integrated_gradients")
+    found = xl.attribute(net, images, exit=exit, method="integrated_gradients")
     labels = answer(net, images)[exit].argmax(1)
     with torch.no_grad():
         features = net.stage(0)(images)[0]
@@ -77,7 +77,7 @@ def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, 
     net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for at, grid in ((0, (8, 8)), (1, (4, 4)), (2, (4, 4))):
-        found = xl.compute_relevance(net, images, at=at, method=method)
+        found = xl.attribute(net, images, at=at, method=method)
         assert found.shape == (len(images), *grid)
         assert found.dtype == torch.float32
         assert not found.requires_grad
@@ -114,7 +114,7 @@ PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
 def test_gradient_x_input_is_that_of_captum(net, images, at, exit):
     x, whole = images[:6], After(net, at, exit)
     labels = answer(net, x)[exit].argmax(1)
-    found = xl.compute_relevance(net, x, at=at, exit=exit)
+    found = xl.attribute(net, x, at=at, exit=exit)
     theirs = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
     torch.testing.assert_close(found, theirs.detach().sum(1))
     features = whole.before(x).detach().requires_grad_()
@@ -128,14 +128,14 @@ def test_integrated_gradients_are_those_of_captum(net, images, at, exit):
     labels = torch.tensor([3, 2, 1, 0, 1, 2])
     settings = {"baselines": 0.0, "target": labels, "n_steps": STEPS, "method": "riemann_middle"}
     theirs = IntegratedGradients(rest).attribute(rest.before(x).detach(), **settings).sum(1)
-    found = xl.compute_relevance(net, x, at=at, exit=exit, labels=labels, method="integrated_gradients")
+    found = xl.attribute(net, x, at=at, exit=exit, labels=labels, method="integrated_gradients")
     torch.testing.assert_close(found, theirs.float(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("at", "exit"), [(0, 2), (1, 2)])
 def test_layer_cam_is_that_of_pytorch_grad_cam_but_for_its_scale(net, images, at, exit):
     x, whole, labels = images[:6], After(net, at, exit), [3, 2, 1, 0, 1, 2]
-    found = xl.compute_relevance(net, x, at=at, exit=exit, labels=torch.tensor(labels), method="layer_cam")
+    found = xl.attribute(net, x, at=at, exit=exit, labels=torch.tensor(labels), method="layer_cam")
     with LayerCAM(whole, [whole.features]) as cam:
         theirs = cam(x, [ClassifierOutputTarget(label) for label in labels])
     ours = scale_cam_image(scale_cam_image(found.numpy(), (16, 16)))  # enlarged, and scaled before and after that
@@ -147,12 +147,12 @@ def test_where_gradients_are_the_same_at_all_places_grad_cam_is_gradient_x_input
     net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
     x, whole = images[:5, :1, :4, :4], After(net, 0, 1)
     theirs = LayerGradCam(whole, whole.features).attribute(x, target=torch.zeros(5, dtype=torch.long))
-    torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.zeros(5, dtype=torch.long)), theirs.detach()[:, 0])
+    torch.testing.assert_close(xl.attribute(net, x, labels=torch.zeros(5, dtype=torch.long)), theirs.detach()[:, 0])
 
 
 def test_it_is_what_training_uses(net, images):
     _, wanted = net.eval().with_relevance(images)
-    torch.testing.assert_close(xl.compute_relevance(net, images), wanted)
+    torch.testing.assert_close(xl.attribute(net, images), wanted)
 
 
 def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
@@ -161,43 +161,43 @@ def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
     offset = net.info.feature_offsets[0]
     assert offset == pytest.approx((-0.25, -0.25), abs=0.1)  # random kernels lean a little
     wanted = place(raw, offset)
-    torch.testing.assert_close(xl.compute_relevance(net, images), wanted)
+    torch.testing.assert_close(xl.attribute(net, images), wanted)
     assert not torch.allclose(raw, wanted)
     first = torch.stack([xl.explain(net, one, xl.Policy.never(3), relevance=True).relevance for one in images[:3]])
     torch.testing.assert_close(first, place(net.with_relevance(images[:3])[1], offset), atol=1e-6, rtol=1e-4)
-    features = xl.compute_relevance(net, images, at=1)
+    features = xl.attribute(net, images, at=1)
     net.describe(feature_offsets=((0.0, 0.0), (-1.0, 0.0), (0.0, 0.0)))
-    assert not torch.allclose(xl.compute_relevance(net, images, at=1), features)  # those of the place that was asked for
+    assert not torch.allclose(xl.attribute(net, images, at=1), features)  # those of the place that was asked for
 
 
 def test_all_exits_from_one_pass(net, images):
     ran, net = [], net.train()
     for stage in net.stages:
         stage.register_forward_hook(lambda *_: ran.append(1))
-    found = compute_relevance_of_exits(net, images)
+    found = attribute_exits(net, images)
     assert len(ran) == 3
     assert net.training
     for k, one in enumerate(found):
-        torch.testing.assert_close(one, xl.compute_relevance(net, images, exit=k))
-    with pytest.raises(xl.InputError):
-        compute_relevance_of_exits(net, images[:, :1])
+        torch.testing.assert_close(one, xl.attribute(net, images, exit=k))
+    with pytest.raises(xl.errors.InputError):
+        attribute_exits(net, images[:, :1])
 
 
 def test_inference_mode_is_no_hindrance(net, images):
-    wanted = xl.compute_relevance(net, images)
+    wanted = xl.attribute(net, images)
     with torch.inference_mode():
-        assert torch.equal(xl.compute_relevance(net, images + 0), wanted)
+        assert torch.equal(xl.attribute(net, images + 0), wanted)
 
 
 def test_every_sample_by_itself(net, images):
-    whole = xl.compute_relevance(net, images)
-    torch.testing.assert_close(xl.compute_relevance(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)
+    whole = xl.attribute(net, images)
+    torch.testing.assert_close(xl.attribute(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("detached", [False, True])
 def test_padding_of_texts_is_0(detached):
     net, inputs = make_text_net(), make_texts(6)
-    found = xl.compute_relevance(net, inputs, detached=detached)
+    found = xl.attribute(net, inputs, detached=detached)
     real = inputs["attention_mask"].bool()
     real[:, 0] = False
     assert found[~real].eq(0).all()
@@ -206,14 +206,14 @@ def test_padding_of_texts_is_0(detached):
         whys = xl.explain_batch(net, inputs, xl.Policy.never(net.num_exits), relevance=True)
         torch.testing.assert_close(torch.stack([why.relevance for why in whys]), found)
         few, one = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time
-        whole = xl.compute_relevance(net, few, method="integrated_gradients")
-        alone = xl.compute_relevance(net, one, method="integrated_gradients")
+        whole = xl.attribute(net, few, method="integrated_gradients")
+        alone = xl.attribute(net, one, method="integrated_gradients")
         torch.testing.assert_close(whole[:1], alone, atol=1e-6, rtol=1e-4)
 
 
 def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():
     net, inputs = make_text_net(), make_texts(6)
-    plain, detached = (xl.compute_relevance(net, inputs, detached=value) for value in (False, True))
+    plain, detached = (xl.attribute(net, inputs, detached=value) for value in (False, True))
     assert not torch.allclose(plain, detached, atol=1e-4)
 
 
@@ -229,8 +229,8 @@ def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():
     ],
 )
 def test_bad_arguments(net, images, values, message):
-    with pytest.raises(xl.InputError, match=message):
-        xl.compute_relevance(net, images, **values)
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.attribute(net, images, **values)
 
 
 def classify(net, inputs):

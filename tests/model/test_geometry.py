@@ -372,13 +372,15 @@ def test_tokens_are_followed():
 
 
 def test_an_exit_that_sees_too_little_is_named_with_the_fix():
-    with pytest.warns(xl.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*head='context'"):
+    with pytest.warns(
+        xl.errors.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*head='context'"
+    ):
         attach(TinyNet(), ["a"])
 
 
 def test_context_counts(recwarn):
     attach(TinyNet(), ["a"], head="context")
-    assert not [one for one in recwarn if one.category is xl.ReachWarning]
+    assert not [one for one in recwarn if one.category is xl.errors.ReachWarning]
 
 
 def test_the_limit_is_a_quarter_of_the_shorter_side(recwarn):
@@ -386,5 +388,5 @@ def test_the_limit_is_a_quarter_of_the_shorter_side(recwarn):
     warn_of_small_reach([seen], ["a"], (32, 64), "evidence")
     warn_of_small_reach([MapGeometry((0.0,), (0.0,), (1.0,))], ["a"], (32,), "evidence")
     assert not recwarn.list
-    with pytest.warns(xl.ReachWarning, match="put it later$"):
+    with pytest.warns(xl.errors.ReachWarning, match="put it later$"):
         warn_of_small_reach([seen], ["a"], (33, 64), "context")

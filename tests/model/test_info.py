@@ -9,7 +9,7 @@ from exitlens.modalities import IMAGE, TEXT
 from exitlens.model.info import InputSpec, NetworkInfo, check_example
 from tests.texts import LENGTH, WORDS, make_text_net, make_texts
 
-IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.Preprocess((8, 9)))
+IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.data.Preprocess((8, 9)))
 TEXTS = NetworkInfo(("a",), 4, "head", (7,), inputs=("input_ids", "attention_mask"), dtypes=("int32", "bool"))
 
 
@@ -39,7 +39,7 @@ def test_maps_are_placed_by_the_exits_own_offset():
 def test_text_preprocessing_is_read_back():
     pytest.importorskip("tokenizers")
     info = NetworkInfo(("a",), 4, "head", (7,), dtypes=("int64",))
-    info = NetworkInfo(**vars(info) | {"preprocess": xl.TextPreprocess(xl.word_tokenizer(["a b"]), 7)})
+    info = NetworkInfo(**vars(info) | {"preprocess": xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), 7)})
     assert _round_trip(info) == info
 
 
@@ -96,11 +96,11 @@ def _find_changed(**changes):
     ],
 )
 def test_bad_texts_are_one_clear_error(inputs, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         SPEC.check(inputs, "texts", torch.zeros(1))
     net = make_text_net()
     for call in (xl.predict, xl.explain_batch):
-        with pytest.raises(xl.InputError):
+        with pytest.raises(xl.errors.InputError):
             call(net, inputs, xl.Policy((0.5, 0.5)))
 
 
@@ -108,14 +108,14 @@ def test_tokens_without_names():
     plain = InputSpec((), (5,), vocabulary=(9,), dtypes=(torch.int64,))
     ids = torch.zeros(2, 5, dtype=torch.long)
     assert plain.check(ids, "x", torch.zeros(1)) == (ids,)
-    with pytest.raises(xl.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):
+    with pytest.raises(xl.errors.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):
         plain.check({"ids": ids}, "x", torch.zeros(1))
 
 
 def test_a_network_traced_for_one_size_says_so():
     input_spec = InputSpec((), (3, 32, 32), exact_size=True)
     input_spec.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
-    with pytest.raises(xl.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
+    with pytest.raises(xl.errors.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
         input_spec.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))
 
 
@@ -136,7 +136,7 @@ def test_a_network_traced_for_one_size_says_so():
     ],
 )
 def test_examples_of_no_known_kind(example):
-    with pytest.raises(xl.InputError, match="example: expected a float tensor"):
+    with pytest.raises(xl.errors.InputError, match="example: expected a float tensor"):
         check_example(example)
 
 

@@ -81,7 +81,7 @@ def test_hidden_units_are_no_locations_and_groups_are():
     net = xl.attach(MLP(), ["a"], 3, VECTOR).eval()
     assert not have_maps(net.heads)
     assert net(VECTOR)[0].logits.shape == (3, 3)
-    with pytest.raises(xl.InputError, match=r"attention maps.*groups="):
+    with pytest.raises(xl.errors.InputError, match=r"attention maps.*groups="):
         xl.predict(net, VECTOR, xl.Policy((0.5,)), attention=True)
     net = xl.attach(MLP(), ["a"], 3, VECTOR, groups=GROUPS).eval()
     assert [tuple(out.attention.shape) for out in net(VECTOR)] == [(3, 2), (3, 2)]
@@ -115,7 +115,9 @@ class Guess(nn.Module):
 
 def test_a_square_that_no_layer_explains_is_asked_about():
     x = torch.randn(2, STEPS, STEPS)
-    with pytest.raises(xl.AttachError, match=r"could be either\. Fix: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"):
+    with pytest.raises(
+        xl.errors.AttachError, match=r"could be either\. Fix: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"
+    ):
         xl.attach(Guess(), ["mix"], 3, x)
 
 
@@ -129,31 +131,31 @@ def test_a_square_that_no_layer_explains_is_asked_about():
     ],
 )
 def test_examples_of_no_kind(example, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.attach(ConvSeries(), ["a"], 3, example)
 
 
 def test_inputs_that_do_not_fit_name_the_argument():
     series, several = xl.attach(ConvSeries(), ["a"], 3, FIRST), CASES["several"]
-    with pytest.raises(xl.InputError, match=r"expected \(B,2,T\), got \(3, 24, 2\)"):
+    with pytest.raises(xl.errors.InputError, match=r"expected \(B,2,T\), got \(3, 24, 2\)"):
         xl.predict(series.eval(), LAST, xl.Policy((0.5,)))
-    with pytest.raises(xl.InputError, match="add the batch axis"):
+    with pytest.raises(xl.errors.InputError, match="add the batch axis"):
         xl.predict(series, FIRST[0], xl.Policy((0.5,)))
     net = xl.attach(several[0](), several[1], 3, several[2]).eval()
-    with pytest.raises(xl.InputError, match=r"expected a dict with \['series', 'vector'\]"):
+    with pytest.raises(xl.errors.InputError, match=r"expected a dict with \['series', 'vector'\]"):
         xl.predict(net, FIRST, xl.Policy((0.5, 0.5)))
-    with pytest.raises(xl.InputError, match="3 samples of 'series', 2 of 'vector'"):
+    with pytest.raises(xl.errors.InputError, match="3 samples of 'series', 2 of 'vector'"):
         xl.predict(net, {"series": FIRST, "vector": torch.zeros(2, 5)}, xl.Policy((0.5, 0.5)))
 
 
 def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps():
     """Steps times gates times (inputs + state)."""
-    (point,) = xl.exit_points(Recurrent().eval(), LAST, runs=0)
+    (point,) = xl.list_exit_candidates(Recurrent().eval(), LAST, runs=0)
     assert (point.name, point.macs, point.shape) == ("one", STEPS * 3 * 6 * (2 + 6), (STEPS, 6))
 
 
 def test_a_classifier_alone_has_nothing_to_leave_early_from():
-    with pytest.raises(xl.AttachError, match="no layer before its classifier"):
+    with pytest.raises(xl.errors.AttachError, match="no layer before its classifier"):
         xl.attach(nn.Sequential(nn.Dropout(), nn.Linear(6, 3)), [], 3, VECTOR)
 
 
@@ -172,7 +174,9 @@ class LastState(torch.nn.Module):
 
 
 def test_a_last_state_without_outputs_is_no_place_for_the_final_exit():
-    with pytest.raises(xl.AttachError, match=r"only the last state of the recurrent layer 'last'.*Fix: read its outputs"):
+    with pytest.raises(
+        xl.errors.AttachError, match=r"only the last state of the recurrent layer 'last'.*Fix: read its outputs"
+    ):
         xl.attach(LastState(), [], 3, torch.zeros(1, 16, 2))
 
 
@@ -188,5 +192,5 @@ class StepsFirst(torch.nn.Module):
 
 
 def test_steps_before_samples_are_refused_with_the_fix():
-    with pytest.raises(xl.AttachError, match="batch_first=True"):
+    with pytest.raises(xl.errors.AttachError, match="batch_first=True"):
         xl.attach(StepsFirst(), ["first"], 3, torch.zeros(1, 16, 2))

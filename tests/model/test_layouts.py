@@ -35,7 +35,7 @@ def test_layouts_are_found_by_looking(shape, image, grids, expected):
     ],
 )
 def test_ambiguous_shapes_are_an_error_that_says_what_was_seen(shape, message):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         find_layout("block", shape, (64, 64), [(32, 32), (16, 16)])
 
 
@@ -49,14 +49,14 @@ def test_ambiguous_shapes_are_an_error_that_says_what_was_seen(shape, message):
     ],
 )
 def test_shapes_that_fit_no_kind_of_input(shape, image, kind, message):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         find_layout("x", shape, image, [], kind)
 
 
 def test_the_user_can_say_what_it_is():
     assert find_layout("x", (2, 6, 24), (24,), []) == Layout("nchw")
     assert find_layout("x", (1, 16, 16, 16), (64, 64), [], "nhwc") == Layout("nhwc")
-    with pytest.raises(xl.AttachError, match="tokens"):
+    with pytest.raises(xl.errors.AttachError, match="tokens"):
         find_layout("x", (1, 1000, 8), (60, 61), [])
 
 
@@ -98,7 +98,7 @@ def test_the_layout_of_a_sequence(shape, kind, expected):
     ("shape", "message"), [((2, 6, 6), "could be either"), ((2, 3, 8), "6 tokens"), ((2, 6), "6 tokens")]
 )
 def test_shapes_that_are_no_sequence(shape, message):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         find_layout("x", shape, (), [], None, 6)
 
 

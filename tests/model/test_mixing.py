@@ -225,7 +225,7 @@ def test_relevance_changes_no_answer_and_no_tensor_of_any_transformer(block):
         assert {name: t.requires_grad for name, t in [*net.named_parameters(), *net.named_buffers()]} == before
         found.append(relevance)
     torch.testing.assert_close(*found)
-    of_features = xl.compute_relevance(net, x)
+    of_features = xl.attribute(net, x)
     if block in (NormAfter, WithoutGradients, Gated):  # nothing that is not mixed yet is known: exit 0's features
         torch.testing.assert_close(found[0], of_features)
     else:

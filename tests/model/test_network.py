@@ -45,7 +45,7 @@ def test_walk_runs_a_stage_only_when_asked(net, images):
 )
 def test_bad_images_are_one_clear_error(net, bad, message):
     for call in (net.walk, lambda x: xl.predict(net, x, xl.Policy((0.5, 0.5)))):
-        with pytest.raises(xl.InputError, match=message):
+        with pytest.raises(xl.errors.InputError, match=message):
             call(bad)
 
 

@@ -58,7 +58,7 @@ def test_the_threads_of_the_tuning_count(clock, net, images):
 
 def test_a_thread_that_waits_for_a_processor_says_that_the_machine_is_busy(clock, net, images):
     clock["share"] = 0.5
-    with pytest.raises(xl.EngineError, match=r"had a processor for 50% of the time.*nothing else running"):
+    with pytest.raises(xl.errors.EngineError, match=r"had a processor for 50% of the time.*nothing else running"):
         measure_exits(net, images)
 
 
@@ -108,12 +108,14 @@ def no_time(monkeypatch):
 def test_spread_times_are_refused(no_time):
     steady = works(exit_0=[1.0, 1.01, 0.99], exit_1=[2.0])
     assert len(measure_quietly(steady, lambda: 1.0).rounds["exit 0"]) == exit_times.ROUNDS
-    with pytest.raises(xl.EngineError, match=r"exit 1: half of the times between 2e\+03 and 3e\+03 ms.*last of 4 attempts"):
+    with pytest.raises(
+        xl.errors.EngineError, match=r"exit 1: half of the times between 2e\+03 and 3e\+03 ms.*last of 4 attempts"
+    ):
         measure_quietly(works(exit_0=[1.0], exit_1=[2.0, 3.0]), lambda: 1.0)
 
 
 def test_a_later_exit_that_is_faster_is_refused(no_time):
-    with pytest.raises(xl.EngineError, match=r"exit 1 took 500 ms, exit 0 before it 1e\+03 ms"):
+    with pytest.raises(xl.errors.EngineError, match=r"exit 1 took 500 ms, exit 0 before it 1e\+03 ms"):
         measure_quietly(works(exit_0=[1.0], exit_1=[0.5]), lambda: 1.0)
 
 

@@ -18,7 +18,7 @@ def _written_once(files_written_once):
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory):
     """A bundle of a network that reads files."""
-    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
     return xl.export(NET, xl.Policy((0.8, 0.7)), tmp_path_factory.mktemp("edge") / "out")
 
 

@@ -58,7 +58,7 @@ def test_the_version(capsys):
 
 
 def test_a_policy_by_name(tmp_path, capsys):
-    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
     edge = xl.export(NET, xl.Policy((0.0, 0.0)), tmp_path / "e", policies={"last": xl.Policy.never(3)})
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     (tmp_path / "p.json").write_text((edge / "policy.json").read_text())

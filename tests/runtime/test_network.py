@@ -44,7 +44,7 @@ def test_threads_may_share_it(opened, images):
 
 @pytest.mark.parametrize("limits", [(0.6, 0.5), (0.6, math.inf), (math.inf, 0.5), (0.0, 0.0)])
 def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
-    policy = xl.Policy(limits, gate=xl.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.5, 0.3)))
+    policy = xl.Policy(limits, gate=xl.types.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.5, 0.3)))
     pred = er.load(xl.export(NET, policy, tmp_path / "e"), threads=1).predict(images.numpy())
     expected = xl.predict(NET, images, policy)
     assert pred.exits.tolist() == expected.exits.tolist()
@@ -95,9 +95,9 @@ def test_files_are_read_as_the_library_reads_them(runtime, tmp_path):
         shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))  # noise, transparent by noise
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(rng.integers(0, 255, shape, np.uint8), mode).save(paths[-1])
-    reader, library = Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3), xl.Preprocess((16, 16))
+    reader, library = Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3), xl.data.Preprocess((16, 16))
     for path in paths:
-        expected = library.normalise(xl.read_image(path, (16, 16), 3))
+        expected = library.normalise(xl.data.read_image(path, (16, 16), 3))
         assert np.allclose(reader.read(path), expected.numpy(), atol=1e-6)
     assert [pred.index.tolist() for pred in runtime.predict_files(paths, batch_size=2)] == [[0, 1], [2, 3]]
 

@@ -36,7 +36,7 @@ def test_the_decision_rule_is_the_librarys(seed, limits, kind, hot, gated):
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(30, 3, 5, generator=rng)
     maps = [torch.rand(30, size, size, generator=rng).flatten(1).softmax(1).view(30, size, size) for size in (6, 4, 3)]
-    gate = xl.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.4, 0.3)) if gated else None
+    gate = xl.types.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.4, 0.3)) if gated else None
     policy = xl.Policy(limits, kind, (hot, 1.0, 1.0), gate=gate)
     features = torch.stack([compute_gate_features(maps[0], None), compute_gate_features(maps[1], maps[0])], 1)
     trace = xl.Trace(

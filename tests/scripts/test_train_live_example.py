@@ -9,7 +9,9 @@ from scripts.train_live_example import build, write_scenes
 
 def test_two_scenes_of_each_kind_and_no_class_twice(tmp_path):
     labels = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5])
-    scenes = xl.ImageSet(torch.arange(8, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4), labels, tuple("ABCDEF"))
+    scenes = xl.data.ImageSet(
+        torch.arange(8, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4), labels, tuple("ABCDEF")
+    )
     sure = torch.zeros(8, 3, 6)  # where a logit is 9, that exit is sure
     for row, exit_ in enumerate((0, 0, 0, 1, 1, 2, 2, 2)):
         sure[row, exit_:, labels[row]] = 9.0
@@ -20,7 +22,7 @@ def test_two_scenes_of_each_kind_and_no_class_twice(tmp_path):
 
 
 def test_the_network_is_narrow_and_says_how_pictures_become_inputs():
-    scenes = xl.ImageSet(torch.zeros(2, 3, 40, 40, dtype=torch.uint8), torch.tensor([0, 1]), ("A", "B"))
+    scenes = xl.data.ImageSet(torch.zeros(2, 3, 40, 40, dtype=torch.uint8), torch.tensor([0, 1]), ("A", "B"))
     net = build(scenes)
     assert sum(parameter.numel() for parameter in net.parameters()) < 250_000
     assert net.num_exits == 4

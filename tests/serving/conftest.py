@@ -14,7 +14,7 @@ POLICIES = {"default": xl.Policy((0.8, 0.7)), "fast": xl.Policy((0.0, 0.0)), "fu
 def model():
     """Return the tiny network with three policies."""
     net = make_net()
-    net.describe(preprocess=xl.Preprocess((16, 16)), classes=("ant", "bee", "cat", "dog"))
+    net.describe(preprocess=xl.data.Preprocess((16, 16)), classes=("ant", "bee", "cat", "dog"))
     return wrap_network("tiny", net, POLICIES)
 
 
@@ -22,5 +22,5 @@ def save_small(directory, seed=3, thresholds=(0.5, 0.5)):
     """Save a bundle of the small network, in place of one that is there."""
     torch.manual_seed(seed)
     net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    net.describe(source="small", preprocess=xl.data.Preprocess((28, 28)))
     return xl.save(net, xl.Policy(thresholds), directory, overwrite=directory.exists())

@@ -71,7 +71,7 @@ def test_room_is_limited_in_number(model, images, monkeypatch):
     desk = Desk(model, Batching(batch=4, max_waiting=5))
     go = hold(desk, monkeypatch)
     first = desk.send(images[:4], policy="full")
-    with pytest.raises(xl.RequestError, match="4 samples wait already") as error:
+    with pytest.raises(xl.errors.RequestError, match="4 samples wait already") as error:
         desk.send(images[:2])
     assert error.value.status == 429
     assert error.value.retry_after >= 1
@@ -87,7 +87,7 @@ def test_room_is_limited_in_time(model, images, monkeypatch):
     desk.batcher.pace.observe_work(1, 1.0)
     go = hold(desk, monkeypatch)
     tickets = [desk.send(images[:1], policy="full") for _ in range(3)]
-    with pytest.raises(xl.RequestError, match="about 3 s of work"):
+    with pytest.raises(xl.errors.RequestError, match="about 3 s of work"):
         desk.send(images[:1])
     go.set()
     assert all(one.receiver.wait(10) for one in tickets)
@@ -102,7 +102,7 @@ def test_closing_answers_what_was_taken_in(model, images, monkeypatch):
     closing.start()
     while not desk.batcher._closing:
         time.sleep(0.001)
-    with pytest.raises(xl.RequestError, match="shutting down"):
+    with pytest.raises(xl.errors.RequestError, match="shutting down"):
         desk.send(images[:1])
     go.set()
     closing.join(10)
@@ -117,7 +117,7 @@ def test_a_request_that_is_being_read_keeps_it_open(model, images):
     closing.start()
     while desk.batcher.is_alive:
         time.sleep(0.001)
-    with pytest.raises(xl.RequestError) as error:
+    with pytest.raises(xl.errors.RequestError) as error:
         desk.batcher.expect()
     assert error.value.status == 503
     assert desk.send(images[:1]).receiver.wait(10)
@@ -125,7 +125,7 @@ def test_a_request_that_is_being_read_keeps_it_open(model, images):
     desk.batcher.release()
     closing.join(10)
     assert not closing.is_alive()
-    with pytest.raises(xl.RequestError, match="shutting down"):
+    with pytest.raises(xl.errors.RequestError, match="shutting down"):
         desk.send(images[:1])
 
 
@@ -180,7 +180,7 @@ def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monk
     assert all(one.receiver.wait(10) for one in tickets)
     assert all("it has stopped" in str(one.error) for one in tickets[1:])
     assert not desk.batcher.is_alive
-    with pytest.raises(xl.RequestError, match="shutting down"):
+    with pytest.raises(xl.errors.RequestError, match="shutting down"):
         desk.send(images[:1])
 
 

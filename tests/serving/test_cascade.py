@@ -57,7 +57,7 @@ def test_early_exits_do_not_wait_for_deep_ones(model, images):
 
 def test_max_cost_sets_the_last_exit(model, images):
     assert [model.find_last_exit(cost) for cost in (model.cost[0], model.cost[1] + 1e-6, 9)] == [0, 1, 2]
-    with pytest.raises(xl.RequestError, match=r"max_cost: expected .* or more"):
+    with pytest.raises(xl.errors.RequestError, match=r"max_cost: expected .* or more"):
         model.find_last_exit(model.cost[0] / 2)
     ticket = make_ticket(model, images, policy="full", last_exit=1)
     run(model, [ticket])
@@ -232,7 +232,7 @@ def test_answers_that_are_not_finite_fail():
     assert ticket.error is None
     ticket.probabilities[0, 0] = math.nan
     ticket.check_finite()
-    assert isinstance(ticket.error, xl.RequestError)
+    assert isinstance(ticket.error, xl.errors.RequestError)
     assert ticket.error.status == 422
     own = make_empty(1)
     own.fail(ValueError("first"))

@@ -22,7 +22,7 @@ EDGE_POLICIES = {"fast": xl.Policy((float("inf"), 0.0)), "full": xl.Policy.never
 def bundle(tmp_path_factory):
     torch.manual_seed(3)
     net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    net.describe(source="small", preprocess=xl.data.Preprocess((28, 28)))
     own, fast = xl.Policy((0.9, 0.9), network=net.identity()), xl.Policy((0.0, 0.0))
     return xl.save(net, own, tmp_path_factory.mktemp("served") / "b", policies={"fast": fast})
 
@@ -46,7 +46,7 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_not_served_as_either(bund
         return found
 
     monkeypatch.setattr("exitlens.serving.models.load_policies", load_and_replace)
-    with pytest.raises(xl.BundleError, match="replaced while it was read"):
+    with pytest.raises(xl.errors.BundleError, match="replaced while it was read"):
         open_bundle("b", copy)
     monkeypatch.undo()
     assert open_bundle("b", copy).policies["default"].thresholds == (0.1, 0.1)
@@ -54,13 +54,13 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_not_served_as_either(bund
 
 def test_bundles_that_cannot_be_served(tmp_path):
     net = make_net()
-    with pytest.raises(xl.PolicyError, match="run exitlens calibrate"):
+    with pytest.raises(xl.errors.PolicyError, match="run exitlens calibrate"):
         open_bundle("b", xl.save(net, None, tmp_path / "b"))
-    with pytest.raises(xl.BundleError, match="bundle: expected"):
+    with pytest.raises(xl.errors.BundleError, match="bundle: expected"):
         open_bundle("b", tmp_path / "none")
-    with pytest.raises(xl.PolicyError, match="expected one named 'default'"):
+    with pytest.raises(xl.errors.PolicyError, match="expected one named 'default'"):
         wrap_network("b", net, {"fast": xl.Policy((0.0, 0.0))})
-    with pytest.raises(xl.PolicyError, match="another"):
+    with pytest.raises(xl.errors.PolicyError, match="another"):
         wrap_network("b", net, {"default": xl.Policy((0.0, 0.0), network="another")})
 
 
@@ -76,20 +76,20 @@ def test_arrays(model, images):
         (images[0].numpy(), r"expected \(B,3,16,16\)"),
         (np.full((1, 3, 16, 16), np.inf, np.float32), "finite"),
     ):
-        with pytest.raises((xl.RequestError, xl.InputError), match=words):
+        with pytest.raises((xl.errors.RequestError, xl.errors.InputError), match=words):
             model.check_arrays({"inputs": value})
-    with pytest.raises(xl.RequestError, match=r"named \['inputs'\]"):
+    with pytest.raises(xl.errors.RequestError, match=r"named \['inputs'\]"):
         model.check_arrays({"images": images[:2].numpy()})
 
 
 def test_inputs_that_a_network_does_not_take(model):
-    with pytest.raises(xl.RequestError, match="got texts"):
+    with pytest.raises(xl.errors.RequestError, match="got texts"):
         model.read_texts(["a"])
-    with pytest.raises(xl.DataError, match=r"image\[0\]"):
+    with pytest.raises(xl.errors.DataError, match=r"image\[0\]"):
         model.read_images([b"none"], 100)
     net = make_text_net()
     texts = wrap_network("t", net, {"default": xl.Policy.never(net.num_exits)})
-    with pytest.raises(xl.RequestError, match="got image files"):
+    with pytest.raises(xl.errors.RequestError, match="got image files"):
         texts.read_images([b"none"], 100)
 
 
@@ -101,7 +101,7 @@ def _written_once(files_written_once):
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory):
     net = make_net()
-    net.describe(preprocess=xl.Preprocess((16, 16)))
+    net.describe(preprocess=xl.data.Preprocess((16, 16)))
     return xl.export(net, xl.Policy((0.8, 0.7)), tmp_path_factory.mktemp("edge") / "tiny", policies=EDGE_POLICIES)
 
 
@@ -120,7 +120,7 @@ def test_answers_of_an_edge_bundle_are_those_of_predict(edge, images, policy):
 def test_an_edge_bundle_describes_its_network(edge):
     model, net = open_bundle("tiny", edge), make_net()
     assert model.cost == pytest.approx(net.cost.tolist())
-    assert model.info.preprocess == xl.Preprocess((16, 16))
+    assert model.info.preprocess == xl.data.Preprocess((16, 16))
     assert [one.name for one in model.inputs] == ["inputs"]
     assert model.exits == {0, 1, 2}
     assert model.net is None
@@ -134,7 +134,7 @@ def test_exits_without_a_file_are_passed_and_no_limit_of_cost(images, tmp_path):
     run(model, [ticket, limited])
     assert ticket.exits.tolist() == xl.predict(net, images, xl.Policy((float("inf"), 0.7))).exits.tolist()
     assert set(limited.exits.tolist()) == {1}
-    with pytest.raises(xl.RequestError, match=r"\(exit 1\) or more"):
+    with pytest.raises(xl.errors.RequestError, match=r"\(exit 1\) or more"):
         model.find_last_exit(model.cost[0])
 
 
@@ -151,10 +151,10 @@ def test_an_edge_bundle_of_texts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"format": 9}, xl.BundleError, "expected format 1, got 9"),
-        ({"cost": ["x"]}, xl.BundleError, "export again|Fix: export again"),
-        ({"segments": [{"exit": 0, "file": "../a.onnx"}]}, xl.BundleError, "no checksum"),
-        ({"network": "another"}, xl.PolicyError, "calibrated for network"),
+        ({"format": 9}, xl.errors.BundleError, "expected format 1, got 9"),
+        ({"cost": ["x"]}, xl.errors.BundleError, "export again|Fix: export again"),
+        ({"segments": [{"exit": 0, "file": "../a.onnx"}]}, xl.errors.BundleError, "no checksum"),
+        ({"network": "another"}, xl.errors.PolicyError, "calibrated for network"),
     ],
 )
 def test_damaged_edge_bundles(edge, tmp_path, change, error, words):
@@ -179,10 +179,10 @@ def test_files_that_answer_differently_here_are_refused(edge, tmp_path):
         (copied / path.name).write_bytes(path.read_bytes())
     golden = dict(np.load(copied / "golden.npz"))
     np.savez(copied / "golden.npz", **(golden | {"logits_1": golden["logits_1"] + 1}))
-    with pytest.raises(xl.BundleError, match="altered"):
+    with pytest.raises(xl.errors.BundleError, match="altered"):
         open_bundle("e", copied)
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["sha256"]["golden.npz"] = hashlib.sha256((copied / "golden.npz").read_bytes()).hexdigest()
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(xl.BundleError, match="export it here"):
+    with pytest.raises(xl.errors.BundleError, match="export it here"):
         open_bundle("e", copied)

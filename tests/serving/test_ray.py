@@ -61,7 +61,7 @@ def test_arguments_as_text_and_as_values():
     ],
 )
 def test_arguments_that_are_refused(given, words):
-    with pytest.raises(xl.InputError, match=words):
+    with pytest.raises(xl.errors.InputError, match=words):
         read_arguments(given)
 
 
@@ -133,7 +133,7 @@ class Local:
 def bundle(tmp_path_factory):
     torch.manual_seed(3)
     net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    net.describe(source="small", preprocess=xl.data.Preprocess((28, 28)))
     return xl.save(net, xl.Policy((0.35, 0.36)), tmp_path_factory.mktemp("served") / "b")
 
 
@@ -266,5 +266,5 @@ def test_open_requests_are_answered_before_a_replica_ends(local, bundle):
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.serve", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[.*ray"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[.*ray"):
         app({"bundle": "x"})

@@ -43,10 +43,10 @@ def wait_until(is_true):
 def test_names_and_versions(repository, model):
     assert repository.find().model is repository.find("tiny", model.version).model is model
     for words in (("other",), ("tiny", "other")):
-        with pytest.raises(xl.RequestError, match="other") as error:
+        with pytest.raises(xl.errors.RequestError, match="other") as error:
             repository.find(*words)
         assert error.value.status == 404
-    with pytest.raises(xl.InputError, match="one or more"):
+    with pytest.raises(xl.errors.InputError, match="one or more"):
         Repository({})
 
 

@@ -53,7 +53,7 @@ def test_the_last_connection_that_is_allowed_is_served(bundle):
 
 
 def test_a_bundle_that_cannot_be_served_raises_at_once(tmp_path):
-    with pytest.raises(xl.BundleError, match="bundle"):
+    with pytest.raises(xl.errors.BundleError, match="bundle"):
         make_config(ServerSettings({"b": tmp_path})).load()
 
 
@@ -64,7 +64,7 @@ def test_logging_that_others_set_up_stays(tmp_path, capsys):
     closed = []
     other.close = lambda: closed.append(True)
     config = make_config(ServerSettings({"a": tmp_path}))
-    with pytest.raises(xl.BundleError):
+    with pytest.raises(xl.errors.BundleError):
         config.load()
     assert not closed
     logging.getLogger("exitlens.serving").warning("seen once")

@@ -21,7 +21,7 @@ from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
     ],
 )
 def test_server_settings_that_are_refused(values, words):
-    with pytest.raises(xl.InputError, match=words):
+    with pytest.raises(xl.errors.InputError, match=words):
         ServerSettings(**{"bundles": {"a": Path()}} | values)
 
 
@@ -40,7 +40,7 @@ def test_server_settings_that_are_refused(values, words):
 )
 def test_values_that_are_refused(kind, name, wrong):
     for value in wrong:
-        with pytest.raises(xl.InputError, match=f"^{name}: expected"):
+        with pytest.raises(xl.errors.InputError, match=f"^{name}: expected"):
             kind(**{name: value})
 
 
@@ -80,5 +80,5 @@ def test_bundles_are_named_by_the_caller_or_by_their_directory(tmp_path, monkeyp
     ],
 )
 def test_names_that_are_refused(given, words):
-    with pytest.raises(xl.InputError, match=words):
+    with pytest.raises(xl.errors.InputError, match=words):
         name_bundles(given)

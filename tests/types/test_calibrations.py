@@ -23,14 +23,14 @@ def test_a_record_travels_as_json(trace, request_):
     assert record.limits == record.request.limits
     values = json.loads(json.dumps(record.to_dict(), allow_nan=False))
     assert values["format"] == 1
-    assert xl.Calibration.from_dict(values) == record
+    assert xl.types.Calibration.from_dict(values) == record
 
 
 @pytest.mark.parametrize("written", [None, 2, 5, "1"])
 def test_records_of_other_formats_say_what_to_do(written):
     values = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict() | {"format": written}
-    with pytest.raises(xl.PolicyError, match=r"expected a record of format 1, got .*Fix: calibrate again"):
-        xl.Calibration.from_dict(values)
+    with pytest.raises(xl.errors.PolicyError, match=r"expected a record of format 1, got .*Fix: calibrate again"):
+        xl.types.Calibration.from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_records_of_other_formats_say_what_to_do(written):
 )
 def test_damaged_records_are_refused(damage):
     values = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict()
-    with pytest.raises(xl.PolicyError, match="calibration: expected"):
-        xl.Calibration.from_dict(values | damage)
+    with pytest.raises(xl.errors.PolicyError, match="calibration: expected"):
+        xl.types.Calibration.from_dict(values | damage)
 
 
 TEST = RiskTest("max_divergence", 0.1, "betting", 60, 0.0512, 0.02)
 REQUEST = xl.CalibrationRequest(max_divergence=0.1, delta=0.1)
-RECORD = xl.Calibration(REQUEST, 100, 100, cost=0.5, certification=Certification(0.1, 0.1, 1, 40, 5, 3, (TEST,)))
+RECORD = xl.types.Calibration(REQUEST, 100, 100, cost=0.5, certification=Certification(0.1, 0.1, 1, 40, 5, 3, (TEST,)))
 
 
 def test_a_promise_by_hand():
@@ -105,7 +105,7 @@ def test_what_else_it_says():
 
 
 def test_times_are_limits_of_what_they_were_measured_on():
-    record = xl.Calibration(xl.CalibrationRequest(max_ms=5.0), 100, 100, timing=make_timing())
+    record = xl.types.Calibration(xl.CalibrationRequest(max_ms=5.0), 100, 100, timing=make_timing())
     where = "for batches of 64 on Slow 9000, 2 threads) hold on the 100 samples"
     assert f"the limits (mean time at most 5 ms {where}" in write_certificate(record, "")
     most = write_certificate(replace(record, request=xl.CalibrationRequest(max_ms=5.0, percentile=99.5)), "")
@@ -115,7 +115,9 @@ def test_times_are_limits_of_what_they_were_measured_on():
 def test_of_many_tests_the_nearest_to_failing_is_shown():
     request = xl.CalibrationRequest(max_class_accuracy_drop=0.01, delta=0.1)
     tests = tuple(RiskTest(f"max_class_accuracy_drop, class {c}", 0.01, "paired", 60, None, c / 100) for c in range(5))
-    record = xl.Calibration(request, 100, 100, classes=(5, 6), certification=Certification(0.1, 0.1, 1, 40, 5, 3, tests))
+    record = xl.types.Calibration(
+        request, 100, 100, classes=(5, 6), certification=Certification(0.1, 0.1, 1, 40, 5, 3, tests)
+    )
     words = write_certificate(record, "")
     assert "at most 1 point less accurate than the full network in each of the 5 classes of 6 that were tested" in words
     assert "nearest to failing of 5: class accuracy drop, class 4 none seen, exact test for pairs, p = 0.04" in words

@@ -22,12 +22,12 @@ def test_what_is_not_kept_is_refused():
     compact = compress(torch.randn(9, 3, 40))
     for at in ((0, 1, 2), ..., (..., 0)):
         with pytest.raises(
-            xl.InputError, match="there is no indexing along the classes: collect the trace with compact=False"
+            xl.errors.InputError, match="there is no indexing along the classes: collect the trace with compact=False"
         ):
             compact[at]
-    with pytest.raises(xl.InputError, match="dim: expected -1"):
+    with pytest.raises(xl.errors.InputError, match="dim: expected -1"):
         compact.argmax(0)
-    with pytest.raises(xl.InputError, match="expected classes"):
+    with pytest.raises(xl.errors.InputError, match="expected classes"):
         CompactLogits(compact.top, compact.classes[:3], None, compact.span, compact.weights, 40)
 
 

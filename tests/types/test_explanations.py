@@ -10,7 +10,7 @@ import torch
 import exitlens as xl
 
 EVIDENCE = torch.tensor([[0.1, -2.0], [0.5, 0.4]])
-VIEW = xl.ExitView(
+VIEW = xl.types.ExitView(
     exit=0,
     label=1,
     confidence=0.7,
@@ -31,7 +31,7 @@ FINAL = replace(
 )
 
 
-def explain(*exits: xl.ExitView, answered: int = 0) -> xl.Explanation:
+def explain(*exits: xl.types.ExitView, answered: int = 0) -> xl.Explanation:
     return xl.Explanation(torch.zeros(3, 4, 4), exits, answered, ("cat", "dog"), 2)
 
 

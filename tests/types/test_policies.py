@@ -27,12 +27,12 @@ REQUEST = xl.CalibrationRequest(max_cost=1.0)
     ],
 )
 def test_bad_policies(values, message):
-    with pytest.raises(xl.PolicyError, match=message):
+    with pytest.raises(xl.errors.PolicyError, match=message):
         xl.Policy(**values)
 
 
 def test_policies_travel_as_json():
-    gate = xl.Gate(((1.0, 0.0, 0.5, 0.1),) * 2, (0.2, math.inf))
+    gate = xl.types.Gate(((1.0, 0.0, 0.5, 0.1),) * 2, (0.2, math.inf))
     for policy in (
         xl.Policy((0.9, math.inf), "margin", (1.0, 2.0, 3.0), gate=gate),
         xl.calibrate(random_trace(50), max_cost=0.6),
@@ -41,7 +41,7 @@ def test_policies_travel_as_json():
 
 
 def test_missing_values_are_named():
-    with pytest.raises(xl.PolicyError, match="thresholds, score, temperatures, network missing"):
+    with pytest.raises(xl.errors.PolicyError, match="thresholds, score, temperatures, network missing"):
         xl.Policy.from_dict({})
 
 
@@ -55,12 +55,12 @@ def test_the_rule_is_everything_but_the_calibration():
         "gate": None,
     }
     assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    calibrated = replace(policy, calibration=xl.Calibration(REQUEST, 10, rule=policy.rule()))
+    calibrated = replace(policy, calibration=xl.types.Calibration(REQUEST, 10, rule=policy.rule()))
     assert calibrated.rule() == policy.rule()
     assert not calibrated.is_changed
     assert replace(calibrated, score="margin").is_changed
     assert not replace(
-        policy, calibration=xl.Calibration(REQUEST, 10), score="margin"
+        policy, calibration=xl.types.Calibration(REQUEST, 10), score="margin"
     ).is_changed  # a record without the rule
 
 
@@ -69,9 +69,11 @@ def test_the_score_says_what_a_policy_is_for():
     assert (decided.task, xl.Policy((0.9,)).task) == ("multilabel", "classes")
     assert xl.Policy.from_dict(decided.to_dict()) == decided
     decided.check(2, "", "multilabel")
-    with pytest.raises(xl.PolicyError, match="'decided' is for several labels a sample, the network or trace has one class"):
+    with pytest.raises(
+        xl.errors.PolicyError, match="'decided' is for several labels a sample, the network or trace has one class"
+    ):
         decided.check(2, "", "classes")
-    with pytest.raises(xl.PolicyError, match="by hand give score='decided'"):
+    with pytest.raises(xl.errors.PolicyError, match="by hand give score='decided'"):
         xl.Policy((0.9,)).check(2, "", "multilabel")
 
 
@@ -83,22 +85,22 @@ def test_names(name):
 
 @pytest.mark.parametrize("name", ["", "Fast", "a b", "a/b", "..", "fast.json", "fast\n", "ä", "a" * 41, 3, None])
 def test_what_is_no_name(name):
-    with pytest.raises(xl.InputError, match=r"name: expected names of 1 to 40 characters a-z, 0-9, _ and -, got "):
+    with pytest.raises(xl.errors.InputError, match=r"name: expected names of 1 to 40 characters a-z, 0-9, _ and -, got "):
         check_name(name, "name")
 
 
 def test_default_is_taken():
-    with pytest.raises(xl.InputError, match="policies: 'default' is what the bundle's own policy is called"):
+    with pytest.raises(xl.errors.InputError, match="policies: 'default' is what the bundle's own policy is called"):
         check_named({"default": xl.Policy((0.5,))}, 2, "aaaa")
 
 
 def test_errors_say_which_policy_it_is():
     good = xl.Policy((0.5,))
-    with pytest.raises(xl.PolicyError, match=r"^policies, fast: it has 2 thresholds for 3 exits"):
+    with pytest.raises(xl.errors.PolicyError, match=r"^policies, fast: it has 2 thresholds for 3 exits"):
         check_named({"good": good, "fast": xl.Policy((0.5, 0.5))}, 2, "aaaa")
-    with pytest.raises(xl.PolicyError, match=r"^x\.json, fast: it was calibrated for network bbbb, this is aaaa"):
+    with pytest.raises(xl.errors.PolicyError, match=r"^x\.json, fast: it was calibrated for network bbbb, this is aaaa"):
         check_fit(xl.Policy((0.5,), network="bbbb"), 2, "aaaa", "x.json, fast")
-    with pytest.raises(xl.InputError, match="policies, fast: expected Policy, got dict"):
+    with pytest.raises(xl.errors.InputError, match="policies, fast: expected Policy, got dict"):
         check_named({"fast": good.to_dict()}, 2, "aaaa")
-    with pytest.raises(xl.InputError, match="policies: expected Mapping, got list"):
+    with pytest.raises(xl.errors.InputError, match="policies: expected Mapping, got list"):
         check_named([good], 2, "aaaa")

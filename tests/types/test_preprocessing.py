@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.types import TextPreprocess
+from exitlens.types.preprocessing import TextPreprocess
 
 WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "good": 5, "lamp": 6}
 
@@ -79,7 +79,7 @@ def test_the_tokenizer_is_read_once_for_each_length(monkeypatch):
 @pytest.mark.parametrize("description", ["", "{", "{}", "3", "[" * 100_000, '{"version": "1.0"}', "a path.json"])
 def test_a_json_that_is_no_tokenizer(description):
     pytest.importorskip("tokenizers")
-    with pytest.raises(xl.InputError, match=r"tokenizer: expected the JSON .* use its to_str\(\)"):
+    with pytest.raises(xl.errors.InputError, match=r"tokenizer: expected the JSON .* use its to_str\(\)"):
         TextPreprocess(description, 8)
 
 
@@ -94,7 +94,7 @@ def test_a_json_that_is_no_tokenizer(description):
     ],
 )
 def test_bad_text_preprocess(values, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         TextPreprocess(**{"tokenizer": _tokenizer(), "length": 8, **values})
 
 
@@ -111,54 +111,54 @@ def test_bad_text_preprocess(values, message):
     ],
 )
 def test_texts_that_cannot_be_encoded(texts, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         TextPreprocess(_tokenizer(), 8).encode(texts)
 
 
 def test_a_tokenizer_without_an_unknown_token():
-    with pytest.raises(xl.InputError, match="unknown token"):
+    with pytest.raises(xl.errors.InputError, match="unknown token"):
         TextPreprocess(_tokenizer({"a": 0}, framed=False), 8).encode(["b"])
 
 
 @pytest.mark.parametrize("bad", [[7], [-1], [2**40], [[1, 2]], [0.5]])
 def test_ids_that_are_no_tokens(bad):
-    with pytest.raises(xl.InputError, match="input_ids"):
+    with pytest.raises(xl.errors.InputError, match="input_ids"):
         TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
 
 
 def test_text_without_the_tokenizers_package(monkeypatch):
     description = _tokenizer({**WORDS, "new": 7})
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[hf\]"):
         TextPreprocess(description, 8)
 
 
 def test_preprocess_round_trip():
-    values = xl.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert xl.Preprocess.from_dict(values.to_dict()) == values
+    values = xl.data.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert xl.data.Preprocess.from_dict(values.to_dict()) == values
     for bad in (((0, 8), (0.5,), (0.5,)), ((8, 8), (0.5,), (0.0,)), ((8, 8), (0.5, 0.5), (0.2, 0.2))):
-        with pytest.raises(xl.InputError, match="expected"):
-            xl.Preprocess(*bad)
-    with pytest.raises(xl.InputError, match="uint8"):
+        with pytest.raises(xl.errors.InputError, match="expected"):
+            xl.data.Preprocess(*bad)
+    with pytest.raises(xl.errors.InputError, match="uint8"):
         values.normalise(torch.ones(3, 8, 9, dtype=torch.int64))
-    with pytest.raises(xl.InputError, match="pixels"):
+    with pytest.raises(xl.errors.InputError, match="pixels"):
         values.normalise(torch.ones(1, 8, 9))
 
 
 def test_the_same_for_another_size_and_number_of_channels():
-    colour = xl.Preprocess((8, 8), (0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
-    assert colour.fit_to((4, 6), 3) == xl.Preprocess((4, 6), colour.mean, colour.std)
+    colour = xl.data.Preprocess((8, 8), (0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
+    assert colour.fit_to((4, 6), 3) == xl.data.Preprocess((4, 6), colour.mean, colour.std)
     grey = colour.fit_to((4, 6), 1)
     assert (grey.mean, grey.std) == (pytest.approx((0.4,)), pytest.approx((0.2,)))
     assert grey.fit_to((4, 6), 3).mean == pytest.approx((0.4,) * 3)
 
 
-MEL = xl.MelSpectrogram(bands=2)
+MEL = xl.data.MelSpectrogram(bands=2)
 EXAMPLES = [
-    xl.SeriesPreprocess((1.0, -2.0), (2.0, 4.0), length=5, rate=16000.0, names=("a", "b"), time_first=True, mel=MEL),
-    xl.SeriesPreprocess((0.5,), (0.25,)),
-    xl.VolumePreprocess((1.0,), (2.0,), (2, 3, 4)),
-    xl.VectorPreprocess((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), ("x", "y", "z")),
+    xl.data.SeriesPreprocess((1.0, -2.0), (2.0, 4.0), length=5, rate=16000.0, names=("a", "b"), time_first=True, mel=MEL),
+    xl.data.SeriesPreprocess((0.5,), (0.25,)),
+    xl.data.VolumePreprocess((1.0,), (2.0,), (2, 3, 4)),
+    xl.data.VectorPreprocess((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), ("x", "y", "z")),
 ]
 
 
@@ -170,17 +170,17 @@ def test_a_description_makes_the_same(preprocess):
 
 
 def test_normalising_by_hand():
-    series = xl.SeriesPreprocess((1.0, -2.0), (2.0, 4.0))
+    series = xl.data.SeriesPreprocess((1.0, -2.0), (2.0, 4.0))
     values = torch.tensor([[1.0, 3.0, 5.0], [-2.0, 2.0, 6.0]])
     expected = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
     assert torch.equal(series.normalise(values), expected)
     assert torch.equal(series.normalise(values[None].double()), expected[None])
-    turned = xl.SeriesPreprocess((1.0, -2.0), (2.0, 4.0), time_first=True)
+    turned = xl.data.SeriesPreprocess((1.0, -2.0), (2.0, 4.0), time_first=True)
     assert torch.equal(turned.normalise(values), expected.T)
     assert torch.equal(turned.restore(expected.T), values)
-    volume = xl.VolumePreprocess((1.0,), (2.0,), (1, 1, 2))
+    volume = xl.data.VolumePreprocess((1.0,), (2.0,), (1, 1, 2))
     assert volume.normalise(torch.tensor([[[[1, 5]]]])).flatten().tolist() == [0.0, 2.0]
-    assert xl.VectorPreprocess((1.0, 2.0), (1.0, 2.0)).normalise(torch.tensor([3.0, 6.0])).tolist() == [2.0, 2.0]
+    assert xl.data.VectorPreprocess((1.0, 2.0), (1.0, 2.0)).normalise(torch.tensor([3.0, 6.0])).tolist() == [2.0, 2.0]
 
 
 @given(st.lists(st.tuples(st.floats(-100, 100), st.floats(0.01, 100)), min_size=1, max_size=4), st.integers(0, 1000))
@@ -188,9 +188,9 @@ def test_restoring_is_the_inverse(channels, seed):
     mean, std = zip(*channels, strict=True)
     rng = torch.Generator().manual_seed(seed)
     for preprocess, shape in (
-        (xl.SeriesPreprocess(mean, std), (2, len(mean), 7)),
-        (xl.VolumePreprocess(mean, std, (2, 3, 4)), (len(mean), 2, 3, 4)),
-        (xl.VectorPreprocess(mean, std), (5, len(mean))),
+        (xl.data.SeriesPreprocess(mean, std), (2, len(mean), 7)),
+        (xl.data.VolumePreprocess(mean, std, (2, 3, 4)), (len(mean), 2, 3, 4)),
+        (xl.data.VectorPreprocess(mean, std), (5, len(mean))),
     ):
         values = torch.randn(shape, generator=rng)
         found = preprocess.restore(preprocess.normalise(values))
@@ -201,25 +201,28 @@ def test_restoring_is_the_inverse(channels, seed):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: xl.SeriesPreprocess((), ()), "mean, std: expected one or more"),
-        (lambda: xl.SeriesPreprocess((0.0,), (0.0,)), "std above 0"),
-        (lambda: xl.VectorPreprocess((math.nan,), (1.0,)), "finite"),
-        (lambda: xl.VectorPreprocess((0.0, 1.0), (1.0,)), "mean, std"),
-        (lambda: xl.SeriesPreprocess((0.0,), (1.0,), length=-1), "length: expected steps"),
-        (lambda: xl.SeriesPreprocess((0.0,), (1.0,), rate=-1.0), "rate: expected samples"),
-        (lambda: xl.SeriesPreprocess((0.0,), (1.0,), names=("a", "b")), "names: expected 1 different"),
-        (lambda: xl.VectorPreprocess((0.0,) * 2, (1.0,) * 2, names=("a", "a")), "names: expected 2 different"),
-        (lambda: xl.SeriesPreprocess((0.0,), (1.0,), rate=8000.0, mel=MEL), "mel: expected mean and std of 2 bands"),
-        (lambda: xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, mel=MEL), "mel: .* and a rate"),
-        (lambda: xl.VolumePreprocess((0.0,), (1.0,), (0, 2, 2)), "size: expected depth"),
-        (lambda: xl.MelSpectrogram(bands=0), "bands: expected"),
-        (lambda: xl.MelSpectrogram(hop_ms=0), "hop_ms, window_ms"),
-        (lambda: xl.MelSpectrogram(low_hz=500, high_hz=400), "low_hz, high_hz"),
-        (lambda: xl.SeriesPreprocess((0.0,), (1.0,)).normalise(torch.zeros(2, 3)), r"expected \(...,1,T\), got \(2, 3\)"),
-        (lambda: xl.VectorPreprocess((0.0,), (1.0,)).normalise([1.0]), "values: expected .* got list"),
-        (lambda: xl.VectorPreprocess((0.0,), (1.0,)).normalise(torch.zeros(1, dtype=torch.bool)), "expected numbers"),
+        (lambda: xl.data.SeriesPreprocess((), ()), "mean, std: expected one or more"),
+        (lambda: xl.data.SeriesPreprocess((0.0,), (0.0,)), "std above 0"),
+        (lambda: xl.data.VectorPreprocess((math.nan,), (1.0,)), "finite"),
+        (lambda: xl.data.VectorPreprocess((0.0, 1.0), (1.0,)), "mean, std"),
+        (lambda: xl.data.SeriesPreprocess((0.0,), (1.0,), length=-1), "length: expected steps"),
+        (lambda: xl.data.SeriesPreprocess((0.0,), (1.0,), rate=-1.0), "rate: expected samples"),
+        (lambda: xl.data.SeriesPreprocess((0.0,), (1.0,), names=("a", "b")), "names: expected 1 different"),
+        (lambda: xl.data.VectorPreprocess((0.0,) * 2, (1.0,) * 2, names=("a", "a")), "names: expected 2 different"),
+        (lambda: xl.data.SeriesPreprocess((0.0,), (1.0,), rate=8000.0, mel=MEL), "mel: expected mean and std of 2 bands"),
+        (lambda: xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, mel=MEL), "mel: .* and a rate"),
+        (lambda: xl.data.VolumePreprocess((0.0,), (1.0,), (0, 2, 2)), "size: expected depth"),
+        (lambda: xl.data.MelSpectrogram(bands=0), "bands: expected"),
+        (lambda: xl.data.MelSpectrogram(hop_ms=0), "hop_ms, window_ms"),
+        (lambda: xl.data.MelSpectrogram(low_hz=500, high_hz=400), "low_hz, high_hz"),
+        (
+            lambda: xl.data.SeriesPreprocess((0.0,), (1.0,)).normalise(torch.zeros(2, 3)),
+            r"expected \(...,1,T\), got \(2, 3\)",
+        ),
+        (lambda: xl.data.VectorPreprocess((0.0,), (1.0,)).normalise([1.0]), "values: expected .* got list"),
+        (lambda: xl.data.VectorPreprocess((0.0,), (1.0,)).normalise(torch.zeros(1, dtype=torch.bool)), "expected numbers"),
     ],
 )
 def test_what_does_not_fit(make, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         make()

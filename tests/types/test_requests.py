@@ -36,7 +36,7 @@ from tests.conftest import random_trace
     ],
 )
 def test_requests_that_make_no_sense(given, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.CalibrationRequest(**given)
 
 

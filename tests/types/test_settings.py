@@ -31,7 +31,7 @@ from exitlens.types.settings import RECIPES, TrainingSettings
 )
 def test_a_bad_value_is_refused_by_its_name(name, values):
     for value in values:
-        with pytest.raises(xl.InputError, match=f"{name}: expected .*, got {value!r}"):
+        with pytest.raises(xl.errors.InputError, match=f"{name}: expected .*, got {value!r}"):
             TrainingSettings(**{name: value})
 
 
@@ -41,7 +41,7 @@ def test_what_is_given_replaces_the_recipes_value():
     assert settings.head_learning_rate == RECIPES["pretrained"].head_learning_rate
     assert settings.rates.decay_vectors is False
     assert TrainingSettings(**asdict(settings)) == settings  # as recorded
-    with pytest.raises(xl.InputError, match=r"recipe: expected one of .*Did you mean 'pretrained'"):
+    with pytest.raises(xl.errors.InputError, match=r"recipe: expected one of .*Did you mean 'pretrained'"):
         TrainingSettings(recipe="pretraind")
 
 

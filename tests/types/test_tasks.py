@@ -23,7 +23,7 @@ def test_labels_and_scores_say_the_task():
 
 @pytest.mark.parametrize(("name", "task"), [("decided", "classes"), ("margin", "multilabel"), ("sure", "classes")])
 def test_scores_of_another_task(name, task):
-    with pytest.raises(xl.InputError, match="score: expected one of"):
+    with pytest.raises(xl.errors.InputError, match="score: expected one of"):
         choose_score(name, task)
 
 
@@ -61,7 +61,7 @@ def test_answers_by_hand():
     ],
 )
 def test_labels_that_do_not_fit(labels, task, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         check_truth(labels, 2, 2, task, "y")
 
 

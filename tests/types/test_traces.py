@@ -34,9 +34,9 @@ def test_times_stay_with_the_trace(tmp_path):
     assert repr(trace).endswith(f"3 exits, 4 classes, {trace.timing})")
     assert ">ms</th>" in trace._repr_html_()
     assert ">ms</th>" not in random_trace()._repr_html_()
-    with pytest.raises(xl.InputError, match="timing: expected a Timing of 2 exits"):
+    with pytest.raises(xl.errors.InputError, match="timing: expected an ExitLatency of 2 exits"):
         replace(random_trace(k=2), timing=trace.timing)
-    with pytest.raises(xl.InputError, match="timing"):
+    with pytest.raises(xl.errors.InputError, match="timing"):
         replace(trace, timing=3.0)
 
 
@@ -70,7 +70,7 @@ def test_times_stay_with_the_trace(tmp_path):
     ],
 )
 def test_bad_traces(changes, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.Trace(**{**GOOD, **changes})
 
 
@@ -92,7 +92,7 @@ def test_equal_samples_have_equal_hashes():
 def test_what_a_trace_cannot_be_without(name):
     good = {"logits": torch.zeros(2, 2, 2), "labels": None, "divergence": torch.zeros(2, 2), "cost": torch.tensor([0.5, 1])}
     xl.Trace(**good)
-    with pytest.raises(xl.InputError, match=f"{name}: expected"):
+    with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
         xl.Trace(**good | {name: None})
 
 
@@ -133,21 +133,21 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path):
-    with pytest.raises(xl.OutputError, match=r"path: .*nowhere.* cannot be written"):
+    with pytest.raises(xl.errors.OutputError, match=r"path: .*nowhere.* cannot be written"):
         random_trace(5).save(tmp_path / "nowhere" / "t")
 
 
 def test_what_is_no_trace_is_not_loaded(tmp_path):
-    with pytest.raises(xl.InputError, match=r"path: expected what Trace.save wrote .*no such file"):
+    with pytest.raises(xl.errors.InputError, match=r"path: expected what Trace.save wrote .*no such file"):
         xl.Trace.load(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(xl.InputError, match=r"path: expected what Trace.save wrote .*damaged"):
+    with pytest.raises(xl.errors.InputError, match=r"path: expected what Trace.save wrote .*damaged"):
         xl.Trace.load(tmp_path / "text")
     write_tensors(tmp_path / "other", {"weight": torch.zeros(2)}, {"format": 3})
-    with pytest.raises(xl.InputError, match=r"path: .*other is not that"):
+    with pytest.raises(xl.errors.InputError, match=r"path: .*other is not that"):
         xl.Trace.load(tmp_path / "other")
     write_tensors(tmp_path / "part", {"logits.top": torch.zeros(2, 2, 2)}, {"format": 1, "num_classes": 4, "network": ""})
-    with pytest.raises(xl.InputError, match="something is missing"):
+    with pytest.raises(xl.errors.InputError, match="something is missing"):
         xl.Trace.load(tmp_path / "part")
 
 
@@ -173,12 +173,12 @@ def test_a_compact_trace_knows_its_samples():
 
 def test_bad_compact_traces():
     _, compact = make_traces()
-    with pytest.raises(xl.InputError, match="labels: these compact logits were made without labels"):
+    with pytest.raises(xl.errors.InputError, match="labels: these compact logits were made without labels"):
         replace(compact, logits=replace(compact.logits, label=None))
     assert replace(compact, logits=replace(compact.logits, label=None), labels=None).labels is None
-    with pytest.raises(xl.InputError, match="logits: expected finite numbers"):
+    with pytest.raises(xl.errors.InputError, match="logits: expected finite numbers"):
         replace(compact, logits=replace(compact.logits, top=compact.logits.top * math.nan))
-    with pytest.raises(xl.InputError, match=r"sample_hashes: expected \(12,\)"):
+    with pytest.raises(xl.errors.InputError, match=r"sample_hashes: expected \(12,\)"):
         replace(compact, sample_hashes=compact.sample_hashes[:3])
 
 
@@ -198,7 +198,7 @@ def test_a_label_matrix_makes_a_trace_of_several_labels(tmp_path):
     assert again.fingerprint() == trace.fingerprint()
     unlabelled = replace(trace, labels=None)
     assert unlabelled.task == "multilabel"
-    with pytest.raises(xl.InputError, match="compact=False"):
+    with pytest.raises(xl.errors.InputError, match="compact=False"):
         replace(unlabelled, logits=compress(trace.logits))
 
 
@@ -222,13 +222,13 @@ def test_a_timing_says_what_it_holds_for_and_goes_through_json():
     assert timing.list_ms() == "2, 5, 10.5 ms at the exits, batches of 64 on Slow 9000, 2 threads"
     quartiles = "2 (1.9 to 2.1), 5 (4.9 to 5.1), 10.5 (10.4 to 10.6) ms at the exits, with quartiles"
     assert str(timing) == f"{quartiles}; batches of 64 on Slow 9000, 2 threads"
-    assert xl.Timing.from_dict(json.loads(json.dumps(timing.to_dict()))) == timing
+    assert xl.types.ExitLatency.from_dict(json.loads(json.dumps(timing.to_dict()))) == timing
 
 
 def test_single_samples_on_an_accelerator():
-    one = xl.Timing((1.0,), (1.0,), (1.0,), 1.0, 1, 1, {"processor": "P", "device": "Card"})
+    one = xl.types.ExitLatency((1.0,), (1.0,), (1.0,), 1.0, 1, 1, {"processor": "P", "device": "Card"})
     assert one.where() == "single samples on Card (P), 1 thread"
-    assert xl.Timing((1.0,), (1.0,), (1.0,), 1.0, 1, 1).where() == "single samples on this machine, 1 thread"
+    assert xl.types.ExitLatency((1.0,), (1.0,), (1.0,), 1.0, 1, 1).where() == "single samples on this machine, 1 thread"
 
 
 @pytest.mark.parametrize(
@@ -243,12 +243,12 @@ def test_single_samples_on_an_accelerator():
         ({"batch_size": 0}, "batch_size of 1 or more"),
         ({"threads": True}, "threads of 1 or more"),
         ({"machine": "Slow 9000"}, "description of the machine by name"),
-        ({"colour": 1}, "expected what Timing.to_dict gave"),
+        ({"colour": 1}, "expected what ExitLatency.to_dict gave"),
     ],
 )
 def test_what_is_no_timing(change, message):
-    with pytest.raises(xl.InputError, match=message):
-        xl.Timing.from_dict(make_timing().to_dict() | change)
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.types.ExitLatency.from_dict(make_timing().to_dict() | change)
 
 
 def test_numbers_as_text_and_in_order():

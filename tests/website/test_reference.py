@@ -20,7 +20,13 @@ import exitlens_runtime
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {page.stem: page.read_text() for page in sorted(REFERENCE.glob("*.md"))}
-NAMES = {f"{of.__name__}.{name}": getattr(of, name) for of in (xl, exitlens_runtime) for name in of.__all__}
+SPACES = (xl, xl.data, xl.demo, xl.errors, xl.types, exitlens_runtime)
+PUBLIC = {f"{space.__name__}.{name}": getattr(space, name) for space in SPACES for name in space.__all__}
+NAMES = {
+    name: value
+    for name, value in PUBLIC.items()
+    if all(value is not PUBLIC[other] for other in list(PUBLIC)[: list(PUBLIC).index(name)])
+}
 SLOW = {"exitlens.export", "exitlens.export_int8", "runtime"}  # export takes some seconds
 ALIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -39,7 +45,7 @@ def find_page(name: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_public_name_has_one_entry_and_an_example(name):
     page = find_page(name)
-    short = name.split(".")[1]
+    short = name.rpartition(".")[2]
     assert ">>> " in inspect.getdoc(NAMES[name]) or re.search(rf"\b{short}\b", read_sessions(page)), f"{name} has no example"
 
 

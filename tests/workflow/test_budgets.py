@@ -36,7 +36,7 @@ def test_a_mean_by_hand():
     """Two samples are sure and right at exit 0, two are not and wrong: half of each exit takes (2 + 10.5) / 2 ms."""
     sure, unsure, right = [4.0, 0.0], [0.0, 0.5], [4.0, 0.0]
     logits = torch.tensor([[sure, right]] * 2 + [[unsure, right]] * 2)
-    timing = xl.Timing((2.0, 10.5), (2.0, 10.5), (2.0, 10.5), 10.0, 1, 1)
+    timing = xl.types.ExitLatency((2.0, 10.5), (2.0, 10.5), (2.0, 10.5), 10.0, 1, 1)
     trace = xl.Trace(logits, torch.zeros(4).long(), torch.zeros(4, 2), timing.cost, timing=timing)
     assert xl.route(trace, xl.calibrate(trace, max_ms=6.25)).tolist() == [0, 0, 1, 1]
     assert xl.route(trace, xl.calibrate(trace, max_ms=2.5)).tolist() == [0, 0, 0, 0]
@@ -65,9 +65,9 @@ def test_beside_other_limits_the_cheapest_that_keeps_all():
         times = spend(trace, policy)
         assert times.mean() <= 6.5 if "percentile" not in how else (times <= 5).float().mean() >= 0.8
         assert policy.calibration.cost >= alone.calibration.cost - 0.01
-    with pytest.raises(xl.CalibrationError, match=r"no policy found keeps .*0.0.* within max_ms 2.5: raise one"):
+    with pytest.raises(xl.errors.CalibrationError, match=r"no policy found keeps .*0.0.* within max_ms 2.5: raise one"):
         xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5)
-    with pytest.raises(xl.CalibrationError, match=r"within max_ms 2\.5 for 99 % of the samples"):
+    with pytest.raises(xl.errors.CalibrationError, match=r"within max_ms 2\.5 for 99 % of the samples"):
         xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5, percentile=99)
 
 
@@ -112,9 +112,9 @@ def test_a_certificate_promises_both():
 
 def test_what_cannot_be_certified_is_an_error_because_never_leaving_is_too_slow():
     trace = timed_trace(300)
-    with pytest.raises(xl.CalibrationError, match="no policy could be certified within 5 ms: "):
+    with pytest.raises(xl.errors.CalibrationError, match="no policy could be certified within 5 ms: "):
         xl.calibrate(trace, max_ms=5, percentile=90, max_disagreement=0.001, delta=0.1)
-    with pytest.raises(xl.InputError, match="delta: no exit takes longer than max_ms"):
+    with pytest.raises(xl.errors.InputError, match="delta: no exit takes longer than max_ms"):
         xl.calibrate(trace, max_ms=11, delta=0.1)
 
 
@@ -128,17 +128,17 @@ def test_groups_are_what_a_certificate_counts():
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ({"max_ms": 1.5}, xl.CalibrationError, r"even the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"),
-        ({"max_ms": 0}, xl.InputError, "max_ms: expected milliseconds above 0"),
-        ({"max_ms": math.inf}, xl.InputError, "max_ms: expected"),
-        ({"max_ms": math.nan}, xl.InputError, "max_ms: expected"),
-        ({"max_ms": True}, xl.InputError, "max_ms: expected"),
-        ({"max_ms": "5"}, xl.InputError, "max_ms: expected"),
-        ({"percentile": 95, "max_cost": 0.5}, xl.InputError, "percentile: it is the share.*pass max_ms, too"),
-        ({"max_ms": 5, "percentile": 0}, xl.InputError, "percentile: expected a number above 0"),
-        ({"max_ms": 5, "percentile": 101}, xl.InputError, "percentile: expected"),
-        ({"max_ms": 5, "percentile": True}, xl.InputError, "percentile: expected"),
-        ({"max_ms": 5, "percentile": 100, "delta": 0.1}, xl.InputError, "with delta, pass less than 100"),
+        ({"max_ms": 1.5}, xl.errors.CalibrationError, r"even the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"),
+        ({"max_ms": 0}, xl.errors.InputError, "max_ms: expected milliseconds above 0"),
+        ({"max_ms": math.inf}, xl.errors.InputError, "max_ms: expected"),
+        ({"max_ms": math.nan}, xl.errors.InputError, "max_ms: expected"),
+        ({"max_ms": True}, xl.errors.InputError, "max_ms: expected"),
+        ({"max_ms": "5"}, xl.errors.InputError, "max_ms: expected"),
+        ({"percentile": 95, "max_cost": 0.5}, xl.errors.InputError, "percentile: it is the share.*pass max_ms, too"),
+        ({"max_ms": 5, "percentile": 0}, xl.errors.InputError, "percentile: expected a number above 0"),
+        ({"max_ms": 5, "percentile": 101}, xl.errors.InputError, "percentile: expected"),
+        ({"max_ms": 5, "percentile": True}, xl.errors.InputError, "percentile: expected"),
+        ({"max_ms": 5, "percentile": 100, "delta": 0.1}, xl.errors.InputError, "with delta, pass less than 100"),
     ],
 )
 def test_requests_that_cannot_be_met(how, error, message):
@@ -147,13 +147,13 @@ def test_requests_that_cannot_be_met(how, error, message):
 
 
 def test_a_trace_without_times_says_how_to_get_them():
-    with pytest.raises(xl.InputError, match=r"max_ms: this trace has no measured times: collect it with cost='time'"):
+    with pytest.raises(xl.errors.InputError, match=r"max_ms: this trace has no measured times: collect it with cost='time'"):
         xl.calibrate(random_trace(), max_ms=5)
 
 
 def test_a_network_without_early_exits():
-    timing = xl.Timing((2.0,), (2.0,), (2.0,), 2.0, 1, 1)
+    timing = xl.types.ExitLatency((2.0,), (2.0,), (2.0,), 2.0, 1, 1)
     trace = replace(random_trace(k=1), timing=timing)
     assert xl.calibrate(trace, max_ms=3).thresholds == ()
-    with pytest.raises(xl.CalibrationError, match="even the first exit"):
+    with pytest.raises(xl.errors.CalibrationError, match="even the first exit"):
         xl.calibrate(trace, max_ms=1)

@@ -68,14 +68,14 @@ def test_one_exit_needs_no_thresholds():
 @pytest.mark.parametrize(
     ("limits", "error", "message"),
     [
-        ({}, xl.InputError, "at least one"),
-        ({"max_accuracy_drop": 1.5}, xl.InputError, r"in \[0, 1\]"),
-        ({"max_accuracy_drop": -0.1}, xl.InputError, "max_accuracy_drop"),
-        ({"max_cost": math.nan}, xl.InputError, "max_cost"),
-        ({"max_disagreement": "1"}, xl.InputError, "max_disagreement"),
-        ({"max_accuracy_drop": 0.1, "score": "x"}, xl.InputError, "score"),
-        ({"max_cost": 0.1}, xl.CalibrationError, "first exit alone"),
-        ({"max_cost": 0.21, "max_disagreement": 0.0}, xl.CalibrationError, "raise one of the limits"),
+        ({}, xl.errors.InputError, "at least one"),
+        ({"max_accuracy_drop": 1.5}, xl.errors.InputError, r"in \[0, 1\]"),
+        ({"max_accuracy_drop": -0.1}, xl.errors.InputError, "max_accuracy_drop"),
+        ({"max_cost": math.nan}, xl.errors.InputError, "max_cost"),
+        ({"max_disagreement": "1"}, xl.errors.InputError, "max_disagreement"),
+        ({"max_accuracy_drop": 0.1, "score": "x"}, xl.errors.InputError, "score"),
+        ({"max_cost": 0.1}, xl.errors.CalibrationError, "first exit alone"),
+        ({"max_cost": 0.21, "max_disagreement": 0.0}, xl.errors.CalibrationError, "raise one of the limits"),
     ],
 )
 def test_bad_limits(limits, error, message):
@@ -84,16 +84,16 @@ def test_bad_limits(limits, error, message):
 
 
 def test_labels_are_required_for_accuracy():
-    with pytest.raises(xl.InputError, match="labels"):
+    with pytest.raises(xl.errors.InputError, match="labels"):
         xl.calibrate(random_trace(labelled=False), max_accuracy_drop=0.1)
 
 
 def test_other_types():
     for call in (lambda: xl.calibrate(None, max_cost=0.5), lambda: xl.evaluate(None, xl.Policy((0.5,)))):
-        with pytest.raises(xl.InputError, match="trace: expected Trace"):
+        with pytest.raises(xl.errors.InputError, match="trace: expected Trace"):
             call()
     for call in (xl.evaluate, xl.route):
-        with pytest.raises(xl.InputError, match="policy: expected Policy"):
+        with pytest.raises(xl.errors.InputError, match="policy: expected Policy"):
             call(random_trace(), None)
 
 

@@ -75,7 +75,7 @@ def test_without_labels_disagreement_and_divergence_are_certified():
     assert policy.calibration.cost < 0.9
     assert "gives another answer than the full network to at most 5 %" in policy.certificate()
     for name in ("max_accuracy_drop", "max_class_accuracy_drop"):
-        with pytest.raises(xl.InputError, match="labels"):
+        with pytest.raises(xl.errors.InputError, match="labels"):
             xl.calibrate(trace, **{name: 0.1}, delta=0.1)
 
 
@@ -163,11 +163,11 @@ def test_temperatures_are_followed_through_policies():
     a, b = good_trace(seed=1), good_trace(seed=2)
     first = xl.calibrate(a, max_accuracy_drop=0.05)
     second = xl.calibrate(b, max_accuracy_drop=0.05, temperatures=first)
-    with pytest.raises(xl.CalibrationError, match="fitted on samples of this trace"):
+    with pytest.raises(xl.errors.CalibrationError, match="fitted on samples of this trace"):
         xl.calibrate(a, max_accuracy_drop=0.05, delta=0.1, temperatures=second)
-    with pytest.raises(xl.InputError, match="seed: expected an integer"):
+    with pytest.raises(xl.errors.InputError, match="seed: expected an integer"):
         xl.calibrate(a, max_accuracy_drop=0.05, seed=2**70)
-    with pytest.raises(xl.InputError, match="gate: expected bool"):
+    with pytest.raises(xl.errors.InputError, match="gate: expected bool"):
         xl.calibrate(a, max_divergence=0.05, gate="yes")
 
 
@@ -175,23 +175,23 @@ def test_max_cost_beside_a_certificate():
     trace = good_trace()
     policy = xl.calibrate(trace, max_disagreement=0.05, max_cost=0.9, delta=0.1)
     assert policy.calibration.cost <= 0.9
-    with pytest.raises(xl.CalibrationError, match="max_cost: the cheapest policy that can be certified costs"):
+    with pytest.raises(xl.errors.CalibrationError, match="max_cost: the cheapest policy that can be certified costs"):
         xl.calibrate(trace, max_disagreement=0.001, max_cost=0.21, delta=0.1)
 
 
 @pytest.mark.parametrize("delta", [0, 1, -0.1, 1.5, True, "0.1", math.nan])
 def test_bad_delta(delta):
-    with pytest.raises(xl.InputError, match="delta: expected a number between 0 and 1"):
+    with pytest.raises(xl.errors.InputError, match="delta: expected a number between 0 and 1"):
         xl.calibrate(good_trace(50), max_disagreement=0.1, delta=delta)
 
 
 def test_bad_input():
-    with pytest.raises(xl.InputError, match="delta: it certifies limits on risks"):
+    with pytest.raises(xl.errors.InputError, match="delta: it certifies limits on risks"):
         xl.calibrate(good_trace(50), max_cost=0.5, delta=0.1)
-    with pytest.raises(xl.CalibrationError, match="trace: 9 samples can certify nothing"):
+    with pytest.raises(xl.errors.CalibrationError, match="trace: 9 samples can certify nothing"):
         xl.calibrate(random_trace(9), max_accuracy_drop=0.1, delta=0.1)
     for limit in (-0.1, 1.1, math.nan, True):
-        with pytest.raises(xl.InputError, match="max_class_accuracy_drop: expected a number in"):
+        with pytest.raises(xl.errors.InputError, match="max_class_accuracy_drop: expected a number in"):
             xl.calibrate(good_trace(50), max_class_accuracy_drop=limit, delta=0.1)
 
 
@@ -202,10 +202,10 @@ def test_temperatures_of_other_data_but_not_of_these():
     assert policy.temperatures == fitted.temperatures
     mixed = xl.Trace(torch.cat([trace.logits, good_trace(seed=5).logits[:300]]), None, torch.zeros(1800, 3), trace.cost)
     for leaking, one in ((xl.calibrate(trace, max_accuracy_drop=0.05), trace), (fitted, mixed)):
-        with pytest.raises(xl.CalibrationError, match="temperatures: they were fitted on samples of this trace"):
+        with pytest.raises(xl.errors.CalibrationError, match="temperatures: they were fitted on samples of this trace"):
             xl.calibrate(one, max_disagreement=0.05, delta=0.1, temperatures=leaking)
     other = replace(fitted, network="another")
-    with pytest.raises(xl.PolicyError, match="calibrated for network another"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrated for network another"):
         xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=other)
 
 
@@ -248,7 +248,7 @@ def test_delta_is_honoured_if_one_asks_until_it_passes(requests):
         for given in requests:
             try:
                 wrong_now = not xl.calibrate(trace, **given, delta=delta).calibration.certification.reason
-            except xl.CalibrationError:
+            except xl.errors.CalibrationError:
                 break
             wrong += wrong_now
             if wrong_now:
@@ -271,7 +271,7 @@ def test_what_was_refused_is_spent_and_what_was_granted_is_not():
     refused = xl.calibrate(trace, max_disagreement=0.01, delta=0.1)
     assert refused.calibration.certification.reason
     assert "spent a level of 0.1 on this" in refused.certificate()
-    with pytest.raises(xl.CalibrationError, match=r"delta: these samples refused .* spent a level of 0\.1"):
+    with pytest.raises(xl.errors.CalibrationError, match=r"delta: these samples refused .* spent a level of 0\.1"):
         xl.calibrate(trace, max_disagreement=0.12, delta=0.1)
     more = xl.calibrate(trace, max_disagreement=0.12, delta=0.15)
     assert more.calibration.certification.level == pytest.approx(0.05)

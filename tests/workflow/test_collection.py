@@ -66,7 +66,7 @@ def test_time_in_place_of_macs(net, tiny_set, tmp_path, monkeypatch):
     ],
 )
 def test_what_cost_cannot_be(net, how, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.collect(net, [], **how)
 
 
@@ -85,12 +85,12 @@ def test_groups_are_named_or_come_with_the_batches(net, tiny_set):
     assert trace.groups.tolist() == [0, 1, 0, 2] * 8
     ids = torch.arange(32) // 3
     assert torch.equal(xl.collect(net, tiny_set, groups=ids).groups, ids)
-    named = xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, groups=ids)
+    named = xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, groups=ids)
     assert torch.equal(xl.collect(net, named, batch_size=7).groups, ids)
     assert xl.collect(net, named, groups=names).num_groups == 3
-    with pytest.raises(xl.InputError, match="some batches have groups and some have none"):
+    with pytest.raises(xl.errors.InputError, match="some batches have groups and some have none"):
         xl.collect(net, [Batch(tiny_set.inputs, tiny_set.labels, ids), (tiny_set.inputs, tiny_set.labels)])
-    with pytest.raises(xl.InputError, match=r"groups: expected \(32,\) integers"):
+    with pytest.raises(xl.errors.InputError, match=r"groups: expected \(32,\) integers"):
         xl.collect(net, tiny_set, groups=names[:-1])
 
 
@@ -114,7 +114,7 @@ def test_the_network_is_given_back_as_it_was(net, images):
     modes = [m.training for m in net.modules()]
     copy = images.clone()
     xl.collect(net, images)
-    with pytest.raises(xl.InputError):
+    with pytest.raises(xl.errors.InputError):
         xl.collect(net, images[:, :1])
     assert [m.training for m in net.modules()] == modes
     assert torch.equal(images, copy)
@@ -122,15 +122,15 @@ def test_the_network_is_given_back_as_it_was(net, images):
 
 
 def test_bad_loaders(net, images):
-    with pytest.raises(xl.InputError, match="no batch"):
+    with pytest.raises(xl.errors.InputError, match="no batch"):
         xl.collect(net, [])
-    with pytest.raises(xl.InputError, match="different sizes"):
+    with pytest.raises(xl.errors.InputError, match="different sizes"):
         xl.collect(net, [images, torch.randn(2, 3, 24, 24)])
-    with pytest.raises(xl.InputError, match="net: expected ExitNet"):
+    with pytest.raises(xl.errors.InputError, match="net: expected ExitNet"):
         xl.collect(None, images)
-    with pytest.raises(xl.InputError, match="some have none"):
+    with pytest.raises(xl.errors.InputError, match="some have none"):
         xl.collect(net, [(images, torch.zeros(40).long()), images])
-    with pytest.raises(xl.InputError, match=r"labels: expected values in \[0, 4\)"):
+    with pytest.raises(xl.errors.InputError, match=r"labels: expected values in \[0, 4\)"):
         xl.collect(net, [(images, torch.full((40,), 7))])
 
 
@@ -142,7 +142,7 @@ def pair(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["set", "loader", "list", "lazy"])
 def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
-    expected = _collect(0, kind, folder, ranks=xl.Ranks())
+    expected = _collect(0, kind, folder, ranks=xl.DistributedContext())
     for found in pair.run(_collect, kind, folder):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -152,9 +152,9 @@ def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
 def _collect(rank, kind, folder, ranks=None):
     rng = torch.Generator().manual_seed(3)
     labels = torch.arange(37) % 4
-    data = xl.ImageSet(torch.randint(0, 255, (37, 3, 16, 16), generator=rng).to(torch.uint8), labels, tuple("wxyz"))
+    data = xl.data.ImageSet(torch.randint(0, 255, (37, 3, 16, 16), generator=rng).to(torch.uint8), labels, tuple("wxyz"))
     if kind == "lazy":
-        data = xl.load_folder(folder, xl.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))[0]
+        data = xl.data.load_folder(folder, xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))[0]
     source = {
         "loader": lambda: DataLoader(data, 8),
         "list": lambda: [(data.inputs[:5], labels[:5]), (data.inputs[5:8], labels[5:8]), (data.inputs[8:], labels[8:])],
@@ -175,19 +175,19 @@ def test_of_two_processes_the_first_measures_time(pair):
 def _collect_time(rank):
     """Each rank would measure another time."""
     ms = (1.0 + rank, 4.0, 9.0)
-    collection.measure_exits = lambda *words: xl.Timing(ms, ms, ms, 9.0, 8, 1)
+    collection.measure_exits = lambda *words: xl.types.ExitLatency(ms, ms, ms, 9.0, 8, 1)
     return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time").timing.ms[0]
 
 
 def test_a_busy_first_process_is_the_error_of_both(pair):
     for error in pair.run(_collect_busy):
-        assert isinstance(error, xl.EngineError)
+        assert isinstance(error, xl.errors.EngineError)
         assert "busy" in str(error)
 
 
 def _collect_busy(rank):
     def fail(*words):
-        raise xl.EngineError("busy")
+        raise xl.errors.EngineError("busy")
 
     collection.measure_exits = fail
     return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time")
@@ -240,7 +240,7 @@ def test_logits_in_compact_form_are_those_of_the_whole_trace(net, tiny_set):
     assert_equal(compact.similarity, whole.similarity)
     unlabelled = xl.collect(net, tiny_set.inputs, compact=True)
     assert unlabelled.logits.label is None
-    with pytest.raises(xl.InputError, match=r"labels: expected values in \[0, 4\)"):
+    with pytest.raises(xl.errors.InputError, match=r"labels: expected values in \[0, 4\)"):
         xl.collect(net, [(tiny_set.inputs, torch.full((32,), 7))], compact=True)
 
 
@@ -256,7 +256,7 @@ def test_a_trace_dir_is_made_and_keeps_the_trace(net, tiny_set, tmp_path):
     trace = xl.collect(net, tiny_set, trace_dir=tmp_path / "a" / "b")
     assert_equal_traces(xl.Trace.load(tmp_path / "a" / "b" / "trace.safetensors"), trace)
     (tmp_path / "file").touch()
-    with pytest.raises(xl.OutputError, match=r"trace_dir: .*file cannot be made"):
+    with pytest.raises(xl.errors.OutputError, match=r"trace_dir: .*file cannot be made"):
         xl.collect(net, tiny_set, trace_dir=tmp_path / "file")
 
 
@@ -269,7 +269,7 @@ def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, comp
     assert_equal_traces(on_disk, in_memory)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["trace.safetensors"]
     assert_equal_traces(xl.Trace.load(tmp_path / "new" / "trace.safetensors"), in_memory)
-    with pytest.raises(xl.OutputExistsError, match=r"trace_dir: .* exists"):
+    with pytest.raises(xl.errors.OutputExistsError, match=r"trace_dir: .* exists"):
         xl.collect(net, tiny_set, trace_dir=tmp_path / "new")
     assert_equal_traces(xl.collect(net, tiny_set, batch_size=7, compact=compact), in_memory)
 
@@ -290,7 +290,7 @@ def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
                 assert getattr(row, name) == pytest.approx(getattr(same, name), abs=1e-5)
     certified = [xl.calibrate(trace, max_disagreement=0.3, delta=0.1) for trace in (whole, compact)]
     assert certified[0].calibration.certification.tests == certified[1].calibration.certification.tests
-    with pytest.raises(xl.CalibrationError, match="fitted on samples of this trace"):
+    with pytest.raises(xl.errors.CalibrationError, match="fitted on samples of this trace"):
         xl.calibrate(compact, max_disagreement=0.3, temperatures=policies[0])  # of the whole trace: they know the samples
 
 

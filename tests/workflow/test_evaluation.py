@@ -98,7 +98,7 @@ def test_unlabelled_traces_have_no_accuracy(net, images):
 
 
 def test_policy_checks():
-    with pytest.raises(xl.PolicyError):
+    with pytest.raises(xl.errors.PolicyError):
         xl.evaluate(random_trace(), xl.Policy((0.5,)))
     assert math.isinf(xl.Policy.never(3).thresholds[0])
 

@@ -58,13 +58,13 @@ def test_the_final_exit_says_why_it_had_to_answer(net, images):
 
 
 def test_bad_calls(net, images):
-    with pytest.raises(xl.InputError, match="one sample"):
+    with pytest.raises(xl.errors.InputError, match="one sample"):
         xl.explain(net, images, POLICY)
-    with pytest.raises(xl.InputError, match="read_image"):
+    with pytest.raises(xl.errors.InputError, match="read_image"):
         xl.explain(net, "x.png", POLICY)
-    with pytest.raises(xl.PolicyError):
+    with pytest.raises(xl.errors.PolicyError):
         xl.explain(net, images[0], xl.Policy((0.5,)))
-    with pytest.raises(xl.InputError):
+    with pytest.raises(xl.errors.InputError):
         xl.explain(net, images[0, :1], POLICY)
 
 
@@ -148,7 +148,7 @@ def test_relevance_is_of_the_answer_of_the_exit_that_gave_it(net, images, final)
     whys = xl.explain_batch(net, images, policy, final=final, relevance=True)
     assert len({why.answered for why in whys}) > 1
     for i, why in enumerate(whys[:8]):
-        alone = xl.compute_relevance(net, images[i : i + 1], exit=why.answered, labels=torch.tensor([why.label]))
+        alone = xl.attribute(net, images[i : i + 1], exit=why.answered, labels=torch.tensor([why.label]))
         torch.testing.assert_close(why.relevance, alone[0], atol=1e-6, rtol=1e-4)
         assert why.speaks_for.sum().item() == pytest.approx(1, abs=1e-5)
         assert why.speaks_for.min() >= 0
@@ -160,12 +160,12 @@ def test_without_relevance_there_is_none(net, images):
     why = xl.explain(net, images[0], POLICY)
     assert why.relevance is None
     assert "relevance" not in why.to_dict()
-    with pytest.raises(xl.InputError, match="relevance: it was not computed"):
+    with pytest.raises(xl.errors.InputError, match="relevance: it was not computed"):
         _ = why.speaks_for
 
 
 def test_a_notebook_shows_the_relevance_as_well(net, images):
-    net.describe(preprocess=xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3))
+    net.describe(preprocess=xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3))
     pages = [xl.explain(net, images[0], POLICY, relevance=value)._repr_html_() for value in (False, True)]
     assert [page.count("<svg") for page in pages] == [3, 4]
     assert "what the answer depends on" in pages[1]
@@ -205,7 +205,7 @@ def test_an_explanation_with_relevance_says_what_one_without_says(net, images):
 )
 def test_relevance_of_a_tuned_network_from_within_inference_mode(net, images, tuning, tolerance):
     """Folded weights are gone back through; bfloat16 gets a pass in float32, which is that of the plain network."""
-    wanted = xl.compute_relevance(net, images[:4])
+    wanted = xl.attribute(net, images[:4])
     net.tuning = tuning
     with torch.inference_mode():
         whys = xl.explain_batch(net, images[:4] + 0, xl.Policy.never(3), relevance=True)

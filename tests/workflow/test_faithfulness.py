@@ -10,7 +10,7 @@ from tests.conftest import make_net
 
 def test_measures_by_exit(net, tiny_set):
     net.train()
-    found = xl.faithfulness(net, tiny_set, samples=20, grid=(4, 4))
+    found = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
     assert net.training
     for name in (
         "deletion",
@@ -28,7 +28,7 @@ def test_measures_by_exit(net, tiny_set):
     json.dumps(found.to_dict())
 
 
-def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.ImageSet]:
+def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.data.ImageSet]:
     """One bright cell of 4x4 decides; the map is on it (``attends`` above 0), or off it."""
     torch.manual_seed(0)
     backbone = torch.nn.Sequential()
@@ -50,12 +50,12 @@ def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.ImageSet]:
         y, x = 2 * (i % 4), 2 * (i // 4 % 4)
         pixels[i, 0, y : y + 2, x : x + 2] = 255
         masks[i, y : y + 2, x : x + 2] = True
-    return net, xl.ImageSet(pixels, torch.zeros(30).long(), ("bright", "dark"), masks)
+    return net, xl.data.ImageSet(pixels, torch.zeros(30).long(), ("bright", "dark"), masks)
 
 
 def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
     net, data = make_bright_cell(4.0)
-    found = xl.faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
+    found = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
     assert found.deletion[0] > 0.5
     assert found.deletion_random[0] < 0.2
     assert found.pointing_game == (1.0,)
@@ -70,7 +70,7 @@ def test_a_map_beside_the_truth_has_no_share_of_it():
     net, data = make_bright_cell(-0.1)
     with torch.no_grad():
         net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
-    found = xl.faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
+    found = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
     assert found.oracle_samples == 20
     assert found.deletion_oracle[0] > found.deletion_random[0]
     assert found.deletion_share[0] < 0
@@ -81,10 +81,10 @@ def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
     """The network reads everything one cell further down than it is, as a padded kernel of one does."""
     net, data = make_bright_cell(4.0)
     moved = data.images.roll(2, 2)
-    shifted = xl.ImageSet(moved, data.labels, data.classes, data.masks)  # what it sees; the masks are where it is
-    off = xl.faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
+    shifted = xl.data.ImageSet(moved, data.labels, data.classes, data.masks)  # what it sees; the masks are where it is
+    off = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
     net.describe(map_offsets=((-1.0, 0.0),))
-    placed = xl.faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
+    placed = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
     assert placed.energy_in_mask[0] > 0.6 > 0.3 > off.energy_in_mask[0]
     assert placed.pointing_game[0] > 0.6 > 0.3 > off.pointing_game[0]
     assert placed.deletion[0] < 0.4 < off.deletion[0]  # here the cells of the image itself are the right ones
@@ -92,46 +92,46 @@ def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
 
 
 def test_without_an_oracle_nothing_is_said_about_it(net, tiny_set):
-    found = xl.faithfulness(net, tiny_set, oracle_samples=0)
+    found = xl.measure_faithfulness(net, tiny_set, oracle_samples=0)
     assert found.oracle_samples == 0
     assert found.deletion_oracle is found.deletion_share is found.insertion_share_error is None
 
 
 def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
-    assert xl.faithfulness(kept, tiny_set, samples=8).randomised_cc[-1] is None
+    assert xl.measure_faithfulness(kept, tiny_set, samples=8).randomised_cc[-1] is None
 
 
 def test_bad_fraction(net, tiny_set):
-    with pytest.raises(xl.InputError, match="fraction"):
-        xl.faithfulness(net, tiny_set, fraction=1.0)
+    with pytest.raises(xl.errors.InputError, match="fraction"):
+        xl.measure_faithfulness(net, tiny_set, fraction=1.0)
 
 
 def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
     """Folders are sorted by class: the first samples would be of the first classes."""
     seen, subset = [], type(tiny_set).subset
     monkeypatch.setattr(type(tiny_set), "subset", lambda self, rows: seen.append(rows) or subset(self, rows))
-    xl.faithfulness(net, tiny_set, samples=8)
+    xl.measure_faithfulness(net, tiny_set, samples=8)
     assert len(seen[0]) == 8
     assert seen[0].max() > 16
     assert seen[0].tolist() == sorted(set(seen[0].tolist()))
 
 
 def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
-    whole = xl.faithfulness(net, tiny_set).randomised_cc
-    halves = [xl.faithfulness(net, tiny_set.subset(torch.arange(i, i + 16))).randomised_cc for i in (0, 16)]
+    whole = xl.measure_faithfulness(net, tiny_set).randomised_cc
+    halves = [xl.measure_faithfulness(net, tiny_set.subset(torch.arange(i, i + 16))).randomised_cc for i in (0, 16)]
     assert whole == pytest.approx([(a + b) / 2 for a, b in zip(*halves, strict=True)], abs=1e-5)
 
 
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
     net = make_net(final)
-    plain = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
     net.tuning = xl.Tuning(folded=True, channels_last=True)
-    tuned = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    tuned = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
     for name in ("deletion", "insertion", "energy_in_mask"):
         assert getattr(tuned, name) == pytest.approx(getattr(plain, name), abs=1e-4)
     net.tuning = xl.Tuning(precision="bfloat16")
-    rough = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    rough = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
     assert rough.deletion != plain.deletion
     assert rough.deletion == pytest.approx(plain.deletion, abs=0.1)
     assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
@@ -140,7 +140,7 @@ def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
 def test_it_is_what_the_plain_network_says(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
-    found, modality = xl.faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
+    found, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
             cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
@@ -161,8 +161,8 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
 )
 def test_other_things_are_refused(net, tiny_set, values, name):
     given = {"net": net, "data": tiny_set} | values
-    with pytest.raises(xl.InputError, match=f"{name}: expected"):
-        xl.faithfulness(**given)
+    with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
+        xl.measure_faithfulness(**given)
 
 
 def test_relevance_is_judged_as_attention_is():
@@ -171,7 +171,7 @@ def test_relevance_is_judged_as_attention_is():
     with torch.no_grad():
         net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
     how = {"grid": (4, 4), "fraction": 1 / 16}
-    attention, relevance = (xl.faithfulness(net, data, of=of, **how) for of in ("attention", "relevance"))
+    attention, relevance = (xl.measure_faithfulness(net, data, of=of, **how) for of in ("attention", "relevance"))
     assert attention.deletion_share[0] < 0
     assert relevance.deletion_share[0] == pytest.approx(1, abs=1e-6)
     assert relevance.energy_in_mask[0] > 0.9 > attention.energy_in_mask[0]

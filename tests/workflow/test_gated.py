@@ -123,7 +123,7 @@ def test_calibrate_fits_a_gate_where_it_saves():
     assert certified.gate is not None
     assert certified.calibration.cost < 0.95
     assert xl.calibrate(trace, max_divergence=1.0, gate=True).gate is None  # nothing to gain: the simpler rule
-    with pytest.raises(xl.InputError, match="gate: it lowers the divergence"):
+    with pytest.raises(xl.errors.InputError, match="gate: it lowers the divergence"):
         xl.calibrate(trace, max_accuracy_drop=0.1, gate=True)
 
 
@@ -136,7 +136,9 @@ def test_the_monitors_reference_is_what_predictions_report():
         [score_early_exits(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures)), torch.ones(600, 1)], 1
     )
     raw[:, 2] = (trace.logits[:, 2] / policy.temperatures[2]).softmax(1).amax(1)
-    assert xl.Monitor(policy).state().expected_confidence == pytest.approx(select_exits(raw, exits).mean().item(), abs=1e-5)
+    assert xl.DriftMonitor(policy).state().expected_confidence == pytest.approx(
+        select_exits(raw, exits).mean().item(), abs=1e-5
+    )
 
 
 def test_bundles_keep_the_gate(made, tmp_path):

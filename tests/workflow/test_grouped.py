@@ -80,7 +80,9 @@ def test_too_few_groups_are_refused_with_how_many_it_takes():
     assert 150 < found.samples_needed < 300
     assert f"in 30 groups, 1800 samples, p-value {found.tests[0].p_value:.2g}): about" in policy.certificate()
     assert f"about {found.samples_needed} groups would be needed" in policy.certificate()
-    with pytest.raises(xl.CalibrationError, match=r"trace: 9 groups can certify nothing, however many samples .*\(3000\)"):
+    with pytest.raises(
+        xl.errors.CalibrationError, match=r"trace: 9 groups can certify nothing, however many samples .*\(3000\)"
+    ):
         xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1, delta=0.1)
     assert xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1).calibration.groups == 9
 
@@ -130,7 +132,7 @@ def test_families_without_a_name_are_told():
     rows = torch.arange(60).repeat_interleave(10)
     logits = one.logits[rows] + 0.3 * random_trace(600, seed=1).logits
     trace = xl.Trace(logits, one.labels[rows], one.divergence[rows], one.cost)
-    with pytest.warns(xl.DataWarning, match=r"that follow one another look alike .*name the groups"):
+    with pytest.warns(xl.errors.DataWarning, match=r"that follow one another look alike .*name the groups"):
         xl.calibrate(trace, max_disagreement=0.3, delta=0.1)
     xl.calibrate(replace(trace, groups=rows), max_disagreement=0.3, delta=0.1)
     xl.calibrate(replace(trace, groups=torch.arange(600)), max_disagreement=0.3, delta=0.1)  # said to be independent
@@ -138,11 +140,11 @@ def test_families_without_a_name_are_told():
 
 
 def test_bad_input():
-    with pytest.raises(xl.InputError, match="equal_groups: this trace names no groups"):
+    with pytest.raises(xl.errors.InputError, match="equal_groups: this trace names no groups"):
         xl.calibrate(good_trace(50), max_disagreement=0.1, delta=0.1, equal_groups=True)
-    with pytest.raises(xl.InputError, match="equal_groups: it is about a certificate"):
+    with pytest.raises(xl.errors.InputError, match="equal_groups: it is about a certificate"):
         xl.calibrate(grouped(50), max_disagreement=0.1, equal_groups=True)
-    with pytest.raises(xl.InputError, match="equal_groups: expected bool"):
+    with pytest.raises(xl.errors.InputError, match="equal_groups: expected bool"):
         xl.calibrate(grouped(50), max_disagreement=0.1, delta=0.1, equal_groups="yes")
-    with pytest.raises(xl.InputError, match="seed: expected an integer"):
+    with pytest.raises(xl.errors.InputError, match="seed: expected an integer"):
         xl.calibrate(grouped(50), max_disagreement=0.1, delta=0.1, seed=-1)

@@ -21,7 +21,7 @@ def explain(net: xl.ExitNet, data: object) -> torch.Tensor:
 
 
 def judge(net: xl.ExitNet, data: object) -> torch.Tensor:
-    return torch.tensor(xl.faithfulness(net, data, samples=8, oracle_samples=0, grid=(2, 2)).deletion)
+    return torch.tensor(xl.measure_faithfulness(net, data, samples=8, oracle_samples=0, grid=(2, 2)).deletion)
 
 
 VERBS = {
@@ -31,7 +31,7 @@ VERBS = {
         [why.exits[0].probabilities for why in xl.explain_batch(net, data, POLICY)]
     ),
     "faithfulness": lambda net, data: torch.tensor(
-        xl.faithfulness(net, data, samples=8, oracle_samples=0, grid=(2, 2)).deletion
+        xl.measure_faithfulness(net, data, samples=8, oracle_samples=0, grid=(2, 2)).deletion
     ),
 }
 
@@ -47,5 +47,7 @@ def test_every_verb_takes_every_kind_of_data(tiny_set, verb):
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("data", [3, [["a", "b"]]])
 def test_anything_else_is_an_error(verb, data):
-    with pytest.raises((xl.InputError, xl.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"):
+    with pytest.raises(
+        (xl.errors.InputError, xl.errors.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"
+    ):
         VERBS[verb](make_net(), data)

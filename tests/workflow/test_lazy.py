@@ -14,7 +14,7 @@ from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings
 from tests.conftest import TinyNet
 
-PREPROCESS = xl.Preprocess((16, 16))
+PREPROCESS = xl.data.Preprocess((16, 16))
 FIT = {"epochs": 2, "batch_size": 8, "progress": False, "amp": False}
 
 
@@ -30,9 +30,9 @@ def _spoil(own, *numbers):
 
 
 def _open(folder, workers=0, skip_bad=False):
-    data, _ = xl.load_folder(folder, PREPROCESS, skip_bad=skip_bad)
+    data, _ = xl.data.load_folder(folder, PREPROCESS, skip_bad=skip_bad)
     data.workers = workers
-    return xl.split_set(data, (0.7, 0.3))
+    return xl.data.split_set(data, (0.7, 0.3))
 
 
 def _attach():
@@ -62,7 +62,7 @@ def test_weights_are_those_of_a_set_in_memory_whatever_the_number_of_processes(f
 
 def test_a_bad_file_ends_the_fit_which_goes_on_without_it(own, tmp_path):
     _spoil(own, 3, 4, 5)
-    with pytest.raises(xl.DataError, match=r"dark/0[345]\.png.*--skip-bad") as caught:
+    with pytest.raises(xl.errors.DataError, match=r"dark/0[345]\.png.*--skip-bad") as caught:
         _train(*_open(own, 2), out_dir=tmp_path / "run")
     assert caught.value.is_skippable
     assert "--resume" not in str(caught.value)  # there is no run yet
@@ -92,7 +92,7 @@ def test_a_killed_process_ends_the_fit_and_it_is_resumed(folder, tmp_path, monke
         return original(self, index)
 
     monkeypatch.setattr(ImageFiles, "read", read)
-    with pytest.raises(xl.DataError, match=r"SIGKILL.*--resume"):
+    with pytest.raises(xl.errors.DataError, match=r"SIGKILL.*--resume"):
         _train(*_open(folder, 2), out_dir=tmp_path / "run")
     monkeypatch.undo()
     found, history = _train(*_open(folder, 2), out_dir=tmp_path / "run", resume=True)
@@ -106,7 +106,7 @@ def test_the_other_verbs_give_what_they_give_in_memory(folder):
     one, other = xl.collect(net, lazy, batch_size=8), xl.collect(net, whole, batch_size=8)
     assert torch.equal(one.logits, other.logits)
     assert torch.equal(one.labels, other.labels)
-    assert xl.faithfulness(net, lazy, samples=20) == xl.faithfulness(net, whole, samples=20)
+    assert xl.measure_faithfulness(net, lazy, samples=20) == xl.measure_faithfulness(net, whole, samples=20)
     policy = xl.Policy((0.6, 0.6))
     predictions = [torch.cat([p.labels for p in xl.predict_stream(net, data, policy)]) for data in (lazy, whole)]
     assert torch.equal(*predictions)
@@ -114,8 +114,8 @@ def test_the_other_verbs_give_what_they_give_in_memory(folder):
 
 def test_a_network_is_built_on_the_first_image_that_can_be_read(own):
     _spoil(own, 0, 1)
-    data, _ = xl.load_folder(own, PREPROCESS, skip_bad=True)
+    data, _ = xl.data.load_folder(own, PREPROCESS, skip_bad=True)
     dark = data.subset((data.labels == data.classes.index("dark")).nonzero().flatten())
     assert build_network(NetworkSettings(), dark).num_exits == 4
-    with pytest.raises(xl.DataError, match=r"00\.png"):
-        build_network(NetworkSettings(), xl.load_folder(own, PREPROCESS)[0].subset(dark.rows))
+    with pytest.raises(xl.errors.DataError, match=r"00\.png"):
+        build_network(NetworkSettings(), xl.data.load_folder(own, PREPROCESS)[0].subset(dark.rows))

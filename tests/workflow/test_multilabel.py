@@ -14,7 +14,7 @@ from exitlens.delivery.explanations import explain_folder, save_explanation
 from exitlens.delivery.pages import render_tokens, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
 from exitlens.functional.attribution import choose_explained
-from exitlens.model.attribution import compute_relevance_of_exits
+from exitlens.model.attribution import attribute_exits
 from exitlens.workflow.faithfulness import faithfulness
 from tests.conftest import TinyNet
 
@@ -22,13 +22,13 @@ CORNERS = ((0, 0), (0, 10), (10, 0), (10, 10))
 NAMES = ("north west", "north east", "south west", "south east")
 
 
-def draw(count: int, seed: int) -> xl.ImageSet:
+def draw(count: int, seed: int) -> xl.data.ImageSet:
     rng = torch.Generator().manual_seed(seed)
     labels = torch.rand(count, 4, generator=rng) < 0.4
     pixels = torch.randint(0, 90, (count, 3, 16, 16), generator=rng)
     for c, (row, column) in enumerate(CORNERS):
         pixels[:, :, row : row + 6, column : column + 6] += 120 * labels[:, c, None, None, None]
-    return xl.ImageSet(pixels.to(torch.uint8), labels.long(), NAMES)
+    return xl.data.ImageSet(pixels.to(torch.uint8), labels.long(), NAMES)
 
 
 @cache
@@ -97,25 +97,27 @@ def test_a_loader_of_integers_will_do():
 )
 def test_what_several_labels_cannot_be_trained_with(how, message):
     plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.fit(plain, draw(32, 1), draw(32, 2), epochs=1, progress=False, **how)
 
 
 def test_training_and_validation_labels_of_two_kinds():
     plain, data = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)), draw(32, 1)
     classes = TensorDataset(data.inputs, torch.arange(32) % 4)
-    with pytest.raises(xl.InputError, match=r"labels: this network answers one class a sample: expected \(32,\) integers"):
+    with pytest.raises(
+        xl.errors.InputError, match=r"labels: this network answers one class a sample: expected \(32,\) integers"
+    ):
         xl.fit(plain, data, classes, epochs=1, batch_size=32, progress=False)
-    with pytest.raises(xl.InputError, match="val labels: expected 0 and 1"):
+    with pytest.raises(xl.errors.InputError, match="val labels: expected 0 and 1"):
         xl.fit(plain, data, TensorDataset(data.inputs, 3 * data.labels.long()), epochs=1, progress=False)
 
 
 def test_the_trace_knows_its_labels(net, trace):
     assert trace.task == "multilabel"
     assert xl.collect(net, draw(8, 5).inputs).task == "multilabel"
-    with pytest.raises(xl.InputError, match="data, labels: this network answers several labels a sample"):
+    with pytest.raises(xl.errors.InputError, match="data, labels: this network answers several labels a sample"):
         xl.collect(net, TensorDataset(draw(8, 5).inputs, torch.zeros(8).long()))
-    with pytest.raises(xl.InputError, match="compact: of several labels all logits are needed"):
+    with pytest.raises(xl.errors.InputError, match="compact: of several labels all logits are needed"):
         xl.collect(net, draw(8, 5), compact=True)
 
 
@@ -157,16 +159,16 @@ def test_limits_of_other_kinds(trace):
     assert xl.calibrate(trace, max_cost=1.0).score == "decided"
     assert xl.calibrate(replace(trace, labels=None), max_disagreement=0.1).task == "multilabel"
     assert xl.sweep(trace)[0].policy.score == "decided"
-    assert xl.anytime(trace)[-1].accuracy == pytest.approx(trace.correct[:, -1].double().mean().item())
-    assert xl.budgeted_batch(trace, trace, points=3)
+    assert xl.measure_anytime(trace)[-1].accuracy == pytest.approx(trace.correct[:, -1].double().mean().item())
+    assert xl.measure_budgeted_batch(trace, trace, points=3)
     assert xl.calibrate(trace, max_accuracy_drop=0.05, folds=3).calibration.held_out is not None
 
 
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ({"score": "margin"}, xl.InputError, "score: expected one of .*decided.* for several labels"),
-        ({"score": "sure"}, xl.InputError, "score: expected one of"),
+        ({"score": "margin"}, xl.errors.InputError, "score: expected one of .*decided.* for several labels"),
+        ({"score": "sure"}, xl.errors.InputError, "score: expected one of"),
     ],
 )
 def test_bad_requests(trace, how, error, message):
@@ -177,7 +179,7 @@ def test_bad_requests(trace, how, error, message):
 def test_a_label_without_a_sample_is_an_error(trace):
     labels = trace.labels.clone()
     labels[:, 3] = False
-    with pytest.raises(xl.CalibrationError, match="none of the 300 samples has label 3"):
+    with pytest.raises(xl.errors.CalibrationError, match="none of the 300 samples has label 3"):
         xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.1)
 
 
@@ -193,7 +195,7 @@ def test_predictions_are_those_on_paper(net, trace):
     torch.testing.assert_close(pred.confidence, sure)
     streamed = list(xl.predict_stream(net, [data.inputs[:30], data.inputs[30:]], policy))
     assert torch.equal(torch.cat([one.labels for one in streamed]), pred.labels)
-    assert xl.Monitor(policy).update(pred).samples == 60
+    assert xl.DriftMonitor(policy).update(pred).samples == 60
 
 
 def test_policies_of_the_other_kind_are_refused(net, trace, tmp_path):
@@ -206,12 +208,12 @@ def test_policies_of_the_other_kind_are_refused(net, trace, tmp_path):
         lambda: xl.save(net, None, tmp_path / "b", policies={"fast": usual}),
         lambda: net.compile(usual),
     ):
-        with pytest.raises(xl.PolicyError, match="one class a sample, the network or trace has several labels"):
+        with pytest.raises(xl.errors.PolicyError, match="one class a sample, the network or trace has several labels"):
             use()
     net.describe(task="classes")
-    with pytest.raises(xl.PolicyError, match="several labels a sample, the network or trace has one class"):
+    with pytest.raises(xl.errors.PolicyError, match="several labels a sample, the network or trace has one class"):
         xl.predict(net, inputs, xl.Policy((0.5, 0.5), "decided"))
-    with pytest.raises(xl.InputError, match="task: expected one of"):
+    with pytest.raises(xl.errors.InputError, match="task: expected one of"):
         net.describe(task="ordinal")
 
 
@@ -263,7 +265,7 @@ def _flatten(why):
 
 def test_a_sample_without_a_label_says_so(net):
     empty = draw(1, 10)
-    blank = xl.ImageSet(torch.full_like(empty.images, 40), empty.labels, NAMES)
+    blank = xl.data.ImageSet(torch.full_like(empty.images, 40), empty.labels, NAMES)
     (why,) = xl.explain_batch(net, blank.inputs, xl.Policy.never(3, score="decided"))
     assert why.labels == ()
     assert why.reason.startswith("none of the labels: ")
@@ -272,11 +274,9 @@ def test_a_sample_without_a_label_says_so(net):
 def test_relevance_is_about_the_labels_that_are_told(net):
     inputs = draw(6, 11).inputs
     told = choose_explained(net(inputs)[-1].logits, "multilabel")
-    every = sum(
-        xl.compute_relevance(net, inputs, labels=torch.full((6,), c)) * told[:, c].view(-1, *[1] * 2) for c in range(4)
-    )
-    torch.testing.assert_close(xl.compute_relevance(net, inputs), every, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(compute_relevance_of_exits(net, inputs)[-1], every, atol=1e-4, rtol=1e-3)
+    every = sum(xl.attribute(net, inputs, labels=torch.full((6,), c)) * told[:, c].view(-1, *[1] * 2) for c in range(4))
+    torch.testing.assert_close(xl.attribute(net, inputs), every, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(attribute_exits(net, inputs)[-1], every, atol=1e-4, rtol=1e-3)
 
 
 def test_what_is_deleted_is_judged_by_the_strongest_label(net):
@@ -295,11 +295,11 @@ def test_rows_name_all_labels(net):
 def test_sets_keep_and_split_labels():
     data = draw(200, 14)
     assert data[3][1].dtype == torch.bool
-    parts = xl.split_set(data, (0.5, 0.25, 0.25), seed=1)
+    parts = xl.data.split_set(data, (0.5, 0.25, 0.25), seed=1)
     assert sum(len(part) for part in parts) == 200
     whole = data.labels.float().mean(0)
     assert all((part.labels.float().mean(0) - whole).abs().max() < 0.15 for part in parts)
-    with pytest.raises(xl.InputError, match="labels: expected 0 and 1"):
-        xl.ImageSet(data.images, 2 * data.labels.long(), NAMES)
-    with pytest.raises(xl.InputError, match=r"labels: .*several labels \(200,3\) integers or bool"):
-        xl.ImageSet(data.images, data.labels, NAMES[:3])
+    with pytest.raises(xl.errors.InputError, match="labels: expected 0 and 1"):
+        xl.data.ImageSet(data.images, 2 * data.labels.long(), NAMES)
+    with pytest.raises(xl.errors.InputError, match=r"labels: .*several labels \(200,3\) integers or bool"):
+        xl.data.ImageSet(data.images, data.labels, NAMES[:3])

@@ -87,7 +87,7 @@ def test_inputs_modes_and_gradients_are_left_alone():
     assert torch.equal(x, IMAGES[:9])
     assert not pred.probabilities.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    with pytest.raises(xl.InputError):
+    with pytest.raises(xl.errors.InputError):
         xl.predict(net, x[:, :1], POLICY)
     assert net.training
 
@@ -138,7 +138,7 @@ def test_threads_share_a_network_that_is_in_training_mode(tuning):
 
 @pytest.mark.parametrize("images", [torch.zeros(0, 3, 16, 16), torch.zeros(2, 3, 17, 16, dtype=torch.float64)])
 def test_empty_batches_and_other_dtypes_are_told(images):
-    with pytest.raises(xl.InputError, match=r"empty|expected torch.float32"):
+    with pytest.raises(xl.errors.InputError, match=r"empty|expected torch.float32"):
         xl.predict(NET, images, POLICY)
 
 
@@ -159,7 +159,7 @@ def test_damaged_weights_are_not_answered():
     net = make_net()
     torch.nn.init.constant_(net.head(2).classifier.weight, math.nan)
     for call in (xl.predict, xl.explain_batch):
-        with pytest.raises(xl.InputError, match="NaN"):
+        with pytest.raises(xl.errors.InputError, match="NaN"):
             call(net, IMAGES[:3], xl.Policy.never(3))
 
 
@@ -167,12 +167,12 @@ def test_the_guard_notices_moves_and_loads():
     net = make_net()
     xl.predict(net, IMAGES[:2], POLICY)
     net.double()
-    with pytest.raises(xl.PolicyError):
+    with pytest.raises(xl.errors.PolicyError):
         xl.predict(net, IMAGES[:2].double(), POLICY)
     net = make_net()
     xl.predict(net, IMAGES[:2], POLICY)
     net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}, assign=True)
-    with pytest.raises(xl.PolicyError):
+    with pytest.raises(xl.errors.PolicyError):
         xl.predict(net, IMAGES[:2], POLICY)
 
 
@@ -180,11 +180,11 @@ def test_a_policy_of_another_network_is_refused():
     other = make_net()
     with torch.no_grad():
         other.head(0).classifier.bias.add_(1)
-    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrated for network"):
         xl.predict(other, IMAGES[:2], POLICY)
-    with pytest.raises(xl.PolicyError, match="exits"):
+    with pytest.raises(xl.errors.PolicyError, match="exits"):
         xl.predict(other, IMAGES[:2], xl.Policy((0.5,)))
-    with pytest.raises(xl.InputError, match="Policy"):
+    with pytest.raises(xl.errors.InputError, match="Policy"):
         xl.predict(other, IMAGES[:2], 0.9)
 
 
@@ -193,11 +193,11 @@ def test_a_policy_of_another_network_is_refused():
     ["photos", pathlib.Path("photos"), [IMAGES[:2], IMAGES[2:4]], DataLoader(TensorDataset(IMAGES)), TensorDataset(IMAGES)],
 )
 def test_what_is_more_than_one_batch_is_sent_to_predict_stream(many):
-    with pytest.raises(xl.InputError, match=r"inputs: .*predict_stream"):
+    with pytest.raises(xl.errors.InputError, match=r"inputs: .*predict_stream"):
         xl.predict(NET, many, POLICY)
 
 
 def test_what_is_no_batch_at_all_is_told():
-    with pytest.raises(xl.InputError, match=r"inputs: .*got int") as caught:
+    with pytest.raises(xl.errors.InputError, match=r"inputs: .*got int") as caught:
         xl.predict(NET, 3, POLICY)
     assert "predict_stream" not in str(caught.value)

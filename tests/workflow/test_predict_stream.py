@@ -144,7 +144,7 @@ def test_what_came_before_an_error_is_answered():
 
     found: list[xl.Prediction] = []
     with pytest.raises(
-        xl.StreamError, match=r"OSError \(the disk is gone\) after 3 batches; all their 30 samples"
+        xl.errors.StreamError, match=r"OSError \(the disk is gone\) after 3 batches; all their 30 samples"
     ) as caught:
         found.extend(xl.predict_stream(NET, source(), POLICY))
     assert isinstance(caught.value.__cause__, OSError)
@@ -162,7 +162,7 @@ def test_what_came_before_an_error_is_answered():
 )
 def test_a_bad_batch_is_named_after_the_answers_before_it(bad):
     found: list[xl.Prediction] = []
-    with pytest.raises(xl.InputError, match=r"batches\[2\]"):
+    with pytest.raises(xl.errors.InputError, match=r"batches\[2\]"):
         found.extend(xl.predict_stream(NET, [IMAGES[:3], IMAGES[3:6], bad, IMAGES[6:]], POLICY))
     assert torch.cat([pred.index for pred in found]).tolist() == list(range(6))
 
@@ -183,7 +183,7 @@ def test_no_batch_gives_no_prediction():
     ],
 )
 def test_bad_arguments_are_told_at_the_call(values, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.predict_stream(NET, **{"batches": iter([]), "policy": POLICY} | values)
 
 
@@ -207,7 +207,7 @@ def test_weights_may_change_but_not_the_tuning_while_a_stream_is_answered():
     stream = xl.predict_stream(net, split(10), xl.Policy.never(3))
     next(stream)
     net.tuning = xl.Tuning()
-    with pytest.raises(xl.EngineError, match="while it answered a stream"):
+    with pytest.raises(xl.errors.EngineError, match="while it answered a stream"):
         list(stream)
 
 
@@ -281,9 +281,9 @@ def test_a_first_batch_of_one_does_not_make_all_others_run_singly():
 
 
 def test_policies_of_other_networks_are_told_at_the_call():
-    with pytest.raises(xl.PolicyError, match="exits"):
+    with pytest.raises(xl.errors.PolicyError, match="exits"):
         xl.predict_stream(NET, iter([]), xl.Policy((0.5,)))
-    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+    with pytest.raises(xl.errors.PolicyError, match="calibrated for network"):
         xl.predict_stream(NET, iter([]), xl.Policy((0.5, 0.5), network="0123456789abcdef"))
 
 
@@ -299,10 +299,10 @@ def test_a_folder(tmp_path):
     from PIL import Image
 
     net = xl.attach("small", 2, 4, torch.zeros(1, 3, 32, 32)).eval()
-    net.describe(preprocess=xl.Preprocess((32, 32)))
+    net.describe(preprocess=xl.data.Preprocess((32, 32)))
     for i in range(5):
         Image.new("RGB", (40, 30), (50 * i, 20, 30)).save(tmp_path / f"{i}.png")
-    images, _ = xl.load_unlabelled(tmp_path, net.info.preprocess)
+    images, _ = xl.data.load_unlabelled(tmp_path, net.info.preprocess)
     whole = xl.predict(net, images, xl.Policy((0.3, 0.3)))
     for source in (tmp_path, str(tmp_path)):
         found = list(xl.predict_stream(net, source, xl.Policy((0.3, 0.3)), batch_size=2))

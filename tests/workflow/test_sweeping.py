@@ -1,4 +1,4 @@
-"""sweep, anytime and MSDNet's protocol: by hand, against brute force, and bands that hold what they say."""
+"""sweep, measure_anytime and MSDNet's protocol: by hand, against brute force, and bands that hold what they say."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -50,7 +50,7 @@ def test_bands_cover_all_means_at_once():
         x = torch.rand(8, 300, generator=rng)
         covered += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9))
     assert 0.83 <= covered / 200 <= 0.97
-    assert _bands(torch.ones(2, 50), 0.95)[0] == xl.Band(1.0, 1.0, 1.0)
+    assert _bands(torch.ones(2, 50), 0.95)[0] == xl.types.ConfidenceInterval(1.0, 1.0, 1.0)
 
 
 def test_bands_count_groups():
@@ -69,19 +69,19 @@ def test_groups_stay_on_one_side():
     assert len(xl.sweep(trace)) > 1
     alone = replace(trace, groups=torch.arange(200))
     assert xl.sweep(alone, most=5) == xl.sweep(random_trace(200), most=5)
-    with pytest.raises(xl.InputError, match="expected 10 groups or more, got 4"):
+    with pytest.raises(xl.errors.InputError, match="expected 10 groups or more, got 4"):
         xl.sweep(replace(trace, groups=torch.arange(200) // 50))
 
 
 def test_anytime_by_hand():
     logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
     trace = xl.Trace(logits, torch.tensor([0, 1]), torch.zeros(2, 2), torch.tensor([0.25, 1.0]))
-    assert xl.anytime(trace) == [xl.CurvePoint(0.25, 0.5), xl.CurvePoint(1.0, 1.0)]
+    assert xl.measure_anytime(trace) == [xl.types.CostAccuracy(0.25, 0.5), xl.types.CostAccuracy(1.0, 1.0)]
 
 
 def test_budgeted_batch_follows_the_geometric_shares():
     trace = random_trace(3000)
-    points = xl.budgeted_batch(trace, trace, points=7)
+    points = xl.measure_budgeted_batch(trace, trace, points=7)
     costs = [p.cost for p in points]
     assert costs == sorted(costs)
     assert points[3].cost == pytest.approx(trace.cost.mean().item(), abs=0.01)  # q = 1: a third each
@@ -93,18 +93,18 @@ def test_budgeted_batch_follows_the_geometric_shares():
 
 
 def test_bad_input():
-    with pytest.raises(xl.InputError, match="10 samples or more"):
+    with pytest.raises(xl.errors.InputError, match="10 samples or more"):
         xl.sweep(random_trace(8))
-    with pytest.raises(xl.InputError, match="score"):
+    with pytest.raises(xl.errors.InputError, match="score"):
         xl.sweep(random_trace(20), score="x")
-    with pytest.raises(xl.InputError, match="level"):
+    with pytest.raises(xl.errors.InputError, match="level"):
         xl.sweep(random_trace(20), level=1)
-    with pytest.raises(xl.InputError, match="labels"):
-        xl.anytime(random_trace(20, labelled=False))
-    with pytest.raises(xl.InputError, match="traces of one network"):
-        xl.budgeted_batch(random_trace(20), random_trace(20, k=4))
+    with pytest.raises(xl.errors.InputError, match="labels"):
+        xl.measure_anytime(random_trace(20, labelled=False))
+    with pytest.raises(xl.errors.InputError, match="traces of one network"):
+        xl.measure_budgeted_batch(random_trace(20), random_trace(20, k=4))
     for bad in (0, -1, 2.5, True):
-        with pytest.raises(xl.InputError, match="most: expected an integer"):
+        with pytest.raises(xl.errors.InputError, match="most: expected an integer"):
             xl.sweep(random_trace(20), most=bad)
-        with pytest.raises(xl.InputError, match="points: expected an integer"):
-            xl.budgeted_batch(random_trace(20), random_trace(20), points=bad)
+        with pytest.raises(xl.errors.InputError, match="points: expected an integer"):
+            xl.measure_budgeted_batch(random_trace(20), random_trace(20), points=bad)

@@ -25,9 +25,9 @@ def data():
 def make_data():
     texts = ["good good word", "bad word here", "a good one", "bad bad bad", "word good", "here a bad word"] * 8
     labels = torch.tensor([1, 0, 1, 0, 1, 0] * 8)
-    preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), LENGTH)
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(texts), LENGTH)
     masks = torch.tensor([[i in range(1, 3) for i in range(LENGTH)]] * 48)
-    return xl.TextSet(texts, labels, ("no", "yes"), preprocess, masks)
+    return xl.data.TextSet(texts, labels, ("no", "yes"), preprocess, masks)
 
 
 def test_routing_is_what_the_policy_says_on_paper(net):
@@ -120,7 +120,7 @@ def test_explanations_name_the_tokens_without_padding(data):
     ],
 )
 def test_bad_calls(net, call, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         call(net)
 
 
@@ -135,7 +135,7 @@ def test_loaders_of_dicts(net, data):
 
 
 def test_faithfulness_of_texts(data):
-    found = xl.faithfulness(train(4.0)[0], data)
+    found = xl.measure_faithfulness(train(4.0)[0], data)
     assert len(found.deletion) == len(found.energy_in_mask) == 3
     assert all(best > blind for best, blind in zip(found.deletion_oracle, found.deletion_random, strict=True))
     assert 0 < found.deletion_share[0] < 1.5
@@ -159,5 +159,5 @@ def test_tokens_without_a_mask():
     outs = net(ids)
     assert outs[0].attention.shape == (5, LENGTH)
     assert xl.predict(net, ids, xl.Policy((0.5,))).exits.tolist() == [0] * 5
-    with pytest.raises(xl.InputError, match=r"values in \[0, 40\)"):
+    with pytest.raises(xl.errors.InputError, match=r"values in \[0, 40\)"):
         net.walk(ids + 40)

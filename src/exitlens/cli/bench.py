@@ -32,9 +32,11 @@ def inspect(
     from exitlens.model.cutting.placement import PLACEMENTS
 
     plain = xl.build_backbone(backbone, 1000, channels)
-    points = xl.exit_points(plain, make_example(plain, channels, size))
+    points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
     if not points:
-        raise xl.AttachError(f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs")
+        raise xl.errors.AttachError(
+            f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
+        )
     choices = {by: _choose(points, exits, by) for by in PLACEMENTS}
     chosen_by = [[by for by in PLACEMENTS if p.name in choices[by]] for p in points]
     rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
@@ -47,13 +49,13 @@ def inspect(
     show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
 
 
-def _choose(points: list[xl.ExitPoint], exits: int, by: Placement) -> list[str]:
+def _choose(points: list[xl.ExitCandidate], exits: int, by: Placement) -> list[str]:
     """Return the names of the places that this many exits would get; none if they do not fit."""
     from exitlens.model.cutting.placement import choose_points
 
     try:
         return choose_points(points, exits, by)
-    except xl.AttachError:
+    except xl.errors.AttachError:
         return []
 
 
@@ -123,10 +125,10 @@ def bench(
 
     sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():
-        raise xl.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+        raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     net, policy = load_calibrated(bundle, name)
     if not net.info.source:
-        raise xl.BundleError(
+        raise xl.errors.BundleError(
             "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.bench.benchmark."
         )
     inputs = _draw_inputs(bundle, net, "test", samples, data, root)
@@ -162,5 +164,5 @@ def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: 
 
 def _parse_numbers(words: str) -> list[int]:
     if not all(word.strip().isdigit() and int(word) > 0 for word in words.split(",")):
-        raise xl.InputError(f"--batch-sizes: expected whole numbers above 0 such as 1,64, got {words!r}")
+        raise xl.errors.InputError(f"--batch-sizes: expected whole numbers above 0 such as 1,64, got {words!r}")
     return [int(word) for word in words.split(",")]

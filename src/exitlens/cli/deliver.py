@@ -49,7 +49,7 @@ def demo(
     from exitlens.types.outputs import exit_name
 
     if full and quick:
-        raise xl.InputError("full, quick: expected one of them at most, got both. Fix: leave one out.")
+        raise xl.errors.InputError("full, quick: expected one of them at most, got both. Fix: leave one out.")
     settings = DemoSettings.full(seed) if full else DemoSettings.quick(seed) if quick else DemoSettings(seed)
     result = run_demo(out, settings, resume=resume, quiet=json_)
     count = len(result["egt"]["agreeing"]["accuracy"])
@@ -117,11 +117,11 @@ def export(
     from exitlens.delivery.run_directory import load_calibrated, load_named
 
     if ort is not None and not web:
-        raise xl.InputError("ort: it is for the page. Fix: pass --web, too.")
+        raise xl.errors.InputError("ort: it is for the page. Fix: pass --web, too.")
     if data and not int8:
-        raise xl.InputError("data: activations are measured for int8 only. Fix: pass --int8, too.")
+        raise xl.errors.InputError("data: activations are measured for int8 only. Fix: pass --int8, too.")
     if int8 and web:
-        raise xl.InputError("int8: the page runs in float32. Fix: leave --int8 or --web out.")
+        raise xl.errors.InputError("int8: the page runs in float32. Fix: leave --int8 or --web out.")
     (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
     if (int8 or web) and (others := [other for other in named if other != name]) and not json_:
         tell(f"without the policies {', '.join(others)}: it has one alone (--policy)")
@@ -206,7 +206,7 @@ def read_token(path: Path | None) -> str:
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise xl.InputError(f"token_file: {path} cannot be read ({error})") from error
+        raise xl.errors.InputError(f"token_file: {path} cannot be read ({error})") from error
     if not token:
-        raise xl.InputError(f"token_file: {path} is empty. Fix: write the token into it.")
+        raise xl.errors.InputError(f"token_file: {path} is empty. Fix: write the token into it.")
     return token

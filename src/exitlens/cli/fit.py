@@ -32,7 +32,7 @@ from exitlens.launch import read_rank
 from exitlens.types.settings import NetworkSettings, ReadSettings, TrainingSettings
 
 if TYPE_CHECKING:
-    from exitlens.ranks import Ranks
+    from exitlens.ranks import DistributedContext
 
 READING = {"Data": "columns group_by root skip_bad workers cache"}
 NETWORK = {"Network": "backbone exits placement groups head keep_final pretrained init_weights normalise strict_weights"}
@@ -191,7 +191,7 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
         tell(f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5")
 
 
-def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[Ranks, bool, bool]:
+def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[DistributedContext, bool, bool]:
     """Return the processes that share the run, whether it goes on, and whether what cannot be read is left out.
 
     It goes on if that is asked for, or if ``torchrun`` started the processes again; then it leaves out what it did before.
@@ -205,12 +205,14 @@ def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[Ranks, bool, bool]:
     return ranks, resume, skip_bad or (resume and ranks.share(lambda: remembers_skipping(out)))
 
 
-def _build_alike(ranks: Ranks, build: Callable[[NetworkSettings], xl.ExitNet], network: NetworkSettings) -> xl.ExitNet:
+def _build_alike(
+    ranks: DistributedContext, build: Callable[[NetworkSettings], xl.ExitNet], network: NetworkSettings
+) -> xl.ExitNet:
     """Build the network, with exits at the same places in all processes: measured by each, they could differ."""
     if network.placement == "time" and ranks.size > 1:
         network = ranks.share(lambda: replace(network, exits=",".join(build(network).info.at), placement="cost"))
     with ranks.together(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
+        warnings.simplefilter("ignore", xl.errors.WeightsWarning)  # what did not fit is said
         return build(network)
 
 

@@ -82,7 +82,7 @@ def calibrate(
     if name:
         check_name(name, "name")
     if request.max_ms is not None and trace_options.cost != "time":
-        raise xl.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
+        raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
     _check_unlabelled(unlabelled, where, request)
     net, _ = xl.load(bundle)
     with wait(json_, "listing the data"):
@@ -95,10 +95,10 @@ def calibrate(
         return
     counted = count_askings(bundle, trace)
     with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", xl.DataWarning)
+        warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)
     replace_policy(bundle, policy, name)
-    notes = [str(warning.message) for warning in caught if warning.category is xl.DataWarning]
+    notes = [str(warning.message) for warning in caught if warning.category is xl.errors.DataWarning]
     _show_policy(net, trace, policy, notes, list_bad(samples), json_)
 
 
@@ -107,9 +107,11 @@ def _check_unlabelled(unlabelled: str, reading: ReadSettings, request: Calibrati
     if not unlabelled:
         return
     if reading.data or reading.root:
-        raise xl.InputError("data, unlabelled: expected one of them (--root goes with --data)")
+        raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if any(getattr(request, limit) is not None for limit in NEED_LABELS):
-        raise xl.InputError("unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data.")
+        raise xl.errors.InputError(
+            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
+        )
 
 
 def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: list[str], bad: list[str], json_: bool) -> None:
@@ -226,7 +228,7 @@ def report(
 
     where, timing = reading(), collecting()
     if out.exists():
-        raise xl.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+        raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, net.input_spec.modality.preprocess)

@@ -69,9 +69,9 @@ def predict(
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
-        raise xl.InputError("resume: it continues a file. Fix: name that file by --out.")
+        raise xl.errors.InputError("resume: it continues a file. Fix: name that file by --out.")
     if resume and monitor:
-        raise xl.InputError("monitor: it has to see all samples. Fix: leave --resume out, or watch another run.")
+        raise xl.errors.InputError("monitor: it has to see all samples. Fix: leave --resume out, or watch another run.")
     net, policy = load_calibrated(bundle, name)
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
@@ -85,7 +85,7 @@ def predict(
     answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
-            warnings.simplefilter("ignore", xl.DriftWarning)  # reported at the end
+            warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
             task = bar.add_task("predicting", total=done + samples.total, completed=done)
             for batch in name_rows(net, answers, samples):
                 if file is not None:
@@ -144,14 +144,16 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
+        raise xl.errors.InputError(
+            "image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA"
+        )
     if data and out is None:
-        raise xl.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
+        raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
-        raise xl.InputError("relevance: it is for one sample. Fix: pass --image or --text, or leave it out.")
+        raise xl.errors.InputError("relevance: it is for one sample. Fix: pass --image or --text, or leave it out.")
     where = reading(data=data, columns=columns)
     if not data and (where.skip_bad or columns):
-        raise xl.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
+        raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
         _explain_many(net, policy, bundle, where, out, json_)
@@ -166,7 +168,7 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
     from exitlens.delivery.pages import tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
-    preprocess = require_preprocess(net, xl.TextPreprocess)
+    preprocess = require_preprocess(net, xl.data.TextPreprocess)
     why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
     if out is not None:
         write_explanation(why, out, "text")
@@ -181,13 +183,13 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
     from exitlens.delivery.run_directory import require_preprocess
 
     modality = net.input_spec.modality
-    kind = xl.Preprocess if modality.preprocess is xl.TextPreprocess else modality.preprocess
+    kind = xl.data.Preprocess if modality.preprocess is xl.data.TextPreprocess else modality.preprocess
     preprocess: Any = require_preprocess(net, kind)
     if image.is_dir() or not image.exists():
         problem = "is a folder. Fix: pass it as --data." if image.is_dir() else "does not exist. Fix: check the path."
-        raise xl.DataError(f"image: expected a file, {image} {problem}")
+        raise xl.errors.DataError(f"image: expected a file, {image} {problem}")
     why = xl.explain(net, modality.read(image, preprocess), policy, relevance=relevance)
-    if out is not None and isinstance(preprocess, xl.Preprocess):
+    if out is not None and isinstance(preprocess, xl.data.Preprocess):
         save_explanation(why, out, preprocess, image.stem)
     elif out is not None:
         write_explanation(why, out, image.stem)

@@ -22,7 +22,7 @@ from exitlens.data.texts import RawTexts
 from exitlens.errors import DataError, InputError
 from exitlens.modalities.arrays import check_finite
 from exitlens.modalities.series import RawSeries, arrange_series, describe_raw, fit_length
-from exitlens.types import (
+from exitlens.types.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ArrayPreprocess,

@@ -14,7 +14,7 @@ from exitlens.data.checks import check_bad
 from exitlens.data.sets import LazySet
 from exitlens.data.workers import choose_workers
 from exitlens.errors import InputError
-from exitlens.ranks import ALONE, Ranks
+from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 
 Plan = Sequence[Sequence[int]]  # indices of the samples of every batch
@@ -149,7 +149,7 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
     return -(-length // batch_size) if isinstance(source, Tensor | Dataset | Mapping) else length
 
 
-def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -> Any:
+def take_share(source: Any, batch_size: int, ranks: DistributedContext, name: str = "data") -> Any:
     """Return this rank's whole batches of a source that every rank has: all ranks take one in turn.
 
     A data set is not read beyond this rank's part; all batches of a ``DataLoader`` or list are read by every rank.
@@ -174,7 +174,7 @@ def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -
     return islice(_split(source, batch_size), ranks.rank, None, ranks.size)
 
 
-def share_bad(source: Any, ranks: Ranks) -> None:
+def share_bad(source: Any, ranks: DistributedContext) -> None:
     """Tell every rank which samples of a lazy set the others could not read."""
     if isinstance(source, LazySet) and ranks.size > 1:
         for unreadable in ranks.gather(source.unreadable):
@@ -254,7 +254,7 @@ def draw_order(data: Any, seed: int, balanced: bool = False) -> list[int]:
 
 
 def plan_epoch(
-    data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False, ranks: Ranks = ALONE
+    data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False, ranks: DistributedContext = ALONE
 ) -> list[list[int]]:
     """Plan the batches of an epoch, which depend on ``seed`` only; each rank gets its rows of every batch.
 
@@ -277,7 +277,7 @@ def make_epoch_loader(
     seed: int,
     workers: int | None = None,
     balanced: bool = False,
-    ranks: Ranks = ALONE,
+    ranks: DistributedContext = ALONE,
 ) -> Loader:
     """Load one epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
     plan = plan_epoch(data, batch_size, seed, balanced, ranks)

@@ -17,7 +17,7 @@ from exitlens.modalities import SERIES, VOLUME, Modality
 from exitlens.modalities.arrays import read_shape
 from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw, read_series
 from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume, read_volume
-from exitlens.types import ArrayPreprocess, MelSpectrogram, SeriesPreprocess, VolumePreprocess
+from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, SeriesPreprocess, VolumePreprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES: Mapping[Modality, tuple[str, ...]] = {SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}

@@ -19,7 +19,7 @@ from exitlens.data.sets import ImageSet, LazySet
 from exitlens.data.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import SERIES, VOLUME
-from exitlens.types import ArrayPreprocess, Preprocess, SeriesPreprocess
+from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_folder(
         DataError: no classes, one class, a folder that is no known class, or a class without an image.
 
     Examples:
-        >>> data, report = xl.load_folder("photos", xl.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> data, report = xl.data.load_folder("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
         >>> len(data), data.classes
         (4, ('cat', 'dog'))
     """
@@ -76,8 +76,8 @@ def load_arrays(
     Arguments and errors are those of :func:`load_folder`; the class of ``preprocess`` says what the files are.
 
     Examples:
-        >>> scaling = xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))
-        >>> data = xl.load_arrays("recordings", scaling)  # recordings/CLASS/name.npy
+        >>> scaling = xl.data.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))
+        >>> data = xl.data.load_arrays("recordings", scaling)  # recordings/CLASS/name.npy
         >>> len(data), data.classes
         (4, ('idle', 'running'))
     """
@@ -123,7 +123,7 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
     """Read every image below ``folder``, whatever the subfolders, into memory as normalised input ``(N,C,H,W)``.
 
     Examples:
-        >>> inputs, report = xl.load_unlabelled("photos", xl.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> inputs, report = xl.data.load_unlabelled("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
         >>> inputs.shape
         torch.Size([4, 3, 40, 40])
     """
@@ -141,7 +141,7 @@ def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
         InputError: an unknown name; DataError: the files are not below ``root``.
 
     Examples:
-        >>> xl.load_torchvision("CIFAR10", "nowhere", train=True)
+        >>> xl.data.load_torchvision("CIFAR10", "nowhere", train=True)
         Traceback (most recent call last):
         exitlens.errors.DataError: ...
     """

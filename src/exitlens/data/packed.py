@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.types import TextPreprocess
+from exitlens.types.preprocessing import TextPreprocess
 
 ENCODED_AT_ONCE = 1024  # texts; the tokenizer's own record of each takes kilobytes
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from torch import Tensor
 from exitlens.data.packed import pack_strings
 from exitlens.errors import DataError, OutputError
 from exitlens.modalities.image import decode_image
-from exitlens.types import Preprocess
+from exitlens.types.preprocessing import Preprocess
 
 MAX_BYTES = 1_000_000_000  # of one file
 DECODER = b"2"  # to be counted up when the same file comes to give other pixels

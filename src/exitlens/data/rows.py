@@ -14,7 +14,7 @@ from exitlens.data.checks import check_bad
 from exitlens.data.columns import Columns, Kind, Role, find_columns, find_inputs
 from exitlens.data.readers import EncodedImages
 from exitlens.errors import DataError, InputError, suggest
-from exitlens.types import Preprocess
+from exitlens.types.preprocessing import Preprocess
 
 
 class Reading(NamedTuple):

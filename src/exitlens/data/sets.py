@@ -18,8 +18,8 @@ from exitlens.data.readers import EncodedImages, PixelCache, Reader
 from exitlens.data.workers import Decoded, choose_workers, decode_batches
 from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
-from exitlens.types import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 from exitlens.types.inputs import draw_samples
+from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 
 KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
 LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # at most so many samples, and bytes of them, in a batch
@@ -94,7 +94,7 @@ class ImageSet(HeldSet):
 
     Examples:
         >>> pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-        >>> data = xl.ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+        >>> data = xl.data.ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
         >>> data.inputs.shape, data[0][0].min().item()
         (torch.Size([4, 3, 32, 32]), -2.0)
     """
@@ -140,8 +140,8 @@ class ArraySet(HeldSet):
         groups: optional ``(N,)`` ``int64``: samples with the same number belong together.
 
     Examples:
-        >>> scaling = xl.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0))
-        >>> data = xl.ArraySet(torch.tensor([[1.0, 20.0], [0.0, 10.0]]), torch.tensor([0, 1]), ("no", "yes"), scaling)
+        >>> scaling = xl.data.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0))
+        >>> data = xl.data.ArraySet(torch.tensor([[1.0, 20.0], [0.0, 10.0]]), torch.tensor([0, 1]), ("no", "yes"), scaling)
         >>> data.inputs
         tensor([[1., 2.],
                 [0., 0.]])
@@ -197,7 +197,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         workers: processes that decode if the caller does not say how many; ``None``: one for each core, at most 8.
 
     Examples:
-        >>> lazy, _ = xl.load_folder("photos", scenes.preprocess)  # a LazySet: the files are listed, nothing is decoded
+        >>> lazy, _ = xl.data.load_folder("photos", scenes.preprocess)  # a LazySet: the files are listed, nothing is decoded
         >>> lazy.first(2).load().images.shape  # an ImageSet of the first two
         torch.Size([2, 3, 40, 40])
     """

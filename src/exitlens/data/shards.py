@@ -31,7 +31,7 @@ from exitlens.data.readers import MAX_BYTES, EncodedImages
 from exitlens.data.rows import Reading, Rows, Source, match_groups
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError
-from exitlens.types import Preprocess
+from exitlens.types.preprocessing import Preprocess
 
 _MOST_VALUE_BYTES = 1_000_000  # of a label, text or JSON
 _PEEKED = 50  # files, and samples of each, that tell what there is

@@ -21,7 +21,7 @@ from exitlens.data.tables import HUB
 from exitlens.data.texts import TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, TEXT, VOLUME, Modality
-from exitlens.types import (
+from exitlens.types.preprocessing import (
     MelSpectrogram,
     Preprocess,
     Preprocessing,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import Modality
-from exitlens.types import Preprocessing
 from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import Preprocessing
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
@@ -72,7 +72,7 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
         DataError: if a class has too few samples (groups) to give every part one.
 
     Examples:
-        >>> train, test = xl.split_set(scenes, (0.75, 0.25))
+        >>> train, test = xl.data.split_set(scenes, (0.75, 0.25))
         >>> len(train) + len(test), set(test.labels.tolist()) == set(range(10))  # every class in every part
         (64, True)
     """

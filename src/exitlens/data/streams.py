@@ -26,7 +26,7 @@ from exitlens.data.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.modalities.series import list_columns
-from exitlens.types import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
+from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
 
 _ROLES: dict[Modality, Role] = {IMAGE: "image", TEXT: "text", SERIES: "series", VECTOR: "features"}
 
@@ -146,7 +146,7 @@ class ImageStream(SampleStream):
         batch_size, skip_bad, workers: and all attributes, see :class:`~exitlens.data.streams.SampleStream`.
 
     Examples:
-        >>> stream = xl.ImageStream(sorted(Path("photos").rglob("*.png")), scenes.preprocess, batch_size=3)
+        >>> stream = xl.data.ImageStream(sorted(Path("photos").rglob("*.png")), scenes.preprocess, batch_size=3)
         >>> [len(batch) for batch in stream]
         [3, 1]
     """

@@ -26,7 +26,7 @@ from exitlens.data.packed import LazySequence, RowNames
 from exitlens.data.readers import EncodedImages, read_regular
 from exitlens.data.rows import Rows, Source, match_groups
 from exitlens.errors import DataError, ExitlensError, import_extra
-from exitlens.types import Preprocess
+from exitlens.types.preprocessing import Preprocess
 
 HUB = "hf:"
 _ROWS = 1 << 14  # values that are read at once

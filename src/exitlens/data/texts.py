@@ -19,7 +19,7 @@ from exitlens.data.packed import PackedStrings, PackedTokens, pack_strings
 from exitlens.data.rows import check_rows
 from exitlens.errors import InputError, require
 from exitlens.modalities import TEXT, Modality
-from exitlens.types import TextPreprocess, import_tokenizers
+from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
 
 TextItem = tuple[dict[str, Tensor], Tensor]
 
@@ -39,8 +39,8 @@ class TextSet(Dataset[TextItem]):
 
     Examples:
         >>> texts = ["a good lamp", "a bad lamp"]
-        >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), length=6)
-        >>> data = xl.TextSet(texts, torch.tensor([1, 0]), ("bad", "good"), preprocess)
+        >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(texts), length=6)
+        >>> data = xl.data.TextSet(texts, torch.tensor([1, 0]), ("bad", "good"), preprocess)
         >>> data[0][0]["input_ids"].shape, data.texts[0]
         (torch.Size([6]), 'a good lamp')
     """
@@ -145,7 +145,7 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
         InputError: texts without a word; MissingExtraError: ``tokenizers`` is not installed.
 
     Examples:
-        >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp", "a bad lamp"]), length=6)
+        >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp", "a bad lamp"]), length=6)
         >>> preprocess.encode(["a good lamp"])["attention_mask"]  # [CLS] a good lamp [SEP], and one of padding
         tensor([[1, 1, 1, 1, 1, 0]])
     """
@@ -187,7 +187,7 @@ def read_texts(
 
     Examples:
         >>> _ = Path("reviews.csv").write_text("text,label\\ngood lamp,positive\\nbad lamp,negative\\n")
-        >>> texts, labels, classes = xl.read_texts("reviews.csv")
+        >>> texts, labels, classes = xl.data.read_texts("reviews.csv")
         >>> texts[0], labels, classes
         ('good lamp', tensor([1, 0]), ('negative', 'positive'))
     """

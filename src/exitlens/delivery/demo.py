@@ -46,7 +46,7 @@ from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
-from exitlens.workflow.faithfulness import faithfulness
+from exitlens.workflow.faithfulness import measure_faithfulness
 from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.record import LOG
@@ -291,7 +291,7 @@ def _measure_subject(
         reports[condition] = evaluate(traces[name, condition], policy)
         step(f"truth of the maps {TITLES[name]}, {condition} backgrounds")
         samples, oracle = settings.samples, settings.oracle_samples
-        checks[condition] = faithfulness(net, data[condition], samples=samples, oracle_samples=oracle)
+        checks[condition] = measure_faithfulness(net, data[condition], samples=samples, oracle_samples=oracle)
     return Subject(TITLES[name], net, policy, reports, checks)
 
 

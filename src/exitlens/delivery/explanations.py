@@ -17,8 +17,10 @@ from exitlens.display import map_svg
 from exitlens.errors import OutputExistsError
 from exitlens.io import write_json, write_manifest, write_text
 from exitlens.model.network import ExitNet
-from exitlens.types import SCHEMA, Explanation, Policy, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types import Explanation, Policy
+from exitlens.types.explanations import SCHEMA
 from exitlens.types.inputs import Inputs, count_rows
+from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.explanation import explain_batch
 
 TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"

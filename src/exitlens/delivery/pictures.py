@@ -11,8 +11,9 @@ from torch import Tensor
 
 from exitlens.display import COLOURS, pick_exit_colour, shades, to_picture
 from exitlens.functional.maps import upsample
-from exitlens.types import Explanation, Preprocess
+from exitlens.types import Explanation
 from exitlens.types.outputs import exit_name
+from exitlens.types.preprocessing import Preprocess
 
 SCALE = 160  # pixels, the side of a gallery picture
 

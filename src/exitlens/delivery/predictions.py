@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 from exitlens.data.streams import SampleStream
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError, OutputError, OutputExistsError
-from exitlens.functional.drift import Monitor
+from exitlens.functional.drift import DriftMonitor
 from exitlens.io import replace_atomically, write_json
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
@@ -50,7 +50,7 @@ def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: SampleSt
         count += len(pred)
 
 
-def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
+def start_watch(policy: Policy, wanted: bool, group_by: str) -> DriftMonitor | None:
     """Returns a drift monitor of the policy, if one is wanted.
 
     Raises:
@@ -61,7 +61,7 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
         if group_by:
             raise InputError("group_by: it says what --monitor counts. Fix: pass --monitor, too, or leave it out.")
         return None
-    monitor = Monitor(policy)
+    monitor = DriftMonitor(policy)
     if policy.calibration is not None and policy.calibration.groups is not None and not group_by:
         raise InputError(
             "monitor: the calibration counted groups. Fix: say by --group-by which samples belong together (a column, or a "
@@ -70,7 +70,9 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
     return monitor
 
 
-def watch_files(monitor: Monitor | None, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[Prediction]:
+def watch_files(
+    monitor: DriftMonitor | None, predictions: Iterable[Prediction], samples: SampleStream
+) -> Iterator[Prediction]:
     """Passes predictions on and updates the monitor, if there is one, with each and its groups."""
     count = 0
     for pred in predictions:

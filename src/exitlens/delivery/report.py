@@ -29,14 +29,15 @@ from exitlens.io import write_text
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
-from exitlens.types import ExitView, Explanation, Policy, Preprocess
+from exitlens.types import ExitView, Explanation, Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name, tell_apart
+from exitlens.types.preprocessing import Preprocess
 from exitlens.types.tasks import name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
-from exitlens.workflow.faithfulness import Faithfulness, faithfulness
+from exitlens.workflow.faithfulness import Faithfulness, measure_faithfulness
 from exitlens.workflow.training.record import SETTINGS
 
 CONDITION = "test"
@@ -104,7 +105,7 @@ def measure_subjects(
     subjects = []
     for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True):
         trace = collect(net, images, cost=cost, progress=progress, timed_batch=timed_batch)
-        checks = {CONDITION: faithfulness(net, images, progress=progress)} if can_delete(net) else {}
+        checks = {CONDITION: measure_faithfulness(net, images, progress=progress)} if can_delete(net) else {}
         subjects.append(Subject(name, net, policy, {CONDITION: evaluate(trace, policy)}, checks))
     return subjects
 

@@ -23,9 +23,10 @@ from exitlens.delivery.bundle import find_bundle, load, load_policies
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import read_json, write_json
 from exitlens.model.network import ExitNet
-from exitlens.ranks import ALONE, Ranks
-from exitlens.types import Policy, Preprocessing, TextPreprocess, Trace
+from exitlens.ranks import ALONE, DistributedContext
+from exitlens.types import Policy, Trace
 from exitlens.types.policies import DEFAULT
+from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.requests import Asking
 from exitlens.types.settings import NetworkSettings, ReadSettings
 from exitlens.workflow.training.record import SETTINGS
@@ -41,7 +42,7 @@ AS_RECORDED = ReadSettings()  # the run's own data
 
 @contextmanager
 def record_source(
-    out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: Ranks = ALONE
+    out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: DistributedContext = ALONE
 ) -> Iterator[None]:
     """Calls :func:`write_source`, and takes it back if training fails before it writes anything.
 

@@ -23,8 +23,15 @@ from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisatio
 from exitlens.model.backbones.weights import Say, load_weights
 from exitlens.model.cutting.placement import check_places
 from exitlens.model.network import ExitNet
-from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.inputs import can_be_channels_last, list_tensors
+from exitlens.types.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+    Preprocessing,
+    TextPreprocess,
+    VectorPreprocess,
+)
 from exitlens.types.settings import NetworkSettings, ReadSettings
 
 TEXT_LENGTH = 64

@@ -25,7 +25,8 @@ from exitlens.errors import ExportError, InputError, require
 from exitlens.io import replace_directory, write_json, write_manifest
 from exitlens.model.engine.onnx_files import Written
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Preprocess
+from exitlens.types import Policy
+from exitlens.types.preprocessing import Preprocess
 
 VERSION = "1.30.0"  # of onnxruntime-web
 FILES = {  # in its folder dist, with their SHA-256

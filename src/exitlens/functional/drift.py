@@ -24,7 +24,7 @@ _TOTAL = 2.10974  # the sum of 1 / (n ln(n)^2) over n >= 2
 
 @dataclass(frozen=True)
 class Drift:
-    """What a :class:`Monitor` knows.
+    """What a :class:`DriftMonitor` knows.
 
     Attributes:
         samples: seen. exit_shares: of them; expected_shares: on the calibration samples.
@@ -36,7 +36,7 @@ class Drift:
         groups: how many came, where they are counted: shares and confidences are then of the first sample of each.
 
     Examples:
-        >>> state = xl.Monitor(xl.calibrate(trace, max_disagreement=0.5)).state()
+        >>> state = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5)).state()
         >>> state.alarm, state.samples
         (False, 0)
     """
@@ -70,7 +70,7 @@ class Drift:
         return asdict(self)
 
 
-class Monitor:
+class DriftMonitor:
     """Tests, sample by sample, whether new samples and the calibration samples are exchangeable.
 
     Every sample's exit and score are ranked among all before it, those of the calibration included, from sure and early to
@@ -98,7 +98,7 @@ class Monitor:
         InputError: for ``false_alarm`` out of range.
 
     Examples:
-        >>> monitor = xl.Monitor(xl.calibrate(trace, max_disagreement=0.5))
+        >>> monitor = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5))
         >>> monitor.update(xl.predict(net, images, policy)).samples
         8
     """

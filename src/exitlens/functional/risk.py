@@ -13,7 +13,7 @@ from exitlens.errors import CalibrationError, InputError
 from exitlens.functional.groups import average_groups, weigh_samples
 from exitlens.types import Trace
 from exitlens.types.tasks import are_same
-from exitlens.types.traces import Timing, format_ms
+from exitlens.types.traces import ExitLatency, format_ms
 
 ROOM = 1e-6  # costs are float32
 
@@ -213,7 +213,7 @@ def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, per
     return budgets
 
 
-def _limit_time(timing: Timing, max_ms: float, percentile: float | None) -> Budget:
+def _limit_time(timing: ExitLatency, max_ms: float, percentile: float | None) -> Budget:
     ms = torch.tensor(timing.ms, dtype=torch.float64)
     if max_ms < timing.ms[0]:
         raise CalibrationError(

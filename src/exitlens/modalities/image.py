@@ -28,7 +28,7 @@ class ImageModality(Modality):
     name, plural, axes = "image", "images", ("C", "H", "W")
     expected = "a float tensor (B,C,H,W) with B >= 1 of images"
     preprocess = Preprocess
-    reader = "xl.read_image and xl.Preprocess.normalise"
+    reader = "xl.data.read_image and xl.data.Preprocess.normalise"
     given = "an image, or a folder of images"
     head = "context"
 
@@ -67,7 +67,7 @@ def read_image(
 
     Examples:
         >>> from pathlib import Path
-        >>> xl.read_image(Path("photos/cat/0.png"), size=(32, 32), channels=3).shape
+        >>> xl.data.read_image(Path("photos/cat/0.png"), size=(32, 32), channels=3).shape
         torch.Size([3, 32, 32])
     """
     return to_pixels(open_picture(path, channels, max_pixels), size, channels)

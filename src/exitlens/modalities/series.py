@@ -37,7 +37,7 @@ class SeriesModality(Modality):
     name, plural, axes = "series", "series", ("C", "T")
     expected = "a float tensor (B,C,T) or (B,T,C) of series"
     preprocess = SeriesPreprocess
-    reader = "xl.SeriesPreprocess.normalise"
+    reader = "xl.data.SeriesPreprocess.normalise"
     given = "a file of a series, or a folder of them"
     head = "context"
     grid = (16,)

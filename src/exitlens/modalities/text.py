@@ -20,7 +20,7 @@ class TextModality(Modality):
     name, plural, axes = "text", "texts", ("N",)
     expected = "integer tokens (B,N), alone or in a dict such as {'input_ids': ..., 'attention_mask': ...}"
     preprocess = TextPreprocess
-    reader = "xl.TextPreprocess.encode"
+    reader = "xl.data.TextPreprocess.encode"
     given = "a file of texts, or a text"
     argument = "input_ids"
     needed_to_delete = MASK

@@ -29,7 +29,7 @@ class VectorModality(Modality):
     name, plural, axes = "vector", "vectors", ("F",)
     expected = "a float tensor (B,F) of vectors of features"
     preprocess = VectorPreprocess
-    reader = "xl.VectorPreprocess.normalise"
+    reader = "xl.data.VectorPreprocess.normalise"
     given = "a table of features"
 
     def __init__(self, groups: Groups = ()) -> None:

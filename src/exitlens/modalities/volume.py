@@ -27,7 +27,7 @@ class VolumeModality(Modality):
     name, plural, axes = "volume", "volumes", ("C", "D", "H", "W")
     expected = "a float tensor (B,C,D,H,W) of volumes"
     preprocess = VolumePreprocess
-    reader = "xl.VolumePreprocess.normalise"
+    reader = "xl.data.VolumePreprocess.normalise"
     given = "a file of a volume, or a folder of them"
     head = "context"
     grid = (3, 3, 3)

@@ -31,7 +31,7 @@ Rows = Iterable[tuple[slice, Inputs]]
 STEPS = 16  # of the path of integrated gradients
 
 
-def compute_relevance(
+def attribute(
     net: ExitNet,
     inputs: Inputs,
     *,
@@ -68,7 +68,7 @@ def compute_relevance(
         InputError: for an unknown exit, place or method, and for inputs that the network cannot take.
 
     Examples:
-        >>> xl.compute_relevance(net, images).shape  # of the final exit's answer, on the grid of exit 0
+        >>> xl.attribute(net, images).shape  # of the final exit's answer, on the grid of exit 0
         torch.Size([8, 10, 10])
     """
     require(net, ExitNet, "net")
@@ -98,8 +98,8 @@ def compute_relevance(
     return net.info.place_relevance(at, relevance if locations is None else relevance * locations)
 
 
-def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return :func:`compute_relevance` of every exit's own answer, ``(B,*S)`` each, from one pass and a way back each."""
+def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return :func:`attribute` of every exit's own answer, ``(B,*S)`` each, from one pass and a way back each."""
     activations = net.check_input(inputs)
     with switch_mode(net, False):
         exits = range(net.num_exits)
@@ -142,7 +142,7 @@ class Recording:
         self._goes_on = False
 
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
-        """Return what :func:`compute_relevance` gives, of every sample for the answer of its own exit."""
+        """Return what :func:`attribute` gives, of every sample for the answer of its own exit."""
         with torch.inference_mode(False), torch.enable_grad():
             chosen = torch.tensor(exits, device=self._features.device)
             scores = torch.zeros(len(chosen), device=chosen.device)

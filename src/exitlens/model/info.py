@@ -13,8 +13,8 @@ from exitlens.functional.maps import place
 from exitlens.modalities import Modality, find_modality, recognise_example
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
-from exitlens.types import Preprocessing
 from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs, list_tensors
+from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.tasks import TASKS, Task
 
 Final = Literal["head", "keep"]

@@ -20,7 +20,7 @@ import torch
 from exitlens.errors import EngineError
 from exitlens.model.engine.router import Router
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Timing
+from exitlens.types import ExitLatency, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 from exitlens.types.traces import make_increasing
 
@@ -136,7 +136,7 @@ def interleave(
     return Times(calls)
 
 
-def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -> Timing:
+def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -> ExitLatency:
     """Time a batch that leaves at exit k, for each k, and one that runs through all stages with the final head alone.
 
     Each takes the path of :func:`exitlens.predict` with the network's tuning: check of the inputs, engine, router. All
@@ -252,9 +252,11 @@ def _find_quartiles(times: Times, name: str) -> list[float]:
     return (1000 * seconds.quantile(torch.tensor([0.25, 0.5, 0.75]).double())).tolist()
 
 
-def summarize(times: Times, batch_size: int, threads: int, machine: Mapping[str, object]) -> Timing:
+def summarize(times: Times, batch_size: int, threads: int, machine: Mapping[str, object]) -> ExitLatency:
     """Return the timing; an exit that by chance took no longer than the one before counts as a ten-thousandth longer."""
     quartiles = [_find_quartiles(times, name) for name in times.rounds if name != WHOLE]
     low, medians, high = zip(*quartiles, strict=True)
     whole = _find_quartiles(times, WHOLE)[1]
-    return Timing(make_increasing(medians), low, high, whole, batch_size, threads, dict(machine), len(times.rounds[WHOLE]))
+    return ExitLatency(
+        make_increasing(medians), low, high, whole, batch_size, threads, dict(machine), len(times.rounds[WHOLE])
+    )

@@ -28,9 +28,10 @@ from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT, check_fit
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TINY = 1e-6  # of a cost, rounding

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from exitlens.errors import DriftWarning, PolicyError
-from exitlens.functional.drift import Monitor
+from exitlens.functional.drift import DriftMonitor
 from exitlens.functional.maps import divergence, on_common_grid
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
@@ -48,13 +48,13 @@ class Watch:
         self._random = random.Random(0)
         self.is_drifting = False
 
-    def _open_monitor(self) -> Monitor | None:
+    def _open_monitor(self) -> DriftMonitor | None:
         policy = self.model.policies[DEFAULT]
         if policy.calibration is not None and policy.calibration.groups is not None:
             LOG.info("%s: no drift watch: the calibration counted groups, which requests do not name", self.model.name)
             return None
         try:
-            return Monitor(policy)
+            return DriftMonitor(policy)
         except PolicyError as error:
             LOG.info("%s: no drift watch: %s", self.model.name, error)
             return None

@@ -11,14 +11,12 @@ from typing import Any
 _HOMES = {
     "calibrations": "Calibration",
     "compact": "CompactLogits",
-    "explanations": "SCHEMA ExitView Explanation LabelView Location",
+    "explanations": "ExitView Explanation LabelView Location",
     "outputs": "ExitOutput LossTerms Prediction",
-    "policies": "GATE_FEATURES Gate Policy",
-    "preprocessing": "IMAGENET_MEAN IMAGENET_STD ArrayPreprocess MelSpectrogram Preprocess Preprocessing SeriesPreprocess "
-    "TextPreprocess VectorPreprocess VolumePreprocess import_tokenizers",
-    "requests": "SCORES CalibrationRequest Temperatures",
-    "traces": "Timing Trace",
+    "policies": "ConfidenceInterval CostAccuracy Gate Policy SweepPoint",
+    "requests": "CalibrationRequest Temperatures",
     "settings": "TrainingSettings",
+    "traces": "ExitLatency Trace",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -2,7 +2,6 @@
 
 from exitlens.types.calibrations import Calibration as Calibration
 from exitlens.types.compact import CompactLogits as CompactLogits
-from exitlens.types.explanations import SCHEMA as SCHEMA
 from exitlens.types.explanations import ExitView as ExitView
 from exitlens.types.explanations import Explanation as Explanation
 from exitlens.types.explanations import LabelView as LabelView
@@ -10,23 +9,13 @@ from exitlens.types.explanations import Location as Location
 from exitlens.types.outputs import ExitOutput as ExitOutput
 from exitlens.types.outputs import LossTerms as LossTerms
 from exitlens.types.outputs import Prediction as Prediction
-from exitlens.types.policies import GATE_FEATURES as GATE_FEATURES
+from exitlens.types.policies import ConfidenceInterval as ConfidenceInterval
+from exitlens.types.policies import CostAccuracy as CostAccuracy
 from exitlens.types.policies import Gate as Gate
 from exitlens.types.policies import Policy as Policy
-from exitlens.types.preprocessing import IMAGENET_MEAN as IMAGENET_MEAN
-from exitlens.types.preprocessing import IMAGENET_STD as IMAGENET_STD
-from exitlens.types.preprocessing import ArrayPreprocess as ArrayPreprocess
-from exitlens.types.preprocessing import MelSpectrogram as MelSpectrogram
-from exitlens.types.preprocessing import Preprocess as Preprocess
-from exitlens.types.preprocessing import Preprocessing as Preprocessing
-from exitlens.types.preprocessing import SeriesPreprocess as SeriesPreprocess
-from exitlens.types.preprocessing import TextPreprocess as TextPreprocess
-from exitlens.types.preprocessing import VectorPreprocess as VectorPreprocess
-from exitlens.types.preprocessing import VolumePreprocess as VolumePreprocess
-from exitlens.types.preprocessing import import_tokenizers as import_tokenizers
-from exitlens.types.requests import SCORES as SCORES
+from exitlens.types.policies import SweepPoint as SweepPoint
 from exitlens.types.requests import CalibrationRequest as CalibrationRequest
 from exitlens.types.requests import Temperatures as Temperatures
 from exitlens.types.settings import TrainingSettings as TrainingSettings
-from exitlens.types.traces import Timing as Timing
+from exitlens.types.traces import ExitLatency as ExitLatency
 from exitlens.types.traces import Trace as Trace

@@ -9,7 +9,7 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.requests import CalibrationRequest, SampleSketch
 from exitlens.types.tasks import Task
-from exitlens.types.traces import Timing
+from exitlens.types.traces import ExitLatency
 
 FORMAT = 1  # of Calibration.to_dict
 
@@ -61,7 +61,7 @@ class Certification:
 
 @dataclass(frozen=True)
 class DriftReference:
-    """Calibration samples counted for :class:`~exitlens.Monitor`, by exit and by score at that exit, the surest first.
+    """Calibration samples counted for :class:`~exitlens.DriftMonitor`, by exit and by score at that exit, the surest first.
 
     ``edges`` between the cells of each exit increase; ``confidence`` is the mean score.
     """
@@ -110,7 +110,7 @@ class Calibration:
     reference: DriftReference | None = field(default=None, repr=False)
     certification: Certification | None = None
     groups: int | None = None
-    timing: Timing | None = None
+    timing: ExitLatency | None = None
     held_out: Mapping[str, float] | None = None
 
     @property
@@ -147,7 +147,7 @@ class Calibration:
             if (held_out := record["held_out"]) is not None:
                 record["held_out"] = {str(name): float(loss) for name, loss in held_out.items()}
             if (timing := record["timing"]) is not None:
-                record["timing"] = Timing.from_dict(timing)
+                record["timing"] = ExitLatency.from_dict(timing)
             if (certification := record["certification"]) is not None:
                 tests = tuple(RiskTest(**test) for test in certification["tests"])
                 record["certification"] = Certification(**certification | {"tests": tests})

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from exitlens.errors import InputError, PolicyError, require
@@ -34,7 +34,7 @@ class Gate:
         PolicyError: where the numbers do not fit.
 
     Examples:
-        >>> gate = xl.Gate(weights=((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)), limits=(0.5, math.inf))
+        >>> gate = xl.types.Gate(weights=((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)), limits=(0.5, math.inf))
         >>> xl.Policy(thresholds=(0.9, 0.9), gate=gate).gate.limits
         (0.5, inf)
     """
@@ -227,3 +227,55 @@ def check_fit(policy: Policy, num_exits: int, network: str, place: str, task: Ta
         policy.check(num_exits, network, task)
     except PolicyError as error:
         raise PolicyError(f"{place}: {str(error).removeprefix('policy: ')}") from error
+
+
+@dataclass(frozen=True)
+class ConfidenceInterval:
+    """A mean over samples, with its confidence band.
+
+    Examples:
+        >>> xl.sweep(trace)[0].cost
+        ConfidenceInterval(value=..., low=..., high=...)
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One policy of the frontier, and what it does on samples that did not choose it.
+
+    Attributes:
+        cost: mean, in units of the plain backbone. agreement: share of answers that are the final exit's.
+        divergence: mean, of the map at the exit taken. accuracy: ``None`` without labels.
+
+    Examples:
+        >>> point = xl.sweep(trace)[0]
+        >>> point.policy.num_exits, point.accuracy.low <= point.accuracy.value <= point.accuracy.high
+        (3, True)
+    """
+
+    policy: Policy
+    cost: ConfidenceInterval
+    agreement: ConfidenceInterval
+    divergence: ConfidenceInterval
+    accuracy: ConfidenceInterval | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"policy": self.policy.to_dict()}
+
+
+@dataclass(frozen=True)
+class CostAccuracy:
+    """A point of a paper's curve: mean cost and accuracy on the test data.
+
+    Examples:
+        >>> xl.measure_anytime(trace)[0]
+        CostAccuracy(cost=..., accuracy=...)
+    """
+
+    cost: float
+    accuracy: float

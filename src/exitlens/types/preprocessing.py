@@ -34,7 +34,7 @@ class Preprocess:
     """How pixels become network input: resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``.
 
     Examples:
-        >>> xl.Preprocess(size=(40, 40), mean=(0.5,) * 3, std=(0.25,) * 3).normalise(scenes.images[:2]).shape
+        >>> xl.data.Preprocess(size=(40, 40), mean=(0.5,) * 3, std=(0.25,) * 3).normalise(scenes.images[:2]).shape
         torch.Size([2, 3, 40, 40])
     """
 
@@ -94,7 +94,7 @@ class TextPreprocess:
         MissingExtraError: where the package ``tokenizers`` is not installed.
 
     Examples:
-        >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp"]), length=8)
+        >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp"]), length=8)
         >>> preprocess.encode(["a good lamp", "good"])["input_ids"].shape
         torch.Size([2, 8])
     """
@@ -204,8 +204,8 @@ class MelSpectrogram:
         InputError: for values that make no spectrogram.
 
     Examples:
-        >>> mel = xl.MelSpectrogram(bands=40, high_hz=4000.0)
-        >>> scaling = xl.SeriesPreprocess(mean=(0.0,) * 40, std=(1.0,) * 40, rate=16000.0, mel=mel)
+        >>> mel = xl.data.MelSpectrogram(bands=40, high_hz=4000.0)
+        >>> scaling = xl.data.SeriesPreprocess(mean=(0.0,) * 40, std=(1.0,) * 40, rate=16000.0, mel=mel)
     """
 
     bands: int = 64
@@ -286,7 +286,7 @@ class SeriesPreprocess(_Scaling):
         mel: of sounds, the spectrogram that is the series, made where files are read; ``None``: the waveform is.
 
     Examples:
-        >>> scaling = xl.SeriesPreprocess(mean=(1.0,), std=(2.0,))
+        >>> scaling = xl.data.SeriesPreprocess(mean=(1.0,), std=(2.0,))
         >>> scaling.normalise(torch.tensor([[[1.0, 3.0, 5.0]]]))
         tensor([[[0., 1., 2.]]])
     """
@@ -335,7 +335,7 @@ class VolumePreprocess(_Scaling):
         size: ``(D,H,W)`` voxels of every input; files of another size are resized.
 
     Examples:
-        >>> scaling = xl.VolumePreprocess(mean=(0.0,), std=(2.0,), size=(8, 8, 8))
+        >>> scaling = xl.data.VolumePreprocess(mean=(0.0,), std=(2.0,), size=(8, 8, 8))
         >>> scaling.normalise(torch.ones(1, 8, 8, 8)).mean()
         tensor(0.5000)
     """
@@ -358,7 +358,7 @@ class VectorPreprocess(_Scaling):
         names: of the F features, if they have names; tables are read by them.
 
     Examples:
-        >>> scaling = xl.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0), names=("age", "dose"))
+        >>> scaling = xl.data.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0), names=("age", "dose"))
         >>> scaling.normalise(torch.tensor([1.0, 20.0]))
         tensor([1., 2.])
     """

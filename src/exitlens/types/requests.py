@@ -47,6 +47,11 @@ class Temperatures:
         values: one for each exit.
         fitted_on: the samples that they were fitted on.
         network: fingerprint of the network that they belong to; empty fits any.
+
+    Examples:
+        >>> first = xl.calibrate(trace, max_disagreement=0.5)
+        >>> xl.calibrate(trace, max_disagreement=0.2, temperatures=first).calibration.request.temperatures.values
+        (1.0, 1.0, 1.0)
     """
 
     values: tuple[float, ...]

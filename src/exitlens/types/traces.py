@@ -21,7 +21,7 @@ from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answer
 
 
 @dataclass(frozen=True)
-class Timing:
+class ExitLatency:
     """How long one batch takes when all its samples leave at an exit, on one machine (``collect(..., cost="time")``).
 
     Args:
@@ -37,7 +37,7 @@ class Timing:
         InputError: for times that are not positive, finite and increasing, or do not fit one another.
 
     Examples:
-        >>> timing = xl.Timing(ms=(1.0, 2.5), low=(0.9, 2.4), high=(1.1, 2.6), whole_ms=2.4, batch_size=1, threads=2)
+        >>> timing = xl.types.ExitLatency((1.0, 2.5), (0.9, 2.4), (1.1, 2.6), whole_ms=2.4, batch_size=1, threads=2)
         >>> timing.spread
         (0.2..., 0.08...)
     """
@@ -102,12 +102,12 @@ class Timing:
         return asdict(self) | {name: list(getattr(self, name)) for name in ("ms", "low", "high")}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Timing:
+    def from_dict(cls, values: Mapping[str, Any]) -> ExitLatency:
         """Inverse of :meth:`to_dict`; raises :class:`InputError` where something is missing or wrong."""
         try:
             return cls(**values)
         except TypeError as error:
-            raise InputError(f"timing: expected what Timing.to_dict gave ({error})") from error
+            raise InputError(f"timing: expected what ExitLatency.to_dict gave ({error})") from error
 
 
 def format_ms(value: float) -> str:
@@ -174,7 +174,7 @@ class Trace:
     gate_features: Tensor | None = None
     groups: Tensor | None = None
     sample_hashes: Tensor | None = None
-    timing: Timing | None = None
+    timing: ExitLatency | None = None
     task: Task = "classes"
     askings: list[Asking] = field(default_factory=list, init=False, compare=False)
 
@@ -197,8 +197,8 @@ class Trace:
             raise InputError("divergence: expected 0 at the final exit, which is what the others are compared with")
         if (self.cost <= 0).any() or (self.cost.diff() <= 0).any():
             raise InputError(f"cost: expected positive, strictly increasing numbers, got {self.cost.tolist()}")
-        if self.timing is not None and (not isinstance(self.timing, Timing) or len(self.timing.ms) != k):
-            raise InputError(f"timing: expected a Timing of {k} exits, got {self.timing!r}")
+        if self.timing is not None and (not isinstance(self.timing, ExitLatency) or len(self.timing.ms) != k):
+            raise InputError(f"timing: expected an ExitLatency of {k} exits, got {self.timing!r}")
 
     def _check_shapes(self, n: int, k: int) -> None:
         if self.groups is not None:
@@ -330,7 +330,7 @@ class Trace:
             if isinstance(values["logits"], dict):
                 parts: dict[str, Any] = {"label": None} | values["logits"]
                 values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
-            values["timing"] = None if note.get("timing") is None else Timing.from_dict(note["timing"])
+            values["timing"] = None if note.get("timing") is None else ExitLatency.from_dict(note["timing"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error

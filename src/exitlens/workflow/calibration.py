@@ -63,7 +63,7 @@ def calibrate(  # noqa: PLR0913
 
     Where the trace names groups, only these are independent: whole groups propose or test, each test has one value for a
     group, and the promise is about the samples of new groups. Where it names none, but samples that follow one another
-    look alike as frames of one video do, a :class:`~exitlens.DataWarning` says so.
+    look alike as frames of one video do, a :class:`~exitlens.errors.DataWarning` says so.
 
     Args:
         trace: independent samples (or groups of them) of the data to come, not used for training or testing.

@@ -20,8 +20,8 @@ from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import measure_exits
 from exitlens.progress import track
-from exitlens.ranks import Ranks, find_ranks
-from exitlens.types import CompactLogits, Timing, Trace
+from exitlens.ranks import DistributedContext, find_ranks
+from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.tasks import check_truth
 
@@ -58,7 +58,7 @@ def collect(
     groups: Tensor | Sequence[Hashable] | None = None,
     batch_size: int = 64,
     progress: bool = False,
-    ranks: Ranks | None = None,
+    ranks: DistributedContext | None = None,
     **options: Unpack[TraceOptions],
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
@@ -79,9 +79,9 @@ def collect(
             patient) and are not independent; by default as the data say, if they do.
         batch_size: of a ``Dataset`` and of tensors.
         progress: show a progress bar.
-        ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
-            there is; ``Ranks()``: this process alone. They take batches in turn; each gets the trace of all, which is the
-            one that a single process makes. The first one alone measures time.
+        ranks: the processes that share the work; by default those that ``torchrun`` started or that the process group has;
+            ``DistributedContext()``: this process alone. They take batches in turn, and each returns the trace that a single
+            process would make. Only the first measures time.
         options: ``compact``, ``trace_dir`` and ``seed``, see :class:`TraceOptions`.
 
     Returns:
@@ -156,7 +156,9 @@ class _Recorder:
         self._shapes = shapes
         _add_maps(self._store, seen.maps)
 
-    def finish(self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: Timing | None) -> Trace:
+    def finish(
+        self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: ExitLatency | None
+    ) -> Trace:
         """The trace of all batches."""
         if not self._ids:
             raise InputError("data: it gave no batch: pass at least one sample")

@@ -24,7 +24,7 @@ from exitlens.functional.scores import (
     score,
 )
 from exitlens.functional.thresholds.search import find_frontier, quantise
-from exitlens.types import Policy, Timing, Trace
+from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
 from exitlens.types.requests import DECIDED
 from exitlens.types.traces import format_ms
@@ -141,7 +141,7 @@ class Report:
     samples: int
     classes: tuple[ClassRow, ...] = ()
     ms: float | None = None
-    timing: Timing | None = None
+    timing: ExitLatency | None = None
     labels: LabelReport | None = None
     calibration_error: float | None = None
 

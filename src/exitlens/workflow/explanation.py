@@ -15,7 +15,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
 from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.attribution import Recording, compute_relevance
+from exitlens.model.attribution import Recording, attribute
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import have_maps
@@ -35,7 +35,7 @@ def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True,
         final: also run the exits after the one that answers, to compare with what they say. Without, the pass stops where
             adaptive inference does.
         relevance: also say on which places of exit 0's features the answer depends, to first order: the way back through
-            the stages up to the exit that answered (:func:`~exitlens.model.attribution.compute_relevance`; where the network
+            the stages up to the exit that answered (:func:`~exitlens.model.attribution.attribute`; where the network
             is tuned to bfloat16, a pass of its own in float32). Maps of deep features show where they were read, which
             need not be where the sample decides.
 
@@ -105,7 +105,7 @@ def _find_relevance(net: ExitNet, inputs: Inputs, answered: Sequence[int]) -> li
     maps = [torch.empty(0)] * len(answered)
     for k in set(answered):
         rows = [i for i, exit in enumerate(answered) if exit == k]
-        for i, relevance in zip(rows, compute_relevance(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
+        for i, relevance in zip(rows, attribute(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
             maps[i] = relevance
     return maps
 

@@ -1,4 +1,4 @@
-"""faithfulness: whether the maps show what the answers depend on, by deletion, insertion, masks and controls."""
+"""measure_faithfulness: whether the maps show what the answers depend on, by deletion, insertion, masks and controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional import attribution as measures
 from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
-from exitlens.model.attribution import compute_relevance_of_exits, occlude, perturb
+from exitlens.model.attribution import attribute_exits, occlude, perturb
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
@@ -54,7 +54,7 @@ class Faithfulness:
         deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
 
     Examples:
-        >>> found = xl.faithfulness(net, scenes, samples=4, oracle_samples=0)
+        >>> found = xl.measure_faithfulness(net, scenes, samples=4, oracle_samples=0)
         >>> found.grid, found.deletion_share is None
         ((5, 5), True)
     """
@@ -81,7 +81,7 @@ class Faithfulness:
         return asdict(self)
 
 
-def faithfulness(
+def measure_faithfulness(
     net: ExitNet,
     data: Any,
     *,
@@ -109,11 +109,11 @@ def faithfulness(
         oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
             cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
         of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
-            (:func:`~exitlens.model.attribution.compute_relevance`).
+            (:func:`~exitlens.model.attribution.attribute`).
         progress: show a progress bar.
 
     Examples:
-        >>> found = xl.faithfulness(net, scenes, samples=8, oracle_samples=2)
+        >>> found = xl.measure_faithfulness(net, scenes, samples=8, oracle_samples=2)
         >>> found.samples, len(found.deletion)
         (8, 3)
     """
@@ -201,7 +201,7 @@ def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]
     """What speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
     parts_of_exits: list[list[Tensor]] = [[] for _ in attention]
     for _, inputs in batches:
-        for parts, item in zip(parts_of_exits, compute_relevance_of_exits(net, inputs), strict=True):
+        for parts, item in zip(parts_of_exits, attribute_exits(net, inputs), strict=True):
             parts.append(item.clamp_min(0))
     maps = [as_distribution(torch.cat(parts)) for parts in parts_of_exits]
     places = [

@@ -25,8 +25,9 @@ from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.model.heads.exit_heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import track
-from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess, TextPreprocess
+from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
+from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
 from exitlens.types.tasks import read_answers
 
 

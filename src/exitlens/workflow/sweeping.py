@@ -1,10 +1,9 @@
-"""sweep, anytime, budgeted_batch: what a network offers at every cost, with confidence bands."""
+"""sweep, measure_anytime, measure_budgeted_batch: what a network offers at every cost, with confidence bands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,61 +15,10 @@ from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.thresholds.search import Cuts, find_frontier, quantise
 from exitlens.types import Policy, Trace
+from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
 from exitlens.types.tasks import choose_score
 
 PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
-
-
-@dataclass(frozen=True)
-class Band:
-    """A mean over samples, with its confidence band.
-
-    Examples:
-        >>> xl.sweep(trace)[0].cost
-        Band(value=..., low=..., high=...)
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One policy of the frontier, and what it does on samples that did not choose it.
-
-    Attributes:
-        cost: mean, in units of the plain backbone. agreement: share of answers that are the final exit's.
-        divergence: mean, of the map at the exit taken. accuracy: ``None`` without labels.
-
-    Examples:
-        >>> point = xl.sweep(trace)[0]
-        >>> point.policy.num_exits, point.accuracy.low <= point.accuracy.value <= point.accuracy.high
-        (3, True)
-    """
-
-    policy: Policy
-    cost: Band
-    agreement: Band
-    divergence: Band
-    accuracy: Band | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {"policy": self.policy.to_dict()}
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """A point of a paper's curve: mean cost and accuracy on the test data.
-
-    Examples:
-        >>> xl.anytime(trace)[0]
-        CurvePoint(cost=..., accuracy=...)
-    """
-
-    cost: float
-    accuracy: float
 
 
 def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: int = 60, seed: int = 0) -> list[SweepPoint]:
@@ -159,7 +107,7 @@ def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, le
     return [SweepPoint(policy, **{name: points[i] for name, points in bands.items()}) for i, policy in enumerate(policies)]
 
 
-def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[Band]:
+def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[ConfidenceInterval]:
     """Simultaneous bands for the means of all rows of ``values`` ``(P,n)``; ``groups`` ``(n,)``."""
     x = values.double()
     means, count = x.mean(1), len(x[0])
@@ -171,26 +119,28 @@ def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: in
     noise = torch.randn(residuals.shape[1], draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     deviations = (residuals @ noise / count).abs() / errors.clamp_min(1e-12)[:, None]
     width = deviations.amax(0).quantile(level) * errors
-    return [Band(m, m - w, m + w) for m, w in zip(means.tolist(), width.tolist(), strict=True)]
+    return [ConfidenceInterval(m, m - w, m + w) for m, w in zip(means.tolist(), width.tolist(), strict=True)]
 
 
-def anytime(trace: Trace) -> list[CurvePoint]:
+def measure_anytime(trace: Trace) -> list[CostAccuracy]:
     """Accuracy of each exit if every sample is answered there: the anytime curve of MSDNet (arXiv 1703.09844, section 5.2).
 
     Raises:
         InputError: for a trace without labels.
 
     Examples:
-        >>> [round(point.cost, 2) for point in xl.anytime(trace)] == [round(cost, 2) for cost in trace.cost.tolist()]
+        >>> [round(point.cost, 2) for point in xl.measure_anytime(trace)] == [round(cost, 2) for cost in trace.cost.tolist()]
         True
     """
     require(trace, Trace, "trace", "see exitlens.collect")
-    trace.require_labels("anytime")
+    trace.require_labels("measure_anytime")
     correct = trace.correct.double().mean(0)
-    return [CurvePoint(cost, right) for cost, right in zip(trace.cost.tolist(), correct.tolist(), strict=True)]
+    return [CostAccuracy(cost, right) for cost, right in zip(trace.cost.tolist(), correct.tolist(), strict=True)]
 
 
-def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, points: int = 40) -> list[CurvePoint]:
+def measure_budgeted_batch(
+    validation: Trace, test: Trace, *, score: str | None = None, points: int = 40
+) -> list[CostAccuracy]:
     """Accuracy at mean costs under MSDNet's protocol (arXiv 1703.09844, section 5.2), for comparison with papers.
 
     Exit k answers a share proportional to ``q^k`` of the samples, the surest of those that reach it; the thresholds
@@ -207,8 +157,8 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, 
 
     Examples:
         >>> half = torch.arange(32)
-        >>> xl.budgeted_batch(trace.select(half), trace.select(half + 32), points=2)
-        [CurvePoint(cost=..., accuracy=...), ...]
+        >>> xl.measure_budgeted_batch(trace.select(half), trace.select(half + 32), points=2)
+        [CostAccuracy(cost=..., accuracy=...), ...]
     """
     for name, trace in (("validation", validation), ("test", test)):
         require(trace, Trace, name, "see exitlens.collect")
@@ -216,14 +166,14 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, 
     if (validation.num_exits, validation.task) != (test.num_exits, test.task) or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
     _check_count(points, "points")
-    test.require_labels("budgeted_batch")
+    test.require_labels("measure_budgeted_batch")
     policy = Policy.never(test.num_exits, score=choose_score(score, test.task))
     known, scores = score_early_exits(validation, policy), score_early_exits(test, policy)
     correct, curve = test.correct.double(), []
     for q in torch.logspace(-1.5, 1.5, points).tolist():
         shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
         exits = find_first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))
-        curve.append(CurvePoint(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
+        curve.append(CostAccuracy(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
     return curve
 
 

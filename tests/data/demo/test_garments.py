@@ -34,9 +34,11 @@ def test_the_images_are_small_licensed_and_apart_from_the_library():
     assert not [p for p in Path(xl.__file__).parent.rglob("*.png") if p.stat().st_size > 100_000]
 
 
-@pytest.mark.parametrize("load", [lambda: xl.load_fashion("test"), lambda: xl.load_scenes("train", limit=3)])
+@pytest.mark.parametrize("load", [lambda: xl.demo.load_fashion("test"), lambda: xl.demo.load_scenes("train", limit=3)])
 def test_without_the_images_an_error_names_the_extra(load, no_images):
-    with pytest.raises(xl.MissingExtraError, match=r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"):
+    with pytest.raises(
+        xl.errors.MissingExtraError, match=r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"
+    ):
         load()
 
 
@@ -44,18 +46,18 @@ def test_a_damaged_file_is_found(monkeypatch, tmp_path):
     for name in ("fashion.json", "fashion_validation.png"):
         (tmp_path / name).write_bytes((IMAGES / name).read_bytes()[: None if name.endswith("json") else -9])
     monkeypatch.setattr(module, "files", lambda package: tmp_path)
-    with pytest.raises(xl.DataError, match="damaged"):
+    with pytest.raises(xl.errors.DataError, match="damaged"):
         load_garments("validation")
 
 
 def test_fashion_is_grey():
-    data = xl.load_fashion("validation")
+    data = xl.demo.load_fashion("validation")
     assert data.images.shape == (1000, 1, 28, 28)
     assert data.classes == CLASSES
 
 
 def test_scenes_are_repeatable_and_differ_by_seed():
-    first, again, other = (xl.load_scenes("validation", limit=50, seed=s) for s in (0, 0, 1))
+    first, again, other = (xl.demo.load_scenes("validation", limit=50, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
     assert first.images.shape == (50, 3, 40, 40)
@@ -63,11 +65,11 @@ def test_scenes_are_repeatable_and_differ_by_seed():
 
 
 def test_two_backgrounds_show_the_same_garments_in_the_same_places():
-    agreeing, disagreeing = (xl.load_scenes("test", limit=50, background_agreement=a) for a in (0.8, 0.1))
+    agreeing, disagreeing = (xl.demo.load_scenes("test", limit=50, background_agreement=a) for a in (0.8, 0.1))
     assert torch.equal(agreeing.masks, disagreeing.masks)
 
 
-def _hue_of_background(scene: xl.ImageSet) -> torch.Tensor:
+def _hue_of_background(scene: xl.data.ImageSet) -> torch.Tensor:
     outside = ~scene.masks[:, None]
     return (scene.images.float() * outside).sum((2, 3)) / outside.sum((2, 3))
 
@@ -106,5 +108,5 @@ def test_the_mask_is_where_the_garment_is():
 )
 def test_bad_scene_arguments(values, message):
     garments, labels = torch.zeros(2, 28, 28, dtype=torch.uint8), torch.tensor([0, 1])
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         make_scenes(garments, labels, CLASSES, **{"background_agreement": 0.5, "seed": 0, **values})

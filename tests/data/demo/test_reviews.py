@@ -102,7 +102,7 @@ def test_reviews_that_are_cut(reviews):
     ],
 )
 def test_bad_review_arguments(changes, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         make_reviews(**{"count": 4, "shop_agreement": 0.5, "seed": 0, **changes})
 
 
@@ -116,5 +116,5 @@ def test_review_splits_are_of_the_promised_size_and_share_next_to_nothing():
     assert load_reviews("validation", seed=1).texts != parts["validation"].texts
     assert load_reviews("validation", limit=50).texts == parts["validation"].texts[:50]
     assert load_reviews("test", length=16, limit=4).input_ids.shape == (4, 16)
-    with pytest.raises(xl.InputError, match="split"):
+    with pytest.raises(xl.errors.InputError, match="split"):
         load_reviews("dev")

@@ -77,7 +77,7 @@ def test_the_ideal_is_stage_times_by_shares():
 
 
 def test_too_few_images_for_a_batch(images):
-    with pytest.raises(xl.InputError, match="batch_size: expected at most 40, the samples there are, got 64"):
+    with pytest.raises(xl.errors.InputError, match="batch_size: expected at most 40, the samples there are, got 64"):
         split_whole_batches(images, 64)
 
 

@@ -199,8 +199,8 @@ def test_everything_is_named_and_reachable(page):
 
 def test_texts_are_shaded_token_by_token(browser, tmp_path):
     net = make_text_net()
-    words = xl.word_tokenizer(["the film was good", "a bad film"])
-    net.describe(classes=("good", "bad", "neither"), preprocess=xl.TextPreprocess(words, LENGTH))
+    words = xl.data.word_tokenizer(["the film was good", "a bad film"])
+    net.describe(classes=("good", "bad", "neither"), preprocess=xl.data.TextPreprocess(words, LENGTH))
     xl.save(net, xl.Policy((0.99, 0.99)), tmp_path / "bundle")
     with (
         _served(tmp_path / "log.txt", "--bundle", str(tmp_path)) as (address, _),

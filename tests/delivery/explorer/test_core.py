@@ -64,7 +64,7 @@ def test_examples_are_test_images_of_the_run(explorer):
 def test_a_bundle_by_itself_shows_scenes(net, tmp_path):
     backbone = xl.build_backbone("small", 2)
     small = xl.attach(backbone, ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
-    small.describe(source="small", classes=("a", "b"), preprocess=xl.Preprocess((32, 32)))
+    small.describe(source="small", classes=("a", "b"), preprocess=xl.data.Preprocess((32, 32)))
     xl.save(small, None, tmp_path / "bundle")
     explorer = Explorer([tmp_path])
     assert len(explorer.examples()) == EXAMPLES
@@ -75,7 +75,7 @@ def test_a_bundle_by_itself_shows_scenes(net, tmp_path):
 
 def test_without_the_demos_images_it_shows_none(net, tmp_path, no_images):
     small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
-    small.describe(source="small", classes=("a", "b"), preprocess=xl.Preprocess((32, 32)))
+    small.describe(source="small", classes=("a", "b"), preprocess=xl.data.Preprocess((32, 32)))
     xl.save(small, None, tmp_path / "bundle")
     explorer = Explorer([tmp_path])
     assert explorer.examples() == []
@@ -84,12 +84,12 @@ def test_without_the_demos_images_it_shows_none(net, tmp_path, no_images):
 
 def test_other_data_than_the_runs_own(folder, tmp_path):
     small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
-    small.describe(source="small", classes=("dark", "bright"), preprocess=xl.Preprocess((32, 32)))
+    small.describe(source="small", classes=("dark", "bright"), preprocess=xl.data.Preprocess((32, 32)))
     xl.save(small, None, tmp_path / "bundle")
     explorer = Explorer([tmp_path], str(folder))
     assert {one.truth for one in explorer.examples()} == {"dark", "bright"}
     assert f"60 samples of {folder} under" in View(explorer).route(0)(0.9)
-    with pytest.raises(xl.DataError):
+    with pytest.raises(xl.errors.DataError):
         View(Explorer([tmp_path], str(tmp_path / "nothing")))
 
 
@@ -115,9 +115,9 @@ def test_a_uniform_map_is_pale():
 
 
 def test_two_of_a_kind_only(trained):
-    with pytest.raises(xl.InputError, match="one bundle, or two"):
+    with pytest.raises(xl.errors.InputError, match="one bundle, or two"):
         Explorer([])
-    with pytest.raises(xl.BundleError):
+    with pytest.raises(xl.errors.BundleError):
         Explorer([Path("nowhere")])
     both = Explorer([trained, trained])
     assert [run.name for run in both.runs] == ["x", "x (2)"]
@@ -134,9 +134,9 @@ def test_a_large_upload_is_shrunk(explorer, tmp_path):
 
 def test_an_image_bundle_and_a_text_bundle_do_not_go_together(trained, tmp_path):
     net = make_text_net()
-    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(["a b"]), LENGTH))
+    net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), LENGTH))
     xl.save(net, None, tmp_path / "bundle")
-    with pytest.raises(xl.InputError, match="expected two of a kind"):
+    with pytest.raises(xl.errors.InputError, match="expected two of a kind"):
         Explorer([trained, tmp_path])
 
 

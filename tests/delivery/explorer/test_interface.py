@@ -49,7 +49,7 @@ def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_pa
     ],
 )
 def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
-    with pytest.raises(xl.DataError, match="strokes"):
+    with pytest.raises(xl.errors.DataError, match="strokes"):
         _decode_strokes(strokes)
     view = View(explorer)
     page, message = view.paint(noise(), strokes, False, 0.5, 0.5, 0.5)
@@ -67,5 +67,5 @@ def test_strokes_cover(explorer):
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[app\]"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[app\]"):
         import_gradio()

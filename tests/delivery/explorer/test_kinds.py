@@ -11,9 +11,9 @@ from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.interface import View
 
 SCALES = {
-    "series": (xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=64), (2, 64)),
-    "volume": (xl.VolumePreprocess((0.0,), (1.0,), size=(16, 16, 16)), (1, 16, 16, 16)),
-    "vector": (xl.VectorPreprocess((0.0,) * 5, (1.0,) * 5), (5,)),
+    "series": (xl.data.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=64), (2, 64)),
+    "volume": (xl.data.VolumePreprocess((0.0,), (1.0,), size=(16, 16, 16)), (1, 16, 16, 16)),
+    "vector": (xl.data.VectorPreprocess((0.0,) * 5, (1.0,) * 5), (5,)),
 }
 
 
@@ -51,5 +51,5 @@ def test_two_that_scale_differently_are_not_compared(bundle):
     known = net.info.preprocess
     net.describe(preprocess=known.scaled([1.0] * len(known.mean), known.std))
     xl.save(net, policy, bundle / "other")
-    with pytest.raises(xl.InputError, match=r"expected two that make inputs of .* alike"):
+    with pytest.raises(xl.errors.InputError, match=r"expected two that make inputs of .* alike"):
         Explorer([bundle / "bundle", bundle / "other"])

@@ -29,7 +29,7 @@ def test_relevance_of_every_exit_is_drawn_beside_its_attention(explorer):
     assert plain.relevance == ()
     run = both.run
     for k, one in enumerate(both.relevance):
-        torch.testing.assert_close(one, xl.compute_relevance(run.net, explorer.encode(run, picture), exit=k)[0])
+        torch.testing.assert_close(one, xl.attribute(run.net, explorer.encode(run, picture), exit=k)[0])
     one, two = answer_page(plain, picture), answer_page(both, picture)
     assert (one.count('class="xl-heat"'), two.count('class="xl-heat"')) == (4, 8)
     assert two.count('alt="What the answer ') == 4
@@ -54,8 +54,8 @@ def test_slow_relevance_waits_until_it_is_asked_for(explorer, monkeypatch):
 
 def test_texts_are_shaded_token_by_token(tmp_path):
     net = make_text_net()
-    words = xl.word_tokenizer(["the film was good", "<b> & bad food"])
-    net.describe(classes=("a", "b", "c"), preprocess=xl.TextPreprocess(words, LENGTH))
+    words = xl.data.word_tokenizer(["the film was good", "<b> & bad food"])
+    net.describe(classes=("a", "b", "c"), preprocess=xl.data.TextPreprocess(words, LENGTH))
     xl.save(net, xl.Policy((0.2, 0.5)), tmp_path / "bundle")
     explorer = Explorer([tmp_path])
     assert explorer.is_text

@@ -104,13 +104,13 @@ def test_a_class_that_one_fold_holds_alone():
     ],
 )
 def test_what_it_refuses(given, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.calibrate(random_trace(300), **{"max_accuracy_drop": 0.1} | given)
 
 
 def test_limits_that_no_policy_keeps_within_the_cost():
     message = r"keeps {'max_disagreement': 0.0} on held-out samples within max_cost 0.21"
-    with pytest.raises(xl.CalibrationError, match=message):
+    with pytest.raises(xl.errors.CalibrationError, match=message):
         xl.calibrate(random_trace(300), max_disagreement=0.0, max_cost=0.21, folds=3)
 
 

@@ -32,7 +32,7 @@ def test_torchvision_by_name():
     ],
 )
 def test_unknown_sources(source, channels, pretrained, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.build_backbone(source, 4, channels, pretrained)
 
 
@@ -43,7 +43,7 @@ def test_pretrained_offline_says_what_to_do(monkeypatch, tmp_path):
         raise OSError("no network")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-    with pytest.raises(xl.InputError, match="not cached"):
+    with pytest.raises(xl.errors.InputError, match="not cached"):
         xl.build_backbone("torchvision:resnet18", 4, pretrained=True)
 
 
@@ -68,13 +68,13 @@ def test_timm_by_name():
     network = xl.build_backbone("timm:resnet18", 6, in_channels=1)
     net = xl.attach(network, ["layer1", "layer2"], 6, torch.zeros(1, 1, 64, 64))
     assert net(torch.randn(2, 1, 64, 64))[-1].logits.shape == (2, 6)
-    with pytest.raises(xl.InputError, match="Did you mean"):
+    with pytest.raises(xl.errors.InputError, match="Did you mean"):
         xl.build_backbone("timm:resnet18x", 6)
 
 
 def test_timm_missing_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[timm\]"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[timm\]"):
         xl.build_backbone("timm:resnet18", 6)
 
 
@@ -145,10 +145,10 @@ def test_weights_of_a_directory(directory):
 def test_weights_of_another_model_are_not_taken_for_its_own(directory):
     make_bert(num_labels=3).save_pretrained(directory)
     (directory / "config.json").write_text(json.dumps(config_values(num_hidden_layers=4)))
-    with pytest.warns(xl.WeightsWarning, match=r"16 tensors stay random: bert.encoder.layer.3"):
+    with pytest.warns(xl.errors.WeightsWarning, match=r"16 tensors stay random: bert.encoder.layer.3"):
         xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
     save_file({"x": torch.zeros(2)}, directory / "model.safetensors", {"format": "pt"})
-    with pytest.raises(xl.BundleError, match="of another network: 0 of the backbone's"):
+    with pytest.raises(xl.errors.BundleError, match="of another network: 0 of the backbone's"):
         xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
 
 
@@ -173,30 +173,30 @@ def test_loading_prints_nothing_and_leaves_the_settings_of_transformers(director
     ],
 )
 def test_what_is_not_there_says_what_to_do(source, pretrained, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.build_backbone(source, 3, pretrained=pretrained)
 
 
 def test_a_model_that_is_no_classifier():
-    with pytest.raises(xl.InputError, match="no image or text classifier for WhisperConfig"):
+    with pytest.raises(xl.errors.InputError, match="no image or text classifier for WhisperConfig"):
         xl.build_backbone("hf:whisper", 3)
 
 
 def test_damaged_configuration(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(xl.InputError, match=r"is a folder, but transformers cannot read its config.json"):
+    with pytest.raises(xl.errors.InputError, match=r"is a folder, but transformers cannot read its config.json"):
         xl.build_backbone(f"hf:{tmp_path}", 3)
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
-    with pytest.raises(xl.InputError, match=r"is a folder, but transformers cannot read its config.json"):
+    with pytest.raises(xl.errors.InputError, match=r"is a folder, but transformers cannot read its config.json"):
         xl.build_backbone(f"hf:{tmp_path}", 3)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(xl.InputError, match=r"it holds no config.json"):
+    with pytest.raises(xl.errors.InputError, match=r"it holds no config.json"):
         xl.build_backbone(f"hf:{tmp_path}", 3)
 
 
 def test_missing_transformers_names_the_extra(monkeypatch, directory):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[hf\]"):
         xl.build_backbone(f"hf:{directory}", 3)
 
 
@@ -214,13 +214,13 @@ def test_only_what_can_be_built_again_has_a_configuration():
 def test_the_tokenizer_beside_a_model(directory):
     assert read_tokenizer(f"hf:{directory}") is None
     assert read_tokenizer("timm:resnet18") is None
-    (directory / "tokenizer.json").write_text(xl.word_tokenizer(["some words"]))
-    assert xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 8).vocabulary_size == 6
+    (directory / "tokenizer.json").write_text(xl.data.word_tokenizer(["some words"]))
+    assert xl.data.TextPreprocess(read_tokenizer(f"hf:{directory}"), 8).vocabulary_size == 6
 
 
 def test_other_files_of_a_tokenizer_are_read_by_transformers(directory):
     (directory / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nfilm\n")
-    found = xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 6).encode(["Good film"])
+    found = xl.data.TextPreprocess(read_tokenizer(f"hf:{directory}"), 6).encode(["Good film"])
     assert found["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0]]
     assert read_tokenizer("hf:bert") is None  # a type of model has none
     assert read_tokenizer("hf:") is None

@@ -6,7 +6,7 @@ import pytest
 
 import exitlens as xl
 from exitlens.model.backbones.normalisation import Normalisation, read_normalisation
-from exitlens.types import IMAGENET_MEAN, IMAGENET_STD
+from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 HALVES = ((0.5,) * 3, (0.5,) * 3)
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
@@ -59,7 +59,7 @@ def test_a_directory_of_transformers_has_a_file(tmp_path):
         assert read_normalisation(source) is None
     for damaged in ("{", "3"):
         path.write_text(damaged)
-        with pytest.raises(xl.InputError, match=r"preprocessor_config.json is damaged .* copy it again"):
+        with pytest.raises(xl.errors.InputError, match=r"preprocessor_config.json is damaged .* copy it again"):
             read_normalisation(source)
 
 
@@ -92,7 +92,7 @@ def test_other_pixels_than_in_0_to_1_are_taken_into_account(tmp_path):
 )
 def test_hostile_processors_are_damaged(tmp_path, text):
     (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(xl.InputError, match="damaged"):
+    with pytest.raises(xl.errors.InputError, match="damaged"):
         read_normalisation(f"hf:{tmp_path}")
 
 

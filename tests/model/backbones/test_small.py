@@ -27,7 +27,7 @@ def test_small_networks_of_other_kinds(shape, modality, tmp_path):
 
 
 def test_sources_are_for_their_kind_of_input():
-    with pytest.raises(xl.InputError, match="'small' does not take texts"):
+    with pytest.raises(xl.errors.InputError, match="'small' does not take texts"):
         xl.build_backbone("small", 3, modality=TEXT)
-    with pytest.raises(xl.InputError, match=r"torchvision:resnet18 does not take series\. Fix: use 'small'"):
+    with pytest.raises(xl.errors.InputError, match=r"torchvision:resnet18 does not take series\. Fix: use 'small'"):
         xl.build_backbone("torchvision:resnet18", 3, modality=SERIES)

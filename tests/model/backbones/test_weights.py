@@ -28,7 +28,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
         (good | {"more": torch.zeros(1)}, "unexpected"),
         ({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, r"\(3,\)"),
     ):
-        with pytest.raises(xl.BundleError, match=message):
+        with pytest.raises(xl.errors.BundleError, match=message):
             weights.load_unique_state(module, state, "here")
     assert torch.equal(module.weight, before)
 
@@ -49,7 +49,7 @@ def test_local_weights(tmp_path):
         ("odd.pt", "no state dict"),
         ("other.pt", "other shapes"),
     ):
-        with pytest.raises(xl.BundleError, match=message):
+        with pytest.raises(xl.errors.BundleError, match=message):
             xl.load_weights(target, tmp_path / name, strict=True)
     report = xl.load_weights(target, tmp_path / "other.pt")
     assert report.anew == ("fc.weight (10, 128), in the source (3, 128)", "fc.bias (10,), in the source (3,)")
@@ -99,7 +99,7 @@ def test_names_of_a_body_alone_get_the_prefix_that_the_backbone_has(tmp_path):
 
 def test_what_stays_random_is_listed_and_warned_of(tmp_path):
     save_resnet(tmp_path / "w.pt", lambda s: {k: v for k, v in s.items() if "layer4.2" not in k} | {"queue": torch.ones(2)})
-    with pytest.warns(xl.WeightsWarning, match=r"10 tensors stay random: layer4.2.conv1.weight"):
+    with pytest.warns(xl.errors.WeightsWarning, match=r"10 tensors stay random: layer4.2.conv1.weight"):
         report = xl.load_weights(SmallResNet(num_classes=5), tmp_path / "w.pt")
     assert report.unused == ("queue",)
     assert "and 6 more" in str(report)
@@ -111,7 +111,9 @@ def test_weights_of_another_network_are_refused_with_the_nearest_names(tmp_path)
     )
     target = SmallResNet(num_classes=5)
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(xl.BundleError, match=r"another network.*layer1.0.conv1.weight \(nearest: stage1.0.conv1.weight\)"):
+    with pytest.raises(
+        xl.errors.BundleError, match=r"another network.*layer1.0.conv1.weight \(nearest: stage1.0.conv1.weight\)"
+    ):
         xl.load_weights(target, tmp_path / "w.pt")
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
@@ -125,7 +127,7 @@ def test_the_same_tensors_in_the_same_order_fit_under_other_names(tmp_path):
     assert torch.equal(target.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
     assert "by their order" in str(report)
     assert len(report.anew) == 2
-    with pytest.raises(xl.BundleError, match="does not fit"):
+    with pytest.raises(xl.errors.BundleError, match="does not fit"):
         xl.load_weights(target, tmp_path / "w.pt", strict=True)
 
 
@@ -137,7 +139,7 @@ def test_neighbours_that_look_alike_could_be_exchanged(tmp_path):
         return made
 
     torch.save(attention("key", "query", "out").state_dict(), tmp_path / "w.pt")
-    with pytest.raises(xl.BundleError, match="another network"):
+    with pytest.raises(xl.errors.BundleError, match="another network"):
         xl.load_weights(attention("q", "k", "v"), tmp_path / "w.pt")
 
 
@@ -166,7 +168,7 @@ def test_values_that_are_no_numbers_for_the_backbone_are_refused_before_anything
         "without values": good[name].to("meta"),
     }
     for message, value in odd.items():
-        with pytest.raises(xl.BundleError, match=message):
+        with pytest.raises(xl.errors.BundleError, match=message):
             weights.load_state(target, good | {name: value}, "w.pt")
     assert all(torch.equal(value, before[n]) for n, value in target.state_dict().items())
     half = {n: v.half() if v.is_floating_point() else v for n, v in good.items()}

@@ -128,7 +128,7 @@ def test_names_become_nodes_in_order():
     traced = trace(TinyNet(), False, X)
     assert [n.name for n in boundaries.find_cut_nodes(traced, ["a.0", "b"])] == ["a_0", "b_2"]
     for at, message in ((["b", "a"], r"use \['a', 'b'\]"), (["d"], "no module 'd'"), (["a", "a.2"], "different")):
-        with pytest.raises(xl.AttachError, match=message):
+        with pytest.raises(xl.errors.AttachError, match=message):
             boundaries.find_cut_nodes(traced, at)
 
 
@@ -137,7 +137,7 @@ def test_a_module_used_twice_has_no_place():
         def forward(self, x):
             return super().forward(torch.relu(self.a[1](self.a[0](x))).repeat(1, 1, 2, 2)[:, :3])
 
-    with pytest.raises(xl.AttachError, match=r"'a\.0': it runs 2 times.*the nearest cut that works is 'a'"):
+    with pytest.raises(xl.errors.AttachError, match=r"'a\.0': it runs 2 times.*the nearest cut that works is 'a'"):
         boundaries.find_cut_nodes(trace(Twice(), False, X), ["a.0"])
 
 
@@ -155,7 +155,7 @@ def test_layouts_at_nodes():
     traced = trace(Square(), False, X)
     relu = next(n for n in traced.nodes if n.name == "relu")
     assert boundaries.find_node_layout(traced, relu) == Layout("nchw")
-    with pytest.raises(xl.AttachError, match="layout"):
+    with pytest.raises(xl.errors.AttachError, match="layout"):
         boundaries.find_node_layout(traced, traced.outputs["last"])
     assert boundaries.find_node_layout(traced, traced.outputs["last"], "nhwc") == Layout("nhwc")
 
@@ -177,7 +177,7 @@ def test_the_last_features_and_the_nearest_cut():
     end = traced.position(last)
     assert boundaries.describe_nearest_cut(traced, end, end) == "; the nearest cut that works is 'c.0'"
     assert boundaries.describe_nearest_cut(traced, 0, 0) == ""
-    with pytest.raises(xl.AttachError, match="no feature map"):
+    with pytest.raises(xl.errors.AttachError, match="no feature map"):
         boundaries.find_last_features(trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), False, X))
 
 

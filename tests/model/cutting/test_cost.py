@@ -100,5 +100,5 @@ def test_no_places_and_a_failing_example():
         timer.run(1, 0.0)
         assert timer.shares() == []
     traced.example = torch.zeros(1, 2, 16, 16)
-    with pytest.raises(xl.AttachError, match="fails on an input of shape"), NodeTimer(traced, nodes):
+    with pytest.raises(xl.errors.AttachError, match="fails on an input of shape"), NodeTimer(traced, nodes):
         pass

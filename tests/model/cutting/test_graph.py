@@ -46,7 +46,7 @@ def test_the_logits_are_found(output):
     ],
 )
 def test_outputs_without_usable_logits(output, message):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         pick_logits(output)
 
 
@@ -179,7 +179,7 @@ def test_operations_without_a_fake_implementation_run_for_real():
 
 def test_a_run_that_fails_names_the_shapes():
     traced = trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.AttachError, match=r"example: .* shape \(2, 5, 8, 8\) torch.float32"):
+    with pytest.raises(xl.errors.AttachError, match=r"example: .* shape \(2, 5, 8, 8\) torch.float32"):
         run_real(Recorder, traced.runnable(), [torch.zeros(2, 5, 8, 8)])
 
 
@@ -253,5 +253,5 @@ def test_a_normalisation_keeps_shape_and_dtype(norm, shape, dtype):
 def test_a_normalisation_of_other_channels_or_axes_is_refused_as_when_it_runs():
     for norm in (nn.BatchNorm2d(5), nn.BatchNorm1d(3)):
         net = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
-        with pytest.raises(xl.AttachError, match="the backbone fails on an input of shape"):
+        with pytest.raises(xl.errors.AttachError, match="the backbone fails on an input of shape"):
             trace(net, False, IMAGE).values  # noqa: B018

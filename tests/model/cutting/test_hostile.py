@@ -55,7 +55,7 @@ def test_no_grad_in_the_forward_is_kept():
     net.train()(X)[-1].logits.sum().backward()
     assert network.a.weight.grad is None
     assert network.b.weight.grad is not None
-    with pytest.raises(xl.AttachError, match=r"the gradient of 'a.bias' is not.*no_grad"):  # a cut inside the block
+    with pytest.raises(xl.errors.AttachError, match=r"the gradient of 'a.bias' is not.*no_grad"):  # a cut inside the block
         attach(network, AT)
 
 
@@ -174,13 +174,13 @@ class Rounds(nn.Module):
     ],
 )
 def test_refused_by_our_own_error(network, at, message):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         attach(network, at)
 
 
 def test_a_counter_that_crosses_is_never_counted_twice():
     network = CountsIntoTheAnswer()
-    with pytest.raises(xl.AttachError, match="more than the batch axis would have to be dynamic"):
+    with pytest.raises(xl.errors.AttachError, match="more than the batch axis would have to be dynamic"):
         attach(network)
     assert network.n == 0
 
@@ -244,7 +244,7 @@ def test_the_layout_counts_where_exits_are_placed():
                 x = layer(x)
             return self.fc(x.mean(1))
 
-    with pytest.raises(xl.AttachError, match="places for them"):
+    with pytest.raises(xl.errors.AttachError, match="places for them"):
         attach(Convolves(), 2, example=ids)
     assert attach(Convolves(), 2, example=ids, layout="tokens").info.at[-1] == "layers.1"
 

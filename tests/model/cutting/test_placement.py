@@ -17,7 +17,7 @@ def _short(monkeypatch):
 
 
 def test_points_of_a_tiny_network_by_hand():
-    points = {p.name: p for p in xl.exit_points(TinyNet(), torch.zeros(1, 3, 16, 16))}
+    points = {p.name: p for p in xl.list_exit_candidates(TinyNet(), torch.zeros(1, 3, 16, 16))}
     plain = 8 * 8 * 6 * 27 + 4 * 4 * 8 * 54 + 4 * 4 * 10 * 72 + 40
     assert points["a"].macs == 8 * 8 * 6 * 27
     assert points["a"].shape == (6, 8, 8)
@@ -28,14 +28,14 @@ def test_points_of_a_tiny_network_by_hand():
 
 
 def test_the_middle_of_a_residual_block_is_no_place():
-    names = [p.name for p in xl.exit_points(models.resnet18(), torch.zeros(1, 3, 64, 64))]
+    names = [p.name for p in xl.list_exit_candidates(models.resnet18(), torch.zeros(1, 3, 64, 64))]
     assert {"layer1", "layer1.0", "layer2", "layer3", "layer4.0"} <= set(names)
     assert not [name for name in names if "conv" in name and name != "conv1"]
 
 
 def test_equal_shares_of_cost():
     backbone = SmallResNet()
-    points = {p.name: p.cost for p in xl.exit_points(backbone, torch.zeros(1, 3, 40, 40))}
+    points = {p.name: p.cost for p in xl.list_exit_candidates(backbone, torch.zeros(1, 3, 40, 40))}
     names = place_exits(backbone, torch.zeros(1, 3, 40, 40), 3)
     assert len(names) == 3
     for k, name in enumerate(names):
@@ -47,11 +47,11 @@ def test_equal_shares_of_cost():
 
 
 def test_impossible_numbers_of_exits():
-    with pytest.raises(xl.AttachError, match="99 early exits do not fit"):
+    with pytest.raises(xl.errors.AttachError, match="99 early exits do not fit"):
         xl.attach(TinyNet(), 99, 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.InputError, match="positive"):
+    with pytest.raises(xl.errors.InputError, match="positive"):
         xl.attach(TinyNet(), 0, 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.InputError, match="at: expected"):
+    with pytest.raises(xl.errors.InputError, match="at: expected"):
         xl.attach(TinyNet(), True, 4, torch.zeros(1, 3, 16, 16))
 
 
@@ -103,7 +103,7 @@ def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
 
 
 def point(name, cost, time_share):
-    return xl.ExitPoint(name, round(100 * cost), cost, (8, 4, 4), time_share)
+    return xl.ExitCandidate(name, round(100 * cost), cost, (8, 4, 4), time_share)
 
 
 def test_choosing_among_places_by_hand():
@@ -117,7 +117,7 @@ def test_choosing_among_places_by_hand():
     assert choose_points(points, 3, "time") == ["relu", "x", "slow"]
     assert choose_points(points, 4) == ["relu", "slow", "y", "z"]
     assert choose_points(points, 5, "time") == ["relu", "x", "slow", "y", "z"]
-    with pytest.raises(xl.AttachError, match="5 early exits do not fit, this backbone has 4 places"):
+    with pytest.raises(xl.errors.AttachError, match="5 early exits do not fit, this backbone has 4 places"):
         choose_points(points, 5)
 
 
@@ -153,18 +153,20 @@ def test_places_as_good_as_each_other_need_no_agreement():
 
 def test_halves_that_never_agree_are_an_error_that_says_what_to_do():
     busy = Halves(*[(QUIET, NOISY)] * 9)
-    with pytest.raises(xl.AttachError, match=r"halves of 18 runs chose \['x'\] and \['y'\].*at=\['y'\].*placement='cost'"):
+    with pytest.raises(
+        xl.errors.AttachError, match=r"halves of 18 runs chose \['x'\] and \['y'\].*at=\['y'\].*placement='cost'"
+    ):
         choose_by_time(PLACES, 1, busy)
-    with pytest.raises(xl.AttachError, match="9 early exits do not fit"):
+    with pytest.raises(xl.errors.AttachError, match="9 early exits do not fit"):
         choose_by_time(PLACES, 9, Halves())
 
 
 def test_what_exits_are_placed_by():
-    with pytest.raises(xl.InputError, match=r"placement: expected 'cost'.*got 'speed'"):
+    with pytest.raises(xl.errors.InputError, match=r"placement: expected 'cost'.*got 'speed'"):
         xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), placement="speed")
-    with pytest.raises(xl.InputError, match="placement: expected"):
+    with pytest.raises(xl.errors.InputError, match="placement: expected"):
         place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, placement="Time")
-    with pytest.raises(xl.InputError, match="placement: only with a number in at"):
+    with pytest.raises(xl.errors.InputError, match="placement: only with a number in at"):
         xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="time")
     assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="cost").info.at == ("a",)
 
@@ -172,13 +174,13 @@ def test_what_exits_are_placed_by():
 @pytest.mark.slow
 def test_places_by_time_in_a_text_network():
     backbone, texts = make_bert(), make_texts()
-    points = xl.exit_points(backbone, texts, runs=1)
+    points = xl.list_exit_candidates(backbone, texts, runs=1)
     assert [p.name for p in points if p.name in AT] == AT
     assert [p.time_share for p in points] == sorted(p.time_share for p in points)
     assert len(choose_points(points, 2, "time")) == 2
     unknown = {name: tensor + 1000 for name, tensor in texts.items()}
-    with pytest.raises(xl.AttachError, match="example: the backbone fails"):
-        xl.exit_points(backbone, unknown)
+    with pytest.raises(xl.errors.AttachError, match="example: the backbone fails"):
+        xl.list_exit_candidates(backbone, unknown)
 
 
 class Draws(TinyNet):
@@ -199,7 +201,7 @@ def test_timing_leaves_everything_alone():
     backbone.b.eval()
     state, modes = torch.get_rng_state(), [m.training for m in backbone.modules()]
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    xl.exit_points(backbone, x)
+    xl.list_exit_candidates(backbone, x)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert [m.training for m in backbone.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -211,8 +213,8 @@ def test_timing_leaves_everything_alone():
 def test_nothing_is_timed_where_the_cost_decides(monkeypatch):
     monkeypatch.setattr(placement, "NodeTimer", lambda *args: pytest.fail("timed"))
     assert place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1) == ["b"]
-    assert {p.time_share for p in xl.exit_points(TinyNet(), torch.zeros(1, 3, 16, 16), runs=0)} == {0.0}
+    assert {p.time_share for p in xl.list_exit_candidates(TinyNet(), torch.zeros(1, 3, 16, 16), runs=0)} == {0.0}
 
 
 def test_the_default_example_has_the_dtype_of_the_backbone():
-    assert xl.exit_points(TinyNet().double(), runs=1)[0].shape == (6, 112, 112)
+    assert xl.list_exit_candidates(TinyNet().double(), runs=1)[0].shape == (6, 112, 112)

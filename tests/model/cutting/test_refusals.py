@@ -120,7 +120,7 @@ def attach(network, at=("stem",)):
 )
 @pytest.mark.filterwarnings("ignore")  # of torch about lazy modules and nn.DataParallel
 def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         xl.attach(network, at, 4, torch.zeros(1, 3, 32, 32))
     assert capfd.readouterr().err == ""
 
@@ -144,9 +144,9 @@ def test_the_cuts_that_work_there(network, at):
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_and_scripted_modules():
     quantised = torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear})
-    with pytest.raises(xl.AttachError, match=r"'fc' is a quantised Linear.*float network"):
+    with pytest.raises(xl.errors.AttachError, match=r"'fc' is a quantised Linear.*float network"):
         attach(quantised)
-    with pytest.raises(xl.AttachError, match="TorchScript"):
+    with pytest.raises(xl.errors.AttachError, match="TorchScript"):
         attach(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())))
 
 
@@ -168,16 +168,16 @@ class Impure(TinyNet):
 
 
 def test_verifying_finds_what_tracing_cannot_see():
-    with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
+    with pytest.raises(xl.errors.AttachError, match="depend on who else is in the batch"):
         xl.attach(MixesSamples(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.AttachError, match="a second call: its forward keeps a state"):
+    with pytest.raises(xl.errors.AttachError, match="a second call: its forward keeps a state"):
         xl.attach(Impure(), ["a"], 4, torch.zeros(1, 3, 16, 16))
 
 
 def test_a_new_classifier_of_zeros_does_not_hide_a_mismatch():
     network = MixesSamples()
     nn.init.zeros_(network.fc.weight), nn.init.zeros_(network.fc.bias)
-    with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
+    with pytest.raises(xl.errors.AttachError, match="depend on who else is in the batch"):
         xl.attach(network, ["a"], 4, torch.zeros(1, 3, 16, 16))
     assert (network.fc.weight == 0).all()
 

@@ -224,7 +224,7 @@ def test_cutting_and_verifying_leave_no_trace(backbone):
     assert [m.training for m in backbone.modules()] == modes
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
-    with pytest.raises(xl.AttachError):
+    with pytest.raises(xl.errors.AttachError):
         split(backbone, ["nowhere"], torch.zeros(1, 3, 16, 16))
     assert [m.training for m in backbone.modules()] == modes
 
@@ -245,7 +245,7 @@ def test_cutting_and_verifying_leave_no_trace(backbone):
 )
 @pytest.mark.parametrize("least_side", [0, 7])
 def test_what_cannot_be_cut_is_an_error_with_the_fix(network, at, message, least_side):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         split(network, at, torch.zeros(1, 3, 8, 8), least_side=least_side)
 
 

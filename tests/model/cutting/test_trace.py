@@ -41,10 +41,10 @@ def test_torch_fx_comes_first_and_torch_export_second():
 
 
 def test_what_neither_can_follow_names_the_line_and_the_mode():
-    with pytest.raises(xl.AttachError, match=r"OnValues.*evaluation mode.*line \d+ of test_trace.py.*torch.where"):
+    with pytest.raises(xl.errors.AttachError, match=r"OnValues.*evaluation mode.*line \d+ of test_trace.py.*torch.where"):
         trace(OnValues(), False, X)
     inside = nn.Sequential(nn.Conv2d(3, 3, 1), OnValues())
-    with pytest.raises(xl.AttachError, match=r"training mode: in module '1' \(OnValues\).*nearest cuts.*'0', '1'"):
+    with pytest.raises(xl.errors.AttachError, match=r"training mode: in module '1' \(OnValues\).*nearest cuts.*'0', '1'"):
         trace(inside, True, X)
 
 
@@ -53,7 +53,7 @@ def test_arguments_that_the_example_lacks():
         def forward(self, x, scale, *rest, shift=0, **more):
             return x * scale
 
-    with pytest.raises(xl.AttachError, match=r"also needs \['scale'\]"):
+    with pytest.raises(xl.errors.AttachError, match=r"also needs \['scale'\]"):
         trace(Two(), False, X)
     named = {"x": torch.ones(1, 4), "scale": torch.ones(1, 4)}
     assert [n.name for n in trace(Two(), False, named).inputs] == ["x", "scale"]

@@ -89,5 +89,5 @@ def test_random_inputs_are_like_the_example():
 )
 @pytest.mark.filterwarnings("ignore")  # lazy modules
 def test_backbones_that_cannot_be_cut(network, message):
-    with pytest.raises(xl.AttachError, match=message):
+    with pytest.raises(xl.errors.AttachError, match=message):
         check_backbone(network)

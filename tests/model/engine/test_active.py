@@ -210,7 +210,7 @@ def test_graphs_of_another_precision_are_refused(monkeypatch):
     net = make_net()
     net.tuning = Tuning(precision="bfloat16")
     monkeypatch.setattr(Tuning, "convert", lambda self, activations: activations)  # float32 meets bfloat16 weights
-    with pytest.raises(xl.EngineError, match="does not run in bfloat16"):
+    with pytest.raises(xl.errors.EngineError, match="does not run in bfloat16"):
         xl.predict(net, IMAGES[:2], POLICY)
 
 
@@ -281,7 +281,7 @@ def test_evaluation_mode_lasts_until_the_last_thread_is_done():
 def test_int8_files_are_for_the_weights_that_they_were_made_of():
     net = make_net()
     net.tuning = Tuning(backend="onnx", precision="int8")
-    with pytest.raises(xl.EngineError, match=r"int8 files hold other weights\. Fix: call exitlens\.export_int8"):
+    with pytest.raises(xl.errors.EngineError, match=r"int8 files hold other weights\. Fix: call exitlens\.export_int8"):
         xl.predict(net, IMAGES[:2], NEVER)
-    with pytest.raises(xl.EngineError, match="int8 files, which PyTorch cannot compile"):
+    with pytest.raises(xl.errors.EngineError, match="int8 files, which PyTorch cannot compile"):
         net.compile()

@@ -70,15 +70,15 @@ def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
 
 def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
     net = make_net()
-    with pytest.raises(xl.EngineError, match="does not run in bfloat16"):
+    with pytest.raises(xl.errors.EngineError, match="does not run in bfloat16"):
         net.tune(IMAGES, precision="bfloat16", seconds=0.01, backend="onnx")
     monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", _refuse_onnx)
     tuning = net.tune(IMAGES, precision="float32", seconds=0.01)
     assert tuning.backend == "torch"
     assert "an odd layer" in tuning.measured["onnx"]
-    with pytest.raises(xl.EngineError, match="an odd layer"):
+    with pytest.raises(xl.errors.EngineError, match="an odd layer"):
         net.tune(IMAGES, seconds=0.01, backend="onnx")
-    missing = xl.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")
+    missing = xl.errors.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")
     monkeypatch.setattr(
         "exitlens.model.engine.autotune.prepare_engine",
         lambda *a: (_ for _ in ()).throw(missing) if a[2].backend == "onnx" else prepare_engine(*a),
@@ -90,7 +90,7 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
 
 def _refuse_onnx(stages, heads, tuning, example):
     if tuning.backend == "onnx":
-        raise xl.EngineError("an odd layer")
+        raise xl.errors.EngineError("an odd layer")
     return prepare_engine(stages, heads, tuning, example)
 
 

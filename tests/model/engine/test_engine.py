@@ -19,7 +19,7 @@ from tests.model.engine.networks import IMAGES, with_statistics
 
 MANY = torch.randn(300, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-GATES = (None, xl.Gate(((0.1, 0.2, 0.3, 0.1),) * 2, (0.5, 0.5)))
+GATES = (None, xl.types.Gate(((0.1, 0.2, 0.3, 0.1),) * 2, (0.5, 0.5)))
 POLICIES = [
     xl.Policy(thresholds, score, gate=gate)
     for gate in GATES
@@ -122,7 +122,7 @@ def test_faithfulness_collect_and_explain_compile_nothing(counter, tiny_set):
     net, policy = make_net(), POLICIES[0]
     net.compile(policy)
     compiled = list(counter.names)
-    xl.faithfulness(net, tiny_set, samples=4)
+    xl.measure_faithfulness(net, tiny_set, samples=4)
     xl.collect(net, MANY[:4])
     xl.explain(net, MANY[0], policy)
     assert counter.names == compiled
@@ -175,7 +175,7 @@ def test_changed_weights_are_refused_not_answered_with_old_ones(counter):
     xl.predict(net, MANY[:3], policy)
     with torch.no_grad():
         net.head(2).classifier.bias.add_(1)
-    with pytest.raises(xl.EngineError, match=r"changed after net.compile\(\)\. Fix: call net.compile\(\) again"):
+    with pytest.raises(xl.errors.EngineError, match=r"changed after net.compile\(\)\. Fix: call net.compile\(\) again"):
         xl.predict(net, MANY[:3], policy)
     net.tuning = xl.Tuning()  # back to eager
     assert len(xl.predict(net, MANY[:3], policy)) == 3
@@ -221,10 +221,12 @@ def test_a_machine_that_cannot_compile_is_told_and_answers_as_before(monkeypatch
         return run
 
     monkeypatch.setattr(torch, "compile", fails)
-    with pytest.raises(xl.EngineError, match=r"stage 0 here \(RuntimeError: no compiler\)\. Fix: install a C\+\+ compiler"):
+    with pytest.raises(
+        xl.errors.EngineError, match=r"stage 0 here \(RuntimeError: no compiler\)\. Fix: install a C\+\+ compiler"
+    ):
         net.compile()
     assert len(xl.predict(net, MANY[:3], policy)) == 3
-    with pytest.raises(xl.PolicyError, match="exits"):
+    with pytest.raises(xl.errors.PolicyError, match="exits"):
         net.compile(xl.Policy((0.5,)))
 
 

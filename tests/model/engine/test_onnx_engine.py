@@ -86,15 +86,17 @@ def test_another_precision_is_refused_before_anything_is_written(monkeypatch, im
     monkeypatch.setattr(onnx_engine, "write_segments", None)
     net = make_net().double()
     net.tuning = ONNX
-    with pytest.raises(xl.EngineError, match=r"float32 on the CPU.*net\.tuning = Tuning\(\)"):
+    with pytest.raises(xl.errors.EngineError, match=r"float32 on the CPU.*net\.tuning = Tuning\(\)"):
         xl.predict(net, images.double(), xl.Policy((0.5, 0.5)))
 
 
 def test_what_it_cannot_run(monkeypatch, images):
-    monkeypatch.setattr(onnx_engine, "write_segments", lambda *_: (_ for _ in ()).throw(xl.ExportError("an odd layer")))
+    monkeypatch.setattr(
+        onnx_engine, "write_segments", lambda *_: (_ for _ in ()).throw(xl.errors.ExportError("an odd layer"))
+    )
     net = make_net()
     net.tuning = ONNX
-    with pytest.raises(xl.EngineError, match=r"an odd layer.*backend='torch'"):
+    with pytest.raises(xl.errors.EngineError, match=r"an odd layer.*backend='torch'"):
         xl.predict(net, images, xl.Policy.never(3))
 
 
@@ -150,14 +152,14 @@ def test_tensors_of_a_training_graph_are_taken(written):
 
 
 def test_errors_are_ours(written):
-    with pytest.raises(xl.EngineError, match=r"cannot run module\.onnx"):
+    with pytest.raises(xl.errors.EngineError, match=r"cannot run module\.onnx"):
         written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))
 
     class Odd(nn.Module):
         def forward(self, x):
             return (x if float(x.sum()) > 0 else -x,)
 
-    with pytest.raises(xl.ExportError, match="an odd one cannot be written as ONNX"):
+    with pytest.raises(xl.errors.ExportError, match="an odd one cannot be written as ONNX"):
         OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
 
 

@@ -66,12 +66,12 @@ def test_bfloat16_runs_the_stages_and_leaves_heads_and_softmax():
     ],
 )
 def test_bad_tunings(values, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         Tuning(**values)
 
 
 def test_only_a_tuning_can_be_set():
-    with pytest.raises(xl.InputError, match="tuning: expected Tuning"):
+    with pytest.raises(xl.errors.InputError, match="tuning: expected Tuning"):
         make_net().tuning = {"micro_batch": 8}
 
 
@@ -82,7 +82,7 @@ def test_policies_and_traces_belong_to_a_precision():
     xl.predict(net, IMAGES, policy)
     net.tuning = Tuning(precision="bfloat16")
     for call in (xl.predict, xl.explain_batch):
-        with pytest.raises(xl.PolicyError, match=r"-bfloat16"):
+        with pytest.raises(xl.errors.PolicyError, match=r"-bfloat16"):
             call(net, IMAGES, policy)
     policy = xl.calibrate(xl.collect(net, IMAGES), max_disagreement=0.3)
     pred = xl.predict(net, IMAGES, policy)

@@ -222,5 +222,5 @@ def test_hidden_units_are_no_locations_and_groups_are():
     assert not have_maps([map_, hidden])
     assert have_maps([nn.Linear(2, 2)])
     require_maps([map_, grouped], "deletion")
-    with pytest.raises(xl.InputError, match=r"net: deletion needs attention maps.*xl.attach\(..., groups="):
+    with pytest.raises(xl.errors.InputError, match=r"net: deletion needs attention maps.*xl.attach\(..., groups="):
         require_maps([hidden], "deletion")

@@ -163,14 +163,14 @@ def test_the_width_fits_a_budget():
     ],
 )
 def test_unusable_groups(groups, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         check_groups(groups, (6,), torch.zeros(1, 6))
 
 
 def test_groups_are_of_vectors_only():
     assert check_groups(None, (2, 24), torch.zeros(1, 2, 24)) == ()
-    with pytest.raises(xl.InputError, match="they are for vectors"):
+    with pytest.raises(xl.errors.InputError, match="they are for vectors"):
         check_groups({"a": [0], "b": [1]}, (2, 24), torch.zeros(1, 2, 24))
-    with pytest.raises(xl.InputError, match="they are for vectors"):
+    with pytest.raises(xl.errors.InputError, match="they are for vectors"):
         check_groups({"a": [0], "b": [1]}, (6,), torch.zeros(1, 6).long())
     assert check_groups({"a": [0], "b": (1, 2)}, (6,), torch.zeros(1, 6)) == (("a", (0,)), ("b", (1, 2)))

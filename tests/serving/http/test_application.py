@@ -106,7 +106,7 @@ def test_without_room_a_request_is_refused_before_it_is_read(model, monkeypatch,
     repository = Repository({}, models={"tiny": model})
 
     def refuse(count):
-        raise xl.RequestError(f"no room for {count}", 429, 2.0)
+        raise xl.errors.RequestError(f"no room for {count}", 429, 2.0)
 
     with open_client(make_app(repository)) as client:
         monkeypatch.setattr(repository.find("tiny").batcher, "check_room", refuse)

@@ -80,7 +80,7 @@ def test_bad_forms(client, picture):
 
 def test_texts():
     net = make_text_net()
-    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(["a fine film", "a dull one"]), LENGTH))
+    net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a fine film", "a dull one"]), LENGTH))
     model = wrap_network("texts", net, {"default": xl.Policy.never(net.num_exits)})
     with open_client(make_app(Repository({}, models={"texts": model}))) as client:
         plain = client.post("/classify", content="a fine film", headers={"Content-Type": "text/plain"}).json()

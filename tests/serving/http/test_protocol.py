@@ -142,7 +142,7 @@ class TestRefusals:
         ],
     )
     def test_bodies(self, body, length, message):
-        with pytest.raises(xl.RequestError, match=message) as caught:
+        with pytest.raises(xl.errors.RequestError, match=message) as caught:
             read_infer(body, length, max_elements=MOST)
         assert caught.value.status == 400
         assert len(str(caught.value)) < 600
@@ -171,7 +171,7 @@ class TestRefusals:
         ],
     )
     def test_fields_of_the_request(self, fields, message):
-        with pytest.raises(xl.RequestError, match=message):
+        with pytest.raises(xl.errors.RequestError, match=message):
             read_infer(json.dumps({"inputs": [tensor()], **fields}).encode(), None, max_elements=MOST)
 
     @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ class TestRefusals:
         ],
     )
     def test_inputs(self, one, message):
-        with pytest.raises(xl.RequestError, match=rf"inputs\[1\].*{message}"):
+        with pytest.raises(xl.errors.RequestError, match=rf"inputs\[1\].*{message}"):
             read(tensor(name="first"), one)
 
     @pytest.mark.parametrize(
@@ -245,27 +245,27 @@ class TestRefusals:
         if message is None:
             assert read_one(one, behind=data).tolist() == [b"a", b""]
             return
-        with pytest.raises(xl.RequestError, match=message):
+        with pytest.raises(xl.errors.RequestError, match=message):
             read(one, behind=data)
 
     def test_an_input_that_comes_twice(self):
-        with pytest.raises(xl.RequestError, match=r"inputs\[1\].name: 'image' was there before"):
+        with pytest.raises(xl.errors.RequestError, match=r"inputs\[1\].name: 'image' was there before"):
             read(tensor(), tensor())
 
     @pytest.mark.parametrize("shape", [(3,), (2**63, 2**63), (10**100,), (0, 2**62, 2**62), (2**32,) * 32])
     def test_too_many_elements_are_refused_before_they_are_looked_for(self, shape):
         for one in (tensor(shape=shape), binary(8, shape), binary(8, shape, "BYTES")):
-            with pytest.raises(xl.RequestError, match="at most the 2 elements") as caught:
+            with pytest.raises(xl.errors.RequestError, match="at most the 2 elements") as caught:
                 read(one, behind=bytes(8), most=2)
             assert caught.value.status == 413
 
     def test_the_limit_is_for_all_inputs_together(self):
         assert len(read(tensor(), tensor(name="b"), most=4).inputs) == 2
-        with pytest.raises(xl.RequestError, match="at most the 1 elements"):
+        with pytest.raises(xl.errors.RequestError, match="at most the 1 elements"):
             read(tensor(), tensor(name="b"), most=3)
 
     def test_the_error_keeps_its_status_between_processes(self):
-        error = pickle.loads(pickle.dumps(xl.RequestError("shape: wrong", status=413)))
+        error = pickle.loads(pickle.dumps(xl.errors.RequestError("shape: wrong", status=413)))
         assert (str(error), error.status) == ("shape: wrong", 413)
 
     @settings(max_examples=300)
@@ -279,7 +279,7 @@ class TestRefusals:
             body += b"" if body else b"{"
         try:
             read_infer(bytes(body), data.draw(st.sampled_from([length, None, len(body)])), max_elements=100)
-        except xl.RequestError as error:
+        except xl.errors.RequestError as error:
             str(error).encode()
 
 
@@ -289,9 +289,9 @@ def test_short_json_before_binary_data_is_read_once():
     assert [one.inputs["image"].tolist(), other.inputs["image"].tolist()] == [[1.0, 2.0], [3.0, 4.0]]
     one.parameters["mine"] = 1  # does not reach the next
     assert read(binary(8), behind=data[0]).parameters == {}
-    with pytest.raises(xl.RequestError, match=r"413|fewer samples"):
+    with pytest.raises(xl.errors.RequestError, match=r"413|fewer samples"):
         read(binary(8), behind=data[0], most=1)
-    with pytest.raises(xl.RequestError, match="left of the body"):
+    with pytest.raises(xl.errors.RequestError, match="left of the body"):
         read(binary(8), behind=data[0][:4])
 
 
@@ -443,5 +443,5 @@ def test_shared_memory_of_triton_is_refused(triton):
     one = triton.InferInput("image", [2], "FP32")
     one.set_shared_memory("region", 8)
     body, length = triton.InferenceServerClient.generate_request_body([one])
-    with pytest.raises(xl.RequestError, match=r"shared_memory_region.*send the data in the body"):
+    with pytest.raises(xl.errors.RequestError, match=r"shared_memory_region.*send the data in the body"):
         read_infer(body, length, max_elements=2)

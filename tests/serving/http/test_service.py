@@ -29,7 +29,7 @@ from tests.serving.test_cascade import make_ticket, run
 
 @pytest.mark.parametrize("value", [True, "x", "", "nan", "inf", [1], {}, 10**400, "9" * 400, -1, 3, math.inf])
 def test_numbers_that_are_refused(value):
-    with pytest.raises(xl.RequestError, match="max_cost: expected a number of 0 to 2, got"):
+    with pytest.raises(xl.errors.RequestError, match="max_cost: expected a number of 0 to 2, got"):
         read_number({"max_cost": value}, "max_cost", 0, 2)
 
 
@@ -49,7 +49,7 @@ def test_terms(model):
         ({"policy": ["fast"]}, "expected one of"),
         ({"deadline_ms": 3.7e6}, "deadline_ms"),
     ):
-        with pytest.raises(xl.RequestError, match=words):
+        with pytest.raises(xl.errors.RequestError, match=words):
             read_terms(model, wrong, 0.0, False)
 
 
@@ -59,7 +59,7 @@ def test_samples_are_counted_and_work_runs_aside(model):
     try:
         service.check_count(3)
         for count, status in ((0, 400), (4, 413)):
-            with pytest.raises(xl.RequestError) as error:
+            with pytest.raises(xl.errors.RequestError) as error:
                 service.check_count(count)
             assert error.value.status == status
         assert run_async(service.run_aside(threading.current_thread)) is not threading.current_thread()
@@ -120,7 +120,9 @@ def test_promises():
     ):
         assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
     assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")
-    calibrated = replace(by_hand, calibration=xl.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule()))
+    calibrated = replace(
+        by_hand, calibration=xl.types.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule())
+    )
     assert name_promise(calibrated, Terms()) == "calibrated"
     changed = replace(calibrated, thresholds=(0.1, 0.1))
     assert name_promise(changed, Terms()) == "none: the policy was changed since it was calibrated"

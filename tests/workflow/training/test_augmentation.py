@@ -5,7 +5,7 @@ from torchvision.transforms import v2
 import exitlens as xl
 from exitlens.workflow.training.augmentation import Augmentation
 
-SQUARE = xl.Preprocess((16, 16))
+SQUARE = xl.data.Preprocess((16, 16))
 
 
 def _images(count=12, size=16):
@@ -75,17 +75,17 @@ def test_a_transform_of_the_users_own_gets_pixels_one_image_at_a_time():
     images, _ = _images(5)
     torch.testing.assert_close(Augmentation(Note(), SQUARE)(images), images)
     assert seen == [((3, 16, 16), True, True)] * 5
-    with pytest.raises(xl.InputError, match=r"images of \(3, 16, 16\) again, got \(3, 8, 8\)"):
+    with pytest.raises(xl.errors.InputError, match=r"images of \(3, 16, 16\) again, got \(3, 8, 8\)"):
         Augmentation(v2.CenterCrop(8), SQUARE)(images)
 
 
 def test_grey_images():
-    grey = xl.Preprocess((16, 16), (0.5,), (0.25,))
+    grey = xl.data.Preprocess((16, 16), (0.5,), (0.25,))
     assert Augmentation("trivial", grey)(torch.randn(20, 1, 16, 16)).shape == (20, 1, 16, 16)
 
 
 def test_what_does_not_work_is_said():
-    with pytest.raises(xl.InputError, match=r"Did you mean 'flip'"):
+    with pytest.raises(xl.errors.InputError, match=r"Did you mean 'flip'"):
         Augmentation("flips")
-    with pytest.raises(xl.InputError, match=r"net\.describe\(preprocess="):
+    with pytest.raises(xl.errors.InputError, match=r"net\.describe\(preprocess="):
         Augmentation("trivial")

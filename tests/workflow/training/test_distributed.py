@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import exitlens as xl
-from exitlens.ranks import Ranks
+from exitlens.ranks import DistributedContext
 from exitlens.workflow.training import distributed
 from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet
@@ -30,13 +30,13 @@ class WithoutStatistics(TinyNet):
             stage[1] = nn.GroupNorm(2, stage[1].num_features)
 
 
-def make_data(count: int = 29) -> xl.ImageSet:
+def make_data(count: int = 29) -> xl.data.ImageSet:
     labels = torch.arange(count) % 4
     pixels = torch.randint(0, 60, (count, 3, 16, 16), generator=torch.Generator().manual_seed(3))
-    return xl.ImageSet((pixels + (labels * 40)[:, None, None, None]).to(torch.uint8), labels, ("w", "x", "y", "z"))
+    return xl.data.ImageSet((pixels + (labels * 40)[:, None, None, None]).to(torch.uint8), labels, ("w", "x", "y", "z"))
 
 
-def make_loader(kind: str, data: xl.ImageSet):
+def make_loader(kind: str, data: xl.data.ImageSet):
     generator = torch.Generator().manual_seed(5)
     return {
         "set": lambda: data,
@@ -98,7 +98,7 @@ def test_two_processes_train_as_one_does(pair, how, words):
     first, second = pair.run(_train, how, words)
     assert_equal(first[0], second[0])
     assert first[1] == second[1]
-    assert_close(first, train(0, how | {"ranks": Ranks()}, **words))
+    assert_close(first, train(0, how | {"ranks": DistributedContext()}, **words))
 
 
 def _train(rank, how, words):
@@ -137,7 +137,7 @@ def test_a_sampler_that_shares_the_samples_is_left_to_it(pair):
 
 def test_a_loader_in_an_order_of_its_own_is_refused(pair):
     for error in pair.run(_train, {}, {"kind": "no generator"}):
-        assert isinstance(error, xl.InputError)
+        assert isinstance(error, xl.errors.InputError)
         assert "generator=torch.Generator()" in str(error)
 
 
@@ -156,16 +156,16 @@ def _train_texts(rank):
 
 def test_what_one_rank_raises_all_raise(pair):
     first, second = pair.run(_fail, "labels")
-    assert isinstance(first, xl.InputError)
+    assert isinstance(first, xl.errors.InputError)
     assert "process 1 of 2: labels: expected values in [0, 4)" in str(first)
-    assert isinstance(second, xl.InputError)
+    assert isinstance(second, xl.errors.InputError)
     assert str(second).startswith("labels")
     assert first.is_told is second.is_told is True
     first, second = pair.run(_fail, "nan")
-    assert isinstance(first, xl.TrainingError)
+    assert isinstance(first, xl.errors.TrainingError)
     assert "process 1 of 2: loss: expected a finite number, got nan" in str(first)
     first, second = pair.run(_fail, "bug")
-    assert isinstance(first, xl.DistributedError)
+    assert isinstance(first, xl.errors.DistributedError)
     assert "process 1 of 2: KeyError" in str(first)
     assert isinstance(second, KeyError)
     first, second = pair.run(_fail, "network")
@@ -199,7 +199,7 @@ def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
     assert_equal(whole[0], again[0])
     assert_equal(whole[0], other[0])
     refused = pair.run(train, how | {"out_dir": tmp_path / "part"})
-    assert all(isinstance(one, xl.OutputExistsError) for one in refused)
+    assert all(isinstance(one, xl.errors.OutputExistsError) for one in refused)
 
 
 def _train_until(rank, how, steps):
@@ -208,7 +208,7 @@ def _train_until(rank, how, steps):
     def augment(images):
         seen.append(1)
         if len(seen) > steps:
-            raise xl.TrainingError("stopped")
+            raise xl.errors.TrainingError("stopped")
         return images
 
     xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **how})
@@ -224,11 +224,11 @@ def test_more_processes_than_samples_in_a_batch(pair):
 def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(monkeypatch):
     net = make_net(TinyNet)
     names = {name: type(module) for name, module in net.named_modules()}
-    with use_common_statistics(net, Ranks(0, 2)):  # on a CPU
+    with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
         assert {name: type(module) for name, module in net.named_modules()} == names
     monkeypatch.setattr(distributed, "_is_on_gpu", lambda net: True)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with use_common_statistics(net, Ranks(0, 2)):
+    with use_common_statistics(net, DistributedContext(0, 2)):
         assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == 2
         assert_equal(before, net.state_dict())
         for parameter in net.parameters():
@@ -243,7 +243,7 @@ def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_
     for file in sorted(folder.rglob("*.png"))[::3]:
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / file.parent.name)
-    alone = _train_folder(0, tmp_path, workers, ranks=Ranks())
+    alone = _train_folder(0, tmp_path, workers, ranks=DistributedContext())
     first, second = pair.run(_train_folder, tmp_path, workers)
     assert_equal(first[0], second[0])
     for name in alone[0]:
@@ -257,7 +257,7 @@ def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_
 
 
 def _train_folder(rank, folder, workers, ranks=None):
-    net, preprocess = make_net(), xl.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
-    data = xl.load_folder(folder, preprocess, skip_bad=True)[0]
+    net, preprocess = make_net(), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+    data = xl.data.load_folder(folder, preprocess, skip_bad=True)[0]
     xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
     return {name: value.clone() for name, value in net.state_dict().items()}, data.bad

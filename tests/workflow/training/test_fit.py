@@ -115,7 +115,7 @@ def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, h
 
 def train_to_the_end(out: Path) -> None:
     pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
-    data, net = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz")), fresh()
+    data, net = xl.data.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz")), fresh()
     xl.fit(net, data, data, out_dir=out, resume=True, **QUICK | EVERYTHING | {"epochs": 12})
     torch.save(dict(net.state_dict()), out / "done.pt")
 
@@ -160,7 +160,7 @@ def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
     longer = how | {"epochs": 5, "resume": True, "progress": True}
     assert len(xl.fit(make_net(), tiny_set, tiny_set, **longer).history) == 5
     assert "epochs: 5, 3 before: training goes on" in capsys.readouterr().out
-    with pytest.raises(xl.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
+    with pytest.raises(xl.errors.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
         xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how)
 
 
@@ -168,22 +168,22 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
     out = tmp_path / "r"
     xl.fit(make_net(), tiny_set, tiny_set, out_dir=out, **QUICK)
     before = (out / "last.safetensors").read_bytes()
-    with pytest.raises(xl.OutputExistsError, match="resume=True"):
+    with pytest.raises(xl.errors.OutputExistsError, match="resume=True"):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=out, **QUICK)
-    with pytest.raises(xl.TrainingError, match=r"other arguments: length \(--data\) was 32, is now 20"):
+    with pytest.raises(xl.errors.TrainingError, match=r"other arguments: length \(--data\) was 32, is now 20"):
         xl.fit(make_net(), tiny_set.first(20), tiny_set, out_dir=out, resume=True, **QUICK)
     others = {"loss": xl.EGTLoss(weight=2.0), "ema": 0.5}
     changes = r"ema \(--ema\) was none, is now 0.5; weight \(--egt-weight\) was 1.0, is now 2.0"
-    with pytest.raises(xl.TrainingError, match=changes):
+    with pytest.raises(xl.errors.TrainingError, match=changes):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=out, resume=True, **QUICK | others)
     assert (out / "last.safetensors").read_bytes() == before
     (out / "settings.json").write_text("{")
-    with pytest.raises(xl.TrainingError, match="damaged"):
+    with pytest.raises(xl.errors.TrainingError, match="damaged"):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=out, resume=True, **QUICK)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(xl.OutputExistsError, match="cannot be a directory"):
+    with pytest.raises(xl.errors.OutputExistsError, match="cannot be a directory"):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "file", **QUICK)
-    with pytest.raises(xl.TrainingError, match="nothing to resume"):
+    with pytest.raises(xl.errors.TrainingError, match="nothing to resume"):
         xl.fit(make_net(), tiny_set, tiny_set, resume=True, **QUICK)
 
 
@@ -220,7 +220,7 @@ def test_what_is_not_to_change_stays(tiny_set, final, how):
 
 def test_nothing_to_train():
     net = xl.attach(TinyNet(), [], 4, torch.zeros(1, 3, 16, 16), final="keep")
-    with pytest.raises(xl.TrainingError, match="nothing is left"):
+    with pytest.raises(xl.errors.TrainingError, match="nothing is left"):
         xl.fit(net, [], [], freeze_backbone=True)
 
 
@@ -379,7 +379,7 @@ def test_the_network_keeps_its_memory_format(tiny_set, was_last):
         net.to(memory_format=torch.channels_last)
     xl.fit(net, tiny_set, tiny_set, **QUICK | {"epochs": 1})
     assert net.is_channels_last == was_last
-    with pytest.raises(xl.InputError):
+    with pytest.raises(xl.errors.InputError):
         xl.fit(net, tiny_set, tiny_set.inputs, **QUICK | {"epochs": 1})  # no labels
     assert net.is_channels_last == was_last
 
@@ -388,7 +388,7 @@ def test_a_loss_that_is_not_finite_stops(tiny_set):
     net = make_net()
     with torch.no_grad():
         net.head(0).classifier.weight.fill_(float("nan"))
-    with pytest.raises(xl.TrainingError, match="lower learning_rate"):
+    with pytest.raises(xl.errors.TrainingError, match="lower learning_rate"):
         xl.fit(net, tiny_set, tiny_set, **QUICK)
 
 
@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_stops(tiny_set):
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(tiny_set, tmp_path, values, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.fit(make_net(), tiny_set, tiny_set, **QUICK | {"out_dir": tmp_path / "r"} | values)
     assert not (tmp_path / "r").exists()
 
@@ -429,20 +429,20 @@ def test_bad_data(tiny_set):
         (loader, tiny_set, {"loss": EVERYTHING["loss"]}, "class_weights: needs the training labels"),
         (plain, plain, {"augment": "trivial"}, r"net\.describe\(preprocess="),  # nobody knows how colours are normalised
     ):
-        with pytest.raises(xl.InputError, match=message):
+        with pytest.raises(xl.errors.InputError, match=message):
             xl.fit(net, train, val, **QUICK | how)
     xl.fit(fresh(), plain, plain, augment="crop", **QUICK | {"epochs": 1})
     small = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 8, 8))
     for stage in small.stages:
         stage.register_forward_pre_hook(_one_value)
-    with pytest.raises(xl.TrainingError, match="drop_last"):
+    with pytest.raises(xl.errors.TrainingError, match="drop_last"):
         xl.fit(small, tiny_set, tiny_set, **QUICK)
 
 
 def test_tensorboard(tiny_set, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(xl.MissingExtraError, match=r"exitlens\[log\]"):
+        with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[log\]"):
             xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", tensorboard=True, **QUICK)
     pytest.importorskip("tensorboard")
     xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", tensorboard=True, **QUICK)

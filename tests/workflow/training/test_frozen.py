@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import exitlens as xl
-from exitlens.model.attribution import compute_relevance
+from exitlens.model.attribution import attribute
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import frozen
 from exitlens.workflow.training.frozen import FeatureCache, FeatureStore, explain_no_cache
@@ -68,7 +68,7 @@ def test_kept_relevance_of_transformers_is_that_before_attention():
         assert "relevance" not in heads.extract(net, texts, training=False)
     found = heads.with_relevance(kept, True)[1]
     torch.testing.assert_close(found, net.with_relevance(texts)[1])
-    after = compute_relevance(net, texts)  # at exit 0's features, after a block has mixed
+    after = attribute(net, texts)  # at exit 0's features, after a block has mixed
     assert not torch.allclose(found, after, atol=0.1 * after.abs().max())
     assert not found.requires_grad
     assert all(p.requires_grad for p in net.parameters())
@@ -122,7 +122,7 @@ def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
         (root / name).write_bytes(b"no image")
     nets = []
     for kept in (None, False):
-        data, _ = load_folder(root, xl.Preprocess((16, 16)), skip_bad=True)
+        data, _ = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
         torch.manual_seed(7)
         nets.append(xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16)))
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
@@ -181,7 +181,7 @@ def test_sets_of_the_users_own_are_kept_on_request():
     ],
 )
 def test_it_cannot_be_forced(tiny_set, tmp_path, values, message):
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.fit(make_net(), tiny_set, tiny_set, cache_features=True, out_dir=tmp_path / "x", **QUICK | values)
     assert not (tmp_path / "x").exists()
 
@@ -193,7 +193,7 @@ def test_bad_data_is_refused_as_without_kept_features(tiny_set):
         (tiny_set, wrong, r"val labels: expected values in \[0, 4\)"),
         (tiny_set.first(0), tiny_set, "empty"),
     ):
-        with pytest.raises(xl.InputError, match=message):
+        with pytest.raises(xl.errors.InputError, match=message):
             xl.fit(make_net(), train, val, **QUICK)
 
 

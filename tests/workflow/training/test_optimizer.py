@@ -70,7 +70,7 @@ def test_blocks_of_texts(final):
 
 
 def test_layer_decay_needs_blocks():
-    with pytest.raises(xl.InputError, match="without blocks named by a number"):
+    with pytest.raises(xl.errors.InputError, match="without blocks named by a number"):
         group_parameters(make_net(), make_settings(layer_decay=0.5))
     frozen = group_parameters(make_net(), make_settings(layer_decay=0.5, freeze_backbone=True, head_learning_rate=0.3))
     assert [group["peak"] for group in frozen] == [0.3]

@@ -34,7 +34,7 @@ def test_the_best_epoch_is_the_first_of_the_best_mean_accuracy(run):
 
 
 def test_there_is_nothing_to_resume_without_a_directory(run):
-    with pytest.raises(xl.TrainingError, match="out_dir"):
+    with pytest.raises(xl.errors.TrainingError, match="out_dir"):
         run.open(True, None)
 
 
@@ -86,7 +86,7 @@ def test_means_over_samples_whatever_the_batches(net, tiny_set):
 def test_bad_validation_data_are_refused_before_training(net, tiny_set, tmp_path, make, message):
     steps = []
     val = make(tiny_set.inputs, tiny_set.labels)
-    with pytest.raises(xl.InputError, match=message):
+    with pytest.raises(xl.errors.InputError, match=message):
         xl.fit(
             net, tiny_set, val, epochs=1, out_dir=tmp_path / "run", augment=lambda x: steps.append(1) or x, progress=False
         )

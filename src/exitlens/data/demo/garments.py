@@ -58,7 +58,7 @@ def load_fashion(split: Split) -> ImageSet:
     """Load the garments of one split as grey ``(N,1,28,28)`` images on black.
 
     Examples:
-        >>> data = xl.load_fashion("validation")
+        >>> data = xl.demo.load_fashion("validation")
         >>> data.images.shape, data.classes[0]
         (torch.Size([1000, 1, 28, 28]), 'T-shirt')
     """
@@ -80,7 +80,7 @@ def load_scenes(
     Every split has its own draws. ``limit`` takes only the first garments, for quick trials.
 
     Examples:
-        >>> xl.load_scenes("test", limit=100).images.shape
+        >>> xl.demo.load_scenes("test", limit=100).images.shape
         torch.Size([100, 3, 40, 40])
     """
     garments, labels = load_garments(split)
@@ -121,7 +121,7 @@ def make_scenes(
 
     Examples:
         >>> garments = torch.full((2, 28, 28), 200, dtype=torch.uint8)
-        >>> data = xl.make_scenes(garments, torch.tensor([0, 1]), ("a", "b"), background_agreement=0.5, seed=0)
+        >>> data = xl.demo.make_scenes(garments, torch.tensor([0, 1]), ("a", "b"), background_agreement=0.5, seed=0)
         >>> data.images.shape, data.masks.shape
         (torch.Size([2, 3, 40, 40]), torch.Size([2, 40, 40]))
     """

@@ -14,7 +14,7 @@ import torch
 from exitlens.data.splits import Split, check_split
 from exitlens.data.texts import SPECIAL_TOKENS, TextSet, word_tokenizer
 from exitlens.errors import InputError
-from exitlens.types import TextPreprocess
+from exitlens.types.preprocessing import TextPreprocess
 
 Word = tuple[str, bool]
 
@@ -112,7 +112,7 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
         length: tokens of an input; reviews have 8 to 30, longer ones than ``length`` are cut.
 
     Examples:
-        >>> xl.make_reviews(2, shop_agreement=0.5, seed=0).texts[0]
+        >>> xl.demo.make_reviews(2, shop_agreement=0.5, seed=0).texts[0]
         '...'
     """
     if not 0.0 <= shop_agreement <= 1.0:
@@ -142,7 +142,7 @@ def load_reviews(
     ``limit`` takes only the first ones, for quick trials.
 
     Examples:
-        >>> data = xl.load_reviews("test", limit=3)
+        >>> data = xl.demo.load_reviews("test", limit=3)
         >>> len(data), data.classes
         (3, ('negative', 'positive'))
     """

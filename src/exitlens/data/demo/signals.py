@@ -15,7 +15,7 @@ from torch import Tensor
 from exitlens.data.sets import ArraySet
 from exitlens.data.splits import Split, check_split
 from exitlens.errors import InputError
-from exitlens.types import SeriesPreprocess, VolumePreprocess
+from exitlens.types.preprocessing import SeriesPreprocess, VolumePreprocess
 
 MOTIFS = ("rise", "peak", "wave", "step")
 CHANNELS = ("signal", "level")
@@ -41,7 +41,7 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
         length: steps T.
 
     Examples:
-        >>> data = xl.make_motifs(8, offset_agreement=0.25, seed=0, length=64)
+        >>> data = xl.demo.make_motifs(8, offset_agreement=0.25, seed=0, length=64)
         >>> data.values.shape, data.masks.shape
         (torch.Size([8, 2, 64]), torch.Size([8, 64]))
     """
@@ -72,7 +72,7 @@ def load_motifs(
     ``test`` (1,000) is for reporting only. ``limit`` takes only the first ones, for quick trials.
 
     Examples:
-        >>> xl.load_motifs("test", limit=4).values.shape
+        >>> xl.demo.load_motifs("test", limit=4).values.shape
         torch.Size([4, 2, 128])
     """
     check_split(split)
@@ -119,7 +119,7 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
         size: voxels of a side.
 
     Examples:
-        >>> data = xl.make_blobs(3, offset_agreement=0.9, seed=0, size=16)
+        >>> data = xl.demo.make_blobs(3, offset_agreement=0.9, seed=0, size=16)
         >>> data.values.shape, data.classes
         (torch.Size([3, 1, 16, 16, 16]), ('ball', 'box', 'rod'))
     """
@@ -150,7 +150,7 @@ def load_blobs(
     ``test`` (600) is for reporting only. ``limit`` takes only the first ones, for quick trials.
 
     Examples:
-        >>> xl.load_blobs("test", limit=6).values.shape
+        >>> xl.demo.load_blobs("test", limit=6).values.shape
         torch.Size([6, 1, 20, 20, 20])
     """
     check_split(split)

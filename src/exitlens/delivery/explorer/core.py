@@ -26,13 +26,14 @@ from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
-from exitlens.model.attribution import compute_relevance_of_exits
+from exitlens.model.attribution import attribute_exits
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import release_memory
 from exitlens.model.timing import interleave
-from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
+from exitlens.types import Explanation, Policy, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.settings import ReadSettings
 from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
@@ -224,7 +225,7 @@ class Explorer:
             for name, chosen in (("ours", policy), ("full", full))
         }
         times = interleave(works, rounds=1, seconds=PATIENCE, most=ROUNDS, warm_up=False)
-        maps = compute_relevance_of_exits(run.net, inputs) if relevance and have_maps(run.net.heads) else ()
+        maps = attribute_exits(run.net, inputs) if relevance and have_maps(run.net.heads) else ()
         medians = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
         return Answer(run, why, *medians, tuple(batch[0] for batch in maps))
 
@@ -235,7 +236,7 @@ class Explorer:
             return True
         for i, run in enumerate(self.runs):
             example = run.net.info.example(next(run.net.parameters()))
-            works[str(i)] = time_calls(partial(compute_relevance_of_exits, run.net), [example])
+            works[str(i)] = time_calls(partial(attribute_exits, run.net), [example])
         times = interleave(works, rounds=1, seconds=SLOW_MS / 1000, most=3)
         return sum(times.median_ms(name) for name in works) > SLOW_MS
 

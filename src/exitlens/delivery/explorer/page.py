@@ -14,8 +14,9 @@ from exitlens.delivery.pages import load_template, shade_tokens
 from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.functional.maps import as_distribution
-from exitlens.types import ExitView, Explanation, TextPreprocess
+from exitlens.types import ExitView, Explanation
 from exitlens.types.outputs import exit_name, tell_apart
+from exitlens.types.preprocessing import TextPreprocess
 from exitlens.workflow.evaluation import Report
 
 BARS, MOST = 3, 50  # classes shown for each exit at once, and on demand

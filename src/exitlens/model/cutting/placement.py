@@ -30,7 +30,7 @@ TIE = 0.02  # of the backbone's time: places whose distances from an exit's shar
 
 
 @dataclass(frozen=True)
-class ExitPoint:
+class ExitCandidate:
     """A place for an exit: after module ``name``.
 
     Attributes:
@@ -41,7 +41,7 @@ class ExitPoint:
         time_share: measured share of the backbone's time up to there, in [0, 1], on a batch of a few samples.
 
     Examples:
-        >>> point = xl.exit_points("small", images[:1], runs=1)[0]
+        >>> point = xl.list_exit_candidates("small", images[:1], runs=1)[0]
         >>> point.name, point.shape, 0 < point.cost < 1
         ('stem.0', (32, 20, 20), True)
     """
@@ -57,7 +57,9 @@ class ExitPoint:
         return asdict(self)
 
 
-def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, runs: int = RUNS) -> list[ExitPoint]:
+def list_exit_candidates(
+    backbone: nn.Module | str, example: Inputs | None = None, *, runs: int = RUNS
+) -> list[ExitCandidate]:
     """List the places where an exit can go, in the order of execution.
 
     A place is listed where one feature map (or one sequence of tokens, and its padding mask) is all that the rest of the
@@ -74,7 +76,7 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         AttachError: if the backbone cannot be traced, or fails on the example.
 
     Examples:
-        >>> [point.name for point in xl.exit_points("small", images[:1], runs=1)][2:5]
+        >>> [point.name for point in xl.list_exit_candidates("small", images[:1], runs=1)][2:5]
         ['stem', 'layer1', 'layer2']
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
@@ -106,13 +108,13 @@ def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
     return trace(backbone, False, map_inputs(example, lambda t: t[:1]))
 
 
-def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: Sequence[float]) -> list[ExitPoint]:
+def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: Sequence[float]) -> list[ExitCandidate]:
     macs = count_node_macs(traced)
     total, up_to = max(sum(macs.values()), 1), list(accumulate(macs[n] for n in traced.nodes))
     points = []
     for node, share in zip(places, shares, strict=True):
         so_far = up_to[traced.position(node)]
-        points.append(ExitPoint(str(traced.name_of(node)), so_far, so_far / total, traced.shape_of(node)[1:], share))
+        points.append(ExitCandidate(str(traced.name_of(node)), so_far, so_far / total, traced.shape_of(node)[1:], share))
     return points
 
 
@@ -147,7 +149,7 @@ def place_exits(
         raise AttachError(f"{error} ({name!r}, for example, runs {times} times: no name says after which)") from error
 
 
-def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) -> list[str]:
+def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer) -> list[str]:
     """Choose as :func:`choose_points` does by the times of all runs, once each half of the runs chooses so by itself.
 
     The halves may choose different places whose distances from an exit's share differ by less than ``TIE``. Raises
@@ -172,14 +174,14 @@ def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) ->
             )
 
 
-def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:
+def choose_points(points: Sequence[ExitCandidate], count: int, placement: Placement = "cost") -> list[str]:
     """Choose ``count`` of the places by their shares; raises :class:`AttachError` if there are too few.
 
     Left out are places without cost, and those followed by a better one (after normalisation and activation), which costs
     no more, or hardly more time.
     """
 
-    def is_superseded(point: ExitPoint, following: ExitPoint | None) -> bool:
+    def is_superseded(point: ExitCandidate, following: ExitCandidate | None) -> bool:
         if following is None or following.macs > point.macs:
             return False
         return placement == "cost" or following.time_share - point.time_share < SAME_TIME

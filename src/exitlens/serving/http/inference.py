@@ -28,7 +28,7 @@ from exitlens.serving.http.service import (
     shape_output,
 )
 from exitlens.serving.models import IMAGE, TEXT, ServedModel
-from exitlens.types import Preprocess, TextPreprocess
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
 
 QUICK_BYTES = 1 << 18  # a body that is read at once: longer ones, and text to parse, are read on another thread
 

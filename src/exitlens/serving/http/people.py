@@ -23,8 +23,9 @@ from exitlens.serving.http.guard import find_exchange
 from exitlens.serving.http.inference import decode_text
 from exitlens.serving.http.service import Service, describe_terms, give_reason, make_route, note_answer, read_terms
 from exitlens.serving.models import ServedModel
-from exitlens.types import Explanation, Preprocess, TextPreprocess
+from exitlens.types import Explanation
 from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.workflow.explanation import explain_batch
 
 QUICK_BYTES = 1 << 16  # of JSON that is read at once: more is read on another thread

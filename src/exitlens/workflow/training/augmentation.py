@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from exitlens.errors import InputError
-from exitlens.types import Preprocess
+from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop", "trivial")
@@ -52,7 +52,7 @@ class Augmentation:
         if self.sees_pixels and preprocess is None:
             raise InputError(
                 f"augment: {transform!r} changes colours, and it is not known how they were normalised. "
-                "Fix: call net.describe(preprocess=exitlens.Preprocess(size, mean, std)) first."
+                "Fix: call net.describe(preprocess=exitlens.data.Preprocess(size, mean, std)) first."
             )
 
     def __call__(self, images: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H,W)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from exitlens.data.batches import Batch, as_batch, check_common_order
 from exitlens.errors import InputError
-from exitlens.ranks import Ranks, fill_buckets
+from exitlens.ranks import DistributedContext, fill_buckets
 from exitlens.types.inputs import count_rows, map_inputs
 
 
@@ -29,7 +29,7 @@ class SharedGradients:
     The sums use memory that is kept from step to step: fresh memory in every step would double their time.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: DistributedContext) -> None:
         self.parameters, self.ranks = list(parameters), ranks
         self._slots: list[Tensor] = []  # one per parameter, in its memory format
         self._buckets: list[tuple[Tensor, list[int]]] = []  # with the parameters whose slots they hold
@@ -70,7 +70,7 @@ class SharedGradients:
 class SharedLoader:
     """A user's loader, of whose batches this rank takes its rows, or all rows if a sampler shares the samples already."""
 
-    def __init__(self, loader: DataLoader[Any], ranks: Ranks) -> None:
+    def __init__(self, loader: DataLoader[Any], ranks: DistributedContext) -> None:
         self.loader = loader
         self.rows = slice(None) if isinstance(loader.sampler, DistributedSampler) else ranks.rows
         if ranks.size > 1 and self.rows == ranks.rows:
@@ -87,7 +87,7 @@ class SharedLoader:
                 yield Batch(inputs, labels)
 
 
-def copy_weights(net: nn.Module, ranks: Ranks) -> None:
+def copy_weights(net: nn.Module, ranks: DistributedContext) -> None:
     """Give every rank the weights and buffers of rank 0."""
     state = net.state_dict(keep_vars=True)
     forms = ranks.gather([(name, tuple(t.shape), str(t.dtype)) for name, t in state.items()])
@@ -98,7 +98,7 @@ def copy_weights(net: nn.Module, ranks: Ranks) -> None:
     ranks.copy_first(list({id(t): t for t in state.values()}.values()))
 
 
-def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
+def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: DistributedContext) -> None:
     """Average the float buffers of a network's state (batch-norm statistics) over the ranks, in place."""
     if ranks.size > 1:
         names = dict(net.named_buffers(remove_duplicate=False)).keys() & state.keys()
@@ -109,7 +109,7 @@ def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Ranks
 
 
 @contextmanager
-def use_common_statistics(net: nn.Module, ranks: Ranks) -> Iterator[None]:
+def use_common_statistics(net: nn.Module, ranks: DistributedContext) -> Iterator[None]:
     """On GPUs, compute batch-norm statistics over the rows of all ranks (``SyncBatchNorm``, which CPUs do not have)."""
     if ranks.size == 1 or not _is_on_gpu(net):
         yield
@@ -134,7 +134,7 @@ def _is_on_gpu(net: nn.Module) -> bool:
     return any(p.is_cuda for p in net.parameters())
 
 
-def check_batch_size(batch_size: int, ranks: Ranks) -> None:
+def check_batch_size(batch_size: int, ranks: DistributedContext) -> None:
     """Raise :class:`InputError` for a batch without a row for every rank."""
     if batch_size < ranks.size:
         raise InputError(f"batch_size: expected at least a sample for each of {ranks.size} processes, got {batch_size}")

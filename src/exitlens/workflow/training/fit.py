@@ -20,8 +20,8 @@ from exitlens.model.heads.exit_heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import hold_memory
 from exitlens.progress import print_line, show_progress
-from exitlens.ranks import Ranks, find_ranks
-from exitlens.types import Preprocess
+from exitlens.ranks import DistributedContext, find_ranks
+from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import BatchNorm, EpochMetric, RecipeName, TrainingSettings
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
@@ -65,7 +65,7 @@ class RunOptions:
     workers: int | None = None
     progress: bool = True
     tensorboard: bool = False
-    ranks: Ranks | None = None
+    ranks: DistributedContext | None = None
 
 
 def fit(  # noqa: PLR0913
@@ -101,7 +101,7 @@ def fit(  # noqa: PLR0913
     patience: int | None = None,
     monitor: EpochMetric = "accuracy",
     cache_features: bool | None = None,
-    ranks: Ranks | None = None,
+    ranks: DistributedContext | None = None,
 ) -> FitResult:
     """Train the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
 
@@ -130,8 +130,8 @@ def fit(  # noqa: PLR0913
         resume: go on from ``out_dir`` if it holds a run; without it an existing run is an error.
         progress: show a progress bar; without a terminal, a line every 30 seconds.
         tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
-        ranks: the processes that share the work; by default those of ``torchrun`` or of the process group; ``Ranks()``: this
-            process alone.
+        ranks: the processes that share the work; by default those of ``torchrun`` or of the process group;
+            ``DistributedContext()``: this process alone.
 
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.

@@ -21,7 +21,7 @@ from exitlens.io import read_tensors, write_json, write_tensors, write_text
 from exitlens.launch import count_restarts, name_launch
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.network import ExitNet
-from exitlens.ranks import ALONE, Ranks
+from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.optimizer import WeightAverage, load_slots
 
@@ -137,7 +137,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None, ranks: Ranks = ALONE
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    average: WeightAverage | None = None,
+    ranks: DistributedContext = ALONE,
 ) -> dict[str, Any]:
     """Load module, optimiser and average in place from what :func:`save_checkpoint` wrote, and return the note.
 

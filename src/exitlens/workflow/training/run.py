@@ -27,7 +27,7 @@ from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.progress import Advance
-from exitlens.ranks import ALONE, Ranks
+from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.settings import EpochMetric, TrainingSettings
@@ -69,7 +69,7 @@ class TrainingRun:
     augment: Augment | None = None
     workers: int | None = None
     out_dir: Path | None = None
-    ranks: Ranks = ALONE
+    ranks: DistributedContext = ALONE
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
@@ -308,7 +308,7 @@ def validate(
     workers: int | None = None,
     *,
     advance: Advance = lambda: None,
-    ranks: Ranks = ALONE,
+    ranks: DistributedContext = ALONE,
 ) -> Validation:
     """Pass over this rank's share ``val`` in evaluation mode; the means are over the shares of all ranks."""
     correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
