@@ -36,7 +36,7 @@ class InputError(ExitlensError, ValueError):
     Examples:
         >>> xl.predict(net, torch.zeros(1, 3, 40, 40).long(), policy)
         Traceback (most recent call last):
-        exitlens.errors.InputError: inputs: expected floats, got torch.int64: normalise them first (...)
+        exitlens.errors.InputError: inputs: expected floats, got torch.int64. Fix: normalise them first (...)
     """
 
 
