@@ -157,8 +157,10 @@ class Cascade:
         else:
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
             model = open_openvino().compile_model(str(path), "CPU", settings)
-            names = [next(iter(output.names)) for output in model.outputs]
-            self._run = lambda feed: dict(zip(names, (value.copy() for value in model(feed).values()), strict=True))
+            names = [output.names for output in model.outputs]  # an output may have several
+            self._run = lambda feed: {
+                name: value.copy() for several, value in zip(names, model(feed).values(), strict=True) for name in several
+            }
 
     def __call__(self, images: Array) -> dict[str, Array]:
         return self._run({self.name: images} | self.limits)

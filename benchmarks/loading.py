@@ -6,6 +6,7 @@ photographs; both cores should be quiet). The files are made on first use, in ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -98,7 +100,7 @@ def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
     command = [sys.executable, "-m", "benchmarks.loading", verb, str(folder)]
     process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), 0.0
     while process.poll() is None:
-        peak = max(peak, sum(map(read_resident, list_family(process.pid))))
+        peak = max(peak, read_resident(process.pid))
         time.sleep(0.05)
     assert process.stdout is not None
     if process.returncode:
@@ -106,24 +108,15 @@ def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
     return json.loads(process.stdout.read()), peak
 
 
-def list_family(pid: int) -> list[int]:
-    """Return the process and its descendants."""
-    family = [pid]
-    for member in family:
-        for task in Path(f"/proc/{member}/task").glob("*/children"):
-            try:
-                family += map(int, task.read_text().split())
-            except OSError:
-                continue
-    return family
-
-
 def read_resident(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmRSS")), 0.0)
+    """Return the megabytes that a process and its descendants hold; 0 once it has ended."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss / 1e6
+    return total
 
 
 def measure_throughput(count: int, rounds: int) -> Tree:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 from torchvision.models import resnet18
@@ -137,11 +138,10 @@ def send_signal(process: subprocess.Popen[str], out: Path, rank: int, number: si
         if process.poll() is not None:
             raise RuntimeError(process.communicate()[1])
         time.sleep(0.02)
-    for line in Path(f"/proc/{process.pid}/task").glob("*/children"):
-        for child in map(int, line.read_text().split()):
-            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-                os.kill(child, number)
-                return
+    for child in psutil.Process(process.pid).children():
+        if child.environ().get("RANK") == str(rank):
+            child.send_signal(number)
+            return
     raise RuntimeError(f"rank {rank} was not found")
 
 

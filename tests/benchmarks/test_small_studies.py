@@ -1,15 +1,17 @@
 """Studies of a few promises: which figures are judged, and the smallest of what they measure."""
 
+import os
 import re
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import demo, explorer, loading, processes, recipes, series, site, tasks, traces, training
+from benchmarks import demo, explorer, loading, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -60,11 +62,6 @@ def test_processes():
     assert image[28:32].min() > image[:28].max()  # the data show their class
 
 
-def test_site():
-    runs = {"index": {"schemes": {"light": {"accessibility": 97, "best-practices": 90}}}}
-    assert [promise.is_kept for promise in judge(site, runs).values()] == [True, False]
-
-
 def test_explorer():
     explained = {"small": {"explain_beyond_network": [160.0, 150, 170]}}
     judged = judge(explorer, {"explorer": {"first_answer_s": [2.0, 1, 3], "explained": explained}})
@@ -76,7 +73,8 @@ def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypa
     folder = loading.find_folder(loading.draw_small, 20)
     assert len(list(folder.rglob("*.jpg"))) == 20
     assert loading.find_folder(loading.draw_small, 20) == folder
-    assert loading.draw_photograph(__import__("numpy").random.default_rng(0)).size == (500, 375)
+    assert loading.draw_photograph(np.random.default_rng(0)).size == (500, 375)
+    assert loading.read_resident(os.getpid()) > 10
     memory = {"files": 200_000, "few": 2_000, "growth_mb": 12.0}
     runs = {"memory-fit": memory, "throughput": {"over_torchvision": {"exitlens": [0.9, 0.8, 1.0]}}}
     assert {key: promise.is_kept for key, promise in judge(loading, runs).items()} == {

@@ -46,9 +46,13 @@ def test_damaged_bundles(copied, tmp_path):
         change(copied / "manifest.json", format=form)
         with pytest.raises(er.BundleError, match=f"expected format 1, got {form}. Fix: export the network again"):
             er.load(copied)
-    (copied / "manifest.json").write_text("{")
-    with pytest.raises(er.BundleError, match="JSON"):
+    change(copied / "manifest.json", format=1, inputs=[{}])
+    with pytest.raises(er.BundleError, match="expected what exitlens wrote, got KeyError"):
         er.load(copied)
+    for text, message in (("{", "JSON"), ("{}", "not of an edge bundle")):
+        (copied / "manifest.json").write_text(text)
+        with pytest.raises(er.BundleError, match=message):
+            er.load(copied)
 
 
 def test_files_outside_of_the_bundle_are_not_opened(copied):

@@ -276,3 +276,12 @@ def test_evaluation_mode_lasts_until_the_last_thread_is_done():
     leave.set()
     thread.join()
     assert all(module.training for module in net.modules())
+
+
+def test_int8_files_are_for_the_weights_that_they_were_made_of():
+    net = make_net()
+    net.tuning = Tuning(backend="onnx", precision="int8")
+    with pytest.raises(xl.EngineError, match=r"int8 files hold other weights\. Fix: call exitlens\.export_int8"):
+        xl.predict(net, IMAGES[:2], NEVER)
+    with pytest.raises(xl.EngineError, match="int8 files, which PyTorch cannot compile"):
+        net.compile()

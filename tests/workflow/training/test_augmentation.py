@@ -9,15 +9,17 @@ SQUARE = xl.Preprocess((16, 16))
 
 
 def _images(count=12, size=16):
-    """Random images whose left half is brighter."""
+    """Random images whose left half is brighter, with a mask of that half."""
     pixels = 0.4 * torch.rand(count, 3, size, size)
     pixels[..., : size // 2] += 0.6
-    return SQUARE.normalise(pixels)
+    masks = torch.zeros(count, size, size, dtype=torch.bool)
+    masks[..., : size // 2] = True
+    return SQUARE.normalise(pixels), masks
 
 
 @pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
 def test_every_image_is_drawn_for_by_itself_and_the_seed_decides(name):
-    images = _images()[:1].expand(12, -1, -1, -1)
+    images = _images()[0][:1].expand(12, -1, -1, -1)
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -30,17 +32,31 @@ def test_every_image_is_drawn_for_by_itself_and_the_seed_decides(name):
     assert type(found[0]) is torch.Tensor
 
 
-@pytest.mark.parametrize("name", ["flip", "crop"])
-def test_views_show_the_object_at_another_place(name):
-    images = _images(64)
-    bright = SQUARE.restore(Augmentation(name, SQUARE)(images)).mean(1) > 0.5
-    left, right = bright[..., :8].float().mean((1, 2)), bright[..., 8:].float().mean((1, 2))
-    assert 10 < (left < right).sum() < 54  # mirrored, half of the images
-    assert set(bright.flatten(1).float().mean(1).tolist()) == {0.5} if name == "flip" else True
+@pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
+def test_masks_follow_the_object(name):
+    images, masks = _images(64)
+    views, moved = Augmentation(name, SQUARE).with_masks(images, masks)
+    assert moved.shape == masks.shape
+    assert moved.dtype == torch.bool
+    if name == "trivial":  # colours change: see below
+        assert not torch.equal(moved, masks)
+        return
+    bright = SQUARE.restore(views).mean(1) > 0.5
+    assert (bright == moved).float().mean() > 0.97
+
+
+def test_masks_follow_what_trivial_augment_moves():
+    masks = _images(64)[1]
+    as_images = SQUARE.normalise(masks[:, None].expand(-1, 3, -1, -1).float())
+    views, moved = Augmentation("trivial", SQUARE).with_masks(as_images, masks)
+    agreement = ((SQUARE.restore(views).mean(1) > 0.5) == moved).flatten(1).float().mean(1)
+    assert (
+        agreement > 0.93
+    ).float().mean() > 0.85  # one column at the border of a crop; the rest was solarised or made dark
 
 
 def test_a_flip_is_exact_and_needs_no_preprocessing():
-    images = _images(40)
+    images, _ = _images(40)
     views = Augmentation("flip")(images)
     kept = [torch.equal(a, b) for a, b in zip(views, images, strict=True)]
     turned = [torch.equal(a, b.flip(-1)) for a, b in zip(views, images, strict=True)]
@@ -56,7 +72,7 @@ def test_a_transform_of_the_users_own_gets_pixels_one_image_at_a_time():
             seen.append((tuple(inpt.shape), float(inpt.min()) >= 0, float(inpt.max()) <= 1))
             return inpt
 
-    images = _images(5)
+    images, _ = _images(5)
     torch.testing.assert_close(Augmentation(Note(), SQUARE)(images), images)
     assert seen == [((3, 16, 16), True, True)] * 5
     with pytest.raises(xl.InputError, match=r"images of \(3, 16, 16\) again, got \(3, 8, 8\)"):
@@ -66,3 +82,10 @@ def test_a_transform_of_the_users_own_gets_pixels_one_image_at_a_time():
 def test_grey_images():
     grey = xl.Preprocess((16, 16), (0.5,), (0.25,))
     assert Augmentation("trivial", grey)(torch.randn(20, 1, 16, 16)).shape == (20, 1, 16, 16)
+
+
+def test_what_does_not_work_is_said():
+    with pytest.raises(xl.InputError, match=r"Did you mean 'flip'"):
+        Augmentation("flips")
+    with pytest.raises(xl.InputError, match=r"net\.describe\(preprocess="):
+        Augmentation("trivial")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -13,6 +15,20 @@ from exitlens.types.settings import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop", "trivial")
 SMALLEST_CROP = 0.35  # of the image's area
+_MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_SPACE = v2.TrivialAugmentWide._AUGMENTATION_SPACE
+
+
+class _Move(v2.TrivialAugmentWide):  # type: ignore[misc]
+    """The operations of TrivialAugment that move objects, so that a mask has to follow."""
+
+    _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {name: _SPACE[name] for name in _MOVES}
+
+
+class _Recolour(v2.TrivialAugmentWide):  # type: ignore[misc]
+    """The operations of TrivialAugment that leave every object where it is."""
+
+    _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {name: value for name, value in _SPACE.items() if name not in _MOVES}
 
 
 class Augmentation:
@@ -41,23 +57,46 @@ class Augmentation:
 
     def __call__(self, images: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H,W)
         """Return other views of the same images."""
-        pixels = self._shift_scale(images, back=True)
-        views = torch.stack([self._draw(tv_tensors.Image(image)).as_subclass(Tensor) for image in pixels])
+        return self.with_masks(images, None)[0]
+
+    def with_masks(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the views, and their masks ``(B,H,W)`` ``bool``, moved as the images were."""
+        pixels = self._shift_scale(images, back=True) if self.sees_pixels else images
+        covers = [None] * len(pixels) if masks is None else [tv_tensors.Mask(mask) for mask in masks]
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        pairs = [self._draw(tv_tensors.Image(image), cover, size) for image, cover in zip(pixels, covers, strict=True)]
+        views = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
         if views.shape != images.shape:
             raise InputError(f"augment: expected images of {tuple(images.shape[1:])} again, got {tuple(views.shape[1:])}")
-        return self._shift_scale(views, back=False)
+        moved = None if masks is None else torch.stack([m.as_subclass(Tensor) for _, m in pairs if m is not None])
+        return self._shift_scale(views, back=False) if self.sees_pixels else views, moved
 
-    def _draw(self, image: Tensor) -> Tensor:  # (C,H,W)
+    def _draw(
+        self, image: Tensor, mask: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:  # (C,H,W), (H,W)
         if not isinstance(self.transform, str):
-            return self.transform(image)  # type: ignore[no-any-return]
-        view: Tensor = v2.RandomHorizontalFlip()(image)
+            return self._apply(self.transform, image, mask)
+        image, mask = self._apply(v2.RandomHorizontalFlip(), image, mask)
         if self.transform != "flip":
-            view = v2.RandomResizedCrop((view.shape[-2], view.shape[-1]), scale=(SMALLEST_CROP, 1.0))(view)
-        return v2.TrivialAugmentWide()(view) if self.transform == "trivial" else view
+            image, mask = self._apply(v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1.0)), image, mask)
+        if self.transform != "trivial":
+            return image, mask
+        if torch.rand(()) >= len(_MOVES) / len(_SPACE):
+            return _Recolour()(image), mask
+        state = torch.get_rng_state() if mask is not None else None
+        moved = _Move()(image)
+        if mask is None or state is None:
+            return moved, None
+        torch.set_rng_state(state)
+        return moved, tv_tensors.Mask(_Move()(mask.as_subclass(Tensor)[None].to(torch.uint8))[0].bool())
+
+    @staticmethod
+    def _apply(transform: v2.Transform, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return (transform(image), None) if mask is None else transform(image, mask)
 
     def _shift_scale(self, images: Tensor, back: bool) -> Tensor:
-        """Turn normalised images into pixels in [0, 1], or back, if the transform needs pixels."""
-        if self.preprocess is None or not self.sees_pixels:
+        """Turn normalised images into pixels in [0, 1], or back."""
+        if self.preprocess is None:
             return images
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.preprocess.mean, self.preprocess.std))
         return (images * std + mean).clamp(0, 1) if back else (images - mean) / std
