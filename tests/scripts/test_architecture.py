@@ -52,7 +52,7 @@ def test_rooms_of_the_package():
     rooms = architecture.read_rooms()
     assert rooms["functional"].says == "Pure functions of tensors: no state, no files, no networks."
     assert rooms["functional"].imports == {"types", GROUND}
-    assert rooms["serving"].inner == ("batching", "http")
+    assert rooms["serving"].inner == ("http",)
     assert {"errors", "io"} <= set(rooms[GROUND].inner)
 
 
