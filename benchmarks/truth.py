@@ -25,7 +25,7 @@ from benchmarks.promises import Promise, promise_end, promise_mean, promise_tabl
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
 from exitlens.data.splits import SampleSet
-from exitlens.workflow.faithfulness import faithfulness
+from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
 SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
@@ -131,9 +131,9 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
             measured |= {key: [row[field] for row in rows] for key, field in keys.items()}
     if net.num_exits > 1:
         test = next(iter(task.tests.values()))
-        attention = faithfulness(net, test, samples=SAMPLES, oracle_samples=ORACLE, grid=task.grid).to_dict()
+        attention = measure_faithfulness(net, test, samples=SAMPLES, oracle_samples=ORACLE, grid=task.grid).to_dict()
         few = {"samples": RELEVANCE, "oracle_samples": RELEVANCE}
-        relevance = faithfulness(net, test, of="relevance", grid=task.grid, **few).to_dict()
+        relevance = measure_faithfulness(net, test, of="relevance", grid=task.grid, **few).to_dict()
         measured["attention"] = {name: attention[name] for name in (*SHARES, *MAPS)}
         measured["relevance"] = {name: relevance[name] for name in SHARES}
     return measured

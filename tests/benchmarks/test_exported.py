@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 import exitlens as xl
 from benchmarks import backbones, compat, edge, performance, relevance
 from benchmarks.results import flatten
-from exitlens.workflow.faithfulness import faithfulness
+from exitlens.workflow.faithfulness import measure_faithfulness
 from scripts.release.environments import VERSIONS, Environment, StepError
 from scripts.release.versions import ROOT
 from tests.conftest import TinyNet, make_net
@@ -146,10 +146,10 @@ def test_maps_of_others_are_judged_as_faithfulness_judges_ours(net):
     judged = relevance.judge(net.eval(), data.inputs, data.labels, makers)
     assert [row["judged_at"] for row in judged.values()] == [0, 1, 2, 2, 2]
     assert {row["grid"] for row in judged.values()} == {"4 x 4"}  # that of the deep exits
-    last = faithfulness(net, data, grid=(4, 4), of="relevance", oracle_samples=12)
+    last = measure_faithfulness(net, data, grid=(4, 4), of="relevance", oracle_samples=12)
     for name in ("deletion", "insertion", "deletion_oracle", "deletion_random", "insertion_oracle"):
         assert judged["relevance"][name] == pytest.approx(getattr(last, name)[-1], abs=1e-6)
-    attention = faithfulness(net, data, grid=(4, 4), oracle_samples=12)
+    attention = measure_faithfulness(net, data, grid=(4, 4), oracle_samples=12)
     for k, name in enumerate(("attention, exit 0", "attention, exit 1", "attention, final")):
         assert judged[name]["insertion_share"][0] == pytest.approx(attention.insertion_share[k], rel=1e-4)
 

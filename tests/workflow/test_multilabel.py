@@ -15,7 +15,7 @@ from exitlens.delivery.pages import render_tokens, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
 from exitlens.functional.attribution import choose_explained
 from exitlens.model.attribution import attribute_exits
-from exitlens.workflow.faithfulness import faithfulness
+from exitlens.workflow.faithfulness import measure_faithfulness
 from tests.conftest import TinyNet
 
 CORNERS = ((0, 0), (0, 10), (10, 0), (10, 10))
@@ -280,7 +280,7 @@ def test_relevance_is_about_the_labels_that_are_told(net):
 
 
 def test_what_is_deleted_is_judged_by_the_strongest_label(net):
-    found = faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
+    found = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
     assert all(math.isfinite(value) for value in found.deletion)
 
 

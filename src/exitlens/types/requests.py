@@ -49,9 +49,8 @@ class Temperatures:
         network: fingerprint of the network that they belong to; empty fits any.
 
     Examples:
-        >>> first = xl.calibrate(trace, max_disagreement=0.5)
-        >>> xl.calibrate(trace, max_disagreement=0.2, temperatures=first).calibration.request.temperatures.values
-        (1.0, 1.0, 1.0)
+        >>> xl.types.Temperatures((1.4, 1.2, 1.1)).values
+        (1.4, 1.2, 1.1)
     """
 
     values: tuple[float, ...]

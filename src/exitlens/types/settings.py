@@ -77,6 +77,10 @@ class TrainingSettings:
             data are sure to be the same in every epoch).
         keep: Weights that the network has afterwards: those of the ``last`` or of the ``best`` epoch (default: the best with
             ``patience``, else the last).
+
+    Examples:
+        >>> xl.TrainingSettings(recipe="pretrained").head_learning_rate
+        0.004
     """
 
     epochs: int = 8
