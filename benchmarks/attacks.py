@@ -24,18 +24,12 @@ LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True)
 class Hostile:
-    """A request that must not be answered with 200.
+    """A request that must not be answered with 200."""
 
-    Attributes:
-        kind: in a word or two.
-        parts: bytes, sent one after the other with ``pause`` seconds in between.
-        closes: the sending side of the connection is closed after them.
-    """
-
-    kind: str
-    parts: tuple[bytes, ...]
+    kind: str  # in a word or two
+    parts: tuple[bytes, ...]  # bytes, sent one after the other with ``pause`` seconds in between
     pause: float = 0.0
-    closes: bool = False
+    closes: bool = False  # the sending side of the connection is closed after them
 
 
 def make_hostile(count: int, shape: Sequence[int], seed: int = 0) -> Iterator[Hostile]:
@@ -55,7 +49,6 @@ def make_hostile(count: int, shape: Sequence[int], seed: int = 0) -> Iterator[Ho
 
 
 def list_kinds(shape: Sequence[int]) -> dict[str, list[bytes] | list[Hostile]]:
-    """Return the variants of every kind."""
     return {**list_slow(shape), **list_wire(), **list_paths(), **list_tensors(shape), **list_json(shape), **list_files()}
 
 
@@ -80,7 +73,6 @@ def make_good(shape: Sequence[int], **fields: Any) -> bytes:
 
 
 def list_slow(shape: Sequence[int]) -> dict[str, list[Any]]:
-    """Bodies that end too soon, or come too slowly."""
     whole = make_good(shape)
     head = whole.index(b"\r\n\r\n") + 4
     cuts = [whole[:end] for end in (head, (head + len(whole)) // 2, len(whole) - 2)]
@@ -119,7 +111,6 @@ def list_wire() -> dict[str, list[bytes]]:
 
 
 def list_paths() -> dict[str, list[bytes]]:
-    """Addresses and methods that do not exist."""
     models = "/v2/models/"
     paths = [
         f"{models}{rest}" for rest in ("..%2f..%2fetc%2fpasswd/infer", "../../etc/passwd", "net%00/infer", "%ff%fe/infer")

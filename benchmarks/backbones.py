@@ -47,31 +47,24 @@ class Backbone:
     """A backbone that is tried.
 
     Attributes:
-        family: of the networks of its kind.
-        source: its name for :func:`exitlens.build_backbone`, or what it is called here.
         size: pixels a side of an image, tokens of a text, or the shape of a sample (of each of several inputs, by name).
-        make: builds it where it has no source.
-        groups: of a vector's features.
-        at: early exits, as :func:`exitlens.attach` takes them.
     """
 
-    family: str
-    source: str
+    family: str  # of the networks of its kind
+    source: str  # its name for :func:`exitlens.build_backbone`, or what it is called here
     size: int | Shape | Mapping[str, Shape]
-    make: Callable[[], nn.Module] | None = field(default=None, compare=False)
-    groups: Mapping[str, list[int]] | None = None
-    at: int | tuple[str, ...] = 3
+    make: Callable[[], nn.Module] | None = field(default=None, compare=False)  # builds it where it has no source
+    groups: Mapping[str, list[int]] | None = None  # of a vector's features
+    at: int | tuple[str, ...] = 3  # early exits, as :func:`exitlens.attach` takes them
 
     @property
     def inputs(self) -> str:
-        """The kind of its inputs, as the page calls it."""
         if isinstance(self.size, Mapping):
             return "Several inputs"
         by_axes = {2: "Series", 4: "Volumes", 1: "Vectors"}
         return "Images and texts" if isinstance(self.size, int) else by_axes[len(self.size)]
 
     def build(self) -> nn.Module:
-        """Build it with random weights, always the same ones."""
         torch.manual_seed(0)
         return xl.build_backbone(self.source, CLASSES) if self.make is None else self.make()
 
@@ -440,7 +433,6 @@ GAPS, CHECKS = ("eval_gap", "train_gap", "gradient_gap"), ("egt_step", "bundle",
 
 
 def passes(row: Tree) -> bool:
-    """Return whether everything that was tried with a backbone worked."""
     if "error" in row or row["eval_gap"] != 0:
         return False
     exact = all(row[name] <= TOLERANCE for name in ("train_gap", "gradient_gap", "buffer_gap"))

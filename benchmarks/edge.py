@@ -200,7 +200,6 @@ def compare_decisions(count: int = COUNT) -> Tree:
 
 
 def make_answers(edge: Path, policy: xl.Policy) -> dict[str, Answer]:
-    """Return the runtime and the cascade, each in both backends."""
 
     def ask_runtime(runtime: exitlens_runtime.EdgeNetwork, images: Array) -> tuple[Array, Array, list[Array]]:
         pred = runtime.predict(images, attention=True)
@@ -246,7 +245,6 @@ class StageTimes:
 
 
 def time_network(name: str, quick: bool) -> Tree:
-    """Time one network at every batch size."""
     built = NETWORKS[name].build()
     measured = {}
     for size in (1,) if quick else COUNTS:
@@ -272,7 +270,6 @@ def measure_speed(
     seconds: float = 20.0,
     others: Mapping[str, Callable[[Tensor, xl.Policy], Work]] | None = None,
 ) -> Tree:
-    """Time everything at one batch size, the same images leaving at the same exits everywhere."""
     plain, net, images = built
     count = count or COUNTS[size]
     images = images[torch.arange(count) % len(images)]
@@ -327,7 +324,6 @@ def make_plain(plain: nn.Module, images: Tensor, threads: int) -> Callable[[Arra
 
 
 def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: int) -> Tree:
-    """Return milliseconds a sample and the ratios that are promised, each a median with its interval."""
     summary: Tree = {"ms": {name: times.summary(name, count)["ms"] for name in times.rounds}}
     pairs = {
         "torch_over_runtime": (TORCH, RUNTIME),
@@ -372,8 +368,6 @@ def measure_points(task: str, seconds: float = 15.0) -> Tree:
 
 
 class Walk:
-    """All stages one after the other; logits of every exit."""
-
     def __init__(self, files: Sequence[Written]) -> None:
         self.steps = [(open_file(file.path), file) for file in files]
 
@@ -450,7 +444,6 @@ print(imported - started, answered - started, int(peak) / 1024)
 
 
 def summarise_rounds(names: Sequence[str], rows: Sequence[Sequence[float]]) -> Tree:
-    """Return median, least and most by name."""
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return {name: [statistics.median(values), min(values), max(values)] for name, values in columns}
 
@@ -599,7 +592,6 @@ COLUMNS = {  # of the table of times, and what they show
 
 
 def write_speed(runs: Runs) -> list[str]:
-    """Milliseconds a sample."""
     rows, threads = [], THREADS
     for run, measured in runs.items():
         for size, speed in measured.items() if run.startswith("speed-") else ():
@@ -613,7 +605,6 @@ def write_speed(runs: Runs) -> list[str]:
 
 
 def write_decisions(runs: Runs) -> list[str]:
-    """Other labels or exits than the library's, the worst of the batch sizes."""
     measured, rows = runs["decisions"], []
     for name, sizes in measured.items():
         if isinstance(sizes, dict):

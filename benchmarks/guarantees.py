@@ -99,7 +99,6 @@ def cache_by_trace(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache_by_trace
 def find_losses(trace: xl.Trace) -> dict[str, Tensor]:
-    """Return the losses of every sample and exit by the name of the risk."""
     losses = {"accuracy": accuracy_drop(trace), "disagreement": disagreement(trace), "divergence": trace.divergence}
     return losses | ({"missed": false_negative_drop(trace)} if trace.task == "multilabel" else {})
 
@@ -141,7 +140,6 @@ def split_halves(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def judge(scores: Tensor, trace: xl.Trace, known: Tensor, test: Tensor, names: Sequence[str], further: int = 0) -> Rows:
-    """Certify on known rows, and judge on test rows."""
     rows = []
     for (limit, delta), thresholds in certify(scores, trace, *split_halves(known), names, further).items():
         exits = find_first_firing(scores[test], thresholds)
@@ -152,7 +150,6 @@ def judge(scores: Tensor, trace: xl.Trace, known: Tensor, test: Tensor, names: S
 
 
 def scale_scores(trace: xl.Trace, rows: Tensor, score: str = "max_probability") -> Tensor:
-    """Return scores under temperatures fitted on these rows."""
     assert trace.labels is not None
     temperatures = tuple(fit_temperature(trace.logits[rows, k], trace.labels[rows]) for k in range(trace.num_exits))
     policy = xl.Policy.never(trace.num_exits, score=score, temperatures=temperatures)  # type: ignore[arg-type]
@@ -160,7 +157,6 @@ def scale_scores(trace: xl.Trace, rows: Tensor, score: str = "max_probability") 
 
 
 def count_one_split(name: str, seed: int) -> dict[str, Rows]:
-    """Judge every set of risks on one split of a real trace."""
     trace = recall_trace(name)
     known, test = split_randomly(trace, CALIBRATION, seed)
     scores = scale_scores(trace, split_halves(known)[0])
@@ -229,7 +225,6 @@ def score_groups(trace: xl.Trace) -> Tensor:
 
 @cache_by_trace
 def weigh_population(trace: xl.Trace, equal: bool) -> Tensor:
-    """Return weights of the samples: the same for all, or for all groups."""
     assert trace.groups is not None
     weights = weigh_samples(trace.groups, None if equal else LARGEST)
     return weights / len(weights)
@@ -252,7 +247,6 @@ def count_one_group_draw(seed: int) -> dict[str, Rows]:
 
 
 def judge_groups(trace: xl.Trace, rows: Tensor, ranks: Tensor, parts: tuple[Tensor, Tensor], mode: str, label: str) -> Rows:
-    """Certify on drawn groups, and judge on the whole population."""
     scores, (first, second) = score_groups(trace), parts
     levels, weights = quantise(scores[rows[first]]), weigh_population(trace, mode == EQUAL)
 
@@ -334,7 +328,6 @@ def load_split(kind: str, split: Any) -> xl.data.ImageSet:
 
 
 def list_sets(kind: str) -> Iterator[tuple[str, xl.data.ImageSet]]:
-    """Yield independent pictures; several scenes of each of few garments; altered copies of few pictures."""
     for split in ("validation", "calibration", "test"):
         yield f"independent, {split}", load_split(kind, split)
     yield "independent, 500 of calibration", load_split(kind, "calibration").first(500)
@@ -349,7 +342,6 @@ def list_sets(kind: str) -> Iterator[tuple[str, xl.data.ImageSet]]:
 
 
 def alter(data: xl.data.ImageSet, rows: Tensor, size: int) -> xl.data.ImageSet:
-    """Return copies side by side: mirrored or not, turned, moved and scaled a little, and tinted."""
     tint = [v2.ColorJitter(0.2, 0.2)] if data.images.shape[1] == 3 else []
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(8, (0.06, 0.06), (0.92, 1.08)), *tint])
     torch.manual_seed(3)
@@ -358,7 +350,6 @@ def alter(data: xl.data.ImageSet, rows: Tensor, size: int) -> xl.data.ImageSet:
 
 
 def measure_orders(logits: Tensor, labels: Tensor) -> Tree:  # (N,K,C), (N,)
-    """Measure how much samples look alike in each order."""
     n, k, _ = logits.shape
     measured = {}
     for order, rearrange in ORDERS.items():
@@ -499,7 +490,6 @@ def measure_drift(runs: int) -> Tree:
 
 
 def time_calibration(rounds: int) -> Tree:
-    """Time the calibration of 50,000 samples, 4 exits, three risks, on one core."""
     torch.set_num_threads(1)
     rng, count = torch.Generator().manual_seed(0), 50_000
     labels = torch.randint(0, 10, (count,), generator=rng)
@@ -555,7 +545,6 @@ def promise_violations(run: str, sets: Tree) -> Iterator[Promise]:
 
 
 def find_worst(sets: Tree, label: str, delta: float) -> float:
-    """Return the largest share of broken promises over all limits."""
     return max(row["violations"] for row in sets[label].values() if row["delta"] == delta)
 
 
@@ -648,7 +637,6 @@ def promise_time(_: str, measured: Tree) -> Iterator[Promise]:
 
 
 def find_runs(runs: Runs, prefix: str) -> dict[str, Tree]:
-    """Return the runs whose name begins so, by the rest of it."""
     return {name.removeprefix(prefix): run for name, run in runs.items() if name.startswith(prefix)}
 
 

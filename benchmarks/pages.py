@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 
 
 def list_pages() -> list[Path]:
-    """Return the README and all pages under docs and examples."""
     return [ROOT / "README.md", *sorted(path for folder in ("docs", "examples") for path in (ROOT / folder).rglob("*.md"))]
 
 
@@ -41,7 +40,6 @@ def fill(name: str, lines: Sequence[str], pages: Iterable[Path] | None = None) -
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 

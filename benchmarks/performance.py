@@ -39,16 +39,11 @@ TITLES = {"small": "our small network, 40 px", "resnet18": "ResNet-18", "resnet5
 
 @dataclass(frozen=True)
 class Network:
-    """A network that is timed: where its backbone comes from, and the size of its images.
+    """A network that is timed: where its backbone comes from, and the size of its images."""
 
-    Attributes:
-        source: "bundle": the demo's network.
-        stream: images of the stream that is timed as well.
-    """
-
-    source: str
+    source: str  # "bundle": the demo's network
     pixels: int
-    stream: int = 0
+    stream: int = 0  # images of the stream that is timed as well
 
     def build(self) -> tuple[nn.Module, xl.ExitNet, Tensor, xl.Policy | None]:
         """Return the plain backbone, the network with three early exits placed by time, images, and a policy if it is trained."""
@@ -71,7 +66,6 @@ NETWORKS = {
 
 
 def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
-    """Return normalised scenes of garments of the test split, which were not seen in training or calibration."""
     garments, labels = load_garments("test")
     rows = torch.arange(count) % len(garments)
     made = xl.demo.make_scenes(garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=seed)
@@ -113,7 +107,6 @@ def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
 
 
 def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> Tree:
-    """Time everything by batch size."""
     try:
         rivals = make_rivals(bench.plain, bench.net, network.pixels)
     except ImportError:
@@ -154,13 +147,11 @@ def compare_decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: i
 
 
 def name_rows(measured: Tree) -> Tree:
-    """Return what was timed for one batch size with its rows by name."""
     rows = {row["name"]: {key: value for key, value in row.items() if key != "name"} for row in measured["rows"]}
     return {**{key: value for key, value in measured.items() if key != "batch"}, "rows": rows}
 
 
 def name_tunings(tuning: Tree) -> Tree:
-    """Return a tuning with what was tried numbered."""
     tried = {str(i): attempt for i, attempt in enumerate(tuning["measured"]["ms_per_sample"])}
     return {**tuning, "measured": {**tuning["measured"], "ms_per_sample": tried}}
 
@@ -251,7 +242,6 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> Tree:
 
 
 def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield so many images in batches of a loader, again and again the same ones."""
     batches = images.split(LOADER_BATCH)
     yield from (batches[i % len(batches)] for i in range(count // LOADER_BATCH))
 
@@ -334,7 +324,6 @@ def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
 
 
 def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
-    """Measured saving over ideal saving, of the faster form."""
     for shares in (MIXED, "40/30/20/10", "all at exit 0") if size >= 8 else ():
         names = [name for name in (f"exits, {shares}", f"exits, {shares}, compiled") if "saving" in rows.get(name, {})]
         if names:
@@ -345,7 +334,6 @@ def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
 
 
 def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
-    """Against the plain backbone and earlyon."""
     mixed = rows.get(f"exits, {MIXED}")
     if mixed is None:
         return
@@ -365,7 +353,6 @@ def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
 
 
 def order_runs(runs: Runs) -> dict[tuple[str, int], Tree]:
-    """Return the runs by network and threads, in the order of the page."""
     return {(name, threads): runs[key] for threads in (2, 1) for name in TITLES if (key := f"{name}-{threads}") in runs}
 
 
@@ -414,7 +401,6 @@ def write_network(name: str, threads: int, measured: Tree) -> list[str]:
 
 
 def write_batches(measured: Tree) -> list[str]:
-    """All contenders by batch size: milliseconds for each sample, and how many times faster than plain."""
     by_size = [batch["rows"] for batch in measured["batches"].values()]
     head = ["ms a sample (times faster than plain as PyTorch runs it)", *(f"batch {size}" for size in measured["batches"])]
     rows = []
@@ -425,7 +411,6 @@ def write_batches(measured: Tree) -> list[str]:
 
 
 def write_ideal(measured: Tree) -> list[str]:
-    """Measured against ideal, and what a call takes."""
     rows = []
     for size, batch in measured["batches"].items():
         for name, row in batch["rows"].items():
@@ -440,7 +425,6 @@ def write_ideal(measured: Tree) -> list[str]:
 
 
 def write_further(measured: Tree) -> list[str]:
-    """bfloat16, the stream and the decisions of compiled stages, in words."""
     half = measured["bfloat16"]["rows"]
     ours, plain = half[f"exits, {MIXED}"], half["plain, tuned"]
     lines = [
@@ -464,7 +448,6 @@ def write_further(measured: Tree) -> list[str]:
 
 
 def write_summary(runs: Runs) -> list[str]:
-    """A few lines: two cores, mixed exit shares."""
     rows = []
     for (name, threads), measured in order_runs(runs).items():
         if threads == 2:

@@ -93,13 +93,11 @@ def measure_maps(net: xl.ExitNet, images: xl.data.ImageSet) -> Tree:
 
 
 def list_policies() -> list[tuple[str, float, bool]]:
-    """Name, limit of the accuracy drop, and whether calibration knows which pictures show the same drawing."""
     pairs = [(limit, named) for limit in LIMITS for named in (True, False)]
     return [(f"{limit}, {'by drawing' if named else 'by picture'}", limit, named) for limit, named in pairs]
 
 
 def try_policy(calibration: xl.Trace, test: xl.Trace, limit: float, named: bool) -> Tree:
-    """Certify a policy, and measure what it costs and loses on the test pictures."""
     trace = replace(calibration) if named else replace(calibration, groups=None)  # each limit is asked alone
     report = xl.evaluate(test, xl.calibrate(trace, max_accuracy_drop=limit, delta=DELTA))
     measured = {"cost": report.cost, "accuracy": report.accuracy, "drop": report.accuracy_drop}
@@ -174,7 +172,6 @@ def prepare_step(
 
 
 def find_runs(runs: Runs, kind: str) -> list[Tree]:
-    """Return the runs of one kind by seed."""
     return [runs[f"{kind}-{seed}"] for seed in SEEDS if f"{kind}-{seed}" in runs]
 
 
@@ -189,7 +186,6 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def write_networks(runs: Runs) -> list[str]:
-    """The comparison, of the seeds of which both networks are there."""
     seeds = [seed for seed in SEEDS if f"pair-{seed}" in runs]
     if not seeds:
         return ["Not measured yet: `python -m benchmarks pictures` (six networks, resumable)."]
@@ -220,7 +216,6 @@ def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
 
 
 def average(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """Return the means over runs of a list with a value for each exit."""
     return [mean(values) for values in zip(*(run[key] for run in runs), strict=True)]
 
 

@@ -27,7 +27,6 @@ SIZE, PICTURES_OF_A_DRAWING, REVIEWS, VALIDATION = 96, 2, 600, 400
 
 
 def rates(body: float, heads: float, **changes: Any) -> dict[str, Any]:
-    """Arguments of ``fit`` with a rate for the body and one for the heads."""
     start: dict[str, Any] = {"warm_up": 0.1, "layer_decay": 1.0, "batch_norm": "update", "augment": "none"}
     return {"recipe": "pretrained", "learning_rate": body, "head_learning_rate": heads} | start | changes
 
@@ -93,7 +92,6 @@ OPEN = {"pictures": open_pictures, "reviews": open_reviews}
 
 
 def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
-    """Train by one recipe and measure accuracy and agreement on validation data."""
     use_one_thread()
     torch.manual_seed(seed)
     started, is_plain = time.process_time(), trial.startswith("plain")
@@ -117,7 +115,6 @@ def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
 
 
 def write_trials(kind: str, runs: Runs) -> list[str]:
-    """A row for each trial, in the order of :data:`TRIALS`; means over seeds."""
     rows = []
     for trial in TRIALS:
         measured = [runs[name] for seed in range(10) if (name := f"{kind}/{trial}-{seed}") in runs]
@@ -129,7 +126,6 @@ def write_trials(kind: str, runs: Runs) -> list[str]:
 
 
 def write_values(_: Runs) -> list[str]:
-    """The values of the recipes side by side."""
     scratch, pretrained = (asdict(RECIPES[name]) for name in ("scratch", "pretrained"))
     rows = [
         [f"`{name}`", *("the same" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in pair)]

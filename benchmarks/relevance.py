@@ -51,7 +51,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def measure(name: str, count: int, rounds: int) -> Tree:
-    """Measure everything about one network."""
     torch.set_num_threads(1)
     net, images = load_network(name, count)
     with torch.no_grad():
@@ -73,7 +72,6 @@ def measure(name: str, count: int, rounds: int) -> Tree:
 
 
 def load_network(name: str, count: int) -> tuple[xl.ExitNet, Tensor]:
-    """Return a network, and so many test images drawn at random."""
     if name == "demo":
         net, _ = load(Path("runs/demo-full"))
         data = load_samples(Path("runs/demo-full"), net, "test")
@@ -246,7 +244,6 @@ def time_in_turns(works: Mapping[str, Work], images: Tensor, labels: Tensor, rou
 
 
 def spread(values: Sequence[float]) -> list[float]:
-    """Return median and quartiles."""
     return [round(float(v), 4) for v in np.percentile(values, (50, 25, 75))]
 
 

@@ -27,7 +27,6 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Yield a row for every value of a tree."""
     for key, value in tree.items():
         part, measure = SEPARATOR.join(path), str(key)
         if isinstance(value, dict) and value:
@@ -39,7 +38,6 @@ def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[Row]:
 
 
 def grow(rows: Iterable[Row]) -> Tree:
-    """Return the tree that :func:`flatten` made these rows of."""
     tree: Tree = {}
     for part, measure, index, text in rows:
         node = tree
@@ -62,7 +60,6 @@ def write_value(value: object) -> str:
 
 
 def read_value(text: str) -> Any:
-    """Read what :func:`write_value` wrote."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -76,7 +73,6 @@ def split_name(cell: str) -> tuple[str, str]:
 
 
 def read_results(path: Path) -> dict[str, Tree]:
-    """Return what every cell measured; nothing where the file does not exist."""
     return _read(path, path.stat().st_mtime_ns) if path.exists() else {}
 
 

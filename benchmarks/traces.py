@@ -123,13 +123,11 @@ def compare_scores(logits: Tensor, trace: xl.Trace, k: int, labels: Tensor, temp
 
 
 def run_alone(work: Callable[..., Tree], *arguments: Any) -> Tree:
-    """Call a function in a process of its own, with one thread."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def measure_million(count: int) -> Tree:
-    """Measure time and memory of every step with a trace of a million samples, four exits and a thousand classes."""
     path = STUDY.folder / "million.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -158,7 +156,6 @@ def take_step(step: str, path: Path, count: int) -> Tree:
 
 
 def measure_collecting(counts: tuple[int, int]) -> Tree:
-    """Measure ``collect`` on a small network, with images made batch by batch."""
     return {str(count): run_alone(collect, count) for count in counts}
 
 

@@ -33,12 +33,10 @@ class Replica:
 
 
 def serve_backbone(settings: Mapping[str, Any]) -> None:
-    """Serve the plain backbone."""
     run(Replica.options(max_ongoing_requests=8 * settings["max_batch"]).bind(settings), settings)
 
 
 def serve_ours(settings: Mapping[str, Any]) -> None:
-    """Serve our own application."""
     from exitlens.serving.ray import app
 
     run(app(settings["arguments"]), settings)
