@@ -33,11 +33,7 @@ class Hostile:
 
 
 def make_hostile(count: int, shape: Sequence[int], seed: int = 0) -> Iterator[Hostile]:
-    """Yield requests of all kinds in turn, in random order; the same ones every time.
-
-    Args:
-        shape: of one sample of the model.
-    """
+    """Yield requests of all kinds in turn and in random order, always the same ones; ``shape`` is that of a sample."""
     rng, kinds = random.Random(seed), list_kinds(shape)
     names = list(kinds)
     for i in range(count):
@@ -180,18 +176,7 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
     terms: list[tuple[str, Any]] = [("max_cost", -1), ("max_cost", "NaN"), ("max_cost", {"a": 1}), ("min_confidence", 7)]
     terms += [("deadline_ms", -5), ("deadline_ms", 1e300), ("policy", "../policy"), ("policy", 3), ("policy", [1])]
     names = ("timeout", "polcy", "shared_memory_region", "sequence_id", "", "\n" * 5000)
-    bodies = (
-        b"",
-        b"null",
-        b"[]",
-        b"3",
-        b'"a"',
-        b'{"inputs": 3}',
-        b'{"inputs": [3]}',
-        b"{'inputs': []}",
-        b'{"inputs": []',
-        b"\0",
-    )
+    bodies = (b"", b"null", b"[]", b"3", b'"a"', b'{"inputs": 3}', b'{"inputs": [3]}', b"{'inputs': []}", b'{"inputs": []')
     bad = (b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80")
     pickled = pickle.dumps({"inputs": [0.0] * math.prod(shape)}) + b"cos\nsystem\n(S'true'\ntR."
     return {
@@ -202,7 +187,7 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
         "deep JSON": [
             make_infer(b'{"inputs":' + word * n) for word in (b"[", b'{"a":') for n in (2_000, 100_000, 1_000_000)
         ],
-        "no JSON": [make_infer(body) for body in bodies],
+        "no JSON": [make_infer(body) for body in (*bodies, b"\0")],
         "invalid UTF-8": [
             *(make_infer(b'{"id": "%s", "inputs": []}' % text) for text in bad),
             *(make_image(text, "text/plain") for text in bad),

@@ -98,10 +98,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def attempt(cell: Cell) -> Tree:
-    """Return what was installed and what came of every check; ``fault`` alone if the cell cannot be installed.
-
-    Warnings are no errors here: a newer PyTorch may announce what it will change.
-    """
+    """Return what was installed and the outcome of every check; ``fault`` alone if nothing can be installed. Warnings are no errors here."""
     pythons = find_pythons([Path(path) for path in os.environ.get("PYTHONS", "").split()])
     if cell.python not in pythons:
         raise SystemExit(f"no Python {cell.python} here. Fix: name its interpreter in the variable PYTHONS")

@@ -36,23 +36,13 @@ from exitlens.model.backbones.normalisation import read_normalisation
 
 OPENCLIPART = Path("/usr/share/openclipart/png")  # apt-get install openclipart-png
 CLASSES: dict[str, tuple[str, ...]] = {
-    "beverages": ("food/beverages",),
-    "birds": ("animals/birds",),
-    "bugs": ("animals/bugs",),
-    "buildings": ("buildings",),
-    "clothing": ("people/clothing",),
-    "desserts": ("food/desserts",),
-    "fruit": ("food/fruit", "food/vegetables"),
-    "hardware": ("computer/hardware",),
-    "mammals": ("animals/mammals",),
-    "meals": ("food/breads_and_carbs", "food/meats_and_eggs"),
-    "music": ("recreation/music",),
-    "office": ("office",),
-    "plants": ("plants",),
-    "roadsigns": ("transportation/roadsigns",),
-    "tools": ("tools",),
+    "beverages": ("food/beverages",), "birds": ("animals/birds",), "bugs": ("animals/bugs",), "buildings": ("buildings",),
+    "clothing": ("people/clothing",), "desserts": ("food/desserts",), "fruit": ("food/fruit", "food/vegetables"),
+    "hardware": ("computer/hardware",), "mammals": ("animals/mammals",),
+    "meals": ("food/breads_and_carbs", "food/meats_and_eggs"), "music": ("recreation/music",), "office": ("office",),
+    "plants": ("plants",), "roadsigns": ("transportation/roadsigns",), "tools": ("tools",),
     "vehicles": ("transportation/vehicles",),
-}
+}  # fmt: skip
 SIDE = 256  # pixels of a drawing's longer side
 MOST_PIXELS = 20_000_000
 LEAST_INK, MOST_INK = 0.08, 0.97  # of the drawing's bounding box; above: a picture with a background of its own

@@ -345,11 +345,7 @@ def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: i
 
 
 def measure_points(task: str, seconds: float = 15.0) -> Tree:
-    """Time the thresholds of the study ``static`` where both sides run in ONNX Runtime, by seed; batch 64, one core.
-
-    That study measured exit shares and points lost on test data with trained networks; times need no training, so
-    here the same networks answer with random weights, and as many samples leave at each exit.
-    """
+    """Time the thresholds of the study ``static`` in ONNX Runtime on both sides, batch 64, one core; random weights leave in its exit shares."""
     opened, test = TASKS[task](0), POINTS[task]
     images, runs = opened.tests[test].subset(torch.arange(512)).inputs, load_study("static").read()
     measured = {}
@@ -506,28 +502,39 @@ OVER_PLAIN = {"demo": 2.5, "resnet50": 2.2}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    of_kind = {
-        "decisions": promise_decisions,
-        "speed": promise_speed,
-        "points": promise_points,
-        "int8": promise_int8,
-        "install": promise_install,
-        "browser": promise_browser,
-    }
     for run, measured in runs.items():
         kind, _, name = run.partition("-")
-        yield from of_kind[kind](name, measured)
-
-
-def promise_decisions(_: str, measured: Tree) -> Iterator[Promise]:
-    for name, sizes in measured.items():
-        for size, counts in sizes.items() if isinstance(sizes, dict) else ():
-            at, key = f"{name}, batch {size}, {measured['samples']} images", f"{name}|{size}"
-            what = f"{at}: other decisions, no score near its threshold"
-            yield Promise(f"edge|others|{key}", what, counts["others"], "<=", 0)
-            what = f"{at}: other decisions within 1e-5 of a threshold"
-            yield Promise(f"edge|near|{key}", what, counts["others_near"], "<=", 2)
-            yield Promise(f"edge|map|{key}", f"{at}: furthest attention map", counts["map_gap"], "<=", 1e-4)
+        match kind:
+            case "decisions":
+                for backend, sizes in measured.items():
+                    for size, counts in sizes.items() if isinstance(sizes, dict) else ():
+                        at, key = f"{backend}, batch {size}, {measured['samples']} images", f"{backend}|{size}"
+                        what = f"{at}: other decisions, no score near its threshold"
+                        yield Promise(f"edge|others|{key}", what, counts["others"], "<=", 0)
+                        what = f"{at}: other decisions within 1e-5 of a threshold"
+                        yield Promise(f"edge|near|{key}", what, counts["others_near"], "<=", 2)
+                        yield Promise(f"edge|map|{key}", f"{at}: furthest attention map", counts["map_gap"], "<=", 1e-4)
+            case "speed":
+                yield from promise_speed(name, measured)
+            case "points":
+                ratios, lost = ([run[key] for run in measured.values()] for key in ("plain_over_runtime", "points_lost"))
+                what = f"{name}: times the plain backbone, ONNX Runtime on both sides, batch 64"
+                yield promise_mean(f"edge|points|{name}", what, [ratio[0] for ratio in ratios], ">=", 3.5)
+                yield promise_mean(f"edge|lost|{name}", f"{name}: points lost at that speed", lost, "<=", 0.3)
+            case "int8":
+                for size in ("1", "32") if measured["int8_instructions"] != "none" else ():
+                    what = f"{name}: int8, times float32 in ONNX Runtime, one core, batch {size}"
+                    yield Promise(f"edge|int8|{name}|{size}", what, measured[size][0], ">=", 1.3)
+                what = f"{name}: int8, labels as in float32, at the exit with fewest"
+                yield Promise(f"edge|labels|{name}", what, min(measured["agreement"]), ">=", 0.99)
+            case "install":
+                what = "exitlens-runtime, installed with what it needs, megabytes"
+                yield Promise("edge|size", what, measured["megabytes"], "<=", 170.0)
+                for key, bar in {"import_seconds": 0.3, "first_answer_seconds": 0.6, "memory_megabytes": 150.0}.items():
+                    yield Promise(f"edge|{key}", f"exitlens-runtime: {key.replace('_', ' ')}", measured[key][0], "<=", bar)
+            case "browser":
+                seconds = measured["first_answer_seconds"][0]
+                yield Promise("edge|browser", "page in Chromium: seconds to the first answer", seconds, "<=", 1.0)
 
 
 def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
@@ -550,33 +557,6 @@ def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
         if (name, size) == ("resnet50", "1"):
             what = f"{at}: cascade, all at exit 0: saving over the ideal one"
             yield Promise(f"edge|saving|{key}", what, speed["saving"][0], ">=", 0.85)
-
-
-def promise_points(task: str, measured: Tree) -> Iterator[Promise]:
-    ratios, lost = ([run[key] for run in measured.values()] for key in ("plain_over_runtime", "points_lost"))
-    what = f"{task}: times the plain backbone, ONNX Runtime on both sides, batch 64"
-    yield promise_mean(f"edge|points|{task}", what, [ratio[0] for ratio in ratios], ">=", 3.5)
-    yield promise_mean(f"edge|lost|{task}", f"{task}: points lost at that speed", lost, "<=", 0.3)
-
-
-def promise_int8(name: str, measured: Tree) -> Iterator[Promise]:
-    for size in ("1", "32") if measured["int8_instructions"] != "none" else ():
-        what = f"{name}: int8, times float32 in ONNX Runtime, one core, batch {size}"
-        yield Promise(f"edge|int8|{name}|{size}", what, measured[size][0], ">=", 1.3)
-    what = f"{name}: int8, labels as in float32, at the exit with fewest"
-    yield Promise(f"edge|labels|{name}", what, min(measured["agreement"]), ">=", 0.99)
-
-
-def promise_install(_: str, measured: Tree) -> Iterator[Promise]:
-    what = "exitlens-runtime, installed with what it needs, megabytes"
-    yield Promise("edge|size", what, measured["megabytes"], "<=", 170.0)
-    for key, bar in {"import_seconds": 0.3, "first_answer_seconds": 0.6, "memory_megabytes": 150.0}.items():
-        yield Promise(f"edge|{key}", f"exitlens-runtime: {key.replace('_', ' ')}", measured[key][0], "<=", bar)
-
-
-def promise_browser(_: str, measured: Tree) -> Iterator[Promise]:
-    seconds = measured["first_answer_seconds"][0]
-    yield Promise("edge|browser", "page in Chromium: seconds to the first answer", seconds, "<=", 1.0)
 
 
 # Tables

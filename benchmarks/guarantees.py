@@ -22,20 +22,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import exitlens as xl
+from benchmarks import populations
 from benchmarks.harness import Job, Study
 from benchmarks.pages import table
-from benchmarks.populations import (
-    CALIBRATION,
-    LARGEST,
-    TRACES,
-    answer_on_paper,
-    draw_groups,
-    load_trace,
-    recall_trace,
-    run_in_parallel,
-    split_randomly,
-    take,
-)
 from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
@@ -70,9 +59,9 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
     return {
         "drift": partial(measure_drift, count(200)),
-        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in sorted(TRACES)},
-        **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in sorted(TRACES)},
-        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in sorted(TRACES)},
+        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in sorted(populations.TRACES)},
+        **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in sorted(populations.TRACES)},
+        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in sorted(populations.TRACES)},
         "synthetic": partial(count_on_synthetic, count(2000), count(300)),
         "labels": partial(count_on_labels, count(1000), count(150)),
         "groups": partial(count_on_groups, count(1000)),
@@ -110,12 +99,7 @@ def list_risks(trace: xl.Trace, names: Sequence[str], limit: float) -> list[Risk
 def certify(
     scores: Tensor, trace: xl.Trace, first: Tensor, second: Tensor, names: Sequence[str], further: int = 0
 ) -> dict[tuple[float, float], tuple[float, ...]]:
-    """Return thresholds by limit and delta, as ``calibrate`` finds them.
-
-    Args:
-        first, second: rows that propose a path, and that test it.
-        further: steps beyond what the test allows.
-    """
+    """Return thresholds by limit and delta: ``first`` rows propose a path, ``second`` rows test it, and the cut is ``further`` steps beyond."""
     levels, thresholds = quantise(scores[first]), {}
     proposing = [risk.at(first) for risk in list_risks(trace, names, LIMITS[1])]
     pool, applied = find_candidates(levels.index, proposing, trace.cost), levels.apply(scores[second])
@@ -157,8 +141,8 @@ def scale_scores(trace: xl.Trace, rows: Tensor, score: str = "max_probability") 
 
 
 def count_one_split(name: str, seed: int) -> dict[str, Rows]:
-    trace = recall_trace(name)
-    known, test = split_randomly(trace, CALIBRATION, seed)
+    trace = populations.recall_trace(name)
+    known, test = populations.split_randomly(trace, populations.CALIBRATION, seed)
     scores = scale_scores(trace, split_halves(known)[0])
     return {label: judge(scores, trace, known, test, names) for label, names in SETS.items()}
 
@@ -166,7 +150,7 @@ def count_one_split(name: str, seed: int) -> dict[str, Rows]:
 def count_one_draw(population: str, further: int, seed: int) -> dict[str, Rows]:
     """Judge every set of risks on 1,000 samples drawn with replacement from one of three populations, whose risk counts."""
     kind = seed % 3
-    trace = recall_trace(f"{population}-{kind}")
+    trace = populations.recall_trace(f"{population}-{kind}")
     known = torch.randint(len(trace), (1000,), generator=torch.Generator().manual_seed(seed))
     labelled = population == "labels"
     first = split_halves(known)[0]
@@ -197,15 +181,15 @@ def summarise(outcomes: Sequence[dict[str, Rows]]) -> Tree:
 
 
 def count_on_splits(name: str, count: int) -> Tree:
-    samples = len(load_trace(name))  # trained and collected once, before the processes start
-    outcomes = run_in_parallel(count_one_split, name, seeds=range(count))
-    return {"splits": count, "calibration": CALIBRATION, "samples": samples, "sets": summarise(outcomes)}
+    samples = len(populations.load_trace(name))  # trained and collected once, before the processes start
+    outcomes = populations.run_in_parallel(count_one_split, name, seeds=range(count))
+    return {"splits": count, "calibration": populations.CALIBRATION, "samples": samples, "sets": summarise(outcomes)}
 
 
 def count_draws(population: str, count: int, further: int) -> Tree:
     """Count over draws; also over draws where the test goes one step too far, which has to show."""
     sound, broken = (
-        summarise(run_in_parallel(count_one_draw, population, step, seeds=range(draws)))
+        summarise(populations.run_in_parallel(count_one_draw, population, step, seeds=range(draws)))
         for step, draws in ((0, count), (1, further))
     )
     return {"draws": count, "samples": 1000, "sets": sound, "broken": {"draws": further, "sets": broken}}
@@ -226,15 +210,15 @@ def score_groups(trace: xl.Trace) -> Tensor:
 @cache_by_trace
 def weigh_population(trace: xl.Trace, equal: bool) -> Tensor:
     assert trace.groups is not None
-    weights = weigh_samples(trace.groups, None if equal else LARGEST)
+    weights = weigh_samples(trace.groups, None if equal else populations.LARGEST)
     return weights / len(weights)
 
 
 def count_one_group_draw(seed: int) -> dict[str, Rows]:
     """Judge by how groups are named, and by set of risks, on groups drawn from one of three populations."""
     kind = seed % 3
-    trace = recall_trace(f"groups-{kind}")
-    rows, drawn = draw_groups(trace, DRAWN, torch.Generator().manual_seed(seed))
+    trace = populations.recall_trace(f"groups-{kind}")
+    rows, drawn = populations.draw_groups(trace, DRAWN, torch.Generator().manual_seed(seed))
     ranks, judged = shuffle_groups(drawn, seed), {}
     for mode, labels in MODES.items():
         if mode == "not named":
@@ -271,19 +255,19 @@ def judge_groups(trace: xl.Trace, rows: Tensor, ranks: Tensor, parts: tuple[Tens
 
 
 def count_on_groups(count: int) -> Tree:
-    outcomes = run_in_parallel(count_one_group_draw, seeds=range(count))
+    outcomes = populations.run_in_parallel(count_one_group_draw, seeds=range(count))
     return {"draws": count, "groups": DRAWN, "sets": summarise(outcomes)}
 
 
 def watch_groups(named: bool, seed: int) -> bool:
     """Return whether the monitor warns within 150 new groups of an unchanged population."""
-    trace, rng = recall_trace(f"groups-{seed % 3}"), torch.Generator().manual_seed(seed)
-    rows, drawn = draw_groups(trace, WATCHED, rng)
-    known = replace(take(trace, rows), groups=drawn if named else None)
+    trace, rng = populations.recall_trace(f"groups-{seed % 3}"), torch.Generator().manual_seed(seed)
+    rows, drawn = populations.draw_groups(trace, WATCHED, rng)
+    known = replace(populations.take(trace, rows), groups=drawn if named else None)
     policy = xl.calibrate(known, max_accuracy_drop=0.1, temperature_scaling=False, seed=seed)
-    rows, drawn = draw_groups(trace, WATCHED, rng)
+    rows, drawn = populations.draw_groups(trace, WATCHED, rng)
     p = trace.logits[rows].softmax(2)
-    exits = xl.route(replace(take(trace, rows), groups=trace.groups[rows]), policy)  # type: ignore[index]
+    exits = xl.route(replace(populations.take(trace, rows), groups=trace.groups[rows]), policy)  # type: ignore[index]
     pred = xl.Prediction(p[:, 0].argmax(1), exits, select_exits(p.amax(2), exits), p[:, 0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.errors.DriftWarning)
@@ -292,7 +276,7 @@ def watch_groups(named: bool, seed: int) -> bool:
 
 def watch_on_groups(count: int) -> Tree:
     shares = {
-        name: {"alarms": sum(run_in_parallel(watch_groups, named, seeds=range(count))) / count}
+        name: {"alarms": sum(populations.run_in_parallel(watch_groups, named, seeds=range(count))) / count}
         for name, named in (("named", True), ("not named", False))
     }
     return {"runs": count, "groups": WATCHED, **shares}
@@ -366,8 +350,10 @@ def measure_orders(logits: Tensor, labels: Tensor) -> Tree:  # (N,K,C), (N,)
 
 def measure_one_saving(name: str, seed: int) -> dict[str, tuple[float, float]]:
     """Return the cost on the test samples at delta 0.1, limit 1 %, and 1 if the limit is broken there: ours and the others."""
-    trace, limit, delta = recall_trace(name), 0.01, 0.1
-    known, test = (take(trace, rows) for rows in split_randomly(trace, CALIBRATION, seed))
+    trace, limit, delta = populations.recall_trace(name), 0.01, 0.1
+    known, test = (
+        populations.take(trace, rows) for rows in populations.split_randomly(trace, populations.CALIBRATION, seed)
+    )
     drop = accuracy_drop(test)
 
     def judge_policy(policy: xl.Policy) -> tuple[float, float]:
@@ -411,8 +397,8 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dic
 
 
 def measure_savings(name: str, count: int) -> Tree:
-    load_trace(name)
-    outcomes = run_in_parallel(measure_one_saving, name, seeds=range(count))
+    populations.load_trace(name)
+    outcomes = populations.run_in_parallel(measure_one_saving, name, seeds=range(count))
     costs, broken = ({label: float(np.mean([row[label][i] for row in outcomes])) for label in outcomes[0]} for i in (0, 1))
     shares = {label: (1 - cost) / (1 - costs["hindsight"]) for label, cost in costs.items()}
     return {"splits": count, "costs": costs, "broken": broken, "share_of_hindsight": shares}
@@ -425,8 +411,8 @@ SHARES = (0.2, 0.4, 0.6, 0.8)  # limits, over exit 0's mean divergence
 
 def measure_one_gate(name: str, seed: int) -> list[list[float]]:
     """Return, at limits on divergence, cost and divergence on other samples, without and with the gate."""
-    trace = recall_trace(name)
-    known, test = (take(trace, rows) for rows in split_randomly(trace, len(trace) // 2, seed))
+    trace = populations.recall_trace(name)
+    known, test = (populations.take(trace, rows) for rows in populations.split_randomly(trace, len(trace) // 2, seed))
     rows = []
     for share in SHARES:
         limit = share * float(known.divergence[:, 0].mean())
@@ -438,8 +424,8 @@ def measure_one_gate(name: str, seed: int) -> list[list[float]]:
 
 
 def measure_gate(name: str, count: int) -> Tree:
-    load_trace(name)
-    draws = np.array(run_in_parallel(measure_one_gate, name, seeds=range(count)))  # (S, shares, 6)
+    populations.load_trace(name)
+    draws = np.array(populations.run_in_parallel(measure_one_gate, name, seeds=range(count)))  # (S, shares, 6)
     keys = ("limit", "cost", "divergence", "cost_gated", "divergence_gated", "used")
     rows = {}
     for share, figures in zip(SHARES, draws.transpose(1, 0, 2), strict=True):
@@ -458,15 +444,15 @@ def measure_gate(name: str, count: int) -> Tree:
 
 def watch_stream(changes_at: int | None, seed: int) -> int | None:
     """Return the samples from the change (or the start) until the alarm; ``None``: none in 10,000 (500 after a change)."""
-    before, after = recall_trace("scenes-egt"), recall_trace("scenes-egt-drifted")
+    before, after = populations.recall_trace("scenes-egt"), populations.recall_trace("scenes-egt-drifted")
     rng = torch.Generator().manual_seed(seed)
-    known = take(before, torch.randint(len(before), (CALIBRATION,), generator=rng))
+    known = populations.take(before, torch.randint(len(before), (populations.CALIBRATION,), generator=rng))
     policy = xl.calibrate(known, max_accuracy_drop=0.01, delta=0.1, seed=seed)
     monitor = xl.DriftMonitor(policy, seed=seed)
 
     def stream(trace: xl.Trace, count: int) -> xl.Drift:
         rows = torch.randint(len(trace), (count,), generator=rng)
-        return monitor.update(answer_on_paper(take(trace, rows), policy))
+        return monitor.update(populations.answer_on_paper(populations.take(trace, rows), policy))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.errors.DriftWarning)
@@ -480,12 +466,12 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
 
 
 def measure_drift(runs: int) -> Tree:
-    load_trace("scenes-egt"), load_trace("scenes-egt-drifted")
+    populations.load_trace("scenes-egt"), populations.load_trace("scenes-egt-drifted")
     measured: Tree = {"runs": runs}
     for key, at in (("at once", 0), ("after 1,000", 1000), ("after 5,000", 5000)):
-        delays = sorted(d for d in run_in_parallel(watch_stream, at, seeds=range(runs)) if d is not None)
+        delays = sorted(d for d in populations.run_in_parallel(watch_stream, at, seeds=range(runs)) if d is not None)
         measured[key] = {"warned": len(delays) / runs, "median_delay": delays[len(delays) // 2] if delays else None}
-    alarms = run_in_parallel(watch_stream, None, seeds=range(1000, 1000 + runs))
+    alarms = populations.run_in_parallel(watch_stream, None, seeds=range(1000, 1000 + runs))
     return measured | {"unchanged, 10,000 samples": {"alarms": sum(alarm is not None for alarm in alarms) / runs}}
 
 

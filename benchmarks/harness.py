@@ -83,16 +83,7 @@ def run_cells(
     processes: int = 0,
     folder: Path = FOLDER,
 ) -> list[str]:
-    """Measure the chosen cells that are not there yet, each in a process of its own, and keep each as it ends.
-
-    Args:
-        patterns: of the names of cells, as shells have them; empty: all cells.
-        quick: measure something small, print it and keep nothing.
-        again: measure cells that are there already, too.
-
-    Returns:
-        The names of the cells that failed.
-    """
+    """Measure the chosen cells (patterns as in shells) that have no result yet, each in a new process; return the names of those that failed."""
     jobs, path = study.cells(quick), folder / f"{study.name}.csv"
     known = {} if quick or again else read_results(path)
     chosen = [name for name in jobs if not patterns or any(fnmatch(name, pattern) for pattern in patterns)]

@@ -254,11 +254,7 @@ def run_load(spec: Spec) -> Trial:
 
 
 class Poll:
-    """Asks again and again, on a thread of its own, until the block ends.
-
-    Attributes:
-        answers: what was answered, in turn; an error counts by the name of its class.
-    """
+    """Asks again and again on a thread of its own until the block ends. ``answers`` has the answers, and errors by the name of their class."""
 
     def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
         self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
@@ -302,15 +298,10 @@ def find_capacity(
     tries: int = 2,
     least: float = 1.0,
 ) -> Capacity:
-    """Find the highest rate whose 99th percentile is within the limit, with no failure.
+    """Find the highest rate whose 99th percentile is within the limit (seconds), with no failure.
 
-    Doubles or halves, bisects, and confirms: the median of ``repeats`` further trials has to pass, else the rate is lowered.
-
-    Args:
-        run_at: a trial at a rate, with other arrivals each time.
-        limit: seconds.
-        spread: how exact the rate is: this part of it to both sides.
-        tries: how often a rate is tried before it counts as too high: what else runs on a machine only ever makes one fail.
+    Doubles or halves, bisects until the rate is known to ``spread``, and confirms it by the median of ``repeats`` trials. A rate is too
+    high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail.
     """
     too_busy: dict[float, bool] = {}
 

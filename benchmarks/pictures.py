@@ -123,10 +123,7 @@ def spread_by_drawing(values: Tensor, drawings: Tensor) -> Tensor:  # (N,K), (N,
 
 
 def time_steps(rounds: int = 9, batch: int = 64, size: int = SIZE, classes: int = 16) -> Tree:
-    """Time a training step with exits against one of the plain network, in turn, by one thread's processor time.
-
-    The plain network is the backbone as its library makes it, trained by plain PyTorch.
-    """
+    """Time a training step with exits against one of the plain backbone in plain PyTorch, in turn, by one thread's processor time."""
     torch.set_num_threads(1)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch,))

@@ -27,11 +27,7 @@ GROUPS, LARGEST = 4000, 50  # in a population of groups; samples in the largest
 
 
 def load_trace(name: str) -> xl.Trace:
-    """Return a population of samples that the network was neither trained nor chosen on; made once.
-
-    Args:
-        name: one of ``TRACES``, or ``scenes-egt-drifted``: scenes with other backgrounds.
-    """
+    """Return a trace of ``TRACES``, or ``scenes-egt-drifted`` (other backgrounds), of samples that its network never saw."""
     path = FOLDER / f"{name}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,10 +120,9 @@ def make_label_population(kind: int, count: int = 20_000) -> xl.Trace:
 
 
 def make_groups(kind: int) -> xl.Trace:
-    """Groups of 1 to 50 samples: in some of them, the early exits are wrong about most samples, and sure.
+    """Groups of 1 to 50 samples, in some of which the early exits are wrong about most samples, and sure.
 
-    Kind 0: this does not depend on the size. Kind 1: the more samples, the likelier. Kind 2: all samples of a group are the
-    same.
+    Kind 0: whatever the size. Kind 1: the more samples, the likelier. Kind 2: all samples of a group are the same.
     """
     rng = torch.Generator().manual_seed(200 + kind)
     sizes = torch.randint(1, LARGEST + 1, (GROUPS,), generator=rng)

@@ -161,10 +161,9 @@ def make_torchcam(net: xl.ExitNet, name: str) -> Maker:
 
 
 def judge(net: xl.ExitNet, images: Tensor, labels: Tensor, makers: Mapping[str, Maker]) -> dict[str, Tree]:
-    """Measure deletion and insertion by every map, as shares of what the occlusion oracle reaches over random cells.
+    """Measure deletion and insertion by every map on the coarsest grid, as shares of what the occlusion oracle reaches over random cells.
 
-    The exits' attention maps are judged by the answers of their own exits, all others by the final exit's. All maps are averaged to
-    the coarsest grid among them first.
+    Attention maps are judged by the answers of their own exits, all others by the final exit's.
     """
     pairs = list(zip(images.split(FEW), labels.split(FEW), strict=True))
     others = {name: torch.cat([make(*pair) for pair in pairs]) for name, make in makers.items()}

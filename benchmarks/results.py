@@ -90,11 +90,7 @@ def _read_rows(path: Path) -> dict[str, list[Row]]:
 
 
 def write_result(path: Path, cell: str, tree: Tree, order: Iterable[str] = ()) -> None:
-    """Add a cell to the file, or replace it. Other processes may write other cells at the same time.
-
-    Args:
-        order: names of cells in the order in which the file shall have them; others follow.
-    """
+    """Add or replace a cell, in the given order of cells. Other processes may write other cells at the same time."""
     new = list(flatten(tree))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:

@@ -138,11 +138,7 @@ def load_archive(name: str, seed: int, updates: int, distill: float) -> Task:
 
 
 def read_archive(name: str) -> xl.data.ArraySet:
-    """Return training and test series of one of aeon's sets together.
-
-    Raises:
-        SystemExit: if aeon is not installed.
-    """
+    """Return training and test series of one of aeon's sets together."""
     spec = find_spec("aeon")
     if spec is None or spec.origin is None:
         raise SystemExit("aeon: expected the package for its data sets, got none. Fix: pip install aeon")
@@ -193,12 +189,7 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
 
 
 def run_trial(name: str, updates: int, distill: float, seed: int) -> Tree:
-    """Train on a set and judge by its validation series.
-
-    Returns:
-        Accuracy of exit 0 in percent; points lost on one half by thresholds that the other half chose, mean of 20 halvings;
-        and the cost of these answers.
-    """
+    """Train on a set; judge by validation series, of which one half chooses thresholds for the other (means of 20 halvings)."""
     task = load_task(name, seed, updates, distill)
     net = build_network(task, EGT, seed)
     settings = {"epochs": task.epochs, "batch_size": task.batch_size, "seed": seed, "amp": False, "progress": False}

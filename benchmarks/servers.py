@@ -130,13 +130,9 @@ def start_server(
     processors: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Call a function in a new process, with the settings and a ``port``, until the block ends.
+    """Call ``serve`` (``module:function``) in a new process with the settings and a ``port``, until the block ends.
 
-    Args:
-        serve: ``module:function``.
-        path: where requests go. probe: a body to which it answers with 200 when it takes requests.
-        processors: that it and everything that it starts may use; empty: all.
-        environment: further variables; in them ``{folder}``, which goes away afterwards.
+    Requests go to ``path``, which answers ``probe`` with 200 once it is ready. In values of ``environment`` ``{folder}`` is a temporary folder.
     """
     port = find_port()
     given = json.dumps({"serve": serve, "processors": list(processors), "settings": {**settings, "port": port}})

@@ -157,11 +157,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 class Teacher:
-    """A trained network that :func:`exitlens.fit` shows every batch as its student gets it (the argument ``augment``).
-
-    Attributes:
-        logits: ``(B,C)``, of the last batch, without gradient.
-    """
+    """A trained network that :func:`exitlens.fit` shows every batch as its student gets it (``augment``); keeps its logits ``(B,C)``."""
 
     def __init__(self, net: xl.ExitNet) -> None:
         self.net = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -286,10 +282,7 @@ def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> d
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
-    """Time batches of 64 on one core, every network tuned, all in turn in one process: milliseconds a sample.
-
-    Weights change no time, so static networks need not be trained; ours must be, since its exits decide.
-    """
+    """Time batches of 64 on one core, all networks tuned and in turn. Static ones need no training, since weights change no time."""
     task, candidates = open_task(name, seed, 96 if quick else 0), list_candidates(name, seed)
     samples = TIMED_BATCH if quick else SAMPLES
     with pin_threads(1):
@@ -464,11 +457,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
-    """Speed and what is lost on test data, by the thresholds that held-out validation data allow.
-
-    Held to the full network's accuracy there, and (``own``) to our own final exit's, which is known better: it answers the same
-    samples by nearly the same weights.
-    """
+    """Speed and points lost on test data, held to the full network's accuracy and (``own``) to our own final exit's."""
     first = list_tests(runs, task)[0]
     pick = pick_test(first, "accuracy")
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))

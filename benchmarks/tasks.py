@@ -42,12 +42,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone, its data, and how it is trained.
-
-    Attributes:
-        train, validation: to fit with.
-        groups: ``(N,)`` of the first test set, where its samples are not independent.
-    """
+    """A backbone, its data, and how it is trained."""
 
     train: SampleSet
     validation: SampleSet
@@ -76,11 +71,7 @@ def make_scene_set(
     palette: str = "standard",
     keep: int = 10,
 ) -> xl.data.ImageSet:
-    """Return every garment of a split in ``draws`` scenes; of the first ``keep`` classes only.
-
-    Args:
-        agreement: share of scenes whose background has the colour of the class.
-    """
+    """Return every garment of a split in ``draws`` scenes, of the first ``keep`` classes; ``agreement``: share with the class's colour."""
     garments, labels = (part[:most] for part in load_garments(split))
     garments, labels = garments[labels < keep], labels[labels < keep]
     base = 10_000 * seed + {"train": 100, "validation": 200, "calibration": 300, "test": 400}[split]

@@ -203,15 +203,9 @@ def find_relevance(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
-    """Measure how often each exit's largest token belongs to a marked word, and the share of the map on such words.
+    """Measure how often each exit's largest token is on a marked word, and the map's share on such words.
 
-    Args:
-        maps: ``(N,L)`` of every exit. masks: ``(N,L)`` bool, the words. locations: ``(N,L)`` bool, all tokens that a map has.
-        partner: of :func:`match_lengths`.
-
-    Returns:
-        Over the texts that have a marked word: ``pointing`` and ``energy`` of the map, ``random`` of any of its tokens, and
-        ``matched`` and ``matched_energy`` of another text's map of the same length, where there is one.
+    All tensors are ``(N,L)``. ``random``: any token of the map; ``matched``: the map of another text of the same length (``partner``).
     """
     marked = (masks & locations).any(1)
     both = marked & (partner >= 0)
@@ -250,15 +244,9 @@ def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[f
 def delete_tokens(
     net: xl.ExitNet, data: xl.data.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
 ) -> dict[str, list[float]]:
-    """Measure the drop in the probability of each exit's answer without the top 20 % of the tokens of a map.
+    """Measure the drop in the probability ``(N,C)`` of each exit's answer without the top 20 % of tokens by a map ``(N,L)``.
 
-    Args:
-        answers: ``(N,C)`` probabilities of every exit. maps: ``(N,L)`` of every exit.
-        partner: of :func:`match_lengths`; texts without one are left out.
-
-    Returns:
-        Means: ``deletion`` by the exit's own map, ``deletion_random`` by a random one, ``deletion_matched`` by that of another
-        text of the same length.
+    Means over texts with a partner: by the exit's own map, by a random one, and by that of the partner, which has the same length.
     """
     rows = (partner >= 0).nonzero().squeeze(1)
     texts = data.subset(rows)
@@ -293,11 +281,7 @@ def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
 
 
 def watch(policy: xl.Policy, pred: xl.Prediction, orders: int = ORDERS) -> Tree:
-    """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them.
-
-    Returns:
-        ``median`` is over the orders with an alarm; ``slowest`` is the latest alarm, ``None`` if some orders had none.
-    """
+    """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them (``None``: no alarm)."""
     alarms = [alarm for seed in range(orders) if (alarm := find_alarm(policy, pred, seed)) is not None]
     return {
         "orders": orders,

@@ -43,11 +43,7 @@ def serve_ours(settings: Mapping[str, Any]) -> None:
 
 
 def run(application: Any, settings: Mapping[str, Any], processors: int = 64) -> None:
-    """Serve until the process is stopped.
-
-    Args:
-        processors: that Ray counts with: it starts a process for each replica, on those that this process may use.
-    """
+    """Serve until the process is stopped. Ray starts a process for each replica if it counts with enough ``processors``."""
     ray.init(address="local", num_cpus=processors, include_dashboard=False, logging_level="error", object_store_memory=STORE)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": settings["port"]})
