@@ -96,20 +96,28 @@ def list_risks(trace: xl.Trace, names: Sequence[str], limit: float) -> list[Risk
     return [Risk(name, find_losses(trace)[name], limit, KINDS[name]) for name in names]  # type: ignore[arg-type]
 
 
+Thresholds = dict[tuple[float, float], tuple[float, ...]]  # by limit and delta
+
+
 def certify(
-    scores: Tensor, trace: xl.Trace, first: Tensor, second: Tensor, names: Sequence[str], further: int = 0
-) -> dict[tuple[float, float], tuple[float, ...]]:
-    """Return thresholds by limit and delta: ``first`` rows propose a path, ``second`` rows test it, and the cut is ``further`` steps beyond."""
+    scores: Tensor,
+    cost: Tensor,
+    list_risks: Callable[[float], list[Risk]],
+    limits: Sequence[float],
+    halves: tuple[Tensor, Tensor],
+    further: int = 0,
+) -> Thresholds:
+    """Return what ``calibrate`` finds: rows of one half propose a path, those of the other test it; then ``further`` steps beyond."""
+    first, second = halves
     levels, thresholds = quantise(scores[first]), {}
-    proposing = [risk.at(first) for risk in list_risks(trace, names, LIMITS[1])]
-    pool, applied = find_candidates(levels.index, proposing, trace.cost), levels.apply(scores[second])
-    for limit in LIMITS:
-        testing = [risk.at(second) for risk in list_risks(trace, names, limit)]
-        path = order_path(pool, [limit] * len(names))
+    pool = find_candidates(levels.index, [risk.at(first) for risk in list_risks(limits[1])], cost)
+    applied = levels.apply(scores[second])
+    for limit in limits:
+        risks = list_risks(limit)
+        path = order_path(pool, [limit] * len(risks))
         for delta in DELTAS:
-            limited = [replace(risk, limit=limit) for risk in proposing]
-            tests = choose_tests(levels.index, limited, path, len(second), delta)
-            cuts = run_fixed_sequence_test(applied, testing, path, tests, delta).cuts
+            tests = choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
+            cuts = run_fixed_sequence_test(applied, [risk.at(second) for risk in risks], path, tests, delta).cuts
             if further:
                 at = [candidate.cuts for candidate in path].index(cuts) if cuts is not None else -1
                 cuts = path[min(at + further, len(path) - 1)].cuts if path else None
@@ -118,19 +126,30 @@ def certify(
     return thresholds
 
 
+def judge(
+    scores: Tensor, cost: Tensor, risks: Sequence[Risk], thresholds: Thresholds, weights: Tensor | None = None
+) -> Rows:
+    """Return for all thresholds whether a (weighted) mean risk is above its limit, and the cost."""
+    rows = []
+    for (limit, delta), cuts in thresholds.items():
+        exits = find_first_firing(scores, cuts)
+        losses = [risk.losses(exits).double() for risk in risks]
+        means = [float(values.mean() if weights is None else values @ weights) for values in losses]
+        rows.append([limit, delta, float(max(means) > limit + 1e-9), cost[exits].double().mean().item()])
+    return rows
+
+
 def split_halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     cut = max(1, round(PATH_SHARE * len(rows)))
     return rows[:cut], rows[cut:]
 
 
-def judge(scores: Tensor, trace: xl.Trace, known: Tensor, test: Tensor, names: Sequence[str], further: int = 0) -> Rows:
-    rows = []
-    for (limit, delta), thresholds in certify(scores, trace, *split_halves(known), names, further).items():
-        exits = find_first_firing(scores[test], thresholds)
-        means = [risk.at(test).losses(exits).double().mean().item() for risk in list_risks(trace, names, limit)]
-        broken = any(value > limit + 1e-9 for value in means)
-        rows.append([limit, delta, float(broken), trace.cost[exits].double().mean().item()])
-    return rows
+def judge_split(
+    scores: Tensor, trace: xl.Trace, known: Tensor, test: Tensor, names: Sequence[str], further: int = 0
+) -> Rows:
+    """Certify on known rows, and judge on test rows."""
+    thresholds = certify(scores, trace.cost, partial(list_risks, trace, names), LIMITS, split_halves(known), further)
+    return judge(scores[test], trace.cost, [risk.at(test) for risk in list_risks(trace, names, 0)], thresholds)
 
 
 def scale_scores(trace: xl.Trace, rows: Tensor, score: str = "max_probability") -> Tensor:
@@ -144,7 +163,7 @@ def count_one_split(name: str, seed: int) -> dict[str, Rows]:
     trace = populations.recall_trace(name)
     known, test = populations.split_randomly(trace, populations.CALIBRATION, seed)
     scores = scale_scores(trace, split_halves(known)[0])
-    return {label: judge(scores, trace, known, test, names) for label, names in SETS.items()}
+    return {label: judge_split(scores, trace, known, test, names) for label, names in SETS.items()}
 
 
 def count_one_draw(population: str, further: int, seed: int) -> dict[str, Rows]:
@@ -157,7 +176,7 @@ def count_one_draw(population: str, further: int, seed: int) -> dict[str, Rows]:
     scores = scale_scores(trace, first, "decided") if labelled else score_early_exits(trace, xl.Policy.never(3))
     everyone = torch.arange(len(trace))
     return {
-        f"population {kind}, {label}": judge(scores, trace, known, everyone, names, further)
+        f"population {kind}, {label}": judge_split(scores, trace, known, everyone, names, further)
         for label, names in (LABEL_SETS if labelled else SETS).items()
     }
 
@@ -231,27 +250,16 @@ def count_one_group_draw(seed: int) -> dict[str, Rows]:
 
 
 def judge_groups(trace: xl.Trace, rows: Tensor, ranks: Tensor, parts: tuple[Tensor, Tensor], mode: str, label: str) -> Rows:
-    scores, (first, second) = score_groups(trace), parts
-    levels, weights = quantise(scores[rows[first]]), weigh_population(trace, mode == EQUAL)
+    """Certify on drawn groups, and judge on the whole population."""
 
     def list_drawn(limit: float) -> list[Risk]:
-        risks = [risk.at(rows) for risk in list_risks(trace, SETS[label], limit)]
-        equal = mode == EQUAL
-        return risks if mode == "not named" else [risk.name_groups(ranks, first, equal=equal) for risk in risks]
+        risks, equal = [risk.at(rows) for risk in list_risks(trace, SETS[label], limit)], mode == EQUAL
+        return risks if mode == "not named" else [risk.name_groups(ranks, parts[0], equal=equal) for risk in risks]
 
-    pool = find_candidates(levels.index, [risk.at(first) for risk in list_drawn(GROUP_LIMITS[1])], trace.cost)
-    applied, judged = levels.apply(scores[rows[second]]), []
-    for limit in GROUP_LIMITS:
-        risks = list_drawn(limit)
-        path = order_path(pool, [limit] * len(risks))
-        for delta in DELTAS:
-            tests = choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
-            cuts = run_fixed_sequence_test(applied, [risk.at(second) for risk in risks], path, tests, delta).cuts
-            exits = find_first_firing(scores, levels.thresholds(cuts) if cuts else (math.inf,) * 2)
-            true = [float(risk.losses(exits).double() @ weights) for risk in list_risks(trace, SETS[label], 0.0)]
-            broken = any(risk > limit + 1e-9 for risk in true)
-            judged.append([limit, delta, float(broken), trace.cost[exits].double().mean().item()])
-    return judged
+    scores = score_groups(trace)
+    thresholds = certify(scores[rows], trace.cost, list_drawn, GROUP_LIMITS, parts)
+    risks = list_risks(trace, SETS[label], 0.0)
+    return judge(scores, trace.cost, risks, thresholds, weigh_population(trace, mode == EQUAL))
 
 
 def count_on_groups(count: int) -> Tree:
