@@ -259,18 +259,15 @@ def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:
     return np.asarray(layer, dtype=float) / 255
 
 
-def list_pictures(parts: dict[str, list[Drawing]], flat: bool = False) -> Iterator[tuple[Path, Drawing, int]]:
-    for split, drawings in parts.items():
-        for drawing in drawings:
-            for number in range(PICTURES[split]):
-                folder = Path(drawing.label) if flat else Path(split) / drawing.label
-                yield folder / f"{drawing.name}__{number:02d}", drawing, number
-
-
 def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bool = False) -> int:
     """Write the pictures that are not there yet, and return how many there are in all."""
     labels = sorted({drawing.label for drawing in drawings})
-    pictures = list(list_pictures(split_drawings(drawings, recipe.seed), flat))
+    pictures = [
+        (Path("" if flat else split) / drawing.label / f"{drawing.name}__{number:02d}", drawing, number)
+        for split, part in split_drawings(drawings, recipe.seed).items()
+        for drawing in part
+        for number in range(PICTURES[split])
+    ]
     for stem, drawing, number in pictures:
         target, shadow = out / "pictures" / f"{stem}.jpg", out / "masks" / f"{stem}.png"
         if target.exists():

@@ -33,7 +33,7 @@ import exitlens_runtime
 from benchmarks.backbones import wake
 from benchmarks.harness import Job, Study, load_study
 from benchmarks.pages import ROOT, show_interval, table
-from benchmarks.performance import BUNDLE, MIXED, make_rivals, make_scenes
+from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, force_shares, make_rivals, make_scenes
 from benchmarks.promises import Promise, promise_mean, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
@@ -48,8 +48,6 @@ from exitlens.model.timing import Times, Work, describe_machine, interleave, int
 from exitlens_runtime.routing import find_probabilities
 from exitlens_runtime.sessions import open_openvino
 
-SHARES = (0.5, 0.3, 0.0, 0.2)  # of the samples, by the exit that answers
-UNREACHABLE = 2.0  # a threshold whose exit is computed, but never answers
 THREADS, COUNT, SIZES, NEAR = 2, 10_000, (1, 3, 64), 1e-5
 COUNTS = {1: 20, 8: 40, 32: 64}  # samples of a round, by those in a call
 TORCH, LIBRARY, PLAIN, RUNTIME, CASCADE = (
@@ -104,28 +102,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
         "install": measure_install,
         "browser": measure_browser,
     }
-
-
-def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
-    """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
-    with net.open_engine() as engine:
-        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
-    temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
-    left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
-    for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
-        owed += share * len(images)
-        count = min(round(owed), len(left))
-        owed -= count
-        scores = (exit_logits[left] / temperature).softmax(1).amax(1)
-        ordered, order = scores.sort(descending=True)
-        if count == 0:
-            thresholds.append(UNREACHABLE)
-        elif count == len(left):
-            thresholds.append(-1.0)
-        else:
-            thresholds.append(float((ordered[count - 1] + ordered[count]) / 2))
-        left = left[order[count:]]
-    return xl.Policy(tuple(thresholds), temperatures=temperatures, network=net.identity())
 
 
 def find_near(net: xl.ExitNet, policy: xl.Policy, images: Tensor) -> Array:  # -> (N,) bool

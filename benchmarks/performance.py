@@ -34,6 +34,8 @@ from exitlens.types.preprocessing import Preprocess
 BUNDLE = Path("runs/demo-full/bundle")
 SIZES, LOADER_BATCH = (1, 8, 32, 128), 8
 MEMORY = "memory-"
+SHARES = (0.5, 0.3, 0.0, 0.2)  # of the samples, by the exit that answers
+UNREACHABLE = 2.0  # a threshold whose exit is computed, but never answers
 TITLES = {"small": "our small network, 40 px", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "deit_tiny": "DeiT-tiny"}
 
 
@@ -217,7 +219,7 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> Tree:
     """Time a stream in loader batches of 8: survivors that wait for company, against each batch alone."""
     twin = copy.deepcopy(net)
     known = make_scenes(net, 1024) if network.source == "bundle" else torch.randn(256, 3, network.pixels, network.pixels)
-    policy = choose_shares(twin, known, (0.5, 0.3, 0.0, 0.2))
+    policy = force_shares(twin, known)
     shares = torch.zeros(twin.num_exits)
 
     def answer_stream(images: int) -> None:
@@ -246,19 +248,26 @@ def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
     yield from (batches[i % len(batches)] for i in range(count // LOADER_BATCH))
 
 
-def choose_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...]) -> xl.Policy:
-    """Return thresholds at which these images leave in these shares: between two neighbouring scores, exit by exit."""
-    logits = xl.collect(net, images).logits
-    rest, thresholds = torch.arange(len(images)), []
-    for k, share in enumerate(shares[:-1]):
-        leave = round(share * len(images))
-        if leave == 0:
-            thresholds.append(float("inf"))
-            continue
-        scores = logits[rest, k].softmax(1).amax(1).sort(descending=True)
-        thresholds.append((scores.values[leave - 1] + scores.values[min(leave, len(rest) - 1)]).item() / 2)
-        rest = rest[scores.indices[leave:]]
-    return xl.Policy(tuple(thresholds))
+def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
+    """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
+    with net.open_engine() as engine:
+        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
+    temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
+    left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
+    for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
+        owed += share * len(images)
+        count = min(round(owed), len(left))
+        owed -= count
+        scores = (exit_logits[left] / temperature).softmax(1).amax(1)
+        ordered, order = scores.sort(descending=True)
+        if count == 0:
+            thresholds.append(UNREACHABLE)
+        elif count == len(left):
+            thresholds.append(-1.0)
+        else:
+            thresholds.append(float((ordered[count - 1] + ordered[count]) / 2))
+        left = left[order[count:]]
+    return xl.Policy(tuple(thresholds), temperatures=temperatures, network=net.identity())
 
 
 def measure_memory(name: str, threads: int) -> Tree:
@@ -363,22 +372,10 @@ def write_performance(runs: Runs) -> list[str]:
         f"Measured on {first['processor']} ({first['cores']} cores), PyTorch {first['torch']}, Python {first['python']}."
     ]
     for (name, threads), measured in ordered.items():
-        lines += [
-            "",
-            *write_network(name, threads, measured),
-            "",
-            *write_batches(measured),
-            "",
-            *write_further(measured),
-            "",
-        ]
-        lines += [
-            "<details><summary>Ideal and measured, latency, memory</summary>",
-            "",
-            *write_ideal(measured),
-            "",
-            "</details>",
-        ]
+        parts = (write_network(name, threads, measured), write_batches(measured), write_further(measured))
+        lines += [line for part in parts for line in ("", *part)]
+        folded = ["<details><summary>Ideal and measured, latency, memory</summary>", "", *write_ideal(measured)]
+        lines += ["", *folded, "", "</details>"]
     return [*lines, ""]
 
 

@@ -22,7 +22,7 @@ from benchmarks.drawings import BACKBONE, SIZE, load_pictures
 from benchmarks.harness import Job, Study
 from benchmarks.pages import table
 from benchmarks.promises import Promise, promise_mean
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TASKS
 from benchmarks.truth import EGT, PLAIN, find_folder, train
 from exitlens.functional.attribution import energy_in_mask
@@ -168,12 +168,8 @@ def prepare_step(
     return step
 
 
-def find_runs(runs: Runs, kind: str) -> list[Tree]:
-    return [runs[f"{kind}-{seed}"] for seed in SEEDS if f"{kind}-{seed}" in runs]
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    pairs = find_runs(runs, "pair")
+    pairs = list_seeds(runs, "pair")
     if len(pairs) == len(SEEDS):
         what = "pictures: final exit minus the plain network, points"
         yield promise_mean("pictures|final", what, [100 * pair["difference"] for pair in pairs], ">=", LEAST_DIFFERENCE)
@@ -191,7 +187,7 @@ def write_networks(runs: Runs) -> list[str]:
 
 
 def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
-    plain, exits, pairs = (find_runs(runs, kind) for kind in ("plain", "exits", "pair"))
+    plain, exits, pairs = (list_seeds(runs, kind) for kind in ("plain", "exits", "pair"))
     accuracy, cost, skill, energy = (average(exits, key) for key in ("accuracy", "cost", "skill", "energy"))
     rows = [["plain network", "1", *show_points([run["accuracy"][0] for run in plain]), "", ""]]
     for k in range(len(accuracy)):
@@ -221,7 +217,7 @@ def show_points(values: Sequence[float]) -> list[str]:
 
 
 def write_policies(runs: Runs) -> list[str]:
-    exits = find_runs(runs, "exits")
+    exits = list_seeds(runs, "exits")
     rows = []
     for name, limit, _ in list_policies():
         costs, drops = ([run["policies"][name][key] for run in exits] for key in ("cost", "drop"))

@@ -17,7 +17,7 @@ import exitlens as xl
 from benchmarks.drawings import BACKBONE, find_weights, open_folder
 from benchmarks.harness import Job, Study, use_one_thread
 from benchmarks.pages import table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
 from exitlens.modalities.image import read_image
 from exitlens.model.backbones.normalisation import read_normalisation
@@ -117,8 +117,7 @@ def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
 def write_trials(kind: str, runs: Runs) -> list[str]:
     rows = []
     for trial in TRIALS:
-        measured = [runs[name] for seed in range(10) if (name := f"{kind}/{trial}-{seed}") in runs]
-        if measured:
+        if measured := list_seeds(runs, f"{kind}/{trial}"):
             columns = zip(*([100 * value for value in run["accuracy"]] for run in measured), strict=True)
             accuracy = [f"{sum(values) / len(values):.1f}" for values in columns]
             rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(measured))])

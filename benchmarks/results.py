@@ -72,6 +72,11 @@ def split_name(cell: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (cell, "")
 
 
+def list_seeds(runs: Runs, condition: str) -> list[Tree]:
+    """Return the runs of a condition that are there, by seed."""
+    return [runs[name] for seed in range(100) if (name := f"{condition}-{seed}") in runs]
+
+
 def read_results(path: Path) -> dict[str, Tree]:
     return _read(path, path.stat().st_mtime_ns) if path.exists() else {}
 

@@ -30,7 +30,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.attacks import Hostile, list_kinds, make_hostile
-from benchmarks.edge import RESNET, SHARES, Timed, find_near, force_shares
+from benchmarks.edge import RESNET, Timed, find_near
 from benchmarks.harness import Job, Study, load_study
 from benchmarks.load import (
     Array,
@@ -45,6 +45,7 @@ from benchmarks.load import (
     start_load,
 )
 from benchmarks.pages import table
+from benchmarks.performance import SHARES, force_shares
 from benchmarks.promises import Promise, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas

@@ -25,7 +25,7 @@ import exitlens as xl
 from benchmarks.harness import Job, Study
 from benchmarks.pages import table
 from benchmarks.promises import Promise, interval, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
 from exitlens.data.splits import SampleSet
@@ -384,15 +384,6 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     return ordered[-1][1]
 
 
-def list_ladder(runs: Runs, task: str, seed: int, family: str) -> Iterator[tuple[float, Tree]]:
-    """Yield milliseconds a sample and what was measured, for the members of a family and then the full network."""
-    times = runs[f"{task}/{TIME}-{seed}"]["ms"]
-    for name, candidate in list_candidates(task, seed).items():
-        if candidate.family == family:
-            yield times[name][0], runs[f"{task}/{name}-{seed}"]
-    yield times[FULL][0], runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
-
-
 def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -> float:
     """Return the milliseconds a sample that ours took on a test set; by the fast thresholds, on the first."""
     times = runs[f"{task}/{TIME}-{seed}"]
@@ -401,7 +392,10 @@ def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -
 
 def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick, fast: bool = False) -> float:
     """Return a figure of the static network of a family that takes as long as ours does on ``test``."""
-    points = [(ms, pick(measured)) for ms, measured in list_ladder(runs, task, seed, family)]
+    ms, candidates = runs[f"{task}/{TIME}-{seed}"]["ms"], list_candidates(task, seed).items()
+    members = [name for name, candidate in candidates if candidate.family == family]
+    points = [(ms[name][0], pick(runs[f"{task}/{name}-{seed}"])) for name in members]
+    points.append((ms[FULL][0], pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"])))
     return interpolate(points, find_time(runs, task, seed, test, fast))
 
 
@@ -588,10 +582,9 @@ def write_winners(differences: Mapping[str, Sequence[float]]) -> str:
 def write_networks(runs: Runs, task: str) -> list[str]:
     """Every static network by itself, with its time where that was measured, and where it is the nearest that is not faster."""
     rows: list[list[str]] = []
-    timed = [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{TIME}-{seed}") in runs]
+    timed = list_seeds(runs, f"{task}/{TIME}")
     for name, candidate in CANDIDATES[task].items():
-        trained = [runs[run] for seed in range(SEEDS[task]) if (run := f"{task}/{name}-{seed}") in runs]
-        if trained:
+        if trained := list_seeds(runs, f"{task}/{name}"):
             tests = list(trained[0]["tests"])
             accuracy, agreement, _ = average(trained, tests)
             times = [run for run in timed if name in run["ms"]]

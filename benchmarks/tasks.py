@@ -91,10 +91,8 @@ def scenes(seed: int, most: int | None = None) -> Task:
         "disagreeing": make_scene_set("test", seed, 2, 0.1, most=most),
         "unseen": make_scene_set("test", seed, 1, 0.1, most=most, palette="unseen"),
     }
-    train, validation = (
-        make_scene_set("train", seed, 1, 0.8, most=most),
-        make_scene_set("validation", seed, 3, 0.8, most=most),
-    )
+    train = make_scene_set("train", seed, 1, 0.8, most=most)
+    validation = make_scene_set("validation", seed, 3, 0.8, most=most)
     return from_scratch(train, validation, tests, epochs=6)
 
 

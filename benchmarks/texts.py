@@ -24,7 +24,7 @@ from benchmarks.harness import Job, Study, load_study, use_one_thread
 from benchmarks.pages import join_means, table
 from benchmarks.populations import answer_on_paper
 from benchmarks.promises import Promise, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
 from benchmarks.tasks import TOKENS, load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
@@ -358,10 +358,6 @@ def point(run: Tree, words: str) -> float:
     return float(run["maps"][words]["pointing"][0])
 
 
-def find_runs(runs: Runs, condition: str) -> list[Tree]:
-    return [runs[name] for seed in SEEDS if (name := name_cell(condition, seed)) in runs]
-
-
 def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
     plain = read_plain(load_study("truth").read() if truth is None else truth)
     rows, note = [], []
@@ -369,7 +365,7 @@ def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
         by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in plain)
         rows.append([CONDITIONS[PLAIN][1], "1", f"{100 * mean(plain):.1f}", by_seed, "", ""])
     for condition in COMPARED:
-        if measured := find_runs(runs, condition):
+        if measured := list_seeds(runs, f"reviews/{condition}"):
             first, films = measured[0], [run["sets"]["films"] for run in measured]
             cells = [
                 join_means([run["cost"] for run in measured], 2),
@@ -402,7 +398,11 @@ def write_maps(runs: Runs) -> list[str]:
         "of the final answer's relevance": lambda maps: maps["relevance"]["pointing"],
         "skill": lambda maps: [skill(a, b) for a, b in zip(maps["agreement"]["cc"], maps["agreement"]["null"], strict=True)],
     }
-    by_title = {CONDITIONS[condition][1]: measured for condition in COMPARED if (measured := find_runs(runs, condition))}
+    by_title = {
+        CONDITIONS[condition][1]: measured
+        for condition in COMPARED
+        if (measured := list_seeds(runs, f"reviews/{condition}"))
+    }
     if not by_title:
         return []
     rows = [
@@ -412,7 +412,7 @@ def write_maps(runs: Runs) -> list[str]:
     first = next(iter(by_title.values()))[0]
     words, carried = (first["maps"][name] for name in ("attention", "carried"))
     oracle, beside = (
-        ", ".join(f"{100 * run['maps'][name]['pointing'][0]:.0f}" for run in find_runs(runs, EGT))
+        ", ".join(f"{100 * run['maps'][name]['pointing'][0]:.0f}" for run in list_seeds(runs, f"reviews/{EGT}"))
         for name in ("oracle", "beside_oracle")
     )
     note = (
@@ -425,7 +425,7 @@ def write_maps(runs: Runs) -> list[str]:
 
 
 def write_transfer(runs: Runs) -> list[str]:
-    measured, rows = find_runs(runs, EGT), []
+    measured, rows = list_seeds(runs, f"reviews/{EGT}"), []
     for name in measured[0]["sets"] if measured else ():
         sets = [run["sets"][name] for run in measured]
         cells = [f"{sets[0]['texts']:,}", f"{100 * sets[0]['positive']:.0f}"]

@@ -22,7 +22,7 @@ import exitlens as xl
 from benchmarks.harness import Job, Study
 from benchmarks.pages import join_means, table
 from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
 from exitlens.data.splits import SampleSet
 from exitlens.workflow.faithfulness import measure_faithfulness
@@ -141,13 +141,9 @@ FINAL_SHARE, ENERGY, DIFFERENCE = 0.9, 0.75, -0.3
 EARLY = ((0.25, 0.75), (0.5, 0.92))  # cost up to which an exit stands, and its share of the final accuracy
 
 
-def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
-    return [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{condition}-{seed}") in runs]
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for task in SEEDS:
-        ours, without, plain, control = (find_runs(runs, task, name) for name in (EGT, WITHOUT, PLAIN, CONTROL))
+        ours, without, plain, control = (list_seeds(runs, f"{task}/{name}") for name in (EGT, WITHOUT, PLAIN, CONTROL))
         if min(map(len, (ours, without, plain))) < SEEDS[task]:
             continue
         yield from promise_task(task, ours, without, plain)
@@ -190,10 +186,8 @@ def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterato
     skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
     gains = [[gain for k in range(len(a["skill"])) for gain in subtract_shares([a], [b], k)] for a, b in pairs]
     for name, values in (("skill", skill), ("faithfulness share", [mean(values) for values in gains if values])):
-        key, what = (
-            f"truth|{task}|control|{name}",
-            f"{task}: {name} of the early exits, over the control's with targets of other samples",
-        )
+        key = f"truth|{task}|control|{name}"
+        what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
         if len(values) > 1:
             yield promise_end(key, what, values, 0)
         elif values:
@@ -233,7 +227,7 @@ def write_tables(runs: Runs) -> list[str]:
 def write_task(runs: Runs, task: str) -> list[str]:
     rows, tests = [], []
     for condition, (_, title) in CONDITIONS.items():
-        if measured := find_runs(runs, task, condition):
+        if measured := list_seeds(runs, f"{task}/{condition}"):
             tests = list(measured[0]["tests"])
             rows.append([title, str(len(measured)), *write_cells(measured, tests)])
     if not rows:
