@@ -51,6 +51,11 @@ class Terms:
         """True if answers may differ from the policy's, so that its promise does not hold."""
         return self.last_exit is not None or self.min_confidence > 0 or self.deadline < math.inf
 
+    @property
+    def are_default(self) -> bool:
+        """True if the bundle's own policy alone decides."""
+        return self.policy == DEFAULT and not self.changes_policy
+
 
 class Ticket:
     """The samples of one request, and their answers so far.
@@ -63,11 +68,6 @@ class Ticket:
         left: number of samples without an answer. error: why there are no answers.
         since, done: when the request came and when it ended. first: place of its first sample in the cascade.
     """
-
-    __slots__ = (
-        *("activations", "confidence", "done", "error", "exits", "first", "kept", "labels", "left", "limited", "maps"),
-        *("probabilities", "receiver", "since", "terms"),
-    )
 
     def __init__(
         self, activations: Activations, terms: Terms, num_classes: int, receiver: Any = None, several: bool = False
