@@ -76,9 +76,8 @@ def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    cells: dict[str, Job] = {
-        f"{name}-{threads}": partial(measure_network, name, threads, quick) for threads in (2, 1) for name in NETWORKS
-    }
+    pairs = [(name, threads) for threads in (2, 1) for name in NETWORKS]
+    cells: dict[str, Job] = {f"{name}-{n}": partial(measure_network, name, n, quick) for name, n in pairs}
     return cells | ({} if quick else {f"{MEMORY}small-2": partial(measure_memory, "small", 2)})
 
 
@@ -510,6 +509,5 @@ def draw_bar(axes: Any, x: float, row: Tree, colour: str, label: str) -> None:
     axes.annotate(f"{value:.1f}", (x, top), ha="center", va="bottom", fontsize=7)
 
 
-STUDY = Study(
-    "performance", list_cells, list_promises, {"performance": write_performance, "speed": write_summary}, finish=plot_speed
-)
+TABLES = {"performance": write_performance, "speed": write_summary}
+STUDY = Study("performance", list_cells, list_promises, TABLES, finish=plot_speed)

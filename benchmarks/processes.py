@@ -88,9 +88,8 @@ def measure_weights(words: Sequence[str]) -> Tree:
     with tempfile.TemporaryDirectory() as folder:
         runs = [(1, [*words, "--double"]), (2, [*words, "--double"]), (1, words), (2, words), (2, words)]
         states = [train(Path(folder) / str(i), run, n)[0] for i, (n, run) in enumerate(runs)]
-    double_single, double_pair, single, pair, again = (
-        torch.cat([value.flatten().double() for value in state.values()]) for state in states
-    )
+    weights = [torch.cat([value.flatten().double() for value in state.values()]) for state in states]
+    double_single, double_pair, single, pair, again = weights
     gap = (single - pair).abs()
     return {
         "weights": len(single),

@@ -415,9 +415,8 @@ def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tre
             moments.append(time.perf_counter())
 
         trial, ready = run_with(server, prepared, act, rate, seconds, grace=1.0)
-    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)}) | part_by_signal(
-        trial, moments[0] - trial.started
-    )
+    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)})
+    measured |= part_by_signal(trial, moments[0] - trial.started)
     return {**measured, **ready, "drain_seconds": moments[1] - moments[0]}
 
 
@@ -631,7 +630,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                 what = f"{measured['samples']:,} images from {measured['connections']} connections"
                 others = measured["differing"] - measured["differing_near"] + measured["unanswered"]
                 yield Promise(
-                    "serving|answers", f"{what}: other labels or exits than predict's, or no answer", others, "<=", 0
+                    "serving|answers", f"{what}: other labels or exits than predict, or no answer", others, "<=", 0
                 )
                 yield Promise("serving|scores", f"{what}: furthest score", measured["score_gap"], "<=", 1e-5)
             case "faults":
@@ -640,9 +639,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                     yield Promise(f"serving|{name}|{key}", f"{at}, under load: requests {key}", measured[key], "<=", 0)
                 if name != "terminate":
                     unready = sum(count for code, count in measured["ready_codes"].items() if code != "200")
-                    yield Promise(
-                        f"serving|{name}|ready", f"{at}: looks at readiness that found it unready", unready, "<=", 0
-                    )
+                    yield Promise(f"serving|{name}|ready", f"{at}: readiness checks that failed", unready, "<=", 0)
             case "overload":
                 at, over = f"{name}, three times as much as it bears for a minute", measured["overload"]
                 memory = measured["memory_mb"]["peak"] - measured["memory_mb"]["before"]
@@ -652,13 +649,9 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                 yield Promise(f"serving|overload|{name}|p99", f"{at}: p99 of the accepted over the limit", late, "<=", 2)
                 what = f"{at}: neither answered nor refused"
                 yield Promise(f"serving|overload|{name}|other", what, over["others"], "<=", 0)
-                yield Promise(
-                    f"serving|overload|{name}|recovery", f"{at}: seconds until all is well again", recovery, "<=", 2
-                )
+                yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until it recovers", recovery, "<=", 2)
             case "hostile":
-                refused = sum(
-                    count for code, count in measured["by_outcome"].items() if code.startswith("4") or code == CLOSED
-                )
+                refused = sum(n for code, n in measured["by_outcome"].items() if code[0] == "4" or code == CLOSED)
                 what = f"{measured['count']:,} hostile requests: neither a 4xx with its reason nor, where they end it themselves, closed"
                 without = measured["count"] - refused + len(measured["kinds_without_reason"])
                 yield Promise("serving|hostile|bad", what, without, "<=", 0)
