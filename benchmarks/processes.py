@@ -193,7 +193,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         elif kind == "weights":
             what = "largest difference of a weight after an epoch in double precision, two processes and one"
             yield Promise("processes|weights", what, measured["double"], "<=", 1e-5)
-            what = "the same from run to run of two processes"
+            what = "the same between two runs of two processes"
             yield Promise("processes|run to run", what, measured["from_run_to_run"], "<=", 0)
         elif kind == "kill":
             what = f"rank {name} killed: torchrun goes on and ends with the same weights (1: yes)"
@@ -201,7 +201,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         elif kind == "hang":
             what = f"rank {name} stopped: seconds until all have ended, beyond the time-out"
             yield Promise(f"processes|{run}", what, measured["seconds"] - measured["timeout"], "<=", GRACE_S)
-            what = f"rank {name} stopped: the other says what happened (1: yes)"
+            what = f"rank {name} stopped: the other reports it (1: yes)"
             yield Promise(f"processes|{run}|said", what, measured["said"], ">=", 1)
 
 

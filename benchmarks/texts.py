@@ -303,8 +303,8 @@ def find_alarm(policy: xl.Policy, pred: xl.Prediction, seed: int) -> int | None:
 
 DIFFERENCE, EARLY, LEAST, FALSE_ALARMS = -0.3, 0.5, 0.6, 0.05
 POINTING = {
-    "attention": "exit 0's largest token on a rated word, all texts with one",
-    "carried": "the same, of texts whose rated words add up to their own rating",
+    "attention": "exit 0's largest token is a rated word, all texts with such words",
+    "carried": "the same, texts whose rated words add up to their own rating",
 }
 NOTICED = ("products", "tweets")
 
