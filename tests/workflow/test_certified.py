@@ -61,6 +61,7 @@ def test_the_test_part_decides_nothing_but_where_the_path_ends():
     assert one.calibration.certification.path_length == other.calibration.certification.path_length
 
 
+@pytest.mark.slow
 def test_a_smaller_delta_or_limit_never_saves_more():
     trace = good_trace()
     costs = [xl.calibrate(trace, max_accuracy_drop=0.02, delta=d).calibration.cost for d in (0.4, 0.1, 0.02)]
@@ -79,7 +80,7 @@ def test_without_labels_disagreement_and_divergence_are_certified():
             xl.calibrate(trace, **{name: 0.1}, delta=0.1)
 
 
-@pytest.mark.parametrize("delta", [None, 0.1])
+@pytest.mark.parametrize("delta", [None, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_every_class_has_its_own_limit(delta):
     """Class 1 loses at exit 0, class 0 does not: together they would pass."""
     n = 2000
@@ -195,6 +196,7 @@ def test_bad_input():
             xl.calibrate(good_trace(50), max_class_accuracy_drop=limit, delta=0.1)
 
 
+@pytest.mark.slow
 def test_temperatures_of_other_data_but_not_of_these():
     trace = good_trace()
     fitted = xl.calibrate(good_trace(seed=5), max_accuracy_drop=0.05)

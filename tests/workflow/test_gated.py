@@ -87,6 +87,7 @@ def test_compiled(made):
     net.tuning = xl.Tuning()
 
 
+@pytest.mark.slow
 def test_texts():
     net, texts = make_text_net(), make_texts(60)
     policy, trace = gated_policy(net, texts)

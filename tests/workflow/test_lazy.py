@@ -50,6 +50,7 @@ def _equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_a_set_in_memory_whatever_the_number_of_processes(folder):
     train, val = _open(folder)
     expected, history = _train(train.load(), val.load())
@@ -60,6 +61,7 @@ def test_weights_are_those_of_a_set_in_memory_whatever_the_number_of_processes(f
     assert _equal(_train(*_open(folder), workers=2)[0], expected)
 
 
+@pytest.mark.slow
 def test_a_bad_file_ends_the_fit_which_goes_on_without_it(own, tmp_path):
     _spoil(own, 3, 4, 5)
     with pytest.raises(xl.errors.DataError, match=r"dark/0[345]\.png.*--skip-bad") as caught:
@@ -81,6 +83,7 @@ def test_batches_that_bad_files_leave_too_small_are_left_out(own):
     assert len(trace) == int((train.labels == train.classes.index("bright")).sum())
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_fit_and_it_is_resumed(folder, tmp_path, monkeypatch):
     expected, _ = _train(*_open(folder))
     original, here, train = ImageFiles.read, os.getpid(), _open(folder, 2)[0]
@@ -100,6 +103,7 @@ def test_a_killed_process_ends_the_fit_and_it_is_resumed(folder, tmp_path, monke
     assert _equal(found, expected)
 
 
+@pytest.mark.slow
 def test_the_other_verbs_give_what_they_give_in_memory(folder):
     lazy, whole = _open(folder, 2)[0], _open(folder)[0].load()
     net = _attach().eval()
@@ -112,6 +116,7 @@ def test_the_other_verbs_give_what_they_give_in_memory(folder):
     assert torch.equal(*predictions)
 
 
+@pytest.mark.slow
 def test_a_network_is_built_on_the_first_image_that_can_be_read(own):
     _spoil(own, 0, 1)
     data, _ = xl.data.load_folder(own, PREPROCESS, skip_bad=True)

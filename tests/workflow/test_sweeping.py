@@ -44,6 +44,7 @@ def test_without_labels():
     assert points[-1].agreement.value > 0.9
 
 
+@pytest.mark.slow
 def test_bands_cover_all_means_at_once():
     rng, covered = torch.Generator().manual_seed(0), 0
     for _ in range(200):

@@ -87,10 +87,15 @@ def assert_close(mine, theirs):
     [
         ({}, {}),
         ({}, {"count": 7}),  # the only batch splits into 4 and 3
-        ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
-        ({"freeze_backbone": True, "batch_size": 5}, {}),
-        ({}, {"kind": "own generator"}),
-        ({}, {"kind": "in order"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
+                ({"freeze_backbone": True, "batch_size": 5}, {}),
+                ({}, {"kind": "own generator"}),
+                ({}, {"kind": "in order"}),
+            )
+        ),
     ],
     ids=["plain", "one uneven batch", "options", "frozen and uneven", "own generator", "in order"],
 )
@@ -105,6 +110,7 @@ def _train(rank, how, words):
     return train(rank, how, **words)
 
 
+@pytest.mark.slow
 def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pair):
     how, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
     runs = [pair.run(_train, how, words) for _ in range(2)]
@@ -113,6 +119,7 @@ def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pa
             assert_equal(runs[0][0][0], state)
 
 
+@pytest.mark.slow
 def test_the_ranks_draw_different_random_numbers(pair):
     first, second = pair.run(_draw)
     assert len(first) == len(second) > 0
@@ -190,6 +197,7 @@ def _break(net, images):
     return images
 
 
+@pytest.mark.slow
 def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
     how = {"keep": "best", "ema": 0.5}
     whole, _ = pair.run(train, how | {"out_dir": tmp_path / "whole"})
@@ -214,6 +222,7 @@ def _train_until(rank, how, steps):
     xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **how})
 
 
+@pytest.mark.slow
 def test_more_processes_than_samples_in_a_batch(pair):
     for error in pair.run(train, {"batch_size": 1}):
         assert "at least a sample for each of 2 processes" in str(error)
@@ -238,6 +247,7 @@ def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(
         assert torch.equal(parameter, before[name] + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_path, workers):
     for file in sorted(folder.rglob("*.png"))[::3]:

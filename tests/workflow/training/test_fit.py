@@ -38,17 +38,18 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_training_learns_and_logs(tiny_set, tmp_path):
     net = fresh()
-    result = xl.fit(net, tiny_set, tiny_set, epochs=30, out_dir=tmp_path / "r", batch_size=8, learning_rate=0.02)
+    result = xl.fit(net, tiny_set, tiny_set, epochs=16, out_dir=tmp_path / "r", batch_size=8, learning_rate=0.03)
     assert not net.training
     assert result.history[-1]["accuracy"][-1] > 0.7
     assert result.history[-1]["loss"]["classification"] < 0.6 * result.history[0]["loss"]["classification"]
     rows = list(csv.DictReader((tmp_path / "r" / "log.csv").read_text().splitlines()))
-    assert len(rows) == 30
+    assert len(rows) == 16
     assert {"loss_consistency", "accuracy_exit0", "cc_exit1"} <= set(rows[0])
     assert (tmp_path / "r" / "best.safetensors").exists()
     assert result.best_epoch >= 1
 
 
+@pytest.mark.slow
 def test_consistency_training_brings_the_maps_together(tiny_set):
     rows = []
     for weight in (0.0, 3.0):
@@ -59,7 +60,11 @@ def test_consistency_training_brings_the_maps_together(tiny_set):
 
 
 @pytest.mark.parametrize(
-    "augment", [lambda x: x + 0.01 * torch.randn_like(x), "flip", "crop", "trivial", v2.RandomVerticalFlip()]
+    "augment",
+    [
+        lambda x: x + 0.01 * torch.randn_like(x),
+        *(pytest.param(value, marks=pytest.mark.slow) for value in ("flip", "crop", "trivial", v2.RandomVerticalFlip())),
+    ],
 )
 def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment):
     runs = []
@@ -81,13 +86,17 @@ def make_loader(data):
 @pytest.mark.parametrize(
     ("how", "load"),
     [
-        ({}, lambda data: data),
-        ({}, make_loader),
-        ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
-        ({"freeze_backbone": True}, lambda data: data),
         (EVERYTHING, lambda data: data),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({}, make_loader),
+                ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
+                ({"freeze_backbone": True}, lambda data: data),
+            )
+        ),
     ],
-    ids=["plain", "loader", "pretrained", "frozen", "everything"],
+    ids=["everything", "loader", "pretrained", "frozen"],
 )
 def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, how, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint
@@ -291,7 +300,7 @@ def assert_train_alike(runs, val):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("class_weights", [None, (1.0, 2.0, 3.0, 4.0)])
+@pytest.mark.parametrize("class_weights", [pytest.param(None, marks=pytest.mark.slow), (1.0, 2.0, 3.0, 4.0)])
 def test_accumulated_batches_are_one_large_batch(tiny_set, class_weights):
     loss = xl.EGTLoss(class_weights=class_weights)
     how = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
@@ -303,6 +312,7 @@ def test_uneven_batches_of_one_step_weigh_as_their_samples(tiny_set):
     assert_train_alike([(DataLoader(halves, batch_size=None), {"accumulate": 2}), (DataLoader(tiny_set, 32), {})], tiny_set)
 
 
+@pytest.mark.slow
 def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left(tiny_set):
     result = xl.fit(fresh(), tiny_set, tiny_set, accumulate=3, **QUICK)  # 4 batches: 3 and 1
     assert len(result.history) == 3
@@ -439,6 +449,7 @@ def test_bad_data(tiny_set):
         xl.fit(small, tiny_set, tiny_set, **QUICK)
 
 
+@pytest.mark.slow
 def test_tensorboard(tiny_set, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "torch.utils.tensorboard", None)

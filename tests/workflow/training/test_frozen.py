@@ -38,8 +38,14 @@ def _train_both(make, data, **how):
     return nets, results
 
 
-@pytest.mark.parametrize("of", ["attention", "evidence", "activation"])
-@pytest.mark.parametrize("final", ["head", "keep"])
+@pytest.mark.parametrize(
+    ("final", "of"),
+    [
+        ("head", "attention"),
+        ("keep", "activation"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("head", "evidence"), ("keep", "attention"))),
+    ],
+)
 def test_equal_to_training_without_kept_features(tiny_set, final, of):
     loss = xl.EGTLoss(of=of, distance="cosine", distill=0.1)
     nets, results = _train_both(lambda: _fresh(final), tiny_set, loss=loss)
@@ -51,7 +57,7 @@ def test_equal_to_training_without_kept_features(tiny_set, final, of):
         assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("target", ["relevance", "product"])
+@pytest.mark.parametrize("target", ["relevance", pytest.param("product", marks=pytest.mark.slow)])
 def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
     nets, results = _train_both(lambda: _fresh("keep"), tiny_set, loss=xl.EGTLoss(target=target))
     _assert_close(*nets)
@@ -60,6 +66,7 @@ def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
     assert min(losses[0]) > 0
 
 
+@pytest.mark.slow
 def test_kept_relevance_of_transformers_is_that_before_attention():
     net, texts = make_text_net("keep"), make_texts(6)
     heads = frozen.CachedHeads(net, xl.EGTLoss().for_network(attends=True, keeps_final=True))
@@ -74,6 +81,7 @@ def test_kept_relevance_of_transformers_is_that_before_attention():
     assert all(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}])
 def test_equal_in_other_precision_and_with_other_options(tiny_set, how):
     nets, _ = _train_both(_fresh, tiny_set, **how)
@@ -90,6 +98,7 @@ def test_the_backbone_runs_once(tiny_set):
     assert len(calls) == 4 + 3
 
 
+@pytest.mark.slow
 def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
     in_memory, on_disk = _fresh(), _fresh()
     xl.fit(in_memory, tiny_set, tiny_set, **QUICK)
@@ -99,6 +108,7 @@ def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
     assert {path.suffix for path in (tmp_path / "r").iterdir()} == {".safetensors", ".json", ".csv"}
 
 
+@pytest.mark.slow
 def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -112,6 +122,7 @@ def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monke
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
     import shutil
 
@@ -210,6 +221,7 @@ def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
     assert math.isfinite(result.history[0]["loss"]["total"])
 
 
+@pytest.mark.slow
 def test_what_several_heads_read_is_kept_once():
     texts = make_texts(6)
     net = xl.attach(make_bert(), AT, 3, texts, head="context").eval()
@@ -236,15 +248,6 @@ def test_features_keep_their_memory_order_in_memory_and_on_disk(tmp_path, left, 
     kept[2:6] = like + 1 if dtype != torch.bool else ~like
     assert torch.equal(kept[[2, 5]], (like + 1 if dtype != torch.bool else ~like)[:2])
     assert store.memory_left == (left if left == 0 else left - kept.numel() * kept.element_size())
-
-
-def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(frozen.os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        FeatureStore(tmp_path, 0).allocate(10, torch.zeros(1, 3))
 
 
 def test_batches_leave_out_samples_without_a_row():

@@ -58,6 +58,7 @@ def test_blocks_learn_the_slower_the_farther_they_are_from_the_end(resnet):
     assert {id(p) for p in resnet.heads.parameters()} == {i for i, peak in peaks.items() if peak == 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_blocks_of_texts(final):
     net = make_text_net(final)
