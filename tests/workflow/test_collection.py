@@ -268,6 +268,7 @@ def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, comp
     assert_equal_traces(xl.collect(net, tiny_set, batch_size=7, compact=compact), in_memory)
 
 
+@pytest.mark.slow
 def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
     hundred = make_hundred_classes()
     net, images, labels = hundred

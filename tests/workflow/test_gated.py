@@ -112,6 +112,7 @@ def test_explanations_know_the_gate(made):
     json.dumps(stopped.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_calibrate_fits_a_gate_where_it_saves():
     trace = trace_with_gate_features(2000)
     limit = 0.5 * trace.divergence[:, 0].mean().item()

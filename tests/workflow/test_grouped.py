@@ -15,7 +15,13 @@ def grouped(n: int = 3000, size: int = 5, **values) -> xl.Trace:
     return replace(good_trace(n, **values), groups=torch.arange(n) // size)
 
 
-@pytest.mark.parametrize("limits", [{"max_accuracy_drop": 0.02, "max_divergence": 0.1}, {"max_class_accuracy_drop": 0.05}])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_accuracy_drop": 0.02, "max_divergence": 0.1},
+        pytest.param({"max_class_accuracy_drop": 0.05}, marks=pytest.mark.slow),
+    ],
+)
 def test_groups_of_one_sample_change_nothing(limits):
     trace = good_trace()
     ids = torch.randperm(len(trace), generator=torch.Generator().manual_seed(1))

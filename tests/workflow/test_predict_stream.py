@@ -27,8 +27,8 @@ def same(pred: xl.Prediction, rows: torch.Tensor) -> None:
     torch.testing.assert_close(pred.confidence, WHOLE.confidence[rows], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("size", [1, 7, 32, 200])
-@pytest.mark.parametrize("micro_batch", [0, 1, 8, 50])
+@pytest.mark.parametrize("size", [1, 7, 200])
+@pytest.mark.parametrize("micro_batch", [0, 1, 8])
 def test_in_order_one_prediction_for_every_batch(size, micro_batch):
     assert WHOLE.exits.bincount(minlength=3).min() > 5
     net = make_net()

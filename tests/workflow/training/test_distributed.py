@@ -137,11 +137,13 @@ def _draw(rank):
     return seen
 
 
+@pytest.mark.slow
 def test_a_sampler_that_shares_the_samples_is_left_to_it(pair):
     first, second = pair.run(_train, {}, {"kind": "sampler"})
     assert_equal(first[0], second[0])
 
 
+@pytest.mark.slow
 def test_a_loader_in_an_order_of_its_own_is_refused(pair):
     for error in pair.run(_train, {}, {"kind": "no generator"}):
         assert isinstance(error, xl.errors.InputError)

@@ -213,7 +213,7 @@ def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set,
     assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **how).history) == 2
 
 
-@pytest.mark.parametrize("final", ["head", "keep"])
+@pytest.mark.parametrize("final", [pytest.param("head", marks=pytest.mark.slow), "keep"])
 @pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
 def test_what_is_not_to_change_stays(tiny_set, final, how):
     net = fresh(final)
@@ -253,7 +253,7 @@ def test_every_map_trains(tiny_set, of):
 @pytest.mark.parametrize("freeze", [True, False])
 def test_relevance_trains_every_map(tiny_set, target, freeze):
     net, before = make_net(), make_net()
-    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK)
+    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK | {"epochs": 1})
     assert result.history[0]["loss"]["consistency"] > 0
     for head, other in zip(net.heads, before.heads, strict=True):
         assert not torch.equal(head.attend.weight, other.attend.weight)
@@ -348,7 +348,7 @@ def test_the_average_of_the_weights_is_validated_saved_and_kept(tiny_set, tmp_pa
     assert equal(raw, plain.state_dict())  # averaging does not change how it trains
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("ema", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_best_epoch_is_kept(tiny_set, tmp_path, ema):
     net = fresh()
     result = xl.fit(net, tiny_set, tiny_set, ema=ema, keep="best", out_dir=tmp_path / "r", **QUICK | {"epochs": 6})
