@@ -17,7 +17,7 @@ from tests.conftest import TinyNet, make_net, make_timing
 from tests.ranks import open_pair
 
 
-def test_trace_holds_what_the_network_says(net, images):
+def test_traces_record_the_networks_outputs(net, images):
     labels = torch.arange(40) % 4
     trace = xl.collect(net, [(images[:25], labels[:25]), (images[25:], labels[25:])])
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_trace_holds_what_the_network_says(net, images):
     assert (trace.similarity["cc"][:, -1] > 0.999).all()
 
 
-def test_time_in_place_of_macs(net, tiny_set, tmp_path, monkeypatch):
+def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     asked = []
 
     def measure(*words):
@@ -65,7 +65,7 @@ def test_time_in_place_of_macs(net, tiny_set, tmp_path, monkeypatch):
         ({"cost": "time", "timed_batch": 0}, "timed_batch: expected samples, 1 or more"),
     ],
 )
-def test_what_cost_cannot_be(net, how, message):
+def test_bad_costs_are_refused(net, how, message):
     with pytest.raises(xl.errors.InputError, match=message):
         xl.collect(net, [], **how)
 
@@ -188,7 +188,7 @@ def _collect_time(rank, is_busy):
 
 
 @pytest.mark.slow
-def test_what_several_processes_cannot_share(pair):
+def test_sources_that_processes_cannot_share_are_refused(pair):
     for kind, message in (
         ("no length", "needs a length"),
         ("shuffled", "shuffles by the global random state"),
@@ -255,7 +255,7 @@ def test_a_trace_dir_is_made_and_keeps_the_trace(net, tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
+def test_large_columns_wait_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
     in_memory = xl.collect(net, tiny_set, batch_size=7, compact=compact)
     monkeypatch.setattr(collection, "RowStore", lambda folder: io.RowStore(folder, 1000))
     monkeypatch.setattr(collection, "ROWS", 9)
@@ -269,7 +269,7 @@ def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, comp
 
 
 @pytest.mark.slow
-def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
+def test_compact_and_whole_traces_give_equal_policies_and_reports():
     hundred = make_hundred_classes()
     net, images, labels = hundred
     data = [(a, b) for a, b in zip(images.split(50), labels.split(50), strict=True)]

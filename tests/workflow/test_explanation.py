@@ -140,7 +140,7 @@ def test_relevance_is_of_the_answer_of_the_exit_that_gave_it(net, images, final)
     json.dumps(why.to_dict())
 
 
-def test_without_relevance_there_is_none(net, images):
+def test_explanations_without_relevance(net, images):
     why = xl.explain(net, images[0], POLICY)
     assert why.relevance is None
     assert "relevance" not in why.to_dict()
@@ -148,7 +148,7 @@ def test_without_relevance_there_is_none(net, images):
         _ = why.speaks_for
 
 
-def test_a_notebook_shows_the_relevance_as_well(net, images):
+def test_notebooks_show_relevance(net, images):
     net.describe(preprocess=xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3))
     pages = [xl.explain(net, images[0], POLICY, relevance=value)._repr_html_() for value in (False, True)]
     assert [page.count("<svg") for page in pages] == [3, 4]
@@ -165,7 +165,7 @@ def test_one_pass_that_stops_where_the_answer_is(net, images, final, stages, rel
     assert ran == stages
 
 
-def test_an_explanation_with_relevance_says_what_one_without_says(net, images):
+def test_relevance_does_not_change_the_rest_of_an_explanation(net, images):
     plain, other = (xl.explain_batch(net, images, POLICY, relevance=value) for value in (False, True))
     for one, two in zip(plain, other, strict=True):
         assert one.reason == two.reason

@@ -51,7 +51,7 @@ def trace(net) -> xl.Trace:
     return xl.collect(net, draw(300, 3))
 
 
-def test_fit_learns_labels_and_records_that(net):
+def test_fit_learns_labels_and_records_the_task(net):
     assert net.info.task == "multilabel"
     report = xl.evaluate(xl.collect(net, draw(200, 4)), xl.Policy.never(3, score="decided"))
     assert report.labels.f1 > 0.8
@@ -59,7 +59,7 @@ def test_fit_learns_labels_and_records_that(net):
 
 
 @pytest.mark.slow
-def test_history_has_f1_and_its_oracle(tmp_path):
+def test_f1_in_the_history_equals_scikit_learns(tmp_path):
     torch.manual_seed(0)
     val, plain = draw(48, 2), xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     result = xl.fit(plain, draw(64, 1), val, epochs=2, batch_size=32, out_dir=tmp_path / "run", progress=False)
@@ -81,7 +81,7 @@ def test_other_ways_to_train(how):
     assert all(math.isfinite(row["loss"]["total"]) for row in result.history)
 
 
-def test_a_loader_of_integers_will_do():
+def test_integer_label_rows_are_accepted():
     data = draw(64, 1)
     loader = DataLoader(TensorDataset(data.inputs, data.labels.long()), 32)
     plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
@@ -89,7 +89,7 @@ def test_a_loader_of_integers_will_do():
     assert plain.info.task == "multilabel"
 
 
-def test_what_several_labels_cannot_be_trained_with():
+def test_unsuitable_options_for_several_labels_are_refused():
     plain, data = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)), draw(32, 1)
     classes, wrong = (TensorDataset(data.inputs, labels) for labels in (torch.arange(32) % 4, 3 * data.labels.long()))
     for val, how, message in (
@@ -205,7 +205,7 @@ def test_a_bundle_keeps_the_task(net, trace, tmp_path):
     assert set(xl.load_policies(tmp_path / "b")) == {"default", "full"}
 
 
-def test_every_label_that_is_told_has_its_evidence(net, tmp_path):
+def test_every_answered_label_has_its_evidence(net, tmp_path):
     policy, data = xl.Policy((0.95, 0.95), "decided"), draw(20, 9)
     pred = xl.predict(net, data.inputs, policy)
     whys = xl.explain_batch(net, data.inputs, policy, relevance=True)
@@ -257,7 +257,7 @@ def test_relevance_is_about_the_labels_that_are_told(net):
     torch.testing.assert_close(attribute_exits(net, inputs)[-1], every, atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_deleted_is_judged_by_the_strongest_label(net):
+def test_deletion_is_judged_by_the_strongest_label(net):
     found = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
     assert all(math.isfinite(value) for value in found.deletion)
 

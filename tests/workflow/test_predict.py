@@ -122,7 +122,7 @@ def test_threads_share_a_network_that_is_in_training_mode(tuning):
 
 
 @pytest.mark.parametrize("images", [torch.zeros(0, 3, 16, 16), torch.zeros(2, 3, 17, 16, dtype=torch.float64)])
-def test_empty_batches_and_other_dtypes_are_told(images):
+def test_empty_batches_and_other_dtypes_raise(images):
     with pytest.raises(xl.errors.InputError, match=r"empty|expected torch.float32"):
         xl.predict(NET, images, POLICY)
 
@@ -131,7 +131,7 @@ def test_one_odd_sized_image_runs():
     assert len(xl.predict(NET, torch.zeros(1, 3, 17, 19), POLICY)) == 1
 
 
-def test_damaged_weights_are_not_answered():
+def test_damaged_weights_raise():
     net = make_net()
     torch.nn.init.constant_(net.head(2).classifier.weight, math.nan)
     for call in (xl.predict, xl.explain_batch):

@@ -45,7 +45,7 @@ def test_in_order_one_prediction_for_every_batch(size, micro_batch):
 
 
 @pytest.mark.parametrize("size", [3, 40])
-def test_as_they_come(size):
+def test_ready_order(size):
     found = list(xl.predict_stream(NET, iter(split(size)), POLICY, order="ready"))
     index = torch.cat([pred.index for pred in found])
     assert index.sort().values.tolist() == list(range(101))
@@ -58,7 +58,7 @@ def test_as_they_come(size):
 
 
 @pytest.mark.parametrize("size", [1, 16])
-def test_loaders_and_data_sets_with_whatever_comes_beside_the_inputs(size):
+def test_loaders_and_data_sets_with_labels_and_names(size):
     data, named = TensorDataset(IMAGES, torch.zeros(101)), [(batch, ["x.png"] * len(batch)) for batch in split(size)]
     loader = DataLoader(TensorDataset(IMAGES), size)
     for source in (DataLoader(data, size), data, named, loader, list(loader)):
@@ -79,7 +79,7 @@ def test_deep_stages_run_on_full_micro_batches():
         assert sum(sizes[k]) == int((WHOLE.exits >= k).sum())
 
 
-def test_untuned_nobody_waits_for_more_than_the_own_batches_hold():
+def test_untuned_micro_batches_do_not_exceed_the_streams_batches():
     net, stream = make_net(), []
     found = xl.predict_stream(net, (stream.append(i) or IMAGES[i : i + 1] for i in range(40)), POLICY)
     assert next(found).index.tolist() == [0]
@@ -90,7 +90,7 @@ def test_untuned_nobody_waits_for_more_than_the_own_batches_hold():
         assert running.router.micro_batch == wanted
 
 
-def test_it_is_lazy_and_bounded():
+def test_streams_are_lazy_and_bounded():
     taken, before = [], set(threading.enumerate())
 
     def source():
@@ -107,7 +107,7 @@ def test_it_is_lazy_and_bounded():
 
 
 @pytest.mark.parametrize("order", ["input", "ready"])
-def test_rare_survivors_do_not_hold_the_others_for_ever(monkeypatch, order):
+def test_rare_survivors_do_not_delay_others_forever(monkeypatch, order):
     monkeypatch.setattr(inference, "MAX_WAITING", 30)
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=1000)
@@ -141,7 +141,7 @@ def test_no_sample_waits_longer_than_it_may():
         (SystemExit(3), SystemExit, "3"),
     ],
 )
-def test_what_came_before_an_error_is_answered(stop, error, message):
+def test_samples_before_an_error_are_answered(stop, error, message):
     def source():
         yield from split(10)[:3]
         raise stop
@@ -180,12 +180,12 @@ def test_a_bad_batch_is_named_after_the_answers_before_it(bad):
         ({"batches": 3}, "batches: .*got int"),
     ],
 )
-def test_bad_arguments_are_told_at_the_call(values, message):
+def test_bad_arguments_raise_at_the_call(values, message):
     with pytest.raises(xl.errors.InputError, match=message):
         xl.predict_stream(NET, **{"batches": iter([]), "policy": POLICY} | values)
 
 
-def test_weights_may_change_but_not_the_tuning_while_a_stream_is_answered():
+def test_weights_but_not_tuning_may_change_during_a_stream():
     net = make_net()
     net.tuning = xl.Tuning(folded=True)
     stream = xl.predict_stream(net, split(10), xl.Policy.never(3))
@@ -242,7 +242,7 @@ def test_samples_that_waited_with_those_of_the_failed_batch_are_answered(monkeyp
     same(found[0], torch.arange(8))
 
 
-def test_a_first_batch_of_one_does_not_make_all_others_run_singly():
+def test_a_small_first_batch_does_not_shrink_later_ones():
     net = make_net()
     sizes: list[int] = []
     net.stage(0).register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
@@ -250,7 +250,7 @@ def test_a_first_batch_of_one_does_not_make_all_others_run_singly():
     assert max(sizes) == 64
 
 
-def test_policies_of_other_networks_are_told_at_the_call():
+def test_policies_of_other_networks_raise_at_the_call():
     with pytest.raises(xl.errors.PolicyError, match="exits"):
         xl.predict_stream(NET, iter([]), xl.Policy((0.5,)))
     with pytest.raises(xl.errors.PolicyError, match="calibrated for network"):

@@ -77,7 +77,7 @@ def test_training_learns_and_brings_the_maps_together(data):
     assert divergence[1] < divergence[0]
 
 
-def test_a_frozen_backbone_that_runs_once_trains_the_same_heads(data):
+def test_cached_features_train_the_same_heads(data):
     nets = []
     for kept in (None, False):
         torch.manual_seed(0)

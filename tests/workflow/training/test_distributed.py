@@ -111,7 +111,7 @@ def _train(rank, how, words):
 
 
 @pytest.mark.slow
-def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pair):
+def test_batch_norm_and_augmentation_are_reproducible(pair):
     how, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
     runs = [pair.run(_train, how, words) for _ in range(2)]
     for found in runs:
@@ -138,13 +138,13 @@ def _draw(rank):
 
 
 @pytest.mark.slow
-def test_a_sampler_that_shares_the_samples_is_left_to_it(pair):
+def test_a_distributed_sampler_is_respected(pair):
     first, second = pair.run(_train, {}, {"kind": "sampler"})
     assert_equal(first[0], second[0])
 
 
 @pytest.mark.slow
-def test_a_loader_in_an_order_of_its_own_is_refused(pair):
+def test_loaders_with_private_random_order_are_refused(pair):
     for error in pair.run(_train, {}, {"kind": "no generator"}):
         assert isinstance(error, xl.errors.InputError)
         assert "generator=torch.Generator()" in str(error)
@@ -163,7 +163,7 @@ def _train_texts(rank):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def test_what_one_rank_raises_all_raise(pair):
+def test_all_ranks_raise_what_one_raises(pair):
     first, second = pair.run(_fail, "labels")
     assert isinstance(first, xl.errors.InputError)
     assert "process 1 of 2: labels: expected values in [0, 4)" in str(first)
@@ -232,7 +232,7 @@ def test_more_processes_than_samples_in_a_batch(pair):
         assert "a sample for each of 2 processes" in str(error)
 
 
-def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(monkeypatch):
+def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
     net = make_net(TinyNet)
     names = {name: type(module) for name, module in net.named_modules()}
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
@@ -251,7 +251,7 @@ def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_path, workers):
+def test_both_processes_read_folders_and_know_bad_files(pair, folder, tmp_path, workers):
     for file in sorted(folder.rglob("*.png"))[::3]:
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / file.parent.name)

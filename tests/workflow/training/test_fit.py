@@ -197,7 +197,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
-def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set, tmp_path, first_epoch_ends):
+def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
     seen = []
 
     def fail(x):
@@ -215,7 +215,7 @@ def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set,
 
 @pytest.mark.parametrize("final", [pytest.param("head", marks=pytest.mark.slow), "keep"])
 @pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
-def test_what_is_not_to_change_stays(tiny_set, final, how):
+def test_frozen_parts_do_not_change(tiny_set, final, how):
     net = fresh(final)
     before = weights(net)
     xl.fit(net, tiny_set, tiny_set, **QUICK | how)
@@ -259,7 +259,7 @@ def test_relevance_trains_every_map(tiny_set, target, freeze):
         assert not torch.equal(head.attend.weight, other.attend.weight)
 
 
-def test_the_log_has_the_consistency_of_the_steps_that_were_asked_for_it(tiny_set):
+def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):
     logged, asked = [], []
 
     class Counting(xl.EGTLoss):

@@ -58,7 +58,7 @@ def test_equal_to_training_without_kept_features(tiny_set, final, of):
 
 
 @pytest.mark.parametrize("target", ["relevance", pytest.param("product", marks=pytest.mark.slow)])
-def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
+def test_relevance_of_a_frozen_final_exit_is_cached(tiny_set, target):
     nets, results = _train_both(lambda: _fresh("keep"), tiny_set, loss=xl.EGTLoss(target=target))
     _assert_close(*nets)
     losses = [[row["loss"]["consistency"] for row in result.history] for result in results]
@@ -67,7 +67,7 @@ def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
 
 
 @pytest.mark.slow
-def test_kept_relevance_of_transformers_is_that_before_attention():
+def test_cached_relevance_of_transformers_precedes_attention():
     net, texts = make_text_net("keep"), make_texts(6)
     heads = frozen.CachedHeads(net, xl.EGTLoss().for_network(attends=True, keeps_final=True))
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monkeypatch, capsys):
+def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -158,7 +158,7 @@ class Own(Dataset):
         return torch.randn(3, 16, 16), i % 4
 
 
-def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
+def test_changing_features_are_not_cached(tiny_set, capsys):
     fixed = TensorDataset(tiny_set.inputs, tiny_set.labels)
     assert explain_no_cache(tiny_set, FROZEN, False) == ""
     assert explain_no_cache(fixed, FROZEN, False) == ""
@@ -170,7 +170,7 @@ def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
     assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
 
 
-def test_sets_of_the_users_own_are_kept_on_request():
+def test_custom_data_sets_are_cached_on_request():
     class Fixed(Own):
         def __getitem__(self, i):
             return torch.full((3, 16, 16), float(i % 4)), i % 4
@@ -191,13 +191,13 @@ def test_sets_of_the_users_own_are_kept_on_request():
         ({"loss": xl.EGTLoss(target="product")}, "cache_features: the target is relevance"),
     ],
 )
-def test_it_cannot_be_forced(tiny_set, tmp_path, values, message):
+def test_cached_features_cannot_be_forced(tiny_set, tmp_path, values, message):
     with pytest.raises(xl.errors.InputError, match=message):
         xl.fit(make_net(), tiny_set, tiny_set, cache_features=True, out_dir=tmp_path / "x", **QUICK | values)
     assert not (tmp_path / "x").exists()
 
 
-def test_bad_data_is_refused_as_without_kept_features(tiny_set):
+def test_bad_data_is_refused_with_cached_features(tiny_set):
     wrong = TensorDataset(tiny_set.inputs, tiny_set.labels + 3)
     for train, val, message in (
         (wrong, tiny_set, r"\[0, 4\)"),
@@ -208,7 +208,7 @@ def test_bad_data_is_refused_as_without_kept_features(tiny_set):
             xl.fit(make_net(), train, val, **QUICK)
 
 
-def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
+def test_custom_losses_get_evidence(tiny_set):
     shapes = []
 
     class Own(xl.EGTLoss):
@@ -222,7 +222,7 @@ def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
 
 
 @pytest.mark.slow
-def test_what_several_heads_read_is_kept_once():
+def test_features_read_by_several_heads_are_cached_once():
     texts = make_texts(6)
     net = xl.attach(make_bert(), AT, 3, texts, head="context").eval()
     heads = frozen.CachedHeads(net, xl.EGTLoss())
