@@ -17,6 +17,13 @@ def make_network(forward, base=nn.Module, **members):
     return network
 
 
+def check_outputs(outs, heads):
+    """Attention sums to 1, and evidence and bias to the logits."""
+    for out, head in zip(outs, heads, strict=True):
+        torch.testing.assert_close(out.attention.flatten(1).sum(1), torch.ones(len(out.logits)))
+        torch.testing.assert_close(out.evidence.flatten(2).sum(2) + head.bias, out.logits, rtol=1e-4, atol=1e-4)
+
+
 class ConvSeries(nn.Module):
     """(B,2,T): three convolutions, the second of half the steps."""
 

@@ -104,18 +104,6 @@ def test_stages_equal_the_plain_backbone(network, at, training):
     assert torch.equal(_run(pieces, x), network(x))
 
 
-def test_gradients_reach_the_source_parameters():
-    network = ModeDependent().train()
-    pieces = split(network, ["a"], torch.zeros(1, 3, 8, 8))
-    x = torch.randn(4, 3, 8, 8)
-    _run(pieces, x).sum().backward()
-    staged = {name: p.grad.clone() for name, p in network.named_parameters()}
-    network.zero_grad()
-    network(x).sum().backward()
-    for name, p in network.named_parameters():
-        torch.testing.assert_close(staged[name], p.grad)
-
-
 @pytest.mark.parametrize(("network", "at"), [(ModeDependent, "a"), (EvaluationOnly, "part.a")])
 def test_both_modes_share_parameters_also_after_copy_and_pickle(network, at):
     net = xl.attach(network(), [at], 2, torch.zeros(1, 3, 8, 8))
