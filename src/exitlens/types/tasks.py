@@ -15,7 +15,7 @@ from exitlens.types.requests import DECIDED, SCORES, check_score
 Task = Literal["classes", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)
 USUAL_SCORES: Mapping[Task, str] = {"classes": SCORES[0], "multilabel": DECIDED}
-_ANSWERS: Mapping[Task, str] = {"classes": "one class a sample", "multilabel": "several labels a sample"}
+ANSWERS: Mapping[Task, str] = {"classes": "one class a sample", "multilabel": "several labels a sample"}
 
 
 def task_of_score(score: str) -> Task:
@@ -35,7 +35,7 @@ def choose_score(score: str | None, task: Task) -> str:
     check_score(score)
     if task_of_score(score) != task:
         scores = SCORES if task == "classes" else (DECIDED,)
-        raise InputError(f"score: expected one of {scores} for {_ANSWERS[task]}, got {score!r}: leave it out")
+        raise InputError(f"score: expected one of {scores} for {ANSWERS[task]}, got {score!r}: leave it out")
     return score
 
 
@@ -82,7 +82,7 @@ def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = No
     if task is not None and given != task:
         shape = f"({batch},{classes}) of 0 and 1" if task == "multilabel" else f"({batch},) integers"
         raise InputError(
-            f"{name}: this network answers {_ANSWERS[task]}: expected {shape}, got {tuple(labels.shape)}: give labels of "
+            f"{name}: this network answers {ANSWERS[task]}: expected {shape}, got {tuple(labels.shape)}: give labels of "
             f"its own kind, or say what it answers: net.describe(task='{given}') and train it"
         )
     if given == "classes":
