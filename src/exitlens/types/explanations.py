@@ -129,10 +129,10 @@ class ExitView:
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
 
-    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
-    network knows its tokenizer (padding left out). ``exits`` are those that were run: all ``num_exits`` of them, or, if the
-    final exit was not asked for, those up to the one that answered. ``relevance`` ``(*S)``, if it was asked for: where the
-    answer depends on the features of exit 0, to first order; signed, on their grid.
+    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named if the
+    network knows its tokenizer (padding left out). ``exits`` were run: all ``num_exits``, or, if the final exit was not
+    asked for, up to the exit that answered. ``relevance`` ``(*S)``, if it was asked for, tells where the answer
+    depends on the features of exit 0, to first order; it is signed and on their grid.
     """
 
     inputs: Tensor
