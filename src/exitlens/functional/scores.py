@@ -130,7 +130,7 @@ def _fix_labels(logits: Tensor, labels: Tensor) -> Callable[[float], float]:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:  # (N,), (N,) 0 or 1
-    """Return the mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
+    """Return the mean gap between confidence and accuracy over equal-width ``bins``, in [0, 1] (arXiv 1706.04599, eq. 3)."""
     place = (confidence * bins).long().clamp_max(bins - 1)
     gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
     return (gap.sum() / len(correct)).item()
