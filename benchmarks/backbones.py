@@ -457,7 +457,7 @@ def write_backbones(runs: Runs) -> list[str]:
 
 
 def write_kind(kind: str, runs: Runs) -> list[str]:
-    """How many backbones for one kind of input pass, and the table of those that are not refused."""
+    """Return how many backbones for one kind of input pass, and the table of those that are not refused."""
     done = [
         (backbone, runs[backbone.source]) for backbone in BACKBONES if backbone.source in runs and backbone.inputs == kind
     ]

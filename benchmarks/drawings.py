@@ -111,20 +111,22 @@ def find_drawings(root: Path, classes: Mapping[str, Sequence[str]] = CLASSES) ->
 
 def select_drawings(drawings: Iterable[Drawing]) -> list[Drawing]:
     """Keep one of all that look alike or have the same name within a class, and none of those in several classes."""
-    found = list(drawings)
-    bits = np.stack([hash_drawing(drawing) for drawing in found])  # (N,2,64)
-    family = np.arange(len(found))  # the first drawing that each is like, at one or more removes
-    for i, drawing in enumerate(found):
-        most = np.array([ALIKE[other.label == drawing.label] for other in found[:i]], dtype=int)
+    candidates = list(drawings)
+    bits = np.stack([hash_drawing(drawing) for drawing in candidates])  # (N,2,64)
+    family = np.arange(len(candidates))  # the first drawing that each is like, at one or more removes
+    for i, drawing in enumerate(candidates):
+        most = np.array([ALIKE[other.label == drawing.label] for other in candidates[:i]], dtype=int)
         is_near = (bits[:i, 0] != bits[i][:, None]).sum(-1).min(0) <= most
-        is_namesake = np.array([strip_marks(other.name) == strip_marks(drawing.name) for other in found[:i]], dtype=bool)
+        is_namesake = np.array(
+            [strip_marks(other.name) == strip_marks(drawing.name) for other in candidates[:i]], dtype=bool
+        )
         alike = family[:i][is_near | is_namesake]
         if len(alike):
             family[np.isin(family, [i, *alike])] = alike.min()
     labels = defaultdict(set)
-    for first, drawing in zip(family, found, strict=True):
+    for first, drawing in zip(family, candidates, strict=True):
         labels[first].add(drawing.label)
-    return [drawing for i, drawing in enumerate(found) if family[i] == i and len(labels[i]) == 1]
+    return [drawing for i, drawing in enumerate(candidates) if family[i] == i and len(labels[i]) == 1]
 
 
 def strip_marks(name: str) -> str:

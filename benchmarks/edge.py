@@ -351,7 +351,7 @@ def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: i
 def measure_points(task: str, seconds: float = 15.0) -> Tree:
     """Time the thresholds of the study ``static`` where both sides run in ONNX Runtime, by seed; batch 64, one core.
 
-    Exit shares and points lost are those that were measured there on test data, by trained networks; times need no training, so
+    That study measured exit shares and points lost on test data with trained networks; times need no training, so
     here the same networks answer with random weights, and as many samples leave at each exit.
     """
     opened, test = TASKS[task](0), POINTS[task]
@@ -469,9 +469,9 @@ def measure_install(rounds: int = 7) -> Tree:
         files = [path for path in (folder / "v" / "lib").rglob("*") if path.is_file() and not path.is_symlink()]
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         probe = [python, "-c", PROBE, str(edge), str(folder / "images.npy")]
-        said = [subprocess.run(probe, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
+        outputs = [subprocess.run(probe, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
     names = ("import_seconds", "first_answer_seconds", "memory_megabytes")
-    return {"megabytes": megabytes, **summarise_rounds(names, [[float(word) for word in line.split()] for line in said])}
+    return {"megabytes": megabytes, **summarise_rounds(names, [[float(word) for word in line.split()] for line in outputs])}
 
 
 def measure_browser(rounds: int = 7) -> Tree:

@@ -31,7 +31,7 @@ STUDIES = (
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, promised and shown.
+    """A measurement: its cells, its promises and its tables.
 
     Attributes:
         name: of the module, of ``results/NAME.csv`` and of ``runs/NAME``, where cells may keep files.
@@ -129,8 +129,8 @@ def run_cells(
                     continue
                 if not quick:
                     write_result(path, name, tree, jobs)
-                said = f": {json.dumps(tree, ensure_ascii=False)[:400]}" if quick else ""
-                print(f"[{done}/{len(todo)}] {name}: {seconds:.0f} s{said}", flush=True)
+                result = f": {json.dumps(tree, ensure_ascii=False)[:400]}" if quick else ""
+                print(f"[{done}/{len(todo)}] {name}: {seconds:.0f} s{result}", flush=True)
     return failed
 
 
@@ -187,8 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "list" in actions:
             print("\n".join(f"{study.name} {name}" for name in study.cells(given.quick)))
         if "run" in actions:
-            how = {"quick": given.quick, "again": given.again, "processes": given.processes}
-            failed += run_cells(study, given.cells, **how)
+            failed += run_cells(study, given.cells, quick=given.quick, again=given.again, processes=given.processes)
         if "page" in actions:
             print(f"{study.name}: wrote {', '.join(map(str, study.write_pages())) or 'no page'}")
     if "check" in actions:

@@ -167,8 +167,8 @@ class Load:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        own = self.status, self.retries, self.spec.which, self.spec.kinds, self.answers
-        return Trial(due, self.sent - start, self.finished - start, *own, busy, self.spec.warmup, start)
+        outcome = self.status, self.retries, self.spec.which, self.spec.kinds, self.answers
+        return Trial(due, self.sent - start, self.finished - start, *outcome, busy, self.spec.warmup, start)
 
     async def enqueue(self, start: float) -> None:
         for number, at in enumerate((self.spec.due + start).tolist()):

@@ -531,9 +531,5 @@ def draw_bar(axes: Any, x: float, row: Tree, colour: str, label: str) -> None:
 
 
 STUDY = Study(
-    "performance",
-    list_cells,
-    list_promises,
-    {"performance": write_performance, "speed": write_summary},
-    finish=plot_speed,
+    "performance", list_cells, list_promises, {"performance": write_performance, "speed": write_summary}, finish=plot_speed
 )

@@ -120,11 +120,11 @@ def write_trials(kind: str, runs: Runs) -> list[str]:
     """A row for each trial, in the order of :data:`TRIALS`; means over seeds."""
     rows = []
     for trial in TRIALS:
-        found = [runs[name] for seed in range(10) if (name := f"{kind}/{trial}-{seed}") in runs]
-        if found:
-            columns = zip(*([100 * value for value in run["accuracy"]] for run in found), strict=True)
+        measured = [runs[name] for seed in range(10) if (name := f"{kind}/{trial}-{seed}") in runs]
+        if measured:
+            columns = zip(*([100 * value for value in run["accuracy"]] for run in measured), strict=True)
             accuracy = [f"{sum(values) / len(values):.1f}" for values in columns]
-            rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(found))])
+            rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(measured))])
     return table(["trial", "exit 0", "exit 1", "exit 2", "final", "seeds"], rows)
 
 

@@ -151,7 +151,7 @@ def read_archive(name: str) -> xl.data.ArraySet:
     """
     spec = find_spec("aeon")
     if spec is None or spec.origin is None:
-        raise SystemExit("aeon: expected the package for its data sets, found none. Fix: pip install aeon")
+        raise SystemExit("aeon: expected the package for its data sets, got none. Fix: pip install aeon")
     start = Path(spec.origin).parent / "datasets" / "data" / ARCHIVE[name]
     files = [read_ts(start.with_name(f"{start.name}_{part}.ts")) for part in ("TRAIN", "TEST")]
     values = torch.stack([series for series in chain(*(file.series or () for file in files)) if series is not None])
@@ -240,7 +240,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             continue
         ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
         test = next(iter(ours[0]["tests"]))
-        finals = ([run["tests"][test]["accuracy"][-1] for run in found] for found in (ours, plain))
+        finals = ([run["tests"][test]["accuracy"][-1] for run in measured] for measured in (ours, plain))
         points = [100 * (a - b) for a, b in zip(*finals, strict=True)]
         yield promise_end(f"series|{task}|final", f"{task}: final exit minus plain, points", points, 0, "upper")
         cost = [run["routed"]["cost"] for run in ours]
@@ -270,7 +270,9 @@ def write_answers(runs: Runs) -> list[str]:
             count = first["train"] + first["validation"] + first["tests"][test]["samples"]
             name = ARCHIVE.get(task, task).rpartition("/")[2].removesuffix("_eq")
             sizes = [name, str(count), f"{first['channels']} x {first['steps']}", str(first["classes"]), str(len(ours))]
-            accuracy = [join_means([run["tests"][test]["accuracy"] for run in found], 1, 100) for found in (plain, ours)]
+            accuracy = [
+                join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for measured in (plain, ours)
+            ]
             routed = [mean(run["routed"][measure] for run in ours) for measure in ("cost", "accuracy_drop")]
             cost = join_means([first["cost"]], 2)
             rows.append([*sizes, *accuracy, cost, f"{routed[0]:.2f}", f"{100 * routed[1]:.2f}"])
@@ -284,15 +286,15 @@ def write_maps(runs: Runs) -> list[str]:
     head += ["skill", "energy in the motif", "share of the oracle"]
     rows = []
     for condition in LOSSES:
-        if found := find_runs(runs, MOTIFS, condition):
-            tests = found[0]["tests"]
-            cells = [join_means([run["tests"][test]["accuracy"] for run in found], 1, 100) for test in tests]
-            if "maps" in found[0]:
-                cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in found], 2))
+        if measured := find_runs(runs, MOTIFS, condition):
+            tests = measured[0]["tests"]
+            cells = [join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for test in tests]
+            if "maps" in measured[0]:
+                cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in measured], 2))
                 cells += [
-                    join_means([run["maps"][name] for run in found], 2) for name in ("energy_in_mask", "deletion_share")
+                    join_means([run["maps"][name] for run in measured], 2) for name in ("energy_in_mask", "deletion_share")
                 ]
-            rows.append([TITLES[condition], str(len(found)), *cells, *[""] * (len(head) - 2 - len(cells))])
+            rows.append([TITLES[condition], str(len(measured)), *cells, *[""] * (len(head) - 2 - len(cells))])
     return [*table(head, rows), ""] if rows else []
 
 
@@ -305,10 +307,10 @@ def write_trials(runs: Runs) -> list[str]:
     rows = []
     for task, updates, distill in TRIALS:
         name = name_trial(task, updates, distill)
-        found = [runs[cell] for seed in TRIAL_SEEDS if (cell := f"{name}-{seed}") in runs]
-        if found:
-            lost, exit_0 = (f"{mean(run[key] for run in found):.1f}" for key in ("lost", "exit_0"))
-            rows.append([task, f"{updates:,}", f"{distill:g}", str(len(found)), lost, exit_0])
+        measured = [runs[cell] for seed in TRIAL_SEEDS if (cell := f"{name}-{seed}") in runs]
+        if measured:
+            lost, exit_0 = (f"{mean(run[key] for run in measured):.1f}" for key in ("lost", "exit_0"))
+            rows.append([task, f"{updates:,}", f"{distill:g}", str(len(measured)), lost, exit_0])
     return table(["data", "updates", "distillation", "splits", "points lost", "exit 0, %"], rows)
 
 

@@ -80,11 +80,11 @@ class Server:
 
     def find_processes(self, word: str) -> list[int]:
         """Return the processes with a word in their command line."""
-        found = []
+        pids = []
         for process in sorted(self.list_processes(), key=lambda process: process.pid):
             with contextlib.suppress(psutil.Error):
-                found += [process.pid] if word in " ".join(process.cmdline()) else []
-        return found
+                pids += [process.pid] if word in " ".join(process.cmdline()) else []
+        return pids
 
     def wait_until_idle(self, seconds: float = 1.0, most: float = 60.0) -> None:
         """Wait until its processes have computed next to nothing for so long: all of them are ready then."""
@@ -150,19 +150,19 @@ def start_server(
     """
     port = find_port()
     given = json.dumps({"serve": serve, "processors": list(processors), "settings": {**settings, "port": port}})
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:
         variables = {name: value.format(folder=folder) for name, value in (environment or {}).items()}
         modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         env = {**os.environ, "PYTHONPATH": modules, "PYTHONWARNINGS": "ignore", **variables}
         command = [sys.executable, "-m", "benchmarks.servers", given]
-        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
         server = Server(port, path, process)
         try:
             wait_until_ready(server, probe)
             yield server
         except RuntimeError as error:
-            said.seek(0)
-            raise RuntimeError(f"{error}: {said.read().decode(errors='replace')[-3000:]}") from error
+            output.seek(0)
+            raise RuntimeError(f"{error}: {output.read().decode(errors='replace')[-3000:]}") from error
         finally:
             server.stop()
 

@@ -259,7 +259,7 @@ def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Ex
 
 def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) -> Tree:
     """Compare so many images in requests of 1 to 4, in random order over many connections, with ``predict``."""
-    prepared, rng, found = prepare("small"), np.random.default_rng(0), list[Tree]()
+    prepared, rng, compared = prepare("small"), np.random.default_rng(0), list[Tree]()
     connections, batching = 32, {"max_wait_ms": 60_000.0, "max_waiting": 4096}
     with start_ours(prepared.exits, prepared.samples[0], batching=batching) as server:
         for at in range(0, count, part):
@@ -270,9 +270,9 @@ def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) 
             requests = [make_infer_request(samples[rows], OUTPUTS) for rows in cuts]
             due, order = np.sort(rng.uniform(0, len(cuts) / rate, len(cuts))), rng.permutation(len(cuts))  # each once
             spec = Spec(server.port, requests, due, order, connections=connections, grace=20.0, keep=True)
-            found.append(compare(run_load(spec), [expected.take(cuts[i]) for i in order]))
-    sums = {key: sum(counts[key] for counts in found) for key in found[0] if key != "score_gap"}
-    return {"connections": connections, **sums, "score_gap": max(counts["score_gap"] for counts in found)}
+            compared.append(compare(run_load(spec), [expected.take(cuts[i]) for i in order]))
+    sums = {key: sum(counts[key] for counts in compared) for key in compared[0] if key != "score_gap"}
+    return {"connections": connections, **sums, "score_gap": max(counts["score_gap"] for counts in compared)}
 
 
 def cut(count: int, rng: np.random.Generator) -> Iterator[slice]:

@@ -224,13 +224,14 @@ def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
     net, _ = train(task, EGT, seed, find_folder(name, EGT, seed, quick))
     full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
     trace = xl.collect(net, task.validation, batch_size=BATCH)
-    ours, theirs = (
+    ours, full_accuracy = (
         rate(answers, task.validation)["accuracy"] for answers in (answer_last(trace), answer(full, task.validation))
     )
     policy, fast = (
-        xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in (LIMIT, max(LIMIT + ours - theirs, 0.0))
+        xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS)
+        for limit in (LIMIT, max(LIMIT + ours - full_accuracy, 0.0))
     )
-    return Adapted(net, full, policy, fast, theirs)
+    return Adapted(net, full, policy, fast, full_accuracy)
 
 
 def measure_adaptive(name: str, seed: int, quick: bool = False) -> Tree:
@@ -347,14 +348,14 @@ def make_works(
     drawn = {test: draw_inputs(data, samples) for test, data in task.tests.items()}
     whole = next(iter(drawn.values()))
     first = split_rows(whole, TIMED_BATCH)
-    how: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
-    net.tune(first[0], policy=policy, **how)
+    settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
+    net.tune(first[0], policy=policy, **settings)
     works: dict[str, Work] = {}
     for test, inputs in drawn.items():
         run = partial(xl.predict, net, policy=policy)
         works[OURS + test] = time_calls(run, split_rows(inputs, TIMED_BATCH), net.tuning.keep_memory)
     twin = copy.deepcopy(net)
-    twin.tune(first[0], policy=fast, **how)
+    twin.tune(first[0], policy=fast, **settings)
     works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first, twin.tuning.keep_memory)
     for k in range(net.num_exits):
         works[f"{EXIT}{k}"] = time_calls(partial(answer_at, twin, k), first, twin.tuning.keep_memory)
@@ -362,7 +363,7 @@ def make_works(
     others |= {name: candidate.build_timed(task, whole) for name, candidate in candidates.items()}
     for name, (other, inputs) in others.items():
         batches = split_rows(inputs, TIMED_BATCH)
-        other.eval().tune(batches[0], **how)
+        other.eval().tune(batches[0], **settings)
         works[name] = time_calls(partial(answer_at, other, 0), batches, other.tuning.keep_memory)
     return works
 

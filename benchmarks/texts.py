@@ -395,12 +395,15 @@ def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
         by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in plain)
         rows.append([CONDITIONS[PLAIN][1], "1", f"{100 * mean(plain):.1f}", by_seed, "", ""])
     for condition in COMPARED:
-        if found := find_runs(runs, condition):
-            first, films = found[0], [run["sets"]["films"] for run in found]
-            cells = [join_means([run["cost"] for run in found], 2), join_means([run["accuracy"] for run in found], 1, 100)]
-            cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in found)]
+        if measured := find_runs(runs, condition):
+            first, films = measured[0], [run["sets"]["films"] for run in measured]
+            cells = [
+                join_means([run["cost"] for run in measured], 2),
+                join_means([run["accuracy"] for run in measured], 1, 100),
+            ]
+            cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in measured)]
             cells += [", ".join(f"{film['cost']:.2f} ({100 * film['drop']:.1f})" for film in films)]
-            rows.append([CONDITIONS[condition][1], *cells, ", ".join(f"{100 * run['early']:.0f}" for run in found)])
+            rows.append([CONDITIONS[condition][1], *cells, ", ".join(f"{100 * run['early']:.0f}" for run in measured)])
             note = note or [
                 f"The network reads {TOKENS} tokens, which cuts {100 * first['cut']:.0f} % of the {first['texts']:,} test sentences; "
                 f"95 % of them have {first['length_95']:.0f} tokens or fewer.",
@@ -425,12 +428,12 @@ def write_maps(runs: Runs) -> list[str]:
         "of the final answer's relevance": lambda maps: maps["relevance"]["pointing"],
         "skill": lambda maps: [skill(a, b) for a, b in zip(maps["agreement"]["cc"], maps["agreement"]["null"], strict=True)],
     }
-    by_title = {CONDITIONS[condition][1]: found for condition in COMPARED if (found := find_runs(runs, condition))}
+    by_title = {CONDITIONS[condition][1]: measured for condition in COMPARED if (measured := find_runs(runs, condition))}
     if not by_title:
         return []
     rows = [
-        [title, *(join_means([pick(run["maps"]) for run in found], 2) for pick in columns.values())]
-        for title, found in by_title.items()
+        [title, *(join_means([pick(run["maps"]) for run in measured], 2) for pick in columns.values())]
+        for title, measured in by_title.items()
     ]
     first = next(iter(by_title.values()))[0]
     words, carried = (first["maps"][name] for name in ("attention", "carried"))
@@ -449,9 +452,9 @@ def write_maps(runs: Runs) -> list[str]:
 
 def write_transfer(runs: Runs) -> list[str]:
     """A row for each set of texts, of the networks with EGT."""
-    found, rows = find_runs(runs, EGT), []
-    for name in found[0]["sets"] if found else ():
-        sets = [run["sets"][name] for run in found]
+    measured, rows = find_runs(runs, EGT), []
+    for name in measured[0]["sets"] if measured else ():
+        sets = [run["sets"][name] for run in measured]
         cells = [f"{sets[0]['texts']:,}", f"{100 * sets[0]['positive']:.0f}"]
         cells += [join_means([texts["accuracy"] for texts in sets], 1, 100)]
         cells += [f"{100 * mean(texts['drop'] for texts in sets):.1f}", f"{mean(texts['cost'] for texts in sets):.2f}"]

@@ -31,9 +31,9 @@ from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, map_inputs
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.frozen import FeatureCache, keep_features
-from exitlens.workflow.training.optimizer import group_parameters, make_optimizer
+from exitlens.workflow.training.optimizer import enter_training_mode, group_parameters, make_optimizer
 from exitlens.workflow.training.run import TrainingRun
-from exitlens.workflow.training.step import enter_training_mode, take_step, use_memory_format
+from exitlens.workflow.training.step import take_step, use_memory_format
 
 CLASSES, BATCH = 16, 64
 STEP = "step-"

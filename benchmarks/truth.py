@@ -46,10 +46,7 @@ CONDITIONS: dict[str, tuple[xl.EGTLoss | None, str]] = {  # loss (none: no exits
     PLAIN: (None, "plain network"),
     WITHOUT: (xl.EGTLoss(weight=0.0), "without EGT"),
     EGT: (xl.EGTLoss(), "EGT (the defaults)"),
-    PAPER: (
-        xl.EGTLoss(target="attention", reach="network"),
-        "EGT as published: the final attention for all weights",
-    ),
+    PAPER: (xl.EGTLoss(target="attention", reach="network"), "EGT as published: the final attention for all weights"),
     CONTROL: (PermutedLoss(), "control: targets of other samples"),
 }
 
@@ -242,9 +239,9 @@ def write_task(runs: Runs, task: str) -> list[str]:
     """A row for each condition; figures of the exits one after the other."""
     rows, tests = [], []
     for condition, (_, title) in CONDITIONS.items():
-        if found := find_runs(runs, task, condition):
-            tests = list(found[0]["tests"])
-            rows.append([title, str(len(found)), *write_cells(found, tests)])
+        if measured := find_runs(runs, task, condition):
+            tests = list(measured[0]["tests"])
+            rows.append([title, str(len(measured)), *write_cells(measured, tests)])
     if not rows:
         return []
     head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
