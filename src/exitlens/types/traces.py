@@ -16,7 +16,7 @@ from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.outputs import exit_name
-from exitlens.types.requests import Asking, SampleSketch
+from exitlens.types.requests import Asking, SampleSketch, read_record
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 
@@ -93,18 +93,6 @@ class ExitLatency:
     def list_ms(self) -> str:
         """The medians and what they hold for, in words."""
         return f"{', '.join(map(format_ms, self.ms))} ms at the exits, {self.where()}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ExitLatency:
-        """Inverse of :meth:`to_dict`; raises :class:`InputError` if something is missing or wrong."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"timing: expected what ExitLatency.to_dict gave ({error})") from error
 
 
 def format_ms(value: float) -> str:
@@ -256,12 +244,11 @@ class Trace:
 
     def __repr__(self) -> str:
         n, k, c = self.logits.shape
-        kind = "unlabelled" if self.labels is None else "labelled"
-        network = f" of network {self.network}" if self.network else ""
         groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
-        timed = "" if self.timing is None else f", {self.timing}"
-        what = "classes" if self.task == "classes" else "labels, any number to a sample"
-        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} {what}{network}{timed})"
+        samples = f"{n:,} {'unlabelled' if self.labels is None else 'labelled'} samples{groups}"
+        answers = f"{c} classes" if self.task == "classes" else f"{c} labels, any number to a sample"
+        network = f" of network {self.network}" if self.network else ""
+        return f"Trace({samples}, {k} exits, {answers}{network}{'' if self.timing is None else f', {self.timing}'})"
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
@@ -299,9 +286,8 @@ class Trace:
             tensors |= {name: item for name, item in named.items() if item is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
-        note: dict[str, Any] = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
-        note |= {"task": self.task, "timing": None if self.timing is None else self.timing.to_dict()}
-        write_tensors(Path(path), alone, note, "path")
+        note = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2], "task": self.task}
+        write_tensors(Path(path), alone, note | {"timing": None if self.timing is None else asdict(self.timing)}, "path")
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -326,9 +312,9 @@ class Trace:
             if isinstance(values["logits"], dict):
                 parts: dict[str, Any] = {"label": None} | values["logits"]
                 values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
-            return cls(**values, timing=ExitLatency.from_dict(note["timing"]) if note.get("timing") else None)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error
+            return cls(**values, timing=read_record(ExitLatency, note["timing"]) if note.get("timing") else None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"path: expected what Trace.save wrote, {path} is damaged ({error})") from error
 
     def require_labels(self, purpose: str) -> Tensor:
         """Return the labels, or raise an error that says what needed them."""
