@@ -11,7 +11,7 @@ SHARES = (0.7, 0.1, 0.1, 0.1)
 
 
 def test_split_set_is_disjoint_and_keeps_every_class(folder):
-    data, _ = xl.data.load_folder(folder, PREPROCESS)
+    data = xl.data.load_folder(folder, PREPROCESS)
     parts = xl.data.split_set(data, (0.6, 0.2, 0.2))
     assert sum(len(p) for p in parts) == len(data)
     images = [image.numpy().tobytes() for part in parts for image in part.inputs]

@@ -244,7 +244,7 @@ def _read_folder(
     """Return the sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them."""
     load: Callable[..., LazySet]
     if kind == "folder":
-        load, note = lambda path, classes: load_folder(path, target.pixels, classes=classes, skip_bad=skip_bad)[0], ""
+        load, note = lambda path, classes: load_folder(path, target.pixels, classes=classes, skip_bad=skip_bad), ""
     else:
         modality = find_folder_kind(root)
         known = target.known if isinstance(target.known, ArrayPreprocess) else None
