@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -16,13 +16,12 @@ from exitlens.data.packed import pack_strings
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VOLUME, Modality
 from exitlens.modalities.arrays import read_shape
-from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw, read_series
-from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume, read_volume
+from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw
+from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume
 from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, SeriesPreprocess, VolumePreprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES: Mapping[Modality, tuple[str, ...]] = {SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}
-_READ: Mapping[Modality, Callable[[Path, Any, str], Tensor]] = {SERIES: read_series, VOLUME: read_volume}
 _TRIED = 100  # files that may be bad before the search for a good one ends
 _ENDS = 65536  # bytes at both ends of a file
 T = TypeVar("T")
@@ -126,14 +125,14 @@ class ArrayFiles:
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: ArrayPreprocess) -> None:
         self._root, self._names, self._preprocess = root, pack_strings(names), preprocess
-        self._kind = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
+        self._kind: Modality = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
         if isinstance(preprocess, VolumePreprocess):
             self.shape: tuple[int, ...] = (len(preprocess.mean), *preprocess.size)
         elif isinstance(preprocess, SeriesPreprocess) and preprocess.length:
             self.shape = (len(preprocess.mean), preprocess.length)
         else:
-            read, paths = _READ[self._kind], [root / name for name in self._names[:_TRIED]]
-            self.shape = _try_first(paths, lambda path: tuple(read(path, preprocess, str(path)).shape))
+            paths = [root / name for name in self._names[:_TRIED]]
+            self.shape = _try_first(paths, lambda path: tuple(self._kind.decode(path, preprocess).shape))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -144,7 +143,7 @@ class ArrayFiles:
 
     def read(self, index: int) -> Tensor:
         """Return a sample before it is normalised; a :class:`DataError` names it if it is bad or has another shape."""
-        values = _READ[self._kind](self._root / self._names[index], self._preprocess, self.name(index))
+        values = self._kind.decode(self._root / self._names[index], self._preprocess)
         if tuple(values.shape) != self.shape:
             raise DataError(
                 f"{self.name(index)}: it has {values.shape[1]} steps, the first file {self.shape[1]}. Fix: make them alike, "

@@ -18,14 +18,14 @@ from exitlens.data.readers import EncodedImages, PixelCache, Reader
 from exitlens.data.workers import Decoded, choose_workers, decode_batches
 from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
-from exitlens.types.inputs import draw_samples
+from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 
 KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
 LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # limits on the samples, and on their bytes, in one batch
 MEASURED = 1000  # limit on the files that are read to measure mean and standard deviation
 T = TypeVar("T")
-LabelledT = TypeVar("LabelledT", bound="LabelledSet")
+LabelledT = TypeVar("LabelledT", bound="SampleSet")
 
 
 def find_kind(preprocess: object, kinds: Sequence[Modality] = MODALITIES) -> Modality:
@@ -37,15 +37,15 @@ def find_kind(preprocess: object, kinds: Sequence[Modality] = MODALITIES) -> Mod
     return kind
 
 
-class LabelledSet(Dataset[Any]):
-    """N labelled samples, of which a subset can be taken; ``by_sample`` names the attributes with a row for each sample."""
+class SampleSet(Dataset[Any]):
+    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
-    by_sample: ClassVar[tuple[str, ...]] = ("labels", "groups", "masks")
-    labels: Tensor
-    groups: Tensor | None
-    masks: Tensor | None = None
-    classes: tuple[str, ...]
-    preprocess: Any
+    by_sample: ClassVar[tuple[str, ...]] = ("labels", "groups", "masks")  # attributes with a row for each sample
+    labels: Tensor  # (N,) integers; several labels a sample (N,C) bool
+    groups: Tensor | None  # (N,) integers: samples with the same number belong together
+    masks: Tensor | None = None  # (N,*S) bool: which locations carry the answer
+    classes: tuple[str, ...]  # names, in label order
+    preprocess: Any  # how raw samples become inputs
 
     def set_labels(self, count: int, labels: Tensor, classes: Sequence[str], groups: Tensor | None) -> None:
         """Check the labels, class names and groups of ``count`` samples, and keep them."""
@@ -56,6 +56,11 @@ class LabelledSet(Dataset[Any]):
     def modality(self) -> Modality:
         """The kind of its samples."""
         return find_kind(self.preprocess)
+
+    @property
+    def inputs(self) -> Inputs:
+        """All samples as a network's inputs; take a small :meth:`subset` first if they are not in memory."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,10 +79,10 @@ class LabelledSet(Dataset[Any]):
         return part
 
 
-class HeldSet(LabelledSet):
+class HeldSet(SampleSet):
     """A set in memory: ``values`` are its samples before ``preprocess`` normalises them."""
 
-    by_sample = (*LabelledSet.by_sample, "values")
+    by_sample = (*SampleSet.by_sample, "values")
     values: Tensor
 
     @property
@@ -189,7 +194,7 @@ class ArraySet(HeldSet):
         return _replace_preprocess(self, preprocess)
 
 
-class LazySet(LabelledSet):
+class LazySet(SampleSet):
     """Images, series, volumes or vectors that are decoded when asked for; item ``i`` is ``(normalised sample, label)``.
 
     A bad sample ends an iteration in batches with a :class:`DataError` that names it; with ``skip_bad`` it is missing from
@@ -211,7 +216,7 @@ class LazySet(LabelledSet):
         torch.Size([2, 3, 40, 40])
     """
 
-    by_sample = (*LabelledSet.by_sample, "rows")
+    by_sample = (*SampleSet.by_sample, "rows")
 
     def __init__(
         self,

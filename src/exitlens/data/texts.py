@@ -14,14 +14,14 @@ from exitlens.data.columns import Columns
 from exitlens.data.lines import read_file
 from exitlens.data.packed import PackedStrings, PackedTokens, pack_strings
 from exitlens.data.rows import check_rows
-from exitlens.data.sets import LabelledSet
+from exitlens.data.sets import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-class TextSet(LabelledSet):
+class TextSet(SampleSet):
     """Texts and their tokens in memory, packed; item ``i`` is ``({"input_ids": (L,), "attention_mask": (L,)}, label)``.
 
     Args:
@@ -40,7 +40,7 @@ class TextSet(LabelledSet):
         (torch.Size([6]), 'a good lamp')
     """
 
-    by_sample = (*LabelledSet.by_sample, "texts", "_tokens")
+    by_sample = (*SampleSet.by_sample, "texts", "_tokens")
 
     def __init__(
         self,
@@ -89,10 +89,10 @@ class TextSet(LabelledSet):
         return list(zip(inputs, self.labels[rows], strict=True))
 
 
-class RawTexts(LabelledSet):
+class RawTexts(SampleSet):
     """Labelled texts before they are encoded, so that a tokenizer can be made from one split only."""
 
-    by_sample = (*LabelledSet.by_sample, "texts")
+    by_sample = (*SampleSet.by_sample, "texts")
 
     def __init__(self, texts: Sequence[str], labels: Tensor, classes: tuple[str, ...], groups: Tensor | None = None) -> None:
         self.texts, self.labels, self.classes, self.groups = pack_strings(texts), labels, classes, groups
