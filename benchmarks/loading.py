@@ -63,7 +63,6 @@ def find_folder(draw: Callable[[np.random.Generator], Image.Image], count: int) 
 
 
 def draw_small(rng: np.random.Generator) -> Image.Image:
-    """Coarse noise of 32 pixels."""
     coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((32, 32), Image.Resampling.BILINEAR)
 
@@ -91,7 +90,6 @@ def measure_memory(verb: str, many: int, few: int) -> Tree:
 
 
 def summarise(values: list[float]) -> list[float]:
-    """Return median, least and most."""
     return [statistics.median(values), min(values), max(values)]
 
 

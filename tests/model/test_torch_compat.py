@@ -2,11 +2,7 @@
 
 import torch
 
-from exitlens.model._torch_compat import (
-    give_own_code,
-    is_mutating_operation,
-    read_version,
-)
+from exitlens.model._torch_compat import give_own_code, is_mutating_operation, read_version
 
 
 def test_functions_made_at_one_place_do_not_share_their_code():

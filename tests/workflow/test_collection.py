@@ -124,7 +124,7 @@ def test_the_network_is_given_back_as_it_was(net, images):
 def test_bad_loaders(net, images):
     with pytest.raises(xl.errors.InputError, match="no batch"):
         xl.collect(net, [])
-    with pytest.raises(xl.errors.InputError, match="different sizes"):
+    with pytest.raises(xl.errors.InputError, match="differ in size"):
         xl.collect(net, [images, torch.randn(2, 3, 24, 24)])
     with pytest.raises(xl.errors.InputError, match="net: expected ExitNet"):
         xl.collect(None, images)

@@ -1,4 +1,4 @@
-"""A thread for each model, which takes in requests and hands out each answer as soon as there is one."""
+"""A thread for each model, which takes in requests and hands out each answer as soon as it is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from exitlens.serving.settings import Batching
 
 T = TypeVar("T")
 LOG = logging.getLogger("exitlens.serving")
-PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks around
+PATIENCE = 1.0  # seconds of waiting for a request after which the thread checks whether it is to end
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,14 @@ class Batcher:
             raise self._failed[0]
 
     def expect(self) -> None:
-        """Stay open for a request that is still being read, until :meth:`release`.
-
-        Raises:
-            RequestError: 503 if it is closed, 429 if there is no room.
-        """
+        """Stay open for a request that is being read, until :meth:`release`; raises like :meth:`submit`."""
         with self._lock:
             self._check_open(self.is_alive)
             self.check_room(1)
             self._expected += 1
 
     def release(self) -> None:
-        """End what :meth:`expect` began."""
+        """End the wait that :meth:`expect` began."""
         with self._lock:
             self._expected -= 1
             if self._closing:
@@ -97,11 +94,11 @@ class Batcher:
             raise RequestError(f"{self.model.name}: it is shutting down or has stopped. Fix: try again.", 503, 1.0)
 
     def abandon(self, ticket: Ticket) -> None:
-        """Drop what is left of a request's work, from any thread, because its client has gone."""
+        """Drop the rest of a request's work, from any thread, because its client has gone."""
         self._inbox.put(ticket)
 
     def check_room(self, count: int) -> None:
-        """Raise :class:`RequestError` (429) unless ``count`` more samples find room, in number and in time."""
+        """Raise :class:`RequestError` (429) unless there is room for ``count`` more samples, in number and in time."""
         waiting = self.waiting
         ahead = waiting * self.pace.seconds_each + self.lag
         if waiting and (waiting + count > self.batching.max_waiting or 1000 * ahead > self.batching.max_wait_ms):
@@ -112,7 +109,7 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Take no more requests, answer those that were taken in or are being read, and end."""
+        """Refuse new requests, answer the ones that were taken in or are being read, and end."""
         with self._lock:
             self._closing = True
             self._inbox.put(None)
@@ -128,7 +125,8 @@ class Batcher:
                 torch.set_num_threads(settings.threads)
             with self.model.open_engine() as engine:
                 max_delay = settings.max_delay_ms / 1000
-                cascade = Cascade(self.model, engine, self.pace, settings.batch, max_delay, self._tell_step)
+                tell_step = partial(self._tell, self.hooks.step)
+                cascade = Cascade(self.model, engine, self.pace, settings.batch, max_delay, tell_step)
                 for count in (1, settings.batch):  # warm up
                     activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
                     for k in sorted(self.model.exits):
@@ -157,20 +155,16 @@ class Batcher:
             raise
         finally:
             self._closing = True
-            self._hand_out(cascade.fail_all() + self._fail_rest())
-
-    def _fail_rest(self) -> list[Ticket]:
-        """End the requests that came but were not taken in any more."""
-        lost = []
-        while not self._inbox.empty():
-            ticket = self._inbox.get()
-            if ticket is not None and ticket.is_new:
-                ticket.fail(RequestError(f"{self.model.name}: it has stopped; the server's log says more", 500))
-                lost.append(ticket)
-        return lost
+            done = cascade.fail_all()
+            while not self._inbox.empty():  # requests that came but were not taken in
+                ticket = self._inbox.get()
+                if ticket is not None and ticket.is_new:
+                    ticket.fail(RequestError(f"{self.model.name}: it has stopped; the server's log says more", 500))
+                    done.append(ticket)
+            self._hand_out(done)
 
     def _take_in(self, cascade: Cascade, is_busy: bool) -> bool:
-        """Take in what came, after waiting for it if there is nothing else to do; return false once all is over."""
+        """Take in new requests, and wait for them if there is nothing else to do; return false once it is to end."""
         wait = cascade.is_empty and not is_busy and (not self._closing or self._expected > 0)
         while True:
             try:
@@ -189,11 +183,8 @@ class Batcher:
             self._ended += sum(map(len, done))
             self._tell(self.hooks.deliver, done)
 
-    def _tell_step(self, *step: Any) -> None:
-        self._tell(self.hooks.step, *step)
-
     def _tell(self, hook: Callable[..., T], *args: Any) -> T | None:
-        """Return what a hook returns; one that raises ends no request but those that it keeps."""
+        """Return the result of a hook; an error in it is logged, and the thread goes on."""
         try:
             return hook(*args)
         except Exception:

@@ -18,20 +18,19 @@ from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Batching, Limits, Watching, name_bundles
 
-_OF_CONNECTIONS = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # which Ray's proxy holds
-_OPENED: list[Any] = []  # the app of the replica in this process: Ray gives every replica one of its own
+_LEFT_TO_RAY = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # limits for Ray's proxy to keep
+_OPENED: list[Any] = []  # the app of the replica in this process; Ray starts a process for each
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Which models replicas have, and how many there are.
+    """The models of the replicas, and the number of replicas.
 
     Attributes:
-        bundle: DIR or NAME=DIR, several parted by commas.
+        bundle: DIR or NAME=DIR, several separated by commas.
         cpus: processors of a replica, and its threads.
-        replicas: how many there are; 0 for as many as the requests under way need.
-        min_replicas: fewest that there are if their number follows the requests.
-        max_replicas: most that there are if their number follows the requests.
+        replicas: number of replicas; 0 for as many as the current requests need.
+        min_replicas, max_replicas: limits for ``replicas=0``.
         reload_seconds: seconds between checks for a new version of a bundle; 0 for never.
     """
 
@@ -55,7 +54,7 @@ class Replicas:
 
 
 class _Late:
-    """The app, which is made where the replica is; the request's id is left to Ray, which names it in every answer."""
+    """The app, made in the replica's process; the request's id is left to Ray, which puts it into every answer."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_on(message: Any) -> None:
@@ -68,15 +67,15 @@ class _Late:
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """Return the application that ``serve run`` and a configuration's ``import_path`` name.
+    """Return the application for ``serve run`` and a configuration's ``import_path``.
 
     A replica is ready when its models are, and has at most two micro-batches of requests (16 or more) at a time. Others
-    wait at Ray's proxies, at each as many as ``max_waiting``; what is beyond that gets 503 from the proxy, and what finds a
-    replica with too many samples 429 with ``Retry-After`` from there. ``/metrics`` tells of the replica that answers it.
+    wait at Ray's proxies, up to ``max_waiting`` at each. Requests beyond that get 503 from the proxy, and requests that
+    reach a replica with too many samples get 429 with ``Retry-After``. ``/metrics`` is about the replica that answers it.
 
     Args:
         arguments: the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching` and :class:`Limits`, as text or
-            values, without the limits on connections, which Ray's proxies hold.
+            values, without the limits on connections, which Ray's proxies keep.
 
     Raises:
         InputError: for an unknown argument or a bad value. MissingExtraError: without the extra ``ray``.
@@ -114,7 +113,7 @@ class Replica:
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Limits]:
     """Return settings from their fields by name, as text or values; raises :class:`InputError`."""
     kinds: tuple[Any, ...] = (Replicas, Batching, Watching, Limits)
-    owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _OF_CONNECTIONS}
+    owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _LEFT_TO_RAY}
     given: dict[Any, dict[str, Any]] = {kind: {} for kind in kinds}
     for name, value in arguments.items():
         if name not in owners:
@@ -127,7 +126,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Wa
 
 
 def _convert(name: str, value: Any, kind: type) -> Any:
-    """Return a value of the type that is wanted, also from text; raises :class:`InputError` rather than round or guess."""
+    """Return a value as the type ``kind``, also from text; raises :class:`InputError` rather than round or guess."""
     words = {"true": True, "false": False}
     try:
         if kind is bool:

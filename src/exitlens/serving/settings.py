@@ -1,4 +1,4 @@
-"""The settings of a server: what it serves, how requests share the network, what it watches, and what clients may ask."""
+"""The settings of a server: its models, how requests share the network, what it watches, and the limits for clients."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Batching:
 
 @dataclass(frozen=True)
 class Watching:
-    """What the server watches in its own answers.
+    """Checks that the server makes on its own answers.
 
     Attributes:
         drift: Watch whether samples still look like those of the calibration.
         drift_rate: Samples a second that the drift watch looks at, at most.
-        shadow: Share of the samples that are also run to the final exit when nothing else waits, to compare the answers.
+        shadow: Share of the samples that also run to the final exit when nothing else waits, to compare the answers.
         unready_on_drift: Report a model as not ready once its samples drift.
     """
 
@@ -63,7 +63,7 @@ class Watching:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a client may ask of the server.
+    """Limits for clients.
 
     Attributes:
         max_body_mb: Megabytes (of 2^20 bytes) in the body of a request.
@@ -71,7 +71,7 @@ class Limits:
         request_seconds: Seconds from the head of a request to the start of its answer.
         max_header_bytes: Bytes of the path and all headers of a request together.
         header_seconds: Seconds within which the head of a request has to arrive.
-        write_seconds: Seconds for which a client may take nothing of its answer before the connection is dropped.
+        write_seconds: Seconds without progress after which the connection to a client that reads no answer is dropped.
         max_connections: Connections that may be open at once.
         max_pixels: Pixels of one image.
         max_batch: Samples in one request.
@@ -108,7 +108,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Everything a server is told when it starts.
+    """All settings of a server.
 
     Attributes:
         bundles: Directories of bundles by the names of their models; see :func:`name_bundles`.
@@ -116,8 +116,8 @@ class ServerSettings:
         port: Port to listen on; 0 means any that is free.
         workers: Processes that share the port, each with the whole network.
         batching: How requests share the network.
-        watching: What the server watches in its own answers.
-        limits: How much a client may ask.
+        watching: Checks that the server makes on its own answers.
+        limits: Limits for clients.
         reload_seconds: Seconds between checks for a new version of a bundle; 0 means never.
         access_log: Write a line of JSON for every request to standard output.
         tls_cert: Certificate in PEM format; needs `tls_key`.
@@ -144,11 +144,11 @@ class ServerSettings:
             raise InputError("tls_cert, tls_key: expected both or neither, got one. Fix: give the certificate and its key.")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
             if path is not None and not path.is_file():
-                raise InputError(f"{name}: expected a file, got {path}, which is none")
+                raise InputError(f"{name}: expected a file, got {path}, which does not exist or is a directory")
 
 
 def name_bundles(given: Sequence[str]) -> dict[str, Path]:
-    """Return directories by the names of their models, read from NAME=DIR or DIR, which is then named after itself.
+    """Return directories by the names of their models, from NAME=DIR, or from DIR, whose last part is then the name.
 
     Everything before the first ``=`` is the name, so a directory whose path contains that sign needs a name.
     """

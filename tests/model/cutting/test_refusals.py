@@ -106,11 +106,7 @@ def attach(network, at=("stem",)):
         (Loop(), ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
         (Loop(), ["middle.conv"], "'middle.conv': it runs 3 times"),
         (Loop(), 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
-        (
-            Net(Windows()),
-            ["middle.inside"],
-            r"shape \(8, 8, 8, 32\) for two samples.*the nearest cut",
-        ),
+        (Net(Windows()), ["middle.inside"], r"shape \(8, 8, 8, 32\) for two samples.*the nearest cut"),
         (Net(WindowsCross()), ["middle.again"], r"more than the batch axis would have to be dynamic; the nearest cut"),
         (UNet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
         (Net(returns=lambda logits, x: (logits, 2 * logits)), ["stem"], "a tuple of a tensor.*of which 2 could be"),

@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import exitlens as xl
+from exitlens.serving.http.answers import DEFAULT_OUTPUTS, OUTPUTS, TERMS
 from exitlens.serving.http.application import describe_api, make_app
-from exitlens.serving.http.service import DEFAULT_OUTPUTS, OUTPUTS, TERMS
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from tests.serving.conftest import save_small

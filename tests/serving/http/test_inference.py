@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.http.service import OUTPUTS
+from exitlens.serving.http.answers import OUTPUTS
 from tests.serving.conftest import POLICIES
 
 triton = pytest.importorskip("tritonclient.http")

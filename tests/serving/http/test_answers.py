@@ -10,9 +10,8 @@ import torch
 
 import exitlens as xl
 from exitlens.serving.cascade import Terms, Ticket
-from exitlens.serving.http.service import (
+from exitlens.serving.http.answers import (
     OUTPUTS,
-    Service,
     describe_terms,
     give_reason,
     name_promise,
@@ -20,6 +19,7 @@ from exitlens.serving.http.service import (
     read_terms,
     shape_output,
 )
+from exitlens.serving.http.routes import Routes
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from tests.serving.conftest import POLICIES
@@ -30,12 +30,12 @@ from tests.serving.test_cascade import make_ticket, run
 @pytest.mark.parametrize("value", [True, "x", "", "nan", "inf", [1], {}, 10**400, "9" * 400, -1, 3, math.inf])
 def test_numbers_that_are_refused(value):
     with pytest.raises(xl.errors.RequestError, match="max_cost: expected a number of 0 to 2, got"):
-        read_number({"max_cost": value}, "max_cost", 0, 2)
+        read_number({"max_cost": value}, "max_cost", 2)
 
 
 def test_numbers_from_text_and_json():
-    assert [read_number({"n": one}, "n", 0, math.inf) for one in (0, "1.5", 2, None)] == [0, 1.5, 2, None]
-    assert read_number({}, "n", 0, 1) is None
+    assert [read_number({"n": value}, "n", math.inf) for value in (0, "1.5", 2, None)] == [0, 1.5, 2, None]
+    assert read_number({}, "n", 1) is None
 
 
 def test_terms(model):
@@ -55,7 +55,7 @@ def test_terms(model):
 
 def test_samples_are_counted_and_work_runs_aside(model):
     repository = Repository({}, models={"tiny": model})
-    service = Service(repository, Limits(max_batch=3))
+    service = Routes(repository, Limits(max_batch=3))
     try:
         service.check_count(3)
         for count, status in ((0, 400), (4, 413)):
