@@ -14,9 +14,9 @@ from exitlens.data.assemble import Target, read_parts
 from exitlens.data.columns import KEY, ROLES, parse_columns
 from exitlens.data.formats import Format, find_format, find_samples, find_unlabelled_format, hash_source
 from exitlens.data.rows import Reading
-from exitlens.data.sets import set_reading
+from exitlens.data.sets import SampleSet, set_reading
 from exitlens.data.sources import NAMES, DataSource, open_source
-from exitlens.data.splits import SampleSet, Split, take_split
+from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import find_bundle, load, load_policies
