@@ -113,10 +113,14 @@ def test_views_of_a_kept_classifier_count_too(final):
     answers_as_plain(net, IMAGES)
 
 
-def test_transformers_and_doubles_run_as_they_are():
+@pytest.mark.slow
+def test_transformers_run_unchanged():
     net = make_text_net().eval()
     answers_as_plain(net, make_texts(20))
     assert net.tuning == Tuning()
+
+
+def test_doubles_run_unchanged():
     net = make_net()
     assert net.tuning == FOLDED
     assert net.double().tuning == Tuning()

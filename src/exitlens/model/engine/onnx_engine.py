@@ -1,4 +1,4 @@
-"""An engine that answers with ONNX files in PyTorch's process: tensors go in and come out without copies."""
+"""Answers with ONNX files inside PyTorch's process: tensors go in and come out without copies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMPARED = (1, 2, 9)  # batch sizes at which a file is compared with its module
 
 
 class Home:
-    """A temporary directory of files, which exists as long as anybody holds this object."""
+    """A temporary directory, which exists as long as this object."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="exitlens-"))
@@ -50,12 +50,11 @@ def _remove(path: Path, process: int) -> None:
 
 
 class OnnxFile:
-    """A file, run on as many threads as PyTorch has at the call. Threads may share it.
+    """An ONNX file, run on as many threads as PyTorch has at the call. Threads may share it.
 
     Args:
-        path: of the file.
-        inputs, outputs: names of the tensors that it takes and gives.
-        home: the directory of the file, if it is to exist as long as this object.
+        inputs, outputs: names of its tensors.
+        home: the file's directory, if it is to exist as long as this object.
     """
 
     def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str], home: Home | None = None) -> None:
@@ -67,12 +66,11 @@ class OnnxFile:
 
     @classmethod
     def write(cls, module: nn.Module, example: Activations, part: str) -> Self:
-        """Write a module of tensors as a file, and compare it with the module.
+        """Write a module (tensors -> a tuple of tensors) as a file, and compare the two.
 
         Args:
-            module: tensors -> a tuple of tensors.
-            example: one sample of each.
-            part: names it in errors.
+            example: one sample of each tensor.
+            part: names the module in errors.
 
         Raises:
             ExportError: where the module cannot be written as ONNX, or the file gives something else.
@@ -110,7 +108,7 @@ class OnnxFile:
 
 
 class _Spread(nn.Module):
-    """A module that takes its tensors one after the other, as the exporter expects."""
+    """Passes on its tensors as a tuple, because the exporter expects separate arguments."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -127,24 +125,20 @@ def draw_like(t: Tensor, count: int) -> Tensor:
 
 
 class OnnxFiles(NamedTuple):
-    """The files of all stages, and their directory if it is to exist as long as they are used."""
+    """The files of all stages, with their directory if it is to exist as long as they are used."""
 
     files: Sequence[Written]
     home: Home | None = None
 
 
 class FileEngine(Engine):
-    """Answers with ONNX files alone, one for each exit that can answer, with everything since the exit before.
+    """Answers with ONNX files alone: one for each exit that can answer, with everything since the previous file's exit.
 
-    Heads are part of the files, so an exit that is only passed costs its head, too.
+    Heads are part of the files, so their cost is paid even at exits that are only passed.
     """
 
     def __init__(
-        self,
-        opened: Mapping[int, OnnxFile],
-        tuning: Tuning,
-        stages: Sequence[Any] = (),
-        heads: Sequence[ExitHead] = (),
+        self, opened: Mapping[int, OnnxFile], tuning: Tuning, stages: Sequence[Any] = (), heads: Sequence[ExitHead] = ()
     ) -> None:
         super().__init__(stages, heads, tuning)
         self.opened = dict(opened)
@@ -175,7 +169,7 @@ class FileEngine(Engine):
 
 
 class OnnxEngine(FileEngine):
-    """Answers with files that were compared with the stages. Explanations with evidence still come from PyTorch."""
+    """Answers with files that were compared with the stages. Evidence maps still come from PyTorch."""
 
     def __init__(self, stages: Sequence[Any], heads: Sequence[ExitHead], tuning: Tuning, files: OnnxFiles) -> None:
         opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
@@ -184,11 +178,7 @@ class OnnxEngine(FileEngine):
 
     @classmethod
     def write(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations) -> Self:
-        """Make an engine on files that are written for it; ``example``: one sample as the first stage takes it.
-
-        Raises:
-            EngineError: where the network cannot be written as ONNX, or the files give something else.
-        """
+        """Write files and make an engine on them; raises :class:`EngineError` where the network does not fit ONNX."""
         import_onnx()
         _check_float32(heads, example)
         engine, home = Engine.prepare(stages, heads, tuning), Home()
@@ -206,7 +196,7 @@ class OnnxEngine(FileEngine):
     def adopt(
         cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations, files: OnnxFiles
     ) -> Self:
-        """Make an engine on files that :meth:`write` made before, or on new ones if those answer differently here."""
+        """Make an engine on files that :meth:`write` made earlier, or on new ones if they answer differently here."""
         _check_float32(heads, example)
         plain = Engine.prepare(stages, heads, tuning)
         engine, batch = cls(plain.stages, plain.heads, tuning, files), tuple(draw_like(t, 2) for t in example)

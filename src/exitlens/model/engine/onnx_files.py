@@ -1,4 +1,4 @@
-"""Parts of a network as ONNX files for any number of samples, compared with PyTorch before they are used."""
+"""Writes parts of a network as ONNX files for any number of samples, and compares them with PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from exitlens.types import Policy
 
 OPSET = 18
 LOGITS, ATTENTION = "logits", "attention"
-BATCHES = (1, 2, 3, 17, 64)  # sizes at which files are compared with PyTorch; 0 ends the process for some (MaxViT's)
+BATCHES = (1, 2, 3, 17, 64)  # sizes at which files are compared with PyTorch; size 0 crashes some (MaxViT's)
 ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
 
@@ -35,12 +35,7 @@ def import_onnx() -> Any:
 
 
 class Segment(nn.Module):
-    """Stages up to an exit and its head: activations -> logits, attention and, before the final exit, activations.
-
-    Attributes:
-        exit: the exit whose head it has.
-        is_last: whether that is the final one.
-    """
+    """Stages up to an exit, and its head: activations -> logits, attention and, before the final exit, activations."""
 
     def __init__(self, bodies: Sequence[fx.GraphModule], head: ExitHead, exit_: int, is_last: bool) -> None:
         super().__init__()
@@ -48,7 +43,7 @@ class Segment(nn.Module):
         self.exit, self.is_last = exit_, is_last
 
     def forward(self, *activations: Tensor) -> Activations:
-        """What crossed the cut before -> ``(B,C)``, ``(B,*S)``, and what crosses the cut after."""
+        """Return ``(B,C)`` logits, ``(B,*S)`` attention, and what crosses the next cut."""
         for body in self.bodies:
             activations = body(*activations)
         outputs = self.head.with_attention(*activations)
@@ -58,7 +53,7 @@ class Segment(nn.Module):
 def cut_segments(stages: Sequence[Stage], heads: Sequence[ExitHead], policy: Policy) -> list[Segment]:
     """Copy the network in float32, batch normalisation folded, as one segment for each exit that can answer.
 
-    Stages whose exit can never fire belong to the next segment: ONNX Runtime computes all outputs of a file, used or not.
+    Stages whose exit can never fire join the next segment, because ONNX Runtime computes all outputs of a file.
     """
     segments, bodies, tuning = list[Segment](), list[fx.GraphModule](), Tuning(folded=True)
     with torch.inference_mode(False):
@@ -71,21 +66,14 @@ def cut_segments(stages: Sequence[Stage], heads: Sequence[ExitHead], policy: Pol
 
 
 class Written(NamedTuple):
-    """A segment's file.
-
-    Attributes:
-        exit: the exit whose head it has.
-        inputs, outputs: names of its tensors; logits and attention come first among the outputs.
-        map_shape: shape of the exit's attention, without the batch axis.
-        offset: how far the map lies off its cells, along each axis.
-    """
+    """The file of a segment."""
 
     path: Path
     exit: int
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    map_shape: Sequence[int]
-    offset: Sequence[float] = ()
+    inputs: Sequence[str]  # names of its tensors
+    outputs: Sequence[str]  # logits and attention come first
+    map_shape: Sequence[int]  # of the exit's attention, without the batch axis
+    offset: Sequence[float] = ()  # of the map from its cells, along each axis
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, without the directory."""
@@ -105,7 +93,7 @@ def write_segments(
     """Write ``stage_0.onnx`` and so on, and compare each with its segment.
 
     Args:
-        examples: by batch size (2 among them), samples as the first stage takes them.
+        examples: samples by batch size, which includes 2.
         names: of the first stage's tensors.
     """
     files, batches = list[Written](), dict(examples)
@@ -127,10 +115,9 @@ def write_segments(
 def write_module(
     module: nn.Module, activations: Activations, path: Path, inputs: Sequence[str], outputs: Sequence[str], part: str
 ) -> None:
-    """Write a file for any number of samples.
+    """Write a module (tensors -> a tuple of tensors) for any number of samples.
 
     Args:
-        module: tensors -> a tuple of tensors.
         activations: an example of two samples or more (with one, torch.export would fix the batch size to 1).
         inputs, outputs: names of the tensors.
         part: names the module in errors.
@@ -165,7 +152,7 @@ def write_module(
 
 
 class _FlatAttention(TorchFunctionMode):
-    """Flattens several axes of groups (windows) before attention: the exporter supports tensors of four axes only."""
+    """Flattens several axes of groups (windows) before attention, because the exporter supports four axes only."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -177,7 +164,7 @@ class _FlatAttention(TorchFunctionMode):
 
 
 def shorten(error: Exception) -> str:
-    """Return the kind and first line of the error that caused this one."""
+    """Return the class and first line of the error that caused this one."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -185,7 +172,7 @@ def shorten(error: Exception) -> str:
 
 
 def open_file(path: Path, threads: int = 1) -> Any:
-    """Open a session of ONNX Runtime on the CPU, whose threads wait as those of exitlens-runtime do (its sessions.py)."""
+    """Open a session of ONNX Runtime on the CPU; its threads wait as in exitlens-runtime (sessions.py)."""
     runtime = import_extra("onnxruntime", "onnx", "running ONNX files")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4  # failures are raised
@@ -219,7 +206,7 @@ def compare_module(module: nn.Module, session: Any, activations: Mapping[str, Te
 
 
 def is_close(output: Tensor, expected: Tensor) -> bool:
-    """Return whether tensors are the same but for rounding."""
+    """Return whether tensors are the same up to rounding."""
     if output.shape != expected.shape or not expected.numel():
         return output.shape == expected.shape
     allowed = TOLERANCE * max(expected.double().abs().max().item(), 1.0)

@@ -1,4 +1,4 @@
-"""Names a network's weights by a fingerprint, and notices when they change."""
+"""Identifies a network's weights by a fingerprint, and notices when they change."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 
 class Snapshot:
-    """A network's modules and tensors at one moment, in plain lists: comparing them again has to be quick."""
+    """A network's modules and tensors at one moment, in plain lists that are quick to compare."""
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
         self.modules = [module for part in parts for module in part.modules()]
         self._members: list[tuple[dict[str, Any], str, Any]] = []
         self._tensors: list[tuple[Tensor, int, int]] = []  # with version and address
-        self._numbers: list[
-            tuple[Any, int]
-        ] = []  # of each tensor on the CPU, one number: an array over its memory, and its value
+        self._numbers: list[tuple[Any, int]] = []  # for each CPU tensor, a view of one of its numbers, and its value
         for module in self.modules:
             self._members += [(table, name, value) for table in list_member_tables(module) for name, value in table.items()]
         for t in {id(value): value for _, _, value in self._members if isinstance(value, Tensor)}.values():
@@ -37,7 +35,7 @@ class Snapshot:
                 self._numbers.append((number, number.item()))
 
     def is_unchanged(self) -> bool:
-        """Return whether all objects and addresses are the same, and no version or number tells of a write."""
+        """Return whether objects, addresses, version counters and sampled numbers are all the same."""
         for members, name, value in self._members:
             if members.get(name) is not value:
                 return False
@@ -51,11 +49,11 @@ class Snapshot:
 
 
 class WeightsRecord:
-    """Names weights by a fingerprint, and notices changes: cheap enough for every answer.
+    """Identifies weights by a fingerprint, and notices changes cheaply enough for every answer.
 
     It notices writes that PyTorch counts, tensors and modules set by hand, and changes of one number of each tensor on the
-    CPU. The numbers show what PyTorch does not count: fused optimizers, and writes through ``.data``, unless they leave
-    every one of those numbers as it was.
+    CPU. The numbers reveal writes that PyTorch does not count, by fused optimizers and through ``.data``, unless all of
+    these numbers stay the same.
     """
 
     def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList) -> None:
@@ -75,7 +73,7 @@ class WeightsRecord:
 
     @property
     def fingerprint(self) -> str:
-        """:meth:`compute_fingerprint`, computed again only after a change was noticed."""
+        """:meth:`compute_fingerprint`, recomputed only after a change was noticed."""
         snapshot, named = self.current(), self._named
         if named is None or named[1] is not snapshot:
             with self._lock:
@@ -83,7 +81,7 @@ class WeightsRecord:
         return named[0]
 
     def current(self) -> Snapshot:
-        """Return an object that stays the same until a change is noticed. Take it before reading the weights."""
+        """Return an object that stays the same until a change is noticed; call this before reading the weights."""
         snapshot = self._snapshot
         if snapshot is None or not snapshot.is_unchanged():
             snapshot = self._snapshot = Snapshot(self._parts.values())
@@ -91,5 +89,5 @@ class WeightsRecord:
         return snapshot
 
     def forget(self) -> None:
-        """Forget everything, because the weights are other tensors from now on."""
+        """Forget everything, because the tensors have been exchanged."""
         self._snapshot = self._named = None
