@@ -80,9 +80,7 @@ def test_too_few_groups_are_refused_with_how_many_it_takes():
     assert 150 < found.samples_needed < 300
     assert f"in 30 groups, 1800 samples, p-value {found.tests[0].p_value:.2g}): about" in policy.certificate()
     assert f"about {found.samples_needed} groups would be needed" in policy.certificate()
-    with pytest.raises(
-        xl.errors.CalibrationError, match=r"trace: 9 groups can certify nothing, however many samples .*\(3000\)"
-    ):
+    with pytest.raises(xl.errors.CalibrationError, match=r"trace: 9 groups \(of 3000 samples\) can certify nothing"):
         xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1, delta=0.1)
     assert xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1).calibration.groups == 9
 

@@ -258,6 +258,6 @@ def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_
 
 def _train_folder(rank, folder, workers, ranks=None):
     net, preprocess = make_net(), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
-    data = xl.data.load_folder(folder, preprocess, skip_bad=True)[0]
+    data = xl.data.load_folder(folder, preprocess, skip_bad=True)
     xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
     return {name: value.clone() for name, value in net.state_dict().items()}, data.bad

@@ -11,7 +11,7 @@ import exitlens as xl
 from exitlens.model.attribution import attribute
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import frozen
-from exitlens.workflow.training.frozen import FeatureCache, FeatureStore, explain_no_cache
+from exitlens.workflow.training.frozen import FeatureCache, FeatureLoader, FeatureStore, explain_no_cache
 from tests.conftest import TinyNet, make_net
 from tests.texts import AT, make_bert, make_text_net, make_texts
 
@@ -122,7 +122,7 @@ def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
         (root / name).write_bytes(b"no image")
     nets = []
     for kept in (None, False):
-        data, _ = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
+        data = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
         torch.manual_seed(7)
         nets.append(xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16)))
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
@@ -249,9 +249,9 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
 
 def test_batches_leave_out_samples_without_a_row():
     cache = FeatureCache({"0.0": torch.arange(3.0)[:, None]}, torch.tensor([5, 6, 7]), torch.tensor([0, -1, 1, -1, 2]))
-    batches = list(cache.open([[4, 1, 0], [1, 2], [3]]))
+    batches = list(FeatureLoader(cache, [[4, 1, 0], [1, 2], [3]]))
     assert len(batches) == 1  # of the second batch one sample is left, of the third none
     assert batches[0].inputs["0.0"].tolist() == [[2.0], [0.0]]
     assert batches[0].labels.tolist() == [7, 5]
-    assert len(cache.open([[0], [2]])) == 2
-    assert [batch.labels.tolist() for batch in cache.open([[0], [2]])] == [[5], [6]]
+    assert len(FeatureLoader(cache, [[0], [2]])) == 2
+    assert [batch.labels.tolist() for batch in FeatureLoader(cache, [[0], [2]])] == [[5], [6]]
