@@ -35,7 +35,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def keep_result() -> Tree:
-    """Keep the figures and the gallery of a finished run."""
     shutil.copy(RUN / "gallery.png", ROOT / "docs" / "measured" / "gallery.png")
     result: Tree = json.loads((RUN / "result.json").read_text())
     result.pop("policy")  # with the samples that chose it: the bundle has it, too
@@ -56,7 +55,6 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def promise_training(result: Tree) -> Iterator[Promise]:
-    """What EGT changes in the networks."""
     egt, base, plain = result["egt"], result["baseline"], result["plain"]["agreeing"]["accuracy"][0]
     near, near0 = egt["agreeing"], base["agreeing"]
     yield Promise("demo|skill", "attention skill, exit 0, with EGT", near["skill"][0], ">=", 0.85)
@@ -78,7 +76,6 @@ def promise_training(result: Tree) -> Iterator[Promise]:
 
 
 def write_exits(result: Tree, chosen: Sequence[tuple[str, str, str, int, int]]) -> list[str]:
-    """A table of every exit without and with EGT."""
     exits = len(result["egt"]["agreeing"]["accuracy"])
     rows = []
     for title, test, measure, digits, scale in chosen:
@@ -99,7 +96,6 @@ def write_speed(result: Tree) -> list[str]:
 
 
 def write_demo(runs: Runs) -> list[str]:
-    """Both tables, with what one has to know to read them."""
     result = runs["demo"]
     plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
     return [
@@ -121,7 +117,6 @@ def write_demo(runs: Runs) -> list[str]:
 
 
 def write_summary(runs: Runs) -> list[str]:
-    """The README's table, and the time."""
     result = runs["demo"]
     plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
     before, after = (100 * result[run]["disagreeing"]["accuracy"][0] for run in ("baseline", "egt"))

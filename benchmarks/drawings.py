@@ -36,23 +36,13 @@ from exitlens.model.backbones.normalisation import read_normalisation
 
 OPENCLIPART = Path("/usr/share/openclipart/png")  # apt-get install openclipart-png
 CLASSES: dict[str, tuple[str, ...]] = {
-    "beverages": ("food/beverages",),
-    "birds": ("animals/birds",),
-    "bugs": ("animals/bugs",),
-    "buildings": ("buildings",),
-    "clothing": ("people/clothing",),
-    "desserts": ("food/desserts",),
-    "fruit": ("food/fruit", "food/vegetables"),
-    "hardware": ("computer/hardware",),
-    "mammals": ("animals/mammals",),
-    "meals": ("food/breads_and_carbs", "food/meats_and_eggs"),
-    "music": ("recreation/music",),
-    "office": ("office",),
-    "plants": ("plants",),
-    "roadsigns": ("transportation/roadsigns",),
-    "tools": ("tools",),
+    "beverages": ("food/beverages",), "birds": ("animals/birds",), "bugs": ("animals/bugs",), "buildings": ("buildings",),
+    "clothing": ("people/clothing",), "desserts": ("food/desserts",), "fruit": ("food/fruit", "food/vegetables"),
+    "hardware": ("computer/hardware",), "mammals": ("animals/mammals",),
+    "meals": ("food/breads_and_carbs", "food/meats_and_eggs"), "music": ("recreation/music",), "office": ("office",),
+    "plants": ("plants",), "roadsigns": ("transportation/roadsigns",), "tools": ("tools",),
     "vehicles": ("transportation/vehicles",),
-}
+}  # fmt: skip
 SIDE = 256  # pixels of a drawing's longer side
 MOST_PIXELS = 20_000_000
 LEAST_INK, MOST_INK = 0.08, 0.97  # of the drawing's bounding box; above: a picture with a background of its own
@@ -67,17 +57,11 @@ BACKBONE, SIZE = "timm:tf_efficientnet_lite0", 128  # the network for which pict
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing.
+    """One drawing."""
 
-    Attributes:
-        name: letters, digits and hyphens, before ``__`` in the names of its pictures.
-        label: its class.
-        pixels: RGBA, cropped to what is visible, the longer side ``SIDE``.
-    """
-
-    name: str
-    label: str
-    pixels: Image.Image
+    name: str  # letters, digits and hyphens, before ``__`` in the names of its pictures
+    label: str  # its class
+    pixels: Image.Image  # RGBA, cropped to what is visible, the longer side ``SIDE``
 
 
 def read_drawing(path: Path, label: str) -> Drawing | None:
@@ -103,7 +87,6 @@ def read_drawing(path: Path, label: str) -> Drawing | None:
 
 
 def find_drawings(root: Path, classes: Mapping[str, Sequence[str]] = CLASSES) -> Iterator[Drawing]:
-    """Yield all usable drawings by class and name; the folders say the class."""
     for label, folders in sorted(classes.items()):
         paths = sorted(path for folder in folders for path in (root / folder).rglob("*.png"))
         yield from (drawing for path in paths if (drawing := read_drawing(path, label)))
@@ -130,7 +113,6 @@ def select_drawings(drawings: Iterable[Drawing]) -> list[Drawing]:
 
 
 def strip_marks(name: str) -> str:
-    """Strip the marks of outlines and numbered versions from a name."""
     return re.sub(r"(^|-)(bw|black|white|color|colour|outline|\d+|r)(?=-|$)", "", name).strip("-")
 
 
@@ -147,7 +129,6 @@ def hash_drawing(drawing: Drawing) -> np.ndarray:  # -> (2,64) bool: as drawn an
 
 
 def draw_background(size: int, rng: Generator, hue: float | None = None) -> np.ndarray:  # -> (size,size,3) in [0, 1]
-    """Draw a background; ``hue`` in [0, 1) tints it (a cue that a network may learn instead of the object)."""
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     picture = kind(size, rng, draw_palette(5, rng, hue))
     light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(size, rng)[..., None]
@@ -218,13 +199,11 @@ class Recipe:
     """What decides the pixels, besides the drawings.
 
     Attributes:
-        size: height and width in pixels.
-        seed: of places, sizes, turns, backgrounds and of the split.
         agreement: share of pictures whose background has the hue of the class, else that of another; ``None``: any colours.
     """
 
-    size: int = 128
-    seed: int = 0
+    size: int = 128  # height and width in pixels
+    seed: int = 0  # of places, sizes, turns, backgrounds and of the split
     agreement: float | None = None
 
 
@@ -280,19 +259,15 @@ def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:
     return np.asarray(layer, dtype=float) / 255
 
 
-def list_pictures(parts: dict[str, list[Drawing]], flat: bool = False) -> Iterator[tuple[Path, Drawing, int]]:
-    """Yield every picture's relative path without suffix, its drawing and number."""
-    for split, drawings in parts.items():
-        for drawing in drawings:
-            for number in range(PICTURES[split]):
-                folder = Path(drawing.label) if flat else Path(split) / drawing.label
-                yield folder / f"{drawing.name}__{number:02d}", drawing, number
-
-
 def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bool = False) -> int:
     """Write the pictures that are not there yet, and return how many there are in all."""
     labels = sorted({drawing.label for drawing in drawings})
-    pictures = list(list_pictures(split_drawings(drawings, recipe.seed), flat))
+    pictures = [
+        (Path("" if flat else split) / drawing.label / f"{drawing.name}__{number:02d}", drawing, number)
+        for split, part in split_drawings(drawings, recipe.seed).items()
+        for drawing in part
+        for number in range(PICTURES[split])
+    ]
     for stem, drawing, number in pictures:
         target, shadow = out / "pictures" / f"{stem}.jpg", out / "masks" / f"{stem}.png"
         if target.exists():
@@ -311,15 +286,10 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split in memory.
+    """One split in memory."""
 
-    Attributes:
-        images: with masks.
-        drawings: ``(N,)`` which drawing each picture shows.
-    """
-
-    images: xl.data.ImageSet
-    drawings: Tensor
+    images: xl.data.ImageSet  # with masks
+    drawings: Tensor  # ``(N,)`` which drawing each picture shows
 
 
 def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
@@ -331,7 +301,6 @@ def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
 
 
 def load_pictures(folder: Path, split: str) -> Pictures:
-    """Return one split of a folder that :func:`make_folder` made."""
     root, scale = folder / "pictures" / split, read_normalisation(BACKBONE)
     assert scale is not None
     files = sorted(root.glob("*/*.jpg"))

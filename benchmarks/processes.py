@@ -47,7 +47,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def start(words: Sequence[str], processes: int, *, restarts: int = 0, timeout_s: int = 600) -> subprocess.Popen[str]:
-    """Start training by one process of two threads, or by two of one."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -58,7 +57,6 @@ def start(words: Sequence[str], processes: int, *, restarts: int = 0, timeout_s:
 
 
 def train(out: Path, words: Sequence[str], processes: int) -> tuple[dict[str, torch.Tensor], Tree]:
-    """Return the weights and the record of a finished run."""
     process = start(["--out", str(out), *words], processes)
     errors = process.communicate()[1]
     if process.returncode:
@@ -134,7 +132,6 @@ def measure_hang(rank: int) -> Tree:
 
 
 def send_signal(process: subprocess.Popen[str], out: Path, rank: int, number: signal.Signals) -> None:
-    """Send a rank a signal once two epochs are written."""
     log = out / "log.csv"
     while not log.exists() or len(log.read_text().splitlines()) < 3:
         if process.poll() is not None:
@@ -156,7 +153,6 @@ def replace_batch_norm(module: nn.Module) -> None:
 
 
 def make_set(count: int, size: int) -> xl.data.ImageSet:
-    """Coloured noise, brighter at a place that depends on the class."""
     rng = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % CLASSES
     pixels = torch.randint(0, 120, (count, 3, size, size), generator=rng, dtype=torch.uint8)
@@ -167,7 +163,6 @@ def make_set(count: int, size: int) -> xl.data.ImageSet:
 
 
 def main() -> None:
-    """One training run, alone or as one of the processes that torchrun starts."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--net", choices=SIZES, default="small")
     parser.add_argument("--out", type=Path, required=True)

@@ -22,9 +22,9 @@ import exitlens as xl
 from benchmarks.harness import Job, Study
 from benchmarks.pages import join_means, table
 from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
-from exitlens.data.splits import SampleSet
+from exitlens.data.sets import SampleSet
 from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
@@ -68,7 +68,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
-    """Train a network, or go on training it, and measure it."""
     task = open_task(name, seed, 96 if quick else 0)
     net, result = train(task, condition, seed, find_folder(name, condition, seed, quick))
     started = time.perf_counter()
@@ -117,7 +116,6 @@ def watch(task: Task) -> SampleSet:
 
 
 def measure(net: xl.ExitNet, task: Task) -> Tree:
-    """Measure accuracy on every test set, and agreement and truth on the first."""
     measured: Tree = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
     for name, data in task.tests.items():
         report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
@@ -143,15 +141,9 @@ FINAL_SHARE, ENERGY, DIFFERENCE = 0.9, 0.75, -0.3
 EARLY = ((0.25, 0.75), (0.5, 0.92))  # cost up to which an exit stands, and its share of the final accuracy
 
 
-def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
-    """Return the runs of a condition that are there, by seed."""
-    return [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{condition}-{seed}") in runs]
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Promises of the means over seeds, differences paired by seed, of tasks all of whose seeds are there."""
     for task in SEEDS:
-        ours, without, plain, control = (find_runs(runs, task, name) for name in (EGT, WITHOUT, PLAIN, CONTROL))
+        ours, without, plain, control = (list_seeds(runs, f"{task}/{name}") for name in (EGT, WITHOUT, PLAIN, CONTROL))
         if min(map(len, (ours, without, plain))) < SEEDS[task]:
             continue
         yield from promise_task(task, ours, without, plain)
@@ -194,10 +186,8 @@ def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterato
     skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
     gains = [[gain for k in range(len(a["skill"])) for gain in subtract_shares([a], [b], k)] for a, b in pairs]
     for name, values in (("skill", skill), ("faithfulness share", [mean(values) for values in gains if values])):
-        key, what = (
-            f"truth|{task}|control|{name}",
-            f"{task}: {name} of the early exits, over the control's with targets of other samples",
-        )
+        key = f"truth|{task}|control|{name}"
+        what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
         if len(values) > 1:
             yield promise_end(key, what, values, 0)
         elif values:
@@ -230,16 +220,14 @@ def list_accuracy(runs: Sequence[Tree], test: str, k: int) -> list[float]:
 
 
 def write_tables(runs: Runs) -> list[str]:
-    """A table for each task, then the promises."""
     lines = [line for task in SEEDS for line in write_task(runs, task)]
     return [*lines, *promise_table(list_promises(runs))]
 
 
 def write_task(runs: Runs, task: str) -> list[str]:
-    """A row for each condition; figures of the exits one after the other."""
     rows, tests = [], []
     for condition, (_, title) in CONDITIONS.items():
-        if measured := find_runs(runs, task, condition):
+        if measured := list_seeds(runs, f"{task}/{condition}"):
             tests = list(measured[0]["tests"])
             rows.append([title, str(len(measured)), *write_cells(measured, tests)])
     if not rows:

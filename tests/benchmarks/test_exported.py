@@ -25,11 +25,6 @@ def judge(study, runs):
 # Performance
 
 
-def test_thresholds_for_shares_give_these_shares(net, images):
-    policy = performance.choose_shares(net, images, (0.5, 0.25, 0.25))
-    assert xl.predict(net, images, policy).exits.bincount(minlength=3).tolist() == [20, 10, 10]
-
-
 def test_savings_are_of_the_faster_form_and_memory_is_compared_with_the_first_fifth():
     rows = {
         "exits, all at exit 0": {"ms": [2.0], "saving": [0.9], "efficiency": [0.8]},
@@ -48,7 +43,7 @@ def test_savings_are_of_the_faster_form_and_memory_is_compared_with_the_first_fi
 @pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.5, 0.0, 0.5), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
 def test_samples_leave_in_the_shares_that_are_forced(images, shares):
     net = make_net()
-    exits = xl.predict(net, images, edge.force_shares(net, images, shares)).exits
+    exits = xl.predict(net, images, performance.force_shares(net, images, shares)).exits
     assert exits.bincount(minlength=3).tolist() == [round(40 * share) for share in shares]
 
 
@@ -75,7 +70,7 @@ def test_the_ideal_is_stage_times_by_shares():
 def test_other_decisions_are_seen(images, tmp_path, files_written_once):
     pytest.importorskip("openvino")
     net = make_net()
-    policy = edge.force_shares(net, images, (0.5, 0.3, 0.2))
+    policy = performance.force_shares(net, images, (0.5, 0.3, 0.2))
     expected = xl.predict(net, images, policy, attention=True)
     for answer in edge.make_answers(xl.export(net, policy, tmp_path / "edge"), policy).values():
         labels, exits, maps = answer(images.numpy())

@@ -138,7 +138,7 @@ def test_half_of_each_class_trains_and_seeds_draw_anew(monkeypatch):
     assert len(torch.cat([part.values for part in parts]).flatten(1).unique(dim=0)) == 40
     torch.testing.assert_close(task.train.inputs.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
     assert not torch.equal(task.train.values, other.train.values)
-    assert task.epochs * 2 >= series.UPDATES
+    assert task.settings["epochs"] * 2 >= series.UPDATES
 
 
 def test_without_aeon_it_says_what_to_install(monkeypatch):
@@ -151,7 +151,13 @@ def test_without_aeon_it_says_what_to_install(monkeypatch):
 def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
     whole = series.load_task(series.MOTIFS, 0)
     tests = {name: data.first(40) for name, data in whole.tests.items()}
-    task = replace(whole, train=whole.train.first(64), validation=whole.validation.first(40), tests=tests, epochs=1)
+    task = replace(
+        whole,
+        train=whole.train.first(64),
+        validation=whole.validation.first(40),
+        tests=tests,
+        settings={**whole.settings, "epochs": 1},
+    )
     monkeypatch.setattr(series, "load_task", lambda *words: task)
     monkeypatch.chdir(tmp_path)
     ours, plain = (series.measure_cell(series.MOTIFS, condition, 0) for condition in (series.EGT, series.PLAIN))

@@ -154,7 +154,7 @@ def _collect(rank, kind, folder, ranks=None):
     labels = torch.arange(37) % 4
     data = xl.data.ImageSet(torch.randint(0, 255, (37, 3, 16, 16), generator=rng).to(torch.uint8), labels, tuple("wxyz"))
     if kind == "lazy":
-        data = xl.data.load_folder(folder, xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))[0]
+        data = xl.data.load_folder(folder, xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))
     source = {
         "loader": lambda: DataLoader(data, 8),
         "list": lambda: [(data.inputs[:5], labels[:5]), (data.inputs[5:8], labels[5:8]), (data.inputs[8:], labels[8:])],

@@ -30,7 +30,7 @@ def _spoil(own, *numbers):
 
 
 def _open(folder, workers=0, skip_bad=False):
-    data, _ = xl.data.load_folder(folder, PREPROCESS, skip_bad=skip_bad)
+    data = xl.data.load_folder(folder, PREPROCESS, skip_bad=skip_bad)
     data.workers = workers
     return xl.data.split_set(data, (0.7, 0.3))
 
@@ -119,8 +119,8 @@ def test_the_other_verbs_give_what_they_give_in_memory(folder):
 @pytest.mark.slow
 def test_networks_are_built_on_the_first_readable_image(own):
     _spoil(own, 0, 1)
-    data, _ = xl.data.load_folder(own, PREPROCESS, skip_bad=True)
+    data = xl.data.load_folder(own, PREPROCESS, skip_bad=True)
     dark = data.subset((data.labels == data.classes.index("dark")).nonzero().flatten())
     assert build_network(NetworkSettings(), dark).num_exits == 4
     with pytest.raises(xl.errors.DataError, match=r"00\.png"):
-        build_network(NetworkSettings(), xl.data.load_folder(own, PREPROCESS)[0].subset(dark.rows))
+        build_network(NetworkSettings(), xl.data.load_folder(own, PREPROCESS).subset(dark.rows))

@@ -272,7 +272,7 @@ def test_a_folder(tmp_path):
     net.describe(preprocess=xl.data.Preprocess((32, 32)))
     for i in range(5):
         Image.new("RGB", (40, 30), (50 * i, 20, 30)).save(tmp_path / f"{i}.png")
-    images, _ = xl.data.load_unlabelled(tmp_path, net.info.preprocess)
+    images = xl.data.load_unlabelled(tmp_path, net.info.preprocess).inputs
     whole = xl.predict(net, images, xl.Policy((0.3, 0.3)))
     for source in (tmp_path, str(tmp_path)):
         found = list(xl.predict_stream(net, source, xl.Policy((0.3, 0.3)), batch_size=2))

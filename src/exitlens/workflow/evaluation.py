@@ -145,7 +145,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
-        return asdict(self) | {"timing": None if self.timing is None else self.timing.to_dict()}
+        return asdict(self)
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table

@@ -270,6 +270,6 @@ def test_both_processes_read_folders_and_know_bad_files(pair, folder, tmp_path, 
 
 def _train_folder(rank, folder, workers, ranks=None):
     net, preprocess = make_net(), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
-    data = xl.data.load_folder(folder, preprocess, skip_bad=True)[0]
+    data = xl.data.load_folder(folder, preprocess, skip_bad=True)
     xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
     return {name: value.clone() for name, value in net.state_dict().items()}, data.bad

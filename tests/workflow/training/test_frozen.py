@@ -133,7 +133,7 @@ def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
         (root / name).write_bytes(b"no image")
     nets = []
     for kept in (None, False):
-        data, _ = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
+        data = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
         torch.manual_seed(7)
         nets.append(xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16)))
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
