@@ -388,9 +388,7 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dic
         "LTT (Hoeffding-Bentkus)": lambda v: (
             float(hoeffding_bentkus(np.array([(v.mean() + 1) / 2]), count, half)[0]) <= delta
         ),
-        "LTT (our paired test)": lambda v: (
-            float(paired(np.array([(v > 0).sum()]), np.array([(v < 0).sum()]), count, limit)[0]) <= delta
-        ),
+        "LTT (our paired test)": lambda v: paired(int((v > 0).sum()), int((v < 0).sum()), count, limit) <= delta,
         "CRC (in expectation only)": lambda v: count / (count + 1) * v.mean() + 1 / (count + 1) <= limit,
     }
     policies = {}

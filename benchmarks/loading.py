@@ -121,7 +121,7 @@ def measure_throughput(count: int, rounds: int) -> Tree:
     """Time whole epochs, shuffled, of all loaders in turn, from starting their processes to the last normalised batch."""
     side, batch = LARGE
     folder = find_folder(draw_photograph, count)
-    data, _ = xl.data.load_folder(folder, xl.data.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
+    data = xl.data.load_folder(folder, xl.data.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
     steps = [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     reference = ImageFolder(str(folder), transforms.Compose(steps))
     with tempfile.TemporaryDirectory() as temporary:
@@ -176,7 +176,7 @@ def do_work(verb: str, folder: Path) -> dict[str, float]:
         assert len(next(iter(make_epoch_loader(train, batch, 0, WORKERS))).labels) == batch  # type: ignore[arg-type]
         return {"seconds": time.perf_counter() - started, "listing_seconds": listed, "images": len(train)}
     net = xl.attach(Least(), ["a"], CLASSES, torch.zeros(1, 3, side, side))
-    data, _ = xl.data.load_folder(folder, Preprocess((side, side)))
+    data = xl.data.load_folder(folder, Preprocess((side, side)))
     data.workers = WORKERS
     started = time.perf_counter()
     if verb == "fit":

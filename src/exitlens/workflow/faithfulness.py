@@ -13,8 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.sets import LazySet
-from exitlens.data.splits import SampleSet
+from exitlens.data.sets import LazySet, SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import attribution as measures
 from exitlens.functional.maps import as_distribution, find_locations, pearson
