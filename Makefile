@@ -14,13 +14,13 @@ demo: runs/demo/result.json  ## train with and without EGT, compare, report (abo
 demo-full: runs/demo-full/result.json  ## the same on larger scenes for longer, as the documentation shows it (a quarter of an hour): runs/demo-full
 	@echo "Report: runs/demo-full/report.html (remove runs/demo-full to train again)"
 
-runs/demo/result.json: | $(VENV)/.installed
+runs/demo/result.json: | $(VENV)/.demo
 	$(BIN)/exitlens demo --out runs/demo --resume
 
 runs/demo-full/result.json: | $(VENV)/.installed
 	$(BIN)/exitlens demo --full --out runs/demo-full --resume
 
-app: demo  ## a local page to watch the demo's two networks decide
+app: demo $(VENV)/.installed  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
 .PHONY: help hooks architecture
@@ -32,10 +32,10 @@ architecture: $(VENV)/.installed  ## the map of the rooms from the imports: docs
 	$(BIN)/python -m scripts.architecture
 
 hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	$(INSTALL) 'pre-commit>=4'
 	$(BIN)/pre-commit install
 
-test: $(VENV)/.installed  ## the quick tests, in random order
+test: $(VENV)/.test  ## the quick tests, in random order
 	$(PYTEST) -m "not slow and not long"
 
 test-slow: $(VENV)/.installed  ## the tests marked slow
@@ -73,20 +73,33 @@ compat: $(VENV)/.release  ## a quick set of tests with every supported version (
 clean:  ## remove the environment, runs, built packages and caches
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
-$(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
+PACKAGES := pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+
+$(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -e runtime -e demo-data
+
+$(VENV)/.demo: $(PACKAGES) | $(VENV)/bin/pip  # each of the three environments holds the one before
+	$(INSTALL) -e . -e demo-data
 	touch $@
 
+$(VENV)/.test: $(PACKAGES) | $(VENV)/bin/pip
+	$(INSTALL) -e '.[test]' -e runtime -e demo-data
+	touch $(VENV)/.demo $@
+
+$(VENV)/.installed: $(PACKAGES) | $(VENV)/bin/pip
+	$(INSTALL) -e '.[dev]' -e runtime -e demo-data
+	touch $(VENV)/.demo $(VENV)/.test $@
+
 $(VENV)/.benchmark: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	$(INSTALL) -e '.[benchmark]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	$(BIN)/python -m website.live_example
 	touch $@
 
 $(VENV)/.release: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[release]'
+	$(INSTALL) -e '.[release]'
 	touch $@

@@ -24,26 +24,16 @@ LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True)
 class Hostile:
-    """A request that must not be answered with 200.
+    """A request that must not be answered with 200."""
 
-    Attributes:
-        kind: in a word or two.
-        parts: bytes, sent one after the other with ``pause`` seconds in between.
-        closes: the sending side of the connection is closed after them.
-    """
-
-    kind: str
-    parts: tuple[bytes, ...]
+    kind: str  # in a word or two
+    parts: tuple[bytes, ...]  # bytes, sent one after the other with ``pause`` seconds in between
     pause: float = 0.0
-    closes: bool = False
+    closes: bool = False  # the sending side of the connection is closed after them
 
 
 def make_hostile(count: int, shape: Sequence[int], seed: int = 0) -> Iterator[Hostile]:
-    """Yield requests of all kinds in turn, in random order; the same ones every time.
-
-    Args:
-        shape: of one sample of the model.
-    """
+    """Yield requests of all kinds in turn and in random order, always the same ones; ``shape`` is that of a sample."""
     rng, kinds = random.Random(seed), list_kinds(shape)
     names = list(kinds)
     for i in range(count):
@@ -55,7 +45,6 @@ def make_hostile(count: int, shape: Sequence[int], seed: int = 0) -> Iterator[Ho
 
 
 def list_kinds(shape: Sequence[int]) -> dict[str, list[bytes] | list[Hostile]]:
-    """Return the variants of every kind."""
     return {**list_slow(shape), **list_wire(), **list_paths(), **list_tensors(shape), **list_json(shape), **list_files()}
 
 
@@ -80,7 +69,6 @@ def make_good(shape: Sequence[int], **fields: Any) -> bytes:
 
 
 def list_slow(shape: Sequence[int]) -> dict[str, list[Any]]:
-    """Bodies that end too soon, or come too slowly."""
     whole = make_good(shape)
     head = whole.index(b"\r\n\r\n") + 4
     cuts = [whole[:end] for end in (head, (head + len(whole)) // 2, len(whole) - 2)]
@@ -119,12 +107,9 @@ def list_wire() -> dict[str, list[bytes]]:
 
 
 def list_paths() -> dict[str, list[bytes]]:
-    """Addresses and methods that do not exist."""
     models = "/v2/models/"
-    paths = [
-        f"{models}{rest}" for rest in ("..%2f..%2fetc%2fpasswd/infer", "../../etc/passwd", "net%00/infer", "%ff%fe/infer")
-    ]
-    paths += [f"{models}{rest}" for rest in ("net/infer%0d%0aX:1", "%/infer", "net/versions/..%2f/infer", "a" * 20_000)]
+    paths = [models + rest for rest in ("..%2f..%2fetc%2fpasswd/infer", "../../etc/passwd", "net%00/infer", "%ff%fe/infer")]
+    paths += [models + rest for rest in ("net/infer%0d%0aX:1", "%/infer", "net/versions/..%2f/infer", "a" * 20_000)]
     paths += [f"{models}{rest}" for rest in (".git/config", "\0/infer", "n\u00e9t/infer")]
     paths += ["//v2//models//net//infer", "/%2e%2e/", "/..;/v2", "http://127.0.0.1:1/v2/models/other/infer", "*", "v2"]
     queries = ["a=b", "policy=..%2f", "max_cost=nan", "deadline_ms=-1", "model=%00", "version=9", "%ff=%fe", "&&&=;" * 500]
@@ -189,18 +174,7 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
     terms: list[tuple[str, Any]] = [("max_cost", -1), ("max_cost", "NaN"), ("max_cost", {"a": 1}), ("min_confidence", 7)]
     terms += [("deadline_ms", -5), ("deadline_ms", 1e300), ("policy", "../policy"), ("policy", 3), ("policy", [1])]
     names = ("timeout", "polcy", "shared_memory_region", "sequence_id", "", "\n" * 5000)
-    bodies = (
-        b"",
-        b"null",
-        b"[]",
-        b"3",
-        b'"a"',
-        b'{"inputs": 3}',
-        b'{"inputs": [3]}',
-        b"{'inputs': []}",
-        b'{"inputs": []',
-        b"\0",
-    )
+    bodies = (b"", b"null", b"[]", b"3", b'"a"', b'{"inputs": 3}', b'{"inputs": [3]}', b"{'inputs': []}", b'{"inputs": []')
     bad = (b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80")
     pickled = pickle.dumps({"inputs": [0.0] * math.prod(shape)}) + b"cos\nsystem\n(S'true'\ntR."
     return {
@@ -211,7 +185,7 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
         "deep JSON": [
             make_infer(b'{"inputs":' + word * n) for word in (b"[", b'{"a":') for n in (2_000, 100_000, 1_000_000)
         ],
-        "no JSON": [make_infer(body) for body in bodies],
+        "no JSON": [make_infer(body) for body in (*bodies, b"\0")],
         "invalid UTF-8": [
             *(make_infer(b'{"id": "%s", "inputs": []}' % text) for text in bad),
             *(make_image(text, "text/plain") for text in bad),

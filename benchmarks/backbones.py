@@ -47,31 +47,24 @@ class Backbone:
     """A backbone that is tried.
 
     Attributes:
-        family: of the networks of its kind.
-        source: its name for :func:`exitlens.build_backbone`, or what it is called here.
         size: pixels a side of an image, tokens of a text, or the shape of a sample (of each of several inputs, by name).
-        make: builds it where it has no source.
-        groups: of a vector's features.
-        at: early exits, as :func:`exitlens.attach` takes them.
     """
 
-    family: str
-    source: str
+    family: str  # of the networks of its kind
+    source: str  # its name for :func:`exitlens.build_backbone`, or what it is called here
     size: int | Shape | Mapping[str, Shape]
-    make: Callable[[], nn.Module] | None = field(default=None, compare=False)
-    groups: Mapping[str, list[int]] | None = None
-    at: int | tuple[str, ...] = 3
+    make: Callable[[], nn.Module] | None = field(default=None, compare=False)  # builds it where it has no source
+    groups: Mapping[str, list[int]] | None = None  # of a vector's features
+    at: int | tuple[str, ...] = 3  # early exits, as :func:`exitlens.attach` takes them
 
     @property
     def inputs(self) -> str:
-        """The kind of its inputs, as the page calls it."""
         if isinstance(self.size, Mapping):
             return "Several inputs"
         by_axes = {2: "Series", 4: "Volumes", 1: "Vectors"}
         return "Images and texts" if isinstance(self.size, int) else by_axes[len(self.size)]
 
     def build(self) -> nn.Module:
-        """Build it with random weights, always the same ones."""
         torch.manual_seed(0)
         return xl.build_backbone(self.source, CLASSES) if self.make is None else self.make()
 
@@ -81,75 +74,38 @@ AUXILIARY: dict[str, Callable[[], nn.Module]] = {  # sources by name build these
     "inception_v3(aux_logits=True)": lambda: models.inception_v3(num_classes=CLASSES, aux_logits=True, init_weights=False),
 }
 IMAGES_AND_TEXTS = [  # family, source, pixels a side (tokens of a text)
-    ("small (ours)", "small", 40),
-    ("ResNet", "torchvision:resnet18", 64),
-    ("ResNet", "torchvision:resnet50", 64),
-    ("ResNeXt", "torchvision:resnext50_32x4d", 64),
-    ("Wide ResNet", "torchvision:wide_resnet50_2", 64),
-    ("DenseNet", "torchvision:densenet121", 64),
-    ("VGG", "torchvision:vgg11", 64),
-    ("VGG", "torchvision:vgg11_bn", 64),
-    ("AlexNet", "torchvision:alexnet", 128),
-    ("SqueezeNet", "torchvision:squeezenet1_1", 64),
-    ("ShuffleNet v2", "torchvision:shufflenet_v2_x1_0", 64),
-    ("MNASNet", "torchvision:mnasnet0_5", 64),
-    ("MobileNet v2", "torchvision:mobilenet_v2", 64),
-    ("MobileNet v3", "torchvision:mobilenet_v3_small", 64),
-    ("MobileNet v3", "torchvision:mobilenet_v3_large", 64),
-    ("EfficientNet", "torchvision:efficientnet_b0", 64),
-    ("EfficientNet v2", "torchvision:efficientnet_v2_s", 64),
-    ("RegNet", "torchvision:regnet_x_400mf", 64),
-    ("RegNet", "torchvision:regnet_y_400mf", 64),
-    ("ConvNeXt", "torchvision:convnext_tiny", 64),
-    ("GoogLeNet", "torchvision:googlenet", 96),
-    ("GoogLeNet (auxiliary outputs)", "googlenet(aux_logits=True)", 96),
+    ("small (ours)", "small", 40), ("ResNet", "torchvision:resnet18", 64), ("ResNet", "torchvision:resnet50", 64),
+    ("ResNeXt", "torchvision:resnext50_32x4d", 64), ("Wide ResNet", "torchvision:wide_resnet50_2", 64),
+    ("DenseNet", "torchvision:densenet121", 64), ("VGG", "torchvision:vgg11", 64), ("VGG", "torchvision:vgg11_bn", 64),
+    ("AlexNet", "torchvision:alexnet", 128), ("SqueezeNet", "torchvision:squeezenet1_1", 64),
+    ("ShuffleNet v2", "torchvision:shufflenet_v2_x1_0", 64), ("MNASNet", "torchvision:mnasnet0_5", 64),
+    ("MobileNet v2", "torchvision:mobilenet_v2", 64), ("MobileNet v3", "torchvision:mobilenet_v3_small", 64),
+    ("MobileNet v3", "torchvision:mobilenet_v3_large", 64), ("EfficientNet", "torchvision:efficientnet_b0", 64),
+    ("EfficientNet v2", "torchvision:efficientnet_v2_s", 64), ("RegNet", "torchvision:regnet_x_400mf", 64),
+    ("RegNet", "torchvision:regnet_y_400mf", 64), ("ConvNeXt", "torchvision:convnext_tiny", 64),
+    ("GoogLeNet", "torchvision:googlenet", 96), ("GoogLeNet (auxiliary outputs)", "googlenet(aux_logits=True)", 96),
     ("Inception v3", "torchvision:inception_v3", 160),
-    ("Inception v3 (auxiliary outputs)", "inception_v3(aux_logits=True)", 299),
-    ("ViT", "torchvision:vit_b_16", 224),
-    ("Swin", "torchvision:swin_t", 64),
-    ("Swin v2", "torchvision:swin_v2_t", 64),
-    ("ResNet (timm)", "timm:resnet18", 64),
-    ("EfficientNet-Lite", "timm:efficientnet_lite0", 64),
-    ("ViT (timm)", "timm:vit_tiny_patch16_224", 224),
-    ("ViT with registers", "timm:vit_small_patch14_reg4_dinov2", 518),
-    ("DeiT", "timm:deit_tiny_patch16_224", 224),
+    ("Inception v3 (auxiliary outputs)", "inception_v3(aux_logits=True)", 299), ("ViT", "torchvision:vit_b_16", 224),
+    ("Swin", "torchvision:swin_t", 64), ("Swin v2", "torchvision:swin_v2_t", 64), ("ResNet (timm)", "timm:resnet18", 64),
+    ("EfficientNet-Lite", "timm:efficientnet_lite0", 64), ("ViT (timm)", "timm:vit_tiny_patch16_224", 224),
+    ("ViT with registers", "timm:vit_small_patch14_reg4_dinov2", 518), ("DeiT", "timm:deit_tiny_patch16_224", 224),
     ("DeiT, distilled", "timm:deit_tiny_distilled_patch16_224", 224),
-    ("Swin (timm)", "timm:swin_tiny_patch4_window7_224", 224),
-    ("MLP-Mixer", "timm:mixer_s32_224", 224),
-    ("PoolFormer", "timm:poolformer_s12", 64),
-    ("MobileViT", "timm:mobilevit_xxs", 256),
-    ("MobileViT v2", "timm:mobilevitv2_050", 256),
-    ("LeViT", "timm:levit_128s", 224),
-    ("CaiT", "timm:cait_xxs24_224", 224),
-    ("Twins", "timm:twins_svt_small", 224),
-    ("EfficientFormer", "timm:efficientformer_l1", 224),
-    ("ConvMixer", "timm:convmixer_768_32", 64),
-    ("gMLP", "timm:gmlp_s16_224", 224),
-    ("ConvNeXt (timm)", "timm:convnext_atto", 64),
-    ("RegNet (timm)", "timm:regnety_002", 64),
-    ("GhostNet", "timm:ghostnet_100", 64),
-    ("ResNeSt", "timm:resnest14d", 64),
-    ("RepVGG", "timm:repvgg_a0", 64),
-    ("HRNet", "timm:hrnet_w18_small", 64),
-    ("DarkNet", "timm:darknet53", 64),
-    ("CSPNet", "timm:cspresnet50", 64),
-    ("BERT", "hf:bert", 32),
-    ("DistilBERT", "hf:distilbert", 32),
-    ("RoBERTa", "hf:roberta", 32),
-    ("ELECTRA", "hf:electra", 32),
-    ("DeBERTa", "hf:deberta", 32),
-    ("ALBERT", "hf:albert", 32),
-    ("ViT (transformers)", "hf:vit", 224),
-    ("DeiT (transformers)", "hf:deit", 224),
-    ("DINOv2 (transformers)", "hf:dinov2", 224),
-    ("Swin (transformers)", "hf:swin", 224),
-    ("ConvNeXt (transformers)", "hf:convnext", 64),
-    ("MobileViT (transformers)", "hf:mobilevit", 256),
-    ("ResNet (transformers)", "hf:resnet", 64),
-    ("FocalNet", "hf:focalnet", 224),
-    ("MaxViT", "torchvision:maxvit_t", 224),
+    ("Swin (timm)", "timm:swin_tiny_patch4_window7_224", 224), ("MLP-Mixer", "timm:mixer_s32_224", 224),
+    ("PoolFormer", "timm:poolformer_s12", 64), ("MobileViT", "timm:mobilevit_xxs", 256),
+    ("MobileViT v2", "timm:mobilevitv2_050", 256), ("LeViT", "timm:levit_128s", 224), ("CaiT", "timm:cait_xxs24_224", 224),
+    ("Twins", "timm:twins_svt_small", 224), ("EfficientFormer", "timm:efficientformer_l1", 224),
+    ("ConvMixer", "timm:convmixer_768_32", 64), ("gMLP", "timm:gmlp_s16_224", 224),
+    ("ConvNeXt (timm)", "timm:convnext_atto", 64), ("RegNet (timm)", "timm:regnety_002", 64),
+    ("GhostNet", "timm:ghostnet_100", 64), ("ResNeSt", "timm:resnest14d", 64), ("RepVGG", "timm:repvgg_a0", 64),
+    ("HRNet", "timm:hrnet_w18_small", 64), ("DarkNet", "timm:darknet53", 64), ("CSPNet", "timm:cspresnet50", 64),
+    ("BERT", "hf:bert", 32), ("DistilBERT", "hf:distilbert", 32), ("RoBERTa", "hf:roberta", 32),
+    ("ELECTRA", "hf:electra", 32), ("DeBERTa", "hf:deberta", 32), ("ALBERT", "hf:albert", 32),
+    ("ViT (transformers)", "hf:vit", 224), ("DeiT (transformers)", "hf:deit", 224),
+    ("DINOv2 (transformers)", "hf:dinov2", 224), ("Swin (transformers)", "hf:swin", 224),
+    ("ConvNeXt (transformers)", "hf:convnext", 64), ("MobileViT (transformers)", "hf:mobilevit", 256),
+    ("ResNet (transformers)", "hf:resnet", 64), ("FocalNet", "hf:focalnet", 224), ("MaxViT", "torchvision:maxvit_t", 224),
     ("MaxViT (timm)", "timm:maxvit_rmlp_pico_rw_256", 256),
-]
+]  # fmt: skip
 FIRST, LAST = (3, 128), (128, 3)  # series with channels first and last
 SHORT = (32, 3)  # of recurrent layers, which are exported step by step
 CLIP, SCAN = (3, 8, 32, 32), (1, 16, 24, 24)  # volumes
@@ -313,11 +269,7 @@ def compare_bundle(net: xl.ExitNet, x: Inputs, backbone: nn.Module | None) -> fl
 
 
 def compile_stages(net: xl.ExitNet, x: Inputs, kept: nn.Module | None) -> tuple[bool, bool]:
-    """Send stages and heads through torch.export, and stages through torch.compile's front end, with a dynamic batch.
-
-    Args:
-        kept: the backbone's own classifier, where it reads what the final head reads.
-    """
+    """Send stages and heads (also ``kept``, the backbone's classifier) through torch.export, and stages through torch.compile's front end."""
     activations = list_tensors(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
     exports = compiles = True
     for k, stage in enumerate(net.stages):
@@ -368,10 +320,7 @@ def are_close(values: Tensor, expected: Tensor) -> bool:
 
 
 def try_edge(net: xl.ExitNet) -> Tree:
-    """Export (which compares every file at batches of 1 to 64), open without the library, and ask.
-
-    Thresholds lie between the samples' scores, so that about a third of them leaves at every exit.
-    """
+    """Export a network, open it without the library, and compare its answers."""
     wake(net)
     activations, names = draw_for(net, SAMPLES), name_inputs(net)
     given = dict(zip(names, activations, strict=True)) if net.input_spec.names else activations[0]
@@ -440,7 +389,6 @@ GAPS, CHECKS = ("eval_gap", "train_gap", "gradient_gap"), ("egt_step", "bundle",
 
 
 def passes(row: Tree) -> bool:
-    """Return whether everything that was tried with a backbone worked."""
     if "error" in row or row["eval_gap"] != 0:
         return False
     exact = all(row[name] <= TOLERANCE for name in ("train_gap", "gradient_gap", "buffer_gap"))
@@ -457,10 +405,9 @@ def write_backbones(runs: Runs) -> list[str]:
 
 
 def write_kind(kind: str, runs: Runs) -> list[str]:
-    """How many backbones for one kind of input pass, and the table of those that are not refused."""
-    done = [
-        (backbone, runs[backbone.source]) for backbone in BACKBONES if backbone.source in runs and backbone.inputs == kind
-    ]
+    """Return how many backbones for one kind of input pass, and the table of those that are not refused."""
+    chosen = [backbone for backbone in BACKBONES if backbone.source in runs and backbone.inputs == kind]
+    done = [(backbone, runs[backbone.source]) for backbone in chosen]
     if not done:
         return []
     good = sum(passes(row) for _, row in done)

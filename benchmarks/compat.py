@@ -49,13 +49,11 @@ class Cell:
     """One environment.
 
     Attributes:
-        python: major and minor version.
-        torch: major and minor version; torchvision goes with it.
         lowest: which of timm and transformers are at their lower bound; ``("all",)``: every direct dependency is.
     """
 
-    python: str
-    torch: str
+    python: str  # major and minor version
+    torch: str  # major and minor version; torchvision goes with it
     lowest: tuple[str, ...] = ()
 
     @property
@@ -64,11 +62,9 @@ class Cell:
 
     @property
     def is_lowest(self) -> bool:
-        """True if every direct dependency is at its lower bound."""
         return self.lowest == ("all",)
 
     def list_requirements(self) -> list[str]:
-        """Return what the installer is asked for."""
         pinned = [f"torch=={self.torch}.*", *(find_lowest(name) for name in self.lowest if name in CHOSEN)]
         return [*list_dependencies(), *pinned]
 
@@ -102,10 +98,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def attempt(cell: Cell) -> Tree:
-    """Return what was installed and what came of every check; ``fault`` alone if the cell cannot be installed.
-
-    Warnings are no errors here: a newer PyTorch may announce what it will change.
-    """
+    """Return what was installed and the outcome of every check; ``fault`` alone if nothing can be installed. Warnings are no errors here."""
     pythons = find_pythons([Path(path) for path in os.environ.get("PYTHONS", "").split()])
     if cell.python not in pythons:
         raise SystemExit(f"no Python {cell.python} here. Fix: name its interpreter in the variable PYTHONS")
@@ -124,7 +117,6 @@ def attempt(cell: Cell) -> Tree:
 
 
 def run_example(environment: Environment, folder: Path) -> Tree:
-    """Run the README's lines on few images."""
     (folder / "example.py").write_text(write_example())
     try:
         environment.run("python", "example.py", cwd=folder, **SURROUNDINGS)
@@ -162,7 +154,6 @@ def shorten(error: StepError) -> str:
 
 
 def write_table(runs: Runs) -> list[str]:
-    """A row for every cell, and what failed."""
     head = ("Python", "PyTorch", "torchvision", *CHOSEN, "all others", *TITLES.values())
     faults = [fault for cell in CELLS for fault in list_faults(cell, runs.get(cell.name, {}))]
     rows = (write_row(cell, runs.get(cell.name, {})) for cell in CELLS)

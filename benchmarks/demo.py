@@ -35,7 +35,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def keep_result() -> Tree:
-    """Keep the figures and the gallery of a finished run."""
     shutil.copy(RUN / "gallery.png", ROOT / "docs" / "measured" / "gallery.png")
     result: Tree = json.loads((RUN / "result.json").read_text())
     result.pop("policy")  # with the samples that chose it: the bundle has it, too
@@ -44,9 +43,9 @@ def keep_result() -> Tree:
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for result in runs.values():
-        yield Promise("demo|seconds", "seconds", result["seconds"], "<=", 600)
+        yield Promise("demo|seconds", "demo: seconds", result["seconds"], "<=", 600)
         yield from promise_training(result)
-        what, ratio = "time of prediction with maps, ratio to without", result["attention_time_ratio"]
+        what, ratio = "demo: time of prediction with maps over without", result["attention_time_ratio"]
         yield Promise("demo|attention time", what, ratio, "<=", 1.02)
         for name in ("batch_1", "batch_64"):
             speed = result["speed"][name]
@@ -56,7 +55,6 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def promise_training(result: Tree) -> Iterator[Promise]:
-    """What EGT changes in the networks."""
     egt, base, plain = result["egt"], result["baseline"], result["plain"]["agreeing"]["accuracy"][0]
     near, near0 = egt["agreeing"], base["agreeing"]
     yield Promise("demo|skill", "attention skill, exit 0, with EGT", near["skill"][0], ">=", 0.85)
@@ -74,11 +72,10 @@ def promise_training(result: Tree) -> Iterator[Promise]:
         what = f"share of the oracle's deletion drop, exit {k}, over no EGT's"
         yield Promise(f"demo|gain|{k}", what, share - near0["deletion_share"][k], ">=", 0)
         yield Promise(f"demo|energy|{k}", f"attention on the object, exit {k}", energy, ">=", 0.75)
-    yield Promise("demo|step", "time of a training step, ratio to no EGT", result["step_time_ratio"], "<=", 1.35)
+    yield Promise("demo|step", "demo: time of a training step with EGT over without", result["step_time_ratio"], "<=", 1.35)
 
 
 def write_exits(result: Tree, chosen: Sequence[tuple[str, str, str, int, int]]) -> list[str]:
-    """A table of every exit without and with EGT."""
     exits = len(result["egt"]["agreeing"]["accuracy"])
     rows = []
     for title, test, measure, digits, scale in chosen:
@@ -99,7 +96,6 @@ def write_speed(result: Tree) -> list[str]:
 
 
 def write_demo(runs: Runs) -> list[str]:
-    """Both tables, with what one has to know to read them."""
     result = runs["demo"]
     plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
     return [
@@ -121,7 +117,6 @@ def write_demo(runs: Runs) -> list[str]:
 
 
 def write_summary(runs: Runs) -> list[str]:
-    """The README's table, and the time."""
     result = runs["demo"]
     plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
     before, after = (100 * result[run]["disagreeing"]["accuracy"][0] for run in ("baseline", "egt"))

@@ -1,6 +1,6 @@
 """Makes a folder of pictures: each drawing several times, at random places, sizes and turns, on backgrounds of its own.
 
-Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--agreement 0.8] [--drawings DIR] [--limit N]
+Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--drawings DIR] [--limit N]
 
 OUT/pictures/SPLIT/CLASS/DRAWING__03.jpg and OUT/masks/SPLIT/CLASS/DRAWING__03.png (white where the drawing is). No drawing is in two
 splits. With --flat there is no level SPLIT, so that `--group-by '(.+)__'` has something to do. The same arguments give the same files.
@@ -36,23 +36,13 @@ from exitlens.model.backbones.normalisation import read_normalisation
 
 OPENCLIPART = Path("/usr/share/openclipart/png")  # apt-get install openclipart-png
 CLASSES: dict[str, tuple[str, ...]] = {
-    "beverages": ("food/beverages",),
-    "birds": ("animals/birds",),
-    "bugs": ("animals/bugs",),
-    "buildings": ("buildings",),
-    "clothing": ("people/clothing",),
-    "desserts": ("food/desserts",),
-    "fruit": ("food/fruit", "food/vegetables"),
-    "hardware": ("computer/hardware",),
-    "mammals": ("animals/mammals",),
-    "meals": ("food/breads_and_carbs", "food/meats_and_eggs"),
-    "music": ("recreation/music",),
-    "office": ("office",),
-    "plants": ("plants",),
-    "roadsigns": ("transportation/roadsigns",),
-    "tools": ("tools",),
+    "beverages": ("food/beverages",), "birds": ("animals/birds",), "bugs": ("animals/bugs",), "buildings": ("buildings",),
+    "clothing": ("people/clothing",), "desserts": ("food/desserts",), "fruit": ("food/fruit", "food/vegetables"),
+    "hardware": ("computer/hardware",), "mammals": ("animals/mammals",),
+    "meals": ("food/breads_and_carbs", "food/meats_and_eggs"), "music": ("recreation/music",), "office": ("office",),
+    "plants": ("plants",), "roadsigns": ("transportation/roadsigns",), "tools": ("tools",),
     "vehicles": ("transportation/vehicles",),
-}
+}  # fmt: skip
 SIDE = 256  # pixels of a drawing's longer side
 MOST_PIXELS = 20_000_000
 LEAST_INK, MOST_INK = 0.08, 0.97  # of the drawing's bounding box; above: a picture with a background of its own
@@ -67,17 +57,11 @@ BACKBONE, SIZE = "timm:tf_efficientnet_lite0", 128  # the network for which pict
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing.
+    """One drawing."""
 
-    Attributes:
-        name: letters, digits and hyphens, before ``__`` in the names of its pictures.
-        label: its class.
-        pixels: RGBA, cropped to what is visible, the longer side ``SIDE``.
-    """
-
-    name: str
-    label: str
-    pixels: Image.Image
+    name: str  # letters, digits and hyphens, before ``__`` in the names of its pictures
+    label: str  # its class
+    pixels: Image.Image  # RGBA, cropped to what is visible, the longer side ``SIDE``
 
 
 def read_drawing(path: Path, label: str) -> Drawing | None:
@@ -103,7 +87,6 @@ def read_drawing(path: Path, label: str) -> Drawing | None:
 
 
 def find_drawings(root: Path, classes: Mapping[str, Sequence[str]] = CLASSES) -> Iterator[Drawing]:
-    """Yield all usable drawings by class and name; the folders say the class."""
     for label, folders in sorted(classes.items()):
         paths = sorted(path for folder in folders for path in (root / folder).rglob("*.png"))
         yield from (drawing for path in paths if (drawing := read_drawing(path, label)))
@@ -111,24 +94,23 @@ def find_drawings(root: Path, classes: Mapping[str, Sequence[str]] = CLASSES) ->
 
 def select_drawings(drawings: Iterable[Drawing]) -> list[Drawing]:
     """Keep one of all that look alike or have the same name within a class, and none of those in several classes."""
-    found = list(drawings)
-    bits = np.stack([hash_drawing(drawing) for drawing in found])  # (N,2,64)
-    family = np.arange(len(found))  # the first drawing that each is like, at one or more removes
-    for i, drawing in enumerate(found):
-        most = np.array([ALIKE[other.label == drawing.label] for other in found[:i]], dtype=int)
+    candidates = list(drawings)
+    bits = np.stack([hash_drawing(drawing) for drawing in candidates])  # (N,2,64)
+    family = np.arange(len(candidates))  # the first drawing that each is like, at one or more removes
+    for i, drawing in enumerate(candidates):
+        most = np.array([ALIKE[other.label == drawing.label] for other in candidates[:i]], dtype=int)
         is_near = (bits[:i, 0] != bits[i][:, None]).sum(-1).min(0) <= most
-        is_namesake = np.array([strip_marks(other.name) == strip_marks(drawing.name) for other in found[:i]], dtype=bool)
+        is_namesake = np.array([strip_marks(other.name) == strip_marks(drawing.name) for other in candidates[:i]], bool)
         alike = family[:i][is_near | is_namesake]
         if len(alike):
             family[np.isin(family, [i, *alike])] = alike.min()
     labels = defaultdict(set)
-    for first, drawing in zip(family, found, strict=True):
+    for first, drawing in zip(family, candidates, strict=True):
         labels[first].add(drawing.label)
-    return [drawing for i, drawing in enumerate(found) if family[i] == i and len(labels[i]) == 1]
+    return [drawing for i, drawing in enumerate(candidates) if family[i] == i and len(labels[i]) == 1]
 
 
 def strip_marks(name: str) -> str:
-    """Strip the marks of outlines and numbered versions from a name."""
     return re.sub(r"(^|-)(bw|black|white|color|colour|outline|\d+|r)(?=-|$)", "", name).strip("-")
 
 
@@ -144,19 +126,18 @@ def hash_drawing(drawing: Drawing) -> np.ndarray:  # -> (2,64) bool: as drawn an
 # Backgrounds that carry no answer: gradients, noise with the spectrum of photographs, stripes, and clutter of flat shapes
 
 
-def draw_background(size: int, rng: Generator, hue: float | None = None) -> np.ndarray:  # -> (size,size,3) in [0, 1]
-    """Draw a background; ``hue`` in [0, 1) tints it (a cue that a network may learn instead of the object)."""
+def draw_background(size: int, rng: Generator) -> np.ndarray:  # -> (size,size,3) in [0, 1]
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    picture = kind(size, rng, draw_palette(5, rng, hue))
+    picture = kind(size, rng, draw_palette(5, rng))
     light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(size, rng)[..., None]
     return np.clip(picture * light + rng.normal(0, 0.02, picture.shape), 0, 1)
 
 
-def draw_palette(count: int, rng: Generator, hue: float | None) -> np.ndarray:  # -> (count,3)
+def draw_palette(count: int, rng: Generator) -> np.ndarray:  # -> (count,3)
     """Draw colours that are near one another as often as not, since few photographs have all colours."""
-    base, spread = (rng.uniform(), rng.choice([0.08, 0.5])) if hue is None else (hue, 0.04)
+    base, spread = rng.uniform(), rng.choice([0.08, 0.5])
     hues = base + rng.uniform(-spread, spread, count)
-    saturation = rng.uniform(0.1, 0.8, count) if hue is None else rng.uniform(0.5, 0.8, count)
+    saturation = rng.uniform(0.1, 0.8, count)
     value = rng.uniform(0.15, 1.0, count)
     return np.array([colorsys.hsv_to_rgb(h % 1, s, v) for h, s, v in zip(hues, saturation, value, strict=True)])
 
@@ -213,17 +194,10 @@ BACKGROUNDS: tuple[Callable[[int, Generator, np.ndarray], np.ndarray], ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the pixels, besides the drawings.
+    """What decides the pixels, besides the drawings."""
 
-    Attributes:
-        size: height and width in pixels.
-        seed: of places, sizes, turns, backgrounds and of the split.
-        agreement: share of pictures whose background has the hue of the class, else that of another; ``None``: any colours.
-    """
-
-    size: int = 128
-    seed: int = 0
-    agreement: float | None = None
+    size: int = 128  # height and width in pixels
+    seed: int = 0  # of places, sizes, turns, backgrounds and of the split
 
 
 def split_drawings(drawings: Sequence[Drawing], seed: int = 0) -> dict[str, list[Drawing]]:
@@ -242,14 +216,13 @@ def hash_key(*key: object) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:8])
 
 
-def make_picture(drawing: Drawing, number: int, recipe: Recipe, labels: Sequence[str]) -> tuple[Image.Image, Image.Image]:
+def make_picture(drawing: Drawing, number: int, recipe: Recipe) -> tuple[Image.Image, Image.Image]:
     """Return a picture and its mask, which depend on the drawing, the number and the recipe only."""
     rng = np.random.default_rng(hash_key(recipe.seed, drawing.name, number))
     layer = place_drawing(drawing.pixels, recipe.size, rng)  # (S,S,4)
     ink, alpha = layer[..., :3], layer[..., 3:]
-    hue = None if recipe.agreement is None else draw_hue(drawing.label, labels, recipe.agreement, rng)
     for _ in range(10):
-        background = draw_background(recipe.size, rng, hue)
+        background = draw_background(recipe.size, rng)
         contrast = np.linalg.norm((ink - background) * alpha, axis=-1).sum() / max(alpha.sum(), 1)
         if contrast >= LEAST_CONTRAST:
             break
@@ -257,12 +230,6 @@ def make_picture(drawing: Drawing, number: int, recipe: Recipe, labels: Sequence
     picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)
     pixels = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
     return Image.fromarray(pixels), Image.fromarray(np.where(alpha[..., 0] > 0.5, 255, 0).astype(np.uint8))
-
-
-def draw_hue(label: str, labels: Sequence[str], agreement: float, rng: Generator) -> float:
-    index = labels.index(label)
-    other = (index + rng.integers(1, len(labels))) % len(labels)
-    return float((index if rng.uniform() < agreement else other) / len(labels))
 
 
 def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:  # -> (S,S,4) in [0, 1]
@@ -278,24 +245,19 @@ def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:
     return np.asarray(layer, dtype=float) / 255
 
 
-def list_pictures(parts: dict[str, list[Drawing]], flat: bool = False) -> Iterator[tuple[Path, Drawing, int]]:
-    """Yield every picture's relative path without suffix, its drawing and number."""
-    for split, drawings in parts.items():
-        for drawing in drawings:
-            for number in range(PICTURES[split]):
-                folder = Path(drawing.label) if flat else Path(split) / drawing.label
-                yield folder / f"{drawing.name}__{number:02d}", drawing, number
-
-
 def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bool = False) -> int:
     """Write the pictures that are not there yet, and return how many there are in all."""
-    labels = sorted({drawing.label for drawing in drawings})
-    pictures = list(list_pictures(split_drawings(drawings, recipe.seed), flat))
+    pictures = [
+        (Path("" if flat else split) / drawing.label / f"{drawing.name}__{number:02d}", drawing, number)
+        for split, part in split_drawings(drawings, recipe.seed).items()
+        for drawing in part
+        for number in range(PICTURES[split])
+    ]
     for stem, drawing, number in pictures:
         target, shadow = out / "pictures" / f"{stem}.jpg", out / "masks" / f"{stem}.png"
         if target.exists():
             continue
-        picture, mask = make_picture(drawing, number, recipe, labels)
+        picture, mask = make_picture(drawing, number, recipe)
         for path, image, options in ((shadow, mask, {}), (target, picture, {"quality": 90})):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}")
@@ -309,15 +271,10 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split in memory.
+    """One split in memory."""
 
-    Attributes:
-        images: with masks.
-        drawings: ``(N,)`` which drawing each picture shows.
-    """
-
-    images: xl.data.ImageSet
-    drawings: Tensor
+    images: xl.data.ImageSet  # with masks
+    drawings: Tensor  # ``(N,)`` which drawing each picture shows
 
 
 def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
@@ -329,7 +286,6 @@ def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
 
 
 def load_pictures(folder: Path, split: str) -> Pictures:
-    """Return one split of a folder that :func:`make_folder` made."""
     root, scale = folder / "pictures" / split, read_normalisation(BACKBONE)
     assert scale is not None
     files = sorted(root.glob("*/*.jpg"))
@@ -359,21 +315,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=Recipe.size)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--flat", action="store_true", help="class folders without a level for the splits")
-    parser.add_argument(
-        "--agreement", type=float, help="how often the background's hue names the class; by default any colours"
-    )
     parser.add_argument("--drawings", type=Path, default=OPENCLIPART, metavar="DIR")
     parser.add_argument("--limit", type=int, help="drawings of a class, for tries")
     given = parser.parse_args(arguments)
     if not given.drawings.is_dir():
-        raise SystemExit(
-            f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png, or name another folder"
-        )
+        raise SystemExit(f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png")
     drawings = select_drawings(find_drawings(given.drawings))
     if given.limit:
         by_class = [[drawing for drawing in drawings if drawing.label == label][: given.limit] for label in CLASSES]
         drawings = [drawing for chosen in by_class for drawing in chosen]
-    total = make_folder(given.out, drawings, Recipe(given.size, given.seed, given.agreement), given.flat)
+    total = make_folder(given.out, drawings, Recipe(given.size, given.seed), given.flat)
     print(f"{given.out}: {total:,} pictures of {len(drawings)} drawings in {len({d.label for d in drawings})} classes")
 
 

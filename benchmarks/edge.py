@@ -33,7 +33,7 @@ import exitlens_runtime
 from benchmarks.backbones import wake
 from benchmarks.harness import Job, Study, load_study
 from benchmarks.pages import ROOT, show_interval, table
-from benchmarks.performance import BUNDLE, MIXED, make_rivals, make_scenes
+from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, force_shares, make_rivals, make_scenes
 from benchmarks.promises import Promise, promise_mean, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
@@ -48,8 +48,6 @@ from exitlens.model.timing import Times, Work, describe_machine, interleave, int
 from exitlens_runtime.routing import find_probabilities
 from exitlens_runtime.sessions import open_openvino
 
-SHARES = (0.5, 0.3, 0.0, 0.2)  # of the samples, by the exit that answers
-UNREACHABLE = 2.0  # a threshold whose exit is computed, but never answers
 THREADS, COUNT, SIZES, NEAR = 2, 10_000, (1, 3, 64), 1e-5
 COUNTS = {1: 20, 8: 40, 32: 64}  # samples of a round, by those in a call
 TORCH, LIBRARY, PLAIN, RUNTIME, CASCADE = (
@@ -106,28 +104,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
     }
 
 
-def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
-    """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
-    with net.open_engine() as engine:
-        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
-    temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
-    left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
-    for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
-        owed += share * len(images)
-        count = min(round(owed), len(left))
-        owed -= count
-        scores = (exit_logits[left] / temperature).softmax(1).amax(1)
-        ordered, order = scores.sort(descending=True)
-        if count == 0:
-            thresholds.append(UNREACHABLE)
-        elif count == len(left):
-            thresholds.append(-1.0)
-        else:
-            thresholds.append(float((ordered[count - 1] + ordered[count]) / 2))
-        left = left[order[count:]]
-    return xl.Policy(tuple(thresholds), temperatures=temperatures, network=net.identity())
-
-
 def find_near(net: xl.ExitNet, policy: xl.Policy, images: Tensor) -> Array:  # -> (N,) bool
     """Return which samples have a score so near its threshold that rounding may decide otherwise."""
     near = list[Tensor]()
@@ -145,10 +121,7 @@ class Cascade:
 
     def __init__(self, edge: Path, policy: xl.Policy, threads: int, backend: str = "onnxruntime") -> None:
         path = edge / "cascade.onnx"
-        self.limits = {
-            "thresholds": np.array(policy.thresholds, np.float32),
-            "temperatures": np.array(policy.temperatures, np.float32),
-        }
+        self.limits = {key: np.array(getattr(policy, key), np.float32) for key in ("thresholds", "temperatures")}
         self.name = json.loads((edge / "manifest.json").read_text())["inputs"][0]["name"]
         if backend == "onnxruntime":
             session = open_file(path, threads)
@@ -200,7 +173,6 @@ def compare_decisions(count: int = COUNT) -> Tree:
 
 
 def make_answers(edge: Path, policy: xl.Policy) -> dict[str, Answer]:
-    """Return the runtime and the cascade, each in both backends."""
 
     def ask_runtime(runtime: exitlens_runtime.EdgeNetwork, images: Array) -> tuple[Array, Array, list[Array]]:
         pred = runtime.predict(images, attention=True)
@@ -246,7 +218,6 @@ class StageTimes:
 
 
 def time_network(name: str, quick: bool) -> Tree:
-    """Time one network at every batch size."""
     built = NETWORKS[name].build()
     measured = {}
     for size in (1,) if quick else COUNTS:
@@ -272,7 +243,6 @@ def measure_speed(
     seconds: float = 20.0,
     others: Mapping[str, Callable[[Tensor, xl.Policy], Work]] | None = None,
 ) -> Tree:
-    """Time everything at one batch size, the same images leaving at the same exits everywhere."""
     plain, net, images = built
     count = count or COUNTS[size]
     images = images[torch.arange(count) % len(images)]
@@ -327,7 +297,6 @@ def make_plain(plain: nn.Module, images: Tensor, threads: int) -> Callable[[Arra
 
 
 def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: int) -> Tree:
-    """Return milliseconds a sample and the ratios that are promised, each a median with its interval."""
     summary: Tree = {"ms": {name: times.summary(name, count)["ms"] for name in times.rounds}}
     pairs = {
         "torch_over_runtime": (TORCH, RUNTIME),
@@ -349,11 +318,7 @@ def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: i
 
 
 def measure_points(task: str, seconds: float = 15.0) -> Tree:
-    """Time the thresholds of the study ``static`` where both sides run in ONNX Runtime, by seed; batch 64, one core.
-
-    Exit shares and points lost are those that were measured there on test data, by trained networks; times need no training, so
-    here the same networks answer with random weights, and as many samples leave at each exit.
-    """
+    """Time the thresholds of the study ``static`` in ONNX Runtime on both sides, batch 64, one core; random weights leave in its exit shares."""
     opened, test = TASKS[task](0), POINTS[task]
     images, runs = opened.tests[test].subset(torch.arange(512)).inputs, load_study("static").read()
     measured = {}
@@ -372,8 +337,6 @@ def measure_points(task: str, seconds: float = 15.0) -> Tree:
 
 
 class Walk:
-    """All stages one after the other; logits of every exit."""
-
     def __init__(self, files: Sequence[Written]) -> None:
         self.steps = [(open_file(file.path), file) for file in files]
 
@@ -410,8 +373,7 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
             works = {"float32": time_calls(full, batches), "int8": time_calls(small, batches)}
             measured[str(size)] = interleave(works, rounds=5, seconds=seconds, most=200).ratio("float32", "int8").to_list()
         measured["megabytes"] = {
-            kind: sum(path.stat().st_size for path in directory.glob("*.onnx")) / 1e6
-            for kind, directory in directories.items()
+            kind: sum(path.stat().st_size for path in part.glob("*.onnx")) / 1e6 for kind, part in directories.items()
         }
     return measured
 
@@ -450,7 +412,6 @@ print(imported - started, answered - started, int(peak) / 1024)
 
 
 def summarise_rounds(names: Sequence[str], rows: Sequence[Sequence[float]]) -> Tree:
-    """Return median, least and most by name."""
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return {name: [statistics.median(values), min(values), max(values)] for name, values in columns}
 
@@ -469,9 +430,9 @@ def measure_install(rounds: int = 7) -> Tree:
         files = [path for path in (folder / "v" / "lib").rglob("*") if path.is_file() and not path.is_symlink()]
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         probe = [python, "-c", PROBE, str(edge), str(folder / "images.npy")]
-        said = [subprocess.run(probe, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
+        outputs = [subprocess.run(probe, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
     names = ("import_seconds", "first_answer_seconds", "memory_megabytes")
-    return {"megabytes": megabytes, **summarise_rounds(names, [[float(word) for word in line.split()] for line in said])}
+    return {"megabytes": megabytes, **summarise_rounds(names, [[float(word) for word in line.split()] for line in outputs])}
 
 
 def measure_browser(rounds: int = 7) -> Tree:
@@ -513,37 +474,47 @@ OVER_PLAIN = {"demo": 2.5, "resnet50": 2.2}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    of_kind = {
-        "decisions": promise_decisions,
-        "speed": promise_speed,
-        "points": promise_points,
-        "int8": promise_int8,
-        "install": promise_install,
-        "browser": promise_browser,
-    }
     for run, measured in runs.items():
         kind, _, name = run.partition("-")
-        yield from of_kind[kind](name, measured)
-
-
-def promise_decisions(_: str, measured: Tree) -> Iterator[Promise]:
-    for name, sizes in measured.items():
-        for size, counts in sizes.items() if isinstance(sizes, dict) else ():
-            at, key = f"{name}, batch {size}, {measured['samples']} images", f"{name}|{size}"
-            what = f"{at}: other decisions, no score near its threshold"
-            yield Promise(f"edge|others|{key}", what, counts["others"], "<=", 0)
-            what = f"{at}: other decisions within 1e-5 of a threshold"
-            yield Promise(f"edge|near|{key}", what, counts["others_near"], "<=", 2)
-            yield Promise(f"edge|map|{key}", f"{at}: furthest attention map", counts["map_gap"], "<=", 1e-4)
+        match kind:
+            case "decisions":
+                for backend, sizes in measured.items():
+                    for size, counts in sizes.items() if isinstance(sizes, dict) else ():
+                        at, key = f"{backend}, batch {size}, {measured['samples']} images", f"{backend}|{size}"
+                        what = f"{at}: other decisions, no score near its threshold"
+                        yield Promise(f"edge|others|{key}", what, counts["others"], "<=", 0)
+                        what = f"{at}: other decisions within 1e-5 of a threshold"
+                        yield Promise(f"edge|near|{key}", what, counts["others_near"], "<=", 2)
+                        yield Promise(f"edge|map|{key}", f"{at}: furthest attention map", counts["map_gap"], "<=", 1e-4)
+            case "speed":
+                yield from promise_speed(name, measured)
+            case "points":
+                ratios, lost = ([run[key] for run in measured.values()] for key in ("plain_over_runtime", "points_lost"))
+                what = f"{name}: times the plain backbone, ONNX Runtime on both sides, batch 64"
+                yield promise_mean(f"edge|points|{name}", what, [ratio[0] for ratio in ratios], ">=", 3.5)
+                yield promise_mean(f"edge|lost|{name}", f"{name}: points lost at that speed", lost, "<=", 0.3)
+            case "int8":
+                for size in ("1", "32") if measured["int8_instructions"] != "none" else ():
+                    what = f"{name}: int8, times float32 in ONNX Runtime, one core, batch {size}"
+                    yield Promise(f"edge|int8|{name}|{size}", what, measured[size][0], ">=", 1.3)
+                what = f"{name}: int8, labels as in float32, at the exit with fewest"
+                yield Promise(f"edge|labels|{name}", what, min(measured["agreement"]), ">=", 0.99)
+            case "install":
+                what = "exitlens-runtime, installed with what it needs, megabytes"
+                yield Promise("edge|size", what, measured["megabytes"], "<=", 170.0)
+                for key, bar in {"import_seconds": 0.3, "first_answer_seconds": 0.6, "memory_megabytes": 150.0}.items():
+                    yield Promise(f"edge|{key}", f"exitlens-runtime: {key.replace('_', ' ')}", measured[key][0], "<=", bar)
+            case "browser":
+                seconds = measured["first_answer_seconds"][0]
+                yield Promise("edge|browser", "page in Chromium: seconds to the first answer", seconds, "<=", 1.0)
 
 
 def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
     for size, speed in measured.items():
         at, key = f"{name}, batch {size}", f"{name}|{size}"
         bar = OVER_TORCH[name] if size == "1" else 1.0
-        yield Promise(
-            f"edge|torch|{key}", f"{at}: runtime, times the tuned engine", speed["torch_over_runtime"][0], ">=", bar
-        )
+        ratio = speed["torch_over_runtime"][0]
+        yield Promise(f"edge|torch|{key}", f"{at}: runtime, times the tuned engine", ratio, ">=", bar)
         if name in OVER_PLAIN and size in ("1", "32"):
             what, ratio = f"{at}: runtime, times the plain backbone in ONNX Runtime", speed["plain_over_runtime"][0]
             yield Promise(f"edge|plain|{key}", what, ratio, ">=", OVER_PLAIN[name])
@@ -559,33 +530,6 @@ def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
             yield Promise(f"edge|saving|{key}", what, speed["saving"][0], ">=", 0.85)
 
 
-def promise_points(task: str, measured: Tree) -> Iterator[Promise]:
-    ratios, lost = ([run[key] for run in measured.values()] for key in ("plain_over_runtime", "points_lost"))
-    what = f"{task}: times the plain backbone, ONNX Runtime on both sides, batch 64"
-    yield promise_mean(f"edge|points|{task}", what, [ratio[0] for ratio in ratios], ">=", 3.5)
-    yield promise_mean(f"edge|lost|{task}", f"{task}: points lost at that speed", lost, "<=", 0.3)
-
-
-def promise_int8(name: str, measured: Tree) -> Iterator[Promise]:
-    for size in ("1", "32") if measured["int8_instructions"] != "none" else ():
-        what = f"{name}: int8, times float32 in ONNX Runtime, one core, batch {size}"
-        yield Promise(f"edge|int8|{name}|{size}", what, measured[size][0], ">=", 1.3)
-    what = f"{name}: int8, labels as in float32, at the exit with fewest"
-    yield Promise(f"edge|labels|{name}", what, min(measured["agreement"]), ">=", 0.99)
-
-
-def promise_install(_: str, measured: Tree) -> Iterator[Promise]:
-    what = "exitlens-runtime, installed with what it needs, megabytes"
-    yield Promise("edge|size", what, measured["megabytes"], "<=", 170.0)
-    for key, bar in {"import_seconds": 0.3, "first_answer_seconds": 0.6, "memory_megabytes": 150.0}.items():
-        yield Promise(f"edge|{key}", f"exitlens-runtime: {key.replace('_', ' ')}", measured[key][0], "<=", bar)
-
-
-def promise_browser(_: str, measured: Tree) -> Iterator[Promise]:
-    seconds = measured["first_answer_seconds"][0]
-    yield Promise("edge|browser", "page in Chromium: seconds to the first answer", seconds, "<=", 1.0)
-
-
 # Tables
 
 COLUMNS = {  # of the table of times, and what they show
@@ -599,21 +543,18 @@ COLUMNS = {  # of the table of times, and what they show
 
 
 def write_speed(runs: Runs) -> list[str]:
-    """Milliseconds a sample."""
     rows, threads = [], THREADS
     for run, measured in runs.items():
         for size, speed in measured.items() if run.startswith("speed-") else ():
             threads, ms = speed["machine"]["threads"], speed["ms"] | {"ideal": speed["ideal_ms"]}
-            cells = [
-                show_interval(v, 3 if v[0] < 1 else 2 if v[0] < 10 else 1) for v in (ms[key] for key in COLUMNS.values())
-            ]
+            values = [ms[key] for key in COLUMNS.values()]
+            cells = [show_interval(v, 3 if v[0] < 1 else 2 if v[0] < 10 else 1) for v in values]
             rows.append([run.removeprefix("speed-"), size, *cells])
     note = f"Milliseconds a sample, median and 95 % interval; 50 / 30 / 0 / 20 % leave at exits 0 to 3. {threads} threads."
     return [note, "", *table(["network", "batch", *COLUMNS], rows)] if rows else []
 
 
 def write_decisions(runs: Runs) -> list[str]:
-    """Other labels or exits than the library's, the worst of the batch sizes."""
     measured, rows = runs["decisions"], []
     for name, sizes in measured.items():
         if isinstance(sizes, dict):

@@ -31,30 +31,23 @@ STUDIES = (
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, promised and shown.
+    """A measurement: its cells, its promises and its tables.
 
     Attributes:
-        name: of the module, of ``results/NAME.csv`` and of ``runs/NAME``, where cells may keep files.
-        cells: returns the jobs by the names of the cells, in the order in which they are measured; given ``True``, jobs of
-            seconds that show that everything runs.
-        promises: lists the promises about the cells that are there.
+        cells: returns the jobs by the names of the cells, in the order in which they are measured; given ``True``, jobs of seconds that show that everything runs.
         tables: for each marker on the pages, the function that writes the lines between its ends.
-        finish: writes what is not text, such as a chart.
-        processes: cells that are measured side by side. More than one: each has one thread.
-        alone: pattern of cells that are measured one at a time after all others, since they are timed.
     """
 
-    name: str
+    name: str  # of the module, of ``results/NAME.csv`` and of ``runs/NAME``, where cells may keep files
     cells: Callable[[bool], Mapping[str, Job]]
-    promises: Callable[[Runs], Iterable[Promise]] = lambda runs: ()
+    promises: Callable[[Runs], Iterable[Promise]] = lambda runs: ()  # lists the promises about the cells that are there
     tables: Mapping[str, Callable[[Runs], Sequence[str]]] = field(default_factory=dict)
-    finish: Callable[[Runs], None] = lambda runs: None
-    processes: int = 1
-    alone: str = ""
+    finish: Callable[[Runs], None] = lambda runs: None  # writes what is not text, such as a chart
+    processes: int = 1  # cells that are measured side by side. More than one: each has one thread
+    alone: str = ""  # pattern of cells that are measured one at a time after all others, since they are timed
 
     @property
     def folder(self) -> Path:
-        """Where cells may keep networks and data."""
         return Path("runs") / self.name
 
     def read(self, folder: Path = FOLDER) -> Runs:
@@ -77,7 +70,6 @@ class Study:
 
 
 def load_study(name: str) -> Study:
-    """Return the study of a module of this package."""
     study: Study = import_module(f"benchmarks.{name}").STUDY
     return study
 
@@ -91,16 +83,7 @@ def run_cells(
     processes: int = 0,
     folder: Path = FOLDER,
 ) -> list[str]:
-    """Measure the chosen cells that are not there yet, each in a process of its own, and keep each as it ends.
-
-    Args:
-        patterns: of the names of cells, as shells have them; empty: all cells.
-        quick: measure something small, print it and keep nothing.
-        again: measure cells that are there already, too.
-
-    Returns:
-        The names of the cells that failed.
-    """
+    """Measure the chosen cells (patterns as in shells) that have no result yet, each in a new process; return the names of those that failed."""
     jobs, path = study.cells(quick), folder / f"{study.name}.csv"
     known = {} if quick or again else read_results(path)
     chosen = [name for name in jobs if not patterns or any(fnmatch(name, pattern) for pattern in patterns)]
@@ -129,8 +112,8 @@ def run_cells(
                     continue
                 if not quick:
                     write_result(path, name, tree, jobs)
-                said = f": {json.dumps(tree, ensure_ascii=False)[:400]}" if quick else ""
-                print(f"[{done}/{len(todo)}] {name}: {seconds:.0f} s{said}", flush=True)
+                result = f": {json.dumps(tree, ensure_ascii=False)[:400]}" if quick else ""
+                print(f"[{done}/{len(todo)}] {name}: {seconds:.0f} s{result}", flush=True)
     return failed
 
 
@@ -167,12 +150,9 @@ def check(studies: Iterable[Study], folder: Path = FOLDER) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line of ``python -m benchmarks``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("study", choices=[*STUDIES, "all"], metavar="STUDY", help=f"{', '.join(STUDIES)}, or all")
-    parser.add_argument(
-        "action", nargs="?", choices=["run", "page", "check", "list"], help="by default: run, page, then check"
-    )
+    parser.add_argument("action", nargs="?", choices=["run", "page", "check", "list"], help="default: run, page, then check")
     parser.add_argument("cells", nargs="*", metavar="CELL", help="patterns of cells to run, such as 'scenes/egt-*'")
     parser.add_argument("--quick", action="store_true", help="run on little data, and keep nothing")
     parser.add_argument("--again", action="store_true", help="also run cells that are there already")
@@ -187,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "list" in actions:
             print("\n".join(f"{study.name} {name}" for name in study.cells(given.quick)))
         if "run" in actions:
-            how = {"quick": given.quick, "again": given.again, "processes": given.processes}
-            failed += run_cells(study, given.cells, **how)
+            failed += run_cells(study, given.cells, quick=given.quick, again=given.again, processes=given.processes)
         if "page" in actions:
             print(f"{study.name}: wrote {', '.join(map(str, study.write_pages())) or 'no page'}")
     if "check" in actions:

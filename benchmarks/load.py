@@ -32,7 +32,6 @@ DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}  # NumPy's n
 
 
 def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
-    """Return head and body of a request over a connection that stays open."""
     fields = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **(headers or {})}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -52,30 +51,20 @@ def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: An
 
 @dataclass(frozen=True)
 class Spec:
-    """A trial.
-
-    Attributes:
-        requests: bytes of each. kinds: a word for each, such as "exit 0"; or empty.
-        due: ``(N,)`` seconds from the start, ascending. which: ``(N,)`` places in the list of requests.
-        warmup: seconds at the beginning that do not count in the figures.
-        grace: seconds after the last request is due, at which everything ends.
-        retries: how often a request is sent again after its connection ended, or an answer with a status in ``again``.
-        keep: keep the answers.
-        processors: that the process may use; empty: all.
-    """
+    """A trial."""
 
     port: int
-    requests: Sequence[bytes]
-    due: Array = field(default_factory=lambda: np.zeros(0))
-    which: Array = field(default_factory=lambda: np.zeros(0, int))
-    kinds: Sequence[str] = ()
+    requests: Sequence[bytes]  # bytes of each
+    due: Array = field(default_factory=lambda: np.zeros(0))  # ``(N,)`` seconds from the start, ascending
+    which: Array = field(default_factory=lambda: np.zeros(0, int))  # ``(N,)`` places in the list of requests
+    kinds: Sequence[str] = ()  # a word for each, such as "exit 0"; or empty
     connections: int = 32
-    warmup: float = 0.0
-    grace: float = 5.0
-    retries: int = 0
+    warmup: float = 0.0  # seconds at the beginning that do not count in the figures
+    grace: float = 5.0  # seconds after the last request is due, at which everything ends
+    retries: int = 0  # how often a request is sent again after its connection ended, or an answer with a status in ``again``
     again: Sequence[int] = ()
-    keep: bool = False
-    processors: Sequence[int] = ()
+    keep: bool = False  # keep the answers
+    processors: Sequence[int] = ()  # that the process may use; empty: all
 
     def plan(self, phases: Sequence[tuple[float, float]], seed: int = 0) -> Spec:
         """Return it with Poisson arrivals of requests in random order, at (rate, seconds) one after the other."""
@@ -93,23 +82,20 @@ class Trial:
 
     Attributes:
         due, sent, finished: ``(N,)`` seconds from the start; NaN: never.
-        status: ``(N,)`` of HTTP; 0: no answer. retries: ``(N,)``. which: ``(N,)`` places in the list of requests.
         answers: head and body of each, empty where there is none; an empty list unless they were kept.
-        busy: share of the time for which the load itself computed: towards 1, what was measured is the load.
-        started: what :func:`time.perf_counter` said at the start, in whatever process on this machine.
     """
 
     due: Array
     sent: Array
     finished: Array
-    status: Array
-    retries: Array
-    which: Array
+    status: Array  # ``(N,)`` of HTTP; 0: no answer
+    retries: Array  # ``(N,)``
+    which: Array  # ``(N,)`` places in the list of requests
     kinds: Sequence[str] = ()
     answers: Sequence[bytes] = field(default=(), repr=False)
-    busy: float = 0.0
+    busy: float = 0.0  # share of the time for which the load itself computed: towards 1, what was measured is the load
     warmup: float = 0.0
-    started: float = 0.0
+    started: float = 0.0  # what :func:`time.perf_counter` said at the start, in whatever process on this machine
 
     @property
     def latency(self) -> Array:
@@ -131,7 +117,6 @@ class Trial:
 
     @property
     def p99(self) -> float:
-        """Seconds within which 99 % were answered."""
         return self.quantile(0.99)
 
     @property
@@ -153,7 +138,6 @@ class Load:
         self.open, self.done, self.connected = number, asyncio.Event(), asyncio.Semaphore(0)
 
     async def run(self) -> Trial:
-        """Connect, then send all requests; nothing happens after the grace time."""
         due = self.spec.due
         tasks = [asyncio.create_task(self.serve_connection()) for _ in range(self.spec.connections)]
         for _ in tasks:
@@ -167,8 +151,8 @@ class Load:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        own = self.status, self.retries, self.spec.which, self.spec.kinds, self.answers
-        return Trial(due, self.sent - start, self.finished - start, *own, busy, self.spec.warmup, start)
+        outcome = self.status, self.retries, self.spec.which, self.spec.kinds, self.answers
+        return Trial(due, self.sent - start, self.finished - start, *outcome, busy, self.spec.warmup, start)
 
     async def enqueue(self, start: float) -> None:
         for number, at in enumerate((self.spec.due + start).tolist()):
@@ -264,18 +248,13 @@ def start_load(spec: Spec) -> Any:
 
 
 def run_load(spec: Spec) -> Trial:
-    """Run a trial in a process of its own."""
     with start_load(spec) as future:
         trial: Trial = future.result()
     return trial
 
 
 class Poll:
-    """Asks again and again, on a thread of its own, until the block ends.
-
-    Attributes:
-        answers: what was answered, in turn; an error counts by the name of its class.
-    """
+    """Asks again and again on a thread of its own until the block ends. ``answers`` has the answers, and errors by the name of their class."""
 
     def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
         self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
@@ -297,23 +276,16 @@ class Poll:
                 self.answers.append(type(getattr(error, "reason", error)).__name__)
 
     def count(self) -> dict[str, int]:
-        """Return how often each answer came."""
         return dict(sorted(Counter(map(str, self.answers)).items()))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The most that a server bears.
+    """The most that a server bears."""
 
-    Attributes:
-        rate: requests a second; 0: none passed.
-        p99: seconds, of the trials that confirmed it: median, least, most.
-        is_of_the_load: the load itself was at its limit at a rate that did not pass: more may be possible.
-    """
-
-    rate: float
-    p99: tuple[float, float, float]
-    is_of_the_load: bool
+    rate: float  # requests a second; 0: none passed
+    p99: tuple[float, float, float]  # seconds, of the trials that confirmed it: median, least, most
+    is_of_the_load: bool  # the load itself was at its limit at a rate that did not pass: more may be possible
 
 
 def find_capacity(
@@ -326,15 +298,10 @@ def find_capacity(
     tries: int = 2,
     least: float = 1.0,
 ) -> Capacity:
-    """Find the highest rate whose 99th percentile is within the limit, with no failure.
+    """Find the highest rate whose 99th percentile is within the limit (seconds), with no failure.
 
-    Doubles or halves, bisects, and confirms: the median of ``repeats`` further trials has to pass, else the rate is lowered.
-
-    Args:
-        run_at: a trial at a rate, with other arrivals each time.
-        limit: seconds.
-        spread: how exact the rate is: this part of it to both sides.
-        tries: how often a rate is tried before it counts as too high: what else runs on a machine only ever makes one fail.
+    Doubles or halves, bisects until the rate is known to ``spread``, and confirms it by the median of ``repeats`` trials. A rate is too
+    high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail.
     """
     too_busy: dict[float, bool] = {}
 

@@ -63,7 +63,6 @@ def find_folder(draw: Callable[[np.random.Generator], Image.Image], count: int) 
 
 
 def draw_small(rng: np.random.Generator) -> Image.Image:
-    """Coarse noise of 32 pixels."""
     coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((32, 32), Image.Resampling.BILINEAR)
 
@@ -91,7 +90,6 @@ def measure_memory(verb: str, many: int, few: int) -> Tree:
 
 
 def summarise(values: list[float]) -> list[float]:
-    """Return median, least and most."""
     return [statistics.median(values), min(values), max(values)]
 
 
@@ -123,7 +121,7 @@ def measure_throughput(count: int, rounds: int) -> Tree:
     """Time whole epochs, shuffled, of all loaders in turn, from starting their processes to the last normalised batch."""
     side, batch = LARGE
     folder = find_folder(draw_photograph, count)
-    data, _ = xl.data.load_folder(folder, xl.data.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
+    data = xl.data.load_folder(folder, xl.data.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
     steps = [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     reference = ImageFolder(str(folder), transforms.Compose(steps))
     with tempfile.TemporaryDirectory() as temporary:
@@ -140,10 +138,8 @@ def measure_throughput(count: int, rounds: int) -> Tree:
                 started = time.perf_counter()
                 images = count_images(loaders[name](seed))
                 rates[name].append(images / (time.perf_counter() - started))
-    ratios = {
-        name: [rate / base for rate, base in zip(rates[name], rates["torchvision"], strict=True)]
-        for name in ("exitlens", "exitlens, cached")
-    }
+    bases = rates["torchvision"]
+    ratios = {name: [a / b for a, b in zip(rates[name], bases, strict=True)] for name in ("exitlens", "exitlens, cached")}
     return {
         "images": len(data),
         "rounds": rounds,
@@ -180,7 +176,7 @@ def do_work(verb: str, folder: Path) -> dict[str, float]:
         assert len(next(iter(make_epoch_loader(train, batch, 0, WORKERS))).labels) == batch  # type: ignore[arg-type]
         return {"seconds": time.perf_counter() - started, "listing_seconds": listed, "images": len(train)}
     net = xl.attach(Least(), ["a"], CLASSES, torch.zeros(1, 3, side, side))
-    data, _ = xl.data.load_folder(folder, Preprocess((side, side)))
+    data = xl.data.load_folder(folder, Preprocess((side, side)))
     data.workers = WORKERS
     started = time.perf_counter()
     if verb == "fit":

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 
 def make_block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch normalisation, ReLU."""
     convolution = nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm1d(outputs), nn.ReLU())
 
@@ -160,7 +159,6 @@ class ConvolutionsThenLSTM(nn.Module):
 
 
 def make_layers(width: int, count: int, norm_first: bool = True) -> nn.ModuleList:
-    """PyTorch's encoder layers."""
     options = {"batch_first": True, "norm_first": norm_first}
     return nn.ModuleList(nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, **options) for _ in range(count))
 
@@ -242,8 +240,6 @@ class OfTransformers(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with batch normalisation and dropout."""
-
     def __init__(self, features: int, classes: int, width: int = 384) -> None:
         super().__init__()
         sizes = (features, *(width,) * 4)

@@ -15,25 +15,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def list_pages() -> list[Path]:
-    """Return the README and all pages under docs and examples."""
     return [ROOT / "README.md", *sorted(path for folder in ("docs", "examples") for path in (ROOT / folder).rglob("*.md"))]
 
 
 def fill(name: str, lines: Sequence[str], pages: Iterable[Path] | None = None) -> list[Path]:
-    """Rewrite a part on every page that has its markers, and return these pages.
-
-    Raises:
-        SystemExit: if a page has one of the two markers without the other.
-    """
+    """Rewrite a part on every page that has both its markers, and return these pages."""
     pattern = re.compile(rf"(<!-- {re.escape(name)}: [^\n]*-->)(.*?)<!-- end of {re.escape(name)} -->", re.DOTALL)
     written = []
     for path in list_pages() if pages is None else pages:
         text = path.read_text()
         page, count = pattern.subn(lambda match: "\n".join([match[1], "", *lines, "", f"<!-- end of {name} -->"]), text)
         if count != text.count(f"<!-- {name}: ") or count != text.count(f"<!-- end of {name} -->"):
-            raise SystemExit(
-                f"{path}: expected '<!-- {name}: ... -->' and after it '<!-- end of {name} -->', got only one of them"
-            )
+            raise SystemExit(f"{path}: expected '<!-- {name}: ... -->' and '<!-- end of {name} -->', got only one of them")
         if count:
             path.write_text(page)
             written.append(path)
@@ -41,16 +34,11 @@ def fill(name: str, lines: Sequence[str], pages: Iterable[Path] | None = None) -
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def join_means(columns: Iterable[Sequence[float | None]], digits: int, scale: float = 1) -> str:
-    """Join the means over runs of each exit's value: ``0.12 / 0.34 / none``.
-
-    Args:
-        columns: for each run the values of its exits; ``None`` is left out of the mean.
-    """
+    """Join the means over runs of each exit's value, without those that are ``None``: ``0.12 / 0.34 / none``."""
     exits = ([scale * value for value in column if value is not None] for column in zip(*columns, strict=True))
     return " / ".join(f"{mean(values):.{digits}f}" if values else "none" for values in exits)
 

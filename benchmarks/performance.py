@@ -34,21 +34,18 @@ from exitlens.types.preprocessing import Preprocess
 BUNDLE = Path("runs/demo-full/bundle")
 SIZES, LOADER_BATCH = (1, 8, 32, 128), 8
 MEMORY = "memory-"
+SHARES = (0.5, 0.3, 0.0, 0.2)  # of the samples, by the exit that answers
+UNREACHABLE = 2.0  # a threshold whose exit is computed, but never answers
 TITLES = {"small": "our small network, 40 px", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "deit_tiny": "DeiT-tiny"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that is timed: where its backbone comes from, and the size of its images.
+    """A network that is timed: where its backbone comes from, and the size of its images."""
 
-    Attributes:
-        source: "bundle": the demo's network.
-        stream: images of the stream that is timed as well.
-    """
-
-    source: str
+    source: str  # "bundle": the demo's network
     pixels: int
-    stream: int = 0
+    stream: int = 0  # images of the stream that is timed as well
 
     def build(self) -> tuple[nn.Module, xl.ExitNet, Tensor, xl.Policy | None]:
         """Return the plain backbone, the network with three early exits placed by time, images, and a policy if it is trained."""
@@ -71,7 +68,6 @@ NETWORKS = {
 
 
 def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
-    """Return normalised scenes of garments of the test split, which were not seen in training or calibration."""
     garments, labels = load_garments("test")
     rows = torch.arange(count) % len(garments)
     made = xl.demo.make_scenes(garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=seed)
@@ -80,9 +76,8 @@ def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    cells: dict[str, Job] = {
-        f"{name}-{threads}": partial(measure_network, name, threads, quick) for threads in (2, 1) for name in NETWORKS
-    }
+    pairs = [(name, threads) for threads in (2, 1) for name in NETWORKS]
+    cells: dict[str, Job] = {f"{name}-{n}": partial(measure_network, name, n, quick) for name, n in pairs}
     return cells | ({} if quick else {f"{MEMORY}small-2": partial(measure_memory, "small", 2)})
 
 
@@ -113,7 +108,6 @@ def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
 
 
 def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> Tree:
-    """Time everything by batch size."""
     try:
         rivals = make_rivals(bench.plain, bench.net, network.pixels)
     except ImportError:
@@ -154,13 +148,11 @@ def compare_decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: i
 
 
 def name_rows(measured: Tree) -> Tree:
-    """Return what was timed for one batch size with its rows by name."""
     rows = {row["name"]: {key: value for key, value in row.items() if key != "name"} for row in measured["rows"]}
     return {**{key: value for key, value in measured.items() if key != "batch"}, "rows": rows}
 
 
 def name_tunings(tuning: Tree) -> Tree:
-    """Return a tuning with what was tried numbered."""
     tried = {str(i): attempt for i, attempt in enumerate(tuning["measured"]["ms_per_sample"])}
     return {**tuning, "measured": {**tuning["measured"], "ms_per_sample": tried}}
 
@@ -226,7 +218,7 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> Tree:
     """Time a stream in loader batches of 8: survivors that wait for company, against each batch alone."""
     twin = copy.deepcopy(net)
     known = make_scenes(net, 1024) if network.source == "bundle" else torch.randn(256, 3, network.pixels, network.pixels)
-    policy = choose_shares(twin, known, (0.5, 0.3, 0.0, 0.2))
+    policy = force_shares(twin, known)
     shares = torch.zeros(twin.num_exits)
 
     def answer_stream(images: int) -> None:
@@ -251,24 +243,30 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> Tree:
 
 
 def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield so many images in batches of a loader, again and again the same ones."""
     batches = images.split(LOADER_BATCH)
     yield from (batches[i % len(batches)] for i in range(count // LOADER_BATCH))
 
 
-def choose_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...]) -> xl.Policy:
-    """Return thresholds at which these images leave in these shares: between two neighbouring scores, exit by exit."""
-    logits = xl.collect(net, images).logits
-    rest, thresholds = torch.arange(len(images)), []
-    for k, share in enumerate(shares[:-1]):
-        leave = round(share * len(images))
-        if leave == 0:
-            thresholds.append(float("inf"))
-            continue
-        scores = logits[rest, k].softmax(1).amax(1).sort(descending=True)
-        thresholds.append((scores.values[leave - 1] + scores.values[min(leave, len(rest) - 1)]).item() / 2)
-        rest = rest[scores.indices[leave:]]
-    return xl.Policy(tuple(thresholds))
+def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
+    """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
+    with net.open_engine() as engine:
+        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
+    temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
+    left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
+    for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
+        owed += share * len(images)
+        count = min(round(owed), len(left))
+        owed -= count
+        scores = (exit_logits[left] / temperature).softmax(1).amax(1)
+        ordered, order = scores.sort(descending=True)
+        if count == 0:
+            thresholds.append(UNREACHABLE)
+        elif count == len(left):
+            thresholds.append(-1.0)
+        else:
+            thresholds.append(float((ordered[count - 1] + ordered[count]) / 2))
+        left = left[order[count:]]
+    return xl.Policy(tuple(thresholds), temperatures=temperatures, network=net.identity())
 
 
 def measure_memory(name: str, threads: int) -> Tree:
@@ -295,7 +293,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         yield from promise_network(run, runs[run])
         if f"{MEMORY}{run}" in runs:
             held = runs[f"{MEMORY}{run}"]["resident_mb"]
-            what = f"{run}: memory at the end of a stream over a fifth of it, process of its own"
+            what = f"{run}: memory at the end of a stream over that after a fifth of it"
             yield Promise(f"memory|{run}", what, held[-1] / held[0], "<=", 1.05)
 
 
@@ -307,11 +305,23 @@ def promise_network(run: str, measured: Tree) -> Iterator[Promise]:
     if run.startswith("resnet18"):
         yield Promise(f"router|{run}", f"{run}, batch 32: the router's own time", measured["router_share"][0], "<=", 0.01)
     if "stream" in measured:
-        yield Promise(f"stream|{run}", f"{run}: stream over batch by batch of 8", measured["stream"]["gain"][0], ">=", 1.15)
+        yield Promise(
+            f"stream|{run}",
+            f"{run}: throughput of a stream over separate batches of 8",
+            measured["stream"]["gain"][0],
+            ">=",
+            1.15,
+        )
     if "decisions" in measured:
         same, far = measured["decisions"]["equal"], measured["decisions"]["furthest_from_threshold"]
-        yield Promise(f"decisions|{run}", f"{run}: compiled decides as eager, share of 10,000", same, ">=", 0.9999)
-        yield Promise(f"near|{run}", f"{run}: furthest of the others from its threshold", far, "<=", 1e-4)
+        yield Promise(
+            f"decisions|{run}",
+            f"{run}: share of 10,000 samples that compiled and eager stages decide alike",
+            same,
+            ">=",
+            0.9999,
+        )
+        yield Promise(f"near|{run}", f"{run}: largest distance of the others from their thresholds", far, "<=", 1e-4)
 
 
 def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
@@ -323,7 +333,9 @@ def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
     if size == 1 and "exits, all at exit 0" in rows:
         eager = rows["exits, all at exit 0"]["efficiency"][0]
         best = max(rows.get("exits, all at exit 0, compiled", rows["exits, all at exit 0"])["efficiency"][0], eager)
-        yield Promise(f"exit0|{run}", f"{at}: all leave at exit 0, of what the stage allows", best, ">=", 0.95)
+        yield Promise(
+            f"exit0|{run}", f"{at}: all leave at exit 0, share of the speed that the stage allows", best, ">=", 0.95
+        )
     if "attention_over_none" in batch:
         ratio = batch["attention_over_none"][0]
         yield Promise(f"attention|{run}|{size}", f"{at}: attention of every exit, time over without", ratio, "<=", 1.02)
@@ -334,7 +346,6 @@ def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
 
 
 def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
-    """Measured saving over ideal saving, of the faster form."""
     for shares in (MIXED, "40/30/20/10", "all at exit 0") if size >= 8 else ():
         names = [name for name in (f"exits, {shares}", f"exits, {shares}, compiled") if "saving" in rows.get(name, {})]
         if names:
@@ -345,7 +356,6 @@ def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
 
 
 def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
-    """Against the plain backbone and earlyon."""
     mixed = rows.get(f"exits, {MIXED}")
     if mixed is None:
         return
@@ -356,7 +366,7 @@ def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
     for form in ("", ", same formats"):
         other = rows.get(f"earlyon, {MIXED}{form}")
         if other is not None and size in (1, 32):
-            what = f"{run}, batch {size}: {MIXED}, times earlyon's throughput{form or ', as it comes'}"
+            what = f"{run}, batch {size}: {MIXED}, times earlyon's throughput{form or ', its own settings'}"
             bar = 1.0 if size == 1 else 2.2
             yield Promise(f"earlyon{form}|{run}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", bar)
 
@@ -365,7 +375,6 @@ def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
 
 
 def order_runs(runs: Runs) -> dict[tuple[str, int], Tree]:
-    """Return the runs by network and threads, in the order of the page."""
     return {(name, threads): runs[key] for threads in (2, 1) for name in TITLES if (key := f"{name}-{threads}") in runs}
 
 
@@ -376,22 +385,10 @@ def write_performance(runs: Runs) -> list[str]:
         f"Measured on {first['processor']} ({first['cores']} cores), PyTorch {first['torch']}, Python {first['python']}."
     ]
     for (name, threads), measured in ordered.items():
-        lines += [
-            "",
-            *write_network(name, threads, measured),
-            "",
-            *write_batches(measured),
-            "",
-            *write_further(measured),
-            "",
-        ]
-        lines += [
-            "<details><summary>Ideal and measured, latency, memory</summary>",
-            "",
-            *write_ideal(measured),
-            "",
-            "</details>",
-        ]
+        parts = (write_network(name, threads, measured), write_batches(measured), write_further(measured))
+        lines += [line for part in parts for line in ("", *part)]
+        folded = ["<details><summary>Ideal and measured, latency, memory</summary>", "", *write_ideal(measured)]
+        lines += ["", *folded, "", "</details>"]
     return [*lines, ""]
 
 
@@ -414,7 +411,6 @@ def write_network(name: str, threads: int, measured: Tree) -> list[str]:
 
 
 def write_batches(measured: Tree) -> list[str]:
-    """All contenders by batch size: milliseconds for each sample, and how many times faster than plain."""
     by_size = [batch["rows"] for batch in measured["batches"].values()]
     head = ["ms a sample (times faster than plain as PyTorch runs it)", *(f"batch {size}" for size in measured["batches"])]
     rows = []
@@ -425,7 +421,6 @@ def write_batches(measured: Tree) -> list[str]:
 
 
 def write_ideal(measured: Tree) -> list[str]:
-    """Measured against ideal, and what a call takes."""
     rows = []
     for size, batch in measured["batches"].items():
         for name, row in batch["rows"].items():
@@ -440,7 +435,6 @@ def write_ideal(measured: Tree) -> list[str]:
 
 
 def write_further(measured: Tree) -> list[str]:
-    """bfloat16, the stream and the decisions of compiled stages, in words."""
     half = measured["bfloat16"]["rows"]
     ours, plain = half[f"exits, {MIXED}"], half["plain, tuned"]
     lines = [
@@ -464,7 +458,6 @@ def write_further(measured: Tree) -> list[str]:
 
 
 def write_summary(runs: Runs) -> list[str]:
-    """A few lines: two cores, mixed exit shares."""
     rows = []
     for (name, threads), measured in order_runs(runs).items():
         if threads == 2:
@@ -530,10 +523,5 @@ def draw_bar(axes: Any, x: float, row: Tree, colour: str, label: str) -> None:
     axes.annotate(f"{value:.1f}", (x, top), ha="center", va="bottom", fontsize=7)
 
 
-STUDY = Study(
-    "performance",
-    list_cells,
-    list_promises,
-    {"performance": write_performance, "speed": write_summary},
-    finish=plot_speed,
-)
+TABLES = {"performance": write_performance, "speed": write_summary}
+STUDY = Study("performance", list_cells, list_promises, TABLES, finish=plot_speed)

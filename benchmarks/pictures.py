@@ -22,7 +22,7 @@ from benchmarks.drawings import BACKBONE, SIZE, load_pictures
 from benchmarks.harness import Job, Study
 from benchmarks.pages import table
 from benchmarks.promises import Promise, promise_mean
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TASKS
 from benchmarks.truth import EGT, PLAIN, find_folder, train
 from exitlens.functional.attribution import energy_in_mask
@@ -93,13 +93,11 @@ def measure_maps(net: xl.ExitNet, images: xl.data.ImageSet) -> Tree:
 
 
 def list_policies() -> list[tuple[str, float, bool]]:
-    """Name, limit of the accuracy drop, and whether calibration knows which pictures show the same drawing."""
     pairs = [(limit, named) for limit in LIMITS for named in (True, False)]
     return [(f"{limit}, {'by drawing' if named else 'by picture'}", limit, named) for limit, named in pairs]
 
 
 def try_policy(calibration: xl.Trace, test: xl.Trace, limit: float, named: bool) -> Tree:
-    """Certify a policy, and measure what it costs and loses on the test pictures."""
     trace = replace(calibration) if named else replace(calibration, groups=None)  # each limit is asked alone
     report = xl.evaluate(test, xl.calibrate(trace, max_accuracy_drop=limit, delta=DELTA))
     measured = {"cost": report.cost, "accuracy": report.accuracy, "drop": report.accuracy_drop}
@@ -125,10 +123,7 @@ def spread_by_drawing(values: Tensor, drawings: Tensor) -> Tensor:  # (N,K), (N,
 
 
 def time_steps(rounds: int = 9, batch: int = 64, size: int = SIZE, classes: int = 16) -> Tree:
-    """Time a training step with exits against one of the plain network, in turn, by one thread's processor time.
-
-    The plain network is the backbone as its library makes it, trained by plain PyTorch.
-    """
+    """Time a training step with exits against one of the plain backbone in plain PyTorch, in turn, by one thread's processor time."""
     torch.set_num_threads(1)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch,))
@@ -173,13 +168,8 @@ def prepare_step(
     return step
 
 
-def find_runs(runs: Runs, kind: str) -> list[Tree]:
-    """Return the runs of one kind by seed."""
-    return [runs[f"{kind}-{seed}"] for seed in SEEDS if f"{kind}-{seed}" in runs]
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    pairs = find_runs(runs, "pair")
+    pairs = list_seeds(runs, "pair")
     if len(pairs) == len(SEEDS):
         what = "pictures: final exit minus the plain network, points"
         yield promise_mean("pictures|final", what, [100 * pair["difference"] for pair in pairs], ">=", LEAST_DIFFERENCE)
@@ -189,7 +179,6 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def write_networks(runs: Runs) -> list[str]:
-    """The comparison, of the seeds of which both networks are there."""
     seeds = [seed for seed in SEEDS if f"pair-{seed}" in runs]
     if not seeds:
         return ["Not measured yet: `python -m benchmarks pictures` (six networks, resumable)."]
@@ -198,7 +187,7 @@ def write_networks(runs: Runs) -> list[str]:
 
 
 def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
-    plain, exits, pairs = (find_runs(runs, kind) for kind in ("plain", "exits", "pair"))
+    plain, exits, pairs = (list_seeds(runs, kind) for kind in ("plain", "exits", "pair"))
     accuracy, cost, skill, energy = (average(exits, key) for key in ("accuracy", "cost", "skill", "energy"))
     rows = [["plain network", "1", *show_points([run["accuracy"][0] for run in plain]), "", ""]]
     for k in range(len(accuracy)):
@@ -220,7 +209,6 @@ def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
 
 
 def average(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """Return the means over runs of a list with a value for each exit."""
     return [mean(values) for values in zip(*(run[key] for run in runs), strict=True)]
 
 
@@ -229,7 +217,7 @@ def show_points(values: Sequence[float]) -> list[str]:
 
 
 def write_policies(runs: Runs) -> list[str]:
-    exits = find_runs(runs, "exits")
+    exits = list_seeds(runs, "exits")
     rows = []
     for name, limit, _ in list_policies():
         costs, drops = ([run["policies"][name][key] for run in exits] for key in ("cost", "drop"))
@@ -262,6 +250,5 @@ def write_tables(runs: Runs) -> list[str]:
     return [*lines, *(["", *table(["promise", "measured", "bar", "kept"], rows)] if rows else [])]
 
 
-STUDY = Study(
-    "pictures", list_cells, list_promises, {"pictures": write_tables, "photos": write_networks}, processes=2, alone="step-*"
-)
+TABLES = {"pictures": write_tables, "photos": write_networks}
+STUDY = Study("pictures", list_cells, list_promises, TABLES, processes=2, alone="step-*")

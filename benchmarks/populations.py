@@ -27,11 +27,7 @@ GROUPS, LARGEST = 4000, 50  # in a population of groups; samples in the largest
 
 
 def load_trace(name: str) -> xl.Trace:
-    """Return a population of samples that the network was neither trained nor chosen on; made once.
-
-    Args:
-        name: one of ``TRACES``, or ``scenes-egt-drifted``: scenes with other backgrounds.
-    """
+    """Return a trace of ``TRACES``, or ``scenes-egt-drifted`` (other backgrounds), of samples that its network never saw."""
     path = FOLDER / f"{name}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +38,6 @@ def load_trace(name: str) -> xl.Trace:
 
 
 def make_unseen(data: str, agreement: float) -> xl.data.ImageSet:
-    """5,000 garments of the calibration and test splits, as they are or each of them in two scenes."""
     parts = [load_garments(split) for split in ("calibration", "test")]
     images, labels = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
     if data == "garments":
@@ -52,7 +47,6 @@ def make_unseen(data: str, agreement: float) -> xl.data.ImageSet:
 
 
 def train_garment_net(kind: str) -> xl.ExitNet:
-    """Our small network on the garments themselves, four epochs."""
     folder = FOLDER / f"net-{kind}"
     if not (folder / "manifest.json").exists():
         torch.manual_seed(0)
@@ -95,7 +89,6 @@ def make_population(kind: int, count: int = 20_000) -> xl.Trace:
 
 
 def draw_sure(kind: int, count: int, rng: torch.Generator) -> Tensor:  # -> (N,3) in [0, 1]
-    """Draw how sure the exits are; kind 1: five different values an exit."""
     sure = torch.rand(count, 3, generator=rng)
     sure[:, 2] = 1
     if kind == 1:
@@ -127,10 +120,9 @@ def make_label_population(kind: int, count: int = 20_000) -> xl.Trace:
 
 
 def make_groups(kind: int) -> xl.Trace:
-    """Groups of 1 to 50 samples: in some of them, the early exits are wrong about most samples, and sure.
+    """Groups of 1 to 50 samples, in some of which the early exits are wrong about most samples, and sure.
 
-    Kind 0: this does not depend on the size. Kind 1: the more samples, the likelier. Kind 2: all samples of a group are the
-    same.
+    Kind 0: whatever the size. Kind 1: the more samples, the likelier. Kind 2: all samples of a group are the same.
     """
     rng = torch.Generator().manual_seed(200 + kind)
     sizes = torch.randint(1, LARGEST + 1, (GROUPS,), generator=rng)
@@ -170,20 +162,17 @@ def draw_groups(trace: xl.Trace, count: int, rng: torch.Generator) -> tuple[Tens
 
 
 def take(trace: xl.Trace, rows: Tensor) -> xl.Trace:
-    """Return some samples of a trace, as if nothing were known about them but what exits answered."""
     labels = None if trace.labels is None else trace.labels[rows]
     gate_features = None if trace.gate_features is None else trace.gate_features[rows]
     return xl.Trace(trace.logits[rows], labels, trace.divergence[rows], trace.cost, gate_features=gate_features)
 
 
 def split_randomly(trace: xl.Trace, first: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of so many samples in random order, and of all others."""
     order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
     return order[:first], order[first:]
 
 
 def answer_on_paper(trace: xl.Trace, policy: xl.Policy) -> xl.Prediction:
-    """Return what a policy answers to the samples of a trace."""
     exits = xl.route(trace, policy)
     p = torch.stack([(trace.logits[:, k] / policy.temperatures[k]).softmax(1) for k in range(trace.num_exits)], 1)
     chosen = p[torch.arange(len(p)), exits]

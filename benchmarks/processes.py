@@ -47,7 +47,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def start(words: Sequence[str], processes: int, *, restarts: int = 0, timeout_s: int = 600) -> subprocess.Popen[str]:
-    """Start training by one process of two threads, or by two of one."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -58,11 +57,10 @@ def start(words: Sequence[str], processes: int, *, restarts: int = 0, timeout_s:
 
 
 def train(out: Path, words: Sequence[str], processes: int) -> tuple[dict[str, torch.Tensor], Tree]:
-    """Return the weights and the record of a finished run."""
     process = start(["--out", str(out), *words], processes)
-    said = process.communicate()[1]
+    errors = process.communicate()[1]
     if process.returncode:
-        raise RuntimeError(said)
+        raise RuntimeError(errors)
     state, record = read_tensors(out / "last.safetensors")
     return {name: value for name, value in state.items() if name.startswith("net.")}, record
 
@@ -76,8 +74,8 @@ def measure_seconds(name: str, words: Sequence[str], repeats: int) -> Tree:
                 record = train(Path(folder) / f"{i}-{processes}", ["--net", name, *words], processes)[1]
                 seconds[processes].append(statistics.median(row["seconds"] for row in record["history"][1:]))
     ratios = sorted(pair / single for single, pair in zip(seconds[1], seconds[2], strict=True))
-    one, two = (statistics.median(seconds[processes]) for processes in (1, 2))
-    return {"one": one, "two": two, "ratio": [statistics.median(ratios), ratios[0], ratios[-1]]}
+    single, pair = (statistics.median(seconds[processes]) for processes in (1, 2))
+    return {"one": single, "two": pair, "ratio": [statistics.median(ratios), ratios[0], ratios[-1]]}
 
 
 def measure_weights(words: Sequence[str]) -> Tree:
@@ -90,11 +88,12 @@ def measure_weights(words: Sequence[str]) -> Tree:
     with tempfile.TemporaryDirectory() as folder:
         runs = [(1, [*words, "--double"]), (2, [*words, "--double"]), (1, words), (2, words), (2, words)]
         states = [train(Path(folder) / str(i), run, n)[0] for i, (n, run) in enumerate(runs)]
-    one, two, single, pair, again = (torch.cat([value.flatten().double() for value in state.values()]) for state in states)
+    weights = [torch.cat([value.flatten().double() for value in state.values()]) for state in states]
+    double_single, double_pair, single, pair, again = weights
     gap = (single - pair).abs()
     return {
-        "weights": len(one),
-        "double": (one - two).abs().max().item(),
+        "weights": len(single),
+        "double": (double_single - double_pair).abs().max().item(),
         "single": {"largest": gap.max().item(), "close": (gap <= 1e-5).double().mean().item()},
         "from_run_to_run": (pair - again).abs().max().item(),
     }
@@ -109,10 +108,10 @@ def measure_kill(rank: int, words: Sequence[str]) -> Tree:
         process = start(["--out", str(out), *words], 2, restarts=1)
         send_signal(process, out, rank, signal.SIGKILL)
         started = time.monotonic()
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
         seconds = time.monotonic() - started
         if process.returncode:
-            raise RuntimeError(said)
+            raise RuntimeError(errors)
         weights, record = read_tensors(out / "last.safetensors")
     same = all(torch.equal(weights[name], value) for name, value in whole.items())
     return {"same": float(same), "epochs": len(record["history"]), "seconds_to_end": seconds}
@@ -125,14 +124,13 @@ def measure_hang(rank: int) -> Tree:
         process = start(["--out", str(out), "--epochs", "50"], 2, timeout_s=TIMEOUT_S)
         send_signal(process, out, rank, signal.SIGSTOP)
         started = time.monotonic()
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
         seconds = time.monotonic() - started
         kept = len(read_tensors(out / "last.safetensors")[1]["history"])
-    return {"seconds": seconds, "timeout": TIMEOUT_S, "said": float("lost the others" in said), "epochs_kept": kept}
+    return {"seconds": seconds, "timeout": TIMEOUT_S, "said": float("lost the others" in errors), "epochs_kept": kept}
 
 
 def send_signal(process: subprocess.Popen[str], out: Path, rank: int, number: signal.Signals) -> None:
-    """Send a rank a signal once two epochs are written."""
     log = out / "log.csv"
     while not log.exists() or len(log.read_text().splitlines()) < 3:
         if process.poll() is not None:
@@ -154,7 +152,6 @@ def replace_batch_norm(module: nn.Module) -> None:
 
 
 def make_set(count: int, size: int) -> xl.data.ImageSet:
-    """Coloured noise, brighter at a place that depends on the class."""
     rng = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % CLASSES
     pixels = torch.randint(0, 120, (count, 3, size, size), generator=rng, dtype=torch.uint8)
@@ -165,7 +162,6 @@ def make_set(count: int, size: int) -> xl.data.ImageSet:
 
 
 def main() -> None:
-    """One training run, alone or as one of the processes that torchrun starts."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--net", choices=SIZES, default="small")
     parser.add_argument("--out", type=Path, required=True)
@@ -197,7 +193,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         elif kind == "weights":
             what = "largest difference of a weight after an epoch in double precision, two processes and one"
             yield Promise("processes|weights", what, measured["double"], "<=", 1e-5)
-            what = "the same from run to run of two processes"
+            what = "the same between two runs of two processes"
             yield Promise("processes|run to run", what, measured["from_run_to_run"], "<=", 0)
         elif kind == "kill":
             what = f"rank {name} killed: torchrun goes on and ends with the same weights (1: yes)"
@@ -205,7 +201,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         elif kind == "hang":
             what = f"rank {name} stopped: seconds until all have ended, beyond the time-out"
             yield Promise(f"processes|{run}", what, measured["seconds"] - measured["timeout"], "<=", GRACE_S)
-            what = f"rank {name} stopped: the other says what happened (1: yes)"
+            what = f"rank {name} stopped: the other reports it (1: yes)"
             yield Promise(f"processes|{run}|said", what, measured["said"], ">=", 1)
 
 

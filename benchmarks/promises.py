@@ -18,29 +18,19 @@ Sense = Literal["<=", ">="]
 
 @dataclass(frozen=True)
 class Promise:
-    """A promise and what was measured.
+    """A promise and what was measured."""
 
-    Attributes:
-        key: name of the promise, which patterns in known_misses.json match.
-        what: the promise in words.
-        sense: side of the bar on which the figure should be.
-        half: half the width of the figure's 95 % interval, if it has one.
-        note: text for tables, such as the interval of a promise about its lower end.
-        reason: why it is missed, from known_misses.json.
-    """
-
-    key: str
-    what: str
+    key: str  # name of the promise, which patterns in known_misses.json match
+    what: str  # the promise in words
     measured: float
-    sense: Sense
+    sense: Sense  # side of the bar on which the figure should be
     bar: float
-    half: float | None = None
-    note: str = ""
-    reason: str = ""
+    half: float | None = None  # half the width of the figure's 95 % interval, if it has one
+    note: str = ""  # text for tables, such as the interval of a promise about its lower end
+    reason: str = ""  # why it is missed, from known_misses.json
 
     @property
     def is_kept(self) -> bool:
-        """True if the figure is on the promised side of the bar."""
         return self.measured <= self.bar if self.sense == "<=" else self.measured >= self.bar
 
     @property
@@ -64,7 +54,6 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 
 def promise_mean(key: str, what: str, values: Sequence[float], sense: Sense, bar: float) -> Promise:
-    """Promise the mean of values, one for each seed."""
     middle, half = interval(values)
     return Promise(key, what, middle, sense, bar, None if half == float("inf") else half)
 
@@ -79,13 +68,11 @@ def promise_end(
 
 
 def read_known_misses() -> dict[str, str]:
-    """Return the reasons by pattern of keys."""
     known: dict[str, str] = json.loads(KNOWN_MISSES.read_text())
     return known
 
 
 def add_reasons(promises: Iterable[Promise]) -> list[Promise]:
-    """Return the promises with the reason of the first pattern that matches."""
     known = read_known_misses()
     return [
         replace(promise, reason=next((text for key, text in known.items() if fnmatch(promise.key, key)), ""))

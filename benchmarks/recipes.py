@@ -17,7 +17,7 @@ import exitlens as xl
 from benchmarks.drawings import BACKBONE, find_weights, open_folder
 from benchmarks.harness import Job, Study, use_one_thread
 from benchmarks.pages import table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
 from exitlens.modalities.image import read_image
 from exitlens.model.backbones.normalisation import read_normalisation
@@ -27,7 +27,6 @@ SIZE, PICTURES_OF_A_DRAWING, REVIEWS, VALIDATION = 96, 2, 600, 400
 
 
 def rates(body: float, heads: float, **changes: Any) -> dict[str, Any]:
-    """Arguments of ``fit`` with a rate for the body and one for the heads."""
     start: dict[str, Any] = {"warm_up": 0.1, "layer_decay": 1.0, "batch_norm": "update", "augment": "none"}
     return {"recipe": "pretrained", "learning_rate": body, "head_learning_rate": heads} | start | changes
 
@@ -93,7 +92,6 @@ OPEN = {"pictures": open_pictures, "reviews": open_reviews}
 
 
 def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
-    """Train by one recipe and measure accuracy and agreement on validation data."""
     use_one_thread()
     torch.manual_seed(seed)
     started, is_plain = time.process_time(), trial.startswith("plain")
@@ -117,19 +115,16 @@ def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
 
 
 def write_trials(kind: str, runs: Runs) -> list[str]:
-    """A row for each trial, in the order of :data:`TRIALS`; means over seeds."""
     rows = []
     for trial in TRIALS:
-        found = [runs[name] for seed in range(10) if (name := f"{kind}/{trial}-{seed}") in runs]
-        if found:
-            columns = zip(*([100 * value for value in run["accuracy"]] for run in found), strict=True)
+        if measured := list_seeds(runs, f"{kind}/{trial}"):
+            columns = zip(*([100 * value for value in run["accuracy"]] for run in measured), strict=True)
             accuracy = [f"{sum(values) / len(values):.1f}" for values in columns]
-            rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(found))])
+            rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(measured))])
     return table(["trial", "exit 0", "exit 1", "exit 2", "final", "seeds"], rows)
 
 
 def write_values(_: Runs) -> list[str]:
-    """The values of the recipes side by side."""
     scratch, pretrained = (asdict(RECIPES[name]) for name in ("scratch", "pretrained"))
     rows = [
         [f"`{name}`", *("the same" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in pair)]

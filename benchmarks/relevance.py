@@ -51,7 +51,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def measure(name: str, count: int, rounds: int) -> Tree:
-    """Measure everything about one network."""
     torch.set_num_threads(1)
     net, images = load_network(name, count)
     with torch.no_grad():
@@ -73,7 +72,6 @@ def measure(name: str, count: int, rounds: int) -> Tree:
 
 
 def load_network(name: str, count: int) -> tuple[xl.ExitNet, Tensor]:
-    """Return a network, and so many test images drawn at random."""
     if name == "demo":
         net, _ = load(Path("runs/demo-full"))
         data = load_samples(Path("runs/demo-full"), net, "test")
@@ -163,10 +161,9 @@ def make_torchcam(net: xl.ExitNet, name: str) -> Maker:
 
 
 def judge(net: xl.ExitNet, images: Tensor, labels: Tensor, makers: Mapping[str, Maker]) -> dict[str, Tree]:
-    """Measure deletion and insertion by every map, as shares of what the occlusion oracle reaches over random cells.
+    """Measure deletion and insertion by every map on the coarsest grid, as shares of what the occlusion oracle reaches over random cells.
 
-    The exits' attention maps are judged by the answers of their own exits, all others by the final exit's. All maps are averaged to
-    the coarsest grid among them first.
+    Attention maps are judged by the answers of their own exits, all others by the final exit's.
     """
     pairs = list(zip(images.split(FEW), labels.split(FEW), strict=True))
     others = {name: torch.cat([make(*pair) for pair in pairs]) for name, make in makers.items()}
@@ -246,14 +243,13 @@ def time_in_turns(works: Mapping[str, Work], images: Tensor, labels: Tensor, rou
 
 
 def spread(values: Sequence[float]) -> list[float]:
-    """Return median and quartiles."""
     return [round(float(v), 4) for v in np.percentile(values, (50, 25, 75))]
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for name, measured in runs.items():
         for k, times in measured["explain"].items():
-            what = f"{name}: explain(relevance=True) above explain, over the stages' forward pass, exit {k} answers"
+            what = f"{name}: what relevance adds to explain, over the stages' forward pass, exit {k} answers"
             yield Promise(f"relevance|{name}|{k}", what, times["ratio"][0], "<=", 1.5)
 
 

@@ -27,7 +27,6 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Yield a row for every value of a tree."""
     for key, value in tree.items():
         part, measure = SEPARATOR.join(path), str(key)
         if isinstance(value, dict) and value:
@@ -39,7 +38,6 @@ def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[Row]:
 
 
 def grow(rows: Iterable[Row]) -> Tree:
-    """Return the tree that :func:`flatten` made these rows of."""
     tree: Tree = {}
     for part, measure, index, text in rows:
         node = tree
@@ -62,7 +60,6 @@ def write_value(value: object) -> str:
 
 
 def read_value(text: str) -> Any:
-    """Read what :func:`write_value` wrote."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -75,8 +72,12 @@ def split_name(cell: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (cell, "")
 
 
+def list_seeds(runs: Runs, condition: str) -> list[Tree]:
+    """Return the runs of a condition that are there, by seed."""
+    return [runs[name] for seed in range(100) if (name := f"{condition}-{seed}") in runs]
+
+
 def read_results(path: Path) -> dict[str, Tree]:
-    """Return what every cell measured; nothing where the file does not exist."""
     return _read(path, path.stat().st_mtime_ns) if path.exists() else {}
 
 
@@ -94,11 +95,7 @@ def _read_rows(path: Path) -> dict[str, list[Row]]:
 
 
 def write_result(path: Path, cell: str, tree: Tree, order: Iterable[str] = ()) -> None:
-    """Add a cell to the file, or replace it. Other processes may write other cells at the same time.
-
-    Args:
-        order: names of cells in the order in which the file shall have them; others follow.
-    """
+    """Add or replace a cell, in the given order of cells. Other processes may write other cells at the same time."""
     new = list(flatten(tree))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:

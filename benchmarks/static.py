@@ -25,10 +25,10 @@ import exitlens as xl
 from benchmarks.harness import Job, Study
 from benchmarks.pages import table
 from benchmarks.promises import Promise, interval, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
-from exitlens.data.splits import SampleSet
+from exitlens.data.sets import SampleSet
 from exitlens.delivery.bench.benchmark import answer_at
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.functional.losses import distillation_loss
@@ -48,22 +48,14 @@ TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
 
 @dataclass(frozen=True)
 class Candidate:
-    """A static network.
+    """A static network."""
 
-    Attributes:
-        family: what is made smaller; accuracy at a given time is interpolated between the members of a family.
-        title: for tables.
-        make: makes the untrained network of one exit for a task.
-        pixels: side to which it shrinks images first; 0: it takes them as they are.
-    """
-
-    family: str
-    title: str
-    make: Callable[[Task], xl.ExitNet]
-    pixels: int = 0
+    family: str  # what is made smaller; accuracy at a given time is interpolated between the members of a family
+    title: str  # for tables
+    make: Callable[[Task], xl.ExitNet]  # makes the untrained network of one exit for a task
+    pixels: int = 0  # side to which it shrinks images first; 0: it takes them as they are
 
     def build(self, task: Task, seed: int) -> xl.ExitNet:
-        """Return the untrained network, whose weights depend on the seed only."""
         torch.manual_seed(seed)
         net = self.make(task)
         net.describe(classes=tuple(task.train.classes), preprocess=task.train.preprocess)
@@ -78,8 +70,6 @@ class Candidate:
 
 
 class Resized(nn.Module):
-    """A backbone that sees smaller images: (B,C,H,W) -> (B,classes)."""
-
     def __init__(self, backbone: nn.Module, pixels: int) -> None:
         super().__init__()
         self.backbone, self.pixels = backbone, pixels
@@ -147,7 +137,6 @@ FAMILIES = {"width": "narrower", "cut": "cut early", "pixels": "smaller images"}
 
 
 def list_candidates(task: str, seed: int) -> dict[str, Candidate]:
-    """Return all candidates for the first seed; for others those of the best family, or none."""
     family = RIVALS[task] if task not in ONCE else None
     return {name: candidate for name, candidate in CANDIDATES[task].items() if seed == 0 or candidate.family == family}
 
@@ -168,11 +157,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 class Teacher:
-    """A trained network that :func:`exitlens.fit` shows every batch as its student gets it (the argument ``augment``).
-
-    Attributes:
-        logits: ``(B,C)``, of the last batch, without gradient.
-    """
+    """A trained network that :func:`exitlens.fit` shows every batch as its student gets it (``augment``); keeps its logits ``(B,C)``."""
 
     def __init__(self, net: xl.ExitNet) -> None:
         self.net = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -207,34 +192,28 @@ class Adapted(NamedTuple):
     """Our network, the plain full one, and two policies, each the cheapest that keeps its limit on held-out validation data.
 
     Attributes:
-        policy: loses at most :data:`LIMIT` against our own final exit.
         fast: loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already.
-        full_accuracy: of the full network, on validation data.
     """
 
     net: xl.ExitNet
     full: xl.ExitNet
-    policy: xl.Policy
+    policy: xl.Policy  # loses at most :data:`LIMIT` against our own final exit
     fast: xl.Policy
-    full_accuracy: float
+    full_accuracy: float  # of the full network, on validation data
 
 
 def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
-    """Return trained networks (or train them) with their policies."""
     net, _ = train(task, EGT, seed, find_folder(name, EGT, seed, quick))
     full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
     trace = xl.collect(net, task.validation, batch_size=BATCH)
-    ours, theirs = (
-        rate(answers, task.validation)["accuracy"] for answers in (answer_last(trace), answer(full, task.validation))
-    )
-    policy, fast = (
-        xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in (LIMIT, max(LIMIT + ours - theirs, 0.0))
-    )
-    return Adapted(net, full, policy, fast, theirs)
+    ours = rate(answer_last(trace), task.validation)["accuracy"]
+    full_accuracy = rate(answer(full, task.validation), task.validation)["accuracy"]
+    limits = LIMIT, max(LIMIT + ours - full_accuracy, 0.0)
+    policy, fast = (xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in limits)
+    return Adapted(net, full, policy, fast, full_accuracy)
 
 
 def measure_adaptive(name: str, seed: int, quick: bool = False) -> Tree:
-    """Measure ours by each of its policies, and the full network beside it."""
     task = open_task(name, seed, 96 if quick else 0)
     net, full, policy, fast, full_accuracy = adapt(task, name, seed, quick)
     measured: Tree = {"limit": LIMIT, "cost": net.cost.tolist(), "tests": {}, "fast": {"tests": {}}}
@@ -281,7 +260,6 @@ def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> T
 
 
 def answer(net: xl.ExitNet, data: SampleSet) -> Tensor:  # -> (N,)
-    """Return the labels that the final exit gives."""
     return answer_last(xl.collect(net, data, batch_size=BATCH))
 
 
@@ -291,7 +269,6 @@ def answer_last(trace: xl.Trace) -> Tensor:  # -> (N,)
 
 
 def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> dict[str, Any]:
-    """Return the accuracy, and the share of samples answered as by ``reference`` ``(N,)``."""
     measured = {"samples": len(answers), "accuracy": (answers == data.labels).double().mean().item()}
     if reference is not None:
         measured["agreement"] = torch.eq(answers, reference).double().mean().item()
@@ -302,10 +279,7 @@ def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> d
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
-    """Time batches of 64 on one core, every network tuned, all in turn in one process: milliseconds a sample.
-
-    Weights change no time, so static networks need not be trained; ours must be, since its exits decide.
-    """
+    """Time batches of 64 on one core, all networks tuned and in turn. Static ones need no training, since weights change no time."""
     task, candidates = open_task(name, seed, 96 if quick else 0), list_candidates(name, seed)
     samples = TIMED_BATCH if quick else SAMPLES
     with pin_threads(1):
@@ -347,14 +321,14 @@ def make_works(
     drawn = {test: draw_inputs(data, samples) for test, data in task.tests.items()}
     whole = next(iter(drawn.values()))
     first = split_rows(whole, TIMED_BATCH)
-    how: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
-    net.tune(first[0], policy=policy, **how)
+    settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
+    net.tune(first[0], policy=policy, **settings)
     works: dict[str, Work] = {}
     for test, inputs in drawn.items():
         run = partial(xl.predict, net, policy=policy)
         works[OURS + test] = time_calls(run, split_rows(inputs, TIMED_BATCH), net.tuning.keep_memory)
     twin = copy.deepcopy(net)
-    twin.tune(first[0], policy=fast, **how)
+    twin.tune(first[0], policy=fast, **settings)
     works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first, twin.tuning.keep_memory)
     for k in range(net.num_exits):
         works[f"{EXIT}{k}"] = time_calls(partial(answer_at, twin, k), first, twin.tuning.keep_memory)
@@ -362,13 +336,12 @@ def make_works(
     others |= {name: candidate.build_timed(task, whole) for name, candidate in candidates.items()}
     for name, (other, inputs) in others.items():
         batches = split_rows(inputs, TIMED_BATCH)
-        other.eval().tune(batches[0], **how)
+        other.eval().tune(batches[0], **settings)
         works[name] = time_calls(partial(answer_at, other, 0), batches, other.tuning.keep_memory)
     return works
 
 
 def draw_inputs(data: Any, samples: int) -> Inputs:
-    """Draw samples in random order, repeated if there are fewer."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     inputs: Inputs = data.subset(order[torch.arange(samples) % len(order)]).inputs
     return inputs
@@ -380,7 +353,6 @@ Pick = Callable[[Tree], float]
 
 
 def find_timed_seeds(runs: Runs, task: str) -> list[int]:
-    """Return the seeds of which ours and its times are there."""
     return [s for s in range(SEEDS[task]) if all(f"{task}/{name}-{s}" in runs for name in (ADAPTIVE, TIME))]
 
 
@@ -409,15 +381,6 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     return ordered[-1][1]
 
 
-def list_ladder(runs: Runs, task: str, seed: int, family: str) -> Iterator[tuple[float, Tree]]:
-    """Yield milliseconds a sample and what was measured, for the members of a family and then the full network."""
-    times = runs[f"{task}/{TIME}-{seed}"]["ms"]
-    for name, candidate in list_candidates(task, seed).items():
-        if candidate.family == family:
-            yield times[name][0], runs[f"{task}/{name}-{seed}"]
-    yield times[FULL][0], runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
-
-
 def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -> float:
     """Return the milliseconds a sample that ours took on a test set; by the fast thresholds, on the first."""
     times = runs[f"{task}/{TIME}-{seed}"]
@@ -426,7 +389,10 @@ def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -
 
 def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick, fast: bool = False) -> float:
     """Return a figure of the static network of a family that takes as long as ours does on ``test``."""
-    points = [(ms, pick(measured)) for ms, measured in list_ladder(runs, task, seed, family)]
+    ms, candidates = runs[f"{task}/{TIME}-{seed}"]["ms"], list_candidates(task, seed).items()
+    members = [name for name, candidate in candidates if candidate.family == family]
+    points = [(ms[name][0], pick(runs[f"{task}/{name}-{seed}"])) for name in members]
+    points.append((ms[FULL][0], pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"])))
     return interpolate(points, find_time(runs, task, seed, test, fast))
 
 
@@ -435,7 +401,6 @@ def pick_test(test: str, measure: str) -> Pick:
 
 
 def list_tests(runs: Runs, task: str) -> list[str]:
-    """Return the test sets; the first one is like the training data."""
     first = next(run for name, run in runs.items() if name.startswith(f"{task}/") and "tests" in run)
     return list(first["tests"])
 
@@ -469,7 +434,6 @@ BARS = {"scenes": {"agreeing": AGREE, "disagreeing": DISAGREE}, "pictures": {"te
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Promises of the tasks of which all runs are there that they are about."""
     for task in SPEED:
         seeds = find_timed_seeds(runs, task)
         if len(seeds) == SEEDS[task]:
@@ -484,11 +448,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
-    """Speed and what is lost on test data, by the thresholds that held-out validation data allow.
-
-    Held to the full network's accuracy there, and (``own``) to our own final exit's, which is known better: it answers the same
-    samples by nearly the same weights.
-    """
+    """Speed and points lost on test data, held to the full network's accuracy and (``own``) to our own final exit's."""
     first = list_tests(runs, task)[0]
     pick = pick_test(first, "accuracy")
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
@@ -527,7 +487,6 @@ def write_tables(runs: Runs) -> list[str]:
 
 
 def write_task(runs: Runs, task: str) -> list[str]:
-    """Ours beside the full network and the static ones of equal time, then every static network that was trained."""
     seeds, networks = find_whole_seeds(runs, task), write_networks(runs, task)
     if not networks:
         return []
@@ -537,7 +496,6 @@ def write_task(runs: Runs, task: str) -> list[str]:
 
 
 def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
-    """Means over the seeds of which everything is there."""
     tests, rival = list_tests(runs, task), RIVALS[task]
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
     full_ms, fast_ms = [mean(run["ms"][FULL][0] for run in times)], [mean(run["fast_ms"][0] for run in times)]
@@ -574,15 +532,12 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
 
 
 def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:
-    """Return the milliseconds a sample that ours took on every test set."""
     return [mean(find_time(runs, task, seed, test) for seed in seeds) for test in tests]
 
 
 def average(measured: Sequence[Tree], tests: Sequence[str]) -> tuple[list[float], ...]:
-    """Return accuracy and agreement on every test set, and what is lost from the first to each other."""
-    accuracy, agreement = (
-        [mean(pick_test(test, measure)(run) for run in measured) for test in tests] for measure in ("accuracy", "agreement")
-    )
+    picks = [[pick_test(test, measure) for test in tests] for measure in ("accuracy", "agreement")]
+    accuracy, agreement = ([mean(map(pick, measured)) for pick in row] for row in picks)
     return accuracy, agreement, [accuracy[0] - value for value in accuracy[1:]]
 
 
@@ -623,10 +578,9 @@ def write_winners(differences: Mapping[str, Sequence[float]]) -> str:
 def write_networks(runs: Runs, task: str) -> list[str]:
     """Every static network by itself, with its time where that was measured, and where it is the nearest that is not faster."""
     rows: list[list[str]] = []
-    timed = [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{TIME}-{seed}") in runs]
+    timed = list_seeds(runs, f"{task}/{TIME}")
     for name, candidate in CANDIDATES[task].items():
-        trained = [runs[run] for seed in range(SEEDS[task]) if (run := f"{task}/{name}-{seed}") in runs]
-        if trained:
+        if trained := list_seeds(runs, f"{task}/{name}"):
             tests = list(trained[0]["tests"])
             accuracy, agreement, _ = average(trained, tests)
             times = [run for run in timed if name in run["ms"]]

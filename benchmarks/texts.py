@@ -24,7 +24,7 @@ from benchmarks.harness import Job, Study, load_study, use_one_thread
 from benchmarks.pages import join_means, table
 from benchmarks.populations import answer_on_paper
 from benchmarks.promises import Promise, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
 from benchmarks.tasks import TOKENS, load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
@@ -49,13 +49,11 @@ def name_cell(condition: str, seed: int) -> str:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """All cells, seed by seed."""
     pairs = [(condition, seed) for seed in SEEDS for condition in COMPARED if seed < count_seeds("reviews", condition)]
     return {name_cell(*pair): partial(measure_cell, *pair) for pair in pairs}
 
 
 def measure_cell(condition: str, seed: int) -> Tree:
-    """Measure a network on the films' test part and on other texts."""
     use_one_thread()
     task = reviews(seed)
     net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
@@ -91,14 +89,12 @@ def measure_cell(condition: str, seed: int) -> Tree:
 
 @cache
 def find_source() -> Path:
-    """Return the source distribution, downloaded once."""
     folder = STUDY.folder / "source"
     folder.mkdir(parents=True, exist_ok=True)
     return next(iter(sorted(folder.glob("*.tar.gz"))), None) or download(folder)
 
 
 def load_other_set(name: str, like: xl.data.TextSet) -> xl.data.TextSet:
-    """Return all texts of another set whose rating is clear, in random order."""
     sentences = shuffle(parse_ratings(read_ratings(find_source(), name)))
     labels = torch.tensor([like.classes.index(sentence.label) for sentence in sentences])
     return xl.data.TextSet([sentence.text for sentence in sentences], labels, like.classes, like.preprocess)
@@ -134,12 +130,10 @@ def find_words(text: str, lexicon: Container[str]) -> list[tuple[int, int]]:
 
 
 def add_up(text: str, lexicon: Mapping[str, float]) -> float:
-    """Return the sum of the ratings of a text's words; 0 without any."""
     return sum(lexicon[text[start:end].lower()] for start, end in find_words(text, lexicon))
 
 
 def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
-    """Mark the tokens of each text that belong to a word of the lexicon, all pieces of it."""
     tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
     tokenizer.enable_truncation(preprocess.length)
     tokenizer.no_padding()
@@ -192,7 +186,6 @@ def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers ->
 
 
 def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], list[Tensor]]:
-    """Return probabilities ``(N,C)`` and attention ``(N,L)`` of every exit."""
     answers: list[list[Tensor]] = [[] for _ in range(net.num_exits)]
     attention: list[list[Tensor]] = [[] for _ in answers]
     for rows in torch.arange(len(data)).split(BATCH_SIZE):
@@ -210,15 +203,9 @@ def find_relevance(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
-    """Measure how often each exit's largest token belongs to a marked word, and the share of the map on such words.
+    """Measure how often each exit's largest token is on a marked word, and the map's share on such words.
 
-    Args:
-        maps: ``(N,L)`` of every exit. masks: ``(N,L)`` bool, the words. locations: ``(N,L)`` bool, all tokens that a map has.
-        partner: of :func:`match_lengths`.
-
-    Returns:
-        Over the texts that have a marked word: ``pointing`` and ``energy`` of the map, ``random`` of any of its tokens, and
-        ``matched`` and ``matched_energy`` of another text's map of the same length, where there is one.
+    All tensors are ``(N,L)``. ``random``: any token of the map; ``matched``: the map of another text of the same length (``partner``).
     """
     marked = (masks & locations).any(1)
     both = marked & (partner >= 0)
@@ -257,15 +244,9 @@ def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[f
 def delete_tokens(
     net: xl.ExitNet, data: xl.data.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
 ) -> dict[str, list[float]]:
-    """Measure the drop in the probability of each exit's answer without the top 20 % of the tokens of a map.
+    """Measure the drop in the probability ``(N,C)`` of each exit's answer without the top 20 % of tokens by a map ``(N,L)``.
 
-    Args:
-        answers: ``(N,C)`` probabilities of every exit. maps: ``(N,L)`` of every exit.
-        partner: of :func:`match_lengths`; texts without one are left out.
-
-    Returns:
-        Means: ``deletion`` by the exit's own map, ``deletion_random`` by a random one, ``deletion_matched`` by that of another
-        text of the same length.
+    Means over texts with a partner: by the exit's own map, by a random one, and by that of the partner, which has the same length.
     """
     rows = (partner >= 0).nonzero().squeeze(1)
     texts = data.subset(rows)
@@ -300,11 +281,7 @@ def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
 
 
 def watch(policy: xl.Policy, pred: xl.Prediction, orders: int = ORDERS) -> Tree:
-    """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them.
-
-    Returns:
-        ``median`` is over the orders with an alarm; ``slowest`` is the latest alarm, ``None`` if some orders had none.
-    """
+    """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them (``None``: no alarm)."""
     alarms = [alarm for seed in range(orders) if (alarm := find_alarm(policy, pred, seed)) is not None]
     return {
         "orders": orders,
@@ -326,14 +303,13 @@ def find_alarm(policy: xl.Policy, pred: xl.Prediction, seed: int) -> int | None:
 
 DIFFERENCE, EARLY, LEAST, FALSE_ALARMS = -0.3, 0.5, 0.6, 0.05
 POINTING = {
-    "attention": "exit 0's largest token on a rated word, all texts with one",
-    "carried": "the same, of texts whose rated words add up to their own rating",
+    "attention": "exit 0's largest token is a rated word, all texts with such words",
+    "carried": "the same, texts whose rated words add up to their own rating",
 }
 NOTICED = ("products", "tweets")
 
 
 def read_plain(truth: Runs) -> list[float]:
-    """Return the accuracy of the plain networks, by seed, which ``truth`` measures on the same test part."""
     names = [name_cell(PLAIN, seed) for seed in SEEDS]
     return [float(truth[name]["tests"]["test"]["accuracy"][-1]) for name in names if name in truth]
 
@@ -382,25 +358,21 @@ def point(run: Tree, words: str) -> float:
     return float(run["maps"][words]["pointing"][0])
 
 
-def find_runs(runs: Runs, condition: str) -> list[Tree]:
-    """Return the runs of a condition that are there, by seed."""
-    return [runs[name] for seed in SEEDS if (name := name_cell(condition, seed)) in runs]
-
-
 def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
-    """A row for each condition, after that of the plain networks."""
     plain = read_plain(load_study("truth").read() if truth is None else truth)
     rows, note = [], []
     if plain:
         by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in plain)
         rows.append([CONDITIONS[PLAIN][1], "1", f"{100 * mean(plain):.1f}", by_seed, "", ""])
     for condition in COMPARED:
-        if found := find_runs(runs, condition):
-            first, films = found[0], [run["sets"]["films"] for run in found]
-            cells = [join_means([run["cost"] for run in found], 2), join_means([run["accuracy"] for run in found], 1, 100)]
-            cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in found)]
+        if measured := list_seeds(runs, f"reviews/{condition}"):
+            first, films = measured[0], [run["sets"]["films"] for run in measured]
+            cells = [
+                join_means([run[key] for run in measured], *form) for key, form in (("cost", (2,)), ("accuracy", (1, 100)))
+            ]
+            cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in measured)]
             cells += [", ".join(f"{film['cost']:.2f} ({100 * film['drop']:.1f})" for film in films)]
-            rows.append([CONDITIONS[condition][1], *cells, ", ".join(f"{100 * run['early']:.0f}" for run in found)])
+            rows.append([CONDITIONS[condition][1], *cells, ", ".join(f"{100 * run['early']:.0f}" for run in measured)])
             note = note or [
                 f"The network reads {TOKENS} tokens, which cuts {100 * first['cut']:.0f} % of the {first['texts']:,} test sentences; "
                 f"95 % of them have {first['length_95']:.0f} tokens or fewer.",
@@ -425,17 +397,17 @@ def write_maps(runs: Runs) -> list[str]:
         "of the final answer's relevance": lambda maps: maps["relevance"]["pointing"],
         "skill": lambda maps: [skill(a, b) for a, b in zip(maps["agreement"]["cc"], maps["agreement"]["null"], strict=True)],
     }
-    by_title = {CONDITIONS[condition][1]: found for condition in COMPARED if (found := find_runs(runs, condition))}
+    by_title = {CONDITIONS[name][1]: part for name in COMPARED if (part := list_seeds(runs, f"reviews/{name}"))}
     if not by_title:
         return []
     rows = [
-        [title, *(join_means([pick(run["maps"]) for run in found], 2) for pick in columns.values())]
-        for title, found in by_title.items()
+        [title, *(join_means([pick(run["maps"]) for run in part], 2) for pick in columns.values())]
+        for title, part in by_title.items()
     ]
     first = next(iter(by_title.values()))[0]
     words, carried = (first["maps"][name] for name in ("attention", "carried"))
     oracle, beside = (
-        ", ".join(f"{100 * run['maps'][name]['pointing'][0]:.0f}" for run in find_runs(runs, EGT))
+        ", ".join(f"{100 * run['maps'][name]['pointing'][0]:.0f}" for run in list_seeds(runs, f"reviews/{EGT}"))
         for name in ("oracle", "beside_oracle")
     )
     note = (
@@ -448,10 +420,9 @@ def write_maps(runs: Runs) -> list[str]:
 
 
 def write_transfer(runs: Runs) -> list[str]:
-    """A row for each set of texts, of the networks with EGT."""
-    found, rows = find_runs(runs, EGT), []
-    for name in found[0]["sets"] if found else ():
-        sets = [run["sets"][name] for run in found]
+    measured, rows = list_seeds(runs, f"reviews/{EGT}"), []
+    for name in measured[0]["sets"] if measured else ():
+        sets = [run["sets"][name] for run in measured]
         cells = [f"{sets[0]['texts']:,}", f"{100 * sets[0]['positive']:.0f}"]
         cells += [join_means([texts["accuracy"] for texts in sets], 1, 100)]
         cells += [f"{100 * mean(texts['drop'] for texts in sets):.1f}", f"{mean(texts['cost'] for texts in sets):.2f}"]

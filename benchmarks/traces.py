@@ -60,11 +60,7 @@ def draw_divergence(count: int, seed: int) -> Tensor:  # (N,K)
 
 
 def make_million(prototypes: int, count: int) -> xl.Trace:
-    """Return compact logits of ``count`` samples, each a prototype's times a number of its own.
-
-    The compact form of logits times s is exactly that of the logits, with distances times s and the same weights. So these are
-    the traces that as many full logits would have given.
-    """
+    """Return compact logits of ``count`` samples, each a prototype's times a number, which is exactly what full logits would have given."""
     parts, labels = [], []
     for seed in range(math.ceil(prototypes / 500)):
         logits, known = draw_logits(500, seed)
@@ -85,11 +81,7 @@ def make_million(prototypes: int, count: int) -> xl.Trace:
 
 
 def measure_agreement(count: int) -> Tree:
-    """Compare scores, and what calibrate and evaluate make of them, by the largest difference over samples and temperatures.
-
-    Scores are compared with those of the full logits in float64; beside them stand those of the full logits in float32, which
-    is what a running network has.
-    """
+    """Compare scores, and what calibrate and evaluate make of them, with those of full logits in float64; beside them full ones in float32."""
     logits, labels = draw_logits(count, 77)
     full, compact = (xl.Trace(kept, labels, draw_divergence(count, 0), COST) for kept in (logits, compress(logits, labels)))
     gaps = {}
@@ -123,13 +115,11 @@ def compare_scores(logits: Tensor, trace: xl.Trace, k: int, labels: Tensor, temp
 
 
 def run_alone(work: Callable[..., Tree], *arguments: Any) -> Tree:
-    """Call a function in a process of its own, with one thread."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def measure_million(count: int) -> Tree:
-    """Measure time and memory of every step with a trace of a million samples, four exits and a thousand classes."""
     path = STUDY.folder / "million.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -158,7 +148,6 @@ def take_step(step: str, path: Path, count: int) -> Tree:
 
 
 def measure_collecting(counts: tuple[int, int]) -> Tree:
-    """Measure ``collect`` on a small network, with images made batch by batch."""
     return {str(count): run_alone(collect, count) for count in counts}
 
 

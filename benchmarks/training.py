@@ -31,9 +31,9 @@ from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, map_inputs
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.frozen import FeatureCache, keep_features
-from exitlens.workflow.training.optimizer import group_parameters, make_optimizer
+from exitlens.workflow.training.optimizer import enter_training_mode, group_parameters, make_optimizer
 from exitlens.workflow.training.run import TrainingRun
-from exitlens.workflow.training.step import enter_training_mode, take_step, use_memory_format
+from exitlens.workflow.training.step import take_step, use_memory_format
 
 CLASSES, BATCH = 16, 64
 STEP = "step-"
@@ -42,8 +42,6 @@ STEPS_A_ROUND = 4  # a whole number of turns of EGTLoss.every
 
 @dataclass(frozen=True)
 class Case:
-    """A network with a frozen backbone, and how much data it is trained on."""
-
     source: str
     pixels: int
     head: str = "context"
@@ -70,14 +68,12 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def make_data(count: int, pixels: int, seed: int) -> xl.data.ImageSet:
-    """Noise of 16 classes."""
     rng = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, pixels, pixels), generator=rng, dtype=torch.uint8)
     return xl.data.ImageSet(images, torch.arange(count) % CLASSES, tuple(f"class {i}" for i in range(CLASSES)))
 
 
 def start_run(case: Case, train: xl.data.ImageSet, epochs: int) -> TrainingRun:
-    """Return a run with a frozen backbone, before the first epoch."""
     torch.manual_seed(0)
     at: Any = ["layer1", "layer2", "layer3"] if case.source == "small" else 3
     backbone = xl.build_backbone(case.source, CLASSES)
@@ -118,7 +114,6 @@ def measure_frozen(case: Case, rounds: int = 3) -> Tree:
 
 
 def summarise(values: list[float], digits: int) -> list[float]:
-    """Return median, least and most."""
     return [round(float(value), digits) for value in np.percentile(values, (50, 0, 100))]
 
 
@@ -166,7 +161,6 @@ def measure_steps(name: str, rounds: int = 9) -> Tree:
 def make_steps(
     net: ExitNet, loss: xl.EGTLoss, inputs: Inputs, labels: Tensor, settings: TrainingSettings
 ) -> Callable[[], None]:
-    """Return a function that takes a round of steps, on a copy of the network."""
     twin, inputs = copy.deepcopy(net), map_inputs(inputs, torch.clone)
     optimizer = make_optimizer(group_parameters(twin, settings))
 
@@ -184,14 +178,13 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             what = f"{name.removeprefix(STEP)}: a training step with EGT over one without"
             yield Promise(name, what, measured["ratio"][0], "<=", 1.35)
         else:
-            what = f"{name}: a frozen backbone that runs once, times as quick an epoch"
+            what = f"{name}: an epoch on kept features of a frozen backbone, times as fast"
             yield Promise(f"frozen|{name}", what, measured["speedup"][0], ">=", 10)
-            what = f"{name}: furthest weight from training without"
+            what = f"{name}: largest difference of a weight from training without kept features"
             yield Promise(f"frozen-equal|{name}", what, measured["furthest_weight"], "<=", 1e-3)
 
 
 def write_frozen(runs: Runs) -> list[str]:
-    """A row for every network with a frozen backbone."""
     rows = []
     for name in FROZEN:
         if name in runs:
@@ -201,11 +194,10 @@ def write_frozen(runs: Runs) -> list[str]:
             cells += [show_interval(measured["speedup"], 1), f"{seconds['probe'][0]:.3f}", f"{measured['kb_a_sample']:.0f}"]
             rows.append(cells)
     head = ["network", "images", "every epoch, s", "once, s", "an epoch on kept features, s"]
-    return table([*head, "times as quick", "linear probe, s", "kB an image"], rows)
+    return table([*head, "times as fast", "linear probe, s", "kB an image"], rows)
 
 
 def write_steps(runs: Runs) -> list[str]:
-    """A row for every task whose steps were timed."""
     rows = []
     for name, measured in runs.items():
         if name.startswith(STEP):

@@ -22,9 +22,9 @@ import exitlens as xl
 from benchmarks.harness import Job, Study
 from benchmarks.pages import join_means, table
 from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
-from exitlens.data.splits import SampleSet
+from exitlens.data.sets import SampleSet
 from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
@@ -46,10 +46,7 @@ CONDITIONS: dict[str, tuple[xl.EGTLoss | None, str]] = {  # loss (none: no exits
     PLAIN: (None, "plain network"),
     WITHOUT: (xl.EGTLoss(weight=0.0), "without EGT"),
     EGT: (xl.EGTLoss(), "EGT (the defaults)"),
-    PAPER: (
-        xl.EGTLoss(target="attention", reach="network"),
-        "EGT as published: the final attention for all weights",
-    ),
+    PAPER: (xl.EGTLoss(target="attention", reach="network"), "EGT as published: the final attention for all weights"),
     CONTROL: (PermutedLoss(), "control: targets of other samples"),
 }
 
@@ -71,7 +68,6 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
-    """Train a network, or go on training it, and measure it."""
     task = open_task(name, seed, 96 if quick else 0)
     net, result = train(task, condition, seed, find_folder(name, condition, seed, quick))
     started = time.perf_counter()
@@ -120,7 +116,6 @@ def watch(task: Task) -> SampleSet:
 
 
 def measure(net: xl.ExitNet, task: Task) -> Tree:
-    """Measure accuracy on every test set, and agreement and truth on the first."""
     measured: Tree = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
     for name, data in task.tests.items():
         report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
@@ -146,15 +141,9 @@ FINAL_SHARE, ENERGY, DIFFERENCE = 0.9, 0.75, -0.3
 EARLY = ((0.25, 0.75), (0.5, 0.92))  # cost up to which an exit stands, and its share of the final accuracy
 
 
-def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
-    """Return the runs of a condition that are there, by seed."""
-    return [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{condition}-{seed}") in runs]
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Promises of the means over seeds, differences paired by seed, of tasks all of whose seeds are there."""
     for task in SEEDS:
-        ours, without, plain, control = (find_runs(runs, task, name) for name in (EGT, WITHOUT, PLAIN, CONTROL))
+        ours, without, plain, control = (list_seeds(runs, f"{task}/{name}") for name in (EGT, WITHOUT, PLAIN, CONTROL))
         if min(map(len, (ours, without, plain))) < SEEDS[task]:
             continue
         yield from promise_task(task, ours, without, plain)
@@ -197,10 +186,8 @@ def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterato
     skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
     gains = [[gain for k in range(len(a["skill"])) for gain in subtract_shares([a], [b], k)] for a, b in pairs]
     for name, values in (("skill", skill), ("faithfulness share", [mean(values) for values in gains if values])):
-        key, what = (
-            f"truth|{task}|control|{name}",
-            f"{task}: {name} of the early exits, over the control's with targets of other samples",
-        )
+        key = f"truth|{task}|control|{name}"
+        what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
         if len(values) > 1:
             yield promise_end(key, what, values, 0)
         elif values:
@@ -213,9 +200,8 @@ def promise_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:
         yield promise_mean(f"truth|scenes|energy|{k}", f"scenes: energy in the object, exit {k}", energy, ">=", ENERGY)
     for test in ours[0]["tests"]:
         gain = [100 * (a - b) for a, b in zip(list_accuracy(ours, test, 0), list_accuracy(without, test, 0), strict=True)]
-        yield promise_mean(
-            f"truth|scenes|exit0|{test}", f"scenes, {test}: exit 0 against without EGT, points", gain, ">=", 0
-        )
+        what = f"scenes, {test}: exit 0 against without EGT, points"
+        yield promise_mean(f"truth|scenes|exit0|{test}", what, gain, ">=", 0)
 
 
 def list_shares(runs: Sequence[Tree], k: int) -> list[float | None]:
@@ -233,18 +219,16 @@ def list_accuracy(runs: Sequence[Tree], test: str, k: int) -> list[float]:
 
 
 def write_tables(runs: Runs) -> list[str]:
-    """A table for each task, then the promises."""
     lines = [line for task in SEEDS for line in write_task(runs, task)]
     return [*lines, *promise_table(list_promises(runs))]
 
 
 def write_task(runs: Runs, task: str) -> list[str]:
-    """A row for each condition; figures of the exits one after the other."""
     rows, tests = [], []
     for condition, (_, title) in CONDITIONS.items():
-        if found := find_runs(runs, task, condition):
-            tests = list(found[0]["tests"])
-            rows.append([title, str(len(found)), *write_cells(found, tests)])
+        if measured := list_seeds(runs, f"{task}/{condition}"):
+            tests = list(measured[0]["tests"])
+            rows.append([title, str(len(measured)), *write_cells(measured, tests)])
     if not rows:
         return []
     head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]

@@ -18,8 +18,6 @@ async def read_body(request: Request) -> bytes:
 
 
 class LabelApi(litserve.LitAPI):
-    """What LitServe calls in its worker."""
-
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(max_batch_size=settings["max_batch"], batch_timeout=settings["delay"])
         self.settings = settings
@@ -44,7 +42,6 @@ class LabelApi(litserve.LitAPI):
 
 
 def serve(settings: Mapping[str, Any]) -> None:
-    """Serve until the process is stopped."""
     # fast_queue changes nothing in 0.2.19: the name under which it is passed on is not read, and what it would choose
     # (ZeroMQ) connects senders where receivers belong, so that no answer ever comes
     server = litserve.LitServer(LabelApi(settings), accelerator="cpu", timeout=False, disable_openapi_url=True)

@@ -33,23 +33,17 @@ class Replica:
 
 
 def serve_backbone(settings: Mapping[str, Any]) -> None:
-    """Serve the plain backbone."""
     run(Replica.options(max_ongoing_requests=8 * settings["max_batch"]).bind(settings), settings)
 
 
 def serve_ours(settings: Mapping[str, Any]) -> None:
-    """Serve our own application."""
     from exitlens.serving.ray import app
 
     run(app(settings["arguments"]), settings)
 
 
 def run(application: Any, settings: Mapping[str, Any], processors: int = 64) -> None:
-    """Serve until the process is stopped.
-
-    Args:
-        processors: that Ray counts with: it starts a process for each replica, on those that this process may use.
-    """
+    """Serve until the process is stopped. Ray starts a process for each replica if it counts with enough ``processors``."""
     ray.init(address="local", num_cpus=processors, include_dashboard=False, logging_level="error", object_store_memory=STORE)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": settings["port"]})

@@ -79,13 +79,13 @@ def parse(path: Path) -> ast.Module:
 @cache
 def read_imports(path: Path) -> frozenset[str]:
     """All of ours that a file imports, inside functions and under TYPE_CHECKING, too."""
-    modules, found = _MODULES, set()
+    modules, imports = _MODULES, set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "exitlens":
-            found |= {name if (name := f"{node.module}.{alias.name}") in modules else node.module for alias in node.names}
+            imports |= {name if (name := f"{node.module}.{alias.name}") in modules else node.module for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("exitlens.")}
-    return frozenset(found - {"exitlens"})
+            imports |= {alias.name for alias in node.names if alias.name.startswith("exitlens.")}
+    return frozenset(imports - {"exitlens"})
 
 
 _MODULES = list_modules()
@@ -103,7 +103,7 @@ def read_rooms() -> dict[str, Room]:
     rooms = {}
     for name in sorted(set(reached) - ground):
         path = SOURCE / f"{name}.py" if name in files else SOURCE / name / "__init__.py"
-        inner = tuple(sorted(one.parent.name for one in (SOURCE / name).glob("*/__init__.py")))
+        inner = tuple(sorted(path.parent.name for path in (SOURCE / name).glob("*/__init__.py")))
         imports = frozenset(names[other] for other in reached[name] - {name})
         rooms[names[name]] = Room(names[name], read_sentence(path), inner, imports)
     rooms[GROUND] = Room(GROUND, "What every room may use, and what uses no room.", tuple(sorted(ground)), frozenset())
@@ -115,7 +115,7 @@ def read_sentence(path: Path) -> str:
     text = " ".join((ast.get_docstring(parse(path)) or "").split())
     sentence = re.split(r"(?<=[.!?]) (?=[A-Z:])", text)[0].removesuffix(" ::")
     sentence = re.sub(r" \([^)]*\)", "", sentence)
-    return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda found: found[1] or found[2], sentence)
+    return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda match: match[1] or match[2], sentence)
 
 
 def find_layers(rooms: Mapping[str, Room]) -> list[list[str]]:
@@ -145,8 +145,8 @@ def write_lines(room: Room, width: float) -> list[tuple[str, str]]:
     """Classes and texts of the lines in a room's box."""
     letters = int((width - 2 * PADDING) / LETTER)
     named = wrap(room.name, int(letters * 0.8), break_long_words=False)
-    said, inner = wrap(room.says, letters), wrap(", ".join(room.inner), letters)
-    return [("name", line) for line in named] + [("", line) for line in said] + [("inner", line) for line in inner]
+    says, inner = wrap(room.says, letters), wrap(", ".join(room.inner), letters)
+    return [("name", line) for line in named] + [("", line) for line in says] + [("inner", line) for line in inner]
 
 
 def measure(lines: Sequence[tuple[str, str]]) -> float:

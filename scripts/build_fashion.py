@@ -32,9 +32,9 @@ SEED = 2601
 
 def read_idx(root: Path, name: str, header: int) -> np.ndarray:
     raw = (root / name).read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
-    if found != SHA256[name]:
-        raise SystemExit(f"{root / name}: SHA-256 is {found}, expected {SHA256[name]}: not the original file")
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != SHA256[name]:
+        raise SystemExit(f"{root / name}: SHA-256 is {digest}, expected {SHA256[name]}: not the original file")
     return np.frombuffer(gzip.decompress(raw), np.uint8, offset=header)
 
 

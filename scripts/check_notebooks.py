@@ -15,11 +15,11 @@ def count_outputs(notebook: Path) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    found = {name: count_outputs(Path(name)) for name in words}
-    for name, count in found.items():
+    counts = {name: count_outputs(Path(name)) for name in words}
+    for name, count in counts.items():
         if count:
             print(f"{name}: {count} cells have outputs: clear all outputs and save it again")
-    return int(any(found.values()))
+    return int(any(counts.values()))
 
 
 if __name__ == "__main__":

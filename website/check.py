@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
 
 def check_site(site: Path) -> list[str]:
-    """What is wrong, in lines."""
+    """List the faults of the site."""
     paths = [path.resolve() for path in sorted(site.rglob("*.html")) if path.name != FROM_ROOT]
     pages = {path: Page(path.read_text()) for path in paths}
     wrong = [line for path, page in pages.items() for line in check_page(path, page, pages)]
@@ -75,13 +75,13 @@ def check_page(path: Path, page: Page, pages: dict[Path, Page]) -> list[str]:
 
 def list_hosts_of_styles(site: Path) -> list[tuple[Path, str]]:
     """Addresses in url() and @import of style sheets."""
-    found = []
+    hosts = []
     for path in sorted(site.rglob("*.css")):
         for part in path.read_text().replace("@import", "url(").split("url(")[1:]:
             address = part.lstrip(" '\"").split(")")[0].strip(" '\"")
             if address.startswith(("http:", "https:", "//")):
-                found.append((path, address))
-    return found
+                hosts.append((path, address))
+    return hosts
 
 
 def main() -> None:

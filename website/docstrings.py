@@ -28,13 +28,13 @@ class ReadDocstrings(griffe.Extension):
             obj.docstring.value = SECTION.sub(_part, text + "\n").removesuffix("\n")
 
 
-def _link(found: re.Match[str]) -> str:
-    name = found[1].rsplit(".", 1)[-1]
+def _link(match: re.Match[str]) -> str:
+    name = match[1].rsplit(".", 1)[-1]
     return f"[`{name}`][exitlens.{name}]" if name in exitlens.__all__ else f"`{name}`"
 
 
-def _part(found: re.Match[str]) -> str:
+def _part(match: re.Match[str]) -> str:
     """``a: first. b: second.`` in lines of their own."""
-    begins = r"; (?=\w+Error: )" if found[1] == "Raises" else r"(?:\.|;) (?=[a-z_]+: )"
-    text = re.sub(r"\n {8}", " ", found[2])  # continued lines
-    return f"{found[1]}:\n" + re.sub(begins, ".\n    ", text)
+    begins = r"; (?=\w+Error: )" if match[1] == "Raises" else r"(?:\.|;) (?=[a-z_]+: )"
+    text = re.sub(r"\n {8}", " ", match[2])  # continued lines
+    return f"{match[1]}:\n" + re.sub(begins, ".\n    ", text)

@@ -29,7 +29,7 @@ def locate_runtime() -> Path:
 
 
 def is_there() -> bool:
-    """Whether onnxruntime-web was fetched, as the page was tried with it."""
+    """Return whether the version of onnxruntime-web that the page was tested with was fetched."""
     paths = {locate_runtime() / name: digest for name, digest in FILES.items()}
     return all(path.is_file() and sha256(path.read_bytes()).hexdigest() == digest for path, digest in paths.items())
 
@@ -47,7 +47,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     wanted = "with" if is_there() else "without"
     markdown = markdown.replace("<!-- live: scenes -->", write_scenes())
-    markdown = EITHER.sub(lambda found: found[2] if found[1] == wanted else "", markdown)
+    markdown = EITHER.sub(lambda match: match[2] if match[1] == wanted else "", markdown)
     return markdown.replace("<!-- live: certificate -->", (NETWORK / "certificate.txt").read_text().strip())
 
 
@@ -67,13 +67,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = find_runtime(Path(folder))
+            runtime = find_runtime(Path(folder))
         except ExportError as error:
             print(f"The start page will show a picture in place of the live example: {error}")
             return
         locate_runtime().mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            shutil.copyfile(found / name, locate_runtime() / name)
+            shutil.copyfile(runtime / name, locate_runtime() / name)
 
 
 if __name__ == "__main__":

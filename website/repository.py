@@ -1,4 +1,4 @@
-"""Makes pages of the site out of Markdown that lies elsewhere in the repository, and mends links.
+"""Makes pages of the site out of Markdown that lies elsewhere in the repository, and rewrites their links.
 
 Pages link as they do when they are read in the repository: by relative paths. Links to Markdown that the site has lead to
 its page, links to any other file to that file at the repository's address (``project.urls`` of pyproject.toml). A line
@@ -40,33 +40,33 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    own = page.file.src_uri
-    lies = MADE.get(own, f"docs/{own}")  # in the repository
+    source = page.file.src_uri
+    lies = MADE.get(source, f"docs/{source}")  # in the repository
     parts = SECTION.split(markdown)  # words, title, words, title, ..., words
-    parts[::2] = [mend_links(words, own, lies) for words in parts[::2]]
-    parts[1::2] = [mend_links(read_section(title), own, "README.md") for title in parts[1::2]]
+    parts[::2] = [rewrite_links(words, source, lies) for words in parts[::2]]
+    parts[1::2] = [rewrite_links(read_section(title), source, "README.md") for title in parts[1::2]]
     return "".join(parts)
 
 
 def read_section(title: str) -> str:
     """The README's section of a title, without the title."""
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
-    if found is None:
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
+    if match is None:
         raise PluginError(f"README.md has no section {title!r}")
-    return found[1].strip()
+    return match[1].strip()
 
 
-def mend_links(markdown: str, page: str, lies: str) -> str:
+def rewrite_links(markdown: str, page: str, lies: str) -> str:
     """Links of a text that lies at one place of the repository, as they have to be on a page of the site."""
 
-    def mend(found: re.Match[str]) -> str:
-        target = found["target"]
+    def rewrite(match: re.Match[str]) -> str:
+        target = match["target"]
         if target is None or re.match(r"[a-z]+:|#", target):
-            return found[0]
+            return match[0]
         path, mark, anchor = target.partition("#")
-        return f"{found['start']}{find_page(path, page, lies)}{mark}{anchor}{found['end']}"
+        return f"{match['start']}{find_page(path, page, lies)}{mark}{anchor}{match['end']}"
 
-    return LINK.sub(mend, markdown)
+    return LINK.sub(rewrite, markdown)
 
 
 def find_page(path: str, page: str, lies: str) -> str:

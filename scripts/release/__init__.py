@@ -1,1 +1,1 @@
-"""Whether a release can be made: builds the distributions, looks into them, installs them afresh and runs them."""
+"""Checks that a release can be made: builds the distributions, looks into them, installs them afresh and runs them."""

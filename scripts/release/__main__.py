@@ -39,12 +39,12 @@ class Outcome:
         """A line of the table, and below it what failed."""
         shown = ", ".join(f"{name} {self.installed[name]}" for name in SHOWN if name in self.installed)
         line = f"{self.python:7}{self.dependencies:9}{self.distribution:18}{'FAILED' if self.fault else 'works':8}{shown}"
-        return "\n".join([line, *(f"    {one}" for one in self.fault.splitlines())])
+        return "\n".join([line, *(f"    {row}" for row in self.fault.splitlines())])
 
 
 def try_installs(dist: Path, python: str, path: Path, version: str) -> Iterator[Outcome]:
     """Both distributions in fresh environments of one Python, with the newest and with the lowest dependencies."""
-    library, runtime, data = (one.find(dist, ".whl") for one in DISTRIBUTIONS)
+    library, runtime, data = (distribution.find(dist, ".whl") for distribution in DISTRIBUTIONS)
     steps = (
         ("exitlens", [*list_requirements(library, EXTRAS), str(library), str(data)], run_library),
         ("exitlens-runtime", [*list_requirements(runtime), str(runtime)], run_runtime),
@@ -91,13 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for outcome in try_installs(given.dist.resolve(), python, path, version):
             print(outcome.describe(), flush=True)
             outcomes.append(outcome)
-    if not given.archives_only and (missing := [one for one in VERSIONS if one not in pythons]):
+    if not given.archives_only and (missing := [version for version in VERSIONS if version not in pythons]):
         print(f"not tried, because not on this machine: Python {', '.join(missing)} (--python PATH)")
     if given.json:
         sizes = [{"archive": name, "megabytes": megabytes} for name, megabytes, _ in list_sizes(given.dist)]
-        said = {"version": version, "sizes": sizes, "faults": faults, "outcomes": [asdict(one) for one in outcomes]}
-        given.json.write_text(json.dumps(said, indent=1) + "\n")
-    failed = bool(faults) or any(one.fault for one in outcomes)
+        result = {
+            "version": version,
+            "sizes": sizes,
+            "faults": faults,
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+        }
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    failed = bool(faults) or any(outcome.fault for outcome in outcomes)
     print("not ready for a release" if failed else "a release can be made")
     raise SystemExit(failed)
 

@@ -33,15 +33,11 @@ class Distribution:
     largest: float
 
     def find(self, dist: Path, suffix: str) -> Path:
-        """Its only archive in a folder.
-
-        Raises:
-            SystemExit: where there is none, or more than one.
-        """
-        found = sorted(dist.glob(f"{self.name.replace('-', '_')}-[0-9]*{suffix}"))
-        if len(found) != 1:
-            raise SystemExit(f"{dist}: expected one {self.name} archive *{suffix}, found {len(found)}")
-        return found[0]
+        """Return its only archive in a folder."""
+        paths = sorted(dist.glob(f"{self.name.replace('-', '_')}-[0-9]*{suffix}"))
+        if len(paths) != 1:
+            raise SystemExit(f"{dist}: expected one {self.name} archive *{suffix}, got {len(paths)}")
+        return paths[0]
 
 
 DISTRIBUTIONS = (
@@ -57,8 +53,8 @@ def build_all(dist: Path) -> None:
     Raises:
         SystemExit: with what the build printed.
     """
-    for one in DISTRIBUTIONS:
-        _run_tool("pyproject-build", "--outdir", str(dist), str(ROOT / one.folder))
+    for distribution in DISTRIBUTIONS:
+        _run_tool("pyproject-build", "--outdir", str(dist), str(ROOT / distribution.folder))
 
 
 def check_metadata(dist: Path) -> None:
@@ -85,17 +81,17 @@ def _run_tool(name: str, *words: str) -> None:
 
 
 def find_faults(dist: Path) -> list[str]:
-    """What is wrong with the archives, a line for each fault."""
-    return [fault for one in DISTRIBUTIONS for fault in _find_faults(one, dist)]
+    """List the faults of the archives."""
+    return [fault for distribution in DISTRIBUTIONS for fault in _find_faults(distribution, dist)]
 
 
-def _find_faults(one: Distribution, dist: Path) -> Iterator[str]:
-    wheel, sdist = one.find(dist, ".whl"), one.find(dist, ".tar.gz")
+def _find_faults(distribution: Distribution, dist: Path) -> Iterator[str]:
+    wheel, sdist = distribution.find(dist, ".whl"), distribution.find(dist, ".tar.gz")
     megabytes = wheel.stat().st_size / 1e6
-    if megabytes > one.largest:
-        yield f"{wheel.name}: expected at most {one.largest} MB, got {megabytes:.2f}"
+    if megabytes > distribution.largest:
+        yield f"{wheel.name}: expected at most {distribution.largest} MB, got {megabytes:.2f}"
     inside, source = list_wheel(wheel), list_sdist(sdist)
-    yield from (f"{wheel.name}: {name} is missing" for name in sorted(_list_wanted(one) - inside))
+    yield from (f"{wheel.name}: {name} is missing" for name in sorted(_list_wanted(distribution) - inside))
     yield from (
         f"{archive.name}: {name} has no place there"
         for archive, names in ((wheel, inside), (sdist, source))
@@ -103,9 +99,9 @@ def _find_faults(one: Distribution, dist: Path) -> Iterator[str]:
         if any(part in f"/{name}" for part in UNWANTED)
     )
     yield from (f"{wheel.name}: link to {target}, expected a whole address" for target in _list_links(wheel))
-    strangers = {name for name in inside if not name.startswith((f"{one.package}/", f"{one.package}-"))}
+    strangers = {name for name in inside if not name.startswith((f"{distribution.package}/", f"{distribution.package}-"))}
     yield from (f"{wheel.name}: {name} is outside the package" for name in sorted(strangers))
-    tracked = list_tracked(one)
+    tracked = list_tracked(distribution)
     yield from (f"{sdist.name}: {name} is missing" for name in sorted(tracked - source))
     unknown = source - tracked - {"PKG-INFO", ".gitignore"} if tracked else set()
     yield from (f"{sdist.name}: {name} is not tracked by git" for name in sorted(unknown))
@@ -118,22 +114,22 @@ def _list_links(wheel: Path) -> list[str]:
         return [link for name in names for link in re.findall(r"\]\((?!https?:|#)([^)\s]+)", archive.read(name).decode())]
 
 
-def _list_wanted(one: Distribution) -> set[str]:
+def _list_wanted(distribution: Distribution) -> set[str]:
     """What its wheel needs: all of the package's files in the tree, what marks it as typed, and the licences."""
-    base = ROOT / one.folder / "src"
-    files = {path.relative_to(base).as_posix() for path in (base / one.package).rglob("*") if path.is_file()}
-    wheel_of = f"{one.package}-{_read_version(base / one.package / '__init__.py')}.dist-info"
+    base = ROOT / distribution.folder / "src"
+    files = {path.relative_to(base).as_posix() for path in (base / distribution.package).rglob("*") if path.is_file()}
+    wheel_of = f"{distribution.package}-{_read_version(base / distribution.package / '__init__.py')}.dist-info"
     wanted = {name for name in files if not any(part in name for part in UNWANTED)}
-    return wanted | {f"{one.package}/py.typed", f"{wheel_of}/METADATA", f"{wheel_of}/licenses/LICENSE"}
+    return wanted | {f"{distribution.package}/py.typed", f"{wheel_of}/METADATA", f"{wheel_of}/licenses/LICENSE"}
 
 
 def _read_version(path: Path) -> str:
     return path.read_text().partition('__version__ = "')[2].partition('"')[0]
 
 
-def list_tracked(one: Distribution) -> set[str]:
+def list_tracked(distribution: Distribution) -> set[str]:
     """Files of its folder that git tracks and a source archive has, from the folder; none outside a git repository."""
-    command = ["git", "-C", str(ROOT / one.folder), "ls-files", "-z", "."]
+    command = ["git", "-C", str(ROOT / distribution.folder), "ls-files", "-z", "."]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {name for name in done.stdout.split("\0") if name and not name.startswith(LEFT_OUT)}
 
@@ -153,8 +149,8 @@ def list_sdist(path: Path) -> set[str]:
 def list_sizes(dist: Path) -> list[tuple[str, float, float | None]]:
     """(archive, its megabytes, what it may have) of every distribution; sdists may have any."""
     rows: list[tuple[str, float, float | None]] = []
-    for one in DISTRIBUTIONS:
-        for suffix, largest in ((".whl", one.largest), (".tar.gz", None)):
-            path = one.find(dist, suffix)
+    for distribution in DISTRIBUTIONS:
+        for suffix, largest in ((".whl", distribution.largest), (".tar.gz", None)):
+            path = distribution.find(dist, suffix)
             rows.append((path.name, path.stat().st_size / 1e6, largest))
     return rows

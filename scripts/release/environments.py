@@ -24,12 +24,12 @@ class StepError(Exception):
 
 def find_pythons(given: Iterable[Path] = ()) -> dict[str, Path]:
     """An interpreter that runs, for each version: those that are given, else the first on PATH."""
-    found: dict[str, Path] = {}
+    pythons: dict[str, Path] = {}
     for path in [*given, *_list_candidates()]:
         version = _ask_version(path)
-        if version and version not in found:
-            found[version] = path
-    return dict(sorted(found.items()))
+        if version and version not in pythons:
+            pythons[version] = path
+    return dict(sorted(pythons.items()))
 
 
 def _list_candidates() -> Iterator[Path]:
@@ -81,8 +81,8 @@ class Environment:
 
     def list_installed(self) -> dict[str, str]:
         """Versions by name of distribution."""
-        found: dict[str, str] = json.loads(self.run("python", "-I", "-c", SAY_INSTALLED, cwd=self.folder))
-        return found
+        versions: dict[str, str] = json.loads(self.run("python", "-I", "-c", SAY_INSTALLED, cwd=self.folder))
+        return versions
 
 
 _UV = (sys.executable, "-m", "uv")

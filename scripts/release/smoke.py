@@ -48,9 +48,9 @@ def run_library(environment: Environment, folder: Path, version: str) -> None:
     Raises:
         StepError: with what the step that failed printed.
     """
-    said = environment.run("exitlens", "--version", cwd=folder).split()
-    if said != ["exitlens", version]:
-        raise StepError(f"exitlens --version: expected {version}, got {' '.join(said)}")
+    words = environment.run("exitlens", "--version", cwd=folder).split()
+    if words != ["exitlens", version]:
+        raise StepError(f"exitlens --version: expected {version}, got {' '.join(words)}")
     (folder / "example.py").write_text(write_example())
     environment.run("python", "-I", "example.py", cwd=folder)
     environment.run("exitlens", "export", "--bundle", "described", "--out", "edge", cwd=folder)
@@ -62,9 +62,9 @@ def run_runtime(environment: Environment, folder: Path, version: str) -> None:
     Raises:
         StepError: with what failed or differed.
     """
-    said = environment.run("exitlens-run", "--version", cwd=folder).split()
-    if said != ["exitlens-run", version]:
-        raise StepError(f"exitlens-run --version: expected {version}, got {' '.join(said)}")
+    words = environment.run("exitlens-run", "--version", cwd=folder).split()
+    if words != ["exitlens-run", version]:
+        raise StepError(f"exitlens-run --version: expected {version}, got {' '.join(words)}")
     strangers = {"torch", "exitlens"} & environment.list_installed().keys()
     if strangers:
         raise StepError(f"exitlens-runtime: expected to be installed without {sorted(strangers)}")
@@ -77,9 +77,9 @@ def run_runtime(environment: Environment, folder: Path, version: str) -> None:
 
 
 def agree(got: list[list[Any]], expected: list[list[Any]]) -> bool:
-    """Whether two lists of (label, exit, confidence) are the same, confidences up to rounding."""
+    """Return whether two lists of (label, exit, confidence) are the same, with confidences up to rounding."""
     pairs = list(zip(got, expected, strict=False))
-    alike = all(one[:2] == other[:2] and abs(one[2] - other[2]) < CONFIDENCE_GAP for one, other in pairs)
+    alike = all(a[:2] == b[:2] and abs(a[2] - b[2]) < CONFIDENCE_GAP for a, b in pairs)
     return len(got) == len(expected) and alike
 
 
@@ -88,9 +88,9 @@ def list_requirements(wheel: Path, extras: Collection[str] = ()) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
-    found = []
-    for one in map(Requirement, asked):
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
-            one.marker = None
-            found.append(str(one))
-    return found
+    requirements = []
+    for requirement in map(Requirement, asked):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            requirement.marker = None
+            requirements.append(str(requirement))
+    return requirements

@@ -34,13 +34,13 @@ def read_version(root: Path = ROOT) -> str:
     Raises:
         SystemExit: where places differ, with all of them.
     """
-    for found in (read_versions(root), read_dates(root)):
-        if len(set(found.values())) > 1 or "" in found.values():
-            places = ", ".join(f"{name}: {value or 'none'}" for name, value in found.items())
-            raise SystemExit(f"expected one version and one date in all places, found {places}: make them the same")
+    for places in (read_versions(root), read_dates(root)):
+        if len(set(places.values())) > 1 or "" in places.values():
+            listed = ", ".join(f"{name}: {value or 'none'}" for name, value in places.items())
+            raise SystemExit(f"expected one version and one date in all places, got {listed}. Fix: make them the same")
     return read_versions(root)["CITATION.cff"]
 
 
 def _find(path: Path, pattern: str) -> str:
-    found = re.search(pattern, path.read_text(), re.M)
-    return found[1] if found else ""
+    match = re.search(pattern, path.read_text(), re.M)
+    return match[1] if match else ""

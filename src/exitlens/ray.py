@@ -21,8 +21,8 @@ from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
 from exitlens.workflow.inference import predict
 
-COLUMNS = ("label", "exit", "confidence", "cost", "error")  # that every answer has
-Columns = dict[str, Any]  # by name (B,...) arrays, as Ray Data gives and takes them
+COLUMNS = ("label", "exit", "confidence", "cost", "error")  # of every answer
+Columns = dict[str, Any]  # arrays (B,...) by name, as Ray Data gives and takes them
 
 
 class Predictor:
@@ -38,26 +38,20 @@ class Predictor:
 
     Args:
         bundle: a bundle or run directory with a policy, on a path that every machine sees.
-        column: what the network reads: for images encoded bytes (or what the ``datasets`` library makes of them:
-            ``{"bytes": ...}``), paths, or ``uint8`` arrays ``(H,W)``, ``(H,W,1)`` or ``(H,W,3)``; or inputs as the network
-            takes them, ``float32`` arrays ``(C,H,W)``; for texts strings.
+        column: the column to read. Images are encoded bytes (also as ``{"bytes": ...}``, as in the ``datasets`` library),
+            paths, ``uint8`` arrays ``(H,W)``, ``(H,W,1)`` or ``(H,W,3)``, or ``float32`` arrays ``(C,H,W)``, which go to
+            the network unchanged. Texts are strings.
         keep: the other columns to keep, such as keys; by default all but ``column``.
         skip_bad: give a row that cannot be read an ``error``, an empty label, exit -1 and cost 0, instead of ending the job.
         threads: PyTorch's threads in every actor: as many as the CPUs that Ray reserves for it.
 
     Raises:
-        InputError: for arguments or columns that do not fit; DataError: for a row that cannot be read;
+        InputError: for arguments or columns that do not fit. DataError: for a row that cannot be read.
         BundleError, PolicyError: for a bundle that cannot be read or has no policy.
     """
 
     def __init__(
-        self,
-        bundle: str | Path,
-        column: str,
-        *,
-        keep: Sequence[str] | None = None,
-        skip_bad: bool = False,
-        threads: int = 1,
+        self, bundle: str | Path, column: str, *, keep: Sequence[str] | None = None, skip_bad: bool = False, threads: int = 1
     ) -> None:
         require(column, str, "column")
         if not isinstance(threads, int) or threads < 1:
@@ -76,7 +70,13 @@ class Predictor:
 
     def __call__(self, batch: Columns) -> Columns:
         """Return the rows with their answers."""
-        names = self._name_kept(batch)
+        if self.column not in batch:
+            raise InputError(f"column: expected one of the rows' columns {sorted(batch)}, got {self.column!r}")
+        names = [name for name in batch if name != self.column] if self.keep is None else list(self.keep)
+        if missing := [name for name in names if name not in batch]:
+            raise InputError(f"keep: expected some of the rows' columns {sorted(batch)}, got {missing[0]!r}")
+        if taken := sorted({*COLUMNS} & {*names}):
+            raise InputError(f"keep: {taken} are names of the answer's columns. Fix: rename them, or keep others.")
         cells, samples, readable = batch[self.column], [], []
         errors = np.full(len(cells), "", dtype=object)
         for i, cell in enumerate(cells):
@@ -97,16 +97,6 @@ class Predictor:
             cost[readable] = self.net.cost[pred.exits.cpu()].numpy()
         answers = dict(zip(COLUMNS, (label, exits, confidence, cost, errors), strict=True))
         return {name: batch[name] for name in names} | answers
-
-    def _name_kept(self, batch: Columns) -> list[str]:
-        if self.column not in batch:
-            raise InputError(f"column: expected one of the rows' columns {sorted(batch)}, got {self.column!r}")
-        names = [name for name in batch if name != self.column] if self.keep is None else list(self.keep)
-        if missing := [name for name in names if name not in batch]:
-            raise InputError(f"keep: expected some of the rows' columns {sorted(batch)}, got {missing[0]!r}")
-        if taken := sorted({*COLUMNS} & {*names}):
-            raise InputError(f"keep: {taken} are names of the answer's columns. Fix: rename them, or keep others.")
-        return names
 
 
 def _read_text(cell: Any, name: str) -> str:

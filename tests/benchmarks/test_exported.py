@@ -25,18 +25,6 @@ def judge(study, runs):
 # Performance
 
 
-def test_rows_and_tunings_get_names():
-    named = performance.name_rows({"batch": 8, "samples": 64, "rows": [{"name": "plain", "ms": [1.0, 0.9, 1.1]}]})
-    assert named == {"samples": 64, "rows": {"plain": {"ms": [1.0, 0.9, 1.1]}}}
-    tuning = performance.name_tunings({"micro_batch": 8, "measured": {"ms_per_sample": [{"ms": 1.0}, {"ms": 2.0}]}})
-    assert tuning["measured"]["ms_per_sample"]["1"] == {"ms": 2.0}
-
-
-def test_thresholds_for_shares_give_these_shares(net, images):
-    policy = performance.choose_shares(net, images, (0.5, 0.25, 0.25))
-    assert xl.predict(net, images, policy).exits.bincount(minlength=3).tolist() == [20, 10, 10]
-
-
 def test_savings_are_of_the_faster_form_and_memory_is_compared_with_the_first_fifth():
     rows = {
         "exits, all at exit 0": {"ms": [2.0], "saving": [0.9], "efficiency": [0.8]},
@@ -55,7 +43,7 @@ def test_savings_are_of_the_faster_form_and_memory_is_compared_with_the_first_fi
 @pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.5, 0.0, 0.5), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)])
 def test_samples_leave_in_the_shares_that_are_forced(images, shares):
     net = make_net()
-    exits = xl.predict(net, images, edge.force_shares(net, images, shares)).exits
+    exits = xl.predict(net, images, performance.force_shares(net, images, shares)).exits
     assert exits.bincount(minlength=3).tolist() == [round(40 * share) for share in shares]
 
 
@@ -82,7 +70,7 @@ def test_the_ideal_is_stage_times_by_shares():
 def test_other_decisions_are_seen(images, tmp_path, files_written_once):
     pytest.importorskip("openvino")
     net = make_net()
-    policy = edge.force_shares(net, images, (0.5, 0.3, 0.2))
+    policy = performance.force_shares(net, images, (0.5, 0.3, 0.2))
     expected = xl.predict(net, images, policy, attention=True)
     for answer in edge.make_answers(xl.export(net, policy, tmp_path / "edge"), policy).values():
         labels, exits, maps = answer(images.numpy())
@@ -96,32 +84,6 @@ def test_other_decisions_are_seen(images, tmp_path, files_written_once):
     with torch.no_grad():
         logits = [out.logits for out in net(images)]
     assert all(np.allclose(a, b.numpy(), atol=1e-4) for a, b in zip(walk(images.numpy()), logits, strict=True))
-
-
-RATIOS = ("torch_over_runtime", "plain_over_runtime", "runtime_over_cascade", "earlyon_over_runtime", "efficiency", "saving")
-SPEED = {"machine": {"threads": 2}, "ideal_ms": [0.5, 0.4, 0.6], **{name: [2.4, 2.3, 2.5] for name in RATIOS}}
-SPEED["ms"] = {name: [1.0, 0.9, 1.1] for name in edge.COLUMNS.values()}
-SECONDS = {name: [0.2] for name in ("import_seconds", "first_answer_seconds", "memory_megabytes")}
-EDGE = {
-    "decisions": {"samples": 10, "near": 1, "runtime": {"1": {"others": 1, "others_near": 0, "map_gap": 1e-6}}},
-    "speed-resnet50": {"1": SPEED, "32": SPEED},
-    "points-scenes": {str(i): {"plain_over_runtime": [3.0 + i], "points_lost": 0.2} for i in range(3)},
-    "int8-demo": {"int8_instructions": "avx_vnni", "agreement": [1.0, 0.98], "1": [1.5, 1.4, 1.6], "32": [2.0, 1.9, 2.1]},
-    "install": {"megabytes": 100.0, **SECONDS},
-    "browser": {"first_answer_seconds": [0.5]},
-}
-
-
-def test_promises_and_tables_of_edge():
-    judged = judge(edge, EDGE)
-    assert {key for key, promise in judged.items() if not promise.is_kept} == {"edge|others|runtime|1", "edge|labels|demo"}
-    assert judged["edge|points|scenes"].measured == 4.0
-    assert {"edge|plain|resnet50|1", "edge|saving|resnet50|1", "edge|earlyon|resnet50|1", "edge|browser"} < set(judged)
-    assert list(judge(edge, {"int8-demo": EDGE["int8-demo"] | {"int8_instructions": "none"}})) == ["edge|labels|demo"]
-    lines = edge.write_speed(EDGE)
-    assert "2 threads" in lines[0]
-    assert len([line for line in lines if line.startswith("| resnet50")]) == 2
-    assert edge.write_decisions(EDGE)[-1] == "| runtime | 1 | 0 | 1e-06 |"
 
 
 # Relevance
@@ -139,10 +101,7 @@ def test_maps_of_others_are_judged_as_faithfulness_judges_ours(net):
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (12, 3, 16, 16), generator=rng, dtype=torch.uint8)
     data = xl.data.ImageSet(pixels, torch.zeros(12, dtype=torch.long), ("a", "b", "c", "d"))
-    makers = {
-        "relevance": lambda x, _: xl.attribute(net, x).clamp_min(0),
-        "nothing": lambda x, _: torch.zeros(len(x), 8, 8),
-    }
+    makers = {"relevance": lambda x, _: xl.attribute(net, x).clamp_min(0), "nothing": lambda x, _: torch.zeros(len(x), 8, 8)}
     judged = relevance.judge(net.eval(), data.inputs, data.labels, makers)
     assert [row["judged_at"] for row in judged.values()] == [0, 1, 2, 2, 2]
     assert {row["grid"] for row in judged.values()} == {"4 x 4"}  # that of the deep exits
@@ -174,17 +133,6 @@ def test_all_works_take_turns_and_every_exit_answers(net, images):
     explained = relevance.time_explanations(net.eval(), images[:2], rounds=1)
     assert list(explained) == ["0", "1", "2"]
     assert all(len(row["ratio"]) == 3 and row["forward_ms"][0] > 0 for row in explained.values())
-
-
-def test_promises_and_tables_of_relevance():
-    times = {"forward_ms": [2.0, 1.9, 2.1], "explain_ms": [3.0, 2.9, 3.1], "with_relevance_ms": [5.0, 4.9, 5.1]}
-    maps = {"a": {"grid": "5 x 5", "deletion_share": [None, None], "insertion_share": [0.5, 0.1], "ms": [12.34, 12.0, 13.0]}}
-    explained = {"0": times | {"ratio": [1.0, 0.9, 1.1]}, "1": times | {"ratio": [1.6, 1.5, 1.7]}}
-    runs = {"demo": {"title": "a network", "images": 8, "locations": "4 x 4", "maps": maps, "explain": explained}}
-    assert [promise.is_kept for promise in judge(relevance, runs).values()] == [True, False]
-    lines = relevance.write_tables(runs)
-    assert "| a |  | 0.50 ± 0.10 | 12.3 (12.0 to 13.0) |" in lines
-    assert lines[-1].startswith("| final | 2.00 (1.90 to 2.10) | 3.00 (2.90 to 3.10) | 5.00 (4.90 to 5.10) | 1.60 (1.50 to")
 
 
 # Backbones and versions
@@ -253,18 +201,3 @@ def test_cells_hold_to_the_lower_bounds_of_pyproject():
             if requirement.name == "torch":
                 both &= requirement.specifier
         assert both.contains(f"{cell.torch}.1")
-
-
-def test_a_row_for_every_cell_run_or_not():
-    good = {"tests": 5, "failed": 0}
-    installed = {"torch": "2.9.1+cpu", "torchvision": "0.24.1", "timm": "1.0.9", "transformers": "4.50.0"}
-    checks = {"readme": {"tests": 1, "failed": 0}, **dict.fromkeys(("private", "cutting", "backbones"), good)}
-    broken = {"onnx": {"tests": 5, "failed": 2, "fault": "test_a: no"}}
-    first, second, *_ = (cell.name for cell in compat.CELLS)
-    lines = compat.write_table({first: {"installed": installed, **checks, **broken}, second: {"fault": "no wheel of torch"}})
-    assert len(lines) == 2 + len(compat.CELLS) + 1 + 2
-    row = "| 2.9.1 | 0.24.1 | 1.0.9 | 4.50.0 | newest | work | 5 pass | 5 pass | 5 pass | **2 of 5 fail** |"
-    assert row in lines[2]
-    assert lines[3].endswith("| not installed" + " | not installed" * 4 + " |")
-    assert lines[4].endswith("| not run" + " | not run" * 4 + " |")
-    assert lines[-2:] == [f"- {first}, export: `test_a: no`", f"- {second}, installing: `no wheel of torch`"]

@@ -5,51 +5,36 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import guarantees
-from benchmarks.guarantees import (
-    DELTAS,
-    GROUP_KINDS,
-    GROUP_LIMITS,
-    LABEL_SETS,
-    LIMITS,
-    MODES,
-    SETS,
-    allow,
-    choose_single_thresholds,
-    list_promises,
-    pool_worst,
-    summarise,
-)
-from benchmarks.populations import draw_groups, recall_trace, run_in_parallel
+from benchmarks import guarantees, populations
 from tests.conftest import random_trace
 
 
-@pytest.mark.parametrize(("population", "sets"), [("synthetic", SETS), ("labels", LABEL_SETS)])
+@pytest.mark.parametrize(("population", "sets"), [("synthetic", guarantees.SETS), ("labels", guarantees.LABEL_SETS)])
 def test_a_draw_has_a_row_for_every_set_limit_and_delta(population, sets):
     outcome = guarantees.count_one_draw(population, 0, 1)
     assert set(outcome) == {f"population 1, {label}" for label in sets}
     for rows in outcome.values():
-        assert {tuple(row[:2]) for row in rows} == set(itertools.product(LIMITS, DELTAS))
+        assert {tuple(row[:2]) for row in rows} == set(itertools.product(guarantees.LIMITS, guarantees.DELTAS))
 
 
 def test_outcomes_are_averaged_by_limit_and_delta():
     rows = [{"x": [[0.01, 0.1, 1.0, 0.5]]}, {"x": [[0.01, 0.1, 0.0, 1.0]]}, {"y": [[0.02, 0.1, 0.0, 0.2]]}]
-    summary = summarise(rows)
+    summary = guarantees.summarise(rows)
     expected = {"limit": 0.01, "delta": 0.1, "violations": 0.5, "cost": 0.75, "never": 0.5, "draws": 2}
     assert summary["x"] == {"limit 0.01, delta 0.1": expected}
     assert summary["y"]["limit 0.02, delta 0.1"]["draws"] == 1
 
 
 def test_single_thresholds_in_expectation_go_further_than_certified_ones():
-    policies = choose_single_thresholds(random_trace(2000), 0.05, 0.1)
+    policies = guarantees.choose_single_thresholds(random_trace(2000), 0.05, 0.1)
     thresholds = {name: policy.thresholds[0] for name, policy in policies.items()}
     assert min(thresholds, key=thresholds.get) == "single threshold, CRC (in expectation only)"
     assert all(len(set(policy.thresholds)) == 1 and 0 < policy.thresholds[0] < 1 for policy in policies.values())
 
 
 def test_groups_are_drawn_whole_and_may_come_twice():
-    trace = recall_trace("groups-1")
-    rows, drawn = draw_groups(trace, 50, torch.Generator().manual_seed(0))
+    trace = populations.recall_trace("groups-1")
+    rows, drawn = populations.draw_groups(trace, 50, torch.Generator().manual_seed(0))
     for draw in range(50):
         samples = rows[drawn == draw]
         (group,) = trace.groups[samples].unique().tolist()
@@ -59,34 +44,36 @@ def test_groups_are_drawn_whole_and_may_come_twice():
 @pytest.mark.slow
 def test_a_draw_of_groups_is_judged_in_every_way_and_watched():
     outcome = guarantees.count_one_group_draw(2)
-    assert set(outcome) == {f"{GROUP_KINDS[2]}, {mode}, {label}" for mode, labels in MODES.items() for label in labels}
+    assert set(outcome) == {
+        f"{guarantees.GROUP_KINDS[2]}, {mode}, {label}" for mode, labels in guarantees.MODES.items() for label in labels
+    }
     for rows in outcome.values():
-        assert {tuple(row[:2]) for row in rows} == set(itertools.product(GROUP_LIMITS, DELTAS))
+        assert {tuple(row[:2]) for row in rows} == set(itertools.product(guarantees.GROUP_LIMITS, guarantees.DELTAS))
         assert all(0.2 - 1e-6 <= cost <= 1 for *_, cost in rows)
     assert guarantees.watch_groups(False, 2) in (True, False)
 
 
 @pytest.mark.slow
 def test_seeds_run_side_by_side():
-    assert run_in_parallel(divmod, 7, seeds=[2, 3]) == [(3, 1), (2, 1)]
+    assert populations.run_in_parallel(divmod, 7, seeds=[2, 3]) == [(3, 1), (2, 1)]
 
 
 def test_two_standard_errors_are_allowed_and_the_worst_limit_counts():
-    assert allow(0.1, 900) == pytest.approx(0.1 + 2 * 0.01)
+    assert guarantees.allow(0.1, 900) == pytest.approx(0.1 + 2 * 0.01)
     row = {"delta": 0.1, "violations": 0.05, "draws": 100}
     sets = {"accuracy drop": {"a": row, "b": {**row, "violations": 0.2}}}
-    (promise,) = list_promises({"splits-x": {"sets": sets}})
+    (promise,) = guarantees.list_promises({"splits-x": {"sets": sets}})
     assert (promise.measured, promise.is_kept) == (0.2, False)
 
 
 def test_draws_of_all_populations_are_counted_together():
     def rows(*broken):
-        pairs = [(n, v, d) for n, v in zip((0.01, 0.02), broken, strict=True) for d in DELTAS]
+        pairs = [(n, v, d) for n, v in zip((0.01, 0.02), broken, strict=True) for d in guarantees.DELTAS]
         return {f"{n}, {d}": {"limit": n, "delta": d, "violations": v, "draws": 300} for n, v, d in pairs}
 
     sets = {"population 0, missed labels": rows(0.1, 0.0), "population 1, missed labels": rows(0.0, 0.04)}
-    assert pool_worst(sets, "missed labels", 0.1) == pytest.approx(0.05)
-    judged = list(list_promises({"labels": {"sets": sets, "draws": 600}}))
+    assert guarantees.pool_worst(sets, "missed labels", 0.1) == pytest.approx(0.05)
+    judged = list(guarantees.list_promises({"labels": {"sets": sets, "draws": 600}}))
     assert [promise.is_kept for promise in judged[-3:]] == [True, True, True]
 
 
@@ -95,15 +82,15 @@ def test_groups_that_are_not_named_have_to_break_promises():
         return {"a": {"delta": 0.1, "violations": broken, "draws": 333}}
 
     sets = {"x, named, accuracy drop": row(0.05), "x, not named, accuracy drop": row(0.4)}
-    assert all(promise.is_kept for promise in list_promises({"groups": {"sets": sets}}))
+    assert all(promise.is_kept for promise in guarantees.list_promises({"groups": {"sets": sets}}))
     for worse in ({"x, named, accuracy drop": row(0.2)}, {"x, not named, accuracy drop": row(0.1)}):
-        assert sum(not promise.is_kept for promise in list_promises({"groups": {"sets": sets | worse}})) == 1
+        assert sum(not promise.is_kept for promise in guarantees.list_promises({"groups": {"sets": sets | worse}})) == 1
 
 
 def test_families_are_told_apart_from_independent_samples():
     orders = {"as they come": {"warned": True}, "shuffled": {"warned": False}}
     calm = {"as they come": {"warned": False}, "shuffled": {"warned": False}}
     measured = {"scenes": {"independent, test": calm, "41 garments": orders}, "seconds_taken": 3}
-    assert all(promise.is_kept for promise in list_promises({"families": measured}))
+    assert all(promise.is_kept for promise in guarantees.list_promises({"families": measured}))
     measured["scenes"]["independent, test"] = orders
-    assert [promise.is_kept for promise in list_promises({"families": measured})] == [False, True]
+    assert [promise.is_kept for promise in guarantees.list_promises({"families": measured})] == [False, True]

@@ -77,12 +77,12 @@ def test_a_run_goes_on_after_a_failure_and_repeats_nothing(tmp_path, capsys):
     assert run_cells(study, folder=tmp_path) == ["b-0"]
     assert "b-0 failed: ZeroDivisionError" in capsys.readouterr().out
     assert read_results(tmp_path / "x.csv") == {"a-0": {"half": 3}, "b-1": {"half": 2}}
-    mended = make_study(tmp_path, cells=lambda quick: {**study.cells(quick), "b-0": partial(measure, 3)})
-    assert run_cells(mended, ["b-*"], folder=tmp_path) == []
+    repaired = make_study(tmp_path, cells=lambda quick: {**study.cells(quick), "b-0": partial(measure, 3)})
+    assert run_cells(repaired, ["b-*"], folder=tmp_path) == []
     assert "1 of 2 cells are there already" in capsys.readouterr().out
     assert list(read_results(tmp_path / "x.csv")) == ["a-0", "b-0", "b-1"]
     assert len(list(tmp_path.glob("ran-b-1-*"))) == 1
-    assert run_cells(mended, ["a-0"], folder=tmp_path, again=True) == []
+    assert run_cells(repaired, ["a-0"], folder=tmp_path, again=True) == []
     assert len(list(tmp_path.glob("ran-a-0-*"))) == 2
 
 
@@ -118,9 +118,9 @@ def test_a_miss_without_a_reason_fails(tmp_path, capsys, monkeypatch):
 
 def test_the_committed_figures_keep_the_promises_or_say_why_not(capsys):
     assert main(["all", "check"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("ok     ") > 600
-    assert "not missed any more" not in said
+    output = capsys.readouterr().out
+    assert output.count("ok     ") > 600
+    assert "not missed any more" not in output
     assert all(len(reason) > 40 for reason in read_known_misses().values())
 
 

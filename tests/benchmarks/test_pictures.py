@@ -1,4 +1,4 @@
-"""Drawings, pictures made of them, and the tables about networks on them."""
+"""Drawings, pictures made of them, and the error over drawings."""
 
 from pathlib import Path
 
@@ -7,26 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks import pictures
-from benchmarks.drawings import (
-    PICTURES,
-    SHARES,
-    SIDE,
-    SIZE,
-    Drawing,
-    Recipe,
-    find_drawings,
-    load_pictures,
-    main,
-    make_folder,
-    make_picture,
-    open_folder,
-    read_drawing,
-    select_drawings,
-    split_drawings,
-    strip_marks,
-)
-from benchmarks.pictures import list_policies, list_promises, spread_by_drawing
+from benchmarks import drawings, pictures
 
 
 def draw(shape, colour="red", size=(60, 40)):
@@ -52,7 +33,7 @@ def place(folder, **files):
 def disc(name, label, colour="red"):
     image = Image.new("RGBA", (64, 48))
     ImageDraw.Draw(image).ellipse((0, 0, 63, 47), fill=colour)
-    return Drawing(name, label, image)
+    return drawings.Drawing(name, label, image)
 
 
 DRAWINGS = [disc(f"{label}{i}", label, colour) for label, colour in (("cat", "red"), ("dog", "blue")) for i in range(12)]
@@ -60,9 +41,9 @@ DRAWINGS = [disc(f"{label}{i}", label, colour) for label, colour in (("cat", "re
 
 def test_a_drawing_is_cropped_and_scaled(tmp_path):
     place(tmp_path, a_cross=draw("cross"))
-    drawing = read_drawing(tmp_path / "a" / "cross.png", "a")
+    drawing = drawings.read_drawing(tmp_path / "a" / "cross.png", "a")
     assert drawing.pixels.mode == "RGBA"
-    assert max(drawing.pixels.size) == SIDE
+    assert max(drawing.pixels.size) == drawings.SIDE
     assert np.asarray(drawing.pixels)[..., 3][:, 0].max() > 0  # nothing empty at the left edge
 
 
@@ -72,34 +53,36 @@ def test_files_that_are_no_drawings(tmp_path, content):
         (tmp_path / "x.png").write_bytes(content)
     else:
         Image.new("RGBA", (40, 40), content).save(tmp_path / "x.png")
-    assert read_drawing(tmp_path / "x.png", "a") is None
+    assert drawings.read_drawing(tmp_path / "x.png", "a") is None
 
 
 def test_one_of_the_drawings_that_look_alike_stays_and_none_of_two_classes(tmp_path):
     back = draw("slash").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     shapes = {"a_cross": draw("cross"), "a_plus": draw("cross", "blue"), "a_slash": draw("slash"), "a_roof": draw("roof")}
     place(tmp_path, **shapes, b_back=back)
-    drawings = list(find_drawings(tmp_path, {"a": ("a",), "b": ("b",)}))
-    assert [drawing.name for drawing in drawings] == ["cross", "plus", "roof", "slash", "back"]
-    assert [drawing.name for drawing in select_drawings(drawings)] == ["cross", "roof"]
-    assert strip_marks("pizza-cheese-bw") == strip_marks("pizza-cheese") != strip_marks("pizza")
-    versions = [Drawing(n, "a", draw(shape)) for n, shape in (("pie", "cross"), ("pie-bw", "roof"), ("pie-02", "slash"))]
-    assert [drawing.name for drawing in select_drawings(versions)] == ["pie"]
+    made = list(drawings.find_drawings(tmp_path, {"a": ("a",), "b": ("b",)}))
+    assert [drawing.name for drawing in made] == ["cross", "plus", "roof", "slash", "back"]
+    assert [drawing.name for drawing in drawings.select_drawings(made)] == ["cross", "roof"]
+    assert drawings.strip_marks("pizza-cheese-bw") == drawings.strip_marks("pizza-cheese") != drawings.strip_marks("pizza")
+    versions = [
+        drawings.Drawing(n, "a", draw(shape)) for n, shape in (("pie", "cross"), ("pie-bw", "roof"), ("pie-02", "slash"))
+    ]
+    assert [drawing.name for drawing in drawings.select_drawings(versions)] == ["pie"]
 
 
 def test_no_drawing_is_in_two_splits_and_every_class_in_all():
-    parts = split_drawings(DRAWINGS)
+    parts = drawings.split_drawings(DRAWINGS)
     assert sorted(row.name for part in parts.values() for row in part) == sorted(row.name for row in DRAWINGS)
     assert {split: len(part) for split, part in parts.items()} == {"train": 12, "validation": 2, "calibration": 4, "test": 6}
     assert all({row.label for row in part} == {"cat", "dog"} for part in parts.values())
-    assert split_drawings(DRAWINGS, seed=1) != parts
+    assert drawings.split_drawings(DRAWINGS, seed=1) != parts
 
 
 def test_a_picture_depends_on_drawing_number_and_recipe_only():
-    picture, mask = make_picture(DRAWINGS[0], 3, Recipe(64), ["cat", "dog"])
+    picture, mask = drawings.make_picture(DRAWINGS[0], 3, drawings.Recipe(64))
     assert picture.size == mask.size == (64, 64)
-    assert np.array_equal(picture, make_picture(DRAWINGS[0], 3, Recipe(64), ["cat", "dog"])[0])
-    assert not np.array_equal(picture, make_picture(DRAWINGS[0], 4, Recipe(64), ["cat", "dog"])[0])
+    assert np.array_equal(picture, drawings.make_picture(DRAWINGS[0], 3, drawings.Recipe(64))[0])
+    assert not np.array_equal(picture, drawings.make_picture(DRAWINGS[0], 4, drawings.Recipe(64))[0])
     inside = np.asarray(mask) > 0
     red = np.asarray(picture)[inside].astype(float).mean(0)
     assert red[0] > 200
@@ -107,77 +90,38 @@ def test_a_picture_depends_on_drawing_number_and_recipe_only():
     assert 0.05 < inside.mean() < 0.6
 
 
-def test_a_cue_gives_the_background_the_hue_of_the_class():
-    def redness(agreement):
-        pairs = [make_picture(DRAWINGS[0], n, Recipe(32, agreement=agreement), ["cat", "dog"]) for n in range(12)]
-        shades = [np.asarray(picture)[np.asarray(mask) == 0].astype(float).mean(0) for picture, mask in pairs]
-        return float(np.mean([shade[0] - shade[1:].mean() for shade in shades]))
-
-    assert redness(1.0) > 20 > -20 > redness(0.0)
-
-
+@pytest.mark.slow
 def test_a_folder_is_made_once_continued_and_read(tmp_path):
-    total = make_folder(tmp_path, DRAWINGS, Recipe(SIZE))
+    total = drawings.make_folder(tmp_path, DRAWINGS, drawings.Recipe(drawings.SIZE))
     made = sorted((tmp_path / "pictures").rglob("*.jpg"))
     assert len(made) == total == 12 * 8 + 2 * 6 + 4 * 6 + 6 * 8
-    assert {path.parts[-3] for path in made} == set(SHARES)
+    assert {path.parts[-3] for path in made} == set(drawings.SHARES)
     before, stamp = made[0].read_bytes(), made[1].stat().st_mtime_ns
     made[0].unlink()
-    assert make_folder(tmp_path, DRAWINGS, Recipe(SIZE)) == total
+    assert drawings.make_folder(tmp_path, DRAWINGS, drawings.Recipe(drawings.SIZE)) == total
     assert made[0].read_bytes() == before
     assert made[1].stat().st_mtime_ns == stamp
     (tmp_path / "done").touch()
-    split = load_pictures(open_folder(tmp_path), "validation")
+    split = drawings.load_pictures(drawings.open_folder(tmp_path), "validation")
     assert split.images.classes == ("cat", "dog")
-    assert split.images.images.shape == (2 * PICTURES["validation"], 3, SIZE, SIZE)
-    assert split.drawings.bincount().tolist() == [PICTURES["validation"]] * 2
+    assert split.images.images.shape == (2 * drawings.PICTURES["validation"], 3, drawings.SIZE, drawings.SIZE)
+    assert split.drawings.bincount().tolist() == [drawings.PICTURES["validation"]] * 2
     cats = split.images.labels == 0
     assert split.images.images[cats, 0][split.images.masks[cats]].float().mean() > 200
     assert split.images.preprocess.mean == split.images.preprocess.std == (0.5, 0.5, 0.5)  # as these weights were trained
 
 
 def test_a_flat_folder_has_classes_at_the_top(tmp_path):
-    make_folder(tmp_path, DRAWINGS[::6], Recipe(16), flat=True)
+    drawings.make_folder(tmp_path, DRAWINGS[::6], drawings.Recipe(16), flat=True)
     assert {path.parts[-2] for path in (tmp_path / "pictures").rglob("*.jpg")} == {"cat", "dog"}
     with pytest.raises(SystemExit, match="openclipart-png"):
-        main([str(tmp_path), "--drawings", str(Path(tmp_path) / "none")])
+        drawings.main([str(tmp_path), "--drawings", str(Path(tmp_path) / "none")])
 
 
 def test_the_error_is_that_of_drawings_not_of_pictures():
     """Ten drawings of which half are right in all their pictures: sqrt(0.25 / 10), whatever the number of pictures."""
     right, drawings = (torch.arange(1000) % 2 == 0).double()[:, None], torch.arange(1000) % 10
-    assert spread_by_drawing(right, drawings).item() == pytest.approx((0.25 / 10) ** 0.5, rel=0.1)
-
-
-def make_runs(seeds):
-    common = {"pictures": 100, "drawings": 20, "epochs": 2}
-    policy = {"cost": 0.8, "drop": 0.04, "accuracy": 0.5, "exit_shares": [0.2, 0.8]}
-    exits = {**common, "accuracy": [0.3, 0.51], "cost": [0.25, 1.02], "skill": [0.4], "energy": [0.3, 0.6], "area": 0.2}
-    exits |= {"policies": dict.fromkeys([name for name, *_ in list_policies()], policy)}
-    exits |= {"calibration_pictures": 90, "calibration_drawings": 15}
-    step = {"ratio": [1.2, 1.0, 1.3], "batch": 64, "rounds": 9, "exits_seconds": 2.1, "plain_seconds": 2.0}
-    runs = {"step-0": step}
-    for seed in range(seeds):
-        pair = {"difference": 0.01 * (seed - 1), "error": 0.02}
-        runs |= {f"plain-{seed}": {**common, "accuracy": [0.5]}, f"exits-{seed}": exits, f"pair-{seed}": pair}
-    return runs
-
-
-def test_tables():
-    text = "\n".join(pictures.write_tables(make_runs(3)))
-    assert "| plain network | 1 | 50.0 | 50.0 | 50.0 | **50.0** |" in text
-    assert "| exit 0 | 0.25 | 30.0 | 30.0 | 30.0 | **30.0** | 0.40 | 30 % |" in text
-    assert "-1.0, +0.0, +1.0 points, +0.00 in the mean" in text
-    assert "| 2 points, by drawing | 0.80 | 4.0, 4.0, 4.0 | 3 of 3 |" in text
-    assert "| 5 points, by picture | 0.80 | 4.0, 4.0, 4.0 | 0 of 3 |" in text
-    assert "takes 1.20 times the plain" in text
-    assert "Not measured yet" in pictures.write_networks({})[0]
-
-
-def test_promises():
-    final, step = list_promises(make_runs(3))
-    assert (final.measured, final.is_kept, step.is_kept) == (pytest.approx(0.0, abs=1e-9), True, False)
-    assert len(list(list_promises(make_runs(2)))) == 1  # not all seeds
+    assert pictures.spread_by_drawing(right, drawings).item() == pytest.approx((0.25 / 10) ** 0.5, rel=0.1)
 
 
 @pytest.mark.slow

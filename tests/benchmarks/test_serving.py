@@ -1,4 +1,4 @@
-"""What is made of trials in which something went wrong, hostile requests, other servers, and what is promised."""
+"""Trials in which something went wrong, hostile requests, and other servers."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import torch
 from benchmarks import servers, serving
 from benchmarks.attacks import INFER, Hostile, list_kinds, make_good, make_hostile
 from benchmarks.load import Spec, Trial, make_request, run_load
-from benchmarks.serving import Expected, compare, cut, find_recovery, list_promises, part_by_signal, read_answer
+from benchmarks.serving import Expected, compare, cut, find_recovery, part_by_signal, read_answer
 from tests.conftest import TinyNet
 
 NAN = float("nan")
@@ -60,6 +60,7 @@ def test_answers_are_read():
     assert read_answer(b"") is None
 
 
+@pytest.mark.slow
 def test_hostile_requests_are_of_all_kinds_and_always_the_same():
     kinds = list_kinds((3, 8, 8))
     assert len(kinds) >= 35
@@ -156,32 +157,6 @@ def test_what_comes_of_a_hostile_request(monkeypatch, said, outcome, has_reason)
     assert summary["kinds_that_hang"] == (["pickle"] if outcome == "hangs" else [])
 
 
-def test_promises_and_tables():
-    capacity = {"samples_a_second": 100.0, "p99_ms": [50.0, 40.0, 60.0], "of_the_load": False}
-    answers = {"samples": 10, "connections": 2, "differing": 3, "differing_near": 2, "unanswered": 1, "score_gap": 1e-7}
-    overload = {"limit_ms": 100.0, "memory_mb": {"before": 10.0, "peak": 30.0}, "recovery_seconds": None}
-    hostile = {"count": 5, "by_outcome": {"400": 2, "closed": 1, "500": 2}, "kinds_without_reason": ["a"]}
-    runs = {
-        "throughput-small-16": {"exits": capacity, "plain": capacity | {"samples_a_second": 40.0}},
-        "overhead": {"above_ms": 0.9},
-        "leavers-small": {"ratio": 0.2},
-        "answers": answers,
-        "faults-reload": {"lost": 0, "wrong": 1, "ready_codes": {"200": 7, "503": 2}},
-        "faults-terminate": {"lost": 0, "wrong": 0, "ready_codes": {"200": 7, "0": 9}},
-        "overload-small": overload | {"overload": {"accepted_p99_ms": 150.0, "others": 0}},
-        "hostile": hostile | {"beside_failures": 1, "beside_wrong": 0},
-    }
-    measured = {promise.key.removeprefix("serving|"): promise.measured for promise in list_promises(runs)}
-    assert measured["small-16|plain"] == 2.5
-    assert measured["answers"] == 2  # one not near its threshold, one without an answer
-    assert (measured["reload|wrong"], measured["reload|ready"]) == (1, 2)
-    assert "terminate|ready" not in measured  # nobody is there to ask
-    assert measured["overload|small|p99"] == 1.5
-    assert measured["overload|small|recovery"] > 2
-    assert measured["hostile|bad"] == 3  # two answered 500, one kind without a reason
-    assert any("small | 16 | with exits | 100 | 50 / 40 / 60" in line for line in serving.write_throughput(runs))
-
-
 # Servers
 
 
@@ -231,6 +206,7 @@ def write_tiny(folder):
     return Path(shutil.copy(written.path, folder / "plain.onnx"))
 
 
+@pytest.mark.slow
 def test_labels_of_the_plain_backbone(tmp_path):
     labels = servers.Labels({"onnx": str(write_tiny(tmp_path)), "shape": [3, 16, 16], "threads": 1})
     with torch.inference_mode():

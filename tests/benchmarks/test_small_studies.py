@@ -1,4 +1,4 @@
-"""Studies of a few promises: which figures are judged, and the smallest of what they measure."""
+"""Small studies: the figures that they judge, and their measurements on little data."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import demo, explorer, loading, processes, recipes, series, tasks, traces, training
+from benchmarks import loading, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -20,16 +20,6 @@ from exitlens.types.settings import TrainingSettings
 
 def judge(study, runs):
     return {promise.key: promise for promise in study.list_promises(runs)}
-
-
-def test_traces_are_judged_by_the_largest_gap_and_the_memory_above_few_samples():
-    gaps = {"compact": {"margin": 1e-3, "entropy": 0.0}, "full in float32": {"margin": 1.0}}
-    steps = {step: {"peak_mb": 1900} for step in ("calibrate", "certify", "evaluate")}
-    collecting = {"2000": {"peak_mb": 400}, "20000": {"peak_mb": 650}}
-    runs = {"agreement": {"largest_gap": gaps, "exits_that_differ": 0.0}, "million": steps, "collecting": collecting}
-    judged = judge(traces, runs)
-    assert [judged[f"traces|{key}"].measured for key in ("agreement", "routes", "collect")] == [1e-3, 0.0, 250]
-    assert [key for key, promise in judged.items() if not promise.is_kept] == ["traces|agreement"]
 
 
 @pytest.mark.slow
@@ -62,12 +52,6 @@ def test_processes():
     assert image[28:32].min() > image[:28].max()  # the data show their class
 
 
-def test_explorer():
-    explained = {"small": {"explain_beyond_network": [160.0, 150, 170]}}
-    judged = judge(explorer, {"explorer": {"first_answer_s": [2.0, 1, 3], "explained": explained}})
-    assert [promise.is_kept for promise in judged.values()] == [True, False]
-
-
 def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(type(loading.STUDY), "folder", tmp_path)
     folder = loading.find_folder(loading.draw_small, 20)
@@ -81,20 +65,6 @@ def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypa
         "loading|memory-fit": True,
         "loading|throughput": False,
     }
-
-
-def test_training_is_judged_and_shown_by_kind():
-    seconds = {"every epoch": [2.0, 1.9, 2.1], "kept": [0.1, 0.1, 0.1], "probe": [0.01, 0.01, 0.01]}
-    frozen = {"samples": 8, "pixels": 32, "seconds": seconds, "seconds_once": 1.5, "speedup": [20.0, 19.0, 21.0]}
-    frozen |= {"kb_a_sample": 163.8, "furthest_weight": 1e-5}
-    step = {"batch_size": 64, "every": 2, "ratio": [1.5, 1.4, 1.6]}
-    step |= {"seconds": {"egt": [0.3, 0.3, 0.3], "without": [0.2, 0.2, 0.2]}}
-    runs = {"efficientnet_lite0-evidence": frozen, "step-vit": step}
-    judged = judge(training, runs)
-    assert {key for key, promise in judged.items() if not promise.is_kept} == {"step-vit"}
-    assert "efficientnet_lite0, evidence heads | 8 of 32 px | 2.00 | 1.50 |" in training.write_frozen(runs)[-1]
-    assert "20.0 (19.0 to 21.0)" in training.write_frozen(runs)[-1]
-    assert training.write_steps(runs)[-1] == "| vit | 64 | 2 | 0.200 | 0.300 | 1.50 (1.40 to 1.60) |"
 
 
 @pytest.mark.slow
@@ -122,15 +92,6 @@ def test_every_trial_of_recipes_has_arguments_that_fit_takes():
         assert TrainingSettings(**settings).learning_rate == settings["learning_rate"]
 
 
-def test_the_demo_without_and_with_egt():
-    runs = demo.STUDY.read()
-    near, near0 = (100 * runs["demo"][name]["agreeing"]["accuracy"][0] for name in ("egt", "baseline"))
-    lines = demo.write_demo(runs)
-    assert any(line.startswith(f"| accuracy, background agrees (%) | {near0:.1f} → **{near:.1f}** |") for line in lines)
-    slow = {"demo": runs["demo"] | {"step_time_ratio": 1.5}}
-    assert not judge(demo, slow)["demo|step"].is_kept
-
-
 # Series
 
 
@@ -151,15 +112,6 @@ SERIES = {
     **{f"motifs/plain-{seed}": make_series_run(0.92, exits=False) for seed in range(3)},
     **{f"gunpoint/{condition}-0": make_series_run(0.9, exits=condition == "egt") for condition in ("egt", "plain")},
 }
-
-
-def test_tables_of_series():
-    answers, maps = series.write_answers(SERIES), series.write_maps(SERIES)
-    assert "| motifs | 12 | 2 x 24 | 3 | 2 | 92.0 | 50.0 / 90.5 | 0.30 / 1.04 | 0.50 | 0.40 |" in answers
-    assert sum(line.startswith("| GunPoint") for line in answers) == 1
-    assert maps[-2].startswith("| EGT | 2 |")
-    assert "0.80 / 0.70" in maps[-2]
-    assert series.write_maps({}) == []
 
 
 def test_series_are_judged_when_all_seeds_are_there(monkeypatch):
@@ -186,7 +138,7 @@ def test_half_of_each_class_trains_and_seeds_draw_anew(monkeypatch):
     assert len(torch.cat([part.values for part in parts]).flatten(1).unique(dim=0)) == 40
     torch.testing.assert_close(task.train.inputs.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
     assert not torch.equal(task.train.values, other.train.values)
-    assert task.epochs * 2 >= series.UPDATES
+    assert task.settings["epochs"] * 2 >= series.UPDATES
 
 
 def test_without_aeon_it_says_what_to_install(monkeypatch):
@@ -199,7 +151,13 @@ def test_without_aeon_it_says_what_to_install(monkeypatch):
 def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
     whole = series.load_task(series.MOTIFS, 0)
     tests = {name: data.first(40) for name, data in whole.tests.items()}
-    task = replace(whole, train=whole.train.first(64), validation=whole.validation.first(40), tests=tests, epochs=1)
+    task = replace(
+        whole,
+        train=whole.train.first(64),
+        validation=whole.validation.first(40),
+        tests=tests,
+        settings={**whole.settings, "epochs": 1},
+    )
     monkeypatch.setattr(series, "load_task", lambda *words: task)
     monkeypatch.chdir(tmp_path)
     ours, plain = (series.measure_cell(series.MOTIFS, condition, 0) for condition in (series.EGT, series.PLAIN))

@@ -7,36 +7,9 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import static, truth
-from benchmarks.static import (
-    CANDIDATES,
-    FAMILIES,
-    ONCE,
-    RIVALS,
-    Candidate,
-    Teacher,
-    at_equal_time,
-    choose,
-    choose_family,
-    find_timed_seeds,
-    find_whole_seeds,
-    interpolate,
-    list_candidates,
-    list_cells,
-    list_promises,
-    make_cut,
-    make_loss,
-    make_narrow,
-    make_resized,
-    pick_test,
-    write_equal_time,
-    write_networks,
-    write_task,
-)
-from benchmarks.tasks import SEEDS, TITLES, Task, build_network
+from benchmarks import static, tasks, truth
 from exitlens.model.timing import Times
 from tests.conftest import TinyNet
-from tests.texts import make_text_net, make_texts
 
 TESTS = ("agreeing", "disagreeing", "unseen")
 
@@ -44,27 +17,31 @@ TESTS = ("agreeing", "disagreeing", "unseen")
 @pytest.fixture
 def task(tiny_set):
     settings = {"epochs": 1, "batch_size": 16}
-    return Task(tiny_set, tiny_set, {"test": tiny_set}, TinyNet, ("a", "b"), settings, "evidence", (4, 4))
+    return tasks.Task(tiny_set, tiny_set, {"test": tiny_set}, TinyNet, ("a", "b"), settings, "evidence", (4, 4))
 
 
 def test_cells():
-    assert set(SEEDS) == set(TITLES) == set(CANDIDATES) == set(RIVALS)
-    assert all(candidate.family in FAMILIES for candidates in CANDIDATES.values() for candidate in candidates.values())
-    cells = list(list_cells())
-    assert {f"scenes/{name}-0" for name in ("adaptive", *CANDIDATES["scenes"])} <= set(cells)
-    assert sum(cell.startswith("scenes/") and cell.endswith("-1") for cell in cells) == 2 + len(list_candidates("scenes", 1))
-    assert sum("/time-" in cell for cell in cells) == sum(SEEDS.values())
+    assert set(tasks.SEEDS) == set(tasks.TITLES) == set(static.CANDIDATES) == set(static.RIVALS)
+    assert all(
+        candidate.family in static.FAMILIES for candidates in static.CANDIDATES.values() for candidate in candidates.values()
+    )
+    cells = list(static.list_cells())
+    assert {f"scenes/{name}-0" for name in ("adaptive", *static.CANDIDATES["scenes"])} <= set(cells)
+    assert sum(cell.startswith("scenes/") and cell.endswith("-1") for cell in cells) == 2 + len(
+        static.list_candidates("scenes", 1)
+    )
+    assert sum("/time-" in cell for cell in cells) == sum(tasks.SEEDS.values())
 
 
 def test_a_narrow_network(task):
-    net = Candidate("width", "", partial(make_narrow, width=0.25)).build(task, 0)
+    net = static.Candidate("width", "", partial(static.make_narrow, width=0.25)).build(task, 0)
     assert net(task.train.first(2).inputs)[0].logits.shape == (2, 4)
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     assert (convolutions[0].out_channels, convolutions[-1].out_channels) == (8, 32)  # of 32 and 128
 
 
 def test_a_cut_network_is_the_beginning_of_the_backbone(task):
-    net = Candidate("cut", "", partial(make_cut, name="b")).build(task, 0).eval()
+    net = static.Candidate("cut", "", partial(static.make_cut, name="b")).build(task, 0).eval()
     torch.manual_seed(0)
     x, whole = task.train.first(2).inputs, TinyNet().eval()
     assert torch.allclose(net.stage(0)(x)[0], whole.b(whole.a(x)), atol=1e-5)
@@ -72,7 +49,7 @@ def test_a_cut_network_is_the_beginning_of_the_backbone(task):
 
 
 def test_images_are_shrunk_but_are_small_already_where_time_is_measured(task):
-    candidate = Candidate("pixels", "", partial(make_resized, pixels=8), 8)
+    candidate = static.Candidate("pixels", "", partial(static.make_resized, pixels=8), 8)
     images = task.train.first(2).inputs
     timed, small = candidate.build_timed(task, images)
     assert small.shape == (2, 3, 8, 8)
@@ -82,16 +59,16 @@ def test_images_are_shrunk_but_are_small_already_where_time_is_measured(task):
 
 
 def test_the_loss_follows_the_teacher_on_the_same_batch(task):
-    net = build_network(task, 0, exits=False).eval()
-    teacher = Teacher(net)
+    net = tasks.build_network(task, 0, exits=False).eval()
+    teacher = static.Teacher(net)
     images, labels = task.train.first(4).inputs, task.train.labels[:4]
     assert teacher(images) is images
     outputs = net(images)
-    same = make_loss(teacher)(outputs, labels)
+    same = static.make_loss(teacher)(outputs, labels)
     assert same.distillation.item() == pytest.approx(0, abs=1e-5)
     assert same.total.item() == pytest.approx(xl.EGTLoss(weight=0.0)(outputs, labels).total.item(), abs=1e-5)
     flat = (outputs[0]._replace(logits=torch.zeros(4, 4, requires_grad=True)),)
-    terms = make_loss(teacher)(flat, labels)
+    terms = static.make_loss(teacher)(flat, labels)
     soft = (teacher.logits / 2).softmax(1)
     by_hand = 4 * (soft * (soft * 4).log()).sum(1).mean()
     assert terms.distillation.item() == pytest.approx(by_hand.item(), rel=1e-4)
@@ -99,16 +76,11 @@ def test_the_loss_follows_the_teacher_on_the_same_batch(task):
     assert terms.total.requires_grad
 
 
-def test_a_teacher_of_texts_sees_the_batch_that_its_student_gets():
-    net, inputs = make_text_net(), make_texts(5)
-    teacher = Teacher(net)
-    assert teacher(inputs) is inputs
-    assert torch.equal(teacher.logits, net(inputs)[-1].logits)
-
-
 @pytest.mark.slow
 def test_ours_and_a_static_network_are_measured_and_timed(task, tmp_path, monkeypatch):
-    monkeypatch.setitem(static.CANDIDATES, "digits", {"cut-b": Candidate("cut", "short", partial(make_cut, name="b"))})
+    monkeypatch.setitem(
+        static.CANDIDATES, "digits", {"cut-b": static.Candidate("cut", "short", partial(static.make_cut, name="b"))}
+    )
     monkeypatch.setattr(static, "open_task", lambda *words: task)
     monkeypatch.chdir(tmp_path)
     ours = static.measure_adaptive("digits", 0, quick=True)
@@ -139,18 +111,11 @@ def test_the_fast_policy_is_held_to_the_full_networks_accuracy(task, tmp_path, m
     assert truth.CONDITIONS[truth.PLAIN][0] is None
 
 
-def test_answers_are_rated_by_labels_and_by_the_full_network(tiny_set):
-    answers = tiny_set.labels.clone()
-    answers[:8] = (answers[:8] + 1) % 4
-    measured = static.rate(answers, tiny_set, tiny_set.labels.new_zeros(32))
-    assert measured == {"samples": 32, "accuracy": 0.75, "agreement": 0.25}
-
-
 def test_the_nearest_static_network_that_is_not_faster_is_named():
     seconds = {"small": 1.0, "large": 3.0, "full": 4.0, "ours, near": 2.0, "ours, far": 3.5, "ours, slow": 5.0}
     times = Times({name: [[value]] * 3 for name, value in seconds.items()})
-    candidates = {name: Candidate("width", "", make_narrow) for name in ("large", "small")}
-    chosen = choose(times, candidates, ("near", "far", "slow"), 1)
+    candidates = {name: static.Candidate("width", "", static.make_narrow) for name in ("large", "small")}
+    chosen = static.choose(times, candidates, ("near", "far", "slow"), 1)
     assert chosen["chosen"] == {"width": {"near": "large", "far": "full", "slow": "full"}}
     assert chosen["chosen_over_adaptive"]["width"]["near"] == [1.5] * 3
     assert chosen["chosen_over_adaptive"]["width"]["slow"] == [0.8] * 3
@@ -162,7 +127,7 @@ def test_the_nearest_static_network_that_is_not_faster_is_named():
 @pytest.fixture
 def _rival(monkeypatch):
     """Here narrower networks are the better ones, whatever the real runs say."""
-    monkeypatch.setitem(RIVALS, "scenes", "width")
+    monkeypatch.setitem(static.RIVALS, "scenes", "width")
 
 
 def make_tests(*accuracy):
@@ -175,7 +140,7 @@ def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
     large = {"validation": 0.92, "tests": make_tests(0.9, 0.62, 0.52), "title": ""}
     full = {"validation": 0.93, "tests": make_tests(0.93, 0.7, 0.6)}
     poor = {"validation": 0.5, "tests": make_tests(0.5, 0.5, 0.5), "title": ""}
-    names = list(CANDIDATES["scenes"])
+    names = list(static.CANDIDATES["scenes"])
     ms = {name: [1.0 + i % 3, 0, 9] for i, name in enumerate(names)} | {"full": [4.0, 3.9, 4.1]}
     times = {"ms": ms, "adaptive_ms": {test: [1.5 + i, 1, 4] for i, test in enumerate(TESTS)}}
     times |= {"fast_ms": [1.25, 1, 2], "full_over_fast": [3.2, 3, 4], "full_over_adaptive": {"agreeing": [2.6, 2, 3]}}
@@ -187,69 +152,55 @@ def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
         own["agreeing"]["exit_accuracy"] = [0.8, 0.9]
         runs[f"scenes/adaptive-{seed}"] = {"tests": own, "full": full, "fast": {"tests": make_tests(0.925, 0.69, 0.67)}}
         runs[f"scenes/time-{seed}"] = times
-        for i, name in enumerate(list_candidates("scenes", seed)):
+        for i, name in enumerate(static.list_candidates("scenes", seed)):
             runs[f"scenes/{name}-{seed}"] = poor if name.startswith("cut") else small if i == 0 else large
     return runs
 
 
 def test_values_lie_on_the_line_between_neighbours():
     points = [(2.0, 0.8), (1.0, 0.6), (4.0, 0.9)]
-    assert interpolate(points, 1.5) == pytest.approx(0.7)
-    assert interpolate(points, 3.0) == pytest.approx(0.85)
-    assert interpolate(points, 0.1) == 0.6
-    assert interpolate(points, 4.1) == 0.9  # the full network, though it takes less
+    assert static.interpolate(points, 1.5) == pytest.approx(0.7)
+    assert static.interpolate(points, 3.0) == pytest.approx(0.85)
+    assert static.interpolate(points, 0.1) == 0.6
+    assert static.interpolate(points, 4.1) == 0.9  # the full network, though it takes less
 
 
 @pytest.mark.usefixtures("_rival")
 def test_every_test_set_has_its_own_time_and_the_full_network_is_the_end_of_every_family():
     runs = make_runs(1)
     for test, expected in (("agreeing", 0.89), ("unseen", (0.52 + 0.6) / 2)):
-        assert at_equal_time(runs, "scenes", 0, "width", test, pick_test(test, "accuracy")) == pytest.approx(expected)
-    assert choose_family(runs, "scenes") == "width"
+        assert static.at_equal_time(runs, "scenes", 0, "width", test, static.pick_test(test, "accuracy")) == pytest.approx(
+            expected
+        )
+    assert static.choose_family(runs, "scenes") == "width"
 
 
 def test_later_seeds_have_the_family_that_the_first_one_chose():
     runs = static.STUDY.read()
-    for task, rival in RIVALS.items():
-        assert {candidate.family for candidate in list_candidates(task, 1).values()} == (set() if task in ONCE else {rival})
-        if 0 in find_whole_seeds(runs, task):
-            assert choose_family(runs, task) == rival
+    for task, rival in static.RIVALS.items():
+        assert {candidate.family for candidate in static.list_candidates(task, 1).values()} == (
+            set() if task in static.ONCE else {rival}
+        )
+        if 0 in static.find_whole_seeds(runs, task):
+            assert static.choose_family(runs, task) == rival
 
 
 @pytest.mark.usefixtures("_rival")
 def test_promises_once_everything_is_there():
-    judged = {promise.key: promise for promise in list_promises(make_runs(5))}
+    judged = {promise.key: promise for promise in static.list_promises(make_runs(5))}
     measured = {key.removeprefix("static|"): promise.measured for key, promise in judged.items()}
     expected = {"scenes|agreeing": 3.0, "scenes|disagreeing": 8.0, "speed|scenes": 3.2, "lost|scenes": 0.5}
     expected |= {"speed|scenes|own": 2.6, "lost|scenes|own": -2.0}  # 0.9 of the final exit, 0.92 routed
     assert measured == pytest.approx(expected)
     assert {promise.bar for promise in judged.values()} == {0.5, 5.0, 2.7, 0.3}
     slow = {name: run | {"adaptive_ms": {test: [4.5, 4, 5] for test in TESTS}} for name, run in make_runs(5).items()}
-    judged = {promise.key: promise.measured for promise in list_promises(slow)}
+    judged = {promise.key: promise.measured for promise in static.list_promises(slow)}
     assert judged["static|scenes|agreeing"] == pytest.approx(-1.0)  # against the full network
     runs = make_runs(5)
     del runs["scenes/time-4"]
-    assert not list(list_promises(runs))
-    assert find_whole_seeds(runs, "scenes") == [0, 1, 2, 3]
+    assert not list(static.list_promises(runs))
+    assert static.find_whole_seeds(runs, "scenes") == [0, 1, 2, 3]
     others = {name: ms for name, ms in runs["scenes/time-3"]["ms"].items() if name != "width-50"}
     runs["scenes/time-3"] = {**runs["scenes/time-3"], "ms": others}  # timed before that network was one of them
-    assert find_whole_seeds(runs, "scenes") == [0, 1, 2]
-    assert 3 in find_timed_seeds(runs, "scenes")
-
-
-@pytest.mark.usefixtures("_rival")
-def test_the_table_has_ours_beside_the_full_network_and_each_family():
-    text = "\n".join(write_equal_time(make_runs(2), "scenes", [0, 1]))
-    assert "| plain full network | 4.000 | 93.0 / 70.0 / 60.0 |" in text
-    assert "| **ours** | 1.500 / 2.500 / 3.500 | 92.0 / 70.0 / 68.0 | 93.0 / 71.0 / 69.0 | 22.0 / 24.0 |" in text
-    assert "| ours, 0.3 points below the full network | 1.250 | 92.5 / 69.0 / 67.0 |" in text
-    assert "| static, narrower, the rival | 1.500 / 2.500 / 3.500 | 89.0 / 62.0 / 56.0 |" in text
-    assert "take 30 / 102 % of the full network's time, and 80.0 / 90.0 % are right (agreeing)." in text
-    assert "agreeing +3.0 ± 0.0; disagreeing +8.0 ± 0.0" in text
-    assert "Ours wins: agreeing, disagreeing, unseen. At 0.3 points below the full network: agreeing +4.0 ± 0.0." in text
-    assert "Not decided: agreeing, disagreeing, unseen." in write_equal_time(make_runs(1), "scenes", [0])[-1]
-    runs = make_runs(5)
-    del runs["scenes/width-33-0"]
-    assert any("Means over 4 seeds" in line for line in write_task(runs, "scenes"))
-    untimed = {name: run for name, run in make_runs(1).items() if "time" not in name}
-    assert len(write_networks(untimed, "scenes")) == 2 + len(CANDIDATES["scenes"])
+    assert static.find_whole_seeds(runs, "scenes") == [0, 1, 2]
+    assert 3 in static.find_timed_seeds(runs, "scenes")

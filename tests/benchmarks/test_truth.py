@@ -8,8 +8,6 @@ import torch
 
 import exitlens as xl
 from benchmarks import tasks, truth
-from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network, build_vit
-from benchmarks.truth import CONDITIONS, PermutedLoss, list_cells, list_promises, write_task
 from exitlens.model.backbones.small import SmallResNet
 
 
@@ -31,7 +29,7 @@ def make_runs(task, seeds):
 
 
 def judge(runs):
-    return {promise.key: promise for promise in list_promises(runs)}
+    return {promise.key: promise for promise in truth.list_promises(runs)}
 
 
 def test_promises_of_scenes():
@@ -80,14 +78,14 @@ def test_seeds_without_a_share_are_left_out_and_said():
 def test_a_row_for_each_condition_with_means_over_seeds():
     runs = {f"scenes/egt-{s}": make_run((0.5, 0.9 + s / 10, 1.0), [0.5, 0.97], [0.8, 0.9, 0.9]) for s in range(2)}
     plain = {"scenes/plain-0": {"tests": runs["scenes/egt-0"]["tests"]}}
-    lines = write_task(runs | plain, "scenes")
+    lines = truth.write_task(runs | plain, "scenes")
     assert any("EGT (the defaults) | 2 | 80.0 / 90.0 / 90.0" in line and "0.50 / 0.95 / 1.00" in line for line in lines)
-    assert write_task(runs, "vit") == []
+    assert truth.write_task(runs, "vit") == []
 
 
 def test_cells_come_seed_by_seed():
-    assert set(SEEDS) == set(TASKS) == set(TITLES)
-    cells = list(list_cells())
+    assert set(tasks.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES)
+    cells = list(truth.list_cells())
     assert cells[0] == "scenes/plain-0"
     assert [cell for cell in cells if cell.startswith("scenes/permuted")] == [f"scenes/permuted-{s}" for s in range(3)]
     assert sum(cell.startswith("scenes/egt") for cell in cells) == 5
@@ -95,7 +93,15 @@ def test_cells_come_seed_by_seed():
 
 def make_task(tiny_set):
     settings = {"epochs": 1, "batch_size": 16}
-    return Task(tiny_set, tiny_set, {"test": tiny_set}, partial(SmallResNet, 4), ("layer1", "layer3"), settings, grid=(4, 4))
+    return tasks.Task(
+        tiny_set,
+        tiny_set,
+        {"test": tiny_set},
+        partial(SmallResNet, 4, 3, 8, (8, 8, 8, 8)),
+        ("layer1", "layer3"),
+        settings,
+        grid=(4, 4),
+    )
 
 
 @pytest.mark.parametrize("condition", ["plain", "permuted"])
@@ -115,29 +121,30 @@ def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monk
 
 def test_all_networks_of_a_seed_start_alike(tiny_set):
     task = make_task(tiny_set)
-    first, second = (build_network(task, 0, exits=True) for _ in range(2))
+    first, second = (tasks.build_network(task, 0, exits=True) for _ in range(2))
     assert first.fingerprint() == second.fingerprint()
-    assert build_network(replace(task, at=1), 1, exits=True).fingerprint() != first.fingerprint()
+    assert tasks.build_network(replace(task, at=1), 1, exits=True).fingerprint() != first.fingerprint()
 
 
 def test_the_control_takes_targets_of_other_samples():
     maps = [torch.rand(3, 4, 4) for _ in range(2)]
-    (target,) = PermutedLoss().make_targets(maps, None)
+    (target,) = truth.PermutedLoss().make_targets(maps, None)
     assert torch.equal(target, maps[-1].roll(1, 0))
-    assert isinstance(CONDITIONS["permuted"][0].for_network(True), PermutedLoss)
+    assert isinstance(truth.CONDITIONS["permuted"][0].for_network(True), truth.PermutedLoss)
 
 
 def test_scenes_are_drawn_anew_by_seed_and_small_ones_have_their_sizes():
-    first, again, other = (tasks.small(seed, 1500) for seed in (0, 0, 1))
+    first, again, other = (tasks.small(seed, 300) for seed in (0, 0, 1))
     assert torch.equal(first.train.images, again.train.images)
     assert not torch.equal(first.train.images[:100], other.train.images[:100])
     assert first.train.classes == first.tests["agreeing"].classes
     assert len(first.train.classes) == 9
-    assert len(first.tests["agreeing"]) == len(first.tests["disagreeing"]) == 750
+    assert len(first.tests["agreeing"]) == len(first.tests["disagreeing"]) == 150
 
 
+@pytest.mark.slow
 def test_the_vision_transformer_has_cells_of_five_pixels():
     torch.manual_seed(0)  # random kernels may lean
-    net = xl.attach(build_vit(), ("blocks.0", "blocks.2", "blocks.4"), 10, torch.zeros(1, 3, 40, 40), head="context")
+    net = xl.attach(tasks.build_vit(), ("blocks.0", "blocks.2", "blocks.4"), 10, torch.zeros(1, 3, 40, 40), head="context")
     assert [tuple(out.attention.shape[1:]) for out in net(torch.zeros(1, 3, 40, 40))] == [(8, 8)] * 4
     assert set(net.map_offsets) == {(0.0, 0.0)}

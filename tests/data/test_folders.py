@@ -9,21 +9,19 @@ from tests.data.conftest import PREPROCESS
 
 
 def test_load_folder(folder):
-    data, report = xl.data.load_folder(folder, PREPROCESS)
+    data = xl.data.load_folder(folder, PREPROCESS)
     assert data.inputs.shape == (36, 3, 16, 16)
     assert data.classes == ("cat", "dog", "emu")
     assert data.labels.bincount().tolist() == [12, 12, 12]
-    assert len(report.files) == 36
-    assert report.bad == ()
-    images, found = xl.data.load_unlabelled(folder, PREPROCESS)
-    torch.testing.assert_close(images, data.inputs)
-    assert found.files == report.files
-    one, _ = xl.data.load_unlabelled(report.files[3], PREPROCESS)
-    torch.testing.assert_close(one[0], data.inputs[3])
+    images = xl.data.load_unlabelled(folder, PREPROCESS)
+    torch.testing.assert_close(images.inputs, data.inputs)
+    assert [str(path) for path in images.files] == [data.name(i) for i in range(36)]
+    alone = xl.data.load_unlabelled(images.files[3], PREPROCESS)
+    torch.testing.assert_close(alone.inputs[0], data.inputs[3])
 
 
 def test_grey_images(folder):
-    data, _ = xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,)))
+    data = xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,)))
     assert data.inputs.shape == (36, 1, 8, 8)
 
 
@@ -40,32 +38,30 @@ def test_bad_files_are_named_counted_and_skipped_only_when_asked(folder):
         xl.data.load_unlabelled(folder, PREPROCESS)
     for name in ("00.png", "03.png", "05.png", "--skip-bad"):
         assert name in str(error.value)
-    images, report = xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
-    assert len(images) == len(report.files) == 33
-    assert len(report.bad) == 3
+    images = xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
+    assert (len(images.inputs), len(images.files), len(images.bad)) == (33, 33, 3)
 
 
 def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
     _spoil(folder)
-    data, report = xl.data.load_folder(folder, PREPROCESS)
-    assert report.bad == ()
+    data = xl.data.load_folder(folder, PREPROCESS)
+    assert data.bad == ()
     with pytest.raises(xl.errors.DataError, match=r"cat/00.png.*--skip-bad"):
         list(iterate_batches(data, 5))
-    assert ["00.png" in line for line in report.bad] == [True]
-    data, report = xl.data.load_folder(folder, PREPROCESS, skip_bad=True)
+    assert ["00.png" in line for line in data.bad] == [True]
+    data = xl.data.load_folder(folder, PREPROCESS, skip_bad=True)
     batches = list(iterate_batches(data, 5))
     assert [len(batch.inputs) for batch in batches] == [4, 5, 5, 4, 5, 4, 5, 1]
     assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [11, 11, 11]
     list(iterate_batches(data.subset(torch.arange(20)), 5))
-    assert len(report.bad) == len(data.bad) == 3  # each is told once
-    assert len(report.files) == 33
+    assert len(data.bad) == 3  # each is told once
 
 
 def test_a_folder_of_nothing_but_bad_files(folder):
     for path in folder.rglob("*.png"):
         path.write_text("x")
     with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
-        list(iterate_batches(xl.data.load_folder(folder, PREPROCESS, skip_bad=True)[0]))
+        list(iterate_batches(xl.data.load_folder(folder, PREPROCESS, skip_bad=True)))
     with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
         xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
 
@@ -75,7 +71,7 @@ def test_hidden_files_are_not_data(folder):
     whole = (folder / "cat" / "00.png").read_bytes()
     (folder / "cat" / ".ipynb_checkpoints" / "00-checkpoint.png").write_bytes(whole)
     (folder / "cat" / "._00.png").write_bytes(b"x")
-    assert len(xl.data.load_folder(folder, PREPROCESS)[0]) == 36
+    assert len(xl.data.load_folder(folder, PREPROCESS)) == 36
 
 
 def test_folders_that_do_not_fit(folder, tmp_path):

@@ -71,7 +71,7 @@ def test_no_directory(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_set_is_decoded_once(folder, tmp_path, monkeypatch, workers):
-    data, _ = xl.data.load_folder(folder, PREPROCESS)
+    data = xl.data.load_folder(folder, PREPROCESS)
     data.workers = workers
     expected = data.inputs
     cached = data.cached(tmp_path / "cache")
@@ -89,7 +89,7 @@ def test_a_full_disk_is_told_once_and_images_are_decoded(folder, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
-    data = xl.data.load_folder(folder, PREPROCESS)[0].cached(tmp_path / "cache")
+    data = xl.data.load_folder(folder, PREPROCESS).cached(tmp_path / "cache")
     data.workers = workers
     with pytest.warns(xl.errors.DataWarning, match=r"No space left on device.*decoded every time") as told:
         batches = [*iterate_batches(data, 8), *iterate_batches(data, 8)]

@@ -186,7 +186,7 @@ def test_an_index_keeps_what_is_wanted(tmp_path):
 def test_a_tar_file_that_shrinks_or_goes_away(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("a.png", encode(3))])
     (sample,) = read_shard(path, [])
-    reader = ShardImages([path], np.array([[0, *sample.image[:2]]]), [sample.image.member], PREPROCESS)
+    reader = ShardImages([path], np.array([[0, *sample.image[:2]]]), [f"{path}/a.png"], PREPROCESS)
     assert reader.read(0)[0, 0, 0] == 3
     os.truncate(path, 540)
     with pytest.raises(xl.errors.DataError, match=r"x.tar/a.png: the tar file ends before its image does"):

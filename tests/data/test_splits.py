@@ -11,7 +11,7 @@ SHARES = (0.7, 0.1, 0.1, 0.1)
 
 
 def test_split_set_is_disjoint_and_keeps_every_class(folder):
-    data, _ = xl.data.load_folder(folder, PREPROCESS)
+    data = xl.data.load_folder(folder, PREPROCESS)
     parts = xl.data.split_set(data, (0.6, 0.2, 0.2))
     assert sum(len(p) for p in parts) == len(data)
     images = [image.numpy().tobytes() for part in parts for image in part.inputs]
@@ -123,7 +123,7 @@ def test_splits_of_a_source_are_found_by_what_others_call_them():
     words = ("Val", "dev", "training", "calib", "extra")
     assert [name_split(word) for word in words] == ["validation", "validation", "train", "calibration", None]
     plan = plan_splits(["train", "val", "extra"], "x")
-    assert plan.own == {"train": "train", "validation": "val"}
+    assert plan.parts == {"train": "train", "validation": "val"}
     assert plan.carved == ("calibration", "test")
     assert str(plan) == (
         "validation: all of 'val'; cut from 'train' by exitlens: 78% train, 11% calibration, 11% test; 'extra' is not used"

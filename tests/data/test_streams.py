@@ -48,7 +48,7 @@ def test_batches_are_those_of_the_whole(flat):
     for _ in range(2):  # again from the start
         batches = list(stream)
         assert [len(batch) for batch in batches] == [4, 4, 2]
-        assert torch.equal(torch.cat(batches), xl.data.load_unlabelled(flat, PREPROCESS)[0])
+        assert torch.equal(torch.cat(batches), xl.data.load_unlabelled(flat, PREPROCESS).inputs)
         assert (list(stream.files), stream.bad) == (files, [])
 
 

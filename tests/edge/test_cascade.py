@@ -101,7 +101,7 @@ def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path,
         monkeypatch.setattr(cascade, "_move", lambda block, *a: block.add("Mul", move(block, *a), block.hold(2, np.float32)))
     else:
         monkeypatch.setattr(cascade._Builder, "_rate", spoil)
-    with pytest.raises(xl.errors.ExportError, match=f"other {name}"):
+    with pytest.raises(xl.errors.ExportError, match=f"different {name}"):
         xl.export(make_net(), xl.Policy((0.5, 0.5)), tmp_path / "e")
     assert not (tmp_path / "e").exists()
 

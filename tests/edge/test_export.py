@@ -1,5 +1,6 @@
 """Edge bundles: what is in them, that they appear whole, and that they answer as the library does."""
 
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -92,10 +93,13 @@ def test_a_gate_needs_the_maps_of_exits_before_and_has_no_single_file(net, tmp_p
 def test_golden_samples_are_the_librarys_answers(edge):
     net, policy, path = edge
     golden = np.load(path / "golden.npz")
-    pred = xl.predict(net, torch.from_numpy(golden["images"]), policy)
-    assert pred.exits.tolist() == golden["exits"].tolist()
-    assert pred.labels.tolist() == golden["labels"].tolist()
-    outputs = net(torch.from_numpy(golden["images"]))
+    parting, images = replace(policy, thresholds=tuple(golden["parting"].tolist())), torch.from_numpy(golden["images"])
+    for used, prefix in ((policy, ""), (parting, "parted_")):
+        pred = xl.predict(net, images, used)
+        assert pred.exits.tolist() == golden[f"{prefix}exits"].tolist()
+        assert pred.labels.tolist() == golden[f"{prefix}labels"].tolist()
+    assert set(golden["parted_exits"].tolist()) == {0, 1, 2}
+    outputs = net(images)
     assert torch.allclose(outputs[1].logits, torch.from_numpy(golden["logits_1"]), atol=1e-5)
 
 
@@ -127,26 +131,23 @@ def test_a_network_in_training_mode_is_exported_as_it_answers_and_left_so(net, t
 
 def test_what_cannot_be_exported_says_so_and_leaves_nothing(net, tmp_path, monkeypatch):
     target = tmp_path / "e"
-    with pytest.raises(xl.errors.PolicyError, match="calibrated for network"):
-        xl.export(net, xl.Policy((0.8, 0.7), network="another"), target)
-    trained = xl.Policy((0.8, 0.7), network=net.fingerprint())
+    policy, other, trained = xl.Policy((0.8, 0.7)), xl.Policy((0.8, 0.7), network="another"), copy.deepcopy(net)
     with torch.no_grad():
-        net.head(0).attend.weight.add_(1)
-    with pytest.raises(xl.errors.PolicyError, match="calibrate"):
-        xl.export(net, trained, target)
-    with pytest.raises(xl.errors.PolicyError, match="3 exits"):
-        xl.export(net, xl.Policy((0.8,)), target)
-    with pytest.raises(xl.errors.ExportError, match="float32"):
-        xl.export(make_net().double(), xl.Policy((0.8, 0.7)), target)
-    with pytest.raises(xl.errors.InputError, match="policy"):
-        xl.export(net, None, target)
-    with pytest.raises(xl.errors.PolicyError, match="policies, fast: it was calibrated for network another"):
-        xl.export(net, xl.Policy((0.8, 0.7)), target, policies={"fast": xl.Policy((0.8, 0.7), network="another")})
-    with pytest.raises(xl.errors.InputError, match="policies: 'default' is"):
-        xl.export(net, xl.Policy((0.8, 0.7)), target, policies={"default": xl.Policy((0.8, 0.7))})
+        trained.head(0).attend.weight.add_(1)
+    for network, given, named, error, message in (
+        (net, other, {}, xl.errors.PolicyError, "calibrated for network"),
+        (trained, replace(policy, network=net.fingerprint()), {}, xl.errors.PolicyError, "calibrate"),
+        (net, xl.Policy((0.8,)), {}, xl.errors.PolicyError, "3 exits"),
+        (copy.deepcopy(net).double(), policy, {}, xl.errors.ExportError, "float32"),
+        (net, None, {}, xl.errors.InputError, "policy"),
+        (net, policy, {"fast": other}, xl.errors.PolicyError, "policies, fast: it was calibrated for network another"),
+        (net, policy, {"default": policy}, xl.errors.InputError, "policies: 'default' is"),
+    ):
+        with pytest.raises(error, match=message):
+            xl.export(network, given, target, policies=named)
     monkeypatch.setattr(verb, "write_golden", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(xl.errors.BundleError, match="disk full"):
-        xl.export(net, xl.Policy((0.8, 0.7)), target)
+        xl.export(net, policy, target)
     assert not list(tmp_path.iterdir())
 
 
@@ -170,13 +171,3 @@ def test_only_an_edge_bundle_is_replaced(edge, tmp_path):
         "policy.json",
         "stage_0.onnx",
     ]
-
-
-def test_golden_samples_leave_at_every_exit(edge):
-    net, policy, path = edge
-    golden = np.load(path / "golden.npz")
-    parting = replace(policy, thresholds=tuple(golden["parting"].tolist()), gate=None)
-    pred = xl.predict(net, torch.from_numpy(golden["images"]), parting)
-    assert pred.exits.tolist() == golden["parted_exits"].tolist()
-    assert pred.labels.tolist() == golden["parted_labels"].tolist()
-    assert set(golden["parted_exits"].tolist()) == {0, 1, 2}

@@ -15,8 +15,8 @@ from exitlens.edge.int8 import export_int8
 from exitlens.functional.scores import score
 from exitlens.model.engine.onnx_files import open_file
 from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.http.answers import OUTPUTS, shape_output
 from exitlens.serving.http.application import make_app
-from exitlens.serving.http.service import OUTPUTS, shape_output
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository

@@ -36,11 +36,11 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_what_is_in_the_folder(fake, tmp_path):
-    net, policy = describe(make_net()), xl.Policy((0.8, float("inf")))
+    net, policy = describe(make_net()), xl.Policy((float("inf"), 0.8))
     path = xl.export_web(net, policy, tmp_path / "site", ort=fake)
     network = json.loads((path / "network.json").read_text())
-    assert network["thresholds"] == [0.8, "never"]
-    assert network["exits"] == [0, 2]
+    assert network["thresholds"] == ["never", 0.8]
+    assert network["exits"] == [1, 2]
     assert network["input"] == "images"
     manifest = json.loads((path / "manifest.json").read_text())
     assert {p.name for p in path.iterdir()} == {*manifest["sha256"], "manifest.json"}

@@ -11,7 +11,6 @@ from exitlens.modalities.series import (
     decode_series,
     fit_length,
     list_columns,
-    read_series,
 )
 from exitlens.types.inputs import InputFormat
 from exitlens.types.preprocessing import SeriesPreprocess
@@ -102,7 +101,7 @@ def test_npy_has_channels_first(tmp_path):
     assert decode_series(tmp_path / "y.npy").values.tolist() == [[0, 1, 2, 3]]
     np.save(tmp_path / "z.npy", np.zeros((3, 2)))
     with pytest.raises(xl.errors.DataError, match=r"expected 2 channel\(s\) as in training, got 3. Fix: transpose it"):
-        read_series(tmp_path / "z.npy", TWO)
+        SERIES.decode(tmp_path / "z.npy", TWO)
     np.save(tmp_path / "v.npy", np.zeros((3, 2, 2)))
     with pytest.raises(
         xl.errors.DataError, match=r"expected one series in a file, \(T,\) or \(C,T\), got an array \(3, 2, 2\)"

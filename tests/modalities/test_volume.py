@@ -6,7 +6,7 @@ import torch
 
 import exitlens as xl
 from exitlens.modalities import arrays
-from exitlens.modalities.volume import VOLUME, decode_volume, read_volume, resize_volume
+from exitlens.modalities.volume import VOLUME, decode_volume, resize_volume
 
 
 def test_blocks_take_the_mean_of_their_channel():
@@ -47,7 +47,7 @@ def test_npy(tmp_path):
     np.save(tmp_path / "c.npy", np.zeros((2, 2, 3, 4)))
     assert decode_volume(tmp_path / "c.npy").shape == (2, 2, 3, 4)
     with pytest.raises(xl.errors.DataError, match=r"c.npy: expected 1 channel\(s\) as in training, got 2"):
-        read_volume(tmp_path / "c.npy", ONE)
+        VOLUME.decode(tmp_path / "c.npy", ONE)
     np.save(tmp_path / "s.npy", np.zeros((3, 4)))
     with pytest.raises(
         xl.errors.DataError, match=r"expected one volume in a file, \(D,H,W\) or \(C,D,H,W\), got an array \(3, 4\)"

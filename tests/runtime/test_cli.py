@@ -27,7 +27,7 @@ def test_the_command_line(edge, tmp_path, capsys):
     assert stop.value.code == 2
     assert "no edge bundle" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(er.InputError, match="found none"):
+    with pytest.raises(er.InputError, match="expected a folder with images"):
         list_files([str(tmp_path / "empty")])
     with pytest.raises(er.InputError, match="empty name"):
         list_files([""])

@@ -62,8 +62,8 @@ def test_boxes_lie_apart_and_text_lies_in_them():
     for name, box in boxes.items():
         assert box.x + box.width <= architecture.WIDTH
         assert architecture.measure(architecture.write_lines(rooms[name], box.width)) <= box.height
-    for one, other in pairwise(boxes.values()):
-        assert one.y + one.height < other.y or (one.y == other.y and one.x + one.width < other.x)
+    for box, other in pairwise(boxes.values()):
+        assert box.y + box.height < other.y or (box.y == other.y and box.x + box.width < other.x)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pages of the site: each is in its navigation, links are mended, and the built site is checked."""
+"""The pages of the site: each is in its navigation, links are rewritten, and the built site is checked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import typer
 
 from exitlens.cli import verbs
+from website.accessibility import on_post_page
 from website.check import check_site
 from website.command_line import on_page_markdown, write_verbs
-from website.mending import on_post_page
 
 ROOT = Path(__file__).parents[2]
 GROUP: Any = typer.main.get_command(verbs)
@@ -33,20 +33,20 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(NAV) == sorted(DOCS | MADE)
 
 
-def test_links_are_mended_to_where_things_are():
+def test_links_are_rewritten_to_where_files_are_on_the_site():
     repository = pytest.importorskip("website.repository", reason="needs the extra docs")
     text = (
         "[a](../../examples/photos.md#x) `[b](no.md)` [c](exits.md) [d](../../src/exitlens/io.py) [e](#f) [g](https://h.i)"
     )
-    assert repository.mend_links(text, "guides/speed.md", "docs/guides/speed.md") == (
+    assert repository.rewrite_links(text, "guides/speed.md", "docs/guides/speed.md") == (
         "[a](../examples/photos.md#x) `[b](no.md)` [c](exits.md) "
         f"[d]({repository.read_address()}/blob/main/src/exitlens/io.py) [e](#f) [g](https://h.i)"
     )
-    assert repository.mend_links("[a](docs/guides/data.md)", "index.md", "README.md") == "[a](guides/data.md)"
-    assert repository.mend_links("[a](../docs/index.md)", "examples/texts.md", "examples/texts.md") == "[a](../index.md)"
-    assert repository.mend_links("[a](../README.md)", "examples/texts.md", "examples/texts.md") == "[a](../index.md)"
+    assert repository.rewrite_links("[a](docs/guides/data.md)", "index.md", "README.md") == "[a](guides/data.md)"
+    assert repository.rewrite_links("[a](../docs/index.md)", "examples/texts.md", "examples/texts.md") == "[a](../index.md)"
+    assert repository.rewrite_links("[a](../README.md)", "examples/texts.md", "examples/texts.md") == "[a](../index.md)"
     with pytest.raises(Exception, match=r"no file docs/guides/no\.md"):
-        repository.mend_links("[a](no.md)", "guides/speed.md", "docs/guides/speed.md")
+        repository.rewrite_links("[a](no.md)", "guides/speed.md", "docs/guides/speed.md")
 
 
 def test_sections_of_the_readme_are_found():
@@ -70,7 +70,9 @@ def test_every_verb_and_option_is_in_the_reference_of_the_command_line():
     written = write_verbs()
     for name, command in GROUP.commands.items():
         section = written.split(f"## exitlens {name}\n")[1].split("\n## ")[0]
-        assert all(f"`{option}`" in section for one in command.params for option in one.opts if option.startswith("-"))
+        assert all(
+            f"`{option}`" in section for parameter in command.params for option in parameter.opts if option.startswith("-")
+        )
     assert "| `--bundle` | " in written
     assert on_page_markdown("a <!-- verbs --> b", page=None, config=None, files=None) == f"a {written} b"
     assert on_page_markdown("nothing", page=None, config=None, files=None) == "nothing"
@@ -100,12 +102,12 @@ def test_the_live_example_is_small_and_whole():
     assert sum(files.values()) < 1_500_000
 
 
-def test_what_is_missing_in_the_html_is_mended():
+def test_accessible_names_are_added_and_intervals_stay_on_one_line():
     text = '<div data-md-component="search" role="dialog"><th></th><td>91.1 ± 0.3</td>'
-    found = on_post_page(text, page=None, config=None)
-    assert 'role="dialog" aria-label="Search"' in found
-    assert ">row</span></th>" in found
-    assert "91.1\u00a0±\u00a00.3" in found
+    page = on_post_page(text, page=None, config=None)
+    assert 'role="dialog" aria-label="Search"' in page
+    assert ">row</span></th>" in page
+    assert "91.1\u00a0±\u00a00.3" in page
 
 
 def test_what_is_wrong_with_a_site_is_told(tmp_path):
@@ -114,8 +116,8 @@ def test_what_is_wrong_with_a_site_is_told(tmp_path):
         '<img src="https://x.y/z.png"> <img src="data:,"> <link rel="canonical" href="https://x.y">'
     )
     (tmp_path / "a.css").write_text("@import url('//fonts.z/a.css'); b { background: url(c.png) }")
-    found = [line for line in check_site(tmp_path) if "entries in the reference" not in line]
-    assert [line.rpartition(": ")[2] for line in found] == [
+    faults = [line for line in check_site(tmp_path) if "entries in the reference" not in line]
+    assert [line.rpartition(": ")[2] for line in faults] == [
         "loads https://x.y/z.png",
         "nothing has the id of #no",
         "no file for no.html",

@@ -27,7 +27,13 @@ NAMES = {
     for name, value in PUBLIC.items()
     if all(value is not PUBLIC[other] for other in list(PUBLIC)[: list(PUBLIC).index(name)])
 }
-SLOW = {"exitlens.export", "exitlens.export_int8", "runtime"}  # export takes some seconds
+SLOW = {
+    "exitlens.export",
+    "exitlens.export_int8",
+    "runtime",
+    "exitlens.ExitCandidate",
+    "exitlens.list_exit_candidates",
+}  # these take seconds
 ALIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -64,8 +70,8 @@ def start(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 
 
 def list_examples() -> Mapping[str, str]:
-    found = {name: inspect.getdoc(value) for name, value in NAMES.items() if ">>> " in inspect.getdoc(value)}
-    return found | {page: read_sessions(page) for page in PAGES if read_sessions(page)}
+    examples = {name: inspect.getdoc(value) for name, value in NAMES.items() if ">>> " in inspect.getdoc(value)}
+    return examples | {page: read_sessions(page) for page in PAGES if read_sessions(page)}
 
 
 @pytest.mark.parametrize(

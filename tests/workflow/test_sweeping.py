@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.workflow.sweeping import _bands
+from exitlens.workflow.sweeping import _find_bands
 from tests.conftest import random_trace
 
 
@@ -26,7 +26,7 @@ def test_the_sweep_goes_from_cheap_to_good():
     assert points[0].to_dict()["accuracy"]["value"] == points[0].accuracy.value
 
 
-def test_its_policies_do_what_it_says_on_the_other_half():
+def test_swept_policies_perform_as_stated_on_the_other_half():
     trace = random_trace(600)
     rows = torch.randperm(600, generator=torch.Generator().manual_seed(0))[300:]
     other = xl.Trace(trace.logits[rows], trace.labels[rows], trace.divergence[rows], trace.cost)
@@ -44,13 +44,14 @@ def test_without_labels():
     assert points[-1].agreement.value > 0.9
 
 
+@pytest.mark.slow
 def test_bands_cover_all_means_at_once():
     rng, covered = torch.Generator().manual_seed(0), 0
     for _ in range(200):
         x = torch.rand(8, 300, generator=rng)
-        covered += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9))
+        covered += all(b.low <= 0.5 <= b.high for b in _find_bands(x, 0.9))
     assert 0.83 <= covered / 200 <= 0.97
-    assert _bands(torch.ones(2, 50), 0.95)[0] == xl.types.ConfidenceInterval(1.0, 1.0, 1.0)
+    assert _find_bands(torch.ones(2, 50), 0.95)[0] == xl.types.ConfidenceInterval(1.0, 1.0, 1.0)
 
 
 def test_bands_count_groups():
@@ -58,8 +59,8 @@ def test_bands_count_groups():
     for _ in range(100):
         groups = torch.arange(100).repeat_interleave(torch.randint(1, 9, (100,), generator=rng))
         x = torch.rand(4, 100, generator=rng)[:, groups]  # all samples of a group alike
-        covered += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9, groups))
-        alone += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9))
+        covered += all(b.low <= 0.5 <= b.high for b in _find_bands(x, 0.9, groups))
+        alone += all(b.low <= 0.5 <= b.high for b in _find_bands(x, 0.9))
     assert covered / 100 == pytest.approx(0.9, abs=0.08)
     assert alone / 100 < 0.6
 

@@ -1,4 +1,4 @@
-"""load: an edge bundle, checked before anything of it is used."""
+"""load: open an edge bundle, once every file of it has been checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = re.compile("[a-z0-9_-]{1,40}")
 TOLERANCE = 1e-4  # of the largest absolute value
 NEAR = 1e-3  # of a threshold, either exit may answer
 AGAIN, COPY = "Fix: export the network again.", "Fix: copy the bundle again from where it was exported."
-SKIP = "Fix: pass check=False to use it all the same; this processor or backend computes something else than the exporter's."
+SKIP = "This processor or backend computes other numbers than the exporter's. Fix: pass check=False to use it nevertheless."
 
 
 def load(
@@ -35,20 +35,20 @@ def load(
     threads: int = 0,
     check: bool = True,
 ) -> EdgeNetwork:
-    """Open what ``exitlens export`` wrote.
+    """Open an edge bundle, which ``exitlens export`` wrote.
 
     Args:
         directory: the edge bundle.
-        policy: in place of the bundle's own: the name of another one in it, a ``policy.json`` of the same network, or the
-            contents of one. It may use the exits that are in the bundle.
-        backend: what runs the files: ``onnxruntime``, or ``openvino`` (the extra ``openvino``).
-        threads: number of threads that one call uses; 0: one for each processor.
+        policy: replaces the bundle's own policy: the name of another one in it, a ``policy.json`` of the same network, or
+            the contents of one. It may use only exits that are in the bundle.
+        backend: ``onnxruntime``, or ``openvino`` (the extra ``openvino``).
+        threads: number of threads for a call; 0: one for each processor.
         check: run the samples that came with the bundle, and compare the answers with the library's.
 
     Raises:
-        BundleError: a missing, altered or truncated file, another format, or other answers than the library's.
-        PolicyError: a policy of another network, or a name that none has.
-        BackendError: the backend is missing, too old or cannot run a file.
+        BundleError: for a missing, altered or truncated file, another format, or other answers than the library's.
+        PolicyError: for a policy of another network, or an unknown name.
+        BackendError: if the backend is missing, too old, or cannot run a file.
     """
     source = Path(directory)
     manifest = read_manifest(source)
@@ -77,7 +77,7 @@ def load(
 
 
 def _read_policies(source: Path, manifest: Mapping[str, Any]) -> dict[str, Policy]:
-    """Return the bundle's own policy as ``default``, then the named ones."""
+    """Return the bundle's own policy as ``default``, followed by the named ones."""
     policies = {DEFAULT: Policy.from_dict(_read_json(source / POLICY))}
     named = _read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
     if not isinstance(named, dict) or any(name == DEFAULT or not NAME.fullmatch(name) for name in named):
@@ -104,7 +104,7 @@ def _choose_policy(policies: Mapping[str, Policy], policy: str | Path | Mapping[
 
 
 def read_manifest(source: Path) -> dict[str, Any]:
-    """Return the manifest, once the format is known and every file has its checksum."""
+    """Return the manifest, after checking the format and every file's checksum."""
     path = source / MANIFEST
     if not path.is_file():
         raise BundleError(f"{source}: no edge bundle (no {MANIFEST}). Fix: pass a directory that exitlens export wrote.")
@@ -114,7 +114,7 @@ def read_manifest(source: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"{path}: expected format {FORMAT}, got {manifest.get('format')}. Fix: export the network again with "
-            "the exitlens of this version."
+            "a matching version of exitlens."
         )
     names = [part.get("file") if isinstance(part, dict) else None for part in manifest["segments"]]
     if not all(isinstance(name, str) and name in manifest["sha256"] for name in names):
@@ -137,10 +137,10 @@ def _read_json(path: Path) -> Any:
 
 
 def _check_golden(net: EdgeNetwork, policy: Policy, path: Path) -> None:
-    """Raise :class:`BundleError` unless the network answers here as the library did where it was exported.
+    """Raise :class:`BundleError` unless the network answers here as the library did at export.
 
-    Compared are logits and maps of every exit, and the exits and labels under the bundle's own policy and under one by
-    which some samples leave at every exit.
+    Logits and maps of every exit are compared, and exits and labels under the bundle's own policy and under one that lets
+    some samples leave at every exit.
     """
     try:
         with np.load(path) as file:

@@ -1,4 +1,4 @@
-"""exitlens-run: answers image files or texts from the command line."""
+"""exitlens-run: answer image files or texts from the command line."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from exitlens_runtime.errors import ExitlensRuntimeError, InputError
 from exitlens_runtime.reading import FORMATS
 from exitlens_runtime.sessions import BACKENDS
 
-EXIT_CODES = "exit codes: 0 all were answered; 1 some files could not be read, the others were answered; 2 nothing was done"
+EXIT_CODES = "exit codes: 0: all files were answered; 1: some files could not be read, all others were answered; 2: error"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a line for each sample. Files that cannot be read are reported on standard error, and left out."""
+    """Print a line for each sample; files that cannot be read are reported on standard error and skipped."""
     parser = argparse.ArgumentParser(
-        prog="exitlens-run", description="Answers with an edge bundle, without PyTorch.", epilog=EXIT_CODES
+        prog="exitlens-run", description="Classify files with an edge bundle, without PyTorch.", epilog=EXIT_CODES
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {exitlens_runtime.__version__}")
-    parser.add_argument("bundle", type=Path, help="what exitlens export wrote")
+    parser.add_argument("bundle", type=Path, help="directory that exitlens export wrote")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="image files, folders of them, or (with --text) texts")
-    parser.add_argument("--text", action="store_true", help="the inputs are texts")
-    parser.add_argument("--policy", help="one of the bundle's policies by name, or another policy.json of the same network")
+    parser.add_argument("--text", action="store_true", help="treat the inputs as texts")
+    parser.add_argument("--policy", help="name of a policy in the bundle, or path of a policy.json for the same network")
     parser.add_argument("--explain", action="store_true", help="show where the exit that answered looked")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each sample")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what runs the files")
-    parser.add_argument("--threads", type=int, default=0, help="threads that one call uses (default: all processors)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each sample")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="engine that runs the files")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads (default: one for each processor)")
     options = parser.parse_args(arguments)
     try:
         failed = _run(options)
@@ -69,14 +69,16 @@ def _run(options: argparse.Namespace) -> int:
         for i, place in enumerate(pred.index.tolist()):
             row: dict[str, Any] = {"input": names[place], "label": net.name_answer(pred, i), "exit": int(pred.exits[i])}
             row |= {"confidence": round(float(pred.confidence[i]), 6), "reason": net.give_reason(pred, i)}
+            lines = [f"{row['input']}: {row['label']} at exit {row['exit']} ({row['reason']})"]
             if pred.attention is not None:
                 row["attention"] = pred.attention[i].round(6).tolist()
-            print(json.dumps(row) if options.json else _write_row(row), flush=True)
+                lines += draw(row["attention"])
+            print(json.dumps(row) if options.json else "\n".join(lines), flush=True)
     return len(failed)
 
 
 def list_files(inputs: Sequence[str]) -> list[str]:
-    """Return files as they are, and the images in folders, sorted by name."""
+    """Return the files, and the images in folders sorted by name."""
     files: list[str] = []
     suffixes = {f".{name.lower()}" for name in FORMATS} | {".jpg", ".tif", ".pgm"}
     for name in inputs:
@@ -87,18 +89,13 @@ def list_files(inputs: Sequence[str]) -> list[str]:
             continue
         inside = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in suffixes)
         if not inside:
-            raise InputError(f"{name}: expected images in this folder, found none")
+            raise InputError(f"{name}: expected a folder with images, got one without any")
         files += inside
     return files
 
 
-def _write_row(row: dict[str, Any]) -> str:
-    line = f"{row['input']}: {row['label']} at exit {row['exit']} ({row['reason']})"
-    return "\n".join([line, *draw(row["attention"])]) if "attention" in row else line
-
-
 def draw(attention: list[Any]) -> list[str]:
-    """Return a map as lines of shades, the darkest where it is largest."""
+    """Return a map as lines of characters, the darkest where it is largest."""
     rows = attention if attention and isinstance(attention[0], list) else [attention]
     top = max(max(row) for row in rows) or 1.0
     return ["  " + "".join(" .:-=+*#%@"[min(9, int(10 * value / top))] * 2 for value in row) for row in rows]

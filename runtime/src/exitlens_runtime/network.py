@@ -1,4 +1,4 @@
-"""The network: each sample leaves at the first exit that is sure, and later files run on those that stay."""
+"""EdgeNetwork: each sample leaves at the first exit that is sure, and later files run on those that stay."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Prediction:
     """Answers in the order of the input: the fields of ``exitlens.Prediction``, as NumPy arrays.
 
     Attributes:
-        labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool.
+        labels: ``(B,)`` predicted class; for several labels ``(B,C)`` bool.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
-        probabilities: ``(B,C)`` softmax (of several labels sigmoid) of the logits over the exit's temperature.
-        attention: per sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
-        index: ``(B,)`` the samples' places in the batch, the stream or the list of files.
-        divergence_estimate, last_divergence: ``(B,)`` where the policy has a gate, as in the library.
+        probabilities: ``(B,C)`` softmax (for several labels, sigmoid) of the logits over the exit's temperature.
+        attention: for each sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
+        index: ``(B,)`` places of the samples in the batch, the stream or the list of files.
+        divergence_estimate, last_divergence: ``(B,)`` if the policy has a gate, as in the library.
     """
 
     labels: Array
@@ -65,7 +65,7 @@ class _Answers:
         self.estimates, self.last = (np.full(count, math.nan, np.float32) for _ in range(2))
 
     def fill(self, k: int, where: Array, p: Array, scores: Array, maps: Array | None, estimates: Array | None) -> None:
-        """Note that exit k answered the samples ``where``; ``maps``: if they are kept, ``estimates``: the gate's."""
+        """Record that exit k answered the samples ``where``, with their maps and the gate's estimates, if any."""
         self.exits[where], self.scores[where], self.p[where] = k, scores, p
         if estimates is not None:
             self.estimates[where] = estimates
@@ -74,15 +74,14 @@ class _Answers:
 
 
 class EdgeNetwork:
-    """What :func:`exitlens_runtime.load` returns. Threads may share it.
+    """A network from an edge bundle (:func:`exitlens_runtime.load`). Threads may share it.
 
     Attributes:
-        classes: names, in label order; empty where the network has none.
+        classes: class names in label order; empty if the network has none.
         num_exits: K, the final exit included.
-        gives_labels: True if answers are any number of labels, not one class.
+        gives_labels: True if an answer is any number of labels, not one class.
         cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
-        manifest: all that the bundle says of itself.
-        policy: when each exit answers; :meth:`with_policy` takes another.
+        manifest: contents of the bundle's ``manifest.json``.
         policies: the bundle's policies by name; ``default`` is its own.
         input_names: names of the tensors that it takes.
     """
@@ -107,15 +106,15 @@ class EdgeNetwork:
         self._vocabulary, self._offsets = manifest["vocabulary"], manifest["map_offsets"]
         self._check_policy(policy)
         self._policy = policy
-        self._needed = [policy.needs(k) for k in range(self.num_exits)]  # looked up at every answer
+        self._needed = [policy.needs(k) for k in range(self.num_exits)]  # used by every answer
 
     @property
     def policy(self) -> Policy:
-        """When each exit answers."""
+        """Decides when each exit answers; :meth:`with_policy` exchanges it."""
         return self._policy
 
     def with_policy(self, policy: str | Policy | Mapping[str, Any]) -> EdgeNetwork:
-        """Return the same network under another policy, or the one of that name; no file is opened again."""
+        """Return the same network under another policy, given by value or name, without opening files again."""
         if isinstance(policy, str):
             if policy not in self.policies:
                 raise PolicyError(f"policy: expected one of {list(self.policies)}, got {policy!r}")
@@ -146,14 +145,14 @@ class EdgeNetwork:
         """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
         Args:
-            inputs: as the network takes them: ``float32`` ``(B,C,H,W)``, normalised, or arrays by name.
-            attention: also give the attention map of the exit that answered.
+            inputs: normalised ``float32`` ``(B,C,H,W)``, or arrays by name.
+            attention: also return the attention map of the exit that answered.
 
         Raises:
             InputError: for inputs that the network cannot take, before anything runs; or if the answers are not finite.
         """
         tensors = self.check(inputs)
-        count, is_gated = len(next(iter(tensors.values()))), self._policy.gate is not None
+        count, is_gated = len(next(iter(tensors.values()))), self.policy.gate is not None
         answers = _Answers(count, self.num_classes)
         self._route(tensors, np.arange(count), answers, attention)
         if not math.isfinite(answers.p.sum()):
@@ -174,8 +173,8 @@ class EdgeNetwork:
 
     def _route(self, tensors: dict[str, Array], where: Array, answers: _Answers, attention: bool) -> None:
         """Run one file after the other on the samples that are left."""
-        policy, is_gated = self._policy, self._policy.gate is not None
-        previous: tuple[int, Array] | None = None  # the exit before, and its maps
+        policy, is_gated = self.policy, self.policy.gate is not None
+        previous: tuple[int, Array] | None = None  # the previous exit, and its maps
         for k, session in self._sessions.items():
             logits, maps, *crossing = session.run(tensors)
             p = find_probabilities(logits, policy.temperatures[k], policy.score)
@@ -215,7 +214,7 @@ class EdgeNetwork:
         return outputs
 
     def check(self, inputs: Inputs) -> dict[str, Array]:
-        """Return the tensors by name, contiguous; raises :class:`InputError` for what the network cannot take."""
+        """Return contiguous tensors by name; raises :class:`InputError` for inputs that the network cannot take."""
         arrays: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {self.input_names[0]: inputs}
         if set(arrays) != set(self.input_names):
             raise InputError(f"inputs: expected arrays named {self.input_names}, got {sorted(arrays)}")
@@ -228,7 +227,7 @@ class EdgeNetwork:
         return tensors
 
     def predict_stream(self, batches: Iterable[Inputs], *, attention: bool = False) -> Iterator[Prediction]:
-        """Yield a prediction for each batch, as they come."""
+        """Yield a prediction for each batch."""
         count = 0
         for batch in batches:
             pred = self.predict(batch, attention=attention)
@@ -236,9 +235,9 @@ class EdgeNetwork:
             count += len(pred)
 
     def predict_texts(self, texts: Sequence[str], *, attention: bool = False) -> Prediction:
-        """Answer texts; raises :class:`InputError` for a network that takes none."""
+        """Answer texts; raises :class:`InputError` if the network does not take texts."""
         if not isinstance(self.preprocess, TextPreprocess):
-            raise InputError("texts: this network takes none, or its bundle does not say how they become inputs")
+            raise InputError("texts: this network takes no texts, or its bundle does not say how they become inputs")
         encoded = self.preprocess.encode(texts)
         return self.predict({name: encoded[name] for name in self.input_names if name in encoded}, attention=attention)
 
@@ -250,14 +249,14 @@ class EdgeNetwork:
         batch_size: int = 32,
         on_error: Callable[[str | Path, InputError], None] | None = None,
     ) -> Iterator[Prediction]:
-        """Answer image files, with a prediction for each batch of them, in order.
+        """Answer image files; yield a prediction for each batch of them, in order.
 
         Args:
-            on_error: is called with each file that cannot be read and its error, and the file is left out
-                (:attr:`Prediction.index` has the places of the others); by default the error is raised.
+            on_error: called with each file that cannot be read and its error; the file is skipped, and
+                :attr:`Prediction.index` has the places of the others. By default the error is raised.
 
         Raises:
-            InputError: for a file that cannot be read, or a network that does not say how files become inputs.
+            InputError: for a file that cannot be read, or a bundle that does not say how files become inputs.
         """
         if not isinstance(self.preprocess, Preprocess):
             hint = "" if self.preprocess is None else ", made from raw ones with preprocess.normalise(values)"
@@ -266,36 +265,31 @@ class EdgeNetwork:
             )
         if isinstance(paths, str | Path):
             raise InputError(f"paths: expected a list of files, got {paths!r}. Fix: put it in brackets.")
-        return self._predict_files(self.preprocess, paths, attention, batch_size, on_error)
+        read = self.preprocess.read
 
-    def _predict_files(
-        self,
-        preprocess: Preprocess,
-        paths: Sequence[str | Path],
-        attention: bool,
-        batch_size: int,
-        on_error: Callable[[str | Path, InputError], None] | None,
-    ) -> Iterator[Prediction]:
-        for start in range(0, len(paths), batch_size):
-            images: dict[int, Array] = {}
-            for i, path in enumerate(paths[start : start + batch_size], start):
-                try:
-                    images[i] = preprocess.read(Path(path))
-                except InputError as error:
-                    if on_error is None:
-                        raise
-                    on_error(path, error)
-            if images:
-                pred = self.predict(np.stack(list(images.values())), attention=attention)
-                yield replace(pred, index=np.array(list(images)))
+        def answer() -> Iterator[Prediction]:  # a generator apart, so that arguments are checked at the call
+            for start in range(0, len(paths), batch_size):
+                images: dict[int, Array] = {}
+                for i, path in enumerate(paths[start : start + batch_size], start):
+                    try:
+                        images[i] = read(Path(path))
+                    except InputError as error:
+                        if on_error is None:
+                            raise
+                        on_error(path, error)
+                if images:
+                    pred = self.predict(np.stack(list(images.values())), attention=attention)
+                    yield replace(pred, index=np.array(list(images)))
+
+        return answer()
 
     def name_answer(self, pred: Prediction, i: int) -> str:
-        """Return the class name of sample ``i``, or its labels with ``;`` between; numbers if classes have no names."""
+        """Return the class name of sample ``i``, or its labels separated by ``;``; numbers if classes have no names."""
         labels = np.flatnonzero(pred.labels[i]).tolist() if self.gives_labels else [int(pred.labels[i])]
         return ";".join(self.classes[c] if self.classes else str(c) for c in labels)
 
     def give_reason(self, pred: Prediction, i: int) -> str:
-        """Say in a few words why sample ``i`` was answered where it was."""
+        """Return in a few words why sample ``i`` was answered at its exit."""
         k, score = int(pred.exits[i]), float(pred.confidence[i])
         name = self.policy.score.replace("_", " ")
         if k == self.num_exits - 1:

@@ -1,4 +1,4 @@
-"""How image files and texts become inputs: the library's preprocessing, without PyTorch."""
+"""The library's preprocessing of image files and texts, without PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exitlens_runtime.errors import BundleError, InputError
 from exitlens_runtime.routing import Array
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that need no other program to be read
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Preprocess:
     std: tuple[float, ...]
 
     def read(self, path: Path) -> Array:  # -> (C,H,W) float32
-        """Read an image file; raises :class:`InputError` for one that is missing, broken, no image or too large."""
+        """Read an image file; raises :class:`InputError` if it is missing, broken, no image or too large."""
         from PIL import Image, ImageOps  # slow to import, and not needed for arrays
 
         channels = len(self.mean)
@@ -35,7 +35,11 @@ class Preprocess:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
                 ImageOps.exif_transpose(image, in_place=True)
-                picture = _put_on_white(_make_eight_bit(image)).convert("L" if channels == 1 else "RGB")
+                picture = _make_eight_bit(image)
+                if picture.has_transparency_data:
+                    coloured, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
+                    picture.paste(coloured, mask=coloured.getchannel("A"))
+                picture = picture.convert("L" if channels == 1 else "RGB")
         except InputError:
             raise
         except Exception as error:  # Pillow raises many kinds for hostile files
@@ -51,17 +55,6 @@ class Preprocess:
         return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)
 
 
-def _put_on_white(image: Any) -> Any:
-    """Return the picture without transparency."""
-    if not image.has_transparency_data:
-        return image
-    from PIL import Image
-
-    coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
-    white.paste(coloured, mask=coloured.getchannel("A"))
-    return white
-
-
 def _make_eight_bit(image: Any) -> Any:
     """Scale 16-bit grey to 8 bits; other modes with more than 8 bits have no agreed range."""
     if image.mode.startswith("I;16"):
@@ -69,13 +62,13 @@ def _make_eight_bit(image: Any) -> Any:
 
         return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode!r} has no agreed range of values: convert it to 8 or 16 bits first")
+        raise ValueError(f"mode {image.mode!r} has no agreed range of values. Fix: convert it to 8 or 16 bits")
     return image
 
 
 @dataclass(frozen=True)
 class TextPreprocess:
-    """Turns texts into token ids, truncated to ``length`` and padded to it at the end; needs the extra ``text``."""
+    """Turns texts into token ids, cut or padded at the end to ``length``; needs the extra ``text``."""
 
     tokenizer: str
     length: int
@@ -106,17 +99,12 @@ class TextPreprocess:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Standardises arrays of series, volumes and vectors by channel; the runtime does not read files of these.
-
-    Attributes:
-        axes: number of axes of a sample, without its channels: 1 of a series, 3 of a volume, 0 of a vector.
-        time_first: True if the network takes series as ``(T,C)``.
-    """
+    """Standardises arrays of series, volumes and vectors by channel; the runtime does not read files of these."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    axes: int
-    time_first: bool = False
+    axes: int  # number of axes of a sample, without its channels: 1 for a series, 3 for a volume, 0 for a vector
+    time_first: bool = False  # True if the network takes series as (T,C)
 
     def normalise(self, values: Array) -> Array:  # (...,C,*S) -> the same float32, or (...,T,C)
         """Standardise each channel; raises :class:`InputError` for another number of them."""
@@ -132,7 +120,7 @@ PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
 
 def read_preprocess(values: Mapping[str, Any] | None, axes: int) -> Preprocess | TextPreprocess | Scaling | None:
-    """Return the preprocessing that the manifest describes; ``axes``: of a sample, without its channels."""
+    """Return the preprocessing that the manifest describes; ``axes``: number of a sample's axes, without channels."""
     if values is None:
         return None
     if "tokenizer" in values:

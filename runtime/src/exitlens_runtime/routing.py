@@ -1,4 +1,4 @@
-"""Policies and maps in NumPy: the rule of ``exitlens.functional.routing``, to which a test holds it."""
+"""Policies and maps in NumPy: the rule of ``exitlens.functional.routing``, which a test compares it with."""
 
 from __future__ import annotations
 
@@ -19,34 +19,22 @@ _EPS = np.float32(1e-12)
 
 @dataclass(frozen=True)
 class Gate:
-    """Decides which maps of early exits are trusted, by a linear estimate of their divergence from the final map.
+    """Decides which maps of early exits are trusted, by a linear estimate of their divergence from the final map."""
 
-    Attributes:
-        weights: for each early exit, of confidence, entropy of the map, its change since the exit before, and 1.
-        limits: the largest estimate that is trusted; infinite: any.
-    """
-
+    # for each early exit, weights of confidence, entropy of the map, its change since the previous exit, and 1
     weights: tuple[tuple[float, ...], ...]
-    limits: tuple[float, ...]
+    limits: tuple[float, ...]  # largest estimates that are trusted; infinite: any
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When each early exit answers: exit k fires at ``score >= thresholds[k]``; the final exit always answers.
+    """Decides when early exits answer: exit k fires at ``score >= thresholds[k]``; the final exit always answers."""
 
-    Attributes:
-        thresholds: K-1 numbers; infinite means never.
-        score: one of :data:`SCORES`, or :data:`DECIDED`.
-        temperatures: K positive numbers.
-        network: fingerprint of the network it was chosen for; empty fits any.
-        gate: decides which maps are trusted, or ``None``.
-    """
-
-    thresholds: tuple[float, ...]
-    score: str
-    temperatures: tuple[float, ...]
-    network: str = ""
-    gate: Gate | None = None
+    thresholds: tuple[float, ...]  # K-1 numbers; infinite: never
+    score: str  # one of SCORES, or DECIDED
+    temperatures: tuple[float, ...]  # K positive numbers
+    network: str = ""  # fingerprint of the network it was chosen for; empty fits any
+    gate: Gate | None = None  # decides which maps are trusted
 
     def __post_init__(self) -> None:
         count, gate = len(self.thresholds), self.gate
@@ -61,7 +49,7 @@ class Policy:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
-        """Read what ``exitlens.Policy.to_dict`` gave; raises :class:`PolicyError` for anything else."""
+        """Read the values of ``exitlens.Policy.to_dict``; raises :class:`PolicyError` for anything else."""
         try:
             gate, given = None, values.get("gate")
             if given is not None:
@@ -78,7 +66,7 @@ class Policy:
             raise PolicyError(f"policy: expected what exitlens wrote as policy.json, got {error!r}") from error
 
     def shift(self, by: float) -> Policy:
-        """Return a policy that answers early more readily (``by`` below 0) or less, by so much in thresholds and limits."""
+        """Return a policy with thresholds raised, and limits lowered, by ``by``: below 0 it answers earlier."""
         gate = None if self.gate is None else Gate(self.gate.weights, tuple(limit - by for limit in self.gate.limits))
         return replace(self, thresholds=tuple(t + by for t in self.thresholds), gate=gate)
 
@@ -91,21 +79,15 @@ class Policy:
 
 
 class Decision(NamedTuple):
-    """What an early exit decides about each sample of a batch.
+    """Decision of an early exit about each sample of a batch."""
 
-    Attributes:
-        scores: ``(B,)``.
-        fired: ``(B,)`` bool: which samples it answers. A map that the gate does not trust counts as a score of 0.
-        estimates: ``(B,)`` of the map's divergence from the final one; ``None`` without a gate.
-    """
-
-    scores: Array
-    fired: Array
-    estimates: Array | None
+    scores: Array  # (B,)
+    fired: Array  # (B,) bool: the samples it answers; a map that the gate does not trust counts as a score of 0
+    estimates: Array | None  # (B,) of the map's divergence from the final one; None without a gate
 
 
 def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array | None) -> Decision:
-    """Decide at early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the map of the exit before."""
+    """Decide at early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the previous exit's map."""
     scores, estimates, gate = find_score(p, policy.score), None, policy.gate
     trusted = scores
     if gate is not None:
@@ -118,7 +100,7 @@ def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array |
 
 
 def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)
-    """Softmax of ``logits / temperature`` in float32; the sigmoid for the score ``decided`` of several labels."""
+    """Return the softmax of ``logits / temperature`` in float32; for ``decided`` (several labels), the sigmoid."""
     x = logits.astype(np.float32, copy=False)
     if temperature != 1.0:
         x = x / np.float32(temperature)
@@ -131,9 +113,10 @@ def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0])
 
 
 def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
-    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
+    """Return the score of each sample.
 
-    ``decided``, of several labels: the smallest of max(p, 1 - p).
+    ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability; ``decided`` (for
+    several labels): the smallest of max(p, 1 - p).
     """
     if kind == "max_probability":
         return np.maximum.reduce(p, -1)  # type: ignore[no-any-return]
@@ -147,7 +130,7 @@ def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
 
 
 def find_gate_features(attention: Array, previous: Array | None) -> tuple[Array, Array]:  # (B,*S), (B,*S') -> (B,), (B,)
-    """Each map's entropy relative to a uniform map's, and its divergence from the exit before's (0 at the first)."""
+    """Return each map's entropy over a uniform map's, and its divergence from the previous exit's (0 at the first)."""
     flat = attention.reshape(len(attention), -1).astype(np.float32, copy=False)
     entropy = -(flat * np.log(np.where(flat > 0, flat, 1))).sum(1) / math.log(max(flat.shape[1], 2))
     change = np.zeros_like(entropy) if previous is None else find_divergence(previous, attention)
@@ -155,7 +138,7 @@ def find_gate_features(attention: Array, previous: Array | None) -> tuple[Array,
 
 
 def find_divergence(a: Array, b: Array) -> Array:  # (B,*S), (B,*S') -> (B,)
-    """Jensen-Shannon divergence over ln 2 of two batches of maps, on the coarser of their grids (per axis)."""
+    """Return the Jensen-Shannon divergence over ln 2 of two batches of maps, on the coarser of their grids (per axis)."""
     size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
     p, q = (_normalise(regrid(x, size)) for x in (a, b))
     middle = (p + q) / 2
@@ -191,7 +174,7 @@ def regrid(x: Array, size: Sequence[int]) -> Array:  # (B,*S) -> (B,*size)
 def place(x: Array, offset: Sequence[float]) -> Array:  # (...,*S) -> (...,*S)
     """Move maps by a fraction of a cell along their last axes to where their locations lie in the image.
 
-    As in ``exitlens.functional.maps.place``, what would leave the map stays in its edge cells.
+    As in ``exitlens.functional.maps.place``, mass that would leave the map stays in its edge cells.
     """
     for axis, by in enumerate(offset, x.ndim - len(offset)):
         if by:

@@ -1,4 +1,4 @@
-"""What runs the files of an edge bundle: a session of ONNX Runtime or OpenVINO for each, fed without copies."""
+"""Runs the files of an edge bundle: a session of ONNX Runtime or OpenVINO for each, fed without copies."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _read_version(onnxruntime: Any) -> tuple[int, ...]:
 
 
 def make_options(onnxruntime: Any, threads: int) -> Any:
-    """Return options by which threads wait busily for 10 us: until the next operation, but not on another session's time.
+    """Return options under which threads spin for 10 us: until the next operation, but not on another session's time.
 
-    In older versions threads do not wait at all. That costs a tenth to a half of the time, because waking a thread takes
+    In older versions threads do not spin at all, which costs a tenth to a half of the time, because waking a thread takes
     as long as a small operation.
     """
     options = onnxruntime.SessionOptions()
@@ -50,26 +50,16 @@ def make_options(onnxruntime: Any, threads: int) -> Any:
 
 
 class Session(Protocol):
-    """One open ONNX file.
+    """An open ONNX file."""
 
-    Attributes:
-        outputs: names of the tensors that :meth:`run` returns.
-    """
-
-    outputs: list[str]
+    outputs: list[str]  # names of the tensors that run returns
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
         """Return every output, in the order of :attr:`outputs`."""
 
 
 def open_session(backend: str, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
-    """Open a file.
-
-    Args:
-        backend: one of :data:`BACKENDS`.
-        threads: number of threads that one call uses.
-        inputs, outputs: names of the tensors in the manifest.
-    """
+    """Open a file with one of :data:`BACKENDS`; ``inputs``, ``outputs``: names of its tensors in the manifest."""
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {BACKENDS}, got {backend!r}")
     kind = OnnxRuntimeSession if backend == "onnxruntime" else OpenVinoSession
@@ -100,7 +90,7 @@ class OnnxRuntimeSession:
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
         """Return every output, in the order of :attr:`outputs`."""
         try:
-            # it takes arrays as they are; wrapping them (OrtValue, DLPack) takes longer than its copies of outputs
+            # it reads arrays without copies; wrapping them (OrtValue, DLPack) takes longer than its copies of outputs
             outputs: list[Array] = self._session.run(self.outputs, {name: tensors[name] for name in self._inputs})
         except Exception as error:
             raise BackendError(f"{self.path}: ONNX Runtime cannot run it ({error})") from error
@@ -109,7 +99,7 @@ class OnnxRuntimeSession:
 
 @cache
 def open_openvino() -> Any:
-    """Return OpenVINO's core: one for the process, because the last one unloads the code that its threads still run."""
+    """Return the process's only OpenVINO core: when the last core goes, it unloads code that its threads still run."""
     try:
         return import_module("openvino").Core()
     except ImportError as error:
@@ -119,7 +109,7 @@ def open_openvino() -> Any:
 
 
 class OpenVinoSession:
-    """A file in OpenVINO, in float32: the precision that it would choose by itself may lead to other decisions."""
+    """A file in OpenVINO, in float32, because the precision that it would choose may lead to other decisions."""
 
     def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
@@ -134,7 +124,7 @@ class OpenVinoSession:
         self.path, self.outputs, self._local = path, list(outputs), threading.local()  # a request is for one thread
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
-        """Return every output, in the order of :attr:`outputs`; what crosses the cut holds until the thread's next call."""
+        """Return every output, in the order of :attr:`outputs`; all after the map are valid until the thread's next call."""
         try:
             if not hasattr(self._local, "request"):
                 self._local.request = self._model.create_infer_request()
@@ -147,5 +137,5 @@ class OpenVinoSession:
 
 
 def count_threads() -> int:
-    """Return the number of processors that this process may use."""
+    """Return the number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

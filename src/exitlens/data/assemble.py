@@ -15,6 +15,7 @@ from exitlens.data.files import describe_folder, find_folder_kind, list_folders
 from exitlens.data.folders import load_arrays, load_folder
 from exitlens.data.formats import Format, open_rows
 from exitlens.data.packed import PackedStrings
+from exitlens.data.readers import EncodedImages
 from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups
 from exitlens.data.sets import ArraySet, LazySet
 from exitlens.data.splits import SPLITS, name_split
@@ -37,17 +38,18 @@ Assembled = LazySet | RawTexts | ArraySet
 
 
 class Target(NamedTuple):
-    """What samples are to become."""
+    """The form that samples are to have."""
 
-    size: int = 0  # pixels (height and width), steps, or voxels of a volume's sides; 0: the usual, or as they come
+    size: int = 0  # pixels (height and width), steps, or voxels of a volume's sides; 0: the usual, or unchanged
     mel: MelSpectrogram | None = None  # of sounds, the spectrogram to make
     known: Preprocessing | None = None  # of an existing network, which comes before the others
 
     @property
     def pixels(self) -> Preprocess:
         """How images become inputs."""
-        known = self.known if isinstance(self.known, Preprocess) else None
-        return known or Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
+        if isinstance(self.known, Preprocess):
+            return self.known
+        return Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Parts(NamedTuple):
@@ -56,8 +58,8 @@ class Parts(NamedTuple):
     sets: Mapping[str, Assembled]  # by name
     group_names: tuple[str, ...] = ()  # by number
     unlabelled: tuple[str, ...] = ()  # names of parts that have no labels
-    columns: str = ""  # those that were read, in words
-    note: str = ""  # for people, on series that were cut or filled
+    columns: str = ""  # a line for people on the columns that were read
+    note: str = ""  # a line for people on series that were cut or filled
 
 
 def read_parts(
@@ -67,9 +69,6 @@ def read_parts(
 
     ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network. Series, volumes and vectors have
     mean 0 and standard deviation 1 unless ``target`` knows them.
-
-    Raises:
-        DataError: data that cannot be read; InputError: words for which this format has no use.
     """
     if kind in ("folder", "arrays"):
         return _read_folder(Path(name), kind, reading, target, classes, skip_bad)
@@ -83,9 +82,8 @@ def read_parts(
     parts = source.list_rows(columns, skip_bad=skip_bad)
     several = any(rows.several for rows in parts.values())
     if reading.task == "classes" and several:
-        raise InputError(
-            f"task: {name} gives several labels a sample, the network one class. Fix: name one column of classes"
-        )
+        fix = "name one column of classes"
+        raise InputError(f"task: {name} gives several labels a sample, the network one class. Fix: {fix}")
     arranged, preprocess, note = arrange_arrays(parts, name, target)
     assembled = make_sets(arranged, name, preprocess, classes, skip_bad, several or reading.task == "multilabel")
     return assembled._replace(columns="" if kind in ("texts", "series") else str(columns), note=note)
@@ -96,24 +94,18 @@ def arrange_arrays(
 ) -> tuple[Mapping[str, Rows], Preprocess | ArrayPreprocess, str]:
     """Give the series or vectors of all parts one shape; a row that cannot have it gets a fault.
 
-    Returned with them are how their samples become inputs, and a line for people on series that were cut or filled, or none.
-    Series of different length, if no length is asked for, and no series at all are a :class:`DataError`.
+    Returned with them are their preprocessing, and a line for people on series that were cut or filled, or none. Series of
+    different length, if no length is asked for, and no series at all are a :class:`DataError`.
     """
     first = next(iter(parts.values()))
-    if first.arrays is not None:
-        return _arrange_vectors(parts, first.features, origin, target)
-    return _arrange_series(parts, origin, target) if first.series is not None else (parts, target.pixels, "")
-
-
-def _arrange_vectors(
-    parts: Mapping[str, Rows], names: tuple[str, ...], origin: str, target: Target
-) -> tuple[Mapping[str, Rows], ArrayPreprocess, str]:
-    preprocess = VectorPreprocess((0.0,) * len(names), (1.0,) * len(names), names)
-    preprocess = target.known if isinstance(target.known, VectorPreprocess) else preprocess
-    if len(names) != len(preprocess.mean):
-        raise DataError(
-            f"data: {origin}: expected {len(preprocess.mean)} features as in training, got {len(names)}: {names}"
-        )
+    if first.arrays is None:
+        return _arrange_series(parts, origin, target) if first.series is not None else (parts, target.pixels, "")
+    names, preprocess = first.features, target.known
+    if not isinstance(preprocess, VectorPreprocess):
+        preprocess = VectorPreprocess((0.0,) * len(names), (1.0,) * len(names), names)
+    count = len(preprocess.mean)
+    if len(names) != count:
+        raise DataError(f"data: {origin}: expected {count} features as in training, got {len(names)}: {names}")
     arranged = {}
     for part, rows in parts.items():
         assert rows.arrays is not None
@@ -134,10 +126,8 @@ def _arrange_series(
     lengths = torch.tensor([values.shape[1] for values in present])
     low, high = int(lengths.min()), int(lengths.max())
     if not preprocess.length and low < high:
-        raise DataError(
-            f"data: {origin} has series of {low} to {high} steps, and a batch needs one length. Fix: pass "
-            "--size STEPS (size=STEPS) to cut longer ones, and to fill shorter ones with zeros, at the end"
-        )
+        fix = "pass --size STEPS (size=STEPS) to cut longer ones, and to fill shorter ones with zeros, at the end"
+        raise DataError(f"data: {origin} has series of {low} to {high} steps, and a batch needs one length. Fix: {fix}")
     length, arranged = preprocess.length or high, {}
     for part, rows in parts.items():
         faults, values = dict(rows.faults), torch.zeros(len(rows.names), len(preprocess.mean), length)
@@ -177,9 +167,6 @@ def make_sets(
 
     ``classes`` are those of an existing network; by default those that the source knows, or those that occur, sorted.
     ``skip_bad`` leaves out rows without label, group or text, and images that cannot be read.
-
-    Raises:
-        DataError: rows that cannot be used, labels that are no class, or a column of other words than splits.
     """
     counts = {name: (len(find_missing(rows.labels or (), several)), len(rows.names)) for name, rows in parts.items()}
     unlabelled = tuple(name for name, (missing, total) in counts.items() if 0 < total == missing)
@@ -196,46 +183,46 @@ def make_sets(
     for name, rows in parts.items():
         numbers, _ = number_labels(labels[name], names, origin, several)
         ids = number_groups(groups[name], group_names) if name in groups else None
-        whole = _make_set(rows, torch.tensor(good[name], dtype=torch.int64), (numbers, ids), names, preprocess, skip_bad)
-        sets |= {name: whole} if rows.splits is None else _divide(whole, [rows.splits[i] or "" for i in good[name]], origin)
+        chosen = torch.tensor(good[name], dtype=torch.int64)
+        whole: Assembled
+        if rows.arrays is not None:
+            assert not isinstance(preprocess, Preprocess)
+            whole = ArraySet(rows.arrays[chosen], numbers, names, preprocess, groups=ids)
+        elif rows.images is None:
+            texts = rows.texts or ()
+            packed = texts if isinstance(texts, PackedStrings) else PackedStrings((text or "").strip() for text in texts)
+            whole = RawTexts(packed.subset(chosen), numbers, names, ids)
+        else:
+            assert isinstance(preprocess, Preprocess)
+            whole = _make_lazy_set(rows.images(preprocess), chosen, numbers, ids, names, preprocess, skip_bad)
+        if rows.splits is None:
+            sets[name] = whole
+            continue
+        words = [rows.splits[i] or "" for i in good[name]]
+        for word in sorted(set(words)):
+            if name_split(word) is None:
+                expected = "expected train, validation, calibration and test"
+                raise DataError(f"split_by: {origin} has the split {word!r}: {expected}")
+            sets[word] = whole.subset(torch.tensor([i for i, w in enumerate(words) if w == word]))
     return Parts(sets, group_names, unlabelled)
 
 
-def _make_set(
-    rows: Rows,
-    good: Tensor,
-    of_good: tuple[Tensor, Tensor | None],
+def _make_lazy_set(
+    reader: EncodedImages,
+    chosen: Tensor,
+    labels: Tensor,
+    groups: Tensor | None,
     classes: tuple[str, ...],
-    preprocess: Preprocess | ArrayPreprocess,
+    preprocess: Preprocess,
     skip_bad: bool,
-) -> Assembled:
-    """Return the set of the good rows, whose labels and groups are given."""
-    labels, groups = of_good
-    if rows.arrays is not None:
-        assert not isinstance(preprocess, Preprocess)
-        return ArraySet(rows.arrays[good], labels, classes, preprocess, groups=groups)
-    if rows.images is None:
-        if isinstance(rows.texts, PackedStrings):
-            return RawTexts(rows.texts.subset(good), labels, classes, groups)
-        chosen = set(good.tolist())
-        texts = PackedStrings((text or "").strip() for i, text in enumerate(rows.texts or ()) if i in chosen)
-        return RawTexts(texts, labels, classes, groups)
-    assert isinstance(preprocess, Preprocess)
+) -> LazySet:
+    """Return the set of the chosen images ``(n,)`` of a reader, whose labels and groups are given."""
 
-    def spread(values: Tensor) -> Tensor:  # (n,...) of the good rows -> (N,...) of all
-        return values.new_zeros(len(rows.names), *values.shape[1:]).index_copy(0, good, values)
+    def spread(values: Tensor) -> Tensor:  # (n,...) of the chosen images -> (N,...) of all
+        return values.new_zeros(len(reader), *values.shape[1:]).index_copy(0, chosen, values)
 
     every = None if groups is None else spread(groups)
-    return LazySet(rows.images(preprocess), spread(labels), classes, preprocess, every, skip_bad).subset(good)
-
-
-def _divide(whole: Assembled, words: Sequence[str], origin: str) -> dict[str, Assembled]:
-    """Return the parts that a column of split names says."""
-    distinct = sorted(set(words))
-    unknown = [word for word in distinct if name_split(word) is None]
-    if unknown:
-        raise DataError(f"split_by: {origin} has the split {unknown[0]!r}: expected train, validation, calibration and test")
-    return {word: whole.subset(torch.tensor([i for i, w in enumerate(words) if w == word])) for word in distinct}
+    return LazySet(reader, spread(labels), classes, preprocess, every, skip_bad).subset(chosen)
 
 
 def _read_folder(
@@ -244,7 +231,7 @@ def _read_folder(
     """Return the sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them."""
     load: Callable[..., LazySet]
     if kind == "folder":
-        load, note = lambda path, classes: load_folder(path, target.pixels, classes=classes, skip_bad=skip_bad)[0], ""
+        load, note = partial(load_folder, preprocess=target.pixels, skip_bad=skip_bad), ""
     else:
         modality = find_folder_kind(root)
         known = target.known if isinstance(target.known, ArrayPreprocess) else None
@@ -255,10 +242,14 @@ def _read_folder(
     if reading.columns or reading.split_by:
         raise InputError(f"columns, split_by: {root} is a folder of class folders, without columns. Fix: leave them out")
     if reading.task == "multilabel":
-        raise InputError(
-            f"task: {root} has one class for an image, its folder. Fix: for several labels give a table of the images"
-        )
-    folders = _find_split_folders(root)
+        fix = "for several labels give a table of the images"
+        raise InputError(f"task: {root} has one class for an image, its folder. Fix: {fix}")
+    if not root.is_dir():
+        raise DataError(f"data: no folder {root}. Fix: give a folder with one subfolder of images per class")
+    folders = {path.name: path for path in list_folders(root)}
+    splits = {word: path for word, path in folders.items() if name_split(word)}
+    whole = len(splits) == len(folders) or set(SPLITS) <= folders.keys()
+    folders = splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}
     classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
     sets = {word: load(path, classes=classes) for word, path in folders.items()}
     if not reading.group_by:
@@ -271,13 +262,3 @@ def _read_folder(
     for word, data in sets.items():
         data.groups = number_groups(groups[word], names)
     return Parts(sets, names, note=note)
-
-
-def _find_split_folders(root: Path) -> dict[str, Path]:
-    """Return the subfolders that are splits, by name; or the folder itself, if they are classes."""
-    if not root.is_dir():
-        raise DataError(f"data: no folder {root}. Fix: give a folder with one subfolder of images per class")
-    folders = {path.name: path for path in list_folders(root)}
-    splits = {word: path for word, path in folders.items() if name_split(word)}
-    whole = len(splits) == len(folders) or set(SPLITS) <= folders.keys()
-    return splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}

@@ -46,15 +46,15 @@ def iterate_batches(
     """Yield batches in order, on ``device`` if one is given; errors call the source ``name``.
 
     ``source`` is a ``Dataset`` (batched here; the ``groups`` of a set of ours come along), a ``DataLoader`` or another
-    iterable of batches, or one tensor of images (or a dict of tensors, as texts have). ``workers`` processes decode a lazy
-    set (default: one for each core) or read a ``Dataset`` (default: none).
+    iterable of batches, or inputs in memory. ``workers`` processes decode a lazy set (default: one for each core) or read a
+    ``Dataset`` (default: none).
     """
     for batch in _split(source, batch_size, workers, name):
         yield as_batch(batch, device, name)
 
 
 def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
-    """Yield the inputs alone, without labels, file names or whatever comes with them."""
+    """Yield the inputs alone, without labels, file names or other things that come with them."""
     for batch in _split(source, batch_size):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
         yield as_batch(inputs, device)[0]
@@ -80,18 +80,15 @@ def plan_in_order(count: int, batch_size: int) -> Plan:
 def _load_in_order(data: Dataset[Any], batch_size: int, workers: int) -> Iterator[Any]:
     loader = DataLoader(data, batch_size, num_workers=workers, generator=torch.Generator())  # leaves the global one alone
     groups = getattr(data, "groups", None)
-    if not isinstance(groups, Tensor):
-        yield from loader
-        return
     for at, batch in enumerate(loader):
-        yield as_batch(batch)._replace(groups=groups[at * batch_size : (at + 1) * batch_size])
+        ids = groups[at * batch_size : (at + 1) * batch_size] if isinstance(groups, Tensor) else None
+        yield batch if ids is None else as_batch(batch)._replace(groups=ids)
 
 
 class LazyLoader:
     """The batches of a lazy set, decoded in worker processes, the same whatever their number (default: the set's).
 
-    ``plan`` has the indices of the samples of every batch. A batch that holds fewer than ``least`` samples because others
-    cannot be read is left out.
+    ``plan`` has the indices of the samples of every batch; one with fewer than ``least`` readable samples is left out.
     """
 
     def __init__(self, data: LazySet, plan: Plan, workers: int | None = None, least: int = 1) -> None:
@@ -119,22 +116,19 @@ class LazyLoader:
 
 def as_batch(batch: Any, device: torch.device | None = None, name: str = "data") -> Batch:
     """Return a batch, on ``device`` if one is given; raise :class:`InputError` for anything else."""
-    if isinstance(batch, Batch):
-        labels, groups = (None if t is None else t.to(device) for t in batch[1:])
-        return Batch(map_inputs(batch.inputs, lambda t: t.to(device)), labels, groups)
-    if isinstance(batch, list | tuple) and len(batch) == 1:
-        batch = batch[0]  # what a TensorDataset without labels gives
-    if isinstance(batch, Tensor) or _is_inputs(batch):
-        return Batch(map_inputs(batch, lambda t: t.to(device)), None)
-    if isinstance(batch, list | tuple) and len(batch) >= 2 and (isinstance(batch[0], Tensor) or _is_inputs(batch[0])):
-        return Batch(map_inputs(batch[0], lambda t: t.to(device)), torch.as_tensor(batch[1]).to(device))
+    parts = batch if isinstance(batch, list | tuple) and batch else (batch,)  # a TensorDataset without labels gives [x]
+    if isinstance(parts[0], Tensor) or _is_inputs(parts[0]):
+        inputs = map_inputs(parts[0], lambda t: t.to(device))
+        labels = None if len(parts) < 2 or parts[1] is None else torch.as_tensor(parts[1]).to(device)
+        groups = batch.groups if isinstance(batch, Batch) else None
+        return Batch(inputs, labels, None if groups is None else groups.to(device))
     kind = type(batch).__name__
     holds = f" of {', '.join(type(item).__name__ for item in batch[:3])}" if isinstance(batch, list | tuple) else ""
     raise InputError(f"{name}: expected batches of inputs or (inputs, labels), got {kind}{holds}")
 
 
 def _is_inputs(value: Any) -> bool:
-    """Tell if it is a dict of tensors: inputs by name."""
+    """Return whether it is a dict of tensors: inputs by name."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
@@ -153,22 +147,17 @@ def take_share(source: Any, batch_size: int, ranks: DistributedContext, name: st
     """Return this rank's whole batches of a source that every rank has: all ranks take one in turn.
 
     A data set is not read beyond this rank's part; all batches of a ``DataLoader`` or list are read by every rank.
-
-    Raises:
-        InputError: an iterable whose length or order the ranks cannot know.
     """
     if ranks.size == 1:
         return source
     if count_batches(source, batch_size) is None:
-        raise InputError(
-            f"{name}: several processes share it, so it needs a length. Fix: pass a Dataset, or a list of batches"
-        )
+        fix = "pass a Dataset, or a list of batches"
+        raise InputError(f"{name}: several processes share it, so it needs a length. Fix: {fix}")
     if isinstance(source, Dataset):
-        every = torch.arange(len(source)).split(batch_size)  # type: ignore[arg-type]
-        mine = every[ranks.rank :: ranks.size]
-        if not mine:
+        batches = torch.arange(len(source)).split(batch_size)[ranks.rank :: ranks.size]  # type: ignore[arg-type]
+        if not batches:
             return ()
-        rows = torch.cat(mine)
+        rows = torch.cat(batches)
         return source.subset(rows) if hasattr(source, "subset") else Subset(source, rows.tolist())
     check_common_order(source, name)
     return islice(_split(source, batch_size), ranks.rank, None, ranks.size)
@@ -185,21 +174,15 @@ def check_common_order(source: Any, name: str) -> None:
     """Raise :class:`InputError` for a loader that gives every rank other batches, or the same ones in another order."""
     sampler = getattr(source, "sampler", None)
     if isinstance(sampler, DistributedSampler):
-        raise InputError(
-            f"{name}: its sampler is a DistributedSampler, the processes share it already. Fix: pass the data set"
-        )
+        problem = "its sampler is a DistributedSampler, the processes share it already"
+        raise InputError(f"{name}: {problem}. Fix: pass the data set")
     if isinstance(sampler, RandomSampler) and sampler.generator is None:
-        raise InputError(
-            f"{name}: it shuffles by the global random state, of which every process has its own. Fix: pass the data set, "
-            "or a loader with generator=torch.Generator()"
-        )
+        fix = "pass the data set, or a loader with generator=torch.Generator()"
+        raise InputError(f"{name}: it shuffles by the global random state, which differs between processes. Fix: {fix}")
 
 
 def read_labels(data: Any, purpose: str) -> Tensor:
-    """Return the labels ``(N,)`` of a data set of ours, of torchvision or of tensors without reading its samples.
-
-    Raises :class:`InputError` if it does not have them at hand; ``purpose`` is the argument that needs them.
-    """
+    """Return the labels ``(N,)`` of a data set without reading its samples; ``purpose`` is the argument that needs them."""
     values = getattr(data, "labels", getattr(data, "targets", None))
     if values is None and isinstance(data, TensorDataset) and len(data.tensors) > 1:
         values = data.tensors[1]
@@ -210,9 +193,8 @@ def read_labels(data: Any, purpose: str) -> Tensor:
     if labels is not None and labels.ndim == 2:
         raise InputError(f"{purpose}: it is for one class a sample, these data have several labels. Fix: leave it out")
     if labels is None or labels.shape != (len(data),) or labels.is_floating_point():
-        raise InputError(
-            f"{purpose}: needs the training labels. Fix: give a data set with .labels, (N,) integers, not a loader"
-        )
+        fix = "give a data set with .labels, (N,) integers, not a loader"
+        raise InputError(f"{purpose}: needs the training labels. Fix: {fix}")
     return labels
 
 
@@ -224,17 +206,15 @@ def weigh_classes(labels: Tensor, classes: int) -> tuple[float, ...]:  # (N,) in
     counts = torch.bincount(labels, minlength=classes)
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
-        raise InputError(
-            f"class_weights: classes {missing[:5]} have no training sample. Fix: give numbers, or leave them out"
-        )
+        fix = "give numbers, or leave them out"
+        raise InputError(f"class_weights: classes {missing[:5]} have no training sample. Fix: {fix}")
     return tuple((len(labels) / (classes * counts.double())).tolist())
 
 
 def draw_order(data: Any, seed: int, balanced: bool = False) -> list[int]:
     """Return the indices of one epoch in an order that depends on the seed only: all once, or the classes equally often.
 
-    A balanced epoch is as long. A class of many samples shows some of them once; in a class of few, every sample comes
-    equally often, up to one.
+    A balanced epoch has the same length: it leaves out samples of large classes, and repeats those of small ones evenly.
     """
     count = len(data)
     generator = torch.Generator().manual_seed(seed)
@@ -256,10 +236,7 @@ def draw_order(data: Any, seed: int, balanced: bool = False) -> list[int]:
 def plan_epoch(
     data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False, ranks: DistributedContext = ALONE
 ) -> list[list[int]]:
-    """Plan the batches of an epoch, which depend on ``seed`` only; each rank gets its rows of every batch.
-
-    An incomplete last batch is left out of a longer epoch.
-    """
+    """Plan the batches of an epoch, each rank's rows of them; an incomplete last batch is left out of a longer epoch."""
     count = len(data)  # type: ignore[arg-type]
     if count < ranks.size:
         least = "at least one sample" if ranks.size == 1 else f"a sample for each of {ranks.size} processes"

@@ -1,4 +1,4 @@
-"""What can be wrong with data: labels that name no class, samples that cannot be read."""
+"""Checks of labels and groups, and the errors about samples that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
-    """Return labels ``(N,)`` as ``int64``, or several labels a sample, ``(N,C)`` of 0 and 1, as bool.
+    """Return labels ``(N,)`` as ``int64``, or several labels a sample ``(N,C)`` of 0 and 1 as bool.
 
-    Raises :class:`InputError` for other types or shapes, another ``count`` of samples (of this ``kind``), or values that are
-    not the numbers of ``classes``.
+    Another type, shape or ``count`` of samples (of this ``kind``), and values that are no class, are an :class:`InputError`.
     """
     require(labels, Tensor, "labels")
     if labels.ndim == 2:
@@ -39,11 +38,10 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
 def number_labels(
     values: Sequence[str], classes: Sequence[str], origin: str, several: bool = False
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Return labels ``(N,)`` ``int64``, or of ``several`` a sample ``(N,C)`` bool, and the classes' names in label order.
+    """Return labels ``(N,)`` ``int64``, or for ``several`` a sample ``(N,C)`` bool, and the classes' names in label order.
 
-    ``values`` are the class names of each sample, several with :data:`SEPARATOR` between; ``classes`` the names to use, by
-    default those that occur, sorted (numbers by their value). Fewer than 2 classes, or one that is not among them, are a
-    :class:`DataError`.
+    ``values`` are the class names of each sample, several with :data:`SEPARATOR` between them; ``classes`` the names to use,
+    by default those that occur, sorted (numbers by their value).
     """
     sets = [[word for part in value.split(SEPARATOR) if (word := part.strip())] for value in values] if several else []
     words = dict.fromkeys(word for labels in sets for word in labels) if several else dict.fromkeys(values)
@@ -58,17 +56,14 @@ def number_labels(
     if not several:
         return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names
     labels = torch.zeros(len(sets), len(names), dtype=torch.bool)
-    pairs = [(i, numbers[word]) for i, labels_of_one in enumerate(sets) for word in labels_of_one]
+    pairs = [(i, numbers[word]) for i, present in enumerate(sets) for word in present]
     if pairs:
         labels[tuple(torch.tensor(pairs).T)] = True
     return labels, names
 
 
 def join_flags(columns: Mapping[str, Sequence[str | None]], names: Sequence[str]) -> list[str | None]:
-    """Turn columns of 0 and 1, by label, into the labels of each row; ``None`` if a row lacks a value.
-
-    Raises :class:`DataError` for other values; ``names`` are those of the rows.
-    """
+    """Turn columns of 0 and 1, by label, into the labels of each row; ``None`` for a row that lacks a value."""
     for label in columns:
         if SEPARATOR in label:
             raise DataError(f"columns: the label {label!r} has a {SEPARATOR!r} in its name. Fix: rename the column")
@@ -117,8 +112,7 @@ def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files
 
 def refuse_bad(reason: str, fix: str) -> DataError:
     """Return the error about a sample that cannot be read while others remain: ``fix`` it, or leave it out."""
-    error = DataError(
-        f"data: {reason}. Fix: {fix}, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
-    )
+    skip = "pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
+    error = DataError(f"data: {reason}. Fix: {fix}, or {skip}")
     error.is_skippable = True
     return error

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the samples and their labels, found by type and by usual names."""
+"""Find the columns of a table that hold the samples and their labels, by type and by usual names."""
 
 from __future__ import annotations
 
@@ -47,10 +47,6 @@ class Columns(NamedTuple):
         return f"{_PLURALS[self.role]} from {self.inputs[0]!r}, labels from {label!r}"
 
 
-def _split(word: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in word.split("|"))
-
-
 def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple[str, ...]]:
     """Read ``"image=NAME,label=NAME"`` (or ``text=NAME``, ``series=NAME``, ``features=A|B``) into names by role.
 
@@ -62,7 +58,8 @@ def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple
         if role not in roles or not name or role in columns:
             kinds = "image=NAME, text=NAME, series=NAME or features=A|B"
             raise InputError(f"columns: expected {kinds}, and {roles[-1]}=NAME, with commas between, got {words!r}")
-        columns[role] = _split(name) if role in ("features", "label") else (name,)
+        several = role in ("features", "label")
+        columns[role] = tuple(part.strip() for part in name.split("|")) if several else (name,)
         if not all(columns[role]) or len(set(columns[role])) < len(columns[role]):
             raise InputError(f"columns: expected several different columns as {role}=A|B|C, got {words!r}")
     if len(columns.keys() & set(SAMPLES)) > 1:
@@ -74,8 +71,7 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     """Find the columns of samples and labels, by what each column holds (``kinds``).
 
     Columns that ``given`` (the words of ``--columns``) names are taken, whatever their kind; ``reserved`` ones have other
-    uses (group, split) and are not guessed. Raises :class:`DataError` for a column that is not there, if none fits, or if
-    several without a usual name do.
+    uses (group, split). Columns that are missing or ambiguous are a :class:`DataError`.
     """
     named = parse_columns(given)
     free = _find_free(kinds, named, origin, reserved)
@@ -104,8 +100,7 @@ def find_inputs(
     """Find the columns of the samples that a network takes (``wanted``), without labels, as :func:`find_columns` does.
 
     ``given`` may name a column of keys (``key=NAME``), too, and ``label=NAME`` says that a column is not the one wanted.
-    ``features`` are those of the network, which are taken if all are there. Raises :class:`InputError`, too, for a column
-    of what the network does not take.
+    ``features`` are those of the network, which are taken if all are there.
     """
     named = parse_columns(given, (*ROLES, KEY))
     check_wanted(named, wanted)
@@ -133,9 +128,8 @@ def check_wanted(named: Collection[str], wanted: Role) -> None:
     """Raise :class:`InputError` if columns of images are given for a network of texts, and so on."""
     for other in SAMPLES:
         if other in named and other != wanted:
-            raise InputError(
-                f"columns: the network takes {_PLURALS[wanted]}, got {other}=NAME. Fix: give {wanted}=NAME in its place"
-            )
+            fix = f"give {wanted}=NAME in its place"
+            raise InputError(f"columns: the network takes {_PLURALS[wanted]}, got {other}=NAME. Fix: {fix}")
 
 
 def _find_free(
@@ -146,10 +140,8 @@ def _find_free(
         for name in names:
             if name not in kinds:
                 roles = role if role.endswith("s") else f"{role}s"
-                has = _list_kinds(kinds)
-                raise DataError(
-                    f"data: {origin} has no column {name!r} for the {roles}; it has {has}.{suggest(name, kinds)}"
-                )
+                has = f"it has {_list_kinds(kinds)}.{suggest(name, kinds)}"
+                raise DataError(f"data: {origin} has no column {name!r} for the {roles}; {has}")
     taken = {*reserved, *(name for names in named.values() for name in names)}
     return {name: kind for name, kind in kinds.items() if name not in taken}
 
@@ -193,9 +185,8 @@ def _find_lone_label(free: Mapping[str, Kind]) -> str:
     usual = any(name.lower() in LABEL_NAMES for name in free if name not in strings)
     if len(strings) != 1 or strings[0].lower() in TEXT_NAMES or "class" in present or usual:
         return ""
-    numbers = (
-        present <= {"string", "float", "integer"} and "float" in present and (len(free) > 3 or "integer" not in present)
-    )
+    is_numeric = present <= {"string", "float", "integer"} and "float" in present
+    numbers = is_numeric and (len(free) > 3 or "integer" not in present)
     return strings[0] if numbers or "list" in present else ""
 
 
@@ -211,7 +202,6 @@ def _pick_label(free: Mapping[str, Kind], lone_is_label: bool, kinds: Mapping[st
 
 
 def _refuse(role: str, names: list[str], kinds: Mapping[str, Kind], origin: str, fix: str = _FIX) -> str:
-    problem = (
-        f"several columns could hold the {role} ({', '.join(names)})" if names else f"no column seems to hold the {role}"
-    )
+    several = f"several columns could hold the {role} ({', '.join(names)})"
+    problem = several if names else f"no column seems to hold the {role}"
     raise DataError(f"data: {origin}: {problem}, it has {_list_kinds(kinds)}. Fix: name the columns by --columns {fix}")

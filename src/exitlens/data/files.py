@@ -1,13 +1,14 @@
-"""Files: listed without reading them, told from other versions of themselves, and one sample in each."""
+"""Files: list them without reading them, tell their versions apart, and read one sample from each."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -15,31 +16,28 @@ from exitlens.data.packed import pack_strings
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VOLUME, Modality
 from exitlens.modalities.arrays import read_shape
-from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw, read_series
-from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume, read_volume
+from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw
+from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume
 from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, SeriesPreprocess, VolumePreprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES: Mapping[Modality, tuple[str, ...]] = {SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}
-_READ: Mapping[Modality, Callable[[Path, Any, str], Tensor]] = {SERIES: read_series, VOLUME: read_volume}
-_TRIED = 100  # files at the start that may be bad
+_TRIED = 100  # files that may be bad before the search for a good one ends
 _ENDS = 65536  # bytes at both ends of a file
 T = TypeVar("T")
 
 
 def list_names(folder: Path, suffixes: tuple[str, ...] = EXTENSIONS, kind: str = "image") -> list[str]:
     """Return names of files of a ``kind`` at any depth, relative to ``folder``, sorted part by part, without hidden ones."""
-    try:
+    with _name_failures(folder, "listed"):
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
-    except OSError as error:
-        raise DataError(f"data: {folder} cannot be listed ({type(error).__name__}: {error.strerror})") from error
     if not names:
         raise DataError(f"data: no {kind} files below {folder} (looked for {', '.join(suffixes)})")
     return names
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return image files at any depth below ``folder``, sorted; or the one file that ``folder`` is."""
+    """Return image files at any depth below ``folder``, sorted; or ``folder`` alone if it is a file."""
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
@@ -53,15 +51,12 @@ def list_folders(path: Path) -> list[Path]:
 
 
 def list_files(root: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
-    """Return files at any depth below ``root`` (or the one that it is) with one of these suffixes (default: all), sorted.
-
-    Hidden files and folders, and caches of ``datasets``, are left out.
-    """
+    """Return files at any depth below ``root`` (or this one file) with one of these suffixes (default: all), sorted."""
     return [root] if root.is_file() else list(iterate_files(root, suffixes))
 
 
 def iterate_files(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield the files that :func:`list_files` returns for a folder; nothing is listed before it is asked for."""
+    """Yield the files that :func:`list_files` returns, without hidden ones and caches of ``datasets``, while listing."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -90,10 +85,8 @@ def stamp_files(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and time of change of every file: equal as long as nobody writes to them."""
     stamps = []
     for path in paths:
-        try:
+        with _name_failures(path):
             stat = path.stat()
-        except OSError as error:
-            raise DataError(f"data: {path} cannot be read ({type(error).__name__}: {error.strerror})") from error
         stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
     return tuple(stamps)
 
@@ -105,17 +98,22 @@ def hash_files(paths: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                ends = file.read(_ENDS)
-                if size > _ENDS:
-                    file.seek(max(_ENDS, size - _ENDS))
-                    ends += file.read()
-        except OSError as error:
-            raise DataError(f"data: {path} cannot be read ({type(error).__name__}: {error.strerror})") from error
+        with _name_failures(path), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            ends = file.read(_ENDS)
+            if size > _ENDS:
+                file.seek(max(_ENDS, size - _ENDS))
+                ends += file.read()
         digest.update(f"{path.name}\0{size}\0".encode("utf-8", "surrogateescape") + ends)
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _name_failures(path: Path, action: str = "read") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"data: {path} cannot be {action} ({type(error).__name__}: {error.strerror})") from error
 
 
 class ArrayFiles:
@@ -127,14 +125,14 @@ class ArrayFiles:
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: ArrayPreprocess) -> None:
         self._root, self._names, self._preprocess = root, pack_strings(names), preprocess
-        self._kind = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
+        self._kind: Modality = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
         if isinstance(preprocess, VolumePreprocess):
             self.shape: tuple[int, ...] = (len(preprocess.mean), *preprocess.size)
         elif isinstance(preprocess, SeriesPreprocess) and preprocess.length:
             self.shape = (len(preprocess.mean), preprocess.length)
         else:
-            read, paths = _READ[self._kind], [root / name for name in self._names[:_TRIED]]
-            self.shape = _try_first(paths, lambda path: tuple(read(path, preprocess, str(path)).shape))
+            paths = [root / name for name in self._names[:_TRIED]]
+            self.shape = _try_first(paths, lambda path: tuple(self._kind.decode(path, preprocess).shape))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -145,7 +143,7 @@ class ArrayFiles:
 
     def read(self, index: int) -> Tensor:
         """Return a sample before it is normalised; a :class:`DataError` names it if it is bad or has another shape."""
-        values = _READ[self._kind](self._root / self._names[index], self._preprocess, self.name(index))
+        values = self._kind.decode(self._root / self._names[index], self._preprocess)
         if tuple(values.shape) != self.shape:
             raise DataError(
                 f"{self.name(index)}: it has {values.shape[1]} steps, the first file {self.shape[1]}. Fix: make them alike, "

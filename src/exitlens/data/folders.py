@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,50 +21,29 @@ from exitlens.modalities import SERIES, VOLUME
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess
 
 
-@dataclass(frozen=True)
-class FolderReport:
-    """What a folder holds: the reader of its images, and those that could not be read so far, by number with the reason."""
-
-    reader: ImageFiles
-    unreadable: Mapping[int, str] = field(repr=False)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The image files, without those that could not be read so far."""
-        return tuple(Path(self.reader.name(i)) for i in range(len(self.reader)) if i not in self.unreadable)
-
-    @property
-    def bad(self) -> tuple[str, ...]:
-        """The files that could not be read so far, each with the reason; none before anything was read."""
-        return tuple(self.unreadable.values())
-
-
 def load_folder(
     folder: Path | str, preprocess: Preprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
-) -> tuple[LazySet, FolderReport]:
+) -> LazySet:
     """List ``folder/class/name.png`` (torchvision's ImageFolder convention); images are read when they are asked for.
 
     Args:
         folder: one subfolder per class.
         preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
         classes: the names to use, in label order; by default the subfolders, sorted.
-        skip_bad: leave out files that cannot be read and report them, instead of stopping at the first.
-
-    Returns:
-        The set, and a report that grows as the set is read.
+        skip_bad: leave out files that cannot be read, instead of stopping at the first; ``bad`` of the set lists them as it
+            is read.
 
     Raises:
         DataError: no classes, one class, a folder that is no known class, or a class without an image.
 
     Examples:
-        >>> data, report = xl.data.load_folder("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> data = xl.data.load_folder("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
         >>> len(data), data.classes
         (4, ('cat', 'dog'))
     """
     files = list_class_files(Path(folder), classes)
     reader = ImageFiles(Path(folder), files.names, preprocess)
-    data = LazySet(reader, files.labels, files.classes, preprocess, skip_bad=skip_bad)
-    return data, FolderReport(reader, data.unreadable)
+    return LazySet(reader, files.labels, files.classes, preprocess, skip_bad=skip_bad)
 
 
 def load_arrays(
@@ -119,26 +97,35 @@ def list_class_files(
     return ClassFiles(PackedStrings(f"{name}/{file}" for name, listed in files.items() for file in listed), labels, names)
 
 
-def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> tuple[Tensor, FolderReport]:
-    """Read every image below ``folder``, whatever the subfolders, into memory as normalised input ``(N,C,H,W)``.
+class UnlabelledImages(NamedTuple):
+    """Images in memory as normalised ``inputs (N,C,H,W)``, their ``files``, and ``bad`` ones with the reason."""
+
+    inputs: Tensor
+    files: tuple[Path, ...]
+    bad: tuple[str, ...]
+
+
+def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> UnlabelledImages:
+    """Read every image below ``folder``, whatever the subfolders, into memory.
 
     Examples:
-        >>> inputs, report = xl.data.load_unlabelled("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
-        >>> inputs.shape
-        torch.Size([4, 3, 40, 40])
+        >>> images = xl.data.load_unlabelled("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> images.inputs.shape, images.bad
+        (torch.Size([4, 3, 40, 40]), ())
     """
     files = list_images(Path(folder))
     reader = ImageFiles(Path(), map(str, files), preprocess)
     batch = next(decode_batches(reader, [range(len(files))], reader.shape))
-    check_bad([reason for _, reason in batch.bad], len(files), skip_bad)
-    return preprocess.normalise(batch.values), FolderReport(reader, dict(batch.bad))
+    bad = tuple(reason for _, reason in batch.bad)
+    check_bad(bad, len(files), skip_bad)
+    return UnlabelledImages(preprocess.normalise(batch.values), tuple(files[i] for i in batch.good), bad)
 
 
 def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
     """Load a torchvision data set by class name (``FashionMNIST``, ``CIFAR10``) from files that are there already.
 
     Raises:
-        InputError: an unknown name; DataError: the files are not below ``root``.
+        InputError: an unknown name; DataError: its files are not below ``root``.
 
     Examples:
         >>> xl.data.load_torchvision("CIFAR10", "nowhere", train=True)
@@ -153,10 +140,8 @@ def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
     try:
         source = getattr(datasets, name)(root=str(root), train=train, download=False)
     except (RuntimeError, FileNotFoundError, TypeError) as error:
-        raise DataError(
-            f"data: torchvision:{name} cannot be loaded from {root} ({error}). Fix: put its files there first, for example "
-            f"by torchvision.datasets.{name}(root, download=True) on a machine with network access"
-        ) from error
+        fix = f"put its files there first, e.g. torchvision.datasets.{name}(root, download=True) where there is a network"
+        raise DataError(f"data: torchvision:{name} cannot be loaded from {root} ({error}). Fix: {fix}") from error
     pixels = torch.as_tensor(np.asarray(source.data))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     labels = torch.as_tensor(np.asarray(source.targets))

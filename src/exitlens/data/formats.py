@@ -1,4 +1,4 @@
-"""Which format a source has, by its name and the names of its files; and how it is opened and told from other versions."""
+"""Find the format of a source by its name and the names of its files, open it, and tell its versions apart."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> F
 
 
 def find_unlabelled_format(name: str, columns: str, group_by: str) -> Format | None:
-    """Return what :func:`find_format` does, but a folder with an image in it is a folder of images.
+    """Return the format as :func:`find_format` does, but a folder with an image in it is a folder of images.
 
-    It may hold tables, too, such as predictions of these images. ``columns`` are those of a table; ``group_by`` is a column
-    of the metadata, or a regular expression.
+    It may hold tables, too, such as predictions for these images. ``group_by`` is a column of the metadata, or a regular
+    expression.
     """
     kind = find_format(name, columns, [group_by])
     if kind in ("saved", "hub") or columns or not Path(name).is_dir():
@@ -98,7 +98,7 @@ def _find_first(root: Path, suffixes: tuple[str, ...]) -> Path | None:
 
 
 def _holds_arrays(folders: Sequence[Path]) -> bool:
-    """Tell if two folders or more have series or volumes in them; Parquet files only count if they are one series each."""
+    """Return whether two or more folders hold series or volumes; Parquet files count only if they are one series each."""
     if sum(_find_first(folder, ARRAYS) is not None for folder in folders) < 2:
         return False
     for path in filter(None, (next(folder.rglob("*.parquet"), None) for folder in folders)):
@@ -111,7 +111,7 @@ def _holds_arrays(folders: Sequence[Path]) -> bool:
 
 
 def _holds_numbers(path: Path, columns: str, reserved: Sequence[str]) -> bool:
-    """Tell if a CSV file is a table of series or vectors, and not of texts."""
+    """Return whether a CSV file is a table of series or vectors, and not of texts."""
     named = parse_columns(columns, (*ROLES, KEY))
     if named.keys() & set(SAMPLES):
         return not {"image", "text"} & named.keys()
@@ -121,16 +121,14 @@ def _holds_numbers(path: Path, columns: str, reserved: Sequence[str]) -> bool:
     except DataError:  # read as texts, it tells what is wrong with it
         return False
     try:
-        return find_columns(kinds, f"label={'|'.join(labels)}" if labels else "", str(path), taken).role in (
-            "series",
-            "features",
-        )
+        role = find_columns(kinds, f"label={'|'.join(labels)}" if labels else "", str(path), taken).role
+        return role in ("series", "features")
     except DataError:  # numbers alone are numbers, even if no label is found
         return bool(kinds) and "string" not in {kind for name, kind in kinds.items() if name not in (*taken, *labels)}
 
 
 def _names_files(path: Path) -> bool:
-    """Tell if a metadata file is there and has the column that says which image a row is about."""
+    """Return whether a metadata file exists and has a column for the image of each row."""
     if not path.is_file() or path.suffix == ".parquet":
         return path.is_file()
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -142,7 +140,7 @@ def _names_files(path: Path) -> bool:
 
 
 def open_rows(name: str, kind: Format, task: str = "") -> Source:
-    """Open a source whose rows are samples: of any format but folders of files."""
+    """Open a source of any format whose rows are samples; a folder of files has none."""
     if kind == "texts":
         return TextFiles(Path(name), task)
     if kind == "numbers":
@@ -153,7 +151,7 @@ def open_rows(name: str, kind: Format, task: str = "") -> Source:
 
 
 def find_samples(name: str, kind: Format, reading: Reading) -> Modality:
-    """Return what kind of samples a source has; tables, shards and the first file of a folder are opened to see."""
+    """Return the kind of a source's samples; a table, a shard or the first file of a folder is opened for it."""
     if kind in ("texts", "folder"):
         return TEXT if kind == "texts" else IMAGE
     if kind == "series":
@@ -165,7 +163,7 @@ def find_samples(name: str, kind: Format, reading: Reading) -> Modality:
 
 
 def hash_source(name: str, kind: Format) -> str:
-    """Return SHA-256 over what decides the splits, without reading images; a change in it would mix them."""
+    """Return SHA-256 over the names and contents that decide the splits, without reading images."""
     path = Path(name)
     if kind == "texts" and path.is_dir():
         return hash_files(list(find_split_tables(path, TABLES).values()))

@@ -1,7 +1,4 @@
-"""Files of rows of texts, series or features: CSV, JSON lines, plain lines, and ``.ts`` (series of sktime and aeon).
-
-Each row is checked, because files come from strangers.
-"""
+"""Files with a text, a series or features in each row: CSV, JSON lines, plain lines, and ``.ts`` (of sktime and aeon)."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.data.checks import SEPARATOR, join_flags
+from exitlens.data.checks import SEPARATOR
 from exitlens.data.columns import KEY, ROLES, Columns, Kind, Role, check_wanted, parse_columns
 from exitlens.data.packed import PackedStrings
-from exitlens.data.rows import Reading, Rows, Source, looks_like_pattern, match_groups
+from exitlens.data.rows import Reading, Rows, Source, label_rows, looks_like_pattern, match_groups
 from exitlens.data.splits import find_split_tables
 from exitlens.errors import DataError, InputError
 
@@ -58,8 +55,18 @@ def iterate_rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[int, R
             yield from _read_csv(content, path, keys)
             return
         for line, text in enumerate(content, 1):
-            if text.strip():
-                yield line, {"text": text} if suffix == ".txt" else _parse_json(text)
+            if not text.strip():
+                continue
+            if suffix == ".txt":
+                yield line, {"text": text}
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                row = f"not JSON ({error})"
+            else:
+                row = row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
+            yield line, row
 
 
 def _read_csv(content: Iterable[str], path: Path, keys: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -69,9 +76,8 @@ def _read_csv(content: Iterable[str], path: Path, keys: Sequence[str]) -> Iterat
         head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
         missing = [key for key in keys if key not in head]
         if missing:
-            raise DataError(
-                f"data: {path} has no column {missing[0]!r}, it has {head}. Fix: name columns in line 1, or by --columns"
-            )
+            fix = "name columns in line 1, or by --columns"
+            raise DataError(f"data: {path} has no column {missing[0]!r}, it has {head}. Fix: {fix}")
         for line, row in rows:
             counts = f"{len(row)} fields, the first line has {len(head)}: put texts with commas in quotes"
             yield line, dict(zip(head, row, strict=True)) if len(row) == len(head) else counts
@@ -79,32 +85,24 @@ def _read_csv(content: Iterable[str], path: Path, keys: Sequence[str]) -> Iterat
         raise DataError(f'data: {path}:{reader.line_num}: broken CSV ({error}). Fix: quote texts as "..."') from error
 
 
-def _parse_json(text: str) -> Row:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
-
-
 def peek_kinds(path: Path) -> dict[str, Kind]:
     """Return what each column of a CSV file holds: what nine in ten of its first fields are, or words."""
-    counts: dict[str, Counter[Kind]] = {}
+    columns: dict[str, Counter[Kind]] = {}
     with closing(iterate_rows(path)) as rows:
         for _, row in islice(rows, _PEEKED):
             for name, field in row.items() if isinstance(row, Mapping) else ():
-                counts.setdefault(name, Counter())[classify_field(str(field))] += 1
-    return {name: _sum_up(kinds) for name, kinds in counts.items()}
-
-
-def _sum_up(counts: Counter[Kind]) -> Kind:
-    del counts["other"]
-    enough: float = 0.9 * counts.total()
-    if not counts or counts["integer"] >= enough:
-        return "integer" if counts else "other"
-    if counts["integer"] + counts["float"] >= enough:
-        return "float"
-    return "list" if counts["list"] >= enough else "string"
+                columns.setdefault(name, Counter())[classify_field(str(field))] += 1
+    kinds: dict[str, Kind] = {}
+    for name, counts in columns.items():
+        del counts["other"]
+        enough: float = 0.9 * counts.total()
+        if counts["integer"] >= enough:
+            kinds[name] = "integer" if counts.total() else "other"
+        elif counts["integer"] + counts["float"] >= enough:
+            kinds[name] = "float"
+        else:
+            kinds[name] = "list" if counts["list"] >= enough else "string"
+    return kinds
 
 
 def classify_field(field: str) -> Kind:
@@ -121,7 +119,7 @@ def classify_field(field: str) -> Kind:
 
 
 def parse_numbers(field: str) -> list[Any] | None:
-    """Read numbers in one field: a JSON list (or one of lists), or two numbers or more with spaces or semicolons between."""
+    """Read the numbers of a field: a JSON list (or list of lists), or two or more with spaces or semicolons between."""
     text = field.strip()
     if text.startswith("["):
         try:
@@ -150,77 +148,8 @@ def to_series(value: object, shown: str) -> Tensor | str:
     return torch.from_numpy(values.reshape(-1, values.shape[-1]))
 
 
-class _Collector:
-    """Collects the rows of a file by column; see :func:`read_file`."""
-
-    def __init__(self, columns: Columns, loose: bool) -> None:
-        self._columns, self._loose = columns, columns.labels if loose else ()
-        self.lines, self.faults, self.has_lists = array("q"), dict[int, str](), False
-        self.texts, self.series, self.numbers = PackedStrings(), list[Tensor | None](), array("d")
-        self.words: dict[str, list[str]] = {name: [] for name in columns.words}
-        self._known: dict[str, str] = {}  # one object for all equal words
-
-    def add(self, line: int, row: Row) -> None:
-        fields, fault = ({}, row) if isinstance(row, str) else (row, "")
-        problem = self._add_inputs(fields)
-        fault = fault or problem
-        for name, column in self.words.items():
-            word, problem = _parse_word(name, fields.get(name), name in self._loose)
-            self.has_lists = self.has_lists or (name in self._columns.labels and isinstance(fields.get(name), list))
-            column.append(self._known.setdefault(word, word))
-            fault = fault or problem
-        if fault:
-            self.faults[len(self.lines)] = fault
-        self.lines.append(line)
-
-    def _add_inputs(self, fields: Mapping[str, object]) -> str:
-        """Add a text, a series or features, and return what is wrong with them."""
-        fault, (first, *_) = "", self._columns.inputs
-        if self._columns.role == "text":
-            text, fault = _parse_word(first, fields.get(first), is_text=True)
-            self.texts.append(text)
-        elif self._columns.role == "series":
-            field = str(fields.get(first, ""))
-            values = to_series(parse_numbers(field), field)
-            fault = values if isinstance(values, str) else ""
-            self.series.append(None if isinstance(values, str) else values)
-        else:
-            for name in self._columns.inputs:
-                field = str(fields.get(name, "")).strip()
-                try:
-                    self.numbers.append(float(field) if field else float("nan"))
-                except ValueError:
-                    self.numbers.append(float("nan"))
-                    fault = fault or f"expected a number for {name!r}, got {field!r:.40}"
-        return fault
-
-    def to_rows(self, path: Path) -> Rows:
-        columns, words = self._columns, self.words
-        names: Sequence[str] = PackedStrings(f"{path}:{line}" for line in self.lines)
-        is_several = len(columns.labels) > 1
-        labels: Sequence[str | None] | None = words[columns.labels[0]] if columns.labels else None
-        keys, groups = words.get(columns.key), words.get(columns.group)
-        rows = Rows(
-            names,
-            labels=join_flags({label: words[label] for label in columns.labels}, names) if is_several else labels,
-            keys=keys,
-            groups=match_groups(columns.pattern, keys or names) if columns.pattern else groups,
-            splits=words.get(columns.split),
-            faults=self.faults,
-            classes=columns.labels if is_several else (),
-            several=is_several or self.has_lists,
-        )
-        if columns.role == "features":
-            vectors = torch.tensor(self.numbers, dtype=torch.float64).float().view(len(names), -1)
-            return rows._replace(arrays=vectors, features=columns.inputs)
-        return rows._replace(texts=self.texts) if columns.role == "text" else rows._replace(series=self.series)
-
-
 def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = False) -> tuple[str, str]:
-    """Return a value as a word without white space around it, and what is wrong with it.
-
-    Words may be whole numbers, or lists, which are joined; ``loose`` ones may be empty, or true and false.
-    """
+    """Return a value (a string, a whole number, a list to be joined) as a stripped word, and what is wrong with it."""
     may_be_empty = loose
     if isinstance(value, list) and not is_text and all(isinstance(item, str | int) for item in value):
         value, may_be_empty = SEPARATOR.join(map(str, value)), True
@@ -236,7 +165,7 @@ def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = F
 
 
 def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
-    """Read the rows of a file, line by line; those that are not as they should be get a fault.
+    """Read the rows of a file, line by line; a row that cannot be used gets a fault.
 
     A million rows take little more than the bytes of their texts. ``loose`` labels may be empty, or true and false, as
     several labels a sample are.
@@ -244,12 +173,52 @@ def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
     kinds = TABLES if columns.labels else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
         raise DataError(f"data: {path} is not a file of texts: expected {' or '.join(kinds)}")
-    rows = _Collector(columns, loose)
+    lines, faults, has_lists = array("q"), dict[int, str](), False
+    texts, series, numbers = PackedStrings(), list[Tensor | None](), array("d")
+    words: dict[str, list[str | None]] = {name: [] for name in columns.words}
+    known: dict[str, str] = {}  # one object for all equal words
     for line, row in iterate_rows(path, tuple(dict.fromkeys((*columns.inputs, *columns.words)))):
-        rows.add(line, row)
-    if not rows.lines:
+        fields, problems = ({}, [row]) if isinstance(row, str) else (row, [])
+        value = fields.get(columns.inputs[0])
+        if columns.role == "text":
+            text, problem = _parse_word(columns.inputs[0], value, is_text=True)
+            texts.append(text)
+            problems.append(problem)
+        elif columns.role == "series":
+            field = "" if value is None else str(value)
+            values = to_series(parse_numbers(field), field)
+            series.append(None if isinstance(values, str) else values)
+            problems += [values] if isinstance(values, str) else []
+        else:
+            problems += [_parse_float(name, fields.get(name, ""), numbers) for name in columns.inputs]
+        for name, column in words.items():
+            word, problem = _parse_word(name, fields.get(name), loose and name in columns.labels)
+            has_lists = has_lists or (name in columns.labels and isinstance(fields.get(name), list))
+            column.append(known.setdefault(word, word))
+            problems.append(problem)
+        if any(problems):
+            faults[len(lines)] = next(filter(None, problems))
+        lines.append(line)
+    if not lines:
         raise DataError(f"data: {path} holds no rows. Fix: give a file of one or more")
-    return rows.to_rows(path)
+    names = PackedStrings(f"{path}:{line}" for line in lines)
+    rows = label_rows(names, columns, words, lambda: [key or "" for key in words[columns.key]] if columns.key else names)
+    rows = rows._replace(faults=faults, several=rows.several or has_lists)
+    if columns.role == "features":
+        vectors = torch.tensor(numbers, dtype=torch.float64).float().view(len(names), -1)
+        return rows._replace(arrays=vectors, features=columns.inputs)
+    return rows._replace(texts=texts) if columns.role == "text" else rows._replace(series=series)
+
+
+def _parse_float(name: str, value: object, numbers: array[float]) -> str:
+    """Append a number, or NaN for an empty or broken field, and return what is wrong with it."""
+    field = str(value).strip()
+    try:
+        numbers.append(float(field or "nan"))
+    except ValueError:
+        numbers.append(float("nan"))
+        return f"expected a number for {name!r}, got {field!r:.40}"
+    return ""
 
 
 class TextFiles(Source):
@@ -292,14 +261,13 @@ class NumberFile(Source):
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
         """Read the file."""
         if columns.pattern:
-            raise InputError(
-                f"group_by: {self.name} has rows without file names. Fix: give a column, not a regular expression"
-            )
+            fix = "give a column, not a regular expression"
+            raise InputError(f"group_by: {self.name} has rows without file names. Fix: {fix}")
         return {"": read_file(Path(self.name), columns)}
 
 
 class _TsHeader(NamedTuple):
-    """What the lines with ``@`` say: labels or not, names of classes (or none) and channels (0: not said)."""
+    """The facts in the lines with ``@``: labels or not, names of classes (or none) and channels (0: unknown)."""
 
     has_labels: bool
     classes: tuple[str, ...]
@@ -323,17 +291,10 @@ def find_ts_files(path: Path) -> dict[str, Path]:
 def read_ts(path: Path, labelled: bool = True) -> Rows:
     """Read a ``.ts`` file; a series that is not as the header says gets a fault.
 
-    A header of lines with ``@`` says what there is; below ``@data`` each line is one series, its channels and its label with
-    colons between, the values with commas.
-
-    Raises:
-        DataError: a file that cannot be read, lacks the labels that are needed, or is of another kind (with time stamps, for
-            regression).
+    Below ``@data`` each line is one series: channels and label with colons between, values with commas. Files with time
+    stamps, and files for regression, are a :class:`DataError`.
     """
-    series: list[Tensor | None] = []
-    labels: list[str | None] = []
-    names: list[str] = []
-    faults: dict[int, str] = {}
+    series, labels, names, faults = list[Tensor | None](), list[str | None](), list[str](), dict[int, str]()
     with open_file(path) as file:
         numbered = ((number, raw.decode("utf-8", "replace").strip()) for number, raw in enumerate(file, 1))
         rows = ((number, line) for number, line in numbered if line and not line.startswith(("#", "%")))
@@ -358,9 +319,8 @@ def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool)
         if key.lower() == "@data":
             break
         if not key.startswith("@"):
-            raise DataError(
-                f"data: {path} is not a .ts file: expected lines such as @classLabel above @data, got {line!r:.40}"
-            )
+            expected = f"expected lines such as @classLabel above @data, got {line!r:.40}"
+            raise DataError(f"data: {path} is not a .ts file: {expected}")
         fields[key.lower()] = words
     else:
         raise DataError(f"data: {path} is not a .ts file: it has no line @data")
@@ -369,9 +329,8 @@ def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool)
         return bool(fields.get(key)) and fields[key][0].lower() == "true"
 
     if is_true("@timestamps"):
-        raise DataError(
-            f"data: {path} has time stamps, expected values at equal steps. Fix: write it with @timeStamps false"
-        )
+        fix = "write it with @timeStamps false"
+        raise DataError(f"data: {path} has time stamps, expected values at equal steps. Fix: {fix}")
     if labelled and not is_true("@classlabel"):
         raise DataError(f"data: {path} has no class labels: expected @classLabel true and their names")
     dimensions = fields.get("@dimensions") or fields.get("@dimension") or ["1" if is_true("@univariate") else "0"]
@@ -407,7 +366,7 @@ class TsFiles(Source):
         super().__init__(str(path), {})
 
     def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
-        """Refuse words for columns, which these files do not have; samples without labels may be grouped by their names."""
+        """Refuse names of columns, which these files do not have; samples without labels may be grouped by their names."""
         pattern = reading.group_by if wanted is not None and looks_like_pattern(reading.group_by) else ""
         if any(reading._replace(group_by="" if pattern else reading.group_by)):
             words = "columns, group_by, split_by, task"

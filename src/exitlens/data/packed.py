@@ -36,7 +36,7 @@ class LazySequence(Sequence[T], ABC):
 
 
 class RowNames(LazySequence[str]):
-    """Names of the rows of several parts; each part has a prefix, before the number of the row in it, and a count."""
+    """Names of the rows of several parts, each with a prefix, which comes before the number of a row, and a count."""
 
     def __init__(self, parts: Sequence[tuple[str, int]]) -> None:
         self._prefixes = [prefix for prefix, _ in parts]

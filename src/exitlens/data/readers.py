@@ -1,4 +1,4 @@
-"""Readers: where samples that are read lazily come from. They are small, can be pickled, and decode one sample at a time."""
+"""Readers decode the samples of a lazy set, one at a time; they are small and can be pickled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from exitlens.modalities.image import decode_image
 from exitlens.types.preprocessing import Preprocess
 
 MAX_BYTES = 1_000_000_000  # of one file
-DECODER = b"2"  # to be counted up when the same file comes to give other pixels
+DECODER = b"2"  # part of a cache's keys; counted up when a change of the decoder gives other pixels
 Shape = tuple[int, ...]
 
 
@@ -42,14 +42,11 @@ class Reader(Protocol):
 
 
 class PixelCache:
-    """Decoded and resized pixels in a directory, one file an image, which any number of processes may share.
+    """Decoded and resized pixels in a directory, one file for each image, which any number of processes may share.
 
-    The key is a hash of the encoded file's bytes and of the shape, so that a changed file is decoded anew and equal files
-    share an entry. A file appears complete or not at all, and carries a checksum; a damaged one is decoded again. Nothing is
-    ever deleted: the directory holds ``C*H*W`` bytes for every image, and any file may be deleted at any time.
-
-    Raises:
-        OutputError: a directory that cannot be made.
+    The key is a hash of the encoded bytes and of the shape, so that a changed file is decoded anew. A file appears complete
+    or not at all, and carries a checksum; a damaged one is decoded again. Nothing is ever deleted: the directory holds
+    ``C*H*W`` bytes for every image, and any file may be deleted at any time.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -83,39 +80,39 @@ class PixelCache:
             temporary.write_bytes(raw + zlib.crc32(raw).to_bytes(4, "little"))
             temporary.replace(path)
         except OSError as error:
-            self.trouble = (
-                f"cache: {self._root} cannot be written ({error.strerror}): what is missing there is decoded every time. "
-                "Fix: free space, or choose another directory"
-            )
+            effect = "images that are not in it are decoded every time"
+            fix = "free space, or choose another directory"
+            self.trouble = f"cache: {self._root} cannot be written ({error.strerror}): {effect}. Fix: {fix}"
             with suppress(OSError):
                 temporary.unlink()
 
     def _locate(self, content: bytes, shape: Shape) -> Path:
-        person = "x".join(map(str, shape)).encode()[:16]
-        key = hashlib.blake2b(content, digest_size=16, person=person, salt=DECODER).hexdigest()
+        size = "x".join(map(str, shape)).encode()[:16]
+        key = hashlib.blake2b(content, digest_size=16, person=size, salt=DECODER).hexdigest()
         return self._root / key[:2] / key[2:]
 
 
 class EncodedImages(ABC):
-    """A reader of encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
+    """A reader of N encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
 
-    ``preprocess`` gives the size and number of channels of the pixels.
+    ``names`` are what errors call the images; ``preprocess`` gives the size and number of channels of the pixels.
     """
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    def __init__(self, names: Sequence[str], preprocess: Preprocess) -> None:
+        self._names = names
         self.shape = (len(preprocess.mean), *preprocess.size)
         self.cache: PixelCache | None = None
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Return what errors call an image."""
+        return self._names[index]
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """Return an encoded image, or raise a :class:`DataError` that names it."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """Return what errors call an image."""
 
     def read(self, index: int) -> Tensor:
         """Return the pixels of an image."""
@@ -129,7 +126,7 @@ class EncodedImages(ABC):
 
     @property
     def trouble(self) -> str:
-        """What is wrong besides bad images, to be told once: pixels cannot be cached."""
+        """A warning besides bad images, to be given once: pixels cannot be cached."""
         return "" if self.cache is None else self.cache.trouble
 
 
@@ -137,11 +134,8 @@ class ImageFiles(EncodedImages):
     """Image files with N names, relative to ``root``."""
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: Preprocess) -> None:
-        super().__init__(preprocess)
-        self._root, self._names = root, pack_strings(names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        super().__init__(pack_strings(names), preprocess)
+        self._root = root
 
     def name(self, index: int) -> str:
         """Return the file's path."""
@@ -149,11 +143,12 @@ class ImageFiles(EncodedImages):
 
     def read_bytes(self, index: int) -> bytes:
         """Return the file's bytes."""
-        return read_regular(self._root / self._names[index], self.name(index))
+        name = self.name(index)
+        return read_regular(Path(name), name)
 
 
 def read_regular(path: Path, name: str) -> bytes:
-    """Return a file's bytes; devices, pipes and huge files raise a :class:`DataError` that begins with ``name``."""
+    """Return a file's bytes; a device, a pipe or a huge file is a :class:`DataError` that begins with ``name``."""
     try:
         if not path.is_file() and path.exists() and not path.is_dir():
             raise DataError(f"{name}: {path} is a device or a pipe, not a file")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,17 +18,18 @@ from exitlens.data.readers import EncodedImages, PixelCache, Reader
 from exitlens.data.workers import Decoded, choose_workers, decode_batches
 from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
-from exitlens.types.inputs import draw_samples
+from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 
 KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
-LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # at most so many samples, and bytes of them, in a batch
-MEASURED = 1000  # samples of files, at most, that measure mean and standard deviation
+LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # limits on the samples, and on their bytes, in one batch
+MEASURED = 1000  # limit on the files that are read to measure mean and standard deviation
 T = TypeVar("T")
+LabelledT = TypeVar("LabelledT", bound="SampleSet")
 
 
 def find_kind(preprocess: object, kinds: Sequence[Modality] = MODALITIES) -> Modality:
-    """Return the modality whose samples it makes inputs of; raise :class:`InputError` for another object."""
+    """Return the modality whose samples ``preprocess`` turns into inputs; another object is an :class:`InputError`."""
     kind = next((kind for kind in kinds if isinstance(preprocess, kind.preprocess)), None)
     if kind is None:
         known = ", ".join(kind.preprocess.__name__ for kind in kinds)
@@ -36,25 +37,53 @@ def find_kind(preprocess: object, kinds: Sequence[Modality] = MODALITIES) -> Mod
     return kind
 
 
-class HeldSet(Dataset[tuple[Tensor, Tensor]]):
-    """What sets in memory have in common: ``values`` are N samples before ``preprocess`` normalises them."""
+class SampleSet(Dataset[Any]):
+    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
-    values: Tensor
-    masks: Tensor | None
-    preprocess: Any
+    by_sample: ClassVar[tuple[str, ...]] = ("labels", "groups", "masks")  # attributes with a row for each sample
+    labels: Tensor  # (N,) integers; several labels a sample (N,C) bool
+    groups: Tensor | None  # (N,) integers: samples with the same number belong together
+    masks: Tensor | None = None  # (N,*S) bool: which locations carry the answer
+    classes: tuple[str, ...]  # names, in label order
+    preprocess: Any  # how raw samples become inputs
 
-    def __init__(self, labels: Tensor, classes: Sequence[str], groups: Tensor | None) -> None:
-        self.classes = tuple(classes)
-        self.labels = check_class_labels(labels, len(self.values), classes, self.modality.name)
-        self.groups = check_groups(groups, len(self.values))
+    def set_labels(self, count: int, labels: Tensor, classes: Sequence[str], groups: Tensor | None) -> None:
+        """Check the labels, class names and groups of ``count`` samples, and keep them."""
+        self.labels = check_class_labels(labels, count, classes, self.modality.name)
+        self.classes, self.groups = tuple(classes), check_groups(groups, count)
 
     @property
     def modality(self) -> Modality:
-        """What kind of samples it has."""
+        """The kind of its samples."""
         return find_kind(self.preprocess)
 
+    @property
+    def inputs(self) -> Inputs:
+        """All samples as a network's inputs; take a small :meth:`subset` first if they are not in memory."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.labels)
+
+    def first(self, count: int) -> Self:
+        """Return the first ``count`` samples (all, if there are fewer)."""
+        return self.subset(torch.arange(min(count, len(self))))
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own; nothing is read or encoded again."""
+        part = copy.copy(self)
+        for name in self.by_sample:
+            values = getattr(self, name)
+            if values is not None:
+                setattr(part, name, values[indices] if isinstance(values, Tensor) else values.subset(indices))
+        return part
+
+
+class HeldSet(SampleSet):
+    """A set in memory: ``values`` are its samples before ``preprocess`` normalises them."""
+
+    by_sample = (*SampleSet.by_sample, "values")
+    values: Tensor
 
     @property
     def inputs(self) -> Tensor:
@@ -65,20 +94,7 @@ class HeldSet(Dataset[tuple[Tensor, Tensor]]):
         return self.preprocess.normalise(self.values[index]), self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        inputs = self.preprocess.normalise(self.values[indices])
-        return list(zip(inputs, self.labels[indices], strict=True))
-
-    def first(self, count: int) -> Self:
-        """Return the first ``count`` samples (all, if there are fewer)."""
-        return self.subset(torch.arange(min(count, len(self))))
-
-    def subset(self, indices: Tensor) -> Self:
-        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own."""
-        part = copy.copy(self)
-        part.values, part.labels = self.values[indices], self.labels[indices]
-        part.masks = None if self.masks is None else self.masks[indices]
-        part.groups = None if self.groups is None else self.groups[indices]
-        return part
+        return list(zip(self.preprocess.normalise(self.values[indices]), self.labels[indices], strict=True))
 
 
 class ImageSet(HeldSet):
@@ -116,11 +132,11 @@ class ImageSet(HeldSet):
         if masks is not None and len(masks) != len(images):
             raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
         self.values, self.masks = images, masks
-        channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
+        channels, *size = images.shape[1:]
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")
-        self.preprocess = preprocess or Preprocess(size, (0.5,) * channels, (0.25,) * channels)
-        super().__init__(labels, classes, groups)
+        self.preprocess = preprocess or Preprocess((size[0], size[1]), (0.5,) * channels, (0.25,) * channels)
+        self.set_labels(len(self.values), labels, classes, groups)
 
     @property
     def images(self) -> Tensor:
@@ -135,7 +151,7 @@ class ArraySet(HeldSet):
         values: ``(N,C,T)``, ``(N,C,D,H,W)`` or ``(N,F)`` ``float32``, before they are normalised; all finite.
         labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1.
         classes: class names, in label order.
-        preprocess: how samples become network input; its class says which of the three they are.
+        preprocess: how samples become network input; its class says which of the three kinds they are.
         masks: optional ``(N,T)`` or ``(N,D,H,W)`` ``bool``: which locations carry the answer.
         groups: optional ``(N,)`` ``int64``: samples with the same number belong together.
 
@@ -162,7 +178,7 @@ class ArraySet(HeldSet):
         kind = find_kind(preprocess, KINDS)
         if values.dtype != torch.float32:
             raise InputError(f"values: expected float32, got {values.dtype}. Fix: convert with values.float()")
-        _check_shape(tuple(values.shape[1:]), preprocess, kind, "values", "N,")
+        _check_shape(values.shape[1:], preprocess, kind, "values", "N,")
         if not bool(torch.isfinite(values).all()):
             row = int((~torch.isfinite(values).flatten(1).all(1)).nonzero()[0])
             raise InputError(f"values: {kind.name} {row} has NaN (gaps) or infinite values. Fix: fill them, or leave it out")
@@ -170,21 +186,19 @@ class ArraySet(HeldSet):
         if masks is not None and (masks.shape != expected or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {expected} bool, got {tuple(masks.shape)} {masks.dtype}")
         self.values, self.preprocess, self.masks = values, preprocess, masks
-        super().__init__(labels, classes, groups)
+        self.set_labels(len(self.values), labels, classes, groups)
 
     def scaled(self, preprocess: ArrayPreprocess) -> Self:
         """Return the same samples with another mean and standard deviation."""
-        _check_shape(tuple(self.values.shape[1:]), preprocess, self.modality, "values", "N,")
-        part = copy.copy(self)
-        part.preprocess = preprocess
-        return part
+        _check_shape(self.values.shape[1:], preprocess, self.modality, "values", "N,")
+        return _replace_preprocess(self, preprocess)
 
 
-class LazySet(Dataset[tuple[Tensor, Tensor]]):
+class LazySet(SampleSet):
     """Images, series, volumes or vectors that are decoded when asked for; item ``i`` is ``(normalised sample, label)``.
 
-    Whatever takes it in batches decodes in worker processes, see :func:`~exitlens.data.batches.iterate_batches`. A bad
-    sample ends the iteration with a :class:`DataError` that names it; with ``skip_bad`` it is missing from its batch.
+    A bad sample ends an iteration in batches with a :class:`DataError` that names it; with ``skip_bad`` it is missing from
+    its batch, and listed in :attr:`bad`.
 
     Args:
         reader: gives M samples of one shape, before they are normalised: pixels ``(C,H,W)`` ``uint8``, or other values
@@ -194,15 +208,15 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         preprocess: how samples become network input; its class says what they are.
         groups: optional ``(M,)`` ``int64``: samples with the same number belong together.
         skip_bad: leave out samples that cannot be read.
-        workers: processes that decode if the caller does not say how many; ``None``: one for each core, at most 8.
+        workers: processes that decode, unless the caller says how many; ``None``: one for each core, at most 8.
 
     Examples:
-        >>> lazy, _ = xl.data.load_folder("photos", scenes.preprocess)  # a LazySet: the files are listed, nothing is decoded
+        >>> lazy = xl.data.load_folder("photos", scenes.preprocess)  # a LazySet: the files are listed, nothing is decoded
         >>> lazy.first(2).load().images.shape  # an ImageSet of the first two
         torch.Size([2, 3, 40, 40])
     """
 
-    masks: Tensor | None = None
+    by_sample = (*SampleSet.by_sample, "rows")
 
     def __init__(
         self,
@@ -214,36 +228,32 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         skip_bad: bool = False,
         workers: int | None = None,
     ) -> None:
-        kind = find_kind(preprocess, (IMAGE, *KINDS))
-        self.dtype = torch.uint8 if kind is IMAGE else torch.float32
-        self.preprocess: Any = preprocess
-        self.labels = check_class_labels(labels, len(reader), classes, kind.name)
-        self.reader, self.classes = reader, tuple(classes)
-        self.groups = check_groups(groups, len(reader))
+        self.dtype = torch.uint8 if find_kind(preprocess, (IMAGE, *KINDS)) is IMAGE else torch.float32
+        self.preprocess, self.reader = preprocess, reader
+        self.set_labels(len(reader), labels, classes, groups)
         self.shape = find_shape(preprocess, reader)  # of what the reader gives
         self.skip_bad, self.workers = skip_bad, workers
         self.rows = torch.arange(len(reader))  # of the reader
-        self.unreadable: dict[int, str] = {}  # by row of the reader, shared by all subsets
+        self.unreadable: dict[int, str] = {}  # reasons by row of the reader, shared by all subsets
         self._told: set[str] = set()  # warnings that were given, shared by all subsets
-
-    @property
-    def modality(self) -> Modality:
-        """What kind of samples it has."""
-        return find_kind(self.preprocess)
 
     def load(self) -> Any:
         """Read a small set into memory, as an :class:`ImageSet` or :class:`ArraySet`, without samples that are skipped."""
-        values, kept = self.read_raw()
+        values, kept, bad, start = torch.empty(len(self), *self.shape, dtype=self.dtype), list[int](), list[str](), 0
+        for batch in self.decode_all():
+            values[len(kept) : len(kept) + len(batch.good)] = batch.values
+            kept += [start + place for place in batch.good]
+            bad += [reason for _, reason in batch.bad]
+            start += len(batch.good) + len(batch.bad)
+        check_bad(bad, len(self), skip_bad=True)
+        values = values[: len(kept)]
         groups = None if self.groups is None else self.groups[kept]
         if self.modality is IMAGE:
             return ImageSet(values, self.labels[kept], self.classes, None, self.preprocess, groups)
         return ArraySet(values, self.labels[kept], self.classes, self.preprocess, None, groups)
 
     def cached(self, directory: Path | str) -> Self:
-        """Return the same images, whose decoded pixels are kept in a directory (:class:`~exitlens.data.readers.PixelCache`).
-
-        A full disk is one :class:`DataWarning`; images are then decoded as without a cache.
-        """
+        """Return the same images with their decoded pixels kept in a directory; a full disk is one :class:`DataWarning`."""
         if not isinstance(self.reader, EncodedImages):
             kind = type(self.reader).__name__
             raise InputError(f"cache: it is for encoded images, {kind} gives decoded samples. Fix: leave it out")
@@ -255,12 +265,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
     def scaled(self, preprocess: ArrayPreprocess) -> Self:
         """Return the same samples with another mean and standard deviation."""
         _check_shape(self.shape, preprocess, self.modality, "shape")
-        part = copy.copy(self)
-        part.preprocess = preprocess
-        return part
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        return _replace_preprocess(self, preprocess)
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -282,37 +287,20 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def samples_at_once(self) -> int:
-        """How many to decode in a batch that no network needs: few if they are large."""
+        """Number of samples to decode in a batch that no network needs: few if they are large."""
         return max(1, min(LOADED_AT_ONCE, LOADED_BYTES // max(1, prod(self.shape) * self.dtype.itemsize)))
 
-    def read_raw(self) -> tuple[Tensor, list[int]]:
-        """Read all samples ``(n,*shape)`` that are not skipped as bad, before they are normalised, and their places."""
-        values, kept, bad = torch.empty(len(self), *self.shape, dtype=self.dtype), list[int](), list[str]()
-        at_once = self.samples_at_once
-        plan = [part.tolist() for part in self.rows.split(at_once)]
-        for number, batch in enumerate(self.decode(plan, choose_workers(self.workers, len(plan)))):
+    def decode_all(self) -> Iterator[Decoded]:
+        """Yield all samples in small batches that were passed to :meth:`check`, not yet normalised."""
+        plan = [rows.tolist() for rows in self.rows.split(self.samples_at_once)]
+        for batch in self.decode(plan, choose_workers(self.workers, len(plan))):
             self.check(batch)
-            values[len(kept) : len(kept) + len(batch.good)] = batch.values
-            kept += [number * at_once + place for place in batch.good]
-            bad += [reason for _, reason in batch.bad]
-        check_bad(bad, len(self), skip_bad=True)
-        return values[: len(kept)], kept
+            yield batch
 
     @property
     def inputs(self) -> Tensor:
         """All samples as network input, read anew at each call: take a small :meth:`subset` first."""
         return self.load().inputs  # type: ignore[no-any-return]
-
-    def first(self, count: int) -> Self:
-        """Return the first ``count`` samples (all, if there are fewer)."""
-        return self.subset(torch.arange(min(count, len(self))))
-
-    def subset(self, indices: Tensor) -> Self:
-        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own; nothing is read."""
-        part = copy.copy(self)
-        part.rows, part.labels = self.rows[indices], self.labels[indices]
-        part.groups = None if self.groups is None else self.groups[indices]
-        return part
 
     def check(self, batch: Decoded, skip: bool = True) -> None:
         """Record the bad samples of a batch; raise a :class:`DataError` for the first if none may be skipped."""
@@ -336,14 +324,20 @@ def find_shape(preprocess: Preprocess | ArrayPreprocess, reader: Reader) -> tupl
     return (channels,) if isinstance(preprocess, VectorPreprocess) else (channels, *preprocess.size)
 
 
-def _check_shape(shape: tuple[int, ...], preprocess: ArrayPreprocess, kind: Modality, name: str, start: str = "") -> None:
+def _check_shape(shape: Sequence[int], preprocess: ArrayPreprocess, kind: Modality, name: str, start: str = "") -> None:
     if len(shape) != len(kind.axes) or shape[0] != len(preprocess.mean):
         expected = ",".join((str(len(preprocess.mean)), *kind.axes[1:]))
         raise InputError(f"{name}: expected ({start}{expected}) of {kind.plural}, got ({start}{','.join(map(str, shape))})")
 
 
+def _replace_preprocess(data: LabelledT, preprocess: ArrayPreprocess) -> LabelledT:
+    part = copy.copy(data)
+    part.preprocess = preprocess
+    return part
+
+
 def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
-    """Return the same set, read by that many processes, its pixels cached in a directory; ``None`` leaves it as it is."""
+    """Return the same set, read by ``workers`` processes, its pixels cached in a directory; ``None`` changes nothing."""
     if cache is not None and not (isinstance(data, LazySet) and data.modality is IMAGE):
         raise InputError(
             "cache: it is for images that are decoded from files; these data are in memory, or not images. Fix: leave it out"
@@ -364,9 +358,14 @@ def measure_scaling(train: ArraySet | LazySet, seed: int = 0) -> ArrayPreprocess
     """
     if not len(train):
         raise DataError("data: the training split is empty: mean and std cannot be measured")
+    if isinstance(train, LazySet):
+        part = train.subset(draw_samples(len(train), MEASURED, seed).sort().values)
+        parts = (batch.values for batch in part.decode_all() if batch.good)
+    else:
+        parts = iter(train.values.split(1024))
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     shift: Tensor | None = None  # values are moved by it first, or the squares of large ones would cancel
-    for values in _iterate_values(train, seed):
+    for values in parts:
         flat = values.movedim(1, 0).flatten(1).double()  # (C,n)
         shift = flat.mean(1, keepdim=True) if shift is None else shift
         flat = flat - shift
@@ -379,15 +378,3 @@ def measure_scaling(train: ArraySet | LazySet, seed: int = 0) -> ArrayPreprocess
     middle = mean + shift[:, 0]
     is_constant = std <= 1e-7 * middle.abs().clamp(min=1e-30)
     return train.preprocess.scaled(middle.tolist(), torch.where(is_constant, 1.0, std).tolist())
-
-
-def _iterate_values(train: ArraySet | LazySet, seed: int) -> Iterator[Tensor]:  # (n,C,*S)
-    if not isinstance(train, LazySet):
-        yield from train.values.split(1024)
-        return
-    part = train.subset(draw_samples(len(train), MEASURED, seed).sort().values)
-    plan = [rows.tolist() for rows in part.rows.split(part.samples_at_once)]
-    for batch in part.decode(plan, choose_workers(part.workers, len(plan))):
-        part.check(batch)
-        if batch.good:
-            yield batch.values

@@ -1,9 +1,8 @@
 """WebDataset tar shards: ``key.jpg``, ``key.cls``, ``key.json``, ... of one sample stand beside each other in a tar file.
 
-The libraries ``webdataset`` and ``datasets`` stream such files: they know no number of samples, shuffle within a buffer
-only, and cannot go on with the same order later. We need all three (splits, shuffling by a seed, exact resume), so one pass
-over the headers notes where each image lies (labels are read on the way, images are skipped), and any image is then one read
-at an offset. Shards must not be compressed.
+The libraries ``webdataset`` and ``datasets`` stream such files: they know no number of samples, shuffle within a buffer,
+and cannot resume an order. Splits, shuffling by a seed and exact resume need all three, so one pass over the headers notes
+where each image lies and reads the labels; any image is then one read at an offset. Shards must not be compressed.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from exitlens.data.checks import SEPARATOR, join_flags
+from exitlens.data.checks import SEPARATOR
 from exitlens.data.columns import Columns, Kind, Role, find_columns
 from exitlens.data.files import EXTENSIONS, list_files, stamp_files
-from exitlens.data.packed import PackedStrings, pack_strings
+from exitlens.data.packed import PackedStrings
 from exitlens.data.readers import MAX_BYTES, EncodedImages
-from exitlens.data.rows import Reading, Rows, Source, match_groups
+from exitlens.data.rows import Reading, Rows, Source, label_rows
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError
 from exitlens.types.preprocessing import Preprocess
@@ -39,9 +38,9 @@ _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
 def find_shards(name: str) -> list[Path]:
-    """Return the tar files that a source's name means, sorted: one file, those below a folder, or those of a pattern.
+    """Return the tar files that a name means, sorted: a file, those below a folder, or those of a pattern.
 
-    Patterns have the shell's ``*``, ``?`` and ``[...]``, and ``{000..012}`` or ``{a,b}``, which must all be there.
+    A pattern has the shell's ``*``, ``?`` and ``[...]``, or ``{000..012}`` and ``{a,b}``, whose files must all exist.
     """
     path = Path(name)
     if path.is_dir():
@@ -146,9 +145,8 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
             if size < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends without the mark for its end")
     except (tarfile.TarError, OSError, EOFError, ValueError, LookupError) as error:  # tarfile's, for hostile headers
-        bad.append(
-            f"{path} is damaged, compressed or not a tar file, after sample {key!r} ({type(error).__name__}: {error})"
-        )
+        reason = f"after sample {key!r} ({type(error).__name__}: {error})"
+        bad.append(f"{path} is damaged, compressed or not a tar file, {reason}")
         return
     if values or image:
         yield Sample(key, values, image)
@@ -217,9 +215,7 @@ class Shards(Source):
             fix = "repair it, or pass --skip-bad (skip_bad=True) to take what is whole"
             raise DataError(f"data: {index.bad[0]}. Fix: {fix}")
         if not len(index.members):
-            raise DataError(
-                f"data: {self.name} has no samples: expected members such as key.jpg and key.cls in its tar files"
-            )
+            raise DataError(f"data: {self.name} has no samples: expected members such as key.jpg and key.cls in tar files")
         return index
 
     def _find_parts(self) -> list[str]:
@@ -236,28 +232,13 @@ class Shards(Source):
         words = {name: [values[i] for i in rows] for name, values in index.values.items()}
         places, members = index.places[rows], PackedStrings(index.members[i] for i in rows)
         names = PackedStrings(f"{self._paths[place]}/{member}" for place, member in zip(places[:, 0], members, strict=True))
-        labels = columns.labels
-        flags = {label: words[label] for label in labels} if len(labels) > 1 else {}
-        groups: Sequence[str | None] | None = words.get(columns.group)
-        if columns.pattern:
-            groups = match_groups(columns.pattern, [_split_name(member)[0] for member in members])
-        return Rows(
-            names,
-            images=partial(ShardImages, self._paths, places, members) if columns.role == "image" else None,
-            texts=words[columns.inputs[0]] if columns.role == "text" else None,
-            labels=join_flags(flags, names) if flags else words.get("".join(labels)),
-            keys=words.get(columns.key),
-            groups=groups,
-            splits=words.get(columns.split),
-            damage=index.bad,
-            classes=tuple(flags),
-            several=bool(flags),
-        )
+        listed = label_rows(names, columns, words, lambda: [_split_name(member)[0] for member in members])
+        if columns.role == "image":
+            return listed._replace(images=partial(ShardImages, self._paths, places, names), damage=index.bad)
+        return listed._replace(texts=words[columns.inputs[0]], damage=index.bad)
 
 
-@lru_cache(maxsize=2)
-def _open(name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> Shards:
-    return Shards(name, paths, stamp)
+_open = lru_cache(maxsize=2)(Shards)
 
 
 @lru_cache(maxsize=2)
@@ -274,18 +255,11 @@ def open_shards(name: str) -> Shards:
 
 
 class ShardImages(EncodedImages):
-    """Images in tar files: ``places (N,3)`` ``int64`` are file, offset and bytes of every one, ``members`` their names."""
+    """Images in tar files: ``places (N,3)`` ``int64`` are file, offset and bytes of every image."""
 
-    def __init__(self, paths: Sequence[Path], places: Any, members: Sequence[str], preprocess: Preprocess) -> None:
-        super().__init__(preprocess)
-        self._paths, self._places, self._members = tuple(paths), places, pack_strings(members)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def name(self, index: int) -> str:
-        """Return the tar file and the member, as a path."""
-        return f"{self._paths[self._places[index, 0]]}/{self._members[index]}"
+    def __init__(self, paths: Sequence[Path], places: Any, names: Sequence[str], preprocess: Preprocess) -> None:
+        super().__init__(names, preprocess)
+        self._paths, self._places = tuple(paths), places
 
     def read_bytes(self, index: int) -> bytes:
         """Return the bytes at the image's place."""

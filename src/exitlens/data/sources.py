@@ -15,8 +15,8 @@ from exitlens.data.folders import load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source
 from exitlens.data.lines import TABLES
 from exitlens.data.rows import Reading
-from exitlens.data.sets import ImageSet, measure_scaling
-from exitlens.data.splits import SPLITS, SampleSet, Split, check_split, plan_splits, split_set, take_split
+from exitlens.data.sets import ImageSet, SampleSet, measure_scaling
+from exitlens.data.splits import SPLITS, Split, check_split, plan_splits, split_set, take_split
 from exitlens.data.tables import HUB
 from exitlens.data.texts import TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
@@ -48,7 +48,7 @@ class DataSource:
     """Where samples come from and how they are split; the same values give the same splits.
 
     A source that comes in named parts keeps them: ``train``, ``validation`` (``val``, ``valid``, ``dev``), ``calibration``
-    and ``test`` are subfolders, splits of a data set, or in the names of shards; what is missing is cut from ``train``.
+    and ``test`` are subfolders, splits of a data set, or in the names of shards; a missing one is cut from ``train``.
 
     Attributes:
         name: ``scenes``, ``fashion``, ``reviews``, ``motifs``, ``blobs``, ``torchvision:NAME``; or files: a folder
@@ -59,21 +59,20 @@ class DataSource:
         root: folder of torchvision's files.
         size: pixels (height and width) of scenes (0: 40) and of other images (0: 64); tokens of reviews (0: 32) and of
             other texts (0: 64); steps of motifs (0: 128) and other series, voxels of the sides of blobs (0: 20) and other
-            volumes (0: as they come, of files).
-        seed: of what is generated, and of random splits.
-        background_agreement: of scenes; of reviews, how often the shop is one of the class's own (``shop_agreement``); the
-            same of motifs and blobs (``offset_agreement``).
-        contents: SHA-256 over what decides the splits when it was first read, see
-            :func:`~exitlens.data.formats.hash_source`; a later difference is an error, because the splits would no longer be
-            disjoint from what was trained on.
+            volumes (0: unchanged, for series and volumes from files).
+        seed: seed of generated data, and of random splits.
+        background_agreement: share of scenes whose background has the colour of their class; for reviews, motifs and blobs
+            ``shop_agreement`` and ``offset_agreement``.
+        contents: SHA-256 over the files that decide the splits, see :func:`~exitlens.data.formats.hash_source`; a later
+            difference is an error, because the splits would no longer be disjoint from the training data.
         columns: which columns to read, ``"image=NAME,label=NAME"``, or ``text=NAME``, ``series=NAME`` or ``features=A|B`` in
             place of the image; by default found by type. ``label=A|B|C`` are columns of 0 and 1, one for each label.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
             in it belong together, and are never in different splits.
         split_by: a column that names the split of each sample.
-        mel: of sounds, bands of the log-mel spectrogram that networks take (0: the waveform).
-        task: ``multilabel``: the words of a label column have ``;`` between them, and a sample has any number of them. Lists
-            of labels, and several columns of 0 and 1 (``label=A|B|C``), say so themselves.
+        mel: number of bands of the log-mel spectrogram that sounds become (0: networks take the waveform).
+        task: ``multilabel``: a label column has any number of labels for a sample, with ``;`` between them. Lists of labels,
+            and several columns of 0 and 1, need no such word.
     """
 
     name: str
@@ -94,7 +93,7 @@ class DataSource:
 
     @property
     def is_built_in(self) -> bool:
-        """Tell if it is the demo's, generated or torchvision's data, and not from files of a user."""
+        """True for generated, packaged and torchvision's data; False for a user's files."""
         return self.name in NAMES or self.name.startswith(TORCHVISION)
 
     @property
@@ -106,12 +105,12 @@ class DataSource:
 
     @property
     def reading(self) -> Reading:
-        """Which columns to read, and what makes groups and splits."""
+        """The columns to read, and those of groups and splits."""
         return Reading(self.columns, self.group_by, self.split_by, self.task)
 
     @property
     def modality(self) -> Modality:
-        """What kind of samples it gives."""
+        """The kind of its samples."""
         kind = self.format
         return _MODALITIES.get(self.name, IMAGE) if kind is None else find_samples(self.name, kind, self.reading)
 
@@ -138,14 +137,13 @@ class DataSource:
         skip_bad: bool = False,
         preprocess: Preprocessing | None = None,
     ) -> Loaded:
-        """Load several splits at once, for which files are listed once; arguments and errors as of :meth:`load`."""
+        """Load several splits at once, as :meth:`load` does; files are listed once."""
         for split in splits:
             check_split(split)
         kind = self.format
         if kind is not None and self.contents and hash_source(self.name, kind) != self.contents:
-            raise DataError(
-                f"data: the files of {self.name} are not those of training: the splits would mix. Fix: train again"
-            )
+            problem = f"data: the files of {self.name} are not those of training: the splits would mix"
+            raise DataError(f"{problem}. Fix: train again")
         modality = self.modality
         if preprocess is not None and not isinstance(preprocess, modality.preprocess):
             other = next((kind.plural for kind in MODALITIES if isinstance(preprocess, kind.preprocess)), "others")
@@ -156,9 +154,13 @@ class DataSource:
             return Loaded({split: self._load_built_in(split, preprocess) for split in splits}, ())
         target = Target(self.size, MelSpectrogram(self.mel) if self.mel else None, preprocess)
         parts = read_parts(self.name, kind, self.reading, target, classes, skip_bad)
-        sets = {split: self._take(parts, split) for split in splits}
+
+        def take(split: Split) -> Any:
+            return take_split(parts.sets, split, self.seed, self.name, parts.group_names)
+
+        sets = {split: take(split) for split in splits}
         if preprocess is None and modality is not IMAGE:  # the training split makes the inputs of all
-            train = sets["train"] if "train" in sets else self._take(parts, "train")
+            train = sets["train"] if "train" in sets else take("train")
             if modality is TEXT:
                 preprocess = TextPreprocess(word_tokenizer(train.texts), self.size or 64)
             else:
@@ -168,18 +170,15 @@ class DataSource:
             sets = {split: part.encode(preprocess) for split, part in sets.items()}
         return Loaded(sets, self._describe(parts, sets))
 
-    def _take(self, parts: Parts, split: Split) -> Any:
-        return take_split(parts.sets, split, self.seed, self.name, parts.group_names)
-
     def _describe(self, parts: Parts, sets: Mapping[Split, SampleSet]) -> tuple[str, ...]:
-        """Return lines for people: where the splits come from, samples, classes and groups, and what is not used."""
+        """Return lines for people on the origin of the splits, their samples, classes and groups, and unused parts."""
         lines = [f"splits: {plan_splits(tuple(parts.sets), self.name)}", *filter(None, [parts.columns])]
         if self.group_by:
             counts = [f"{len(part.groups.unique())} in {split}" for split, part in sets.items() if part.groups is not None]
             lines.append(f"groups by '{self.group_by}': {len(parts.group_names)}, of which {', '.join(counts)}")
             if all(part.groups is not None and len(part.groups.unique()) == len(part) for part in sets.values()):
                 lines[-1] += ": no two samples are in one group"
-        lines.append(", ".join(f"{split}: {describe_classes(part)}" for split, part in sets.items()))
+        lines.append(", ".join(f"{split}: {_describe_classes(part)}" for split, part in sets.items()))
         lines += [f"{name!r} has no labels and is not used" for name in parts.unlabelled]
         return (*lines, *filter(None, [parts.note]))
 
@@ -199,24 +198,21 @@ class DataSource:
             side = preprocess.size[0] if isinstance(preprocess, VolumePreprocess) else size or 20
             volumes = load_blobs(split, offset_agreement=agreement, seed=seed, size=side)
             return volumes.scaled(preprocess) if isinstance(preprocess, VolumePreprocess) else volumes
-        images = self._load_images(split)
+        if self.name == "scenes":
+            images = load_scenes(split, background_agreement=agreement, seed=seed, size=size or 40)
+        elif self.name == "fashion":
+            images = load_fashion(split)
+        else:
+            images = load_torchvision(self.name.removeprefix(TORCHVISION), self.root, train=split != "test")
+            if split != "test":
+                images = split_set(images, (0.8, 0.1, 0.1), seed)[SPLITS.index(split)]
         if not isinstance(preprocess, Preprocess):
             return images
         scaling = preprocess.fit_to(images.preprocess.size, images.images.shape[1])
         return ImageSet(images.images, images.labels, images.classes, images.masks, scaling, images.groups)
 
-    def _load_images(self, split: Split) -> ImageSet:
-        if self.name == "scenes":
-            agreement = self.background_agreement
-            return load_scenes(split, background_agreement=agreement, seed=self.seed, size=self.size or 40)
-        if self.name == "fashion":
-            return load_fashion(split)
-        data = load_torchvision(self.name.removeprefix(TORCHVISION), self.root, train=split != "test")
-        return data if split == "test" else split_set(data, (0.8, 0.1, 0.1), self.seed)[SPLITS.index(split)]
 
-
-def describe_classes(part: SampleSet) -> str:
-    """Say how many samples and classes a split has, and how many samples each class."""
+def _describe_classes(part: SampleSet) -> str:
     several = part.labels.ndim == 2
     counts = part.labels.sum(0) if several else part.labels.bincount(minlength=len(part.classes))
     low, high = int(counts.min()), int(counts.max())
@@ -226,7 +222,7 @@ def describe_classes(part: SampleSet) -> str:
 
 
 class SourceSettings(TypedDict, total=False):
-    """What :func:`open_source` takes beside the name, see :class:`DataSource`."""
+    """Settings of :func:`open_source`; :class:`DataSource` describes them."""
 
     root: str
     size: int
@@ -240,11 +236,7 @@ class SourceSettings(TypedDict, total=False):
 
 
 def open_source(name: str, **settings: Unpack[SourceSettings]) -> DataSource:
-    """Return a :class:`DataSource` for a name, checked as far as possible without reading samples.
-
-    Raises:
-        InputError, DataError: a name that is neither known nor of files, or words that are no columns.
-    """
+    """Return a :class:`DataSource` for a name, with its settings checked as far as possible without reading samples."""
     source = DataSource(name, **settings)
     parse_columns(source.columns)
     if source.task not in ("", *TASKS):

@@ -29,8 +29,6 @@ from exitlens.modalities.series import list_columns
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
 
 _ROLES: dict[Modality, Role] = {IMAGE: "image", TEXT: "text", SERIES: "series", VECTOR: "features"}
-
-
 AS_FOUND = Reading()
 FileReader = EncodedImages | ArrayFiles
 
@@ -39,10 +37,8 @@ class Listing(NamedTuple):
     """N samples of a source, all its parts one after the other."""
 
     names: Sequence[Any]  # files, ``shard.tar/member.jpg``, ``table:row``, ``table:part:row``, ``texts.csv:line``, or keys
-    content: (
-        EncodedImages | ArrayFiles | Sequence[str | None] | Tensor
-    )  # a reader of the samples, the texts, or the samples (N,*S)
-    rows: Sequence[int] | None = None  # to read, ascending: those that have all they need as far as is known; default: all
+    content: FileReader | Sequence[str | None] | Tensor  # a reader of the samples, the texts, or the samples (N,*S)
+    rows: Sequence[int] | None = None  # to read, ascending: the complete ones as far as is known; default: all
     groups: Sequence[Any] | None = None  # names of the groups, if there are any
     bad: Sequence[str] = ()  # what is wrong with other samples and files
 
@@ -50,21 +46,14 @@ class Listing(NamedTuple):
 class SampleStream:
     """Samples as batches of a network's inputs, read while they are asked for; every batch but the last is full.
 
-    A batch of samples with groups is ``(inputs, None, group ids)``.
-
-    Args:
-        listing: the samples.
-        preprocess: how they become inputs.
-        batch_size: samples in a batch.
-        skip_bad: leave out samples that cannot be read and list them in :attr:`bad`; otherwise the first of them ends the
-            iteration with a :class:`DataError`, after the samples before it.
-        workers: processes that decode; by default one for each core, at most 8.
+    A batch of samples with groups is ``(inputs, None, group ids)``. A sample that cannot be read ends the iteration with a
+    :class:`DataError`, after the samples before it; ``skip_bad`` leaves it out.
 
     Attributes:
         files: names of the samples in the batches so far, in order.
         groups: their groups, or ``None``.
-        bad: what could not be read so far, each with the reason.
-        total: how many samples there are to read, and what is known to be bad.
+        bad: the samples that could not be read so far, each with the reason.
+        total: number of samples to read, and of those that are known to be bad.
     """
 
     def __init__(
@@ -91,7 +80,7 @@ class SampleStream:
         self.groups = None if self._groups is None else Picked(self._groups, self._read)
 
     def __len__(self) -> int:
-        """Return how many batches there are, if everything can be read."""
+        """Return the number of batches if everything can be read."""
         return -(-len(self._rows) // self._batch_size)
 
     def __iter__(self) -> Iterator[Any]:
@@ -143,7 +132,10 @@ class ImageStream(SampleStream):
     Args:
         files: in the order of the answers.
         preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
-        batch_size, skip_bad, workers: and all attributes, see :class:`~exitlens.data.streams.SampleStream`.
+        batch_size: images in a batch.
+        skip_bad: leave out images that cannot be read and list them in ``bad``; otherwise the first of them ends the
+            iteration with a :class:`~exitlens.errors.DataError`.
+        workers: processes that decode; by default one for each core, at most 8.
 
     Examples:
         >>> stream = xl.data.ImageStream(sorted(Path("photos").rglob("*.png")), scenes.preprocess, batch_size=3)
@@ -178,13 +170,9 @@ def open_stream(
 ) -> SampleStream:
     """Stream the samples of a source without labels, in batches.
 
-    ``preprocess`` is that of the network that takes them; its class says what kind of samples these are. ``data`` is a file
-    of one sample or a folder of them, a file of rows, a table or shards; ``reading`` says the columns of the samples and of
-    keys that name them, and a column or a regular expression for groups. ``cache`` is a directory for decoded pixels,
-    ``without`` has names of samples to leave out.
-
-    Raises:
-        DataError: data that cannot be read or are unclear; InputError: words for which this format has no use.
+    ``preprocess`` is that of the network; its class says what the samples are. ``data`` is a file of one sample or a folder
+    of them, a file of rows, a table or shards; ``reading`` names columns of samples and keys, and a column or a regular
+    expression for groups. ``cache`` is a directory for decoded pixels, ``without`` has names of samples to leave out.
     """
     if cache is not None and not isinstance(preprocess, Preprocess):
         raise InputError(f"cache: it is for images, these data are {find_kind(preprocess).plural}. Fix: leave it out")
@@ -198,7 +186,7 @@ def open_stream(
 
 
 def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOUND, skip_bad: bool = False) -> Listing:
-    """List the samples of a source without reading images and files; arguments and errors as of :func:`open_stream`."""
+    """List the samples of a source without reading images and files; the arguments are those of :func:`open_stream`."""
     kind = find_kind(preprocess)
     source = _open_source(kind, data, reading)
     if source is None:
@@ -214,8 +202,8 @@ def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOU
         names = PackedStrings((key or "").strip() for key in rows.keys)
         (key, count), *_ = Counter(names[i] for i in good[""]).most_common(1) or [("", 0)]
         if count > 1:
-            fix = "name a column that tells rows apart"
-            raise DataError(f"columns: the key {key!r} stands in {count} rows of {columns.key!r}. Fix: {fix}")
+            where = f"{count} rows of {columns.key!r}"
+            raise DataError(f"columns: the key {key!r} stands in {where}. Fix: name a column that tells rows apart")
     content: Any = rows.texts
     if rows.images is not None:
         content = rows.images(preprocess)  # type: ignore[arg-type]
@@ -246,8 +234,9 @@ def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
 
 
 def _open_arrays(kind: Modality, path: Path, reading: Reading) -> Source | None:
-    is_csv = path.suffix.lower() == ".csv"
-    if is_csv and (kind is VECTOR or (kind is SERIES and (reading.columns or _has_lists(path)))):
+    if path.suffix.lower() == ".csv" and (
+        kind is VECTOR or (kind is SERIES and (reading.columns or (path.is_file() and "list" in peek_kinds(path).values())))
+    ):
         return NumberFile(path)
     form = find_format(str(path), reading.columns, [reading.group_by])
     if form == "series" and kind is SERIES:
@@ -258,14 +247,8 @@ def _open_arrays(kind: Modality, path: Path, reading: Reading) -> Source | None:
         if not is_one_series:
             return open_rows(str(path), form)
     if kind is VECTOR:
-        raise DataError(
-            f"data: {path} is not a table of numbers: expected .csv, Parquet or Arrow, with a row for each vector"
-        )
+        raise DataError(f"data: {path} is not a table of numbers: expected .csv, Parquet or Arrow, a vector in each row")
     return None
-
-
-def _has_lists(path: Path) -> bool:
-    return path.is_file() and "list" in peek_kinds(path).values()
 
 
 def _list_files(path: Path, kind: Modality, preprocess: Any, reading: Reading) -> Listing:

@@ -1,9 +1,8 @@
 """Tables: Parquet, Arrow, saved and hub data sets of Hugging Face ``datasets``, folders of images with metadata.
 
-All of them are read through ``datasets``: whatever the format, rows then lie in memory-mapped Arrow files, so that any row
-can be read at any time in constant memory. Parquet cannot be read that way (a row costs its whole row group), so
-``datasets`` writes it once as Arrow files to its cache, which needs the disk space of the data (``HF_DATASETS_CACHE`` says
-where).
+``datasets`` keeps the rows of every format in memory-mapped Arrow files, so that any row can be read in constant memory.
+Parquet cannot be read that way (a row costs its whole row group): it is written once as Arrow to the cache of ``datasets``
+(``HF_DATASETS_CACHE``), which needs the disk space of the data.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitlens.data.checks import SEPARATOR, join_flags
+from exitlens.data.checks import SEPARATOR
 from exitlens.data.columns import Columns, Kind
 from exitlens.data.files import list_files, stamp_files
 from exitlens.data.lines import to_series
 from exitlens.data.packed import LazySequence, RowNames
 from exitlens.data.readers import EncodedImages, read_regular
-from exitlens.data.rows import Rows, Source, match_groups
+from exitlens.data.rows import Rows, Source, label_rows
 from exitlens.errors import DataError, ExitlensError, import_extra
 from exitlens.types.preprocessing import Preprocess
 
@@ -34,11 +33,7 @@ _SERIES = 1 << 10  # lists that are read at once
 
 
 def open_table(name: str, kind: str) -> Table:
-    """Open a table of a format, by path or ``hf:NAME[:CONFIG]``; what was opened last is kept until its files change.
-
-    Raises:
-        DataError: it cannot be read; MissingExtraError: ``datasets`` is not installed.
-    """
+    """Open a table of a format, by path or ``hf:NAME[:CONFIG]``; what was opened last is kept until its files change."""
     return _open(name, kind, () if kind == "hub" else stamp_files(list_files(Path(name))))
 
 
@@ -56,32 +51,26 @@ def _open(name: str, kind: str, stamp: tuple[object, ...]) -> Table:
         else:
             data = package.load_dataset(kind, data_dir=name)
     except Exception as error:  # pyarrow, fsspec and the hub raise many kinds
-        raise DataError(_explain(name, kind, error)) from error
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        reason = f"{type(root).__name__}: {str(root).splitlines()[0] if str(root) else ''}"
+        problem = f"cannot be read as {kind} ({reason}): its files are damaged, of another format, or a part has no rows"
+        if kind == "hub" and isinstance(error, ConnectionError):
+            fix = "save it where there is a network (datasets.load_dataset(...).save_to_disk(DIR)) and pass --data DIR"
+            reason = f"the hub cannot be reached ({type(error).__name__})"
+            problem = f"is not in the local cache, and {reason}. Fix: {fix}"
+        elif kind == "hub":
+            problem = f"cannot be loaded from the hub ({reason}). Fix: give hf:NAME or hf:NAME:CONFIG"
+        raise DataError(f"data: {name} {problem}") from error
     parts = dict(data) if isinstance(data, dict) else {"": data}
     if not any(map(len, parts.values())):
         raise DataError(f"data: {name} has no rows")
     return Table(name, parts, package)
 
 
-def _explain(name: str, kind: str, error: Exception) -> str:
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    reason = f"{type(root).__name__}: {str(root).splitlines()[0] if str(root) else ''}"
-    if kind == "hub" and isinstance(error, ConnectionError):
-        local = "save it where there is one (datasets.load_dataset(...).save_to_disk(DIR)) and pass --data DIR"
-        return (
-            f"data: {name} is not in the local cache, and the hub cannot be reached ({type(error).__name__}). Fix: {local}"
-        )
-    if kind == "hub":
-        return f"data: {name} cannot be loaded from the hub ({reason}). Fix: give hf:NAME or hf:NAME:CONFIG"
-    return (
-        f"data: {name} cannot be read as {kind} ({reason}): its files are damaged, of another format, or a part has no rows"
-    )
-
-
 class Table(Source):
-    """An open table; ``parts`` are its data sets by name, of which a single one has none."""
+    """An open table; ``parts`` are its data sets by name, or one without a name."""
 
     def __init__(self, name: str, parts: Mapping[str, Any], package: Any) -> None:
         self._features = next(iter(parts.values())).features
@@ -103,20 +92,11 @@ class Table(Source):
         for name in columns.words:
             named = [(part, _find_names(part.features[name])) for part in data]
             words[name] = [to_word(value, classes) for part, classes in named for value in _iterate_column(part, name)]
-        labels = columns.labels
-        label = join_flags({name: words[name] for name in labels}, names) if len(labels) > 1 else words.get("".join(labels))
-        groups: Sequence[str | None] | None = words.get(columns.group)
-        if columns.pattern:
-            groups = match_groups(columns.pattern, self._read_paths(data, first if columns.role == "image" else ""))
-        rows = Rows(
-            names,
-            labels=label,
-            keys=words.get(columns.key),
-            groups=groups,
-            splits=words.get(columns.split),
-            classes=labels if len(labels) > 1 else tuple(map(str, _find_names(self._features.get("".join(labels))))),
-            several=len(labels) > 1 or self.kinds.get("".join(labels)) in ("list", "words"),
-        )
+        label = "".join(columns.labels)
+        rows = label_rows(names, columns, words, lambda: self._read_paths(data, first if columns.role == "image" else ""))
+        if not rows.several:
+            classes = tuple(map(str, _find_names(self._features.get(label))))
+            rows = rows._replace(classes=classes, several=self.kinds.get(label) in ("list", "words"))
         if columns.role == "image":
             root = Path(self.name) if Path(self.name).is_dir() else Path(self.name).parent
             return rows._replace(images=partial(TableImages, self._join(data, first), names, root))
@@ -157,9 +137,8 @@ class Table(Source):
             with np.errstate(over="ignore", invalid="ignore"):
                 return np.asarray(data.data.column(column).to_numpy(), dtype=np.float64).astype(np.float32)
         except (ValueError, TypeError) as error:
-            raise DataError(
-                f"data: {self.name}: expected numbers in column {column!r} ({error}). Fix: name others by --columns"
-            ) from error
+            problem = f"data: {self.name}: expected numbers in column {column!r} ({error})"
+            raise DataError(f"{problem}. Fix: name others by --columns") from error
 
     def hash(self) -> str:
         """Return SHA-256 over what decides the splits of a hub's data set: parts, columns, rows and class numbers."""
@@ -179,10 +158,7 @@ def _iterate_column(data: Any, column: str, at_once: int = _ROWS) -> Iterator[An
 
 
 def to_word(value: object, names: Sequence[str] = ()) -> str | None:
-    """Return a value as a word: the name of a class, a whole number without a point; ``None`` if there is none (NaN, too).
-
-    The words of a list have :data:`~exitlens.data.checks.SEPARATOR` between them.
-    """
+    """Return a value as a word: the name of a class, a whole number without a point, a joined list; ``None`` if missing."""
     if isinstance(value, list | tuple):
         words = [to_word(item, names) for item in value]
         return None if None in words else SEPARATOR.join(word or "" for word in words)
@@ -194,7 +170,7 @@ def to_word(value: object, names: Sequence[str] = ()) -> str | None:
 
 
 def classify(package: Any, feature: Any) -> Kind:
-    """Return what a column of ``datasets`` (the package) holds, by its feature."""
+    """Return what a column holds, by its feature; ``package`` is ``datasets``."""
     if isinstance(feature, package.Image) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()):
         return "image"
     if isinstance(feature, package.ClassLabel):
@@ -204,18 +180,14 @@ def classify(package: Any, feature: Any) -> Kind:
         if isinstance(innermost, package.Value) and str(innermost.dtype).startswith(("int", "uint", "float", "double")):
             return "list"
         return "words" if classify(package, inner) in ("class", "string") else "other"
-    dtype = str(getattr(feature, "dtype", "")) if isinstance(feature, package.Value) else ""
-    prefixes: dict[tuple[str, ...], Kind] = {
-        ("int", "uint", "bool"): "integer",
-        ("string", "large_string"): "string",
-        ("float", "double", "decimal"): "float",
-        ("binary", "large_binary"): "bytes",
-    }
-    return next((kind for starts, kind in prefixes.items() if dtype.startswith(starts)), "other")
+    dtype = str(feature.dtype) if isinstance(feature, package.Value) else ""
+    kinds: dict[str, Kind] = {"int": "integer", "uint": "integer", "bool": "integer", "string": "string", "float": "float"}
+    kinds |= {"large_string": "string", "double": "float", "decimal": "float", "binary": "bytes", "large_binary": "bytes"}
+    return next((kind for start, kind in kinds.items() if dtype.startswith(start)), "other")
 
 
 def _find_inner(feature: Any) -> Any:
-    """Return what the values of a column of lists are; ``None`` for other columns."""
+    """Return the feature of the items of a column of lists; ``None`` for other columns."""
     if isinstance(feature, list):
         return feature[0]
     inner = getattr(feature, "feature", None)
@@ -249,15 +221,8 @@ class TableImages(EncodedImages):
     """The images of a data set of one column: encoded bytes, or paths of files relative to ``root``."""
 
     def __init__(self, rows: Any, names: Sequence[str], root: Path, preprocess: Preprocess) -> None:
-        super().__init__(preprocess)
-        self._rows, self._names, self._root = rows, names, root
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def name(self, index: int) -> str:
-        """Return the source, part and number of the row, from 0."""
-        return self._names[index]
+        super().__init__(names, preprocess)
+        self._rows, self._root = rows, root
 
     def read_bytes(self, index: int) -> bytes:
         """Return the bytes in the row, or those of its file."""

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from exitlens.data.checks import check_class_labels, check_groups, number_labels
+from exitlens.data.checks import number_labels
 from exitlens.data.columns import Columns
 from exitlens.data.lines import read_file
 from exitlens.data.packed import PackedStrings, PackedTokens, pack_strings
 from exitlens.data.rows import check_rows
+from exitlens.data.sets import SampleSet
 from exitlens.errors import InputError, require
-from exitlens.modalities import TEXT, Modality
 from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
-
-TextItem = tuple[dict[str, Tensor], Tensor]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-class TextSet(Dataset[TextItem]):
+class TextSet(SampleSet):
     """Texts and their tokens in memory, packed; item ``i`` is ``({"input_ids": (L,), "attention_mask": (L,)}, label)``.
 
     Args:
         texts: N texts.
         labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1.
         classes: class names, in label order.
-        preprocess: how texts become token ids; its ``length`` is L.
+        preprocess: how texts become token ids; L is its ``length``.
         masks: optional ``(N,L)`` ``bool``: which tokens carry the answer.
         groups: optional ``(N,)`` ``int64``: texts with the same number belong together.
 
@@ -45,7 +40,7 @@ class TextSet(Dataset[TextItem]):
         (torch.Size([6]), 'a good lamp')
     """
 
-    modality: ClassVar[Modality] = TEXT
+    by_sample = (*SampleSet.by_sample, "texts", "_tokens")
 
     def __init__(
         self,
@@ -61,18 +56,13 @@ class TextSet(Dataset[TextItem]):
             raise InputError(f"texts: expected a list of one text or more, got {texts!r:.60}")
         for i, text in enumerate(() if isinstance(texts, PackedStrings) else texts):
             require(text, str, f"texts[{i}]")
-        self.texts: Sequence[str] = pack_strings(texts)
+        self.texts = pack_strings(texts)
         self._tokens = PackedTokens(self.texts, preprocess)
         shape = (len(texts), preprocess.length)
         if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {shape} bool, one value per token, got {tuple(masks.shape)} {masks.dtype}")
-        self.classes = tuple(classes)
-        self.labels = check_class_labels(labels, len(texts), classes, "text")
         self.preprocess, self.masks = preprocess, masks
-        self.groups = check_groups(groups, len(texts))
-
-    def __len__(self) -> int:
-        return len(self.texts)
+        self.set_labels(len(texts), labels, classes, groups)
 
     @property
     def input_ids(self) -> Tensor:
@@ -89,42 +79,23 @@ class TextSet(Dataset[TextItem]):
         """All texts as network input: ``input_ids`` and ``attention_mask``, ``(N,L)`` each, made anew at each call."""
         return self._tokens.take(slice(None))
 
-    def __getitem__(self, index: int) -> TextItem:
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[TextItem]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[dict[str, Tensor], Tensor]]:
         rows = torch.tensor(indices, dtype=torch.int64)
         tokens = self._tokens.take(rows)
         inputs = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
         return list(zip(inputs, self.labels[rows], strict=True))
 
-    def first(self, count: int) -> Self:
-        """Return the first ``count`` texts (all, if there are fewer)."""
-        return self.subset(torch.arange(min(count, len(self))))
 
-    def subset(self, indices: Tensor) -> Self:
-        """Return the texts at ``indices`` (``(n,)`` integers) as a set of its own; nothing is encoded again."""
-        part = copy.copy(self)
-        part._tokens = self._tokens.subset(indices)
-        part.texts = pack_strings(self.texts).subset(indices)
-        part.labels = self.labels[indices]
-        part.masks = None if self.masks is None else self.masks[indices]
-        part.groups = None if self.groups is None else self.groups[indices]
-        return part
-
-
-class RawTexts(NamedTuple):
+class RawTexts(SampleSet):
     """Labelled texts before they are encoded, so that a tokenizer can be made from one split only."""
 
-    texts: Sequence[str]
-    labels: Tensor
-    classes: tuple[str, ...]
-    groups: Tensor | None = None
+    by_sample = (*SampleSet.by_sample, "texts")
 
-    def subset(self, indices: Tensor) -> RawTexts:
-        """Return the texts at ``indices`` (``(n,)`` integers)."""
-        groups = None if self.groups is None else self.groups[indices]
-        return RawTexts(pack_strings(self.texts).subset(indices), self.labels[indices], self.classes, groups)
+    def __init__(self, texts: Sequence[str], labels: Tensor, classes: tuple[str, ...], groups: Tensor | None = None) -> None:
+        self.texts, self.labels, self.classes, self.groups = pack_strings(texts), labels, classes, groups
 
     def encode(self, preprocess: TextPreprocess) -> TextSet:
         """Return them as a set that a network reads."""
@@ -140,9 +111,6 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
 
     Returns:
         The JSON of a ``tokenizers.Tokenizer`` that frames each text by ``[CLS]`` and ``[SEP]``, for :class:`TextPreprocess`.
-
-    Raises:
-        InputError: texts without a word; MissingExtraError: ``tokenizers`` is not installed.
 
     Examples:
         >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp", "a bad lamp"]), length=6)

@@ -1,8 +1,8 @@
 """Batches of samples decoded in worker processes, in order, without copies between them; and reading ahead in a thread.
 
-PyTorch's ``DataLoader`` reports a killed process by an exception from a signal handler, anywhere in the main thread, and a
-bad file by a traceback; and it sends floats, or needs room in ``/dev/shm``. Here every process decodes straight into memory
-that it shares with this one, and the file that it was reading is known when it dies or hangs.
+PyTorch's ``DataLoader`` reports a killed process by an exception anywhere in the main thread and a bad file by a traceback,
+and it needs room in ``/dev/shm``. Here every process decodes straight into memory that it shares with this one, and the file
+that it was reading is known when it dies or hangs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from exitlens.data.readers import Reader
 from exitlens.errors import DataError, InputError
 from exitlens.launch import count_local
 
-DEPTH = 2  # batches that a process is ahead of what is taken from it
+DEPTH = 2  # batches that a process decodes ahead
 TIMEOUT_S = 300.0  # for one sample
 MOST_WORKERS = 8
 Plan = Sequence[Sequence[int]]  # rows of every batch
@@ -49,22 +49,18 @@ class Decoded(NamedTuple):
     trouble: str = ""  # what else the reader says is wrong
 
 
-def can_fork() -> bool:
-    """Tell if processes can be copied, which needs no importable main module and no pickling: on Linux alone."""
-    return sys.platform == "linux"
-
-
 def choose_workers(workers: int | None, batches: int) -> int:
-    """Return how many processes decode: by default one for each core (at most 8), and none for a single batch.
+    """Return the number of processes that decode: by default one for each core (at most 8), and none for a single batch.
 
     Processes that torchrun started on this machine share its cores.
     """
+    can_fork = sys.platform == "linux"  # without an importable main module and without pickling
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) // count_local() if can_fork() else 1
+        cores = len(os.sched_getaffinity(0)) // count_local() if can_fork else 1
         workers = min(MOST_WORKERS, cores) if cores > 1 else 0
     if not isinstance(workers, int) or workers < 0:
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
-    if workers and not can_fork():
+    if workers and not can_fork:
         raise InputError(f"workers: processes that decode need Linux, this is {sys.platform}. Fix: leave workers out, or 0")
     return min(workers, batches) if batches > 1 else 0
 
@@ -77,13 +73,10 @@ def decode_batches(
     timeout_s: float = TIMEOUT_S,
     dtype: torch.dtype = torch.uint8,
 ) -> Iterator[Decoded]:
-    """Decode the batches of a plan, in order, in so many processes (0: this one).
+    """Decode the batches of a plan, in order, in so many processes (0: this one), samples of one shape and dtype.
 
-    ``shape`` is that of every sample, ``timeout_s`` for one of them, ``dtype`` ``uint8`` (pixels) or ``float32``.
-
-    Raises:
-        DataError: a process that was killed or hangs, or a reader that fails without saying that a sample is bad; every
-            process has ended then.
+    A process that was killed or needs more than ``timeout_s`` for a sample, and a reader that fails without calling a sample
+    bad, are a :class:`DataError`; every process has ended then.
     """
     if workers == 0:
         slot = np.empty((max(map(len, plan), default=0), *shape), _KINDS[dtype])
@@ -167,13 +160,11 @@ class _Worker:
     def _explain_death(self, reader: Reader) -> str:
         self._process.join(5)
         code = self._process.exitcode or 0
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         why = ", as the system does when memory runs out: use fewer workers" if code == -signal.SIGKILL else ""
         where = reader.name(int(self._progress[0])) if self._progress[1] else "its first sample"
-        return (
-            f"data: a process that decodes was ended {how}{why}. It was at {where}. Fix: start again (fit with --resume "
-            "goes on from its last epoch), or decode in the main process: --workers 0 (workers=0)"
-        )
+        fix = "start again (fit with --resume goes on from its last epoch), or decode in the main process: --workers 0"
+        return f"data: a process that decodes was ended {cause}{why}. It was at {where}. Fix: {fix} (workers=0)"
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -242,10 +233,7 @@ class Prefetch(Generic[T]):
         return False
 
     def next(self, timeout_s: float | None = None) -> T | None:
-        """Return the next item; ``None`` if it does not come in time, or (:attr:`ended`) there is none.
-
-        An exception of the iterator ends it, too, and is kept in :attr:`error`.
-        """
+        """Return the next item; ``None`` if it does not come in time, or if there is none (:attr:`ended`, :attr:`error`)."""
         try:
             item = self._queue.get(timeout=timeout_s)
         except queue.Empty:

@@ -29,8 +29,7 @@ from exitlens.io import read_json, read_tensors, replace_directory, verify_check
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.engine.onnx_engine import Home, OnnxEngine, OnnxFiles
-from exitlens.model.engine.onnx_files import Written
+from exitlens.model.engine.onnx_files import Home, OnnxEngine, OnnxFiles, Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet

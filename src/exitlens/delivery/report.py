@@ -16,8 +16,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from exitlens.data.sets import LazySet
-from exitlens.data.splits import SampleSet
+from exitlens.data.sets import LazySet, SampleSet
 from exitlens.delivery import plots
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.pages import load_template

@@ -14,9 +14,9 @@ from exitlens.data.assemble import Target, read_parts
 from exitlens.data.columns import KEY, ROLES, parse_columns
 from exitlens.data.formats import find_format, find_samples, find_unlabelled_format, hash_source
 from exitlens.data.rows import Reading
-from exitlens.data.sets import set_reading
+from exitlens.data.sets import SampleSet, set_reading
 from exitlens.data.sources import NAMES, DataSource, open_source
-from exitlens.data.splits import SampleSet, Split, take_split
+from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import find_bundle, load, load_policies
@@ -27,7 +27,7 @@ from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
-from exitlens.types.requests import Asking
+from exitlens.types.requests import Asking, read_record
 from exitlens.types.settings import NetworkSettings, ReadSettings
 from exitlens.workflow.training.record import SETTINGS
 
@@ -155,7 +155,7 @@ def count_askings(path: Path, trace: Trace) -> Iterator[None]:
     """
     ledger, key = find_bundle(path) / ASKINGS, trace.fingerprint()
     known = read_json(ledger) if ledger.is_file() else {}
-    trace.askings[:] = map(Asking.from_dict, known.get(key, ()))
+    trace.askings[:] = (read_record(Asking, asking) for asking in known.get(key, ()))
     before = len(trace.askings)
     try:
         yield

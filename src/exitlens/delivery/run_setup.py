@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.sets import KINDS, set_reading
+from exitlens.data.sets import KINDS, SampleSet, set_reading
 from exitlens.data.sources import DataSource
-from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import TEXT, find_reader

@@ -1,4 +1,4 @@
-"""The whole cascade as one ONNX file: nested ``If`` nodes run later stages on the samples that stay, if any do."""
+"""Writes the whole cascade as one ONNX file, in which nested ``If`` nodes run later stages on the samples that stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IR_VERSION = 10
 
 @dataclass
 class _Block:
-    """Collects the nodes and constants of one graph, under names that no other graph uses."""
+    """Collects the nodes and constants of a graph, under names that no other graph uses."""
 
     onnx: Any
     prefix: str
@@ -45,16 +45,13 @@ class _Block:
 
 
 def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: str = "cascade") -> None:
-    """Write one file that decides by itself.
+    """Write a file that decides on its own; raises :class:`ExportError` for a policy with a gate.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
-    outputs have a row for each sample: ``labels`` (``(B,)`` classes; of several labels ``(B,C)`` of 0 and 1), ``exits``,
+    outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1), ``exits``,
     ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image
     (0 for samples that another exit answered). The score is the policy's. The weights of a stage are in the branch that
-    runs it, because outside of it ONNX Runtime does not find the fast layouts.
-
-    Raises:
-        ExportError: for a policy with a gate, which the file cannot hold.
+    runs it, because elsewhere ONNX Runtime does not choose the fast layouts.
     """
     if policy.gate is not None:
         raise ExportError(
@@ -78,59 +75,52 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: st
 
 
 class _Builder:
-    """Builds the graph of a stage and of all after it."""
+    """Builds the graph of a stage and of all later ones."""
 
     def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str) -> None:
         self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
-        shape = models[0].graph.output[0].type.tensor_type.shape.dim
-        self.classes = int(shape[1].dim_value)
+        self.classes = int(models[0].graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
     def describe(self, place: int) -> list[Any]:
         """Describe the outputs of the graph from a stage on: answers, then the maps of this exit and of later ones."""
         make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
         rows, end = (f"rows_{place}", f"_from_{place}") if place else ("rows", "")
-        types = (kinds.INT64, kinds.INT64, kinds.FLOAT)
-        answers = [make(f"{name}{end}", kind, [rows]) for name, kind in zip(ANSWERS[:3], types, strict=True)]
-        if self.score == DECIDED:
-            answers[0] = make(f"{ANSWERS[0]}{end}", kinds.INT64, [rows, self.classes])
-        answers.append(make(f"{ANSWERS[3]}{end}", kinds.FLOAT, [rows, self.classes]))
-        later = self.parts[place:]
-        return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in later]
+        by_class, labels, parts = [rows, self.classes], self.score == DECIDED, self.parts[place:]
+        shapes = (by_class if labels else [rows], [rows], [rows], by_class)
+        types = (kinds.INT64, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
+        answers = [make(f"{name}{end}", kind, shape) for name, kind, shape in zip(ANSWERS, types, shapes, strict=True)]
+        return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in parts]
 
     def build(self, place: int, sources: dict[str, str]) -> tuple[_Block, list[str]]:
-        """Build the graph from stage ``place`` on; ``sources``: the names of its inputs outside.
+        """Build the graph from stage ``place`` on; ``sources``: the outer names of its inputs.
 
         Returns the block, and the names of its outputs in the order of :meth:`describe`.
         """
-        part, block = self.parts[place], _Block(self.onnx, f"from_{place}_")
-        known = self._inline(block, place, sources)
-        answers, maps = self._rate(block, part.exit, known[LOGITS]), _move(block, known[ATTENTION], part)
+        part, prefix, block = self.parts[place], f"stage_{place}_", _Block(self.onnx, f"from_{place}_")
+        graph = self.onnx.compose.add_prefix_graph(self.models[place].graph, prefix)
+        for node in graph.node:
+            _rename(node, {f"{prefix}{name}": source for name, source in sources.items()})
+        block.nodes.extend(graph.node)
+        block.constants.extend(graph.initializer)
+        answers = self._rate(block, part.exit, f"{prefix}{LOGITS}")
+        maps = _move(block, f"{prefix}{ATTENTION}", part)
         if place == len(self.parts) - 1:
             return block, [*answers, maps]
-        zero, one = block.hold([0], np.int64), block.hold([1], np.int64)
+        zero, last = block.hold([0], np.int64), block.hold([1], np.int64)
         limit = block.add("Gather", THRESHOLDS, block.hold(part.exit, np.int64), axis=0)
         stays = block.add("Not", block.add("GreaterOrEqual", answers[2], limit))
         rows = block.add("Squeeze", block.add("NonZero", stays), zero)  # (n,)
         any_stays = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
         flat = block.add("Flatten", maps, axis=1)
-        flat = block.add("Where", block.add("Unsqueeze", stays, one), block.hold(0, np.float32), flat)
+        flat = block.add("Where", block.add("Unsqueeze", stays, last), block.hold(0, np.float32), flat)
         maps = block.add("Reshape", flat, block.hold([-1, *part.map_shape], np.int64))
-        crossing = {name: known[name] for name in part.outputs[2:]}
-        names = [*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in self.parts[place + 1 :])]
-        goal = [f"{block.prefix}merged_{name}" for name in names]
-        goes_on, ends = self._go_on(place, answers, rows, crossing), self._end(place, answers)
+        crossing, later = {name: f"{prefix}{name}" for name in part.outputs[2:]}, self.parts[place + 1 :]
+        goal = [f"{block.prefix}merged_{name}" for name in (*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in later))]
+        goes_on, end = self._go_on(place, answers, rows, crossing), _Block(self.onnx, f"end_{place}_")
+        count, same = end.add("Shape", answers[1]), [end.add("Identity", answer) for answer in answers]
+        ends = self._close(end, same + [self._make_empty(end, count, p) for p in later], place, "ends")
         block.nodes.append(self.onnx.helper.make_node("If", [any_stays], goal, then_branch=goes_on, else_branch=ends))
         return block, [*goal[:4], maps, *goal[4:]]
-
-    def _inline(self, block: _Block, place: int, sources: dict[str, str]) -> dict[str, str]:
-        """Add the nodes and weights of a stage; return the names of its tensors here."""
-        part, graph = self.parts[place], self.onnx.compose.add_prefix_graph(self.models[place].graph, f"stage_{place}_")
-        renamed = {f"stage_{place}_{name}": source for name, source in sources.items()}
-        for node in graph.node:
-            _rename(node, renamed)
-        block.nodes.extend(graph.node)
-        block.constants.extend(graph.initializer)
-        return {name: f"stage_{place}_{name}" for name in part.outputs}
 
     def _rate(self, block: _Block, exit_: int, logits: str) -> list[str]:
         """Add labels, exits, scores and probabilities of an exit; return their names."""
@@ -159,12 +149,10 @@ class _Builder:
         return [block.add("ArgMax", p, axis=1, keepdims=0), exits, score, p]
 
     def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
-        """Build the branch in which samples stay: the answers of later exits take the place of the early ones."""
-        gathered = {name: f"kept_{place}_{name}" for name in crossing}
+        """Build the branch in which samples stay: answers of later exits replace the early ones."""
+        gathered, make = {name: f"kept_{place}_{name}" for name in crossing}, self.onnx.helper.make_node
         block, outputs = self.build(place + 1, gathered)
-        block.nodes[:0] = [
-            self.onnx.helper.make_node("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing
-        ]
+        block.nodes[:0] = [make("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing]
         where = block.add("Unsqueeze", rows, block.hold([1], np.int64))  # (n,1)
         merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, outputs, strict=False)]
         count = block.add("Shape", answers[1])
@@ -172,25 +160,16 @@ class _Builder:
             merged.append(block.add("ScatterND", self._make_empty(block, count, part), where, new))
         return self._close(block, merged, place, "goes_on")
 
-    def _end(self, place: int, answers: Sequence[str]) -> Any:
-        """Build the branch in which all samples have left."""
-        block = _Block(self.onnx, f"end_{place}_")
-        count = block.add("Shape", answers[1])
-        same = [block.add("Identity", answer) for answer in answers]
-        return self._close(block, same + [self._make_empty(block, count, p) for p in self.parts[place + 1 :]], place, "ends")
-
     def _make_empty(self, block: _Block, count: str, part: Written) -> str:
         """Add maps of 0 for ``count`` samples."""
         size = block.add("Concat", count, block.hold(list(part.map_shape), np.int64), axis=0)
         return block.add("ConstantOfShape", size, value=self.onnx.numpy_helper.from_array(np.zeros(1, np.float32)))
 
     def _close(self, block: _Block, values: Sequence[str], place: int, name: str) -> Any:
-        described = self.describe(place)
-        del described[4]  # this exit's own map, which the branches do not change
-        outputs = []
-        for info, value in zip(described, values, strict=True):
+        outputs = self.describe(place)
+        del outputs[4]  # this exit's own map, which the branches do not change
+        for info, value in zip(outputs, values, strict=True):
             info.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{info.name}")
-            outputs.append(info)
         return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
 
 

@@ -1,4 +1,4 @@
-"""export: a network with its policy as a directory of ONNX files that answers without PyTorch."""
+"""export: write a network with its policy as a directory of ONNX files that answers without PyTorch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from exitlens.model.engine.onnx_files import (
 )
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Prediction
+from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import check_named
 from exitlens.workflow.inference import predict
@@ -40,7 +40,7 @@ FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
 POLICIES = "policies.json"  # only if there are named policies
 GOLDEN_SAMPLES, CASCADE_SAMPLES = 8, 17
-NEAR = 1e-3  # distance from a threshold at which rounding may decide, and by which scores and maps may differ
+NEAR = 1e-3  # largest difference of scores and maps, and distance from a threshold within which rounding may decide
 
 
 def export(
@@ -51,17 +51,17 @@ def export(
     policies: Mapping[str, Policy] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an edge bundle: ONNX files, policies, and all that ``exitlens_runtime.load`` needs to answer without PyTorch.
+    """Write an edge bundle: ONNX files, policies, and all else that ``exitlens_runtime.load`` needs to run without PyTorch.
 
-    Each exit that can answer has a file with everything since the exit before (opset 18, float32, any number of samples).
-    Each is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
+    Each exit that can answer has a file with everything since the previous such exit (opset 18, float32, any number of
+    samples), which is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
 
     Args:
-        net: in float32.
-        policy: of this network. The files leave out exits that no policy here lets fire: a policy that uses them needs
-            another export. Thresholds and temperatures can be exchanged without one.
+        net: a network in float32.
+        policy: a policy of this network. Exits that no policy here lets fire have no file: a policy that uses them needs
+            another export. Thresholds and temperatures can be changed without one.
         directory: a new directory; it appears complete or not at all.
-        policies: further ones by name, as in :func:`exitlens.save`; ``exitlens_runtime.load(dir, policy=name)`` takes one.
+        policies: further policies by name, as in :func:`exitlens.save`, for ``exitlens_runtime.load(dir, policy=name)``.
             ``cascade.onnx`` has no gate and the score of ``policy``: it takes the thresholds of policies with that score.
         overwrite: replace an existing edge bundle.
 
@@ -87,7 +87,7 @@ def export(
 
 
 def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
-    """Raise an error of ours unless the policy is one of this network, and the network can be written as ONNX."""
+    """Raise :class:`ExitlensError` unless the policy fits the network, and the network can be written as ONNX."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
@@ -125,7 +125,7 @@ def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]
 def write_bundle(
     directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Written], named: Mapping[str, Policy] | None = None
 ) -> None:
-    """Write everything except the files of the stages; ``net`` answers as these files do."""
+    """Write everything except the files of the stages, whose answers ``net`` gives."""
     files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())
     if named:
@@ -135,81 +135,8 @@ def write_bundle(
     if policy.gate is None:
         write_checked_cascade(directory / CASCADE, net, policy, parts)
         files.append(directory / CASCADE)
-    write_manifest(directory / MANIFEST, files, _describe(net) | {"segments": [part.to_dict() for part in parts]})
-
-
-class _Samples:
-    """Random inputs with the library's answers under a policy, and under one by which some samples leave at every exit.
-
-    Attributes:
-        outputs: logits and attention of every exit.
-        answers: the two policies with their predictions; without a gate, they differ in thresholds alone.
-        scores: ``(K-1,B)``.
-    """
-
-    def __init__(self, net: ExitNet, policy: Policy, exits: Sequence[int], count: int) -> None:
-        activations, early = draw_for(net, count), range(net.num_exits - 1)
-        self.tensors = dict(zip(name_inputs(net), activations, strict=True))
-        with net.open_engine() as engine:
-            self.outputs = engine.compute_outputs(engine.enter(activations))
-        self.scores = torch.stack([score(self.outputs[k][0], policy.score, policy.temperatures[k]) for k in early])
-        middle = self.scores.sort(1).values[:, count // 2 : count // 2 + 2].mean(1).tolist()  # half of the samples reach it
-        thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
-        inputs: Inputs = self.tensors if net.input_spec.names else activations[0]
-        parting, has_maps = Policy(thresholds, policy.score, policy.temperatures), have_maps(net.heads)
-        self.answers = [(used, predict(net, inputs, used, attention=has_maps)) for used in (policy, parting)]
-
-
-def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
-    """Write the cascade in one file, and compare its answers with the network's.
-
-    Raises:
-        ExportError: for another label, exit, score or map; samples near a threshold, where rounding decides, are left out.
-    """
-    write_cascade(path, parts, policy)
-    samples, session = _Samples(net, policy, [part.exit for part in parts], CASCADE_SAMPLES), open_file(path)
-    names = [value.name for value in session.get_outputs()]
-    feed: dict[str, Any] = {name: t.numpy() for name, t in samples.tensors.items()}
-    feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
-    for used, expected in samples.answers:
-        outputs = session.run(None, feed | {THRESHOLDS: np.array(used.thresholds, np.float32)})
-        near = ((samples.scores - torch.tensor(used.thresholds)[:, None]).abs() < NEAR).any(0)
-        _compare_answers(dict(zip(names, map(torch.from_numpy, outputs), strict=True)), expected, ~near)
-
-
-def _compare_answers(outputs: Mapping[str, Tensor], expected: Prediction, sure: Tensor) -> None:
-    differing = [
-        name
-        for name, values in (("labels", expected.labels.long()), ("exits", expected.exits), ("scores", expected.confidence))
-        if not ((outputs[name] - values)[sure].abs() < NEAR).all()
-    ]
-    for i in sure.nonzero().flatten().tolist() if expected.attention and not differing else ():
-        map_ = outputs[f"{ATTENTION}_{int(expected.exits[i])}"][i]
-        if not (map_ - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
-            differing = ["maps"]
-    if differing:
-        raise ExportError(
-            f"net: the cascade in one file gives other {differing[0]} than the network. Fix: report this, with the backbone."
-        )
-
-
-def name_inputs(net: ExitNet) -> list[str]:
-    """Return the names of the tensors that the first stage takes."""
-    return list(net.input_spec.names) or [net.info.modality.plural]
-
-
-def draw_for(net: ExitNet, batch: int) -> Activations:
-    """Draw random inputs that the network takes."""
-    spec, example = net.input_spec, list_tensors(net.info.example(torch.zeros(())))
-    vocabulary = spec.vocabulary if len(spec.vocabulary) == len(example) else (None,) * len(example)
-    return draw_inputs(spec.names, example, vocabulary, batch)
-
-
-def _describe(net: ExitNet) -> dict[str, Any]:
-    """Return what a runtime has to know about the network, JSON-ready."""
-    info, spec = net.info, net.input_spec
-    examples = list_tensors(info.example(torch.zeros(())))
-    return {
+    info, spec, examples = net.info, net.input_spec, list_tensors(net.info.example(torch.zeros(())))
+    described = {
         "format": FORMAT,
         "exitlens": exitlens.__version__,
         "network": net.identity(),
@@ -228,13 +155,72 @@ def _describe(net: ExitNet) -> dict[str, Any]:
         "preprocess": None if info.preprocess is None else info.preprocess.to_dict(),
         "map_offsets": [list(offset) for offset in net.map_offsets],
         "cost": net.cost.tolist(),
+        "segments": [part.to_dict() for part in parts],
     }
+    write_manifest(directory / MANIFEST, files, described)
+
+
+class _Samples:
+    """Random inputs with the library's answers under a policy, and under one that lets some samples leave at every exit."""
+
+    def __init__(self, net: ExitNet, policy: Policy, exits: Sequence[int], count: int) -> None:
+        activations, early = draw_for(net, count), range(net.num_exits - 1)
+        self.tensors = dict(zip(name_inputs(net), activations, strict=True))
+        with net.open_engine() as engine:
+            self.outputs = engine.compute_outputs(engine.enter(activations))  # logits and attention of every exit
+        self.scores = torch.stack(  # (K-1,B)
+            [score(self.outputs[k][0], policy.score, policy.temperatures[k]) for k in early]
+        )
+        middle = self.scores.sort(1).values[:, count // 2 : count // 2 + 2].mean(1).tolist()  # half of the samples reach it
+        thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
+        inputs: Inputs = self.tensors if net.input_spec.names else activations[0]
+        parting, has_maps = Policy(thresholds, policy.score, policy.temperatures), have_maps(net.heads)
+        self.answers = [(used, predict(net, inputs, used, attention=has_maps)) for used in (policy, parting)]
+
+
+def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
+    """Write the cascade in one file; raise :class:`ExportError` where a label, exit, score or map is not the network's.
+
+    Samples near a threshold, where rounding decides, are not compared.
+    """
+    write_cascade(path, parts, policy)
+    samples, session = _Samples(net, policy, [part.exit for part in parts], CASCADE_SAMPLES), open_file(path)
+    names = [value.name for value in session.get_outputs()]
+    feed: dict[str, Any] = {name: t.numpy() for name, t in samples.tensors.items()}
+    feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
+    for used, expected in samples.answers:
+        outputs = session.run(None, feed | {THRESHOLDS: np.array(used.thresholds, np.float32)})
+        sure = ((samples.scores - torch.tensor(used.thresholds)[:, None]).abs() >= NEAR).all(0)
+        answers = dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+        values = {"labels": expected.labels.long(), "exits": expected.exits, "scores": expected.confidence}
+        differing = [name for name, value in values.items() if not ((answers[name] - value)[sure].abs() < NEAR).all()]
+        for i in sure.nonzero().flatten().tolist() if expected.attention and not differing else ():
+            map_ = answers[f"{ATTENTION}_{int(expected.exits[i])}"][i]
+            if not (map_ - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
+                differing = ["maps"]
+        if differing:
+            raise ExportError(
+                f"net: the cascade in one file and the network give different {differing[0]}. Fix: report this, with the "
+                "backbone."
+            )
+
+
+def name_inputs(net: ExitNet) -> list[str]:
+    """Return the names of the tensors that the first stage takes."""
+    return list(net.input_spec.names) or [net.info.modality.plural]
+
+
+def draw_for(net: ExitNet, batch: int) -> Activations:
+    """Draw random inputs that the network takes."""
+    spec, example = net.input_spec, list_tensors(net.info.example(torch.zeros(())))
+    vocabulary = spec.vocabulary if len(spec.vocabulary) == len(example) else (None,) * len(example)
+    return draw_inputs(spec.names, example, vocabulary, batch)
 
 
 def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int]) -> None:
     """Write inputs, logits and attention of the exits in the files, and the library's exits and labels.
 
-    The answers are those under the policy, and (``parting``: its thresholds) under one by which some leave at every exit.
+    The answers are those under the policy, and under one with the thresholds ``parting``: some samples leave at every exit.
     """
     samples = _Samples(net, policy, exits, GOLDEN_SAMPLES)
     (_, pred), (parting, parted) = samples.answers

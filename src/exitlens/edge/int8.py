@@ -1,11 +1,11 @@
-"""export_int8: an edge bundle in 8-bit integers, with a policy that is calibrated on its own answers."""
+"""export_int8: write an edge bundle in 8-bit integers, with a policy that is calibrated on its own answers."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from exitlens.data.batches import iterate_inputs
 from exitlens.edge.export import check_arguments, check_target, name_inputs, write_bundle, write_stages
@@ -21,8 +20,7 @@ from exitlens.errors import ExportError, InputError, import_extra
 from exitlens.functional.routing import route
 from exitlens.io import replace_directory
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
-from exitlens.model.engine.onnx_files import Written, import_onnx, open_file, shorten
+from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles, Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import CalibrationRequest, Policy, Trace
@@ -30,20 +28,20 @@ from exitlens.types.tasks import are_same
 from exitlens.workflow.calibration import run_calibration
 from exitlens.workflow.collection import collect
 
-SAMPLES, BATCH = 512, 32  # that activations are measured with
-SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node belongs to
+SAMPLES, BATCH = 512, 32  # number of samples that set the range of activations, and their batch size
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's record of the module that a node belongs to
 
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What int8 costs on the calibration samples, in pairs (float32, int8).
+    """Effect of int8 on the calibration samples, in pairs (float32, int8).
 
     Attributes:
         directory: the edge bundle.
         policy: calibrated on the bundle's own answers.
         agreement: for every exit, the share of samples with the same label in both.
-        exit_accuracy: of every exit; ``None`` without labels.
-        accuracy: of the answers, each by its own policy; ``None`` without labels.
+        exit_accuracy: accuracy of every exit; ``None`` without labels.
+        accuracy: accuracy of the answers, each under its own policy; ``None`` without labels.
         exit_shares: share of the samples that each exit answers.
 
     Examples:
@@ -76,12 +74,12 @@ def export_int8(
 ) -> Int8Report:
     """Write an edge bundle whose convolutions and linear layers run in int8, and calibrate its policy again.
 
-    Scores move with the weights, so the policy of the float32 network is void: a trace is collected from the quantised
-    files, and a policy chosen on it under the limits that the old one was asked for, certified if that one was. Named
-    policies of the float32 network are void, too: this bundle has none.
+    Scores change with the weights, so policies of the float32 network are void. A trace is collected from the quantised
+    files, and a policy is chosen on it for the same request, certified if the old policy was. The bundle has no named
+    policies.
 
     Args:
-        net: in float32.
+        net: a network in float32.
         policy: a calibrated policy of this network.
         directory: a new directory; it appears complete or not at all.
         samples: data whose first 512 samples set the range of activations; not the calibration data.
@@ -90,8 +88,8 @@ def export_int8(
         progress: show a progress bar.
 
     Raises:
-        ExportError: where the network cannot be quantised; and what :func:`exitlens.export` and :func:`exitlens.calibrate`
-            raise.
+        ExportError: where the network cannot be quantised; also the errors of :func:`exitlens.export` and
+            :func:`exitlens.calibrate`.
 
     Examples:
         >>> policy = xl.calibrate(trace, max_disagreement=0.5)  # int8 is calibrated on the same limits
@@ -113,21 +111,33 @@ def export_int8(
 
 
 def repeat_request(policy: Policy) -> CalibrationRequest:
-    """Return what the policy was asked for, to ask it of the int8 network; temperatures that were given are kept."""
+    """Return the request that the policy was calibrated for, given temperatures included, to repeat it for int8."""
     record = policy.calibration
     if record is None:
-        raise InputError("policy: it was made by hand, so nothing says under which limits to calibrate for int8")
+        raise InputError(
+            "policy: expected a calibrated policy, whose limits int8 is calibrated on, got one made by hand. Fix: use "
+            "xl.calibrate."
+        )
     if record.request.max_ms is not None:
-        raise InputError("policy: it has limits in milliseconds, and int8 takes others: calibrate one without them")
+        raise InputError("policy: it has limits in milliseconds, which differ in int8. Fix: calibrate one without max_ms.")
     return record.request.for_any_network()
 
 
 def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list[Written]]:
     """Write int8 files to ``directory``; return a copy of the network that answers with them, and the files."""
-    names, every_exit = name_inputs(net), Policy((0.0,) * (net.num_exits - 1))
+    names, batches, size, count = name_inputs(net), list[Mapping[str, Any]](), 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        parts = write_stages(Path(folder), net, every_exit)
-        batches = [dict(zip(names, batch, strict=True)) for batch in _take_batches(net, samples)]
+        parts = write_stages(Path(folder), net, Policy((0.0,) * (net.num_exits - 1)))
+        for batch in iterate_inputs(samples, BATCH):
+            tensors = net.check_input(batch, "samples")
+            size = size or len(tensors[0])
+            if len(tensors[0]) == size:  # ONNX Runtime needs batches of one size, and the last one may be smaller
+                batches.append(dict(zip(names, tensors, strict=True)))
+            count += len(tensors[0])
+            if count >= SAMPLES:
+                break
+        if not count:
+            raise InputError("samples: expected at least one sample, got none. Fix: pass representative samples.")
         files = quantise_files(parts, batches, directory)
     digest = hashlib.sha256(b"".join(file.path.read_bytes() for file in files)).hexdigest()[:8]
     tuning = Tuning(backend="onnx", precision="int8", measured={"files": digest})
@@ -137,33 +147,11 @@ def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list
     return twin, files
 
 
-def _take_batches(net: ExitNet, samples: Any) -> Iterator[tuple[Tensor, ...]]:
-    size = count = 0
-    for batch in iterate_inputs(samples, BATCH):
-        tensors = net.check_input(batch, "samples")
-        size = size or len(tensors[0])
-        if len(tensors[0]) == size:  # ONNX Runtime wants batches of one size; the last may be smaller
-            yield tensors
-        count += len(tensors[0])
-        if count >= SAMPLES:
-            return
-    if not count:
-        raise InputError("samples: expected at least one sample, got none. Fix: pass samples like those to come.")
-
-
 def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]], directory: Path) -> list[Written]:
     """Write each file again with convolutions and the backbone's linear layers in int8 (QDQ, arXiv 1712.05877).
 
-    Weights are quantised per channel, activations by samples. Attention, classifiers and all else stay in float32. Each
-    stage sees what the quantised stages before it give.
-
-    Args:
-        files: of all stages, in order.
-        batches: samples as the first stage takes them, by name; not those that a certificate rests on.
-        directory: where the new files go, under the names of the old ones.
-
-    Raises:
-        ExportError: where a stage cannot be quantised.
+    Weights are quantised per channel, activations by the range in ``batches`` (samples by name, none of a certificate's).
+    Attention, classifiers and all else stay in float32. Each stage sees the outputs of the quantised stages before it.
     """
     tools = import_extra("onnxruntime.quantization", "onnx", "int8")
     feeds = [{name: np.asarray(value) for name, value in batch.items()} for batch in batches]
@@ -186,7 +174,9 @@ def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]
                 extra_options={"QuantizeBias": True},
             )
         except Exception as error:  # of many kinds
-            raise ExportError(f"net: exit {file.exit} cannot be quantised ({shorten(error)})") from error
+            raise ExportError(
+                f"net: exit {file.exit} cannot be quantised ({shorten(error)}). Fix: use xl.export."
+            ) from error
         prepared.unlink()
         session, outputs = open_file(path), list(file.outputs[2:])
         if outputs:
@@ -209,14 +199,12 @@ def _list_quantised(path: Path) -> list[str]:
 
 
 def _report(directory: Path, policy: Policy, chosen: Policy, before: Trace, after: Trace) -> Int8Report:
-    pairs = ((before, policy), (after, chosen))
-    exits = [route(trace, used) for trace, used in pairs]
-    shares = [tuple((taken.bincount(minlength=before.num_exits) / len(taken)).tolist()) for taken in exits]
+    exits = [route(before, policy), route(after, chosen)]
+    first, second = (tuple((taken.bincount(minlength=before.num_exits) / len(taken)).tolist()) for taken in exits)
     agreement = tuple(are_same(before.answers, after.answers, before.task).double().mean(0).tolist())
     if before.labels is None:
-        return Int8Report(directory, chosen, agreement, None, None, (shares[0], shares[1]))
-    correct = [trace.correct.double() for trace, _ in pairs]
-    by_exit = [tuple(rows.mean(0).tolist()) for rows in correct]
-    routed = [rows.gather(1, taken[:, None]).mean().item() for rows, taken in zip(correct, exits, strict=True)]
-    accuracy = (routed[0], routed[1])
-    return Int8Report(directory, chosen, agreement, (by_exit[0], by_exit[1]), accuracy, (shares[0], shares[1]))
+        return Int8Report(directory, chosen, agreement, None, None, (first, second))
+    correct = [trace.correct.double() for trace in (before, after)]
+    plain, int8 = (tuple(rows.mean(0).tolist()) for rows in correct)
+    old, new = (rows.gather(1, taken[:, None]).mean().item() for rows, taken in zip(correct, exits, strict=True))
+    return Int8Report(directory, chosen, agreement, (plain, int8), (old, new), (first, second))

@@ -1,4 +1,4 @@
-"""export_web: a static folder with one page, on which the network answers in the browser and no request leaves it."""
+"""export_web: write a static folder with a page on which the network answers in the browser, without any request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from exitlens.edge.export import (
     CASCADE,
@@ -23,7 +22,6 @@ from exitlens.edge.export import (
 )
 from exitlens.errors import ExportError, InputError, require
 from exitlens.io import replace_directory, write_json, write_manifest
-from exitlens.model.engine.onnx_files import Written
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.preprocessing import Preprocess
@@ -50,16 +48,16 @@ def export_web(
     """Write a folder for any web server: a page that takes pictures, the network, and ONNX Runtime's WebAssembly.
 
     Args:
-        net: of images, in float32, with preprocessing (``net.describe(preprocess=...)``).
-        policy: of this network, without a gate.
+        net: a network for images, in float32, with preprocessing (``net.describe(preprocess=...)``).
+        policy: a policy of this network, without a gate.
         directory: a new directory; it appears complete or not at all.
         ort: a folder with the files of ``onnxruntime-web`` (its ``dist``); by default ``npm`` fetches the package.
-        examples: image files that visitors can click; no two with the same name.
-        overwrite: replace what an earlier export wrote.
+        examples: image files that visitors can click, all with different names.
+        overwrite: replace an earlier export.
 
     Raises:
-        ExportError: if the network or policy does not fit, or the files of onnxruntime-web are missing or of another
-            version; and what :func:`exitlens.export` raises.
+        ExportError: if the network or policy does not fit, or files of onnxruntime-web are missing or of another
+            version; also the errors of :func:`exitlens.export`.
         InputError: for examples that do not exist, or have the name of another file in the folder.
 
     Examples:
@@ -70,7 +68,7 @@ def export_web(
     require(ort, str | Path | None, "ort")
     check_arguments(net, policy, directory)
     if not isinstance(net.info.preprocess, Preprocess):
-        raise ExportError("net: the page has to know how pictures become inputs. Fix: net.describe(preprocess=...) first.")
+        raise ExportError("net: the page has to know how pictures become inputs. Fix: call net.describe(preprocess=...).")
     if net.info.task == "multilabel":
         raise ExportError(
             "net: the page shows one class for a picture, got a network of several labels. Fix: use xl.export."
@@ -80,39 +78,39 @@ def export_web(
     replaceable = check_target(target, overwrite)
     with tempfile.TemporaryDirectory() as folder, replace_directory(target, replaceable) as temporary:
         runtime = find_runtime(Path(folder)) if ort is None else Path(ort)
-        for name in FILES:
-            shutil.copyfile(_check_file(runtime / name), temporary / name)
+        for name, checksum in FILES.items():
+            path = runtime / name
+            if not path.is_file():
+                raise ExportError(f"ort: expected the folder dist of onnxruntime-web {VERSION}, but {path} is missing")
+            if hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+                raise ExportError(f"ort: {path} is not of onnxruntime-web {VERSION} (its checksum differs)")
+            shutil.copyfile(path, temporary / name)
         for picture in pictures:
             shutil.copyfile(picture, temporary / picture.name)
         for name in PAGE:
             (temporary / name).write_bytes(resources.files("exitlens.edge").joinpath("site", name).read_bytes())
         parts = write_stages(Path(folder), net, policy)
         write_checked_cascade(temporary / CASCADE, net, policy, parts)
-        write_json(temporary / NETWORK, _describe(net, policy, parts, pictures))
+        described = {
+            "input": name_inputs(net)[0],
+            "classes": list(net.info.classes),
+            "num_classes": net.info.num_classes,
+            "num_exits": net.num_exits,
+            "exits": [part.exit for part in parts],
+            "preprocess": net.info.preprocess.to_dict(),
+            "examples": [picture.name for picture in pictures],
+        }
+        values = policy.to_dict()
+        described |= {name: values[name] for name in ("thresholds", "temperatures", "score")}
+        write_json(temporary / NETWORK, described)
         files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK, *(path.name for path in pictures))]
         facts = {"segments": [part.exit for part in parts], "network": net.fingerprint()}
         write_manifest(temporary / MANIFEST, files, facts)
     return target
 
 
-def _describe(net: ExitNet, policy: Policy, parts: Sequence[Written], pictures: Sequence[Path]) -> dict[str, Any]:
-    """Return what the page has to know, JSON-ready."""
-    values, preprocess = policy.to_dict(), net.info.preprocess
-    assert preprocess is not None
-    return {
-        "input": name_inputs(net)[0],
-        "classes": list(net.info.classes),
-        "num_classes": net.info.num_classes,
-        "num_exits": net.num_exits,
-        "exits": [part.exit for part in parts],
-        "preprocess": preprocess.to_dict(),
-        "examples": [picture.name for picture in pictures],
-        **{name: values[name] for name in ("thresholds", "temperatures", "score")},
-    }
-
-
 def find_runtime(folder: Path) -> Path:
-    """Fetch ``onnxruntime-web`` with npm into ``folder``, return its files; raises :class:`ExportError` where that fails."""
+    """Fetch ``onnxruntime-web`` into ``folder`` with npm and return its ``dist``; raises :class:`ExportError` on failure."""
     fix = f"Fix: pass a folder with its files (--ort): `npm pack onnxruntime-web@{VERSION}`, unpacked, package/dist."
     try:
         words = ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
@@ -128,7 +126,7 @@ def find_runtime(folder: Path) -> Path:
 
 
 def _check_examples(examples: Sequence[str | Path]) -> list[Path]:
-    """Return the files, once it is sure that each can be copied into the folder."""
+    """Return the files; raises :class:`InputError` unless each can be copied into the folder."""
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise InputError(f"examples: expected a list of image files, got {examples!r:.60}")
     paths = [Path(path) for path in examples]
@@ -140,12 +138,3 @@ def _check_examples(examples: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"examples: the folder has another file {path.name}. Fix: rename {path}.")
         taken.append(path.name)
     return paths
-
-
-def _check_file(path: Path) -> Path:
-    """Return the file, if it is the one that the page was tested with."""
-    if not path.is_file():
-        raise ExportError(f"ort: expected the folder dist of onnxruntime-web {VERSION}, {path} is missing")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != FILES[path.name]:
-        raise ExportError(f"ort: {path} is not of onnxruntime-web {VERSION} (its checksum differs)")
-    return path

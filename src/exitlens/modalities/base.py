@@ -1,4 +1,4 @@
-"""What a kind of input says of itself: how it is recognised, checked, read, deleted from and drawn."""
+"""The interface of a kind of input: how it is recognised, checked, read, deleted from and drawn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
@@ -20,17 +21,17 @@ from exitlens.types.preprocessing import Preprocessing
 class Modality(ABC):
     """One kind of input; a new one is a subclass in a file of its own and an entry in ``exitlens.modalities.MODALITIES``.
 
-    Unless a subclass says otherwise, a sample is one array of floats in the network's dtype, its channels first.
+    By default a sample is one array of floats in the network's dtype, with its channels first.
 
     Attributes:
-        name: of one sample, for messages. plural: of several.
-        axes: of a sample, channels first. expected: an example of it, for the message to whoever passes something else.
-        preprocess: the class that turns raw samples into inputs. reader: what users call for that.
-        given: what a command takes them from, for messages.
-        argument: of a backbone's ``forward``, by which it is known to take this kind; empty if none tells.
+        name: name of a sample, for messages. plural: the same for several.
+        axes: axes of a sample, channels first. expected: an example of it, for the error about another input.
+        preprocess: the class that turns raw samples into inputs. reader: the public function for that.
+        given: the sources that a command reads, for messages.
+        argument: the argument of a backbone's ``forward`` that tells this kind; empty if none does.
         needed_to_delete: the input that deletion needs; empty if it needs none of its own.
         head: the kind of exit head that new networks get.
-        grid: on which maps are judged by default.
+        grid: the grid on which maps are judged by default.
     """
 
     name: ClassVar[str]
@@ -46,21 +47,17 @@ class Modality(ABC):
     grid: tuple[int, ...] = (5, 5)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
-        """Tell if tensors of these names, dtypes (none: floats) and shape of a sample are of this kind."""
+        """Return whether tensors of these names, dtypes (none: floats) and shape of a sample are of this kind."""
         return not names and len(shape) == len(self.axes) and all(dtype.is_floating_point for dtype in dtypes)
 
     def adapt(self, given: InputFormat) -> Modality:
-        """Return the kind with what one network's inputs add to it."""
+        """Return the kind as one network takes it."""
         return self
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors of a batch in the order of the first stage, or raise :class:`InputError`.
 
-        Args:
-            inputs: what a user passed as the argument ``name``.
-            given: what the network takes.
-            name: for the message.
-            like: a parameter of the network, for its device and dtype.
+        ``inputs`` are a user's argument ``name``; ``given`` is the network's format, ``like`` one of its parameters.
         """
         if not isinstance(inputs, Tensor):
             raise InputError(f"{name}: expected a torch.Tensor, got {type(inputs).__name__}")
@@ -75,10 +72,8 @@ class Modality(ABC):
         if not inputs.is_floating_point():
             raise InputError(f"{name}: expected floats, got {inputs.dtype}. Fix: normalise them first ({self.reader})")
         if inputs.dtype != like.dtype or inputs.device != like.device:
-            raise InputError(
-                f"{name}: expected {like.dtype} on {like.device} as the network, got {inputs.dtype} on "
-                f"{inputs.device}. Fix: convert with {self.plural}.to(...)"
-            )
+            got_dtype, fix = f"{inputs.dtype} on {inputs.device}", f"convert with {self.plural}.to(...)"
+            raise InputError(f"{name}: expected {like.dtype} on {like.device} as the network, got {got_dtype}. Fix: {fix}")
         if given.exact_size and got != shape:
             raise InputError(f"{name}: this network takes {shape} only, got {got}. Fix: resize the {self.plural}")
         axis = self.axes.index("C") if "C" in self.axes else 0
@@ -86,9 +81,8 @@ class Modality(ABC):
         if min(sizes, default=1) * 2 < min(expected, default=1):
             raise InputError(f"{name}: {sizes} is far below the network's {expected}")
         if not all_finite(inputs):
-            raise InputError(
-                f"{name}: expected finite values, got NaN or Inf. Fix: check how these {self.plural} are loaded"
-            )
+            fix = f"check how these {self.plural} are loaded"
+            raise InputError(f"{name}: expected finite values, got NaN or Inf. Fix: {fix}")
         return (inputs,)
 
     @abstractmethod
@@ -99,9 +93,13 @@ class Modality(ABC):
         """Return the channels of a sample, for building a backbone."""
         return shape[0]
 
-    @abstractmethod
+    def decode(self, path: Path, preprocess: Any, name: str = "") -> Tensor:
+        """Read the file of one sample before it is normalised; errors call it ``name``, by default its path."""
+        raise NotImplementedError
+
     def read(self, source: Path | str, preprocess: Any) -> Inputs:
-        """Read a sample (its file, or the text itself) as a normalised batch of one; ``preprocess`` is of that class."""
+        """Read a sample (its file, or the text itself) as a normalised batch of one."""
+        return preprocess.normalise(self.decode(Path(source), preprocess))[None]  # type: ignore[no-any-return]
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
         """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""
@@ -113,9 +111,11 @@ class Modality(ABC):
             wanted = f"to delete from {self.plural} it has to take {self.needed_to_delete!r}"
             raise InputError(f"net: {wanted}. Fix: attach with an example that has it")
 
-    @abstractmethod
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
-        """Return a batch in which the chosen cells say nothing any more."""
+        """Return a batch in which the chosen cells have the mean of their channel."""
+        assert isinstance(inputs, Tensor)
+        chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,*S)
+        return torch.where(chosen, inputs.mean(tuple(range(2, inputs.ndim)), keepdim=True), inputs)
 
     def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which only the chosen cells are kept."""

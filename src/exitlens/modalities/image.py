@@ -8,7 +8,6 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -36,15 +35,9 @@ class ImageModality(Modality):
         """Return a black image, 224 pixels a side by default."""
         return torch.zeros(1, channels, size or 224, size or 224)
 
-    def read(self, source: Path | str, preprocess: Preprocess) -> Inputs:
+    def decode(self, path: Path, preprocess: Preprocess, name: str = "") -> Tensor:
         """Read an image file."""
-        return preprocess.normalise(read_image(Path(source), preprocess.size, len(preprocess.mean)))[None]
-
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,H,W), (B,h,w) bool -> (B,C,H,W)
-        """Replace the chosen cells by the image's mean colour."""
-        assert isinstance(inputs, Tensor)
-        chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,H,W)
-        return torch.where(chosen, inputs.mean((2, 3), keepdim=True), inputs)
+        return to_pixels(open_picture(path, len(preprocess.mean), name=name), preprocess.size, len(preprocess.mean))
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw squares over the picture, if the network knows its scale."""
@@ -95,11 +88,7 @@ def open_picture(
 
     The orientation tag of cameras is followed; transparent pixels lie on white, as people see them (torchvision's
     ImageFolder drops transparency, so that drawings become black on black); 16-bit grey is scaled to 8 bits; animations
-    give their first frame. Pictures whose longer side has more than ``longest`` pixels are shrunk, as early as their format
-    allows.
-
-    Raises:
-        DataError: a file that is missing, truncated, of an unknown format, or of more than ``max_pixels``.
+    give their first frame. A picture with a side longer than ``longest`` is shrunk, as early as its format allows.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -111,7 +100,15 @@ def open_picture(
                 if image.mode in ("L", "RGB", "CMYK"):
                     image.thumbnail((longest, longest))
             ImageOps.exif_transpose(image, in_place=True)
-            picture = _put_on_white(_eight_bit(image)).convert("L" if channels == 1 else "RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"mode {image.mode!r} has no agreed range of values. Fix: convert it to 8 or 16 bits")
+            picture: Image.Image = image
+            if image.mode.startswith("I;16"):  # Pillow would clip it
+                picture = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+            if picture.has_transparency_data:
+                coloured, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
+                picture.paste(coloured, mask=coloured.getchannel("A"))
+            picture = picture.convert("L" if channels == 1 else "RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
@@ -120,20 +117,3 @@ def open_picture(
     if longest is not None:
         picture.thumbnail((longest, longest))
     return picture
-
-
-def _put_on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
-    white.paste(coloured, mask=coloured.getchannel("A"))
-    return white
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which Pillow would clip; refuse other modes with more than 8 bits."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode!r} has no agreed range of values. Fix: convert it to 8 or 16 bits")
-    return image

@@ -27,7 +27,7 @@ from exitlens.types.preprocessing import MelSpectrogram, SeriesPreprocess
 
 SOUND_FILES = (".wav", ".flac", ".ogg")
 SERIES_FILES = (".npy", ".csv", ".parquet", *SOUND_FILES)
-CLOCKS = ("time", "timestamp", "datetime", "date", "", "__index_level_0__")  # columns that say when: not channels
+CLOCKS = ("time", "timestamp", "datetime", "date", "", "__index_level_0__")  # columns of times, which are no channels
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes that programs write when they cannot go back to the start of a file
 
 
@@ -55,9 +55,10 @@ class SeriesModality(Modality):
         """Return zeros, 128 steps by default."""
         return torch.zeros(1, channels, size or 128).movedim(2, self.time_axis)
 
-    def read(self, source: Path | str, preprocess: SeriesPreprocess) -> Inputs:
-        """Read a file of one series."""
-        return preprocess.normalise(read_series(Path(source), preprocess))[None]
+    def decode(self, path: Path, preprocess: SeriesPreprocess, name: str = "") -> Tensor:
+        """Read a file of one series with the channels, spectrogram and length of ``preprocess``."""
+        name = name or str(path)
+        return arrange_series(decode_series(path, name), preprocess, name)
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,T), (B,t) bool -> (B,C,T)
         """Replace the chosen segments of time by the mean of their channel."""
@@ -87,7 +88,7 @@ SERIES, TIME_FIRST = SeriesModality(), _TimeFirst()
 
 
 class RawSeries(NamedTuple):
-    """A series as its file has it: ``values (C,T)`` ``float32``, names of the channels if any, samples a second or 0."""
+    """A series as stored in a file: ``values (C,T)`` ``float32``, names of the channels if any, samples a second or 0."""
 
     values: Tensor
     names: tuple[str, ...] = ()
@@ -95,14 +96,9 @@ class RawSeries(NamedTuple):
 
 
 def decode_series(path: Path, name: str = "") -> RawSeries:
-    """Decode one file, whose suffix says the format.
+    """Decode one file by its suffix; errors call it ``name``, by default its path.
 
-    A ``.npy`` file holds ``(T,)`` or ``(C,T)``. Columns of tables called ``time``, ``timestamp``, ``datetime`` or ``date``
-    are left out. Errors call the file ``name``, by default its path.
-
-    Raises:
-        DataError: a file that is missing, damaged, empty, too large, ragged, not of numbers, or that has gaps.
-        MissingExtraError: the package that reads the format is not installed.
+    A ``.npy`` file holds ``(T,)`` or ``(C,T)``; columns of tables that hold times (:data:`CLOCKS`) are left out.
     """
     name, suffix = name or str(path), path.suffix.lower()
     if suffix in SOUND_FILES:
@@ -122,19 +118,11 @@ def decode_series(path: Path, name: str = "") -> RawSeries:
     return raw
 
 
-def read_series(path: Path, preprocess: SeriesPreprocess, name: str = "") -> Tensor:  # -> (C,T) float32
-    """Read a series with the channels, spectrogram and length of ``preprocess``, before it is normalised."""
-    name = name or str(path)
-    return arrange_series(decode_series(path, name), preprocess, name)
-
-
 def arrange_series(raw: RawSeries, preprocess: SeriesPreprocess, name: str) -> Tensor:  # -> (C,T) float32
-    """Give a decoded series the channels, spectrogram and length of ``preprocess``; see :func:`read_series`."""
+    """Give a decoded series the channels, spectrogram and length of ``preprocess``."""
     if preprocess.rate and raw.rate and raw.rate != preprocess.rate:
-        raise DataError(
-            f"{name}: its sampling rate is {raw.rate:g} Hz, the network's {preprocess.rate:g} Hz. Fix: resample it, for "
-            f"example with ffmpeg -i IN -ar {preprocess.rate:g} OUT, or scipy.signal.resample_poly"
-        )
+        fix = f"resample it, for example with ffmpeg -i IN -ar {preprocess.rate:g} OUT, or scipy.signal.resample_poly"
+        raise DataError(f"{name}: its sampling rate is {raw.rate:g} Hz, the network's {preprocess.rate:g} Hz. Fix: {fix}")
     if preprocess.mel is not None:
         return make_spectrogram(raw.values, preprocess.mel, preprocess.rate, preprocess.length, name)
     values, expected = raw.values, len(preprocess.mean)
@@ -190,7 +178,7 @@ def read_sound(path: Path, name: str) -> tuple[Tensor, float]:  # -> (C,N) float
 def make_spectrogram(waveform: Tensor, mel: MelSpectrogram, rate: float, length: int, name: str) -> Tensor:
     """Return the log-mel spectrogram ``(bands,T)`` of a sound ``(C,N)``, whose channels are averaged first.
 
-    ``length`` is T: longer sounds are cut, shorter ones followed by silence; 0 takes the sound as long as it is.
+    ``length`` is T: longer sounds are cut, shorter ones followed by silence; 0 keeps their length.
     """
     hop = count_samples(mel, rate)[1]
     if waveform.shape[1] < hop:
@@ -203,7 +191,7 @@ def make_spectrogram(waveform: Tensor, mel: MelSpectrogram, rate: float, length:
 
 
 def read_table(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
-    """Return a table's numbers ``(rows, columns)`` ``float32`` and its columns' names, without columns that say when."""
+    """Return a table's numbers ``(rows, columns)`` ``float32`` and its columns' names, without columns of times."""
     values, names = _read_parquet(path, name) if path.suffix.lower() == ".parquet" else _read_csv(path, name)
     if not names:
         return values, ()
@@ -214,7 +202,7 @@ def read_table(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def _read_csv(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
-    """Read all columns, with zeros for those that say when; a first line of numbers gives no names."""
+    """Read all columns, with zeros for columns of times; a first line of numbers gives no names."""
     with open_regular(path, name) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
         head = [word.strip() for word in next((row for row in csv.reader(text) if row), [])]
@@ -288,7 +276,7 @@ def _read_parquet(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def list_columns(path: Path) -> dict[str, bool]:
-    """Tell for each column of a Parquet file if it has numbers or says when; empty if the file or pyarrow is unusable."""
+    """Return which columns of a Parquet file hold numbers or times; empty if the file or pyarrow is unusable."""
     if not is_installed("pyarrow"):
         return {}
     schema = import_extra("pyarrow.parquet", "parquet", f"reading {path}").read_schema

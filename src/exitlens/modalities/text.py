@@ -27,7 +27,7 @@ class TextModality(Modality):
     head = "context"
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
-        """Tell if they are integers: tokens and masks."""
+        """Return whether they are integers: tokens and masks."""
         return len(shape) == 1 and bool(dtypes) and all(d in (torch.int64, torch.int32, torch.bool) for d in dtypes)
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
@@ -59,7 +59,7 @@ class TextModality(Modality):
         return preprocess.encode([str(source)])
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,N) -> (B,N)
-        """Return the maps as they are: all exits have the same tokens."""
+        """Return the maps unchanged, because all exits have the same tokens."""
         return maps.float()
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool

@@ -21,9 +21,8 @@ VECTOR_FILES = (".npy", ".csv", ".parquet")
 class VectorModality(Modality):
     """Vectors with samples ``(F,)``.
 
-    The hidden units of a multi-layer perceptron mix features, so what they add to an answer says nothing of a single one:
-    its exits have no maps, unless features are named as groups (``xl.attach(..., groups=...)``), which are ``groups`` here,
-    or the network has a token for each feature.
+    The hidden units of a multi-layer perceptron mix features, so its exits have no maps, unless features are named as
+    ``groups`` (``xl.attach(..., groups=...)``) or the network has a token for each feature.
     """
 
     name, plural, axes = "vector", "vectors", ("F",)
@@ -43,29 +42,48 @@ class VectorModality(Modality):
         """Return zeros."""
         return torch.zeros(1, size or channels)
 
-    def read(self, source: Path | str, preprocess: VectorPreprocess) -> Inputs:
-        """Read a file of one vector."""
-        return preprocess.normalise(read_vector(Path(source), preprocess))[None]
+    def decode(self, path: Path, preprocess: VectorPreprocess, name: str = "") -> Tensor:
+        """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row."""
+        name = name or str(path)
+        if path.suffix.lower() == ".npy":
+            array, names = read_npy(path, name), tuple[str, ...]()
+        elif path.suffix.lower() in VECTOR_FILES:
+            table, names = read_table(path, name)
+            if len(table) != 1:
+                raise DataError(f"{name}: expected one row, a vector, got {len(table)}. Fix: pass tables of many by --data")
+            array = table[0]
+        else:
+            raise DataError(f"{name}: not a file of a vector: expected {', '.join(VECTOR_FILES)}")
+        if array.ndim != 1:
+            raise DataError(f"{name}: expected one vector in a file, (F,), got an array {array.shape}")
+        if preprocess.names and names:
+            missing = [feature for feature in preprocess.names if feature not in names]
+            if missing:
+                raise DataError(f"{name}: no feature {missing[0]!r} among {list(names)}. Fix: name columns as in training")
+            array = array[[names.index(feature) for feature in preprocess.names]]
+        if len(array) != len(preprocess.mean):
+            raise DataError(f"{name}: expected {len(preprocess.mean)} features as in training, got {len(array)}")
+        values = torch.from_numpy(array)
+        check_finite(values, name, preprocess.names)
+        return values
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,G) -> (B,G)
-        """Return the maps as they are: all exits have the same groups."""
+        """Return the maps unchanged, because all exits have the same groups."""
         return maps.float()
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
         """Set the features of the chosen groups to 0: the mean of standardised features."""
         assert isinstance(inputs, Tensor)
         if not self.groups and cells.shape[1] != inputs.shape[1]:
-            raise InputError(
-                f"net: its maps have {cells.shape[1]} locations and its vectors {inputs.shape[1]} features. Fix: name "
-                "groups of features, xl.attach(..., groups={'blood': [0, 1], ...})"
-            )
-        chosen = cells
-        if self.groups:
-            members = torch.zeros(len(self.groups), inputs.shape[1], device=cells.device)  # (G,F)
-            for row, (_, features) in enumerate(self.groups):
-                members[row, list(features)] = 1.0
-            chosen = (cells.float() @ members) > 0
-        return inputs.masked_fill(chosen, 0.0)
+            problem = f"its maps have {cells.shape[1]} locations and its vectors {inputs.shape[1]} features"
+            fix = "name groups of features, xl.attach(..., groups={'blood': [0, 1], ...})"
+            raise InputError(f"net: {problem}. Fix: {fix}")
+        if not self.groups:
+            return inputs.masked_fill(cells, 0.0)
+        members = torch.zeros(len(self.groups), inputs.shape[1], device=cells.device)  # (G,F)
+        for row, (_, features) in enumerate(self.groups):
+            members[row, list(features)] = 1.0
+        return inputs.masked_fill((cells.float() @ members) > 0, 0.0)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the names of the groups, or of the features if the network knows them."""
@@ -75,29 +93,3 @@ class VectorModality(Modality):
 
 
 VECTOR = VectorModality()
-
-
-def read_vector(path: Path, preprocess: VectorPreprocess, name: str = "") -> Tensor:  # -> (F,) float32
-    """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row, before they are normalised."""
-    name = name or str(path)
-    if path.suffix.lower() == ".npy":
-        array, names = read_npy(path, name), tuple[str, ...]()
-    elif path.suffix.lower() in VECTOR_FILES:
-        table, names = read_table(path, name)
-        if len(table) != 1:
-            raise DataError(f"{name}: expected one row, a vector, got {len(table)}. Fix: pass tables of many by --data")
-        array = table[0]
-    else:
-        raise DataError(f"{name}: not a file of a vector: expected {', '.join(VECTOR_FILES)}")
-    if array.ndim != 1:
-        raise DataError(f"{name}: expected one vector in a file, (F,), got an array {array.shape}")
-    if preprocess.names and names:
-        missing = [feature for feature in preprocess.names if feature not in names]
-        if missing:
-            raise DataError(f"{name}: no feature {missing[0]!r} among {list(names)}. Fix: name columns as in training")
-        array = array[[names.index(feature) for feature in preprocess.names]]
-    if len(array) != len(preprocess.mean):
-        raise DataError(f"{name}: expected {len(preprocess.mean)} features as in training, got {len(array)}")
-    values = torch.from_numpy(array)
-    check_finite(values, name, preprocess.names)
-    return values

@@ -36,15 +36,13 @@ class VolumeModality(Modality):
         """Return zeros, 32 voxels a side by default."""
         return torch.zeros(1, channels, *(size or 32,) * 3)
 
-    def read(self, source: Path | str, preprocess: VolumePreprocess) -> Inputs:
-        """Read a file of one volume."""
-        return preprocess.normalise(read_volume(Path(source), preprocess))[None]
-
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,D,H,W), (B,d,h,w) bool -> (B,C,D,H,W)
-        """Replace the chosen blocks by the mean of their channel."""
-        assert isinstance(inputs, Tensor)
-        chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,D,H,W)
-        return torch.where(chosen, inputs.mean((2, 3, 4), keepdim=True), inputs)
+    def decode(self, path: Path, preprocess: VolumePreprocess, name: str = "") -> Tensor:
+        """Read a file of one volume, and resize it."""
+        name = name or str(path)
+        values = decode_volume(path, name)
+        if len(values) != len(preprocess.mean):
+            raise DataError(f"{name}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
+        return resize_volume(values, preprocess.size)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw maximum projections of the first channel along every axis, and its most attended slice."""
@@ -58,15 +56,11 @@ VOLUME = VolumeModality()
 
 
 def decode_volume(path: Path, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
-    """Decode one file, whose suffix says the format; errors call it ``name``, by default its path.
+    """Decode one file by its suffix; errors call it ``name``, by default its path.
 
     A ``.npy`` file holds ``(D,H,W)`` or ``(C,D,H,W)``. NIfTI's axes are turned to the nearest of left-right, back-front and
-    bottom-top (``nibabel.as_closest_canonical``) and taken in reverse, ``(D,H,W) = (z,y,x)``; axes after the third become
-    channels. Voxels are taken as they are, whatever their size in millimetres.
-
-    Raises:
-        DataError: a file that is missing, truncated, damaged, empty, too large, or that has gaps.
-        MissingExtraError: NIfTI without ``nibabel``.
+    bottom-top (``nibabel.as_closest_canonical``) and reversed, ``(D,H,W) = (z,y,x)``; axes after the third become channels.
+    Voxels are not rescaled, whatever their size in millimetres.
     """
     name = name or str(path)
     if path.name.lower().endswith(NIFTI_FILES):
@@ -80,15 +74,6 @@ def decode_volume(path: Path, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
     values = torch.from_numpy(array.reshape(-1, *array.shape[-3:]))
     check_finite(values, name)
     return values
-
-
-def read_volume(path: Path, preprocess: VolumePreprocess, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
-    """Read a volume and resize it, before it is normalised; errors as of :func:`decode_volume`, and for other channels."""
-    name = name or str(path)
-    values = decode_volume(path, name)
-    if len(values) != len(preprocess.mean):
-        raise DataError(f"{name}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
-    return resize_volume(values, preprocess.size)
 
 
 def resize_volume(values: Tensor, size: tuple[int, int, int]) -> Tensor:  # (C,D,H,W) -> (C,*size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -47,7 +47,7 @@ def attach(  # noqa: PLR0913
         backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
             ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``.
         at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
-            to place (see ``placement``, and :func:`~exitlens.model.cutting.placement.place_exits`).
+            to place (see ``placement``).
         num_classes: ``C`` of every exit.
         example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
             ``(B,C,D,H,W)``, vectors ``(B,F)``, or tokens ``(B,N)``, alone or by name
@@ -55,26 +55,24 @@ def attach(  # noqa: PLR0913
             maps are to lie on first.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
-        layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default told from the shapes.
-        placement: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
-            backbone takes on this machine, which is measured for 10 s at most and refused if the machine is too busy to
-            tell; near a tie, the next run may choose a neighbouring place.
+        layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default it is inferred from the shapes.
+        placement: with a number in ``at``, exits lie at equal shares of ``"cost"`` (multiply-accumulates), or of the
+            ``"time"`` that the backbone takes on this machine. Time is measured for 10 s at most, and refused if the machine
+            is too busy; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
-            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`): early
-            answers are much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. If the last
-            features have fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones, which
-            the final head reads, too; heads on tokens, of texts or images, read those of the first exit beside their own.
-            ``"average"``: average pooling, for comparison.
-        groups: for a vector's features, the columns of each group by name: exits attend to the groups, and beside its
-            hidden features an exit reads the vector itself (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups
-            the exits of a multi-layer perceptron have no maps, as hidden units are no locations.
+            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`) makes early
+            answers much better for some 4 % more cost, and puts all maps on one grid, if sizes divide. If the last features
+            have fewer than 7 locations a side, the final head reads earlier, finer ones too; heads on tokens read those of
+            the first exit beside their own. ``"average"``: average pooling, for comparison.
+        groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
+            itself beside hidden features (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups the exits of a
+            multi-layer perceptron have no maps, because hidden units are not locations.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
 
     Raises:
         AttachError: if the backbone cannot be cut.
-        InputError: if an argument does not fit.
 
     Warns:
         ReachWarning: if the locations of an early exit see less than a quarter of the image's shorter side.
@@ -84,8 +82,7 @@ def attach(  # noqa: PLR0913
         >>> [tuple(out.attention.shape) for out in net(images)]  # two early exits and the final one
         [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
-    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
-    for name, (word, known) in words.items():
+    for name, word, known in (("final", final, get_args(Final)), ("head", head, HEADS), ("layout", layout, (*KINDS, None))):
         if word not in known:
             raise InputError(f"{name}: expected one of {known}, got {word!r}")
     _check_arguments(backbone, at, num_classes, placement)
@@ -105,8 +102,12 @@ def attach(  # noqa: PLR0913
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with. Fix: use larger images, or a backbone that shrinks them less"
             )
-        plain = _count_plain_macs(pieces)
-        heads = _make_heads(pieces, num_classes, final, _HeadSettings(head, len(pieces.stages), plain, named))
+        whole = pieces.traced.runnable()
+        with switch_mode(whole, False):
+            plain, _ = count_macs(whole, *list_tensors(example))
+        if plain == 0:
+            raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
+        heads = _make_heads(pieces, num_classes, final, head, plain, named)
         cost, head_share = _measure_cost(pieces, heads, final, plain)
         geometry = find_map_geometry(pieces, heads)
     config, spec = read_config(module), _specify_inputs(pieces, shape, named)
@@ -164,32 +165,19 @@ def _specify_inputs(pieces: Pieces, shape: tuple[int, ...], groups: Groups) -> I
     example, last = pieces.traced.example, pieces.layouts[-1]
     tensors = list_tensors(example)
     is_mixed = len({t.dtype for t in tensors}) > 1
+    vocabulary, prefix = tuple(count_embedding_rows(pieces.traced)), last.prefix if last.grid is None else 0
+    dtypes = tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed)
     return InputSpec(
-        list_input_names(example),
-        shape,
-        pieces.exact_size,
-        tuple(count_embedding_rows(pieces.traced)),
-        last.prefix if last.grid is None else 0,
-        tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed),
-        channels_last=has_channels_last(pieces.traced),
-        groups=groups,
-        shapes=list_shapes(example),
-    )
+        list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes,
+        channels_last=has_channels_last(pieces.traced), groups=groups, shapes=list_shapes(example),
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _HeadSettings:
-    """The settings that all heads of a network share: kind, number of heads, the plain backbone's MACs, groups."""
-
-    kind: HeadKind
-    count: int
-    plain: int
-    groups: Groups
-
-
-def _make_heads(pieces: Pieces, num_classes: int, final: Final, settings: _HeadSettings) -> list[ExitHead]:
-    like = next(pieces.traced.backbone.parameters())
-    heads = [_make_head(pieces, k, num_classes, settings).to(like.device, like.dtype) for k in range(settings.count)]
+def _make_heads(
+    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups
+) -> list[ExitHead]:
+    like, count = next(pieces.traced.backbone.parameters()), len(pieces.stages)
+    heads = [_make_head(pieces, k, num_classes, kind, plain, groups).to(like.device, like.dtype) for k in range(count)]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:
@@ -203,25 +191,27 @@ def _make_heads(pieces: Pieces, num_classes: int, final: Final, settings: _HeadS
     return heads
 
 
-def _make_head(pieces: Pieces, k: int, num_classes: int, settings: _HeadSettings) -> ExitHead:
-    channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], settings.count - 1
-    lateral, is_plane, budget = pieces.lateral, len(size) >= 2, NECK_SHARE * settings.plain
-    if settings.kind == "average":
+def _make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups) -> ExitHead:
+    """Make one head; its neck may take a share of the plain backbone's multiply-accumulates."""
+    channels, layout, size, count = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages)
+    lateral, is_plane, budget = pieces.lateral, len(size) >= 2, NECK_SHARE * plain
+    if kind == "average":
         return AverageHead(channels, num_classes, layout)
-    if settings.groups and lateral is not None:
-        neck = fit_group_neck(channels, lateral.channels, settings.groups, budget / settings.count)
+    if groups and lateral is not None:
+        neck = fit_group_neck(channels, lateral.channels, groups, budget / count)
         return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
     final_has_none = is_plane and lateral is None  # its own features are fine enough
-    if settings.kind == "evidence" or math.prod(size) == 1 or (k == last and final_has_none):
+    if kind == "evidence" or math.prod(size) == 1 or (k == count - 1 and final_has_none):
         return EvidenceHead(channels, num_classes, layout)
-    budget /= last if final_has_none else settings.count
+    budget /= count - final_has_none
     grid = pieces.sizes[-1] if lateral is None else lateral.size
     if lateral is not None and not lateral.carried[k]:
         lateral = None
     beside, beside_layout = (0, None) if lateral is None else (lateral.channels, lateral.layout)
-    if is_plane:
-        return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, grid, budget, beside), beside_layout)
-    return EvidenceHead(channels, num_classes, layout, fit_token_neck(channels, size[0], budget, beside), beside_layout)
+    fitted = (
+        fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
+    )
+    return EvidenceHead(channels, num_classes, layout, fitted, beside_layout)
 
 
 def _is_exact(pieces: Pieces, head: ExitHead, linear: nn.Linear) -> bool:
@@ -237,15 +227,6 @@ def _is_exact(pieces: Pieces, head: ExitHead, linear: nn.Linear) -> bool:
             out = head(*activations)
             total = out.evidence.flatten(2).sum(2) + (0 if linear.bias is None else linear.bias)
     return torch.allclose(total, out.logits, rtol=1e-3, atol=1e-3 * max(1.0, out.logits.abs().max().item()))
-
-
-def _count_plain_macs(pieces: Pieces) -> int:
-    whole = pieces.traced.runnable()
-    with switch_mode(whole, False):
-        plain, _ = count_macs(whole, *list_tensors(pieces.traced.example))
-    if plain == 0:
-        raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
-    return plain
 
 
 def _measure_cost(pieces: Pieces, heads: Sequence[ExitHead], final: Final, plain: int) -> tuple[Tensor, float]:

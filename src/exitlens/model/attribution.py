@@ -47,25 +47,20 @@ def attribute(
     This says which places of *shallow* features the answer depends on.
 
     Args:
-        net: used in evaluation mode, as it is without tuning, and given back in the mode it was in.
+        net: runs in evaluation mode and untuned; afterwards it is in its former mode.
         inputs: B samples.
-        exit: whose answer; by default the final exit's.
-        labels: ``(B,)`` classes; by default the exit's own answers. With several labels, one for each sample, by default
-            all that the exit tells (if none, the strongest); the map is then about the sum of their logits alone.
-        at: the exit whose features the map is about, and whose grid it has: ``exit`` or one before it.
+        exit: the exit whose answer is explained; by default the final one.
+        labels: ``(B,)`` classes; by default the exit's own answers. In a multi-label network, one label for each sample; by
+            default all that the exit predicts (if none, the strongest), and the map is about the sum of their logits alone.
+        at: the exit whose features and grid the map has: ``exit`` or one before it.
         method: ``gradient_x_input`` (arXiv 1605.01713), one backward pass. ``layer_cam``: only gradients that speak for the
-            class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients``: gradient times
-            input, averaged over 16 points of the way from features of 0 (arXiv 1703.01365); its sum is the score less the
-            score there, nearly.
-        detached: attention weights and the scales of layer norms count as constants, as in arXiv 2202.07304 (which AttnLRP,
-            arXiv 2402.05602, refines); by default in networks with attention, where plain gradients point elsewhere.
+            class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients`` (arXiv 1703.01365):
+            gradient times input, averaged over 16 points from features of 0 on; its sum is nearly the change of the score.
+        detached: attention weights and the scales of layer norms count as constants, as in arXiv 2202.07304; by default in
+            networks with attention, where plain gradients point elsewhere.
 
     Returns:
-        ``(B,*S)`` float32, signed (``layer_cam``: not negative), placed in the image (see docs/concepts/method.md);
-        0 at padding.
-
-    Raises:
-        InputError: for an unknown exit, place or method, and for inputs that the network cannot take.
+        ``(B,*S)`` float32, signed (``layer_cam``: not negative), placed in the image; 0 at padding.
 
     Examples:
         >>> xl.attribute(net, images).shape  # of the final exit's answer, on the grid of exit 0
@@ -91,7 +86,7 @@ def attribute(
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
             score = _ExitScore(net, activations[1:], range(at + 1, exit + 1), exit, labels, detached)
-            shares = EXPLAIN[method](score, activations[0])
+            shares = _explain(method, score, activations[0])
         head = net.head(at)
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
     relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
@@ -99,7 +94,7 @@ def attribute(
 
 
 def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return :func:`attribute` of every exit's own answer, ``(B,*S)`` each, from one pass and a way back each."""
+    """Return :func:`attribute` of every exit's own answer, ``(B,*S)`` each, from one forward pass."""
     activations = net.check_input(inputs)
     with switch_mode(net, False):
         exits = range(net.num_exits)
@@ -109,10 +104,9 @@ def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 class Recording:
-    """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
+    """A pass through the exits from which one backward pass finds relevance afterwards.
 
-    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known. Stages and heads
-    are those of ``net``, or an engine's.
+    Gradients are recorded from exit 0's features on, until :meth:`stop`. Stages and heads are those of ``net`` or an engine.
     """
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
@@ -142,7 +136,7 @@ class Recording:
         self._goes_on = False
 
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
-        """Return what :func:`attribute` gives, of every sample for the answer of its own exit."""
+        """Return :func:`attribute` of every sample for the answer of its exit."""
         with torch.inference_mode(False), torch.enable_grad():
             chosen = torch.tensor(exits, device=self._features.device)
             scores = torch.zeros(len(chosen), device=chosen.device)
@@ -160,10 +154,10 @@ def _leave_inference_mode(activations: Activations) -> Activations:
 
 @dataclass
 class _ExitScore:
-    """An exit's score of the labels, from features at another exit and what else crosses the cut.
+    """An exit's score of the labels, from features at another exit and the other activations there.
 
-    Without labels it is of the answers to the first features that it is asked for, so that these stay the same on the way
-    to others. The features may be several for each sample, one batch of them after the other.
+    Without labels, the answers to the first features that it is called with are the labels from then on. The features may be
+    several for each sample, one batch of them after the other.
     """
 
     net: ExitNet
@@ -185,19 +179,14 @@ class _ExitScore:
         return answer_score(logits, self.net.info.task, self.labels.repeat(copies, *[1] * (self.labels.ndim - 1)))
 
 
-def _multiply(score: Score, features: Tensor) -> Tensor:
-    features = features.detach().requires_grad_()
-    return gradient_x_input(score(features), features)
-
-
-def _rectify(score: Score, features: Tensor) -> Tensor:
-    features = features.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(score(features).sum(), features)
-    return gradient.float().clamp_min(0) * features.detach().float()
-
-
-def _integrate(score: Score, features: Tensor) -> Tensor:
-    """Take midpoints of equal parts of the way, so that the sum is near the difference that it stands for."""
+def _explain(method: Method, score: Score, features: Tensor) -> Tensor:
+    """Return what features add to a score, by gradients; integrated ones are taken at the midpoints of equal steps."""
+    if method != "integrated_gradients":
+        features = features.detach().requires_grad_()
+        if method == "gradient_x_input":
+            return gradient_x_input(score(features), features)
+        (gradient,) = torch.autograd.grad(score(features).sum(), features)
+        return gradient.float().clamp_min(0) * features.detach().float()
     with torch.no_grad():
         score(features)
     total = torch.zeros_like(features, dtype=torch.float32)
@@ -206,13 +195,6 @@ def _integrate(score: Score, features: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(score(points).sum(), points)
         total += gradient.float().unflatten(0, (len(steps), -1)).sum(0)
     return total / STEPS * features.detach().float()
-
-
-EXPLAIN: dict[Method, Callable[[Score, Tensor], Tensor]] = {
-    "gradient_x_input": _multiply,
-    "layer_cam": _rectify,
-    "integrated_gradients": _integrate,
-}
 
 
 def perturb(
@@ -224,19 +206,19 @@ def perturb(
     fraction: float,
     exits: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Delete, and keep alone, the top cells of maps, from wherever they come.
+    """Delete, and keep alone, the top cells of maps.
 
     Args:
-        net: checks its inputs.
+        net: checks the inputs.
         engine: runs.
-        batches: N samples: which rows these are, and their inputs.
+        batches: N samples: their rows and their inputs.
         plain: ``(N,C)`` probabilities of every exit on the whole inputs.
         maps: ``(N,*grid)`` each.
         fraction: share of cells.
-        exits: whose answer each map is about; by default one map for every exit.
+        exits: the exit that each map is about; by default one map for every exit.
 
     Returns:
-        For every map, ``(N,)``: the drop in the probability of the exit's own answer, and the probability with those cells
+        For every map, ``(N,)``: the drop in the probability of the exit's own answer, and its probability with those cells
         alone.
     """
 
@@ -259,13 +241,10 @@ def perturb(
 
 
 def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
-    """Delete every cell by itself: as many passes through the network as a grid has cells, for every grid there is.
+    """Delete every cell by itself (occlusion as in arXiv 1311.2901, section 4.2), one pass for every cell of every grid.
 
-    Occlusion as in arXiv 1311.2901, section 4.2, with cells side by side. Arguments are those of :func:`perturb`; ``maps``
-    tell every exit's grid, and which of its cells are locations (padding is not).
-
-    Returns:
-        ``(N,*grid)`` of every exit: the drop in the probability of its own answer; 0 at padding.
+    Arguments are those of :func:`perturb`. Returns ``(N,*grid)`` for every exit: the drop in the probability of its own
+    answer; 0 at padding.
     """
     modality, drops = net.input_spec.modality, [torch.zeros_like(m) for m in maps]
     for rows, inputs in batches:

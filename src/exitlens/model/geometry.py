@@ -1,8 +1,8 @@
 """Where every exit's map lies in the image, and how much of the image its locations see.
 
-The locations of the image are followed through the graph of the backbone, one operation after the other. Trained kernels
-need not weigh both sides alike: those of TensorFlow's EfficientNets lean against the padding, which all lies behind, and the
-maps come to lie centred. So the centre of a convolution is that of its weights' squares.
+The locations are followed through the backbone's graph, operation by operation. The centre of a convolution is that of its
+squared weights, because trained kernels may lean to one side: those of TensorFlow's EfficientNets lean against the padding,
+all of which lies behind, so that the maps are centred.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import ReachWarning
-from exitlens.model._torch_compat import (
-    ADAPTIVE_POOLS,
-    AVERAGE_POOL,
-    CONVOLUTION,
-    MAX_POOL,
-    PADS,
-    TRANSPOSED_CONVOLUTION,
-)
+from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTION, MAX_POOL, PADS, TRANSPOSED_CONVOLUTION
 from exitlens.model.cutting.boundaries import find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.cutting.split import Pieces
@@ -58,10 +51,7 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Spacing:
-    """Where the locations along one axis lie, in pixels; the first pixel is centred at 0.5.
-
-    The arithmetic is that of Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
-    """
+    """Where the locations along one axis lie, in pixels; the first pixel is centred at 0.5 (Araujo et al., Distill 2019)."""
 
     start: float = 0.5  # centre of location 0's receptive field
     jump: float = 1.0  # from one location to the next
@@ -79,13 +69,10 @@ class Spacing:
         return Spacing(self.start + (before - span / 2) * jump, jump, self.reach + math.floor(span / stride) * self.jump)
 
     def resize(self, old: int, new: int, *, aligned: bool = False, reads: int = 1) -> Spacing:
-        """Interpolate from ``old`` to ``new`` locations, each from ``reads`` neighbours.
-
-        ``aligned``: by the centres of the corner locations (``align_corners=True``) instead of by their edges. Fewer
-        locations from one neighbour each (``nearest``) are the first of those that they stand for.
-        """
+        """Interpolate from ``old`` to ``new`` locations, each from ``reads`` neighbours; ``aligned``: align_corners."""
         jump = self.jump * ((old - 1) / max(new - 1, 1) if aligned else old / new)
-        start = self.start if aligned or (reads == 1 and new < old) else self.start + (jump - self.jump) / 2
+        is_first = reads == 1 and new < old  # the nearest neighbour is the first of several locations
+        start = self.start if aligned or is_first else self.start + (jump - self.jump) / 2
         return Spacing(start, jump, self.reach + (reads - 1) * self.jump)
 
     def pool_to(self, old: int, new: int) -> Spacing:
@@ -123,9 +110,9 @@ NOWHERE = Grid()
 
 
 def join(grids: Sequence[Grid]) -> Grid:
-    """Return where locations lie whose values are added, multiplied or concatenated: at the mean place, seeing all.
+    """Return the mean place of locations whose values are added, multiplied or concatenated.
 
-    All branches weigh the same. Those without a place do not move the others, whose reach becomes the whole image.
+    Branches without a place do not move the others, but make their reach the whole image.
     """
     located = [g for g in grids if g.axes]
     if not located or any(g.axes != located[0].axes or len(g.spacings) != len(located[0].spacings) for g in located):
@@ -138,24 +125,18 @@ def join(grids: Sequence[Grid]) -> Grid:
     return replace(located[0], spacings=tuple(spacings), sizes=max(g.sizes for g in located))
 
 
-# Following the graph
-
-
 def locate(traced: TracedBackbone, channels_last: bool = False) -> dict[fx.Node, Grid]:
-    """Return where the locations of every tensor lie that is computed from the image ``(B,C,*S)``, or a series ``(B,T,C)``.
+    """Return the locations of every tensor computed from the image ``(B,C,*S)``, or from a series ``(B,T,C)``.
 
-    Convolutions, pooling, padding, resizing, slices and changes of layout are followed exactly; what works location by
-    location keeps the place. An operation that mixes all locations (attention, linear layers over locations) leaves
-    :data:`~exitlens.model.geometry.NOWHERE`, and so does an unknown one that changes the shape.
+    They are :data:`~exitlens.model.geometry.NOWHERE` after an operation that mixes all locations (attention, linear layers
+    over locations), and after an unknown one that changes the shape.
     """
     image = traced.inputs[0]
     first, sizes = (1, traced.shape_of(image)[1:-1]) if channels_last else (2, traced.shape_of(image)[2:])
     grids = {image: Grid(tuple(range(first, first + len(sizes))), tuple(Spacing() for _ in sizes), sizes)}
     for node in traced.nodes:
-        if node in traced.values.shapes and node not in grids:
-            grid = _follow(traced, node, grids)
-            if grid is not None:
-                grids[node] = grid
+        if node in traced.values.shapes and node not in grids and (grid := _follow(traced, node, grids)) is not None:
+            grids[node] = grid
     return grids
 
 
@@ -176,7 +157,11 @@ def _follow(traced: TracedBackbone, node: fx.Node, grids: dict[fx.Node, Grid]) -
         return NOWHERE
     module, name = traced.module_of(node), get_operation(node)
     if (rule := _find_window_rule(traced, node, before, after)) is not None:
-        return _slide(grid, rule, before, after)
+        count, sizes = len(grid.spacings), tuple(after[-len(grid.spacings) :])
+        is_all = math.prod(sizes) == 1 < math.prod(before[-count:])  # the window is the whole image
+        if is_all or len(after) != len(before) or grid.axes != tuple(range(len(before) - count, len(before))):
+            return NOWHERE
+        return Grid(grid.axes, tuple(rule(i, spacing) for i, spacing in enumerate(grid.spacings)), sizes)
     if isinstance(module, nn.Linear) or name == "linear":
         return NOWHERE if len(before) - 1 in grid.axes else grid
     if isinstance(module, nn.Flatten | nn.Unflatten) or name in _RESHAPING:
@@ -265,20 +250,7 @@ def _take(grid: Grid, node: fx.Node, before: Shape) -> Grid:
     return Grid(tuple(axes), tuple(spacings), tuple(sizes))
 
 
-# Windows that slide over locations: their kernel, stride and padding, from a layer or from a call
-
 Rule = Callable[[int, Spacing], Spacing]  # what a window makes of the spacing along the i-th axis of locations
-
-
-def _slide(grid: Grid, rule: Rule, before: Shape, after: Shape) -> Grid:
-    """Slide windows over the last axes: the locations have to lie along these, in order."""
-    count = len(grid.spacings)
-    if grid.axes != tuple(range(len(before) - count, len(before))) or len(after) != len(before):
-        return NOWHERE
-    sizes = tuple(after[-count:])
-    if math.prod(sizes) == 1 < math.prod(before[-count:]):
-        return NOWHERE  # all of the image
-    return Grid(grid.axes, tuple(rule(i, spacing) for i, spacing in enumerate(grid.spacings)), sizes)
 
 
 def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, after: Shape) -> Rule | None:
@@ -298,8 +270,12 @@ def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, afte
         aligned = bool(read(len(node.args), "align_corners", next((a for a in node.args if isinstance(a, bool)), False)))
         reads = 1 if "nearest" in (str(read(3, "mode", "nearest")) if name == "interpolate" else name) else 2
         return lambda i, spacing: spacing.resize(before[2 + i], after[2 + i], aligned=aligned, reads=reads)
-    if name in _PADDING:
-        return _padding(read(1, "pad" if module is None else "padding"), len(before) - 2)
+    if name in _PADDING:  # two numbers for each of the last axes, the last first
+        pairs = read(1, "pad" if module is None else "padding")
+        if isinstance(pairs, int) or not _are_known(pairs):
+            return None
+        in_front = [*pairs[::2], *(0,) * len(before)]
+        return lambda i, spacing: spacing.skip(-in_front[len(before) - 3 - i])
     if name.startswith(("conv1", "conv2", "conv3", "conv_transpose")) and (
         module is not None or len(node.all_input_nodes) > 1
     ):
@@ -307,7 +283,9 @@ def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, afte
         kernel = read(0, "kernel_size") if source is None else traced.shape_of(source)[2:]
         window = (kernel, read(3, "stride", 1), read(4, "padding", 0), read(7 if transposed else 5, "dilation", 1))
         weight = getattr(module, "weight", None) if source is None else traced.constant_of(source)
-        return _scattering(*window) if transposed else _sliding(*window, weight)
+        if not transposed:
+            return _sliding(*window, weight)
+        return (lambda i, s: s.scatter(*(_pick(part, i) for part in window))) if _are_known(*window) else None
     if name.startswith(("max_pool", "avg_pool")):
         kernel, dilation = read(1, "kernel_size"), read(4, "dilation", 1) if name.startswith("max") else 1
         return _sliding(kernel, read(2, "stride", kernel), read(3, "padding", 0), dilation)
@@ -335,61 +313,34 @@ def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any, weight: Tens
         size, spaced, before = _pick(kernel, i), _pick(dilation, i), _pick(padding, i)
         if isinstance(before, str):  # the odd location of padding goes behind
             before = spaced * (size - 1) // 2 if before == "same" else 0
-        lean = 0.0 if weight is None else spaced * _find_lean(weight, 2 + i)
+        lean = 0.0
+        if weight is not None:  # the centre of the squared weights, off the middle
+            squares = weight.detach().double().square().movedim(2 + i, 0).flatten(1).sum(1).cpu()
+            places = torch.arange(len(squares), dtype=torch.float64) - (len(squares) - 1) / 2
+            lean = spaced * (squares @ places / squares.sum().clamp_min(1e-300)).item()
         return spacing.slide(size, _pick(stride, i), before, spaced, lean)
 
     return slide
-
-
-def _find_lean(weight: Tensor, axis: int) -> float:
-    """Return how far the centre of the weights' squares lies off the middle, in locations."""
-    squares = weight.detach().double().square()
-    along = squares.sum([other for other in range(squares.ndim) if other != axis]).cpu()
-    total = along.sum().item()
-    places = torch.arange(len(along), dtype=torch.float64) - (len(along) - 1) / 2
-    return (along * places).sum().item() / total if total > 0 else 0.0
-
-
-def _scattering(*parts: Any) -> Rule | None:
-    return (lambda i, spacing: spacing.scatter(*(_pick(part, i) for part in parts))) if _are_known(*parts) else None
-
-
-def _padding(pairs: Any, count: int) -> Rule | None:
-    """Pad the last axes, the last first: two numbers for each; ``count`` of the axes are those of locations."""
-    if isinstance(pairs, int) or not _are_known(pairs):
-        return None
-    in_front = [*pairs[::2], *(0,) * count]
-    return lambda i, spacing: spacing.skip(-in_front[count - 1 - i])
-
-
-# The maps of the exits
 
 
 @dataclass(frozen=True)
 class MapGeometry:
     """One exit's map in the image, one number for each axis of the image.
 
-    Offsets say how far locations lie from where the cells of the map are drawn (a uniform grid over the image), in cells; 0
-    if it is less than a fifth of a cell, and for locations without a place of their own, because all are mixed.
+    Offsets are distances of locations from the cells that the map draws, in cells; 0 if less than a fifth of a cell.
     """
 
     offset: tuple[float, ...]  # of the map's locations
     feature_offset: tuple[float, ...]  # of the features', which a neck may have brought to another grid
-    reach: tuple[float, ...]  # how much of the image a location of the map sees, in pixels
+    reach: tuple[float, ...]  # the pixels that a location of the map sees
 
 
 def find_map_geometry(pieces: Pieces, heads: Sequence[ExitHead]) -> list[MapGeometry]:
-    """Return the geometry of every exit's map for the example's size; empty for sequences.
-
-    If a map is not as long as the image divided by its jump (convolutions without padding), the middles are compared. A
-    neck shrinks by whole cells; if it adds enlarged features to an earlier map, both count equally, as wherever branches of
-    a network are added.
-    """
+    """Return the geometry of every exit's map for the example's size; empty for sequences."""
     image = find_input_locations(pieces.traced)
     if not image:
         return []
-    grids = locate(pieces.traced, has_channels_last(pieces.traced))
-    geometry = []
+    grids, geometry = locate(pieces.traced, has_channels_last(pieces.traced)), []
     for k, head in enumerate(heads):
         features = _find_feature_grid(grids, pieces.nodes[k], pieces.layouts[k], pieces.sizes[k])
         grid = _find_map_grid(pieces, features, head, grids)
@@ -432,19 +383,11 @@ def _find_feature_grid(grids: dict[fx.Node, Grid], node: fx.Node, layout: Layout
 
 
 def warn_of_small_reach(geometry: Sequence[MapGeometry], names: Sequence[str], image: Shape, head: str) -> None:
-    """Warn by :class:`~exitlens.errors.ReachWarning` of early exits whose locations see too little to carry an answer.
-
-    Args:
-        geometry: of every exit.
-        names: of the places of the early ones.
-        image: ``(H,W)``; nothing is said of other inputs.
-        head: the kind of the exits' heads.
-    """
+    """Warn of early exits whose locations see too little of an image ``(H,W)`` to carry an answer."""
     if len(image) != 2:
         return
     for k, (name, seen) in enumerate(zip(names, geometry, strict=False)):
-        reach = min(seen.reach)
-        if reach < LEAST_SHARE * min(image):
+        if (reach := min(seen.reach)) < LEAST_SHARE * min(image):
             fix = "put it later" if head == "context" else "put it later, or attach with head='context'"
             sees = f"sees {math.ceil(reach)} pixels at each location, of an image of {image[0]}x{image[1]}"
             warnings.warn(f"at: exit {k} after {name!r} {sees}: that is little to answer by. Fix: {fix}", ReachWarning, 3)

@@ -1,4 +1,4 @@
-"""What a network takes, and how it was made: what a bundle records, and the check of inputs before any stage runs."""
+"""The inputs that a network takes, and the record of how it was made, which a bundle stores."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Final = Literal["head", "keep"]
 
 
 class InputSpec(InputFormat):
-    """The inputs of a network, and the check of what is passed to it."""
+    """The inputs that a network takes, with their check."""
 
     @property
     def modality(self) -> Modality:
-        """The kind of inputs."""
+        """Modality of the inputs."""
         return find_modality(self.names, self.shape, self.dtypes, self.shapes).adapt(self)
 
     def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
@@ -41,15 +41,15 @@ def check_example(example: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """How a network was made: enough to build it again, and what its inputs and outputs mean.
+    """Record of how a network was made, sufficient to build it again, and of what its inputs and outputs mean.
 
-    ``source`` is empty for a module of the user's own; its bundle is loaded with ``xl.load(dir, backbone=...)``.
+    ``source`` is empty for the user's own module, whose bundle is loaded with ``xl.load(dir, backbone=...)``.
     """
 
     at: tuple[str, ...]  # names of the modules that early exits follow
     num_classes: int
     final: Final
-    input_shape: tuple[int, ...]  # of a sample: (C,H,W) of an image, (N,) of a text; of several inputs, of the first
+    input_shape: tuple[int, ...]  # of a sample: (C,H,W) for an image, (N,) for a text; with several inputs, the first's
     source: str = ""
     classes: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
@@ -58,10 +58,10 @@ class NetworkInfo:
     dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's dtype
     config: dict[str, Any] | None = None  # of a transformers model
     head: HeadKind = "evidence"
-    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map off its cells, in cells; empty if there is none
-    feature_offsets: tuple[tuple[float, ...], ...] = ()  # of its features, which a neck may bring to another grid
-    input_shapes: tuple[tuple[int, ...], ...] = ()  # of each of several inputs of different kinds
-    groups: Groups = ()  # of a vector: the groups of features that maps lie on
+    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map from its cells, in cells; empty if there is none
+    feature_offsets: tuple[tuple[float, ...], ...] = ()  # the same for its features, whose grid a neck may change
+    input_shapes: tuple[tuple[int, ...], ...] = ()  # of several inputs of different kinds
+    groups: Groups = ()  # for a vector, the groups of features that maps lie on
     task: Task = "classes"
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class NetworkInfo:
 
     @property
     def modality(self) -> Modality:
-        """The kind of inputs."""
+        """Modality of the inputs."""
         dtypes = [getattr(torch, name) for name in self.dtypes]
         return find_modality(self.inputs, self.input_shape, dtypes, self.input_shapes)
 
@@ -82,13 +82,13 @@ class NetworkInfo:
     def place(self, k: int, maps: Tensor) -> Tensor:
         """Move maps ``(...,*S)`` of exit k to where their locations lie in the image.
 
-        Whatever draws a map over an image, deletes its cells or compares it with a mask takes it from here. The maps that
-        exits return, and those in losses, gates and divergences, are not moved.
+        Everything that draws a map over an image, deletes its cells or compares it with a mask needs this. Maps that exits
+        return, and maps in losses, gates and divergences, are not moved.
         """
         return place(maps, self.map_offsets[k]) if self.map_offsets else maps
 
     def place_relevance(self, k: int, maps: Tensor) -> Tensor:
-        """Like :meth:`place`, for maps on the grid of exit k's features."""
+        """Move maps on the grid of exit k's features, as :meth:`place` does."""
         return place(maps, self.feature_offsets[k]) if self.feature_offsets else maps
 
     def example(self, like: Tensor) -> Inputs:
@@ -109,12 +109,10 @@ class NetworkInfo:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
         """Inverse of :meth:`to_dict`."""
-        fields = dict(values)
-        for name in ("at", "input_shape", "classes", "inputs", "dtypes"):
-            fields[name] = tuple(fields[name])
-        for name in ("map_offsets", "feature_offsets", "input_shapes"):
-            fields[name] = tuple(map(tuple, fields[name]))
-        fields["groups"] = tuple((name, tuple(members)) for name, members in fields["groups"])
-        preprocess = fields.pop("preprocess")
-        info = cls(**fields)
+        info = cls(**{name: _to_tuples(value) for name, value in values.items() if name != "preprocess"})
+        preprocess = values["preprocess"]
         return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value

@@ -23,11 +23,11 @@ class Layout:
     """One exit's feature layout.
 
     Attributes:
-        kind: ``nchw`` ``(B,D,H,W)`` (or ``(B,D,*S)``), ``nhwc`` ``(B,H,W,D)`` (or ``(B,*S,D)``), or ``tokens``
-            ``(B,prefix+N,D)``; ``vector`` ``(B,D)``, which has one location, and so no map.
-        prefix: number of class, distillation and register tokens in front, which are no locations.
-        grid: ``(H,W)`` (or ``S``) of the tokens of an image, series or volume, without the prefix. With ``None`` the tokens
-            stay a sequence of all positions, in which the prefix gets no attention.
+        kind: ``nchw`` ``(B,D,*S)``, ``nhwc`` ``(B,*S,D)``, ``tokens`` ``(B,prefix+N,D)``, or ``vector`` ``(B,D)``, which has
+            one location and so no map.
+        prefix: number of class, distillation and register tokens in front, which are not locations.
+        grid: ``S`` of the tokens of an image, series or volume, without the prefix. With ``None`` the tokens stay a sequence
+            of all positions, in which the prefix gets no attention.
         masked: the network's inputs have a padding mask; padding gets no attention.
     """
 
@@ -50,10 +50,7 @@ class Layout:
         return grid
 
     def locations(self, features: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """Return which positions of a sequence are locations, ``(B or 1,N)`` bool; ``None`` if all are.
-
-        Padding and prefix are none. The ``mask`` ``(B,N)``, 0 for padding, is used if :attr:`masked`.
-        """
+        """Return which positions of a sequence are locations, not padding (0 in ``mask``) or prefix: ``(B or 1,N)`` bool."""
         keep = mask.bool() if self.masked and mask is not None else None
         if self.grid is not None or self.kind != "tokens" or self.prefix == 0:
             return keep
@@ -85,26 +82,22 @@ def find_layout(
     channels: int | None = None,
     features: int = 0,
 ) -> Layout:
-    """Tell the layout of the features after module ``name`` from their shape.
+    """Infer the layout of the features after module ``name``; raise unless the shape fits exactly one layout.
 
     Args:
         shape: of the features, batch first.
-        image: ``(H,W)`` of the input, or however many axes of locations it has; empty for a sequence or a vector.
-        grids: ``(H,W)`` (or ``S``) of the outputs of earlier convolutions; the tokens are one of these grids, and no map is
-            larger.
-        kind: the user's word for it; then only the details are told from the shape.
-        length: of the sequence, in tokens; 0: it is a vector.
-        channels: the axis that holds channels, by the layers before; ``None``: they do not tell.
-        features: of a vector: if each has a token, the tokens before these are class tokens.
-
-    Raises:
-        AttachError: if the shape fits no layout, or more than one.
+        image: the axes of locations of the input, such as ``(H,W)``; empty for a sequence or a vector.
+        grids: locations of the outputs of earlier convolutions; tokens lie on one of them, and no map is larger.
+        kind: the user's choice, if any.
+        length: of the sequence, in tokens; 0 for a vector.
+        channels: the axis that holds channels, if the layers before tell.
+        features: length of a vector: if each feature has a token, the tokens before these are class tokens.
     """
     seen = f"after {name!r} the features are {tuple(shape)}"
-    if not image and length == 0:
-        return _find_vector_layout(seen, shape, kind, features)
     if not image:
-        return _find_sequence_layout(f"{seen} for {length} tokens", shape, length, kind)
+        return (
+            _find_sequence_layout(seen, shape, length, kind) if length else _find_vector_layout(seen, shape, kind, features)
+        )
     if len(image) == 1:
         return _find_series_layout(f"{seen} for a series of {image[0]}", shape, image[0], grids, kind, channels)
     if kind == "tokens" or (kind is None and len(shape) == 3):
@@ -122,7 +115,7 @@ def find_layout(
 
 
 def _find_plane_layout(seen: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]]) -> Layout:
-    """Tell whether four axes have channels first or last: whichever leaves a map of the image's aspect."""
+    """Tell channels first from channels last in four axes: one of the two leaves a map of the image's aspect."""
     aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
 
     def fits(height: int, width: int) -> bool:  # the image's aspect ratio, with odd sizes rounded
@@ -170,6 +163,7 @@ def _find_vector_layout(seen: str, shape: Shape, kind: Kind | None, features: in
 
 def _find_sequence_layout(seen: str, shape: Shape, length: int, kind: Kind | None) -> Layout:
     """Tell ``(B,N,D)`` tokens from ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
+    seen = f"{seen} for {length} tokens"
     if len(shape) != 3 or length not in shape[1:]:
         raise AttachError(f"at: {seen}: expected (B,{length},D) or (B,D,{length}). Fix: put the exit elsewhere")
     if kind is None and shape[1] == shape[2]:

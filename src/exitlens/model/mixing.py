@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,8 +20,8 @@ PRODUCTS = ("matmul", "bmm", "einsum")
 class Mixing(TorchFunctionMode):
     """Watches a forward pass; while it is fixed, gradients go back through it as if what mixes were constant.
 
-    Where an answer comes from is then asked of what is mixed, not of what decides how (arXiv 2202.07304; AttnLRP, arXiv
-    2402.05602, refines it). Otherwise the gradients are the usual ones: a training pass needs no second one for relevance.
+    Gradients then say which of the mixed values an answer comes from, not how they were weighed (arXiv 2202.07304; AttnLRP,
+    arXiv 2402.05602, refines it). Otherwise they are the usual ones, so that a training pass needs no second one.
     """
 
     def __init__(self, is_fixed: bool = False) -> None:
@@ -31,10 +31,7 @@ class Mixing(TorchFunctionMode):
         self._is_mixed = False
 
     def find_unmixed(self, features: Tensor) -> Tensor:
-        """Return the first tensor of this shape that a layer norm took before anything was mixed; else the features.
-
-        To be asked once, after the stage that the features come from.
-        """
+        """Return, once, the first tensor of this shape that a layer norm took before mixing; else the features."""
         seen, self._normalised = self._normalised, None  # held any longer, it would hold the whole pass
         unmixed = (seen or {}).get(features.shape, features)
         return unmixed if unmixed.requires_grad else features
@@ -65,8 +62,7 @@ class Mixing(TorchFunctionMode):
         return self._hold(result) if name in SOFTMAX else result
 
     def _hold(self, x: Tensor) -> Tensor:
-        held: Tensor = _Hold.apply(x, self)  # type: ignore[no-untyped-call]
-        return held
+        return cast(Tensor, _Hold.apply(x, self))  # type: ignore[no-untyped-call]
 
     def _normalise(
         self,
@@ -81,8 +77,7 @@ class Mixing(TorchFunctionMode):
         if self._normalised is not None and not self._is_mixed:
             self._normalised.setdefault(input.shape, input)
         given = (input, list(normalized_shape), weight, bias, eps, self)
-        normalised: Tensor = _Normalise.apply(*given)  # type: ignore[no-untyped-call]
-        return normalised
+        return cast(Tensor, _Normalise.apply(*given))  # type: ignore[no-untyped-call]
 
 
 class _Hold(torch.autograd.Function):
@@ -112,21 +107,19 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None, None]:
-        x, mean, scale, weight, bias = ctx.saved_tensors
-        (grad,) = grads
+        (x, mean, scale, weight, bias), grad = ctx.saved_tensors, grads[0]
         if ctx.mixing.is_fixed:
             scaled = grad if weight is None else grad * weight
             centred = scaled - scaled.mean(tuple(range(-len(ctx.shape), 0)), keepdim=True)
             return (centred * scale).to(x.dtype), None, None, None, None, None
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
-        by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(
-            grad.contiguous(), x, ctx.shape, mean, scale, weight, bias, wanted
-        )
+        given = (grad.contiguous(), x, ctx.shape, mean, scale, weight, bias, wanted)
+        by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(*given)
         return by_x, None, by_weight, by_bias, None, None
 
 
 def open_inputs(activations: Activations, stage: Stage) -> Activations:
-    """Return inputs that gradients reach, for a stage whose frozen weights would let none through; else as they are."""
+    """Return inputs that gradients reach if the stage has frozen weights, which would let none through; else unchanged."""
     if all(p.requires_grad for p in stage.parameters()):
         return activations
     return tuple(t.detach().requires_grad_() if t.is_floating_point() and not t.requires_grad else t for t in activations)

@@ -36,10 +36,10 @@ class ExitNet(nn.Module):
         heads: K exit heads; the last is the final exit's.
         cost: ``(K,)`` cumulative MACs up to and including exit k's head over the plain backbone's MACs.
         head_share: all heads' MACs over the plain backbone's (the kept classifier of ``final="keep"`` is the backbone's).
-        info: how the network was made.
+        info: record of how the network was made.
         input_spec: the inputs it takes.
         has_attention: True if its stages mix locations by attention, as transformers do.
-        engine: what it answers with; see :class:`~exitlens.model.engine.active.ActiveEngine`.
+        engine: runs the network to answer; see :class:`~exitlens.model.engine.active.ActiveEngine`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ExitNet(nn.Module):
         self.info, self.input_spec = info, input_spec
         self.has_attention = has_attention(stages)
         self.engine = ActiveEngine(self.stages, self.heads, self._make_example)
-        self.__dict__["_source"] = source  # it shares its buffers; no member of this module
+        self.__dict__["_source"] = source  # shares its buffers, but is no submodule
 
     @property
     def num_exits(self) -> int:
@@ -67,38 +67,36 @@ class ExitNet(nn.Module):
 
     @property
     def map_offsets(self) -> tuple[tuple[float, ...], ...]:
-        """How far every exit's map lies off its cells, in cells along each axis; see docs/concepts/method.md."""
+        """Offset of every exit's map from its cells, in cells along each axis; see docs/concepts/method.md."""
         return self.info.map_offsets or ((0.0,) * (len(self.info.input_shape) - 1),) * self.num_exits
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.heads[0].parameters()).device
 
     @property
     def is_channels_last(self) -> bool:
-        """True if weights are in the memory format channels_last. A bundle keeps it, so that answers are the same bits."""
+        """True if weights are in the memory format channels_last. Bundles keep it, so that answers are bitwise equal."""
         last = torch.channels_last
         return any(p.ndim == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in self.parameters())
 
     def stage(self, k: int) -> Stage:
-        """Stage k, which runs between exit k-1 and exit k."""
+        """Return stage k, which runs between exit k-1 and exit k."""
         return cast(Stage, self.stages[k])
 
     def head(self, k: int) -> ExitHead:
-        """The head of exit k."""
+        """Return the head of exit k."""
         return cast(ExitHead, self.heads[k])
 
     def __repr__(self) -> str:
-        info = self.info
+        info, exits = self.info, f"{self.num_exits} exits with {self.info.head} heads"
         backbone = info.source or type(self.__dict__["_source"]).__name__
-        exits, classes = f"{self.num_exits} exits with {info.head} heads", f"{info.num_classes} classes"
-        return f"ExitNet({backbone}, {exits}, {classes}, input {info.input_shape})"
+        return f"ExitNet({backbone}, {exits}, {info.num_classes} classes, input {info.input_shape})"
 
     def _repr_html_(self) -> str:
-        places = [*self.info.at, "the end"]
         rows = []
-        for k, place in enumerate(places):
+        for k, place in enumerate([*self.info.at, "the end"]):
             count = f"{sum(p.numel() for p in self.stage(k).parameters()):,}"
             rows.append([exit_name(k, self.num_exits), place, f"{self.cost[k]:.3f}", type(self.head(k)).__name__, count])
         return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))
@@ -119,7 +117,7 @@ class ExitNet(nn.Module):
     def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
         """Return the output of every exit; gradients of the attention maps reach the heads only, not the backbone.
 
-        For that, the heads run once more on detached activations; the maps have the same values.
+        The heads run once more on detached activations; the maps have the same values.
         """
         activations, outputs = self.unpack(inputs), list[ExitOutput]()
         for k, stage in enumerate(self.stages):
@@ -136,10 +134,10 @@ class ExitNet(nn.Module):
     def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Return the output of every exit, and the relevance of exit 0's features for the final exit's answer.
 
-        Relevance is gradient times input of the answer's logit less the mean logit, summed over channels: ``(B,*S)`` on
+        Relevance is gradient times input of the answer's logit minus the mean logit, summed over channels: ``(B,*S)`` on
         the grid of exit 0's features, signed, detached (0 at padding). In networks with attention it is taken at the first
-        tensor of that shape that a layer norm reads before any attention, if there is one, and what mixes locations is
-        held constant (model/mixing.py).
+        tensor of that shape that a layer norm reads before any attention, if there is any, and operations that mix
+        locations are held constant (model/mixing.py).
         """
         activations, outputs, mixing = self.unpack(inputs), list[ExitOutput](), Mixing()
         if self.has_attention:
@@ -165,7 +163,7 @@ class ExitNet(nn.Module):
     def walk(self, inputs: Inputs) -> Iterator[ExitOutput]:
         """Yield one exit's output after the other; stage k+1 runs only when exit k+1 is asked for.
 
-        Inputs are checked at the call, before any stage runs: raises :class:`InputError` if the network cannot take them.
+        Raises :class:`InputError` at the call, before any stage runs, if the network cannot take the inputs.
         """
         return self._walk(self.check_input(inputs))
 
@@ -182,28 +180,28 @@ class ExitNet(nn.Module):
         return self.unpack(self.info.example(next(self.heads[0].parameters())))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let copies and pickles share nothing with the backbone that the network was made from."""
+        """Leave out the original backbone, so that copies and pickles share nothing with it."""
         return self.__dict__ | {"_source": None}
 
     def fingerprint(self) -> str:
-        """Return a name of the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
+        """Return the first 16 hex digits of a SHA-256 over every tensor of the state."""
         return self.engine.weights.compute_fingerprint()
 
     def cached_fingerprint(self) -> str:
-        """:meth:`fingerprint`, computed again only after the state was seen to change (not by some writes to ``.data``)."""
+        """:meth:`fingerprint`, recomputed only after a change was noticed (a few writes to ``.data`` are not)."""
         return self.engine.weights.fingerprint
 
     def identity(self) -> str:
-        """Return the name that policies and traces use: the fingerprint, and the precision where tuning changed it."""
+        """Return the name in policies and traces: the fingerprint, and the precision where tuning changed it."""
         return name_network(self.cached_fingerprint(), self.engine.precision)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``torch.nn.Module.load_state_dict``; the fingerprint is computed again."""
+        """Load a state as ``torch.nn.Module.load_state_dict`` does, and forget the fingerprint."""
         self.engine.forget()
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), double(), cuda() call
-        """As ``torch.nn.Module._apply``; a buffer that stages share with each other or the source stays one tensor."""
+        """Apply ``fn`` as ``torch.nn.Module._apply`` does; shared buffers (also with the source) stay one tensor."""
         self.engine.forget()
         changed: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -223,7 +221,7 @@ class ExitNet(nn.Module):
 
     @property
     def tuning(self) -> Tuning:
-        """How it runs to answer; where nobody set a tuning, the default for its kind."""
+        """Settings that the network answers with; for an untuned network, the static default."""
         return self.engine.tuning
 
     @tuning.setter
@@ -233,11 +231,11 @@ class ExitNet(nn.Module):
 
     @property
     def is_tuned(self) -> bool:
-        """True if its tuning was set: by :meth:`tune`, by hand or by a bundle."""
+        """True if a tuning was set: by :meth:`tune`, by hand or by a bundle."""
         return self.engine.is_tuned
 
     def open_engine(self) -> AbstractContextManager[Engine]:
-        """Open the context to answer in, which gives the engine: evaluation mode, no autograd. Threads may share it."""
+        """Open the context to answer in and yield the engine: evaluation mode, no autograd. Threads may share it."""
         return self.engine.open()
 
     def tune(
@@ -252,17 +250,17 @@ class ExitNet(nn.Module):
     ) -> Tuning:
         """Find the fastest :class:`~exitlens.model.engine.tuning.Tuning` on this machine by measuring; set and return it.
 
-        Backend, memory format, precision, micro-batch and threads are tried in turn, and stored by :func:`exitlens.save`.
-        Calibrate after tuning: :func:`exitlens.collect` then records the tuned network's outputs. A network in bfloat16
-        refuses policies of the same network in float32, and the other way round.
+        Backend, memory format, precision, micro-batch and threads are tried in turn; :func:`exitlens.save` stores the
+        result. Calibrate after tuning: :func:`exitlens.collect` then records the tuned network's outputs. A network in
+        bfloat16 refuses policies of the same network in float32, and vice versa.
 
         Args:
-            example: inputs like those to come, of all kinds; 300 or more to judge bfloat16 by.
+            example: representative inputs; judging bfloat16 takes 300 or more.
             policy: a policy whose answers bfloat16 has to keep, beside the labels of every exit.
-            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions; the others are used as they are.
+            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions; other values are used unchanged.
             min_agreement: share of decisions that bfloat16 has to keep, with 95 % confidence (exact binomial bound).
-            seconds: about how long to measure; large networks take longer, and writing ONNX files some seconds more.
-            backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed; the others are used as they are.
+            seconds: approximate time to measure; large networks take longer, and writing ONNX files a few seconds more.
+            backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed; other values are used unchanged.
 
         Raises:
             InputError: for an argument out of its range, or a precision in which the network does not run.
@@ -281,18 +279,15 @@ class ExitNet(nn.Module):
     def compile(  # type: ignore[override]
         self, policy: Policy | None = None, *, attention: bool = False, progress: bool = False
     ) -> dict[int, float]:
-        """Compile every stage with its head with ``torch.compile``, for any number of samples, and warm it up.
+        """Compile every stage with its head by ``torch.compile``, for any number of samples, and return seconds by stage.
 
-        The weights become constants of the code: call it again after training on or loading other weights. ``deepcopy``
-        and ``save`` leave the compiled code out.
+        The weights become constants of the code, so call it again after further training or loading other weights.
+        ``deepcopy`` and ``save`` leave the compiled code out.
 
         Args:
             policy: its score and the exits that it lets fire are compiled; by default all exits.
             attention: compile for predictions with attention maps.
             progress: show a progress bar.
-
-        Returns:
-            Seconds by stage.
 
         Raises:
             EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).

@@ -1,4 +1,4 @@
-"""State of the whole process that exitlens changes, in one list; and the two parts of it that answering changes.
+"""All state of the whole process that exitlens changes, in a list, and the code for the two parts that answers change.
 
 ====================================  =============================================  ============================
 state                                 changed by                                     until
@@ -45,7 +45,7 @@ _state = {"kept": False}
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """The C library if it is glibc, else ``None``."""
+    """Return the C library if it is glibc, else ``None``."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
@@ -104,16 +104,6 @@ class ThreadLimit:
     @contextmanager
     def apply(self, count: int) -> Iterator[None]:
         """Allow at most ``count`` threads within the context."""
-        before = self._enter(count)
-        try:
-            yield
-        finally:
-            if before > count:
-                with self._lock:
-                    self._limits.remove(count)
-                    torch.set_num_threads(before)
-
-    def _enter(self, count: int) -> int:
         with self._lock:
             before = torch.get_num_threads()
             if not self._limits:
@@ -124,7 +114,13 @@ class ThreadLimit:
             if before > count:
                 self._limits.append(count)
                 torch.set_num_threads(count)
-            return before
+        try:
+            yield
+        finally:
+            if before > count:
+                with self._lock:
+                    self._limits.remove(count)
+                    torch.set_num_threads(before)
 
 
 THREAD_LIMIT = ThreadLimit()

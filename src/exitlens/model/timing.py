@@ -1,7 +1,7 @@
-"""Time: the one timer, the machine, and how long a batch takes at each exit on the path that predictions take.
+"""Times several ways to do the same work, and the exits of a network on the path that predictions take.
 
-The timer runs several ways to do the same work in turn in one process, and gives medians with their uncertainty. Times of
-exits are refused where the machine is busy.
+All ways take turns in one process; results are medians with their uncertainty. Times of exits are refused where the machine
+is busy.
 """
 
 from __future__ import annotations
@@ -26,35 +26,32 @@ from exitlens.types.traces import make_increasing
 
 Work = Callable[[], Sequence[float]]  # does the work once and returns the seconds of every call
 
-ROUNDS, SECONDS, MOST_ROUNDS = 15, 3.0, 200  # at least, for about, at most
+ROUNDS, SECONDS, MOST_ROUNDS = 15, 3.0, 200  # minimum, approximate duration, maximum
 CALL_SECONDS = 0.01  # a batch that takes less is answered several times in a round
-# Distance of the quartiles over the median, at most. With 95 % confidence 15 rounds then give the median to 5 %, which is
+# Largest distance of the quartiles over the median. With 95 % confidence 15 rounds then give the median to 5 %, which is
 # 1.96 * 0.93 * BUSY / 15**0.5.
 BUSY = 0.1
-ON_PROCESSOR = 0.9  # share of the time, at least, that the answering thread is on a processor: a steady load spreads nothing
+ON_PROCESSOR = 0.9  # least share of the time that the answering thread is on a processor: steady load does not spread times
 ATTEMPTS = 4
 WHOLE = "the whole network"
 UNREACHABLE = 2.0  # exits with this threshold are computed, but never answer
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """Return what figures were measured on."""
+    """Return the machine and versions that figures are measured on."""
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
     return {
-        "processor": _read_processor(),
+        "processor": processor,
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def _read_processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -80,25 +77,29 @@ def interval(values: Sequence[float], resamples: int = 2000) -> Interval:
 
 
 class Times:
-    """What :func:`interleave` measured: for each name the seconds of every call in every round."""
+    """Measurements of :func:`interleave`: for each name the seconds of every call in every round."""
 
     def __init__(self, rounds: Mapping[str, list[list[float]]]) -> None:
         self.rounds = rounds
 
     def seconds(self, name: str) -> list[float]:
-        """Seconds of each round."""
+        """Return the seconds of each round."""
         return [sum(calls) for calls in self.rounds[name]]
 
     def median_ms(self, name: str, samples: int = 1) -> float:
-        """Milliseconds a sample, the median over rounds."""
+        """Return the milliseconds per sample, the median over rounds."""
         return 1000 * statistics.median(self.seconds(name)) / samples
 
+    def quartiles_ms(self, name: str) -> list[float]:
+        """Return the lower quartile, median and upper quartile of a round, in milliseconds."""
+        return (1000 * torch.tensor(self.seconds(name)).double().quantile(torch.tensor([0.25, 0.5, 0.75]).double())).tolist()
+
     def ratio(self, slow: str, fast: str) -> Interval:
-        """Time of ``slow`` over time of ``fast`` in the same round, so that other load on the machine cancels out."""
+        """Return the time of ``slow`` over that of ``fast`` in the same round, so that other load cancels out."""
         return interval([a / b for a, b in zip(self.seconds(slow), self.seconds(fast), strict=True)])
 
     def summary(self, name: str, samples: int) -> dict[str, Any]:
-        """JSON-ready: milliseconds a sample, p50 and p95 of a call, samples per second."""
+        """Return JSON-ready milliseconds per sample, p50 and p95 of a call, and samples per second."""
         ms = interval([1000 * s / samples for s in self.seconds(name)])
         calls = torch.tensor([1000 * s for calls in self.rounds[name] for s in calls], dtype=torch.float64)
         p50, p95 = calls.quantile(torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
@@ -113,16 +114,14 @@ class Times:
 def interleave(
     works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0.0, most: int = 60, warm_up: bool = True
 ) -> Times:
-    """Run all works in turn, each round in another (seeded) random order.
-
-    The order changes because each work leaves the caches in a state that the next one profits or suffers from.
+    """Run all works in turn, each round in another (seeded) random order, because each work affects the next one's caches.
 
     Args:
-        works: by name.
+        works: functions by name.
         rounds: the least number of rounds.
         seconds: further rounds start until these have passed.
         most: the largest number of rounds.
-        warm_up: whether each work runs once before, untimed.
+        warm_up: run each work once untimed before.
     """
     for work in works.values() if warm_up else ():
         work()
@@ -139,16 +138,16 @@ def interleave(
 def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -> ExitLatency:
     """Time a batch that leaves at exit k, for each k, and one that runs through all stages with the final head alone.
 
-    Each takes the path of :func:`exitlens.predict` with the network's tuning: check of the inputs, engine, router. All
-    take turns, round after round in another order, so that outside changes hit them alike; medians over rounds count. A
-    measurement is refused if the quartiles of any of them are further apart than :data:`BUSY` of the median, if the
-    answering thread was on a processor for less than :data:`ON_PROCESSOR` of the time (on a CPU), or if a later exit took
-    clearly less time than an earlier one. It is then repeated, :data:`ATTEMPTS` times in all.
+    Each takes the path of :func:`exitlens.predict` with the network's tuning: check of the inputs, engine, router. They
+    take turns in changing order, so that outside changes affect all alike; medians over rounds count. A measurement is
+    refused if the quartiles of any of them are further apart than :data:`BUSY` of the median, if the answering thread was
+    on a processor for less than :data:`ON_PROCESSOR` of the time (on a CPU), or if a later exit took clearly less time
+    than an earlier one. It is then repeated, up to :data:`ATTEMPTS` times in all.
 
     Args:
-        net: in the state that it answers in: tuned, compiled or neither.
-        inputs: samples; the batch repeats them where it needs more.
-        batch_size: samples in the batch; by default as many as ``inputs``.
+        net: tuned, compiled or neither, as it is to answer.
+        inputs: samples; the batch repeats them if it needs more.
+        batch_size: number of samples in the batch; by default as many as ``inputs``.
 
     Raises:
         EngineError: if the machine is too busy.
@@ -156,29 +155,29 @@ def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -
     rows = torch.arange(batch_size or count_rows(inputs)) % count_rows(inputs)
     batch = map_inputs(inputs, lambda t: t[rows.to(t.device)])
     calls = {name: _Call(net, batch, policy) for name, policy in list_policies(net.num_exits).items()}
-    available, limit, device = torch.get_num_threads(), net.tuning.threads, net.device
-    threads = min(available, limit) if limit else available
+    device, available = net.device, torch.get_num_threads()
+    threads = min(available, net.tuning.threads or available)
 
     def measure_presence() -> float:
-        """Return the share of the time since the last call that the answering thread was on a processor."""
+        """Return the share of the time since the previous call that the answering thread was on a processor."""
         seconds, busy = (sum(values) for values in zip(*(call.take_times() for call in calls.values()), strict=True))
         return busy / seconds if seconds and device.type == "cpu" else 1.0
 
-    times = measure_quietly(calls, measure_presence)
-    machine = {name: value for name, value in describe_machine(threads).items() if name != "threads"}
+    times, machine = measure_quietly(calls, measure_presence), describe_machine(threads)
+    del machine["threads"]
     machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return summarize(times, len(rows), threads, machine)
 
 
 def list_policies(num_exits: int) -> dict[str, Policy]:
-    """Return policies by name: everything leaves at one exit, after all heads before it; and the final head runs alone."""
+    """Return policies by name: for each exit, one under which everything leaves there; and one with the final head alone."""
     early = range(num_exits - 1)
     policies = {f"exit {k}": Policy(tuple(0.0 if i == k else UNREACHABLE for i in early)) for k in range(num_exits)}
     return policies | {WHOLE: Policy.never(num_exits)}
 
 
 class _Call:
-    """A ``Work`` that answers one batch under one policy, and sums the time that its thread was on a processor."""
+    """A ``Work`` that answers a batch under a policy, and sums the time that its thread was on a processor."""
 
     def __init__(self, net: ExitNet, batch: Inputs, policy: Policy) -> None:
         self._net, self._batch, self._policy = net, batch, policy
@@ -200,7 +199,7 @@ class _Call:
         return [spent / self._repeats]
 
     def take_times(self) -> tuple[float, float]:
-        """Return the seconds since the last call, and for how many of them the thread was on a processor."""
+        """Return the seconds since the previous call, and for how many of them the thread was on a processor."""
         times = self._seconds, self._busy
         self._seconds = self._busy = 0.0
         return times
@@ -214,9 +213,10 @@ class _Call:
 
 
 def measure_quietly(works: Mapping[str, Work], presence: Callable[[], float]) -> Times:
-    """Return times of exits in order and of the whole network, without a sign of other load; raises :class:`EngineError`.
+    """Return times that show no sign of other load; raises :class:`EngineError`.
 
     Args:
+        works: the exits in order, and the whole network.
         presence: returns the share of the time that the answering thread was on a processor.
     """
     reason = ""
@@ -232,10 +232,10 @@ def measure_quietly(works: Mapping[str, Work], presence: Callable[[], float]) ->
 
 
 def _find_noise(times: Times, presence: float) -> str:
-    """Return the sign of other load; empty if there is none."""
+    """Describe the first sign of other load; empty if there is none."""
     before, last = 0.0, ""
     for name in times.rounds:
-        low, median, high = _find_quartiles(times, name)
+        low, median, high = times.quartiles_ms(name)
         if high - low > BUSY * median:
             return f"{name}: half of the times between {low:.3g} and {high:.3g} ms, expected within {BUSY:.0%} of each other"
         if median < (1 - BUSY) * before and name != WHOLE:
@@ -246,17 +246,8 @@ def _find_noise(times: Times, presence: float) -> str:
     return ""
 
 
-def _find_quartiles(times: Times, name: str) -> list[float]:
-    """Lower quartile, median and upper quartile, in milliseconds."""
-    seconds = torch.tensor(times.seconds(name), dtype=torch.float64)
-    return (1000 * seconds.quantile(torch.tensor([0.25, 0.5, 0.75]).double())).tolist()
-
-
 def summarize(times: Times, batch_size: int, threads: int, machine: Mapping[str, object]) -> ExitLatency:
-    """Return the timing; an exit that by chance took no longer than the one before counts as a ten-thousandth longer."""
-    quartiles = [_find_quartiles(times, name) for name in times.rounds if name != WHOLE]
-    low, medians, high = zip(*quartiles, strict=True)
-    whole = _find_quartiles(times, WHOLE)[1]
-    return ExitLatency(
-        make_increasing(medians), low, high, whole, batch_size, threads, dict(machine), len(times.rounds[WHOLE])
-    )
+    """Return the latency; an exit that happened to take no longer than its predecessor counts as a ten-thousandth longer."""
+    low, medians, high = zip(*(times.quartiles_ms(name) for name in times.rounds if name != WHOLE), strict=True)
+    whole, rounds = times.median_ms(WHOLE), len(times.rounds[WHOLE])
+    return ExitLatency(make_increasing(medians), low, high, whole, batch_size, threads, dict(machine), rounds)

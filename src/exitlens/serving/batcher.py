@@ -1,4 +1,4 @@
-"""A thread for each model, which takes in requests and hands out each answer as soon as there is one."""
+"""A thread for each model, which takes in requests and hands out each answer as soon as it is there."""
 
 from __future__ import annotations
 
@@ -7,43 +7,42 @@ import math
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from exitlens.errors import RequestError
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.cascade import Cascade, Pace, Ticket
+from exitlens.serving.cascade import Cascade, OnStep, Pace, Ticket
 from exitlens.serving.models import ServedModel
 from exitlens.serving.settings import Batching
 
 T = TypeVar("T")
 LOG = logging.getLogger("exitlens.serving")
-PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks around
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Callbacks of a batcher, called on its thread.
-
-    Attributes:
-        deliver: takes the requests that ended, after every step that ended any.
-        step: takes the stage, samples and seconds of a step.
-        idle: called when nothing waits; returns true if it has more to do when nothing waits.
-    """
-
-    deliver: Callable[[list[Ticket]], None]
-    step: Callable[[int, int, float], None] = lambda *_: None
-    idle: Callable[[Engine], bool] = lambda _: False
+PATIENCE = 1.0  # seconds of waiting for a request after which the thread checks whether it is to end
 
 
 class Batcher:
-    """Answers the requests of one model, on a thread of its own."""
+    """Answers the requests of one model, on a thread of its own, which also calls the functions it is given.
 
-    def __init__(self, model: ServedModel, hooks: Hooks, batching: Batching) -> None:
-        self.model, self.hooks, self.batching, self.pace = model, hooks, batching, Pace()
+    Args:
+        deliver: takes the requests that ended, after every step that ended any.
+        step: takes the stage, samples and seconds of every step.
+        idle: called when nothing waits; returns true if there is more to do when nothing waits.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        batching: Batching,
+        deliver: Callable[[list[Ticket]], None],
+        step: OnStep = lambda *_: None,
+        idle: Callable[[Engine], bool] = lambda _: False,
+    ) -> None:
+        self.model, self.batching, self.pace = model, batching, Pace()
         self.lag = 0.0  # seconds that requests have waited before they came here
+        self._deliver, self._step, self._idle = deliver, step, idle
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock, self._taken, self._ended, self._expected = threading.Lock(), 0, 0, 0
         self._ready, self._closing, self._failed = threading.Event(), False, list[BaseException]()
@@ -67,18 +66,14 @@ class Batcher:
             raise self._failed[0]
 
     def expect(self) -> None:
-        """Stay open for a request that is still being read, until :meth:`release`.
-
-        Raises:
-            RequestError: 503 if it is closed, 429 if there is no room.
-        """
+        """Stay open for a request that is being read, until :meth:`release`; raises like :meth:`submit`."""
         with self._lock:
             self._check_open(self.is_alive)
             self.check_room(1)
             self._expected += 1
 
     def release(self) -> None:
-        """End what :meth:`expect` began."""
+        """End the wait that :meth:`expect` began."""
         with self._lock:
             self._expected -= 1
             if self._closing:
@@ -97,11 +92,11 @@ class Batcher:
             raise RequestError(f"{self.model.name}: it is shutting down or has stopped. Fix: try again.", 503, 1.0)
 
     def abandon(self, ticket: Ticket) -> None:
-        """Drop what is left of a request's work, from any thread, because its client has gone."""
+        """Drop the rest of a request's work, from any thread, because its client has gone."""
         self._inbox.put(ticket)
 
     def check_room(self, count: int) -> None:
-        """Raise :class:`RequestError` (429) unless ``count`` more samples find room, in number and in time."""
+        """Raise :class:`RequestError` (429) unless there is room for ``count`` more samples, in number and in time."""
         waiting = self.waiting
         ahead = waiting * self.pace.seconds_each + self.lag
         if waiting and (waiting + count > self.batching.max_waiting or 1000 * ahead > self.batching.max_wait_ms):
@@ -112,7 +107,7 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Take no more requests, answer those that were taken in or are being read, and end."""
+        """Refuse new requests, answer the ones that were taken in or are being read, and end."""
         with self._lock:
             self._closing = True
             self._inbox.put(None)
@@ -128,7 +123,8 @@ class Batcher:
                 torch.set_num_threads(settings.threads)
             with self.model.open_engine() as engine:
                 max_delay = settings.max_delay_ms / 1000
-                cascade = Cascade(self.model, engine, self.pace, settings.batch, max_delay, self._tell_step)
+                tell_step = partial(self._tell, self._step)
+                cascade = Cascade(self.model, engine, self.pace, settings.batch, max_delay, tell_step)
                 for count in (1, settings.batch):  # warm up
                     activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
                     for k in sorted(self.model.exits):
@@ -150,27 +146,23 @@ class Batcher:
                 if not cascade.is_empty:
                     self._hand_out(cascade.advance())
                 else:
-                    is_busy = bool(self._tell(self.hooks.idle, engine))
+                    is_busy = bool(self._tell(self._idle, engine))
         except BaseException as error:
             with self._lock:
                 self._failed.append(error)
             raise
         finally:
             self._closing = True
-            self._hand_out(cascade.fail_all() + self._fail_rest())
-
-    def _fail_rest(self) -> list[Ticket]:
-        """End the requests that came but were not taken in any more."""
-        lost = []
-        while not self._inbox.empty():
-            ticket = self._inbox.get()
-            if ticket is not None and ticket.is_new:
-                ticket.fail(RequestError(f"{self.model.name}: it has stopped; the server's log says more", 500))
-                lost.append(ticket)
-        return lost
+            done = cascade.fail_all()
+            while not self._inbox.empty():  # requests that came but were not taken in
+                ticket = self._inbox.get()
+                if ticket is not None and ticket.is_new:
+                    ticket.fail(RequestError(f"{self.model.name}: it has stopped; the server's log says more", 500))
+                    done.append(ticket)
+            self._hand_out(done)
 
     def _take_in(self, cascade: Cascade, is_busy: bool) -> bool:
-        """Take in what came, after waiting for it if there is nothing else to do; return false once all is over."""
+        """Take in new requests, and wait for them if there is nothing else to do; return false once it is to end."""
         wait = cascade.is_empty and not is_busy and (not self._closing or self._expected > 0)
         while True:
             try:
@@ -187,15 +179,12 @@ class Batcher:
     def _hand_out(self, done: list[Ticket]) -> None:
         if done:
             self._ended += sum(map(len, done))
-            self._tell(self.hooks.deliver, done)
+            self._tell(self._deliver, done)
 
-    def _tell_step(self, *step: Any) -> None:
-        self._tell(self.hooks.step, *step)
-
-    def _tell(self, hook: Callable[..., T], *args: Any) -> T | None:
-        """Return what a hook returns; one that raises ends no request but those that it keeps."""
+    def _tell(self, call: Callable[..., T], *args: Any) -> T | None:
+        """Call a function; an error in it is logged, and the thread goes on."""
         try:
-            return hook(*args)
+            return call(*args)
         except Exception:
-            LOG.exception("%s: a hook of the batcher failed", self.model.name)
+            LOG.exception("%s: what follows an answer has failed", self.model.name)
             return None

@@ -21,22 +21,23 @@ from exitlens.serving.models import Array, ServedModel
 from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import read_answers
 
+OnStep = Callable[[int, int, float], None]
 LOG = logging.getLogger("exitlens.serving")
 MARGIN = 0.002  # seconds before a deadline at which its answer goes out
-URGENT_STEPS, URGENT_SECONDS = 4, 0.05  # the longest steps, plus seconds, before a deadline from which on it goes first
+URGENT_STEPS, URGENT_SECONDS = 4, 0.05  # a request goes first from this many longest steps and seconds before its deadline
 KEPT = 0.9  # share of an average that is kept at every new observation
-KEPT_WORK = 0.995  # the same for the work of samples: those that leave late come seldom
+KEPT_WORK = 0.995  # the same for the work of samples: samples that leave late are rare
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a request asks of its answers.
+    """A request's own terms.
 
     Attributes:
         policy: name of a policy in the bundle.
         last_exit: exit at which samples leave at the latest.
-        min_confidence: score that early exits need to answer, beside the policy's own.
-        deadline: when the answer has to be there (``time.monotonic``); infinite if it does not matter.
+        min_confidence: score that early exits need to answer, beside the policy's own thresholds.
+        deadline: time by which the answer is needed (``time.monotonic``); infinite for none.
         attention: give the map of the exit that answered.
     """
 
@@ -48,26 +49,26 @@ class Terms:
 
     @property
     def changes_policy(self) -> bool:
-        """True if answers may differ from the policy's own, so that its promise does not hold."""
+        """True if answers may differ from the policy's, so that its promise does not hold."""
         return self.last_exit is not None or self.min_confidence > 0 or self.deadline < math.inf
+
+    @property
+    def are_default(self) -> bool:
+        """True if the bundle's own policy alone decides."""
+        return self.policy == DEFAULT and not self.changes_policy
 
 
 class Ticket:
-    """The samples of one request, and what is known of their answers.
+    """The samples of one request, and their answers so far.
 
     Attributes:
         labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels.
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
-        maps: attention of each sample, if it was asked for.
+        maps: attention of each sample, if the request asks for it.
         limited: ``(n,)`` bool, true where the request's own limits ended the sample rather than the policy.
         left: number of samples without an answer. error: why there are no answers.
         since, done: when the request came and when it ended. first: place of its first sample in the cascade.
     """
-
-    __slots__ = (
-        *("activations", "confidence", "done", "error", "exits", "first", "kept", "labels", "left", "limited", "maps"),
-        *("probabilities", "receiver", "since", "terms"),
-    )
 
     def __init__(
         self, activations: Activations, terms: Terms, num_classes: int, receiver: Any = None, several: bool = False
@@ -83,7 +84,7 @@ class Ticket:
         self.error: Exception | None = None
         self.since = self.done = time.monotonic()
         self.first = -1
-        self.kept: dict[int, tuple[Any, ...]] = {}  # by row, an answer that will do if time runs out
+        self.kept: dict[int, tuple[Any, ...]] = {}  # by row: the answer to give if time runs out
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +103,7 @@ class Ticket:
         self.left -= 1
 
     def answer_by_kept(self) -> bool:
-        """Give every open sample the last answer that an exit had for it; return false if one has none at all."""
+        """Give every open sample the last answer that an exit had for it; return false if a sample has none."""
         rows = np.flatnonzero(self.exits < 0).tolist()
         if not all(row in self.kept for row in rows):
             return False
@@ -118,31 +119,26 @@ class Ticket:
     def check_finite(self) -> None:
         """Fail the request where the network computed NaN or infinity for its samples."""
         if self.error is None and not math.isfinite(self.probabilities.sum()):
-            message = "inputs: the answers to these are NaN or infinite. Fix: check that the inputs are normalised."
+            message = "inputs: their answers are NaN or infinite. Fix: check that the inputs are normalised."
             self.fail(RequestError(message, status=422))
 
 
 class Pool(NamedTuple):
-    """Samples that wait for stage ``stage`` of router ``router``.
-
-    Attributes:
-        entered: since when the first of them waits for company (``time.monotonic``).
-        urgent: some of them have a deadline that is near.
-    """
+    """Samples of a router that wait for a stage."""
 
     router: int
     stage: int
     samples: int
-    entered: float
-    urgent: bool = False
+    entered: float  # when the first of them began to wait for company (time.monotonic)
+    urgent: bool = False  # a deadline of theirs is near
 
 
 def choose_pool(pools: Sequence[Pool], size: int, now: float, max_delay: float) -> Pool:
     """Return the pool whose stage runs next.
 
-    In this order: samples with a deadline, the deepest first; what has waited for company longer than ``max_delay``
+    In this order: samples with a deadline, the deepest first; pools that have waited for company longer than ``max_delay``
     seconds, the longest first; the deepest pool in which a whole micro-batch of ``size`` waits; the first stage, so that
-    samples that can leave early do so at once while the others collect company.
+    samples that can leave early do so at once while the others wait for company.
     """
     urgent = [pool for pool in pools if pool.urgent]
     if urgent:
@@ -155,7 +151,7 @@ def choose_pool(pools: Sequence[Pool], size: int, now: float, max_delay: float) 
 
 
 class Pace:
-    """How long stages take, learnt from those that ran: for each stage and each doubling of the number of samples."""
+    """Estimates how long stages take, for each stage and each doubling of the number of samples."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], float] = {}
@@ -175,15 +171,15 @@ class Pace:
     def observe_work(self, samples: float, seconds: float) -> None:
         """Note that the work of so many samples took ``seconds``, everything in between included.
 
-        Samples on their way count by the share of their work that is done. Otherwise the samples that are answered first
-        would seem to have cost what everything before them in the stage did.
+        Samples on their way count by the share of their work that is done. Otherwise the first samples that are answered
+        would seem to have cost all the work of the stages before.
         """
         share = KEPT_WORK**samples
         self._seconds_worked = share * self._seconds_worked + seconds
         self._samples = share * self._samples + samples
 
     def forecast(self, stage: int, count: int) -> float:
-        """Return the seconds a stage will take on ``count`` samples, by the nearest number seen; 0 if none was."""
+        """Return the seconds a stage will take on ``count`` samples, by the nearest number seen; 0 before the first."""
         known = [(abs(size - count.bit_length()), -size) for k, size in self._seconds if k == stage]
         return self._seconds[stage, -min(known)[1]] if known else 0.0
 
@@ -193,38 +189,32 @@ class Pace:
 
 
 class Cascade:
-    """Routers that share an engine, run by one thread: for each policy one, and one for requests with their own terms.
+    """Routers that share an engine, run by one thread: for each policy one, and another for requests with their own terms.
 
     Args:
         size: samples that run through a stage together.
         max_delay: seconds that a sample waits for company before a later stage, while there is other work.
-        on_step: told the stage, samples and seconds of every step.
+        on_step: called with the stage, samples and seconds of every step.
     """
 
     def __init__(
-        self,
-        model: ServedModel,
-        engine: Engine,
-        pace: Pace,
-        size: int,
-        max_delay: float,
-        on_step: Callable[[int, int, float], None] = lambda *_: None,
+        self, model: ServedModel, engine: Engine, pace: Pace, size: int, max_delay: float, on_step: OnStep = lambda *_: None
     ) -> None:
         self.model, self.engine, self.pace, self.size, self.max_delay = model, engine, pace, size, max_delay
         self.on_step = on_step
         self._open: dict[int, Ticket] = {}  # by the places of samples without an answer
-        self._urgent: dict[int, Ticket] = {}  # those with a deadline, by their first place
+        self._urgent: dict[int, Ticket] = {}  # requests with a deadline, by their first place
         self._done: list[Ticket] = []
         self._routers: list[Router] = []
         self._router_of: dict[tuple[str, bool], int] = {}  # by policy, and whether the request has terms of its own
-        self._entered: dict[tuple[int, int], float] = {}  # by router and stage: since when a sample waits there
+        self._entered: dict[tuple[int, int], float] = {}  # by router and stage: when its first sample came
         self._next, self._with_maps = 0, 0
         self._shares = [cost / model.cost[-1] for cost in model.cost]  # of a sample's work, up to and including each exit
         self._ended: float | None = None  # when the last step ended, if any sample has waited since then
 
     @property
     def is_empty(self) -> bool:
-        """True if no sample waits, and all that ended was handed out."""
+        """True if no sample waits, and every request that ended was handed out."""
         return not (self._open or self._done)
 
     def admit(self, ticket: Ticket) -> None:
@@ -234,7 +224,13 @@ class Cascade:
         self._open |= dict.fromkeys(range(ticket.first, self._next), ticket)
         if terms.deadline < math.inf:
             self._urgent[ticket.first] = ticket
-        at = self._find_router(terms)
+        key = terms.policy, terms.changes_policy
+        if key not in self._router_of:
+            rule, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
+            self._router_of[key] = len(self._routers)
+            policy = self.model.policies[terms.policy]
+            self._routers.append(Router(self.engine, policy, self._with_maps > 0, self.size, rule, heads))
+        at = self._router_of[key]
         if terms.attention:
             self._with_maps += 1
             for router in self._routers:
@@ -242,19 +238,21 @@ class Cascade:
         self._entered.setdefault((at, 0), ticket.since)
         self._routers[at].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
 
-    def _find_router(self, terms: Terms) -> int:
-        key = terms.policy, terms.changes_policy
-        if key not in self._router_of:
-            rule, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
-            self._router_of[key] = len(self._routers)
-            policy = self.model.policies[terms.policy]
-            self._routers.append(Router(self.engine, policy, self._with_maps > 0, self.size, rule, heads))
-        return self._router_of[key]
-
     def advance(self) -> list[Ticket]:
         """Answer requests whose time is up and run one stage; return the requests that this ended."""
-        self._end_overdue()
-        soon = time.monotonic() + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
+        now, gone = time.monotonic(), list[int]()
+        for first, ticket in list(self._urgent.items()):
+            if not ticket.left:
+                del self._urgent[first]
+            elif now + MARGIN > ticket.terms.deadline:
+                del self._urgent[first]
+                gone += self._forget(ticket)
+                if not ticket.answer_by_kept():
+                    message = "deadline_ms: it passed before the first exit could answer. Fix: allow more milliseconds."
+                    ticket.fail(RequestError(message, 504))
+                self._done.append(ticket)
+        self._discard(gone)
+        soon = now + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
         urgent = any(ticket.terms.deadline < soon for ticket in self._urgent.values())
         pools = [
             Pool(at, k, count, self._entered.get((at, k), 0.0), urgent and router.rule is not None)
@@ -275,7 +273,9 @@ class Cascade:
             LOG.exception("%s: stage %d failed", self.model.name, pool.stage)
             for part in router.take_routed():  # samples that had left before it failed
                 self._assign(part)
-            self._fail_missing()
+            left = {place for router in self._routers for place in router.list_places()}
+            lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
+            self._fail(lost, "the network failed on these samples, or on others in their batch")
             self._note_waiting(pool.router)
             return
         ended = time.monotonic()
@@ -285,18 +285,15 @@ class Cascade:
             self._entered[following] = min(self._entered[following], pool.entered)
         worked, self._ended = ended - (started if self._ended is None else self._ended), ended
         self.pace.observe(pool.stage, count, ended - started)
-        self.pace.observe_work(self._count_work(pool.stage, count, routed), worked)
+        work = count * (self._shares[pool.stage] - (self._shares[pool.stage - 1] if pool.stage else 0.0))
+        work += sum(len(part.where) * (1 - self._shares[part.exit]) for part in routed)  # later stages that are not needed
+        self.pace.observe_work(work, worked)
         for part in routed:
             self._assign(part)
         self.on_step(pool.stage, count, ended - started)
 
-    def _count_work(self, stage: int, count: int, routed: Iterable[RoutedBatch]) -> float:
-        """Return how many samples' work a step did: its share of all it ran, and what those that left need not do."""
-        share = self._shares[stage] - (self._shares[stage - 1] if stage else 0.0)
-        return count * share + sum(len(part.where) * (1 - self._shares[part.exit]) for part in routed)
-
     def _note_waiting(self, at: int) -> None:
-        """Note since when a sample waits for each stage of a router."""
+        """Note since when samples have waited for each stage of a router."""
         now = time.monotonic()
         for k, (left, _) in enumerate(self._routers[at].list_waiting()):
             if not left:
@@ -312,7 +309,7 @@ class Cascade:
                 self._done.append(ticket)
 
     def _read(self, part: RoutedBatch) -> Iterator[tuple[int, Any, float, Any, Tensor | None]]:
-        """Return exit, label (or which of several labels are there), score, probabilities and map of each sample."""
+        """Return exit, label (or labels), score, probabilities and map of each sample."""
         p, k, maps = part.probabilities.cpu(), part.exit, part.attention
         placed: Iterable[Tensor | None] = [None] * len(p)
         if maps is not None:
@@ -336,21 +333,6 @@ class Cascade:
                 ticket.kept[row] = answer
         return torch.tensor(out)
 
-    def _end_overdue(self) -> None:
-        """Give requests whose time is nearly up the answers that there are."""
-        now, gone = time.monotonic(), list[int]()
-        for first, ticket in list(self._urgent.items()):
-            if not ticket.left:
-                del self._urgent[first]
-            elif now + MARGIN > ticket.terms.deadline:
-                del self._urgent[first]
-                gone += self._forget(ticket)
-                if not ticket.answer_by_kept():
-                    message = "deadline_ms: it passed before the first exit could answer. Fix: allow more milliseconds."
-                    ticket.fail(RequestError(message, 504))
-                self._done.append(ticket)
-        self._discard(gone)
-
     def _close(self) -> list[Ticket]:
         """Return the requests that ended since the last call."""
         done, self._done = self._done, []
@@ -366,14 +348,8 @@ class Cascade:
                 router.attention = False
         return done
 
-    def _fail_missing(self) -> None:
-        """Fail the requests whose samples were lost with a stage that raised."""
-        left = {place for router in self._routers for place in router.list_places()}
-        lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
-        self._fail(lost, "the network failed on these samples, or on others in their batch")
-
     def abandon(self, ticket: Ticket) -> None:
-        """End a request whose client has gone; what it has not run yet is dropped."""
+        """End a request whose client has gone; its samples run no further stage."""
         if ticket.left:
             self._fail([ticket], "the client does not wait for it any more")
 

@@ -1,4 +1,4 @@
-"""What a server counts and times, in the form that Prometheus reads."""
+"""Counts and times of a server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class _Children(dict[tuple[object, ...], Any]):
 
 
 class Metrics:
-    """Counters, gauges and histograms of one server, apart from all others in the process; several threads may use them.
+    """Counters, gauges and histograms of one server, apart from all others in the process; safe between threads.
 
     Where the environment variable ``PROMETHEUS_MULTIPROC_DIR`` names a directory, processes share their metrics through
-    files there: :meth:`render` then tells those of all, with waiting samples summed over the processes that live, and drift
-    by the worst of them. Set it before ``prometheus_client`` is imported, with an empty directory, and call
+    files there: :meth:`render` then gives the metrics of all, with waiting samples summed over the live processes, and the
+    largest drift. Set it before ``prometheus_client`` is imported, with an empty directory, and call
     ``prometheus_client.multiprocess.mark_process_dead(pid)`` when a process has ended.
 
-    Every new combination of labels takes memory until the process ends, so no text of a client's may become a label.
+    Every new combination of labels takes memory until the process ends, so no text from a client may become a label.
 
     Raises:
         MissingExtraError: without the package ``prometheus_client``.
@@ -47,49 +47,42 @@ class Metrics:
     def __init__(self) -> None:
         self._client = import_extra("prometheus_client", "serve", "counting requests")
         self._shared = os.environ.get(SHARED, "")
-        self._check_shared()
-        self._registry = self._client.CollectorRegistry()
-        if not self._shared:
-            self._client.ProcessCollector(registry=self._registry)
-        make, model, exit_, stage = self._make, "model", "exit", "stage"
-        text = "Requests that were answered."
-        self._requests = make("Counter", "requests", text, model, "route", "status")
-        text = "Time from the head of a request to the end of its answer."
-        self._request_seconds = make("Histogram", "request_seconds", text, model, "route", buckets=_SECONDS)
-        self._rejected = make("Counter", "rejected", "Requests that were refused, by reason.", model, "reason")
-        text = "Samples that wait for a batch."
-        self._waiting = make("Gauge", "waiting_samples", text, model, multiprocess_mode="livesum")
-        text = "1 for the version that answers now."
-        self._version = make("Gauge", "model_info", text, model, "version", multiprocess_mode="livemax")
-        self._answers = make("Counter", "answers", "Samples that were answered, by the exit they left at.", model, exit_)
-        text = "Time from a sample's arrival to its answer."
-        self._answer_seconds = make("Histogram", "answer_seconds", text, model, exit_, buckets=_SECONDS)
-        text = "Samples in a batch, by stage."
-        self._step_samples = make("Histogram", "step_samples", text, model, stage, buckets=_SAMPLES)
-        text = "Time of one batch in one stage."
-        self._step_seconds = make("Histogram", "step_seconds", text, model, stage, buckets=_STEP_SECONDS)
-        text = "Evidence that the samples have changed."
-        self._evidence = make("Gauge", "drift_evidence", text, model, multiprocess_mode="livemax")
-        text = "1 if the samples have changed, else 0."
-        self._alarm = make("Gauge", "drift_alarm", text, model, multiprocess_mode="livemax")
-        text = "Early answers that were compared with the final exit's."
-        self._shadow = make("Counter", "shadow_answers", text, model, exit_, "agrees")
-        text = "Divergence of an early exit's map from the final one."
-        self._divergence = make("Histogram", "shadow_divergence", text, model, exit_, buckets=_DIVERGENCE)
-        self._versions: dict[str, str] = {}
-
-    def _make(self, kind: str, name: str, text: str, *labels: str, **options: Any) -> _Children:
-        make = getattr(self._client, kind)
-        return _Children(make(f"exitlens_{name}", text, labels, registry=self._registry, **options))
-
-    def _check_shared(self) -> None:
         values = import_extra("prometheus_client.values", "serve", "counting requests")
         if self._shared and not Path(self._shared).is_dir():
             raise InputError(f"{SHARED}: expected an empty directory that exists, got {self._shared!r}. Fix: make it.")
         if bool(self._shared) != getattr(values.ValueClass, "_multiprocess", bool(self._shared)):
-            raise InputError(
-                f"{SHARED}: it was changed after prometheus_client had read it. Fix: set it before the process starts."
-            )
+            words = "it was changed after prometheus_client had read it. Fix: set it before the process starts."
+            raise InputError(f"{SHARED}: {words}")
+        self._registry = self._client.CollectorRegistry()
+        if not self._shared:
+            self._client.ProcessCollector(registry=self._registry)
+
+        def make(kind: str, name: str, text: str, *labels: str, **options: Any) -> _Children:
+            metric = getattr(self._client, kind)
+            return _Children(metric(f"exitlens_{name}", text, ("model", *labels), registry=self._registry, **options))
+
+        def make_gauge(name: str, text: str, *labels: str, over: str = "livemax") -> _Children:
+            return make("Gauge", name, text, *labels, multiprocess_mode=over)
+
+        self._requests = make("Counter", "requests", "Requests that were answered.", "route", "status")
+        text = "Time from the head of a request to the end of its answer."
+        self._request_seconds = make("Histogram", "request_seconds", text, "route", buckets=_SECONDS)
+        self._rejected = make("Counter", "rejected", "Requests that were refused, by reason.", "reason")
+        self._waiting = make_gauge("waiting_samples", "Samples that wait for a batch.", over="livesum")
+        self._version = make_gauge("model_info", "1 for the version that answers now.", "version")
+        self._answers = make("Counter", "answers", "Samples that were answered, by the exit they left at.", "exit")
+        text = "Time from a sample's arrival to its answer."
+        self._answer_seconds = make("Histogram", "answer_seconds", text, "exit", buckets=_SECONDS)
+        self._step_samples = make("Histogram", "step_samples", "Samples in a batch, by stage.", "stage", buckets=_SAMPLES)
+        text = "Time of one batch in one stage."
+        self._step_seconds = make("Histogram", "step_seconds", text, "stage", buckets=_STEP_SECONDS)
+        self._evidence = make_gauge("drift_evidence", "Evidence that the samples have changed.")
+        self._alarm = make_gauge("drift_alarm", "1 if the samples have changed, else 0.")
+        text = "Early answers that were compared with the final exit's."
+        self._shadow = make("Counter", "shadow_answers", text, "exit", "agrees")
+        text = "Divergence of an early exit's map from the final one."
+        self._divergence = make("Histogram", "shadow_divergence", text, "exit", buckets=_DIVERGENCE)
+        self._versions: dict[str, str] = {}
 
     def count_request(self, model: str, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered; ``route`` is the template, such as ``/v2/models/{model}/infer``."""
@@ -113,11 +106,11 @@ class Metrics:
         self._waiting[(model,)].set(count)
 
     def reject(self, model: str, reason: str) -> None:
-        """Count a request that was refused; ``reason`` is one of few words."""
+        """Count a request that was refused; ``reason`` is a word from a short list."""
         self._rejected[model, reason].inc()
 
     def set_drift(self, model: str, evidence: float, alarm: bool) -> None:
-        """Set what the drift monitor knows now."""
+        """Set the state of the drift monitor."""
         self._evidence[(model,)].set(evidence)
         self._alarm[(model,)].set(int(alarm))
 

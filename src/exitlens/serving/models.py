@@ -1,4 +1,4 @@
-"""What is served: a bundle of the library or an edge bundle, as one object that checks inputs and opens an engine."""
+"""A served model: a bundle or an edge bundle, as one object that checks inputs and opens an engine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_engine import FileEngine, OnnxFile
-from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, is_close
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, FileEngine, OnnxFile, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.network import ExitNet
@@ -35,7 +34,7 @@ from exitlens.types.preprocessing import Preprocess, TextPreprocess
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TINY = 1e-6  # of a cost, rounding
-INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # what requests call a network's one tensor, encoded files, and texts
+INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # names in requests of a network's one tensor, encoded files, and texts
 
 
 class InputTensor(NamedTuple):
@@ -51,13 +50,13 @@ class ServedModel:
     """One version of a model.
 
     Attributes:
-        name: what requests call it. version: names the contents of its bundle.
-        info, spec: how the network was made, and what it takes.
+        name: its name in requests. version: identifies the contents of its bundle.
+        info, spec: how the network was made, and the inputs it takes.
         cost: ``(K,)`` as a fraction of the plain backbone's.
         policies: policies by name; ``default`` is the bundle's own.
         open_engine: opens the context in which its engine answers.
-        exits: exits that it has heads of.
-        net: the network, if PyTorch has it: explanations with evidence need it.
+        exits: the exits whose heads it has.
+        net: the network, if it is a PyTorch one: explanations with evidence need it.
     """
 
     name: str
@@ -72,16 +71,14 @@ class ServedModel:
 
     @property
     def num_exits(self) -> int:
-        """K, with the final exit."""
+        """K, including the final exit."""
         return len(self.cost)
 
     @cached_property
     def inputs(self) -> tuple[InputTensor, ...]:
         """Tensors that a request may give as arrays."""
-        names = self.spec.names or (INPUTS,)
-        kinds = [np.dtype(str(t.dtype).removeprefix("torch.")) for t in self.make_example()]
-        shapes = [tuple(t.shape[1:]) for t in self.make_example()]
-        return tuple(map(InputTensor, names, kinds, shapes))
+        pairs = zip(self.spec.names or (INPUTS,), self.make_example(), strict=True)
+        return tuple(InputTensor(name, np.dtype(str(t.dtype)[len("torch.") :]), tuple(t.shape[1:])) for name, t in pairs)
 
     @cached_property
     def _like(self) -> Tensor:
@@ -98,16 +95,16 @@ class ServedModel:
 
     def name_answer(self, label: Any) -> str:
         """Return the class of a sample, or its labels (of ``(C,)`` bool) with ``;`` between."""
-        told = np.flatnonzero(label).tolist() if self.gives_labels else [int(label)]
-        return ";".join(map(self.name_class, told))
+        numbers = np.flatnonzero(label).tolist() if self.gives_labels else [int(label)]
+        return ";".join(map(self.name_class, numbers))
 
     @property
     def gives_labels(self) -> bool:
-        """True if answers are any number of labels, not one class."""
+        """True if an answer is any number of labels, not one class."""
         return self.info.task == "multilabel"
 
     def find_last_exit(self, max_cost: float) -> int:
-        """Return the deepest exit that costs no more; raises :class:`RequestError` if none does."""
+        """Return the deepest exit that costs at most ``max_cost``; raises :class:`RequestError` if there is none."""
         known = sorted(self.exits)
         if not max_cost >= self.cost[known[0]] - TINY:
             least = math.ceil(1000 * self.cost[known[0]]) / 1000
@@ -116,10 +113,16 @@ class ServedModel:
 
     def check_arrays(self, arrays: Mapping[str, Array]) -> Activations:
         """Return the tensors that the first stage takes; raises :class:`InputError` or :class:`RequestError` for others."""
-        names = [tensor.name for tensor in self.inputs]
+        names, tensors = [tensor.name for tensor in self.inputs], dict[str, Tensor]()
         if arrays.keys() != set(names):
             raise RequestError(f"inputs: expected tensors named {names}, got {sorted(arrays)}")
-        tensors = {tensor.name: _check_array(arrays[tensor.name], tensor) for tensor in self.inputs}
+        for name, dtype, shape in self.inputs:
+            value = arrays[name]
+            if value.dtype != dtype:
+                raise RequestError(f"{name}: expected {dtype}, got {value.dtype}")
+            if value.shape[1:] != shape or value.ndim != len(shape) + 1:
+                raise RequestError(f"{name}: expected (B,{','.join(map(str, shape))}), got {value.shape}")
+            tensors[name] = torch.from_numpy(value if value.flags.writeable else value.copy())
         return self.check_tensors(tensors if self.spec.names else tensors[INPUTS])
 
     def check_tensors(self, inputs: Inputs) -> Activations:
@@ -146,36 +149,24 @@ class ServedModel:
         return self.check_tensors({name: encoded[name] for name in self.spec.names if name in encoded})
 
 
-def _check_array(value: Array, wanted: InputTensor) -> Tensor:
-    if value.dtype != wanted.dtype:
-        raise RequestError(f"{wanted.name}: expected {wanted.dtype}, got {value.dtype}")
-    if value.shape[1:] != wanted.shape or value.ndim != len(wanted.shape) + 1:
-        raise RequestError(f"{wanted.name}: expected (B,{','.join(map(str, wanted.shape))}), got {value.shape}")
-    return torch.from_numpy(value if value.flags.writeable else value.copy())
-
-
 def open_bundle(name: str, directory: Path) -> ServedModel:
     """Open a bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` without a policy."""
     source = find_bundle(directory)
-    version = read_version(source)
-    model = _open(name, source, directory)
-    if read_version(source) != version:  # parts of it may be of either
+    version, manifest = read_version(source), read_json(source / MANIFEST)
+    if isinstance(manifest, dict) and "segments" in manifest:
+        model = _open_edge(name, source, manifest)
+    else:
+        policies = load_policies(source)
+        if DEFAULT not in policies:
+            raise PolicyError(f"bundle: {directory} has no policy yet. Fix: run exitlens calibrate --bundle {directory}")
+        model = wrap_network(name, load(source)[0], policies)
+    if read_version(source) != version:  # its parts may be of either version
         raise BundleError(f"{directory}: it was replaced while it was read. Fix: try again.")
     return replace(model, version=version)
 
 
-def _open(name: str, source: Path, directory: Path) -> ServedModel:
-    manifest = read_json(source / MANIFEST)
-    if isinstance(manifest, dict) and "segments" in manifest:
-        return _open_edge(name, source, manifest)
-    policies = load_policies(source)
-    if DEFAULT not in policies:
-        raise PolicyError(f"bundle: {directory} has no policy yet. Fix: run exitlens calibrate --bundle {directory}")
-    return wrap_network(name, load(source)[0], policies)
-
-
 def read_version(source: Path) -> str:
-    """Return a name for the contents of a bundle; raises :class:`BundleError` if there is none."""
+    """Return a name for the contents of a bundle; raises :class:`BundleError` if there is no bundle."""
     try:
         return hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
     except OSError as error:
@@ -188,21 +179,19 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
         raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():
         policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
-    every, cost = frozenset(range(net.num_exits)), tuple(net.cost.tolist())
-    version = net.fingerprint()[:12]
-    return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, every, net)
+    exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]
+    return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, exits, net)
 
 
 def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedModel:
-    """Open what ``exitlens export`` wrote: its ONNX files in place of stages and heads."""
-    if manifest.get("format") != FORMAT:
-        got = manifest.get("format")
+    """Open a bundle of ``exitlens export``: its ONNX files take the place of stages and heads."""
+    if (got := manifest.get("format")) != FORMAT:
         raise BundleError(f"{source / MANIFEST}: expected format {FORMAT}, got {got}. Fix: export the network again.")
     verify_checksums(source, manifest)
     try:
         info, spec = _read_network(manifest)
         paths = [str(segment["file"]) for segment in manifest["segments"]]
-        if not set(paths) <= set(manifest["sha256"]):  # whose names are plain
+        if not set(paths) <= set(manifest["sha256"]):  # these have no path in their names
             raise ValueError(f"no checksum for some of {paths}")
         files = {
             int(segment["exit"]): OnnxFile(source / path, segment["inputs"], segment["outputs"])
@@ -215,16 +204,13 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
     except ExitlensError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"{source / MANIFEST}: expected what exitlens export writes ({error!r}). Fix: export again."
-        ) from error
+        words = f"expected a manifest of exitlens export, got another ({error!r}). Fix: export again."
+        raise BundleError(f"{source / MANIFEST}: {words}") from error
     for policy_name, policy in policies.items():
         check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", policy_name, info.task)
-        missing = [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]
-        if missing:
-            raise PolicyError(
-                f"{policy_name}: it uses exits {missing}, the bundle has {sorted(files)}. Fix: export with this policy."
-            )
+        if missing := [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]:
+            words = f"it uses exits {missing}, the bundle has {sorted(files)}. Fix: export with this policy."
+            raise PolicyError(f"{policy_name}: {words}")
     _check_golden(source / GOLDEN, FileEngine(files, Tuning(backend="onnx")), manifest)
 
     @contextmanager
@@ -237,12 +223,11 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
 
 
 def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
-    """Return how the network was made, as far as an edge bundle says it, and what it takes."""
-    names = tuple(str(given["name"]) for given in manifest["inputs"])
-    shape, kinds = tuple(manifest["inputs"][0]["shape"]), [str(given["dtype"]) for given in manifest["inputs"]]
-    tokens = tuple(kinds) if kinds[0].startswith("int") else ()
+    """Return the facts about the network that an edge bundle has, and the inputs it takes."""
+    names, kinds = (tuple(str(given[key]) for given in manifest["inputs"]) for key in ("name", "dtype"))
+    shape = tuple(manifest["inputs"][0]["shape"])
+    tokens = kinds if kinds[0].startswith("int") else ()
     names = names if tokens or len(names) > 1 else ()
-    described = manifest["preprocess"]
     several = len(names) > 1 and any(given.startswith("float") for given in kinds)
     shapes = tuple(tuple(given["shape"]) for given in manifest["inputs"]) if several else ()
     info = NetworkInfo(
@@ -252,20 +237,19 @@ def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
         input_shape=shape,
         classes=tuple(manifest["classes"]),
         inputs=names,
-        dtypes=tuple(kinds) if several else tokens,
+        dtypes=kinds if several else tokens,
         input_shapes=shapes,
         map_offsets=tuple(map(tuple, manifest["map_offsets"])),
         task=manifest.get("task", "classes"),
     )
-    if described is not None:
-        info = replace(info, preprocess=info.modality.preprocess.from_dict(described))
-    dtypes = tuple(getattr(torch, given) for given in kinds)
-    known = tuple(manifest["vocabulary"])
-    return info, InputSpec(names, shape, True, known, int(manifest["prefix"]), dtypes, shapes=shapes)
+    if manifest["preprocess"] is not None:
+        info = replace(info, preprocess=info.modality.preprocess.from_dict(manifest["preprocess"]))
+    dtypes, vocabulary = tuple(getattr(torch, kind) for kind in kinds), tuple(manifest["vocabulary"])
+    return info, InputSpec(names, shape, True, vocabulary, int(manifest["prefix"]), dtypes, shapes=shapes)
 
 
 def _check_golden(path: Path, engine: FileEngine, manifest: Mapping[str, Any]) -> None:
-    """Raise :class:`BundleError` unless the files say here what the library said where they were written."""
+    """Raise :class:`BundleError` unless the files compute here what the library computed where they were exported."""
     try:
         with np.load(path) as file:
             golden = {name: torch.from_numpy(file[name]) for name in file.files}

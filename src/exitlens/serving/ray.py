@@ -13,25 +13,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import msgspec
+
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import Batching, Limits, Watching, name_bundles
+from exitlens.serving.settings import Batching, Limits, Watching, check_number, name_bundles
 
-_OF_CONNECTIONS = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # which Ray's proxy holds
-_OPENED: list[Any] = []  # the app of the replica in this process: Ray gives every replica one of its own
+_LEFT_TO_RAY = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # limits for Ray's proxy to keep
+_OPENED: list[Any] = []  # the app of the replica in this process; Ray starts a process for each
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Which models replicas have, and how many there are.
+    """The models of the replicas, and the number of replicas.
 
     Attributes:
-        bundle: DIR or NAME=DIR, several parted by commas.
+        bundle: DIR or NAME=DIR, several separated by commas.
         cpus: processors of a replica, and its threads.
-        replicas: how many there are; 0 for as many as the requests under way need.
-        min_replicas: fewest that there are if their number follows the requests.
-        max_replicas: most that there are if their number follows the requests.
+        replicas: number of replicas; 0 for as many as the current requests need.
+        min_replicas, max_replicas: limits for ``replicas=0``.
         reload_seconds: seconds between checks for a new version of a bundle; 0 for never.
     """
 
@@ -46,16 +47,15 @@ class Replicas:
         if not self.bundle:
             raise InputError("bundle: expected DIR or NAME=DIR, got none. Fix: add bundle=runs/x to serve run.")
         name_bundles(self.bundle.split(","))
-        least = {"cpus": 1, "replicas": 0, "min_replicas": 0, "max_replicas": 1, "reload_seconds": 0}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(f"{name}: expected {low} or more, got {getattr(self, name)}")
+        for name, low in (("cpus", 1), ("replicas", 0), ("min_replicas", 0), ("max_replicas", 1)):
+            check_number(self, name, int, low)
+        check_number(self, "reload_seconds", float, 0)
         if self.min_replicas > self.max_replicas:
             raise InputError(f"min_replicas: expected max_replicas ({self.max_replicas}) or less, got {self.min_replicas}")
 
 
 class _Late:
-    """The app, which is made where the replica is; the request's id is left to Ray, which names it in every answer."""
+    """The app, made in the replica's process; the request's id is left to Ray, which puts it into every answer."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_on(message: Any) -> None:
@@ -68,15 +68,15 @@ class _Late:
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """Return the application that ``serve run`` and a configuration's ``import_path`` name.
+    """Return the application for ``serve run`` and a configuration's ``import_path``.
 
     A replica is ready when its models are, and has at most two micro-batches of requests (16 or more) at a time. Others
-    wait at Ray's proxies, at each as many as ``max_waiting``; what is beyond that gets 503 from the proxy, and what finds a
-    replica with too many samples 429 with ``Retry-After`` from there. ``/metrics`` tells of the replica that answers it.
+    wait at Ray's proxies, up to ``max_waiting`` at each. Requests beyond that get 503 from the proxy, and requests that
+    reach a replica with too many samples get 429 with ``Retry-After``. ``/metrics`` is about the replica that answers it.
 
     Args:
         arguments: the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching` and :class:`Limits`, as text or
-            values, without the limits on connections, which Ray's proxies hold.
+            values, without the limits on connections, which Ray's proxies keep.
 
     Raises:
         InputError: for an unknown argument or a bad value. MissingExtraError: without the extra ``ray``.
@@ -114,27 +114,17 @@ class Replica:
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Limits]:
     """Return settings from their fields by name, as text or values; raises :class:`InputError`."""
     kinds: tuple[Any, ...] = (Replicas, Batching, Watching, Limits)
-    owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _OF_CONNECTIONS}
+    owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _LEFT_TO_RAY}
     given: dict[Any, dict[str, Any]] = {kind: {} for kind in kinds}
     for name, value in arguments.items():
         if name not in owners:
             known = ", ".join(owners)
             raise InputError(f"arguments: expected some of {known}, got {name!r:.60}.{suggest(name[:20], owners)}")
-        given[owners[name]][name] = _convert(name, value, type(getattr(owners[name], name)))
+        kind = type(getattr(owners[name], name))
+        try:  # without rounding or guessing
+            given[owners[name]][name] = msgspec.convert(value, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error
     replicas = Replicas(**given[Replicas])
     batching = Batching(**{"threads": replicas.cpus} | given[Batching])
     return replicas, batching, Watching(**given[Watching]), Limits(**given[Limits])
-
-
-def _convert(name: str, value: Any, kind: type) -> Any:
-    """Return a value of the type that is wanted, also from text; raises :class:`InputError` rather than round or guess."""
-    words = {"true": True, "false": False}
-    try:
-        if kind is bool:
-            return value if isinstance(value, bool) else words[str(value).lower()]
-        converted = kind(value)
-        if isinstance(value, bool) or (not isinstance(value, str) and (kind is str or converted != value)):
-            raise ValueError
-        return converted
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error

@@ -1,4 +1,4 @@
-"""Models by name: each takes requests, and is replaced by a new version of its bundle without losing any."""
+"""Models by name: each takes requests, and a new version of its bundle replaces it without losing any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.batcher import Batcher, Hooks
+from exitlens.serving.batcher import Batcher
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel, open_bundle, read_version
@@ -29,7 +29,7 @@ class Endpoint:
     def __init__(self, model: ServedModel, batching: Batching, watching: Watching, metrics: Metrics) -> None:
         self.model, self.metrics = model, metrics
         self.watch = Watch(model, metrics, watching)
-        self.batcher = Batcher(model, Hooks(self._deliver, self._count_step, self.watch.run_idle), batching)
+        self.batcher = Batcher(model, batching, self._deliver, self._count_step, self.watch.run_idle)
         self.batcher.start()
         metrics.set_version(model.name, model.version)
 
@@ -58,8 +58,9 @@ class Endpoint:
 
     def _deliver(self, done: list[Ticket]) -> None:
         for loop in {ticket.receiver.get_loop() for ticket in done}:
-            with suppress(RuntimeError):  # a closed loop has nobody waiting
-                loop.call_soon_threadsafe(_finish, [ticket for ticket in done if ticket.receiver.get_loop() is loop])
+            futures = [ticket.receiver for ticket in done if ticket.receiver.get_loop() is loop]
+            with suppress(RuntimeError):  # nobody waits in a loop that is closed
+                loop.call_soon_threadsafe(_finish, futures)
         self.metrics.set_waiting(self.model.name, self.batcher.waiting)
         good = [ticket for ticket in done if ticket.error is None]
         exits = [k for ticket in good for k in ticket.exits.tolist()]
@@ -72,10 +73,10 @@ class Endpoint:
         self.metrics.set_waiting(self.model.name, self.batcher.waiting)
 
 
-def _finish(done: list[Ticket]) -> None:
-    for ticket in done:
-        if not ticket.receiver.done():
-            ticket.receiver.set_result(None)
+def _finish(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class Repository:
@@ -83,7 +84,7 @@ class Repository:
 
     Args:
         directories: bundles by the names of their models.
-        models: networks in memory, for programs that serve their own; these are not read again.
+        models: networks in memory, for programs that serve their own; they are never reloaded.
 
     Raises:
         BundleError, PolicyError: for a bundle that cannot be read or has no policy.
@@ -100,7 +101,7 @@ class Repository:
         self.batching, self.watching = batching or Batching(), watching or Watching()
         self.metrics = Metrics() if metrics is None else metrics
         self._directories = dict(directories)
-        self._read = {name: _fingerprint(path) for name, path in directories.items()}  # tried, whether or not it could be
+        self._read = {name: _fingerprint(path) for name, path in directories.items()}  # the last that were tried
         self._closing, self._lock = False, threading.Lock()
         opened = {name: open_bundle(name, path) for name, path in directories.items()} | dict(models or {})
         if not opened:
@@ -126,7 +127,7 @@ class Repository:
         return not self._closing and all(endpoint.is_ready for endpoint in self._endpoints.values())
 
     def note_lag(self, seconds: float) -> None:
-        """Note how long requests wait for the event loop before they come here: it counts when room is looked for."""
+        """Note how long requests wait for the event loop before they come here: they count it as waiting."""
         for endpoint in self._endpoints.values():
             endpoint.batcher.lag = seconds
 
@@ -143,10 +144,10 @@ class Repository:
 
     @contextmanager
     def enter(self, name: str = "", version: str = "") -> Iterator[Endpoint]:
-        """Find the model that answers a request, and keep this version of it open until the request has been answered.
+        """Find the model that is to answer a request, and keep this version of it open until it has.
 
-        Raises:
-            RequestError: 404 for an unknown model, 429 if it has no room, 503 if it is closed.
+        Room is checked before the body of the request is read, and for all its samples once they are known. Raises
+        :class:`RequestError`: 404 for an unknown model, 429 if it has no room, 503 if it is closed.
         """
         with self._lock:
             endpoint = self.find(name, version)
@@ -157,10 +158,10 @@ class Repository:
             endpoint.batcher.release()
 
     def reload(self) -> list[str]:
-        """Replace the models whose bundles have changed, and return their names; blocks for as long as that takes.
+        """Replace the models whose bundles have changed, and return their names.
 
         A bundle that cannot be read, or has no policy, is logged, and the version before goes on answering. It is tried
-        again when its files change, as they do while a bundle is still being copied.
+        again when its files change, as they do while a bundle is being copied.
         """
         replaced = []
         for name, path in self._directories.items():
@@ -194,7 +195,7 @@ class Repository:
 
 
 def _fingerprint(directory: Path) -> tuple[Any, ...]:
-    """Return the version of the bundle that is there now with its files' sizes and times; empty if there is none."""
+    """Return the version of a bundle with its files' sizes and times; empty if there is none."""
     try:
         source = find_bundle(directory)
         files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.iterdir())

@@ -1,4 +1,4 @@
-"""Runs the app on uvicorn: in one process, or in several that share a port, each replaced when it ends."""
+"""Runs the app on uvicorn: in one process, or in several that share a port and are replaced when they end."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from uvicorn import Config
 
-SWITCH_SECONDS = 0.0005  # after which a thread makes way: the network's and the connections' take turns
-KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they are the ones to close it
+SWITCH_SECONDS = 0.0005  # after which a thread makes way, so that the network and the connections take turns
+KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they close it first
 
 
 def serve(settings: ServerSettings) -> None:
@@ -39,31 +39,27 @@ def serve(settings: ServerSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="exitlens-metrics-") as folder:
         os.environ[SHARED] = folder
         threads = settings.batching.threads or max(1, (os.cpu_count() or 1) // settings.workers)
-        _run_workers(make_config(replace(settings, batching=replace(settings.batching, threads=threads))))
+        config = make_config(replace(settings, batching=replace(settings.batching, threads=threads)))
+        from prometheus_client.multiprocess import mark_process_dead
+        from uvicorn.supervisors import Multiprocess
 
+        class Supervisor(Multiprocess):
+            """Replaces workers that ended, and forgets their waiting samples."""
 
-def _run_workers(config: Config) -> None:
-    from prometheus_client.multiprocess import mark_process_dead
-    from uvicorn.supervisors import Multiprocess
+            def keep_subprocess_alive(self) -> None:
+                before = {process.pid for process in self.processes}
+                super().keep_subprocess_alive()
+                for pid in before - {process.pid for process in self.processes}:
+                    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
-    class Supervisor(Multiprocess):
-        """Replaces workers that ended, and forgets what they waited for."""
-
-        def keep_subprocess_alive(self) -> None:
-            before = {process.pid for process in self.processes}
-            super().keep_subprocess_alive()
-            for pid in before - {process.pid for process in self.processes}:
-                mark_process_dead(pid)  # type: ignore[no-untyped-call]
-
-    Supervisor(config, sockets=[config.bind_socket()]).run()
+        Supervisor(config, sockets=[config.bind_socket()]).run()
 
 
 def make_config(settings: ServerSettings) -> Config:
     """Return uvicorn's configuration, which can be pickled: models are opened in the process that serves them."""
     from uvicorn import Config
 
-    limits = settings.limits
-    gate = Gate(limits)
+    limits, gate = settings.limits, Gate(settings.limits)
     return Config(
         partial(_open_app, settings, gate),
         factory=True,
@@ -86,7 +82,7 @@ def make_config(settings: ServerSettings) -> Config:
 
 
 def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
-    """Open the models; in a worker, a bundle that cannot be served ends all of them with a message."""
+    """Open the models; in a worker, a bundle that cannot be served ends all workers with a message."""
     from uvicorn.config import STARTUP_FAILURE
 
     from exitlens.serving.http.application import make_app
@@ -94,7 +90,11 @@ def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
     from exitlens.serving.repository import Repository
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    _show_logs()
+    for name, level in (("uvicorn", logging.INFO), ("exitlens.serving", logging.WARNING)):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.setLevel(level)
+            logger.addHandler(_StandardError())
     gate.metrics = Metrics()
     try:
         repository = Repository(settings.bundles, settings.batching, settings.watching, gate.metrics)
@@ -108,16 +108,7 @@ def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
 
 
 class _StandardError(logging.Handler):
-    """Writes a line for each record to whatever standard error is now."""
+    """Writes a line for each record to the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{record.levelname}: {self.format(record)}\n")
-
-
-def _show_logs() -> None:
-    """Let uvicorn, and warnings of the server's own, be seen on standard error."""
-    for name, level in (("uvicorn", logging.INFO), ("exitlens.serving", logging.WARNING)):
-        logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.setLevel(level)
-            logger.addHandler(_StandardError())

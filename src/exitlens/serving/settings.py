@@ -1,14 +1,17 @@
-"""The settings of a server: what it serves, how requests share the network, what it watches, and what clients may ask."""
+"""The settings of a server: its models, how requests share the network, what it watches, and the limits for clients."""
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
+
+POSITIVE = math.ulp(0.0), sys.float_info.max  # limits of a finite number above 0
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,20 @@ class Batching:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("max_waiting", 1), ("threads", 0)):
-            _check_whole(name, getattr(self, name), least)
+        for name, low in (("batch", 1), ("max_waiting", 1), ("threads", 0)):
+            check_number(self, name, int, low)
         for name in ("max_delay_ms", "max_wait_ms"):
-            value = getattr(self, name)
-            if not _is_number(value) or not value >= 0:
-                raise InputError(f"{name}: expected a number of milliseconds, 0 or more, got {value!r}")
+            check_number(self, name, float, 0)
 
 
 @dataclass(frozen=True)
 class Watching:
-    """What the server watches in its own answers.
+    """Checks that the server makes on its own answers.
 
     Attributes:
         drift: Watch whether samples still look like those of the calibration.
         drift_rate: Samples a second that the drift watch looks at, at most.
-        shadow: Share of the samples that are also run to the final exit when nothing else waits, to compare the answers.
+        shadow: Share of the samples that also run to the final exit when nothing else waits, to compare the answers.
         unready_on_drift: Report a model as not ready once its samples drift.
     """
 
@@ -56,14 +57,13 @@ class Watching:
     unready_on_drift: bool = False
 
     def __post_init__(self) -> None:
-        if not _is_number(self.shadow) or not 0 <= self.shadow <= 1:
-            raise InputError(f"shadow: expected a share between 0 and 1, got {self.shadow!r}")
-        _check_positive("drift_rate", self.drift_rate)
+        check_number(self, "shadow", float, 0, 1)
+        check_number(self, "drift_rate", float, *POSITIVE)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a client may ask of the server.
+    """Limits for clients.
 
     Attributes:
         max_body_mb: Megabytes (of 2^20 bytes) in the body of a request.
@@ -71,7 +71,7 @@ class Limits:
         request_seconds: Seconds from the head of a request to the start of its answer.
         max_header_bytes: Bytes of the path and all headers of a request together.
         header_seconds: Seconds within which the head of a request has to arrive.
-        write_seconds: Seconds for which a client may take nothing of its answer before the connection is dropped.
+        write_seconds: Seconds without progress after which the connection to a client that reads no answer is dropped.
         max_connections: Connections that may be open at once.
         max_pixels: Pixels of one image.
         max_batch: Samples in one request.
@@ -90,15 +90,11 @@ class Limits:
     token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name == "token":
-                if not isinstance(value, str) or not (value.isascii() and value.isprintable()) or " " in value:
-                    raise InputError("token: expected printable ASCII characters without spaces, as headers can carry them")
-            elif each.type == "int":
-                _check_whole(each.name, value, 1)
-            else:
-                _check_positive(each.name, value)
+        for name, kind in ((each.name, each.type) for each in fields(self) if each.name != "token"):
+            check_number(self, name, *((int, 1) if kind == "int" else (float, *POSITIVE)))
+        token = self.token
+        if not isinstance(token, str) or not (token.isascii() and token.isprintable()) or " " in token:
+            raise InputError("token: expected printable ASCII characters without spaces, as headers can carry them")
 
     @property
     def max_body_bytes(self) -> int:
@@ -108,7 +104,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Everything a server is told when it starts.
+    """All settings of a server.
 
     Attributes:
         bundles: Directories of bundles by the names of their models; see :func:`name_bundles`.
@@ -116,8 +112,8 @@ class ServerSettings:
         port: Port to listen on; 0 means any that is free.
         workers: Processes that share the port, each with the whole network.
         batching: How requests share the network.
-        watching: What the server watches in its own answers.
-        limits: How much a client may ask.
+        watching: Checks that the server makes on its own answers.
+        limits: Limits for clients.
         reload_seconds: Seconds between checks for a new version of a bundle; 0 means never.
         access_log: Write a line of JSON for every request to standard output.
         tls_cert: Certificate in PEM format; needs `tls_key`.
@@ -139,16 +135,16 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.bundles:
             raise InputError("bundles: expected at least one, got none. Fix: name the directory of a bundle.")
-        _check_whole("workers", self.workers, 1)
+        check_number(self, "workers", int, 1)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert, tls_key: expected both or neither, got one. Fix: give the certificate and its key.")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
             if path is not None and not path.is_file():
-                raise InputError(f"{name}: expected a file, got {path}, which is none")
+                raise InputError(f"{name}: expected a file, got {path}, which does not exist or is a directory")
 
 
 def name_bundles(given: Sequence[str]) -> dict[str, Path]:
-    """Return directories by the names of their models, read from NAME=DIR or DIR, which is then named after itself.
+    """Return directories by the names of their models, from NAME=DIR, or from DIR, whose last part is then the name.
 
     Everything before the first ``=`` is the name, so a directory whose path contains that sign needs a name.
     """
@@ -170,15 +166,12 @@ def name_bundles(given: Sequence[str]) -> dict[str, Path]:
     return bundles
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}: expected a whole number of {least} or more, got {value!r}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise InputError(f"{name}: expected a positive number, got {value!r}")
+def check_number(settings: object, name: str, kind: type[int | float], low: float, high: float = math.inf) -> None:
+    """Raise :class:`InputError` unless a field is a number of this kind from ``low`` to ``high``."""
+    value = getattr(settings, name)
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):
+        limits = (
+            "above 0" if (low, high) == POSITIVE else f"of {low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+        )
+        raise InputError(f"{name}: expected a {'whole ' if kind is int else ''}number {limits}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Watches live answers: do samples drift, and what would the final exit have said of a share of them?"""
+"""Watches live answers: for drift, and by comparing a share of them with the final exit's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import time
 import warnings
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -28,22 +28,14 @@ LOG = logging.getLogger("exitlens.serving")
 SHADOWED = 64  # samples that may wait for idle time to be compared with the final exit
 
 
-class _Shadowed(NamedTuple):
-    activations: Activations
-    exit: int
-    label: Any
-
-
 class Watch:
-    """Watches one version of a model, by the answers under the bundle's own policy, which the calibration is about."""
+    """Watches one version of a model, by its answers under the bundle's own policy, which was calibrated."""
 
     def __init__(self, model: ServedModel, metrics: Metrics, watching: Watching) -> None:
         self.model, self.metrics, self.watching = model, metrics, watching
         self.monitor = self._open_monitor() if watching.drift else None
-        self._pending: deque[Ticket] = (
-            deque()
-        )  # in the order in which they came: by that of answers, early exits would come first
-        self._shadowed: deque[_Shadowed] = deque(maxlen=SHADOWED)
+        self._pending: deque[Ticket] = deque()  # in the order of arrival: in that of answers, early exits would come first
+        self._shadowed: deque[tuple[Activations, int, Any]] = deque(maxlen=SHADOWED)  # inputs, exit and label
         self._room, self._last = watching.drift_rate, time.monotonic()
         self._random = random.Random(0)
         self.is_drifting = False
@@ -61,22 +53,21 @@ class Watch:
 
     def expect(self, ticket: Ticket) -> None:
         """Note that a request came; called in the order of requests."""
-        if self.monitor is not None and _is_own(ticket) and self._has_room(len(ticket)):
-            self._pending.append(ticket)
-
-    def _has_room(self, count: int) -> bool:
+        if self.monitor is None or not ticket.terms.are_default:
+            return
         now, rate = time.monotonic(), self.watching.drift_rate
-        self._room = min(rate, self._room + rate * (now - self._last))
-        self._last = now
-        if self._room < 1:  # a large request may overdraw it
-            return False
-        self._room -= count
-        return True
+        self._room, self._last = min(rate, self._room + rate * (now - self._last)), now
+        if self._room >= 1:  # a large request may overdraw it
+            self._room -= len(ticket)
+            self._pending.append(ticket)
 
     def see(self, done: list[Ticket]) -> None:
         """Note that requests ended."""
-        if self.watching.shadow:
-            self._choose_shadowed(done)
+        for ticket in done if self.watching.shadow else ():
+            rows = range(len(ticket)) if ticket.error is None and ticket.terms.are_default else ()
+            for row in (row for row in rows if self._random.random() < self.watching.shadow):
+                inputs = tuple(t[row : row + 1].clone() for t in ticket.activations)
+                self._shadowed.append((inputs, int(ticket.exits[row]), ticket.labels[row].tolist()))
         while self._pending and not self._pending[0].left:
             ticket = self._pending.popleft()
             if ticket.error is None:
@@ -94,26 +85,14 @@ class Watch:
         self.is_drifting = state.alarm
         self.metrics.set_drift(self.model.name, state.evidence, state.alarm)
 
-    def _choose_shadowed(self, done: list[Ticket]) -> None:
-        for ticket in done:
-            rows = range(len(ticket)) if ticket.error is None and _is_own(ticket) else ()
-            for row in (row for row in rows if self._random.random() < self.watching.shadow):
-                given = tuple(t[row : row + 1].clone() for t in ticket.activations)
-                self._shadowed.append(_Shadowed(given, int(ticket.exits[row]), ticket.labels[row].tolist()))
-
     def run_idle(self, engine: Engine) -> bool:
         """Run a sample of the shadow to the final exit; return true if there are more."""
         if not self._shadowed:
             return False
-        sample = self._shadowed.popleft()
-        outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(sample.activations)), strict=True))
+        inputs, exit_, label = self._shadowed.popleft()
+        outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(inputs)), strict=True))
         logits, final = outputs[self.model.num_exits - 1]
-        away = divergence(*on_common_grid(outputs[sample.exit][1].float(), final.float())).item()
-        says = find_answers(logits[0], self.model.info.task).tolist()
-        self.metrics.observe_shadow(self.model.name, sample.exit, says == sample.label, away)
+        distance = divergence(*on_common_grid(outputs[exit_][1].float(), final.float())).item()
+        expected = find_answers(logits[0], self.model.info.task).tolist()
+        self.metrics.observe_shadow(self.model.name, exit_, expected == label, distance)
         return bool(self._shadowed)
-
-
-def _is_own(ticket: Ticket) -> bool:
-    """Return whether the bundle's own policy answers, and nothing else."""
-    return ticket.terms.policy == DEFAULT and not ticket.terms.changes_policy

@@ -21,7 +21,7 @@ from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, cer
 from exitlens.functional.thresholds.path import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
-from exitlens.types.calibrations import Certification, DriftReference
+from exitlens.types.calibrations import Certification
 from exitlens.types.requests import NEED_LABELS, Asking, SampleSketch
 from exitlens.types.tasks import choose_score
 
@@ -52,18 +52,18 @@ def calibrate(  # noqa: PLR0913
     the policy of least risk (accuracy drop, or disagreement without labels) that spends no more; with both, the cheapest
     that keeps all.
 
-    Without ``delta`` (**empirical mode**) the limits hold on these samples, and new ones lose more: the search finds what is
-    good on its own samples partly by chance. With ``folds`` they also hold on held-out samples, each routed by what the
-    others chose (cross-validation): about right for new data, on average. With ``delta`` (**certified mode**) they hold
-    for the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at
-    most its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913;
-    docs/concepts/guarantees.md).
-    ``policy.calibration`` records the request and what it rests on; ``policy.certificate()`` says it in two sentences.
-    Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
+    Without ``delta`` (**empirical mode**) the limits hold on these samples. New samples lose more, because the search finds
+    what is good on its own samples partly by chance. With ``folds`` the limits also hold on held-out samples, each routed by
+    what the others chose (cross-validation), which is about right for new data, on average. With ``delta`` (**certified
+    mode**) they hold for the data's distribution: with probability at least ``1 - delta`` over the draw of these samples,
+    every risk is at most its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913;
+    docs/concepts/guarantees.md). ``policy.calibration`` records the request and what it rests on; ``policy.certificate()``
+    says it in two sentences. If nothing can be certified, the early exits never fire, and the policy says why and how many
+    samples it would take.
 
-    Where the trace names groups, only these are independent: whole groups propose or test, each test has one value for a
-    group, and the promise is about the samples of new groups. Where it names none, but samples that follow one another
-    look alike as frames of one video do, a :class:`~exitlens.errors.DataWarning` says so.
+    If the trace names groups, only groups are independent: whole groups propose or test, each test takes one value from a
+    group, and the promise is about the samples of new groups. If it names none, but successive samples look alike as frames
+    of a video do, a :class:`~exitlens.errors.DataWarning` says so.
 
     Args:
         trace: independent samples (or groups of them) of the data to come, not used for training or testing.
@@ -72,10 +72,10 @@ def calibrate(  # noqa: PLR0913
     The other arguments are the fields of :class:`~exitlens.CalibrationRequest`, which documents them.
 
     Raises:
-        InputError: for a request that makes no sense, or that the trace cannot answer: no labels, timing or groups.
+        InputError: for a contradictory request, or one for which the trace lacks labels, timing or groups.
         CalibrationError: if no policy keeps every limit (empirical mode) or a budget (certified mode); for fewer than 10
-            samples or groups in certified mode; for a limit that needs labels and a label that no sample has; if
-            ``temperatures`` were fitted on samples of this trace.
+            samples or groups in certified mode; if a limit needs labels and no sample has one of them; if ``temperatures``
+            were fitted on samples of this trace.
         PolicyError: if ``temperatures`` are of another network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
@@ -108,9 +108,17 @@ def calibrate(  # noqa: PLR0913
 
 
 def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
-    """Do what :func:`calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
+    """Calibrate as :func:`calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
     require(trace, Trace, "trace", "see exitlens.collect")
-    _require_positives(trace, request)
+    limits_of_labels = [name for name in request.risk_limits if name in NEED_LABELS]
+    if trace.task == "multilabel" and trace.labels is not None and limits_of_labels:
+        missing = (~trace.labels.any(0)).nonzero().flatten().tolist()
+        if missing:
+            shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise CalibrationError(
+                f"labels: none of the {len(trace)} samples has label {shown}, so {limits_of_labels[0]} would say nothing of "
+                "missing it. Fix: collect samples that have it, or leave its column out of logits and labels."
+            )
     if request.equal_groups and trace.groups is None:
         raise InputError("equal_groups: this trace names no groups. Fix: collect it with groups, or leave equal_groups out.")
     budgets = list_budgets(trace, request.max_cost, request.max_ms, request.percentile)
@@ -119,21 +127,18 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
 
 
 class _Choice(NamedTuple):
-    """What either mode of calibration came to: a policy without its record, and what the record is made of.
-
-    ``scores`` ``(N,K-1)`` are those of the early exits under the policy.
-    """
+    """The outcome of either mode: a policy without its record, and what the record is made of."""
 
     policy: Policy
     fitted_on: tuple[SampleSketch, ...]
     risks: Sequence[Risk]
-    scores: Tensor
+    scores: Tensor  # (N,K-1), of the early exits under the policy
     certification: Certification | None = None
     held_out: dict[str, float] | None = None
 
 
 def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
-    """Empirical mode: limits hold on these samples, and with folds on held-out ones, too."""
+    """Choose in empirical mode: limits hold on these samples, and with folds also on held-out ones."""
     every, held_out = torch.arange(len(trace)), None
     folds = None if request.folds is None else split_folds(trace, request.folds, request.seed)
     risks = list_risks(trace, request.risk_limits, every)
@@ -149,12 +154,9 @@ def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Seque
 
 
 def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
-    """Certified mode: some samples (or groups) propose a path of policies, and the others test it."""
+    """Choose in certified mode: some samples (or groups) propose a path of policies, and the others test it."""
     assert request.delta is not None
-    groups = _order_groups(trace, request.seed)
-    if trace.groups is None:
-        _warn_of_families(trace)
-    first, second = _split_samples(len(trace), request.seed) if groups is None else split_groups(groups, PATH_SHARE)
+    groups, first, second = _split_samples(trace, request.seed)
     risks = list_risks(trace, request.risk_limits, second)
     spending = _list_promised(budgets, len(trace), bool(risks))
     level, asking = _find_level(trace, request, request.delta)
@@ -182,10 +184,11 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
 
 
 def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tuple[float, int]:
-    """Return the level to test at, and the number of this asking among those of the trace's samples.
+    """Return the level to test at, and the number of this request among those made of the trace's samples.
 
-    As the fallback procedure does (Wiens 2003): what was granted keeps its level for the next asking, what was refused has
-    spent it. So the probability that any certificate is wrong which these samples give is at most the largest ``delta``.
+    By the fallback procedure (Wiens 2003), a certificate that was granted passes its level on to the next request, and one
+    that was refused has spent it. So the probability that any certificate from these samples is wrong is at most the largest
+    ``delta``.
     """
     for number, asking in enumerate(trace.askings, 1):
         if asking.request == request:
@@ -204,16 +207,9 @@ def _draft(
     trace: Trace, request: CalibrationRequest, rows: Tensor, risks: Sequence[Risk]
 ) -> tuple[Policy, tuple[SampleSketch, ...]]:
     """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and what they rest on."""
-    score = choose_score(request.score, trace.task)
-    temperatures, fitted_on = _choose_temperatures(trace, request, rows)
-    policy = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
-    return replace(policy, gate=choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
-
-
-def _choose_temperatures(
-    trace: Trace, request: CalibrationRequest, rows: Tensor
-) -> tuple[tuple[float, ...], tuple[SampleSketch, ...]]:
-    given = request.temperatures
+    score, given = choose_score(request.score, trace.task), request.temperatures
+    values: tuple[float, ...] = (1.0,) * trace.num_exits
+    fitted_on: tuple[SampleSketch, ...] = ()
     if given is not None:
         if given.network and trace.network and given.network != trace.network:
             raise PolicyError(
@@ -224,28 +220,15 @@ def _choose_temperatures(
                 "temperatures: they were fitted on samples of this trace. Fix: calibrate on samples that nothing was fitted "
                 "on, or leave temperatures out (they are then fitted on a part that is not tested)."
             )
-        return given.values, given.fitted_on
-    if not request.temperature_scaling or trace.labels is None:
-        return (1.0,) * trace.num_exits, ()
-    return fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
-
-
-def _require_positives(trace: Trace, request: CalibrationRequest) -> None:
-    """Raise :class:`CalibrationError` if a limit is about labels, and none of the samples has one of them."""
-    needing = [name for name in request.risk_limits if name in NEED_LABELS]
-    if trace.task != "multilabel" or trace.labels is None or not needing:
-        return
-    missing = (~trace.labels.any(0)).nonzero().flatten().tolist()
-    if missing:
-        shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise CalibrationError(
-            f"labels: none of the {len(trace)} samples has label {shown}, so {needing[0]} would say nothing of missing it. "
-            "Fix: collect samples that have it, or leave its column out of logits and labels."
-        )
+        values, fitted_on = given.values, given.fitted_on
+    elif request.temperature_scaling and trace.labels is not None:
+        values, fitted_on = fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
+    policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
+    return replace(policy, gate=choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
 
 
 def _list_promised(budgets: Sequence[Budget], count: int, beside_risks: bool) -> list[Risk]:
-    """Return the budgets that a certificate has to cover, as risks; those that no policy exceeds need no test."""
+    """Return the budgets that a certificate has to cover, as risks, without those that no policy exceeds."""
     promised = [budget for budget in budgets if budget.is_promised]
     if promised and not beside_risks and all(budget.is_kept_by_all for budget in promised):
         raise InputError(
@@ -254,83 +237,62 @@ def _list_promised(budgets: Sequence[Budget], count: int, beside_risks: bool) ->
     return [budget.to_risk(count) for budget in promised if not budget.is_kept_by_all]
 
 
-def _order_groups(trace: Trace, seed: int) -> Tensor | None:
-    """Return the groups in random order, or ``None`` if no two samples share one, so that samples count."""
-    if trace.groups is None or trace.num_groups == len(trace):
-        return None
-    if trace.num_groups < FEWEST:
-        raise CalibrationError(
-            f"trace: {trace.num_groups} groups can certify nothing, however many samples they have ({len(trace)}). Fix: "
-            f"collect {FEWEST} groups or more, better some hundred."
-        )
-    return shuffle_groups(trace.groups, seed)
-
-
-def _warn_of_families(trace: Trace) -> None:
-    likeness = measure_likeness(trace)
+def _split_samples(trace: Trace, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the groups in random order (``None`` if every sample is its own), and who proposes and who tests policies."""
+    likeness = measure_likeness(trace) if trace.groups is None else None
     if likeness is not None and likeness.is_suspicious:
         apart = "follow one another" if likeness.lag == 1 else f"come {likeness.lag} apart"
         warnings.warn(
             f"trace: samples of one answer that {apart} look alike (rank of their distance {likeness.rank:.2f}, of "
             "independent samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not "
-            "hold for new objects: name the groups (collect(..., groups=...), --group-by). If the data are only sorted, by "
-            "kind or by date, nothing is wrong",
+            "hold for new objects. Fix: name the groups (collect(..., groups=...), --group-by). If the data are only "
+            "sorted, by kind or by date, nothing is wrong.",
             DataWarning,
             stacklevel=5,
         )
-
-
-def _split_samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of the samples that propose policies, and of those that test them."""
-    if count < FEWEST:
+    grouped = trace.groups is not None and trace.num_groups < len(trace)
+    if trace.num_groups < FEWEST:
+        unit, samples = ("groups", f" (of {len(trace)} samples)") if grouped else ("samples", "")
         raise CalibrationError(
-            f"trace: {count} samples can certify nothing. Fix: collect {FEWEST} or more, better some hundred."
+            f"trace: {trace.num_groups} {unit}{samples} can certify nothing. Fix: collect {FEWEST} {unit} or more, "
+            "preferably some hundred."
         )
-    rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    first = max(1, round(PATH_SHARE * count))
-    return rows[:first], rows[first:]
+    if grouped and trace.groups is not None:
+        groups = shuffle_groups(trace.groups, seed)
+        return groups, *split_groups(groups, PATH_SHARE)
+    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    first = max(1, round(PATH_SHARE * len(trace)))
+    return None, rows[:first], rows[first:]
 
 
 def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:
-    """Return the chosen policy with its record: what was asked for, and what it does on the trace."""
+    """Return the chosen policy with its record: the request, and what the policy does on the trace."""
     policy = choice.policy
     exits = find_first_firing(choice.scores, policy.thresholds)
     # scores as predictions report them, with a gate or without
     plain = choice.scores if policy.gate is None else score_early_exits(trace, replace(policy, gate=None))
     final = score_logits(trace.logits[:, -1], policy.score, policy.temperatures[-1])
-    scores = torch.cat([plain, final[:, None]], 1)
+    scores = select_exits(torch.cat([plain, final[:, None]], 1), exits)
     classes = sum(risk.rows is not None for risk in choice.risks)
+    hashes, units = trace.hash_samples(), torch.arange(len(trace))
+    distinct = len(set(hashes))
+    if trace.groups is not None:  # the drift monitor counts groups, and only logits in two groups are repeated
+        units = find_firsts(trace.groups)
+        distinct += len(trace) - len(set(zip(hashes, trace.groups.tolist(), strict=True)))
     record = Calibration(
         request,
         samples=len(trace),
-        distinct_samples=_count_distinct(trace),
+        distinct_samples=distinct,
         data=trace.fingerprint(),
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule(),
         calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,
-        reference=_summarize_units(trace, exits, select_exits(scores, exits)),
+        reference=summarize_reference(exits[units], scores[units], trace.num_exits),
         certification=choice.certification,
         groups=trace.num_groups if trace.num_groups < len(trace) else None,
         timing=trace.timing,
         held_out=choice.held_out,
     )
     return replace(policy, calibration=record)
-
-
-def _count_distinct(trace: Trace) -> int:
-    """Samples with logits of their own; with groups only logits that come in two groups count as repeated."""
-    hashes = trace.hash_samples()
-    if trace.groups is None:
-        return len(set(hashes))
-    in_groups = set(zip(hashes, trace.groups.tolist(), strict=True))
-    return len(trace) - (len(in_groups) - len(set(hashes)))
-
-
-def _summarize_units(trace: Trace, exits: Tensor, scores: Tensor) -> DriftReference:
-    """The drift monitor's reference: all samples, or the first of each group."""
-    if trace.groups is not None:
-        rows = find_firsts(trace.groups)
-        exits, scores = exits[rows], scores[rows]
-    return summarize_reference(exits, scores, trace.num_exits)

@@ -25,7 +25,7 @@ from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.tasks import check_truth
 
-MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
+MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
 FILE = "trace.safetensors"  # in a trace_dir
 
@@ -33,14 +33,13 @@ MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
 class TraceOptions(TypedDict, total=False):
-    """More keyword arguments of :func:`exitlens.collect`, which rarely need another value.
+    """Further keyword arguments of :func:`exitlens.collect`, whose defaults suit almost everyone.
 
     Attributes:
-        compact: Keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default for 100 classes or more
-            whose logits would be more than 2^26 numbers (256 MiB).
-        trace_dir: Directory for the trace: ``trace.safetensors``, from which :meth:`Trace.load` makes it again. By default
-            nothing is left on disk; but what is more than 64 MiB waits in a file without a name in the system's directory
-            for temporary files, mapped into memory, which goes when the trace goes.
+        compact: Keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
+            there would be more than 2^26 logits (256 MiB).
+        trace_dir: Directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
+            columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
         seed: Seed of the pairing of samples for the shuffled-image null.
     """
 
@@ -67,36 +66,41 @@ def collect(
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         data: a ``Dataset``, a ``DataLoader`` or another iterable of batches, or inputs as a tensor (or several by name);
             labels are optional.
-        cost: what the trace's ``cost`` is. ``"macs"``: multiply-accumulates up to and including exit k's head, all earlier
-            heads among them, over those of the plain backbone (``net.cost``). ``"time"``: the measured time of a batch whose
-            samples all leave at exit k (stages 0 to k with all their heads, through the network's engine, as it is tuned
-            and as :func:`exitlens.predict` runs it), over the time of the same batch when it goes to the final exit and no
-            early head is computed. The final exit's is thus a little above 1. The trace's ``timing`` then has milliseconds,
-            batch size, quartiles and machine. Measuring takes some seconds, and nothing else should run meanwhile.
-        timed_batch: with ``cost="time"``: samples in the batch that is timed, 1 for the latency of single samples. It is
-            made of the first batch of the data, repeated where that has fewer; by default it is the first batch.
-        groups: ``(N,)`` integers or names: samples with the same one belong together (frames of one video, pictures of one
-            patient) and are not independent; by default as the data say, if they do.
-        batch_size: of a ``Dataset`` and of tensors.
+        cost: unit of the trace's ``cost``. ``"macs"``: multiply-accumulates up to and including exit k's head, with all
+            earlier heads, over those of the plain backbone (``net.cost``). ``"time"``: the measured time of a batch whose
+            samples all leave at exit k, through the engine as :func:`exitlens.predict` runs it, over the time of the same
+            batch when it goes to the final exit and no early head is computed; the final exit's is thus a little above 1.
+            The trace's ``timing`` then has milliseconds, batch size, quartiles and machine. Measuring takes a few seconds,
+            and nothing else should run meanwhile.
+        timed_batch: number of samples in the batch that is timed, with ``cost="time"``; 1 for the latency of single samples.
+            It is made of the first batch of the data, repeated if that is smaller; by default it is the first batch.
+        groups: ``(N,)`` integers or names. Samples of the same group (frames of one video, pictures of one patient) are not
+            independent. By default the groups that come with the data, if any.
+        batch_size: for a ``Dataset`` and tensors.
         progress: show a progress bar.
-        ranks: the processes that share the work; by default those that ``torchrun`` started or that the process group has;
+        ranks: the processes that share the work; by default those of ``torchrun`` or of the process group;
             ``DistributedContext()``: this process alone. They take batches in turn, and each returns the trace that a single
             process would make. Only the first measures time.
         options: ``compact``, ``trace_dir`` and ``seed``, see :class:`TraceOptions`.
 
     Returns:
-        A :class:`Trace` with, besides the logits, every consistency measure of docs/concepts/method.md and its two nulls,
-        where the network's exits have maps.
+        A :class:`Trace` with the logits and, if the exits have maps, every consistency measure of docs/concepts/method.md
+        with its two nulls.
 
     Raises:
-        InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another
-            number of groups. OutputExistsError: where the trace_dir has a trace. OutputError: where its disk is full.
-            EngineError: where times cannot be measured because the machine is busy.
+        InputError: for inputs that the network cannot take, mixed labelled and unlabelled batches, no sample at all, or a
+            wrong number of groups. OutputExistsError: if ``trace_dir`` has a trace. OutputError: if its disk is full.
+            EngineError: if times cannot be measured because the machine is busy.
     """
     require(net, ExitNet, "net")
     if unknown := set(options) - set(TraceOptions.__annotations__):
         raise TypeError(f"collect() got an unexpected keyword argument {min(unknown)!r}")
-    _check_cost(cost, timed_batch)
+    if cost not in ("macs", "time"):
+        raise InputError(f"cost: expected 'macs' (multiply-accumulates) or 'time' (measured), got {cost!r}")
+    if timed_batch is not None and cost != "time":
+        raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
+    if timed_batch is not None and (isinstance(timed_batch, bool) or not isinstance(timed_batch, int) or timed_batch < 1):
+        raise InputError(f"timed_batch: expected samples, 1 or more, got {timed_batch!r}")
     ranks, trace_dir = find_ranks(ranks), options.get("trace_dir")
     folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
     with ranks.together():
@@ -116,135 +120,63 @@ def collect(
     return ranks.share(finish)
 
 
-def _check_cost(cost: str, timed_batch: int | None) -> None:
-    if cost not in ("macs", "time"):
-        raise InputError(f"cost: expected 'macs' (multiply-accumulates) or 'time' (measured), got {cost!r}")
-    if timed_batch is None:
-        return
-    if cost != "time":
-        raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
-    if isinstance(timed_batch, bool) or not isinstance(timed_batch, int) or timed_batch < 1:
-        raise InputError(f"timed_batch: expected samples, 1 or more, got {timed_batch!r}")
-
-
 class _Recorder:
-    """Take in batch after batch and makes the trace of them."""
+    """Takes in batch after batch, and makes a trace of them."""
 
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
-        self._net, self._folder = net, None if folder is None else _make_folder(folder)
-        self._store = RowStore(self._folder)
-        if compact and net.info.task == "multilabel":
-            raise InputError("compact: of several labels all logits are needed: leave it out")
-        compact = False if net.info.task == "multilabel" else compact
-        self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
+        if folder is not None:
+            if (folder / FILE).exists():
+                raise OutputExistsError(
+                    f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load), or pass another one."
+                )
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"trace_dir: {folder} cannot be made ({error}). Fix: choose another directory.") from error
+        self._net, self._folder, self._store = net, folder, RowStore(folder)
+        if net.info.task == "multilabel":
+            if compact:
+                raise InputError("compact: several labels per sample need all logits. Fix: leave it out.")
+            compact = False
+        self._compact, self._is_compact = compact, bool(compact)
+        self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
-        self._has_maps = have_maps(net.heads)
+        self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads)
 
     def add(self, seen: _Observed) -> None:
-        """Take in a batch."""
-        if seen.labels is not None:
-            check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "data, labels")
-        self._logits.add(seen.logits, seen.labels)
+        """Check and store a batch."""
+        logits, labels = seen.logits, seen.labels
+        if labels is not None:
+            check_truth(labels, len(logits), logits.shape[2], self._net.info.task, "data, labels")
+        if self._labels and (labels is None) != (self._labels[0] is None):
+            raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
+        self._labels.append(labels)
         self._ids.append(seen.groups)
-        if not self._has_maps:
-            return
+        self._count, self._classes = self._count + len(logits), logits.shape[2]
+        if self._is_compact:
+            self._compress(logits, labels)
+        else:
+            self._store.add("logits", logits)
+            is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
+            if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
+                self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
+                for rows in torch.arange(self._count).split(64):
+                    self._compress(whole[rows], None if known is None else known[rows])
+                    self._store.release()
+        if self._has_maps:
+            self._add_maps(seen)
+
+    def _add_maps(self, seen: _Observed) -> None:
         if seen.gate_features is not None:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
         if self._shapes and shapes != self._shapes:
-            raise InputError("data: its samples have different sizes, so their maps cannot be compared: resize them to one")
+            raise InputError("data: its samples differ in size, so maps cannot be compared. Fix: resize them to one size.")
         self._shapes = shapes
-        _add_maps(self._store, seen.maps)
-
-    def finish(
-        self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: ExitLatency | None
-    ) -> Trace:
-        """The trace of all batches."""
-        if not self._ids:
-            raise InputError("data: it gave no batch: pass at least one sample")
-        count, kept = self._logits.count, self._logits.finish()
-        agreement: dict[str, Any] = {"divergence": torch.zeros(count, self._net.num_exits)}
-        if self._has_maps:
-            agreement = _compare_maps(self._store, self._shapes, pair_samples(count, seed), progress)
-        trace = Trace(
-            **kept,
-            **agreement,
-            cost=self._net.cost if timing is None else torch.tensor(timing.cost),
-            timing=timing,
-            network=self._net.identity(),
-            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
-            groups=_join_groups(groups, self._ids),
-            task=self._net.info.task,
-        )
-        if self._folder is None:
-            return trace
-        trace.save(self._folder / FILE)
-        return Trace.load(self._folder / FILE)
-
-
-def _make_folder(folder: Path) -> Path:
-    if (folder / FILE).exists():
-        raise OutputExistsError(f"trace_dir: {folder / FILE} exists: load it with Trace.load, or choose another directory")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"trace_dir: {folder} cannot be made ({error}): choose another directory") from error
-    return folder
-
-
-class _Observed(NamedTuple):
-    """What one batch gave, on the CPU: ``(B,K,C)``, ``(B,)``, ``(B,)``, ``(B,K-1,2)``, and a pair of maps for each exit."""
-
-    logits: Tensor
-    labels: Tensor | None
-    groups: Tensor | None
-    gate_features: Tensor | None
-    maps: MapPairs  # of the exit and of the final one, on one grid
-
-
-def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
-    """Run every batch through every exit; the first is put into ``first``."""
-    for inputs, labels, groups in stream:
-        if not first:
-            first.append(inputs)
-        activations = net.check_input(inputs, "data")
-        with net.open_engine() as engine:
-            outputs = engine.compute_outputs(engine.enter(activations))
-        early = [attention for _, attention in outputs[:-1]]
-        features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
-        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention in outputs)
-        yield _Observed(
-            torch.stack([out.float() for out, _ in outputs], 1).cpu(),
-            None if labels is None else labels.cpu(),
-            None if groups is None else groups.cpu(),
-            torch.stack(features, 1) if features else None,
-            [(one.cpu(), final.cpu()) for one, final in grids],
-        )
-
-
-class _LogitRecorder:
-    """Keep logits whole until they are many, then in compact form: the same, whenever that was."""
-
-    def __init__(self, store: RowStore, compact: bool | None) -> None:
-        self._store, self._compact, self._is_compact = store, compact, bool(compact)
-        self._labels: list[Tensor | None] = []
-        self._classes, self._numbers, self.count = 0, 0, 0
-
-    def add(self, logits: Tensor, labels: Tensor | None) -> None:  # (B,K,C), (B,)
-        """Take in a batch."""
-        if self._labels and (labels is None) != (self._labels[0] is None):
-            raise InputError("data: some batches have labels and some have none: give all of them labels, or none")
-        self._labels.append(labels)
-        self.count, self._numbers, self._classes = self.count + len(logits), self._numbers + logits.numel(), logits.shape[2]
-        if self._is_compact:
-            self._compress(logits, labels)
-            return
-        self._store.add("logits", logits)
-        if self._compact is None and self._classes >= MANY_CLASSES and self._numbers > MANY_LOGITS:
-            self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
-            for rows in torch.arange(self.count).split(64):
-                self._compress(whole[rows], None if known is None else known[rows])
-                self._store.release()
+        for k, (exit_map, _) in enumerate(seen.maps):
+            self._store.add(f"map {k}", exit_map)
+        for shape, final in {tuple(final.shape[1:]): final for _, final in seen.maps}.items():  # one per grid
+            self._store.add(f"final {shape}", final)
 
     def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
         for name, part in compress(logits, labels).parts().items():
@@ -256,36 +188,77 @@ class _LogitRecorder:
         known = [labels for labels in self._labels if labels is not None]
         return torch.cat(known) if known else None
 
-    def finish(self) -> dict[str, Any]:
-        """Fields of the trace."""
-        labels = self._join_labels()
-        if not self._is_compact:
-            return {"logits": self._store.take("logits"), "labels": labels}
-        names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
-        parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
-        logits = CompactLogits(**parts, num_classes=self._classes)
-        return {"logits": logits, "labels": labels, "sample_hashes": self._store.take("sample_hashes")}
+    def finish(
+        self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: ExitLatency | None
+    ) -> Trace:
+        """Return the trace of all batches."""
+        ids = [part for part in self._ids if part is not None]
+        if not self._ids:
+            raise InputError("data: it gave no batch. Fix: pass at least one sample.")
+        if groups is None and 0 < len(ids) < len(self._ids):
+            raise InputError("data: some batches have groups and some have none. Fix: give all of them groups, or none.")
+        if groups is not None:
+            joined: Tensor | None = number_groups(groups)
+        else:
+            joined = torch.cat(ids) if ids else None
+        labels, hashes, logits = self._join_labels(), None, None
+        if self._is_compact:
+            names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
+            parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
+            logits, hashes = CompactLogits(**parts, num_classes=self._classes), self._store.take("sample_hashes")
+        agreement: dict[str, Any] = {"divergence": torch.zeros(self._count, self._net.num_exits)}
+        if self._has_maps:
+            agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, seed), progress)
+        trace = Trace(
+            logits=self._store.take("logits") if logits is None else logits,
+            labels=labels,
+            sample_hashes=hashes,
+            **agreement,
+            cost=self._net.cost if timing is None else torch.tensor(timing.cost),
+            timing=timing,
+            network=self._net.identity(),
+            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
+            groups=joined,
+            task=self._net.info.task,
+        )
+        if self._folder is None:
+            return trace
+        trace.save(self._folder / FILE)
+        return Trace.load(self._folder / FILE)
 
 
-def _join_groups(given: Tensor | Sequence[Hashable] | None, batches: list[Tensor | None]) -> Tensor | None:
-    """The groups that were given, or those that came with the batches."""
-    if given is not None:
-        return number_groups(given)
-    if any(ids is None for ids in batches) and any(ids is not None for ids in batches):
-        raise InputError("data: some batches have groups and some have none: give all of them groups, or none")
-    return None if batches[0] is None else torch.cat([ids for ids in batches if ids is not None])
+class _Observed(NamedTuple):
+    """The record of a batch, on the CPU."""
+
+    logits: Tensor  # (B,K,C)
+    labels: Tensor | None  # (B,)
+    groups: Tensor | None  # (B,)
+    gate_features: Tensor | None  # (B,K-1,2)
+    maps: MapPairs  # for each exit its map and the final one, on one grid
 
 
-def _add_maps(store: RowStore, maps: MapPairs) -> None:
-    """Store the maps; final maps on the same grid are stored once."""
-    for k, (exit_map, _) in enumerate(maps):
-        store.add(f"map {k}", exit_map)
-    for shape, final in {tuple(final.shape[1:]): final for _, final in maps}.items():
-        store.add(f"final {shape}", final)
+def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
+    """Run every batch through every exit, and keep the inputs of the first in ``first``."""
+    for inputs, labels, groups in stream:
+        if not first:
+            first.append(inputs)
+        activations = net.check_input(inputs, "data")
+        with net.open_engine() as engine:
+            outputs = engine.compute_outputs(engine.enter(activations))
+        early = [attention for _, attention in outputs[:-1]]
+        features = [compute_gate_features(item, early[k - 1] if k else None).cpu() for k, item in enumerate(early)]
+        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention in outputs)
+        yield _Observed(
+            torch.stack([out.float() for out, _ in outputs], 1).cpu(),
+            None if labels is None else labels.cpu(),
+            None if groups is None else groups.cpu(),
+            torch.stack(features, 1) if features else None,
+            [(item.cpu(), final.cpu()) for item, final in grids],
+        )
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:
-    """Fields of the trace: how far the maps agree, and two nulls."""
+    """Return the fields of the trace about the agreement of maps, with its two nulls."""
     maps = [store.take(f"map {k}") for k in range(len(shapes))]
     by_shape = {shape: store.take(f"final {shape}") for shape in dict.fromkeys(shapes)}
     finals = [by_shape[shape] for shape in shapes]

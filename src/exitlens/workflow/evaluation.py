@@ -11,18 +11,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
+from exitlens.functional import scores
 from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.scores import (
-    expected_calibration_error,
-    micro_f1,
-    overthinking,
-    rate_probabilities,
-    risk_coverage,
-    routed_calibration_error,
-    score,
-)
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
@@ -34,16 +26,16 @@ HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 
 @dataclass(frozen=True)
 class ExitRow:
-    """One exit over the whole data set (everything answered there), and the share the policy lets it answer.
+    """One exit over the whole data set, as if it answered everything, and the share the policy lets it answer.
 
-    ``ms``: of a batch that leaves there, where the trace has measured times.
-
-    ``calibration_error`` (15 bins), ``brier`` (in [0, 2]) and ``risk_coverage`` (area under the risk-coverage curve by
-    maximum probability: the mean error rate over all coverages) use the policy's temperatures. Of several labels, the
-    first two are about every label of every sample (``brier`` in [0, 1]), and the curve is by how decided a sample is.
-
-    ``consistency`` maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
-    uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
+    Attributes:
+        calibration_error, brier, risk_coverage: expected calibration error (15 bins), Brier score (in [0, 2]) and the area
+            under the risk-coverage curve by maximum probability (the mean error rate over all coverages), with the policy's
+            temperatures. With several labels per sample the first two average over every label of every sample (``brier`` in
+            [0, 1]), and the curve ranks samples by how decided they are.
+        consistency: maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
+            uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
+        ms: measured time of a batch that leaves here, if the trace has timings.
     """
 
     exit: int
@@ -59,18 +51,18 @@ class ExitRow:
     ms: float | None = None
 
     def format_cells(self) -> list[str]:
-        """For people: milliseconds if known, cost, accuracy, agreement, share, and the map's CC with its null and skill."""
-        agreed = self.consistency.get("cc", {})
-        cc = [f"{agreed[name]:.2f}" if name in agreed else "-" for name in ("value", "null", "skill")]
+        """Return milliseconds (if known), cost, accuracy, agreement, share, and the map's CC with its null and skill."""
+        cc = self.consistency.get("cc", {})
+        similarity = [f"{cc[name]:.2f}" if name in cc else "-" for name in ("value", "null", "skill")]
         spent = [*([] if self.ms is None else [format_ms(self.ms)]), f"{self.cost:.3f}"]
-        return [*spent, _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
+        return [*spent, _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *similarity]
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The samples of one class: how many, and how many of the routed and of the final exit's answers are right.
+    """The samples of one class (or with one label): their number, and the accuracy of the routed and the final answers.
 
-    Of several labels: of the samples that have the label, in how many it is found.
+    With several labels per sample, accuracy is the share of these samples whose answer contains the label.
     """
 
     label: int
@@ -81,13 +73,13 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What there is to say of several labels beside subset accuracy (all labels of a sample right).
+    """Measures for several labels per sample, beside subset accuracy (all labels of a sample right).
 
     Attributes:
-        f1: micro-F1 of the routed answers. exit_f1: of every exit's.
-        false_negative_rate: mean over samples of the share of their labels that the routed answer lacks (0 for samples that
-            have none). exit_false_negative_rate: of every exit's answers.
-        false_negative_drop: of the routed answers, less the final exit's.
+        f1: micro-F1 of the routed answers. exit_f1: the same of every exit's answers.
+        false_negative_rate: mean over samples of the share of their labels that the routed answer lacks (0 for samples
+            without labels). exit_false_negative_rate: the same of every exit's answers.
+        false_negative_drop: the routed answers' rate less the final exit's.
     """
 
     f1: float
@@ -97,31 +89,33 @@ class LabelReport:
     exit_false_negative_rate: tuple[float, ...]
 
     def __str__(self) -> str:
-        missed = f"false negatives {_percent(self.false_negative_rate)} ({_describe_more(self.false_negative_drop)})"
-        return f"micro-F1 {self.f1:.3f} (exits {' '.join(f'{value:.3f}' for value in self.exit_f1)}), {missed}"
+        drop = self.false_negative_drop
+        more = f"{abs(100 * drop):.1f} points {'fewer' if drop < -0.0005 else 'more'} than the final exit"
+        exits = " ".join(f"{value:.3f}" for value in self.exit_f1)
+        return f"micro-F1 {self.f1:.3f} (exits {exits}), false negatives {_percent(self.false_negative_rate)} ({more})"
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What :func:`evaluate` found. Labels are needed for all accuracies; without them they are ``None``.
+    """The result of :func:`evaluate`. Every accuracy is ``None`` without labels.
 
-    Of several labels, an answer is right if all of them are (subset accuracy).
+    With several labels per sample, an answer counts as right if all of its labels are (subset accuracy).
 
     Attributes:
         accuracy: of the routed answers. accuracy_drop: final exit's accuracy minus that.
         disagreement: share of routed answers that differ from the final exit's.
-        divergence: mean divergence of the map at the exit taken from the final map; 0 where exits have no maps.
+        divergence: mean divergence of the map at the exit taken from the final map; 0 if the exits have no maps.
         cost: mean cost in units of the plain backbone. exit_shares: per exit.
         overthinking: shares of samples that an early exit had right already and the final one has right too (wasteful) or
             wrong (destructive).
         exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each
             better than those before it; (cost, agreement) without labels. It is fitted on this trace: optimistic.
         samples: N.
-        classes: one row per class that has samples, in label order; none without labels.
-        ms: the mean over samples of what a batch takes at the exit that they take, where the trace has measured times.
-        timing: these times, and the machine, batch size and spread that belong to them.
-        calibration_error: how far confidence is from accuracy, on average over the routed answers (15 bins).
-        labels: what else there is to say of several labels; ``None`` for one class a sample, and without labels.
+        classes: one row per class that has samples, in label order; empty without labels.
+        ms: mean over samples of the time that a batch takes at their exit, if the trace has timings.
+        timing: these timings, and the machine, batch size and spread that belong to them.
+        calibration_error: distance between confidence and accuracy, averaged over the routed answers (15 bins).
+        labels: further measures for several labels per sample; else, and without labels, ``None``.
 
     Examples:
         >>> report = xl.evaluate(trace, policy)
@@ -146,12 +140,12 @@ class Report:
     calibration_error: float | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
-        """The classes of the lowest routed accuracy, the worst first; of equal ones those that lose most."""
+        """Return the classes of lowest routed accuracy, worst first; on a tie, those that lose most come first."""
         return sorted(self.classes, key=lambda row: (row.accuracy, row.accuracy - row.final_accuracy, row.label))[:count]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {"timing": None if self.timing is None else self.timing.to_dict()}
+        """Return all fields as JSON values."""
+        return asdict(self)
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
@@ -164,12 +158,15 @@ class Report:
     def _summary(self) -> str:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
-        off = self.calibration_error
+        off, drop = self.calibration_error, self.accuracy_drop
         error = "" if off is None else f"\nconfidences are off by {_percent(off)} on average"
+        change = f"drop {_percent(None if drop is None else abs(drop))}"
+        if drop is not None and drop <= -0.0005:
+            change = f"{-100 * drop:.1f} points more accurate than the final exit"
         has_maps = any(row.consistency for row in self.exits) or self.divergence > 0
         maps = f"divergence {self.divergence:.3f}" if has_maps else "no maps"
         return (
-            f"routed: {kind}accuracy {_percent(self.accuracy)}, {_describe_drop(self.accuracy_drop)}, "
+            f"routed: {kind}accuracy {_percent(self.accuracy)}, {change}, "
             f"cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}{error}"
         )
 
@@ -186,27 +183,12 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
-def _describe_drop(drop: float | None) -> str:
-    """Accuracy lost against the final exit, or gained."""
-    if drop is None or drop > -0.0005:
-        return f"drop {_percent(None if drop is None else abs(drop))}"
-    return f"{-100 * drop:.1f} points more accurate than the final exit"
-
-
-def _describe_more(extra: float) -> str:
-    """False negatives against the final exit's: so many points more, or fewer."""
-    return f"{abs(100 * extra):.1f} points {'fewer' if extra < -0.0005 else 'more'} than the final exit"
-
-
 def evaluate(trace: Trace, policy: Policy) -> Report:
     """Apply a policy to a trace on paper.
 
     Args:
-        trace: of test data, which nothing was chosen on.
-        policy: any policy of this network, or one made by hand.
-
-    Raises:
-        PolicyError: if the policy does not fit the trace.
+        trace: of test data on which nothing was chosen.
+        policy: any policy of this network, or one made by hand; another network's raises :class:`PolicyError`.
 
     Examples:
         >>> report = xl.evaluate(trace, policy)
@@ -216,8 +198,9 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     exits = route(trace, policy)
-    correct = None if trace.labels is None else trace.correct.float()
-    rows = tuple(_row(trace, policy, k, exits, correct) for k in range(trace.num_exits))
+    labels, timing = trace.labels, trace.timing
+    correct = None if labels is None else trace.correct.float()
+    rows = tuple(_measure_exit(trace, policy, k, exits, correct) for k in range(trace.num_exits))
     return Report(
         accuracy=None if correct is None else select_exits(correct, exits).mean().item(),
         accuracy_drop=None if correct is None else select_exits(accuracy_drop(trace), exits).mean().item(),
@@ -225,79 +208,76 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         divergence=select_exits(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
         exit_shares=tuple(row.share for row in rows),
-        overthinking=None if correct is None else overthinking(correct),
+        overthinking=None if correct is None else scores.overthinking(correct),
         exits=rows,
-        curve=_curve(trace, policy),
+        curve=_find_curve(trace, policy),
         samples=len(trace),
-        calibration_error=None if correct is None else routed_calibration_error(trace, policy.temperatures, exits),
-        ms=None if trace.timing is None else torch.tensor(trace.timing.ms, dtype=torch.float64)[exits].mean().item(),
-        timing=trace.timing,
-        classes=() if trace.labels is None or correct is None else _classes(trace, trace.labels, correct, exits),
-        labels=None if trace.labels is None or trace.task != "multilabel" else _report_labels(trace, trace.labels, exits),
+        classes=() if labels is None or correct is None else _measure_classes(trace, labels, correct, exits),
+        ms=None if timing is None else torch.tensor(timing.ms, dtype=torch.float64)[exits].mean().item(),
+        timing=timing,
+        labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
+        calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
     )
 
 
-def _report_labels(trace: Trace, labels: Tensor, exits: Tensor) -> LabelReport:
+def _measure_labels(trace: Trace, labels: Tensor, exits: Tensor) -> LabelReport:
     answers = trace.answers  # (N,K,C)
     missed = false_negatives(answers, labels[:, None])  # (N,K)
     rate, rates = select_exits(missed, exits).mean().item(), missed.mean(0).tolist()
-    routed = answers[torch.arange(len(trace)), exits]
-    each = tuple(micro_f1(exit_answers, labels) for exit_answers in answers.unbind(1))
-    return LabelReport(micro_f1(routed, labels), rate, rate - rates[-1], each, tuple(rates))
+    f1 = scores.micro_f1(answers[torch.arange(len(trace)), exits], labels)
+    exit_f1 = tuple(scores.micro_f1(exit_answers, labels) for exit_answers in answers.unbind(1))
+    return LabelReport(f1, rate, rate - rates[-1], exit_f1, tuple(rates))
 
 
-def _classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tensor) -> tuple[ClassRow, ...]:
+def _measure_classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tensor) -> tuple[ClassRow, ...]:
     if trace.task == "multilabel":
-        answers, rows = trace.answers, torch.arange(len(trace))
-        told, final = ((labels & told_by).sum(0).tolist() for told_by in (answers[rows, exits], answers[:, -1]))
-        counted = enumerate(zip(labels.sum(0).tolist(), told, final, strict=True))
-        return tuple(ClassRow(c, n, told_by / n, other / n) for c, (n, told_by, other) in counted if n)
-    right = torch.stack([select_exits(correct, exits), correct[:, -1]], 1)  # (N,2)
-    present, place, counts = labels.unique(return_inverse=True, return_counts=True)
-    means = right.new_zeros(len(present), 2).index_add_(0, place, right) / counts[:, None]
-    rated = zip(present.tolist(), counts.tolist(), means.tolist(), strict=True)
-    return tuple(ClassRow(label, count, routed, final) for label, count, (routed, final) in rated)
+        answers = trace.answers
+        told = answers[torch.arange(len(trace)), exits], answers[:, -1]
+        sums = [labels.sum(0), *((labels & answer).sum(0) for answer in told)]
+    else:
+        weights = torch.ones(len(labels)), select_exits(correct, exits), correct[:, -1]
+        sums = [labels.bincount(weight) for weight in weights]
+    table = enumerate(torch.stack(sums, 1).tolist())
+    return tuple(ClassRow(label, int(n), routed / n, final / n) for label, (n, routed, final) in table if n)
 
 
-def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
+def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
     takes = exits == k
-    error = brier = area = None
+    accuracy = when_taken = error = brier = area = None
     if trace.labels is not None and correct is not None:
-        rated = rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
-        error, brier = expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
-        sure = rated.confidence
-        if trace.task == "multilabel":
-            sure = score(trace.logits[:, k], DECIDED, policy.temperatures[k])
-        area = risk_coverage(sure, correct[:, k]).mean().item()
+        right = correct[:, k]
+        accuracy, when_taken = right.mean().item(), right[takes].mean().item() if takes.any() else None
+        rated = scores.rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
+        error, brier = scores.expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
+        is_decided = trace.task == "multilabel"
+        certainty = scores.score(trace.logits[:, k], DECIDED, policy.temperatures[k]) if is_decided else rated.confidence
+        area = scores.risk_coverage(certainty, right).mean().item()
+    consistency = {}
+    for name, values in trace.similarity.items():
+        value = values[:, k].mean().item()
+        row = {"value": value, "null": trace.null[name][:, k].mean().item() if name in trace.null else math.nan}
+        if name in trace.uniform_null:
+            row["uniform"] = trace.uniform_null[name][:, k].mean().item()
+        consistency[name] = row | {"skill": skill(value, row["null"])} if name in HIGHER_IS_CLOSER else row
     return ExitRow(
         exit=k,
         cost=trace.cost[k].item(),
-        accuracy=None if correct is None else correct[:, k].mean().item(),
+        accuracy=accuracy,
         agreement=1 - disagreement(trace)[:, k].mean().item(),
         calibration_error=error,
         brier=brier,
         risk_coverage=area,
         share=takes.float().mean().item(),
-        accuracy_when_taken=None if correct is None or not takes.any() else correct[takes, k].mean().item(),
-        consistency={name: _consistency(trace, name, k) for name in trace.similarity},
+        accuracy_when_taken=when_taken,
+        consistency=consistency,
         ms=None if trace.timing is None else trace.timing.ms[k],
     )
 
 
-def _consistency(trace: Trace, name: str, k: int) -> dict[str, float]:
-    value = trace.similarity[name][:, k].mean().item()
-    null = trace.null[name][:, k].mean().item() if name in trace.null else math.nan
-    row = {"value": value, "null": null}
-    if name in trace.uniform_null:
-        row["uniform"] = trace.uniform_null[name][:, k].mean().item()
-    return row | {"skill": skill(value, null)} if name in HIGHER_IS_CLOSER else row
-
-
-def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
-    """Cost against accuracy (or agreement with the final exit) along the frontier of this trace."""
-    risk = disagreement(trace) if trace.labels is None else accuracy_drop(trace)
-    best = 1.0
+def _find_curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
+    """Return cost and accuracy (or agreement with the final exit) along the frontier of this trace."""
+    risk, best = disagreement(trace), 1.0
     if trace.labels is not None:
-        best = trace.correct[:, -1].float().mean().item()
+        risk, best = accuracy_drop(trace), trace.correct[:, -1].float().mean().item()
     index = quantise(score_early_exits(trace, policy)).index
     return tuple((point.cost, best - point.risk) for point in find_frontier(index, risk, trace.cost))

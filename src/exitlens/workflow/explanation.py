@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,15 +31,15 @@ def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True,
         net: used in evaluation mode, and given back in the mode it was in.
         inputs: one sample, with or without a batch axis, such as normalised floats ``(C,H,W)`` or tokens ``(N,)`` by name.
         policy: of this network.
-        final: also run the exits after the one that answers, to compare with what they say. Without, the pass stops where
-            adaptive inference does.
-        relevance: also say on which places of exit 0's features the answer depends, to first order: the way back through
-            the stages up to the exit that answered (:func:`~exitlens.model.attribution.attribute`; where the network
-            is tuned to bfloat16, a pass of its own in float32). Maps of deep features show where they were read, which
-            need not be where the sample decides.
+        final: also run the exits after the one that answers, for comparison. Otherwise the pass stops where adaptive
+            inference does.
+        relevance: also show on which places of exit 0's features the answer depends, to first order: one backward pass
+            through the stages up to the exit that answered (:func:`~exitlens.model.attribution.attribute`; if the network is
+            tuned to bfloat16, a separate pass in float32). Maps of deep features show where the features were read, which
+            need not be where the decision was made.
 
     Raises:
-        InputError: for several samples or inputs the network cannot take; PolicyError: for another network's policy.
+        InputError: for several samples, or inputs that the network cannot take. PolicyError: for another network's policy.
 
     Examples:
         >>> why = xl.explain(net, images[0], policy)
@@ -61,7 +60,7 @@ def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True,
 def explain_batch(
     net: ExitNet, data: Any, policy: Policy, *, final: bool = True, relevance: bool = False
 ) -> Sequence[Explanation]:
-    """Explain every sample of a batch as :func:`explain` does, in one pass; of a data set or loader, batch after batch.
+    """Explain every sample of a batch as :func:`explain` does, in one pass; a data set or loader is read batch by batch.
 
     Examples:
         >>> [len(why.exits) for why in xl.explain_batch(net, images[:2], policy)]
@@ -83,10 +82,15 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
     early = [view.decision.scores for view in seen if view.decision is not None]
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
-    depends: Sequence[Tensor | None] = [None] * len(answered)
-    if relevance:
-        depends = _find_relevance(net, inputs, answered) if recording is None else list(recording.find_relevance(answered))
-    columns = [_column(net, policy, seen, k) for k in range(len(seen))]
+    relevances: list[Tensor | None] = [None] * len(answered)
+    if recording is not None:
+        relevances = list(recording.find_relevance(answered))
+    elif relevance:  # passes of their own
+        for k in set(answered):
+            rows = [i for i, exit in enumerate(answered) if exit == k]
+            for i, item in zip(rows, attribute(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
+                relevances[i] = item
+    columns = [_make_views(net, policy, seen, k) for k in range(len(seen))]
     error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
@@ -94,25 +98,14 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
         views = tuple(column(i, run == count) for column in columns[:run])
         tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
         network = info.classes, count, tokens, info.preprocess, modality.draw_map
-        depend = depends[i]
-        depend = None if depend is None else depend.clone()
-        result.append(Explanation(sample.clone(), views, answered[i], *network, depend, error))
+        own_relevance = relevances[i]
+        own_relevance = None if own_relevance is None else own_relevance.clone()
+        result.append(Explanation(sample.clone(), views, answered[i], *network, own_relevance, error))
     return result
 
 
-def _find_relevance(net: ExitNet, inputs: Inputs, answered: Sequence[int]) -> list[Tensor]:
-    """Return the relevance of every sample for its answer, from separate passes."""
-    maps = [torch.empty(0)] * len(answered)
-    for k in set(answered):
-        rows = [i for i, exit in enumerate(answered) if exit == k]
-        for i, relevance in zip(rows, attribute(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
-            maps[i] = relevance
-    return maps
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One exit of a batch: its output, probabilities and scores, and what it decides (``None``: it is the final exit)."""
+class _Seen(NamedTuple):
+    """The output, probabilities and scores of an exit for a batch, and its decision (``None`` for the final exit)."""
 
     out: ExitOutput
     p: Tensor
@@ -121,7 +114,7 @@ class _Seen:
 
 
 def _look(engine: Engine, activations: Activations, policy: Policy, final: bool, recording: Recording | None) -> list[_Seen]:
-    """Run all exits, or only until every sample has an answer."""
+    """Run all exits; unless ``final``, only until every sample has an answer."""
     outputs = (engine if recording is None else recording).iterate_explained(activations)
     seen: list[_Seen] = []
     waiting: Tensor | None = None
@@ -147,53 +140,50 @@ def _look(engine: Engine, activations: Activations, policy: Policy, final: bool,
     return seen
 
 
-def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
-    """One exit's views, by sample, and whether that sample's final exit is shown."""
-    view_of, decision, head = seen[k], seen[k].decision, net.head(k)
-    attention, evidence = (net.info.place(k, maps.float()) for maps in (view_of.out.attention, view_of.out.evidence))
+def _make_views(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
+    """Return a function that makes an exit's view of sample i, compared with the final exit or not."""
+    out, p, scores, decision = seen[k]
+    head = net.head(k)
+    attention, evidence = (net.info.place(k, maps.float()) for maps in (out.attention, out.evidence))
     estimates = None if decision is None else decision.estimates
-    labels = view_of.p.argmax(1)
-    compares = have_maps(net.heads)
-    to_final = _agreement(view_of.out, seen[-1].out) if compares and len(seen) == net.num_exits else None
-    to_previous = _agreement(view_of.out, seen[k - 1].out) if compares and k else None
+    labels, compares = p.argmax(1), have_maps(net.heads)
+    to_final = _compare_maps(out, seen[-1].out) if compares and len(seen) == net.num_exits else None
+    to_previous = _compare_maps(out, seen[k - 1].out) if compares and k else None
+
+    def view_label(i: int, c: int) -> LabelView:
+        bias = 0.0 if head.bias is None else head.bias[c].item()
+        # cloned, so as not to keep the whole batch alive
+        return LabelView(c, p[i, c].item(), evidence[i, c].clone(), out.logits[i, c].item(), bias)
 
     def view(i: int, with_final: bool) -> ExitView:
-        label = int(labels[i])
+        top = view_label(i, int(labels[i]))
+        told = read_answers(p[i], "multilabel").nonzero().flatten().tolist() if policy.task == "multilabel" else None
         return ExitView(
             exit=k,
-            label=label,
-            confidence=view_of.scores[i].item(),
+            label=top.label,
+            confidence=scores[i].item(),
             threshold=0.0 if decision is None else decision.threshold,
             fired=decision is None or bool(decision.fired[i]),
             cost=net.cost[k].item(),
-            probabilities=view_of.p[i].clone(),
+            probabilities=p[i].clone(),
             attention=attention[i].clone(),
-            evidence=evidence[i, label].clone(),  # not the whole batch's, which it would keep alive
+            evidence=top.evidence,
             exact_evidence=bool(head.exact_evidence),
-            logit=view_of.out.logits[i, label].item(),
-            bias=0.0 if head.bias is None else head.bias[label].item(),
+            logit=top.logit,
+            bias=top.bias,
             divergence=to_final[0][i].item() if to_final and with_final else None,
             cc=to_final[1][i].item() if to_final and with_final else None,
             previous_divergence=None if to_previous is None else to_previous[0][i].item(),
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if estimates is None else estimates[i].item(),
             limit=None if estimates is None or policy.gate is None else policy.gate.limits[k],
-            labels=_list_labels(view_of, head.bias, evidence, i) if policy.task == "multilabel" else None,
+            labels=None if told is None else tuple(view_label(i, c) for c in told),
         )
 
     return view
 
 
-def _list_labels(seen: _Seen, bias: Tensor | None, evidence: Tensor, i: int) -> tuple[LabelView, ...]:
-    """The labels that an exit tells of sample i, each with its evidence."""
-    views = []
-    for c in read_answers(seen.p[i], "multilabel").nonzero().flatten().tolist():
-        constant = 0.0 if bias is None else bias[c].item()
-        views.append(LabelView(c, seen.p[i, c].item(), evidence[i, c].clone(), seen.out.logits[i, c].item(), constant))
-    return tuple(views)
-
-
-def _agreement(out: ExitOutput, other: ExitOutput) -> tuple[Tensor, Tensor]:
-    """Divergence and correlation of two exits' maps, each ``(B,)``."""
+def _compare_maps(out: ExitOutput, other: ExitOutput) -> tuple[Tensor, Tensor]:
+    """Return divergence and correlation of two exits' maps, each ``(B,)``."""
     maps, other_maps = on_common_grid(out.attention.float(), other.attention.float())
     return divergence(other_maps, maps), pearson(other_maps, maps)

@@ -1,4 +1,4 @@
-"""measure_faithfulness: whether the maps show what the answers depend on, by deletion, insertion, masks and controls."""
+"""measure_faithfulness: test by deletion, insertion, masks and controls if maps show what answers depend on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.sets import LazySet
-from exitlens.data.splits import SampleSet
+from exitlens.data.sets import LazySet, SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import attribution as measures
 from exitlens.functional.maps import as_distribution, find_locations, pearson
@@ -39,23 +38,22 @@ class Faithfulness:
 
     Attributes:
         deletion: drop in the probability of the exit's own answer after deleting the top 20 % of the map's cells.
-        deletion_random: the same for random cells: the control.
-        insertion: probability of the answer with only the top 20 % of cells kept; insertion_random: the control.
+        insertion: probability of the answer with only these cells kept.
+        deletion_random, insertion_random: the same for random cells: the control.
         randomised_cc: Pearson CC of the map with that of the same head with random weights; near 1 would mean that the
             map does not depend on what the head learned. ``None`` for a kept classifier, and for relevance.
-        energy_in_mask, pointing_game: where the data has masks, else ``None``.
-        grid: the grid all maps are averaged to before cells are chosen.
-        samples: samples used.
+        energy_in_mask, pointing_game: ``None`` if the data has no masks.
+        grid: the grid to which all maps are averaged before cells are chosen.
         deletion_oracle, insertion_oracle: as ``deletion`` and ``insertion``, for the cells whose deletion one by one costs
-            the answer most probability; over ``oracle_samples`` of the samples. ``None`` where that is 0.
+            the answer most probability, over ``oracle_samples`` of the samples; ``None`` if that is 0.
         deletion_share, insertion_share: ``(map - random) / (oracle - random)`` over these samples: the part of what is
-            possible that the map reaches, 0 for a blind map. The oracle is a strong reference and not the best there can be,
-            so a little more than 1 occurs. ``None`` at an exit where the oracle gains nothing over random cells.
+            possible that the map reaches, 0 for a blind map. The oracle is a strong reference, not a strict maximum, so
+            values a little above 1 occur. ``None`` at an exit where the oracle gains nothing over random cells.
         deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
 
     Examples:
-        >>> found = xl.measure_faithfulness(net, scenes, samples=4, oracle_samples=0)
-        >>> found.grid, found.deletion_share is None
+        >>> result = xl.measure_faithfulness(net, scenes, samples=4, oracle_samples=0)
+        >>> result.grid, result.deletion_share is None
         ((5, 5), True)
     """
 
@@ -77,7 +75,7 @@ class Faithfulness:
     insertion_share_error: tuple[float | None, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return all fields as JSON values."""
         return asdict(self)
 
 
@@ -94,27 +92,27 @@ def measure_faithfulness(
 ) -> Faithfulness:
     """Measure every exit's map on the same samples and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
-    Deleted cells take the image's mean colour (of series and volumes the mean of each channel; features of a vector become
-    0); deleted tokens of a text are masked out (arXiv 1911.03429). Maps are placed (``net.map_offsets``) and averaged to
-    ``grid`` first, so that fine and coarse maps delete the same area.
+    Deleted cells take the image's mean colour, or each channel's mean in series and volumes; deleted features of a vector
+    become 0, deleted tokens of a text are masked out (arXiv 1911.03429). Maps are placed (``net.map_offsets``) and averaged
+    to ``grid`` first, so that fine and coarse maps delete the same area.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         data: a data set, a loader or another iterable of batches, or inputs; with masks, the mask measures are taken too.
-            The samples used are held in memory: of a data set of ours as they were stored, of anything else as floats.
-        samples: at most this many of the set, drawn at random (with a fixed seed) where there are more.
+            The samples used are held in memory: as stored for our own data sets, as floats for anything else.
+        samples: maximum number of samples; if there are more, they are drawn at random with a fixed seed.
         fraction: share of cells deleted or inserted.
-        grid: evaluation grid, by default (5, 5) of images, (16,) of series and (3, 3, 3) of volumes; an exit with a coarser
-            map is judged on its own.
-        oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
-            cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
-        of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
+        grid: evaluation grid, by default (5, 5) for images, (16,) for series and (3, 3, 3) for volumes; an exit with a
+            coarser map is judged on its own grid.
+        oracle_samples: maximum number of samples for the oracle, which runs the network once for each cell of the grid (25
+            times at 5x5, once for each token of a text); 0 for no oracle.
+        of: the maps to judge: the exits' ``attention``, or the ``relevance`` of exit 0's features for an exit's answer
             (:func:`~exitlens.model.attribution.attribute`).
         progress: show a progress bar.
 
     Examples:
-        >>> found = xl.measure_faithfulness(net, scenes, samples=8, oracle_samples=2)
-        >>> found.samples, len(found.deletion)
+        >>> result = xl.measure_faithfulness(net, scenes, samples=8, oracle_samples=2)
+        >>> result.samples, len(result.deletion)
         (8, 3)
     """
     require(net, ExitNet, "net")
@@ -132,35 +130,51 @@ def measure_faithfulness(
     data = data if hasattr(data, "subset") and hasattr(data, "inputs") else _HeldInputs.read(data)
     data = data.subset(draw_samples(len(data), samples).sort().values)
     modality.check_deletion(net.input_spec)
-    heads = _randomise_heads(net)
+    heads = _randomise_heads(net) if of == "attention" else [None] * net.num_exits
     with show_progress(progress) as bar, net.open_engine() as engine:
         held = data.load() if isinstance(data, LazySet) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
-        logits, attention = _run(net, engine, batches)
-        placed = [net.info.place(k, item) for k, item in enumerate(attention)]
-        shown = placed if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
+        parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
+        logits, attention = ([torch.cat([part[k][i] for part in parts]) for k in range(net.num_exits)] for i in range(2))
+        if of == "attention":
+            shown = [net.info.place(k, item) for k, item in enumerate(attention)]
+        else:
+            shown = _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
         maps = [modality.coarsen(item, grid) for item in shown]
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
-        mine = perturb(net, engine, batches, plain, maps, fraction)
+        guided = perturb(net, engine, batches, plain, maps, fraction)
         control = perturb(net, engine, batches, plain, blind, fraction)
-        randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
+        randomised = _correlate(net, engine, batches, attention, heads)
         rows = draw_samples(len(held), oracle_samples, seed=1).sort().values
-        judged = _Batches(held.subset(rows), bar, "trying every cell", 2, ORACLE_BATCH)
-        best = _consult_oracle(net, engine, judged, [p[rows] for p in plain], [m[rows] for m in maps], fraction)
+        oracle: dict[str, Any] = {}
+        if len(rows):
+            judged = _Batches(held.subset(rows), bar, "trying every cell", 2, ORACLE_BATCH)
+            answers, judged_maps = [p[rows] for p in plain], [m[rows] for m in maps]
+            losses = occlude(net, engine, judged, answers, judged_maps)
+            ranked = [measures.rank_locations(d, find_locations(m)) for d, m in zip(losses, judged_maps, strict=True)]
+            best = perturb(net, engine, judged, answers, ranked, fraction)
+            for name, *compared in zip(("deletion", "insertion"), guided, control, best, strict=True):
+                pairs = zip(*compared, strict=True)
+                shares = [measures.share_of_possible(g[rows], c[rows], b) for g, c, b in pairs]
+                share, error = zip(*shares, strict=True)
+                oracle |= {f"{name}_oracle": _average(compared[2]), f"{name}_share": share, f"{name}_share_error": error}
     energy = pointing = None
     if data.masks is not None:
-        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in shown)
-        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in shown)
-    (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (mine, control))
-    against = _compare(*([[t[rows] for t in item] for item in both] for both in (mine, control)), best) if len(rows) else {}
+        energy = _average([measures.energy_in_mask(item, data.masks) for item in shown])
+        pointing = _average([measures.pointing_game(item, data.masks) for item in shown])
+    (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (guided, control))
     means = drops, drops_random, keeps, keeps_random, randomised
-    return Faithfulness(*means, energy, pointing, grid, batches.count, len(rows), **against)
+    return Faithfulness(*means, energy, pointing, grid, batches.count, len(rows), **oracle)
+
+
+def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
+    return tuple(column.mean().item() for column in values)
 
 
 @dataclass(frozen=True)
 class _HeldInputs:
-    """Inputs in memory, of data that are no set of ours."""
+    """Inputs in memory, read from data that are no set of ours."""
 
     inputs: Inputs
     masks: None = None
@@ -184,7 +198,7 @@ class _HeldInputs:
 
 
 class _Batches:
-    """The inputs of a set, made anew at each pass: only one batch of them is held as floats."""
+    """Inputs of a set batch by batch; each pass prepares them anew, so that only one batch is held as floats."""
 
     def __init__(self, data: SampleSet | _HeldInputs, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
         self._data, self._bar, self.count = data, bar, len(data)
@@ -198,57 +212,17 @@ class _Batches:
 
 
 def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]) -> list[Tensor]:
-    """What speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
-    parts_of_exits: list[list[Tensor]] = [[] for _ in attention]
-    for _, inputs in batches:
-        for parts, item in zip(parts_of_exits, attribute_exits(net, inputs), strict=True):
-            parts.append(item.clamp_min(0))
-    maps = [as_distribution(torch.cat(parts)) for parts in parts_of_exits]
-    places = [
-        find_locations(item) for item in attention
-    ]  # of a sequence: a token that speaks against the answer is one, too
+    """Return what speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
+    parts = [attribute_exits(net, inputs) for _, inputs in batches]
+    maps = [as_distribution(torch.cat(columns).clamp_min(0)) for columns in zip(*parts, strict=True)]
+    places = [find_locations(item) for item in attention]  # in texts: tokens that speak against the answer count as well
     return [item if real is None else (item + TINY) * real for item, real in zip(maps, places, strict=True)]
-
-
-def _consult_oracle(
-    net: ExitNet, engine: Engine, batches: _Batches, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """What deletion and insertion by the oracle's cells give, as :func:`perturb` does."""
-    if not batches.count:
-        return [], []
-    drops = occlude(net, engine, batches, plain, maps)
-    ranked = [measures.rank_locations(drop, find_locations(exit_maps)) for drop, exit_maps in zip(drops, maps, strict=True)]
-    return perturb(net, engine, batches, plain, ranked, fraction)
-
-
-def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
-    return tuple(column.mean().item() for column in values)
-
-
-def _compare(*measured: Sequence[Sequence[Tensor]]) -> dict[str, Any]:
-    """The fields about the oracle, of the deletion and insertion of the maps, of random cells and of the oracle's."""
-    fields: dict[str, Any] = {}
-    for name, mine, control, best in zip(("deletion", "insertion"), *measured, strict=True):
-        shares = [measures.share_of_possible(*each) for each in zip(mine, control, best, strict=True)]
-        share, error = zip(*shares, strict=True)
-        fields |= {f"{name}_oracle": _average(best), f"{name}_share": share, f"{name}_share_error": error}
-    return fields
-
-
-def _run(net: ExitNet, engine: Engine, batches: _Batches) -> tuple[list[Tensor], list[Tensor]]:
-    """Logits ``(N,C)`` and attention ``(N,*S)`` of every exit, as it leaves the head."""
-    parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
-    exits = zip(*parts, strict=True)  # of each exit, logits and attention of every batch
-    logits, attention = zip(
-        *([torch.cat(column) for column in zip(*outputs, strict=True)] for outputs in exits), strict=True
-    )
-    return list(logits), list(attention)
 
 
 def _correlate(
     net: ExitNet, engine: Engine, batches: _Batches, attention: Sequence[Tensor], heads: Sequence[EvidenceHead | None]
 ) -> tuple[float | None, ...]:
-    """Head-randomisation check (arXiv 1810.03292): correlation of every exit's map with that of its randomised head."""
+    """Correlate every exit's map with that of its randomised head (the check of arXiv 1810.03292)."""
     sums = [0.0] * len(heads)
     for rows, chunk in batches:
         activations = engine.enter(net.check_input(chunk))
@@ -261,7 +235,7 @@ def _correlate(
 
 @torch.no_grad()
 def _randomise_heads(net: ExitNet) -> list[EvidenceHead | None]:
-    """Copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
+    """Return copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
     generator = torch.Generator().manual_seed(0)
     heads = [copy.deepcopy(head).eval() if isinstance(head, EvidenceHead) else None for head in net.heads]
     for module in (module for head in heads if head is not None for module in head.modules()):

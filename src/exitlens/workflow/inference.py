@@ -34,24 +34,25 @@ from exitlens.types.tasks import read_answers
 def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
     """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
-    Exits that can never fire (threshold infinite) are not computed. Between exits the host looks at the device once. The
-    network runs as ``net.tuning`` says, on compiled stages if there are any (:meth:`~exitlens.model.network.ExitNet.tune`,
-    :meth:`~exitlens.model.network.ExitNet.compile`). Threads may share a network, unless one of them trains it.
+    Exits that can never fire (threshold infinite) are not computed. The host waits for the device once between two exits.
+    The network runs as ``net.tuning`` says, on compiled stages if there are any
+    (:meth:`~exitlens.model.network.ExitNet.tune`, :meth:`~exitlens.model.network.ExitNet.compile`). Threads may share a
+    network, unless one of them trains it.
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
-        inputs: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them; not
-            changed. For a folder, a loader or other batches call :func:`exitlens.predict_stream`.
+        inputs: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them. For a
+            folder, a loader or several batches call :func:`exitlens.predict_stream`.
         policy: of this network (checked by fingerprint where the policy carries one).
         attention: also return the attention map of the exit that answered, placed in the image
-            (see docs/concepts/method.md).
+            (docs/concepts/method.md).
 
     Returns:
-        Labels (one class a sample, or of several labels whether each is there), exits, scores and probabilities in the order
-        of ``inputs``.
+        Labels (a class per sample, or for every label whether the sample has it), exits, scores and probabilities, in the
+        order of ``inputs``.
 
     Raises:
-        InputError: for inputs that the network cannot take; PolicyError: for a policy of another network.
+        InputError: for inputs that the network cannot take. PolicyError: for another network's policy.
 
     Examples:
         >>> pred = xl.predict(net, images, policy, attention=True)
@@ -73,14 +74,14 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
 
 
 def check_policy(net: ExitNet, policy: Policy) -> None:
-    """Raise :class:`InputError` or :class:`PolicyError` unless this is a network and a policy of it."""
+    """Raise :class:`InputError` or :class:`PolicyError` unless ``net`` is a network and ``policy`` belongs to it."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
 
 
 def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
-    """Return what the router gave as one prediction in the order of places, with attention maps placed in the input."""
+    """Join what the router returned to a prediction in the order of places, with attention maps placed in the input."""
     where, order = torch.cat([part.where for part in routed]).sort()
     p = torch.cat([part.probabilities for part in routed])[order]
     if not all_finite(p):
@@ -97,7 +98,7 @@ def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
 
 
 Order = Literal["input", "ready"]
-MAX_WAITING = 4096  # samples that may be behind the oldest unanswered one
+MAX_WAITING = 4096  # samples that may arrive after one that still waits
 
 
 def predict_stream(
@@ -113,26 +114,26 @@ def predict_stream(
 ) -> Iterator[Prediction]:
     """Answer a stream lazily and in bounded memory, each sample as :func:`exitlens.predict` would.
 
-    Batches are loaded in the background, and samples that stay wait at each stage for those of later batches until they
+    Batches are loaded in the background. Samples that do not leave wait at each stage for those of later batches until they
     fill a micro-batch (dynamic re-batching, arXiv 2512.15705).
 
     Args:
-        net: used in evaluation mode, and given back in the mode it was in between batches.
+        net: used in evaluation mode, and returned to its own mode between batches.
         batches: a folder, a ``Dataset``, a ``DataLoader`` or another iterable of batches, or inputs as a tensor (or several
-            by name); labels in them are ignored. Batches are read ahead and kept for a while, so an iterator must not write
-            into a batch that it has given.
+            by name); labels are ignored. Batches are read ahead and kept for a while, so an iterator must not write into a
+            batch after yielding it.
         policy: of this network (checked by fingerprint where the policy carries one).
         attention: also return the attention maps of the exits that answered.
-        order: ``input``: a prediction for each batch, in order; ``ready``: predictions as they come, with
-            ``Prediction.index`` to tell which samples they are of.
-        max_delay_ms: no sample waits longer than this for others (besides the time of computing); ``None``: until a
-            micro-batch is full, or 4096 samples came after it.
-        batch_size: of a folder, a ``Dataset`` and of tensors.
+        order: ``input``: a prediction for each batch, in order; ``ready``: predictions as soon as they are ready, whose
+            samples ``Prediction.index`` names.
+        max_delay_ms: longest time that a sample waits for others (computing comes on top); ``None``: until a micro-batch is
+            full, or 4096 samples came after it.
+        batch_size: for a folder, a ``Dataset`` and tensors.
         progress: show a progress bar.
 
     Raises:
-        InputError: for inputs that the network cannot take; PolicyError: for a policy of another network.
-        StreamError: when the iterator raises, after the answers of all samples before.
+        InputError: for inputs that the network cannot take. PolicyError: for another network's policy.
+        StreamError: if the iterator raises, after the answers to all samples before.
 
     Examples:
         >>> for pred in xl.predict_stream(net, images.split(4), policy, max_delay_ms=100):
@@ -143,34 +144,29 @@ def predict_stream(
     check_policy(net, policy)
     if attention:
         require_maps(net.heads, "attention=True")
-    stream = _Stream(net, policy, attention, order, max_delay_ms)
-    return _run(stream, _open_source(net, batches, batch_size), batch_size, progress)
-
-
-def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
-    """A folder as a stream of its samples; anything else as it is."""
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
         kind = type(batches).__name__
         raise InputError(f"batches: expected a folder, a Dataset, an iterable of batches or a tensor, got {kind}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
-    if not isinstance(batches, str | Path):
-        return batches
-    if not isinstance(net.info.preprocess, Preprocess | TextPreprocess | ArrayPreprocess):
-        raise InputError("batches: the network does not say how files become inputs: net.describe(preprocess=...) first")
-    return open_stream(net.info.preprocess, str(batches), batch_size)
+    stream, source = _Stream(net, policy, attention, order, max_delay_ms), batches
+    if isinstance(batches, str | Path):
+        if not isinstance(net.info.preprocess, Preprocess | TextPreprocess | ArrayPreprocess):
+            raise InputError("batches: the network does not know how files become inputs. Fix: net.describe(preprocess=...)")
+        source = open_stream(net.info.preprocess, str(batches), batch_size)
 
+    def run() -> Iterator[Prediction]:  # arguments are checked when called, not when iterated
+        with Prefetch(iterate_inputs(source, batch_size, net.device)) as loading:
+            predictions = stream.run(loading)
+            total = count_batches(source, batch_size) if order == "input" else None  # then a prediction per batch
+            yield from track(predictions, "predicting", total=total) if progress else predictions
 
-def _run(stream: _Stream, source: Any, batch_size: int, progress: bool) -> Iterator[Prediction]:
-    with Prefetch(iterate_inputs(source, batch_size, stream.net.device)) as loading:
-        predictions = stream.run(loading)
-        total = count_batches(source, batch_size) if stream.order == "input" else None  # then one prediction a batch
-        yield from track(predictions, "predicting", total=total) if progress else predictions
+    return run()
 
 
 @dataclass
 class _Open:
-    """A batch that is not answered in full; the answers so far are kept if predictions are given in order."""
+    """A batch with unanswered samples; ``routed`` keeps its answers so far if predictions are given in order."""
 
     start: int
     count: int
@@ -179,7 +175,7 @@ class _Open:
 
 
 class _Stream:
-    """Answer a stream: feeds the router, and hands out what is complete."""
+    """Feeds a stream to the router, and hands out predictions when they are complete."""
 
     def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
         if order not in ("input", "ready"):
@@ -189,11 +185,11 @@ class _Stream:
         self.net, self.policy, self.attention = net, policy, attention
         self.order, self.max_delay_ms = order, max_delay_ms
         self.router: Router | None = None
-        self.open: deque[_Open] = deque()  # batches that are not answered in full
+        self.open: deque[_Open] = deque()
         self.seen = 0
 
     def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
-        """Yield predictions until the stream ends; an error of it comes after all answers to what came before."""
+        """Yield predictions until the stream ends; if it raises, first answer all samples before."""
         number, failed = 0, None
         while failed is None:
             inputs = loading.next(self._patience())
@@ -206,31 +202,27 @@ class _Stream:
                 continue
             number += inputs is not None
             yield from self._ready(routed)
-            if self._overdue():
+            if self._patience() == 0.0 or (self.open and self.seen - self.open[0].start > MAX_WAITING):
                 yield from self._ready(self._flush())
-        yield from self._ready(self._rest(failed))
+        if failed is not None and self.router is not None:
+            routed = self.router.take_routed()
+            with suppress(Exception):  # the first failure, which is raised below, may repeat itself
+                routed += self._flush()
+            routed += self.router.take_routed()
+            routed = [part.select(part.where < self.seen) for part in routed]  # without the batch that failed
+        else:
+            routed = self._flush()
+        yield from self._ready(routed)
         if failed is not None:
             raise failed
-        if loading.error is not None:
-            raise self._wrap_error(loading.error, number) from loading.error
-
-    def _rest(self, failed: Exception | None) -> list[RoutedBatch]:
-        """What still waits at the end; after a failure as far as it can be answered."""
-        if failed is None or self.router is None:
-            return self._flush()
-        routed = self.router.take_routed()
-        with suppress(Exception):  # what failed before may fail again; that is the error that is told
-            routed += self._flush()
-        routed += self.router.take_routed()
-        return [part.select(part.where < self.seen) for part in routed]  # not those of the batch that failed
-
-    def _wrap_error(self, error: BaseException, number: int) -> BaseException:
-        if isinstance(error, ExitlensError) or not isinstance(error, Exception):
-            return error
-        return StreamError(
-            f"batches: the stream raised {type(error).__name__} ({error}) after {number} batches; all their {self.seen} "
-            f"samples were answered. Fix: go on from sample {self.seen}"
-        )
+        cause = loading.error
+        if isinstance(cause, Exception) and not isinstance(cause, ExitlensError):
+            raise StreamError(
+                f"batches: the stream raised {type(cause).__name__} ({cause}) after {number} batches; all their {self.seen} "
+                f"samples were answered. Fix: go on from sample {self.seen}"
+            ) from cause
+        if cause is not None:
+            raise cause
 
     def _feed(self, inputs: Inputs, number: int) -> list[RoutedBatch]:
         with self.net.open_engine() as engine:
@@ -240,26 +232,23 @@ class _Stream:
             if self.router is None:
                 self.router = Router(engine, self.policy, self.attention)
             self._continue_with(engine)
-            self.router.micro_batch = self._choose_micro_batch(engine.tuning.micro_batch, count)
+            # untuned, no more than the stream's own batches hold, so that nobody waits for samples of later ones
+            micro_batch, held = engine.tuning.micro_batch, max(self.router.micro_batch, count)
+            is_tuned = bool(micro_batch) and self.net.is_tuned
+            self.router.micro_batch = micro_batch if is_tuned else min(held, micro_batch or held)
             routed = self.router.feed(where, activations)
         self.open.append(_Open(self.seen, count))
         self.seen += count
         return routed
 
-    def _choose_micro_batch(self, wanted: int, count: int) -> int:
-        """As tuned; untuned, no more than the stream's own batches hold, so that nobody waits for samples of later ones."""
-        assert self.router is not None
-        if wanted and self.net.is_tuned:
-            return wanted
-        held = max(self.router.micro_batch, count)
-        return min(held, wanted) if wanted else held
-
     def _continue_with(self, engine: Engine) -> None:
-        """The network's engine now (its weights may have changed), of the same form as before."""
+        """Switch the router to the current engine: the network's weights may have changed, its tuning must not."""
         assert self.router is not None
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
-            raise EngineError("net: it was tuned or compiled while it answered a stream: do that before or after the stream")
+            raise EngineError(
+                "net: it was tuned or compiled while it answered a stream. Fix: tune before or after the stream."
+            )
         self.router.engine = engine
 
     def _flush(self) -> list[RoutedBatch]:
@@ -270,30 +259,24 @@ class _Stream:
             return self.router.flush()
 
     def _patience(self) -> float | None:
-        """Seconds until the sample that waits longest has waited long enough; ``None``: for ever."""
+        """Return the seconds until the sample that waits longest has to be answered; ``None`` without a limit."""
         if self.max_delay_ms is None or self.router is None or not self.router.waiting:
             return None
         return max(0.0, self.router.oldest + self.max_delay_ms / 1000 - time.monotonic())
 
-    def _overdue(self) -> bool:
-        return self._patience() == 0.0 or (bool(self.open) and self.seen - self.open[0].start > MAX_WAITING)
-
     def _ready(self, routed: list[RoutedBatch]) -> Iterator[Prediction]:
+        """Yield what is complete now that these micro-batches were answered."""
         for part in routed:
-            self._assign(part)
+            ends = [batch.start + batch.count for batch in self.open]
+            owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)
+            for i in owners.unique().tolist():
+                rows = (owners == i).nonzero().squeeze(1).to(part.where.device)
+                if self.order == "input":
+                    self.open[i].routed.append(part if len(rows) == len(part.where) else part.select(rows))
+                self.open[i].answered += len(rows)
             if self.order == "ready" and len(part.where):
                 yield merge_routed(self.net, [part])
         while self.open and self.open[0].answered == self.open[0].count:
             done = self.open.popleft()
             if self.order == "input":
                 yield merge_routed(self.net, done.routed)
-
-    def _assign(self, part: RoutedBatch) -> None:
-        """Hand the answers of a micro-batch to the batches that its samples came in."""
-        ends = [batch.start + batch.count for batch in self.open]
-        owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)
-        for i in owners.unique().tolist():
-            rows = (owners == i).nonzero().squeeze(1).to(part.where.device)
-            if self.order == "input":
-                self.open[i].routed.append(part if len(rows) == len(part.where) else part.select(rows))
-            self.open[i].answered += len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,21 +23,18 @@ PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
 
 
 def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: int = 60, seed: int = 0) -> list[SweepPoint]:
-    """The frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
+    """Return the frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
 
     Policies are found on one half of the samples and measured on the other, so no point flatters itself. The bands hold for
     all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv 1212.6906). Groups that
     the trace names stay whole, and are what the bands count.
 
     Args:
-        trace: labelled, or not: then agreement with the final exit takes the place of accuracy in the search.
-        score: ``max_probability`` (the default), ``entropy`` or ``margin``; of several labels ``decided``.
-        level: of the bands, in (0, 1).
-        most: points, at most.
-        seed: of the halves.
-
-    Raises:
-        InputError: for fewer than 10 samples (or groups), or arguments out of range.
+        trace: 10 samples (or groups) or more; without labels, agreement with the final exit takes the place of accuracy.
+        score: ``max_probability`` (the default), ``entropy`` or ``margin``; with several labels per sample ``decided``.
+        level: confidence level of the bands, in (0, 1).
+        most: maximum number of points.
+        seed: decides how the samples are split in halves.
 
     Examples:
         >>> points = xl.sweep(trace)
@@ -45,9 +43,17 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     score = choose_score(score, trace.task)
-    _check(trace, level)
+    if trace.num_groups < 10:
+        what = "samples" if trace.groups is None else "groups"
+        raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise InputError(f"level: expected a number between 0 and 1, got {level!r}")
     _check_count(most, "most")
-    first, second = _split_halves(trace, seed)
+    if trace.groups is not None and trace.num_groups < len(trace):
+        first, second = split_groups(shuffle_groups(trace.groups, seed), 0.5)
+    else:
+        order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+        first, second = order.tensor_split([len(order) // 2])
     temperatures = () if trace.labels is None else fit_temperatures(trace.logits, trace.labels, first)
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
@@ -59,22 +65,17 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     if len(cuts) > most:
         cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]
     policies = [replace(base, thresholds=levels.thresholds(c)) for c in cuts]
-    return _measure_policies(trace, policies, second, level)
-
-
-def _split_halves(trace: Trace, seed: int) -> tuple[Tensor, Tensor]:
-    if trace.groups is not None and trace.num_groups < len(trace):
-        return split_groups(shuffle_groups(trace.groups, seed), 0.5)
-    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
-
-
-def _check(trace: Trace, level: float) -> None:
-    if trace.num_groups < 10:
-        what = "samples" if trace.groups is None else "groups"
-        raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
-    if not isinstance(level, int | float) or not 0 < level < 1:
-        raise InputError(f"level: expected a number between 0 and 1, got {level!r}")
+    exits = [find_first_firing(score_early_exits(trace, policy), policy.thresholds)[second] for policy in policies]
+    measures = {"cost": trace.cost[None].expand(len(second), -1), "agreement": 1 - disagreement(trace)[second]}
+    measures["divergence"] = trace.divergence[second]
+    if trace.labels is not None:
+        measures["accuracy"] = trace.correct.float()[second]
+    groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[second]
+    bands = {
+        name: _find_bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
+        for name, values in measures.items()
+    }
+    return [SweepPoint(policy, **{name: points[i] for name, points in bands.items()}) for i, policy in enumerate(policies)]
 
 
 def _check_count(value: int, name: str) -> None:
@@ -83,7 +84,7 @@ def _check_count(value: int, name: str) -> None:
 
 
 def _keep_undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
-    """Those that no other beats in cost and in every risk, cheapest first."""
+    """Return the cuts that no others beat in cost and in every risk, cheapest first."""
     routed = [find_first_firing(index, cuts) for cuts in pool]
     columns = [cost[None].expand(len(index), -1), *risks]
     rows = [[select_exits(values, exits).double().mean() for values in columns] for exits in routed]
@@ -93,22 +94,8 @@ def _keep_undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tenso
     return [pool[i] for i in kept[table[kept, 0].argsort()].tolist()]
 
 
-def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, level: float) -> list[SweepPoint]:
-    exits = [find_first_firing(score_early_exits(trace, policy), policy.thresholds)[rows] for policy in policies]
-    measures = {"cost": trace.cost[None].expand(len(rows), -1), "agreement": 1 - disagreement(trace)[rows]}
-    measures["divergence"] = trace.divergence[rows]
-    if trace.labels is not None:
-        measures["accuracy"] = trace.correct.float()[rows]
-    groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[rows]
-    bands = {
-        name: _bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
-        for name, values in measures.items()
-    }
-    return [SweepPoint(policy, **{name: points[i] for name, points in bands.items()}) for i, policy in enumerate(policies)]
-
-
-def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[ConfidenceInterval]:
-    """Simultaneous bands for the means of all rows of ``values`` ``(P,n)``; ``groups`` ``(n,)``."""
+def _find_bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[ConfidenceInterval]:
+    """Return simultaneous bands for the means of all rows of ``values`` ``(P,n)``; ``groups`` is ``(n,)``."""
     x = values.double()
     means, count = x.mean(1), len(x[0])
     residuals, errors = x - means[:, None], x.std(1, correction=0) / count**0.5
@@ -123,10 +110,9 @@ def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: in
 
 
 def measure_anytime(trace: Trace) -> list[CostAccuracy]:
-    """Accuracy of each exit if every sample is answered there: the anytime curve of MSDNet (arXiv 1703.09844, section 5.2).
+    """Return the accuracy of each exit if it answers every sample, on a labelled trace.
 
-    Raises:
-        InputError: for a trace without labels.
+    This is the anytime curve of MSDNet (arXiv 1703.09844, section 5.2).
 
     Examples:
         >>> [round(point.cost, 2) for point in xl.measure_anytime(trace)] == [round(cost, 2) for cost in trace.cost.tolist()]
@@ -141,19 +127,16 @@ def measure_anytime(trace: Trace) -> list[CostAccuracy]:
 def measure_budgeted_batch(
     validation: Trace, test: Trace, *, score: str | None = None, points: int = 40
 ) -> list[CostAccuracy]:
-    """Accuracy at mean costs under MSDNet's protocol (arXiv 1703.09844, section 5.2), for comparison with papers.
+    """Return accuracy at mean costs under MSDNet's protocol (arXiv 1703.09844, section 5.2), for comparison with papers.
 
     Exit k answers a share proportional to ``q^k`` of the samples, the surest of those that reach it; the thresholds
     that do so on ``validation`` are applied to ``test``. :func:`exitlens.calibrate` finds better thresholds, exit by exit.
 
     Args:
         validation: chooses thresholds; needs no labels. test: labelled.
-        score: ``max_probability`` (MSDNet's, the default), ``entropy`` or ``margin``; of several labels ``decided``;
-            without temperatures.
-        points: values of ``q``, from almost all at the first exit to almost all at the last.
-
-    Raises:
-        InputError: for traces of different networks, or a test trace without labels.
+        score: ``max_probability`` (MSDNet's, the default), ``entropy`` or ``margin``; with several labels per sample
+            ``decided``; without temperatures.
+        points: number of values of ``q``, from almost all samples at the first exit to almost all at the last.
 
     Examples:
         >>> half = torch.arange(32)
@@ -172,17 +155,12 @@ def measure_budgeted_batch(
     correct, curve = test.correct.double(), []
     for q in torch.logspace(-1.5, 1.5, points).tolist():
         shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
-        exits = find_first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))
+        rest, thresholds = torch.arange(len(known)), []
+        for k, share in enumerate((shares / shares.sum()).tolist()[:-1]):
+            order = known[rest, k].argsort(descending=True)
+            leaving = min(len(rest), round(share * len(known)))
+            thresholds.append(known[rest[order[leaving - 1]], k].item() if leaving else math.inf)
+            rest = rest[order[leaving:]]
+        exits = find_first_firing(scores, thresholds)
         curve.append(CostAccuracy(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
     return curve
-
-
-def _geometric(scores: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
-    """Thresholds by which these shares of the samples leave."""
-    rest, thresholds = torch.arange(len(scores)), []
-    for k in range(scores.shape[1]):
-        order = scores[rest, k].argsort(descending=True)
-        count = min(len(rest), round(shares[k] * len(scores)))
-        thresholds.append(float("inf") if count == 0 else scores[rest[order[count - 1]], k].item())
-        rest = rest[order[count:]]
-    return tuple(thresholds)

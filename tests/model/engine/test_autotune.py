@@ -51,12 +51,8 @@ def test_tune_takes_bfloat16_only_with_enough_samples_and_where_decisions_are_ke
     assert "bfloat16_agreement" not in net.tuning.measured
 
 
-@pytest.fixture(scope="module")
-def written_once(files_written_once):
-    """ONNX files, in this module."""
-
-
-@pytest.mark.usefixtures("written_once")
+@pytest.mark.slow
+@pytest.mark.usefixtures("files_written_once")
 def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
     pytest.importorskip("onnxruntime")
     net = with_statistics(make_net())
@@ -64,7 +60,7 @@ def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
     assert {row["backend"] for row in net.tune(IMAGES, seconds=0.01).measured["ms_per_sample"]} == {"torch", "onnx"}
     tuning = net.tune(IMAGES, seconds=0.01, backend="onnx")
     assert {row["backend"] for row in tuning.measured["ms_per_sample"]} == {tuning.backend} == {"onnx"}
-    monkeypatch.setattr("exitlens.model.engine.onnx_engine.write_segments", None)  # it is not written again
+    monkeypatch.setattr("exitlens.model.engine.onnx_files.write_segments", None)  # it is not written again
     assert xl.predict(net, IMAGES, POLICY).exits.tolist() == expected.exits.tolist()
 
 
@@ -72,26 +68,23 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
     net = make_net()
     with pytest.raises(xl.errors.EngineError, match="does not run in bfloat16"):
         net.tune(IMAGES, precision="bfloat16", seconds=0.01, backend="onnx")
-    monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", _refuse_onnx)
+    refusal = xl.errors.EngineError("an odd layer")
+
+    def refuse_onnx(stages, heads, tuning, example):
+        if tuning.backend == "onnx":
+            raise refusal
+        return prepare_engine(stages, heads, tuning, example)
+
+    monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", refuse_onnx)
     tuning = net.tune(IMAGES, precision="float32", seconds=0.01)
     assert tuning.backend == "torch"
     assert "an odd layer" in tuning.measured["onnx"]
     with pytest.raises(xl.errors.EngineError, match="an odd layer"):
         net.tune(IMAGES, seconds=0.01, backend="onnx")
-    missing = xl.errors.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")
-    monkeypatch.setattr(
-        "exitlens.model.engine.autotune.prepare_engine",
-        lambda *a: (_ for _ in ()).throw(missing) if a[2].backend == "onnx" else prepare_engine(*a),
-    )
+    refusal = xl.errors.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")
     assert "onnxruntime" in net.tune(IMAGES, precision="float32", seconds=0.01).measured["onnx"]
     monkeypatch.setattr("exitlens.model.engine.autotune.is_installed", lambda *names: False)
     assert "onnx" not in net.tune(IMAGES, precision="float32", seconds=0.01).measured
-
-
-def _refuse_onnx(stages, heads, tuning, example):
-    if tuning.backend == "onnx":
-        raise xl.errors.EngineError("an odd layer")
-    return prepare_engine(stages, heads, tuning, example)
 
 
 @pytest.mark.parametrize(

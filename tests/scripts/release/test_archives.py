@@ -74,11 +74,11 @@ def test_a_source_archive_is_held_to_what_git_tracks(make, monkeypatch):
 
 
 def test_one_archive_of_each_kind_is_expected(tmp_path):
-    with pytest.raises(SystemExit, match=r"expected one exitlens archive \*\.whl, found 0"):
+    with pytest.raises(SystemExit, match=r"expected one exitlens archive \*\.whl, got 0"):
         DISTRIBUTIONS[0].find(tmp_path, ".whl")
     (tmp_path / "exitlens_runtime-1.0.0-py3-none-any.whl").touch()
     assert DISTRIBUTIONS[1].find(tmp_path, ".whl").exists()
-    with pytest.raises(SystemExit, match="found 0"):  # its name begins like that of the library
+    with pytest.raises(SystemExit, match="got 0"):  # its name begins like that of the library
         DISTRIBUTIONS[0].find(tmp_path, ".whl")
 
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.run import TrainingRun, check_validation, find_best_epoch, is_exhausted, validate
+from exitlens.workflow.training.run import TrainingRun, check_validation, validate
 
 ROWS = [
     {"accuracy": [0.2, 0.5], "val_loss": 1.0},
@@ -17,41 +17,30 @@ ROWS = [
 ]
 
 
-def row(*accuracy):
-    return {"epoch": 1, "seconds": 0.5, "loss": {"total": 0.0}, "accuracy": list(accuracy), "cc": []}
+def make_run(net, history=(), **settings):
+    return TrainingRun(net, xl.EGTLoss(), TrainingSettings(**{"epochs": 9} | settings), history=list(history))
 
 
-@pytest.fixture
-def run(net):
-    return TrainingRun(net, xl.EGTLoss(), TrainingSettings(epochs=3), workers=0)
+@pytest.mark.parametrize(("monitor", "best"), [("accuracy", 2), ("final_accuracy", 1), ("loss", 4)])
+def test_the_best_epoch_is_the_first_of_the_best(net, monitor, best):
+    assert make_run(net, monitor=monitor).best_epoch == 0
+    assert make_run(net, ROWS, monitor=monitor).best_epoch == best
 
 
-def test_the_best_epoch_is_the_first_of_the_best_mean_accuracy(run):
-    assert run.best_epoch == 0
-    for accuracy in ((0.2, 0.4), (0.5, 0.5), (0.6, 0.4), (0.1, 0.2)):
-        run.save(row(*accuracy))
-    assert (run.best_epoch, run.epochs_done, run.seconds) == (2, 4, 2.0)
-
-
-def test_there_is_nothing_to_resume_without_a_directory(run):
-    with pytest.raises(xl.errors.TrainingError, match="out_dir"):
-        run.open(True, None)
-
-
-def test_the_best_epoch_is_the_first_of_the_best():
-    assert find_best_epoch([], "loss") == 0
-    assert find_best_epoch(ROWS, "accuracy") == 2
-    assert find_best_epoch(ROWS, "final_accuracy") == 1
-    assert find_best_epoch(ROWS, "loss") == 4
-
-
-def test_patience_counts_the_epochs_since_the_best():
-    assert not is_exhausted(ROWS, "accuracy", None)
-    assert not is_exhausted(ROWS, "accuracy", 3)
-    assert is_exhausted(ROWS, "accuracy", 2)
-    assert is_exhausted(ROWS, "final_accuracy", 3)
-    assert not is_exhausted(ROWS, "loss", 1)
-    assert not is_exhausted([], "loss", 1)
+@pytest.mark.parametrize(
+    ("monitor", "patience", "is_over"),
+    [
+        ("accuracy", None, False),
+        ("accuracy", 3, False),
+        ("accuracy", 2, True),
+        ("final_accuracy", 3, True),
+        ("loss", 1, False),
+    ],
+)
+def test_patience_counts_the_epochs_since_the_best(net, monitor, patience, is_over):
+    assert make_run(net, ROWS, monitor=monitor, patience=patience).is_over == is_over
+    assert not make_run(net, monitor=monitor, patience=1).is_over
+    assert make_run(net, ROWS, epochs=4).is_over
 
 
 def test_means_over_samples_whatever_the_batches(net, tiny_set):
@@ -62,12 +51,12 @@ def test_means_over_samples_whatever_the_batches(net, tiny_set):
     )
     with torch.no_grad():
         outs = net.eval()(tiny_set.inputs)
-    assert whole.accuracy == [(out.logits.argmax(1) == tiny_set.labels).float().mean().item() for out in outs]
+    assert whole["accuracy"] == [(out.logits.argmax(1) == tiny_set.labels).float().mean().item() for out in outs]
     expected = sum(F.cross_entropy(out.logits, tiny_set.labels).item() for out in outs) / 3
-    assert whole.loss == pytest.approx(expected, rel=1e-5)
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
-    assert parts.accuracy == pytest.approx(whole.accuracy)
-    assert parts.cc == pytest.approx(whole.cc, rel=1e-5)
+    assert whole["val_loss"] == pytest.approx(expected, rel=1e-5)
+    assert parts["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
+    assert parts["accuracy"] == pytest.approx(whole["accuracy"])
+    assert parts["cc"] == pytest.approx(whole["cc"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +83,7 @@ def test_bad_validation_data_are_refused_before_training(net, tiny_set, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_looking_at_validation_data_changes_neither_random_numbers_nor_iterators(net, tiny_set):
+def test_checking_validation_data_has_no_side_effects(net, tiny_set):
     once = iter([(tiny_set.inputs, tiny_set.labels)])
     before = torch.get_rng_state()
     check_validation(net, once)

@@ -11,6 +11,7 @@ import colorsys
 import hashlib
 import io
 import json
+from functools import partial
 from importlib.resources import files
 
 import numpy as np
@@ -32,12 +33,7 @@ _SEEDS = {"train": 11, "validation": 12, "calibration": 13, "test": 14}
 def load_garments(split: Split) -> tuple[Tensor, Tensor]:
     """Load images ``(N,28,28)`` ``uint8`` and labels ``(N,)`` of one split; the splits share no image.
 
-    ``train`` (12,000) fits weights, ``validation`` (1,000) chooses checkpoints, ``calibration`` (2,000) chooses
-    thresholds, ``test`` (3,000, from the original test files) is for reporting only.
-
-    Raises:
-        InputError: another split name; MissingExtraError: the package of the images (extra ``demo``) is not installed.
-        DataError: a file is not the one that was built (checksum).
+    ``train`` has 12,000, ``validation`` 1,000, ``calibration`` 2,000, and ``test`` 3,000 from the original test files.
     """
     check_split(split)
     folder = files(import_extra("exitlens_demo_data", "demo", "a data set of garments (fashion, scenes)"))
@@ -45,9 +41,8 @@ def load_garments(split: Split) -> tuple[Tensor, Tensor]:
     entry, columns = manifest["splits"][split], manifest["columns"]
     raw = (folder / entry["file"]).read_bytes()
     if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
-        raise DataError(
-            f"{entry['file']} of exitlens-demo-data is damaged (its checksum differs). Fix: install that package again"
-        )
+        problem = f"{entry['file']} of exitlens-demo-data is damaged (its checksum differs)"
+        raise DataError(f"{problem}. Fix: install that package again")
     sheet = np.array(Image.open(io.BytesIO(raw)))
     rows = sheet.shape[0] // 28
     garments = sheet.reshape(rows, 28, columns, 28).transpose(0, 2, 1, 3).reshape(-1, 28, 28)
@@ -77,22 +72,15 @@ def load_scenes(
 ) -> ImageSet:
     """Make scenes of one split's garments, see :func:`make_scenes`; ``seed`` is one number for all splits.
 
-    Every split has its own draws. ``limit`` takes only the first garments, for quick trials.
+    ``limit`` takes only the first garments, for quick trials.
 
     Examples:
         >>> xl.demo.load_scenes("test", limit=100).images.shape
         torch.Size([100, 3, 40, 40])
     """
-    garments, labels = load_garments(split)
-    return make_scenes(
-        garments[:limit],
-        labels[:limit],
-        CLASSES,
-        background_agreement=background_agreement,
-        seed=1000 * seed + _SEEDS[split],
-        size=size,
-        palette=palette,
-    )
+    garments, labels = (values[:limit] for values in load_garments(split))
+    make = partial(make_scenes, background_agreement=background_agreement, size=size, palette=palette)
+    return make(garments, labels, CLASSES, seed=1000 * seed + _SEEDS[split])
 
 
 def make_scenes(
@@ -130,8 +118,16 @@ def make_scenes(
     if palette not in PALETTES:
         raise InputError(f"palette: expected one of {sorted(PALETTES)}, got {palette!r}")
     rng = torch.Generator().manual_seed(seed)
-    colour = _draw_colours(labels, len(classes), background_agreement, palette, rng)  # (N,3)
-    background = colour[:, :, None, None] * _draw_texture(len(labels), size, rng)  # (N,3,S,S)
+    count = len(classes)
+    agrees = torch.rand(len(labels), generator=rng) < background_agreement
+    other = (labels + torch.randint(1, max(count, 2), labels.shape, generator=rng)) % count
+    offset, saturation = PALETTES[palette]
+    table = torch.tensor([colorsys.hsv_to_rgb((i / count + offset) % 1.0, saturation, 0.75) for i in range(count)])
+    colour = table[torch.where(agrees, labels, other)]  # (N,3)
+    colour = (colour + 0.06 * torch.randn(colour.shape, generator=rng)).clamp(0, 1)
+    noise = [torch.randn(len(labels), 1, side, side, generator=rng) for side in (5, size // 2)]
+    coarse, fine = (F.interpolate(x, (size, size), mode="bilinear", align_corners=False) for x in noise)
+    background = colour[:, :, None, None] * (1 + 0.18 * coarse + 0.12 * fine).clamp(0.3, 1.7)  # (N,3,S,S)
     ink, mask = _place(garments.float() / 255.0, size, scale, rng)  # (N,1,S,S) each
     tint = 0.55 + 0.45 * torch.rand(len(labels), 3, 1, 1, generator=rng)
     alpha = (mask / _OBJECT_LEVEL).clamp(0, 1)
@@ -139,23 +135,6 @@ def make_scenes(
     scene = scene + 0.02 * torch.randn(scene.shape, generator=rng)
     pixels = (scene.clamp(0, 1) * 255).round().to(torch.uint8)
     return ImageSet(pixels, labels, classes, (mask > _OBJECT_LEVEL).squeeze(1))
-
-
-def _draw_colours(labels: Tensor, count: int, agreement: float, palette: str, rng: Generator) -> Tensor:
-    agrees = torch.rand(len(labels), generator=rng) < agreement
-    other = (labels + torch.randint(1, max(count, 2), labels.shape, generator=rng)) % count
-    offset, saturation = PALETTES[palette]
-    hues = [(i / count + offset) % 1.0 for i in range(count)]
-    table = torch.tensor([colorsys.hsv_to_rgb(hue, saturation, 0.75) for hue in hues])
-    colour = table[torch.where(agrees, labels, other)]
-    return (colour + 0.06 * torch.randn(colour.shape, generator=rng)).clamp(0, 1)
-
-
-def _draw_texture(count: int, size: int, rng: Generator) -> Tensor:  # -> (N,1,S,S) around 1
-    coarse = torch.randn(count, 1, 5, 5, generator=rng)
-    fine = torch.randn(count, 1, size // 2, size // 2, generator=rng)
-    blend = [F.interpolate(x, (size, size), mode="bilinear", align_corners=False) for x in (coarse, fine)]
-    return (1 + 0.18 * blend[0] + 0.12 * blend[1]).clamp(0.3, 1.7)
 
 
 def _place(garments: Tensor, size: int, scale: tuple[float, float], rng: Generator) -> tuple[Tensor, Tensor]:

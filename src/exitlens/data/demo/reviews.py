@@ -67,7 +67,7 @@ def list_words() -> list[str]:
 
 
 def write_review(label: int, shop_agreement: float, rng: random.Random) -> list[Word]:
-    """Write one review; as many random numbers are drawn whatever the agreement, so that only the shop depends on it."""
+    """Write one review; the number of random draws does not depend on the agreement, so that only the shop does."""
     shop = SHOPS[label if rng.random() < shop_agreement else 1 - label][rng.randrange(4)]
     sentences = [_write_opinion(label, rng) for _ in range(rng.randint(1, 2))]
     sentences.append(_fill(rng.choice(_MENTIONS), rng, shop))
@@ -93,9 +93,7 @@ def _write_opinion(label: int, rng: random.Random) -> list[Word]:
     return [*before, *words, end]
 
 
-@lru_cache(maxsize=1)
-def _make_tokenizer() -> str:
-    return word_tokenizer(list_words())  # all reviews share it
+_make_tokenizer = lru_cache(maxsize=1)(lambda: word_tokenizer(list_words()))  # which all reviews share
 
 
 def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 32) -> TextSet:
@@ -106,8 +104,8 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
 
     Args:
         count: number of reviews.
-        shop_agreement: in [0, 1]; how often the shop is one of the four of the review's class, otherwise one of the other
-            class's; so 0.5 makes shop and class independent. Nothing else depends on it.
+        shop_agreement: share in [0, 1] of reviews whose shop is one of the four of their class; the others have one of the
+            other class, so 0.5 makes shop and class independent.
         seed: of everything in the reviews.
         length: tokens of an input; reviews have 8 to 30, longer ones than ``length`` are cut.
 
@@ -135,11 +133,10 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
 def load_reviews(
     split: Split, *, shop_agreement: float = 0.8, seed: int = 0, length: int = 32, limit: int | None = None
 ) -> TextSet:
-    """Make the reviews of one split, see :func:`make_reviews`; ``seed`` is one number for all, each has its own draws.
+    """Make the reviews of one split, see :func:`make_reviews`; ``seed`` is one number for all splits.
 
-    ``train`` (8,000) fits weights, ``validation`` (1,000) chooses checkpoints, ``calibration`` (2,000) chooses
-    thresholds, ``test`` (3,000) is for reporting only. A few of the shortest reviews come up in two splits by chance.
-    ``limit`` takes only the first ones, for quick trials.
+    ``train`` has 8,000, ``validation`` 1,000, ``calibration`` 2,000 and ``test`` 3,000, a few of the shortest by chance in
+    two splits; ``limit`` takes only the first ones.
 
     Examples:
         >>> data = xl.demo.load_reviews("test", limit=3)

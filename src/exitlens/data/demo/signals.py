@@ -1,13 +1,14 @@
-"""Generated series and volumes, whose class a part of them says, and a level that is the shortcut beside it.
+"""Generated series and volumes: a small part of each tells its class, and a level is the shortcut beside it.
 
-In ``motifs`` (series) a motif at a random time says the class, and the level of a second channel is the shortcut. In
-``blobs`` (volumes) a small solid in noise says it, and the brightness of the whole volume is the shortcut. A shallow exit
-likes levels, as it likes the background of scenes: it needs no more than a mean.
+In ``motifs`` (series) a motif at a random time tells the class, and the level of a second channel is the shortcut. In
+``blobs`` (volumes) a small solid in noise tells it, and the brightness of the whole volume is the shortcut. A shallow exit
+likes levels, as it likes the background of scenes: it needs only a mean.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
 
     Args:
         count: number of series.
-        offset_agreement: in [0, 1]; how often the level is that of the class, otherwise that of another class, uniformly; so
-            1/4 makes level and class independent. Nothing else depends on it.
+        offset_agreement: share in [0, 1] of series with the level of their class; the others have that of another class,
+            uniformly, so 1/4 makes level and class independent.
         seed: of everything in the series.
         length: steps T.
 
@@ -56,7 +57,10 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
     masks = (time >= start[:, None]) & (time < start[:, None] + size)  # (N,T)
     values = torch.empty(count, 2, length)
     values[:, 0] = 0.4 * torch.randn(count, length, generator=rng)
-    values[:, 0][masks] += _draw_shapes(size)[labels].flatten()
+    at = torch.linspace(0, 1, size)
+    step = torch.where(at < 0.5, 1.5, -1.5)
+    shapes = torch.stack([2 * at, 2 * (1 - (2 * at - 1).abs()), 1.5 * torch.sin(4 * math.pi * at), step])  # (4,size)
+    values[:, 0][masks] += shapes[labels].flatten()
     levels = torch.linspace(-1.5, 1.5, len(MOTIFS))
     agreed = _draw_agreement(labels, len(MOTIFS), offset_agreement, rng)
     values[:, 1] = levels[agreed][:, None] + 0.4 * torch.randn(count, length, generator=rng)
@@ -66,25 +70,25 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
 def load_motifs(
     split: Split, *, offset_agreement: float = 0.8, seed: int = 0, length: int = 128, limit: int | None = None
 ) -> ArraySet:
-    """Make the series of one split, see :func:`make_motifs`; ``seed`` is one number for all, each has its own draws.
+    """Make the series of one split, see :func:`make_motifs`; ``seed`` is one number for all splits.
 
-    ``train`` (4,000) fits weights, ``validation`` (500) chooses checkpoints, ``calibration`` (1,000) chooses thresholds,
-    ``test`` (1,000) is for reporting only. ``limit`` takes only the first ones, for quick trials.
+    ``train`` has 4,000, ``validation`` 500, ``calibration`` and ``test`` 1,000 each; ``limit`` takes only the first ones.
 
     Examples:
         >>> xl.demo.load_motifs("test", limit=4).values.shape
         torch.Size([4, 2, 128])
     """
+    count, seed = _find_draws(_MOTIF_SPLITS, split, seed)
+    return make_motifs(count, offset_agreement=offset_agreement, seed=seed, length=length).first(
+        count if limit is None else limit
+    )
+
+
+def _find_draws(splits: Mapping[str, tuple[int, int]], split: Split, seed: int) -> tuple[int, int]:
+    """Return how many samples a split has, and the seed of its draws."""
     check_split(split)
-    count, offset = _MOTIF_SPLITS[split]
-    data = make_motifs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, length=length)
-    return data if limit is None else data.first(limit)
-
-
-def _draw_shapes(size: int) -> Tensor:  # -> (4,size)
-    at = torch.linspace(0, 1, size)
-    step = torch.where(at < 0.5, 1.5, -1.5)
-    return torch.stack([2 * at, 2 * (1 - (2 * at - 1).abs()), 1.5 * torch.sin(4 * math.pi * at), step])
+    count, offset = splits[split]
+    return count, 1000 * seed + offset
 
 
 def _check_generated(count: int, offset_agreement: float) -> None:
@@ -113,8 +117,8 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
 
     Args:
         count: number of volumes.
-        offset_agreement: in [0, 1]; how often the brightness is that of the class, otherwise that of another class,
-            uniformly; so 1/3 makes brightness and class independent. Nothing else depends on it.
+        offset_agreement: share in [0, 1] of volumes with the brightness of their class; the others have that of another
+            class, uniformly, so 1/3 makes brightness and class independent.
         seed: of everything in the volumes.
         size: voxels of a side.
 
@@ -129,7 +133,9 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
     rng = torch.Generator().manual_seed(seed)
     labels = _draw_labels(count, len(BLOBS), rng)  # (N,)
     radius = size * (0.14 + 0.08 * torch.rand(count, generator=rng))  # (N,) voxels
-    halves = _draw_halves(labels, radius, rng)  # (N,3)
+    long = torch.nn.functional.one_hot(torch.randint(0, 3, labels.shape, generator=rng), 3)  # (N,3)
+    sides = torch.stack([torch.ones_like(long, dtype=torch.float32), torch.full(long.shape, 0.8), 0.5 + 1.5 * long])
+    halves = radius[:, None] * sides[labels, torch.arange(count)]  # (N,3) half of each side; all have about one volume
     room = (size - 1) / 2 - halves
     centre = (size - 1) / 2 + room * (2 * torch.rand(count, 3, generator=rng) - 1)  # (N,3)
     parts = [torch.arange(count)[at : at + _MADE_AT_ONCE] for at in range(0, count, _MADE_AT_ONCE)]
@@ -144,26 +150,18 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
 def load_blobs(
     split: Split, *, offset_agreement: float = 0.8, seed: int = 0, size: int = 20, limit: int | None = None
 ) -> ArraySet:
-    """Make the volumes of one split, see :func:`make_blobs`; ``seed`` is one number for all, each has its own draws.
+    """Make the volumes of one split, see :func:`make_blobs`; ``seed`` is one number for all splits.
 
-    ``train`` (1,200) fits weights, ``validation`` (300) chooses checkpoints, ``calibration`` (600) chooses thresholds,
-    ``test`` (600) is for reporting only. ``limit`` takes only the first ones, for quick trials.
+    ``train`` has 1,200, ``validation`` 300, ``calibration`` and ``test`` 600 each; ``limit`` takes only the first ones.
 
     Examples:
         >>> xl.demo.load_blobs("test", limit=6).values.shape
         torch.Size([6, 1, 20, 20, 20])
     """
-    check_split(split)
-    count, offset = _BLOB_SPLITS[split]
-    data = make_blobs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, size=size)
-    return data if limit is None else data.first(limit)
-
-
-def _draw_halves(labels: Tensor, radius: Tensor, rng: torch.Generator) -> Tensor:  # (N,), (N,) -> (N,3)
-    """Draw half of each side; all three solids have about the same volume."""
-    long = torch.nn.functional.one_hot(torch.randint(0, 3, labels.shape, generator=rng), 3)  # (N,3)
-    factors = torch.stack([torch.ones_like(long, dtype=torch.float32), torch.full(long.shape, 0.8), 0.5 + 1.5 * long])
-    return radius[:, None] * factors[labels, torch.arange(len(labels))]
+    count, seed = _find_draws(_BLOB_SPLITS, split, seed)
+    return make_blobs(count, offset_agreement=offset_agreement, seed=seed, size=size).first(
+        count if limit is None else limit
+    )
 
 
 def _fill_solids(labels: Tensor, centre: Tensor, halves: Tensor, size: int) -> Tensor:  # -> (n,S,S,S) bool

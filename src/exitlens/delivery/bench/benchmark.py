@@ -20,7 +20,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, Step
-from exitlens.model.engine.onnx_engine import OnnxFile
+from exitlens.model.engine.onnx_files import OnnxFile
 from exitlens.model.engine.preparation import prepare_graph
 from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, apply_tuning

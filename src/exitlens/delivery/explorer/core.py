@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from exitlens.data.demo.garments import load_scenes
-from exitlens.data.sets import ImageSet, LazySet
-from exitlens.data.splits import SampleSet, Split
+from exitlens.data.sets import ImageSet, LazySet, SampleSet
+from exitlens.data.splits import Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import time_calls
 from exitlens.delivery.bundle import load

@@ -20,6 +20,7 @@ from exitlens.model.backbones.weights import Match, Say, check_fit, load_state, 
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
 
+Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -30,7 +31,7 @@ def build_backbone(
     num_classes: int,
     in_channels: int = 3,
     pretrained: bool = False,
-    config: dict[str, Any] | None = None,
+    config: Config = None,
     vocabulary: int | None = None,
     say: Say | None = None,
     modality: Modality = IMAGE,
@@ -43,12 +44,12 @@ def build_backbone(
     Args:
         num_classes: outputs of the backbone's own classifier.
         in_channels: channels of the images, series or volumes, or features of vectors; torchvision's networks take 3.
-        pretrained: load the library's default weights (needs network access unless they are cached). A classifier for
-            another number of classes is made anew.
-        config: of a transformers model, instead of the configuration that the name stands for (from a bundle).
+        pretrained: load the library's default weights, but for the classifier if it has another number of classes. Weights
+            that are not cached need network access.
+        config: of a transformers model (from a bundle), instead of the one that the name stands for.
         vocabulary: size of the vocabulary of a text classifier with random weights.
         say: called with a line for each kind of tensor that pretrained weights did not fit.
-        modality: what the backbone is for; ``small`` takes images, series, volumes and vectors.
+        modality: the kind of inputs; ``small`` takes images, series, volumes and vectors.
 
     Raises:
         InputError: for a source that does not exist, or is not for that kind of input.
@@ -132,13 +133,7 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
 
 
 def _build_transformers(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    pretrained: bool,
-    config: dict[str, Any] | None,
-    vocabulary: int | None,
-    say: Say | None,
+    name: str, num_classes: int, in_channels: int, pretrained: bool, config: Config, vocabulary: int | None, say: Say | None
 ) -> nn.Module:
     """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``."""
     transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
@@ -191,10 +186,9 @@ def _silence(transformers: Any) -> Iterator[None]:
 
 
 def read_tokenizer(source: str) -> str | None:
-    """Return the JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``; ``None`` if none does.
+    """Return the JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``, if there is one.
 
-    It is the directory's ``tokenizer.json``, or made by transformers from other files (``vocab.txt`` and so on). Model
-    types have none.
+    It is the directory's ``tokenizer.json``, or made by transformers from other files (``vocab.txt`` and so on).
     """
     family, _, name = source.partition(":")
     if family != "hf" or not name:
@@ -227,10 +221,7 @@ def read_config(module: nn.Module) -> dict[str, Any] | None:
         is_classifier = type(module) in _list_classes(_find_auto_class(transformers, settings), settings)
     except InputError:
         return None
-    if not is_classifier or settings is None:
-        return None
-    values: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False))
-    return values or None
+    return json.loads(settings.to_json_string(use_diff=False)) or None if is_classifier and settings is not None else None
 
 
 def _find_auto_class(transformers: Any, settings: Any) -> Any:
@@ -257,10 +248,10 @@ def _read_settings(transformers: Any, name: str) -> Any:
     except Exception as error:  # a damaged configuration raises many kinds
         if Path(name).is_dir():
             is_there = (Path(name) / "config.json").is_file()
-            unread = f"transformers cannot read its config.json ({_first_line(error)})"
-            raise InputError(
-                f"backbone: hf:{name} is a folder, but {unread if is_there else 'it holds no config.json'}"
-            ) from error
+            unread = (
+                f"transformers cannot read its config.json ({_first_line(error)})" if is_there else "it holds no config.json"
+            )
+            raise InputError(f"backbone: hf:{name} is a folder, but {unread}") from error
         hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else suggest(name, known)
         raise InputError(
             f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Fix: give a "

@@ -1,9 +1,10 @@
-"""Which mean and standard deviation the pixels had that a backbone's weights were trained with."""
+"""The mean and standard deviation of the pixels that a backbone's weights were trained with."""
 
 from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,18 +28,10 @@ class Normalisation(NamedTuple):
 
 
 def read_normalisation(source: str) -> Normalisation | None:
-    """Return what a source's own weights were trained with, as its library says; builds nothing and reads no weights.
+    """Return the normalisation that a source's own weights were trained with; builds nothing and reads no weights.
 
-    Args:
-        source: as for :func:`~exitlens.model.backbones.build.build_backbone`. timm has it in the configuration of its
-            weights, torchvision in their transforms, a model of transformers in its ``preprocessor_config.json``.
-
-    Returns:
-        Three means and three standard deviations; ``None`` if the library does not say, or the source does not exist.
-
-    Raises:
-        InputError: for a damaged ``preprocessor_config.json``.
-        MissingExtraError: without timm or transformers.
+    timm has it in the configuration of its weights, torchvision in their transforms, a model of transformers in its
+    ``preprocessor_config.json``. It is ``None`` if the library does not say, or the source does not exist.
     """
     family, _, name = source.partition(":")
     readers = {"timm": _read_timm, "torchvision": _read_torchvision, "hf": _read_transformers}
@@ -67,7 +60,14 @@ def _read_torchvision(name: str) -> Normalisation | None:
 
 
 def _read_transformers(name: str) -> Normalisation | None:
-    path = Path(name) / PROCESSOR if Path(name).is_dir() else _find_on_hub(name)
+    path = Path(name) / PROCESSOR if Path(name).is_dir() else None
+    if path is None:
+        transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
+        if name in transformers.CONFIG_MAPPING:
+            return None
+        with suppress(OSError, ValueError):  # not there, or no network: building the backbone reports that
+            cached = transformers.utils.cached_file(name, PROCESSOR, _raise_exceptions_for_missing_entries=False)
+            path = None if cached is None else Path(cached)
     if path is None or not path.is_file():
         return None
     try:
@@ -92,17 +92,6 @@ def _read_scale(values: dict[str, Any]) -> tuple[float, float]:
     if not 0 < top < math.inf:
         raise ValueError(f"rescale_factor {values['rescale_factor']}")
     return (1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top), shift
-
-
-def _find_on_hub(name: str) -> Path | None:
-    transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
-    if name in transformers.CONFIG_MAPPING:
-        return None
-    try:
-        path = transformers.utils.cached_file(name, PROCESSOR, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # not there, or no network: building the backbone reports that
-        return None
-    return None if path is None else Path(path)
 
 
 def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:

@@ -14,13 +14,15 @@ _SIDES = {1: (9, 8), 2: (3, 4), 3: (3, 4)}  # of a convolution, and of one that 
 BLOCKS, STRIDES = (1, 1, 1, 3), (1, 2, 1, 1)  # of the groups: residual blocks, and the first block's stride
 
 
+Widths = Sequence[int]
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm around a shortcut (arXiv 1512.03385, fig. 2), aligned when they halve the size.
 
-    A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces; after
-    three of them, attention maps would lie half a cell off the object. A 4x4 convolution with stride 2 and an averaging
-    shortcut (arXiv 1812.01187, ResNet-D) stay centred. The second convolution mixes channels only, which keeps the
-    receptive field small. In series the kernels are longer.
+    A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces. A 4x4
+    convolution with stride 2 and an averaging shortcut (arXiv 1812.01187, ResNet-D) stay centred. The second convolution
+    mixes channels only, which keeps the receptive field small. In series the kernels are longer.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, axes: int = 2) -> None:
@@ -45,24 +47,13 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
 
-    With other ``axes`` it is for series of 64 steps and more, and for small volumes. Early groups see little of the image
-    (small receptive fields) and are cheap; the last one is deep and sees most of it.
-
-    Args:
-        num_classes: ``C``.
-        in_channels: 1 for grey, 3 for colour.
-        stem: channels after the stem (4x4, stride 2).
-        widths: channels of the groups.
-        axes: of locations: 1 of series ``(B,C,T)``, 2 of images, 3 of volumes; even sizes are halved centred.
+    Early groups see little of the image and are cheap; the last one is deep and sees most of it. The stem has ``stem``
+    channels, the groups have ``widths``. ``axes`` of locations: 1 for series ``(B,C,T)`` of 64 steps and more, 2 for images,
+    3 for small volumes.
     """
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        stem: int = 32,
-        widths: Sequence[int] = (48, 96, 128, 128),
-        axes: int = 2,
+        self, num_classes: int = 10, in_channels: int = 3, stem: int = 32, widths: Widths = (48, 96, 128, 128), axes: int = 2
     ) -> None:
         super().__init__()
         convolve, norm, _, pool = _LAYERS[axes]
@@ -90,12 +81,7 @@ class SmallResNet(nn.Module):
 class SmallMLP(nn.Module):
     """A residual multi-layer perceptron for standardised vectors: an embedding and four blocks, ``layer1`` to ``layer4``.
 
-    Blocks are those of arXiv 2106.11959, section 3.2, with batch norm and dropout.
-
-    Args:
-        num_classes: ``C``.
-        features: ``F`` of the vectors ``(B,F)``.
-        width: hidden units.
+    Blocks are those of arXiv 2106.11959, section 3.2, with batch norm and dropout. Vectors ``(B,F)`` have ``features``.
     """
 
     def __init__(self, num_classes: int, features: int, width: int = 128) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from exitlens.errors import BundleError, WeightsWarning
 
-# under which checkpoints keep their weights, in order of preference: averaged weights are those that were evaluated
-WRAPPERS = (
+WRAPPERS = (  # keys of weights in checkpoints, in order of preference: averaged weights are the ones that were evaluated
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "student"),
 )
@@ -31,17 +30,16 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Which tensors of a state dict went into a backbone, and which did not. ``str()`` gives it as lines for people.
+    """The tensors of a state dict that went into a backbone, and those that did not; ``str()`` gives lines for people.
 
     Attributes:
         source: the file, or the name of the pretrained weights.
         loaded: names of the backbone's tensors that were set.
-        anew: tensors of its classifier that were not set, because the source has another number of classes or no classifier:
-            they stay random.
-        missing: the other tensors of the backbone that the source does not have; they stay random, too.
-        misshapen: the same, for tensors of another shape in the source: ``name (its shape, in the source: shape)``.
-        unused: tensors of the source that nothing took.
-        seen_through: wrappers and prefixes that were looked through, in words.
+        anew: tensors of its classifier that stay random, because the source has another number of classes or no classifier.
+        missing: other tensors of the backbone that the source does not have; they stay random, too.
+        misshapen: other tensors of another shape in the source: ``name (its shape, in the source: shape)``.
+        unused: tensors of the source that went nowhere.
+        seen_through: wrappers and prefixes of names that were ignored, in words.
 
     Examples:
         >>> report = xl.WeightsReport("weights.pth", loaded=("conv.weight",), unused=("head.bias",))
@@ -84,20 +82,18 @@ class WeightsReport:
                 say(f"weights: {self.source}: {line}")
 
 
-def _list_names(names: Iterable[str]) -> str:
-    """Return the first few of the names, and how many more there are."""
-    listed = list(names)
-    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + rest
+def _list_names(names: Sequence[str]) -> str:
+    """Return the first few of the names, and the number of the others."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False) -> WeightsReport:
     """Load a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
 
     Wrappers (``state_dict``, ``model``, ``ema`` and their like; averaged weights before others) and prefixes of names
-    (``module.``, ``model.``, ``backbone.``, ``_orig_mod.``, and any other that a good part of the names begin with) are
-    seen through. A classifier for another number of classes is left out: the backbone keeps the one it was made with. Where
-    no name fits, but kinds and shapes of all tensors do in their order, and no two neighbours look alike, the order decides.
+    (``module.``, ``backbone.``, and any other that many of the names begin with) are ignored. The classifier stays as it is
+    if the file has another number of classes. Where no name fits, but kinds and shapes of all tensors do in their order, and
+    no two neighbours look alike, the order decides.
 
     Args:
         backbone: changed in place.
@@ -105,7 +101,7 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
         strict: every tensor has to fit, by name and shape, the classifier too.
 
     Returns:
-        What was loaded, and by name what was not; its ``str()`` says so in a few lines.
+        The tensors that were loaded, and those that were not; its ``str()`` is a few lines.
 
     Raises:
         BundleError: before anything is written, for a file that is missing or damaged, has NaN in a parameter, or does not
@@ -159,7 +155,14 @@ def load_state(backbone: nn.Module, state: State, source: str, wrapper: str = ""
         report = replace(report, seen_through=(f"found under {wrapper!r}", *report.seen_through))
     check_fit(report, expected, state, strict=strict)
     for name, other in match.fits.items():
-        _check_values(name, expected[name], state[other], source)
+        ours, value = expected[name], state[other]
+        odd = ours.is_floating_point() and not value.is_floating_point()
+        odd |= value.is_complex() and not ours.is_complex()
+        if odd or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = f"{value.dtype}, {value.layout}" + ", without values" * value.is_meta
+            raise BundleError(f"weights: {source} has {name} as {kind}, the backbone {ours.dtype}. Fix: save plain weights")
+        if isinstance(ours, nn.Parameter) and not torch.isfinite(value.to(ours.dtype)).all():
+            raise BundleError(f"weights: {source} has values in {name} that are NaN or infinite. Fix: take other weights")
     backbone.load_state_dict({name: state[other] for name, other in match.fits.items()}, strict=False)
     return report
 
@@ -181,12 +184,9 @@ def _match_names(expected: State, state: State) -> Match:
         counts = Counter(name[: i + 1] for name in names for i, letter in enumerate(name) if letter == ".")
         return ["", *sorted((p for p, count in counts.items() if count >= share * len(names)), key=len)]
 
-    best = Match({}, {})
-    for dropped in list_prefixes(state, 0.25):  # a copy of the network, as for momentum, may be beside it
-        for added in list_prefixes(expected, 0.5):
-            match = _match_prefixes(expected, state, dropped, added)
-            best = match if len(match.fits) > len(best.fits) else best
-    return best
+    # beside the network may be a copy of it, as for momentum
+    pairs = product(list_prefixes(state, 0.25), list_prefixes(expected, 0.5))
+    return max((_match_prefixes(expected, state, *pair) for pair in pairs), key=lambda match: len(match.fits))
 
 
 def _match_prefixes(expected: State, state: State, dropped: str, added: str) -> Match:
@@ -203,11 +203,10 @@ def _match_prefixes(expected: State, state: State, dropped: str, added: str) -> 
 
 
 def _match_order(expected: State, state: State) -> Match | None:
-    """Match networks that hold the same tensors in the same order under other names; ``None`` if they do not.
+    """Match networks that hold the same tensors in the same order under other names.
 
-    Kinds (``weight``, ``running_mean``) and shapes have to agree from first to last, but for the number of classes of the
-    last layer; and no two neighbouring layers may look alike (query and key of attention do), because then another order
-    would fit as well.
+    Kinds (``weight``, ``running_mean``) and shapes have to agree from first to last, but for the number of classes. No two
+    neighbouring layers may look alike (query and key of attention do), because then another order would fit as well.
     """
     ours, others = ([item for item in tensors.items() if not item[0].endswith(COUNTER)] for tensors in (expected, state))
     if len(ours) != len(others) or _has_twins(ours) or _has_twins(others):
@@ -282,17 +281,6 @@ def check_fit(report: WeightsReport, expected: State, state: State, *, strict: b
         warnings.warn(f"weights: {len(rest)} tensors stay random: {_list_names(rest)}", WeightsWarning, stacklevel=4)
 
 
-def _check_values(name: str, expected: Tensor, value: Tensor, source: str) -> None:
-    """Raise :class:`BundleError` for a tensor that cannot be copied as numbers, and for a parameter that is not finite."""
-    odd = expected.is_floating_point() and not value.is_floating_point()
-    odd |= value.is_complex() and not expected.is_complex()
-    if odd or value.layout != torch.strided or value.is_quantized or value.is_meta:
-        kind = f"{value.dtype}, {value.layout}" + ", without values" * value.is_meta
-        raise BundleError(f"weights: {source} has {name} as {kind}, the backbone {expected.dtype}. Fix: save plain weights")
-    if isinstance(expected, nn.Parameter) and not torch.isfinite(value.to(expected.dtype)).all():
-        raise BundleError(f"weights: {source} has values in {name} that are NaN or infinite. Fix: take other weights")
-
-
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's state with one copy of each tensor, also of those that appear under several names."""
     first: dict[int, tuple[str, Tensor]] = {}
@@ -302,17 +290,13 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_unique_state(module: nn.Module, state: State, where: str) -> None:
-    """Load the result of :func:`unique_state` into a module built the same way.
-
-    Raises :class:`BundleError` for missing, unexpected or misshapen tensors, before any is written.
-    """
+    """Load the result of :func:`unique_state` into a module built the same way, if all tensors fit."""
     expected = unique_state(module)
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         raise BundleError(f"{where}: tensors do not fit the network: missing {missing[:3]}, unexpected {extra[:3]}")
     for name, value in state.items():
-        known = expected[name]
-        if value.shape != known.shape or value.dtype != known.dtype:
-            network = f"the network has {tuple(known.shape)} {known.dtype}"
-            raise BundleError(f"{where}: {name} is {tuple(value.shape)} {value.dtype}, {network}")
+        ours, given = (f"{tuple(t.shape)} {t.dtype}" for t in (expected[name], value))
+        if ours != given:
+            raise BundleError(f"{where}: {name} is {given}, the network has {ours}")
     module.load_state_dict(state, strict=False)

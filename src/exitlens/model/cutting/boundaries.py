@@ -37,9 +37,6 @@ def get_operation(node: fx.Node) -> str:
     return get_callee_name(node).split(".")[0].strip("_")
 
 
-# The inputs
-
-
 def takes_vector(traced: TracedBackbone) -> bool:
     """Return whether the first input is a vector of features ``(B,F)``."""
     first = list_tensors(traced.example)[0]
@@ -76,9 +73,6 @@ def count_embedding_rows(traced: TracedBackbone) -> list[int | None]:
                 sizes.append(traced.shape_of(table)[0])
         rows.append(min(sizes) if sizes else None)
     return rows
-
-
-# The axis of channels
 
 
 def find_channel_axis(traced: TracedBackbone, node: fx.Node) -> int | None:
@@ -134,10 +128,12 @@ def _tell_axis(traced: TracedBackbone, node: fx.Node, count: int) -> int | None:
 def read_order(node: fx.Node, ndim: int) -> list[int] | None:
     """Return for each axis of a node's tensor which axis of its source it is; ``None`` if the node permutes no axes."""
     name = get_operation(node)
+    if name == "mT" or (name == "getattr" and node.args[1] == "mT"):
+        return [*range(ndim - 2), ndim - 1, ndim - 2]
     if name not in ("permute", "transpose", "swapaxes", "swapdims", "t"):
         return None
-    given: list[Any] = [*node.args[1:], *(value for key, value in node.kwargs.items() if key != "input")]
-    given = [*given[0]] if given and isinstance(given[0], list | tuple) else given
+    given: Any = [*node.args[1:], *(value for key, value in node.kwargs.items() if key != "input")]
+    given = given[0] if given and isinstance(given[0], list | tuple) else given
     chosen = [axis % ndim for axis in given if isinstance(axis, int)] if given else [0, 1]
     if len(chosen) != (ndim if name == "permute" else 2):
         return None
@@ -146,9 +142,6 @@ def read_order(node: fx.Node, ndim: int) -> list[int] | None:
     order = list(range(ndim))
     order[chosen[0]], order[chosen[1]] = chosen[1], chosen[0]
     return order
-
-
-# A cut
 
 
 def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> Layout:
@@ -173,19 +166,15 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
 def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
     """Return the tensors computed up to place ``end`` that later nodes need, in order; each has a row for every sample.
 
-    Sizes, parameters and constants do not cross: the later stage computes them again. Raises :class:`UncuttableError` if
-    something crosses whose first axis is not the batch.
+    Sizes, parameters and constants do not cross: the later stage computes them again.
     """
-    values = traced.values
-    crossing, done = set[fx.Node](), set[fx.Node]()
+    values, crossing, done = traced.values, set[fx.Node](), set[fx.Node]()
     waiting = [p for node in traced.nodes[end + 1 :] for p in traced.list_parents(node) if traced.position(p) <= end]
     while waiting:
         node = waiting.pop()
-        if node in done:
+        if node in done or node in values.dataless:
             continue
         done.add(node)
-        if node in values.dataless:
-            continue
         if node.op == "placeholder" or node in values.batched:
             crossing.add(node)
         elif node in values.shapes:
@@ -199,10 +188,7 @@ def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
 
 
 def check_cut(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> tuple[Layout, list[fx.Node]]:
-    """Return the layout of the features at a node, and the tensors that cross there.
-
-    Raises :class:`AttachError` unless the features have a row for each sample, in the network's own dtype.
-    """
+    """Return the layout of the features at a node and the tensors that cross there; raises if it cannot be cut there."""
     layout = find_node_layout(traced, node, kind)
     if node not in traced.values.batched:
         raise UncuttableError(f"its features have the shape {traced.shape_of(node)} for two samples: no row for each")
@@ -224,10 +210,7 @@ def describe_nearest_cut(traced: TracedBackbone, place: int, last: int) -> str:
 
 
 def find_exit_nodes(traced: TracedBackbone, kind: Kind | None = None) -> list[fx.Node]:
-    """Return the named nodes before the last features at which features with several locations are all that crosses.
-
-    Tokens and padding masks may cross beside them; a vector has one location.
-    """
+    """Return the named nodes before the last features where one tensor of features crosses, beside tokens and masks."""
     ignored = set(traced.inputs[1:])  # padding masks, in whatever form the layers take them
     for node in traced.nodes:
         if node.op != "placeholder" and ignored.issuperset(node.all_input_nodes):
@@ -254,31 +237,25 @@ def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
                 f"which time{describe_nearest_cut(traced, 0 if node is None else traced.position(node), last)}"
             )
         if name not in traced.outputs:
+            places = [str(traced.name_of(node)) for node in find_exit_nodes(traced)]
+            shallowest = sorted(places, key=lambda place: place.count("."))[:SHOWN]
+            places = [place for place in places if place in shallowest]
             raise AttachError(
                 f"at (option --exits): the backbone has no module {name!r} on its path.{suggest(name, traced.outputs)} Fix: "
-                f"choose among its places, in order: {_list_places(traced)}; `exitlens inspect` lists all with their cost"
+                f"choose among its places, in order: {', '.join(places) or 'none'}; `exitlens inspect` lists all with their "
+                "cost"
             )
     nodes = [traced.outputs[name] for name in at]
-    places = [traced.position(node) for node in nodes]
-    if any(later <= earlier for earlier, later in pairwise(places)):
+    positions = [traced.position(node) for node in nodes]
+    if any(later <= earlier for earlier, later in pairwise(positions)):
         ordered = sorted(set(at), key=lambda name: traced.position(traced.outputs[name]))
         raise AttachError(f"at: exits must be different and in the order of execution, got {list(at)}. Fix: use {ordered}")
-    if places and places[-1] >= last:
+    if positions and positions[-1] >= last:
         raise AttachError(
             f"at: {at[-1]!r} is where the final exit already answers. Fix: leave it out; early exits lie before it"
             + describe_nearest_cut(traced, last, last)
         )
     return nodes
-
-
-def _list_places(traced: TracedBackbone) -> str:
-    """Return the names of places for exits in order of execution; if there are many, the shallowest."""
-    names = [str(traced.name_of(node)) for node in find_exit_nodes(traced)]
-    shown = set(sorted(names, key=lambda name: name.count("."))[:SHOWN])
-    return ", ".join(name for name in names if name in shown) or "none"
-
-
-# The last features, and earlier ones that are carried beside them
 
 
 def find_last_features(traced: TracedBackbone) -> fx.Node:
@@ -294,8 +271,8 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
         raise AttachError(
             f"backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to{hint}"
         )
-    shapes = {n: values.shapes[n] for n in maps}  # channels first or last
-    large = [n for n, s in shapes.items() if (s[1] if len(s) == 3 else min(math.prod(s[2:]), math.prod(s[1:-1]))) > 1]
+    shapes = [(n, values.shapes[n]) for n in maps]  # channels first or last
+    large = [n for n, s in shapes if (s[1] if len(s) == 3 else min(math.prod(s[2:]), math.prod(s[1:-1]))) > 1]
     features = large[-1] if large and any(_is_pooling(traced, user) for user in large[-1].users) else maps[-1]
     for node in traced.nodes[traced.position(features) + 1 :]:
         if isinstance(traced.module_of(node), nn.RNNBase) or get_callee_name(node).split(".")[0] in ("gru", "lstm"):
@@ -308,16 +285,11 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
 
 def _find_last_vector(traced: TracedBackbone) -> fx.Node:
     """Return what the last linear layer reads, before dropout."""
-
-    def is_linear(node: fx.Node) -> bool:
-        is_call = node.op == "call_function" and get_callee_name(node).split(".")[0] in ("linear", "addmm")
-        return is_call or isinstance(traced.module_of(node), nn.Linear)
-
-    node = traced.values.logits
-    while node.op != "placeholder" and not (is_linear(node) and len(traced.shape_of(node)) == 2):
-        node = node.all_input_nodes[0]
-    node = node.all_input_nodes[0] if node.op != "placeholder" else node
-    while node.op != "placeholder" and _only_reshapes(traced, node):
+    node, is_behind = traced.values.logits, False
+    while node.op != "placeholder" and not (is_behind and not _only_reshapes(traced, node)):
+        is_call = node.op == "call_function" and get_operation(node) in ("linear", "addmm")
+        is_linear = is_call or isinstance(traced.module_of(node), nn.Linear)
+        is_behind |= is_linear and len(traced.shape_of(node)) == 2
         node = node.all_input_nodes[0]
     if node.op == "placeholder":
         raise AttachError("backbone: it has no layer before its classifier: there is nothing to leave early from")
@@ -346,12 +318,10 @@ def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:
 def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: Kind | None = None) -> fx.Node | None:
     """Return the deepest map of an image with ``least_side`` locations a side, if the last features have fewer.
 
-    Among the maps with the fewest locations it takes none with over twice the channels of the narrowest (the wide middle of
-    an inverted residual block costs much to carry). ``None`` if there is no such map.
+    Among the maps with the fewest locations it takes none with over twice the channels of the narrowest, because the wide
+    middle of an inverted residual block costs much to carry.
     """
-    if least_side == 0:
-        return None
-    size = find_node_layout(traced, final, kind).size(traced.shape_of(final))
+    size = find_node_layout(traced, final, kind).size(traced.shape_of(final)) if least_side else ()
     if len(size) != 2 or min(size) >= least_side:
         return None
     candidates: list[tuple[int, int, fx.Node]] = []  # locations, channels
@@ -370,12 +340,12 @@ def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: 
 
 def reads_first_token(features: fx.Node) -> bool:
     """Return whether what follows the features reads their first token (a class token) instead of pooling over all."""
-    for user in features.users:
+
+    def reads_first(user: fx.Node) -> bool:
         name, args = get_callee_name(user), user.args[1:]
-        if name.startswith("slice") and reads_first_token(user):  # x[:, 0]: a slice over the batch, then a selection
-            return True
-        if name.startswith("select") and args[:2] == (1, 0):
-            return True
-        if name == "getitem" and isinstance(args[0], tuple) and args[0][1:2] == (0,):
-            return True
-    return False
+        if name.startswith("slice"):  # x[:, 0]: a slice over the batch, then a selection
+            return reads_first_token(user)
+        is_item = name == "getitem" and isinstance(args[0], tuple) and args[0][1:2] == (0,)
+        return is_item or (name.startswith("select") and args[:2] == (1, 0))
+
+    return any(map(reads_first, features.users))

@@ -84,12 +84,9 @@ class _Clock(nn.Module):
 class NodeTimer:
     """Times the parts of a backbone between nodes, in a ``with`` block, for as long as it is asked to.
 
-    The graph runs as generated code with a clock after every node and nothing else between its operations, because an
-    interpreter of single nodes would add its own time to each. One run warms up. For every part between two clocks the
-    shortest time counts, because other work on the machine only ever adds to it. Runs are on ``SAMPLES`` copies of the
-    example's first sample, or on one copy if a few runs would take longer than ``MOST_SECONDS``.
-
-    Runs belong to two halves by turns, so that the halves can be compared.
+    The graph runs as generated code with a clock after every node, because an interpreter would add its own time to each.
+    For every part the shortest time counts, because other work on the machine only adds to it. Runs are on
+    ``SAMPLES`` copies of the example's first sample, or on one if they take long, and alternate between two halves.
     """
 
     def __init__(self, traced: TracedBackbone, nodes: Sequence[fx.Node]) -> None:
@@ -133,8 +130,7 @@ class NodeTimer:
 
     def time_parts(self, tensors: Sequence[Tensor]) -> list[float]:
         """Return the seconds of every part in one run, on copies, because a backbone may change its input."""
-        copies = [t.clone() for t in tensors]
-        self._clock.times = []
+        copies, self._clock.times = [t.clone() for t in tensors], []
         self._clock()
         self.module(*copies)
         self._clock()

@@ -65,7 +65,17 @@ class TracedBackbone:
             repeatable = node.op.startswith("call") and not self._is_random(node) and not self.is_in_place(node)
             if node.op == "get_attr" or node in sizes or (repeatable and dataless.issuperset(node.all_input_nodes)):
                 dataless.add(node)
-        return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, self._find_logits(two.shapes))
+        returned: Any = self.nodes[-1].args[0]
+        try:
+            logits = pick_logits(returned, lambda value: two.shapes.get(value) if isinstance(value, fx.Node) else None)
+        except AttachError as error:
+            if not isinstance(returned, fx.Node) or len(two.shapes.get(returned, ())) <= 2:
+                raise
+            areas = {n: math.prod(shape[2:]) for n, shape in two.shapes.items() if len(shape) == 4}
+            named = [find_name(n, self.last_nodes) for n, area in areas.items() if area == min(areas.values())]
+            hint = next((f" (the smallest maps are after {name!r})" for name in reversed(named) if name), "")
+            raise AttachError(f"{error}{hint}") from error  # the encoder ends where maps are smallest
+        return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, logits)
 
     def share_values(self, other: TracedBackbone) -> None:
         """Take over what running the other mode's graph has shown, if the two graphs are the same node by node.
@@ -75,26 +85,13 @@ class TracedBackbone:
         if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
             return
         graphs = (self.nodes, other.nodes)
-        described, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
-        if described != expected:
+        listed, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
+        if listed != expected:
             return
         same, known = dict(zip(other.nodes, self.nodes, strict=True)), other.values
         shapes, dtypes = {same[n]: v for n, v in known.shapes.items()}, {same[n]: v for n, v in known.dtypes.items()}
         batched, sizes, dataless = ({same[n] for n in nodes} for nodes in (known.batched, known.sizes, known.dataless))
         self.values = NodeValues(shapes, dtypes, batched, sizes, dataless, same[known.logits])
-
-    def _find_logits(self, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node:
-        returned: Any = self.nodes[-1].args[0]
-        try:
-            logits: fx.Node = pick_logits(returned, lambda value: shapes.get(value) if isinstance(value, fx.Node) else None)
-        except AttachError as error:
-            if not isinstance(returned, fx.Node) or len(shapes.get(returned, ())) <= 2:
-                raise
-            sizes = {n: math.prod(shapes[n][2:]) for n in self.nodes if len(shapes.get(n, ())) == 4}
-            named = [find_name(n, self.last_nodes) for n, size in sizes.items() if size == min(sizes.values())]
-            hint = next((f" (the smallest maps are after {name!r})" for name in reversed(named) if name), "")
-            raise AttachError(f"{error}{hint}") from error  # the encoder ends where maps are smallest
-        return logits
 
     @cached_property
     def outputs(self) -> dict[str, fx.Node]:
@@ -178,11 +175,7 @@ def find_name(node: fx.Node, outputs: Mapping[str, fx.Node]) -> str | None:
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph node by node.
-
-    Functions get lists that they may write to, as they do where the graph's code runs. Fake tensors go round the batch
-    normalisations, which take long to arrive at an equal shape.
-    """
+    """Runs a graph node by node; functions get lists they may write to, and fake tensors skip slow batch normalisations."""
 
     def call_function(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the function returns."""
@@ -222,9 +215,9 @@ Run = TypeVar("Run", bound=Interpreter)
 
 
 def run_fake(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tensors: Sequence[Tensor]) -> Run:
-    """Run a graph without computing, by fake tensors, or for real where an operation refuses these.
+    """Run a graph by fake tensors, without computing, or for real where an operation refuses these.
 
-    Recurrent layers run for real, too: step by step, with every operation alone, fake tensors take longer than real ones.
+    Recurrent layers run for real, too, because fake tensors are slower step by step.
     """
     called = (get_callee_name(node) for node in module.graph.nodes if node.op == "call_function")
     if not any(isinstance(m, nn.RNNBase) for m in module.modules()) and not any(n.startswith(_RECURRENT) for n in called):
@@ -261,10 +254,7 @@ def pick_logits(output: Any, shape: ShapeOf = _get_shape) -> Any:
     """Return the logits ``(B,C)`` among a forward's results: the tensor, the field ``logits``, or the only matrix.
 
     Named tuples of torchvision (GoogLeNet and Inception, with auxiliary outputs in training) and the outputs of transformers
-    have the field. ``shape`` tells the shape of a tensor, and ``None`` for anything else.
-
-    Raises:
-        AttachError: if there are no logits, or several matrices could be them.
+    have the field. ``shape`` returns the shape of a tensor, and ``None`` for anything else.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     chosen = output if named is None else named
@@ -279,18 +269,15 @@ def pick_logits(output: Any, shape: ShapeOf = _get_shape) -> Any:
         chosen = matrices[0]
     size = shape(chosen)
     if size is None or len(size) != 2:
-        is_map = size is not None and len(size) > 2
-        raise AttachError(
-            f"backbone: expected logits (B,C), a row for each sample; its forward returns {_describe_output(output, shape)}"
-            + (_FIX_FOR_MAPS if is_map else ". Fix: return the logits, or a dict with 'logits'")
-        )
+        fix = ". Fix: return the logits, or a dict with 'logits'"
+        if len(size or ()) > 2:
+            fix = (
+                " (a map, as of an encoder-decoder with skips such as U-Net). Fix: exits classify whole samples, so make a "
+                "classifier of the encoder: its last features, pooled, and a linear layer"
+            )
+        returned = _describe_output(output, shape)
+        raise AttachError(f"backbone: expected logits (B,C), a row for each sample; its forward returns {returned}{fix}")
     return chosen
-
-
-_FIX_FOR_MAPS = (
-    " (a map, as of an encoder-decoder with skips such as U-Net). Fix: exits classify whole samples, so make a classifier "
-    "of the encoder: its last features, pooled, and a linear layer"
-)
 
 
 def _describe_output(output: Any, shape: ShapeOf) -> str:

@@ -28,10 +28,9 @@ def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
-    """Restore every submodule's attributes and every buffer's values (batch-norm statistics), even after an error.
+    """Restore every submodule's attributes and buffers, even after an error.
 
-    A forward may count its calls, replace a buffer, or leave a tracer's proxy behind: as an attribute, or in a list or dict
-    where it keeps what it computed.
+    A forward may count its calls, replace a buffer, or leave a tracer's proxy behind, as an attribute or in a list or dict.
     """
     attributes = [(m, dict(vars(m))) for m in module.modules()]
     containers = [v for _, held in attributes for v in held.values() if isinstance(v, dict | list | set)]
@@ -54,10 +53,7 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
-    """Fill parameters that are zero throughout (new classifiers, gates of residual branches) with small noise for a while.
-
-    Multiplied by zero, what lies before them could not be seen in the outputs.
-    """
+    """Fill parameters that are all zero with small noise for a while, because outputs would not show what they multiply."""
     zero = [p for p in module.parameters() if p.is_floating_point() and not bool(p.any())]
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -73,9 +69,9 @@ def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def read_lengths_as_sizes(module: nn.Module) -> Iterator[None]:
-    """Make ``len(x)`` in the forwards of a module ``x.size(0)``, which tracers follow, for a while.
+    """Make ``len(x)`` in the forwards of a module ``x.size(0)`` for a while.
 
-    Python's own ``len`` has to be a number: torch.fx refuses it, and torch.export fixes the batch to the example's.
+    Tracers cannot follow Python's ``len``: torch.fx refuses it, and torch.export fixes the batch to the example's.
     """
 
     def find_length(value: Any) -> Any:

@@ -34,11 +34,11 @@ class ExitCandidate:
     """A place for an exit: after module ``name``.
 
     Attributes:
-        name: what to write in ``at``.
+        name: the name to pass in ``at``.
         macs: multiply-accumulates of one image up to there.
         cost: the same as a fraction of the whole backbone's.
-        shape: of the features there without the batch axis, for the example's size.
-        time_share: measured share of the backbone's time up to there, in [0, 1], on a batch of a few samples.
+        shape: the features' shape for the example's size, without the batch axis.
+        time_share: the measured share of the backbone's time up to there, in [0, 1].
 
     Examples:
         >>> point = xl.list_exit_candidates("small", images[:1], runs=1)[0]
@@ -63,14 +63,14 @@ def list_exit_candidates(
     """List the places where an exit can go, in the order of execution.
 
     A place is listed where one feature map (or one sequence of tokens, and its padding mask) is all that the rest of the
-    network needs: not in the middle of a residual block (``attach`` can cut there too, and passes on all that crosses).
-    Where several names mean the same place, the shortest is given; a module that runs more than once is not listed.
+    network needs, so not in the middle of a residual block, where ``attach`` can cut too. Where several names mean the same
+    place, the shortest is given; a module that runs more than once is not listed.
 
     Args:
         backbone: a module or a source such as ``"timm:resnet18"``.
-        example: images ``(B,C,H,W)`` or tokens as :func:`~exitlens.model.attach.attach` takes them; the first sample is
-            used. By default an image of 3x224x224, or a text of 64 tokens.
-        runs: how often the time is measured at least, for about 1.5 s; with 0 it is not measured.
+        example: inputs as :func:`~exitlens.model.attach.attach` takes them, of which the first sample is used; by default an
+            image of 3x224x224, or a text of 64 tokens.
+        runs: the least number of timed runs, which take about 1.5 s; with 0 no time is measured.
 
     Raises:
         AttachError: if the backbone cannot be traced, or fails on the example.
@@ -123,13 +123,8 @@ def place_exits(
 ) -> list[str]:
     """Return the names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
-    The shares are of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
-    multiply-accumulates on large maps), exits at equal cost do not save equal time. Time is measured until two halves of
-    the runs choose the same places, or places that are as good (:func:`choose_by_time`).
-
-    Raises:
-        InputError: for a count below 1 or an unknown ``placement``.
-        AttachError: for more exits than there are places, or if the machine is too busy for times to say which.
+    The shares are of ``"cost"``, or of the ``"time"`` measured on this machine. They differ where few multiply-accumulates
+    work on large maps: exits at equal cost do not save equal time there.
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
@@ -152,15 +147,14 @@ def place_exits(
 def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer) -> list[str]:
     """Choose as :func:`choose_points` does by the times of all runs, once each half of the runs chooses so by itself.
 
-    The halves may choose different places whose distances from an exit's share differ by less than ``TIE``. Raises
-    :class:`AttachError` if they do not come to agree before ``MOST_SECONDS`` have passed.
+    The halves may choose different places whose distances from an exit's share differ by less than ``TIE``. A machine on
+    which they do not agree before ``MOST_SECONDS`` have passed is refused by an :class:`AttachError`.
     """
     choose_points(points, count, "time")  # raises if they do not fit
     while True:
         timer.run(2 * RUNS, cost.SECONDS)
-        timed = [
-            [replace(p, time_share=s) for p, s in zip(points, timer.shares(half), strict=True)] for half in (None, 0, 1)
-        ]
+        shares = [timer.shares(half) for half in (None, 0, 1)]
+        timed = [[replace(p, time_share=s) for p, s in zip(points, half, strict=True)] for half in shares]
         chosen, *halves = (choose_points(places, count, "time") for places in timed)
         share_of = {p.name: p.time_share for p in timed[0]}
         gaps = [[abs(share_of[name] - (k + 1) / (count + 1)) for k, name in enumerate(names)] for names in (chosen, *halves)]
@@ -175,10 +169,10 @@ def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer
 
 
 def choose_points(points: Sequence[ExitCandidate], count: int, placement: Placement = "cost") -> list[str]:
-    """Choose ``count`` of the places by their shares; raises :class:`AttachError` if there are too few.
+    """Choose ``count`` of the places by their shares.
 
-    Left out are places without cost, and those followed by a better one (after normalisation and activation), which costs
-    no more, or hardly more time.
+    It leaves out places without cost, and places before normalisation and activation, after which the next place costs no
+    more, or hardly more time.
     """
 
     def is_superseded(point: ExitCandidate, following: ExitCandidate | None) -> bool:

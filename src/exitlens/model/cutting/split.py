@@ -95,9 +95,6 @@ def split(
     If the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to the
     end (:class:`Lateral`). For tokens on one grid, and texts, the features of the first exit are carried; with
     ``carry_input``, the input itself.
-
-    Raises:
-        AttachError: for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
@@ -108,7 +105,7 @@ def split(
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(*graphs) for graphs in zip(training_cuts.parts, cuts.parts, strict=True)]
-    pairs = [(lay, traced.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
+    pairs = list(zip(cuts.layouts, map(traced.shape_of, cuts.nodes), strict=True))
     channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
     lateral = None
     if (node := cuts.lateral) is not None:
@@ -130,8 +127,8 @@ def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_sid
             lateral = nodes[0] if is_one_grid else None
     inspected = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in inspected], [crossing for _, crossing in inspected]
-    is_text = not list_tensors(traced.example)[0].is_floating_point()
-    if is_text and reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
+    is_text = not list_tensors(traced.example)[0].is_floating_point() and layouts[-1].kind == "tokens"
+    if is_text and layouts[-1].grid is None and reads_first_token(final):
         layouts = [replace(layout, prefix=1) for layout in layouts]
     layouts = [replace(layout, masked=find_mask(traced) is not None) for layout in layouts]
     incoming, outgoing = [traced.inputs, *activations], [*activations, [traced.values.logits]]
@@ -145,13 +142,12 @@ def _inspect_cut(
     traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Kind | None, lateral: fx.Node | None
 ) -> tuple[Layout, list[fx.Node]]:
     """Return the layout at a cut, and what crosses it: features, a padding mask or lateral map, what else is needed."""
-    place = traced.position(node)
+    place, mask = traced.position(node), find_mask(traced)
     try:
         layout, crossing = check_cut(traced, node, kind)
     except AttachError as error:
         where = f"at: {traced.name_of(node) or node.name!r}: " if isinstance(error, UncuttableError) else ""
         raise AttachError(f"{where}{error}" + describe_nearest_cut(traced, place, traced.position(final))) from error
-    mask = find_mask(traced)
     first = [node] if mask is None else [node, mask]
     if lateral is not None and traced.position(lateral) < place:
         first.append(lateral)
@@ -188,13 +184,12 @@ def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[f
     changed: dict[fx.Node, None] = {}
     for node in nodes:
         first = node.args[0] if node.args else None  # what an operation changes in place, or shows another view of
-        source = sources.get(first) if isinstance(first, fx.Node) else None
-        if source is None:
+        if not isinstance(first, fx.Node) or (source := sources.get(first)) is None:
             continue
-        module, is_changed = traced.module_of(node), traced.is_in_place(node)
-        if is_changed:
-            changed[source] = None
+        module = traced.module_of(node)
         is_view = get_callee_name(node).startswith(_VIEWS) if module is None else isinstance(module, _VIEW_LAYERS)
+        if is_changed := traced.is_in_place(node):
+            changed[source] = None
         if is_changed or is_view:  # an operation in place returns what it changed
             sources[node] = source
     return list(changed)
@@ -202,16 +197,14 @@ def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[f
 
 def _find_pooled_linear(traced: TracedBackbone, final: fx.Node) -> str | None:
     """Return the name of the linear layer if only global average pooling, flattening and that layer follow ``final``."""
-    linear: str | None = None
-    pooled = takes_vector(traced)  # which has one location
+    linear, pooled = None, takes_vector(traced)  # which has one location
     for node in traced.nodes[traced.position(final) + 1 : -1]:
         module = traced.module_of(node)
-        if isinstance(module, _GLOBAL_POOLING) and module.output_size in (1, (1,), (1, 1), (1, 1, 1)):
+        is_global = isinstance(module, _GLOBAL_POOLING) and module.output_size in (1, (1,), (1, 1), (1, 1, 1))
+        if is_global or (node.op == "call_method" and node.target == "mean"):
             pooled = True
         elif isinstance(module, nn.Linear) and linear is None and pooled:
             linear = str(node.target)
-        elif node.op == "call_method" and node.target == "mean":
-            pooled = True
         elif not (isinstance(module, nn.Dropout | nn.Flatten | nn.Identity) or node.target in (torch.flatten, "flatten")):
             return None
     return linear

@@ -31,10 +31,8 @@ class Stage(nn.Module):
         self.__dict__["evaluation_body"] = evaluation_graph
 
     def forward(self, *activations: Tensor) -> Activations:
-        """Return the tensors that cross the cut after from those that cross the cut before; element 0 is the feature map."""
-        body = self.body if self.training else self.evaluation
-        out: Activations = body(*activations)
-        return out
+        """Return the tensors that cross the cut after the stage from those that cross the cut before it."""
+        return cast(Activations, (self.body if self.training else self.evaluation)(*activations))
 
     @property
     def evaluation(self) -> fx.GraphModule:
@@ -76,8 +74,8 @@ def _merge(into: nn.Module, other: nn.Module) -> None:
     for name, buffer in other.named_buffers(recurse=False):
         into.register_buffer(name, buffer)
     for name, module in other.named_children():
-        mine = list_member_tables(into)[0].get(name)
-        if mine is None:
+        member = list_member_tables(into)[0].get(name)
+        if member is None:
             into.add_module(name, module)
-        elif mine is not module:  # both are containers that fx made
-            _merge(mine, module)
+        elif member is not module:  # both are containers that fx made
+            _merge(member, module)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,13 +33,16 @@ _PREFIX = "backbone."
 
 
 def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedBackbone:
-    """Trace ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses or ``export`` asks for it.
-
-    Raises:
-        AttachError: if the example lacks an input, or neither tracer can follow the forward pass (control flow that depends
-            on data, for example).
-    """
-    _check_forward(backbone, example)
+    """Trace ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses or ``export`` asks for it."""
+    parameters = list(inspect.signature(backbone.forward).parameters.values())
+    given = list_input_names(example) or tuple(p.name for p in parameters[:1])
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in given]
+    if needed:
+        raise AttachError(
+            f"backbone: its forward also needs {needed}, which the example does not have. Fix: pass an example by name "
+            f"({{{', '.join(repr(n) for n in (*given, *needed))}: ...}}), or give these arguments defaults"
+        )
     tracer, refused = FxTracer(example), None
     with read_lengths_as_sizes(backbone):
         if not export:
@@ -55,40 +58,24 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
             raise AttachError(_describe_refusal(backbone, training, tracer, refused or error, error)) from error
 
 
-def _check_forward(backbone: nn.Module, example: Inputs) -> None:
-    parameters = list(inspect.signature(backbone.forward).parameters.values())
-    given = list_input_names(example) or tuple(p.name for p in parameters[:1])
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in given]
-    if needed:
-        raise AttachError(
-            f"backbone: its forward also needs {needed}, which the example does not have. Fix: pass an example by name "
-            f"({{{', '.join(repr(n) for n in (*given, *needed))}: ...}}), or give these arguments defaults"
-        )
-
-
 def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
     """Say what neither tracer could follow, where it is, and where an exit could be."""
     module = tracer.running[-1] if tracer.running else ""
     place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
     reason = str(second).strip().split("\n", maxsplit=1)[0]
+    home = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(first.__traceback__) if not f.filename.startswith((home, "<"))]
+    frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]  # the last is in the user's code
+    line = f", line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
     done = [name for name in tracer.outputs if tracer.calls[name] == 1 and not name.startswith(f"{module}.")]
     neighbours = [str(find_name(tracer.outputs[name], tracer.outputs)) for name in done[-1:]] + [module]
     cuts = f"; the nearest cuts, once that is done: {', '.join(map(repr, neighbours))}" if module else ""
     return (
         f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
-        f"{_find_user_line(first)}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {reason!r}. What "
-        "runs for a sample may not depend on the values in its batch, because exits route each sample alone. Fix: write the "
-        f"choice as torch.where or torch.cond{cuts}"
+        f"{line}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {reason!r}. What runs for a sample "
+        "may not depend on the values in its batch, because exits route each sample alone. Fix: write the choice as "
+        f"torch.where or torch.cond{cuts}"
     )
-
-
-def _find_user_line(error: BaseException) -> str:
-    """Return ``, line 12 of net.py`` for the last line of the traceback that is in the user's code."""
-    home = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((home, "<"))]
-    frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]
-    return f", line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
 
 
 class FxTracer(fx.Tracer):
@@ -148,7 +135,13 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBac
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in renamed:
             node.target = renamed[node.target]
-    _unpack_output(graph)
+    output = list(graph.nodes)[-1]
+    returned = output.args[0]
+    if isinstance(returned, fx.Node) and callable(returned.target) and hasattr(returned.target, "_fields"):
+        output.args = (returned.target(*returned.args, **returned.kwargs),)  # a named tuple of nodes
+        graph.erase_node(returned)
+    elif isinstance(returned, fx.Node) and isinstance(returned.target, type):
+        raise TypeError(f"its output is a {returned.target.__name__}, which torch.fx does not look into")
     for node in reversed(list(graph.nodes)):  # parts of a tuple that nothing uses
         if node.target is operator.getitem and not node.users:
             graph.erase_node(node)
@@ -156,17 +149,6 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBac
     outputs = {name: node for name, node in tracer.outputs.items() if name not in repeated}
     extras = {renamed[name]: value for name, value in constants.items()}
     return TracedBackbone(backbone, tracer.example, graph, outputs, repeated, extras)
-
-
-def _unpack_output(graph: fx.Graph) -> None:
-    """Let the graph return a named tuple of nodes instead of a node that makes the named tuple."""
-    output = list(graph.nodes)[-1]
-    returned = output.args[0]
-    if isinstance(returned, fx.Node) and callable(returned.target) and hasattr(returned.target, "_fields"):
-        output.args = (returned.target(*returned.args, **returned.kwargs),)
-        graph.erase_node(returned)
-    elif isinstance(returned, fx.Node) and isinstance(returned.target, type):
-        raise TypeError(f"its output is a {returned.target.__name__}, which torch.fx does not look into")
 
 
 class _LogitsOnly(nn.Module):
@@ -178,24 +160,16 @@ class _LogitsOnly(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         named = dict(zip(self.names, tensors, strict=True)) if self.names else {}
-        logits: Tensor = pick_logits(self.backbone(**named) if named else self.backbone(*tensors))
-        return logits
+        return cast(Tensor, pick_logits(self.backbone(**named) if named else self.backbone(*tensors)))
 
 
 def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> TracedBackbone:
-    """Trace by torch.export with a dynamic batch axis; raises whatever export raises.
-
-    Parameters and buffers are the backbone's own, by name. Operations that only check shapes are left out.
-    """
+    """Trace by torch.export with a dynamic batch axis; raises whatever export raises."""
     tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
     with preserve_state(backbone), switch_mode(backbone, True), switch_mode(backbone, training), _quiet():
-        program = torch.export.export(
-            _LogitsOnly(backbone, list_input_names(example)),
-            tensors,
-            dynamic_shapes=(tuple({0: batch} for _ in tensors),),
-            strict=False,
-        )
+        wrapped, shapes = _LogitsOnly(backbone, list_input_names(example)), (tuple({0: batch} for _ in tensors),)
+        program = torch.export.export(wrapped, tensors, dynamic_shapes=shapes, strict=False)
     return _convert(program, backbone, example, "train" if training else "eval")
 
 

@@ -63,14 +63,11 @@ def _find_problem(tensor: Tensor) -> str:
 
 
 def verify(pieces: Pieces) -> None:
-    """Run staged and plain on the same random inputs, in both modes and at three batch sizes; they must be equal.
+    """Raise :class:`TraceMismatchError` unless staged and plain runs agree in both modes and at three batch sizes.
 
-    So must buffers and gradients after a training pass. Then they run once more with a row dropped and the others exchanged
-    after the first cut, as routing does: every sample must get the answer that it gets in the full batch. Afterwards
-    buffers (batch-norm statistics), the random state and the mode of every module are what they were.
-
-    Raises:
-        TraceMismatchError: if anything differs.
+    Outputs, and buffers and gradients after a training pass, must be equal. With a row dropped and the others exchanged
+    after the first cut, as routing does, every sample must get the answer that it gets in the full batch. Afterwards
+    buffers (batch-norm statistics), the random state and the mode of every module are unchanged.
     """
     backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 3)
     with fill_zero_parameters(backbone):
@@ -126,7 +123,7 @@ def run_plain(pieces: Pieces, inputs: Sequence[Tensor], training: bool) -> Tenso
 
 
 def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchange: bool = False) -> Tensor:
-    """Return the same by stages and tail; with ``exchange``, samples are in the opposite order after the first stage."""
+    """Return the logits of stages and tail; with ``exchange``, samples are in the opposite order after the first stage."""
     activations: Activations = tuple(inputs)
     with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
@@ -139,10 +136,7 @@ def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchang
 
 
 def _take_gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
-    """Return gradients of a fixed random sum of the logits, by parameter name; ``None`` where none arrives.
-
-    Each module's smallest parameter stands for all of its own, which takes half the time.
-    """
+    """Return the gradients of a fixed random sum of the logits, by name, for the smallest parameter of each module."""
     smallest: dict[str, Tensor] = {}
     for prefix, owner in module.named_modules():
         trained = {name: p for name, p in owner.named_parameters(prefix, recurse=False) if p.requires_grad}

@@ -1,40 +1,120 @@
-"""Selects and caches the engine that a network answers with."""
+"""Selects and caches the engine that a network answers with, and notices when its weights change."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from exitlens.errors import EngineError
-from exitlens.model._torch_compat import has_hooks
+from exitlens.model._torch_compat import has_hooks, list_member_tables, read_version
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import CompiledEngine, Engine
-from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
+from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles
 from exitlens.model.engine.preparation import choose_default
 from exitlens.model.engine.tuning import Tuning, apply_tuning
-from exitlens.model.engine.weights import Snapshot, WeightsRecord
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.progress import track
 from exitlens.types import Policy
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+class Snapshot:
+    """A network's modules and tensors at one moment, in plain lists that are quick to compare."""
+
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
+        self.modules = [module for part in parts for module in part.modules()]
+        self._members: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: list[tuple[Tensor, int, int]] = []  # with version and address
+        self._numbers: list[tuple[Any, int]] = []  # for each CPU tensor, a view of one of its numbers, and its value
+        for module in self.modules:
+            self._members += [(table, name, value) for table in list_member_tables(module) for name, value in table.items()]
+        for t in {id(value): value for _, _, value in self._members if isinstance(value, Tensor)}.values():
+            is_usual = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and t.device.type != "meta"
+            self._tensors.append((t, read_version(t), t.data_ptr() if is_usual else 0))
+            integer = INTEGERS.get(t.element_size())
+            if is_usual and t.device.type == "cpu" and integer and t.numel() and not t.is_quantized:
+                middle = t.detach()[tuple(n // 2 for n in t.shape)]
+                number = middle.view(integer).numpy()  # as an integer, because NaN does not equal itself
+                self._numbers.append((number, number.item()))
+
+    def is_unchanged(self) -> bool:
+        """Return whether objects, addresses, version counters and sampled numbers are all the same."""
+        for members, name, value in self._members:
+            if members.get(name) is not value:
+                return False
+        for tensor, version, address in self._tensors:
+            if read_version(tensor) != version or (address and tensor.data_ptr() != address):
+                return False
+        for number, value in self._numbers:  # after the addresses: they are still those of these arrays  # noqa: SIM110
+            if number.item() != value:
+                return False
+        return True
+
+
+class WeightsRecord:
+    """Identifies weights by a fingerprint, and notices changes cheaply enough for every answer.
+
+    It notices writes that PyTorch counts, tensors and modules set by hand, and changes of one number of each tensor on the
+    CPU. The numbers reveal writes that PyTorch does not count, by fused optimizers and through ``.data``, unless all of
+    these numbers stay the same.
+    """
+
+    def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList) -> None:
+        self._parts = {"stages.": stages, "heads.": heads}
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+        self._named: tuple[str, Snapshot] | None = None  # the fingerprint, and the snapshot it was computed at
+
+    def compute_fingerprint(self) -> str:
+        """Return the first 16 hex digits of a SHA-256 over every tensor of the network's state."""
+        digest = hashlib.sha256()
+        for prefix, part in self._parts.items():
+            for name, value in part.state_dict(prefix=prefix).items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """:meth:`compute_fingerprint`, recomputed only after a change was noticed."""
+        snapshot, named = self.current(), self._named
+        if named is None or named[1] is not snapshot:
+            with self._lock:
+                named = self._named = self.compute_fingerprint(), snapshot
+        return named[0]
+
+    def current(self) -> Snapshot:
+        """Return an object that stays the same until a change is noticed; call this before reading the weights."""
+        snapshot = self._snapshot
+        if snapshot is None or not snapshot.is_unchanged():
+            snapshot = self._snapshot = Snapshot(self._parts.values())
+            self._named = None  # it would hold the old tensors
+        return snapshot
+
+    def forget(self) -> None:
+        """Forget everything, because the tensors have been exchanged."""
+        self._snapshot = self._named = None
+
 
 class ActiveEngine:
-    """The engine that one network answers with, and the evaluation mode it needs meanwhile. Threads share both.
+    """The engine that a network answers with, and the evaluation mode that this needs. Threads share both.
 
-    A network that nobody tuned answers with the default for its kind, which is read from its graphs without running
-    anything (:func:`~exitlens.model.engine.preparation.choose_default`); while any of its modules has hooks, it answers
-    with everything off, so that hooks see what the module itself would get.
-
-    A copy of the network has the same tuning and an engine of its own, which is not compiled.
+    An untuned network answers with a static default, which is read from its graphs without running anything
+    (:func:`~exitlens.model.engine.preparation.choose_default`). While any of its modules has hooks, nothing is changed, so
+    that hooks see what the module itself would get. A copy of the network has the same tuning and an engine of its own,
+    which is not compiled.
 
     Args:
         example: returns one sample, as the first stage takes it.
-        tuning: ``None`` until somebody sets one.
+        tuning: ``None`` while the network is untuned.
     """
 
     def __init__(
@@ -42,13 +122,13 @@ class ActiveEngine:
     ) -> None:
         self.weights = WeightsRecord(stages, heads)
         self._stages, self._heads, self._example, self._tuning = stages, heads, example, tuning
-        self._modules: list[nn.Module] = []  # of stages and heads, once they were needed
+        self._modules: list[nn.Module] = []  # of stages and heads, listed when first needed
         self._lock = threading.RLock()
         self._compiling = threading.Lock()  # one compilation at a time, while other threads answer
-        self._cached: tuple[Engine, Snapshot] | None = None  # and the weights that it was made of
-        self._files: tuple[OnnxFiles, Snapshot] | None = None  # and the weights that they hold
-        self._users = 0  # answers that need evaluation mode now
-        self._modes: list[tuple[nn.Module, bool]] = []  # before the first of them
+        self._cached: tuple[Engine, Snapshot] | None = None  # with the weights that it was made of
+        self._files: tuple[OnnxFiles, Snapshot] | None = None  # with the weights that they hold
+        self._users = 0  # answers in progress that need evaluation mode
+        self._modes: list[tuple[nn.Module, bool]] = []  # modules' modes before the first of these answers
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ActiveEngine, (self._stages, self._heads, self._example, self._tuning)
@@ -65,7 +145,7 @@ class ActiveEngine:
 
     @property
     def tuning(self) -> Tuning:
-        """How the network answers. Setting it drops what was compiled."""
+        """The settings in use. Setting them drops compiled code."""
         if self._tuning is not None:
             return self._tuning
         cached = self._cached
@@ -78,7 +158,7 @@ class ActiveEngine:
 
     @property
     def precision(self) -> str:
-        """The tuning's precision, for which no engine has to be made: no default changes it."""
+        """The tuning's precision. It needs no engine, because no default changes it."""
         return "float32" if self._tuning is None else self._tuning.numbers
 
     def use(self, engine: Engine) -> None:
@@ -92,13 +172,13 @@ class ActiveEngine:
             self._files = files, self.weights.current()
 
     def forget(self) -> None:
-        """Forget the weights and the default tuning, because the weights are other tensors from now on."""
+        """Forget the weights and the default tuning, because the tensors have been exchanged."""
         self.weights.forget()
         if self._cached is not None and self._cached[0].shared:
             self._cached = None
 
     def find(self) -> Engine:
-        """Return the engine that answers now; raises :class:`EngineError` if the weights changed after compiling."""
+        """Return the engine to answer with; raises :class:`EngineError` if the weights changed after compiling."""
         cached = self._cached
         if cached is None or not cached[0].is_compiled:
             if self._tuning is not None and not self._tuning.changes_weights:
@@ -106,7 +186,7 @@ class ActiveEngine:
             if self._tuning is None and any(map(has_hooks, self._list_modules())):
                 return Engine(*self.parts, Tuning(), shared=True)
             if cached is not None and cached[0].shared and not cached[0].tuning.changes_weights:
-                return cached[0]  # as good for any weights
+                return cached[0]  # it reads the network's own weights, so a change does not matter
         with self._lock:
             snapshot = self.weights.current()
             if self._cached is not None:
@@ -117,35 +197,35 @@ class ActiveEngine:
                     raise EngineError("net: its weights changed after net.compile(). Fix: call net.compile() again.")
                 if source.modules != snapshot.modules:
                     self._modules = []
-            engine = self._make_default() if self._tuning is None else self._make_tuned(self._tuning, snapshot)
+            engine = self._make(snapshot)
             self._cached = engine, snapshot
             return engine
 
-    def _make_default(self) -> Engine:
-        tuning = choose_default(*self.parts, self._example())
-        if tuning.folded:  # weights are copied for nothing else
+    def _make(self, snapshot: Snapshot) -> Engine:
+        example, tuning = self._example(), self._tuning
+        if tuning is not None:
+            files = None if self._files is None or self._files[1] is not snapshot else self._files[0]
+            engine = prepare_engine(*self.parts, tuning, example, files)
+            if tuning.precision != "float32":
+                engine.try_out(example)
+            return engine
+        tuning = choose_default(*self.parts, example)
+        if tuning.folded:  # only folding needs a copy of the weights
             try:
                 return Engine.prepare(*self.parts, tuning)
             except Exception:  # a module that cannot be copied
                 tuning = replace(tuning, folded=False)
         return Engine(*self.parts, tuning, shared=True)
 
-    def _make_tuned(self, tuning: Tuning, snapshot: Snapshot) -> Engine:
-        files = None if self._files is None or self._files[1] is not snapshot else self._files[0]
-        engine = prepare_engine(*self.parts, tuning, self._example(), files)
-        if tuning.precision != "float32":
-            engine.try_out(self._example())
-        return engine
-
     @contextmanager
     def open(self) -> Iterator[Engine]:
-        """The context in which the engine answers: in evaluation mode, without autograd, with the tuning's threads."""
+        """Open the context to answer in: evaluation mode, no autograd, and the tuning's number of threads."""
         engine = self.find()
         with self._evaluate() if engine.shared else nullcontext(), apply_tuning(engine.tuning), engine.mode():
             yield engine
 
     def compile(self, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
-        """See :meth:`~exitlens.model.network.ExitNet.compile`; other threads answer as before until it is done."""
+        """See :meth:`~exitlens.model.network.ExitNet.compile`; meanwhile other threads answer without compiled code."""
         with self._compiling:
             snapshot, tuned, activations = self.weights.current(), self._tuning, self._example()
             if self.precision.startswith("int8"):
@@ -154,21 +234,20 @@ class ActiveEngine:
                     "Tuning() first."
                 )
             tuning = replace(tuned or choose_default(*self.parts, activations), backend="torch")
-            # convolutions in another format would be compiled again for large batches
-            is_image = any(t.ndim == 4 for t in activations)
+            is_image = any(t.ndim == 4 for t in activations)  # in another format, large batches would be compiled again
             engine = CompiledEngine.prepare(*self.parts, replace(tuning, channels_last=True) if is_image else tuning)
             steps = engine.warm_up(activations, policy, attention)
             with apply_tuning(tuning):
                 seconds = dict(track(steps, "compiling", total=len(self._heads)) if progress else steps)
             with self._lock:
-                if self._tuning is tuned:  # nobody set another one meanwhile
+                if self._tuning is tuned:  # no other tuning was set meanwhile
                     self._tuning = None if tuned is None else tuning
                     self._cached = engine, snapshot
             return seconds
 
     @contextmanager
     def _evaluate(self) -> Iterator[None]:
-        """Evaluation mode for as long as any thread needs it; then every module gets its own mode back."""
+        """Keep evaluation mode for as long as any thread needs it; then give every module its own mode back."""
         with self._lock:
             if self._users == 0 and any(module.training for module in self._list_modules()):
                 self._modes = [(module, module.training) for module in self._modules]
@@ -197,12 +276,7 @@ def prepare_engine(
     example: Activations,
     files: OnnxFiles | None = None,
 ) -> Engine:
-    """Make an engine on copies, with the tuning's backend.
-
-    Args:
-        example: one sample, as the first stage takes it.
-        files: ONNX files of these weights, if there are any.
-    """
+    """Make an engine on copies, with the tuning's backend; ``files``: ONNX files of these weights, if there are any."""
     if tuning.backend == "torch":
         return Engine.prepare(stages, heads, tuning)
     if tuning.precision == "int8":

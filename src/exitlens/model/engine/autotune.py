@@ -1,4 +1,4 @@
-"""tune: find how a network runs fastest on this machine, by measuring for a few seconds."""
+"""tune: find a network's fastest tuning on this machine by measuring for a few seconds."""
 
 from __future__ import annotations
 
@@ -38,12 +38,7 @@ def tune(
     seconds: float,
     backend: str = "auto",
 ) -> Engine:
-    """Return the fastest engine; see :meth:`~exitlens.model.network.ExitNet.tune`.
-
-    Args:
-        parts: the network's stages and heads.
-        activations: the example inputs, as the first stage takes them.
-    """
+    """Return the fastest engine for stages and heads; see :meth:`~exitlens.model.network.ExitNet.tune`."""
     if backend not in ("auto", *BACKENDS):
         raise InputError(f"backend: expected 'auto' or one of {BACKENDS}, got {backend!r}")
     if precision not in ("auto", "float32", "bfloat16"):
@@ -56,7 +51,7 @@ def tune(
     meter = _Meter(parts, activations, seconds / 4)
     torch_forms = [] if backend == "onnx" else _list_torch_forms(meter, policy, precision, min_agreement, record)
     groups = [forms for forms in (_list_onnx_forms(meter, backend, precision, record), torch_forms) if forms]
-    # among equals ONNX Runtime comes first, because it is better at single samples
+    # ONNX Runtime comes first, and so wins ties, because it is better at single samples
     best = meter.find_fastest([_tune_group(meter, forms) for forms in groups])
     times = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.seconds_per_sample.items()]
     record["ms_per_sample"] = [{name: value for name, value in row.items() if name != "measured"} for row in times]
@@ -69,15 +64,15 @@ def _tune_group(meter: _Meter, forms: list[Tuning]) -> Tuning:
     """Return the fastest tuning of one backend."""
     best = meter.find_fastest(forms)
     if best.backend == "torch" and can_keep_memory() and meter.example[0].device.type == "cpu":
-        # first, because it changes which micro-batch is best
+        # decided first, because it changes which micro-batch is best
         best = meter.find_fastest([replace(best, keep_memory=True), best])
     sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
-    best = meter.find_fastest(sizes, stop_early=True)  # among equals the smallest: survivors fill it sooner
+    best = meter.find_fastest(sizes, stop_early=True)  # the smallest wins ties, because survivors fill it sooner
     return meter.find_fastest([best, replace(best, threads=1)]) if torch.get_num_threads() > 1 else best
 
 
 def _list_onnx_forms(meter: _Meter, backend: str, precision: str, record: dict[str, Any]) -> list[Tuning]:
-    """Return the tuning for ONNX Runtime, if the network runs in it. If not, raise if it was asked for, else record why."""
+    """Return the tuning for ONNX Runtime, if the network runs in it; otherwise raise if it was asked for, or record why."""
     if backend == "torch" or (backend == "auto" and not is_installed("onnxruntime", "onnx", "onnxscript")):
         return []
     tuning = Tuning(micro_batch=FEW, backend="onnx")
@@ -96,7 +91,7 @@ def _list_onnx_forms(meter: _Meter, backend: str, precision: str, record: dict[s
 def _list_torch_forms(
     meter: _Meter, policy: Policy | None, precision: str, min_agreement: float, record: dict[str, Any]
 ) -> list[Tuning]:
-    """Return the memory formats and precisions that the network may run in; record what that rests on."""
+    """Return the memory formats and precisions that the network may run in; record the measured agreement."""
     forms = [Tuning(micro_batch=FEW)]
     if any(t.ndim == 4 for t in meter.example):
         forms.append(replace(forms[0], channels_last=True, folded=True))
@@ -116,7 +111,7 @@ def _list_torch_forms(
 
 
 class _Meter:
-    """Times tunings against each other, in turn, and remembers the times."""
+    """Times tunings in turn, and remembers the times."""
 
     def __init__(self, parts: tuple[Sequence[Stage], Sequence[ExitHead]], example: Activations, seconds: float) -> None:
         self.parts, self.example, self.seconds = parts, example, seconds
@@ -126,10 +121,9 @@ class _Meter:
         self.engines: dict[tuple[bool, bool, str, str], Engine] = {}  # one copy of the weights for each form
 
     def find_fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
-        """Return the first tuning (the simplest come first) whose time a sample is within ``NEARLY`` of the lowest.
+        """Return the first tuning (simplest first) whose time per sample is within ``NEARLY`` of the lowest.
 
-        Args:
-            stop_early: leave out those after the first that is no better than those before it.
+        ``stop_early``: leave out all tunings after the first that is no better than its predecessors.
         """
         times, runs = self.seconds_per_sample, dict[Tuning, Callable[[], float]]()
         for tuning in tunings:
@@ -147,7 +141,7 @@ class _Meter:
         return next(tuning for tuning in runs if times[tuning] <= limit)
 
     def open(self, tuning: Tuning) -> Engine:
-        """Return the engine of a tuning's form."""
+        """Return the engine in a tuning's form."""
         form = tuning.channels_last, tuning.folded, tuning.precision, tuning.backend
         if form not in self.engines:
             self.engines[form] = prepare_engine(*self.parts, tuning, tuple(t[:1] for t in self.example))
@@ -177,9 +171,9 @@ class _Meter:
 
 
 def _measure_agreement(meter: _Meter, form: Tuning, policy: Policy | None) -> float | None:
-    """Return the share of samples with the same label in bfloat16, at the exit where it is lowest.
+    """Return the lowest share, over exits, of samples with the same label in bfloat16; ``None`` if it does not run.
 
-    With a policy, the share of samples with the same answer counts, too. ``None``: the network does not run in bfloat16.
+    With a policy, the share of samples with the same answer counts, too.
     """
     try:
         half = _compute_logits(meter, replace(form, precision="bfloat16"))

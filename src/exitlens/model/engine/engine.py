@@ -1,4 +1,4 @@
-"""The network in the form in which it answers, as PyTorch runs it or compiled: one stage with its head after the other."""
+"""Runs stages and heads one after the other, in PyTorch or compiled."""
 
 from __future__ import annotations
 
@@ -25,19 +25,12 @@ Step = tuple[Activations, Tensor, Tensor | None]
 
 
 class StepOutput(NamedTuple):
-    """What a stage with its head gives.
+    """The output of a stage with its head."""
 
-    Attributes:
-        activations: the next stage's inputs.
-        probabilities: ``(B,C)`` float32, softmax (of several labels sigmoid) of the logits over the temperature.
-        scores: ``(B,)``.
-        attention: ``(B,*S)``, or ``None`` if it was not asked for.
-    """
-
-    activations: Activations
-    probabilities: Tensor
-    scores: Tensor
-    attention: Tensor | None
+    activations: Activations  # the next stage's inputs
+    probabilities: Tensor  # (B,C) float32: softmax (for several labels, sigmoid) of the logits over the temperature
+    scores: Tensor  # (B,)
+    attention: Tensor | None  # (B,*S); None if it was not asked for
 
 
 class Engine:
@@ -56,17 +49,17 @@ class Engine:
 
     @classmethod
     def prepare(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning) -> Self:
-        """Make an engine on copies in the tuning's form: training the network on does not change them."""
+        """Make an engine on copies in the tuning's form, which further training of the network does not change."""
         with torch.inference_mode(False):  # explanations go back through these weights
             graphs = [prepare_graph(stage.evaluation, tuning) for stage in stages]
             return cls(graphs, [prepare_head(head, tuning) for head in heads], tuning)
 
     def enter(self, activations: Activations) -> Activations:
-        """Return checked inputs in the form that the first stage takes."""
+        """Convert checked inputs to the form that the first stage takes."""
         return self.tuning.convert(activations)
 
     def mode(self) -> AbstractContextManager[Any]:
-        """The context to answer in: without autograd."""
+        """Return the context to answer in: without autograd."""
         return torch.inference_mode()
 
     def advance(self, k: int, activations: Activations) -> Activations:
@@ -76,11 +69,11 @@ class Engine:
     def answer(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
-        """Run stage k and the head of exit k, with the policy's temperature and score; ``attention``: give the map, too."""
+        """Run stage k and the head of exit k; ``attention``: also return the map."""
         return score_step(*self.run_step(k, activations, attention), temperature, score)
 
     def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        """Run stage k and the head of exit k; return the next stage's inputs, logits, and the map if it is asked for."""
+        """Run stage k and the head of exit k; return the next stage's inputs, the logits, and the map if asked for."""
         activations = self.stages[k](*activations)
         return activations, *call_head(self.heads[k], activations, attention)
 
@@ -95,10 +88,10 @@ class Engine:
                 "Fix: set precision='float32'."
             ) from error
 
-    # The following never run compiled steps, so that nothing is compiled for them.
+    # The following methods never run compiled steps, so nothing is compiled for them.
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
-        """Yield logits, attention and evidence of one exit after the other; a stage runs when its exit is asked for."""
+        """Yield logits, attention and evidence exit by exit; a stage runs only when its exit is asked for."""
         for stage, head in zip(self.stages, self.heads, strict=True):
             activations = stage(*activations)
             yield cast(ExitOutput, head(*activations))
@@ -119,37 +112,37 @@ class Engine:
 
 
 def call_head(head: ExitHead, activations: Activations, attention: bool) -> tuple[Tensor, Tensor | None]:
-    """Return logits, and the map if it is asked for."""
+    """Return the logits, and the map if it is asked for."""
     return head.with_attention(*activations) if attention else (head.classify(*activations), None)
 
 
 def score_step(
     activations: Activations, logits: Tensor, maps: Tensor | None, temperature: float | Tensor, score: str
 ) -> StepOutput:
-    """Add probabilities and scores to what a step gave."""
+    """Turn a step's logits into probabilities and scores."""
     p = probabilities(logits, temperature, score)
     return StepOutput(activations, p, score_of(p, score), maps)
 
 
 class CompiledEngine(Engine):
-    """An engine that compiles each step at its first use, which :meth:`warm_up` brings forward."""
+    """An engine that compiles each step at its first use; :meth:`warm_up` does it ahead of time."""
 
     is_compiled = True
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], tuning: Tuning) -> None:
         super().__init__(stages, heads, tuning)
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._temperatures: dict[float, Tensor] = {}  # as tensors, so that they do not need a step each
+        self._temperatures: dict[float, Tensor] = {}  # tensors, because each number would be compiled anew
 
     def enter(self, activations: Activations) -> Activations:
-        """Return inputs in one memory format and outside inference mode, which is what steps are compiled for."""
+        """Convert inputs to the one memory format that steps are compiled for, outside inference mode."""
         activations = super().enter(activations)
         activations = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in activations)
         return tuple(t.clone() if t.is_inference() else t for t in activations)
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """The context to answer in: without autograd, and outside of any inference mode of the caller."""
+        """Return the context to answer in: without autograd, and outside any inference mode of the caller."""
         with torch.inference_mode(False), torch.no_grad():
             yield
 
@@ -157,8 +150,8 @@ class CompiledEngine(Engine):
         """Run stage k alone, for an exit whose head is not needed."""
         stage = self.stages[k]
 
-        def advance(activations: Activations) -> Activations:
-            return cast(Activations, stage(*activations))
+        def advance(activations: Activations) -> Any:
+            return stage(*activations)
 
         return cast(Activations, self._compile((k,), advance)(activations))
 
@@ -186,10 +179,13 @@ class CompiledEngine(Engine):
     def warm_up(self, activations: Activations, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
         """Compile the steps that this policy uses; yield each k and the seconds that step k took.
 
-        Steps are compiled for one sample, for a few and for many: later batches of any size compile nothing. Raises
+        Steps are compiled for one sample, for a few and for many, so later batches of any size compile nothing. Raises
         :class:`EngineError` where PyTorch cannot compile a step on this machine.
         """
-        size = self.tuning.micro_batch  # the router runs fewer than two micro-batches at once
+        maps, size = (
+            attention or policy.gate is not None,
+            self.tuning.micro_batch,
+        )  # fewer than two micro-batches run at once
         counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)
         rows = self.enter(tuple(t[:1].repeat_interleave(counts[0], 0) for t in activations))
         for k in range(len(self.stages)):
@@ -200,7 +196,10 @@ class CompiledEngine(Engine):
                     for count in (1, *counts[::-1]):
                         batch = tuple(t[:count] for t in rows)
                         batch = batch if count == 1 else tuple(map(mark_any_count, batch))
-                        following = self._run(k, batch, policy, attention)
+                        if needs_head(policy, k):
+                            following = self.answer(k, batch, 1.5, policy.score, maps).activations
+                        else:
+                            following = self.advance(k, batch)
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]
                     raise EngineError(
@@ -209,9 +208,3 @@ class CompiledEngine(Engine):
                     ) from error
             rows = tuple(t.clone() for t in following)
             yield k, time.perf_counter() - started
-
-    def _run(self, k: int, activations: Activations, policy: Policy, attention: bool) -> Activations:
-        """Run step k as the router calls it."""
-        if not needs_head(policy, k):
-            return self.advance(k, activations)
-        return self.answer(k, activations, 1.5, policy.score, attention or policy.gate is not None).activations

@@ -1,7 +1,7 @@
-"""Copies of a network's graphs and heads in the form that a tuning asks for, and the form to use where nobody tuned.
+"""Copies graphs and heads into the form that a tuning asks for, and chooses the default tuning.
 
-Folding makes batch normalisation part of the convolution it follows. Absorbing leaves zeros that a graph adds before a
-depthwise convolution to the convolution itself, which saves a copy ("same" padding of networks ported from TensorFlow).
+Folding makes batch normalisation part of the convolution it follows. Absorbing lets a depthwise convolution add the zeros
+that the graph would add before it, which saves a copy ("same" padding of networks ported from TensorFlow).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ NORM_ARGUMENTS = {
     F.batch_norm: ("x", "mean", "var", "weight", "bias", "training", "momentum", "eps"),
     ATEN.batch_norm.default: ("x", "weight", "bias", "mean", "var", "training", "momentum", "eps", "cudnn"),
 }
+# mean, variance, eps, weight and bias: what fuse_conv_bn_weights takes after the convolution's weight and bias
+Norm = tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]
 PADS: tuple[Callable[..., Any], ...] = (F.pad, ATEN.pad.default, ATEN.constant_pad_nd.default)
 VIEWS = ("view", "view_as", "as_strided", "stride")  # calls that may not work in another memory format
 DEFAULT_MICRO_BATCH = 16
@@ -38,11 +40,11 @@ FEWEST_CONVOLUTIONS = 2  # transformers have one, which makes the tokens
 
 
 def choose_default(stages: Sequence[Stage], heads: Sequence[ExitHead], example: Activations) -> Tuning:
-    """Return the tuning of a network that nobody tuned. It is read from the graphs: nothing runs, nothing is measured.
+    """Return the tuning of an untuned network, read from its graphs: nothing runs, nothing is measured.
 
     Convolutional networks for images, in float32 on a CPU, run in micro-batches of 16, in ``channels_last`` unless a graph
     takes views of tensors, which may not work in that format, and with batch normalisation folded where there is any.
-    Networks with attention and all others run as they are. Memory is not kept: that would change the whole process.
+    All others, such as networks with attention, run unchanged. Memory is not kept, because that affects the whole process.
 
     Args:
         example: one sample, as the first stage takes it.
@@ -86,28 +88,13 @@ def prepare_graph(body: fx.GraphModule, tuning: Tuning) -> fx.GraphModule:
 
 
 def prepare_head(head: ExitHead, tuning: Tuning) -> ExitHead:
-    """Return a copy of a head for evaluation. Heads keep their own precision."""
+    """Return a copy of a head for evaluation, in the head's own precision."""
     twin = copy.deepcopy(head).eval().requires_grad_(False)
     if isinstance(twin, KeptHead):
         twin.tail.replace_evaluation(prepare_graph(twin.tail.evaluation, tuning))
     if isinstance(twin, EvidenceHead) and twin.neck is not None:
         twin.neck.fuse()
     return twin
-
-
-class _Norm(NamedTuple):
-    """A batch normalisation with fixed statistics: ``(x - mean) / sqrt(var + eps) * weight + bias``, each ``(C,)``."""
-
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-
-    def fuse(self, weight: Tensor, bias: Tensor | None) -> tuple[nn.Parameter, nn.Parameter]:
-        """Weight and bias of the convolution that does both."""
-        arguments: Any = (weight, bias, self.mean, self.var, self.eps, self.weight, self.bias)
-        return fuse_conv_bn_weights(*arguments)
 
 
 def can_fold(body: fx.GraphModule) -> bool:
@@ -118,43 +105,31 @@ def can_fold(body: fx.GraphModule) -> bool:
 def fold(body: fx.GraphModule) -> None:
     """Fold, in place, every batch normalisation into the convolution whose output only it reads."""
     for conv, node, norm in list(_find_norms(body)):
+        inputs = [*node.all_input_nodes, *conv.all_input_nodes]
         if conv.op == "call_module":
-            name = str(conv.target)
-            module = copy.deepcopy(body.get_submodule(name))
-            assert isinstance(module, nn.Conv2d)
-            module.weight, module.bias = norm.fuse(module.weight, module.bias)
-            body.set_submodule(name, module)
-        else:
-            _replace_weights(body, conv, norm)
+            module = cast(nn.Conv2d, copy.deepcopy(body.get_submodule(str(conv.target))))
+            module.weight, module.bias = fuse_conv_bn_weights(module.weight, module.bias, *norm)
+            body.set_submodule(str(conv.target), module)
+        else:  # this call gets weights of its own, because other calls may use the old ones
+            x, *arguments = conv.args
+            weight, bias = (_read_tensor(body, value) for value in (*arguments, None)[:2])
+            assert weight is not None
+            nodes = []
+            for kind, value in zip(("weight", "bias"), fuse_conv_bn_weights(weight, bias, *norm), strict=True):
+                body.register_parameter(name := f"{conv.name}_folded_{kind}", value)
+                with body.graph.inserting_before(conv):
+                    nodes.append(body.graph.get_attr(name))
+            conv.args = (x, *nodes, *arguments[2:])
         node.replace_all_uses_with(conv)
-        inputs = node.all_input_nodes
         body.graph.erase_node(node)
-        _erase_unused(body, inputs)
+        for old in dict.fromkeys(inputs):
+            if old.op == "get_attr" and not old.users:
+                body.graph.erase_node(old)
     body.delete_all_unused_submodules()
     body.recompile()
 
 
-def _replace_weights(body: fx.GraphModule, conv: fx.Node, norm: _Norm) -> None:
-    """Give this call weights of its own, because other calls may use the old ones."""
-    x, *arguments = conv.args
-    weight, bias = (_read_tensor(body, value) for value in (*arguments, None)[:2])
-    assert weight is not None
-    nodes = []
-    for kind, value in zip(("weight", "bias"), norm.fuse(weight, bias), strict=True):
-        body.register_parameter(name := f"{conv.name}_folded_{kind}", value)
-        with body.graph.inserting_before(conv):
-            nodes.append(body.graph.get_attr(name))
-    conv.args = (x, *nodes, *arguments[2:])
-    _erase_unused(body, [value for value in arguments[:2] if isinstance(value, fx.Node)])
-
-
-def _erase_unused(body: fx.GraphModule, nodes: list[fx.Node]) -> None:
-    for node in nodes:
-        if node.op == "get_attr" and not node.users:
-            body.graph.erase_node(node)
-
-
-def _find_norms(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, _Norm]]:
+def _find_norms(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Norm]]:
     """Yield each convolution call, the normalisation call that can be folded into it, and its numbers."""
     calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
     calls.update(str(node.target).rpartition(".")[0] for node in body.graph.nodes if node.op == "get_attr")
@@ -169,7 +144,7 @@ def _find_norms(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, _Norm]
 
 
 def _is_convolution(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> bool:
-    """Return whether the node is a convolution whose weights may be changed for it alone. Hooks might set them."""
+    """Return whether the node is a convolution whose weights may be changed for it alone (hooks might set them)."""
     if node.op == "call_module":
         conv = body.get_submodule(str(node.target))
         return type(conv) is nn.Conv2d and calls[str(node.target)] == 1 and not has_hooks(conv)
@@ -178,14 +153,14 @@ def _is_convolution(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) ->
     return all(value is None or _read_tensor(body, value) is not None for value in node.args[1:3])
 
 
-def _read_norm(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> _Norm | None:
+def _read_norm(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> Norm | None:
+    """Return the numbers of a batch normalisation with fixed statistics, if the node is one."""
     if node.op == "call_module":
         norm = body.get_submodule(str(node.target))
         if type(norm) is not nn.BatchNorm2d or calls[str(node.target)] > 1 or has_hooks(norm):
-            return None  # a subclass may do more than its name says
-        if norm.running_mean is None or norm.running_var is None:
-            return None
-        return _Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+            return None  # a subclass may do more
+        mean, var = norm.running_mean, norm.running_var
+        return None if mean is None or var is None else (mean, var, norm.eps, norm.weight, norm.bias)
     names = NORM_ARGUMENTS.get(node.target) if node.op == "call_function" else None
     if names is None:
         return None
@@ -195,11 +170,11 @@ def _read_norm(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> _Nor
     eps = arguments.get("eps", 1e-5)
     if mean is None or var is None or not is_known or arguments.get("training", False) is not False:
         return None
-    return _Norm(mean, var, weight, bias, eps) if isinstance(eps, float) else None
+    return (mean, var, eps, weight, bias) if isinstance(eps, float) else None
 
 
 def _read_tensor(body: fx.GraphModule, node: object) -> Tensor | None:
-    """Return the tensor that a node stands for, if it is one of the network's own."""
+    """Return the tensor that a node stands for, if it belongs to the network."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     value: Any = attrgetter(str(node.target))(body)
@@ -223,12 +198,19 @@ def absorb(body: fx.GraphModule) -> None:
 
     There a copy costs as much as the convolution; other convolutions compute far more.
     """
-    for pad, node, conv in list(_find_pads(body)):
-        arguments: Any = pad.args
-        x, (left, right, top, bottom) = arguments[:2]
+    for node in list(body.graph.nodes):
+        if node.target is not ATEN.conv2d.default or node.kwargs:
+            continue
+        conv, pad = _Convolution(*node.args), node.prev
+        while pad.op == "get_attr":  # nothing else may stand between: it might change the copied tensor in place
+            pad = pad.prev
+        is_only_reader = conv.x is pad and len(pad.users) == 1 and conv.groups > 1
+        if not is_only_reader or any(len(pair) != 2 for pair in conv[3:6]) or not _pads_zeros(pad):
+            continue
+        x, (left, right, top, bottom) = pad.args[:2]
         above, aside = conv.padding
         zeros = (left + aside, right + aside, top + above, bottom + above)
-        arguments = (x, conv.weight, conv.bias, conv.stride, zeros, conv.dilation, conv.groups)
+        arguments: Any = (x, conv.weight, conv.bias, conv.stride, zeros, conv.dilation, conv.groups)
         with body.graph.inserting_before(node):
             node.replace_all_uses_with(body.graph.call_function(convolve_padded, arguments))
         body.graph.erase_node(node)
@@ -247,8 +229,8 @@ def convolve_padded(
 ) -> Tensor:  # (B,C,H,W) -> (B,C',H',W')
     """Convolve images with ``zeros`` around them: left, right, above and below.
 
-    Convolutions add as many zeros on both sides. Where more are wanted after than before, whole strides more are added
-    before, and the outputs of these are cut off.
+    Convolutions add the same number of zeros on both sides. Where more are needed after than before, whole strides are
+    added before, and their outputs are cut off.
     """
     left, right, top, bottom = zeros
     padding, kept = [], [slice(None), slice(None)]
@@ -259,21 +241,6 @@ def convolve_padded(
         padding.append(before + steps * stride[axis])
         kept.append(slice(steps, steps + count))
     return F.conv2d(x, weight, bias, list(stride), padding, list(dilation), groups)[tuple(kept)]
-
-
-def _find_pads(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, _Convolution]]:
-    """Yield each padding call, the depthwise convolution call that alone reads it, and that call's arguments."""
-    for node in body.graph.nodes:
-        if node.target is not ATEN.conv2d.default or node.kwargs:
-            continue
-        arguments: Any = node.args
-        conv = _Convolution(*arguments)
-        pad = node.prev
-        while pad.op == "get_attr":  # nothing else may stand between: it might change the copied tensor in place
-            pad = pad.prev
-        is_only_reader = conv.x is pad and len(pad.users) == 1 and conv.groups > 1
-        if is_only_reader and all(len(pair) == 2 for pair in conv[3:6]) and _pads_zeros(pad):
-            yield pad, node, conv
 
 
 def _pads_zeros(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""The router: samples leave at the first exit that is sure; the others go on, together with those that wait."""
+"""The router: samples leave at the first exit that is sure; the others join those that wait for the next stage."""
 
 from __future__ import annotations
 
@@ -19,23 +19,14 @@ from exitlens.types import Policy
 
 
 class RoutedBatch(NamedTuple):
-    """Samples that were answered together.
+    """Samples that were answered together."""
 
-    Attributes:
-        where: ``(n,)`` their places in the input.
-        exit: the exit that answered.
-        scores: ``(n,)``.
-        probabilities: ``(n,C)``.
-        attention: ``(n,*S)`` or ``None``.
-        trust: ``(n,2)`` or ``None``: with a gate, ``divergence_estimate`` and ``last_divergence`` of the prediction.
-    """
-
-    where: Tensor
+    where: Tensor  # (n,) their places in the input
     exit: int
-    scores: Tensor
-    probabilities: Tensor
-    attention: Tensor | None
-    trust: Tensor | None = None
+    scores: Tensor  # (n,)
+    probabilities: Tensor  # (n,C)
+    attention: Tensor | None  # (n,*S)
+    trust: Tensor | None = None  # (n,2): with a gate, divergence_estimate and last_divergence of the prediction
 
     def select(self, rows: Tensor) -> RoutedBatch:
         """Return the samples at ``rows`` (indices or a mask)."""
@@ -48,16 +39,16 @@ Rule = Callable[[RoutedBatch, Tensor], Tensor]
 
 
 class Router:
-    """Runs samples through an engine by a policy, in micro-batches that are filled up again after every exit.
+    """Runs samples through an engine under a policy, in micro-batches that are refilled after every exit.
 
     Stage k+1 runs on the survivors of several micro-batches of stage k, as soon as there are enough for one (dynamic
-    re-batching, arXiv 2512.15705, here within one call as well as along a stream). Deep stages go first, so few samples
-    wait at a time: fewer than a micro-batch before each stage.
+    re-batching, arXiv 2512.15705; here also within one call). Deep stages go first, so fewer than a micro-batch of samples
+    wait before each stage.
 
     Args:
-        attention: whether to keep the attention maps of the exits that answer.
-        micro_batch: samples that run together; 0: all that there are.
-        rule: decides which samples leave, after the policy: a request's own limits, or forced exit shares.
+        attention: keep the attention maps of the exits that answer.
+        micro_batch: number of samples that run together; 0: all of them.
+        rule: decides after the policy which samples leave: a request's own limits, or forced exit shares.
         heads: exits whose heads are computed for the rule, even where the policy never lets them fire.
     """
 
@@ -70,8 +61,7 @@ class Router:
         rule: Rule | None = None,
         heads: Collection[int] = (),
     ) -> None:
-        self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
-        self.rule = rule
+        self.engine, self.policy, self.attention, self.micro_batch, self.rule = engine, policy, attention, micro_batch, rule
         self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools = [Pool() for _ in range(policy.num_exits)]
         self._shapes: tuple[torch.Size, ...] = ()
@@ -82,9 +72,9 @@ class Router:
         return self.feed(where, activations) + self.flush()
 
     def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
-        """Take in samples at their places ``(B,)`` and run whatever fills micro-batches; return what that answered."""
+        """Take in samples at their places ``(B,)``, run all full micro-batches, and return what was answered."""
         shapes = tuple(t.shape[1:] for t in activations)
-        if self.waiting and shapes != self._shapes:  # images of another size run apart
+        if self.waiting and shapes != self._shapes:  # images of another size run separately
             self._run_all()
         self._shapes = shapes
         size, now = self.micro_batch or len(where), time.monotonic()
@@ -94,45 +84,45 @@ class Router:
         return self.take_routed()
 
     def flush(self) -> list[RoutedBatch]:
-        """Run all that wait, to the end."""
+        """Run all waiting samples to the end."""
         self._run_all()
         return self.take_routed()
 
     def admit(self, where: Tensor, activations: Activations, since: float) -> None:
-        """Take in samples of one size, which came at time ``since`` and wait for stage 0 until :meth:`run_stage`."""
+        """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`."""
         self._pools[0].add(where, activations, since)
 
     def run_stage(self, k: int) -> list[RoutedBatch]:
-        """Run stage k on a micro-batch of those that wait for it, or on all if they are fewer than two micro-batches."""
+        """Run stage k on a micro-batch of the samples that wait for it, or on all if fewer than two micro-batches wait."""
         self._run(k)
         return self.take_routed()
 
     def list_waiting(self) -> list[tuple[int, float]]:
-        """For each stage, the number of samples that wait for it, and when the oldest came in (``time.monotonic``)."""
+        """Return for each stage how many samples wait, and when the oldest arrived (``time.monotonic``)."""
         return [(pool.count, pool.since) for pool in self._pools]
 
     def list_places(self) -> list[int]:
-        """The places of all samples that wait."""
+        """Return the places of all waiting samples."""
         return [place for pool in self._pools for places in pool.places for place in places.tolist()]
 
     def discard(self, gone: Tensor) -> None:
-        """Forget the samples at these places ``(n,)``, wherever they wait."""
+        """Drop the samples at these places ``(n,)``, wherever they wait."""
         for pool in self._pools:
             pool.discard(gone)
 
     def take_routed(self) -> list[RoutedBatch]:
-        """Return what was answered and not handed out yet: after an error, what came before it."""
+        """Return the answers not handed out yet; after an error, these are the ones from before it."""
         routed, self._routed = self._routed, []
         return routed
 
     @property
     def oldest(self) -> float:
-        """When (``time.monotonic``) the sample that waits longest came in; infinite if none waits."""
+        """Arrival (``time.monotonic``) of the sample that has waited longest; infinite if none waits."""
         return min(pool.since for pool in self._pools)
 
     @property
     def waiting(self) -> int:
-        """The number of samples that wait."""
+        """Number of waiting samples."""
         return sum(pool.count for pool in self._pools)
 
     def _run_all(self) -> None:
@@ -151,11 +141,11 @@ class Router:
                 k -= 1
 
     def _run(self, k: int) -> None:
-        """Run stage k on samples that wait for it; those that leave are noted, the others wait for the next stage."""
+        """Run stage k on waiting samples; record those that leave, and let the others wait for the next stage."""
         where, activations, since = self._pools[k].take(self.micro_batch)
         policy, is_gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations
-        if is_gated and k and self._needed[k - 1]:  # the map of the exit before came along
+        if is_gated and k and self._needed[k - 1]:  # the last tensor is the previous exit's map
             activations, previous = activations[:-1], activations[-1]
         if not self._needed[k]:
             self._pools[k + 1].add(where, self.engine.advance(k, activations), since)
@@ -173,20 +163,20 @@ class Router:
             batch = batch._replace(trust=torch.stack([decision.estimates, torch.full_like(scores, math.nan)], 1))
             activations = (*activations, maps)
         fired = decision.fired if self.rule is None else self.rule(batch, decision.fired)
-        count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
+        count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
             self._routed.append(batch)
         elif count == 0:
             self._pools[k + 1].add(where, activations, since)
         else:
-            order = fired.argsort(stable=True)  # those that stay, then those that leave
+            order = fired.argsort(stable=True)  # first the samples that stay, then those that leave
             stay, leave = order[: len(where) - count], order[len(where) - count :]
             self._routed.append(batch.select(leave))
             self._pools[k + 1].add(where[stay], gather(activations, stay), since)
 
 
 def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
-    """Return :attr:`RoutedBatch.trust` at the final exit: how far the map of the exit before was from the final one."""
+    """Return :attr:`RoutedBatch.trust` at the final exit: the divergence of the previous exit's map from the final one."""
     measured = maps.new_full((len(maps),), math.nan, dtype=torch.float32)
     if previous is not None:
         measured = divergence(*on_common_grid(previous.float(), maps.float()))
@@ -195,12 +185,12 @@ def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
 
 @dataclass
 class Pool:
-    """Samples that wait for one stage, in the order in which they came."""
+    """Samples that wait for one stage, in order of arrival."""
 
     places: list[Tensor] = field(default_factory=list)
     pieces: list[Activations] = field(default_factory=list)
     count: int = 0
-    since: float = float("inf")  # when the sample that waits longest came in
+    since: float = float("inf")  # arrival of the sample that has waited longest
 
     def add(self, where: Tensor, activations: Activations, since: float) -> None:
         """Take in samples."""
@@ -210,7 +200,7 @@ class Pool:
         self.since = min(self.since, since)
 
     def take(self, size: int) -> tuple[Tensor, Activations, float]:
-        """Take out all that wait if they are fewer than two micro-batches of ``size`` (or it is 0), else one micro-batch."""
+        """Remove one micro-batch of ``size``, or all samples if there are fewer than two micro-batches or ``size`` is 0."""
         pieces, since, count = self.pieces, self.since, self.count
         where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
         activations = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
@@ -221,7 +211,7 @@ class Pool:
         return where, activations, since
 
     def discard(self, gone: Tensor) -> None:
-        """Forget the samples at these places."""
+        """Drop the samples at these places."""
         if any(bool(torch.isin(places, gone).any()) for places in self.places):
             where, activations, since = self.take(0)
             stay = (~torch.isin(where, gone)).nonzero().squeeze(1)

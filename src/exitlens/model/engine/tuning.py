@@ -1,4 +1,4 @@
-"""Tuning: how a network runs to answer. It changes the speed, not the network."""
+"""Tuning: settings that change a network's speed, not its weights."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def name_network(fingerprint: str, precision: str) -> str:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a network runs: measured by :meth:`~exitlens.model.network.ExitNet.tune`, set by hand (``net.tuning =
-    Tuning(...)``), or the default for its kind (:func:`~exitlens.model.engine.preparation.choose_default`).
+    """Settings for running a network: measured by :meth:`~exitlens.model.network.ExitNet.tune`, set by hand
+    (``net.tuning = Tuning(...)``), or the static default (:func:`~exitlens.model.engine.preparation.choose_default`).
 
     Args:
-        micro_batch: samples that run through a stage together; 0: the whole batch.
-        channels_last: whether images and convolution weights are in that memory format.
-        precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay);
-            ``int8`` is what :func:`exitlens.export_int8` makes.
+        micro_batch: number of samples that run through a stage together; 0: the whole batch.
+        channels_last: keep images and convolution weights in that memory format.
+        precision: ``float32`` keeps the network's own precision; ``bfloat16`` runs the stages in it, but not heads and
+            softmax; ``int8`` marks the files of :func:`exitlens.export_int8`.
         backend: ``torch``, or ``onnx``: ONNX Runtime runs the stages with their heads, on the CPU and in float32 (needs
             the extra ``onnx``).
-        folded: whether batch normalisation is folded into the convolutions before it (arXiv 1712.05877, section 3.2).
-        threads: the largest number of PyTorch threads to answer with; 0: all that PyTorch has.
+        folded: fold batch normalisation into the convolution before it (arXiv 1712.05877, section 3.2).
+        threads: largest number of PyTorch threads; 0: all that PyTorch has.
         keep_memory: from the first answer on, the process keeps the memory it has used (:mod:`exitlens.model.process`).
-        measured: what the choice rests on, for the record.
+        measured: measurements behind the choice, for the record.
 
     Raises:
         InputError: for a value of the wrong kind, or a backend that does not run in the precision.
@@ -75,12 +75,12 @@ class Tuning:
 
     @property
     def changes_weights(self) -> bool:
-        """True if it needs a copy of the weights in another form."""
+        """True if answers need a copy of the weights in another form."""
         return self.channels_last or self.folded or self.precision != "float32" or self.backend != "torch"
 
     @property
     def numbers(self) -> str:
-        """The precision; for int8 with a digest of the files, since files quantised with other samples answer otherwise."""
+        """The precision; for int8, with a digest of the files, because each quantisation gives other answers."""
         return f"int8-{self.measured.get('files', '')}" if self.precision == "int8" else self.precision
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Tuning:
         return cls(**values)
 
     def convert(self, activations: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the first stage's inputs in this tuning's precision and memory format."""
+        """Convert the first stage's inputs to this precision and memory format."""
         if self.precision == "bfloat16":
             activations = tuple(t.to(torch.bfloat16) if t.is_floating_point() else t for t in activations)
         if self.channels_last:
@@ -102,7 +102,7 @@ class Tuning:
 
 
 def apply_tuning(tuning: Tuning) -> AbstractContextManager[Any]:
-    """Limit PyTorch's threads within the context, never to more than the caller has; keep memory from now on if asked."""
+    """Return a context that limits PyTorch's threads, never above the caller's number; keep memory from now on if asked."""
     if tuning.keep_memory:
         keep_memory()
     return THREAD_LIMIT.apply(tuning.threads) if tuning.threads else nullcontext()

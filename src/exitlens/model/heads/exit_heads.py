@@ -25,8 +25,8 @@ HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 class ExitHead(nn.Module, ABC):
     """The head of an exit: computes logits alone, which is cheap, or attention and evidence with them.
 
-    A head is called with all activations that cross the cut: the features first, then the padding mask if the network has
-    one. ``exact_evidence``: evidence and bias sum to the logits, because the classifier is linear in the evidence.
+    It is called with all activations that cross the cut: the features first, then the padding mask if the network has one.
+    With ``exact_evidence``, evidence and bias sum to the logits.
     """
 
     exact_evidence: bool
@@ -81,12 +81,8 @@ class EvidenceHead(ExitHead):
     multiple-instance learning (arXiv 1802.04712, eq. 8, without the gating tanh). Padding and class tokens of a sequence
     get attention 0, exactly.
 
-    Args:
-        channels: ``D`` of the features ``(B,D,*S)``.
-        num_classes: ``C``.
-        layout: how the features lie in memory; by default ``(B,D,H,W)``.
-        neck: small layers before it; its locations are the map's.
-        lateral: how the earlier features lie in memory that a neck takes beside the features.
+    The features ``(B,D,*S)`` have the layout ``layout``, by default ``(B,D,H,W)``. A ``neck`` may come before the head; then
+    the map lies on its locations. ``lateral`` is the layout of earlier features that the neck takes beside the features.
     """
 
     exact_evidence = True
@@ -123,16 +119,14 @@ class EvidenceHead(ExitHead):
         if self.neck is None:
             return features
         lateral = None if self.lateral is None else self.lateral.canonical(activations[self.reads - 1])
-        located: Tensor = self.neck(features, lateral, self.locations(*activations))
-        return located
+        return cast(Tensor, self.neck(features, lateral, self.locations(*activations)))
 
     def _weigh(self, flat: Tensor, activations: Sequence[Tensor]) -> Tensor:  # (B,width,N) -> (B,N,1)
         weight = self.attend.weight.to(flat.dtype)
         # each memory order has its fast product
         scores = F.linear(flat.transpose(1, 2), weight) if flat.stride(1) == 1 else (weight @ flat).transpose(1, 2)
         keep = self.locations(*activations)
-        scores = scores.float() if keep is None else scores.float().masked_fill(~keep[..., None], -torch.inf)
-        return scores.softmax(1)
+        return (scores.float() if keep is None else scores.float().masked_fill(~keep[..., None], -torch.inf)).softmax(1)
 
     def _pool(self, *activations: Tensor) -> _Pooled:
         located = self.locate(*activations)
@@ -152,8 +146,7 @@ class EvidenceHead(ExitHead):
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Return only the attention ``(B,*S)``, for training."""
         located = self.locate(*activations)
-        attention: Tensor = self._weigh(located.flatten(2), activations).squeeze(2).unflatten(1, located.shape[2:])
-        return attention
+        return cast(Tensor, self._weigh(located.flatten(2), activations).squeeze(2).unflatten(1, located.shape[2:]))
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``(B,C)`` and attention ``(B,*S)``."""
@@ -204,10 +197,9 @@ class _EnergyHead(ExitHead):
 
 
 class AverageHead(_EnergyHead):
-    """Average pooling and one linear layer: the usual exit of early-exit networks (BranchyNet, arXiv 1709.01686).
+    """Average pooling and one linear layer, for comparison: the usual early exit (BranchyNet, arXiv 1709.01686).
 
-    For comparison: its map is seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations,
-    which is exact. Its arguments are those of :class:`EvidenceHead`.
+    Its map is seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations, which is exact.
     """
 
     exact_evidence = True
@@ -225,8 +217,7 @@ class AverageHead(_EnergyHead):
     def classify(self, *activations: Tensor) -> Tensor:
         """Return only the logits ``(B,C)``, for adaptive inference."""
         pooled = self._divide(self.features(*activations).flatten(2).sum(2), *activations)
-        logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
-        return logits
+        return cast(Tensor, self.classifier(pooled.to(self.classifier.weight.dtype)))
 
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention (energy) and evidence from activations, the features first."""
@@ -239,9 +230,8 @@ class AverageHead(_EnergyHead):
 class KeptHead(_EnergyHead):
     """The backbone's own pooling and classifier as the final exit: its logits are the plain backbone's, bit for bit.
 
-    Evidence is exact where the classifier is global average pooling and one linear layer (then it is CAM, arXiv 1512.04150,
-    over the number of locations); elsewhere the classifier cannot be split over locations, and the logits are shared out in
-    proportion to the attention (``exact_evidence`` is False and reports say so).
+    Evidence is exact (CAM, arXiv 1512.04150, over the number of locations) where the classifier is global average pooling
+    and one linear layer. Elsewhere the logits are shared out in proportion to the attention.
     """
 
     def __init__(self, tail: Stage, pooled_linear: str | None, layout: Layout | None = None) -> None:

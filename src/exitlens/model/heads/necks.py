@@ -21,15 +21,10 @@ LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features 
 
 
 class Neck(nn.Module):
-    """Layers before an exit head: ``neck(features, lateral, keep)``.
+    """Layers before an exit head: ``neck(features, lateral, keep)``."""
 
-    Attributes:
-        width: channels of what comes out.
-        keeps_features: the classifier reads the features beside what comes out.
-    """
-
-    width: int
-    keeps_features: bool = False
+    width: int  # channels of the output
+    keeps_features: bool = False  # the classifier reads the features beside the output
 
     def fuse(self) -> Self:
         """Fold batch normalisations into the layers before them, for evaluation; changes and returns this neck."""
@@ -39,20 +34,12 @@ class Neck(nn.Module):
 class ContextNeck(Neck):
     """Brings the features to the grid of the maps and mixes them over it: pairs of depthwise 5x5 and 1x1 convolutions.
 
-    The depthwise convolutions are 3x3x3 for volumes.
-
     An early stage sees a small part of the image at every location, so its exit can neither tell the object from the
-    background nor look where the final exit looks. Exits with layers of their own are those of MSDNet (arXiv 1703.09844)
-    and Shallow-Deep Networks (arXiv 1810.07052); depthwise-separable ones are of arXiv 1704.04861. Finer features are
-    brought to the grid by a convolution over whole cells, which stays centred. Coarser ones are enlarged and added to those
-    of an earlier stage, as in feature pyramids (arXiv 1612.03144): the map is as fine as these.
-
-    Args:
-        channels: ``D`` of the features ``(B,D,H,W)``, or ``(B,D,*S)``.
-        width: channels of the convolutions, and of what comes out.
-        shrink: factor by which height and width become smaller.
-        lateral: channels of the map ``(B,L,h,w)`` whose grid the features are brought to; 0: none is given.
-        axes: of locations: 2, or 3 of volumes.
+    background nor look where the final exit looks. Exits have layers of their own in MSDNet (arXiv 1703.09844) and
+    Shallow-Deep Networks (arXiv 1810.07052), too; depthwise-separable convolutions come from arXiv 1704.04861. A convolution
+    over whole cells, which stays centred, shrinks finer features by the factor ``shrink``. Coarser ones are enlarged and
+    added to ``lateral`` channels of an earlier stage, as in feature pyramids (arXiv 1612.03144). Volumes have 3 ``axes`` of
+    locations and 3x3x3 convolutions.
     """
 
     def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0, axes: int = 2) -> None:
@@ -85,10 +72,7 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:  # (B,D,H,W) -> (B,D,*siz
 
 
 def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tensor | None:
-    """Return what :func:`enlarge` takes for each of N fine locations from each of M coarse ones: ``(N,M)``, rows sum to 1.
-
-    ``None`` if the sizes are the same.
-    """
+    """Return the weights ``(N,M)`` of M coarse locations in N fine ones by :func:`enlarge`; ``None`` for equal sizes."""
     if tuple(size) == tuple(onto):
         return None
     count = math.prod(size)
@@ -125,14 +109,9 @@ class _Mixer(nn.Module):
 class TokenNeck(Neck):
     """Mixes neighbouring locations of a sequence: pairs of depthwise convolutions over 5 of them and linear layers.
 
-    Deep tokens are mixtures of all tokens, so attention to them says little about where an answer comes from. Beside them it
-    reads the tokens of an early stage (``lateral``), which are hardly mixed yet. Unlike in :class:`ContextNeck`, layer norms
-    replace batch norms, and padding is never read.
-
-    Args:
-        channels: ``D`` of the features ``(B,D,N)``.
-        width: channels of the layers, and of what comes out.
-        lateral: channels of the earlier features ``(B,L,N)``; 0: none are given.
+    Deep tokens are mixtures of all tokens, so attention to them says little about where an answer comes from. The neck
+    therefore also reads ``lateral`` channels of tokens of an early stage, which are hardly mixed yet. Unlike in
+    :class:`ContextNeck`, layer norms replace batch norms, and padding is never read.
     """
 
     keeps_features = True
@@ -180,18 +159,11 @@ class _TokenMixer(nn.Module):
 
 
 class GroupNeck(Neck):
-    """Reads each group of a vector's features by itself, beside what the hidden features say of the whole.
+    """Reads each group of a vector's features by itself, and the hidden features of the whole vector beside it.
 
     ``g_j = relu(W_j x_j + b_j + V h)``, then ``relu(g_j + U relu(g_j))``: the location of group j sees its own features
     ``x_j``, and through ``h`` what the network has made of all of them. So attention to it means that these features count
-    *given* the others; that they count alone is for deletion to show. Additive networks without ``h`` are those of
-    arXiv 2004.13912.
-
-    Args:
-        channels: ``D`` of the hidden features ``(B,D,1)``.
-        features: ``F`` of the vector ``(B,F,1)``.
-        groups: names of the groups, and which features they have.
-        width: channels of what comes out.
+    *given* the others; only deletion shows whether they count alone. Additive networks (arXiv 2004.13912) lack ``h``.
     """
 
     def __init__(self, channels: int, features: int, groups: Groups, width: int) -> None:
@@ -213,11 +185,8 @@ class GroupNeck(Neck):
         return F.relu(x + self.mixer(x)).transpose(1, 2)
 
 
-# The widest neck within a budget of multiply-accumulates, and never below 8 channels
-
-
 def find_width(count_macs: Callable[[int], int], budget: float) -> int:
-    """Return the largest width within a budget of multiply-accumulates, among those that necks may have."""
+    """Return the largest width of a neck within a budget of multiply-accumulates: a multiple of 8, and at least 8."""
     width = NARROWEST
     while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
         width += 8
@@ -225,10 +194,7 @@ def find_width(count_macs: Callable[[int], int], budget: float) -> int:
 
 
 def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
-    """Make a neck that brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps.
-
-    It enlarges the map if there is a ``lateral`` map of so many channels, else shrinks it, if that divides it.
-    """
+    """Make a neck that enlarges features to the grid of a lateral map, or shrinks them to the grid if that divides them."""
     factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
     shrink = factors.pop() if len(factors) == 1 and not lateral else 1
     locations = math.prod(grid if lateral else [n // shrink for n in size])

@@ -16,19 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 
 import exitlens
 from exitlens.serving.http.guard import Guard
-from exitlens.serving.http.inference import InferenceRoutes
-from exitlens.serving.http.people import PeopleRoutes
-from exitlens.serving.http.service import Service, make_route
+from exitlens.serving.http.routes import Routes, make_route
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 
 LOG = logging.getLogger("exitlens.serving")
 TICK, FADING = 0.02, 0.8  # seconds between looks at the event loop's lag, and what is left of it at the next
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_PAGE_HEADERS = {"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
 
 
 def make_app(
@@ -38,15 +36,30 @@ def make_app(
     log: Callable[[dict[str, Any]], None] | None = None,
     reload_seconds: float = 0.0,
 ) -> Starlette:
-    """Return the app that answers with these models; any ASGI server runs it. When it ends, the repository is closed.
+    """Return the app that answers with these models, for any ASGI server. When it ends, the repository is closed.
 
     Args:
         repository: the models.
-        limits: how much a client may ask.
-        log: takes a record for every request; ``None`` means no access log.
-        reload_seconds: how often bundles are looked at for a new version; 0 means never.
+        limits: limits for clients.
+        log: takes a record of every request; ``None`` means no access log.
+        reload_seconds: seconds between checks for new versions of the bundles; 0 means never.
     """
-    service = Service(repository, limits or Limits())
+    limits = limits or Limits()
+    routes, page, description = Routes(repository, limits), _read_resource("page.html"), describe_api(repository.names)
+
+    async def show_page(_: Request) -> Response:
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+    async def show_metrics(_: Request) -> Response:
+        content, kind = repository.metrics.render()
+        return Response(content, media_type=kind)
+
+    async def show_api(_: Request) -> Response:
+        return JSONResponse(description)
+
+    async def answer_unknown(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": f"{error.detail}: see /openapi.json"}, error.status_code, headers=error.headers)
 
     @asynccontextmanager
     async def live(_: Starlette) -> AsyncIterator[None]:
@@ -59,12 +72,13 @@ def make_app(
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.to_thread(repository.close)
-        service.threads.shutdown(wait=False)
+        routes.threads.shutdown(wait=False)
 
+    others = (("/", show_page), ("/metrics", show_metrics), ("/openapi.json", show_api))
     return Starlette(
-        routes=[*InferenceRoutes(service).list_routes(), *PeopleRoutes(service).list_routes(), *_list_others(repository)],
-        middleware=[Middleware(Guard, limits=service.limits, metrics=repository.metrics, log=log)],
-        exception_handlers={HTTPException: _answer_unknown},
+        routes=[*routes.list_routes(), *(make_route(path, handler) for path, handler in others)],
+        middleware=[Middleware(Guard, limits=limits, metrics=repository.metrics, log=log)],
+        exception_handlers={HTTPException: answer_unknown},
         lifespan=live,
     )
 
@@ -84,30 +98,8 @@ async def _reload(repository: Repository, seconds: float) -> None:
         await asyncio.sleep(seconds)
         try:
             await asyncio.to_thread(repository.reload)
-        except Exception:  # such as no memory: the versions that are there go on
-            LOG.exception("the bundles could not be looked at")
-
-
-async def _answer_unknown(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": f"{error.detail}: see /openapi.json"}, error.status_code, headers=error.headers)
-
-
-def _list_others(repository: Repository) -> list[Route]:
-    """Return the routes of the metrics, the description of all routes, and the page to try them."""
-    page, description = _read_resource("page.html"), describe_api(repository.names)
-
-    async def show_page(_: Request) -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
-
-    async def show_metrics(_: Request) -> Response:
-        content, kind = repository.metrics.render()
-        return Response(content, media_type=kind)
-
-    async def show_api(_: Request) -> Response:
-        return JSONResponse(description)
-
-    return [make_route("/", show_page), make_route("/metrics", show_metrics), make_route("/openapi.json", show_api)]
+        except Exception:  # such as no memory: the current versions go on
+            LOG.exception("the bundles could not be checked for new versions")
 
 
 def describe_api(models: Sequence[str]) -> dict[str, Any]:

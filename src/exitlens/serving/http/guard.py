@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -27,11 +28,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # without a token
-_EXCHANGE = "exitlens.exchange"  # where the exchange stands in the scope of its request
-_CURRENT: ContextVar[Connection | None] = ContextVar("connection", default=None)  # whose bytes led to a request
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # need no token
+_EXCHANGE = "exitlens.exchange"  # key of the exchange in the scope of its request
+_CURRENT: ContextVar[Connection | None] = ContextVar("connection", default=None)  # the connection that is being read
 _LONGEST_ID, _LONGEST_PATH = 128, 512
-_LINGER = 1.0  # seconds for which what a refused client sends is still read, so that it gets to the answer
+_LINGER = 1.0  # seconds for which a refused client's bytes are still read, so that it gets to the answer
 _AHEAD = 1 << 19  # bytes of further requests that may arrive before uvicorn stops reading
 _CLOSED_BY_CLIENT = 499  # in the log and the counts only, as in nginx
 _MESSAGES = {
@@ -60,17 +61,17 @@ def write_log(record: dict[str, Any]) -> None:
 class Guard:
     """ASGI middleware that holds every request to the limits and brings every answer into one form.
 
-    It belongs between Starlette's own handler of unforeseen errors and the routes:
-    ``Starlette(routes=..., middleware=[Middleware(Guard, limits=..., metrics=..., log=...)])``. Routes find the
-    :class:`Exchange` with :func:`find_exchange`, and fill it in.
+    It belongs between Starlette's handler of unforeseen errors and the routes:
+    ``Starlette(routes=..., middleware=[Middleware(Guard, limits=..., metrics=..., log=...)])``. Routes get the
+    :class:`Exchange` from :func:`find_exchange`, and fill it in.
 
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
-    error becomes a 500 that says no more than the request's id; its traceback is logged by ``exitlens.serving``.
+    error becomes a 500 that gives no more than the request's id; its traceback is logged by ``exitlens.serving``.
 
     Args:
-        app: what it guards.
-        limits: pixels and samples are the routes' to check, connections those of :class:`Connection`.
+        app: the app to guard.
+        limits: routes check pixels and samples themselves, :class:`Connection` checks connections.
         metrics: counts requests and refusals.
         log: takes one JSON-ready record for each request, such as :func:`write_log`.
     """
@@ -98,7 +99,14 @@ class Guard:
         finally:
             if connection is not None:
                 connection.end(exchange)
-            self._record(exchange)
+            status, seconds = exchange.status or _CLOSED_BY_CLIENT, time.monotonic() - exchange.started
+            try:
+                if self.metrics is not None:
+                    self.metrics.count_request(exchange.model, exchange.route, status, seconds)
+                if self.log is not None:
+                    self.log(exchange.describe(status, seconds))
+            except Exception:
+                _logger.exception("request %s was answered, but not recorded", exchange.id)
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -112,7 +120,7 @@ class Guard:
                 raise
             exchange.task.uncancel()
         except Exception as error:
-            if not isinstance(error, _RefusedError):
+            if not (exchange.refusal or exchange.is_abandoned):
                 await self._answer_error(exchange, error)
         if (refusal := exchange.refusal) is not None:
             if self.metrics is not None:
@@ -122,7 +130,7 @@ class Guard:
                 await exchange.answer(refusal.status, {"error": str(refusal)}, headers)
 
     def _check_head(self, exchange: Exchange) -> None:
-        """Check what the head alone tells; raises :class:`_RefusedError`."""
+        """Check the head of a request; raises :class:`_RefusedError`."""
         scope, token, encoding, expected, is_chunked = exchange.scope, b"", b"", 0, False
         size = len(scope["path"]) + len(scope.get("query_string", b""))
         for name, value in scope["headers"]:
@@ -134,32 +142,28 @@ class Guard:
             elif name == b"content-length" and len(value) < 20 and value.isdigit():
                 expected = int(value)
             elif name == b"content-length":
-                raise exchange.note(_RefusedError(400, "length", "Content-Length: expected a number of bytes"))
+                raise exchange.refuse(400, "length", "Content-Length: expected a number of bytes")
             elif name == b"transfer-encoding":
                 is_chunked = True
         exchange.has_body = expected > 0 or is_chunked
         if size > self.limits.max_header_bytes:
-            raise exchange.note(_RefusedError(431, "header_bytes", _MESSAGES[431]))
+            raise exchange.refuse(431, "header_bytes", _MESSAGES[431])
         if self._authorization and scope["path"] not in OPEN_PATHS:
-            scheme, _, given = token.partition(b" ")
-            if not hmac.compare_digest(given.strip(), self._authorization) or scheme.lower() != b"bearer":
-                headers = ((b"www-authenticate", b'Bearer realm="exitlens"'),)
+            scheme, _, secret = token.partition(b" ")
+            if not hmac.compare_digest(secret.strip(), self._authorization) or scheme.lower() != b"bearer":
                 message = "Authorization: expected 'Bearer' and the token of this server"
-                raise exchange.note(_RefusedError(401, "token", message, headers))
+                raise exchange.refuse(401, "token", message, (b"www-authenticate", b'Bearer realm="exitlens"'))
         if encoding:
             message = f"Content-Encoding: expected none, got {encoding.decode('latin-1')!r}. Fix: send the body as it is."
-            raise exchange.note(_RefusedError(415, "encoding", message))
+            raise exchange.refuse(415, "encoding", message)
         exchange.check_size(expected)
 
     async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
-        if exchange.refusal is not None or exchange.is_abandoned:
-            return
         if exchange.patience.expired() and not exchange.status:
-            message = f"no answer within {self.limits.request_seconds:g} seconds"
-            exchange.note(_RefusedError(504, "request_seconds", message))
+            exchange.refuse(504, "request_seconds", f"no answer within {self.limits.request_seconds:g} seconds")
             return
         status, content, headers = 500, {"error": "internal error", "request_id": exchange.id}, list[Header]()
-        is_the_clients = isinstance(error, RequestError | InputError | DataError)  # others may tell of the server's files
+        is_the_clients = isinstance(error, RequestError | InputError | DataError)  # others may name the server's files
         if is_the_clients:
             status, content = getattr(error, "status", 400), {"error": str(error)}
             if (seconds := getattr(error, "retry_after", None)) is not None:
@@ -169,34 +173,28 @@ class Guard:
         if not exchange.status:
             await exchange.answer(status, content, headers)
 
-    def _record(self, exchange: Exchange) -> None:
-        status, seconds = exchange.status or _CLOSED_BY_CLIENT, time.monotonic() - exchange.started
-        try:
-            if self.metrics is not None:
-                self.metrics.count_request(exchange.model, exchange.route, status, seconds)
-            if self.log is not None:
-                self.log(exchange.describe(status, seconds))
-        except Exception:
-            _logger.exception("request %s was answered, but not recorded", exchange.id)
-
 
 class Exchange:
-    """One request and its answer. Routes find it with :func:`find_exchange` and say what the counts and the log need.
+    """One request and its answer. Routes get it from :func:`find_exchange` and note what the counts and the log need.
 
     Attributes:
-        id: the client's own, or a new one. started: when its head had come (``time.monotonic``).
+        id: the client's id if it is short and printable, else a new one.
+        started: when the head of the request had come (``time.monotonic``).
         route: template of its path, such as ``/v2/models/{name}/infer``; set by the route.
         model: name of a model that is served, never the unchecked text of a client; set by the route.
-        facts: whatever else the access log is to say; filled by the route.
+        facts: further entries of the access log; filled by the route.
         status: status of the answer that has begun, else 0.
         refusal: why the client is refused, whatever the route makes of it.
-        has_body: its head announces a body. is_read: all of that was read.
-        is_abandoned: the client has gone. has_left: that cancelled the route.
+        has_body: True if the head announces a body. is_read: True once all of it was read.
+        is_abandoned: True if the client has gone. has_left: True if that cancelled the route.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.scope, self.limits, self._receive, self._send = scope, limits, receive, send
-        self.id, self.started = _find_id(scope["headers"]), time.monotonic()
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        is_kept = 0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
+        self.id = given if is_kept else f"{random.getrandbits(128):032x}"  # without asking the system for randomness
+        self.started = time.monotonic()
         self.route, self.model, self.facts = "other", "", dict[str, Any]()
         self.received = self.sent = self.status = 0
         self.refusal: _RefusedError | None = None
@@ -218,16 +216,15 @@ class Exchange:
             self.is_abandoned = self.has_left = True
             self.task.cancel()
 
-    def note(self, refusal: _RefusedError) -> _RefusedError:
-        """Note a refusal, of which the client is told whatever the app makes of the error."""
-        self.refusal = refusal
-        return refusal
+    def refuse(self, status: int, reason: str, message: str, *headers: Header) -> _RefusedError:
+        """Note a refusal, which the client gets whatever the app makes of the error; return the error to raise."""
+        self.refusal = _RefusedError(status, reason, message, headers)
+        return self.refusal
 
     def check_size(self, count: int) -> None:
-        """Raise :class:`_RefusedError` for a body of more bytes than may come."""
+        """Raise :class:`_RefusedError` for a body of more bytes than the limit."""
         if count > (most := self.limits.max_body_bytes):
-            message = f"the body has more than {most} bytes: send fewer samples at a time"
-            raise self.note(_RefusedError(413, "body_bytes", message))
+            raise self.refuse(413, "body_bytes", f"the body has more than {most} bytes: send fewer samples at a time")
 
     async def receive(self) -> Message:
         """Return the next part of the body; raises :class:`_RefusedError` for one that is too large or too slow."""
@@ -241,8 +238,8 @@ class Exchange:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
         except TimeoutError:
-            message_ = f"the body did not come within {self.limits.body_seconds:g} seconds"
-            raise self.note(_RefusedError(408, "body_seconds", message_)) from None
+            words = f"the body did not come within {self.limits.body_seconds:g} seconds"
+            raise self.refuse(408, "body_seconds", words) from None
         if message["type"] == "http.disconnect":
             self.is_abandoned = True
         else:
@@ -265,34 +262,26 @@ class Exchange:
             self.sent += len(message.get("body", b""))
             if not (self.is_whole or self.is_abandoned or message.get("more_body", False)):
                 await self._send({**message, "more_body": True})
-                await self._skip_body()
+                # The rest of the body is read for a moment: closed at once, the connection would be reset, and the client
+                # might never read the answer.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER):
+                        while not self.is_whole:
+                            self.is_read = not (await self._receive()).get("more_body", False)
                 message = {"type": "http.response.body"}
         await self._send(message)
 
-    async def _skip_body(self) -> None:
-        """Read on for a little while what is left of the body.
-
-        Closed at once, the connection would be reset, and the client might never read the answer.
-        """
-        try:
-            async with asyncio.timeout(_LINGER):
-                while not self.is_whole:
-                    message = await self._receive()
-                    self.is_read = not message.get("more_body", False)
-        except TimeoutError:
-            pass
-
     async def answer(self, status: int, content: Any, headers: Iterable[Header] = ()) -> None:
-        """Send JSON, whether the request was refused or not."""
+        """Send JSON, even if the request was refused."""
         body = json.dumps(content).encode()
-        kind = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        own = [*kind, *headers, (b"x-request-id", self.id.encode())]
+        head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        head += [*headers, (b"x-request-id", self.id.encode())]
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": own})
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self.send({"type": "http.response.body", "body": body})
 
     def describe(self, status: int, seconds: float) -> dict[str, Any]:
-        """Return the record for the access log, without the query, which may hold what is private."""
+        """Return the record for the access log, without the query, which may be private."""
         client = self.scope.get("client")
         return {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -315,21 +304,10 @@ def find_exchange(scope: Scope) -> Exchange:
     return exchange
 
 
-def _find_id(headers: Iterable[Header]) -> str:
-    """Return the client's own id for the request, if it is short and printable, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and 0 < len(value) <= _LONGEST_ID and value.isascii():
-            text = value.decode()
-            if text.isprintable():
-                return text
-            break
-    return f"{random.getrandbits(128):032x}"  # without asking the system for randomness
-
-
 class Connection(asyncio.Protocol):
-    """A connection that is held to the limits, whatever protocol of uvicorn's (``inner``) reads its requests.
+    """A connection that is held to the limits, whatever protocol of uvicorn (``inner``) reads its requests.
 
-    uvicorn's own settings know no time-out for a head that does not arrive or an answer that is not taken, and no limit on
+    uvicorn's settings have no time-out for a head that does not arrive or an answer that is not taken, and no limit on
     headers. The clocks here stand around its protocol and use nothing but asyncio's interface of protocols and transports.
 
     The head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
@@ -339,14 +317,14 @@ class Connection(asyncio.Protocol):
 
     Args:
         gate: the limits, the counts, and the connections that are open.
-        inner: reads requests and starts the app for each of them, which the guard has to stand in.
+        inner: reads requests and starts the app, which must be inside a :class:`Guard`, for each of them.
     """
 
     _transport: asyncio.Transport
     _head_clock: asyncio.TimerHandle | None = None
     _write_clock: asyncio.TimerHandle | None = None
     _exchange: Exchange | None = None
-    _unsent = 0  # bytes of answers that waited for the client when that was last looked at
+    _unsent = 0  # bytes of answers that waited for the client at the last look
     _count = 0  # bytes since the last request began, without its body
 
     def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
@@ -412,7 +390,9 @@ class Connection(asyncio.Protocol):
     def begin(self, exchange: Exchange) -> None:
         """Stop the clock of the head, because a request was read."""
         self._exchange, self._count = exchange, 0
-        self._stop_head_clock()
+        if self._head_clock is not None:
+            self._head_clock.cancel()
+            self._head_clock = None
 
     def end(self, exchange: Exchange) -> None:
         """Wait for the next head, and for the client to take the answer."""
@@ -425,22 +405,17 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._watch_writing)
 
     def _start_head_clock(self) -> None:
-        self._head_clock = self._loop.call_later(self._limits.header_seconds, self._end_head)
-
-    def _stop_head_clock(self) -> None:
-        if self._head_clock is not None:
-            self._head_clock.cancel()
+        def end() -> None:
             self._head_clock = None
+            if not self._transport.is_closing():
+                self.refuse(408 if self._count else 0, "header_seconds")
 
-    def _end_head(self) -> None:
-        self._head_clock = None
-        if not self._transport.is_closing():
-            self.refuse(408 if self._count else 0, "header_seconds")
+        self._head_clock = self._loop.call_later(self._limits.header_seconds, end)
 
     def refuse_unread(self) -> None:
         """Say why a request could not be parsed; called while the error is handled."""
         error = sys.exception()
-        if getattr(error, "error_status_hint", 400) == 431:  # of h11, which counts for itself
+        if getattr(error, "error_status_hint", 400) == 431:  # h11 counts for itself
             self.refuse(431, "header_bytes")
             return
         text = "" if error is None or error.__context__ is not None else str(error)
@@ -461,7 +436,7 @@ class Connection(asyncio.Protocol):
         if not status or (exchange is not None and (exchange.is_whole or exchange.status)):
             self._transport.close()
             return
-        self._loop.call_soon(self._lose_inner)  # so that it answers nothing any more
+        self._loop.call_soon(self._lose_inner)  # so that it sends no answer any more
         if exchange is not None:
             exchange.leave()
         body = json.dumps({"error": f"{_MESSAGES[status]}{why}"}).encode()
@@ -495,7 +470,7 @@ class Connection(asyncio.Protocol):
             self._write_clock = self._loop.call_later(self._limits.write_seconds, self._end_writing)
 
     def _end_writing(self) -> None:
-        """Cut the client off if exactly as many bytes wait for it as when this was last looked at."""
+        """Cut the client off if exactly as many bytes wait for it as at the last look."""
         self._write_clock = None
         if self._transport.get_write_buffer_size() != self._unsent:
             self._watch_writing()
@@ -506,7 +481,7 @@ class Connection(asyncio.Protocol):
 
 
 class _Transport:
-    """The transport as uvicorn sees it: what it writes while it parses is its refusal, which the connection words."""
+    """The transport as uvicorn sees it: what uvicorn writes while it parses is its refusal, which the connection words."""
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
@@ -532,8 +507,8 @@ class Gate:
 
     Attributes:
         limits: see :class:`~exitlens.serving.settings.Limits`.
-        metrics: counts what is refused, by reason; set before the first connection is made.
-        protocol: reads requests; by default the one that uvicorn chooses.
+        metrics: counts refusals by reason; set before the first connection is made.
+        protocol: reads requests; by default the protocol that uvicorn chooses.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics | None = None, protocol: Callable[..., Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, version 2, with binary tensor data: requests are read, responses are written.
+"""The Open Inference Protocol over HTTP, version 2, with binary tensor data: reads requests and writes responses.
 
 Everything here is a pure function of bytes and arrays. Binary data are little-endian and row-major without padding, and each
 element of BYTES comes after its length in 4 bytes.
@@ -34,7 +34,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _LENGTH = struct.Struct("<I")
-_SHORT = 4096  # bytes of JSON that is remembered
+_SHORT = 4096  # bytes of JSON up to which what was read is remembered
 
 
 class _Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,15 +63,15 @@ _DECODER = msgspec.json.Decoder(_Request)
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request for inference; empty texts and mappings stand for what it does not say.
+    """A request for inference; empty texts and mappings stand for fields that it does not have.
 
     Attributes:
         id: text that the response repeats.
-        inputs: arrays by name, in their order, often read-only views of the body; BYTES are objects, which are ``bytes``.
-        outputs: names of what is asked for, and whether it comes as binary data; empty for all that are given by default.
+        inputs: arrays by name, in their order, often read-only views of the body; elements of BYTES are ``bytes`` objects.
+        outputs: names of the wanted outputs, and whether each comes as binary data; empty for the default outputs.
         parameters: all but ``binary_data_output``.
-        binary_output: outputs that are not named come as binary data.
-        model_name: what the body says, beside the address.
+        binary_output: True if outputs that are not named come as binary data.
+        model_name: the name in the body, beside the one in the address.
     """
 
     id: str
@@ -86,12 +86,12 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
     """Return a request for inference.
 
     Args:
-        body: JSON, and behind it the binary data of the inputs, of which arrays are views where they are aligned.
+        body: JSON, followed by the binary data of the inputs; arrays are views of these where they are aligned.
         header_length: bytes of the JSON; ``None`` for all.
         max_elements: elements that the inputs may have together; a dimension of 0 counts as 1.
 
     Raises:
-        RequestError: for all that is malformed, with the place in the request; its status is 413 for too many elements.
+        RequestError: for a malformed request, with the place in it; its status is 413 for too many elements.
     """
     view = memoryview(body).cast("B")
     length = len(view) if header_length is None else header_length
@@ -106,7 +106,14 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
     for i, given in enumerate(request.inputs):
         where, shape = f"inputs[{i}]", tuple(given.shape)
         if given.data is msgspec.UNSET:
-            size = _check_size(given.parameters["binary_data_size"], len(rest), f"{where}.parameters.binary_data_size")
+            size, place = given.parameters["binary_data_size"], f"{where}.parameters.binary_data_size"
+            if type(size) is not int or size < 0:
+                raise RequestError(f"{place}: expected a number of bytes, got {shorten(size)}. Fix: send the tensor's.")
+            if size > len(rest):
+                raise RequestError(
+                    f"{place}: expected at most the {len(rest)} bytes that are left of the body, got {shorten(size)}. "
+                    f"Fix: send the data after the JSON, in the inputs' order, and the JSON's length as {HEADER_LENGTH}."
+                )
             inputs[given.name], rest = read_binary_data(rest[:size], given.datatype, shape, where), rest[size:]
         else:
             inputs[given.name] = read_json_data(given.data, given.datatype, shape, f"{where}.data")
@@ -122,7 +129,7 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
 
 
 def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
-    """Return what the JSON of a request says, without data that are read later."""
+    """Return the JSON of a request; its data are left to be read later."""
     try:
         request = _DECODER.decode(text)
     except RecursionError as error:
@@ -130,7 +137,8 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
             "request: expected arrays as deep as the shape, got too many in one another. Fix: send flat data."
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _explain(error, "", f", and {HEADER_LENGTH} where binary data follow" if is_all else "") from error
+        hint = f", and {HEADER_LENGTH} where binary data follow" if is_all else ""
+        raise _explain(error, "", hint, text=text) from error
     for side, entries in (("inputs", request.inputs), ("outputs", request.outputs)):
         names = [entry.name for entry in entries]
         for i, name in enumerate(names):
@@ -142,58 +150,62 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
     if any(map(_is_shared_memory, request.parameters)):
         raise RequestError("parameters: shared memory is not supported. Fix: send the data in the body.")
     for i, given in enumerate(request.inputs):
-        max_elements -= _check_input(given, max_elements, f"inputs[{i}]")
+        where, count = f"inputs[{i}]", math.prod(size or 1 for size in given.shape)
+        if count > max_elements:
+            raise RequestError(
+                f"{where}.shape: expected at most the {max_elements} elements that the request may still have, got "
+                f"{shorten(given.shape)}. Fix: send fewer samples at a time.",
+                status=413,
+            )
+        max_elements -= count
+        if given.datatype not in DATATYPES:
+            known, hint = ", ".join(DATATYPES), suggest(given.datatype[:20], DATATYPES)
+            raise RequestError(f"{where}.datatype: expected one of {known}, got {shorten(given.datatype)}.{hint}")
+        if (given.data is msgspec.UNSET) != ("binary_data_size" in given.parameters):
+            got = "neither" if given.data is msgspec.UNSET else "both"
+            raise RequestError(
+                f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one of them."
+            )
     return request
 
 
-_recall = lru_cache(256)(_parse)  # short JSON before binary data is the same in most requests of a client
+_recall = lru_cache(256)(_parse)  # most requests of a client have the same short JSON before their binary data
 
 
-def _explain(error: Exception, where: str, hint: str = "", datatype: str = "") -> RequestError:
-    """Say what msgspec says of JSON with the place in the request: ``where``, and what its own path adds."""
+def _explain(error: Exception, where: str, hint: str = "", datatype: str = "", text: bytes = b"") -> RequestError:
+    """Return msgspec's error about JSON with the place in the request: ``where`` and msgspec's own path."""
     if not isinstance(error, msgspec.ValidationError):
         where = where or "request"
         return RequestError(f"{where}: expected JSON in UTF-8, got other bytes ({error}). Fix: send valid JSON{hint}.")
-    text, _, path = str(error).partition(" - at `$")
-    text = f"{text[:1].lower()}{text[1:200]}" + (f" for {datatype}" if datatype else "")
-    if unknown := re.fullmatch(r"object contains unknown field `(.*)`", text, re.DOTALL):
+    words, _, path = str(error).partition(" - at `$")
+    words, path = f"{words[:1].lower()}{words[1:200]}" + (f" for {datatype}" if datatype else ""), path.removesuffix("`")
+    if unknown := re.fullmatch(r"object contains unknown field `(.*)`", words, re.DOTALL):
         kind = _Input if path.startswith(".inputs") else _Output if path.startswith(".outputs") else _Request
         known = kind.__struct_fields__
-        text = f"expected the fields {', '.join(known)}, got {shorten(unknown[1])}.{suggest(unknown[1][:20], known)}"
-    return RequestError(f"{(where + path.removesuffix('`')).lstrip('.') or 'request'}: {text}")
+        words = f"expected the fields {', '.join(known)}, got {shorten(unknown[1])}.{suggest(unknown[1][:20], known)}"
+    if path.endswith("parameters[...]"):
+        path = path.replace("[...]", f"[{_find_wrong_parameter(text, path)}]")
+    return RequestError(f"{(where + path).lstrip('.') or 'request'}: {words}")
+
+
+def _find_wrong_parameter(text: bytes, path: str) -> str:
+    """Return the name of the first parameter at ``path`` of a wrong type, which msgspec does not tell."""
+    place: bytes | msgspec.Raw = text
+    for field, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+        if field:
+            place = msgspec.json.decode(place, type=dict[str, msgspec.Raw])[field]
+        else:
+            place = msgspec.json.decode(place, type=list[msgspec.Raw])[int(index)]
+    for name, value in msgspec.json.decode(place, type=dict[str, msgspec.Raw]).items():
+        try:
+            msgspec.json.decode(value, type=Parameter)
+        except msgspec.ValidationError:
+            return shorten(name)
+    return "..."
 
 
 def _is_shared_memory(name: str) -> bool:
     return name.startswith("shared_memory_")
-
-
-def _check_input(given: _Input, max_elements: int, where: str) -> int:
-    """Return how many elements an input counts for."""
-    count = math.prod(size or 1 for size in given.shape)
-    if count > max_elements:
-        raise RequestError(
-            f"{where}.shape: expected at most the {max_elements} elements that the request may still have, got "
-            f"{shorten(given.shape)}. Fix: send fewer samples at a time.",
-            status=413,
-        )
-    if given.datatype not in DATATYPES:
-        known, hint = ", ".join(DATATYPES), suggest(given.datatype[:20], DATATYPES)
-        raise RequestError(f"{where}.datatype: expected one of {known}, got {shorten(given.datatype)}.{hint}")
-    if (given.data is msgspec.UNSET) != ("binary_data_size" in given.parameters):
-        got = "neither" if given.data is msgspec.UNSET else "both"
-        raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one of them.")
-    return count
-
-
-def _check_size(size: Parameter, left: int, where: str) -> int:
-    if type(size) is not int or size < 0:
-        raise RequestError(f"{where}: expected a number of bytes, got {shorten(size)}. Fix: send that of the tensor.")
-    if size > left:
-        raise RequestError(
-            f"{where}: expected at most the {left} bytes that are left of the body, got {shorten(size)}. Fix: send the data "
-            f"after the JSON, in the order of the inputs, and the length of the JSON as {HEADER_LENGTH}."
-        )
-    return size
 
 
 def _read_flag(parameters: Mapping[str, Parameter], name: str, default: bool, where: str) -> bool:
@@ -205,7 +217,7 @@ def _read_flag(parameters: Mapping[str, Parameter], name: str, default: bool, wh
 
 @lru_cache
 def _make_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[list[Any]]:
-    """Return what reads JSON data of ``depth`` arrays in one another."""
+    """Return a decoder of JSON data of ``depth`` arrays in one another."""
     kind: Any = {"BOOL": bool, "FP32": float, "FP64": float, "BYTES": str}.get(datatype)
     if kind is None:
         limits = np.iinfo(DATATYPES[datatype])
@@ -217,7 +229,7 @@ def _make_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[list[Any]]:
 
 
 def read_json_data(text: bytes | msgspec.Raw, datatype: str, shape: tuple[int, ...], where: str) -> Array:  # -> (*shape)
-    """Return the tensor of JSON data that are flat, in row-major order, or nested as ``shape`` says.
+    """Return the tensor of JSON data that are flat, in row-major order, or nested according to ``shape``.
 
     Raises :class:`RequestError`, which names the place ``where``, for data of another number or type, or out of range.
     """
@@ -251,12 +263,25 @@ def read_json_data(text: bytes | msgspec.Raw, datatype: str, shape: tuple[int, .
 def read_binary_data(data: memoryview, datatype: str, shape: tuple[int, ...], where: str) -> Array:  # -> (*shape)
     """Return the tensor of binary data: a view of them, or a copy where they are not aligned, or BYTES.
 
-    Numbers that are not finite come through. Raises :class:`RequestError`, which names the tensor ``where``, for data of
-    another size, and for a BOOL that is neither 0 nor 1.
+    NaN and infinity are let through. Raises :class:`RequestError`, which names the tensor ``where``, for data of another
+    size, and for a BOOL that is neither 0 nor 1.
     """
     count = math.prod(shape)
     if datatype == "BYTES":
-        return _read_strings(data, count, where).reshape(shape)
+        strings, start, end = np.empty(count, object), 0, len(data)
+        for i in range(count):
+            size = _LENGTH.unpack_from(data, start)[0] if start + 4 <= end else end
+            if start + 4 + size > end:
+                raise RequestError(
+                    f"{where}: expected {count} elements of BYTES, each after its length in 4 bytes, got data that end in "
+                    f"element {i}. Fix: send them whole."
+                )
+            strings[i] = bytes(data[start + 4 : start + 4 + size])
+            start += 4 + size
+        if start != end:
+            left = f"{end - start} bytes are left after {count} elements of BYTES"
+            raise RequestError(f"{where}: {left}. Fix: send a shape that fits the data.")
+        return strings.reshape(shape)
     dtype = DATATYPES[datatype]
     if len(data) != count * dtype.itemsize:
         raise RequestError(
@@ -269,24 +294,6 @@ def read_binary_data(data: memoryview, datatype: str, shape: tuple[int, ...], wh
         raise RequestError(f"{where}: expected bytes of 0 and 1 for BOOL, got others. Fix: send UINT8.")
     array = np.frombuffer(data, dtype).reshape(shape)
     return array if array.flags.aligned else array.copy()
-
-
-def _read_strings(data: memoryview, count: int, where: str) -> Array:  # -> (count)
-    strings, start, end = np.empty(count, object), 0, len(data)
-    for i in range(count):
-        size = _LENGTH.unpack_from(data, start)[0] if start + 4 <= end else end
-        if start + 4 + size > end:
-            raise RequestError(
-                f"{where}: expected {count} elements of BYTES, each after its length in 4 bytes, got data that end in "
-                f"element {i}. Fix: send them whole."
-            )
-        strings[i] = bytes(data[start + 4 : start + 4 + size])
-        start += 4 + size
-    if start != end:
-        raise RequestError(
-            f"{where}: {end - start} bytes are left after {count} elements of BYTES. Fix: send a shape that fits the data."
-        )
-    return strings
 
 
 def write_infer(
@@ -304,10 +311,10 @@ def write_infer(
         model, version, id: all but the model's name are left out where they are empty.
         outputs: names and arrays of the protocol's types; strings and bytes become BYTES.
         binary: names of the outputs that come as binary data behind the JSON.
-        parameters: what the response says beside its outputs.
+        parameters: facts that the response gives beside its outputs.
 
     Raises:
-        InputError: for an array of another type, and for what JSON cannot hold, such as NaN.
+        InputError: for an array of another type, and for values that JSON cannot hold, such as NaN.
     """
     entries, blobs = [], []
     for name, array in outputs:
@@ -323,8 +330,8 @@ def write_infer(
         else:
             entry["data"] = array.ravel().tolist()
         entries.append(entry)
-    said = {"model_version": version, "id": id, "parameters": dict(parameters or {})}
-    response = {"model_name": model, **{name: value for name, value in said.items() if value}, "outputs": entries}
+    optional = {"model_version": version, "id": id, "parameters": dict(parameters or {})}
+    response = {"model_name": model, **{name: value for name, value in optional.items() if value}, "outputs": entries}
     header = msgspec.json.encode(response)
     return b"".join([header, *blobs]), len(header) if blobs else None
 

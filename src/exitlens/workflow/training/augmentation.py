@@ -32,16 +32,15 @@ class _Recolour(v2.TrivialAugmentWide):  # type: ignore[misc]
 
 
 class Augmentation:
-    """A function of a batch of normalised images, for ``fit(augment=)``.
+    """Changes every image of a batch of normalised images by a draw of its own, for ``fit(augment=)``.
 
-    A ``v2`` transform draws once for a whole batch; here it draws for every image. All random numbers come from PyTorch's
-    global generator, which ``fit`` seeds for every epoch.
+    All random numbers come from PyTorch's global generator, which ``fit`` seeds for every epoch.
 
     Args:
-        transform: ``"flip"``: half of the images mirrored. ``"crop"``: that, and a part of 35 to 100 % of the area resized
-            to the full size (``RandomResizedCrop``). ``"trivial"``: both, and one operation of TrivialAugmentWide (arXiv
-            2103.10158) at a random strength. Or a transform of the user's own, which gets pixels as floats in [0, 1].
-        preprocess: how pixels were normalised; ``"flip"`` and ``"crop"`` do not need it.
+        transform: ``"flip"`` mirrors half of the images; ``"crop"`` also resizes a part of 35 to 100 % of the area to the
+            full size (``RandomResizedCrop``); ``"trivial"`` adds an operation of TrivialAugmentWide (arXiv 2103.10158) at a
+            random strength. A transform of the user's gets pixels as floats in [0, 1].
+        preprocess: tells how pixels were normalised; ``"flip"`` and ``"crop"`` do not need it.
     """
 
     def __init__(self, transform: str | v2.Transform, preprocess: Preprocess | None = None) -> None:
@@ -56,36 +55,33 @@ class Augmentation:
             )
 
     def __call__(self, images: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H,W)
-        """Return other views of the same images."""
+        """Return changed images."""
         return self.with_masks(images, None)[0]
 
     def with_masks(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the views, and their masks ``(B,H,W)`` ``bool``, moved as the images were."""
         pixels = self._shift_scale(images, back=True) if self.sees_pixels else images
         covers = [None] * len(pixels) if masks is None else [tv_tensors.Mask(mask) for mask in masks]
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        pairs = [self._draw(tv_tensors.Image(image), cover, size) for image, cover in zip(pixels, covers, strict=True)]
+        pairs = [self._draw(tv_tensors.Image(image), cover) for image, cover in zip(pixels, covers, strict=True)]
         views = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
         if views.shape != images.shape:
             raise InputError(f"augment: expected images of {tuple(images.shape[1:])} again, got {tuple(views.shape[1:])}")
         moved = None if masks is None else torch.stack([m.as_subclass(Tensor) for _, m in pairs if m is not None])
         return self._shift_scale(views, back=False) if self.sees_pixels else views, moved
 
-    def _draw(
-        self, image: Tensor, mask: Tensor | None, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:  # (C,H,W), (H,W)
+    def _draw(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:  # (C,H,W), (H,W)
         if not isinstance(self.transform, str):
             return self._apply(self.transform, image, mask)
         image, mask = self._apply(v2.RandomHorizontalFlip(), image, mask)
         if self.transform != "flip":
-            image, mask = self._apply(v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1.0)), image, mask)
+            crop = v2.RandomResizedCrop(tuple(image.shape[-2:]), scale=(SMALLEST_CROP, 1.0))
+            image, mask = self._apply(crop, image, mask)
         if self.transform != "trivial":
             return image, mask
         if torch.rand(()) >= len(_MOVES) / len(_SPACE):
             return _Recolour()(image), mask
-        state = torch.get_rng_state() if mask is not None else None
-        moved = _Move()(image)
-        if mask is None or state is None:
+        state, moved = torch.get_rng_state(), _Move()(image)
+        if mask is None:
             return moved, None
         torch.set_rng_state(state)
         return moved, tv_tensors.Mask(_Move()(mask.as_subclass(Tensor)[None].to(torch.uint8))[0].bool())

@@ -1,9 +1,8 @@
-"""Data-parallel training: what the ranks of one run exchange.
+"""Data-parallel training: what the ranks of a run exchange.
 
 Every rank computes the gradient of the mean loss of its rows of the same batch; the mean of these gradients, weighted by
-rows, is the gradient of the whole batch. DistributedDataParallel is not used: it wraps the network (names of weights,
-``walk`` and the engine would have to look through it), takes a plain mean over ranks (wrong if the last batch splits
-unevenly), and its gain, exchanging during the backward pass, is small when CPUs exchange and compute on the same cores.
+rows, is the gradient of the whole batch. DistributedDataParallel is not used: it wraps the network, takes a plain mean over
+ranks (wrong if the last batch splits unevenly), and gains little where CPUs exchange and compute on the same cores.
 """
 
 from __future__ import annotations
@@ -24,15 +23,22 @@ from exitlens.types.inputs import count_rows, map_inputs
 
 
 class SharedGradients:
-    """Gradients of ``parameters``, the same on every rank, averaged over the rows of all ranks.
+    """Averages the gradients of ``parameters`` over the rows of all ranks.
 
-    The sums use memory that is kept from step to step: fresh memory in every step would double their time.
+    The sums reuse memory from step to step: fresh memory in every step would double their time.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: DistributedContext) -> None:
         self.parameters, self.ranks = list(parameters), ranks
         self._slots: list[Tensor] = []  # one per parameter, in its memory format
-        self._buckets: list[tuple[Tensor, list[int]]] = []  # with the parameters whose slots they hold
+        self._buckets: list[tuple[Tensor, list[int]]] = []  # with the numbers of their parameters
+        for held in fill_buckets(self.parameters) if ranks.size > 1 else ():
+            sizes = [self.parameters[i].numel() for i in held]
+            flat = self.parameters[held[0]].detach().new_empty(sum(sizes))
+            self._buckets.append((flat, held))
+            for i, part in zip(held, flat.split(sizes), strict=True):
+                strides = torch.empty_like(self.parameters[i], device="meta").stride()
+                self._slots.append(part.as_strided(self.parameters[i].shape, strides, part.storage_offset()))
 
     def average(self, rows: int) -> float | None:
         """Replace the gradients, each a mean over this rank's ``rows``, by the mean over the rows of all ranks.
@@ -45,8 +51,6 @@ class SharedGradients:
         total, *present = self.ranks.add_floats([rows, *(p.grad is not None for p in self.parameters)])
         if not total:
             return None
-        if not self._buckets:
-            self._make_buckets()
         for p, slot in zip(self.parameters, self._slots, strict=True):
             if p.grad is None:
                 slot.zero_()
@@ -57,18 +61,9 @@ class SharedGradients:
             p.grad = slot if count else None
         return rows / total
 
-    def _make_buckets(self) -> None:
-        for held in fill_buckets(self.parameters):
-            sizes = [self.parameters[i].numel() for i in held]
-            flat = self.parameters[held[0]].detach().new_empty(sum(sizes))
-            self._buckets.append((flat, held))
-            for i, part in zip(held, flat.split(sizes), strict=True):
-                strides = torch.empty_like(self.parameters[i], device="meta").stride()
-                self._slots.append(part.as_strided(self.parameters[i].shape, strides, part.storage_offset()))
-
 
 class SharedLoader:
-    """A user's loader, of whose batches this rank takes its rows, or all rows if a sampler shares the samples already."""
+    """Gives this rank's rows of the batches of a user's loader, or all rows if a sampler shares the samples already."""
 
     def __init__(self, loader: DataLoader[Any], ranks: DistributedContext) -> None:
         self.loader = loader
@@ -132,9 +127,3 @@ def use_common_statistics(net: nn.Module, ranks: DistributedContext) -> Iterator
 
 def _is_on_gpu(net: nn.Module) -> bool:
     return any(p.is_cuda for p in net.parameters())
-
-
-def check_batch_size(batch_size: int, ranks: DistributedContext) -> None:
-    """Raise :class:`InputError` for a batch without a row for every rank."""
-    if batch_size < ranks.size:
-        raise InputError(f"batch_size: expected at least a sample for each of {ranks.size} processes, got {batch_size}")

@@ -33,14 +33,14 @@ from exitlens.workflow.training.step import use_memory_format
 
 @dataclass
 class FitResult:
-    """What :func:`fit` did.
+    """The result of :func:`fit`.
 
     Attributes:
         history: one row per epoch: loss terms, validation accuracy per exit (with several labels per sample also micro-F1),
             validation CC with the final map per early exit, seconds.
         best_epoch: the epoch (from 1) of the best ``monitor``.
-        seconds: time spent in epochs, resumed ones included.
-        out_dir: where checkpoints and log are, or ``None``.
+        seconds: time spent in all epochs, earlier calls included.
+        out_dir: directory of checkpoints and log, or ``None``.
         kept_epoch: the epoch whose weights the network has.
 
     Examples:
@@ -58,7 +58,7 @@ class FitResult:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out, as :func:`fit` describes it; none of this changes the weights."""
+    """Options of a run, documented by :func:`fit`, that do not change the weights."""
 
     out_dir: Path | None = None
     resume: bool = False
@@ -105,29 +105,29 @@ def fit(  # noqa: PLR0913
 ) -> FitResult:
     """Train the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
 
-    :class:`~exitlens.types.settings.TrainingSettings` describes every argument that is not described here.
+    :class:`~exitlens.types.settings.TrainingSettings` documents every argument that is missing below.
 
-    A run that is killed at any time and called again with ``resume=True`` and the same arguments goes on from the last
-    whole epoch and ends with the weights it would have had, bit for bit on the CPU: the order of data and all random
-    numbers of an epoch depend on ``seed`` and the epoch only. With more ``epochs`` than before it goes on, too.
+    A run that was killed at any time and is called again with ``resume=True`` and the same arguments continues after the
+    last whole epoch and ends with the weights it would have had, bit for bit on the CPU: the order of data and all random
+    numbers of an epoch depend on ``seed`` and the epoch only. A resumed run may also have more ``epochs`` than before.
 
     Called in every process that ``torchrun`` starts, or in a process group, it trains data-parallel: each process takes its
     rows of the same batches, and all end with the same weights (docs/guides/several_machines.md).
 
     Args:
-        net: trained in place; left in evaluation mode and in the memory format that it had.
+        net: trained in place; left in evaluation mode and in its own memory format.
         train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is. If labels
             are rows ``(C,)`` of 0 and 1, the network learns to give a sample any number of labels (``info.task``).
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
-        loss: default ``EGTLoss()``; what it leaves open suits the network
+        loss: by default ``EGTLoss()``; settings left open are chosen to suit the network
             (:meth:`~exitlens.functional.losses.EGTLoss.for_network`).
-        out_dir: for ``last.safetensors``, ``best.safetensors``, ``log.csv``; nothing is written without it.
-        augment: also a transform of ``torchvision.transforms.v2``, drawn for every image by itself
+        out_dir: directory for ``last.safetensors``, ``best.safetensors`` and ``log.csv``; without it nothing is written.
+        augment: also a transform of ``torchvision.transforms.v2``, drawn anew for every image
             (:class:`~exitlens.workflow.training.augmentation.Augmentation`), or any function of a batch of inputs as the
             network takes them. In training only.
-        workers: processes that read the data; by default one per core for sets that read files, else none. The weights are
-            the same for any number.
-        resume: go on from ``out_dir`` if it holds a run; without it an existing run is an error.
+        workers: number of processes that read the data; by default one per core for sets that read files, else none. The
+            weights do not depend on it.
+        resume: continue the run in ``out_dir``, if there is one; otherwise an existing run is an error.
         progress: show a progress bar; without a terminal, a line every 30 seconds.
         tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
         ranks: the processes that share the work; by default those of ``torchrun`` or of the process group;
@@ -135,7 +135,7 @@ def fit(  # noqa: PLR0913
 
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
-        DistributedError: the other processes are lost. What one of them raises, all raise.
+        DistributedError: the other processes are lost. What one process raises, all raise.
 
     Examples:
         >>> result = xl.fit(net, scenes, scenes.first(16), loss=xl.EGTLoss(), epochs=1, progress=False)
@@ -182,7 +182,7 @@ def run_training(
     loss: EGTLoss | None = None,
     augment: Augment | str | None = None,
 ) -> FitResult:
-    """Do the work of :func:`fit`; ``augment`` may be a function, ``settings.augment`` names one of ours."""
+    """Train as :func:`fit` does; ``augment`` is a function if ``settings.augment`` is not the name of one of ours."""
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
     workers, ranks = options.workers, find_ranks(options.ranks)
@@ -201,7 +201,7 @@ def run_training(
         shown = options.progress and ranks.is_first
         events = options.out_dir if options.tensorboard and ranks.is_first else None
         with (
-            run.opened(options.resume, train),
+            run.open(options.resume, train),
             use_common_statistics(net, ranks),
             show_progress(shown) as bar,
             open_tensorboard(events) as write_events,
@@ -223,7 +223,7 @@ def run_training(
 
 
 def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings, train: Any) -> EGTLoss:
-    """Return the loss with what it left open: by default EGT if the exits have maps, else classification alone."""
+    """Return the loss with all settings chosen: by default EGT if the exits have maps, else classification alone."""
     if loss is None:
         loss = EGTLoss(weight=1.0 if have_maps(net.heads) else 0.0)
     elif loss.weight > 0:
@@ -231,8 +231,7 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
     attends = net.has_attention and not settings.freeze_backbone
     loss = loss.for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
     if loss.class_weights == "balanced":
-        weights = weigh_classes(read_labels(train, "class_weights"), net.info.num_classes)
-        loss = replace(loss, class_weights=weights)
+        loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), net.info.num_classes))
     loss.check_size(net.num_exits, net.info.num_classes)
     return loss
 
@@ -254,7 +253,7 @@ def _choose_augment(augment: Augment | str, net: ExitNet, train: Any) -> Augment
 
 
 def _keep_features(run: TrainingRun, train: Any, val: Any, reason: str, bar: Progress, note: Callable[[str], None]) -> None:
-    """Run a frozen backbone once instead of in every epoch, unless there is a reason against it, which is told."""
+    """Run a frozen backbone once instead of in every epoch, unless there is a reason against it, which is printed."""
     if reason:
         note(f"--freeze-backbone: every epoch runs the backbone again: {reason}")
         return

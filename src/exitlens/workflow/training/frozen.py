@@ -1,4 +1,4 @@
-"""A frozen backbone runs once: its features are kept, in memory or in mapped files, and the exit heads train on them."""
+"""A frozen backbone runs once: its features are kept in memory or mapped files, and the exit heads train on them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.markup import escape
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from exitlens.data.batches import Batch, Plan, count_batches, iterate_batches, plan_in_order
 from exitlens.data.sets import LazySet
-from exitlens.errors import DataError, InputError, require
+from exitlens.errors import DataError, InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads.exit_heads import ExitHead, KeptHead
@@ -30,7 +30,7 @@ from exitlens.progress import print_line
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.step import enter_training_mode
+from exitlens.workflow.training.optimizer import enter_training_mode
 
 RELEVANCE = "relevance"  # its name among the features
 IN_MEMORY = 2 * 2**30  # bytes of features in memory
@@ -40,8 +40,7 @@ DISK_SHARE = 0.5  # of the free space, at most
 def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, moves_relevance: bool = False) -> str:
     """Return why a frozen backbone's features cannot be kept from epoch to epoch; empty if they can.
 
-    Raises:
-        InputError: if ``settings.cache_features`` asks for them and they cannot be kept.
+    Raises :class:`InputError` if ``settings.cache_features`` asks for the impossible.
     """
     if not settings.freeze_backbone:
         reason = (
@@ -49,7 +48,7 @@ def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, 
         )
     elif moves_relevance:
         reason = (
-            "the target is relevance, which goes back through the backbone from a final head that is trained. "
+            "the target is relevance, which is traced back through the backbone from a final head that is trained. "
             "Fix: keep the backbone's own final head (final='keep', --keep-final)."
         )
     elif is_augmented:
@@ -57,10 +56,8 @@ def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, 
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
         reason = "a DataLoader may give other inputs in every epoch. Fix: pass its data set."
     elif not _is_fixed(data) and not settings.cache_features:
-        name = type(data).__name__
-        reason = (
-            f"{name} may give other inputs in every epoch. Fix: pass cache_features=True (--cache-features) if it does not."
-        )
+        fix = "Fix: pass cache_features=True (--cache-features) if it does not."
+        reason = f"{type(data).__name__} may give other inputs in every epoch. {fix}"
     else:
         return ""
     if settings.cache_features:
@@ -69,22 +66,19 @@ def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, 
 
 
 def _is_fixed(data: Any) -> bool:
-    """Return whether samples are sure to be the same at every reading: those of our own data sets and of tensors are."""
+    """Return whether samples are the same at every reading, as in our own data sets and in tensors."""
     return type(data) is TensorDataset or (isinstance(data, Dataset) and type(data).__module__.startswith("exitlens.data."))
 
 
 @dataclass
 class FeatureStore:
-    """Where features are kept: in memory up to a limit, then in files without a name, which no kill leaves behind."""
+    """Keeps features in memory up to a limit, then in nameless files, which vanish even if the process is killed."""
 
     folder: Path | None
     memory_left: int = IN_MEMORY
 
     def allocate(self, rows: int, like: Tensor) -> Tensor:
-        """Return an empty ``(rows,...)`` tensor whose samples lie in memory as those of ``like`` do.
-
-        Raises :class:`OSError` if the disk has too little room.
-        """
+        """Return an empty ``(rows,...)`` tensor with the memory format of ``like``; :class:`OSError` if the disk is full."""
         order = [0, *sorted(range(1, like.ndim), key=like.stride, reverse=True)]
         shape = (rows, *(like.shape[axis] for axis in order[1:]))
         size = math.prod(shape) * like.element_size()
@@ -101,28 +95,17 @@ class FeatureStore:
         return flat.permute([order.index(axis) for axis in range(like.ndim)])
 
 
-@dataclass
-class FeatureCache:
-    """The features of a data set, one row for every sample that could be read.
+class FeatureCache(NamedTuple):
+    """The features of a data set, with a row for every sample that could be read."""
 
-    Attributes:
-        columns: by name ``(M,...)``, unrounded, in the precision in which the backbone gave them.
-        labels: ``(M,)``.
-        places: ``(N,)`` row of every sample of the data set, -1 if it has none.
-    """
-
-    columns: dict[str, Tensor] = field(default_factory=dict)
-    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-
-    def open(self, plan: Plan) -> FeatureLoader:
-        """Return the batches of a plan (indices of samples)."""
-        return FeatureLoader(self, plan)
+    columns: dict[str, Tensor]  # by name (M,...), unrounded, in the precision in which the backbone gave them
+    labels: Tensor  # (M,)
+    places: Tensor  # (N,) row of every sample of the data set, -1 if it has none
 
 
 @dataclass
 class FeatureLoader:
-    """Batches of features in the order of a plan, without the samples that have no row."""
+    """Batches of features in the order of a plan (indices of samples), without the samples that have no row."""
 
     cache: FeatureCache
     plan: Plan
@@ -134,7 +117,7 @@ class FeatureLoader:
         for part in self.plan:
             rows = self.cache.places[torch.as_tensor(part)]
             rows = rows[rows >= 0]
-            if len(rows) >= min(2, len(part)):  # as lazy sets do it
+            if len(rows) >= min(2, len(part)):  # the rule of lazy sets
                 inputs = {name: column[rows] for name, column in self.cache.columns.items()}
                 yield Batch(inputs, self.cache.labels[rows])
 
@@ -142,8 +125,8 @@ class FeatureLoader:
 class CachedHeads(nn.Module):
     """The heads of a network as a network of their own, whose inputs are features by name.
 
-    Shares the heads of ``net``. Heads that are frozen with the backbone (``final="keep"``) do not run again: their outputs
-    are kept. The loss decides what is kept; evidence costs time if there are many classes.
+    Shares the heads of ``net``. Of heads that are frozen with the backbone (``final="keep"``) the outputs are kept. The loss
+    decides what else is kept; evidence costs time if there are many classes.
     """
 
     def __init__(self, net: ExitNet, loss: EGTLoss) -> None:
@@ -166,13 +149,13 @@ class CachedHeads(nn.Module):
         return next(self.heads.parameters()).device
 
     def check_input(self, inputs: Inputs, name: str) -> None:
-        """Do nothing: the backbone's inputs were checked."""
+        """Accept anything: the inputs were checked when the backbone read them."""
 
     def extract(self, net: ExitNet, inputs: Inputs, training: bool) -> dict[str, Tensor]:
         """Return what the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs.
 
-        What several heads read (a padding mask, a lateral map) is there once, under the name of the first. Relevance is
-        computed for ``training`` only.
+        What several heads read (a padding mask, a lateral map) is kept once, under the first name. Relevance is computed for
+        ``training`` only.
         """
         activations, features = net.unpack(inputs), dict[str, Tensor]()
         self.names = []
@@ -193,29 +176,28 @@ class CachedHeads(nn.Module):
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
         """Features -> the output of every exit; evidence is empty if the loss does not need it."""
         return tuple(
-            ExitOutput(*parts[:3]) if frozen else self._run(head, parts) for head, frozen, parts in self._share_out(inputs)
+            ExitOutput(*parts[:3]) if frozen else self._run(head, parts) for head, frozen, parts in self._distribute(inputs)
         )
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
-        """As :meth:`ExitNet.with_features`."""
+        """Like :meth:`ExitNet.with_features`."""
         pairs = [
             (ExitOutput(*parts[:3]), parts[3]) if frozen else head.with_features(*parts)
-            for head, frozen, parts in self._share_out(inputs)
+            for head, frozen, parts in self._distribute(inputs)
         ]
         outputs, features = zip(*pairs, strict=True)
         return outputs, features
 
     def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """As calling it: no gradient gets further than the heads."""
+        """Return the outputs: no gradient gets further than the heads anyway."""
         return self(inputs)  # type: ignore[no-any-return]
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """Return the outputs, and the relevance that was kept: that of a final exit which is frozen, too."""
+        """Return the outputs, and the relevance that was kept."""
         assert isinstance(inputs, dict)
         return self(inputs), inputs[RELEVANCE]
 
-    def _share_out(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
-        require(inputs, dict, "inputs", "features by name")
+    def _distribute(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
         assert isinstance(inputs, dict)
         for head, frozen, names in zip(self.heads, self.frozen, self.names, strict=True):
             yield head, frozen, [inputs[name] for name in names]
@@ -228,23 +210,19 @@ class CachedHeads(nn.Module):
         return ExitOutput(logits, attention, logits.new_empty((len(logits), 0)))
 
 
-@dataclass
-class FrozenFeatures:
-    """What a run with a frozen backbone trains and validates on.
-
-    Attributes:
-        heads: in place of the network.
-        train: features of its training data.
-        val: features of its validation data; ``None`` if these may differ in every epoch: then the whole network reads them.
-    """
+class FrozenFeatures(NamedTuple):
+    """The heads and features that a run with a frozen backbone uses instead of the network and its data."""
 
     heads: CachedHeads
     train: FeatureCache
-    val: FeatureLoader | None
+    val: FeatureLoader | None  # None if validation data may differ in every epoch: then the whole network reads them
 
-    def choose_validation(self, net: ExitNet, val: Any) -> tuple[ExitNet | CachedHeads, Any]:
-        """Return the network and data to validate with."""
-        return (net, val) if self.val is None else (self.heads, self.val)
+
+def require_labels(labels: Tensor | None, name: str) -> Tensor:
+    """Return the labels of a batch; raise :class:`InputError` if it has none."""
+    if labels is None:
+        raise InputError(f"{name}: expected batches of (images, labels), got images only")
+    return labels
 
 
 def keep_features(
@@ -260,19 +238,17 @@ def keep_features(
 ) -> FrozenFeatures | None:
     """Run the backbone once over the training data, and over validation data that are the same in every epoch.
 
-    Features that do not fit into memory go to ``folder``, by default the system's for temporary files. Returns ``None`` if
-    the disk has no room for them.
+    Features that exceed memory go to ``folder``, by default the system's for temporary files; ``None`` if that is full.
     """
     heads, store = CachedHeads(net, loss), FeatureStore(folder)
 
     def read(data: Any, training: bool) -> FeatureCache:
         name = "train" if training else "val"
         batch_size = settings.batch_size if training else max(settings.batch_size, 64)
-        cache, labels, read_so_far = FeatureCache(), list[Tensor](), 0
+        columns, labels, count = dict[str, Tensor](), list[Tensor](), 0
         task = bar.add_task(f"features of {name}", total=count_batches(data, batch_size))
         for inputs, target, _ in iterate_batches(data, batch_size, net.device, workers, name):
-            if target is None:
-                raise InputError(f"{name}: expected batches of (images, labels), got images only")
+            labels.append(require_labels(target, name).cpu())
             net.check_input(inputs, name)
             if training and settings.channels_last:
                 inputs = map_inputs(inputs, set_channels_last)
@@ -280,23 +256,22 @@ def keep_features(
             with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, half):
                 features = heads.extract(net, inputs, training)
             for key, value in features.items():
-                if key not in cache.columns:
-                    cache.columns[key] = store.allocate(len(data), value)
-                cache.columns[key][read_so_far : read_so_far + len(value)] = value.cpu()
-            labels.append(target.cpu())
-            read_so_far += len(target)
+                if key not in columns:
+                    columns[key] = store.allocate(len(data), value)
+                columns[key][count : count + len(value)] = value.cpu()
+            count += len(labels[-1])
             bar.advance(task)
         bar.remove_task(task)
         if not labels:
             raise InputError(f"{name}: expected at least one sample, the data set is empty")
-        cache.labels, cache.places = torch.cat(labels), _find_places(data, read_so_far, name)
-        return cache
+        return FeatureCache(columns, torch.cat(labels), _find_places(data, count, name))
 
     try:
         cached = read(train, True)
         if not _is_fixed(val) and not (settings.cache_features and isinstance(val, Dataset)):
             return FrozenFeatures(heads, cached, None)
-        return FrozenFeatures(heads, cached, read(val, False).open(plan_in_order(len(val), max(settings.batch_size, 64))))
+        plan = plan_in_order(len(val), max(settings.batch_size, 64))
+        return FrozenFeatures(heads, cached, FeatureLoader(read(val, False), plan))
     except OSError as error:
         line = f"features are not kept, every epoch runs the backbone again: there is no room for them ({error})"
         print_line(bar.console, escape(line))
@@ -304,7 +279,7 @@ def keep_features(
 
 
 def _find_places(data: Any, count: int, name: str) -> Tensor:
-    """Return the rows of samples that were read in order; samples that could not be read have none (-1)."""
+    """Return the rows of samples that were read in order; -1 for samples that could not be read."""
     readable = torch.ones(len(data), dtype=torch.bool)
     if isinstance(data, LazySet):
         readable = torch.tensor([row not in data.unreadable for row in data.rows.tolist()], dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The optimiser: what it trains, at which learning rate, and the moving average of the weights."""
+"""The optimiser: its parameters and learning rates, the mode they train in, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from exitlens.errors import InputError, TrainingError
 from exitlens.model.backbones.weights import unique_state
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads.exit_heads import KeptHead
 from exitlens.model.network import ExitNet
-from exitlens.types.settings import TrainingSettings
+from exitlens.types.settings import BatchNorm, TrainingSettings
 
 # layer1.0 of layer1.0.conv1.weight, layers.2.blocks.5 of layers.2.blocks.5.mlp.fc1.weight
 _NUMBERED = r"(?:[^.]*[^.\d][^.]*\.)*?\d+(?:\.\d+)*(?:\.(?:blocks?|layers?|stages?)\.\d+)*"
@@ -38,13 +39,37 @@ def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[nn.Parameter]:
     return parameters
 
 
+@contextmanager
+def enter_training_mode(net: ExitNet, freeze_backbone: bool, batch_norm: BatchNorm | None = "update") -> Iterator[None]:
+    """Switch a network to training mode.
+
+    A frozen backbone stays in evaluation mode with its statistics, and takes no gradient. With ``batch_norm="keep"``, a
+    backbone with running statistics also stays in evaluation mode, but is trained.
+    """
+    bodies: list[nn.Module] = [*net.stages, *([net.heads[-1]] if net.info.final == "keep" else [])]
+    trained = {id(p) for p in select_trainable(net, freeze_backbone)} if freeze_backbone else set()
+    frozen = [p for p in net.parameters() if freeze_backbone and id(p) not in trained and p.requires_grad]
+    with switch_mode(net, True):
+        for body in bodies:
+            has_statistics = any(name.endswith("running_mean") for name, _ in body.named_buffers())
+            if freeze_backbone or (batch_norm == "keep" and has_statistics):
+                body.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+
 def make_optimizer(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
     """Return AdamW over parameter groups.
 
     The fused kernel makes one pass over memory where the loop over tensors makes a dozen (ResNet-18 on one core: 6 ms a step
-    instead of 45). It walks through a parameter, its gradient and its moments in memory order, whatever their strides say,
-    so the strides have to agree: :func:`apply_gradients` and :func:`load_slots` ensure it. For a parameter with gaps in
-    memory (every second row of another tensor) they cannot, and the loop is used.
+    instead of 45). It reads a parameter, its gradient and its moments in memory order and ignores their strides, which
+    :func:`apply_gradients` and :func:`load_slots` therefore keep equal. They cannot for a parameter with gaps in memory
+    (every second row of another tensor): then the loop is used.
     """
     parameters = [p for group in groups for p in group["params"]]
     fused = all(
@@ -72,7 +97,7 @@ def list_trained(optimizer: Optimizer) -> list[nn.Parameter]:
 def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
     """Return the learning rate at ``progress`` in [0, 1]: up from peak/25 over the share ``warm``, down to peak/250,000.
 
-    The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
+    Shape and constants are those of ``torch.optim.lr_scheduler.OneCycleLR``.
     """
     low, end = peak / 25, peak / 25 / 1e4
     start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
@@ -96,10 +121,10 @@ def apply_gradients(optimizer: Optimizer, progress: float, settings: TrainingSet
 def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Return the groups for an optimiser: ``params``, ``peak`` (learning rate) and ``weight_decay``.
 
-    Parameters that are treated alike form one group, in the network's own order. The exits' heads, and the classifier of a
-    kept final exit, get ``head_learning_rate``. A block of the body, counted from its end, gets ``learning_rate`` times
-    ``layer_decay`` to that count (arXiv 2003.10555, A.5); the stem and embeddings count as one more block, and what follows
-    the last block belongs to it. Without ``decay_vectors``, biases and norms have no weight decay.
+    The exits' heads, and the classifier of a kept final exit, get ``head_learning_rate``. A block of the body, counted from
+    its end, gets ``learning_rate`` times ``layer_decay`` to that count (arXiv 2003.10555, A.5); stem and embeddings count as
+    one more block, and what follows the last block belongs to it. Without ``decay_vectors``, biases and norms have no weight
+    decay.
     """
     trainable = {id(p) for p in select_trainable(net, settings.freeze_backbone)}
     rates, depths = settings.rates, number_blocks(net)
@@ -122,8 +147,16 @@ def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str,
 
 
 def number_blocks(net: ExitNet) -> dict[int, int]:
-    """Return the depth of every parameter of the body by its ``id``: 0 before the first block, then by block."""
-    named = list(_name_body(net))
+    """Return the depth of every parameter of the body by its ``id``: 0 before the first block, then by block.
+
+    The body is all stages, and of a kept final exit all but its classifier.
+    """
+    named = [pair for k in range(net.num_exits) for pair in _name_in_order(net.stage(k).body)]
+    final = net.head(net.num_exits - 1)
+    if isinstance(final, KeptHead):
+        tail = list(_name_in_order(final.tail.body))
+        classifier = next((name.rpartition(".")[0] for name, p in reversed(tail) if p.ndim > 1), "")
+        named += [(name, p) for name, p in tail if name.rpartition(".")[0] != classifier]
     deep = {match[0] for name, _ in named if (match := _OUTER_BLOCK.match(name))}  # a layer alone (stem.0) is no block
     depths: dict[int, int] = {}
     blocks: list[str] = []
@@ -136,19 +169,8 @@ def number_blocks(net: ExitNet) -> dict[int, int]:
     return depths
 
 
-def _name_body(net: ExitNet) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of the stages, and of a kept final exit all but its classifier, by names in the backbone."""
-    for k in range(net.num_exits):
-        yield from _name_in_order(net.stage(k).body)
-    final = net.head(net.num_exits - 1)
-    if isinstance(final, KeptHead):
-        named = list(_name_in_order(final.tail.body))
-        classifier = next((name.rpartition(".")[0] for name, p in reversed(named) if p.ndim > 1), "")
-        yield from ((name, p) for name, p in named if name.rpartition(".")[0] != classifier)
-
-
 def _name_in_order(body: fx.GraphModule) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield parameters in the order in which the graph uses them."""
+    """Yield parameters with their names in the backbone, in the order in which the graph uses them."""
     for node in body.graph.nodes:
         if node.op == "get_attr":
             value: Any = attrgetter(node.target)(body)
@@ -159,11 +181,10 @@ def _name_in_order(body: fx.GraphModule) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 class WeightAverage:
-    """An exponential moving average of a network's whole state, batch-norm statistics included.
+    """Exponential moving average of a network's whole state, batch-norm statistics included; batch counts are copied.
 
     At optimiser step t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` of the way to the weights (the warm-up of
-    TensorFlow's ``ExponentialMovingAverage(num_updates=t)``), so that it soon forgets the random start. Batch counts are
-    copied.
+    TensorFlow's ``ExponentialMovingAverage(num_updates=t)``), so that it soon forgets the random start.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -172,7 +193,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an optimiser step."""
+        """Move the average towards the weights after an optimiser step."""
         self.steps += 1
         rate = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         current = self.net.state_dict()
@@ -183,7 +204,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the network the average for weights, and its own again afterwards."""
+        """Give the network the average as weights, and restore its own afterwards."""
         weights = unique_state(self.net)
         self._write(self.state)
         try:

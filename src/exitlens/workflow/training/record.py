@@ -1,4 +1,4 @@
-"""The directory of a training run: what it was asked for, checkpoints, log, and which launch works on it."""
+"""The directory of a training run: its arguments, checkpoints and log, and the launch that works on it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.optimizer import WeightAverage, load_slots
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
-LAUNCH = "launch"  # file that says which torchrun the run belongs to
+LAUNCH = "launch"  # file that names the torchrun to which the run belongs
 FREE = ("cache_features", "keep")  # settings that may change from one call to the next
 PYTHON_ONLY = ("amp", "channels_last", "weight_decay")  # settings without an option on the command line
-_OPTIONS = {  # of the command line, for what is not a setting of the same name
+_OPTIONS = {  # options of the command line that are not called as what they set
     "weight": "--egt-weight",
     "target": "--egt-target",
     "reach": "--egt-reach",
@@ -57,14 +57,9 @@ def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train:
 
 
 def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bool, str]:
-    """Write the record of a run in its directory, or compare it with the one that is there.
+    """Write the record of a run in its directory, after comparing it with the one that is there.
 
-    Returns:
-        Whether there is an epoch to go on from, and a line about settings that changed.
-
-    Raises:
-        OutputExistsError: if the directory cannot be used, or holds a run that is not to be resumed.
-        TrainingError: if the run to resume is damaged or has other arguments.
+    Returns whether there is an epoch to resume from, and a line about settings that changed.
     """
     path, note = out_dir / SETTINGS, ""
     if path.exists() and not resume:
@@ -84,16 +79,15 @@ def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bo
 
 
 def _compare(path: Path, record: dict[str, Any]) -> str:
-    """Return a line about more epochs than before; raise :class:`TrainingError` for any other difference."""
+    """Return a line if there are more epochs than before; raise :class:`TrainingError` for any other difference."""
     try:
         before = json.loads(path.read_text())
         before["settings"] = asdict(TrainingSettings(**before["settings"]))
-        parts = [(before[part], record[part]) for part in record]
         changes = {
-            name: (old.get(name), new.get(name))
-            for old, new in parts
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and name not in FREE
+            name: (before[part].get(name), record[part].get(name))
+            for part in record
+            for name in sorted(before[part].keys() | record[part].keys())
+            if before[part].get(name) != record[part].get(name) and name not in FREE
         }
     except (ValueError, KeyError, TypeError, AttributeError, ExitlensError) as error:
         raise TrainingError(
@@ -101,26 +95,25 @@ def _compare(path: Path, record: dict[str, Any]) -> str:
         ) from error
     note = ""
     if "epochs" in changes and changes["epochs"][0] < changes["epochs"][1]:
-        old, new = changes.pop("epochs")
-        note = f"epochs: {new}, {old} before: training goes on, with the learning rates of {new} epochs"
-    if changes:
+        fewer, epochs = changes.pop("epochs")
+        note = f"epochs: {epochs}, {fewer} before: training goes on, with the learning rates of {epochs} epochs"
+    lines = []
+    for name, values in changes.items():
+        has_option = name in TrainingSettings.__dataclass_fields__ and name not in PYTHON_ONLY
+        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}" if has_option else "")
+        old, new = ("none" if value is None else f"{value}" for value in values)
+        change = f"was {old}, is now {new}" if len(old + new) < 100 else "differs"
+        lines.append(f"{name}{f' ({option})' if option else ''} {change}")
+    if lines:
         raise TrainingError(
-            f"resume: {path} was made with other arguments: {'; '.join(_tell(*item) for item in changes.items())}. "
+            f"resume: {path} was made with other arguments: {'; '.join(lines)}. "
             "Fix: pass the same values (more epochs are fine), or another out_dir (--out)."
         )
     return note
 
 
-def _tell(name: str, values: tuple[Any, Any]) -> str:
-    has_option = name in TrainingSettings.__dataclass_fields__ and name not in PYTHON_ONLY
-    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}" if has_option else "")
-    old, new = ("none" if value is None else f"{value}" for value in values)
-    change = f"was {old}, is now {new}" if len(old + new) < 100 else "differs"
-    return f"{name}{f' ({option})' if option else ''} {change}"
-
-
 def is_restarted(out_dir: Path) -> bool:
-    """Return whether ``torchrun`` restarted its processes, after one of them ended, while they worked on this directory."""
+    """Return whether ``torchrun`` restarted its processes while they worked on this directory."""
     path = out_dir / LAUNCH
     return count_restarts() > 0 and path.is_file() and path.read_text().strip() == name_launch()
 
@@ -143,10 +136,7 @@ def load_checkpoint(
     average: WeightAverage | None = None,
     ranks: DistributedContext = ALONE,
 ) -> dict[str, Any]:
-    """Load module, optimiser and average in place from what :func:`save_checkpoint` wrote, and return the note.
-
-    Rank 0 alone reads the file. Raises :class:`BundleError` for a damaged file or one of another network.
-    """
+    """Load what :func:`save_checkpoint` wrote in place, and return the note. Rank 0 alone reads the file."""
     tensors, note = ranks.share(lambda: read_tensors(path))
     state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
     load_unique_state(module, state, str(path))
@@ -172,8 +162,7 @@ def format_epoch(row: dict[str, Any], epochs: int) -> str:
 
 def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write the whole history as CSV, atomically."""
-    rows = [flatten_row(row) for row in history]
-    text = io.StringIO()
+    rows, text = [flatten_row(row) for row in history], io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))  # micro-F1 is missing from an epoch without labels
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.progress import Progress, TaskID
@@ -30,38 +30,18 @@ from exitlens.progress import Advance
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows
-from exitlens.types.settings import EpochMetric, TrainingSettings
+from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
-from exitlens.workflow.training.frozen import CachedHeads, FrozenFeatures
-from exitlens.workflow.training.step import compute_gradients, enter_training_mode, list_floats
+from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
+from exitlens.workflow.training.step import compute_gradients, list_floats
 
 Augment = Callable[[Any], Any]
 
 
-def find_best_epoch(history: Sequence[dict[str, Any]], monitor: EpochMetric) -> int:
-    """Return the first of the best epochs, from 1; 0 before the first.
-
-    ``accuracy`` is the mean over the exits, ``final_accuracy`` the final exit's; ``loss`` is the classification term of the
-    training loss, over all validation samples.
-    """
-    scores = [
-        (-row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf)
-        if monitor == "loss"
-        else (sum(row["accuracy"]) if monitor == "accuracy" else row["accuracy"][-1])
-        for row in history
-    ]
-    return scores.index(max(scores)) + 1 if scores else 0
-
-
-def is_exhausted(history: Sequence[dict[str, Any]], monitor: EpochMetric, patience: int | None) -> bool:
-    """Return whether the last ``patience`` epochs brought nothing better than what came before."""
-    return patience is not None and len(history) - find_best_epoch(history, monitor) >= patience
-
-
 @dataclass(eq=False)
 class TrainingRun:
-    """State of one training run: optimiser, run directory, history, and the best weights so far."""
+    """State of a training run: optimiser, run directory, history, and the best weights so far."""
 
     net: ExitNet
     loss: EGTLoss
@@ -74,13 +54,15 @@ class TrainingRun:
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
     frozen: FrozenFeatures | None = None
-    note: str = ""  # on settings that changed since the run was last opened
+    note: str = ""  # about settings that changed since the run was last opened
     overall: TaskID | None = None  # progress of all epochs together
 
     def __post_init__(self) -> None:
-        distributed.check_batch_size(self.settings.batch_size, self.ranks)
+        batch_size, size = self.settings.batch_size, self.ranks.size
+        if batch_size < size:
+            raise InputError(f"batch_size: expected at least a sample for each of {size} processes, got {batch_size}")
         self.optimizer = optimizer.make_optimizer(optimizer.group_parameters(self.net, self.settings))
-        self.losses = [self.loss.at_step(step) for step in range(min(self.loss.every or 1, 2))]  # asked for maps, and not
+        self.losses = [self.loss.at_step(step) for step in range(min(self.loss.every or 1, 2))]  # with maps, and without
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
@@ -92,51 +74,43 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch (from 1) with the best validation measure; 0 before the first."""
-        return find_best_epoch(self.history, self.settings.monitor)
+        """The first epoch (from 1) of the best ``settings.monitor``; 0 before the first.
+
+        ``accuracy`` is the mean over the exits; ``loss`` is the classification term of the training loss over all validation
+        samples.
+        """
+        monitor = self.settings.monitor
+        if monitor == "loss":
+            losses = [row["val_loss"] for row in self.history]
+            values = [-loss if math.isfinite(loss) else -math.inf for loss in losses]
+        else:
+            values = [sum(row["accuracy"]) if monitor == "accuracy" else row["accuracy"][-1] for row in self.history]
+        return values.index(max(values)) + 1 if values else 0
 
     @property
     def is_over(self) -> bool:
         """True if all epochs are done, or the last ``patience`` epochs brought nothing better."""
-        done = self.epochs_done >= self.settings.epochs
-        return done or is_exhausted(self.history, self.settings.monitor, self.settings.patience)
+        patience = self.settings.patience
+        waits = patience is None or self.epochs_done - self.best_epoch < patience
+        return self.epochs_done >= self.settings.epochs or not waits
 
     @contextmanager
-    def opened(self, resume: bool, train: Any) -> Iterator[None]:
-        """Open the run; after an error before the first epoch's end, take back what that wrote.
+    def open(self, resume: bool, train: Any) -> Iterator[None]:
+        """Prepare ``out_dir`` and, on resume, load the last whole epoch; every rank starts from the state of rank 0.
 
-        So a corrected call can use the same ``out_dir``.
+        An error before the end of the first epoch removes what was written, so that a corrected call can use ``out_dir``.
         """
-        is_new = self.out_dir is not None and not (self.out_dir / record.SETTINGS).exists()
-        self.open(resume, train)
-        try:
-            yield
-        except Exception:
-            if self.out_dir is not None and is_new and self.ranks.is_first and not self.history:
-                for name in (record.SETTINGS, record.LAUNCH):
-                    (self.out_dir / name).unlink(missing_ok=True)
-            raise
-        except KeyboardInterrupt as stop:
-            at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
-            kept = (
-                f"resume=True (--resume) goes on in {self.out_dir}"
-                if self.out_dir
-                else "nothing was written without out_dir"
-            )
-            stop.add_note(f"{at}: {kept}")
-            raise
-
-    def open(self, resume: bool, train: Any) -> None:
-        """Prepare ``out_dir`` and, on resume, load the last whole epoch; every rank starts from the state of rank 0."""
-        if self.out_dir is not None:
-            out_dir, last = self.out_dir, self.out_dir / record.LAST
+        out_dir, is_new = self.out_dir, False
+        if out_dir is not None:
+            is_new = not (out_dir / record.SETTINGS).exists()
 
             def prepare() -> tuple[bool, str]:
-                asked = record.describe_run(self.net, self.loss, self.settings, train)
-                return record.open_record(out_dir, asked, resume or record.is_restarted(out_dir))
+                arguments = record.describe_run(self.net, self.loss, self.settings, train)
+                return record.open_record(out_dir, arguments, resume or record.is_restarted(out_dir))
 
             has_epoch, self.note = self.ranks.share(prepare)
             if has_epoch:
+                last = out_dir / record.LAST
                 note = record.load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
                 self.history, self.seconds = note["history"], note["seconds"]
         elif resume:
@@ -144,6 +118,18 @@ class TrainingRun:
         distributed.copy_weights(self.net, self.ranks)
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
+        try:
+            yield
+        except Exception:
+            if out_dir is not None and is_new and self.ranks.is_first and not self.history:
+                for name in (record.SETTINGS, record.LAUNCH):
+                    (out_dir / name).unlink(missing_ok=True)
+            raise
+        except KeyboardInterrupt as stop:
+            at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
+            kept = f"resume=True (--resume) goes on in {out_dir}" if out_dir else "nothing was written without out_dir"
+            stop.add_note(f"{at}: {kept}")
+            raise
 
     def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
         """Pass over the training and the validation data once; return the epoch's row of the history."""
@@ -161,12 +147,15 @@ class TrainingRun:
 
         with torch.random.fork_rng():
             torch.manual_seed(self.ranks.vary_seed(seed))
-            with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
+            with optimizer.enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, advance)
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
                 distributed.average_statistics(self.net, state, self.ranks)
             with nullcontext() if self.average is None else self.average.applied():
-                model, data = (self.net, val) if self.frozen is None else self.frozen.choose_validation(self.net, val)
+                model: ExitNet | CachedHeads = self.net
+                data = val
+                if self.frozen is not None and self.frozen.val is not None:
+                    model, data = self.frozen.heads, self.frozen.val
                 batch_size = max(self.settings.batch_size, 64)
                 with self.ranks.together():
                     data = batches.take_share(data, batch_size, self.ranks, "val")
@@ -177,10 +166,10 @@ class TrainingRun:
             for source in (train, val):
                 batches.share_bad(source, self.ranks)
         bar.remove_task(task)
-        return {"epoch": epoch + 1, "loss": loss, **means.to_row(), "seconds": time.perf_counter() - started}
+        return {"epoch": epoch + 1, "loss": loss, **means, "seconds": time.perf_counter() - started}
 
     def _take_steps(self, epoch: int, loader: Loader, advance: Advance) -> dict[str, float]:
-        """Return the mean of every loss term over the batches; of consistency over those that it was asked for."""
+        """Return the mean of every loss term over the batches; of consistency over the batches that computed it."""
         sums, total, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
         steps = -(-total // at_once)
@@ -212,22 +201,20 @@ class TrainingRun:
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
             inputs, labels, _ = as_batch(batch, self.net.device, "train")
-            if labels is None:
-                raise InputError("train: expected batches of (images, labels), got images only")
+            labels = require_labels(labels, "train")
             if type(self.loss) is EGTLoss:  # users' own losses may take other labels
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             yield self.augment(inputs) if self.augment else inputs, labels
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
-        """Return the user's own loader, its generators seeded; or one over the data set, in an order that the seed gives."""
+        """Return the user's own loader with seeded generators, or a loader of the data set in an order given by the seed."""
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
             balanced = self.settings.balanced
             if self.frozen is not None:
-                return self.frozen.train.open(
-                    batches.plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks)
-                )
+                plan = batches.plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks)
+                return FeatureLoader(self.frozen.train, plan)
             return batches.make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
         if self.settings.balanced:
             raise InputError(
@@ -246,13 +233,12 @@ class TrainingRun:
         self.history.append(row)
         self.seconds += row["seconds"]
         is_best = self.best_epoch == len(self.history)
-        # the weights that training is for: their average, if one is kept
+        # the average of the weights, if there is one, is what training is for
         state = unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
         if is_best:
             self.best_state = state
-        if self.out_dir is None:
+        if (out_dir := self.out_dir) is None:
             return
-        out_dir = self.out_dir
 
         def write() -> None:
             if is_best:
@@ -279,27 +265,6 @@ class TrainingRun:
         return self.best_epoch if is_best else self.epochs_done
 
 
-class Validation(NamedTuple):
-    """Means over the validation samples.
-
-    Attributes:
-        accuracy: of every exit; with several labels per sample, the share of samples with all labels right.
-        cc: correlation of the early exits' attention with the final exit's.
-        loss: the classification term of the training loss.
-        f1: micro-F1 of every exit with several labels per sample; ``None`` with one.
-    """
-
-    accuracy: list[float]
-    cc: list[float]
-    loss: float
-    f1: list[float] | None = None
-
-    def to_row(self) -> dict[str, Any]:
-        """Return the means as the history of a run has them."""
-        row = {"accuracy": self.accuracy, "cc": self.cc, "val_loss": self.loss}
-        return row if self.f1 is None else row | {"f1": self.f1}
-
-
 def validate(
     net: ExitNet | CachedHeads,
     val: Any,
@@ -309,14 +274,18 @@ def validate(
     *,
     advance: Advance = lambda: None,
     ranks: DistributedContext = ALONE,
-) -> Validation:
-    """Pass over this rank's share ``val`` in evaluation mode; the means are over the shares of all ranks."""
+) -> dict[str, Any]:
+    """Return means over the validation data, of which ``val`` is this rank's share, as the history has them.
+
+    ``accuracy`` and ``cc`` (correlation with the final exit's map) are lists by exit; with several labels per sample,
+    ``accuracy`` is subset accuracy and ``f1`` the micro-F1. ``val_loss`` is the classification term of the training loss.
+    """
     correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     hits, marks = torch.zeros(net.num_exits, dtype=torch.float64), torch.zeros(net.num_exits, dtype=torch.float64)
     with ranks.together(), switch_mode(net, False), torch.no_grad():
         for inputs, target, _ in iterate_batches(val, batch_size, net.device, workers, "val"):
-            labels = _require_labels(target)
+            labels = require_labels(target, "val")
             net.check_input(inputs, "val")
             outputs: Sequence[ExitOutput] = net(inputs)
             check_truth(labels, count_rows(inputs), outputs[0].logits.shape[1], name="val labels")
@@ -335,14 +304,14 @@ def validate(
     ranks.add([correct, cc, total, count, hits, marks])
     if not count:
         raise InputError("val: expected at least one batch, got none")
-    f1 = (2 * hits / marks.clamp_min(1)).tolist() if marks.any() else None
-    return Validation((correct / count).tolist(), (cc / count).tolist(), (total / count).item(), f1)
+    row = {"accuracy": (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
+    return row | {"f1": (2 * hits / marks.clamp_min(1)).tolist()} if marks.any() else row
 
 
 def check_validation(net: ExitNet, val: Any) -> Task:
-    """Raise what :func:`validate` would after an epoch of training, as far as the first sample or batch shows it.
+    """Return the task that the labels imply; raise now what :func:`validate` would raise after an epoch of training.
 
-    Returns the task that the labels say. An iterator, which could not be read again, is left alone.
+    Only the first sample or batch is read; an iterator, which could not be read again, is left alone.
     """
     if isinstance(val, Iterator):
         return net.info.task
@@ -350,13 +319,7 @@ def check_validation(net: ExitNet, val: Any) -> Task:
         first = next((batch for batch in iterate_batches(val, 1, net.device, 0, "val") if count_rows(batch.inputs)), None)
     if first is None:
         raise InputError("val: expected at least one batch, got none")
-    labels = _require_labels(first.labels)
+    labels = require_labels(first.labels, "val")
     net.check_input(first.inputs, "val")
     check_truth(labels, count_rows(first.inputs), net.info.num_classes, name="val labels")
     return task_of_labels(labels)
-
-
-def _require_labels(labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise InputError("val: expected batches of (images, labels), got images only")
-    return labels

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.engine import onnx_engine
-from exitlens.model.engine.onnx_engine import Home, OnnxFile
+from exitlens.model.engine import onnx_files
+from exitlens.model.engine.onnx_files import Home, OnnxFile
 from tests.conftest import make_net, spread_policy
 from tests.texts import make_text_net, make_texts
 
@@ -32,18 +32,12 @@ def tuned():
 
 @pytest.mark.parametrize("batch", [1, 2, 40])
 def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
-    policy = spread_policy(net, images)
-    expected, pred = (xl.predict(each, images[:batch], policy, attention=True) for each in (net, tuned))
-    assert pred.exits.tolist() == expected.exits.tolist()
-    assert pred.labels.tolist() == expected.labels.tolist()
-    assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-5)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
-
-
-def test_exits_that_never_fire_are_passed(tuned, net, images):
-    for policy in (xl.Policy.never(3), xl.Policy((float("inf"), 0.6))):
-        expected, pred = (xl.predict(each, images, policy) for each in (net, tuned))
+    for policy in (spread_policy(net, images), xl.Policy.never(3), xl.Policy((float("inf"), 0.6))):
+        expected, pred = (xl.predict(each, images[:batch], policy, attention=True) for each in (net, tuned))
         assert pred.exits.tolist() == expected.exits.tolist()
+        assert pred.labels.tolist() == expected.labels.tolist()
+        assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-5)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
 
 
 def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
@@ -82,22 +76,19 @@ def test_texts():
     assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-4)
 
 
-def test_another_precision_is_refused_before_anything_is_written(monkeypatch, images):
-    monkeypatch.setattr(onnx_engine, "write_segments", None)
-    net = make_net().double()
-    net.tuning = ONNX
-    with pytest.raises(xl.errors.EngineError, match=r"float32 on the CPU.*net\.tuning = Tuning\(\)"):
-        xl.predict(net, images.double(), xl.Policy((0.5, 0.5)))
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [(torch.float64, r"float32 on the CPU.*net\.tuning = Tuning\(\)"), (torch.float32, r"an odd layer.*backend='torch'")],
+)
+def test_what_it_cannot_run(monkeypatch, images, dtype, message):
+    def refuse(*_):
+        raise xl.errors.ExportError("an odd layer")
 
-
-def test_what_it_cannot_run(monkeypatch, images):
-    monkeypatch.setattr(
-        onnx_engine, "write_segments", lambda *_: (_ for _ in ()).throw(xl.errors.ExportError("an odd layer"))
-    )
-    net = make_net()
+    monkeypatch.setattr(onnx_files, "write_segments", refuse)
+    net = make_net().to(dtype)
     net.tuning = ONNX
-    with pytest.raises(xl.errors.EngineError, match=r"an odd layer.*backend='torch'"):
-        xl.predict(net, images, xl.Policy.never(3))
+    with pytest.raises(xl.errors.EngineError, match=message):
+        xl.predict(net, images.to(dtype), xl.Policy.never(3))
 
 
 class Two(nn.Module):
@@ -118,37 +109,20 @@ def test_it_gives_what_the_module_gives(written, batch):
     doubled, total = written((x, torch.zeros(batch, 2)))
     assert torch.equal(doubled, 2 * x)
     assert torch.allclose(total, x.sum(1))
-    transposed = torch.randn(3, batch).T  # rows are not contiguous
-    assert torch.equal(written((transposed, torch.zeros(batch, 2)))[0], 2 * transposed)
+    for x in (torch.randn(3, batch).T, torch.randn(batch, 3, requires_grad=True)):  # not contiguous; of a training graph
+        assert torch.equal(written((x, torch.zeros(batch, 2)))[0], 2 * x)
 
 
-def test_files_go_with_what_holds_them(written):
+def test_files_go_with_their_home_but_not_in_a_forked_process(written):
     home = Home()
-    path = home.path
-    assert path.is_dir()
-    del home
-    assert not path.exists()
-    assert written.path.is_file()
-
-
-def test_a_forked_process_leaves_the_files():
-    home = Home()
-    process = multiprocessing.get_context("fork").Process(target=_end, args=(home,))
+    path, process = home.path, multiprocessing.get_context("fork").Process(target=home.finalizer)
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert home.path.is_dir()
-    home.finalizer()
-    assert not home.path.exists()
-
-
-def _end(home):
-    home.finalizer()  # as at the end of a process
-
-
-def test_tensors_of_a_training_graph_are_taken(written):
-    x = torch.randn(2, 3, requires_grad=True)
-    assert torch.equal(written((x, torch.zeros(2, 2)))[0], 2 * x)
+    assert path.is_dir()
+    del home, process
+    assert not path.exists()
+    assert written.path.is_file()
 
 
 def test_errors_are_ours(written):
@@ -163,6 +137,7 @@ def test_errors_are_ours(written):
         OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
 
 
+@pytest.mark.slow
 def test_attention_over_windows_of_several_axes():
     class Windows(nn.Module):
         def forward(self, x):

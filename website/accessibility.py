@@ -1,4 +1,4 @@
-"""Mends what the theme and the tables leave out: names for those who hear the page, and figures that stay in one piece."""
+"""Adds accessible names that the theme and the tables lack, and keeps intervals on one line."""
 
 from __future__ import annotations
 

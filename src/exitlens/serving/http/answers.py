@@ -1,0 +1,173 @@
+"""The terms that a request may name, and its answers as arrays by name, with a reason and a promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from exitlens.errors import RequestError, suggest
+from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.models import Array, ServedModel
+from exitlens.types import Policy
+from exitlens.types.outputs import tell_apart
+from exitlens.types.policies import DEFAULT
+
+TERMS = ("policy", "max_cost", "min_confidence", "deadline_ms")
+DEFAULT_OUTPUTS = ("label", "probabilities", "exit", "confidence", "cost")
+MAPS = ("attention", "attention_shape")
+TOP = 5  # classes in an answer for people
+
+
+def read_terms(model: ServedModel, given: Mapping[str, Any], started: float, attention: bool) -> Terms:
+    """Return a request's own terms, from its parameters; raises :class:`RequestError` for unknown ones and bad values."""
+    for name in given:
+        if name not in TERMS:
+            hint = suggest(name[:20], TERMS)
+            raise RequestError(f"parameters: expected some of {', '.join(TERMS)}, got {name!r:.60}.{hint}")
+    policy = given.get("policy", DEFAULT)
+    if not isinstance(policy, str) or policy not in model.policies:
+        raise RequestError(f"policy: expected one of {sorted(model.policies)}, got {policy!r:.60}")
+    cost = read_number(given, "max_cost", math.inf)
+    confidence = read_number(given, "min_confidence", 1.0) or 0.0
+    deadline = read_number(given, "deadline_ms", 3.6e6)
+    last_exit = None if cost is None else model.find_last_exit(cost)
+    return Terms(policy, last_exit, confidence, math.inf if deadline is None else started + deadline / 1000, attention)
+
+
+def read_number(given: Mapping[str, Any], name: str, high: float) -> float | None:
+    """Return a number from 0 to ``high``, also from text; ``None`` if it is not given."""
+    value = given.get(name)
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= high or number == math.inf:
+        limit = "or more" if high == math.inf else f"to {high:g}"
+        raise RequestError(f"{name}: expected a number of 0 {limit}, got {value!r:.60}")
+    return number
+
+
+def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
+    """Return the name of an answer's policy, and what it promises."""
+    return {"policy": terms.policy, "promise": name_promise(model.policies[terms.policy], terms)}
+
+
+class Output(NamedTuple):
+    """An output that a request may ask for.
+
+    Attributes:
+        datatype: its type in the protocol.
+        meaning: a description for people.
+        write: makes the output of all samples from the model and its answers.
+    """
+
+    datatype: str
+    meaning: str
+    write: Callable[[ServedModel, Ticket], Array]
+
+
+def _write_texts(texts: Iterable[str]) -> Array:
+    return np.array(list(texts), dtype=object)
+
+
+def _write_attention(_: ServedModel, ticket: Ticket) -> Array:
+    """Return ``(n,*S)``; where exits have maps of different sizes, smaller ones are padded with 0 at their ends."""
+    maps = [attention for attention in ticket.maps if attention is not None]
+    size = tuple(max(sizes) for sizes in zip(*(attention.shape for attention in maps), strict=True))
+    padded = np.zeros((len(maps), *size), np.float32)
+    for row, attention in zip(padded, maps, strict=True):
+        row[tuple(slice(n) for n in attention.shape)] = attention.numpy()
+    return padded
+
+
+OUTPUTS: Mapping[str, Output] = {
+    "label": Output(
+        "INT64",
+        "number of the class; of several labels, whether each is there",
+        lambda _, ticket: ticket.labels.astype(np.int64),
+    ),
+    "probabilities": Output("FP32", "of every class, at the exit that answered", lambda _, ticket: ticket.probabilities),
+    "exit": Output("INT64", "that answered", lambda _, ticket: ticket.exits),
+    "confidence": Output("FP32", "the policy's score at that exit", lambda _, ticket: ticket.confidence),
+    "cost": Output(
+        "FP32",
+        "as a fraction of the plain backbone's",
+        lambda model, ticket: np.array(model.cost, np.float32)[ticket.exits],
+    ),
+    "class": Output(
+        "BYTES",
+        "name of the class, or of the labels: a;b",
+        lambda model, ticket: _write_texts(map(model.name_answer, ticket.labels)),
+    ),
+    "limited": Output("BOOL", "the request's own limits ended it, not the policy", lambda _, ticket: ticket.limited),
+    "reason": Output(
+        "BYTES",
+        "why this exit answered",
+        lambda model, ticket: _write_texts(give_reason(model, ticket, i) for i in range(len(ticket))),
+    ),
+    "attention": Output("FP32", "map of the exit that answered", _write_attention),
+    "attention_shape": Output(
+        "INT64",
+        "of each sample's map",
+        lambda _, ticket: np.array([() if size is None else size.shape for size in ticket.maps], np.int64),
+    ),
+}
+
+
+def shape_output(model: ServedModel, name: str) -> tuple[int, ...]:
+    """Return the shape of an output, -1 where it depends on the request."""
+    axes, classes = len(model.spec.shape) - (0 if model.spec.names else 1), model.info.num_classes
+    label = (classes,) if model.gives_labels else ()
+    sizes = {"label": label, "probabilities": (classes,), "attention": (-1,) * axes, "attention_shape": (axes,)}
+    return (-1, *sizes.get(name, ()))
+
+
+def write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
+    """Return the answer of sample ``i`` for people, JSON-ready."""
+    p, k = ticket.probabilities[i], int(ticket.exits[i])
+    best = p.argsort()[::-1][:TOP].tolist()
+    return {
+        "class": model.name_answer(ticket.labels[i]),
+        "label": np.flatnonzero(ticket.labels[i]).tolist() if model.gives_labels else int(ticket.labels[i]),
+        "confidence": float(ticket.confidence[i]),
+        "exit": k,
+        "exits": model.num_exits,
+        "cost": model.cost[k],
+        "probabilities": {model.name_class(c): float(p[c]) for c in best},
+        "reason": give_reason(model, ticket, i),
+        "limited": bool(ticket.limited[i]),
+        "ms": round(1000 * (ticket.done - ticket.since), 3),
+    }
+
+
+def give_reason(model: ServedModel, ticket: Ticket, i: int) -> str:
+    """Return in a few words why sample ``i`` was answered at its exit."""
+    policy, terms = model.policies[ticket.terms.policy], ticket.terms
+    k, score, name = int(ticket.exits[i]), float(ticket.confidence[i]), policy.score.replace("_", " ")
+    if ticket.limited[i]:
+        why = "max_cost" if terms.last_exit is not None and k >= terms.last_exit else "deadline_ms"
+        return f"the request's {why} allowed no deeper exit; {name} {score:.3f}"
+    if k == model.num_exits - 1:
+        return f"no earlier exit was sure enough; {name} {score:.3f}"
+    reached, needed = tell_apart(score, max(policy.thresholds[k], terms.min_confidence))
+    return f"{name} {reached} >= {needed}"
+
+
+def name_promise(policy: Policy, terms: Terms) -> str:
+    """Return the promise about an answer under these terms: ``certified``, ``calibrated``, or ``none`` and why."""
+    if terms.changes_policy:
+        given = {"max_cost": terms.last_exit is not None, "min_confidence": terms.min_confidence > 0}
+        names = [name for name, is_given in given.items() if is_given] or ["deadline_ms"]
+        return f"none: the policy's own was made without {names[0]}"
+    record = policy.calibration
+    if record is None:
+        return "none: thresholds were set by hand"
+    if policy.is_changed:
+        return "none: the policy was changed since it was calibrated"
+    tested = record.certification
+    return "certified" if tested is not None and not tested.reason else "calibrated"

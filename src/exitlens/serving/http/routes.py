@@ -1,0 +1,362 @@
+"""The routes: the Open Inference Protocol for programs; files and texts in, answers and pictures out, for people."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL.Image import Image as Picture
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import exitlens
+from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
+from exitlens.errors import RequestError, suggest
+from exitlens.model.cutting.stage import Activations
+from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.http.answers import (
+    DEFAULT_OUTPUTS,
+    MAPS,
+    OUTPUTS,
+    describe_terms,
+    read_terms,
+    shape_output,
+    write_row,
+)
+from exitlens.serving.http.guard import find_exchange
+from exitlens.serving.http.protocol import HEADER_LENGTH, Array, InferRequest, name_datatype, read_infer, write_infer
+from exitlens.serving.models import IMAGE, TEXT, ServedModel
+from exitlens.serving.repository import Endpoint, Repository
+from exitlens.serving.settings import Limits
+from exitlens.types import Explanation
+from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.workflow.explanation import explain_batch
+
+T = TypeVar("T")
+Sample = bytes | str
+QUICK_BYTES = 1 << 18  # a body of the protocol that is read at once; longer ones, and text to parse, on another thread
+QUICK_JSON_BYTES = 1 << 16  # the same for JSON to /classify and /explain
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request of people: samples, the model, version and exit that it names, and its own terms."""
+
+    samples: Sequence[Sample]
+    model: str
+    version: str
+    exit: str | None
+    terms: Mapping[str, Any]
+    is_form: bool
+
+
+class Routes:
+    """All routes that ask about models, with two threads for decoding."""
+
+    def __init__(self, repository: Repository, limits: Limits) -> None:
+        self.repository, self.limits = repository, limits
+        self.threads = ThreadPoolExecutor(2, "exitlens-decode")
+
+    def list_routes(self) -> list[Route]:
+        """Return the routes, those of most requests first."""
+        paths = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+        return [
+            *(make_route(f"{path}/infer", self.infer, "POST") for path in paths),
+            *(make_route(f"{path}/ready", self.tell_model_ready) for path in paths),
+            *(make_route(path, self.describe_model) for path in paths),
+            make_route("/v2", self.describe_server),
+            make_route("/v2/health/live", self.tell_live),
+            make_route("/v2/health/ready", self.tell_ready),
+            make_route("/models", self.describe_models),
+            make_route("/classify", self.classify, "POST"),
+            make_route("/explain", self.explain, "POST"),
+        ]
+
+    async def run_aside(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a call on another thread, so that other requests go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(call, *args))
+
+    def check_count(self, count: int) -> None:
+        """Raise :class:`RequestError` (413) for more samples than one request may have, and (400) for none."""
+        if not 0 < count <= self.limits.max_batch:
+            status = 413 if count else 400
+            raise RequestError(f"inputs: expected 1 to {self.limits.max_batch} samples in a request, got {count}", status)
+
+    async def _answer(self, request: Request, endpoint: Endpoint, activations: Activations, terms: Terms) -> Ticket:
+        """Return the answers to a request, and note them for the access log."""
+        ticket = await endpoint.answer(activations, terms)
+        find_exchange(request.scope).facts |= {
+            "model": endpoint.model.name,
+            "version": endpoint.model.version,
+            "policy": terms.policy,
+            "exits": ticket.exits[:16].tolist(),
+            "samples": len(ticket),
+            "answer_ms": round(1000 * (ticket.done - ticket.since), 3),
+        }
+        return ticket
+
+    # The Open Inference Protocol:
+
+    async def infer(self, request: Request) -> Response:
+        """Answer POST /v2/models/{name}/infer."""
+        exchange = find_exchange(request.scope)
+        with self.repository.enter(*_name(request)) as endpoint:  # refuses before the body is read
+            model = endpoint.model
+            exchange.model = model.name
+            body, length = await request.body(), request.headers.get(HEADER_LENGTH)
+            if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
+                raise RequestError(f"{HEADER_LENGTH}: expected a number of bytes, got {length!r:.60}")
+            is_quick = length is not None and len(body) <= QUICK_BYTES
+            most = self.limits.max_body_bytes  # a request may have as many numbers as its body may have bytes
+            read = partial(read_infer, body, None if length is None else int(length), max_elements=most)
+            given = read() if is_quick else await self.run_aside(read)
+            for name in given.outputs:
+                if name not in OUTPUTS:
+                    hint = suggest(name[:20], OUTPUTS)
+                    raise RequestError(f"outputs: expected some of {', '.join(OUTPUTS)}, got {name!r:.60}.{hint}")
+            wanted = [*given.outputs] or DEFAULT_OUTPUTS
+            terms = read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*MAPS}))
+            if is_quick and IMAGE not in given.inputs:
+                activations = self._make_inputs(model, given)
+            else:
+                activations = await self.run_aside(self._make_inputs, model, given)
+            ticket = await self._answer(request, endpoint, activations, terms)
+        outputs = [(name, OUTPUTS[name].write(model, ticket)) for name in wanted]
+        binary, told = (
+            {name for name in wanted if given.outputs.get(name, given.binary_output)},
+            describe_terms(model, terms),
+        )
+        content, size = write_infer(model.name, model.version, given.id, outputs, binary=binary, parameters=told)
+        if size is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={HEADER_LENGTH: str(size)}, media_type="application/octet-stream")
+
+    def _make_inputs(self, model: ServedModel, given: InferRequest) -> Activations:
+        if given.model_name and given.model_name != model.name:
+            raise RequestError(f"model_name: the address says {model.name}, the body {given.model_name!r:.60}")
+        for array in given.inputs.values():
+            self.check_count(len(array) if array.ndim else 0)
+        if set(given.inputs) == {IMAGE}:
+            return model.read_images(_flatten_bytes(given.inputs[IMAGE], IMAGE), self.limits.max_pixels)
+        if set(given.inputs) == {TEXT} and isinstance(model.info.preprocess, TextPreprocess):
+            return model.read_texts([decode_text(text) for text in _flatten_bytes(given.inputs[TEXT], TEXT)])
+        return model.check_arrays(given.inputs)
+
+    async def describe_server(self, _: Request) -> Response:
+        """Answer GET /v2."""
+        extensions = ["binary_tensor_data"]
+        return JSONResponse({"name": "exitlens", "version": exitlens.__version__, "extensions": extensions})
+
+    async def tell_live(self, _: Request) -> Response:
+        """Answer GET /v2/health/live: 503 once the thread of a model has ended, which only a restart cures."""
+        alive = self.repository.is_alive
+        return JSONResponse({"live": alive}, 200 if alive else 503)
+
+    async def tell_ready(self, _: Request) -> Response:
+        """Answer GET /v2/health/ready: 503 while any model is not ready."""
+        ready = self.repository.is_ready
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def tell_model_ready(self, request: Request) -> Response:
+        """Answer GET /v2/models/{name}/ready."""
+        endpoint = self.repository.find(*_name(request))
+        return JSONResponse({"name": endpoint.model.name, "ready": endpoint.is_ready}, 200 if endpoint.is_ready else 503)
+
+    async def describe_model(self, request: Request) -> Response:
+        """Answer GET /v2/models/{name}; a dimension of any size is -1."""
+        model = self.repository.find(*_name(request)).model
+        inputs = [(x.name, name_datatype(np.empty(0, x.dtype), x.name), (-1, *x.shape)) for x in model.inputs]
+        for kind, name in ((Preprocess, IMAGE), (TextPreprocess, TEXT)):
+            if isinstance(model.info.preprocess, kind):
+                inputs.append((name, "BYTES", (-1,)))
+        outputs = [(name, output.datatype, shape_output(model, name)) for name, output in OUTPUTS.items()]
+        tensors = {
+            side: [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in rows]
+            for side, rows in (("inputs", inputs), ("outputs", outputs))
+        }
+        return JSONResponse({"name": model.name, "versions": [model.version], "platform": "exitlens", **tensors})
+
+    # For people:
+
+    async def describe_models(self, _: Request) -> Response:
+        """Answer GET /models: every model with its policies, and what they promise."""
+        models = [self.repository.find(name).model for name in self.repository.names]
+        return JSONResponse({"models": [_describe(model) for model in models]})
+
+    async def classify(self, request: Request) -> Response:
+        """Answer POST /classify: one sample, or several as a form."""
+        asked, model, ticket = await self._ask(request, is_explanation=False)
+        rows = [write_row(model, ticket, i) for i in range(len(ticket))]
+        answer = {"model": model.name, "version": model.version, **describe_terms(model, ticket.terms)}
+        return JSONResponse(answer | (rows[0] if not asked.is_form or len(rows) == 1 else {"answers": rows}))
+
+    async def explain(self, request: Request) -> Response:
+        """Answer POST /explain: where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
+        asked, model, ticket = await self._ask(request, is_explanation=True)
+        as_json = "application/json" in request.headers.get("accept", "")
+        if model.net is None or ticket.terms.changes_policy:  # no more is known than the map of the exit that answered
+            attention = ticket.maps[0]
+            assert attention is not None
+            if as_json:
+                return JSONResponse(write_row(model, ticket, 0) | {"attention": attention.tolist()})
+            preprocess = _require_images(model)
+            draw = partial(draw_overlay, draw_image(ticket.activations[0][0], preprocess, side=224), attention)
+        else:
+            names = model.spec.names
+            given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
+            why = (await self.run_aside(explain_batch, model.net, given, model.policies[ticket.terms.policy]))[0]
+            if as_json:
+                return JSONResponse(why.to_dict() | describe_terms(model, ticket.terms))
+            draw = partial(_draw, model, why, asked.exit)
+
+        def encode() -> bytes:
+            file = io.BytesIO()
+            draw().save(file, "PNG")
+            return file.getvalue()
+
+        return Response(await self.run_aside(encode), media_type="image/png")
+
+    async def _ask(self, request: Request, is_explanation: bool) -> tuple[_Asked, ServedModel, Ticket]:
+        exchange, query = find_exchange(request.scope), dict(request.query_params)
+        asked, name, version = None, query.get("model", ""), query.get("version", "")
+        if not name and len(self.repository.names) > 1:  # only the body can name the model
+            asked = await self._read_request(request, query, is_explanation)
+            name, version = asked.model, asked.version
+        with self.repository.enter(name, version) as endpoint:
+            model = endpoint.model
+            exchange.model = model.name
+            if asked is None:
+                asked = await self._read_request(request, query, is_explanation)
+                self.repository.find(asked.model or model.name, asked.version)
+            terms = read_terms(model, asked.terms, exchange.started, is_explanation)
+            activations = await self.run_aside(self._decode, model, asked.samples)
+            return asked, model, await self._answer(request, endpoint, activations, terms)
+
+    async def _read_request(self, request: Request, query: Mapping[str, str], is_explanation: bool) -> _Asked:
+        given: dict[str, Any] = dict(query)
+        kind, most = request.headers.get("content-type", "").partition(";")[0].strip().lower(), self.limits.max_batch
+        samples: list[Sample] = []
+        if kind == "multipart/form-data":
+            async with request.form(max_files=most, max_fields=most) as form:
+                for name, value in form.multi_items():
+                    if isinstance(value, UploadFile):
+                        samples.append(await value.read())
+                    elif name == "text":
+                        samples.append(value)
+                    else:
+                        given[name] = value
+            if not samples:
+                raise RequestError("file: expected a file or text in the form, got none")
+        else:
+            body = await request.body()
+            is_quick = kind != "application/json" or len(body) <= QUICK_JSON_BYTES
+            samples.append(
+                _read_body(body, kind, given) if is_quick else await self.run_aside(_read_body, body, kind, given)
+            )
+        if len(samples) > 1 and is_explanation:
+            raise RequestError(f"file: expected one, got {len(samples)}. Fix: send a request for each.")
+        self.check_count(len(samples))
+        model, version = (str(given.pop(name, "")) for name in ("model", "version"))
+        exit_ = given.pop("exit", None) if is_explanation else None
+        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given, kind == "multipart/form-data")
+
+    def _decode(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:
+        if not isinstance(model.info.preprocess, Preprocess | TextPreprocess):
+            plural, known = model.info.modality.plural, model.info.preprocess is not None
+            why = f"it takes {plural}" if known else f"its bundle does not say how {plural} become inputs"
+            raise RequestError(f"{model.name}: {why}. Fix: use /v2/models/{model.name}/infer")
+        if isinstance(model.info.preprocess, TextPreprocess):
+            return model.read_texts([sample if isinstance(sample, str) else decode_text(sample) for sample in samples])
+        if any(isinstance(sample, str) for sample in samples):
+            raise RequestError(f"text: {model.name} takes images, got a text. Fix: send an image file.")
+        return model.read_images([sample for sample in samples if isinstance(sample, bytes)], self.limits.max_pixels)
+
+
+def make_route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
+    """Return a route that gives the guard its name: its path, without a version."""
+    name = path.replace("/versions/{version}", "")
+
+    async def endpoint(request: Request) -> Response:
+        find_exchange(request.scope).route = name
+        return await handler(request)
+
+    return Route(path, endpoint, methods=[method])
+
+
+def _name(request: Request) -> tuple[str, str]:
+    return request.path_params["name"], request.path_params.get("version", "")
+
+
+def _flatten_bytes(array: Array, name: str) -> list[bytes]:
+    if array.dtype != object or array.ndim not in (1, 2) or array.size != len(array):
+        raise RequestError(f"{name}: expected BYTES of shape (B) or (B,1), got {array.dtype} of {list(array.shape)}")
+    return list(array.reshape(-1))
+
+
+def decode_text(text: bytes) -> str:
+    """Return a text from its bytes; raises :class:`RequestError` unless they are UTF-8."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{TEXT}: expected UTF-8, got other bytes ({error.reason})") from error
+
+
+def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
+    """Return the sample in a body; parameters beside a text are added to ``given``."""
+    if not body:
+        raise RequestError("body: expected an image file or a text, got nothing")
+    if kind == "text/plain":
+        return decode_text(body)
+    if kind != "application/json":
+        return body
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"body: expected JSON, got something else ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("text"), str):
+        words = 'expected {"text": "..."}, with parameters beside it; images come as they are, or as a form'
+        raise RequestError(f"body: {words}")
+    text: str = values.pop("text")
+    given |= values
+    return text
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    policies = {
+        name: {"thresholds": policy.to_dict()["thresholds"], "score": policy.score, "certificate": policy.certificate()}
+        for name, policy in model.policies.items()
+    }
+    return {
+        "name": model.name,
+        "version": model.version,
+        "takes": model.info.modality.plural,
+        "classes": list(model.info.classes) or model.info.num_classes,
+        "cost": list(model.cost),
+        "policies": policies,
+    }
+
+
+def _draw(model: ServedModel, why: Explanation, exit_: str | None) -> Picture:
+    """Draw every exit's overlay side by side, or the overlay of one exit."""
+    preprocess = _require_images(model)
+    if exit_ is None:
+        return draw_strip(why, preprocess)
+    if exit_ not in {str(view.exit) for view in why.exits}:
+        raise RequestError(f"exit: expected 0 to {model.num_exits - 1}, got {exit_!r:.60}")
+    return draw_overlay(draw_image(why.inputs, preprocess, side=224), why.exits[int(exit_)].attention)
+
+
+def _require_images(model: ServedModel) -> Preprocess:
+    if not isinstance(model.info.preprocess, Preprocess):
+        raise RequestError("explain: these inputs have no picture. Fix: ask with Accept: application/json.", 406)
+    return model.info.preprocess
