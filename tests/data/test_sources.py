@@ -233,7 +233,7 @@ def test_parts_without_labels():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def animals(tmp_path):
     """Four images of each of 12 animals, in two class folders."""
     for i in range(48):
         path = tmp_path / "photos" / ("ant", "bee")[i // 4 % 2] / f"animal{i // 4:02}_{i}.png"
@@ -242,8 +242,8 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-def test_groups_of_a_folder_by_file_names(folder):
-    source = open_source(str(folder), size=8, group_by=r"animal(\d+)")
+def test_groups_of_a_folder_by_file_names(animals):
+    source = open_source(str(animals), size=8, group_by=r"animal(\d+)")
     loaded = source.load_splits(SPLITS)
     assert [len(part.groups.unique()) for part in loaded.sets.values()] == [6, 2, 2, 2]
     groups = [group for part in loaded.sets.values() for group in part.groups.unique().tolist()]
@@ -252,18 +252,18 @@ def test_groups_of_a_folder_by_file_names(folder):
         assert all(f"animal{group:02}_" in part.name(i) for i, group in enumerate(part.groups.tolist()))
     assert loaded.notes[1].startswith(r"groups by 'animal(\d+)': 12, of which 6 in train")
     assert loaded.notes[2].startswith("train: 24 images of 2 classes (")
-    alone = open_source(str(folder), size=8, group_by=r"(animal.+)").load_splits(SPLITS)
+    alone = open_source(str(animals), size=8, group_by=r"(animal.+)").load_splits(SPLITS)
     assert alone.notes[1].endswith("no two samples are in one group")
-    assert not torch.equal(source.load("train").labels, open_source(str(folder), size=8).load("train").labels)
+    assert not torch.equal(source.load("train").labels, open_source(str(animals), size=8).load("train").labels)
     with pytest.raises(xl.errors.DataError, match=r"finds no group in 48 of 48 file names, such as 'ant/animal00_0.png'"):
-        open_source(str(folder), group_by=r"bird\d").load("train")
+        open_source(str(animals), group_by=r"bird\d").load("train")
     with pytest.raises(xl.errors.InputError, match="is a folder of class folders, without columns"):
-        open_source(str(folder), split_by="fold").load("train")
+        open_source(str(animals), split_by="fold").load("train")
 
 
-def test_folders_of_splits(folder, tmp_path):
+def test_folders_of_splits(animals, tmp_path):
     for split, start in (("train", 0), ("val", 40)):
-        for path in sorted(folder.rglob("*.png")):
+        for path in sorted(animals.rglob("*.png")):
             number = int(path.stem.split("_")[1])
             if (number >= 40) == (start == 40):
                 target = tmp_path / "split" / split / path.parent.name / path.name
@@ -333,12 +333,12 @@ def test_texts_without_a_group_or_split(tmp_path):
     assert len(parts.group_names) == 10
 
 
-def test_what_a_hash_covers(folder, tmp_path):
-    before = hash_source(str(folder), "folder")
-    (folder / "ant" / "animal00_0.png").write_bytes(b"changed")  # names alone decide a folder's splits
-    assert hash_source(str(folder), "folder") == before
-    (folder / "ant" / "new.png").write_bytes(b"")
-    assert hash_source(str(folder), "folder") != before
+def test_what_a_hash_covers(animals, tmp_path):
+    before = hash_source(str(animals), "folder")
+    (animals / "ant" / "animal00_0.png").write_bytes(b"changed")  # names alone decide a folder's splits
+    assert hash_source(str(animals), "folder") == before
+    (animals / "ant" / "new.png").write_bytes(b"")
+    assert hash_source(str(animals), "folder") != before
     (tmp_path / "x.tar").write_bytes(b"a" * 200_000)
     before = hash_source(str(tmp_path / "x.tar"), "shards")
     (tmp_path / "x.tar").write_bytes(b"a" * 199_999 + b"b")

@@ -126,7 +126,7 @@ def test_of_a_group_the_first_sample_counts_whatever_the_portions():
     ids = torch.arange(90) // 3
     state = one.update(pred, ids)
     assert (state.samples, state.groups) == (90, 30)
-    assert "90 samples of 30 groups" in state.summary
+    assert "90 samples in 30 groups" in state.summary
     names = [f"video {i}" for i in ids.tolist()]
     parts = [slice(at, at + 7) for at in range(0, 90, 7)]
     portions = [take(pred, part) for part in parts]

@@ -251,7 +251,7 @@ def test_the_mean_is_as_sharp_as_asked_for():
     assert xl.EGTLoss().for_network(attends=False).sharpness == 1.03
     for unused in (xl.EGTLoss(weight=0.0).for_network(attends=False), xl.EGTLoss().for_network(attends=True)):
         assert unused.sharpness is None
-    with pytest.raises(xl.errors.InputError, match=r"sharpness: is for targets that .*, got target='attention'"):
+    with pytest.raises(xl.errors.InputError, match=r"sharpness: it is for targets .*, got target='attention'"):
         xl.EGTLoss(sharpness=2.0).for_network(attends=False, keeps_final=True)
 
 

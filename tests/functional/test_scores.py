@@ -83,7 +83,7 @@ def test_an_undecided_label_keeps_a_sample_undecided(seed, temperature):
     assert values.min() >= 0.5
     assert values.max() <= 1
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(score(logits[:, order], "decided", temperature), values)
+    torch.testing.assert_close(score(logits[:, order], "decided", temperature), values)  # PyTorch's lanes round differently
     unsure = torch.cat([logits, torch.zeros(16, 1)], 1)
     assert (score(unsure, "decided", temperature) == 0.5).all()
 

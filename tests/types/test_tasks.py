@@ -48,12 +48,12 @@ def test_answers_by_hand():
         (
             torch.rand(2, 2),
             None,
-            r"y: expected \(2,\) integers, or of several labels \(2,2\) integers or bool, got \(2, 2\) torch.float32",
+            r"y: expected \(2,\) integers, or with several labels \(2,2\) integers or bool, got \(2, 2\) torch.float32",
         ),
         (
             torch.zeros(2, 3).long(),
             None,
-            r"y: expected \(2,\) integers, or of several labels \(2,2\) integers or bool, got \(2, 3\)",
+            r"y: expected \(2,\) integers, or with several labels \(2,2\) integers or bool, got \(2, 3\)",
         ),
         (torch.zeros(2, 2).long(), "classes", r"answers one class a sample: expected \(2,\) integers"),
         (torch.zeros(2).long(), "multilabel", r"answers several labels a sample: expected \(2,2\) of 0 and 1"),

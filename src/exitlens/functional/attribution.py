@@ -1,4 +1,4 @@
-"""Relevance: where an answer depends on given features, to first order, and what training makes of it."""
+"""Relevance: where an answer depends on given features, to first order; and measures of maps against the truth."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from exitlens.types.tasks import Task, find_answers
 
 
 def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
-    """The logit of a class less the mean of all classes' logits, in float32: what *distinguishes* the class.
+    """Return a class's logit less the mean of all classes' logits, in float32: it *distinguishes* the class.
 
-    Not the log-probability: of a sure answer, its gradient is about the small probabilities that are left.
+    The gradient of a sure answer's log-probability would be about the small probabilities that are left.
     """
     logits = logits.float()
     return logits.gather(1, labels[:, None].long()).squeeze(1) - logits.mean(1)
 
 
 def choose_explained(logits: Tensor, task: Task) -> Tensor:  # (B,C) -> (B,) int64, or (B,C) bool
-    """Whose logits an explanation is about: the answer's; of several labels the strongest one's, where none is told."""
+    """Return the answers, which explanations are about; with several labels and none told, the strongest label."""
     if task == "classes":
         return logits.argmax(1)
     told = find_answers(logits, task)
@@ -31,37 +31,31 @@ def choose_explained(logits: Tensor, task: Task) -> Tensor:  # (B,C) -> (B,) int
 
 
 def answer_score(logits: Tensor, task: Task, answers: Tensor | None = None) -> Tensor:  # (B,C) -> (B,)
-    """:func:`class_score` of the answers; of several labels the sum of their logits, which compete with none.
+    """Return :func:`class_score` of the answers, or the sum of several labels' logits, which do not compete.
 
-    ``answers``: as :func:`choose_explained` gives them, by default for these logits.
+    ``answers`` are by default :func:`choose_explained` of these logits.
     """
     answers = choose_explained(logits, task) if answers is None else answers
     return class_score(logits, answers) if task == "classes" else (logits.float() * answers).sum(1)
 
 
 def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = False) -> Tensor:
-    """What each of the features adds to the scores, to first order: gradient times value (arXiv 1605.01713).
+    """Return what features add to the scores, to first order: gradient times value (arXiv 1605.01713), detached, float32.
 
     It costs one backward pass without weights' gradients. For a network that is linear from the features to the score it
     is exact, and sums to the score less its value at features of 0.
 
     Args:
         scores: ``(B,)``, each computed from its own row of the features.
-        features: ``(B,...)``, part of the graph of the scores. Of several, the first that the scores depend on.
-        retain_graph: the graph is needed again.
-
-    Returns:
-        Detached, in float32, in the shape of the features.
-
-    Raises:
-        InputError: where the scores depend on none of them.
+        features: ``(B,...)``, part of the graph of the scores. The first that the scores depend on counts.
+        retain_graph: keep the graph for another pass.
     """
     gradients: tuple[Tensor | None, ...] = ()
     if scores.requires_grad:
         gradients = torch.autograd.grad(scores.sum(), features, retain_graph=retain_graph, allow_unused=True)
-    for gradient, of in zip(gradients, features, strict=False):
+    for gradient, values in zip(gradients, features, strict=False):
         if gradient is not None:
-            return gradient.float() * of.detach().float()
+            return gradient.float() * values.detach().float()
     raise InputError(
         "relevance: no gradient leads from the answer back to the features: part of the network runs without ("
         "torch.no_grad, detach). Fix: let gradients through, or use attention maps and EGTLoss(target='mean')"
@@ -71,14 +65,10 @@ def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = Fal
 def mix_target(
     relevance: Tensor, attention: Tensor, share: bool, sharpness: float = 1.0
 ) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)
-    """What maps are pulled towards: the positive part of a relevance map, as a distribution on the coarser of the grids.
+    """Return the positive part of relevance to the power of ``sharpness``, as a distribution on the coarser of the grids.
 
-    Args:
-        relevance: signed. attention: of exit 0.
-        share: multiply with the attention, so that a location counts if it matters *and* is looked at.
-        sharpness: power that the target is raised to before it is normalised.
-
-    A sample whose answer depends positively on no location keeps the attention.
+    With ``share`` it is multiplied with the attention (of exit 0), so that a location counts if it matters *and* is looked
+    at. A sample whose answer depends positively on no location keeps the attention.
     """
     size = tuple(min(m, n) for m, n in zip(relevance.shape[1:], attention.shape[1:], strict=True))
     positive, seen = regrid(relevance.clamp_min(0), size), regrid(attention.detach().float(), size)
@@ -89,32 +79,32 @@ def mix_target(
 
 
 def coarsen_map(maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
-    """Maps averaged to a grid, or their own where that is coarser, as distributions."""
+    """Average maps to a grid, unless their own is coarser, and return them as distributions."""
     return as_distribution(regrid(maps.float(), tuple(min(n, g) for n, g in zip(maps.shape[1:], grid, strict=False))))
 
 
 def draw_random_map(maps: Tensor, seed: int = 0) -> Tensor:  # (B,*grid) -> (B,*grid)
-    """Maps of independent uniform numbers (0 at padding): the control that deletes cells blindly."""
+    """Draw maps of independent uniform numbers (0 at padding): the control that deletes cells blindly."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(seed)).to(maps.device)
     real = find_locations(maps)
     return noise if real is None else noise.clamp_min(1e-6) * real
 
 
 def energy_in_mask(attention: Tensor, masks: Tensor) -> Tensor:  # (B,h,w), (B,H,W) bool -> (B,)
-    """Share of the attention that lies on the object, the object's coverage of each cell counted by area."""
+    """Return the share of the attention on the object; a cell counts by the area that the object covers."""
     coverage = regrid(masks.float(), tuple(attention.shape[1:]))
     return (attention * coverage).flatten(1).sum(1)
 
 
 def pointing_game(attention: Tensor, masks: Tensor) -> Tensor:  # (B,h,w), (B,H,W) bool -> (B,) float
-    """1 where the map's largest cell touches the object, else 0."""
+    """Return 1 if the map's largest cell touches the object, else 0."""
     coverage = regrid(masks.float(), tuple(attention.shape[1:])).flatten(1)
     peak = attention.flatten(1).argmax(1, keepdim=True)
     return (coverage.gather(1, peak).squeeze(1) > 0).float()
 
 
 def rank_locations(values: Tensor, real: Tensor | None) -> Tensor:  # (B,*S), (B,*S) bool -> (B,*S)
-    """A map of ranks: 0 at padding, else from 1 up, in the order of ``values``, which may be negative."""
+    """Return a map of ranks: 0 at padding, else from 1 up, in the order of ``values``, which may be negative."""
     flat = values.flatten(1)
     flat = flat if real is None else flat.masked_fill(~real.flatten(1), -torch.inf)
     ranks = flat.argsort(dim=1).argsort(dim=1).to(values.dtype) + 1
@@ -123,13 +113,10 @@ def rank_locations(values: Tensor, real: Tensor | None) -> Tensor:  # (B,*S), (B
 
 
 def share_of_possible(values: Tensor, control: Tensor, best: Tensor) -> tuple[float | None, float | None]:
-    """``(value - control) / (best - control)`` of means over samples, and its standard error by the delta method.
+    """Return ``(value - control) / (best - control)`` of means over samples, and its standard error by the delta method.
 
-    Args:
-        values: ``(N,)`` of the map; control: of random cells; best: of the reference, all of the same samples.
-
-    Returns:
-        ``(None, None)`` where the reference's mean is not above the control's.
+    All are ``(N,)``: ``values`` of the map, ``control`` of random cells, ``best`` of the reference. The result is
+    ``(None, None)`` if the reference's mean is not above the control's.
     """
     gain, possible = (values - control).double(), (best - control).double()
     if possible.mean() <= 0:

@@ -19,17 +19,16 @@ from exitlens.types.inputs import check_labels
 
 
 def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # (*S,C), (S_0,)
-    """Logits in compact form.
-
-    Raises:
-        InputError: unless the labels are integers in ``[0, C)``, one for each row of the first axis.
-    """
+    """Compress logits; the labels are one for each row of the first axis."""
     logits, count = logits.float(), logits.shape[-1]
     if labels is not None:
         check_labels(labels, len(logits), count)
     values, order = logits.topk(count if count <= LARGEST else LARGEST + 1, -1)
     kept = min(count, LARGEST)
-    top, classes = values[..., :kept], _put_answer_first(order[..., :kept], logits.argmax(-1))
+    top, classes, answers = values[..., :kept], order[..., :kept], logits.argmax(-1, keepdim=True)
+    # the answer comes first: of equal logits argmax takes the lowest class, and topk any
+    place = (classes == answers).byte().argmax(-1, keepdim=True)  # 0 if it is not among them
+    classes = torch.cat([answers, classes.scatter(-1, place, classes[..., :1])[..., 1:]], -1)
     distances = (top[..., :1].double() - logits.double()).scatter(-1, order[..., :kept], math.nan)
     near = top[..., :1] - values[..., kept : kept + 1] if kept < count else torch.zeros_like(top[..., :1])
     far = top[..., :1] - logits.amin(-1, keepdim=True) if kept < count else near
@@ -42,18 +41,10 @@ def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # 
     return CompactLogits(top.contiguous(), classes.to(small), label, span, _weigh_nodes(distances, span), count)
 
 
-def _put_answer_first(classes: Tensor, answers: Tensor) -> Tensor:  # (*S,m), (*S) -> (*S,m)
-    """The class of the largest logit in front; of equal ones argmax takes the lowest class, and topk any."""
-    is_answer = classes == answers[..., None]
-    place = is_answer.byte().argmax(-1, keepdim=True)  # 0 where it is not among them
-    swapped = classes.scatter(-1, place, classes[..., :1])
-    return torch.cat([answers[..., None], swapped[..., 1:]], -1)
-
-
 def _weigh_nodes(distances: Tensor, span: Tensor) -> Tensor:  # (*S,C) NaN where kept, (*S,2) -> (*S,n)
-    """Weights with which a sum over nodes is that over the distances, of every polynomial in the scaled log distance.
+    """Return weights with which a sum over nodes equals that over the distances, for polynomials in the scaled log distance.
 
-    By Chebyshev moments: sums of T_j, from the recurrence, and the discrete cosine transform of them.
+    They are the discrete cosine transform of the Chebyshev moments, the sums of T_j, which come from the recurrence.
     """
     centre, half, shift = scale_distances(span)
     logs = (distances + shift[..., None]).clamp_min(1e-30).log()
@@ -71,19 +62,17 @@ def _weigh_nodes(distances: Tensor, span: Tensor) -> Tensor:  # (*S,C) NaN where
 
 
 def hash_rows(rows: Tensor) -> Tensor:  # (N,*S) -> (N,) int64
-    """A hash of the bytes of every row."""
-    whole = rows.contiguous().numpy()
-    return torch.tensor(
-        [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "big", signed=True) for row in whole]
-    )
+    """Return a hash of the bytes of every row."""
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows.contiguous().numpy()]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
-ROWS = 1 << 12  # that are computed at once
-EXACT = 1 << 17  # samples, up to which likelihoods are float64
+ROWS = 1 << 12  # computed at once
+EXACT = 1 << 17  # samples up to which likelihoods are float64
 
 
 class Exponentials(NamedTuple):
-    """``exp(-x/T)`` of the distances x that a sum over all classes is made of.
+    """Exponentials ``exp(-x/T)`` of the distances x, for sums over all classes.
 
     Attributes:
         gaps: ``(n,m)`` distances of the largest logits. kept: ``(n,m)`` their exponentials.
@@ -109,7 +98,7 @@ def _exponentiate(logits: CompactLogits, temperature: float) -> Exponentials:
 
 
 def score_compact(logits: CompactLogits, kind: str, temperature: float) -> Tensor:  # (N,C) -> (N,) float32
-    """What :func:`~exitlens.functional.scores.score` says of the full logits."""
+    """Return :func:`~exitlens.functional.scores.score` of the full logits."""
     return torch.cat([_score(part, kind, temperature) for part in logits.split(ROWS)]).float()
 
 
@@ -139,9 +128,9 @@ def compute_probabilities(logits: CompactLogits, temperature: float) -> tuple[Te
 
 
 def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
-    """The mean negative log-likelihood of the labels as a function of the temperature.
+    """Return the mean negative log-likelihood of the labels as a function of the temperature.
 
-    Of many samples the exponentials are in float32: what that loses is random, and the mean over them keeps nine digits.
+    For many samples the exponentials are in float32: the rounding errors are random, and the mean keeps nine digits.
     """
     assert logits.label is not None, "compressed with labels"
     dtype = torch.float64 if len(logits) <= EXACT else torch.float32
@@ -162,7 +151,7 @@ def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
 
 
 def restore_logits(logits: Logits) -> Tensor:  # (*S,C) -> (*S,C)
-    """Return full logits; where compact ones kept no value, the mean of the others stands."""
+    """Return full logits; values that compact logits do not keep are replaced by their mean."""
     if not isinstance(logits, CompactLogits):
         return logits
     others = max(1, logits.num_classes - logits.top.shape[-1])

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
@@ -17,23 +18,22 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.calibrations import DriftReference
 
 BINS = 8  # of the scores at each exit
-_STAKES = (-0.9, -0.5, 0.5, 0.9)  # for tilted and for bent densities
-_EVERY = 25  # samples between two times at which new bets start
-_TOTAL = 2.10974  # the sum of 1 / (n ln(n)^2) over n >= 2
+STAKES = np.array([-0.9, -0.5, 0.5, 0.9])  # for tilted and for bent densities
+PERIOD = 25  # samples between two times at which new bets start
+TOTAL = 2.10974  # the sum of 1 / (n ln(n)^2) over n >= 2
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What a :class:`DriftMonitor` knows.
+    """The state of a :class:`DriftMonitor`.
 
     Attributes:
-        samples: seen. exit_shares: of them; expected_shares: on the calibration samples.
-        confidence: mean score at the exit that answered; expected_confidence: on the calibration samples.
-        divergence: mean divergence of the last early exit's map from the final one, where the final exit ran and a gate
-            measured it; else ``None``.
-        evidence: how many times the bet against "nothing changed" has multiplied its stake, at most so far.
+        samples: number seen. exit_shares: of these; expected_shares: of the calibration samples.
+        confidence: mean score at the exit that answered; expected_confidence: of the calibration samples.
+        divergence: mean divergence of the last early exit's map from the final one, if a gate measured it.
+        evidence: the largest factor by which the bet against "nothing changed" has multiplied its stake so far.
         alarm: whether that reached ``1 / false_alarm``. since: the sample at which it did.
-        groups: how many came, where they are counted: shares and confidences are then of the first sample of each.
+        groups: number of groups, if they are counted: shares and confidences are then of the first sample of each.
 
     Examples:
         >>> state = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5)).state()
@@ -55,15 +55,14 @@ class Drift:
     @property
     def summary(self) -> str:
         """The state in plain words."""
-        of = f"{self.samples}" if self.groups is None else f"{self.samples} in {self.groups} groups"
-        shares = f"exit shares {_words(self.exit_shares, 1)}, expected {_words(self.expected_shares, 1)}"
+        groups = "" if self.groups is None else f" in {self.groups} groups"
+        shares = f"exit shares {_format_shares(self.exit_shares, 1)}, expected {_format_shares(self.expected_shares, 1)}"
         if self.alarm:
             return (
-                f"drift: seen since sample {self.since} of {of} ({shares}): calibrate again, unless the samples "
-                "only come in another order, such as sorted by class"
+                f"drift: seen since sample {self.since} of {self.samples}{groups} ({shares}): calibrate again, unless the "
+                "samples only come in another order, such as sorted by class"
             )
-        seen = f"{self.samples} samples" + ("" if self.groups is None else f" of {self.groups} groups")
-        return f"no drift seen in {seen} ({shares}; evidence {self.evidence:.3g})"
+        return f"no drift seen in {self.samples} samples{groups} ({shares}; evidence {self.evidence:.3g})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -80,13 +79,12 @@ class DriftMonitor:
     ``1 / false_alarm`` with probability at most ``false_alarm`` (Ville), however long the stream and whenever one looks.
     Memory is constant: samples are counted in cells, eight of the score at each exit.
 
-    The order in which samples come matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the
-    calibration samples, which therefore fit them a little better than new ones do;
-    docs/concepts/guarantees.md says what that does.
+    The order of samples matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the calibration
+    samples, which therefore fit them a little better than new ones do (docs/concepts/guarantees.md).
 
     Samples of one group (see :class:`~exitlens.Trace`) are not exchangeable with those of another. With groups, only the
-    first sample of each is counted, among the first ones of the calibration's groups: these are, if the samples of a group
-    come in the same kind of order. The ids that were seen are kept.
+    first sample of each is counted, and compared with the first samples of the calibration's groups: these are exchangeable
+    if the samples of a group come in the same kind of order. The ids that were seen are kept.
 
     Args:
         policy: from :func:`exitlens.calibrate`, and unchanged since.
@@ -95,7 +93,6 @@ class DriftMonitor:
 
     Raises:
         PolicyError: for a policy that was not calibrated on a trace, or was changed since.
-        InputError: for ``false_alarm`` out of range.
 
     Examples:
         >>> monitor = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5))
@@ -110,8 +107,7 @@ class DriftMonitor:
                 "policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate"
             )
         if policy.calibration is None or policy.calibration.reference is None:
-            why = "made by hand, or by an older version"
-            raise PolicyError(f"policy: it has no calibration samples to compare with ({why}): calibrate again")
+            raise PolicyError("policy: it was made by hand, so there are no calibration samples to compare with: calibrate")
         reference = policy.calibration.reference
         if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
             raise InputError(f"false_alarm: expected a number between 0 and 1, got {false_alarm!r}")
@@ -127,7 +123,7 @@ class DriftMonitor:
         self._samples, self._units, self._sum = 0, 0, 0.0
         self._groups: set[Hashable] | None = None if policy.calibration.groups is None else set()
         self._divergence, self._measured = 0.0, 0
-        self._wealth = [-math.inf] * (2 * len(_STAKES))  # logarithms, by kind of bet
+        self._wealth = np.full(2 * len(STAKES), -math.inf)  # logarithms, by kind of bet
         self._unspent, self._blocks, self._most = 1.0, 0, 0.0
         self._since: int | None = None
 
@@ -136,10 +132,7 @@ class DriftMonitor:
 
         Args:
             pred: of the next samples.
-            groups: the group of each of them, ``(B,)`` integers or names; needed where the calibration counted groups.
-
-        Raises:
-            InputError: for predictions of a network with another number of exits, or groups that do not fit.
+            groups: the group of each of them, ``(B,)`` integers or names; needed if the calibration counted groups.
         """
         require(pred, Prediction, "pred", "what exitlens.predict returns")
         exits, scores = pred.exits.tolist(), pred.confidence.double().tolist()
@@ -157,10 +150,10 @@ class DriftMonitor:
             self._divergence += known.sum().item()
             self._measured += len(known)
         if before is None and self._since is not None:
-            shares = _words(self._shares, self._units)
+            shares, expected = _format_shares(self._shares, self._units), _format_shares(self._expected, 1)
             warnings.warn(
                 f"drift: the samples no longer look like those of the calibration (seen since sample {self._since}; exit "
-                f"shares {shares}, expected {_words(self._expected, 1)}): the policy's promises do not hold for them: "
+                f"shares {shares}, expected {expected}): the policy's promises do not hold for them: "
                 "calibrate again",
                 DriftWarning,
                 stacklevel=2,
@@ -170,25 +163,30 @@ class DriftMonitor:
     def watch(
         self, predictions: Iterable[Prediction], groups: Iterable[Tensor | Sequence[Hashable]] | None = None
     ) -> Iterator[Prediction]:
-        """Pass predictions on, and updates with each, and with the next of ``groups`` where there are some."""
+        """Pass predictions on, and update with each, and with the next of ``groups`` if there are some."""
         ids = None if groups is None else iter(groups)
         for pred in predictions:
             self.update(pred, None if ids is None else next(ids, None))
             yield pred
 
     def state(self) -> Drift:
-        """What is known now."""
-        count, since = max(1, self._units), self._since
-        shares = tuple(share / count for share in self._shares)
-        confidences = self._sum / count, self._expected_confidence
-        divergence = self._divergence / self._measured if self._measured else None
-        evidence = math.exp(min(self._most, 700.0))
-        groups = None if self._groups is None else len(self._groups)
-        alarm = since is not None
-        return Drift(self._samples, shares, self._expected, *confidences, divergence, evidence, alarm, since, groups)
+        """Return the state of the monitor."""
+        count = max(1, self._units)
+        return Drift(
+            samples=self._samples,
+            exit_shares=tuple(share / count for share in self._shares),
+            expected_shares=self._expected,
+            confidence=self._sum / count,
+            expected_confidence=self._expected_confidence,
+            divergence=self._divergence / self._measured if self._measured else None,
+            evidence=math.exp(min(self._most, 700.0)),
+            alarm=self._since is not None,
+            since=self._since,
+            groups=None if self._groups is None else len(self._groups),
+        )
 
     def _find_new(self, groups: Tensor | Sequence[Hashable] | None, count: int) -> list[bool]:
-        """Which of the samples are the first of their group, all where there are no groups."""
+        """Tell which of the samples are the first of their group; all of them without groups."""
         if groups is None:
             if self._groups is not None:
                 raise InputError(
@@ -209,45 +207,33 @@ class DriftMonitor:
         return is_new
 
     def _count(self, exit_: int, score: float) -> None:
+        """Rank a sample and bet on its rank ``u``, uniform in [0, 1] if nothing changed: every factor then has mean 1."""
         self._shares[exit_] += 1
         self._units += 1
         self._sum += score
         cell = self._starts[exit_] + find_cell(self._edges[exit_], score)
         self._cells[cell] += 1
-        below, total = sum(self._cells[:cell]), sum(self._cells)
-        self._bet((below + self._rng.random() * self._cells[cell]) / total)
-
-    def _bet(self, u: float) -> None:
-        """``u`` is uniform in [0, 1] if nothing changed; every factor then has mean 1."""
-        if self._units % _EVERY == 1:
-            share = 1 / ((self._blocks + 2) * math.log(self._blocks + 2) ** 2 * _TOTAL)
+        u = (sum(self._cells[:cell]) + self._rng.random() * self._cells[cell]) / sum(self._cells)
+        if self._units % PERIOD == 1:
+            share = 1 / ((self._blocks + 2) * math.log(self._blocks + 2) ** 2 * TOTAL)
             self._blocks += 1
             self._unspent = max(0.0, self._unspent - share)
-            stake = math.log(share / len(self._wealth))
-            self._wealth = [_add(wealth, stake) for wealth in self._wealth]
+            self._wealth = np.logaddexp(self._wealth, math.log(share / len(self._wealth)))
         tilt, bend = 2 * u - 1, 6 * (u - 0.5) ** 2 - 0.5  # means 0, in [-1, 1] and [-0.5, 1]
-        factors = [1 + s * tilt for s in _STAKES] + [1 + s * bend for s in _STAKES]
-        self._wealth = [wealth + math.log(factor) for wealth, factor in zip(self._wealth, factors, strict=True)]
-        total = max(self._wealth)
-        total += math.log(sum(math.exp(wealth - total) for wealth in self._wealth))
-        total = _add(total, math.log(self._unspent) if self._unspent else -math.inf)
+        self._wealth = self._wealth + np.log1p(np.concatenate([STAKES * tilt, STAKES * bend]))
+        unspent = math.log(self._unspent) if self._unspent else -math.inf
+        total = float(np.logaddexp.reduce([*self._wealth, unspent]))
         self._most = max(self._most, total)
         if self._since is None and total >= -math.log(self.false_alarm):
             self._since = self._samples
 
 
-def _add(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    high, low = max(a, b), min(a, b)
-    return high + math.log1p(math.exp(low - high)) if low > -math.inf else high
-
-
-def _words(values: Sequence[float], total: float) -> str:
+def _format_shares(values: Sequence[float], total: float) -> str:
     return "/".join(f"{100 * value / total:.0f} %" for value in values)
 
 
 def find_cell(edges: Sequence[float], score: float) -> int:
-    """Cell 0 holds the surest. ``edges`` increase."""
+    """Return the cell of a score, between ``edges`` that increase; cell 0 has the highest scores."""
     return len(edges) - bisect_left(edges, score) if score == score else len(edges)
 
 
@@ -255,11 +241,10 @@ def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftR
     """Count calibration samples by the exit that they take, and by their score there."""
     edges, counts = [], []
     for k in range(num_exits):
-        mine = scores[exits == k].double()
-        inner = mine.quantile((mine.new_tensor(range(1, BINS))) / BINS).unique() if len(mine) >= BINS else mine[:0]
-        cuts: list[float] = inner.tolist()
+        here = scores[exits == k].double()
+        cuts = here.quantile(here.new_tensor(range(1, BINS)) / BINS).unique().tolist() if len(here) >= BINS else []
         cells = [0] * (len(cuts) + 1)
-        for score in mine.tolist():
+        for score in here.tolist():
             cells[find_cell(cuts, score)] += 1
         edges.append(tuple(cuts))
         counts.append(tuple(cells))

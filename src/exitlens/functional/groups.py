@@ -1,7 +1,4 @@
-"""Samples that belong together: parts that share no group, and one value for each group.
-
-Only groups are independent of one another, so a test has as many observations as there are groups.
-"""
+"""Groups of samples that belong together. Only groups are independent, so a test has as many observations as groups."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from exitlens.types import Trace
 
 
 def number_groups(groups: Tensor | Sequence[Hashable]) -> Tensor:  # -> (N,) int64
-    """Integers as they are; of names, the position of each among all in order of their first sample."""
+    """Number names by their first samples; integers stay."""
     if isinstance(groups, Tensor):
         return groups
     positions: dict[Hashable, int] = {}
@@ -31,19 +28,19 @@ def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in 
 
 
 def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,) in [0, G)
-    """Indices of the samples of the first ``share`` of the groups (one or more), and of all others, group by group."""
+    """Return indices of the samples of the first ``share`` of the groups (one or more), and of all others, by group."""
     proposing = groups < max(1, round(share * (int(groups.max()) + 1)))
     order, count = groups.argsort(stable=True), int(proposing.sum())
     return order[:count], order[count:]
 
 
 def count_groups(groups: Tensor) -> int:  # (N,) in [0, G)
-    """How many groups are there."""
+    """Return the number of groups."""
     return int((groups.bincount() > 0).sum())
 
 
 def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (N,) in [0, G) -> (g,), (g,)
-    """The mean of every group that is there, and its size, by increasing number; float64."""
+    """Return the mean of every group that has samples, and its size, by increasing number; float64."""
     sizes = groups.bincount()
     sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, groups, values.double())
     there = sizes > 0
@@ -51,36 +48,33 @@ def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # 
 
 
 def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0, G) -> (N,)
-    """What each sample counts so that a group counts as its size, at most ``largest``; ``None``: every group the same.
-
-    float64, of mean 1.
-    """
+    """Return weights of mean 1, float64: a group counts as its size, at most ``largest``; ``None``: all groups alike."""
     sizes = groups.bincount().double()
     share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[groups]
     return share / share.mean()
 
 
 def find_firsts(groups: Tensor) -> Tensor:  # (N,) -> (G,)
-    """The index of the first sample of each group, in order of the samples."""
+    """Return the index of the first sample of each group, in order of the samples."""
     ids, numbers = groups.unique(return_inverse=True)
     firsts = torch.full((len(ids),), len(groups)).scatter_reduce(0, numbers, torch.arange(len(groups)), "amin")
     return firsts.sort().values
 
 
-MOST = 2000  # samples that are compared
-CLASSES = 20  # of which they come, the most frequent ones
-FEWEST = 10  # of a class: fewer are left out
-ALIKE, SURE = 0.45, 6.0  # where it is worth a warning (docs/concepts/guarantees.md says what was seen)
+MOST = 2000  # samples to compare
+CLASSES = 20  # the most frequent ones, of which they come
+FEWEST = 10  # samples of a class: smaller classes are left out
+ALIKE, SURE = 0.45, 6.0  # limits for a warning (docs/concepts/guarantees.md says what was seen)
 
 
 class Likeness(NamedTuple):
-    """How much samples at one distance in the order look alike.
+    """The likeness of samples at one distance in the order.
 
     Attributes:
-        lag: the distance, among the samples of one answer, at which they do most.
+        lag: the distance, among the samples of one answer, at which they are most alike.
         rank: the mean rank, in [0, 1], of the distance between their logits among those to all samples of that answer;
             0.5 if the order says nothing.
-        deviation: how many standard errors that is below 0.5.
+        deviation: standard errors by which the rank is below 0.5.
     """
 
     lag: int
@@ -96,9 +90,9 @@ class Likeness(NamedTuple):
 def measure_likeness(trace: Trace) -> Likeness | None:
     """Compare the logits of all exits within each final answer; ``None`` for fewer than 100 samples to compare.
 
-    Of the :data:`CLASSES` most frequent answers as many samples in a row as make :data:`MOST` in all.
+    Each of the :data:`CLASSES` most frequent answers gives as many samples in a row as make :data:`MOST` in all.
     """
-    answers = trace.logits[:, -1].argmax(-1)  # of several labels: the strongest
+    answers = trace.logits[:, -1].argmax(-1)  # with several labels the strongest
     counts = answers.bincount()
     classes = [c for c in counts.argsort(descending=True)[:CLASSES].tolist() if counts[c] >= FEWEST]
     sums, pairs = torch.zeros(MOST + 1, dtype=torch.float64), torch.zeros(MOST + 1, dtype=torch.float64)
@@ -122,14 +116,14 @@ def measure_likeness(trace: Trace) -> Likeness | None:
 
 
 def embed(trace: Trace, rows: Tensor) -> Tensor:  # (n,) -> (n,K*C)
-    """The logits of all exits without what softmax does not see, each exit to the same scale."""
+    """Return the logits of all exits without what softmax does not see, each exit to the same scale."""
     logits = restore_logits(trace.logits[rows])
     centred = logits - logits.mean(2, keepdim=True)
     return (centred / centred.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-12)).flatten(1)
 
 
 def rank_distances(points: Tensor) -> Tensor:  # (n,D) -> (n,n)
-    """Ranks in [0, 1] of the distance between two points among those to all others, the mean of both sides'."""
+    """Rank, in [0, 1], the distance of two points among those to all others; the mean of both points' ranks."""
     distances = torch.cdist(points, points)
     distances.fill_diagonal_(-1.0)  # first of all
     ranks = (distances.argsort(1).argsort(1) - 0.5) / max(1, len(points) - 1)

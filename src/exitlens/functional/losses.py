@@ -1,7 +1,8 @@
-"""Classification terms of losses, of one class a sample (cross-entropy) or several labels (binary cross-entropy)."""
+"""Losses of training: classification, self-distillation, and the consistency of maps (Explanation-Guided Training)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -25,22 +26,18 @@ from exitlens.functional.maps import (
     regrid,
 )
 from exitlens.types import ExitOutput, LossTerms
+from exitlens.types.settings import check_choice
 from exitlens.types.tasks import check_truth
 
 
 def classification_loss(
     logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
 ) -> Tensor:  # (B,C), (B,) or (B,C) -> ()
-    """Cross-entropy of the softmax, or, for labels ``(B,C)`` of 0 and 1, binary cross-entropy of the sigmoids.
+    """Return the cross-entropy, or, for labels ``(B,C)`` of 0 and 1, the binary cross-entropy of the sigmoids.
 
-    The mean over samples, and over labels where there are several, so that it does not grow with their number.
-
-    Args:
-        logits: of one exit.
-        labels: ``(B,)`` integers in ``[0, C)``, or ``(B,C)`` of 0 and 1.
-        label_smoothing: share of a label that is spread evenly over all classes (arXiv 1512.00567); of several labels, of
-            each over yes and no.
-        class_weights: C numbers: a sample counts as its class's says; of several labels, each label as its own says.
+    It is a mean over samples, and over labels if there are several. ``label_smoothing`` spreads a share of each label evenly
+    over all classes (arXiv 1512.00567), or over yes and no. A sample counts as its class's weight says, and each of several
+    labels as its own.
     """
     logits = logits.float()
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
@@ -56,7 +53,7 @@ def classification_loss(
 def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0, several: bool = False) -> Tensor:
     """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached (Be Your Own Teacher, 1905.08094).
 
-    Of ``several`` labels, the mean over these of the divergence of each one's yes and no (sigmoids in place of the softmax).
+    With ``several`` labels it is the mean over labels of the divergence of yes and no, by sigmoids.
     """
     if len(outputs) < 2:
         return outputs[0].logits.new_zeros(())
@@ -73,18 +70,14 @@ def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0, s
 
 Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
-OF: tuple[Of, ...] = get_args(Of)
+Target = Literal["attention", "mean", "relevance", "product"]
+Reach = Literal["heads", "network"]
 EARLY_WEIGHT = 0.25
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
-DISTANCES: tuple[Distance, ...] = get_args(Distance)
-Target = Literal["attention", "mean", "relevance", "product"]
-TARGETS: tuple[Target, ...] = get_args(Target)
-Reach = Literal["heads", "network"]
-REACHES: tuple[Reach, ...] = get_args(Reach)
 
 
 def ramp(progress: float, share: float) -> float:
-    """Factor of the consistency weight: linear from 0 to 1 over the first ``share`` of training, then 1."""
+    """Return the factor of the consistency weight: linear from 0 to 1 over the first ``share`` of training, then 1."""
     return 1.0 if share <= 0 else min(1.0, max(0.0, progress) / share)
 
 
@@ -97,38 +90,14 @@ def consistency_loss(
         maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
         distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
         signed: the maps may be negative and are not distributions (evidence).
-        targets: ``(B,*S)`` of each of the first maps: what it is compared with, in place of the detached final map. With as
-            many as there are maps the final one is compared, too: ``1/K sum_k`` over all exits.
+        targets: ``(B,*S)`` of each of the first maps, in place of the detached final map. With as many as there are maps the
+            final one is compared, too: ``1/K sum_k`` over all exits.
     """
     targets = [maps[-1].detach()] * (len(maps) - 1) if targets is None else targets
     if not targets:
         return maps[0].new_zeros(())
     pairs = zip(targets, maps, strict=False)  # the final map may have no target
     return torch.stack([_distance(target, exit_map, distance, signed).mean() for target, exit_map in pairs]).mean()
-
-
-def check_choice(of: str, distance: str, target: str = "attention") -> None:
-    """Raise :class:`InputError` for a map, distance or target that does not exist, or those that make no sense together."""
-    if of not in OF:
-        raise InputError(f"of: expected one of {OF}, got {of!r}")
-    if distance not in DISTANCES:
-        raise InputError(f"distance: expected one of {DISTANCES}, got {distance!r}")
-    if target not in TARGETS:
-        raise InputError(f"target: expected one of {TARGETS}, got {target!r}")
-    if target != "attention" and of != "attention":
-        raise InputError(f"target: {target!r} is for attention maps, got of={of!r}")
-    if of == "evidence" and distance in ("kl", "js"):
-        use = "use 'pearson', 'cosine' or 'mse', or of='attention'"
-        raise InputError(f"distance: {distance!r} compares distributions and evidence has negative values: {use}")
-
-
-def check_sharpness(value: float, target: str | None) -> None:
-    """Raise :class:`InputError` if sharpness is invalid, or the target does not use one."""
-    require(value, int | float, "sharpness")
-    if not 0 < value < float("inf"):
-        raise InputError(f"sharpness: expected a finite number above 0, got {value}")
-    if target == "attention":
-        raise InputError("sharpness: is for targets that are made of several maps or of relevance, got target='attention'")
 
 
 def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool) -> Tensor:  # -> (B,)
@@ -162,27 +131,28 @@ class EGTLoss:
         of: ``attention``, ``evidence`` (of the true class, or the mean of the true labels) or ``activation`` (channel
             energy; needs ``features``).
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
-        target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
-            :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
-            others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all.
-            ``relevance``: towards the locations of exit 0's features (of tokens, before any attention) that speak for the
-            final exit's answer, to first order. ``product``: towards that times the attention of exit 0.
-        reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
-            classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
-            ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
+        target: map that the exits' maps are pulled towards. The default suits the network in :func:`exitlens.fit`
+            (:meth:`for_network`), and is ``attention`` elsewhere. ``attention`` pulls the early exits' maps towards the
+            final exit's (the paper). The others pull the maps of all exits, the final one included: ``mean`` towards their
+            geometric mean; ``relevance`` towards the locations of exit 0's features (of tokens, before any attention) that
+            speak for the final exit's answer, to first order; ``product`` towards that times the attention of exit 0.
+        reach: part that the consistency of attention maps trains. ``heads``, the default in :func:`exitlens.fit`, trains the
+            exits' heads only, and the backbone learns from classification alone; it needs maps without gradients into the
+            backbone: ``net.with_separate_maps(x)``. ``network`` trains all of it (the paper, and the default elsewhere).
         sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default: means are more diffuse than each
             map; 1.5 leaves little more than one location. For ``product`` of texts 0.5, so that more words are read; else 1.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
-        every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`; ``fit`` does); by
-            default 2 for images and targets made of relevance, which costs a backward pass (subclasses: 1), else 1.
+        every: steps from one that asks for consistency to the next, which multiply its weight (:meth:`at_step`; used by
+            ``fit``). The default is 2 for images and targets made of relevance, which costs a backward pass, else 1, as for
+            subclasses.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
-        label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567); of several
-            labels over yes and no.
-        class_weights: C positive numbers: a sample's cross-entropy counts as much as its class's number says. The mean is
-            over samples, not over weights as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for
-            :func:`exitlens.fit`, which counts the training labels: N / (C * samples of the class). Of several labels, the
-            numbers weigh the labels' terms, and there is no ``"balanced"``.
+        label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567), or with
+            several labels over yes and no.
+        class_weights: C positive numbers, the weights of samples by their class. The mean is over samples, not over weights
+            as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for :func:`exitlens.fit`, which counts
+            the training labels: N / (C * samples of the class). With several labels, the numbers weigh the labels' terms,
+            and there is no ``"balanced"``.
     """
 
     weight: float = 1.0
@@ -199,45 +169,64 @@ class EGTLoss:
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
 
     def __post_init__(self) -> None:
-        check_choice(self.of, self.distance, self.target or "attention")
-        if self.reach not in (*REACHES, None):
-            raise InputError(f"reach: expected one of {REACHES}, got {self.reach!r}")
+        check_choice("of", self.of, get_args(Of))
+        check_choice("distance", self.distance, get_args(Distance))
+        check_choice("target", self.target, (*get_args(Target), None))
+        check_choice("reach", self.reach, (*get_args(Reach), None))
+        if self.target not in ("attention", None) and self.of != "attention":
+            raise InputError(f"target: {self.target!r} is for attention maps, got of={self.of!r}")
+        if self.of == "evidence" and self.distance in ("kl", "js"):
+            raise InputError(
+                f"distance: {self.distance!r} compares distributions and evidence has negative values: use 'pearson', "
+                "'cosine' or 'mse', or of='attention'"
+            )
+        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
+            raise InputError(f"every: expected an integer of 1 or more, or None, got {self.every!r}")
+        self._check_numbers()
+        self._check_weights()
+
+    def _check_numbers(self) -> None:
         for name in ("weight", "distill", "ramp_share", "label_smoothing"):
             require(getattr(self, name), int | float, name)
         for name in ("weight", "distill"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name}: expected a finite number of 0 or more, got {value}")
-        if self.sharpness is not None:
-            check_sharpness(self.sharpness, self.target)
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: expected a finite number of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.ramp_share <= 1:
             raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
-        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
-            raise InputError(f"every: expected an integer of 1 or more, or None, got {self.every!r}")
-        if self.exit_weights is not None:
-            weights = _as_numbers(self.exit_weights, "exit_weights: expected a number per exit")
-            if not all(0 <= w < float("inf") for w in weights) or not sum(weights):
-                raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
-            object.__setattr__(self, "exit_weights", weights)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing: expected a share in [0, 1), got {self.label_smoothing}")
+        if self.sharpness is not None:
+            require(self.sharpness, int | float, "sharpness")
+            if not 0 < self.sharpness < math.inf:
+                raise InputError(f"sharpness: expected a finite number above 0, got {self.sharpness}")
+            if self.target == "attention":
+                raise InputError("sharpness: it is for targets made of several maps or of relevance, got target='attention'")
+
+    def _check_weights(self) -> None:
+        if self.exit_weights is not None:
+            weights = _as_numbers(self.exit_weights, "exit_weights: expected a number per exit")
+            if not all(0 <= w < math.inf for w in weights) or not sum(weights):
+                raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
+            object.__setattr__(self, "exit_weights", weights)
         if self.class_weights is not None and self.class_weights != "balanced":
-            object.__setattr__(self, "class_weights", _as_weights(self.class_weights))
+            weights = _as_numbers(self.class_weights, "class_weights: expected 'balanced' or a number per class")
+            if not weights or not all(0 < w < math.inf for w in weights):
+                raise InputError(f"class_weights: expected finite numbers above 0, got {weights!r:.60}")
+            object.__setattr__(self, "class_weights", weights)
 
     @property
     def needs_relevance(self) -> bool:
-        """True if it has to be given a relevance map."""
+        """True if it needs a relevance map."""
         return self.target in ("relevance", "product") and self.weight > 0
 
     def for_network(self, attends: bool, keeps_final: bool = False, of_images: bool = True) -> EGTLoss:
-        """With what was not given of target, its sharpness, reach and ``every``, for a kind of network.
+        """Return the loss with defaults for a kind of network filled in: target, its sharpness, reach and ``every``.
 
-        Convolutional: ``mean``: what the exits of such a network look at by themselves is true, and a final map that all
-        follow alone is less so. Networks that mix by attention (``attends``): ``product``, because there attention by itself
-        says little of where an answer comes from. Where the final exit is the backbone's own classifier (``keeps_final``),
-        its map cannot move, and the others follow it; so do maps other than attention. The reach is ``heads``: the backbone
-        is left to classification. Relevance for images (``of_images``) is asked every second step
-        (docs/measured/truth.md compares).
+        Convolutional networks get ``mean``: their exits' own maps are true, and a final map that all follow is less so.
+        Networks that mix by attention (``attends``) get ``product``, because there attention by itself says little about
+        where an answer comes from. If the final exit is the backbone's own classifier (``keeps_final``), its map is fixed
+        and the others follow it; so do maps other than attention. The reach is ``heads``: the backbone is left to
+        classification. Relevance for images (``of_images``) is asked every second step (docs/measured/truth.md compares).
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")
@@ -248,13 +237,13 @@ class EGTLoss:
         return replace(chosen, every=self.every or (2 if pauses else 1))
 
     def at_step(self, step: int) -> EGTLoss:
-        """The loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""
+        """Return the loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""
         every = self.every or 1
         return self if every == 1 else replace(self, weight=0.0 if step % every else self.weight * every, every=1)
 
     @property
     def separates_maps(self) -> bool:
-        """True if gradients of the maps are to end at the heads."""
+        """True if gradients of the maps end at the heads."""
         return self.reach == "heads" and self.of == "attention" and self.weight > 0
 
     def __call__(
@@ -265,62 +254,16 @@ class EGTLoss:
         features: Sequence[Tensor] | None = None,
         relevance: Tensor | None = None,
     ) -> LossTerms:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Args:
             outputs: of every exit, final last.
-            labels: ``(B,)`` integers in ``[0, C)``; of several labels ``(B,C)`` of 0 and 1, and then the classification term
-                is the mean of the labels' binary cross-entropies.
-            progress: how much of training is done, in [0, 1]; sets the ramp.
+            labels: ``(B,)`` integers in ``[0, C)``, or with several labels ``(B,C)`` of 0 and 1: the classification term is
+                then the mean of the labels' binary cross-entropies.
+            progress: share of training that is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
             relevance: ``(B,*S)`` signed (``net.with_relevance``), for the targets that are made of it.
         """
-        self._check(outputs, labels, features, relevance)
-        labels = labels if labels.ndim == 2 else labels.long()
-        alpha = ramp(progress, self.ramp_share)
-        classification = self.classify(outputs, labels)
-        consistency = distillation = classification.new_zeros(())
-        if self.weight > 0:
-            maps = self._maps(outputs, labels, features)
-            consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.make_targets(maps, relevance))
-        if self.distill > 0:
-            distillation = distillation_loss(outputs, several=labels.ndim == 2)
-        total = classification + alpha * (self.weight * consistency + self.distill * distillation)
-        return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
-
-    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
-        """The classification term: the weighted mean of the exits' cross-entropies."""
-        self.check_size(len(outputs), outputs[0].logits.shape[1])
-        weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
-        options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
-        terms = [w * classification_loss(out.logits, labels, *options) for w, out in zip(weights, outputs, strict=True)]
-        return torch.stack(terms).mean()
-
-    def check_size(self, exits: int, classes: int) -> None:
-        """Raise :class:`InputError` unless there is a weight for each of the ``exits`` and ``classes``, or none at all."""
-        given = self.class_weights
-        if given is not None and (isinstance(given, str) or len(given) != classes):
-            raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
-        if self.exit_weights is not None and len(self.exit_weights) != exits:
-            raise InputError(f"exit_weights: expected {exits} numbers, one per exit, got {self.exit_weights}")
-
-    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
-        """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
-        if self.target == "mean":
-            return [geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
-        if relevance is None or not self.needs_relevance:
-            return [maps[-1].detach()] * (len(maps) - 1)
-        return [mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
-
-    def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
-        if self.of == "evidence":
-            choose = class_evidence if labels.ndim == 1 else label_evidence
-            return [choose(out.evidence.float(), labels) for out in outputs]
-        return [energy(f) for f in features or ()] if self.of == "activation" else [out.attention.float() for out in outputs]
-
-    def _check(
-        self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None, relevance: Tensor | None
-    ) -> None:
         check_truth(labels, *outputs[0].logits.shape)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
@@ -328,13 +271,46 @@ class EGTLoss:
             raise InputError(
                 f"relevance: target={self.target!r} needs each sample's: outs, relevance = net.with_relevance(x)"
             )
+        labels = labels if labels.ndim == 2 else labels.long()
+        alpha = ramp(progress, self.ramp_share)
+        classification = self.classify(outputs, labels)
+        consistency = distillation = classification.new_zeros(())
+        if self.weight > 0:
+            maps = [out.attention.float() for out in outputs]
+            if self.of == "evidence":
+                choose = class_evidence if labels.ndim == 1 else label_evidence
+                maps = [choose(out.evidence.float(), labels) for out in outputs]
+            elif self.of == "activation":
+                maps = [energy(f) for f in features or ()]
+            consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.make_targets(maps, relevance))
+        if self.distill > 0:
+            distillation = distillation_loss(outputs, several=labels.ndim == 2)
+        total = classification + alpha * (self.weight * consistency + self.distill * distillation)
+        return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
 
+    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+        """Return the classification term: the weighted mean of the exits' cross-entropies."""
+        self.check_size(len(outputs), outputs[0].logits.shape[1])
+        weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
+        options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
+        terms = [w * classification_loss(out.logits, labels, *options) for w, out in zip(weights, outputs, strict=True)]
+        return torch.stack(terms).mean()
 
-def _as_weights(values: Iterable[float]) -> tuple[float, ...]:
-    weights = _as_numbers(values, "class_weights: expected 'balanced' or a number per class")
-    if not weights or not all(0 < w < float("inf") for w in weights):
-        raise InputError(f"class_weights: expected finite numbers above 0, got {weights!r:.60}")
-    return weights
+    def check_size(self, exits: int, classes: int) -> None:
+        """Raise :class:`InputError` if weights of exits or classes are not as many as these."""
+        given = self.class_weights
+        if given is not None and (isinstance(given, str) or len(given) != classes):
+            raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
+        if self.exit_weights is not None and len(self.exit_weights) != exits:
+            raise InputError(f"exit_weights: expected {exits} numbers, one per exit, got {self.exit_weights}")
+
+    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
+        """Return the detached target of each map: of the early ones, and of the final one if it is pulled, too."""
+        if self.target == "mean":
+            return [geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
+        if relevance is None or not self.needs_relevance:
+            return [maps[-1].detach()] * (len(maps) - 1)
+        return [mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
 
 
 def _as_numbers(values: Iterable[float], expected: str) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ EPS = 1e-12
 
 
 def all_finite(x: Tensor) -> bool:
-    """Return whether all elements are finite: by their sum, and one by one where that overflows."""
+    """Return whether all elements are finite: by their sum, or one by one if that overflows."""
     return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
@@ -28,26 +28,20 @@ def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
 
 
 def find_locations(*maps: Tensor) -> Tensor | None:  # (B,*S) each -> (B,*S) bool
-    """Which positions of maps of the same samples are locations; ``None``: all of them.
+    """Return which positions of maps of the same samples are locations; ``None``: all of them.
 
-    Maps of a sequence are exactly 0 at its padding. Positions where all of them are exactly 0 are no locations, or more
-    padding would mean more agreement.
+    Maps of sequences are exactly 0 at padding, which is no location, or more padding would mean more agreement.
     """
-    if maps[0].ndim != 2:
-        return None
-    return torch.stack([m != 0 for m in maps]).any(0)
+    return torch.stack([m != 0 for m in maps]).any(0) if maps[0].ndim == 2 else None
 
 
 def energy(features: Tensor) -> Tensor:  # (B,D,*S) -> (B,*S)
-    """Channel energy ``sum_d f_d^2`` as a distribution: the map of attention transfer (arXiv 1612.03928, eq. 1, p=2)."""
+    """Return the channel energy ``sum_d f_d^2`` as a distribution: attention transfer (arXiv 1612.03928, eq. 1, p=2)."""
     return as_distribution(features.float().square().sum(1))
 
 
 def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
-    """Averages maps over the areas of a coarser grid; the mean is kept, so renormalise a distribution afterwards.
-
-    Raises :class:`InputError` if ``size`` is finer than the map, or the numbers of axes differ.
-    """
+    """Average maps over the areas of a coarser grid; the mean is kept, so renormalise a distribution afterwards."""
     old = tuple(x.shape[1:])
     if old == tuple(size):
         return x
@@ -58,19 +52,16 @@ def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
 
 
 def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two batches of distributions on the coarser of their grids (per axis), each renormalised to sum 1."""
+    """Return two batches of distributions on the coarser of their grids (per axis), each renormalised to sum 1."""
     size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
     return as_distribution(regrid(a, size)), as_distribution(regrid(b, size))
 
 
 def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  # (B,*S) each -> (B,*T)
-    """The geometric mean of distributions over locations, normalised and detached, on the coarsest grid of them (per axis).
+    """Return the normalised power ``sharpness`` of the geometric mean of distributions, on their coarsest grid (per axis).
 
-    Also called a logarithmic opinion pool: a location counts as far as all maps agree that it does. The mean of attention
-    scores before their softmax gives the same. What is 0 in all maps (padding) stays 0.
-
-    Args:
-        sharpness: power that the mean is raised to before it is normalised.
+    In this logarithmic opinion pool a location counts as far as all maps agree that it does. The mean of attention scores
+    before their softmax gives the same. Padding (0 in all maps) stays 0. The result is detached.
     """
     size = tuple(min(sides) for sides in zip(*(each.shape[1:] for each in maps), strict=True))
     together = torch.stack([as_distribution(regrid(each.detach(), size)) for each in maps])
@@ -79,13 +70,10 @@ def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  #
 
 
 def place(x: Tensor, offset: Sequence[float]) -> Tensor:  # (...,*S) -> (...,*S)
-    """Moves maps by a fraction of a cell along their last axes, towards larger indices where it is positive.
+    """Move maps by an offset in cells along their last axes, towards larger indices if it is positive.
 
-    A cell's mass is shared between the two cells that it comes to lie on (linear interpolation); what would leave the map
-    stays in its edge cells, so that sums are kept. Maps that are not moved are returned as they are.
-
-    Args:
-        offset: in cells, for each of the last axes.
+    A cell's mass is shared between the two cells that it comes to lie on (linear interpolation); mass that would leave the
+    map stays in its edge cells, so that sums are kept.
     """
     for axis, by in enumerate(offset, x.ndim - len(offset)):
         if by:
@@ -94,24 +82,24 @@ def place(x: Tensor, offset: Sequence[float]) -> Tensor:  # (...,*S) -> (...,*S)
 
 
 def make_shift(count: int, by: float) -> Tensor:  # -> (count,count), rows sum to 1
-    """How much of each cell comes to lie on each other, when all move by so many cells: ``x @`` it moves the last axis."""
+    """Return the matrix that moves the last axis of ``x`` by so many cells: ``x @`` the matrix."""
     goal = (torch.arange(count, dtype=torch.float64) + by).clamp(0, count - 1)
     return (1 - (goal[:, None] - torch.arange(count)).abs()).clamp_min(0)
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,H,W)
-    """Bilinear enlargement, for pictures only; measures compare maps on the coarser grid."""
+    """Enlarge maps bilinearly, for pictures only; measures compare maps on the coarser grid."""
     return F.interpolate(x[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,) -> (B,*S)
-    """Evidence of one class per sample, centred over the classes at every location (what *distinguishes* the class)."""
+    """Return the evidence of one class per sample, centred over the classes at every location: it *distinguishes* it."""
     index = labels.view(-1, 1, *[1] * (evidence.ndim - 2)).expand(-1, 1, *evidence.shape[2:])
     return evidence.gather(1, index).squeeze(1) - evidence.mean(1)
 
 
 def label_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,C) -> (B,*S)
-    """The mean evidence of a sample's labels, which compete with none; of a sample without any, less that of all labels."""
+    """Return the mean evidence of a sample's labels, or, if it has none, minus the mean evidence of all labels."""
     has_labels = labels.any(1, keepdim=True)
     weights = torch.where(has_labels, labels.float(), -torch.ones_like(evidence.flatten(2)[..., 0]))  # (B,C)
     weights = weights / weights.abs().sum(1, keepdim=True)
@@ -119,9 +107,9 @@ def label_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
 
 
 def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:  # (B,*S) -> (B,*S) bool
-    """True at the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell.
+    """Mark the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell.
 
-    ``fraction`` is in (0, 1]; ``real`` ``(B,*S)`` bool tells which cells are locations (padding is never chosen).
+    ``fraction`` is in (0, 1]; ``real`` ``(B,*S)`` bool tells locations from padding, which is never chosen.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction: expected a number in (0, 1], got {fraction}")
@@ -138,26 +126,26 @@ def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence KL(p ‖ q) in nats of two distributions over locations."""
+    """Return the Kullback-Leibler divergence KL(p ‖ q) in nats of two distributions over locations."""
     p, q = p.flatten(1), q.flatten(1)
     terms = p * p.clamp_min(EPS).log() - p * q.clamp_min(EPS).log()  # xlogy's gradient at 0 would be infinite
     return terms.sum(1).clamp_min(0)
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence divided by ln 2: symmetric, in [0, 1]."""
+    """Return the Jensen-Shannon divergence divided by ln 2: symmetric, in [0, 1]."""
     p, q = p.flatten(1), q.flatten(1)
     middle = (p + q) / 2
     return ((kl(p, middle) + kl(q, middle)) / (2 * math.log(2))).clamp(0, 1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the two maps as vectors (the published consistency figure)."""
+    """Return the cosine of two maps as vectors (the published consistency figure)."""
     return torch.cosine_similarity(a.flatten(1), b.flatten(1), dim=1, eps=EPS)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation over locations (CC of saliency benchmarks); 0 where a map is constant."""
+    """Return the Pearson correlation over locations (CC of saliency benchmarks); 0 if a map is constant."""
     real = find_locations(a, b)
     a, b = _centre(a, real), _centre(b, real)
     norms = a.norm(dim=1) * b.norm(dim=1)
@@ -165,12 +153,12 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sim(p: Tensor, q: Tensor) -> Tensor:
-    """Histogram intersection of two distributions (SIM of saliency benchmarks), in [0, 1]."""
+    """Return the histogram intersection of two distributions (SIM of saliency benchmarks), in [0, 1]."""
     return torch.minimum(p.flatten(1), q.flatten(1)).sum(1)
 
 
 def _centre(x: Tensor, real: Tensor | None) -> Tensor:  # (B,*S) -> (B,S)
-    """Maps less their mean over the locations; 0 elsewhere."""
+    """Subtract the mean over the locations; 0 elsewhere."""
     x = x.flatten(1)
     if real is None:
         return x - x.mean(1, keepdim=True)
@@ -179,7 +167,7 @@ def _centre(x: Tensor, real: Tensor | None) -> Tensor:  # (B,*S) -> (B,S)
 
 
 def top_iou(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
-    """Intersection over union of the top ``fraction`` of cells."""
+    """Return the intersection over union of the top ``fraction`` of cells."""
     real = find_locations(a, b)
     top_a, top_b = top_cells(a, fraction, real).flatten(1), top_cells(b, fraction, real).flatten(1)
     return (top_a & top_b).sum(1) / (top_a | top_b).sum(1)
@@ -189,25 +177,23 @@ MEASURES = {"cc": pearson, "cosine": cosine, "sim": sim, "iou": top_iou, "kl": k
 
 
 def uniform(maps: Tensor) -> Tensor:
-    """Uniform maps of the same shape (0 at padding): what a head that looks nowhere in particular would score."""
+    """Return uniform maps of the same shape (0 at padding), as of a head that looks nowhere in particular."""
     real = find_locations(maps)
     return as_distribution(torch.ones_like(maps) if real is None else real.to(maps.dtype))
 
 
 def transplant(other: Tensor, maps: Tensor) -> Tensor:
-    """Maps of other samples as maps of these, cut to the locations that these have."""
+    """Cut maps of other samples to the locations that these maps have."""
     real = find_locations(maps)
     return other if real is None else as_distribution(other * real)
 
 
 def skill(value: float, null: float) -> float:
-    """``(m - null) / (1 - null)``: 0 is chance, 1 is perfect; NaN where the null is already perfect."""
+    """Return ``(m - null) / (1 - null)``: 0 is chance, 1 is perfect; NaN if the null is already perfect."""
     return (value - null) / (1 - null) if null < 1 else math.nan
 
 
 def pair_samples(count: int, seed: int) -> Tensor:
-    """For each image another one, drawn at random: a random cycle, so that no image is its own partner."""
+    """Draw another sample for each: a random cycle, so that no sample is its own partner."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    return partner
+    return torch.empty_like(order).scatter(0, order, order.roll(1))

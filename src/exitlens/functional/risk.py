@@ -1,4 +1,4 @@
-"""Risks: what a sample loses by leaving at an exit, the mean of that under a routing, and limits on it; and budgets."""
+"""Risks: the mean loss of samples by leaving at the exits they take, and limits on it; and budgets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ class Risk:
     """One risk of a routing, and the limit on it.
 
     Attributes:
-        values: ``(N,K)``: what each sample loses at each exit; 0 at the final one, but for what is spent.
+        values: ``(N,K)``: each sample's loss at each exit; 0 at the final one, unless spending is the risk.
         limit: on the mean, in [0, 1].
         kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1]; ``signed``: in [-1, 1].
-        rows: ``(N,)`` bool: the samples whose mean it is; ``None``: all.
-        groups: ``(N,)`` in [0, G), numbered so that the order says nothing about the losses; ``None``: all samples are
-            independent.
-        largest: a group counts as its size, at most as this; ``None``: every group counts the same.
+        rows: ``(N,)`` bool: the samples in the mean; ``None``: all.
+        groups: ``(N,)`` in [0, G), in an order that says nothing about the losses; ``None``: all samples are independent.
+        largest: a group counts as its size, but at most as this; ``None``: every group counts the same.
     """
 
     name: str
@@ -52,23 +51,23 @@ class Risk:
         return replace(self, groups=groups, largest=None if equal else largest)
 
     def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """Return what the samples that it is about lose at the exits they take."""
+        """Return the losses of its samples at the exits they take."""
         losses = select_exits(self.values, exits)
         return losses if self.rows is None else losses[self.rows]
 
     def mean(self, exits: Tensor) -> float:  # (N,)
-        """Return the risk on these samples; NaN where it is about none of them."""
+        """Return the risk on these samples; NaN if it is about none of them."""
         losses = self.losses(exits).double()
         groups = self._select_groups()
         weights = 1.0 if groups is None else weigh_samples(groups, self.largest)
         return (losses * weights).mean().item()
 
     def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """Return a value for each independent unit, at most 1: the risk is above its limit exactly where their mean is.
+        """Return a value for each independent unit, at most 1: the risk is above its limit exactly if their mean is.
 
         A unit is a sample or a group. A group's value is the mean of its losses, drawn towards the limit as far as it counts
         for less than the largest: of groups with sizes n and means m, the ratio E[n m] / E[n] is above the limit exactly
-        where E[limit + n (m - limit) / largest] is.
+        if E[limit + n (m - limit) / largest] is.
         """
         losses, groups = self.losses(exits), self._select_groups()
         if groups is None:
@@ -99,7 +98,7 @@ class Budget:
     """A limit on the mean price of the exits that are taken.
 
     Attributes:
-        name: in words, for the records of tests. asked: what was asked for, for errors.
+        name: in words, for the records of tests. asked: the request in words, for errors.
         prices: ``(K,)`` in [0, 1], never falling. limit: on their mean.
         is_promised: whether a certificate covers it; otherwise it holds on the samples at hand.
     """
@@ -121,7 +120,7 @@ class Budget:
 
     @property
     def last_free(self) -> int | None:
-        """The last exit that adds nothing, where a limit is on the share of samples that go further."""
+        """The last exit that adds nothing, if the limit is on the share of samples that go further."""
         return None if self.is_kept_by_all or self.prices[0] > 0 else int((self.prices == 0).sum()) - 1
 
     def to_risk(self, count: int) -> Risk:
@@ -152,7 +151,7 @@ def false_negative_drop(trace: Trace) -> Tensor:  # -> (N,K)
 
 
 def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
-    """Return ``1[answer differs from the final exit's]``, of several labels in any of them; needs no labels of the data."""
+    """Return ``1[answer differs from the final exit's]``, with several labels in any of them; the data needs no labels."""
     answers = trace.answers
     return (~are_same(answers, answers[:, -1:], trace.task)).float()
 
@@ -163,7 +162,7 @@ def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,
 
 
 def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[Risk]:
-    """Return the risks that are limited; for a limit on every class, one for each class among the ``rows`` that decide."""
+    """Return the limited risks; a limit on every class makes a risk for each class among the deciding ``rows``."""
     risks = []
     for name, limit in limits.items():
         if name == "max_accuracy_drop":
@@ -182,7 +181,7 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
 
 
 def _limit_classes(trace: Trace, name: str, limit: float, rows: Tensor) -> list[Risk]:
-    """Return a risk for the samples of each class; of several labels, of missing a label in the samples that have it."""
+    """Return a risk for the samples of each class, or of missing each of several labels in the samples that have it."""
     labels = trace.require_labels(name)
     if trace.task == "classes":
         drop, classes = accuracy_drop(trace), labels[rows].unique().tolist()
@@ -193,11 +192,7 @@ def _limit_classes(trace: Trace, name: str, limit: float, rows: Tensor) -> list[
 
 
 def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, percentile: float | None) -> list[Budget]:
-    """Return the budgets that were asked for.
-
-    Raises:
-        InputError: for ``max_ms`` where the trace has no timing. CalibrationError: where not even the first exit is within.
-    """
+    """Return the budgets, or raise :class:`CalibrationError` if not even the first exit keeps them."""
     budgets = []
     if max_cost is not None:
         if max_cost + ROOM < trace.cost[0]:

@@ -1,4 +1,4 @@
-"""The gate: an estimate, before the final map exists, of how far an early exit's map is from it, and a limit to that."""
+"""Routing: whether an exit fires, and the gate, which estimates the divergence of its map from the final one beforehand."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from exitlens.types import Gate, Policy, Trace
 from exitlens.types.tasks import USUAL_SCORES
 
 RIDGE = 1e-4  # of the mean square of each gate feature
-SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the samples that a gate may trust, tried in turn
+SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the samples that a gate trusts, tried in turn
 
 
 def compute_gate_features(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), (B,*S') -> (B,2)
-    """Each map's entropy relative to a uniform map's, and its divergence from the exit before's (0 at the first)."""
+    """Return each map's entropy over a uniform map's, and its divergence from the exit before's (0 at the first)."""
     flat = attention.float().flatten(1)
     entropy = -torch.special.xlogy(flat, flat).sum(1) / math.log(max(flat.shape[1], 2))
     if previous is None:
@@ -29,18 +29,18 @@ def compute_gate_features(attention: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def estimate(gate: Gate, k: int, confidence: Tensor, gate_features: Tensor) -> Tensor:  # (B,), (B,2) -> (B,)
-    """The gate's estimate of the divergence of exit k's map from the final one, in [0, 1]."""
+    """Return the gate's estimate of the divergence of exit k's map from the final one, in [0, 1]."""
     sure, entropy, change, constant = gate.weights[k]
     return (sure * confidence + entropy * gate_features[:, 0] + change * gate_features[:, 1] + constant).clamp(0, 1)
 
 
-def mask_untrusted(scores: Tensor, estimates: Tensor, limit: float) -> Tensor:  # (B,), (B,) -> (B,)
-    """The scores of samples whose map is trusted, and 0 for the others."""
+def mask_untrusted(scores: Tensor, estimates: Tensor, limit: float | Tensor) -> Tensor:
+    """Return the scores, or 0 where the map is not trusted."""
     return torch.where(estimates <= limit, scores, torch.zeros_like(scores))
 
 
 def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> Tensor:  # -> (N,K-1)
-    """The gate's estimates at every early exit of every sample; see :func:`require_gate_features`."""
+    """Return the gate's estimates at every early exit of every sample."""
     gate_features, columns = require_gate_features(trace), []
     for k in range(trace.num_exits - 1):
         confidence = score(trace.logits[:, k], USUAL_SCORES[trace.task], temperatures[k])
@@ -49,14 +49,14 @@ def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> T
 
 
 def require_gate_features(trace: Trace) -> Tensor:
-    """The trace's gate features; raises :class:`InputError` where it has none."""
+    """Return the trace's gate features; raises :class:`InputError` if it has none."""
     if trace.gate_features is None:
         raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
     return trace.gate_features
 
 
 def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
-    """A gate without limits, fitted by ridge regression to the divergences measured on the samples at ``rows`` ``(n,)``."""
+    """Fit a gate without limits, by ridge regression, to the divergences measured on the samples at ``rows`` ``(n,)``."""
     gate_features, weights = require_gate_features(trace)[rows].double(), []
     for k in range(trace.num_exits - 1):
         confidence = score(trace.logits[rows, k], USUAL_SCORES[trace.task], temperatures[k]).double()
@@ -71,7 +71,7 @@ def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
 
 
 def limit_gate(gate: Gate, estimates: Tensor, share: float) -> Gate:
-    """The gate that trusts, at each exit, this share of the samples with these ``estimates`` ``(n,K-1)``."""
+    """Return the gate that trusts, at each exit, this share of the samples with these ``estimates`` ``(n,K-1)``."""
     if share >= 1:
         return gate
     limits = [column.double().quantile(share, interpolation="midpoint").item() for column in estimates.T]
@@ -79,12 +79,12 @@ def limit_gate(gate: Gate, estimates: Tensor, share: float) -> Gate:
 
 
 def fires(scores: Tensor, threshold: float) -> Tensor:  # (B,) -> (B,) bool
-    """An exit fires at ``score >= threshold``; an infinite threshold never fires."""
+    """Return whether an exit fires: at ``score >= threshold``, so never at an infinite threshold."""
     return scores >= threshold
 
 
 def find_first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  # (N,K-1) -> (N,)
-    """Index of the first exit that fires for each sample; the final exit, K-1, where none does."""
+    """Return the index of the first exit that fires for each sample; if none fires the final exit, K-1."""
     exits = torch.full((len(scores),), len(thresholds), dtype=torch.long)
     for k in reversed(range(len(thresholds))):
         exits[fires(scores[:, k], thresholds[k])] = k
@@ -92,7 +92,7 @@ def find_first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  #
 
 
 class Decision(NamedTuple):
-    """What an early exit decides about each sample of a batch.
+    """Decisions of an early exit about a batch.
 
     Attributes:
         scores: ``(B,)`` compared with the threshold: 0 where the policy's gate does not trust the map.
@@ -106,33 +106,27 @@ class Decision(NamedTuple):
 
     @property
     def fired(self) -> Tensor:  # (B,) bool
-        """Which samples leave here, if they come this far."""
+        """True for samples that leave here if they come this far."""
         return fires(self.scores, self.threshold)
 
 
 def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Tensor | None) -> Decision:
-    """The decision of early exit k, from probabilities ``(B,C)`` and the policy's score of them ``(B,)``.
+    """Decide at early exit k, from probabilities ``(B,C)`` and the policy's score of them ``(B,)``.
 
     A policy with a gate also needs the gate features ``(B,2)`` of the exit's map.
     """
-    confidence = None if policy.gate is None else score_of(p, USUAL_SCORES[policy.task])
-    return _decide(policy, k, scores, confidence, gate_features)
-
-
-def _decide(policy: Policy, k: int, scores: Tensor, confidence: Tensor | None, gate_features: Tensor | None) -> Decision:
-    """From the largest probability ``(B,)`` (of several labels: how decided they are), which a gate needs."""
     if policy.gate is None:
         return Decision(scores, None, policy.thresholds[k])
-    assert confidence is not None, "a gate needs it"
     assert gate_features is not None, "a gate needs them"
-    estimates = estimate(policy.gate, k, confidence, gate_features)
+    estimates = estimate(policy.gate, k, score_of(p, USUAL_SCORES[policy.task]), gate_features)
     return Decision(mask_untrusted(scores, estimates, policy.gate.limits[k]), estimates, policy.thresholds[k])
 
 
 def needs_head(policy: Policy, k: int) -> bool:
     """Return whether adaptive inference computes the head of exit k.
 
-    The final exit's always. An early exit's if it can fire, or if its map is a gate feature of a later one that can.
+    The final head is always computed, and an early one if it can fire, or if its map is a gate feature of a later exit that
+    can.
     """
     if k == len(policy.thresholds):
         return True
@@ -140,31 +134,24 @@ def needs_head(policy: Policy, k: int) -> bool:
 
 
 def cover(policies: Sequence[Policy]) -> Policy:
-    """A policy for which every head is computed that one of these needs: what to cut a network by, not to answer by."""
+    """Return a policy that needs every head that one of these policies needs: for cutting a network, not for answering."""
     early = range(policies[0].num_exits - 1)
     thresholds = tuple(0.0 if any(needs_head(policy, k) for policy in policies) else math.inf for k in early)
     return Policy(thresholds, policies[0].score)
 
 
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
-    """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map.
-
-    Raises :class:`InputError` for a policy with a gate and a trace without gate features.
-    """
-    if trace.num_exits == 1:
-        return torch.empty(len(trace), 0)
-    gate_features, columns = None if policy.gate is None else require_gate_features(trace), []
-    for k in range(trace.num_exits - 1):
-        logits, temperature = trace.logits[:, k], policy.temperatures[k]
-        features = confidence = None
-        if gate_features is not None:
-            features, confidence = gate_features[:, k], score(logits, USUAL_SCORES[policy.task], temperature)
-        columns.append(_decide(policy, k, score(logits, policy.score, temperature), confidence, features).scores)
-    return torch.stack(columns, 1)
+    """Return the policy's score at every early exit of every sample, 0 where its gate does not trust the map."""
+    columns = [score(trace.logits[:, k], policy.score, policy.temperatures[k]) for k in range(trace.num_exits - 1)]
+    scores = torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
+    if policy.gate is None:
+        return scores
+    estimates = estimate_trace(trace, policy.temperatures, policy.gate)
+    return mask_untrusted(scores, estimates, torch.tensor(policy.gate.limits))
 
 
 def route(trace: Trace, policy: Policy) -> Tensor:
-    """The exit that each sample of the trace takes: ``(N,)`` integers in ``[0, K)``.
+    """Return the exit that each sample of the trace takes: ``(N,)`` integers in ``[0, K)``.
 
     Raises:
         PolicyError: if the policy has another number of exits or was calibrated for another network.

@@ -18,16 +18,14 @@ from exitlens.types.requests import ALL_SCORES, DECIDED
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
-    """How certain an exit is, from its logits divided by ``temperature`` (see :func:`score_of`)."""
+    """Return an exit's certainty, from its logits divided by ``temperature`` (see :func:`score_of`)."""
     if isinstance(logits, CompactLogits):
         return score_compact(logits, kind, temperature)
     return score_of(probabilities(logits, temperature, kind), kind)
 
 
-def probabilities(
-    logits: Tensor, temperature: float | Tensor = 1.0, kind: str = "max_probability"
-) -> Tensor:  # (B,C) -> (B,C)
-    """Softmax of ``logits / temperature`` in float32; for the score ``decided``, of several labels, the sigmoid."""
+def probabilities(logits: Tensor, temperature: float | Tensor = 1.0, kind: str = "max_probability") -> Tensor:
+    """Return the softmax of ``logits / temperature`` in float32; for the score ``decided``, the sigmoid."""
     logits = logits.float()
     if not isinstance(temperature, float) or temperature != 1.0:
         logits = logits / temperature
@@ -35,9 +33,9 @@ def probabilities(
 
 
 def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
-    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
+    """Return ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
 
-    ``decided``, of several labels: the smallest of max(p, 1 - p), in [1/2, 1].
+    ``decided``, for several labels: the smallest of max(p, 1 - p), in [1/2, 1].
     """
     if kind == "max_probability":
         return p.amax(-1)
@@ -53,14 +51,12 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
 
 
 class Rating(NamedTuple):
-    """How good the probabilities of samples with labels are.
-
-    Of several labels each of a sample's counts, so that there are N times C rows instead of N.
+    """Quality of the probabilities of samples with labels; with several labels each counts, so there are N times C rows.
 
     Attributes:
         confidence: ``(N,)`` the largest probability (of a label: max(p, 1 - p)).
-        correct: ``(N,)`` whether that is right: 0 or 1.
-        squared_error: ``(N,)`` squared distance of all probabilities from the one-hot label, in [0, 2]; of labels [0, 1].
+        correct: ``(N,)`` 1 if the answer is right, else 0.
+        squared_error: ``(N,)`` squared distance of the probabilities from the one-hot label, in [0, 2]; of a label [0, 1].
     """
 
     confidence: Tensor
@@ -69,7 +65,7 @@ class Rating(NamedTuple):
 
 
 def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,) or (N,C)
-    """What calibration error and Brier score are made of, of one class also risk-coverage."""
+    """Rate probabilities for calibration error, Brier score and (of one class per sample) risk-coverage."""
     if isinstance(logits, CompactLogits):
         confidence, of_label, square = compute_probabilities(logits, temperature)
         return Rating(confidence, (logits.argmax() == labels).float(), square - 2 * of_label + 1)
@@ -88,29 +84,28 @@ def routed_calibration_error(trace: Trace, temperatures: Sequence[float], exits:
 
     With several labels per sample, each label's probability counts.
     """
-    labels, rows = trace.require_labels("the calibration error"), torch.arange(len(trace))
-    rated = [rate_probabilities(trace.logits[:, k], labels, t) for k, t in enumerate(temperatures)]
-    confidence, correct = (
-        torch.stack(column)[exits.repeat_interleave(len(column[0]) // len(rows)), torch.arange(len(column[0]))]
-        for column in ([rating.confidence for rating in rated], [rating.correct for rating in rated])
-    )
-    return expected_calibration_error(confidence, correct)
+    labels = trace.require_labels("the calibration error")
+    parts = [
+        rate_probabilities(trace.logits[exits == k, k], labels[exits == k], t)
+        for k, t in enumerate(temperatures)
+        if (exits == k).any()
+    ]
+    return expected_calibration_error(torch.cat([part.confidence for part in parts]), torch.cat([p.correct for p in parts]))
 
 
 def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,) or (N,C), (n,)
-    """:func:`fit_temperature` of every exit on the samples at ``rows``."""
+    """Fit a temperature to every exit on the samples at ``rows``."""
     return tuple(fit_temperature(logits[rows, k], labels[rows]) for k in range(logits.shape[1]))
 
 
 def fit_temperature(logits: Logits, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:
-    """The temperature that minimises the negative log-likelihood (arXiv 1706.04599), by golden-section search on log T.
+    """Return the temperature of least negative log-likelihood (arXiv 1706.04599), by golden-section search on log T.
 
-    Of several labels, ``(N,C)`` of 0 and 1, that is the mean binary cross-entropy of the sigmoids.
-
-    The likelihood is unimodal in ``log T`` for logits of one exit, so the search needs no gradient and no start value.
-    Clipped to ``[low, high]``: separable data would drive it to 0.
+    With several labels, ``(N,C)`` of 0 and 1, the loss is the mean binary cross-entropy of the sigmoids. It is unimodal in
+    ``log T``, so the search needs no gradient and no start value. The result is clipped to ``[low, high]``: separable data
+    would drive it to 0.
     """
-    loss = _fix_labels(logits, labels)
+    loss = fix_likelihood(logits) if isinstance(logits, CompactLogits) else _fix_labels(logits.double(), labels)
     golden = (math.sqrt(5) - 1) / 2
     a, b = math.log(low), math.log(high)
     left, right = b - golden * (b - a), a + golden * (b - a)
@@ -127,26 +122,22 @@ def fit_temperature(logits: Logits, labels: Tensor, low: float = 0.05, high: flo
     return math.exp((a + b) / 2)
 
 
-def _fix_labels(logits: Logits, labels: Tensor) -> Callable[[float], float]:
-    """The negative log-likelihood as a function of the temperature."""
-    if isinstance(logits, CompactLogits):
-        return fix_likelihood(logits)
-    exact = logits.double()
+def _fix_labels(logits: Tensor, labels: Tensor) -> Callable[[float], float]:
+    """Return the negative log-likelihood as a function of the temperature."""
     if labels.ndim == 2:
-        truth = labels.double()
-        return lambda temperature: F.binary_cross_entropy_with_logits(exact / temperature, truth).item()
-    return lambda temperature: F.cross_entropy(exact / temperature, labels).item()
+        return lambda temperature: F.binary_cross_entropy_with_logits(logits / temperature, labels.double()).item()
+    return lambda temperature: F.cross_entropy(logits / temperature, labels).item()
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:  # (N,), (N,) 0 or 1
-    """Mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
+    """Return the mean gap between confidence and accuracy over equal-width ``bins``, in [0, 1] (arXiv 1706.04599, eq. 3)."""
     place = (confidence * bins).long().clamp_max(bins - 1)
     gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
     return (gap.sum() / len(correct)).item()
 
 
 def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) -> (N,)
-    """Error rate among the ``n`` most confident samples, for n = 1 … N (selective classification, arXiv 1705.08500).
+    """Return error rates of the n most confident samples, n = 1 … N (arXiv 1705.08500).
 
     Samples of equal confidence are answered together: within a tie the errors are spread evenly.
     """
@@ -159,13 +150,13 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) 
 
 
 def micro_f1(answers: Tensor, labels: Tensor) -> float:  # (N,C) bool each
-    """``2 TP / (2 TP + FP + FN)``, counted over all samples and labels together; 1 where nothing is told or there."""
+    """Return ``2 TP / (2 TP + FP + FN)`` over all samples and labels together; 1 if no label is told or true."""
     told, there = int(answers.sum()), int(labels.sum())
     return 2 * int((answers & labels).sum()) / (told + there) if told + there else 1.0
 
 
 def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool
-    """Shares of samples that are right early and then go on (arXiv 1810.07052, section 3): ``(wasteful, destructive)``.
+    """Return shares of samples that are right early and go on (arXiv 1810.07052, section 3): ``(wasteful, destructive)``.
 
     Wasteful: the final exit is right, too. Destructive: it is wrong.
     """

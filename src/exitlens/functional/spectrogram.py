@@ -6,6 +6,7 @@ The filters are those of ``librosa.filters.mel(htk=True, norm=None)`` and of tor
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +18,13 @@ FLOOR = 1e-10  # power: silence is log(FLOOR)
 
 
 def count_samples(settings: MelSpectrogram, rate: float) -> tuple[int, int, int]:
-    """Samples of the window, of the hop, and of the transform, which is the next power of two."""
+    """Return the samples of the window, of the hop, and of the transform, which is the next power of two."""
     window, hop = (max(1, round(rate * ms / 1000)) for ms in (settings.window_ms, settings.hop_ms))
     return window, hop, 1 << (window - 1).bit_length()
 
 
 def make_mel_filters(settings: MelSpectrogram, rate: float) -> Tensor:  # -> (bins, bands)
-    """Triangles over the bins of the transform, of equal width on the mel scale ``2595 log10(1 + f / 700)``.
-
-    Raises:
-        InputError: bands above half the sampling rate, or so narrow that one has no bin.
-    """
+    """Return triangles over the bins of the transform, of equal width on the mel scale ``2595 log10(1 + f / 700)``."""
     high = settings.high_hz or rate / 2
     if high > rate / 2 or settings.low_hz >= high:
         raise InputError(f"low_hz, high_hz: expected bands below half the rate, {rate / 2:g} Hz, got up to {high:g} Hz")
@@ -45,21 +42,9 @@ def make_mel_filters(settings: MelSpectrogram, rate: float) -> Tensor:  # -> (bi
 
 
 def compute_log_mel(waveform: Tensor, settings: MelSpectrogram, rate: float) -> Tensor:  # (..., N) -> (..., bands, T)
-    """The logarithm of the power in each band, ``T = 1 + N // hop``; step ``t`` is centred at sample ``t * hop``.
-
-    Beyond both ends there is silence. Raises :class:`InputError` as :func:`make_mel_filters`.
-    """
+    """Return each band's log power, ``T = 1 + N // hop``; step ``t`` is centred at sample ``t * hop``, with silent ends."""
     filters = make_mel_filters(settings, rate)
     window, hop, size = count_samples(settings, rate)
-    spectrum = torch.stft(
-        waveform.float(),
-        size,
-        hop,
-        window,
-        torch.hann_window(window),
-        center=True,
-        pad_mode="constant",
-        return_complex=True,
-    )  # (...,bins,T)
-    power = spectrum.abs().square()
-    return (filters.T @ power).clamp(min=FLOOR).log()
+    options: dict[str, Any] = {"center": True, "pad_mode": "constant", "return_complex": True}
+    spectrum = torch.stft(waveform.float(), size, hop, window, torch.hann_window(window), **options)  # (...,bins,T)
+    return (filters.T @ spectrum.abs().square()).clamp(min=FLOOR).log()

@@ -21,6 +21,7 @@ from exitlens.serving.models import Array, ServedModel
 from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import read_answers
 
+OnStep = Callable[[int, int, float], None]
 LOG = logging.getLogger("exitlens.serving")
 MARGIN = 0.002  # seconds before a deadline at which its answer goes out
 URGENT_STEPS, URGENT_SECONDS = 4, 0.05  # a request goes first from this many longest steps and seconds before its deadline
@@ -123,18 +124,13 @@ class Ticket:
 
 
 class Pool(NamedTuple):
-    """Samples that wait for stage ``stage`` of router ``router``.
-
-    Attributes:
-        entered: when the first of them began to wait for company (``time.monotonic``).
-        urgent: True if a deadline of theirs is near.
-    """
+    """Samples of a router that wait for a stage."""
 
     router: int
     stage: int
     samples: int
-    entered: float
-    urgent: bool = False
+    entered: float  # when the first of them began to wait for company (time.monotonic)
+    urgent: bool = False  # a deadline of theirs is near
 
 
 def choose_pool(pools: Sequence[Pool], size: int, now: float, max_delay: float) -> Pool:
@@ -202,13 +198,7 @@ class Cascade:
     """
 
     def __init__(
-        self,
-        model: ServedModel,
-        engine: Engine,
-        pace: Pace,
-        size: int,
-        max_delay: float,
-        on_step: Callable[[int, int, float], None] = lambda *_: None,
+        self, model: ServedModel, engine: Engine, pace: Pace, size: int, max_delay: float, on_step: OnStep = lambda *_: None
     ) -> None:
         self.model, self.engine, self.pace, self.size, self.max_delay = model, engine, pace, size, max_delay
         self.on_step = on_step

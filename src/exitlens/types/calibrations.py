@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exitlens.errors import PolicyError
-from exitlens.types.requests import CalibrationRequest, SampleSketch
+from exitlens.types.requests import CalibrationRequest, SampleSketch, read_record
 from exitlens.types.tasks import Task
 from exitlens.types.traces import ExitLatency
 
@@ -16,9 +16,9 @@ FORMAT = 1  # of Calibration.to_dict
 
 @dataclass(frozen=True)
 class RiskTest:
-    """The test of one risk, on samples that did not propose the policy; ``mean`` is ``None`` where there were none.
+    """The test of one risk, on samples that did not propose the policy.
 
-    ``groups``: how many independent groups these samples come in; ``None`` where all samples are independent.
+    ``mean`` is ``None`` if there were no such samples; ``groups`` is ``None`` if all samples are independent.
     """
 
     name: str
@@ -32,18 +32,18 @@ class RiskTest:
 
 @dataclass(frozen=True)
 class Certification:
-    """How a policy was certified, or why none could be.
+    """The record of a certification, or of why it was refused.
 
     Attributes:
-        delta: how likely the promise may be wrong. level: of the tests; less than delta where it covers earlier askings.
-        asking: how many certificates these samples were asked for, this one included.
-        path_samples: how many samples proposed the path; the others tested it.
-        path_length: policies on the path. steps_tested: how many of them were tested.
-        tests: of the accepted policy; where there is none, of the first that was refused.
-        reason: why the early exits never fire; empty where a policy was accepted.
-        samples_needed: about how many samples (groups, where there are some) a certificate would take, where that is known.
-        path_groups: how many groups proposed the path; ``None`` where all samples are independent.
-        largest_group: a group counts as its size, at most as this; ``None``: every group counts the same.
+        delta: chance that the promise is wrong. level: of the tests; less than ``delta`` where it covers earlier askings.
+        asking: number of certificates that these samples were asked for, this one included.
+        path_samples: samples that proposed the path; the others tested it.
+        path_length: policies on the path. steps_tested: of these.
+        tests: of the accepted policy; without one, of the first that was refused.
+        reason: why the early exits never fire; empty if a policy was accepted.
+        samples_needed: estimate of the samples (or groups) that a certificate takes; ``None`` if no number would do.
+        path_groups: groups that proposed the path; ``None`` if all samples are independent.
+        largest_group: a group counts as its size, but at most as this; ``None``: every group counts the same.
     """
 
     delta: float
@@ -61,7 +61,7 @@ class Certification:
 
 @dataclass(frozen=True)
 class DriftReference:
-    """Calibration samples counted for :class:`~exitlens.DriftMonitor`, by exit and by score at that exit, the surest first.
+    """Counts of calibration samples by exit and by score at that exit, highest score first, for the drift monitor.
 
     ``edges`` between the cells of each exit increase; ``confidence`` is the mean score.
     """
@@ -78,20 +78,20 @@ class DriftReference:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What :func:`exitlens.calibrate` was asked for and what it rests on; part of a :class:`~exitlens.Policy`.
+    """The request of :func:`exitlens.calibrate` and what its answer rests on; part of a :class:`~exitlens.Policy`.
 
     Attributes:
         request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
-        samples: of the trace. distinct_samples: how many of them have logits of their own. data: fingerprint of the trace.
-        cost: mean cost on these samples. rule: hash of the policy that all this is about.
-        calibration_error: how far confidence is from accuracy, on average over these samples; ``None`` without labels.
-        classes: how many classes were tested, and of how many, where every class has a limit.
-        fitted_on: the samples that the temperatures were fitted on, through all policies that handed them on.
+        samples: number of samples. distinct_samples: number of different logits among them. data: the trace's fingerprint.
+        cost: mean cost on these samples. rule: hash of the policy that the record is about.
+        calibration_error: mean gap between confidence and accuracy on these samples; ``None`` without labels.
+        classes: number of classes tested, and of all classes, if every class has a limit.
+        fitted_on: samples that the temperatures were fitted on, through all policies that handed them on.
         reference: for the drift monitor.
-        certification: ``None`` where the limits hold on these samples only (empirical mode).
-        groups: how many independent groups the samples come in; ``None`` where all samples are independent.
-        timing: what a batch took at each exit; ``None`` where that was not measured.
-        held_out: by name, the mean loss of the samples of all folds; one for each class where every class has a limit.
+        certification: ``None`` if the limits hold on these samples only (empirical mode).
+        groups: number of independent groups of samples; ``None`` if all samples are independent.
+        timing: time of a batch at each exit; ``None`` if it was not measured.
+        held_out: mean loss of held-out samples over all folds, by the name of the risk.
 
     Examples:
         >>> xl.calibrate(trace, max_disagreement=0.5).calibration.limits
@@ -115,21 +115,16 @@ class Calibration:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits that were asked for, by name, ``max_cost`` and ``max_ms`` included."""
+        """The limits that were asked for, by name."""
         return self.request.limits
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        timing = None if self.timing is None else self.timing.to_dict()
-        return {"format": FORMAT, **asdict(self), "timing": timing}
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`.
-
-        Raises:
-            PolicyError: for a record that is damaged or of another format.
-        """
+        """Inverse of :meth:`to_dict`; raises :class:`PolicyError` for a damaged record or another format."""
         record = dict(values)
         if (written := record.pop("format", None)) != FORMAT:
             raise PolicyError(
@@ -137,21 +132,7 @@ class Calibration:
                 "Fix: calibrate again with this version."
             )
         try:
-            record["request"] = CalibrationRequest.from_dict(record["request"])
-            record["fitted_on"] = tuple(map(SampleSketch.from_dict, record["fitted_on"]))
-            if record["classes"] is not None:
-                record["classes"] = tuple(record["classes"])
-            if (reference := record["reference"]) is not None:
-                edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
-                record["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
-            if (held_out := record["held_out"]) is not None:
-                record["held_out"] = {str(name): float(loss) for name, loss in held_out.items()}
-            if (timing := record["timing"]) is not None:
-                record["timing"] = ExitLatency.from_dict(timing)
-            if (certification := record["certification"]) is not None:
-                tests = tuple(RiskTest(**test) for test in certification["tests"])
-                record["certification"] = Certification(**certification | {"tests": tests})
-            return cls(**record)
+            return read_record(cls, record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PolicyError(f"calibration: expected what calibrate wrote, got a damaged record ({error})") from error
 
@@ -167,13 +148,19 @@ _TESTS = {
 
 
 def write_certificate(record: Calibration | None, network: str, task: Task = "classes") -> str:
-    """Two sentences: the promise, and what it rests on."""
+    """Return two sentences: the promise, and what it rests on."""
     if record is None:
         return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
     limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
     if tested is None and record.request.folds is not None:
-        return _describe_folds(record, limits)
+        drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
+        return (
+            f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
+            f"{record.request.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new "
+            "data to lose about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a "
+            "certificate."
+        )
     if tested is None:
         return (
             f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
@@ -187,55 +174,44 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
             f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}. The samples have "
             f"spent a level of {tested.level:.3g} on this: another limit needs other samples, or more delta than before."
         )
-    limited = [(name, limit) for name, limit in record.limits.items() if name != "max_cost"]
-    promises = " and ".join(_promise(*one, record, task) for one in limited)
-    where, (drawn, tests) = f" {network}" if network else "", _name_data(record, tested)
-    text = (
-        f"With {sure} confidence, on {drawn}, the network{where} under this policy {promises}. This was tested on {tests} "
-        f"that did not propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost "
-        f"{100 * record.cost:.3g} % of the full network's."
+    promises = " and ".join(
+        _describe_promise(name, limit, record, task) for name, limit in record.limits.items() if name != "max_cost"
     )
+    rest = record.samples - tested.path_samples
+    drawn, tests = f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
+    if record.groups is not None and tested.path_groups is not None:
+        drawn = f"new groups drawn like the {record.groups:,} groups of the calibration ({record.samples:,} samples)"
+        tests = f"{record.groups - tested.path_groups:,} groups ({rest:,} samples)"
+    text = (
+        f"With {sure} confidence, on {drawn}, the network{f' {network}' if network else ''} under this policy {promises}. "
+        f"This was tested on {tests} that did not propose the thresholds ({_list_tests(tested.tests)}), and early exits "
+        f"made the mean cost {100 * record.cost:.3g} % of the full network's."
+    )
+    return text + _list_caveats(record, tested)
+
+
+def _list_caveats(record: Calibration, tested: Certification) -> str:
+    """Return sentences about earlier askings, groups and repeated samples; empty if there are none."""
+    text, largest = "", tested.largest_group
     if tested.asking > 1:
         text += (
             f" It is certificate {tested.asking} that these samples were asked for: the confidence is that in all that were "
             f"given, and this one was tested at level {tested.level:.3g}."
         )
     if record.groups is not None:
-        text += " Only groups count as independent. " + _weigh_groups(tested.largest_group)
-    if record.distinct_samples == record.samples:
-        return text
-    once = "distinct" if record.groups is None else "in one group only"
-    return (
-        f"{text} But only {record.distinct_samples:,} of the samples are {once}: repeated samples are not independent "
-        "draws, and the promise does not count for them."
-    )
-
-
-def _describe_folds(record: Calibration, limits: str) -> str:
-    drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
-    return (
-        f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
-        f"{record.request.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new data to "
-        "lose about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a certificate."
-    )
-
-
-def _name_data(record: Calibration, tested: Certification) -> tuple[str, str]:
-    """Return what the promise is about, and what tested it."""
-    rest = record.samples - tested.path_samples
-    if record.groups is None or tested.path_groups is None:
-        return f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
-    return (
-        f"new groups drawn like the {record.groups:,} groups of the calibration ({record.samples:,} samples)",
-        f"{record.groups - tested.path_groups:,} groups ({rest:,} samples)",
-    )
-
-
-def _weigh_groups(largest: int | None) -> str:
-    if largest is None:
-        return "Every group counts the same, large or small: the means are over groups."
-    larger = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}"
-    return f"A group counts as many times as it has samples, but one of more than {larger}."
+        larger = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}" if largest else ""
+        text += " Only groups count as independent. " + (
+            f"A group counts as many times as it has samples, but one of more than {larger}."
+            if larger
+            else "Every group counts the same, large or small: the means are over groups."
+        )
+    if record.distinct_samples != record.samples:
+        once = "distinct" if record.groups is None else "in one group only"
+        text += (
+            f" But only {record.distinct_samples:,} of the samples are {once}: repeated samples are not independent draws, "
+            "and the promise does not count for them."
+        )
+    return text
 
 
 def _describe_limit(name: str, limit: float, record: Calibration) -> str:
@@ -246,7 +222,7 @@ def _describe_limit(name: str, limit: float, record: Calibration) -> str:
     return f"{what} at most {limit:g} ms for {record.timing.where()}"
 
 
-def _promise(name: str, limit: float, record: Calibration, task: Task) -> str:
+def _describe_promise(name: str, limit: float, record: Calibration, task: Task) -> str:
     if name == "max_ms" and record.timing is not None:
         times = f"as measured: {record.timing.list_ms()}"
         if (share := record.request.percentile) is None:
@@ -255,8 +231,11 @@ def _promise(name: str, limit: float, record: Calibration, task: Task) -> str:
     tested, known = record.classes or (0, 0)
     where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
     points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"
-    if task == "multilabel" and "accuracy" in name:
-        return _promise_labels(name, points, where)
+    if task == "multilabel" and name == "max_accuracy_drop":
+        return f"gets all labels of a sample right at most {points} less often than the full network"
+    if task == "multilabel" and name == "max_class_accuracy_drop":
+        label = where.replace("classes", "labels").replace("class", "label")
+        return f"finds {label}, where a sample has it, at most {points} less often than the full network"
     return {
         "max_accuracy_drop": f"is at most {points} less accurate than the full network",
         "max_class_accuracy_drop": f"is at most {points} less accurate than the full network in {where}",
@@ -268,33 +247,23 @@ def _promise(name: str, limit: float, record: Calibration, task: Task) -> str:
     }[name]
 
 
-def _promise_labels(name: str, points: str, where: str) -> str:
-    if name == "max_accuracy_drop":
-        return f"gets all labels of a sample right at most {points} less often than the full network"
-    label = where.replace("classes", "labels").replace("class", "label")
-    return f"finds {label}, where a sample has it, at most {points} less often than the full network"
-
-
 def _list_held_out(record: Calibration) -> str:
-    """What they lost; of many risks (one for each class) the largest."""
+    """Return the losses of held-out samples; of many risks (one for each class) the largest."""
     lost = record.held_out or {}
     shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda item: item[1])])
-    return ("" if shown is lost else f"the largest of {len(lost)}: ") + ", ".join(
-        f"{_name(k)} {v:.4f}" for k, v in shown.items()
+    words = ", ".join(f"{_name(k)} {v:.4f}" for k, v in shown.items())
+    return words if shown is lost else f"the largest of {len(lost)}: {words}"
+
+
+def _list_tests(tests: Sequence[RiskTest]) -> str:
+    """Return all tests, or of many (one for each class) the one that came nearest to failing."""
+    shown = tests if len(tests) <= 4 else [max(tests, key=lambda test: test.p_value)]
+    words = "; ".join(
+        f"{_name(test.name)} {'none seen' if test.mean is None else f'{test.mean:.4f} seen'}, {_TESTS[test.test]}, "
+        f"p = {test.p_value:.2g}"
+        for test in shown
     )
-
-
-def _list_tests(tested: Certification) -> str:
-    """All tests, or of many (one for each class) the one that came nearest to failing."""
-    tests = tested.tests
-    if len(tests) <= 4:
-        return "; ".join(map(_describe_test, tests))
-    return f"nearest to failing of {len(tests)}: {_describe_test(max(tests, key=lambda test: test.p_value))}"
-
-
-def _describe_test(test: RiskTest) -> str:
-    seen = f"{test.mean:.4f} seen" if test.mean is not None else "none seen"
-    return f"{_name(test.name)} {seen}, {_TESTS[test.test]}, p = {test.p_value:.2g}"
+    return words if shown is tests else f"nearest to failing of {len(tests)}: {words}"
 
 
 def _name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Explanations: what every exit saw of one image or text, and why one of them answered."""
+"""Explanations: what every exit saw of one sample, and why one of them answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exitlens.errors import InputError
 from exitlens.types.outputs import exit_name, format_threshold, tell_apart
 from exitlens.types.preprocessing import Preprocessing
 
-SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
+SCHEMA = 2  # of Explanation.to_dict
 
 
 def _keep_positive(values: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class Location(NamedTuple):
 
 
 class LabelView(NamedTuple):
-    """One label that an exit tells, of several: its number and probability, and the evidence for it.
+    """One of several labels that an exit tells: its number and probability, and the evidence for it.
 
-    ``evidence`` is ``(h,w)``; its sum and ``bias`` are ``logit``, where the exit's evidence is exact.
+    ``evidence`` is ``(h,w)``; if the exit's evidence is exact, its sum and ``bias`` are ``logit``.
     """
 
     label: int
@@ -60,22 +60,22 @@ class LabelView(NamedTuple):
 class ExitView:
     """One exit's view of the sample.
 
-    Where the network gives several labels, ``labels`` are those that the exit tells, each with its own evidence; ``label``
-    and what is about it are the strongest label's, told or not.
+    If the network gives several labels, ``labels`` are those that the exit tells, each with its own evidence; all else is
+    about the strongest label, told or not.
 
     Attributes:
-        exit: k. label: its answer. confidence: the policy's score. threshold: what it had to reach (0 for the final
-            exit, which always answers). fired: whether it would answer. cost: in units of the plain backbone.
-        probabilities: ``(C,)``. attention: ``(h,w)``, sums to 1. evidence: ``(h,w)`` for its own answer: its sum and
-            ``bias`` are ``logit``, where ``exact_evidence``; elsewhere the classifier cannot be split over locations, and
-            the logit is shared out by attention.
-        logit, bias: of its own answer, before the policy's temperature.
+        exit: k. label: its answer. confidence: the policy's score. threshold: that it had to reach (0 for the final exit,
+            which always answers). fired: whether it would answer. cost: in units of the plain backbone.
+        probabilities: ``(C,)``. attention: ``(h,w)``, sums to 1. evidence: ``(h,w)`` for its answer: if ``exact_evidence``,
+            its sum and ``bias`` are ``logit``; else the classifier cannot be split over locations, and the logit is shared
+            out by attention.
+        logit, bias: of its answer, before the policy's temperature.
         divergence, cc: of its attention map against the final exit's, as they leave the heads; the maps here are placed in
-            the image (``net.map_offsets``). ``None`` where the final exit was not run.
+            the image (``net.map_offsets``). ``None`` if the final exit was not run.
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
-        estimate, limit: of the divergence by the policy's gate, and what it allows (``math.inf``: everything); ``None``
+        estimate, limit: the gate's estimate of the divergence, and its limit (``math.inf``: everything is allowed); ``None``
             without a gate, and at the final exit.
-        labels: that it tells, of several, in label order; ``None`` where it gives one class.
+        labels: that it tells, in label order; ``None`` if the network gives one class.
     """
 
     exit: int
@@ -100,8 +100,8 @@ class ExitView:
 
     def __repr__(self) -> str:
         fires = "fires" if self.fired else "does not fire"
-        said = f"class {self.label}" if self.labels is None else f"labels {list(self.answer)}"
-        return f"ExitView(exit {self.exit}: {said}, confidence {self.confidence:.3f}, {fires})"
+        answer = f"class {self.label}" if self.labels is None else f"labels {list(self.answer)}"
+        return f"ExitView(exit {self.exit}: {answer}, confidence {self.confidence:.3f}, {fires})"
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -129,10 +129,10 @@ class ExitView:
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
 
-    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
-    network knows its tokenizer (padding left out). ``exits`` are those that were run: all ``num_exits`` of them, or, if the
-    final exit was not asked for, those up to the one that answered. ``relevance`` ``(*S)``, if it was asked for: where the
-    answer depends on the features of exit 0, to first order; signed, on their grid.
+    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named if the
+    network knows its tokenizer (padding left out). ``exits`` were run: all ``num_exits``, or, if the final exit was not
+    asked for, up to the exit that answered. ``relevance`` ``(*S)``, if it was asked for, tells where the answer
+    depends on the features of exit 0, to first order; it is signed and on their grid.
     """
 
     inputs: Tensor
@@ -162,29 +162,25 @@ class Explanation:
             )
         second = "runner-up" if self.exits[0].labels is None else "least decided"
         head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final"]
-        return html_table(head, rows, self.reason) + self._maps()
-
-    def _maps(self) -> str:
-        """Every exit's map over the sample, or over the names of its locations, where it can be drawn."""
-        if self.draw_map is None:
-            return ""
-        drawn = ""
-        for view in self.exits:
-            drawn += _caption(self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}")
-        for label_view in self.labels:
-            label = f"what speaks for {self.name(label_view.label)}"
-            drawn += _caption(self._draw(label_view.speaks_for, label_view.evidence, label), label)
-        if self.relevance is not None:
-            label = f"what the answer depends on: {self.name_answer()}"
-            drawn += _caption(self._draw(self.speaks_for, self.relevance, label), label)
-        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
+        maps = ""
+        if self.draw_map is not None:
+            for view in self.exits:
+                maps += _caption(self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}")
+            for label_view in self.labels:
+                label = f"what speaks for {self.name(label_view.label)}"
+                maps += _caption(self._draw(label_view.speaks_for, label_view.evidence, label), label)
+            if self.relevance is not None:
+                label = f"what the answer depends on: {self.name_answer()}"
+                maps += _caption(self._draw(self.speaks_for, self.relevance, label), label)
+        maps = f'<div style="display:flex;flex-wrap:wrap;gap:8px">{maps}</div>' if maps else ""
+        return html_table(head, rows, self.reason) + maps
 
     def draw_exit(self, view: ExitView) -> str:
-        """An exit's map over the sample, or over the names of its locations, as HTML; empty where it cannot be drawn."""
+        """Draw an exit's map over the sample, or over the names of its locations, as HTML; empty if it cannot be drawn."""
         return self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name_answer(view)}")
 
     def draw_relevance(self, relevance: Tensor) -> str:
-        """What speaks for an answer, by relevance ``(*S)``, drawn as an exit's map is."""
+        """Draw the positive part of a relevance map ``(*S)`` as :meth:`draw_exit` draws an exit's map."""
         return self._draw(_keep_positive(relevance), relevance, "what the answer depends on")
 
     def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
@@ -195,19 +191,19 @@ class Explanation:
 
     @property
     def speaks_for(self) -> Tensor:
-        """The positive part of the relevance, which sums to 1 (or is 0 everywhere): what speaks for the answer."""
+        """The positive part of the relevance, which sums to 1 (or is 0 everywhere): it speaks for the answer."""
         if self.relevance is None:
             raise InputError("relevance: it was not computed: call explain(..., relevance=True)")
         return _keep_positive(self.relevance)
 
     @property
     def label(self) -> int:
-        """The class that the answering exit gives; of several labels the strongest."""
+        """The class that the answering exit gives; of several labels, the strongest."""
         return self.exits[self.answered].label
 
     @property
     def labels(self) -> tuple[LabelView, ...]:
-        """The labels that the answering exit tells, each with its evidence; empty for one class a sample."""
+        """The labels that the answering exit tells, each with its evidence; empty if the network gives one class."""
         return self.exits[self.answered].labels or ()
 
     @property
@@ -217,39 +213,33 @@ class Explanation:
 
     @property
     def disagrees(self) -> bool:
-        """True if an early exit answered and the final exit says something else."""
+        """True if an early exit answered and the final exit answers differently."""
         return self.final is not None and self.final.answer != self.exits[self.answered].answer
 
     def name(self, label: int) -> str:
-        """The class's name, or its number where the network knows no names."""
+        """Return the class's name, or its number if the network knows no names."""
         return self.classes[label] if label < len(self.classes) else f"class {label}"
 
     def name_answer(self, view: ExitView | None = None) -> str:
-        """What an exit says in words; by default the one that answered."""
+        """Return an exit's answer in words, by default that of the exit that answered."""
         answer = (self.exits[self.answered] if view is None else view).answer
         return ", ".join(map(self.name, answer)) or "none of the labels"
 
     @property
     def reason(self) -> str:
-        """Why this exit answered, in plain words, with a warning where confidences are known to be off by 5 % or more."""
-        error = self.calibration_error or 0.0
-        warning = f" Confidences are off by {100 * error:.0f} % on average (on the calibration samples)."
-        return self._explain_answer() + (warning if error >= 0.05 else "")
-
-    def _explain_answer(self) -> str:
-        view, last = self.exits[self.answered], self.num_exits - 1
-        if view.exit == last:
-            why = "no earlier exit could answer, so the final exit answered"
+        """Why this exit answered, in plain words, with a warning if confidences are known to be off by 5 % or more."""
+        view, is_final = self.exits[self.answered], self.answered == self.num_exits - 1
+        why = "no earlier exit could answer, so the final exit answered" if is_final else f"exit {view.exit} answered"
+        if is_final and view.labels is not None:
+            confidence = f"each label decided with {100 * view.confidence:.1f} % or more"
+        elif is_final:
             confidence = f"with probability {100 * view.probabilities[view.label]:.1f} %"
-            if view.labels is not None:
-                confidence = f"each label decided with {100 * view.confidence:.1f} % or more"
+        elif view.threshold == 0:
+            confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         else:
-            why = f"exit {view.exit} answered"
             confidence = "its confidence {} reached the threshold {}".format(*tell_apart(view.confidence, view.threshold))
-            if view.estimate is not None and view.threshold > 0:
+            if view.estimate is not None:
                 confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
-            if view.threshold == 0:
-                confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         sentence = f"{self.name_answer(view)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         for earlier in self.exits[: self.answered]:
             if earlier.confidence >= earlier.threshold and earlier.estimate is not None and earlier.limit is not None:
@@ -258,16 +248,17 @@ class Explanation:
                     f" Exit {earlier.exit} reached the threshold too, but its map was not trusted: its estimated divergence "
                     f"from the final one is {guess}, over the limit {limit}."
                 )
-        if view.exit == last or self.final is None:
-            return sentence
-        said = f"{sentence} The final exit says {self.name_answer(self.final)}"
-        return f"{said}." if view.cc is None else f"{said}; the two attention maps correlate at {view.cc:.2f}."
+        if not is_final and self.final is not None:
+            agreement = "" if view.cc is None else f"; the two attention maps correlate at {view.cc:.2f}"
+            sentence += f" The final exit says {self.name_answer(self.final)}{agreement}."
+        if (error := self.calibration_error or 0.0) >= 0.05:
+            sentence += f" Confidences are off by {100 * error:.0f} % on average (on the calibration samples)."
+        return sentence
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with maps as nested lists; its ``schema`` is :data:`SCHEMA`."""
-        return {
+        values = {
             "schema": SCHEMA,
-            **({"tokens": list(self.tokens)} if self.tokens else {}),
             "label": self.label,
             "label_name": self.name_answer(),
             "answered": self.answered,
@@ -275,8 +266,12 @@ class Explanation:
             "reason": self.reason,
             "calibration_error": self.calibration_error,
             "exits": [self._row(view) for view in self.exits],
-            **({} if self.relevance is None else {"relevance": self.relevance.tolist()}),
         }
+        if self.tokens:
+            values["tokens"] = list(self.tokens)
+        if self.relevance is not None:
+            values["relevance"] = self.relevance.tolist()
+        return values
 
     def _row(self, view: ExitView) -> dict[str, Any]:
         row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}

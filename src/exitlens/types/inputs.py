@@ -18,18 +18,18 @@ MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 @dataclass(frozen=True)
 class InputFormat:
-    """The inputs that one network takes.
+    """The kind of inputs that a network takes.
 
     Attributes:
         names: of the tensors; empty for one tensor alone.
-        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text; of several inputs, of the first.
+        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text; with several inputs, of the first.
         exact_size: samples of another size do not fit (texts never do).
         vocabulary: for every tensor, the number of tokens that its embedding knows, or ``None``.
         prefix: tokens in front of a text that get no attention.
         dtypes: of the tensors that the network was traced with; tokens and masks are converted to them.
-        channels_last: of a series: a sample is ``(T,C)``, not ``(C,T)``.
-        groups: of a vector: the groups of features that maps lie on, by name.
-        shapes: of several inputs: of a sample of each; empty where all have ``shape``.
+        channels_last: a sample of a series is ``(T,C)``, not ``(C,T)``.
+        groups: groups of a vector's features that maps lie on, by name.
+        shapes: of a sample of each of several inputs; empty if all have ``shape``.
     """
 
     names: tuple[str, ...]
@@ -44,50 +44,49 @@ class InputFormat:
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
-    """Names of the tensors; none for a single tensor."""
+    """Return the names of the tensors; none for a single tensor."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def list_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     """Return the shape of a sample of each of several inputs, if some are floats: tokens and their mask are one input."""
-    tensors = list_tensors(inputs)
-    has_floats = any(t.is_floating_point() for t in tensors)
-    several = not isinstance(inputs, Tensor) and has_floats
-    return tuple(tuple(t.shape[1:]) for t in tensors) if several else ()
+    if isinstance(inputs, Tensor) or not any(t.is_floating_point() for t in inputs.values()):
+        return ()
+    return tuple(tuple(t.shape[1:]) for t in inputs.values())
 
 
 def list_tensors(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The tensors, in the order of their names."""
+    """Return the tensors, in the order of their names."""
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
 
 
 def map_inputs(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """The same inputs with every tensor changed."""
+    """Return the same inputs with every tensor changed."""
     return change(inputs) if isinstance(inputs, Tensor) else {name: change(value) for name, value in inputs.items()}
 
 
 def count_rows(inputs: Inputs) -> int:
-    """Samples in the batch."""
+    """Return the number of samples in the batch."""
     return len(list_tensors(inputs)[0])
 
 
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
-    """Batches of at most ``size`` samples, in order."""
+    """Split inputs into batches of at most ``size`` samples, in order."""
     return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
 
 
 def can_be_channels_last(module: nn.Module) -> bool:
-    """Return whether its weights can be in the memory format ``channels_last``: those of volumes, with five axes, cannot."""
+    """Return whether the weights can be in the memory format ``channels_last``: with five axes (volumes) they cannot."""
     return all(p.ndim < 5 for p in module.parameters())
 
 
 def set_channels_last(tensor: Tensor) -> Tensor:
-    """A tensor of four axes in the memory format ``channels_last``; any other, which has no such format, as it is."""
+    """Return a tensor of four axes in the memory format ``channels_last``, and any other unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
-    """Indices of at most ``most`` of ``count`` samples, in random order (folders are sorted by class)."""
+    """Draw at most ``most`` of ``count`` indices, in random order (folders are sorted by class)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
 
 

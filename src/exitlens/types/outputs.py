@@ -1,4 +1,4 @@
-"""What exits, losses and adaptive inference return."""
+"""The outputs of exits, losses and adaptive inference, and their form in words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class ExitOutput(NamedTuple):
-    """What one exit says about a batch.
+    """One exit's output for a batch.
 
     Attributes:
         logits: ``(B,C)``.
         attention: ``(B,*S)``, non-negative, sums to 1 over the locations ``S``.
-        evidence: ``(B,C,*S)``; ``evidence.sum(S) + bias == logits`` where the head is exact (every evidence head is).
+        evidence: ``(B,C,*S)``; ``evidence.sum(S) + bias == logits`` if the head is exact (every evidence head is).
 
     Examples:
         >>> out = net(images)[0]
@@ -29,7 +29,7 @@ class ExitOutput(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """Scalars by name: ``total`` is what to call ``backward`` on; the others are detached parts for logging.
+    """Scalars by name: call ``backward`` on ``total``; the others are detached parts for logging.
 
     Examples:
         >>> terms = xl.EGTLoss(weight=0.5)(net(images), labels)
@@ -45,21 +45,21 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answer of adaptive inference, in the order of the input.
+    """Answers of adaptive inference, in the order of the inputs.
 
     Attributes:
-        labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool: which of them a sample has.
+        labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered, under the policy's
             temperatures; ``Report.calibration_error`` says how far it is from accuracy on your data.
-        probabilities: ``(B,C)`` softmax (of several labels sigmoid) of the logits over the exit's temperature.
+        probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
-        divergence_estimate: ``(B,)`` where the policy has a gate: its estimate of how far the map at the exit that answered
-            is from the final exit's (which early answers never see); 0 at the final exit.
-        last_divergence: ``(B,)`` where the policy has a gate: how far the last early exit's map was from the final exit's,
-            measured on the samples for which the final exit ran; NaN for the others.
+        divergence_estimate: ``(B,)`` the gate's estimate of the divergence of the map at the exit that answered from the
+            final exit's (which early answers never see); 0 at the final exit. ``None`` without a gate.
+        last_divergence: ``(B,)`` the divergence of the last early exit's map from the final exit's, measured on the samples
+            for which the final exit ran; NaN for the others. ``None`` without a gate.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
 
@@ -83,17 +83,17 @@ class Prediction:
 
 
 def exit_name(k: int, count: int) -> str:
-    """``exit 0``, ``exit 1``, ... and ``final``."""
+    """Return ``exit 0``, ``exit 1``, ... or ``final``."""
     return "final" if k == count - 1 else f"exit {k}"
 
 
 def format_threshold(threshold: float, digits: int) -> str:
-    """``never`` for an infinite one."""
+    """Return the number, or ``never`` if it is infinite."""
     return "never" if threshold == math.inf else f"{threshold:.{digits}f}"
 
 
 def tell_apart(left: float, right: float, digits: int = 3) -> tuple[str, str]:
-    """Both numbers, with enough digits (``digits`` to 7) to tell them apart where that is possible."""
+    """Format both numbers with enough digits (``digits`` to 7) to tell them apart if that is possible."""
     while digits < 7 and left != right and f"{left:.{digits}f}" == f"{right:.{digits}f}":
         digits += 1
     return f"{left:.{digits}f}", f"{right:.{digits}f}"

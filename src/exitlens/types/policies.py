@@ -14,24 +14,21 @@ from exitlens.errors import InputError, PolicyError, require
 from exitlens.types.calibrations import Calibration, write_certificate
 from exitlens.types.outputs import exit_name, format_threshold
 from exitlens.types.requests import ALL_SCORES
-from exitlens.types.tasks import USUAL_SCORES, Task, task_of_score
+from exitlens.types.tasks import ANSWERS, USUAL_SCORES, Task, task_of_score
 
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Which maps of early exits can be trusted: an estimate of their divergence from the final map, and a limit on it.
+    """Decides which maps of early exits can be trusted: a limit on their estimated divergence from the final map.
 
-    The estimate is linear in :data:`GATE_FEATURES` and clipped to [0, 1]. An exit's score counts as 0 where the estimate is
-    above the limit, so that only a threshold of 0 (always) lets the exit fire.
+    The estimate is linear in :data:`GATE_FEATURES` and clipped to [0, 1]. Where it is above the limit, an exit's score
+    counts as 0, so that only a threshold of 0 (always) lets the exit fire.
 
     Args:
         weights: K-1 rows: one number for each of :data:`GATE_FEATURES`, and a constant.
         limits: K-1 numbers; ``math.inf`` trusts every map.
-
-    Raises:
-        PolicyError: where the numbers do not fit.
 
     Examples:
         >>> gate = xl.types.Gate(weights=((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)), limits=(0.5, math.inf))
@@ -55,10 +52,7 @@ class Gate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite limits become the string ``"none"``."""
-        return {
-            "weights": [list(row) for row in self.weights],
-            "limits": ["none" if limit == math.inf else limit for limit in self.limits],
-        }
+        return asdict(self) | {"limits": ["none" if limit == math.inf else limit for limit in self.limits]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Gate:
@@ -72,11 +66,11 @@ class Policy:
 
     Args:
         thresholds: K-1 numbers; ``math.inf`` means never.
-        score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2). ``decided``
-            is for networks that give several labels, and says that their probabilities are sigmoids: the smallest of
-            max(p, 1 - p) over the labels, so that an exit fires once each is outside of (1 - t, t).
+        score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2). For networks
+            that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids, so that an exit
+            fires once no probability lies in (1 - t, t).
         temperatures: K positive numbers that divide the logits first; by default all 1.
-        network: fingerprint of the network it was chosen for; empty fits any.
+        network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
         gate: lets exits fire only where their explanation can be trusted; ``None``: the score alone decides.
 
@@ -116,8 +110,8 @@ class Policy:
         from exitlens.display import html_table
 
         thresholds = [*(format_threshold(t, 4) for t in self.thresholds), "answers the rest"]
-        pairs = zip(thresholds, self.temperatures, strict=True)
-        rows = [[exit_name(k, self.num_exits), t, f"{temperature:.3f}"] for k, (t, temperature) in enumerate(pairs)]
+        pairs = enumerate(zip(thresholds, self.temperatures, strict=True))
+        rows = [[exit_name(k, self.num_exits), threshold, f"{temperature:.3f}"] for k, (threshold, temperature) in pairs]
         promise = self.certificate() if self.calibration else "Thresholds by hand: nothing is promised."
         return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, promise)
 
@@ -128,25 +122,24 @@ class Policy:
 
     @property
     def task(self) -> Task:
-        """What the networks answer that it is for: one class, or several labels."""
+        """The kind of answer of the networks that it is for."""
         return task_of_score(self.score)
 
     @classmethod
     def never(cls, num_exits: int, **values: Any) -> Policy:
-        """The policy whose early exits never fire: every sample is answered by the final exit."""
+        """Return the policy whose early exits never fire: the final exit answers every sample."""
         return cls((math.inf,) * (num_exits - 1), **values)
 
     def check(self, num_exits: int, network: str = "", task: Task | None = None) -> None:
-        """Raise :class:`PolicyError` unless it fits ``num_exits`` and, where these are known, the network and its task."""
+        """Raise :class:`PolicyError` unless it fits ``num_exits`` and, if they are given, the network and its task."""
         if self.num_exits != num_exits:
             raise PolicyError(
                 f"policy: it has {len(self.thresholds)} thresholds for {self.num_exits} exits, the network or trace has "
                 f"{num_exits} exits: calibrate a policy for it"
             )
         if task is not None and task != self.task:
-            answers = {"classes": "one class a sample", "multilabel": "several labels a sample"}
             raise PolicyError(
-                f"policy: its score {self.score!r} is for {answers[self.task]}, the network or trace has {answers[task]}: "
+                f"policy: its score {self.score!r} is for {ANSWERS[self.task]}, the network or trace has {ANSWERS[task]}: "
                 f"calibrate one for it, or by hand give score={USUAL_SCORES[task]!r}"
             )
         if self.network and network and self.network != network:
@@ -155,18 +148,18 @@ class Policy:
             )
 
     def rule(self) -> str:
-        """Names what decides: a hash of everything but the calibration."""
+        """Return a hash of everything that decides: all but the calibration."""
         values = {name: value for name, value in self.to_dict().items() if name != "calibration"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_changed(self) -> bool:
-        """True if thresholds, score, temperatures, gate or network were changed since the calibration."""
+        """True if it is not the policy that was calibrated."""
         record = self.calibration
         return record is not None and bool(record.rule) and record.rule != self.rule()
 
     def certificate(self) -> str:
-        """What is promised about this policy, and what that rests on, in two sentences (docs/concepts/guarantees.md)."""
+        """Return the promise about this policy and what it rests on, in two sentences (docs/concepts/guarantees.md)."""
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
         return write_certificate(self.calibration, self.network, self.task)
@@ -184,36 +177,35 @@ class Policy:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
-        """Inverse of :meth:`to_dict`; raises :class:`PolicyError` where something is missing."""
+        """Inverse of :meth:`to_dict`; raises :class:`PolicyError` if something is missing."""
         missing = [name for name in ("thresholds", "score", "temperatures", "network") if name not in values]
         if missing:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
-        gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
-        record = values.get("calibration")
-        calibration = None if record is None else Calibration.from_dict(record)
-        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
+        gate, record = values.get("gate"), values.get("calibration")
+        return cls(
+            thresholds,
+            values["score"],
+            tuple(values["temperatures"]),
+            values["network"],
+            calibration=None if record is None else Calibration.from_dict(record),
+            gate=None if gate is None else Gate.from_dict(gate),
+        )
 
 
-DEFAULT = "default"  # what the policy that a bundle is saved with is called among those with a name
-_NAME = re.compile("[a-z0-9_-]{1,40}")
+DEFAULT = "default"  # the name of a bundle's own policy
 
 
 def check_name(name: object, argument: str) -> None:
-    """Raise :class:`InputError`, which names the argument, unless a policy beside a bundle's own may be called so."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    """Raise :class:`InputError`, which names the argument, unless the name may be given to a policy of a bundle."""
+    if not isinstance(name, str) or not re.fullmatch("[a-z0-9_-]{1,40}", name):
         raise InputError(f"{argument}: expected names of 1 to 40 characters a-z, 0-9, _ and -, got {name!r:.80}")
     if name == DEFAULT:
         raise InputError(f"{argument}: {DEFAULT!r} is what the bundle's own policy is called: choose another name")
 
 
 def check_named(policies: Mapping[str, Policy], num_exits: int, network: str, task: Task | None = None) -> None:
-    """Check every name and policy.
-
-    Raises:
-        InputError: for a name that none may have, or a value that is no policy; PolicyError: for a policy of another
-            network, by its name.
-    """
+    """Check every name and policy; errors say which policy they are about."""
     require(policies, Mapping, "policies", "names and policies")
     for name, policy in policies.items():
         check_name(name, "policies")
@@ -222,7 +214,7 @@ def check_named(policies: Mapping[str, Policy], num_exits: int, network: str, ta
 
 
 def check_fit(policy: Policy, num_exits: int, network: str, place: str, task: Task | None = None) -> None:
-    """As :meth:`Policy.check`, with an error that says which policy it is: ``place``."""
+    """Check a policy by :meth:`Policy.check`; errors say which policy it is: ``place``."""
     try:
         policy.check(num_exits, network, task)
     except PolicyError as error:
@@ -245,10 +237,10 @@ class ConfidenceInterval:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One policy of the frontier, and what it does on samples that did not choose it.
+    """One policy of the frontier, and its results on samples that did not choose it.
 
     Attributes:
-        cost: mean, in units of the plain backbone. agreement: share of answers that are the final exit's.
+        cost: mean, in units of the plain backbone. agreement: share of answers that equal the final exit's.
         divergence: mean, of the map at the exit taken. accuracy: ``None`` without labels.
 
     Examples:

@@ -1,37 +1,41 @@
-"""How pixels and texts become a network's inputs."""
+"""Preprocessing: from pixels, texts, series, volumes and vectors to a network's inputs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from statistics import fmean
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, import_extra, require
+from exitlens.types.requests import read_record
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
 
-class Preprocessing(Protocol):
-    """What every kind of preprocessing can do: describe itself for a bundle, and be made from that description."""
+class Preprocessing:
+    """Base of every kind of preprocessing: a frozen dataclass that describes itself for a bundle."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
+        """Return a JSON-ready description."""
+        values = asdict(self)  # type: ignore[call-overload]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of :meth:`to_dict`."""
+        return read_record(cls, values)
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """How pixels become network input: resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``.
+class Preprocess(Preprocessing):
+    """Preprocessing of pixels: resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``.
 
     Examples:
         >>> xl.data.Preprocess(size=(40, 40), mean=(0.5,) * 3, std=(0.25,) * 3).normalise(scenes.images[:2]).shape
@@ -49,14 +53,13 @@ class Preprocess:
             raise InputError(f"mean, std: expected 1 or 3 of each, std above 0, got {self.mean} and {self.std}")
 
     def fit_to(self, size: tuple[int, int], channels: int) -> Preprocess:
-        """The same for pixels of another size; for another number of channels, with the average of mean and std."""
+        """Return the same for pixels of another size; for other channels, with the average of mean and std."""
         if channels == len(self.mean):
-            return Preprocess(size, self.mean, self.std)
-        mean, std = ((fmean(values),) * channels for values in (self.mean, self.std))
-        return Preprocess(size, mean, std)
+            return replace(self, size=size)
+        return Preprocess(size, (fmean(self.mean),) * channels, (fmean(self.std),) * channels)
 
     def normalise(self, pixels: Tensor) -> Tensor:  # (..., C, H, W) uint8 or float in [0, 1]
-        """Scale ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
+        """Scale ``uint8`` pixels to [0, 1] and standardise each channel; the size stays."""
         if pixels.ndim < 3 or pixels.shape[-3] != len(self.mean):
             raise InputError(f"pixels: expected (...,{len(self.mean)},H,W), got {tuple(pixels.shape)}")
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
@@ -69,29 +72,20 @@ class Preprocess:
     def restore(self, x: Tensor) -> Tensor:  # (..., C, H, W) float
         """Inverse of :meth:`normalise`, clipped to [0, 1]: the picture a person sees."""
         return (x * torch.tensor(self.std).view(-1, 1, 1) + torch.tensor(self.mean).view(-1, 1, 1)).clamp(0, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
-        return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Inverse of :meth:`to_dict`."""
-        height, width = values["size"]
-        return cls((int(height), int(width)), tuple(map(float, values["mean"])), tuple(map(float, values["std"])))
+        """Inverse of :meth:`normalise`, clipped to [0, 1]: the picture that a person sees."""
+        return (x * torch.tensor(self.std).view(-1, 1, 1) + torch.tensor(self.mean).view(-1, 1, 1)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class TextPreprocess:
-    """How texts become network input: token ids, truncated to ``length`` and padded to it at the end.
+class TextPreprocess(Preprocessing):
+    """Preprocessing of texts: token ids, truncated to ``length`` and padded to it at the end.
 
     Args:
         tokenizer: the JSON of a Hugging Face ``tokenizers.Tokenizer`` (its ``to_str()``).
-        length: tokens N of every input, those that the tokenizer adds of its own (``[CLS]``, ``[SEP]``) included.
+        length: tokens N of every input, including those that the tokenizer adds (``[CLS]``, ``[SEP]``).
 
     Raises:
-        InputError: for a JSON that is no tokenizer, or a length that leaves no room for a text.
-        MissingExtraError: where the package ``tokenizers`` is not installed.
+        MissingExtraError: if the package ``tokenizers`` is not installed.
 
     Examples:
         >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp"]), length=8)
@@ -110,7 +104,7 @@ class TextPreprocess:
             raise InputError(f"length: expected {added + 1} tokens or more ({added} are the tokenizer's), got {self.length}")
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The texts as ``input_ids`` and ``attention_mask`` (1: a token, 0: padding), ``(B,N)`` ``int64`` each."""
+        """Return ``input_ids`` and ``attention_mask`` (1: a token, 0: padding) of the texts, ``(B,N)`` ``int64`` each."""
         if isinstance(texts, str) or not isinstance(texts, Sequence) or not len(texts):
             raise InputError(f"texts: expected a list of one text or more, got {texts!r:.60}")
         for i, text in enumerate(texts):
@@ -121,18 +115,14 @@ class TextPreprocess:
             raise InputError(
                 f"texts: expected valid Unicode that the tokenizer knows or has an unknown token for ({error})"
             ) from error
-        values = {
-            "input_ids": [encoding.ids for encoding in encodings],
-            "attention_mask": [encoding.attention_mask for encoding in encodings],
+        columns = {
+            "input_ids": [item.ids for item in encodings],
+            "attention_mask": [item.attention_mask for item in encodings],
         }
-        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in values.items()}
+        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
-        """The tokens that the ids stand for, padding included.
-
-        Raises:
-            InputError: for ids of another shape or type, or ids that the tokenizer has no token for.
-        """
+        """Return the tokens that the ids stand for, padding included; raises :class:`InputError` for unknown ids."""
         require(input_ids, Tensor, "input_ids")
         if input_ids.ndim != 1 or input_ids.is_floating_point():
             raise InputError(f"input_ids: expected (N,) integers, got {tuple(input_ids.shape)} {input_ids.dtype}")
@@ -147,21 +137,12 @@ class TextPreprocess:
 
     @property
     def vocabulary_size(self) -> int:
-        """How many rows an embedding needs: the largest token id plus 1."""
-        return _vocabulary_size(self.tokenizer)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
-        return {"tokenizer": self.tokenizer, "length": self.length}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TextPreprocess:
-        """Inverse of :meth:`to_dict`."""
-        return cls(values["tokenizer"], int(values["length"]))
+        """Number of rows of an embedding: the largest token id plus 1."""
+        return _count_tokens(self.tokenizer)
 
 
 def import_tokenizers() -> Any:
-    """The optional package ``tokenizers``, or :class:`MissingExtraError`."""
+    """Import the optional package ``tokenizers``, or raise :class:`MissingExtraError`."""
     return import_extra("tokenizers", "hf", "text input")
 
 
@@ -185,23 +166,20 @@ def _open_encoder(description: str, length: int) -> Any:  # -> tokenizers.Tokeni
 
 
 @lru_cache(maxsize=8)
-def _vocabulary_size(description: str) -> int:
+def _count_tokens(description: str) -> int:
     return 1 + max(_open_tokenizer(description).get_vocab().values(), default=0)
 
 
 @dataclass(frozen=True)
 class MelSpectrogram:
-    """Settings of a log-mel spectrogram, in which a sound becomes a series with a channel for each band.
+    """Settings of a log-mel spectrogram, which makes a sound a series with a channel for each band.
 
     Attributes:
-        bands: how many, of equal width on the mel scale.
+        bands: number of bands, of equal width on the mel scale.
         window_ms: length of the Hann window, in milliseconds.
         hop_ms: from one step of the series to the next.
-        low_hz: where the lowest band begins.
-        high_hz: where the highest one ends; 0: at half the sampling rate.
-
-    Raises:
-        InputError: for values that make no spectrogram.
+        low_hz: lower end of the lowest band.
+        high_hz: upper end of the highest band; 0: half the sampling rate.
 
     Examples:
         >>> mel = xl.data.MelSpectrogram(bands=40, high_hz=4000.0)
@@ -224,8 +202,8 @@ class MelSpectrogram:
 
 
 @dataclass(frozen=True)
-class _Scaling:
-    """Channels standardised one by one; a sample's other axes come after its channels."""
+class _Scaling(Preprocessing):
+    """Channels standardised separately; a sample's other axes come after its channels."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -243,7 +221,7 @@ class _Scaling:
         return replace(self, mean=tuple(mean), std=tuple(std))
 
     def normalise(self, values: Tensor) -> Tensor:  # (..., C, *S) -> (..., C, *S)
-        """Standardise each channel; the size is left as it is."""
+        """Standardise each channel; the size stays."""
         trailing = self.axes.count(",")
         if not isinstance(values, Tensor) or values.ndim <= trailing or values.shape[-1 - trailing] != len(self.mean):
             seen = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -262,28 +240,18 @@ class _Scaling:
         shape = (-1, *[1] * self.axes.count(","))
         return torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of :meth:`to_dict`."""
-        known = {field.name for field in fields(cls)} & values.keys()
-        return cls(**{name: tuple(value) if isinstance(value := values[name], list) else value for name in known})
-
 
 @dataclass(frozen=True)
 class SeriesPreprocess(_Scaling):
-    """How series become network input: ``(x - mean) / std`` of each channel.
+    """Preprocessing of series: ``(x - mean) / std`` of each channel.
 
     Attributes:
         mean: of each of C channels (with ``mel``, of each band), in the training data. std: the standard deviations.
-        length: steps T of every input: longer files are cut, shorter ones filled with zeros at the end. 0: as they come.
+        length: steps T of every input: longer files are cut, shorter ones filled with zeros at the end. 0: any length.
         rate: samples in a second (Hz) of the files; 0: unknown. A file that says another rate is refused.
         names: of the C channels, if they have names; tables are read by them.
-        time_first: the network takes ``(T,C)`` in place of ``(C,T)``.
-        mel: of sounds, the spectrogram that is the series, made where files are read; ``None``: the waveform is.
+        time_first: the network takes ``(T,C)``, not ``(C,T)``.
+        mel: spectrogram that sounds are turned into when files are read; ``None``: the waveform is the series.
 
     Examples:
         >>> scaling = xl.data.SeriesPreprocess(mean=(1.0,), std=(2.0,))
@@ -311,7 +279,7 @@ class SeriesPreprocess(_Scaling):
             )
 
     def normalise(self, values: Tensor) -> Tensor:  # (..., C, T) -> (..., C, T), or (..., T, C)
-        """Standardise each channel; the length is left as it is."""
+        """Standardise each channel; the length stays."""
         scaled = super().normalise(values)
         return scaled.transpose(-1, -2) if self.time_first else scaled
 
@@ -319,16 +287,10 @@ class SeriesPreprocess(_Scaling):
         """Inverse of :meth:`normalise`."""
         return super().restore(inputs.transpose(-1, -2) if self.time_first else inputs)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SeriesPreprocess:
-        """Inverse of :meth:`to_dict`."""
-        mel = values.get("mel")
-        return super().from_dict({**values, "mel": None if mel is None else MelSpectrogram(**mel)})
-
 
 @dataclass(frozen=True)
 class VolumePreprocess(_Scaling):
-    """How volumes become network input: resized to ``size``, then ``(x - mean) / std`` of each channel.
+    """Preprocessing of volumes: resize to ``size``, then ``(x - mean) / std`` of each channel.
 
     Attributes:
         mean: of each of C channels, in the training data. std: the standard deviations.
@@ -351,7 +313,7 @@ class VolumePreprocess(_Scaling):
 
 @dataclass(frozen=True)
 class VectorPreprocess(_Scaling):
-    """How vectors become network input: ``(x - mean) / std`` of each feature.
+    """Preprocessing of vectors: ``(x - mean) / std`` of each feature.
 
     Attributes:
         mean: of each of F features, in the training data. std: the standard deviations.

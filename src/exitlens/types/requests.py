@@ -1,14 +1,15 @@
-"""CalibrationRequest: what a calibration is asked for, checked and documented here alone, and recorded verbatim.
+"""CalibrationRequest: everything that a calibration can be asked for, checked and documented here alone, recorded verbatim.
 
-The options of the command line come from its fields and from the sentences that describe them, so nothing heavy is imported.
+The options of the command line come from its fields and their descriptions, so this module imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, is_dataclass, replace
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from exitlens.errors import InputError, require
 
@@ -16,14 +17,31 @@ SCORES = ("max_probability", "entropy", "margin")  # of one class
 DECIDED = "decided"  # the score of several labels: how sure the least sure of them is
 ALL_SCORES = (*SCORES, DECIDED)
 
-RISK_LIMITS = (
-    "max_accuracy_drop",
-    "max_class_accuracy_drop",
-    "max_false_negative_drop",
-    "max_disagreement",
-    "max_divergence",
-)
-NEED_LABELS = RISK_LIMITS[:3]
+NEED_LABELS = ("max_accuracy_drop", "max_class_accuracy_drop", "max_false_negative_drop")
+RISK_LIMITS = (*NEED_LABELS, "max_disagreement", "max_divergence")
+
+Record = TypeVar("Record")
+
+
+def read_record(kind: type[Record], values: Mapping[str, Any]) -> Record:
+    """Rebuild a dataclass from the JSON of its ``asdict``, where tuples are lists, by the types of its fields."""
+    hints = get_type_hints(kind)
+    return kind(**{name: _read_value(hints.get(name), value) for name, value in values.items()})
+
+
+def _read_value(kind: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if get_origin(kind) is UnionType:  # X | None
+        kind = get_args(kind)[0]
+    if is_dataclass(kind) and isinstance(kind, type):
+        return read_record(kind, value)
+    if get_origin(kind) is tuple:
+        first, *_ = get_args(kind)
+        return tuple(_read_value(first, item) for item in value)
+    if get_origin(kind) is Mapping:
+        return {name: _read_value(get_args(kind)[1], item) for name, item in value.items()}
+    return float(value) if kind is float else value
 
 
 @dataclass(frozen=True)
@@ -33,11 +51,6 @@ class SampleSketch:
     data: str = ""
     sketch: tuple[str, ...] = ()
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SampleSketch:
-        """Read what ``asdict`` wrote."""
-        return cls(str(values["data"]), tuple(map(str, values["sketch"])))
-
 
 @dataclass(frozen=True)
 class Temperatures:
@@ -45,8 +58,8 @@ class Temperatures:
 
     Attributes:
         values: one for each exit.
-        fitted_on: the samples that they were fitted on.
-        network: fingerprint of the network that they belong to; empty fits any.
+        fitted_on: samples that they were fitted on.
+        network: fingerprint of their network; empty fits any.
 
     Examples:
         >>> xl.types.Temperatures((1.4, 1.2, 1.1)).values
@@ -56,12 +69,6 @@ class Temperatures:
     values: tuple[float, ...]
     fitted_on: tuple[SampleSketch, ...] = ()
     network: str = ""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Temperatures:
-        """Read what ``asdict`` wrote."""
-        sketches = tuple(map(SampleSketch.from_dict, values["fitted_on"]))
-        return cls(tuple(map(float, values["values"])), sketches, str(values["network"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +139,17 @@ class CalibrationRequest:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
                 raise InputError(f"{name}: expected a number in [0, 1], got {value!r}. Fix: pass 0.01 for one per cent.")
-        self._check_times()
         check_score(self.score)
         for name in ("temperature_scaling", "gate", "equal_groups"):
             require(getattr(self, name), bool, name)
         if self.temperatures is not None:
             require(self.temperatures, Temperatures, "temperatures")
-        self._check_mode()
         if self.gate and self.max_divergence is None:
             raise InputError("gate: it lowers the divergence of early answers. Fix: pass max_divergence, too.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+        if not _is_integer(self.seed) or not 0 <= self.seed < 2**63:
             raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {self.seed!r}")
+        self._check_times()
+        self._check_mode()
 
     def _check_times(self) -> None:
         if self.max_ms is not None and not (_is_number(self.max_ms) and 0 < self.max_ms < math.inf):
@@ -162,7 +169,6 @@ class CalibrationRequest:
             )
 
     def _check_mode(self) -> None:
-        """Check ``delta`` and what goes with it or excludes it."""
         if self.delta is not None:
             if not (_is_number(self.delta) and 0 < self.delta < 1):
                 raise InputError(
@@ -175,14 +181,11 @@ class CalibrationRequest:
             raise InputError("equal_groups: it is about a certificate. Fix: pass delta, or leave equal_groups out.")
         if self.folds is None:
             return
-        if self.delta is not None or not self.risk_limits:
-            why = (
-                "they are about limits on risks: pass one"
-                if self.delta is None
-                else "delta promises more: pass one of the two"
-            )
-            raise InputError(f"folds: {why}, or leave folds out")
-        if isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2:
+        if self.delta is not None:
+            raise InputError("folds: delta promises more. Fix: pass one of the two.")
+        if not self.risk_limits:
+            raise InputError("folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.")
+        if not _is_integer(self.folds) or self.folds < 2:
             raise InputError(f"folds: expected an integer of 2 or more, got {self.folds!r}. Fix: pass folds=5.")
 
     @property
@@ -197,18 +200,8 @@ class CalibrationRequest:
         return self.risk_limits | {name: value for name, value in spending.items() if value is not None}
 
     def for_any_network(self) -> CalibrationRequest:
-        """The request for a network with other scores, such as an int8 copy; temperatures that were given are kept."""
+        """Return the request for a network with other scores, such as an int8 copy; given temperatures are kept."""
         return self if self.temperatures is None else replace(self, temperatures=replace(self.temperatures, network=""))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CalibrationRequest:
-        """Inverse of :meth:`to_dict`."""
-        given = values.get("temperatures")
-        return cls(**{**values, "temperatures": None if given is None else Temperatures.from_dict(given)})
 
 
 @dataclass(frozen=True)
@@ -216,19 +209,14 @@ class Asking:
     """One certificate that the samples of a trace were asked for.
 
     Attributes:
-        request: what was asked.
-        level: of the tests: the request's ``delta`` less the levels that refused askings had spent.
-        granted: whether it was given; a level that was granted is free again for the next asking.
+        request: verbatim.
+        level: level of the tests: the request's ``delta`` less the levels that refused askings had spent.
+        granted: whether it was given; its level is then free again for the next asking.
     """
 
     request: CalibrationRequest
     level: float
     granted: bool
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Asking:
-        """Read what ``asdict`` wrote."""
-        return cls(CalibrationRequest.from_dict(values["request"]), float(values["level"]), bool(values["granted"]))
 
 
 def check_score(score: str | None) -> None:
@@ -237,5 +225,9 @@ def check_score(score: str | None) -> None:
         raise InputError(f"score: expected one of {ALL_SCORES}, got {score!r}")
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or _is_integer(value)

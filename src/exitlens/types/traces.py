@@ -1,4 +1,4 @@
-"""Measured times: how long a batch takes at each exit, on one machine."""
+"""Traces: what one pass over a data set records; and measured times of a batch at each exit."""
 
 from __future__ import annotations
 
@@ -16,25 +16,22 @@ from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.outputs import exit_name
-from exitlens.types.requests import Asking, SampleSketch
+from exitlens.types.requests import Asking, SampleSketch, read_record
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 
 @dataclass(frozen=True)
 class ExitLatency:
-    """How long one batch takes when all its samples leave at an exit, on one machine (``collect(..., cost="time")``).
+    """Milliseconds of one batch when all its samples leave at an exit, on one machine (``collect(..., cost="time")``).
 
     Args:
         ms: K increasing milliseconds of one batch, the medians over rounds.
         low: K lower quartiles. high: K upper quartiles.
-        whole_ms: of a batch that goes to the final exit without early heads, the median.
+        whole_ms: median of a batch that goes to the final exit without early heads.
         batch_size: samples in the batch.
         threads: of PyTorch.
-        machine: what it was measured on: processor, cores, device, versions.
-        rounds: how often each exit was timed.
-
-    Raises:
-        InputError: for times that are not positive, finite and increasing, or do not fit one another.
+        machine: processor, cores, device and versions.
+        rounds: number of times that each exit was timed.
 
     Examples:
         >>> timing = xl.types.ExitLatency((1.0, 2.5), (0.9, 2.4), (1.1, 2.6), whole_ms=2.4, batch_size=1, threads=2)
@@ -97,18 +94,6 @@ class ExitLatency:
         """The medians and what they hold for, in words."""
         return f"{', '.join(map(format_ms, self.ms))} ms at the exits, {self.where()}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {name: list(getattr(self, name)) for name in ("ms", "low", "high")}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ExitLatency:
-        """Inverse of :meth:`to_dict`; raises :class:`InputError` where something is missing or wrong."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"timing: expected what ExitLatency.to_dict gave ({error})") from error
-
 
 def format_ms(value: float) -> str:
     """Three digits of a number of milliseconds."""
@@ -116,7 +101,7 @@ def format_ms(value: float) -> str:
 
 
 def make_increasing(values: Sequence[float], step: float = 1e-4) -> tuple[float, ...]:
-    """The numbers, each raised where it is not above the one before by the share ``step``."""
+    """Raise each number that is not above the one before, by the share ``step``."""
     increasing: list[float] = []
     for value in values:
         increasing.append(max(value, increasing[-1] * (1 + step)) if increasing else value)
@@ -142,19 +127,16 @@ class Trace:
         similarity: by name ``(N,K)``: agreement of exit k's map with the final exit's on the same image.
         null: by name ``(N,K)``: the same against another image's final map (the shuffled-image null).
         uniform_null: by name ``(N,K)``: the same for a uniform map.
-        gate_features: ``(N,K-1,2)`` in [0, 1], what a :class:`~exitlens.types.Gate` estimates from: the entropy of every
+        gate_features: ``(N,K-1,2)`` in [0, 1], features of a :class:`~exitlens.types.Gate`: the entropy of every
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
         groups: ``(N,)`` integers: samples with the same id belong together (frames of one video, pictures of one patient),
             and only those of different groups are independent; ``None``: all samples are.
-        timing: what a batch takes at each exit, where that was measured.
-        task: what the network answers: ``classes``, one for each sample, or ``multilabel``, any number of labels, which
-            labels ``(N,C)`` say by themselves. Probabilities of labels are sigmoids of the logits.
-        askings: certificates that were asked of these samples so far (not an argument, and not saved with the trace): asking
-            until one is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
+        timing: time of a batch at each exit, if it was measured.
+        task: ``classes``, one for each sample, or ``multilabel``, any number of labels, whose probabilities are sigmoids of
+            the logits; labels ``(N,C)`` imply it.
+        askings: certificates that these samples were asked for so far (not an argument, and not saved with the trace).
+            Asking until one is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
         sample_hashes: ``(N,)`` of logits that are not kept whole, to know the samples by (:meth:`hash_samples`).
-
-    Raises:
-        InputError: where shapes, ranges or values do not fit.
 
     Examples:
         >>> logits = torch.tensor([[[2.0, 0.0], [3.0, 0.0]]])  # one sample, two exits, two classes
@@ -189,7 +171,9 @@ class Trace:
         n, k, c = self.logits.shape
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
-        self._check_task(n, c)
+        if self.task not in TASKS:
+            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
+        self._check_labels(n, c)
         self._check_shapes(n, k)
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
@@ -200,6 +184,19 @@ class Trace:
         if self.timing is not None and (not isinstance(self.timing, ExitLatency) or len(self.timing.ms) != k):
             raise InputError(f"timing: expected an ExitLatency of {k} exits, got {self.timing!r}")
 
+    def _check_labels(self, n: int, c: int) -> None:
+        is_compact = isinstance(self.logits, CompactLogits)
+        if self.labels is not None:
+            labels = _as_tensor(self.labels, "labels", f"({n},) integers, or ({n},{c}) of 0 and 1")
+            if labels.ndim == 2:
+                object.__setattr__(self, "task", "multilabel")
+            check_truth(labels, n, c, self.task)
+            object.__setattr__(self, "labels", labels.bool() if self.task == "multilabel" else labels.long())
+            if is_compact and self.logits.label is None and labels.ndim == 1:  # type: ignore[union-attr]
+                raise InputError("labels: these compact logits were made without labels: give both to exitlens.collect")
+        if self.task == "multilabel" and is_compact:
+            raise InputError("logits: of several labels all logits are needed: collect the trace with compact=False")
+
     def _check_shapes(self, n: int, k: int) -> None:
         if self.groups is not None:
             groups = _as_tensor(self.groups, "groups", f"({n},) integers")
@@ -209,24 +206,13 @@ class Trace:
         shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2), "sample_hashes": (n,)}
         for name in ("logits", *shapes):
             value = getattr(self, name)
-            if name in shapes and value is not None and value.shape != shapes[name]:
+            if value is None:
+                continue
+            if name in shapes and value.shape != shapes[name]:
                 raise InputError(f"{name}: expected {shapes[name]}, got {tuple(value.shape)}")
-            if value is not None and not _all_finite(value):
+            parts = value.parts().values() if isinstance(value, CompactLogits) else [value]
+            if not all(rows.isfinite().all() for part in parts if part is not None for rows in part.split(1 << 14)):
                 raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
-
-    def _check_task(self, n: int, c: int) -> None:
-        if self.task not in TASKS:
-            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
-        if self.labels is not None:
-            labels = _as_tensor(self.labels, "labels", f"({n},) integers, or ({n},{c}) of 0 and 1")
-            if labels.ndim == 2:
-                object.__setattr__(self, "task", "multilabel")
-            check_truth(labels, n, c, self.task)
-            object.__setattr__(self, "labels", labels.bool() if self.task == "multilabel" else labels.long())
-            if isinstance(self.logits, CompactLogits) and self.logits.label is None and labels.ndim == 1:
-                raise InputError("labels: these compact logits were made without labels: give both to exitlens.collect")
-        if self.task == "multilabel" and isinstance(self.logits, CompactLogits):
-            raise InputError("logits: of several labels all logits are needed: collect the trace with compact=False")
 
     @property
     def num_exits(self) -> int:
@@ -235,22 +221,22 @@ class Trace:
 
     @property
     def has_maps(self) -> bool:
-        """True if the exits had maps to compare; else all divergences are 0."""
+        """True if the exits have maps to compare; else all divergences are 0."""
         return bool(self.similarity) or bool(self.divergence.any())
 
     @property
     def answers(self) -> Tensor:
-        """What each exit answers (a temperature never changes it): classes ``(N,K)``, or labels ``(N,K,C)`` bool."""
+        """The answer of each exit, whatever its temperature: classes ``(N,K)``, or labels ``(N,K,C)`` bool."""
         return self.logits.argmax(-1) if isinstance(self.logits, CompactLogits) else find_answers(self.logits, self.task)
 
     @property
     def correct(self) -> Tensor:
-        """``(N,K)`` bool: whether each exit's answer is right; of several labels, whether all are."""
+        """``(N,K)`` bool: whether each exit's answer is right; with several labels, whether all are."""
         return are_same(self.answers, self.require_labels("accuracy")[:, None], self.task)
 
     @property
     def num_groups(self) -> int:
-        """How many independent groups there are: N where no groups were named."""
+        """Number of independent groups; without groups, N."""
         return len(self) if self.groups is None else len(self.groups.unique())
 
     def __len__(self) -> int:
@@ -258,29 +244,30 @@ class Trace:
 
     def __repr__(self) -> str:
         n, k, c = self.logits.shape
-        kind = "unlabelled" if self.labels is None else "labelled"
-        of = f" of network {self.network}" if self.network else ""
         groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
-        timed = "" if self.timing is None else f", {self.timing}"
-        what = "classes" if self.task == "classes" else "labels, any number to a sample"
-        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} {what}{of}{timed})"
+        samples = f"{n:,} {'unlabelled' if self.labels is None else 'labelled'} samples{groups}"
+        answers = f"{c} classes" if self.task == "classes" else f"{c} labels, any number to a sample"
+        network = f" of network {self.network}" if self.network else ""
+        return f"Trace({samples}, {k} exits, {answers}{network}{'' if self.timing is None else f', {self.timing}'})"
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
 
-        answers, right, rows = self.answers, self.correct if self.labels is not None else None, []
-        for i in range(self.num_exits):
-            accuracy = "" if right is None else f"{100 * right[:, i].float().mean():.1f} %"
-            agrees = f"{100 * are_same(answers[:, i], answers[:, -1], self.task).float().mean():.1f} %"
-            cells = [f"{self.cost[i]:.3f}", accuracy, agrees, f"{self.divergence[:, i].mean():.3f}"]
-            timed = [] if self.timing is None else [format_ms(self.timing.ms[i])]
-            rows.append([exit_name(i, self.num_exits), *timed, *cells])
-        timed = [] if self.timing is None else ["ms"]
-        head = ["exit", *timed, "cost", "accuracy", "agrees with final", "divergence from final"]
-        return html_table(head, rows, repr(self))
+        columns = {
+            "exit": [exit_name(k, self.num_exits) for k in range(self.num_exits)],
+            "ms": [] if self.timing is None else [format_ms(ms) for ms in self.timing.ms],
+            "cost": [f"{cost:.3f}" for cost in self.cost],
+            "accuracy": [] if self.labels is None else [f"{100 * share:.1f} %" for share in self.correct.float().mean(0)],
+            "agrees with final": [
+                f"{100 * share:.1f} %" for share in are_same(self.answers, self.answers[:, -1:], self.task).float().mean(0)
+            ],
+            "divergence from final": [f"{mean:.3f}" for mean in self.divergence.mean(0)],
+        }
+        shown = {head: cells for head, cells in columns.items() if cells}
+        return html_table([*shown], [list(row) for row in zip(*shown.values(), strict=True)], repr(self))
 
     def select(self, rows: Tensor) -> Trace:
-        """The samples at these rows: indices ``(n,)``, or ``(N,)`` bool."""
+        """Return the samples at these rows: indices ``(n,)``, or ``(N,)`` bool."""
 
         def pick(value: Any) -> Any:
             return {name: part[rows] for name, part in value.items()} if isinstance(value, Mapping) else value[rows]
@@ -290,7 +277,7 @@ class Trace:
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
-        """Write the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
+        """Write the trace as one safetensors file, atomically; raises :class:`OutputError` if that fails."""
         tensors: dict[str, Tensor] = {}
         for name in (item.name for item in fields(self) if item.name not in ("network", "timing", "task", "askings")):
             value = getattr(self, name)
@@ -299,19 +286,14 @@ class Trace:
             tensors |= {name: item for name, item in named.items() if item is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
-        note: dict[str, Any] = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
-        if self.timing is not None:
-            note["timing"] = self.timing.to_dict()
-        if self.task != "classes":
-            note["task"] = self.task
-        write_tensors(Path(path), alone, note, "path")
+        note = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2], "task": self.task}
+        write_tensors(Path(path), alone, note | {"timing": None if self.timing is None else asdict(self.timing)}, "path")
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Inverse of :meth:`save`. The file is mapped into memory, not read: leave it where it is while the trace lives.
+        """Inverse of :meth:`save`; raises :class:`InputError` for a file that is missing, damaged or of another kind.
 
-        Raises:
-            InputError: for a file that is missing, damaged or of another kind.
+        The file is mapped into memory, not read: leave it where it is while the trace lives.
         """
         try:
             tensors, note = read_tensors(Path(path))
@@ -321,28 +303,27 @@ class Trace:
             raise InputError(f"path: expected what Trace.save wrote, {path} is not that, or of a later version of exitlens")
         values: dict[str, Any] = {"network": note["network"], "labels": None, "task": note.get("task", "classes")}
         for name, tensor in tensors.items():
-            field_, _, part = name.partition(".")
+            head, _, part = name.partition(".")
             if part:
-                values.setdefault(field_, {})[part] = tensor
+                values.setdefault(head, {})[part] = tensor
             else:
-                values[field_] = tensor
+                values[head] = tensor
         try:
             if isinstance(values["logits"], dict):
                 parts: dict[str, Any] = {"label": None} | values["logits"]
                 values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
-            values["timing"] = None if note.get("timing") is None else ExitLatency.from_dict(note["timing"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error
+            return cls(**values, timing=read_record(ExitLatency, note["timing"]) if note.get("timing") else None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"path: expected what Trace.save wrote, {path} is damaged ({error})") from error
 
     def require_labels(self, purpose: str) -> Tensor:
-        """The labels, or an error that says what needed them."""
+        """Return the labels, or raise an error that says what needed them."""
         if self.labels is None:
             raise InputError(f"labels: {purpose} needs them and this trace has none: collect it on labelled data")
         return self.labels
 
     def fingerprint(self) -> str:
-        """SHA-256 over logits (their hashes, if compact) and labels: equal where the same samples are in two traces."""
+        """Return a SHA-256 over logits (their hashes, if compact) and labels: equal if two traces have the same samples."""
         if isinstance(self.logits, CompactLogits):
             digest = hashlib.sha256("".join(self.hash_samples()).encode())
         else:
@@ -352,26 +333,19 @@ class Trace:
         return digest.hexdigest()[:16]
 
     def hash_samples(self) -> list[str]:
-        """A hash of every sample's logits: the same for a sample whose logits were kept whole or made compact."""
+        """Return a hash of every sample's logits, the same whether they were kept whole or made compact."""
         if self.sample_hashes is not None:
             return [f"{value % 2**64:016x}" for value in self.sample_hashes.tolist()]
         kept = self.logits.top if isinstance(self.logits, CompactLogits) else self.logits
-        rows = kept.contiguous().numpy()
-        return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+        return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in kept.contiguous().numpy()]
 
     def sketch(self, size: int = 64) -> SampleSketch:
-        """The fingerprint and the ``size`` smallest sample hashes, by which :meth:`shares_samples` knows the samples."""
+        """Return the fingerprint and the ``size`` smallest sample hashes, for :meth:`shares_samples`."""
         return SampleSketch(self.fingerprint(), tuple(sorted(self.hash_samples())[:size]))
 
     def shares_samples(self, others: SampleSketch) -> bool:
         """Return whether some of the others are in this trace, as far as equal logits can tell."""
         return others.data == self.fingerprint() or not set(others.sketch).isdisjoint(self.hash_samples())
-
-
-def _all_finite(value: Logits) -> bool:
-    """Return whether it has no NaN and no infinity."""
-    parts = value.parts().values() if isinstance(value, CompactLogits) else [value]
-    return all(bool(rows.isfinite().all()) for part in parts if part is not None for rows in part.split(1 << 14))
 
 
 def _as_tensor(value: object, name: str, expected: str) -> Tensor:

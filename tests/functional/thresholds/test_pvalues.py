@@ -87,8 +87,7 @@ def test_paired_is_what_its_definition_says(count, limit):
     rng = np.random.default_rng(count)
     for _ in range(4):
         more, fewer = int(rng.integers(0, max(2, count // 10))), int(rng.integers(0, max(2, count // 8)))
-        found = paired(np.array([more]), np.array([fewer]), count, limit)[0]
-        assert found == pytest.approx(_exact(more, fewer, count, limit), rel=0.02, abs=2e-4)
+        assert paired(more, fewer, count, limit) == pytest.approx(_exact(more, fewer, count, limit), rel=0.02, abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_paired_by_enumeration(count, limit):
     """Every outcome, many rates q: the probability of a p-value up to u is at most u (to 0.1 % of u, for the grid)."""
     outcomes = [(more, fewer) for more in range(count + 1) for fewer in range(count + 1 - more)]
     more, fewer = np.array(outcomes).T
-    p = paired(more, fewer, count, limit)
+    p = np.array([paired(*outcome, count, limit) for outcome in outcomes])
     order = p.argsort()
     for q in (limit + 1e-6, 0.1, 0.3, 0.7, 0.95, 0.985, 0.999):
         if q < limit:
@@ -119,14 +118,14 @@ def test_paired_by_enumeration(count, limit):
 def _paired_once(more: np.ndarray, fewer: np.ndarray, count: int, limit: float) -> np.ndarray:
     """The p-value of every draw, computed once for equal draws."""
     pairs, which = np.unique(np.stack([more, fewer]), axis=1, return_inverse=True)
-    return paired(*pairs, count, limit)[which.ravel()]
+    return np.array([paired(*pair, count, limit) for pair in pairs.T.tolist()])[which.ravel()]
 
 
 def test_paired_at_the_edges():
-    assert paired(np.array([7]), np.array([0]), 7, 0.01)[0] == 1  # all worse
-    assert paired(np.array([0]), np.array([7]), 7, 0.01)[0] < 0.05  # all better
-    assert paired(np.array([0]), np.array([0]), 20_000, 0.01)[0] == pytest.approx(SPARE)
-    assert paired(np.array([0]), np.array([0]), 10, 0.01)[0] > 0.8
+    assert paired(7, 0, 7, 0.01) == 1  # all worse
+    assert paired(0, 7, 7, 0.01) < 0.05  # all better
+    assert paired(0, 0, 20_000, 0.01) == pytest.approx(SPARE)
+    assert paired(0, 0, 10, 0.01) > 0.8
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ FEWEST = 10  # samples to start from; so few can certify nothing, and the policy
 
 
 class SequenceResult(NamedTuple):
-    """What the fixed-sequence test accepted; where nothing passed, no ``cuts``, and ``tests`` of the first vector."""
+    """The vector that the fixed-sequence test accepted, and its tests; without one no ``cuts``, and the first vector's."""
 
     cuts: Cuts | None
     tests: tuple[RiskTest, ...]
@@ -48,9 +48,9 @@ class SequenceResult(NamedTuple):
 def choose_tests(
     index: Tensor, risks: Sequence[Risk], path: Sequence[Candidate], count: int, delta: float
 ) -> tuple[Test, ...]:
-    """Return the tighter test for each risk, tried on the first part (repeated up to the second part's ``count``).
+    """Return the tighter test for each risk, tried at the vector of the path that is nearest to being refused for it.
 
-    It is tried at the vector of the path that is nearest to being refused for that risk.
+    It is tried on the first part, repeated up to the second part's ``count``.
     """
     rows = torch.arange(count) % len(index)
     rows = rows[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
@@ -78,19 +78,16 @@ def run_fixed_sequence_test(
     outcomes: tuple[RiskTest, ...] = ()
     for step, candidate in enumerate(path, 1):
         exits = find_first_firing(index, candidate.cuts)
-        tested = tuple(_test_risk(risk, exits, test, delta) for risk, test in zip(risks, tests, strict=True))
+        tested: tuple[RiskTest, ...] = ()
+        for risk, test in zip(risks, tests, strict=True):
+            samples, units = len(risk.losses(exits)), risk.units(exits)
+            groups = None if risk.groups is None else len(units)
+            mean, p = (risk.mean(exits), p_value(units, risk, test, delta)) if samples else (None, 1.0)
+            tested += (RiskTest(risk.name, risk.limit, test, samples, mean, p, groups),)
         if not all(test.p_value <= delta for test in tested):
             return SequenceResult(accepted, outcomes or tested, step)
         accepted, outcomes = candidate.cuts, tested
     return SequenceResult(accepted, outcomes, len(path))
-
-
-def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> RiskTest:
-    samples, units = len(risk.losses(exits)), risk.units(exits)
-    groups = None if risk.groups is None else len(units)
-    if not samples:
-        return RiskTest(risk.name, risk.limit, test, 0, None, 1.0, groups)
-    return RiskTest(risk.name, risk.limit, test, samples, risk.mean(exits), p_value(units, risk, test, delta), groups)
 
 
 def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (n,), n > 0
@@ -99,8 +96,7 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (
     if test in ("group_betting", "signed_betting"):  # in random order, as betting needs it
         return group_betting(values, risk.limit, delta)
     if test == "paired":
-        lost, gained, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
-        return float(paired(np.array([lost]), np.array([gained]), count, risk.limit, spare=spare)[0])
+        return paired(int((values > 0).sum()), int((values < 0).sum()), count, risk.limit, spare=min(SPARE, delta / 20))
     if test == "betting":
         low = -1.0 if risk.kind in ("ternary", "signed") else 0.0
         return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])
@@ -109,10 +105,10 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (
 
 
 def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
-    """Return about how many samples (or groups) the second part needs for the easiest vector of the path.
+    """Estimate how many samples (or groups) the second part needs for the easiest vector of the path.
 
-    From means and variances on the first part, by the normal approximation, and never fewer than a test that sees no loss
-    at all would need. ``None`` if every vector has a risk above its limit there: no number would do.
+    The estimate is the normal approximation from means and variances on the first part, and never less than a test without
+    any loss needs. It is ``None`` if every vector has a risk above its limit there: no number would do.
     """
     needed = []
     for candidate in path:
@@ -141,9 +137,9 @@ def certify(
 ) -> tuple[tuple[float, ...], Certification]:
     """Return the cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
-    ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it.
-    ``cost`` is what is to be small, ``(K,)``, or ``(N,K)`` where that differs between samples: where only spending is
-    limited, the harm. The path then leads from the policy that spends least to the one that does least harm.
+    ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it. The
+    ``cost`` to be made small is ``(K,)``, or the harm ``(N,K)`` if only spending is limited. The path then leads from the
+    policy that spends least to the one that does least harm.
     """
     cost = cost if cost.ndim == 1 else cost[first]
     levels = quantise(scores[first])

@@ -1,8 +1,8 @@
-"""The path of threshold vectors from the safest to the cheapest, and how far held-out samples let one go on it.
+"""The path of threshold vectors from the safest to the cheapest, and the step that held-out samples allow on it.
 
 Both a certificate and cross-validation choose from a path. A certificate tests it on samples that did not propose it. With
-folds, all samples propose it, and every fold is routed by the path of the others, up to the same smoothed loss: a search
-finds what is good on its own samples partly by chance, so new samples lose more than the limit.
+folds, all samples propose it, and every fold is routed by the path of the others, up to the same smoothed loss: thresholds
+are good on the samples that chose them partly by chance, so new samples lose more than the limit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from exitlens.functional.thresholds.search import Cuts, average_cost, find_front
 from exitlens.types import Trace
 
 STEPS = 8  # from one vector of the frontier to the next
-LEAST = 1e-6  # of a limit, where losses are divided by it
+LEAST = 1e-6  # smallest limit that losses are divided by
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Candidate:
     """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part.
 
     ``smoothed_losses`` are the means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
-    share of samples that leave early counts as the loss of one more unit, so that of two vectors without any loss the one
-    that lets fewer samples leave is the safer.
+    share of samples that leave early counts as the loss of one more unit, so that of two vectors without any loss the safer
+    is the one that lets fewer samples leave.
     """
 
     cuts: Cuts
@@ -53,8 +53,7 @@ def find_candidates(
 ) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
     """Return vectors worth testing: the frontiers of each risk and of their sum, with steps between neighbours.
 
-    Never-exit, which needs no test, is left out. With budgets there are frontiers of their prices, too, and only vectors
-    that keep them.
+    Never-exit, which needs no test, is left out. Budgets add frontiers of their prices, and every vector keeps them.
     """
     smoothed = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
     scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed, risks, strict=True)]).sum(0)
@@ -70,14 +69,29 @@ def find_candidates(
             vectors |= dict.fromkeys(mix_cuts(left, right, step / STEPS, tops) for step in range(1, STEPS))
     for last in (budget.last_free for budget in budgets if budget.last_free is not None):  # no sample goes beyond this exit
         vectors |= dict.fromkeys((*cuts[:last], *(0.0,) * (index.shape[1] - last)) for cuts in list(vectors))
-    early = [cuts for cuts in vectors if any(cut != math.inf for cut in cuts) and is_within(index, cuts, budgets)]
-    return [_rate(cuts, index, risks, smoothed, cost) for cuts in early]
+    count, candidates = len(index) if risks[0].groups is None else count_groups(risks[0].groups), []
+    for cuts in vectors:
+        if all(cut == math.inf for cut in cuts) or not is_within(index, cuts, budgets):
+            continue
+        exits = find_first_firing(index, cuts)
+        units = [risk.units(exits).double() for risk in risks]
+        early = (exits < cost.shape[-1] - 1).double().mean().item()
+        candidate = Candidate(
+            cuts,
+            average_cost(cost, exits),
+            means=tuple(values.mean().item() if len(values) else 1.0 for values in units),
+            variances=tuple(values.var(correction=0).item() if len(values) else 0.0 for values in units),
+            counts=tuple(map(len, units)),
+            smoothed_losses=tuple(select_exits(loss, exits).double().mean().item() + early / count for loss in smoothed),
+        )
+        candidates.append(candidate)
+    return candidates
 
 
 def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
-    """Replace each early exit's losses by their mean given the score, which falls as the score rises (isotonic regression).
+    """Replace each early exit's losses by their mean given the score, by isotonic regression: it falls as the score rises.
 
-    A frontier of single losses follows chance: a rare error here or there moves its thresholds.
+    On single losses a rare error here or there would move the thresholds of a frontier.
     """
     smoothed = column.clone()
     for k in range(index.shape[1]):
@@ -85,21 +99,6 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
         fitted = isotonic_regression(column[order, k].double().numpy(), increasing=False).x.copy()
         smoothed[order, k] = torch.as_tensor(fitted, dtype=column.dtype)
     return smoothed
-
-
-def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:
-    exits = find_first_firing(index, cuts)
-    losses = [risk.units(exits).double() for risk in risks]
-    early = (exits < cost.shape[-1] - 1).double().mean().item()
-    count = len(index) if risks[0].groups is None else count_groups(risks[0].groups)
-    return Candidate(
-        cuts,
-        average_cost(cost, exits),
-        means=tuple(units.mean().item() if len(units) else 1.0 for units in losses),
-        variances=tuple(units.var(correction=0).item() if len(units) else 0.0 for units in losses),
-        counts=tuple(map(len, losses)),
-        smoothed_losses=tuple(select_exits(loss, exits).double().mean().item() + early / count for loss in smoothed_losses),
-    )
 
 
 def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[float]:
@@ -117,9 +116,9 @@ def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[
 def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
     """Return the candidates that no other beats in both cost and smoothed loss (over its limit), safest first.
 
-    The smoothed loss, not the risk: it grows with every sample that leaves, so the path starts next to never-exit and goes
-    on in small steps. By risk it would start where the first part's gains happen to be largest, and the first test would
-    often end it. Candidates that are likely above their limit are left out.
+    The smoothed loss grows with every sample that leaves, so the path starts next to never-exit and goes on in small steps.
+    By risk it would start where the first part's gains happen to be largest, and the first test would often end it.
+    Candidates that are likely above their limit are left out.
     """
     likely = [i for i, candidate in enumerate(pool) if max(approximate_p_values(candidate, limits)) < 0.9]
     loss = {i: max(h / max(limit, LEAST) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
@@ -139,7 +138,7 @@ class Path(NamedTuple):
     losses: list[float]
 
     def at(self, loss: float) -> tuple[float, ...]:
-        """Return the cheapest thresholds that lose no more, but for rounding."""
+        """Return the cheapest thresholds that lose no more, apart from rounding."""
         return self.thresholds[bisect_right(self.losses, loss * (1 + 1e-6)) - 1]
 
 
@@ -155,16 +154,20 @@ def split_folds(trace: Trace, folds: int, seed: int) -> Tensor:  # -> (N,)
 def find_held_out(
     scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], folds: Tensor
 ) -> tuple[tuple[float, ...], dict[str, float]]:  # (N,K-1), (K,), (N,) of split_folds
-    """Return the cheapest thresholds of the path under which held-out samples keep the limits, and what these lose, by name.
+    """Return the cheapest thresholds of the path that keep the limits on held-out samples, and their mean losses by name.
 
-    Means of held-out samples along the path are noisy; a step counts as kept if its means and their isotonic regression
-    over all steps are within the limits, and the means of all samples, too.
-
-    Raises:
-        CalibrationError: where no step keeps the budgets, too.
+    Means of held-out samples along the path are noisy, so a step has to keep the limits with its means, with their isotonic
+    regression over all steps, and with the means of all samples. If none also keeps the budgets, it is a
+    :class:`CalibrationError`.
     """
     path = _propose(scores, risks, cost, budgets, len(scores))
-    means = _lose_held_out(path, scores, risks, cost, budgets, folds)  # (steps, risks)
+    held_out = torch.empty(len(path.losses), len(scores), dtype=torch.int64)  # exits by what the other folds propose
+    for fold in folds.unique().tolist():
+        held, rest = (where.nonzero()[:, 0] for where in (folds == fold, folds != fold))
+        others = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
+        for step, loss in enumerate(path.losses):
+            held_out[step, held] = find_first_firing(scores[held], others.at(loss))
+    means = torch.tensor([[risk.mean(exits) for risk in risks] for exits in held_out], dtype=torch.float64)
     routed = [find_first_firing(scores, thresholds) for thresholds in path.thresholds]
     kept = torch.tensor([all(budget.keeps(exits) for budget in budgets) for exits in routed])
     for column, risk in zip(means.T, risks, strict=True):
@@ -181,24 +184,11 @@ def find_held_out(
     return path.thresholds[step], {risk.name: mean for risk, mean in zip(risks, means[step].tolist(), strict=True)}
 
 
-def _lose_held_out(
-    path: Path, scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], folds: Tensor
-) -> Tensor:  # -> (steps, risks) float64
-    """Return, at every step of the path, the risks of samples routed by what the other folds propose."""
-    exits = torch.empty(len(path.losses), len(scores), dtype=torch.int64)
-    for fold in folds.unique().tolist():
-        held, rest = (where.nonzero()[:, 0] for where in (folds == fold, folds != fold))
-        others = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
-        for step, loss in enumerate(path.losses):
-            exits[step, held] = find_first_firing(scores[held], others.at(loss))
-    return torch.tensor([[risk.mean(taken) for risk in risks] for taken in exits], dtype=torch.float64)
-
-
 def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> Path:
     """Return the path of these samples within the budgets; it starts with never-exit, which need not keep them.
 
     Limits on classes that none of the samples has are left out. A smoothed loss counts the share of samples that leave early
-    as one more sample: of ``count``, so that the paths of parts compare with that of the whole.
+    as one more sample of ``count``, so that the paths of parts compare with that of the whole.
     """
     levels = quantise(scores)
     risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]

@@ -1,7 +1,7 @@
 """Valid p-values for "the mean risk is above its limit", from bounded losses of independent samples.
 
-Each function takes one row, or one number, per policy and returns one p-value per policy: where the null hypothesis holds,
-it is at most ``u`` with probability at most ``u``, for every ``u`` and every number of samples. float64 throughout.
+If the null hypothesis holds, a p-value is at most ``u`` with probability at most ``u``, for every ``u`` and every number of
+samples. Arrays have one row, or one number, per policy. float64 throughout.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, gammaln, xlog1py, xlogy
 
 Array = NDArray[np.float64]
-SAFE = 0.97  # of the stake with which a single loss of 1 takes all
-SPARE = 1e-3  # of the level, for the rate of differing pairs in the paired test
+SAFE = 0.97  # share of the stake with which a single loss of 1 takes all
+SPARE = 1e-3  # part of the level for the rate of differing pairs in the paired test
 
 
 def binomial(mean: Array, count: int, limit: float) -> Array:  # (P,) -> (P,)
-    """Exact, for losses 0 and 1: the probability of so few errors among ``count`` if their rate were ``limit``."""
+    """Return exact p-values for losses 0 and 1: the probability of so few errors among ``count`` at the rate ``limit``."""
     return np.asarray(bdtr(np.rint(np.asarray(mean) * count), count, limit))
 
 
 def hoeffding_bentkus(mean: Array, count: int, limit: float) -> Array:  # (P,) -> (P,)
-    """For losses in [0, 1]: the smaller of Hoeffding's (in its relative-entropy form) and Bentkus's bound.
+    """Return p-values for losses in [0, 1]: the smaller of Hoeffding's bound (by relative entropy) and Bentkus's.
 
     Bates et al., arXiv 2101.02703, section 3.1.1; Bentkus 2004, e times the binomial tail at the next whole number.
     """
@@ -38,7 +38,7 @@ def hoeffding_bentkus(mean: Array, count: int, limit: float) -> Array:  # (P,) -
 
 
 def betting(losses: Array, limit: float, level: float) -> Array:  # (P,n) -> (P,)
-    """For losses in [0, 1] that vary little: one over the most that a bettor against the null ever owned.
+    """Return p-values for losses in [0, 1] that vary little: one over the most that a bettor against the null ever owned.
 
     Waudby-Smith and Ramdas, arXiv 2010.09686, in the form of arXiv 2110.01052 (appendix B): the stake is predictable, from
     the mean and variance so far, and tuned for ``level``; valid by Ville's inequality for any level.
@@ -57,12 +57,12 @@ def betting(losses: Array, limit: float, level: float) -> Array:  # (P,n) -> (P,
 
 
 def group_betting(values: Array, limit: float, level: float) -> float:  # (n,) -> ()
-    """For values of at most 1, such as means of groups: as :func:`betting`, with stakes up to the largest that is safe.
+    """Return a p-value for values of at most 1, such as means of groups, by :func:`betting` with the largest safe stakes.
 
     The factors ``1 + stake (limit - value)`` need no lower end of the values, so losses that may be gains (-1) are not moved
-    into [0, 1], which would halve the largest stake and so double the groups that a test without any loss takes. The stake
-    comes from the mean and variance so far, which start at the limit and at 0.05; the bet is valid whatever they are, if
-    the values come in an order that says nothing about them.
+    into [0, 1], which would halve the largest stake and double the groups that a test without any loss takes. The stake
+    comes from the mean and variance so far, which start at the limit and at 0.05. The bet is valid whatever they are, if
+    the order of the values says nothing about them.
     """
     values = np.asarray(values, dtype=np.float64)
     if limit >= 1:
@@ -75,10 +75,8 @@ def group_betting(values: Array, limit: float, level: float) -> float:  # (n,) -
     return float(min(1.0, np.exp(-np.log1p(stake * (limit - values)).cumsum().max())))
 
 
-def paired(
-    more: Array, fewer: Array, count: int, limit: float, *, spare: float = SPARE, grid: int = 49
-) -> Array:  # (P,), (P,) -> (P,)
-    """For differences of two 0/1 losses: whether the mean of -1, 0 and 1 is above ``limit`` (non-inferiority of pairs).
+def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SPARE, grid: int = 49) -> float:
+    """Return a p-value for differences of two 0/1 losses, with the values -1, 0 and 1 (non-inferiority of pairs).
 
     The statistic is ``Z = (T - n limit) / sqrt(D + n limit / 2 + 1/2)`` with ``T = more - fewer`` and ``D = more + fewer``
     pairs that differ. With the rate q of those known, its distribution at the null's boundary is exact (D is binomial, and
@@ -88,16 +86,11 @@ def paired(
     deviation (arcsine of its root), over which the probability varies slowly: by enumeration it is exact to 0.1 % of u.
 
     Args:
-        more: how many samples have +1 (wrong early, right at the end). fewer: how many have -1.
+        more: samples with +1 (wrong early, right at the end). fewer: samples with -1.
         count: samples, those with 0 included.
         limit: in [0, 1).
         spare: chosen before the samples are seen; no p-value is smaller.
     """
-    more, fewer = np.atleast_1d(np.asarray(more)), np.atleast_1d(np.asarray(fewer))
-    return np.array([_paired(int(a), int(b), count, limit, spare, grid) for a, b in zip(more, fewer, strict=True)])
-
-
-def _paired(more: int, fewer: int, count: int, limit: float, spare: float, grid: int) -> float:
     total, differ = more - fewer, more + fewer
     if total >= limit * count:  # nothing speaks against the null
         return 1.0
@@ -123,5 +116,5 @@ def _paired(more: int, fewer: int, count: int, limit: float, spare: float, grid:
 
 
 def upper_bound(errors: int, count: int, level: float) -> float:
-    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934), too low with probability ``level``."""
+    """Return the exact upper confidence bound of a rate (Clopper and Pearson, 1934), too low with probability ``level``."""
     return 1.0 if errors >= count else float(betaincinv(errors + 1, count - errors, 1 - level))

@@ -1,8 +1,8 @@
 """The search for thresholds: the cheapest policy that keeps limits on risks, or the safest within a cost.
 
-Cost and risk of a routing are sums over samples of what each sample costs and risks at the exit it takes. With the other
-thresholds fixed, the best threshold of one exit is therefore found exactly, from one cumulative sum over the samples that
-reach it; going round the exits until nothing changes gives a local optimum of cost + price * risk, and sweeping the price
+Cost and risk of a routing are sums over samples, of each sample's cost and risk at the exit it takes. With the other
+thresholds fixed, the best threshold of an exit is therefore found exactly, from one cumulative sum over the samples that
+reach it. Going round the exits until nothing changes gives a local optimum of cost + price * risk, and sweeping the price
 gives a frontier from the cheapest to the safest policy.
 
 Everything works on *levels*: scores replaced by the index of the interval they fall in (:func:`quantise`). A policy is
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -32,7 +32,7 @@ from exitlens.functional.routing import (
 )
 from exitlens.types import Gate, Policy, Trace
 
-STEPS = 16  # between neighbours on a frontier, where a budget ends between them
+STEPS = 16  # between neighbours on a frontier, if a budget ends between them
 Cuts = tuple[float, ...]  # for each early exit a level, or math.inf: never
 
 
@@ -59,19 +59,19 @@ class Levels:
     edges: tuple[Tensor, ...]
 
     def apply(self, scores: Tensor) -> Tensor:  # (M,K-1) -> (M,K-1)
-        """The levels of other samples' scores."""
+        """Return the levels of other samples' scores."""
         if not self.edges:
             return torch.empty(len(scores), 0).long()
         columns = zip(self.edges, scores.double().T.contiguous(), strict=True)
         return torch.stack([(torch.searchsorted(e, s, right=True) - 1).clamp_min(0) for e, s in columns], 1)
 
     def thresholds(self, cuts: Cuts) -> tuple[float, ...]:
-        """Levels back to thresholds on the score."""
+        """Turn levels back into thresholds on the score."""
         return tuple(math.inf if cut == math.inf else self.edges[k][int(max(cut, 0))].item() for k, cut in enumerate(cuts))
 
 
 def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
-    """Replace each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
+    """Replace each exit's scores by at most ``levels`` equally filled intervals, with equal scores in the same one."""
     edges = []
     for column in scores.double().T.contiguous():
         ordered = column.unique()
@@ -80,30 +80,30 @@ def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
             wanted = column.sort().values[torch.linspace(0, len(column) - 1, levels).long()]
             middles = torch.cat([middles[:1], middles[torch.searchsorted(ordered, wanted).unique()[1:]]])
         edges.append(middles.float().double().unique())  # as scores in float32 are compared with them
-    unread = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
-    return Levels(unread.apply(scores), unread.edges)
+    levels_of = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
+    return replace(levels_of, index=levels_of.apply(scores))
 
 
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
-    """Mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,) or (N,K)."""
+    """Return mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,) or (N,K)."""
     exits = find_first_firing(index, cuts)
     return Point(cuts, average_cost(cost, exits), select_exits(risk, exits).double().mean().item())
 
 
 def average_cost(cost: Tensor, exits: Tensor) -> float:  # (K,) or (N,K), (N,)
-    """The mean cost of the exits that are taken, the same for all samples or not."""
+    """Return the mean cost of the exits that are taken, the same for all samples or not."""
     return (cost[exits] if cost.ndim == 1 else select_exits(cost, exits)).double().mean().item()
 
 
 def find_best_cut(index: Tensor, advantage: Tensor) -> float:  # (n,), (n,)
-    """The level that gains most by answering all samples at or above it here; ``math.inf`` if none gains."""
+    """Return the level that gains most by answering all samples at or above it here; ``math.inf`` if none gains."""
     total = torch.bincount(index, weights=advantage.double()).flip(0).cumsum(0).flip(0)
     best = int(total.argmax())
     return float(best) if total[best] > 0 else math.inf
 
 
 def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
-    """Coordinate descent from ``start`` on the mean of ``loss`` ``(N,K)`` at the exit taken."""
+    """Minimise the mean of ``loss`` ``(N,K)`` at the exit taken, by coordinate descent from ``start``."""
     cuts = list(start)
     for _ in range(rounds):
         before = list(cuts)
@@ -117,7 +117,7 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
 
 
 def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,) or (N,K)
-    """Policies that beat each other in cost or risk, from cheapest to safest, at 40 prices of risk."""
+    """Return undominated policies in cost and risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
     points = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
     cuts: Cuts = always
@@ -129,7 +129,7 @@ def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # 
 
 
 def keep_undominated(points: Iterable[Point]) -> list[Point]:
-    """The points that are not beaten in both cost and risk, sorted by cost."""
+    """Return the points that are not beaten in both cost and risk, sorted by cost."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, p.risk)):
         if not kept or point.risk < kept[-1].risk:
@@ -138,7 +138,7 @@ def keep_undominated(points: Iterable[Point]) -> list[Point]:
 
 
 def mix_cuts(left: Cuts, right: Cuts, step: float, tops: Sequence[int]) -> Cuts:
-    """A policy on the way (``step`` in [0, 1]) from one to another; ``tops``: the highest level of each exit."""
+    """Return a policy on the way (``step`` in [0, 1]) from one to another; ``tops``: the highest level of each exit."""
     nevers = [top + 1 for top in tops]  # one level above the highest
     mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(left, right, nevers, strict=True)]
     return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
@@ -166,7 +166,7 @@ def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Ca
 
 
 def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()) -> Point:
-    """The cheapest policy found that keeps every limit and budget; raises :class:`CalibrationError` if there is none.
+    """Find the cheapest policy that keeps every limit and budget, or raise :class:`CalibrationError`.
 
     It comes from the frontiers of each risk and of their sum, and is then refined. Budgets add frontiers of their own.
     """
@@ -187,7 +187,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
     }
     vectors |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
     kept = [*filter(keeps_risks, vectors), (math.inf,) * (len(cost) - 1)]
-    for price in prices if budgets else ():  # near the limits it may take a refined policy to keep the budgets, too
+    for price in prices if budgets else ():  # near the limits only a refined policy may keep the budgets, too
         points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
     points = [evaluate_cuts(levels.index, columns[0], cost, cuts) for cuts in kept if is_within(levels.index, cuts, budgets)]
@@ -198,14 +198,14 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
 
 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
-    """The policy of least accuracy drop (without labels: disagreement) that is found within the budgets."""
+    """Find the policy of least accuracy drop (without labels: disagreement) within the budgets."""
     risk, (first, *others) = measure_harm(trace), budgets
     prices = [first.prices, *(item.prices for item in others), *(first.prices + item.prices for item in others)]
     cuts, tops = dict[Cuts, None](), levels.index.amax(0).tolist()
     for price in prices:
         frontier = [point.cuts for point in find_frontier(levels.index, risk, price)]
         cuts |= dict.fromkeys(frontier)
-        for item, other in pairwise(frontier):  # the frontier has corners only: between them is more room to use
+        for item, other in pairwise(frontier):  # the frontier has corners only, with policies between them
             if is_within(levels.index, item, budgets) and not is_within(levels.index, other, budgets):
                 cuts |= {mix_cuts(item, other, step / STEPS, tops): None for step in range(1, STEPS)}
     cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, risk, trace.cost, budgets)])
@@ -214,7 +214,7 @@ def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Poin
 
 
 def _find_truncated(levels: Levels, risk: Tensor, cost: Tensor, budgets: Sequence[Budget]) -> list[Cuts]:
-    """Where a budget is on the share of samples beyond an exit: policies under which none goes beyond it."""
+    """For budgets on the share of samples beyond an exit, return policies under which none goes beyond it."""
     vectors = []
     for last in (budget.last_free for budget in budgets if budget.last_free is not None):
         points = find_frontier(levels.index[:, :last], risk[:, : last + 1], cost[: last + 1])
@@ -229,15 +229,12 @@ def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # 
 
 
 def measure_harm(trace: Trace) -> Tensor:  # -> (N,K)
-    """What is to be small where only spending is limited: the accuracy drop, without labels disagreement."""
+    """Return the harm that is made small if only spending is limited: accuracy drop, or without labels disagreement."""
     return accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
 
 
 def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
-    """The gate under which the cheapest policy for the samples at ``rows`` is cheapest; ``None``: it trusts every map.
-
-    ``policy`` gives score and temperatures.
-    """
+    """Choose the gate that makes the cheapest policy for the samples at ``rows`` cheapest; ``None``: it trusts every map."""
     if trace.num_exits < 2:
         return None
     fitted = fit_gate(trace, rows, policy.temperatures)
@@ -245,8 +242,8 @@ def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk
     fitted_risks, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
     for share in SHARES:
         gate = limit_gate(fitted, estimates, share)
-        columns = [mask_untrusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
-        cost = find_cheapest(quantise(torch.stack(columns, 1)), fitted_risks, trace.cost).cost
+        scores = mask_untrusted(plain, estimates, torch.tensor(gate.limits))
+        cost = find_cheapest(quantise(scores), fitted_risks, trace.cost).cost
         if cost < best - 1e-9:
             best, chosen = cost, gate if share < 1 else None
     return chosen
