@@ -63,7 +63,7 @@ def test_the_score_says_what_a_policy_is_for():
     assert (decided.task, xl.Policy((0.9,)).task) == ("multilabel", "classes")
     assert xl.Policy.from_dict(decided.to_dict()) == decided
     decided.check(2, "", "multilabel")
-    with pytest.raises(xl.errors.PolicyError, match="'decided' is for several labels a sample, .* has one class"):
+    with pytest.raises(xl.errors.PolicyError, match=r"'decided' is for several labels a sample, .* has one class"):
         decided.check(2, "", "classes")
     with pytest.raises(xl.errors.PolicyError, match="by hand give score='decided'"):
         xl.Policy((0.9,)).check(2, "", "multilabel")

@@ -7,13 +7,13 @@ import torch
 
 from exitlens.functional.risk import Risk
 from exitlens.functional.thresholds.certification import (
+    SAFE,
     choose_tests,
     estimate_samples_needed,
     p_value,
     run_fixed_sequence_test,
 )
 from exitlens.functional.thresholds.path import Candidate, approximate_p_values, find_candidates, order_path
-from exitlens.functional.thresholds.pvalues import SAFE
 
 
 def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows: torch.Tensor | None = None) -> Risk:

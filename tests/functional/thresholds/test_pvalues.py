@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from exitlens.functional.thresholds.pvalues import (
+from exitlens.functional.thresholds.certification import (
     SAFE,
     SPARE,
     betting,
