@@ -23,8 +23,7 @@ from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_engine import FileEngine, OnnxFile
-from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, is_close
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, FileEngine, OnnxFile, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.network import ExitNet
