@@ -193,7 +193,7 @@ def shared(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def files_written_once(shared):
     """ONNX files are copied where they were written before."""
-    export, engine = pytest.importorskip("exitlens.edge.export"), pytest.importorskip("exitlens.model.engine.onnx_engine")
+    export, engine = pytest.importorskip("exitlens.edge.export"), pytest.importorskip("exitlens.model.engine.onnx_files")
     (shared / "onnx").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         for module in (export, engine):

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.engine.onnx_engine import OnnxEngine
+from exitlens.model.engine.onnx_files import OnnxEngine
 from tests.conftest import TinyNet, make_net, spread_policy
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("onnxruntime")
 ONNX = xl.Tuning(backend="onnx")

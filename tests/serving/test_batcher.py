@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.batcher import Batcher, Hooks
+from exitlens.serving.batcher import Batcher
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.settings import Batching
 from tests.serving.conftest import POLICIES
@@ -19,7 +19,7 @@ class Desk:
 
     def __init__(self, model, batching=None, **hooks):
         self.model, self.done = model, queue.SimpleQueue()
-        self.batcher = Batcher(model, Hooks(self._deliver, **hooks), batching or Batching(batch=4))
+        self.batcher = Batcher(model, batching or Batching(batch=4), self._deliver, **hooks)
         self.batcher.start()
 
     def _deliver(self, tickets):
@@ -33,15 +33,22 @@ class Desk:
 
 
 @pytest.fixture
-def desk(model):
-    found = Desk(model)
-    yield found
-    found.batcher.close()
+def open_desk(model):
+    """A function that opens a desk, which is closed after the test."""
+    desks = []
+
+    def open_(*args, **hooks):
+        desks.append(Desk(model, *args, **hooks))
+        return desks[-1]
+
+    yield open_
+    for desk in desks:
+        desk.batcher.close()
 
 
-def test_many_threads_get_their_own_answers(desk, model, images):
+def test_many_threads_get_their_own_answers(open_desk, model, images):
+    desk, wrong = open_desk(), []
     expected = xl.predict(model.net, images, POLICIES["default"])
-    wrong = []
 
     def ask(i):
         for at in range(i, len(images), 8):
@@ -51,10 +58,10 @@ def test_many_threads_get_their_own_answers(desk, model, images):
                 wrong.append(at)
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
     assert desk.batcher.waiting == 0
 
@@ -67,8 +74,8 @@ def hold(desk, monkeypatch):
     return go
 
 
-def test_room_is_limited_in_number(model, images, monkeypatch):
-    desk = Desk(model, Batching(batch=4, max_waiting=5))
+def test_room_is_limited_in_number(open_desk, images, monkeypatch):
+    desk = open_desk(Batching(batch=4, max_waiting=5))
     go = hold(desk, monkeypatch)
     first = desk.send(images[:4], policy="full")
     with pytest.raises(xl.errors.RequestError, match="4 samples wait already") as error:
@@ -79,23 +86,21 @@ def test_room_is_limited_in_number(model, images, monkeypatch):
     assert first.receiver.wait(10)
     large = desk.send(images[:20])  # alone it may be larger
     assert large.receiver.wait(10)
-    desk.batcher.close()
 
 
-def test_room_is_limited_in_time(model, images, monkeypatch):
-    desk = Desk(model, Batching(batch=4, max_wait_ms=2000))
+def test_room_is_limited_in_time(open_desk, images, monkeypatch):
+    desk = open_desk(Batching(batch=4, max_wait_ms=2000))
     desk.batcher.pace.observe_work(1, 1.0)
     go = hold(desk, monkeypatch)
     tickets = [desk.send(images[:1], policy="full") for _ in range(3)]
     with pytest.raises(xl.errors.RequestError, match="about 3 s of work"):
         desk.send(images[:1])
     go.set()
-    assert all(one.receiver.wait(10) for one in tickets)
-    desk.batcher.close()
+    assert all(ticket.receiver.wait(10) for ticket in tickets)
 
 
-def test_closing_answers_what_was_taken_in(model, images, monkeypatch):
-    desk = Desk(model)
+def test_closing_answers_what_was_taken_in(open_desk, images, monkeypatch):
+    desk = open_desk()
     go = hold(desk, monkeypatch)
     tickets = [desk.send(images[i : i + 3], policy="full") for i in range(5)]
     closing = threading.Thread(target=desk.batcher.close)
@@ -106,12 +111,12 @@ def test_closing_answers_what_was_taken_in(model, images, monkeypatch):
         desk.send(images[:1])
     go.set()
     closing.join(10)
-    assert all(one.receiver.is_set() and one.error is None for one in tickets)
+    assert all(ticket.receiver.is_set() and ticket.error is None for ticket in tickets)
     desk.batcher.close()  # twice is once
 
 
-def test_a_request_that_is_being_read_keeps_it_open(model, images):
-    desk = Desk(model)
+def test_a_request_that_is_being_read_keeps_it_open(open_desk, images):
+    desk = open_desk()
     desk.batcher.expect()
     closing = threading.Thread(target=desk.batcher.close)
     closing.start()
@@ -129,7 +134,8 @@ def test_a_request_that_is_being_read_keeps_it_open(model, images):
         desk.send(images[:1])
 
 
-def test_idle_work_runs_when_nothing_waits(model, images):
+def test_idle_work_runs_when_nothing_waits(open_desk, images, monkeypatch):
+    monkeypatch.setattr("exitlens.serving.batcher.PATIENCE", 0.01)
     left, seen = [3], []
 
     def idle(engine):
@@ -137,13 +143,12 @@ def test_idle_work_runs_when_nothing_waits(model, images):
         left[0] -= 1
         return left[0] > 0
 
-    desk = Desk(model, idle=idle)
+    desk = open_desk(idle=idle)
     desk.send(images[:1]).receiver.wait(10)
     until = time.monotonic() + 5
     while left[0] > 0 and time.monotonic() < until:
         time.sleep(0.005)
     assert left[0] <= 0
-    desk.batcher.close()
 
 
 def test_a_network_that_cannot_run_raises_at_the_start(model, monkeypatch):
@@ -155,17 +160,17 @@ def test_a_network_that_cannot_run_raises_at_the_start(model, monkeypatch):
         Desk(model)
 
 
-def test_threads_of_its_own(model, images):
+def test_threads_of_its_own(open_desk, images):
     seen, before = [], torch.get_num_threads()
-    desk = Desk(model, Batching(threads=1), step=lambda *_: seen.append(torch.get_num_threads()))
+    desk = open_desk(Batching(threads=1), step=lambda *_: seen.append(torch.get_num_threads()))
     desk.send(images[:1]).receiver.wait(10)
     desk.batcher.close()
     assert seen[0] == 1
     assert before == torch.get_num_threads()
 
 
-def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monkeypatch):
-    desk = Desk(model)
+def test_a_batcher_that_breaks_ends_every_request_that_waits(open_desk, images, monkeypatch):
+    desk = open_desk()
     go = hold(desk, monkeypatch)
     tickets = [desk.send(images[:1], policy="full")]
     time.sleep(0.05)  # it is inside a stage, the others wait at the door
@@ -177,18 +182,18 @@ def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monk
     monkeypatch.setattr("exitlens.serving.cascade.Cascade._close", fail, raising=True)
     monkeypatch.setattr("exitlens.serving.cascade.Cascade.fail_all", lambda _: tickets[:1])
     go.set()
-    assert all(one.receiver.wait(10) for one in tickets)
-    assert all("it has stopped" in str(one.error) for one in tickets[1:])
+    assert all(ticket.receiver.wait(10) for ticket in tickets)
+    assert all("it has stopped" in str(ticket.error) for ticket in tickets[1:])
     assert not desk.batcher.is_alive
     with pytest.raises(xl.errors.RequestError, match="shutting down"):
         desk.send(images[:1])
 
 
-def test_hooks_may_fail(model, images, caplog):
+def test_hooks_may_fail(open_desk, images, caplog):
     def fail(*_):
         raise RuntimeError("no disk")
 
-    desk = Desk(model, step=fail, idle=fail)
+    desk = open_desk(step=fail, idle=fail)
     for i in range(3):
         assert desk.send(images[i : i + 1]).receiver.wait(10)
     assert desk.batcher.is_alive
@@ -196,9 +201,9 @@ def test_hooks_may_fail(model, images, caplog):
     assert "no disk" in caplog.text
 
 
-def test_abandoned_requests_are_dropped(model, images, monkeypatch):
+def test_abandoned_requests_are_dropped(open_desk, images, monkeypatch):
     steps = []
-    desk = Desk(model, Batching(batch=4), step=lambda stage, count, _: steps.append((stage, count)))
+    desk = open_desk(Batching(batch=4), step=lambda stage, count, _: steps.append((stage, count)))
     go = hold(desk, monkeypatch)
     ticket = desk.send(images[:4], policy="full")
     time.sleep(0.05)
@@ -211,4 +216,3 @@ def test_abandoned_requests_are_dropped(model, images, monkeypatch):
     assert [stage for stage, count in steps if count == 4] == [0]
     desk.batcher.abandon(other)  # too late, and of no consequence
     assert desk.send(images[:1]).receiver.wait(10)
-    desk.batcher.close()

@@ -20,14 +20,14 @@ def alone(monkeypatch):
     monkeypatch.delenv(SHARED, raising=False)
 
 
+def parse(text):
+    """Return every sample by its name and labels."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(sample.name, *sorted(sample.labels.items())): sample.value for sample in samples}
+
+
 def read(metrics):
-    """Every sample by its name and labels."""
-    text, _ = metrics.render()
-    return {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-    }
+    return parse(metrics.render()[0].decode())
 
 
 def fill(metrics):
@@ -111,11 +111,7 @@ def test_processes_share_their_metrics(monkeypatch, tmp_path):
     monkeypatch.setenv(SHARED, str(tmp_path))
     subprocess.run([sys.executable, "-c", PROCESS, "2"], check=True, timeout=60)
     last = subprocess.run([sys.executable, "-c", PROCESS, "1", "show"], check=True, timeout=60, capture_output=True).stdout
-    found = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(last.decode())
-        for sample in family.samples
-    }
+    found = parse(last.decode())
     model = ("model", "photos")
     assert found["exitlens_requests_total", model, ("route", "other"), ("status", "200")] == 2
     assert found["exitlens_answer_seconds_count", ("exit", "0"), model] == 2

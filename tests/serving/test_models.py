@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import exitlens as xl
 from exitlens.delivery.bundle import load_policies
 from exitlens.serving.models import open_bundle, wrap_network
 from tests.conftest import make_net
+from tests.serving.conftest import save_small
 from tests.serving.test_cascade import make_ticket, run
 from tests.texts import make_text_net, make_texts
 
@@ -20,11 +24,9 @@ EDGE_POLICIES = {"fast": xl.Policy((float("inf"), 0.0)), "full": xl.Policy.never
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    torch.manual_seed(3)
-    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.data.Preprocess((28, 28)))
-    own, fast = xl.Policy((0.9, 0.9), network=net.identity()), xl.Policy((0.0, 0.0))
-    return xl.save(net, own, tmp_path_factory.mktemp("served") / "b", policies={"fast": fast})
+    path = save_small(tmp_path_factory.mktemp("served") / "b")
+    net, fast = xl.load(path)[0], xl.Policy((0.0, 0.0))
+    return xl.save(net, xl.Policy((0.9, 0.9), network=net.identity()), path, policies={"fast": fast}, overwrite=True)
 
 
 def test_a_bundle_with_its_policies(bundle):
@@ -37,13 +39,13 @@ def test_a_bundle_with_its_policies(bundle):
 
 
 def test_a_bundle_that_is_replaced_while_it_is_read_is_not_served_as_either(bundle, tmp_path, monkeypatch):
-    net, own = xl.load(bundle)
-    copy = xl.save(net, own, tmp_path / "b")
+    net, policy = xl.load(bundle)
+    copy = xl.save(net, policy, tmp_path / "b")
 
     def load_and_replace(source):
-        found = load_policies(source)
+        policies = load_policies(source)
         xl.save(net, xl.Policy((0.1, 0.1)), copy, overwrite=True)
-        return found
+        return policies
 
     monkeypatch.setattr("exitlens.serving.models.load_policies", load_and_replace)
     with pytest.raises(xl.errors.BundleError, match="replaced while it was read"):
@@ -87,10 +89,8 @@ def test_inputs_that_a_network_does_not_take(model):
         model.read_texts(["a"])
     with pytest.raises(xl.errors.DataError, match=r"image\[0\]"):
         model.read_images([b"none"], 100)
-    net = make_text_net()
-    texts = wrap_network("t", net, {"default": xl.Policy.never(net.num_exits)})
     with pytest.raises(xl.errors.RequestError, match="got image files"):
-        texts.read_images([b"none"], 100)
+        replace(model, info=replace(model.info, preprocess=None)).read_images([b"none"], 100)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -121,11 +121,12 @@ def test_an_edge_bundle_describes_its_network(edge):
     model, net = open_bundle("tiny", edge), make_net()
     assert model.cost == pytest.approx(net.cost.tolist())
     assert model.info.preprocess == xl.data.Preprocess((16, 16))
-    assert [one.name for one in model.inputs] == ["inputs"]
+    assert [tensor.name for tensor in model.inputs] == ["inputs"]
     assert model.exits == {0, 1, 2}
     assert model.net is None
 
 
+@pytest.mark.slow
 def test_exits_without_a_file_are_passed_and_no_limit_of_cost(images, tmp_path):
     net = make_net()
     model = open_bundle("e", xl.export(net, xl.Policy((float("inf"), 0.7)), tmp_path / "e"))
@@ -138,6 +139,7 @@ def test_exits_without_a_file_are_passed_and_no_limit_of_cost(images, tmp_path):
         model.find_last_exit(model.cost[0])
 
 
+@pytest.mark.slow
 def test_an_edge_bundle_of_texts(tmp_path):
     net = make_text_net()
     policy = xl.Policy((0.5,) * (net.num_exits - 1))
@@ -145,7 +147,24 @@ def test_an_edge_bundle_of_texts(tmp_path):
     ticket = make_ticket(model, texts)
     run(model, [ticket])
     assert ticket.labels.tolist() == xl.predict(net, texts, policy).labels.tolist()
-    assert [(one.name, str(one.dtype)) for one in model.inputs] == [("input_ids", "int64"), ("attention_mask", "int64")]
+    assert [(tensor.name, str(tensor.dtype)) for tensor in model.inputs] == [
+        ("input_ids", "int64"),
+        ("attention_mask", "int64"),
+    ]
+
+
+@pytest.fixture
+def copied(edge, tmp_path):
+    """A copy of the edge bundle, and a function that changes its manifest."""
+    path = Path(shutil.copytree(edge, tmp_path / "copied"))
+    manifest = json.loads((path / "manifest.json").read_text())
+
+    def change(**fields):
+        for name in ("policy.json", "golden.npz"):  # they may have changed
+            manifest["sha256"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        (path / "manifest.json").write_text(json.dumps(manifest | fields))
+
+    return path, change
 
 
 @pytest.mark.parametrize(
@@ -157,32 +176,22 @@ def test_an_edge_bundle_of_texts(tmp_path):
         ({"network": "another"}, xl.errors.PolicyError, "calibrated for network"),
     ],
 )
-def test_damaged_edge_bundles(edge, tmp_path, change, error, words):
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for path in edge.iterdir():
-        (copied / path.name).write_bytes(path.read_bytes())
-    (copied / "policy.json").write_text(json.dumps(xl.Policy((0.8, 0.7), network=make_net().fingerprint()).to_dict()))
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["sha256"]["policy.json"] = hashlib.sha256((copied / "policy.json").read_bytes()).hexdigest()
-    (copied / "manifest.json").write_text(json.dumps(manifest))
-    open_bundle("e", copied)
-    (copied / "manifest.json").write_text(json.dumps(manifest | change))
+def test_damaged_edge_bundles(copied, change, error, words):
+    path, change_manifest = copied
+    (path / "policy.json").write_text(json.dumps(xl.Policy((0.8, 0.7), network=make_net().fingerprint()).to_dict()))
+    change_manifest()
+    open_bundle("e", path)
+    change_manifest(**change)
     with pytest.raises(error, match=words):
-        open_bundle("e", copied)
+        open_bundle("e", path)
 
 
-def test_files_that_answer_differently_here_are_refused(edge, tmp_path):
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for path in edge.iterdir():
-        (copied / path.name).write_bytes(path.read_bytes())
-    golden = dict(np.load(copied / "golden.npz"))
-    np.savez(copied / "golden.npz", **(golden | {"logits_1": golden["logits_1"] + 1}))
+def test_files_that_answer_differently_here_are_refused(copied):
+    path, change_manifest = copied
+    golden = dict(np.load(path / "golden.npz"))
+    np.savez(path / "golden.npz", **(golden | {"logits_1": golden["logits_1"] + 1}))
     with pytest.raises(xl.errors.BundleError, match="altered"):
-        open_bundle("e", copied)
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["sha256"]["golden.npz"] = hashlib.sha256((copied / "golden.npz").read_bytes()).hexdigest()
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+        open_bundle("e", path)
+    change_manifest()
     with pytest.raises(xl.errors.BundleError, match="export it here"):
-        open_bundle("e", copied)
+        open_bundle("e", path)

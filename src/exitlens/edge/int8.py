@@ -20,8 +20,7 @@ from exitlens.errors import ExportError, InputError, import_extra
 from exitlens.functional.routing import route
 from exitlens.io import replace_directory
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
-from exitlens.model.engine.onnx_files import Written, import_onnx, open_file, shorten
+from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles, Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import CalibrationRequest, Policy, Trace

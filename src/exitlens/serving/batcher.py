@@ -7,7 +7,6 @@ import math
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ import torch
 
 from exitlens.errors import RequestError
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.cascade import Cascade, Pace, Ticket
+from exitlens.serving.cascade import Cascade, OnStep, Pace, Ticket
 from exitlens.serving.models import ServedModel
 from exitlens.serving.settings import Batching
 
@@ -24,27 +23,26 @@ LOG = logging.getLogger("exitlens.serving")
 PATIENCE = 1.0  # seconds of waiting for a request after which the thread checks whether it is to end
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Callbacks of a batcher, called on its thread.
+class Batcher:
+    """Answers the requests of one model, on a thread of its own, which also calls the functions it is given.
 
-    Attributes:
+    Args:
         deliver: takes the requests that ended, after every step that ended any.
-        step: takes the stage, samples and seconds of a step.
-        idle: called when nothing waits; returns true if it has more to do when nothing waits.
+        step: takes the stage, samples and seconds of every step.
+        idle: called when nothing waits; returns true if there is more to do when nothing waits.
     """
 
-    deliver: Callable[[list[Ticket]], None]
-    step: Callable[[int, int, float], None] = lambda *_: None
-    idle: Callable[[Engine], bool] = lambda _: False
-
-
-class Batcher:
-    """Answers the requests of one model, on a thread of its own."""
-
-    def __init__(self, model: ServedModel, hooks: Hooks, batching: Batching) -> None:
-        self.model, self.hooks, self.batching, self.pace = model, hooks, batching, Pace()
+    def __init__(
+        self,
+        model: ServedModel,
+        batching: Batching,
+        deliver: Callable[[list[Ticket]], None],
+        step: OnStep = lambda *_: None,
+        idle: Callable[[Engine], bool] = lambda _: False,
+    ) -> None:
+        self.model, self.batching, self.pace = model, batching, Pace()
         self.lag = 0.0  # seconds that requests have waited before they came here
+        self._deliver, self._step, self._idle = deliver, step, idle
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock, self._taken, self._ended, self._expected = threading.Lock(), 0, 0, 0
         self._ready, self._closing, self._failed = threading.Event(), False, list[BaseException]()
@@ -125,7 +123,7 @@ class Batcher:
                 torch.set_num_threads(settings.threads)
             with self.model.open_engine() as engine:
                 max_delay = settings.max_delay_ms / 1000
-                tell_step = partial(self._tell, self.hooks.step)
+                tell_step = partial(self._tell, self._step)
                 cascade = Cascade(self.model, engine, self.pace, settings.batch, max_delay, tell_step)
                 for count in (1, settings.batch):  # warm up
                     activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
@@ -148,7 +146,7 @@ class Batcher:
                 if not cascade.is_empty:
                     self._hand_out(cascade.advance())
                 else:
-                    is_busy = bool(self._tell(self.hooks.idle, engine))
+                    is_busy = bool(self._tell(self._idle, engine))
         except BaseException as error:
             with self._lock:
                 self._failed.append(error)
@@ -181,12 +179,12 @@ class Batcher:
     def _hand_out(self, done: list[Ticket]) -> None:
         if done:
             self._ended += sum(map(len, done))
-            self._tell(self.hooks.deliver, done)
+            self._tell(self._deliver, done)
 
-    def _tell(self, hook: Callable[..., T], *args: Any) -> T | None:
-        """Return the result of a hook; an error in it is logged, and the thread goes on."""
+    def _tell(self, call: Callable[..., T], *args: Any) -> T | None:
+        """Call a function; an error in it is logged, and the thread goes on."""
         try:
-            return hook(*args)
+            return call(*args)
         except Exception:
-            LOG.exception("%s: a hook of the batcher failed", self.model.name)
+            LOG.exception("%s: what follows an answer has failed", self.model.name)
             return None

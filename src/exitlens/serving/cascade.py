@@ -21,6 +21,7 @@ from exitlens.serving.models import Array, ServedModel
 from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import read_answers
 
+OnStep = Callable[[int, int, float], None]
 LOG = logging.getLogger("exitlens.serving")
 MARGIN = 0.002  # seconds before a deadline at which its answer goes out
 URGENT_STEPS, URGENT_SECONDS = 4, 0.05  # a request goes first from this many longest steps and seconds before its deadline
@@ -30,21 +31,13 @@ KEPT_WORK = 0.995  # the same for the work of samples: samples that leave late a
 
 @dataclass(frozen=True)
 class Terms:
-    """A request's own terms.
+    """A request's own terms."""
 
-    Attributes:
-        policy: name of a policy in the bundle.
-        last_exit: exit at which samples leave at the latest.
-        min_confidence: score that early exits need to answer, beside the policy's own thresholds.
-        deadline: time by which the answer is needed (``time.monotonic``); infinite for none.
-        attention: give the map of the exit that answered.
-    """
-
-    policy: str = DEFAULT
-    last_exit: int | None = None
-    min_confidence: float = 0.0
-    deadline: float = math.inf
-    attention: bool = False
+    policy: str = DEFAULT  # name of a policy in the bundle
+    last_exit: int | None = None  # at which samples leave at the latest
+    min_confidence: float = 0.0  # score that early exits need to answer, beside the policy's thresholds
+    deadline: float = math.inf  # time by which the answer is needed (time.monotonic)
+    attention: bool = False  # give the map of the exit that answered
 
     @property
     def changes_policy(self) -> bool:
@@ -123,18 +116,13 @@ class Ticket:
 
 
 class Pool(NamedTuple):
-    """Samples that wait for stage ``stage`` of router ``router``.
-
-    Attributes:
-        entered: when the first of them began to wait for company (``time.monotonic``).
-        urgent: True if a deadline of theirs is near.
-    """
+    """Samples of a router that wait for a stage."""
 
     router: int
     stage: int
     samples: int
-    entered: float
-    urgent: bool = False
+    entered: float  # when the first of them began to wait for company (time.monotonic)
+    urgent: bool = False  # a deadline of theirs is near
 
 
 def choose_pool(pools: Sequence[Pool], size: int, now: float, max_delay: float) -> Pool:
@@ -202,13 +190,7 @@ class Cascade:
     """
 
     def __init__(
-        self,
-        model: ServedModel,
-        engine: Engine,
-        pace: Pace,
-        size: int,
-        max_delay: float,
-        on_step: Callable[[int, int, float], None] = lambda *_: None,
+        self, model: ServedModel, engine: Engine, pace: Pace, size: int, max_delay: float, on_step: OnStep = lambda *_: None
     ) -> None:
         self.model, self.engine, self.pace, self.size, self.max_delay = model, engine, pace, size, max_delay
         self.on_step = on_step

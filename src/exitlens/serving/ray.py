@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import msgspec
+
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import Batching, Limits, Watching, name_bundles
+from exitlens.serving.settings import Batching, Limits, Watching, check_number, name_bundles
 
 _LEFT_TO_RAY = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # limits for Ray's proxy to keep
 _OPENED: list[Any] = []  # the app of the replica in this process; Ray starts a process for each
@@ -45,10 +47,9 @@ class Replicas:
         if not self.bundle:
             raise InputError("bundle: expected DIR or NAME=DIR, got none. Fix: add bundle=runs/x to serve run.")
         name_bundles(self.bundle.split(","))
-        least = {"cpus": 1, "replicas": 0, "min_replicas": 0, "max_replicas": 1, "reload_seconds": 0}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(f"{name}: expected {low} or more, got {getattr(self, name)}")
+        for name, low in (("cpus", 1), ("replicas", 0), ("min_replicas", 0), ("max_replicas", 1)):
+            check_number(self, name, int, low)
+        check_number(self, "reload_seconds", float, 0)
         if self.min_replicas > self.max_replicas:
             raise InputError(f"min_replicas: expected max_replicas ({self.max_replicas}) or less, got {self.min_replicas}")
 
@@ -119,21 +120,11 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Wa
         if name not in owners:
             known = ", ".join(owners)
             raise InputError(f"arguments: expected some of {known}, got {name!r:.60}.{suggest(name[:20], owners)}")
-        given[owners[name]][name] = _convert(name, value, type(getattr(owners[name], name)))
+        kind = type(getattr(owners[name], name))
+        try:  # without rounding or guessing
+            given[owners[name]][name] = msgspec.convert(value, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error
     replicas = Replicas(**given[Replicas])
     batching = Batching(**{"threads": replicas.cpus} | given[Batching])
     return replicas, batching, Watching(**given[Watching]), Limits(**given[Limits])
-
-
-def _convert(name: str, value: Any, kind: type) -> Any:
-    """Return a value as the type ``kind``, also from text; raises :class:`InputError` rather than round or guess."""
-    words = {"true": True, "false": False}
-    try:
-        if kind is bool:
-            return value if isinstance(value, bool) else words[str(value).lower()]
-        converted = kind(value)
-        if isinstance(value, bool) or (not isinstance(value, str) and (kind is str or converted != value)):
-            raise ValueError
-        return converted
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error

@@ -13,7 +13,7 @@ from typing import Any
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.batcher import Batcher, Hooks
+from exitlens.serving.batcher import Batcher
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel, open_bundle, read_version
@@ -29,7 +29,7 @@ class Endpoint:
     def __init__(self, model: ServedModel, batching: Batching, watching: Watching, metrics: Metrics) -> None:
         self.model, self.metrics = model, metrics
         self.watch = Watch(model, metrics, watching)
-        self.batcher = Batcher(model, Hooks(self._deliver, self._count_step, self.watch.run_idle), batching)
+        self.batcher = Batcher(model, batching, self._deliver, self._count_step, self.watch.run_idle)
         self.batcher.start()
         metrics.set_version(model.name, model.version)
 
@@ -82,12 +82,8 @@ def _finish(futures: list[asyncio.Future[None]]) -> None:
 class Repository:
     """Models by name, each of which can be replaced while it answers.
 
-    Args:
-        directories: bundles by the names of their models.
-        models: networks in memory, for programs that serve their own; they are never reloaded.
-
-    Raises:
-        BundleError, PolicyError: for a bundle that cannot be read or has no policy.
+    ``directories`` are bundles by the names of their models; ``models`` are networks in memory, which are never reloaded.
+    Raises :class:`BundleError` or :class:`PolicyError` for a bundle that cannot be read or has no policy.
     """
 
     def __init__(

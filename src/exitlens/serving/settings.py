@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
+
+POSITIVE = math.ulp(0.0), sys.float_info.max  # limits of a finite number above 0
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,10 @@ class Batching:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("max_waiting", 1), ("threads", 0)):
-            _check_whole(name, getattr(self, name), least)
+        for name, low in (("batch", 1), ("max_waiting", 1), ("threads", 0)):
+            check_number(self, name, int, low)
         for name in ("max_delay_ms", "max_wait_ms"):
-            value = getattr(self, name)
-            if not _is_number(value) or not value >= 0:
-                raise InputError(f"{name}: expected a number of milliseconds, 0 or more, got {value!r}")
+            check_number(self, name, float, 0)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,8 @@ class Watching:
     unready_on_drift: bool = False
 
     def __post_init__(self) -> None:
-        if not _is_number(self.shadow) or not 0 <= self.shadow <= 1:
-            raise InputError(f"shadow: expected a share between 0 and 1, got {self.shadow!r}")
-        _check_positive("drift_rate", self.drift_rate)
+        check_number(self, "shadow", float, 0, 1)
+        check_number(self, "drift_rate", float, *POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,11 @@ class Limits:
     token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name == "token":
-                if not isinstance(value, str) or not (value.isascii() and value.isprintable()) or " " in value:
-                    raise InputError("token: expected printable ASCII characters without spaces, as headers can carry them")
-            elif each.type == "int":
-                _check_whole(each.name, value, 1)
-            else:
-                _check_positive(each.name, value)
+        for name, kind in ((each.name, each.type) for each in fields(self) if each.name != "token"):
+            check_number(self, name, *((int, 1) if kind == "int" else (float, *POSITIVE)))
+        token = self.token
+        if not isinstance(token, str) or not (token.isascii() and token.isprintable()) or " " in token:
+            raise InputError("token: expected printable ASCII characters without spaces, as headers can carry them")
 
     @property
     def max_body_bytes(self) -> int:
@@ -139,7 +135,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.bundles:
             raise InputError("bundles: expected at least one, got none. Fix: name the directory of a bundle.")
-        _check_whole("workers", self.workers, 1)
+        check_number(self, "workers", int, 1)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert, tls_key: expected both or neither, got one. Fix: give the certificate and its key.")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
@@ -170,15 +166,12 @@ def name_bundles(given: Sequence[str]) -> dict[str, Path]:
     return bundles
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}: expected a whole number of {least} or more, got {value!r}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise InputError(f"{name}: expected a positive number, got {value!r}")
+def check_number(settings: object, name: str, kind: type[int | float], low: float, high: float = math.inf) -> None:
+    """Raise :class:`InputError` unless a field is a number of this kind from ``low`` to ``high``."""
+    value = getattr(settings, name)
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high):
+        limits = (
+            "above 0" if (low, high) == POSITIVE else f"of {low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+        )
+        raise InputError(f"{name}: expected a {'whole ' if kind is int else ''}number {limits}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The engine that answers now: the default of an untuned network, changed weights, copies, evaluation mode, failures."""
+"""The active engine: default of an untuned network, changed weights, copies, evaluation mode and failures."""
 
 import copy
 import pickle
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
+from exitlens.model.engine.active import WeightsRecord
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.preparation import DEFAULT_MICRO_BATCH
 from exitlens.model.engine.tuning import Tuning
@@ -29,20 +30,18 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
 
-class Own(TinyNet):
-    """Its last stage has a convolution of its own class before a batch normalisation."""
+def make_own() -> TinyNet:
+    """Return a network whose last stage has a convolution of its own class before a batch normalisation."""
+    net = TinyNet()
+    net.c = nn.Sequential(Standardised(8, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU())
+    return net
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.c = nn.Sequential(Standardised(8, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU())
 
-
-class Bare(TinyNet):
-    """No batch normalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a[1] = self.b[1] = nn.Identity()
+def make_bare() -> TinyNet:
+    """Return a network without batch normalisation."""
+    net = TinyNet()
+    net.a[1] = net.b[1] = nn.Identity()
+    return net
 
 
 class Viewing(TinyNet):
@@ -52,11 +51,6 @@ class Viewing(TinyNet):
         x = self.b(self.a(x))
         x = x.view(x.shape[0], -1).unflatten(1, x.shape[1:])
         return self.fc(self.pool(self.c(x)).flatten(1))
-
-
-def build(kind: type[nn.Module]) -> xl.ExitNet:
-    torch.manual_seed(1)
-    return with_statistics(xl.attach(kind(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16)).eval())
 
 
 def answers_as_plain(net: xl.ExitNet, inputs: xl.types.inputs.Inputs) -> None:
@@ -74,11 +68,12 @@ def answers_as_plain(net: xl.ExitNet, inputs: xl.types.inputs.Inputs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wanted"),
-    [(TinyNet, FOLDED), (Own, FOLDED), (Bare, LAST), (Viewing, Tuning(DEFAULT_MICRO_BATCH, folded=True))],
+    ("make", "wanted"),
+    [(TinyNet, FOLDED), (make_own, FOLDED), (make_bare, LAST), (Viewing, Tuning(DEFAULT_MICRO_BATCH, folded=True))],
 )
-def test_untuned_convolutional_networks_answer_as_before_in_another_form(kind, wanted, tmp_path):
-    net = build(kind)
+def test_untuned_convolutional_networks_answer_as_before_in_another_form(make, wanted, tmp_path):
+    torch.manual_seed(1)
+    net = with_statistics(xl.attach(make(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16)).eval())
     answers_as_plain(net, IMAGES)
     assert net.tuning == wanted
     assert not net.is_tuned
@@ -87,7 +82,7 @@ def test_untuned_convolutional_networks_answer_as_before_in_another_form(kind, w
         assert engine.tuning == wanted
         assert engine.shared is not wanted.folded  # weights are copied only to fold
     xl.save(net, None, tmp_path / "b")
-    back, _ = xl.load(tmp_path / "b", backbone=kind())
+    back, _ = xl.load(tmp_path / "b", backbone=make())
     assert not back.is_tuned
     assert back.tuning == wanted
     answers_as_plain(back, IMAGES)
@@ -186,17 +181,6 @@ def test_an_untuned_network_answers_with_its_present_weights(change):
         torch.testing.assert_close(after, net.eval()(IMAGES[:8])[-1].logits.softmax(1), atol=1e-5, rtol=1e-4)
 
 
-def test_training_goes_on_beside_a_tuned_network():
-    net = make_net()
-    net.tuning = Tuning(channels_last=True, folded=True)
-    xl.predict(net, IMAGES[:4], POLICY)
-    net.train()
-    loss = xl.EGTLoss()(net(IMAGES[:4]), torch.tensor([0, 1, 2, 3])).total
-    loss.backward()
-    assert net.training
-    assert all(p.grad is not None for name, p in net.named_parameters() if "attend" not in name)
-
-
 def test_an_engine_that_fails_to_be_made_is_not_taken_for_the_old_one(monkeypatch):
     net = make_net()
     net.tuning = Tuning(folded=True)
@@ -251,7 +235,7 @@ def test_an_engine_is_made_once_and_again_after_a_change(tuning):
     assert net.engine.find().shared
 
 
-def test_another_tuning_meanwhile_leaves_modes_as_they_were():
+def test_evaluation_mode_lasts_until_the_last_thread_is_done():
     net = make_net().train()
     net.tuning = Tuning()
     with net.open_engine():
@@ -260,11 +244,6 @@ def test_another_tuning_meanwhile_leaves_modes_as_they_were():
             assert not net.stage(0).training
         assert not net.stage(0).training
     assert all(module.training for module in net.modules())
-
-
-def test_evaluation_mode_lasts_until_the_last_thread_is_done():
-    net = make_net().train()
-    net.tuning = Tuning()
     inside, leave = threading.Event(), threading.Event()
 
     def answer() -> None:
@@ -289,3 +268,70 @@ def test_int8_files_are_for_the_weights_that_they_were_made_of():
         xl.predict(net, IMAGES[:2], NEVER)
     with pytest.raises(xl.errors.EngineError, match="int8 files, which PyTorch cannot compile"):
         net.compile()
+
+
+def make_record() -> tuple[nn.Sequential, WeightsRecord]:
+    part = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+    return part, WeightsRecord(nn.ModuleList([part]), nn.ModuleList())
+
+
+def step(part: nn.Module, **options: bool) -> None:
+    for parameter in part.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(part.parameters(), lr=0.1, **options).step()
+
+
+def replace_data(part: nn.Sequential) -> None:
+    part[0].weight.data = part[0].weight.data + 1
+
+
+RECORDED = {
+    "in place": lambda part: part[1].running_mean.add_(1),
+    "by an optimizer": step,
+    "by a fused optimizer": lambda part: step(part, fused=True),  # counts no version
+    "through data": lambda part: part[0].weight.data.mul_(2),
+    "other data": replace_data,
+    "another parameter": lambda part: setattr(part[0], "bias", nn.Parameter(torch.ones(3))),
+    "no parameter any more": lambda part: setattr(part[0], "bias", None),
+    "another module": lambda part: part.__setitem__(0, nn.Conv2d(2, 3, 3)),
+    "loaded": lambda part: part.load_state_dict({name: value + 1 for name, value in part.state_dict().items()}),
+    "to not a number": lambda part: part[1].running_var.data.fill_(float("nan")),
+}
+
+
+def test_changes_are_seen():
+    for change_name, change in RECORDED.items():
+        part, record = make_record()
+        before, name = record.current(), record.fingerprint
+        change(part)
+        after = record.current()
+        assert after is not before, change_name
+        assert record.fingerprint not in ("", name), change_name
+        assert record.fingerprint == record.compute_fingerprint(), change_name
+        assert record.current() is after, change_name
+
+
+def test_without_a_change_it_stays_the_same():
+    part, record = make_record()
+    part[1].running_var.fill_(float("nan"))  # not equal to itself
+    before = record.current()
+    part(torch.zeros(2, 2, 5, 5)).sum()
+    assert record.current() is not before  # statistics of a batch
+    before = record.current()
+    part.eval()(torch.zeros(2, 2, 5, 5))
+    assert record.current() is before
+    record.forget()
+    assert record.current() is not before
+
+
+def test_other_kinds_of_tensors():
+    part = nn.Module()
+    for dtype in (torch.bfloat16, torch.complex64, torch.bool, torch.int64, torch.float64):
+        part.register_buffer(str(dtype).replace(".", "_"), torch.ones(2, 3).to(dtype))
+    part.register_buffer("none", torch.empty(0))
+    part.register_buffer("number", torch.tensor(2.0))
+    record = WeightsRecord(nn.ModuleList([part]), nn.ModuleList())
+    before = record.current()
+    assert record.current() is before
+    part.number.data.add_(1)
+    assert record.current() is not before

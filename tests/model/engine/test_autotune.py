@@ -60,7 +60,7 @@ def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
     assert {row["backend"] for row in net.tune(IMAGES, seconds=0.01).measured["ms_per_sample"]} == {"torch", "onnx"}
     tuning = net.tune(IMAGES, seconds=0.01, backend="onnx")
     assert {row["backend"] for row in tuning.measured["ms_per_sample"]} == {tuning.backend} == {"onnx"}
-    monkeypatch.setattr("exitlens.model.engine.onnx_engine.write_segments", None)  # it is not written again
+    monkeypatch.setattr("exitlens.model.engine.onnx_files.write_segments", None)  # it is not written again
     assert xl.predict(net, IMAGES, POLICY).exits.tolist() == expected.exits.tolist()
 
 

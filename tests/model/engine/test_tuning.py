@@ -68,11 +68,8 @@ def test_bfloat16_runs_the_stages_and_leaves_heads_and_softmax():
 def test_bad_tunings(values, message):
     with pytest.raises(xl.errors.InputError, match=message):
         Tuning(**values)
-
-
-def test_only_a_tuning_can_be_set():
     with pytest.raises(xl.errors.InputError, match="tuning: expected Tuning"):
-        make_net().tuning = {"micro_batch": 8}
+        make_net().tuning = values
 
 
 def test_policies_and_traces_belong_to_a_precision():

@@ -1,6 +1,5 @@
 """A server with the tiny network on this machine's own network."""
 
-import asyncio
 import io
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ from tests.serving.http.sockets import serve
 
 @contextmanager
 def open_client(app, **headers):
-    """A client of a server that runs the app."""
+    """Start a server that runs the app, and yield a client of it."""
     with serve(app, lifespan="on") as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
         client.port = port
         yield client
@@ -24,8 +23,8 @@ def open_client(app, **headers):
 
 @pytest.fixture
 def client(model):
-    with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_batch=40))) as found:
-        yield found
+    with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_batch=40))) as http_client:
+        yield http_client
 
 
 def encode(picture, kind="PNG"):
@@ -37,7 +36,3 @@ def encode(picture, kind="PNG"):
 @pytest.fixture
 def picture():
     return encode(Image.new("RGB", (24, 20), (200, 30, 90)))
-
-
-def run(coroutine):
-    return asyncio.run(coroutine)

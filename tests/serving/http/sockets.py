@@ -11,7 +11,7 @@ import uvicorn
 
 @contextmanager
 def serve(app, **options):
-    """Runs uvicorn in a thread; gives its port."""
+    """Run uvicorn in a thread; yields its port."""
     config = uvicorn.Config(
         app, **{"lifespan": "off", "ws": "none", "loop": "asyncio", "log_config": None, "access_log": False, **options}
     )
@@ -28,7 +28,7 @@ def serve(app, **options):
 
 @contextmanager
 def connect(port, receive_buffer=None):
-    """A connection that gives up after seconds rather than hang."""
+    """Open a connection that gives up after five seconds."""
     with closing(socket.socket()) as client:
         if receive_buffer is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -38,26 +38,26 @@ def connect(port, receive_buffer=None):
 
 
 def read_all(client):
-    """All bytes until the server closes the connection, and the seconds until then."""
-    start, found = time.perf_counter(), bytearray()
+    """Return all bytes until the server closes the connection, and the seconds until then."""
+    start, answer = time.perf_counter(), bytearray()
     while True:
         try:
             part = client.recv(1 << 16)
         except ConnectionResetError:
             part = b""
         if not part:
-            return bytes(found), time.perf_counter() - start
-        found += part
+            return bytes(answer), time.perf_counter() - start
+        answer += part
 
 
 def read_answer(client):
-    """One answer with a Content-Length, on a connection that stays open: its status, its head, its body."""
-    found = bytearray()
-    while b"\r\n\r\n" not in found:
+    """Return status, head and body of one answer with a Content-Length, on a connection that stays open."""
+    answer = bytearray()
+    while b"\r\n\r\n" not in answer:
         part = client.recv(1 << 16)
         assert part, "closed by the server"
-        found += part
-    head, _, body = bytes(found).partition(b"\r\n\r\n")
+        answer += part
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
     size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
     while len(body) < size:
         body += client.recv(1 << 16)

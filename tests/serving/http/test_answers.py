@@ -1,7 +1,6 @@
 """A request's own terms, answers as arrays, why each was given, and what is promised about it."""
 
 import math
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +18,7 @@ from exitlens.serving.http.answers import (
     read_terms,
     shape_output,
 )
-from exitlens.serving.http.routes import Routes
-from exitlens.serving.repository import Repository
-from exitlens.serving.settings import Limits
 from tests.serving.conftest import POLICIES
-from tests.serving.http.conftest import run as run_async
 from tests.serving.test_cascade import make_ticket, run
 
 
@@ -53,38 +48,15 @@ def test_terms(model):
             read_terms(model, wrong, 0.0, False)
 
 
-def test_samples_are_counted_and_work_runs_aside(model):
-    repository = Repository({}, models={"tiny": model})
-    service = Routes(repository, Limits(max_batch=3))
-    try:
-        service.check_count(3)
-        for count, status in ((0, 400), (4, 413)):
-            with pytest.raises(xl.errors.RequestError) as error:
-                service.check_count(count)
-            assert error.value.status == status
-        assert run_async(service.run_aside(threading.current_thread)) is not threading.current_thread()
-    finally:
-        service.threads.shutdown()
-        repository.close()
-
-
-@pytest.mark.parametrize("body", ['{"text": "a", "max_cost": [1]}', '{"text": "a", "max_cost": 1' + "0" * 400 + "}"])
-def test_a_term_of_the_wrong_type_is_the_clients_mistake(client, body):
-    answer = client.post("/classify", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400
-    assert "max_cost" in answer.json()["error"]
-
-
 def test_every_output_has_the_shape_and_type_that_are_described(model, images):
     ticket = make_ticket(model, images[:6], attention=True)
     run(model, [ticket])
     kinds = {"INT64": "i", "FP32": "f", "BYTES": "O", "BOOL": "b"}
     for name, (kind, _, write) in OUTPUTS.items():
-        found, shape = write(model, ticket), shape_output(model, name)
-        assert found.dtype.kind == kinds[kind], name
-        assert len(found) == 6
-        assert len(found.shape) == len(shape), name
-        assert all(wanted in (-1, size) for wanted, size in zip(shape, found.shape, strict=True)), name
+        array, shape = write(model, ticket), shape_output(model, name)
+        assert array.dtype.kind == kinds[kind], name
+        assert len(array) == 6
+        assert all(wanted in (-1, size) for wanted, size in zip(shape, array.shape, strict=True)), name
     assert OUTPUTS["class"].write(model, ticket).tolist() == [model.info.classes[i] for i in ticket.labels]
     assert np.allclose(OUTPUTS["cost"].write(model, ticket), [model.cost[k] for k in ticket.exits])
 
@@ -120,9 +92,8 @@ def test_promises():
     ):
         assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
     assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")
-    calibrated = replace(
-        by_hand, calibration=xl.types.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule())
-    )
+    record = xl.types.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule())
+    calibrated = replace(by_hand, calibration=record)
     assert name_promise(calibrated, Terms()) == "calibrated"
     changed = replace(calibrated, thresholds=(0.1, 0.1))
     assert name_promise(changed, Terms()) == "none: the policy was changed since it was calibrated"

@@ -5,7 +5,6 @@ import time
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
@@ -16,17 +15,14 @@ from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from tests.serving.conftest import save_small
 from tests.serving.http.conftest import open_client
+from tests.serving.test_metrics import parse
 
 
 def test_metrics_count_what_was_answered(client, picture):
     for policy in ("fast", "fast", "full"):
         client.post(f"/classify?policy={policy}", content=picture)
     client.post("/classify", content=b"none")
-    found = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(client.get("/metrics").text)
-        for sample in family.samples
-    }
+    found = parse(client.get("/metrics").text)
     tiny = ("model", "tiny")
     assert found["exitlens_answers_total", ("exit", "0"), tiny] == 2
     assert found["exitlens_answers_total", ("exit", "2"), tiny] == 1
@@ -65,6 +61,7 @@ def test_a_token(model, picture):
         assert client.post("/classify", content=picture, headers=sent).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
     save_small(tmp_path / "b", thresholds=(0.0, 0.0))
     repository = Repository({"b": tmp_path / "b"})
@@ -73,14 +70,14 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
     with open_client(make_app(repository, reload_seconds=0.05)) as client:
 
         def ask():
-            with httpx.Client(base_url=client.base_url) as own:
+            with httpx.Client(base_url=client.base_url) as asking:
                 while not stop.is_set():
-                    answer = own.post("/classify", content=picture)
+                    answer = asking.post("/classify", content=picture)
                     codes.append((answer.status_code, answer.json().get("version"), answer.json().get("exit")))
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
-        for one in threads:
-            one.start()
+        for thread in threads:
+            thread.start()
         time.sleep(0.1)
         manifest = (tmp_path / "b" / "manifest.json").read_bytes()
         (tmp_path / "b" / "manifest.json").write_text("{")  # half copied, perhaps
@@ -94,8 +91,8 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
             time.sleep(0.02)
         time.sleep(0.1)
         stop.set()
-        for one in threads:
-            one.join()
+        for thread in threads:
+            thread.join()
     second = repository.find("b").model.version
     assert {code for code, *_ in codes} == {200}
     assert {(version, exit_) for _, version, exit_ in codes} == {(first, 0), (second, 2)}
@@ -152,7 +149,7 @@ def test_the_description_names_models_terms_and_outputs():
     described = describe_api(["a", "b"])
     parameters = described["components"]["parameters"]
     assert parameters["model"]["schema"]["enum"] == ["a", "b"]
-    names = [one["$ref"].rpartition("/")[2] for one in described["paths"]["/classify"]["post"]["parameters"]]
+    names = [place["$ref"].rpartition("/")[2] for place in described["paths"]["/classify"]["post"]["parameters"]]
     assert names == ["model", *TERMS]
     infer = described["paths"]["/v2/models/{name}/infer"]["post"]
     assert all(f"`{name}` ({output.meaning})" in infer["description"] for name, output in OUTPUTS.items())
@@ -169,8 +166,8 @@ def test_the_description_has_every_route_and_its_places(model):
         repository.close()
     described = describe_api([])
     assert set(described["paths"]) == routes
-    places = {name for name, one in described["components"]["parameters"].items() if one["in"] == "path"}
+    places = {name for name, place in described["components"]["parameters"].items() if place["in"] == "path"}
     for path, verbs in described["paths"].items():
         for operation in verbs.values():
-            named = {one["$ref"].rpartition("/")[2] for one in operation.get("parameters", ())}
+            named = {place["$ref"].rpartition("/")[2] for place in operation.get("parameters", ())}
             assert named & places == {part.strip("{}") for part in path.split("/") if part.startswith("{")}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.engine import onnx_engine
-from exitlens.model.engine.onnx_engine import Home, OnnxFile
+from exitlens.model.engine import onnx_files
+from exitlens.model.engine.onnx_files import Home, OnnxFile
 from tests.conftest import make_net, spread_policy
 from tests.texts import make_text_net, make_texts
 
@@ -84,7 +84,7 @@ def test_what_it_cannot_run(monkeypatch, images, dtype, message):
     def refuse(*_):
         raise xl.errors.ExportError("an odd layer")
 
-    monkeypatch.setattr(onnx_engine, "write_segments", refuse)
+    monkeypatch.setattr(onnx_files, "write_segments", refuse)
     net = make_net().to(dtype)
     net.tuning = ONNX
     with pytest.raises(xl.errors.EngineError, match=message):
