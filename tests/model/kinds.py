@@ -1,4 +1,4 @@
-"""Tiny networks of series, volumes, vectors and several inputs."""
+"""Tiny networks of series, volumes, vectors and several inputs, and a builder for others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import torch
 from torch import Tensor, nn
 
 STEPS, CLASSES = 24, 3
+
+
+def make_network(forward, base=nn.Module, **members):
+    """Return a network with these members and buffers, whose forward is a function of it and its inputs."""
+    network = type("Made", (base,), {"forward": forward})()
+    for name, member in members.items():
+        is_buffer = isinstance(member, Tensor) and not isinstance(member, nn.Parameter)
+        (network.register_buffer if is_buffer else network.__setattr__)(name, member)
+    return network
+
+
+def check_outputs(outs, heads):
+    """Attention sums to 1, and evidence and bias to the logits."""
+    for out, head in zip(outs, heads, strict=True):
+        torch.testing.assert_close(out.attention.flatten(1).sum(1), torch.ones(len(out.logits)))
+        torch.testing.assert_close(out.evidence.flatten(2).sum(2) + head.bias, out.logits, rtol=1e-4, atol=1e-4)
 
 
 class ConvSeries(nn.Module):

@@ -13,23 +13,18 @@ from exitlens.functional.attribution import class_score
 from exitlens.functional.maps import place
 from exitlens.model.attribution import METHODS, STEPS, attribute_exits, occlude, perturb
 from tests.conftest import make_net
+from tests.model.kinds import make_network
 from tests.texts import make_text_net, make_texts
 
 
-class LinearNet(nn.Module):
-    """Linear from the features of exit 0 to the logits: relevance can be written down."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(1, 1, 1, bias=False)
-        self.b = nn.Conv2d(1, 1, 1, bias=False)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(1, 2)
-        for conv, value in ((self.a, 2.0), (self.b, 3.0)):
-            nn.init.constant_(conv.weight, value)
-
-    def forward(self, x):
-        return self.fc(self.pool(self.b(self.a(x))).flatten(1))
+def make_linear_net():
+    """Return a network that is linear from the features of exit 0 to the logits: relevance can be written down."""
+    layers = {name: nn.Conv2d(1, 1, 1, bias=False) for name in "ab"}
+    for layer, value in zip(layers.values(), (2.0, 3.0), strict=True):
+        nn.init.constant_(layer.weight, value)
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "fc": nn.Linear(1, 2)}
+    backbone = make_network(lambda n, x: n.fc(n.pool(n.b(n.a(x))).flatten(1)), **layers)
+    return xl.attach(backbone, ["a"], 2, torch.zeros(1, 1, 4, 4), final="keep", layout="nchw")
 
 
 @pytest.fixture
@@ -46,12 +41,11 @@ def answer(net, images):
 
 def test_by_hand_through_a_linear_stage():
     """Logits are w * mean(6 x) + b, and the score of class 0 is half of their difference."""
-    net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
+    net = make_linear_net()
     x = torch.arange(-4.0, 12.0).view(1, 1, 4, 4)
     weight = net.head(1).tail.body.get_submodule("fc").weight.detach().flatten()
     by_hand = (weight[0] - weight[1]) / 2 * 6 * x[0] / 16
-    found = xl.attribute(net, x, labels=torch.tensor([0]))
-    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(xl.attribute(net, x, labels=torch.tensor([0])), by_hand)
     torch.testing.assert_close(xl.attribute(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
 
 
@@ -144,7 +138,7 @@ def test_layer_cam_is_that_of_pytorch_grad_cam_but_for_its_scale(net, images, at
 
 def test_where_gradients_are_the_same_at_all_places_grad_cam_is_gradient_x_input(images):
     """A linear stage with average pooling after it, and one channel."""
-    net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
+    net = make_linear_net()
     x, whole = images[:5, :1, :4, :4], After(net, 0, 1)
     theirs = LayerGradCam(whole, whole.features).attribute(x, target=torch.zeros(5, dtype=torch.long))
     torch.testing.assert_close(xl.attribute(net, x, labels=torch.zeros(5, dtype=torch.long)), theirs.detach()[:, 0])
@@ -177,44 +171,38 @@ def test_all_exits_from_one_pass(net, images):
     found = attribute_exits(net, images)
     assert len(ran) == 3
     assert net.training
-    for k, one in enumerate(found):
-        torch.testing.assert_close(one, xl.attribute(net, images, exit=k))
+    for k, relevance in enumerate(found):
+        torch.testing.assert_close(relevance, xl.attribute(net, images, exit=k))
     with pytest.raises(xl.errors.InputError):
         attribute_exits(net, images[:, :1])
 
 
-def test_inference_mode_is_no_hindrance(net, images):
-    wanted = xl.attribute(net, images)
-    with torch.inference_mode():
-        assert torch.equal(xl.attribute(net, images + 0), wanted)
-
-
-def test_every_sample_by_itself(net, images):
+def test_in_inference_mode_and_every_sample_by_itself(net, images):
     whole = xl.attribute(net, images)
+    with torch.inference_mode():
+        assert torch.equal(xl.attribute(net, images + 0), whole)
     torch.testing.assert_close(xl.attribute(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("detached", [False, True])
-def test_padding_of_texts_is_0(detached):
-    net, inputs = make_text_net(), make_texts(6)
-    found = xl.attribute(net, inputs, detached=detached)
-    real = inputs["attention_mask"].bool()
-    real[:, 0] = False
-    assert found[~real].eq(0).all()
-    assert found[real].ne(0).all()
-    if detached:  # as networks with attention do by themselves, and on the way back of an explanation
-        whys = xl.explain_batch(net, inputs, xl.Policy.never(net.num_exits), relevance=True)
-        torch.testing.assert_close(torch.stack([why.relevance for why in whys]), found)
-        few, one = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time
-        whole = xl.attribute(net, few, method="integrated_gradients")
-        alone = xl.attribute(net, one, method="integrated_gradients")
-        torch.testing.assert_close(whole[:1], alone, atol=1e-6, rtol=1e-4)
-
-
-def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():
+def test_padding_of_texts_is_0_and_detached_mixing_changes_the_gradient():
     net, inputs = make_text_net(), make_texts(6)
     plain, detached = (xl.attribute(net, inputs, detached=value) for value in (False, True))
+    real = inputs["attention_mask"].bool()
+    real[:, 0] = False
+    for relevance in (plain, detached):
+        assert relevance[~real].eq(0).all()
+        assert relevance[real].ne(0).all()
     assert not torch.allclose(plain, detached, atol=1e-4)
+    # networks with attention detach by themselves, in an explanation's backward pass, too
+    whys = xl.explain_batch(net, inputs, xl.Policy.never(net.num_exits), relevance=True)
+    torch.testing.assert_close(torch.stack([why.relevance for why in whys]), detached)
+
+
+def test_integrated_gradients_of_small_and_larger_batches_are_the_same():
+    net, inputs = make_text_net(), make_texts(6)
+    few, first = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time
+    whole, alone = (xl.attribute(net, x, method="integrated_gradients") for x in (few, first))
+    torch.testing.assert_close(whole[:1], alone, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -238,22 +226,20 @@ def classify(net, inputs):
         return [out.logits.softmax(1) for out in net(inputs)]
 
 
-def open_parts(net, inputs):
-    plain = classify(net, inputs)
+@pytest.fixture
+def parts():
+    """A text network and texts; their probabilities, maps and two batches; an engine."""
+    net, inputs = make_text_net().eval(), make_texts(7)
     with torch.no_grad():
         maps = [out.attention for out in net(inputs)]
-    return (
-        plain,
-        maps,
-        [(slice(0, 5), {k: t[:5] for k, t in inputs.items()}), (slice(5, 7), {k: t[5:] for k, t in inputs.items()})],
-    )
-
-
-def test_every_cell_by_itself_and_none_of_the_padding():
-    net, inputs = make_text_net().eval(), make_texts(7)
-    plain, maps, batches = open_parts(net, inputs)
+    batches = [(rows, {k: t[rows] for k, t in inputs.items()}) for rows in (slice(0, 5), slice(5, 7))]
     with net.open_engine() as engine:
-        found = occlude(net, engine, batches, plain, maps)
+        yield net, inputs, (engine, batches, classify(net, inputs), maps)
+
+
+def test_every_cell_by_itself_and_none_of_the_padding(parts):
+    net, inputs, (*_, plain, maps) = parts
+    found = occlude(net, *parts[2])
     real = maps[0] > 0  # neither padding nor the first token, which stands for the class
     for k, drops in enumerate(found):
         assert drops.shape == maps[k].shape
@@ -268,23 +254,19 @@ def test_every_cell_by_itself_and_none_of_the_padding():
         torch.testing.assert_close(found[k][rows, 2], by_hand[rows], atol=1e-6, rtol=1e-4)
 
 
-def test_deleting_a_map_of_one_cell_is_occluding_that_cell():
-    net, inputs = make_text_net().eval(), make_texts(7)
-    plain, maps, batches = open_parts(net, inputs)
-    with net.open_engine() as engine:
-        alone = occlude(net, engine, batches, plain, maps)
-        drops, keeps = perturb(net, engine, batches, plain, maps, 1e-3)
+def test_deleting_a_map_of_one_cell_is_occluding_that_cell(parts):
+    net, _, (*_, maps) = parts
+    alone = occlude(net, *parts[2])
+    drops, keeps = perturb(net, *parts[2], 1e-3)
     for k, drop in enumerate(drops):
         top = maps[k].argmax(1, keepdim=True)
         torch.testing.assert_close(drop, alone[k].gather(1, top).squeeze(1), atol=1e-6, rtol=1e-4)
         assert ((keeps[k] >= 0) & (keeps[k] <= 1)).all()
 
 
-def test_maps_from_elsewhere_are_judged_by_the_exit_they_are_about():
-    net, inputs = make_text_net().eval(), make_texts(7)
-    plain, maps, batches = open_parts(net, inputs)
-    with net.open_engine() as engine:
-        drops, keeps = perturb(net, engine, batches, plain, maps, 0.3)
-        again = perturb(net, engine, batches, plain, [maps[2], maps[0], maps[2]], 0.3, exits=[2, 0, 2])
-    for found, wanted in zip(again, (drops, keeps), strict=True):
-        assert all(torch.equal(one, wanted[k]) for one, k in zip(found, (2, 0, 2), strict=True))
+def test_maps_from_elsewhere_are_judged_by_the_exit_they_are_about(parts):
+    net, _, (*given, maps) = parts
+    expected = perturb(net, *given, maps, 0.3)
+    again = perturb(net, *given, [maps[2], maps[0], maps[2]], 0.3, exits=[2, 0, 2])
+    for values, wanted in zip(again, expected, strict=True):
+        assert all(torch.equal(value, wanted[k]) for value, k in zip(values, (2, 0, 2), strict=True))

@@ -37,14 +37,14 @@ def _train(rank: int) -> list[torch.Tensor]:
 @pytest.mark.filterwarnings("ignore")
 def test_distributed_data_parallel_averages_the_gradients(tmp_path):
     with open_pair(tmp_path) as pair:
-        found, other = pair.run(_train)
+        first, second = pair.run(_train)
     net = make_net()
     halves = [xl.EGTLoss()(net(_images()[i::2]), LABELS[i::2]).total for i in (0, 1)]
     (sum(halves) / 2).backward()
-    assert len(found) == len(_gradients(net)) == len(list(net.parameters()))
-    for mine, theirs, same in zip(_gradients(net), found, other, strict=True):
-        torch.testing.assert_close(mine, theirs)
-        assert torch.equal(theirs, same)
+    assert len(first) == len(list(net.parameters()))
+    for alone, averaged, same in zip(_gradients(net), first, second, strict=True):
+        torch.testing.assert_close(alone, averaged)
+        assert torch.equal(averaged, same)
 
 
 def _answer(net: xl.ExitNet, inputs: object, results: object) -> None:

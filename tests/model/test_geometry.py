@@ -12,24 +12,19 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting.trace import trace
 from exitlens.model.geometry import NOWHERE, Grid, MapGeometry, Spacing, join, locate, warn_of_small_reach
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 from tests.texts import make_text_net
 
 
-def test_a_strided_kernel_of_three_starts_half_a_cell_early():
+def test_windows_that_slide_by_hand():
     spacing = Spacing().slide(3, 2, 1)
     assert spacing == Spacing(0.5, 2, 3)  # a cell of two pixels has its middle at 1
     assert spacing.slide(3, 2, 1) == Spacing(0.5, 4, 7)
     assert Spacing().slide(4, 2, 1) == Spacing(1, 2, 4)
-
-
-def test_dilation_widens_and_padding_moves():
     assert Spacing(1, 2, 4).slide(3, dilation=2) == Spacing(5, 2, 12)
     assert Spacing(1, 2, 4).slide(3, before=2) == Spacing(-1, 2, 8)
-
-
-def test_scattering_undoes_sliding():
-    spacing = Spacing().slide(4, 2, 1)
-    assert (spacing.scatter(4, 2, 1, 1).start, spacing.scatter(4, 2, 1, 1).jump) == (0.5, 1)
+    scattered = Spacing().slide(4, 2, 1).scatter(4, 2, 1, 1)  # undone
+    assert (scattered.start, scattered.jump) == (0.5, 1)
 
 
 def test_resizing_keeps_edges_or_corners():
@@ -59,57 +54,26 @@ def test_joined_branches_weigh_the_same_and_reach_what_all_of_them_reach():
 SIZE = 48
 
 
-class Net(nn.Module):
-    """A body of layers, pooling and a classifier."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*layers)
-        self.fc = nn.Linear(1, 2)
-
-    def forward(self, x):
-        x = self.body(x)
-        return self.fc(x.flatten(2).mean(2).mean(1, keepdim=True))
+def make_net(*layers):
+    """Return a body of layers, pooling and a classifier."""
+    forward = lambda n, x: n.fc(n.body(x).flatten(2).mean(2).mean(1, keepdim=True))  # noqa: E731
+    return make_network(forward, body=nn.Sequential(*layers), fc=nn.Linear(1, 2))
 
 
-class Call(nn.Module):
-    """A function as a layer."""
-
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+def call(function):
+    """Return a function as a layer."""
+    return make_network(lambda n, x: function(x))
 
 
-class Residual(nn.Module):
-    def __init__(self, inner: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.shortcut = inner, shortcut
-
-    def forward(self, x):
-        return F.relu(self.inner(x) + self.shortcut(x))
+def add(inner, shortcut):
+    return make_network(lambda n, x: F.relu(n.inner(x) + n.shortcut(x)), inner=inner, shortcut=shortcut)
 
 
-class Gate(nn.Module):
-    """Squeeze-excite."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Conv2d(2, 2, 1)
-
-    def forward(self, x):
-        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
-
-
-class Attention(nn.Module):
-    """Over locations, beside what was there."""
-
-    def forward(self, x):
-        tokens = x.flatten(2).transpose(1, 2)
-        mixed = (tokens @ tokens.transpose(1, 2)).softmax(2) @ tokens
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+def attend(x):
+    """Attend over locations, beside what was there."""
+    tokens = x.flatten(2).transpose(1, 2)
+    mixed = (tokens @ tokens.transpose(1, 2)).softmax(2) @ tokens
+    return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class SamePadding(nn.Module):
@@ -132,6 +96,7 @@ def merge_patches(x):
     return torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
 
 
+gate = make_network(lambda n, x: x * n.fc(x.mean((2, 3), keepdim=True)).sigmoid(), fc=conv(1))  # squeeze-excite
 BODIES = {
     "centred": [conv(4, 2, 1)],
     "strided": [conv(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), conv(3, 2, 1)],
@@ -140,29 +105,29 @@ BODIES = {
     "same": [conv(4, padding="same")],
     "average pool": [nn.AvgPool2d(3, 2, 1, count_include_pad=True), conv(3, 1, 1)],
     "patches": [conv(6, 6), conv(1)],
-    "function": [Call(lambda x: F.avg_pool2d(F.conv2d(x, torch.ones(2, 2, 3, 3), None, 2, 1), 2))],
-    "padding": [Call(lambda x: F.pad(x, (0, 1, 2, 0))), conv(3, 2)],
+    "function": [call(lambda x: F.avg_pool2d(F.conv2d(x, torch.ones(2, 2, 3, 3), None, 2, 1), 2))],
+    "padding": [call(lambda x: F.pad(x, (0, 1, 2, 0))), conv(3, 2)],
     "pad layer": [nn.ZeroPad2d((3, 0, 1, 0)), conv(3, 2)],
     "TensorFlow": [SamePadding(3, 2), SamePadding(5, 2)],
     "bilinear": [conv(3, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")],
-    "nearest": [conv(2, 2), conv(2, 2), Call(lambda x: F.interpolate(x, scale_factor=0.5)), conv(1)],
+    "nearest": [conv(2, 2), conv(2, 2), call(lambda x: F.interpolate(x, scale_factor=0.5)), conv(1)],
     "adaptive": [conv(3, 1, 1), nn.AdaptiveAvgPool2d(12)],
     "transposed": [conv(3, 2, 1), nn.ConvTranspose2d(2, 2, 2, 2), nn.AvgPool2d(2)],
-    "residual": [conv(3, 2, 1), Residual(nn.Sequential(conv(3, 2, 1), nn.ReLU(), conv(3, 1, 1)), conv(1, 2))],
-    "slices": [conv(3, 1, 1), Call(merge_patches)],
+    "residual": [conv(3, 2, 1), add(nn.Sequential(conv(3, 2, 1), nn.ReLU(), conv(3, 1, 1)), conv(1, 2))],
+    "slices": [conv(3, 1, 1), call(merge_patches)],
     "channels last": [
         conv(3, 2, 1),
-        Call(lambda x: x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).unflatten(2, (24, 24))),
+        call(lambda x: x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).unflatten(2, (24, 24))),
     ],
-    "shuffled channels": [conv(3, 2, 1), Call(lambda x: x.view(-1, 2, 1, 24, 24).transpose(1, 2).reshape(-1, 2, 24, 24))],
-    "a part": [conv(3, 2, 1), Call(lambda x: x.chunk(2, 1)[1])],
-    "new axes": [conv(3, 2, 1), Call(lambda x: x[:, :, None, ..., None].squeeze(-1).squeeze(2))],
-    "squeeze-excite": [conv(3, 2, 1), Gate(), conv(3, 1, 1)],
+    "shuffled channels": [conv(3, 2, 1), call(lambda x: x.view(-1, 2, 1, 24, 24).transpose(1, 2).reshape(-1, 2, 24, 24))],
+    "a part": [conv(3, 2, 1), call(lambda x: x.chunk(2, 1)[1])],
+    "new axes": [conv(3, 2, 1), call(lambda x: x[:, :, None, ..., None].squeeze(-1).squeeze(2))],
+    "squeeze-excite": [conv(3, 2, 1), gate, conv(3, 1, 1)],
 }
 
 
 def find_grid(network: nn.Module, *, export: bool = False) -> tuple[Grid, tuple[int, ...]]:
-    """Of the body's output, and its shape."""
+    """Return the grid of the body's output, and its shape."""
     _weigh_alike(network)
     traced = trace(network.eval(), False, torch.ones(1, 2, SIZE, SIZE), export)
     node = traced.outputs["body"]
@@ -174,25 +139,25 @@ def _weigh_alike(network: nn.Module) -> None:
         nn.init.constant_(parameter, 0.1)
 
 
-def measure(network: Net, place: tuple[int, int]) -> list[tuple[float, float]]:
-    """Centre of mass and extent, along each axis, of a location's gradient with respect to an image of ones."""
+def measure(network: nn.Module, place: tuple[int, int]) -> list[tuple[float, float]]:
+    """Return centre of mass and extent, along each axis, of a location's gradient with respect to an image of ones."""
     _weigh_alike(network)
     image = torch.ones(1, 2, SIZE, SIZE, requires_grad=True)
     network.eval().body(image)[:, :, place[0], place[1]].sum().backward()
     weights = image.grad.sum((0, 1))
-    found = []
+    measured = []
     for axis in (0, 1):
         mass = weights.sum(1 - axis)
         seen = (mass > 0.05 * mass.max()).nonzero()  # a gate leaves little everywhere
-        found.append(((mass * (torch.arange(SIZE) + 0.5)).sum() / mass.sum(), seen.max() - seen.min() + 1))
-    return [(float(centre), float(extent)) for centre, extent in found]
+        measured.append(((mass * (torch.arange(SIZE) + 0.5)).sum() / mass.sum(), seen.max() - seen.min() + 1))
+    return [(float(centre), float(extent)) for centre, extent in measured]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # once in a process
 @pytest.mark.parametrize("export", [False, True], ids=["fx", "export"])
 @pytest.mark.parametrize("body", BODIES)
 def test_places_and_reach_are_those_of_the_gradient(body, export):
-    network = Net(*BODIES[body])
+    network = make_net(*BODIES[body])
     grid, shape = find_grid(network, export=export)
     assert grid.axes == (2, 3)
     assert grid.sizes == shape[2:]
@@ -204,13 +169,13 @@ def test_places_and_reach_are_those_of_the_gradient(body, export):
 
 
 def test_max_pooling_is_centred_where_average_pooling_is():
-    grids = [find_grid(Net(kind(3, 2, 1), conv(1)))[0] for kind in (nn.MaxPool2d, nn.AvgPool2d)]
+    grids = [find_grid(make_net(kind(3, 2, 1), conv(1)))[0] for kind in (nn.MaxPool2d, nn.AvgPool2d)]
     assert grids[0] == grids[1]
     assert grids[0].spacings[0].start == 0.5
 
 
 def test_attention_beside_a_map_leaves_its_place_and_shows_the_whole_image():
-    grid, _ = find_grid(Net(conv(3, 2, 1), Attention()))
+    grid, _ = find_grid(make_net(conv(3, 2, 1), call(attend)))
     assert [(spacing.start, spacing.jump, spacing.reach) for spacing in grid.spacings] == [(0.5, 2, math.inf)] * 2
 
 
@@ -237,29 +202,29 @@ def test_attention_beside_a_map_leaves_its_place_and_shows_the_whole_image():
     ],
 )
 def test_what_mixes_or_moves_all_locations_has_no_place(mixing):
-    assert find_grid(Net(conv(3, 2, 1), Call(mixing)))[0] == Grid()
+    assert find_grid(make_net(conv(3, 2, 1), call(mixing)))[0] == Grid()
 
 
 def test_branches_that_are_added_weigh_the_same():
-    grid, _ = find_grid(Net(Residual(conv(3, 2, 1), conv(2, 2))))
+    grid, _ = find_grid(make_net(add(conv(3, 2, 1), conv(2, 2))))
     assert [(spacing.start, spacing.reach) for spacing in grid.spacings] == [(0.75, 3)] * 2  # 0.5 and 1
 
 
 def test_class_tokens_in_front_do_not_move_the_others():
     first = torch.zeros(1, 1, 2)
-    join = Call(lambda x: torch.cat([first.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1))
-    grid, shape = find_grid(Net(conv(3, 2, 1), join, nn.Linear(2, 2)))
+    join = call(lambda x: torch.cat([first.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1))
+    grid, shape = find_grid(make_net(conv(3, 2, 1), join, nn.Linear(2, 2)))
     assert shape == (2, 1 + 24 * 24, 2)
     assert grid.is_flat
     assert grid.axes == (1,)
     assert [spacing.start for spacing in grid.spacings] == [0.5, 0.5]
-    assert find_grid(Net(conv(3, 2, 1), join, Call(lambda x: x[:, 1:])))[0] == grid
-    back = Call(lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (24, 24)))
-    assert find_grid(Net(conv(3, 2, 1), join, back))[0].axes == (2, 3)
+    assert find_grid(make_net(conv(3, 2, 1), join, call(lambda x: x[:, 1:])))[0] == grid
+    back = call(lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (24, 24)))
+    assert find_grid(make_net(conv(3, 2, 1), join, back))[0].axes == (2, 3)
 
 
 def test_what_does_not_depend_on_the_image_has_no_grid():
-    assert find_grid(Net(Call(lambda x: torch.ones(x.shape[0], 1, 2, 2))))[0] is None
+    assert find_grid(make_net(call(lambda x: torch.ones(x.shape[0], 1, 2, 2))))[0] is None
 
 
 def attach(network, at, size=32, **more):
@@ -343,32 +308,19 @@ def test_geometry_is_that_of_the_gradient_of_a_head(head):
     assert centre.item() == pytest.approx((row + 0.5 + net.map_offsets[0][0]) * cell, abs=1e-3)
 
 
-class ChannelsLast(TinyNet):
-    def forward(self, x):
-        x = self.b(self.a(x).contiguous()).permute(0, 2, 3, 1)
-        return self.fc(self.last(self.rest(x)).mean((1, 2)))
-
-    def __init__(self):
-        super().__init__()
-        self.rest, self.last = nn.Linear(8, 8), nn.Linear(8, 10)
-
-
 def test_features_with_channels_last_are_followed():
-    assert attach(ChannelsLast(), ["rest"], layout="nhwc").map_offsets == ((-0.375, -0.375),) * 2
+    def forward(net, x):
+        x = net.b(net.a(x).contiguous()).permute(0, 2, 3, 1)
+        return net.fc(net.last(net.rest(x)).mean((1, 2)))
 
-
-class Tokens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.one, self.two, self.fc = nn.Conv2d(3, 8, 4, 4, 1), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = self.embed(x).flatten(2).transpose(1, 2)
-        return self.fc(self.two(F.relu(self.one(x))).mean(1))
+    network = make_network(forward, TinyNet, rest=nn.Linear(8, 8), last=nn.Linear(8, 10))
+    assert attach(network, ["rest"], layout="nhwc").map_offsets == ((-0.375, -0.375),) * 2
 
 
 def test_tokens_are_followed():
-    assert attach(Tokens(), ["one"]).map_offsets == ((-0.25, -0.25),) * 2  # one pixel of padding, in cells of 4
+    layers = {"embed": nn.Conv2d(3, 8, 4, 4, 1), "one": nn.Linear(8, 8), "two": nn.Linear(8, 8), "fc": nn.Linear(8, 4)}
+    network = make_network(lambda n, x: n.fc(n.two(F.relu(n.one(n.embed(x).flatten(2).mT))).mean(1)), **layers)
+    assert attach(network, ["one"]).map_offsets == ((-0.25, -0.25),) * 2  # one pixel of padding, in cells of 4
 
 
 def test_an_exit_that_sees_too_little_is_named_with_the_fix():

@@ -7,17 +7,8 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.layouts import Layout
-from tests.model.kinds import (
-    MLP,
-    STEPS,
-    ConvSeries,
-    ConvVolume,
-    FeatureTokens,
-    Recurrent,
-    SeriesAndVector,
-    Tokens,
-    Transposed,
-)
+from tests.model import kinds
+from tests.model.kinds import MLP, STEPS, ConvSeries, Recurrent, Tokens, check_outputs, make_network
 
 FIRST, LAST = torch.randn(3, 2, STEPS), torch.randn(3, STEPS, 2)
 VOLUME, VECTOR = torch.randn(3, 1, 8, 12, 16), torch.randn(3, 6)
@@ -27,7 +18,7 @@ INPUTS = {"series": FIRST, "vector": torch.randn(3, 5)}
 MAPS, VOLUMES = [(24,), (12,), (12,)], [(8, 12, 16), (4, 6, 8), (2, 3, 4)]
 CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels last
     "convolutions": (ConvSeries, ["a", "b"], FIRST, Layout("nchw"), MAPS, False),
-    "transposed": (Transposed, ["net.a", "net.b"], LAST, Layout("nchw"), MAPS, True),
+    "transposed": (kinds.Transposed, ["net.a", "net.b"], LAST, Layout("nchw"), MAPS, True),
     "gru": (Recurrent, ["one"], LAST, WHOLE, [(24,)] * 2, True),
     "lstm": (lambda: Recurrent(nn.LSTM), ["one"], LAST, WHOLE, [(24,)] * 2, True),
     "square gru": (lambda: Recurrent(width=STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
@@ -36,10 +27,10 @@ CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels 
     "class token": (lambda: Tokens(class_token=True), ["one"], LAST, STEPS_AND_CLASS, [(24,)] * 2, True),
     "patches": (lambda: Tokens(patch=4), ["one"], FIRST, WHOLE, [(6,)] * 2, False),
     "patches, class": (lambda: Tokens(patch=4, class_token=True), ["one"], FIRST, PATCHES_AND_CLASS, [(6,)] * 2, False),
-    "volume": (ConvVolume, ["a", "b"], VOLUME, Layout("nchw"), VOLUMES, False),
-    "feature tokens": (FeatureTokens, ["one"], VECTOR, WHOLE, [(6,)] * 2, False),
-    "feature and class tokens": (lambda: FeatureTokens(True), ["one"], VECTOR, PATCHES_AND_CLASS, [(6,)] * 2, False),
-    "several": (SeriesAndVector, ["net.a", "net.b"], INPUTS, Layout("nchw"), MAPS, False),
+    "volume": (kinds.ConvVolume, ["a", "b"], VOLUME, Layout("nchw"), VOLUMES, False),
+    "feature tokens": (kinds.FeatureTokens, ["one"], VECTOR, WHOLE, [(6,)] * 2, False),
+    "feature and class tokens": (lambda: kinds.FeatureTokens(True), ["one"], VECTOR, PATCHES_AND_CLASS, [(6,)] * 2, False),
+    "several": (kinds.SeriesAndVector, ["net.a", "net.b"], INPUTS, Layout("nchw"), MAPS, False),
 }
 
 
@@ -53,10 +44,7 @@ def test_a_kind_is_told_and_its_exits_work(name):
     assert net.input_spec.channels_last == channels_last
     outs = net(example)
     assert [tuple(out.attention.shape[1:]) for out in outs] == sizes
-    for k, out in enumerate(outs):
-        torch.testing.assert_close(out.attention.flatten(1).sum(1), torch.ones(3))
-        total = out.evidence.flatten(2).sum(2) + net.head(k).bias
-        torch.testing.assert_close(total, out.logits, atol=1e-5, rtol=1e-4)
+    check_outputs(outs, net.heads)
     policy = xl.Policy((0.34,) * len(at))
     pred = xl.predict(net, example, policy, attention=True)
     assert pred.exits.tolist() == xl.route(xl.collect(net, [(example, torch.zeros(3).long())]), policy).tolist()
@@ -72,9 +60,7 @@ def test_context_heads_of_each_kind(name):
     net = xl.attach(make().eval(), at, 3, example, head="context").eval()
     outs = net(example)
     assert len(outs) == len(sizes)
-    for k, out in enumerate(outs):
-        total = out.evidence.flatten(2).sum(2) + net.head(k).bias
-        torch.testing.assert_close(total, out.logits, atol=1e-5, rtol=1e-4)
+    check_outputs(outs, net.heads)
 
 
 def test_hidden_units_are_no_locations_and_groups_are():
@@ -100,25 +86,14 @@ def test_what_a_group_does_not_have_does_not_move_its_evidence():
     assert not torch.equal(first[..., 1], second[..., 1])
 
 
-class Guess(nn.Module):
-    """Nothing in it tells channels from steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1, STEPS, STEPS))
-        self.mix, self.more = nn.ReLU(), nn.Sigmoid()
-        self.fc = nn.Linear(STEPS, 3)
-
-    def forward(self, x):
-        return self.fc(self.more(self.mix(x * self.scale) + x).mean(2))
-
-
 def test_a_square_that_no_layer_explains_is_asked_about():
+    members = {"scale": nn.Parameter(torch.ones(1, STEPS, STEPS)), "mix": nn.ReLU(), "more": nn.Sigmoid()}
+    network = make_network(lambda n, x: n.fc(n.more(n.mix(x * n.scale) + x).mean(2)), **members, fc=nn.Linear(STEPS, 3))
     x = torch.randn(2, STEPS, STEPS)
     with pytest.raises(
         xl.errors.AttachError, match=r"could be either\. Fix: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"
     ):
-        xl.attach(Guess(), ["mix"], 3, x)
+        xl.attach(network, ["mix"], 3, x)
 
 
 @pytest.mark.parametrize(
@@ -159,38 +134,23 @@ def test_a_classifier_alone_has_nothing_to_leave_early_from():
         xl.attach(nn.Sequential(nn.Dropout(), nn.Linear(6, 3)), [], 3, VECTOR)
 
 
-class LastState(torch.nn.Module):
-    """Reads the last state of its last layer, not its outputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = torch.nn.GRU(2, 8, batch_first=True), torch.nn.GRU(8, 8, batch_first=True)
-        self.fc = torch.nn.Linear(8, 3)
-
-    def forward(self, x):
-        x, _ = self.first(x)
-        _, state = self.last(x)
-        return self.fc(state[-1])
+def read_last_state(net, x):
+    return net.fc(net.last(net.first(x)[0])[1][-1])
 
 
-def test_a_last_state_without_outputs_is_no_place_for_the_final_exit():
-    with pytest.raises(
-        xl.errors.AttachError, match=r"only the last state of the recurrent layer 'last'.*Fix: read its outputs"
-    ):
-        xl.attach(LastState(), [], 3, torch.zeros(1, 16, 2))
+def read_steps_first(net, x):
+    return net.fc(net.last(net.first(x.transpose(0, 1))[0])[0][-1])
 
 
-class StepsFirst(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.last, self.fc = torch.nn.GRU(2, 8), torch.nn.GRU(8, 8), torch.nn.Linear(8, 3)
-
-    def forward(self, x):
-        x, _ = self.first(x.transpose(0, 1))
-        x, _ = self.last(x)
-        return self.fc(x[-1])
-
-
-def test_steps_before_samples_are_refused_with_the_fix():
-    with pytest.raises(xl.errors.AttachError, match="batch_first=True"):
-        xl.attach(StepsFirst(), ["first"], 3, torch.zeros(1, 16, 2))
+@pytest.mark.parametrize(
+    ("forward", "batch_first", "message"),
+    [
+        (read_last_state, True, r"only the last state of the recurrent layer 'last'.*Fix: read its outputs"),
+        (read_steps_first, False, "batch_first=True"),
+    ],
+)
+def test_recurrent_layers_whose_steps_cannot_be_attended_to_are_refused_with_the_fix(forward, batch_first, message):
+    first, last = nn.GRU(2, 8, batch_first=batch_first), nn.GRU(8, 8, batch_first=batch_first)
+    network = make_network(forward, first=first, last=last, fc=nn.Linear(8, 3))
+    with pytest.raises(xl.errors.AttachError, match=message):
+        xl.attach(network, [], 3, torch.zeros(1, 16, 2))

@@ -2,8 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,11 +12,12 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.mixing import Mixing
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 from tests.texts import make_text_net
 
 
-def _attend(x, mixes):
-    """Self-attention in each way that PyTorch has, after a layer norm; ``mixes``: how it treats what mixes."""
+def _normalise(x, mixes):
+    """Return a layer norm's output by hand, and the layer norm; ``mixes`` is applied to its scale."""
     norm = nn.LayerNorm(4)
     nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
     nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(2))
@@ -41,7 +41,7 @@ WAYS = {
 def test_gradients_are_those_of_detached_mixing(way, is_fixed):
     x = torch.randn(2, 5, 4, requires_grad=True)
     mixes = torch.Tensor.detach if is_fixed else lambda t: t
-    by_hand, norm = _attend(x, mixes)
+    by_hand, norm = _normalise(x, mixes)
     wanted = WAYS["function"](mixes(by_hand), by_hand)
     (expected,) = torch.autograd.grad(wanted.square().sum(), x, retain_graph=True)
     mixing = Mixing()
@@ -49,10 +49,7 @@ def test_gradients_are_those_of_detached_mixing(way, is_fixed):
         normalised = norm(x)
         found = WAYS[way](normalised, normalised)
     torch.testing.assert_close(found, wanted)
-    if is_fixed:
-        with mixing.fixed():
-            (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
-    else:
+    with mixing.fixed() if is_fixed else nullcontext():
         (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
     torch.testing.assert_close(gradient, expected)
 
@@ -89,8 +86,8 @@ def test_weights_are_trained_as_without_it():
 def test_networks_know_whether_they_attend():
     assert make_text_net().has_attention
     assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_attention
-    block = partial(nn.TransformerEncoderLayer, 8, 2, 8, batch_first=True)
-    assert xl.attach(Transformer(block, block), ["one"], 4, torch.zeros(1, 3, 16, 16)).has_attention
+    blocks = (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
+    assert xl.attach(make_transformer(*blocks), ["one"], 4, torch.zeros(1, 3, 16, 16)).has_attention
 
 
 @pytest.mark.slow
@@ -107,25 +104,17 @@ def test_attention_is_told_from_other_softmaxes(source, at, side, attends):
     assert xl.attach(source, [at], 4, torch.zeros(1, 3, side, side)).has_attention == attends
 
 
-class Blocks(nn.Module):
-    """Embedding and two pre-norm blocks whose attention weights come from the tokens; -> (B,2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(3, 4)
-        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
-        self.out = nn.Linear(4, 2)
-
-    def forward(self, x):  # (B,6,3)
-        x = self.embed(x)
-        for norm in self.norms:
-            y = norm(x)
-            x = x + F.scaled_dot_product_attention(y, y, y)
-        return self.out(x.mean(1))
+def attend_twice(net, x):  # (B,6,3) -> (B,2)
+    x = net.embed(x)
+    for norm in net.norms:
+        y = norm(x)
+        x = x + F.scaled_dot_product_attention(y, y, y)
+    return net.out(x.mean(1))
 
 
 def test_what_the_first_layer_norm_took_is_found_and_not_kept():
-    mixing, body = Mixing(), Blocks()
+    norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
+    mixing, body = Mixing(), make_network(attend_twice, embed=nn.Linear(3, 4), norms=norms, out=nn.Linear(4, 2))
     body.requires_grad_(requires_grad=False)
     with mixing:
         out = body(torch.randn(2, 6, 3, requires_grad=True))
@@ -143,74 +132,52 @@ def test_what_the_first_layer_norm_took_is_found_and_not_kept():
     assert mixing.find_unmixed(torch.zeros(2, 5, 4)).shape == (2, 5, 4)
 
 
-class Block(nn.Module):
-    """``x + attention(norm(x))``, without weights of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(8)
-        nn.init.uniform_(self.norm.weight, 0.5, 2.0)
-
-    def forward(self, x):
-        return x + self.attend(self.norm(x))
-
-    def attend(self, x):
-        return F.scaled_dot_product_attention(x, x, x)
+def attend(x):
+    return F.scaled_dot_product_attention(x, x, x)
 
 
-class NormAfter(Block):
-    def forward(self, x):
-        return x + self.norm(self.attend(x))
+def attend_without_gradients(net, x):
+    with torch.no_grad():
+        return x + attend(net.norm(x))
 
 
-class EarlyResidual(Block):
-    def forward(self, x):
-        kept = x.reshape(x.shape[0], -1)  # before the norm took it
-        return kept.view(x.shape) + self.attend(self.norm(x))
+def attend_after_positions(net, x):
+    x = x + net.norm(net.positions) + net.norm(net.more)
+    return x + attend(net.norm(x))
 
 
-class WithoutGradients(Block):
-    def forward(self, x):
-        with torch.no_grad():
-            return super().forward(x)
+BLOCKS = {
+    "norm before": lambda n, x: x + attend(n.norm(x)),
+    "norm after": lambda n, x: x + n.norm(attend(x)),
+    "early residual": lambda n, x: x.reshape(x.shape[0], -1).view(x.shape) + attend(n.norm(x)),
+    "without gradients": attend_without_gradients,
+    "gated by a norm beside": lambda n, x: (
+        n.norm(2 * x).detach().sigmoid().mean((1, 2), keepdim=True) * x + attend(n.norm(x))
+    ),
+    "frozen positions": attend_after_positions,
+}
 
 
-class Gated(Block):
-    def forward(self, x):
-        gate = self.norm(2 * x).detach().sigmoid().mean((1, 2), keepdim=True)  # a norm that is not on the way
-        return gate * x + self.attend(x)
+def make_block(name="norm before"):
+    norm, positions = nn.LayerNorm(8), nn.Parameter(torch.randn(1, 16, 8), requires_grad=False)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    return make_network(BLOCKS[name], norm=norm, positions=positions, more=torch.randn(1, 16, 8))
 
 
-class FrozenPositions(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.randn(1, 16, 8), requires_grad=False)
-        self.register_buffer("more", torch.randn(1, 16, 8))
-
-    def forward(self, x):
-        return super().forward(x + self.norm(self.positions) + self.norm(self.more))
+def make_transformer(first, second):  # patches of 4 pixels and two blocks; -> (B,4)
+    layers = {"patch": nn.Conv2d(3, 8, 4, 4), "one": first, "two": second, "fc": nn.Linear(8, 4)}
+    return make_network(lambda n, x: n.fc(n.two(n.one(n.patch(x).flatten(2).transpose(1, 2))).mean(1)), **layers)
 
 
-class Transformer(nn.Module):
-    """Patches of 4 pixels and two blocks; -> (B,4)."""
-
-    def __init__(self, first: Callable[[], nn.Module], second: Callable[[], nn.Module] = Block) -> None:
-        super().__init__()
-        self.patch, self.one, self.two, self.fc = nn.Conv2d(3, 8, 4, 4), first(), second(), nn.Linear(8, 4)
-
-    def forward(self, x):
-        return self.fc(self.two(self.one(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
-
-
-def attach_transformer(block: type[Block]) -> xl.ExitNet:
+def attach_transformer(block):
     torch.manual_seed(0)
-    net = xl.attach(Transformer(block), ["one"], 4, torch.randn(1, 3, 16, 16)).eval()
+    net = xl.attach(make_transformer(make_block(block), make_block()), ["one"], 4, torch.randn(1, 3, 16, 16)).eval()
     for head in net.heads:
         nn.init.normal_(head.attend.weight)
     return net
 
 
-@pytest.mark.parametrize("block", [Block, NormAfter, EarlyResidual, WithoutGradients, Gated, FrozenPositions])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_relevance_changes_no_answer_and_no_tensor_of_any_transformer(block):
     x, found = torch.randn(5, 3, 16, 16), []
     for frozen in (False, True):
@@ -219,14 +186,14 @@ def test_relevance_changes_no_answer_and_no_tensor_of_any_transformer(block):
             net.stages.requires_grad_(requires_grad=False)
         before = {name: t.requires_grad for name, t in [*net.named_parameters(), *net.named_buffers()]}
         plain, (outs, relevance) = net(x), net.with_relevance(x)
-        for mine, theirs in zip(outs, plain, strict=True):
-            torch.testing.assert_close(mine.logits, theirs.logits)
+        for out, expected in zip(outs, plain, strict=True):
+            torch.testing.assert_close(out.logits, expected.logits)
         assert not x.requires_grad
         assert {name: t.requires_grad for name, t in [*net.named_parameters(), *net.named_buffers()]} == before
         found.append(relevance)
     torch.testing.assert_close(*found)
     of_features = xl.attribute(net, x)
-    if block in (NormAfter, WithoutGradients, Gated):  # nothing that is not mixed yet is known: exit 0's features
+    if block in ("norm after", "without gradients", "gated by a norm beside"):  # only exit 0's features are known
         torch.testing.assert_close(found[0], of_features)
     else:
         assert not torch.allclose(found[0], of_features, rtol=0.1)

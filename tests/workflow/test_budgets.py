@@ -46,7 +46,7 @@ def test_a_mean_by_hand():
 
 @pytest.mark.parametrize("percentile", [50, 90, 95, 100])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_share_of_the_samples_is_within_the_limit(percentile, labelled):
+def test_the_percentile_of_samples_is_within_the_limit(percentile, labelled):
     trace = timed_trace(1000, labelled=labelled)
     policy = xl.calibrate(trace, max_ms=5, percentile=percentile)
     assert (spend(trace, policy) <= 5).float().mean() >= percentile / 100 - 1e-6
@@ -71,7 +71,7 @@ def test_beside_other_limits_the_cheapest_that_keeps_all():
         xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5, percentile=99)
 
 
-def test_a_limit_that_a_coarse_frontier_misses_is_kept_by_a_refined_policy():
+def test_a_refined_policy_keeps_a_limit_that_a_coarse_frontier_misses():
     trace = timed_trace(200)
     cheapest = xl.calibrate(trace, max_accuracy_drop=0.03)
     just = spend(trace, cheapest).mean().item() + 1e-3
@@ -110,7 +110,7 @@ def test_a_certificate_promises_both():
     assert "at most 99 ms on average" in easy.certificate()
 
 
-def test_what_cannot_be_certified_is_an_error_because_never_leaving_is_too_slow():
+def test_uncertifiable_time_limits_raise():
     trace = timed_trace(300)
     with pytest.raises(xl.errors.CalibrationError, match="no policy could be certified within 5 ms: "):
         xl.calibrate(trace, max_ms=5, percentile=90, max_disagreement=0.001, delta=0.1)

@@ -25,7 +25,7 @@ def good_trace(n: int = 1500, seed: int = 0, labelled: bool = True) -> xl.Trace:
     return xl.Trace(logits, labels if labelled else None, divergence, torch.tensor([0.2, 0.5, 1.0]))
 
 
-def test_a_certificate_says_what_was_promised_and_by_what():
+def test_a_certificate_names_promises_and_evidence():
     trace = good_trace()
     policy = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.1, delta=0.1)
     record, tested = policy.calibration, policy.calibration.certification
@@ -49,7 +49,7 @@ def test_a_certificate_says_what_was_promised_and_by_what():
     assert xl.Policy.from_dict(policy.to_dict()) == policy
 
 
-def test_the_test_part_decides_nothing_but_where_the_path_ends():
+def test_test_samples_decide_only_where_the_path_ends():
     """Other labels in the part that tests: the same path, another end."""
     trace = good_trace()
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))[600:]
@@ -61,6 +61,7 @@ def test_the_test_part_decides_nothing_but_where_the_path_ends():
     assert one.calibration.certification.path_length == other.calibration.certification.path_length
 
 
+@pytest.mark.slow
 def test_a_smaller_delta_or_limit_never_saves_more():
     trace = good_trace()
     costs = [xl.calibrate(trace, max_accuracy_drop=0.02, delta=d).calibration.cost for d in (0.4, 0.1, 0.02)]
@@ -79,7 +80,7 @@ def test_without_labels_disagreement_and_divergence_are_certified():
             xl.calibrate(trace, **{name: 0.1}, delta=0.1)
 
 
-@pytest.mark.parametrize("delta", [None, 0.1])
+@pytest.mark.parametrize("delta", [None, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_every_class_has_its_own_limit(delta):
     """Class 1 loses at exit 0, class 0 does not: together they would pass."""
     n = 2000
@@ -100,7 +101,7 @@ def test_every_class_has_its_own_limit(delta):
         assert "in every class" in each.certificate()
 
 
-def test_nothing_passes_and_it_says_why_and_what_it_would_take():
+def test_a_refusal_says_why_and_how_many_samples_it_takes():
     few = xl.calibrate(good_trace(60), max_disagreement=0.01, delta=0.1)
     assert few.thresholds == (math.inf, math.inf)
     needed = few.calibration.certification.samples_needed
@@ -115,7 +116,7 @@ def test_nothing_passes_and_it_says_why_and_what_it_would_take():
     assert hopeless.calibration.certification.reason
 
 
-def test_reasons_that_are_true():
+def test_refusals_give_true_reasons():
     alone = xl.Trace(torch.rand(200, 1, 3), None, torch.zeros(200, 1), torch.tensor([1.0]))
     refused = xl.calibrate(alone, max_disagreement=0.1, delta=0.1).calibration.certification
     assert refused.reason == "the network has no early exits"
@@ -128,7 +129,7 @@ def test_reasons_that_are_true():
         assert xl.calibrate(good_trace(20), **limits, delta=1e-3).thresholds == (math.inf, math.inf)
 
 
-def test_a_certificate_speaks_of_the_classes_that_were_tested():
+def test_a_certificate_names_only_tested_classes():
     """Ten classes, of which the calibration saw nine: nothing is said of the tenth."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 9, (3000,), generator=rng)
@@ -151,7 +152,7 @@ def test_a_changed_policy_has_no_certificate(tmp_path):
         assert "Nothing is promised: this policy is not the one that was calibrated" in other.certificate()
 
 
-def test_repeated_samples_are_told():
+def test_certificates_count_distinct_samples():
     one = good_trace(100)
     rows = torch.randint(100, (1000,), generator=torch.Generator().manual_seed(0))
     trace = xl.Trace(one.logits[rows], None, one.divergence[rows], one.cost)
@@ -195,6 +196,7 @@ def test_bad_input():
             xl.calibrate(good_trace(50), max_class_accuracy_drop=limit, delta=0.1)
 
 
+@pytest.mark.slow
 def test_temperatures_of_other_data_but_not_of_these():
     trace = good_trace()
     fitted = xl.calibrate(good_trace(seed=5), max_accuracy_drop=0.05)
@@ -240,7 +242,7 @@ def coin_trace(count: int, rate: float, seed: int) -> xl.Trace:
     ],
     ids=["loosest first", "strictest first", "other splits"],
 )
-def test_delta_is_honoured_if_one_asks_until_it_passes(requests):
+def test_delta_holds_when_users_ask_until_it_passes(requests):
     """Every policy that exits early is above all the limits, so each certificate would be wrong."""
     draws, delta, wrong, naive = 200, 0.3, 0, 0
     for draw in range(draws):
@@ -262,7 +264,7 @@ def test_delta_is_honoured_if_one_asks_until_it_passes(requests):
         assert naive / draws > 0.5  # what asking until it passes does without counting
 
 
-def test_what_was_refused_is_spent_and_what_was_granted_is_not():
+def test_refused_certificates_spend_delta_and_granted_ones_do_not():
     trace = coin_trace(500, 0.05, seed=0)
     for limit in (0.3, 0.2, 0.15):  # loosest first: nothing is spent
         tested = xl.calibrate(trace, max_disagreement=limit, delta=0.1).calibration.certification

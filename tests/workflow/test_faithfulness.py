@@ -12,16 +12,8 @@ def test_measures_by_exit(net, tiny_set):
     net.train()
     found = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
     assert net.training
-    for name in (
-        "deletion",
-        "deletion_random",
-        "insertion",
-        "insertion_random",
-        "energy_in_mask",
-        "pointing_game",
-        "deletion_oracle",
-        "insertion_oracle",
-    ):
+    kinds = [f"{measure}{kind}" for measure in ("deletion", "insertion") for kind in ("", "_random", "_oracle")]
+    for name in (*kinds, "energy_in_mask", "pointing_game"):
         assert len(getattr(found, name)) == 3, name
     assert found.samples == 20
     assert all(-1 <= cc <= 1 for cc in found.randomised_cc)
@@ -65,7 +57,7 @@ def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random(
     assert found.oracle_samples == 30
 
 
-def test_a_map_beside_the_truth_has_no_share_of_it():
+def test_a_map_off_the_decisive_cell_has_a_negative_share():
     """The bright cell speaks for the answer, the dark ones against it, and the map is on those."""
     net, data = make_bright_cell(-0.1)
     with torch.no_grad():
@@ -77,7 +69,7 @@ def test_a_map_beside_the_truth_has_no_share_of_it():
     assert found.deletion_share_error[0] >= 0
 
 
-def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
+def test_maps_are_placed_before_cells_are_judged():
     """The network reads everything one cell further down than it is, as a padded kernel of one does."""
     net, data = make_bright_cell(4.0)
     moved = data.images.roll(2, 2)
@@ -91,7 +83,7 @@ def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
     assert placed.randomised_cc == off.randomised_cc
 
 
-def test_without_an_oracle_nothing_is_said_about_it(net, tiny_set):
+def test_results_without_an_oracle(net, tiny_set):
     found = xl.measure_faithfulness(net, tiny_set, oracle_samples=0)
     assert found.oracle_samples == 0
     assert found.deletion_oracle is found.deletion_share is found.insertion_share_error is None
@@ -99,11 +91,6 @@ def test_without_an_oracle_nothing_is_said_about_it(net, tiny_set):
 
 def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
     assert xl.measure_faithfulness(kept, tiny_set, samples=8).randomised_cc[-1] is None
-
-
-def test_bad_fraction(net, tiny_set):
-    with pytest.raises(xl.errors.InputError, match="fraction"):
-        xl.measure_faithfulness(net, tiny_set, fraction=1.0)
 
 
 def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
@@ -123,7 +110,7 @@ def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
 
 
 @pytest.mark.parametrize("final", ["head", "keep"])
-def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
+def test_the_tuned_network_is_measured(final, tiny_set):
     net = make_net(final)
     plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
     net.tuning = xl.Tuning(folded=True, channels_last=True)
@@ -137,7 +124,7 @@ def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
     assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
 
 
-def test_it_is_what_the_plain_network_says(net, tiny_set):
+def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
     found, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
@@ -155,11 +142,12 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
         ({"net": 1}, "net"),
         ({"data": 3}, "data"),
         ({"grid": 4}, "grid"),
+        ({"fraction": 1.0}, "fraction"),
         ({"oracle_samples": -1}, "oracle_samples"),
         ({"of": "evidence"}, "of"),
     ],
 )
-def test_other_things_are_refused(net, tiny_set, values, name):
+def test_bad_arguments_are_refused(net, tiny_set, values, name):
     given = {"net": net, "data": tiny_set} | values
     with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
         xl.measure_faithfulness(**given)

@@ -87,6 +87,7 @@ def test_compiled(made):
     net.tuning = xl.Tuning()
 
 
+@pytest.mark.slow
 def test_texts():
     net, texts = make_text_net(), make_texts(60)
     policy, trace = gated_policy(net, texts)
@@ -111,6 +112,7 @@ def test_explanations_know_the_gate(made):
     json.dumps(stopped.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_calibrate_fits_a_gate_where_it_saves():
     trace = trace_with_gate_features(2000)
     limit = 0.5 * trace.divergence[:, 0].mean().item()

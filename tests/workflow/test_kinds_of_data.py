@@ -46,7 +46,7 @@ def test_every_verb_takes_every_kind_of_data(tiny_set, verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("data", [3, [["a", "b"]]])
-def test_anything_else_is_an_error(verb, data):
+def test_other_types_are_refused(verb, data):
     with pytest.raises(
         (xl.errors.InputError, xl.errors.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"
     ):

@@ -50,7 +50,8 @@ def _equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
 
 
-def test_weights_are_those_of_a_set_in_memory_whatever_the_number_of_processes(folder):
+@pytest.mark.slow
+def test_lazy_sets_train_the_weights_of_sets_in_memory(folder):
     train, val = _open(folder)
     expected, history = _train(train.load(), val.load())
     for workers in (0, 3):
@@ -60,7 +61,8 @@ def test_weights_are_those_of_a_set_in_memory_whatever_the_number_of_processes(f
     assert _equal(_train(*_open(folder), workers=2)[0], expected)
 
 
-def test_a_bad_file_ends_the_fit_which_goes_on_without_it(own, tmp_path):
+@pytest.mark.slow
+def test_bad_files_stop_a_fit_which_resumes_without_them(own, tmp_path):
     _spoil(own, 3, 4, 5)
     with pytest.raises(xl.errors.DataError, match=r"dark/0[345]\.png.*--skip-bad") as caught:
         _train(*_open(own, 2), out_dir=tmp_path / "run")
@@ -73,7 +75,7 @@ def test_a_bad_file_ends_the_fit_which_goes_on_without_it(own, tmp_path):
     assert _equal(found, _train(*_open(own, 0, skip_bad=True))[0])
 
 
-def test_batches_that_bad_files_leave_too_small_are_left_out(own):
+def test_batches_that_become_too_small_are_skipped(own):
     _spoil(own, *range(30))
     train, val = _open(own, skip_bad=True)
     _train(train, val)
@@ -81,7 +83,8 @@ def test_batches_that_bad_files_leave_too_small_are_left_out(own):
     assert len(trace) == int((train.labels == train.classes.index("bright")).sum())
 
 
-def test_a_killed_process_ends_the_fit_and_it_is_resumed(folder, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_fit_resumes_after_a_killed_worker(folder, tmp_path, monkeypatch):
     expected, _ = _train(*_open(folder))
     original, here, train = ImageFiles.read, os.getpid(), _open(folder, 2)[0]
     victim = int(train.rows[5])
@@ -100,6 +103,7 @@ def test_a_killed_process_ends_the_fit_and_it_is_resumed(folder, tmp_path, monke
     assert _equal(found, expected)
 
 
+@pytest.mark.slow
 def test_the_other_verbs_give_what_they_give_in_memory(folder):
     lazy, whole = _open(folder, 2)[0], _open(folder)[0].load()
     net = _attach().eval()
@@ -112,7 +116,8 @@ def test_the_other_verbs_give_what_they_give_in_memory(folder):
     assert torch.equal(*predictions)
 
 
-def test_a_network_is_built_on_the_first_image_that_can_be_read(own):
+@pytest.mark.slow
+def test_networks_are_built_on_the_first_readable_image(own):
     _spoil(own, 0, 1)
     data = xl.data.load_folder(own, PREPROCESS, skip_bad=True)
     dark = data.subset((data.labels == data.classes.index("dark")).nonzero().flatten())

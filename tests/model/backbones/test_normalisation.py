@@ -57,10 +57,6 @@ def test_a_directory_of_transformers_has_a_file(tmp_path):
     for odd in ({}, {"image_mean": [0.5], "image_std": [0.5]}, {"image_mean": HALVES[0], "image_std": [0, 0, 0]}):
         path.write_text(json.dumps(odd))
         assert read_normalisation(source) is None
-    for damaged in ("{", "3"):
-        path.write_text(damaged)
-        with pytest.raises(xl.errors.InputError, match=r"preprocessor_config.json is damaged .* copy it again"):
-            read_normalisation(source)
 
 
 def test_nobody_says():
@@ -88,19 +84,17 @@ def test_other_pixels_than_in_0_to_1_are_taken_into_account(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"rescale_factor": 0}', '{"rescale_factor": "x"}', '{"rescale_factor": NaN}']
+    "text", ["{", "3", "[" * 100_000, '{"rescale_factor": 0}', '{"rescale_factor": "x"}', '{"rescale_factor": NaN}']
 )
-def test_hostile_processors_are_damaged(tmp_path, text):
+def test_damaged_processors(tmp_path, text):
     (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(xl.errors.InputError, match="damaged"):
+    with pytest.raises(xl.errors.InputError, match=r"preprocessor_config.json is damaged .* copy it again"):
         read_normalisation(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize("odd", ["NaN", "Infinity", "1e999"])
 def test_numbers_that_are_not_finite_say_nothing(tmp_path, odd):
-    for values in (
-        f'"image_mean": [{odd}, 0, 0], "image_std": [1, 1, 1]',
-        f'"image_mean": [0, 0, 0], "image_std": [1, {odd}, 1]',
-    ):
-        (tmp_path / "preprocessor_config.json").write_text(f"{{{values}}}")
+    for mean, std in (([odd, 0, 0], [1, 1, 1]), ([0, 0, 0], [1, odd, 1])):
+        text = json.dumps({"image_mean": mean, "image_std": std}).replace('"' + odd + '"', odd)
+        (tmp_path / "preprocessor_config.json").write_text(text)
         assert read_normalisation(f"hf:{tmp_path}") is None

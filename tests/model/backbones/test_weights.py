@@ -86,13 +86,10 @@ def test_wrappers_and_prefixes_are_seen_through(tmp_path, wrap, words):
 
 
 def test_names_of_a_body_alone_get_the_prefix_that_the_backbone_has(tmp_path):
-    inner = SmallResNet()
-    outer = nn.Sequential()
-    outer.add_module("body", SmallResNet())
-    outer.add_module("last", nn.Linear(10, 2))
+    inner, outer = SmallResNet(), nn.ModuleDict({"body": SmallResNet(), "last": nn.Linear(10, 2)})
     torch.save(inner.state_dict(), tmp_path / "w.pt")
     report = xl.load_weights(outer, tmp_path / "w.pt")
-    assert torch.equal(outer.body.fc.weight, inner.fc.weight)
+    assert torch.equal(outer["body"].fc.weight, inner.fc.weight)
     assert report.anew == ("last.weight", "last.bias")
     assert "prefix 'body.' added" in str(report)
 
@@ -106,22 +103,20 @@ def test_what_stays_random_is_listed_and_warned_of(tmp_path):
 
 
 def test_weights_of_another_network_are_refused_with_the_nearest_names(tmp_path):
-    save_resnet(
-        tmp_path / "w.pt", lambda s: {k.replace("layer", "stage"): v for k, v in s.items()} | {"more": torch.ones(1)}
-    )
+    save_resnet(tmp_path / "w.pt", lambda s: {k.replace("layer", "stage"): v for k, v in s.items()} | {"x": torch.ones(1)})
     target = SmallResNet(num_classes=5)
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(
-        xl.errors.BundleError, match=r"another network.*layer1.0.conv1.weight \(nearest: stage1.0.conv1.weight\)"
-    ):
+    nearest = r"another network.*layer1.0.conv1.weight \(nearest: stage1.0.conv1.weight\)"
+    with pytest.raises(xl.errors.BundleError, match=nearest):
         xl.load_weights(target, tmp_path / "w.pt")
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
 
 def test_the_same_tensors_in_the_same_order_fit_under_other_names(tmp_path):
-    source = save_resnet(
-        tmp_path / "w.pt", lambda s: {f"x{i}.{k.rpartition('.')[2]}": v for i, (k, v) in enumerate(s.items())}
-    )
+    def rename(state):
+        return {f"x{i}.{name.rpartition('.')[2]}": value for i, (name, value) in enumerate(state.items())}
+
+    source = save_resnet(tmp_path / "w.pt", rename)
     target = SmallResNet(num_classes=5)
     report = xl.load_weights(target, tmp_path / "w.pt")
     assert torch.equal(target.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
@@ -133,10 +128,7 @@ def test_the_same_tensors_in_the_same_order_fit_under_other_names(tmp_path):
 
 def test_neighbours_that_look_alike_could_be_exchanged(tmp_path):
     def attention(*names):
-        made = nn.Sequential()
-        for name in names:
-            made.add_module(name, nn.Linear(4, 4))
-        return made
+        return nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
 
     torch.save(attention("key", "query", "out").state_dict(), tmp_path / "w.pt")
     with pytest.raises(xl.errors.BundleError, match="another network"):
@@ -144,14 +136,12 @@ def test_neighbours_that_look_alike_could_be_exchanged(tmp_path):
 
 
 def test_a_classifier_that_does_not_come_last_is_found_by_its_other_number_of_classes(tmp_path):
-    class First(nn.Module):
-        def __init__(self, classes):
-            super().__init__()
-            self.fc, self.fc_dist = nn.Linear(8, classes), nn.Linear(8, classes)
-            self.body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+    def make(classes):
+        body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+        return nn.ModuleDict({"fc": nn.Linear(8, classes), "fc_dist": nn.Linear(8, classes), "body": body})
 
-    torch.save(First(6).state_dict(), tmp_path / "w.pt")
-    report = xl.load_weights(First(3), tmp_path / "w.pt")
+    torch.save(make(6).state_dict(), tmp_path / "w.pt")
+    report = xl.load_weights(make(3), tmp_path / "w.pt")
     assert report.is_whole
     assert [name.split(" ")[0] for name in report.anew] == ["fc.weight", "fc.bias", "fc_dist.weight", "fc_dist.bias"]
 

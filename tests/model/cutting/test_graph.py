@@ -11,6 +11,7 @@ from exitlens.model.cutting.cost import count_node_macs
 from exitlens.model.cutting.graph import Recorder, pick_logits, run_real
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 
 LOGITS, MAP = torch.zeros(2, 3), torch.zeros(2, 4, 5, 5)
 Named = namedtuple("Named", ["logits", "aux"])
@@ -53,23 +54,15 @@ def test_outputs_without_usable_logits(output, message):
 IMAGE = torch.zeros(1, 3, 16, 16)
 
 
-class Mixed(nn.Module):
-    """A size, a table that depends on no data, a mask of another dtype, an operation in place and a random one."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
-        self.table = nn.Parameter(torch.ones(4, 2))
-
-    def forward(self, x):
-        count = x.size(0)
-        bias = self.table.mean(1).view(1, 4, 1, 1)
-        rows = bias.expand(count, -1, -1, -1)
-        noise = torch.rand_like(bias)
-        x = self.a(x) + rows + noise
-        x.relu_()
-        large = x > 0
-        return self.fc((x * large).mean((2, 3)))
+def compute_mixed(net, x):
+    """Use a size, a table that depends on no data, a mask of another dtype, an operation in place and a random one."""
+    bias = net.table.mean(1).view(1, 4, 1, 1)
+    rows = bias.expand(x.size(0), -1, -1, -1)
+    noise = torch.rand_like(bias)
+    x = net.a(x) + rows + noise
+    x.relu_()
+    large = x > 0
+    return net.fc((x * large).mean((2, 3)))
 
 
 @torch.fx.wrap
@@ -79,13 +72,8 @@ def shift(x, sizes):
     return x.roll(sizes, (2, 3))
 
 
-class Shifted(TinyNet):
-    def forward(self, x):
-        return super().forward(shift(x, [4, 2]))
-
-
 def test_functions_may_write_to_lists_that_they_are_given():
-    traced = trace(Shifted().eval(), False, IMAGE)
+    traced = trace(make_network(lambda n, x: TinyNet.forward(n, shift(x, [4, 2])), TinyNet).eval(), False, IMAGE)
     assert not traced.exported
     assert traced.values.shapes[find(traced, "shift")] == (2, 3, 16, 16)
     assert sum(count_node_macs(traced).values()) > 0
@@ -93,7 +81,8 @@ def test_functions_may_write_to_lists_that_they_are_given():
 
 @pytest.fixture
 def mixed():
-    return trace(Mixed().eval(), False, torch.zeros(1, 3, 6, 5))
+    members = {"a": nn.Conv2d(3, 4, 1), "fc": nn.Linear(4, 2), "table": nn.Parameter(torch.ones(4, 2))}
+    return trace(make_network(compute_mixed, **members).eval(), False, torch.zeros(1, 3, 6, 5))
 
 
 def find(traced, name):
@@ -133,29 +122,18 @@ def test_names_modules_and_places():
 
 
 def test_the_name_of_a_recurrent_layer_means_its_sequence():
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.e, self.rnn, self.fc = nn.Embedding(9, 4), nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
-
-        def forward(self, ids):
-            return self.fc(self.rnn(self.e(ids))[0].mean(1))
-
-    traced = trace(Recurrent(), False, torch.zeros(1, 7, dtype=torch.int64))
+    layers = {"e": nn.Embedding(9, 4), "rnn": nn.GRU(4, 6, batch_first=True), "fc": nn.Linear(6, 2)}
+    network = make_network(lambda n, ids: n.fc(n.rnn(n.e(ids))[0].mean(1)), **layers)
+    traced = trace(network, False, torch.zeros(1, 7, dtype=torch.int64))
     assert traced.shape_of(traced.outputs["rnn"]) == (2, 7, 6)
 
 
 def test_looking_changes_no_buffer():
-    class Counts(TinyNet):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("calls", torch.zeros(()))
+    def forward(net, x):
+        net.calls.add_(1)
+        return TinyNet.forward(net, x)
 
-        def forward(self, x):
-            self.calls.add_(1)
-            return super().forward(x)
-
-    backbone = Counts()
+    backbone = make_network(forward, TinyNet, calls=torch.zeros(()))
     assert trace(backbone, True, torch.zeros(1, 3, 16, 16)).values.logits.name == "fc"
     assert backbone.calls == 0
     assert backbone.a[1].num_batches_tracked == 0
@@ -168,11 +146,8 @@ def read_values(x):
 
 
 def test_operations_without_a_fake_implementation_run_for_real():
-    class Real(TinyNet):
-        def forward(self, x):
-            return super().forward(read_values(x))
-
-    traced = trace(Real(), False, torch.zeros(1, 3, 16, 16))
+    network = make_network(lambda n, x: TinyNet.forward(n, read_values(x)), TinyNet)
+    traced = trace(network, False, torch.zeros(1, 3, 16, 16))
     assert traced.shape_of(traced.outputs["b"]) == (2, 8, 4, 4)
     assert count_node_macs(traced)[traced.outputs["a.0"]] == 8 * 8 * 6 * 27
 
@@ -184,12 +159,11 @@ def test_a_run_that_fails_names_the_shapes():
 
 
 def test_auxiliary_outputs_stay_in_the_graph_but_are_no_logits():
-    class Named(TinyNet):
-        def forward(self, x):
-            logits = super().forward(x)
-            return {"logits": logits, "aux": logits * 2}
+    def forward(net, x):
+        logits = TinyNet.forward(net, x)
+        return {"logits": logits, "aux": logits * 2}
 
-    traced = trace(Named().eval(), False, torch.zeros(1, 3, 16, 16))
+    traced = trace(make_network(forward, TinyNet).eval(), False, torch.zeros(1, 3, 16, 16))
     assert traced.values.logits.name == "fc"
     assert set(traced.runnable()(torch.zeros(2, 3, 16, 16))) == {"logits", "aux"}
 
@@ -212,24 +186,16 @@ def test_both_modes_of_one_graph_are_run_once():
     assert evaluation.values.logits is find(evaluation, "fc")
 
 
-class OtherInTraining(TinyNet):
-    def forward(self, x):
-        return super().forward(x * 2 if self.training else x)
-
-
-class Dropping(TinyNet):
-    def forward(self, x):
-        return super().forward(nn.functional.dropout(x, 0.1, self.training))
-
-
-class Constant(TinyNet):
-    def forward(self, x):
-        return super().forward(x + (torch.ones(1) if self.training else torch.ones(1, 3, 1, 1)))
-
-
-@pytest.mark.parametrize("network", [OtherInTraining, Dropping, Constant])
-def test_other_graphs_share_nothing(network):
-    net = network()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, training: x * 2 if training else x,
+        lambda x, training: nn.functional.dropout(x, 0.1, training),
+        lambda x, training: x + (torch.ones(1) if training else torch.ones(1, 3, 1, 1)),
+    ],
+)
+def test_other_graphs_share_nothing(change):
+    net = make_network(lambda n, x: TinyNet.forward(n, change(x, n.training)), TinyNet)
     training, evaluation = (trace(net, mode, IMAGE) for mode in (True, False))
     assert training.values.shapes
     evaluation.share_values(training)

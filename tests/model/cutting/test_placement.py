@@ -8,6 +8,7 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import cost, placement
 from exitlens.model.cutting.placement import choose_by_time, choose_points, place_exits
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 from tests.texts import AT, make_bert, make_texts
 
 
@@ -55,27 +56,18 @@ def test_impossible_numbers_of_exits():
         xl.attach(TinyNet(), True, 4, torch.zeros(1, 3, 16, 16))
 
 
-class Sorts(nn.Module):
-    """Much time, no multiply-accumulates."""
-
-    def forward(self, x):
-        for _ in range(10):
-            x = x.sort(-1).values.sort(-2).values
-        return x
+def sort(net, x):
+    for _ in range(10):  # much time, no multiply-accumulates
+        x = x.sort(-1).values.sort(-2).values
+    return x
 
 
-class Uneven(nn.Module):
-    """Four convolutions of the same cost, and most of the work before the first or after the last."""
-
-    def __init__(self, slow: str):
-        super().__init__()
-        self.a = nn.Sequential(Sorts() if slow == "first" else nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
-        self.b, self.c = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(2))
-        self.d = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), Sorts() if slow == "last" else nn.ReLU())
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x):
-        return self.fc(self.d(self.c(self.b(self.a(x)))).mean((2, 3)))
+def make_uneven(slow):
+    """Return four convolutions of the same cost, with most of the work before the first or after the last."""
+    layers = {name: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for name in "abcd"}
+    work = make_network(sort)
+    layers[slow] = nn.Sequential(work, layers["a"][0]) if slow == "a" else nn.Sequential(layers["d"][0], work)
+    return make_network(lambda n, x: n.fc(n.d(n.c(n.b(n.a(x)))).mean((2, 3))), **layers, fc=nn.Linear(8, 4))
 
 
 EXAMPLE = torch.zeros(1, 8, 24, 24)
@@ -92,10 +84,10 @@ def count_operations(timer, tensors):
     return parts
 
 
-@pytest.mark.parametrize(("slow", "expected"), [("first", "a"), ("last", "c")])
+@pytest.mark.parametrize(("slow", "expected"), [("a", "a"), ("d", "c")])
 def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
     monkeypatch.setattr(cost.NodeTimer, "time_parts", count_operations)
-    backbone = Uneven(slow)
+    backbone = make_uneven(slow)
     assert place_exits(backbone, EXAMPLE, 1) == ["b"]
     assert place_exits(backbone, EXAMPLE, 1, placement="time") == [expected]
     assert xl.attach(backbone, 1, 4, EXAMPLE, placement="time").info.at == (expected,)
@@ -183,21 +175,14 @@ def test_places_by_time_in_a_text_network():
         xl.list_exit_candidates(backbone, unknown)
 
 
-class Draws(TinyNet):
-    """Random, and writes to its input and to a buffer, in evaluation mode too."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        x = x.mul_(2)
-        self.calls.add_(1)
-        return super().forward(nn.functional.dropout(x, 0.1, True))
+def draw(net, x):
+    """Be random, and write to the input and to a buffer, in evaluation mode too."""
+    net.calls.add_(1)
+    return TinyNet.forward(net, nn.functional.dropout(x.mul_(2), 0.1, True))
 
 
 def test_timing_leaves_everything_alone():
-    backbone, x = Draws().train(), torch.ones(1, 3, 16, 16)
+    backbone, x = make_network(draw, TinyNet, calls=torch.zeros(())).train(), torch.ones(1, 3, 16, 16)
     backbone.b.eval()
     state, modes = torch.get_rng_state(), [m.training for m in backbone.modules()]
     before = {name: value.clone() for name, value in backbone.state_dict().items()}

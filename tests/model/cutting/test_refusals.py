@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import models
 
 import exitlens as xl
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 
 
 class Block(nn.Module):
@@ -44,12 +44,14 @@ class Net(nn.Module):
         return self.returns(logits, x) if self.returns else logits
 
 
-class Loop(Net):
-    def forward(self, x):
-        x = self.stem(x)
-        for _ in range(3):
-            x = self.middle(x)
-        return self.fc(self.end(x).mean((2, 3)))
+def loop(net, x):
+    x = net.stem(x)
+    for _ in range(3):
+        x = net.middle(x)
+    return net.fc(net.end(x).mean((2, 3)))
+
+
+LOOP = make_network(loop, Net)
 
 
 class Windows(nn.Module):
@@ -99,13 +101,13 @@ def attach(network, at=("stem",)):
         (
             Net(Chooses()),
             ["stem"],
-            r"in module 'middle' \(Chooses\), line \d+ of test_refusals.py.*nearest cuts.*'stem', 'middle'",
+            r"in module 'middle' \(Chooses\), line \d+ of test_refusals.*nearest cuts.*'stem', 'middle'",
         ),
         (Net(Chooses()), 2, "in module 'middle'"),
         (Chooses(), [], "in its own forward, line"),
-        (Loop(), ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
-        (Loop(), ["middle.conv"], "'middle.conv': it runs 3 times"),
-        (Loop(), 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
+        (LOOP, ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
+        (LOOP, ["middle.conv"], "'middle.conv': it runs 3 times"),
+        (LOOP, 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
         (Net(Windows()), ["middle.inside"], r"shape \(8, 8, 8, 32\) for two samples.*the nearest cut"),
         (Net(WindowsCross()), ["middle.again"], r"more than the batch axis would have to be dynamic; the nearest cut"),
         (UNet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
@@ -124,7 +126,7 @@ def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
 @pytest.mark.parametrize(
     ("network", "at"),
     [
-        (Loop(), ["stem", "end.conv"]),
+        (LOOP, ["stem", "end.conv"]),
         (Net(Windows()), ["stem", "middle"]),
         (Net(WindowsCross()), ["stem", "middle"]),
         (UNet(True), ["down", "bottom"]),
@@ -146,52 +148,27 @@ def test_quantised_and_scripted_modules():
         attach(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())))
 
 
-class MixesSamples(TinyNet):
-    """Subtracts the batch's mean: a sample's answer depends on who else is there, also in evaluation mode."""
-
-    def forward(self, x):
-        return super().forward(x - x.mean(0, keepdim=True))
+def mix_samples(net, x):
+    return TinyNet.forward(net, x - x.mean(0, keepdim=True))
 
 
-class Impure(TinyNet):
-    """A counter in the forward pass: a trace cannot follow it, verifying must."""
-
-    calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return super().forward(x) * self.calls
+def count_calls(net, x):
+    net.calls += 1
+    return TinyNet.forward(net, x) * net.calls
 
 
-def test_verifying_finds_what_tracing_cannot_see():
-    with pytest.raises(xl.errors.AttachError, match="depend on who else is in the batch"):
-        xl.attach(MixesSamples(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.errors.AttachError, match="a second call: its forward keeps a state"):
-        xl.attach(Impure(), ["a"], 4, torch.zeros(1, 3, 16, 16))
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [(mix_samples, "depend on who else is in the batch"), (count_calls, "a second call: its forward keeps a state")],
+)
+def test_verifying_finds_what_tracing_cannot_see(forward, message):
+    with pytest.raises(xl.errors.AttachError, match=message):
+        xl.attach(make_network(forward, TinyNet, calls=0), ["a"], 4, torch.zeros(1, 3, 16, 16))
 
 
 def test_a_new_classifier_of_zeros_does_not_hide_a_mismatch():
-    network = MixesSamples()
+    network = make_network(mix_samples, TinyNet)
     nn.init.zeros_(network.fc.weight), nn.init.zeros_(network.fc.bias)
     with pytest.raises(xl.errors.AttachError, match="depend on who else is in the batch"):
         xl.attach(network, ["a"], 4, torch.zeros(1, 3, 16, 16))
     assert (network.fc.weight == 0).all()
-
-
-@pytest.mark.slow
-def test_auxiliary_outputs_of_googlenet():
-    plain = models.googlenet(num_classes=4, aux_logits=True, init_weights=False)
-    x = torch.randn(2, 3, 64, 64)
-    net = xl.attach(plain, ["inception3b", "inception4c"], 4, x, final="keep").train()
-    torch.manual_seed(1)
-    expected = plain.train()(x).logits
-    state = {name: value.clone() for name, value in plain.named_buffers()}
-    for module in plain.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-    torch.manual_seed(1)
-    assert torch.equal(net(x)[-1].logits, expected)
-    for name, value in plain.named_buffers():
-        if "aux" in name and "running_mean" in name:
-            assert torch.equal(value, state[name]), name
-            assert value.abs().sum() > 0

@@ -10,18 +10,7 @@ import exitlens as xl
 from exitlens.model.cutting.split import split
 from exitlens.model.cutting.verify import verify
 from tests.conftest import TinyNet
-
-
-class Crossing(nn.Module):
-    """A long skip connection: two tensors cross the cut after ``a``."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.fc(self.pool(self.b(self.a(x)) + x).flatten(1))
+from tests.model.kinds import make_network
 
 
 class ModeDependent(nn.Module):
@@ -59,49 +48,30 @@ class EvaluationOnly(nn.Module):
         return self.fc(self.pool(torch.relu(self.b(x))).flatten(1))
 
 
-class DataDependent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x):
-        return self.a(x) if x.sum() > 0 else x
+def conv(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 1)
 
 
-class TwoOutputs(nn.Module):
-    """Auxiliary logits in training mode, as GoogLeNet has."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
-        self.fc, self.aux = nn.Linear(4, 2), nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = self.a(x)
-        early = self.aux(x.mean((2, 3)))
-        logits = self.fc(torch.relu(self.b(x)).mean((2, 3)))
-        return (logits, early) if self.training else logits
-
-
+# a long skip connection: two tensors cross the cut after "a"
+CROSSING = make_network(lambda n, x: n.fc((n.b(n.a(x)) + x).mean((2, 3))), a=conv(3, 4), b=conv(4, 3), fc=nn.Linear(3, 2))
 Named = namedtuple("Named", ["logits", "aux"])
 
 
-class NamedOutputs(TwoOutputs):
-    """The same by name; the auxiliary branch has statistics of its own."""
+def answer_twice(net, x):
+    """Return auxiliary logits in training mode, as GoogLeNet does, from statistics of their own."""
+    x = net.a(x)
+    early = net.aux(net.norm(x).mean((2, 3)))
+    logits = net.fc(torch.relu(net.b(x)).mean((2, 3)))
+    return net.returns(logits, early) if net.training else logits
 
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(4)
 
-    def forward(self, x):
-        x = self.a(x)
-        early = self.aux(self.norm(x).mean((2, 3))) if self.training else None
-        logits = self.fc(torch.relu(self.b(x)).mean((2, 3)))
-        return Named(logits, early) if self.training else logits
+def make_two_outputs(returns):
+    layers = {"a": conv(3, 4), "b": conv(4, 4), "fc": nn.Linear(4, 2), "aux": nn.Linear(4, 2), "norm": nn.BatchNorm2d(4)}
+    return make_network(answer_twice, **layers, returns=returns)
 
 
 def test_auxiliary_outputs_of_training_are_computed_and_left_out():
-    network, x = NamedOutputs().train(), torch.randn(3, 3, 8, 8)
+    network, x = make_two_outputs(Named).train(), torch.randn(3, 3, 8, 8)
     pieces = split(network, ["a"], x)
     assert torch.equal(_run(pieces, x), network(x).logits)
     assert network.norm.num_batches_tracked == 2
@@ -118,7 +88,7 @@ def _run(pieces, x):
     ("network", "at"),
     [
         (TinyNet(), ["a", "b"]),
-        (Crossing(), ["a"]),
+        (CROSSING, ["a"]),
         (ModeDependent(), ["a"]),
         (EvaluationOnly(), ["part.a"]),
         (TinyNet(), []),
@@ -132,18 +102,6 @@ def test_stages_equal_the_plain_backbone(network, at, training):
         stage.train(training)
     network.train(training)
     assert torch.equal(_run(pieces, x), network(x))
-
-
-def test_gradients_reach_the_source_parameters():
-    network = ModeDependent().train()
-    pieces = split(network, ["a"], torch.zeros(1, 3, 8, 8))
-    x = torch.randn(4, 3, 8, 8)
-    _run(pieces, x).sum().backward()
-    staged = {name: p.grad.clone() for name, p in network.named_parameters()}
-    network.zero_grad()
-    network(x).sum().backward()
-    for name, p in network.named_parameters():
-        torch.testing.assert_close(staged[name], p.grad)
 
 
 @pytest.mark.parametrize(("network", "at"), [(ModeDependent, "a"), (EvaluationOnly, "part.a")])
@@ -169,16 +127,8 @@ def test_loading_the_source_after_attaching_works(backbone):
 
 
 def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.act, self.b = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)
-            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.fc(self.pool(self.b(self.act(self.a(x)))).flatten(1))
-
-    network = InPlace()
+    layers = {"a": conv(3, 4), "act": nn.ReLU(inplace=True), "b": conv(4, 4), "fc": nn.Linear(4, 2)}
+    network = make_network(lambda n, x: n.fc(n.b(n.act(n.a(x))).mean((2, 3))), **layers)
     net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
     _, features = net.with_features(x)
@@ -186,25 +136,15 @@ def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw()
     xl.EGTLoss()(net(x), torch.tensor([0, 1])).total.backward()
 
 
-class ThroughAView(nn.Module):
-    """After the cut the features are changed in place through a view of them, then once more by an index."""
-
-    def __init__(self, inputs=False):
-        super().__init__()
-        self.a, self.b, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
-        self.inputs = inputs
-
-    def forward(self, x):
-        if self.inputs:
-            x.view(-1).add_(1.0)
-        x = self.a(x)
+def test_changes_through_views_reach_neither_the_head_nor_the_callers_input():
+    def forward(net, x):
+        x.view(-1).add_(1.0)
+        x = net.a(x)
         x.flatten(2).transpose(1, 2).mul_(3.0)
         x[:, 0] = 0.0
-        return self.fc(torch.relu(self.b(x)).mean((2, 3)))
+        return net.fc(torch.relu(net.b(x)).mean((2, 3)))
 
-
-def test_changes_through_views_reach_neither_the_head_nor_the_callers_input():
-    network = ThroughAView(inputs=True).eval()
+    network = make_network(forward, a=conv(3, 4), b=conv(4, 4), fc=nn.Linear(4, 2)).eval()
     net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8), final="keep")
     x = torch.randn(2, 3, 8, 8)
     before = x.clone()
@@ -238,8 +178,8 @@ def test_cutting_and_verifying_leave_no_trace(backbone):
         (TinyNet(), ["a", "a"], "different"),
         (TinyNet(), ["a", "c"], "final exit already answers"),
         (TinyNet(), ["fc"], "final exit already answers.*nearest cut that works is 'c.0'"),
-        (DataDependent(), ["a"], "cannot be traced"),
-        (TwoOutputs(), ["a"], "2 could be the logits"),
+        (make_network(lambda n, x: n.a(x) if x.sum() > 0 else x, a=conv(3, 3)), ["a"], "cannot be traced"),
+        (make_two_outputs(lambda *both: both), ["a"], "2 could be the logits"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [], "no feature map"),
     ],
 )
@@ -255,27 +195,22 @@ def test_a_finer_map_is_carried_to_the_end():
     lateral = pieces.lateral
     assert (lateral.channels, lateral.size, lateral.carried) == (6, (8, 8), (False, True, True))
     verify(pieces)
-    found, activations = [], (x,)
+    crossing = [(x,)]
     for stage in pieces.stages:
-        activations = stage.eval()(*activations)
-        found.append(activations)
-    assert [len(one) for one in found] == [1, 2, 2]
-    for one in found[1:]:
-        torch.testing.assert_close(one[1], net.a(x))
-    torch.testing.assert_close(pieces.tail.eval()(*found[-1])[0], net(x))
+        crossing.append(stage.eval()(*crossing[-1]))
+    assert [len(activations) for activations in crossing] == [1, 1, 2, 2]
+    for _, carried in crossing[2:]:
+        torch.testing.assert_close(carried, net.a(x))
+    torch.testing.assert_close(pieces.tail.eval()(*crossing[-1])[0], net(x))
 
 
-def test_no_finer_map_where_none_is_needed_or_there_is_none():
-    assert split(TinyNet(), ["a"], torch.zeros(1, 3, 32, 32), least_side=7).lateral is None
-    assert split(TinyNet(), ["a"], torch.zeros(1, 3, 16, 16)).lateral is None
-    assert split(TinyNet(), ["a"], torch.zeros(1, 3, 8, 8), least_side=7).lateral is None
+@pytest.mark.parametrize(("size", "least_side"), [(32, 7), (16, 0), (8, 7)])
+def test_no_finer_map_where_none_is_needed_or_there_is_none(size, least_side):
+    assert split(TinyNet(), ["a"], torch.zeros(1, 3, size, size), least_side=least_side).lateral is None
 
 
 def test_the_middle_of_a_widening_block_is_not_carried():
-    class Wide(TinyNet):
-        def __init__(self):
-            super().__init__()
-            self.b = nn.Sequential(nn.Conv2d(6, 48, 1), nn.ReLU(), nn.Conv2d(48, 8, 3, 2, 1))
-
-    pieces = split(Wide(), [], torch.zeros(1, 3, 16, 16), least_side=7)
+    network = TinyNet()
+    network.b = nn.Sequential(nn.Conv2d(6, 48, 1), nn.ReLU(), nn.Conv2d(48, 8, 3, 2, 1))
+    pieces = split(network, [], torch.zeros(1, 3, 16, 16), least_side=7)
     assert pieces.lateral.channels == 6

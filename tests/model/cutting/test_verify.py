@@ -7,6 +7,7 @@ from exitlens.errors import TraceMismatchError
 from exitlens.model.cutting.split import split
 from exitlens.model.cutting.verify import check_backbone, make_random_inputs, run_plain, run_staged, verify
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 
 X = torch.zeros(1, 3, 16, 16)
 
@@ -42,9 +43,9 @@ def test_pieces_that_differ_are_found(change, message, backbone):
 def test_buffers_must_change_as_in_the_plain_backbone(backbone):
     pieces = split(backbone, ["a"], X)
 
-    def shift_statistics(f):
+    def shift_statistics(features):
         backbone.a[1].running_mean.add_(1.0)
-        return f
+        return features
 
     pieces.stages[0] = Changes(pieces.stages[0], shift_statistics)
     with pytest.raises(TraceMismatchError, match=r"buffer 'a\.1\.running_mean'"):
@@ -61,16 +62,12 @@ def test_plain_and_staged_runs_are_seeded(backbone):
 
 
 def test_random_inputs_are_like_the_example():
-    class Words(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.e, self.a, self.fc = nn.Embedding(7, 5), nn.Linear(5, 6), nn.Linear(6, 2)
+    def forward(net, input_ids, attention_mask):
+        return net.fc((net.a(net.e(input_ids)) * attention_mask[:, :, None]).mean(1))
 
-        def forward(self, input_ids, attention_mask):
-            return self.fc((self.a(self.e(input_ids)) * attention_mask[:, :, None]).mean(1))
-
+    words = make_network(forward, e=nn.Embedding(7, 5), a=nn.Linear(5, 6), fc=nn.Linear(6, 2))
     example = {name: torch.ones(1, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    ids, mask = make_random_inputs(split(Words(), ["a"], example), 3)
+    ids, mask = make_random_inputs(split(words, ["a"], example), 3)
     assert (ids.shape, ids.dtype) == ((3, 8), torch.int64)
     assert int(ids.max()) < 7
     assert mask.sum(1).tolist() == [8, 6, 4]

@@ -13,6 +13,7 @@ from exitlens.model.heads.exit_heads import AverageHead, EvidenceHead, have_maps
 from exitlens.model.heads.necks import ContextNeck, GroupNeck
 from exitlens.model.layouts import Layout
 from tests.conftest import TinyNet
+from tests.model.kinds import check_outputs, make_network
 
 
 @given(st.integers(0, 100), st.integers(1, 6), st.integers(1, 12), st.integers(2, 7))
@@ -23,8 +24,7 @@ def test_evidence_and_bias_sum_to_the_logits(seed, size, channels, classes):
     torch.nn.init.normal_(head.attend.weight, std=3)
     features = 5 * torch.randn(3, channels, size, size)
     out = head(features)
-    torch.testing.assert_close(out.evidence.sum((2, 3)) + head.classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(out.attention.sum((1, 2)), torch.ones(3))
+    check_outputs([out], [head])
     assert (out.attention >= 0).all()
     torch.testing.assert_close(head.classify(features), out.logits)
 
@@ -65,15 +65,8 @@ def test_kept_evidence_equals_grad_cam():
                 assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
 
 
-class OtherPooling(nn.Module):
-    """A linear classifier of something else than the average over all locations."""
-
-    def __init__(self, pool, width=6):
-        super().__init__()
-        self.a, self.b, self.fc, self.pool = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(width, 4), pool
-
-    def forward(self, x):
-        return self.fc(self.pool(torch.relu(self.b(torch.relu(self.a(x))))))
+def classify(net, x):
+    return net.fc(net.pool(torch.relu(net.b(torch.relu(net.a(x))))))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +80,8 @@ class OtherPooling(nn.Module):
     ],
 )
 def test_evidence_is_called_exact_only_where_it_is(pool, width, exact):
-    net = xl.attach(OtherPooling(pool, width).eval(), ["a"], 4, torch.zeros(1, 3, 8, 8), final="keep")
+    layers = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(6, 6, 1), "fc": nn.Linear(width, 4)}
+    net = xl.attach(make_network(classify, **layers, pool=pool).eval(), ["a"], 4, torch.zeros(1, 3, 8, 8), final="keep")
     out = net(torch.randn(2, 3, 8, 8))[-1]
     assert net.head(1).exact_evidence is exact
     total = out.evidence.flatten(2).sum(2) + net.head(1).tail.body.fc.bias
@@ -138,9 +132,8 @@ def test_exits_with_context_see_the_whole_image_on_one_grid(side, grid):
     assert (net.head(2).neck is None) == (side == 32)
     outputs, features = net.with_features(x)
     assert {tuple(out.attention.shape[1:]) for out in outputs} == {grid}
-    for out, head, one in zip(outputs, net.heads, features, strict=True):
-        torch.testing.assert_close(out.evidence.sum((2, 3)) + head.classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
-        assert one.shape[1:] == (head.classifier.in_features, *grid)
+    check_outputs(outputs, net.heads)
+    assert [f.shape[1:] for f in features] == [(head.classifier.in_features, *grid) for head in net.heads]
     for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):
         answers = xl.predict(net, x, xl.Policy(policy), attention=True)
         torch.testing.assert_close(answers.probabilities, outputs[k].logits.softmax(1), rtol=1e-4, atol=1e-5)
@@ -167,49 +160,38 @@ def test_all_heads_of_a_real_network_stay_below_a_twentieth_of_it():
     assert {out.attention.shape[1:] for out in net.eval()(torch.randn(1, 3, 40, 40))} == {(10, 10)}
 
 
-class Words(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.mix, self.last, self.fc = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
-
-    def forward(self, input_ids, attention_mask):
-        shown = attention_mask[..., None]
-        x = torch.relu(self.mix(self.embed(input_ids) * shown)) + 0.1
-        return self.fc((self.last(x) * shown).sum(1) / shown.sum(1))
+def read_words(net, input_ids, attention_mask):
+    shown = attention_mask[..., None]
+    x = torch.relu(net.mix(net.embed(input_ids) * shown)) + 0.1
+    return net.fc((net.last(x) * shown).sum(1) / shown.sum(1))
 
 
 def test_context_of_tokens_reads_the_first_exits_features_too_and_no_padding():
     torch.manual_seed(0)
     words = {"input_ids": torch.randint(20, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.int64)}
     words["attention_mask"][0, 5:] = 0
-    net = xl.attach(Words(), ["embed", "mix"], 2, words, head="context").eval()
+    layers = {"embed": nn.Embedding(20, 6), "mix": nn.Linear(6, 6), "last": nn.Linear(6, 6), "fc": nn.Linear(6, 2)}
+    net = xl.attach(make_network(read_words, **layers), ["embed", "mix"], 2, words, head="context").eval()
     for head in net.heads:
         nn.init.normal_(head.attend.weight)
     assert [head.reads for head in net.heads] == [2, 3, 3]
     assert [head.lateral is None for head in net.heads] == [True, False, False]
     outputs, features = net.with_features(words)
     shorter = net({name: tokens[:1, :5] for name, tokens in words.items()})
-    for out, head, one, short in zip(outputs, net.heads, features, shorter, strict=True):
+    check_outputs(outputs, net.heads)
+    activations = net.unpack(words)
+    for stage, head, out, located, short in zip(net.stages, net.heads, outputs, features, shorter, strict=True):
+        activations = stage(*activations)
         assert (out.attention[0, 5:] == 0).all()
-        assert one.shape[1:] == (head.classifier.in_features, 9)
-        torch.testing.assert_close(out.evidence.sum(2) + head.classifier.bias, out.logits)
+        assert located.shape[1:] == (head.classifier.in_features, 9)
         torch.testing.assert_close(short.logits[0], out.logits[0])
-        torch.testing.assert_close(head.classify(*_walk(net, words, head)), out.logits)
+        torch.testing.assert_close(head.classify(*activations), out.logits)
     relevance = net.with_relevance(words)[1]
     assert relevance.shape == (2, 9)
     assert (relevance[0, 5:] == 0).all()
     for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):
         answers = xl.predict(net, words, xl.Policy(policy), attention=True)
         torch.testing.assert_close(answers.probabilities, outputs[k].logits.softmax(1))
-
-
-def _walk(net, inputs, wanted):
-    activations = net.unpack(inputs)
-    for stage, head in zip(net.stages, net.heads, strict=True):
-        activations = stage(*activations)
-        if head is wanted:
-            return activations
-    raise AssertionError(wanted)
 
 
 VECTOR = Layout("vector")

@@ -6,13 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import exitlens as xl
+from exitlens.model.heads import necks
 from exitlens.model.heads.necks import (
     ContextNeck,
     GroupNeck,
     TokenNeck,
     check_groups,
-    enlarge,
-    find_spread,
     fit_group_neck,
     fit_neck,
     fit_token_neck,
@@ -58,8 +57,8 @@ def test_a_neck_with_a_lateral_map_adds_the_enlarged_features():
 
 def test_spreading_is_enlarging():
     x = torch.randn(2, 3, 4, 5)
-    spread = find_spread((4, 5), (7, 9), x)
-    torch.testing.assert_close((x.flatten(2) @ spread.t()).view(2, 3, 7, 9), enlarge(x, (7, 9)))
+    spread = necks.find_spread((4, 5), (7, 9), x)
+    torch.testing.assert_close((x.flatten(2) @ spread.t()).view(2, 3, 7, 9), necks.enlarge(x, (7, 9)))
     torch.testing.assert_close(spread.sum(1), torch.ones(63))
 
 
@@ -169,8 +168,7 @@ def test_unusable_groups(groups, message):
 
 def test_groups_are_of_vectors_only():
     assert check_groups(None, (2, 24), torch.zeros(1, 2, 24)) == ()
-    with pytest.raises(xl.errors.InputError, match="they are for vectors"):
-        check_groups({"a": [0], "b": [1]}, (2, 24), torch.zeros(1, 2, 24))
-    with pytest.raises(xl.errors.InputError, match="they are for vectors"):
-        check_groups({"a": [0], "b": [1]}, (6,), torch.zeros(1, 6).long())
+    for example in (torch.zeros(1, 2, 24), torch.zeros(1, 6).long()):
+        with pytest.raises(xl.errors.InputError, match="they are for vectors"):
+            check_groups({"a": [0], "b": [1]}, tuple(example.shape[1:]), example)
     assert check_groups({"a": [0], "b": (1, 2)}, (6,), torch.zeros(1, 6)) == (("a", (0,)), ("b", (1, 2)))

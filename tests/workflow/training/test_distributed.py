@@ -87,10 +87,15 @@ def assert_close(mine, theirs):
     [
         ({}, {}),
         ({}, {"count": 7}),  # the only batch splits into 4 and 3
-        ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
-        ({"freeze_backbone": True, "batch_size": 5}, {}),
-        ({}, {"kind": "own generator"}),
-        ({}, {"kind": "in order"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
+                ({"freeze_backbone": True, "batch_size": 5}, {}),
+                ({}, {"kind": "own generator"}),
+                ({}, {"kind": "in order"}),
+            )
+        ),
     ],
     ids=["plain", "one uneven batch", "options", "frozen and uneven", "own generator", "in order"],
 )
@@ -105,7 +110,8 @@ def _train(rank, how, words):
     return train(rank, how, **words)
 
 
-def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pair):
+@pytest.mark.slow
+def test_batch_norm_and_augmentation_are_reproducible(pair):
     how, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
     runs = [pair.run(_train, how, words) for _ in range(2)]
     for found in runs:
@@ -113,6 +119,7 @@ def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pa
             assert_equal(runs[0][0][0], state)
 
 
+@pytest.mark.slow
 def test_the_ranks_draw_different_random_numbers(pair):
     first, second = pair.run(_draw)
     assert len(first) == len(second) > 0
@@ -130,12 +137,14 @@ def _draw(rank):
     return seen
 
 
-def test_a_sampler_that_shares_the_samples_is_left_to_it(pair):
+@pytest.mark.slow
+def test_a_distributed_sampler_is_respected(pair):
     first, second = pair.run(_train, {}, {"kind": "sampler"})
     assert_equal(first[0], second[0])
 
 
-def test_a_loader_in_an_order_of_its_own_is_refused(pair):
+@pytest.mark.slow
+def test_loaders_with_private_random_order_are_refused(pair):
     for error in pair.run(_train, {}, {"kind": "no generator"}):
         assert isinstance(error, xl.errors.InputError)
         assert "generator=torch.Generator()" in str(error)
@@ -154,7 +163,7 @@ def _train_texts(rank):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def test_what_one_rank_raises_all_raise(pair):
+def test_all_ranks_raise_what_one_raises(pair):
     first, second = pair.run(_fail, "labels")
     assert isinstance(first, xl.errors.InputError)
     assert "process 1 of 2: labels: expected values in [0, 4)" in str(first)
@@ -190,6 +199,7 @@ def _break(net, images):
     return images
 
 
+@pytest.mark.slow
 def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
     how = {"keep": "best", "ema": 0.5}
     whole, _ = pair.run(train, how | {"out_dir": tmp_path / "whole"})
@@ -214,6 +224,7 @@ def _train_until(rank, how, steps):
     xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **how})
 
 
+@pytest.mark.slow
 def test_more_processes_than_samples_in_a_batch(pair):
     for error in pair.run(train, {"batch_size": 1}):
         assert "at least a sample for each of 2 processes" in str(error)
@@ -221,7 +232,7 @@ def test_more_processes_than_samples_in_a_batch(pair):
         assert "a sample for each of 2 processes" in str(error)
 
 
-def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(monkeypatch):
+def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
     net = make_net(TinyNet)
     names = {name: type(module) for name, module in net.named_modules()}
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
@@ -238,8 +249,9 @@ def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(
         assert torch.equal(parameter, before[name] + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_path, workers):
+def test_both_processes_read_folders_and_know_bad_files(pair, folder, tmp_path, workers):
     for file in sorted(folder.rglob("*.png"))[::3]:
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / file.parent.name)

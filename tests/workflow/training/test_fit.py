@@ -38,17 +38,18 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_training_learns_and_logs(tiny_set, tmp_path):
     net = fresh()
-    result = xl.fit(net, tiny_set, tiny_set, epochs=30, out_dir=tmp_path / "r", batch_size=8, learning_rate=0.02)
+    result = xl.fit(net, tiny_set, tiny_set, epochs=16, out_dir=tmp_path / "r", batch_size=8, learning_rate=0.03)
     assert not net.training
     assert result.history[-1]["accuracy"][-1] > 0.7
     assert result.history[-1]["loss"]["classification"] < 0.6 * result.history[0]["loss"]["classification"]
     rows = list(csv.DictReader((tmp_path / "r" / "log.csv").read_text().splitlines()))
-    assert len(rows) == 30
+    assert len(rows) == 16
     assert {"loss_consistency", "accuracy_exit0", "cc_exit1"} <= set(rows[0])
     assert (tmp_path / "r" / "best.safetensors").exists()
     assert result.best_epoch >= 1
 
 
+@pytest.mark.slow
 def test_consistency_training_brings_the_maps_together(tiny_set):
     rows = []
     for weight in (0.0, 3.0):
@@ -59,7 +60,11 @@ def test_consistency_training_brings_the_maps_together(tiny_set):
 
 
 @pytest.mark.parametrize(
-    "augment", [lambda x: x + 0.01 * torch.randn_like(x), "flip", "crop", "trivial", v2.RandomVerticalFlip()]
+    "augment",
+    [
+        lambda x: x + 0.01 * torch.randn_like(x),
+        *(pytest.param(value, marks=pytest.mark.slow) for value in ("flip", "crop", "trivial", v2.RandomVerticalFlip())),
+    ],
 )
 def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment):
     runs = []
@@ -81,13 +86,17 @@ def make_loader(data):
 @pytest.mark.parametrize(
     ("how", "load"),
     [
-        ({}, lambda data: data),
-        ({}, make_loader),
-        ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
-        ({"freeze_backbone": True}, lambda data: data),
         (EVERYTHING, lambda data: data),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({}, make_loader),
+                ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
+                ({"freeze_backbone": True}, lambda data: data),
+            )
+        ),
     ],
-    ids=["plain", "loader", "pretrained", "frozen", "everything"],
+    ids=["everything", "loader", "pretrained", "frozen"],
 )
 def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, how, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint
@@ -188,7 +197,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
-def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set, tmp_path, first_epoch_ends):
+def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
     seen = []
 
     def fail(x):
@@ -204,9 +213,9 @@ def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set,
     assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **how).history) == 2
 
 
-@pytest.mark.parametrize("final", ["head", "keep"])
+@pytest.mark.parametrize("final", [pytest.param("head", marks=pytest.mark.slow), "keep"])
 @pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
-def test_what_is_not_to_change_stays(tiny_set, final, how):
+def test_frozen_parts_do_not_change(tiny_set, final, how):
     net = fresh(final)
     before = weights(net)
     xl.fit(net, tiny_set, tiny_set, **QUICK | how)
@@ -244,13 +253,13 @@ def test_every_map_trains(tiny_set, of):
 @pytest.mark.parametrize("freeze", [True, False])
 def test_relevance_trains_every_map(tiny_set, target, freeze):
     net, before = make_net(), make_net()
-    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK)
+    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK | {"epochs": 1})
     assert result.history[0]["loss"]["consistency"] > 0
     for head, other in zip(net.heads, before.heads, strict=True):
         assert not torch.equal(head.attend.weight, other.attend.weight)
 
 
-def test_the_log_has_the_consistency_of_the_steps_that_were_asked_for_it(tiny_set):
+def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):
     logged, asked = [], []
 
     class Counting(xl.EGTLoss):
@@ -291,7 +300,7 @@ def assert_train_alike(runs, val):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("class_weights", [None, (1.0, 2.0, 3.0, 4.0)])
+@pytest.mark.parametrize("class_weights", [pytest.param(None, marks=pytest.mark.slow), (1.0, 2.0, 3.0, 4.0)])
 def test_accumulated_batches_are_one_large_batch(tiny_set, class_weights):
     loss = xl.EGTLoss(class_weights=class_weights)
     how = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
@@ -303,6 +312,7 @@ def test_uneven_batches_of_one_step_weigh_as_their_samples(tiny_set):
     assert_train_alike([(DataLoader(halves, batch_size=None), {"accumulate": 2}), (DataLoader(tiny_set, 32), {})], tiny_set)
 
 
+@pytest.mark.slow
 def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left(tiny_set):
     result = xl.fit(fresh(), tiny_set, tiny_set, accumulate=3, **QUICK)  # 4 batches: 3 and 1
     assert len(result.history) == 3
@@ -338,7 +348,7 @@ def test_the_average_of_the_weights_is_validated_saved_and_kept(tiny_set, tmp_pa
     assert equal(raw, plain.state_dict())  # averaging does not change how it trains
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("ema", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_best_epoch_is_kept(tiny_set, tmp_path, ema):
     net = fresh()
     result = xl.fit(net, tiny_set, tiny_set, ema=ema, keep="best", out_dir=tmp_path / "r", **QUICK | {"epochs": 6})
@@ -439,6 +449,7 @@ def test_bad_data(tiny_set):
         xl.fit(small, tiny_set, tiny_set, **QUICK)
 
 
+@pytest.mark.slow
 def test_tensorboard(tiny_set, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -32,7 +32,7 @@ def count(net):
     return len(list(net.parameters()))
 
 
-def test_without_distinctions_there_is_one_group_in_the_networks_order(resnet):
+def test_equal_parameters_form_a_group_in_the_networks_order(resnet):
     (group,) = group_parameters(resnet, make_settings())
     assert [id(p) for p in group["params"]] == [id(p) for p in resnet.parameters()]
     assert (group["lr"], group["weight_decay"]) == (0.01, 0.1)
@@ -48,7 +48,7 @@ def test_heads_have_a_rate_of_their_own_and_vectors_no_decay(resnet):
     assert sum(len(g["params"]) for g in groups) == count(resnet)
 
 
-def test_blocks_learn_the_slower_the_farther_they_are_from_the_end(resnet):
+def test_layer_decay_slows_early_blocks(resnet):
     groups = group_parameters(resnet, make_settings(layer_decay=0.5, head_learning_rate=1.0))
     peaks = {id(p): g["peak"] for g in groups for p in g["params"]}
     names = {"stem.0": 6, "layer1.0.conv1": 5, "layer2.0.conv1": 4, "layer3.0.shortcut.1": 3, "layer4.2.conv2": 0}
@@ -58,6 +58,7 @@ def test_blocks_learn_the_slower_the_farther_they_are_from_the_end(resnet):
     assert {id(p) for p in resnet.heads.parameters()} == {i for i, peak in peaks.items() if peak == 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_blocks_of_texts(final):
     net = make_text_net(final)
@@ -149,7 +150,7 @@ def test_a_frozen_backbone_leaves_the_heads_to_train(net):
     assert len(select_trainable(net, freeze_backbone=False)) == len(list(net.parameters()))
 
 
-def test_the_warm_up_may_be_short_or_none():
+def test_warm_up_may_be_short_or_absent():
     assert one_cycle_rate(0.1, 1.0, 0.1) == 1.0
     assert one_cycle_rate(0.0, 1.0, 0.0) == 1.0
     assert one_cycle_rate(0.05, 1.0, 0.1) == pytest.approx(0.52)
@@ -186,7 +187,7 @@ def test_the_average_by_hand(net):
     assert all(value == 2 for value in counts)
 
 
-def test_statistics_are_averaged_and_the_network_gets_its_own_back(net):
+def test_averages_include_statistics_and_are_undone(net):
     average = WeightAverage(net, 0.9)
     _fill(net, 3.0)
     average.update()
@@ -200,7 +201,7 @@ def test_statistics_are_averaged_and_the_network_gets_its_own_back(net):
     assert net.cached_fingerprint() == before
 
 
-def test_it_goes_on_from_its_dump(net):
+def test_averages_resume_from_their_dump(net):
     average = WeightAverage(net, 0.99)
     _fill(net, 1.0)
     average.update()

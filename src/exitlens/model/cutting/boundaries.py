@@ -128,6 +128,8 @@ def _tell_axis(traced: TracedBackbone, node: fx.Node, count: int) -> int | None:
 def read_order(node: fx.Node, ndim: int) -> list[int] | None:
     """Return for each axis of a node's tensor which axis of its source it is; ``None`` if the node permutes no axes."""
     name = get_operation(node)
+    if name == "mT" or (name == "getattr" and node.args[1] == "mT"):
+        return [*range(ndim - 2), ndim - 1, ndim - 2]
     if name not in ("permute", "transpose", "swapaxes", "swapdims", "t"):
         return None
     given: Any = [*node.args[1:], *(value for key, value in node.kwargs.items() if key != "input")]
