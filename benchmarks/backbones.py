@@ -406,9 +406,8 @@ def write_backbones(runs: Runs) -> list[str]:
 
 def write_kind(kind: str, runs: Runs) -> list[str]:
     """Return how many backbones for one kind of input pass, and the table of those that are not refused."""
-    done = [
-        (backbone, runs[backbone.source]) for backbone in BACKBONES if backbone.source in runs and backbone.inputs == kind
-    ]
+    chosen = [backbone for backbone in BACKBONES if backbone.source in runs and backbone.inputs == kind]
+    done = [(backbone, runs[backbone.source]) for backbone in chosen]
     if not done:
         return []
     good = sum(passes(row) for _, row in done)

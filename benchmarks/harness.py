@@ -152,9 +152,7 @@ def check(studies: Iterable[Study], folder: Path = FOLDER) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("study", choices=[*STUDIES, "all"], metavar="STUDY", help=f"{', '.join(STUDIES)}, or all")
-    parser.add_argument(
-        "action", nargs="?", choices=["run", "page", "check", "list"], help="by default: run, page, then check"
-    )
+    parser.add_argument("action", nargs="?", choices=["run", "page", "check", "list"], help="default: run, page, then check")
     parser.add_argument("cells", nargs="*", metavar="CELL", help="patterns of cells to run, such as 'scenes/egt-*'")
     parser.add_argument("--quick", action="store_true", help="run on little data, and keep nothing")
     parser.add_argument("--again", action="store_true", help="also run cells that are there already")

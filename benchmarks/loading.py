@@ -138,10 +138,8 @@ def measure_throughput(count: int, rounds: int) -> Tree:
                 started = time.perf_counter()
                 images = count_images(loaders[name](seed))
                 rates[name].append(images / (time.perf_counter() - started))
-    ratios = {
-        name: [rate / base for rate, base in zip(rates[name], rates["torchvision"], strict=True)]
-        for name in ("exitlens", "exitlens, cached")
-    }
+    bases = rates["torchvision"]
+    ratios = {name: [a / b for a, b in zip(rates[name], bases, strict=True)] for name in ("exitlens", "exitlens, cached")}
     return {
         "images": len(data),
         "rounds": rounds,

@@ -249,7 +249,7 @@ def spread(values: Sequence[float]) -> list[float]:
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for name, measured in runs.items():
         for k, times in measured["explain"].items():
-            what = f"{name}: explain(relevance=True) above explain, over the stages' forward pass, exit {k} answers"
+            what = f"{name}: what relevance adds to explain, over the stages' forward pass, exit {k} answers"
             yield Promise(f"relevance|{name}|{k}", what, times["ratio"][0], "<=", 1.5)
 
 

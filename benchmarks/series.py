@@ -99,13 +99,10 @@ def load_task(name: str, seed: int, updates: int = UPDATES) -> Task:
     if name != MOTIFS:
         return load_archive(name, seed, updates)
     agreeing = {"offset_agreement": AGREEMENT, "seed": seed}
-    train, validation = (
-        xl.demo.load_motifs(part, **agreeing, limit=n) for part, n in (("train", 1000), ("validation", 500))
-    )
-    tests = {
-        "agreeing": xl.demo.load_motifs("test", **agreeing),
-        "independent": xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed),
-    }
+    train = xl.demo.load_motifs("train", **agreeing, limit=1000)
+    validation = xl.demo.load_motifs("validation", **agreeing, limit=500)
+    independent = xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed)
+    tests = {"agreeing": xl.demo.load_motifs("test", **agreeing), "independent": independent}
     return make_task(train, validation, tests, epochs=12, batch_size=32)
 
 
@@ -234,9 +231,7 @@ def write_answers(runs: Runs) -> list[str]:
             count = first["train"] + first["validation"] + first["tests"][test]["samples"]
             name = ARCHIVE.get(task, task).rpartition("/")[2].removesuffix("_eq")
             sizes = [name, str(count), f"{first['channels']} x {first['steps']}", str(first["classes"]), str(len(ours))]
-            accuracy = [
-                join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for measured in (plain, ours)
-            ]
+            accuracy = [join_means([run["tests"][test]["accuracy"] for run in part], 1, 100) for part in (plain, ours)]
             routed = [mean(run["routed"][measure] for run in ours) for measure in ("cost", "accuracy_drop")]
             cost = join_means([first["cost"]], 2)
             rows.append([*sizes, *accuracy, cost, f"{routed[0]:.2f}", f"{100 * routed[1]:.2f}"])
@@ -254,9 +249,8 @@ def write_maps(runs: Runs) -> list[str]:
             cells = [join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for test in tests]
             if "maps" in measured[0]:
                 cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in measured], 2))
-                cells += [
-                    join_means([run["maps"][name] for run in measured], 2) for name in ("energy_in_mask", "deletion_share")
-                ]
+                names = ("energy_in_mask", "deletion_share")
+                cells += [join_means([run["maps"][name] for run in measured], 2) for name in names]
             rows.append([TITLES[condition], str(len(measured)), *cells, *[""] * (len(head) - 2 - len(cells))])
     return [*table(head, rows), ""] if rows else []
 

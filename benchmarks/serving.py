@@ -415,9 +415,8 @@ def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tre
             moments.append(time.perf_counter())
 
         trial, ready = run_with(server, prepared, act, rate, seconds, grace=1.0)
-    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)}) | part_by_signal(
-        trial, moments[0] - trial.started
-    )
+    measured = describe(trial, {"": predict(prepared.exits, prepared.samples)})
+    measured |= part_by_signal(trial, moments[0] - trial.started)
     return {**measured, **ready, "drain_seconds": moments[1] - moments[0]}
 
 
@@ -603,7 +602,11 @@ def describe_replies(replies: Sequence[Reply], kinds: Sequence[str]) -> Tree:
 
 # Promises and tables
 
-RIVALS = {PLAIN: "the plain backbone in the same server", "litserve": "it in LitServe", "ray": "it in Ray Serve"}
+RIVALS = {
+    PLAIN: "the plain backbone in the same server",
+    "litserve": "the plain backbone in LitServe",
+    "ray": "the plain backbone in Ray Serve",
+}
 TITLES = {
     EXITS: "with exits",
     PLAIN: "plain backbone, same server",
@@ -619,7 +622,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             case "throughput":
                 ours = measured[EXITS]["samples_a_second"]
                 for rival in [rival for rival in RIVALS if rival in measured]:
-                    what = f"{name}: requests a second in time, times those of {RIVALS[rival]}"
+                    what = f"{name}: requests a second within the limit, over {RIVALS[rival]}"
                     yield Promise(f"serving|{name}|{rival}", what, ours / measured[rival]["samples_a_second"], ">=", 2.0)
             case "overhead":
                 what = "one request at a time: milliseconds above predict's own"
@@ -631,7 +634,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                 what = f"{measured['samples']:,} images from {measured['connections']} connections"
                 others = measured["differing"] - measured["differing_near"] + measured["unanswered"]
                 yield Promise(
-                    "serving|answers", f"{what}: other labels or exits than predict's, or no answer", others, "<=", 0
+                    "serving|answers", f"{what}: other labels or exits than predict, or no answer", others, "<=", 0
                 )
                 yield Promise("serving|scores", f"{what}: furthest score", measured["score_gap"], "<=", 1e-5)
             case "faults":
@@ -640,26 +643,22 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                     yield Promise(f"serving|{name}|{key}", f"{at}, under load: requests {key}", measured[key], "<=", 0)
                 if name != "terminate":
                     unready = sum(count for code, count in measured["ready_codes"].items() if code != "200")
-                    yield Promise(
-                        f"serving|{name}|ready", f"{at}: looks at readiness that found it unready", unready, "<=", 0
-                    )
+                    yield Promise(f"serving|{name}|ready", f"{at}: readiness checks that failed", unready, "<=", 0)
             case "overload":
-                at, over = f"{name}, three times as much as it bears for a minute", measured["overload"]
+                at, over = f"{name}, a minute at three times its capacity", measured["overload"]
                 memory = measured["memory_mb"]["peak"] - measured["memory_mb"]["before"]
                 recovery = 99.0 if measured["recovery_seconds"] is None else measured["recovery_seconds"]
                 late = over["accepted_p99_ms"] / measured["limit_ms"]
-                yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes more", memory, "<=", 200)
-                yield Promise(f"serving|overload|{name}|p99", f"{at}: p99 of the accepted over the limit", late, "<=", 2)
+                yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes added", memory, "<=", 200)
+                yield Promise(
+                    f"serving|overload|{name}|p99", f"{at}: p99 of accepted requests over the limit", late, "<=", 2
+                )
                 what = f"{at}: neither answered nor refused"
                 yield Promise(f"serving|overload|{name}|other", what, over["others"], "<=", 0)
-                yield Promise(
-                    f"serving|overload|{name}|recovery", f"{at}: seconds until all is well again", recovery, "<=", 2
-                )
+                yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until it recovers", recovery, "<=", 2)
             case "hostile":
-                refused = sum(
-                    count for code, count in measured["by_outcome"].items() if code.startswith("4") or code == CLOSED
-                )
-                what = f"{measured['count']:,} hostile requests: neither a 4xx with its reason nor, where they end it themselves, closed"
+                refused = sum(n for code, n in measured["by_outcome"].items() if code[0] == "4" or code == CLOSED)
+                what = f"{measured['count']:,} hostile requests: neither a 4xx with a reason nor, where they end the connection, closed"
                 without = measured["count"] - refused + len(measured["kinds_without_reason"])
                 yield Promise("serving|hostile|bad", what, without, "<=", 0)
                 bad = measured["beside_failures"] + measured["beside_wrong"]

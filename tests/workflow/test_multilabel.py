@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from exitlens.delivery.explanations import explain_folder, save_explanation
-from exitlens.delivery.pages import render_tokens, tabulate_tokens
+from exitlens.delivery.pages import render_explanations, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
 from exitlens.functional.attribution import choose_explained
 from exitlens.model.attribution import attribute_exits
@@ -226,7 +226,7 @@ def test_every_answered_label_has_its_evidence(net, tmp_path):
     assert f"explanation_label{why.labels[0].label}.png" in names
     assert explain_folder(net, policy, [data.inputs], str, data.preprocess, tmp_path / "many")[0].answer
     words = _flatten(why)
-    assert "speaks for" in render_tokens("t", [("", words)])
+    assert "speaks for" in render_explanations("t", [("", words)])
     assert tabulate_tokens(words).row_count == len(why.exits) + len(why.labels) + 1
 
 
