@@ -16,7 +16,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from exitlens import ExportError
+from exitlens.errors import ExportError
 from exitlens.edge.web import FILES, PAGE, find_runtime
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def write_scenes() -> str:
 
 
 def main() -> None:
-    """Fetches onnxruntime-web; where that fails, says so and what it means."""
+    """Fetch onnxruntime-web; if that fails, print what it means."""
     if is_there():
         return
     with tempfile.TemporaryDirectory() as folder:
