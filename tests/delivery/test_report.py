@@ -41,7 +41,7 @@ class _Page(HTMLParser):
             self.links.append(values["href"])
 
 
-@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     subjects = [make_subject("with <EGT>", tiny_set)] + ([make_subject("without", tiny_set)] if pair else [])
     speed = {

@@ -129,6 +129,7 @@ def test_two_of_a_kind_only(trained):
 # --- hostile input ---
 
 
+@pytest.mark.slow
 def test_a_large_upload_is_shrunk(explorer, tmp_path):
     path = tmp_path / "large.png"
     Image.new("RGBA", (6000, 4000)).save(path)  # 24 million pixels; the browser's test watches the memory
