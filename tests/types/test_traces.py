@@ -8,6 +8,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.compact import compress, hash_rows
 from exitlens.io import write_tensors
+from exitlens.types import CompactLogits
 from exitlens.types.requests import SampleSketch, read_record
 from exitlens.types.traces import format_ms, make_increasing
 from tests.conftest import make_timing, random_trace, timed_trace
@@ -240,3 +241,32 @@ def test_numbers_as_text_and_in_order():
     assert [format_ms(value) for value in (0.12345, 12.345, 123.45)] == ["0.123", "12.3", "123"]
     assert make_increasing([2.0, 1.0, 3.0], step=0.5) == (2.0, 3.0, 4.5)
     assert make_increasing([1.0, 2.0]) == (1.0, 2.0)
+
+
+def test_it_is_indexed_like_the_tensor_that_it_stands_for():
+    logits = torch.randn(9, 3, 40)
+    compact, rows = compress(logits, torch.arange(9)), torch.tensor([4, 1])
+    for at in (rows, (slice(None), 1), (rows, 2), slice(2, 5), torch.arange(9) > 3):
+        one, expected = compact[at], logits[at]
+        assert one.shape == expected.shape
+        assert one.ndim == expected.ndim
+        assert len(one) == len(expected)
+        assert torch.equal(one.argmax(-1), expected.argmax(-1))
+    assert [len(part) for part in compact.split(4)] == [4, 4, 1]
+
+
+def test_what_is_not_kept_is_refused():
+    compact = compress(torch.randn(9, 3, 40))
+    for at in ((0, 1, 2), ..., (..., 0)):
+        with pytest.raises(
+            xl.errors.InputError, match="there is no indexing along the classes: collect the trace with compact=False"
+        ):
+            compact[at]
+    with pytest.raises(xl.errors.InputError, match="dim: expected -1"):
+        compact.argmax(0)
+    with pytest.raises(xl.errors.InputError, match="expected classes"):
+        CompactLogits(compact.top, compact.classes[:3], None, compact.span, compact.weights, 40)
+
+
+def test_it_says_what_it_is():
+    assert repr(compress(torch.randn(9, 3, 40))) == "CompactLogits(9, 3, 40: the 16 largest)"
