@@ -47,18 +47,16 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"logits": torch.randn(5, 3)}, r"logits: expected \(N,K,C\)"),
         ({"logits": torch.randn(0, 3, 4)}, "logits"),
         ({"logits": torch.full((5, 3, 4), math.nan)}, "finite"),
-        ({"labels": torch.tensor([0, 1, 2, 3, 9])}, r"\[0, 4\)"),
-        ({"labels": torch.tensor([0, 1, 2, 3, -1])}, r"\[0, 4\)"),
-        ({"labels": torch.rand(5)}, "integers"),
-        ({"labels": torch.tensor([0])}, "integers"),
-        ({"divergence": torch.rand(5, 2)}, "divergence"),
+        *(({"labels": torch.tensor([0, 1, 2, 3, odd])}, r"\[0, 4\)") for odd in (9, -1)),
+        *(({"labels": labels}, "integers") for labels in (torch.rand(5), torch.tensor([0]))),
         ({"divergence": torch.full((5, 3), 1.5)}, r"\[0, 1\]"),
         ({"divergence": torch.full((5, 3), 0.5)}, "0 at the final exit"),
         ({"labels": ["a"] * 5}, "labels"),
         ({"gate_features": "x"}, "gate_features"),
-        ({"groups": torch.zeros(4).long()}, r"groups: expected \(5,\) integers"),
-        ({"groups": torch.zeros(5)}, "groups: expected .* integers"),
-        ({"groups": ["a"] * 5}, "groups: expected .* integers"),
+        *(
+            ({"groups": ids}, r"groups: expected \(5,\) integers")
+            for ids in (torch.zeros(4).long(), torch.zeros(5), ["a"] * 5)
+        ),
         ({"logits": torch.zeros(5, 3, 1)}, "two classes or more"),
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),
@@ -68,9 +66,7 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"labels": torch.zeros(5, 3).long()}, r"labels: expected \(5,4\) integers or bool, got \(5, 3\)"),
         ({"task": "multilabel"}, r"labels: this network answers several labels a sample: expected \(5,4\)"),
         ({"task": "ordinal"}, "task: expected one of"),
-        ({"logits": None}, "logits: expected"),
-        ({"divergence": None}, "divergence: expected"),
-        ({"cost": None}, "cost: expected"),
+        *(({name: None}, f"{name}: expected") for name in ("logits", "divergence", "cost")),
     ],
 )
 def test_bad_traces(changes, message):
@@ -222,8 +218,7 @@ def test_a_timing_says_what_it_holds_for_and_goes_through_json():
     ("change", "message"),
     [
         ({"ms": (2.0, 2.0, 3.0)}, "increase from exit to exit"),
-        ({"ms": (0.0, 2.0, 3.0)}, "positive milliseconds"),
-        ({"ms": (1.0, 2.0, float("inf"))}, "positive milliseconds"),
+        *(({"ms": ms}, "positive milliseconds") for ms in ((0.0, 2.0, 3.0), (1.0, 2.0, math.inf))),
         ({"ms": (1.0, 2.0)}, "two quartiles for each exit"),
         ({"low": "abc"}, "expected milliseconds of each exit"),
         ({"whole_ms": -1}, "positive milliseconds"),
