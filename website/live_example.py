@@ -16,7 +16,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from exitlens import ExportError
+from exitlens.errors import ExportError
 from exitlens.edge.web import FILES, PAGE, find_runtime
 
 ROOT = Path(__file__).parent.parent
