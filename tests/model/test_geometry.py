@@ -154,7 +154,7 @@ def measure(network: nn.Module, place: tuple[int, int]) -> list[tuple[float, flo
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # once in a process
-@pytest.mark.parametrize("export", [False, True], ids=["fx", "export"])
+@pytest.mark.parametrize("export", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fx", "export"])
 @pytest.mark.parametrize("body", BODIES)
 def test_places_and_reach_are_those_of_the_gradient(body, export):
     network = make_net(*BODIES[body])

@@ -49,7 +49,10 @@ WAYS = {
 
 @pytest.mark.parametrize(
     ("layer", "way", "export"),
-    [*((layer, way, False) for layer in LAYERS for way in WAYS), *(("conv", way, True) for way in WAYS)],
+    [
+        *((layer, way, False) for layer in LAYERS for way in WAYS),
+        *(pytest.param("conv", way, True, marks=pytest.mark.slow) for way in WAYS),
+    ],
 )
 def test_the_axis_of_channels_follows_the_way(layer, way, export):
     lay_out, swaps = WAYS[way]

@@ -190,6 +190,7 @@ def test_fused_attention_is_counted():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.slow
 def test_the_layout_counts_where_exits_are_placed():
     ids = torch.randint(0, 50, (4, 16))  # as many tokens as channels
     assert attach(make_encoder(), 2, example=ids).info.at == ("layers.0", "layers.1")
@@ -244,6 +245,7 @@ class SharedBuffer(Base):
         return self.tail(F.relu(self.b(F.relu(x)) * self.k)) * self.k
 
 
+@pytest.mark.slow
 def test_shared_buffers_stay_shared_when_the_network_is_converted(tmp_path):
     network = SharedBuffer()
     net = attach(network)

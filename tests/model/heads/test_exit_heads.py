@@ -143,6 +143,7 @@ def test_exits_with_context_see_the_whole_image_on_one_grid(side, grid):
     assert len({out.attention.shape for out in larger}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["context", "average"])
 def test_bundles_know_their_heads(head, tmp_path):
     net = xl.attach("small", ["layer1"], 4, torch.zeros(1, 3, 16, 16), head=head).eval()
