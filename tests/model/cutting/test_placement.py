@@ -86,7 +86,7 @@ def count_operations(timer, tensors):
     return parts
 
 
-@pytest.mark.parametrize(("slow", "expected"), [("a", "a"), ("d", "c")])
+@pytest.mark.parametrize(("slow", "expected"), [("a", "a"), pytest.param("d", "c", marks=pytest.mark.slow)])
 def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
     monkeypatch.setattr(cost.NodeTimer, "time_parts", count_operations)
     backbone = make_uneven(slow)

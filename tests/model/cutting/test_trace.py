@@ -202,6 +202,7 @@ def test_control_flow_on_shapes(at):
         assert buffers[0]["norm.running_mean"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_padding_and_the_class_token_get_no_attention():
     net, texts = make_text_net(), make_texts()
     pads = texts["attention_mask"] == 0
