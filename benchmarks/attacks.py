@@ -108,10 +108,8 @@ def list_wire() -> dict[str, list[bytes]]:
 
 def list_paths() -> dict[str, list[bytes]]:
     models = "/v2/models/"
-    paths = [
-        f"{models}{rest}" for rest in ("..%2f..%2fetc%2fpasswd/infer", "../../etc/passwd", "net%00/infer", "%ff%fe/infer")
-    ]
-    paths += [f"{models}{rest}" for rest in ("net/infer%0d%0aX:1", "%/infer", "net/versions/..%2f/infer", "a" * 20_000)]
+    paths = [models + rest for rest in ("..%2f..%2fetc%2fpasswd/infer", "../../etc/passwd", "net%00/infer", "%ff%fe/infer")]
+    paths += [models + rest for rest in ("net/infer%0d%0aX:1", "%/infer", "net/versions/..%2f/infer", "a" * 20_000)]
     paths += [f"{models}{rest}" for rest in (".git/config", "\0/infer", "n\u00e9t/infer")]
     paths += ["//v2//models//net//infer", "/%2e%2e/", "/..;/v2", "http://127.0.0.1:1/v2/models/other/infer", "*", "v2"]
     queries = ["a=b", "policy=..%2f", "max_cost=nan", "deadline_ms=-1", "model=%00", "version=9", "%ff=%fe", "&&&=;" * 500]

@@ -37,15 +37,15 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def keep_result() -> Tree:
     shutil.copy(RUN / "gallery.png", ROOT / "docs" / "measured" / "gallery.png")
     result: Tree = json.loads((RUN / "result.json").read_text())
-    result.pop("policy")  # with the samples that chose it: the bundle has it, too
+    result.pop("policy")  # large: it contains the samples that chose it, and the bundle has it
     return result
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for result in runs.values():
-        yield Promise("demo|seconds", "seconds", result["seconds"], "<=", 600)
+        yield Promise("demo|seconds", "demo: seconds", result["seconds"], "<=", 600)
         yield from promise_training(result)
-        what, ratio = "time of prediction with maps, ratio to without", result["attention_time_ratio"]
+        what, ratio = "demo: time of prediction with maps over without", result["attention_time_ratio"]
         yield Promise("demo|attention time", what, ratio, "<=", 1.02)
         for name in ("batch_1", "batch_64"):
             speed = result["speed"][name]
@@ -72,7 +72,7 @@ def promise_training(result: Tree) -> Iterator[Promise]:
         what = f"share of the oracle's deletion drop, exit {k}, over no EGT's"
         yield Promise(f"demo|gain|{k}", what, share - near0["deletion_share"][k], ">=", 0)
         yield Promise(f"demo|energy|{k}", f"attention on the object, exit {k}", energy, ">=", 0.75)
-    yield Promise("demo|step", "time of a training step, ratio to no EGT", result["step_time_ratio"], "<=", 1.35)
+    yield Promise("demo|step", "demo: time of a training step with EGT over without", result["step_time_ratio"], "<=", 1.35)
 
 
 def write_exits(result: Tree, chosen: Sequence[tuple[str, str, str, int, int]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Makes a folder of pictures: each drawing several times, at random places, sizes and turns, on backgrounds of its own.
 
-Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--agreement 0.8] [--drawings DIR] [--limit N]
+Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--drawings DIR] [--limit N]
 
 OUT/pictures/SPLIT/CLASS/DRAWING__03.jpg and OUT/masks/SPLIT/CLASS/DRAWING__03.png (white where the drawing is). No drawing is in two
 splits. With --flat there is no level SPLIT, so that `--group-by '(.+)__'` has something to do. The same arguments give the same files.
@@ -100,9 +100,7 @@ def select_drawings(drawings: Iterable[Drawing]) -> list[Drawing]:
     for i, drawing in enumerate(candidates):
         most = np.array([ALIKE[other.label == drawing.label] for other in candidates[:i]], dtype=int)
         is_near = (bits[:i, 0] != bits[i][:, None]).sum(-1).min(0) <= most
-        is_namesake = np.array(
-            [strip_marks(other.name) == strip_marks(drawing.name) for other in candidates[:i]], dtype=bool
-        )
+        is_namesake = np.array([strip_marks(other.name) == strip_marks(drawing.name) for other in candidates[:i]], bool)
         alike = family[:i][is_near | is_namesake]
         if len(alike):
             family[np.isin(family, [i, *alike])] = alike.min()
@@ -128,18 +126,18 @@ def hash_drawing(drawing: Drawing) -> np.ndarray:  # -> (2,64) bool: as drawn an
 # Backgrounds that carry no answer: gradients, noise with the spectrum of photographs, stripes, and clutter of flat shapes
 
 
-def draw_background(size: int, rng: Generator, hue: float | None = None) -> np.ndarray:  # -> (size,size,3) in [0, 1]
+def draw_background(size: int, rng: Generator) -> np.ndarray:  # -> (size,size,3) in [0, 1]
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    picture = kind(size, rng, draw_palette(5, rng, hue))
+    picture = kind(size, rng, draw_palette(5, rng))
     light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(size, rng)[..., None]
     return np.clip(picture * light + rng.normal(0, 0.02, picture.shape), 0, 1)
 
 
-def draw_palette(count: int, rng: Generator, hue: float | None) -> np.ndarray:  # -> (count,3)
+def draw_palette(count: int, rng: Generator) -> np.ndarray:  # -> (count,3)
     """Draw colours that are near one another as often as not, since few photographs have all colours."""
-    base, spread = (rng.uniform(), rng.choice([0.08, 0.5])) if hue is None else (hue, 0.04)
+    base, spread = rng.uniform(), rng.choice([0.08, 0.5])
     hues = base + rng.uniform(-spread, spread, count)
-    saturation = rng.uniform(0.1, 0.8, count) if hue is None else rng.uniform(0.5, 0.8, count)
+    saturation = rng.uniform(0.1, 0.8, count)
     value = rng.uniform(0.15, 1.0, count)
     return np.array([colorsys.hsv_to_rgb(h % 1, s, v) for h, s, v in zip(hues, saturation, value, strict=True)])
 
@@ -196,15 +194,10 @@ BACKGROUNDS: tuple[Callable[[int, Generator, np.ndarray], np.ndarray], ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the pixels, besides the drawings.
-
-    Attributes:
-        agreement: share of pictures whose background has the hue of the class, else that of another; ``None``: any colours.
-    """
+    """What decides the pixels, besides the drawings."""
 
     size: int = 128  # height and width in pixels
     seed: int = 0  # of places, sizes, turns, backgrounds and of the split
-    agreement: float | None = None
 
 
 def split_drawings(drawings: Sequence[Drawing], seed: int = 0) -> dict[str, list[Drawing]]:
@@ -223,14 +216,13 @@ def hash_key(*key: object) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:8])
 
 
-def make_picture(drawing: Drawing, number: int, recipe: Recipe, labels: Sequence[str]) -> tuple[Image.Image, Image.Image]:
+def make_picture(drawing: Drawing, number: int, recipe: Recipe) -> tuple[Image.Image, Image.Image]:
     """Return a picture and its mask, which depend on the drawing, the number and the recipe only."""
     rng = np.random.default_rng(hash_key(recipe.seed, drawing.name, number))
     layer = place_drawing(drawing.pixels, recipe.size, rng)  # (S,S,4)
     ink, alpha = layer[..., :3], layer[..., 3:]
-    hue = None if recipe.agreement is None else draw_hue(drawing.label, labels, recipe.agreement, rng)
     for _ in range(10):
-        background = draw_background(recipe.size, rng, hue)
+        background = draw_background(recipe.size, rng)
         contrast = np.linalg.norm((ink - background) * alpha, axis=-1).sum() / max(alpha.sum(), 1)
         if contrast >= LEAST_CONTRAST:
             break
@@ -238,12 +230,6 @@ def make_picture(drawing: Drawing, number: int, recipe: Recipe, labels: Sequence
     picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)
     pixels = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
     return Image.fromarray(pixels), Image.fromarray(np.where(alpha[..., 0] > 0.5, 255, 0).astype(np.uint8))
-
-
-def draw_hue(label: str, labels: Sequence[str], agreement: float, rng: Generator) -> float:
-    index = labels.index(label)
-    other = (index + rng.integers(1, len(labels))) % len(labels)
-    return float((index if rng.uniform() < agreement else other) / len(labels))
 
 
 def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:  # -> (S,S,4) in [0, 1]
@@ -261,7 +247,6 @@ def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:
 
 def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bool = False) -> int:
     """Write the pictures that are not there yet, and return how many there are in all."""
-    labels = sorted({drawing.label for drawing in drawings})
     pictures = [
         (Path("" if flat else split) / drawing.label / f"{drawing.name}__{number:02d}", drawing, number)
         for split, part in split_drawings(drawings, recipe.seed).items()
@@ -272,7 +257,7 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
         target, shadow = out / "pictures" / f"{stem}.jpg", out / "masks" / f"{stem}.png"
         if target.exists():
             continue
-        picture, mask = make_picture(drawing, number, recipe, labels)
+        picture, mask = make_picture(drawing, number, recipe)
         for path, image, options in ((shadow, mask, {}), (target, picture, {"quality": 90})):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}")
@@ -330,21 +315,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=Recipe.size)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--flat", action="store_true", help="class folders without a level for the splits")
-    parser.add_argument(
-        "--agreement", type=float, help="how often the background's hue names the class; by default any colours"
-    )
     parser.add_argument("--drawings", type=Path, default=OPENCLIPART, metavar="DIR")
     parser.add_argument("--limit", type=int, help="drawings of a class, for tries")
     given = parser.parse_args(arguments)
     if not given.drawings.is_dir():
-        raise SystemExit(
-            f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png, or name another folder"
-        )
+        raise SystemExit(f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png")
     drawings = select_drawings(find_drawings(given.drawings))
     if given.limit:
         by_class = [[drawing for drawing in drawings if drawing.label == label][: given.limit] for label in CLASSES]
         drawings = [drawing for chosen in by_class for drawing in chosen]
-    total = make_folder(given.out, drawings, Recipe(given.size, given.seed, given.agreement), given.flat)
+    total = make_folder(given.out, drawings, Recipe(given.size, given.seed), given.flat)
     print(f"{given.out}: {total:,} pictures of {len(drawings)} drawings in {len({d.label for d in drawings})} classes")
 
 

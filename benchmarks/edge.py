@@ -121,10 +121,7 @@ class Cascade:
 
     def __init__(self, edge: Path, policy: xl.Policy, threads: int, backend: str = "onnxruntime") -> None:
         path = edge / "cascade.onnx"
-        self.limits = {
-            "thresholds": np.array(policy.thresholds, np.float32),
-            "temperatures": np.array(policy.temperatures, np.float32),
-        }
+        self.limits = {key: np.array(getattr(policy, key), np.float32) for key in ("thresholds", "temperatures")}
         self.name = json.loads((edge / "manifest.json").read_text())["inputs"][0]["name"]
         if backend == "onnxruntime":
             session = open_file(path, threads)
@@ -376,8 +373,7 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
             works = {"float32": time_calls(full, batches), "int8": time_calls(small, batches)}
             measured[str(size)] = interleave(works, rounds=5, seconds=seconds, most=200).ratio("float32", "int8").to_list()
         measured["megabytes"] = {
-            kind: sum(path.stat().st_size for path in directory.glob("*.onnx")) / 1e6
-            for kind, directory in directories.items()
+            kind: sum(path.stat().st_size for path in part.glob("*.onnx")) / 1e6 for kind, part in directories.items()
         }
     return measured
 
@@ -517,9 +513,8 @@ def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
     for size, speed in measured.items():
         at, key = f"{name}, batch {size}", f"{name}|{size}"
         bar = OVER_TORCH[name] if size == "1" else 1.0
-        yield Promise(
-            f"edge|torch|{key}", f"{at}: runtime, times the tuned engine", speed["torch_over_runtime"][0], ">=", bar
-        )
+        ratio = speed["torch_over_runtime"][0]
+        yield Promise(f"edge|torch|{key}", f"{at}: runtime, times the tuned engine", ratio, ">=", bar)
         if name in OVER_PLAIN and size in ("1", "32"):
             what, ratio = f"{at}: runtime, times the plain backbone in ONNX Runtime", speed["plain_over_runtime"][0]
             yield Promise(f"edge|plain|{key}", what, ratio, ">=", OVER_PLAIN[name])
@@ -552,9 +547,8 @@ def write_speed(runs: Runs) -> list[str]:
     for run, measured in runs.items():
         for size, speed in measured.items() if run.startswith("speed-") else ():
             threads, ms = speed["machine"]["threads"], speed["ms"] | {"ideal": speed["ideal_ms"]}
-            cells = [
-                show_interval(v, 3 if v[0] < 1 else 2 if v[0] < 10 else 1) for v in (ms[key] for key in COLUMNS.values())
-            ]
+            values = [ms[key] for key in COLUMNS.values()]
+            cells = [show_interval(v, 3 if v[0] < 1 else 2 if v[0] < 10 else 1) for v in values]
             rows.append([run.removeprefix("speed-"), size, *cells])
     note = f"Milliseconds a sample, median and 95 % interval; 50 / 30 / 0 / 20 % leave at exits 0 to 3. {threads} threads."
     return [note, "", *table(["network", "batch", *COLUMNS], rows)] if rows else []

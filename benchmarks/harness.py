@@ -34,7 +34,7 @@ class Study:
     """A measurement: its cells, its promises and its tables.
 
     Attributes:
-        cells: returns the jobs by the names of the cells, in the order in which they are measured; given ``True``, jobs of seconds that show that everything runs.
+        cells: returns the jobs by the names of the cells, in the order of measurement; given ``True``, quick jobs to try the code.
         tables: for each marker on the pages, the function that writes the lines between its ends.
     """
 
@@ -136,7 +136,7 @@ def use_one_thread() -> None:
 
 
 def check(studies: Iterable[Study], folder: Path = FOLDER) -> bool:
-    """Print every promise of some studies beside its committed figure. Return False for a miss that is not known."""
+    """Print every promise of these studies beside its committed figure. Return False if one is missed without a known reason."""
     studies = list(studies)
     promises = [promise for study in studies for promise in study.promises(study.read(folder))]
     if not promises:
@@ -152,9 +152,7 @@ def check(studies: Iterable[Study], folder: Path = FOLDER) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("study", choices=[*STUDIES, "all"], metavar="STUDY", help=f"{', '.join(STUDIES)}, or all")
-    parser.add_argument(
-        "action", nargs="?", choices=["run", "page", "check", "list"], help="by default: run, page, then check"
-    )
+    parser.add_argument("action", nargs="?", choices=["run", "page", "check", "list"], help="default: run, page, then check")
     parser.add_argument("cells", nargs="*", metavar="CELL", help="patterns of cells to run, such as 'scenes/egt-*'")
     parser.add_argument("--quick", action="store_true", help="run on little data, and keep nothing")
     parser.add_argument("--again", action="store_true", help="also run cells that are there already")

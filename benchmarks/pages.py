@@ -26,9 +26,7 @@ def fill(name: str, lines: Sequence[str], pages: Iterable[Path] | None = None) -
         text = path.read_text()
         page, count = pattern.subn(lambda match: "\n".join([match[1], "", *lines, "", f"<!-- end of {name} -->"]), text)
         if count != text.count(f"<!-- {name}: ") or count != text.count(f"<!-- end of {name} -->"):
-            raise SystemExit(
-                f"{path}: expected '<!-- {name}: ... -->' and after it '<!-- end of {name} -->', got only one of them"
-            )
+            raise SystemExit(f"{path}: expected '<!-- {name}: ... -->' and '<!-- end of {name} -->', got only one of them")
         if count:
             path.write_text(page)
             written.append(path)

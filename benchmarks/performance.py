@@ -1,7 +1,7 @@
 """The engine against everything a user would pick instead, on the clock.
 
 Cells are NETWORK-THREADS, pinned to as many processors as it has threads, and memory-small-2: what a process holds that answers a
-stream. Nothing else should run meanwhile. Needs `make demo-full`; an hour.
+stream. Nothing else should run during it. Needs `make demo-full`; an hour.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    cells: dict[str, Job] = {
-        f"{name}-{threads}": partial(measure_network, name, threads, quick) for threads in (2, 1) for name in NETWORKS
-    }
+    pairs = [(name, threads) for threads in (2, 1) for name in NETWORKS]
+    cells: dict[str, Job] = {f"{name}-{n}": partial(measure_network, name, n, quick) for name, n in pairs}
     return cells | ({} if quick else {f"{MEMORY}small-2": partial(measure_memory, "small", 2)})
 
 
@@ -164,7 +163,7 @@ Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]
 
 
 def make_rivals(plain: nn.Module, net: xl.ExitNet, pixels: int) -> dict[str, Maker]:
-    """Return earlyon as it comes, and with the memory format and the kept memory that ours has."""
+    """Return earlyon with its own settings, and with the memory format and kept memory of ours."""
     return {
         f"earlyon, {MIXED}": make_earlyon(plain, net, pixels, tuned=False),
         f"earlyon, {MIXED}, same formats": make_earlyon(plain, net, pixels, tuned=True),
@@ -294,7 +293,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         yield from promise_network(run, runs[run])
         if f"{MEMORY}{run}" in runs:
             held = runs[f"{MEMORY}{run}"]["resident_mb"]
-            what = f"{run}: memory at the end of a stream over a fifth of it, process of its own"
+            what = f"{run}: memory at the end of a stream over that after a fifth of it"
             yield Promise(f"memory|{run}", what, held[-1] / held[0], "<=", 1.05)
 
 
@@ -306,11 +305,23 @@ def promise_network(run: str, measured: Tree) -> Iterator[Promise]:
     if run.startswith("resnet18"):
         yield Promise(f"router|{run}", f"{run}, batch 32: the router's own time", measured["router_share"][0], "<=", 0.01)
     if "stream" in measured:
-        yield Promise(f"stream|{run}", f"{run}: stream over batch by batch of 8", measured["stream"]["gain"][0], ">=", 1.15)
+        yield Promise(
+            f"stream|{run}",
+            f"{run}: throughput of a stream over separate batches of 8",
+            measured["stream"]["gain"][0],
+            ">=",
+            1.15,
+        )
     if "decisions" in measured:
         same, far = measured["decisions"]["equal"], measured["decisions"]["furthest_from_threshold"]
-        yield Promise(f"decisions|{run}", f"{run}: compiled decides as eager, share of 10,000", same, ">=", 0.9999)
-        yield Promise(f"near|{run}", f"{run}: furthest of the others from its threshold", far, "<=", 1e-4)
+        yield Promise(
+            f"decisions|{run}",
+            f"{run}: share of 10,000 samples that compiled and eager stages decide alike",
+            same,
+            ">=",
+            0.9999,
+        )
+        yield Promise(f"near|{run}", f"{run}: largest distance of the others from their thresholds", far, "<=", 1e-4)
 
 
 def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
@@ -322,7 +333,9 @@ def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
     if size == 1 and "exits, all at exit 0" in rows:
         eager = rows["exits, all at exit 0"]["efficiency"][0]
         best = max(rows.get("exits, all at exit 0, compiled", rows["exits, all at exit 0"])["efficiency"][0], eager)
-        yield Promise(f"exit0|{run}", f"{at}: all leave at exit 0, of what the stage allows", best, ">=", 0.95)
+        yield Promise(
+            f"exit0|{run}", f"{at}: all leave at exit 0, share of the speed that the stage allows", best, ">=", 0.95
+        )
     if "attention_over_none" in batch:
         ratio = batch["attention_over_none"][0]
         yield Promise(f"attention|{run}|{size}", f"{at}: attention of every exit, time over without", ratio, "<=", 1.02)
@@ -353,7 +366,7 @@ def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
     for form in ("", ", same formats"):
         other = rows.get(f"earlyon, {MIXED}{form}")
         if other is not None and size in (1, 32):
-            what = f"{run}, batch {size}: {MIXED}, times earlyon's throughput{form or ', as it comes'}"
+            what = f"{run}, batch {size}: {MIXED}, times earlyon's throughput{form or ', its own settings'}"
             bar = 1.0 if size == 1 else 2.2
             yield Promise(f"earlyon{form}|{run}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", bar)
 
@@ -510,6 +523,5 @@ def draw_bar(axes: Any, x: float, row: Tree, colour: str, label: str) -> None:
     axes.annotate(f"{value:.1f}", (x, top), ha="center", va="bottom", fontsize=7)
 
 
-STUDY = Study(
-    "performance", list_cells, list_promises, {"performance": write_performance, "speed": write_summary}, finish=plot_speed
-)
+TABLES = {"performance": write_performance, "speed": write_summary}
+STUDY = Study("performance", list_cells, list_promises, TABLES, finish=plot_speed)

@@ -250,6 +250,5 @@ def write_tables(runs: Runs) -> list[str]:
     return [*lines, *(["", *table(["promise", "measured", "bar", "kept"], rows)] if rows else [])]
 
 
-STUDY = Study(
-    "pictures", list_cells, list_promises, {"pictures": write_tables, "photos": write_networks}, processes=2, alone="step-*"
-)
+TABLES = {"pictures": write_tables, "photos": write_networks}
+STUDY = Study("pictures", list_cells, list_promises, TABLES, processes=2, alone="step-*")

@@ -88,9 +88,8 @@ def measure_weights(words: Sequence[str]) -> Tree:
     with tempfile.TemporaryDirectory() as folder:
         runs = [(1, [*words, "--double"]), (2, [*words, "--double"]), (1, words), (2, words), (2, words)]
         states = [train(Path(folder) / str(i), run, n)[0] for i, (n, run) in enumerate(runs)]
-    double_single, double_pair, single, pair, again = (
-        torch.cat([value.flatten().double() for value in state.values()]) for state in states
-    )
+    weights = [torch.cat([value.flatten().double() for value in state.values()]) for state in states]
+    double_single, double_pair, single, pair, again = weights
     gap = (single - pair).abs()
     return {
         "weights": len(single),
@@ -194,7 +193,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         elif kind == "weights":
             what = "largest difference of a weight after an epoch in double precision, two processes and one"
             yield Promise("processes|weights", what, measured["double"], "<=", 1e-5)
-            what = "the same from run to run of two processes"
+            what = "the same between two runs of two processes"
             yield Promise("processes|run to run", what, measured["from_run_to_run"], "<=", 0)
         elif kind == "kill":
             what = f"rank {name} killed: torchrun goes on and ends with the same weights (1: yes)"
@@ -202,7 +201,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         elif kind == "hang":
             what = f"rank {name} stopped: seconds until all have ended, beyond the time-out"
             yield Promise(f"processes|{run}", what, measured["seconds"] - measured["timeout"], "<=", GRACE_S)
-            what = f"rank {name} stopped: the other says what happened (1: yes)"
+            what = f"rank {name} stopped: the other reports it (1: yes)"
             yield Promise(f"processes|{run}|said", what, measured["said"], ">=", 1)
 
 

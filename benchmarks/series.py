@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -99,13 +99,10 @@ def load_task(name: str, seed: int, updates: int = UPDATES) -> Task:
     if name != MOTIFS:
         return load_archive(name, seed, updates)
     agreeing = {"offset_agreement": AGREEMENT, "seed": seed}
-    train, validation = (
-        xl.demo.load_motifs(part, **agreeing, limit=n) for part, n in (("train", 1000), ("validation", 500))
-    )
-    tests = {
-        "agreeing": xl.demo.load_motifs("test", **agreeing),
-        "independent": xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed),
-    }
+    train = xl.demo.load_motifs("train", **agreeing, limit=1000)
+    validation = xl.demo.load_motifs("validation", **agreeing, limit=500)
+    independent = xl.demo.load_motifs("test", offset_agreement=0.25, seed=seed)
+    tests = {"agreeing": xl.demo.load_motifs("test", **agreeing), "independent": independent}
     return make_task(train, validation, tests, epochs=12, batch_size=32)
 
 
@@ -213,16 +210,13 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         lost = [100 * run["routed"]["accuracy_drop"] for run in ours]
         yield promise_mean(f"series|{task}|lost", f"{task}: points lost on test data", lost, "<=", LOST)
         if task == MOTIFS:
-            yield from promise_maps(ours, find_runs(runs, task, WITHOUT))
-
-
-def promise_maps(ours: Sequence[Tree], without: Sequence[Tree]) -> Iterator[Promise]:
-    for k in range(len(ours[0]["cost"])):
-        energy = [run["maps"]["energy_in_mask"][k] for run in ours]
-        yield promise_mean(f"series|energy|{k}", f"motifs: energy in the motif, exit {k}", energy, ">=", ENERGY)
-        gain = [a - run["maps"]["energy_in_mask"][-1] for a, run in zip(energy, without, strict=True)]
-        what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
-        yield promise_mean(f"series|gain|{k}", what, gain, ">=", 0)
+            without = [run["maps"]["energy_in_mask"][-1] for run in find_runs(runs, task, WITHOUT)]
+            for k in range(len(ours[0]["cost"])):
+                energy = [run["maps"]["energy_in_mask"][k] for run in ours]
+                yield promise_mean(f"series|energy|{k}", f"motifs: energy in the motif, exit {k}", energy, ">=", ENERGY)
+                gain = [a - b for a, b in zip(energy, without, strict=True)]
+                what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
+                yield promise_mean(f"series|gain|{k}", what, gain, ">=", 0)
 
 
 def write_answers(runs: Runs) -> list[str]:
@@ -234,9 +228,7 @@ def write_answers(runs: Runs) -> list[str]:
             count = first["train"] + first["validation"] + first["tests"][test]["samples"]
             name = ARCHIVE.get(task, task).rpartition("/")[2].removesuffix("_eq")
             sizes = [name, str(count), f"{first['channels']} x {first['steps']}", str(first["classes"]), str(len(ours))]
-            accuracy = [
-                join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for measured in (plain, ours)
-            ]
+            accuracy = [join_means([run["tests"][test]["accuracy"] for run in part], 1, 100) for part in (plain, ours)]
             routed = [mean(run["routed"][measure] for run in ours) for measure in ("cost", "accuracy_drop")]
             cost = join_means([first["cost"]], 2)
             rows.append([*sizes, *accuracy, cost, f"{routed[0]:.2f}", f"{100 * routed[1]:.2f}"])
@@ -254,9 +246,8 @@ def write_maps(runs: Runs) -> list[str]:
             cells = [join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for test in tests]
             if "maps" in measured[0]:
                 cells.append(join_means([next(iter(run["tests"].values()))["skill"] for run in measured], 2))
-                cells += [
-                    join_means([run["maps"][name] for run in measured], 2) for name in ("energy_in_mask", "deletion_share")
-                ]
+                names = ("energy_in_mask", "deletion_share")
+                cells += [join_means([run["maps"][name] for run in measured], 2) for name in names]
             rows.append([TITLES[condition], str(len(measured)), *cells, *[""] * (len(head) - 2 - len(cells))])
     return [*table(head, rows), ""] if rows else []
 

@@ -1,4 +1,4 @@
-"""Ours against what one would use instead: a smaller static network of equal time, distilled from the full one.
+"""Ours against the alternative: a smaller static network of equal time, distilled from the full one.
 
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
 idle machine. The full network and ours are those of ``truth``, trained here if they are missing. Pictures need ``openclipart-png`` and
@@ -206,13 +206,10 @@ def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
     net, _ = train(task, EGT, seed, find_folder(name, EGT, seed, quick))
     full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
     trace = xl.collect(net, task.validation, batch_size=BATCH)
-    ours, full_accuracy = (
-        rate(answers, task.validation)["accuracy"] for answers in (answer_last(trace), answer(full, task.validation))
-    )
-    policy, fast = (
-        xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS)
-        for limit in (LIMIT, max(LIMIT + ours - full_accuracy, 0.0))
-    )
+    ours = rate(answer_last(trace), task.validation)["accuracy"]
+    full_accuracy = rate(answer(full, task.validation), task.validation)["accuracy"]
+    limits = LIMIT, max(LIMIT + ours - full_accuracy, 0.0)
+    policy, fast = (xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in limits)
     return Adapted(net, full, policy, fast, full_accuracy)
 
 
@@ -468,7 +465,7 @@ def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Prom
 
 
 def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
-    """What the exits are worth that answer in a quarter and in half of the full network's time; 0 if there is none."""
+    """Accuracy of the exits that answer in a quarter and in half of the full network's time; 0 if there is none."""
     first = list_tests(runs, task)[0]
     for most, bar in EARLY:
         shares = []
@@ -539,9 +536,8 @@ def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[s
 
 
 def average(measured: Sequence[Tree], tests: Sequence[str]) -> tuple[list[float], ...]:
-    accuracy, agreement = (
-        [mean(pick_test(test, measure)(run) for run in measured) for test in tests] for measure in ("accuracy", "agreement")
-    )
+    picks = [[pick_test(test, measure) for test in tests] for measure in ("accuracy", "agreement")]
+    accuracy, agreement = ([mean(map(pick, measured)) for pick in row] for row in picks)
     return accuracy, agreement, [accuracy[0] - value for value in accuracy[1:]]
 
 

@@ -168,7 +168,9 @@ def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
         measured[name] = {"texts": len(rows), "pointing": pointing}
     few = test.first(SAMPLES)
     locations, partner = locations[:SAMPLES], match_lengths(locations[:SAMPLES].sum(1))
-    measured["relevance"] = point_at_words([find_relevance(net, few)], masks[:SAMPLES], locations, partner)
+    parts = (few.subset(rows).inputs for rows in torch.arange(len(few)).split(BATCH_SIZE))
+    relevance = as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
+    measured["relevance"] = point_at_words([relevance], masks[:SAMPLES], locations, partner)
     answers, attention = [part[:SAMPLES] for part in answers], [part[:SAMPLES] for part in attention]
     return measured | {"deletion": delete_tokens(net, few, answers, attention, partner)}
 
@@ -194,12 +196,6 @@ def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], 
                 answers[k].append(probabilities(out.logits))
                 attention[k].append(out.attention.float())
     return [torch.cat(parts) for parts in answers], [torch.cat(parts) for parts in attention]
-
-
-def find_relevance(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L)
-    """Return what speaks for the final exit's answers, as a distribution over the tokens."""
-    parts = (data.subset(rows).inputs for rows in torch.arange(len(data)).split(BATCH_SIZE))
-    return as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
@@ -303,8 +299,8 @@ def find_alarm(policy: xl.Policy, pred: xl.Prediction, seed: int) -> int | None:
 
 DIFFERENCE, EARLY, LEAST, FALSE_ALARMS = -0.3, 0.5, 0.6, 0.05
 POINTING = {
-    "attention": "exit 0's largest token on a rated word, all texts with one",
-    "carried": "the same, of texts whose rated words add up to their own rating",
+    "attention": "exit 0's largest token is a rated word, all texts with such words",
+    "carried": "the same, texts whose rated words add up to their own rating",
 }
 NOTICED = ("products", "tweets")
 
@@ -368,8 +364,7 @@ def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
         if measured := list_seeds(runs, f"reviews/{condition}"):
             first, films = measured[0], [run["sets"]["films"] for run in measured]
             cells = [
-                join_means([run["cost"] for run in measured], 2),
-                join_means([run["accuracy"] for run in measured], 1, 100),
+                join_means([run[key] for run in measured], *form) for key, form in (("cost", (2,)), ("accuracy", (1, 100)))
             ]
             cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in measured)]
             cells += [", ".join(f"{film['cost']:.2f} ({100 * film['drop']:.1f})" for film in films)]
@@ -398,16 +393,12 @@ def write_maps(runs: Runs) -> list[str]:
         "of the final answer's relevance": lambda maps: maps["relevance"]["pointing"],
         "skill": lambda maps: [skill(a, b) for a, b in zip(maps["agreement"]["cc"], maps["agreement"]["null"], strict=True)],
     }
-    by_title = {
-        CONDITIONS[condition][1]: measured
-        for condition in COMPARED
-        if (measured := list_seeds(runs, f"reviews/{condition}"))
-    }
+    by_title = {CONDITIONS[name][1]: part for name in COMPARED if (part := list_seeds(runs, f"reviews/{name}"))}
     if not by_title:
         return []
     rows = [
-        [title, *(join_means([pick(run["maps"]) for run in measured], 2) for pick in columns.values())]
-        for title, measured in by_title.items()
+        [title, *(join_means([pick(run["maps"]) for run in part], 2) for pick in columns.values())]
+        for title, part in by_title.items()
     ]
     first = next(iter(by_title.values()))[0]
     words, carried = (first["maps"][name] for name in ("attention", "carried"))

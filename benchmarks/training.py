@@ -178,9 +178,9 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             what = f"{name.removeprefix(STEP)}: a training step with EGT over one without"
             yield Promise(name, what, measured["ratio"][0], "<=", 1.35)
         else:
-            what = f"{name}: a frozen backbone that runs once, times as quick an epoch"
+            what = f"{name}: an epoch on kept features of a frozen backbone, times as fast"
             yield Promise(f"frozen|{name}", what, measured["speedup"][0], ">=", 10)
-            what = f"{name}: furthest weight from training without"
+            what = f"{name}: largest difference of a weight from training without kept features"
             yield Promise(f"frozen-equal|{name}", what, measured["furthest_weight"], "<=", 1e-3)
 
 
@@ -194,7 +194,7 @@ def write_frozen(runs: Runs) -> list[str]:
             cells += [show_interval(measured["speedup"], 1), f"{seconds['probe'][0]:.3f}", f"{measured['kb_a_sample']:.0f}"]
             rows.append(cells)
     head = ["network", "images", "every epoch, s", "once, s", "an epoch on kept features, s"]
-    return table([*head, "times as quick", "linear probe, s", "kB an image"], rows)
+    return table([*head, "times as fast", "linear probe, s", "kB an image"], rows)
 
 
 def write_steps(runs: Runs) -> list[str]:

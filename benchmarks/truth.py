@@ -200,9 +200,8 @@ def promise_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:
         yield promise_mean(f"truth|scenes|energy|{k}", f"scenes: energy in the object, exit {k}", energy, ">=", ENERGY)
     for test in ours[0]["tests"]:
         gain = [100 * (a - b) for a, b in zip(list_accuracy(ours, test, 0), list_accuracy(without, test, 0), strict=True)]
-        yield promise_mean(
-            f"truth|scenes|exit0|{test}", f"scenes, {test}: exit 0 against without EGT, points", gain, ">=", 0
-        )
+        what = f"scenes, {test}: exit 0 against without EGT, points"
+        yield promise_mean(f"truth|scenes|exit0|{test}", what, gain, ">=", 0)
 
 
 def list_shares(runs: Sequence[Tree], k: int) -> list[float | None]:

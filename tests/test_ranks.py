@@ -143,6 +143,7 @@ def _die(rank):
     find_ranks().gather(rank)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_missed_when_time_is_up(tmp_path):
     with open_pair(tmp_path, seconds=1) as pair:
         pair.send(_stop)
@@ -216,6 +217,7 @@ assert not child or os.waitpid(child, 0)[1] == 0
 """
 
 
+@pytest.mark.slow
 def test_no_thread_outlives_the_group():
     """At the interpreter's end it would ask for a Python that is gone, and end the process by SIGABRT."""
     with socket.socket() as free:

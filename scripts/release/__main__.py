@@ -39,7 +39,7 @@ class Outcome:
         """A line of the table, and below it what failed."""
         shown = ", ".join(f"{name} {self.installed[name]}" for name in SHOWN if name in self.installed)
         line = f"{self.python:7}{self.dependencies:9}{self.distribution:18}{'FAILED' if self.fault else 'works':8}{shown}"
-        return "\n".join([line, *(f"    {line}" for line in self.fault.splitlines())])
+        return "\n".join([line, *(f"    {row}" for row in self.fault.splitlines())])
 
 
 def try_installs(dist: Path, python: str, path: Path, version: str) -> Iterator[Outcome]:

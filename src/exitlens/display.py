@@ -53,11 +53,9 @@ def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
 
 
 def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
-    """Draws a map as vector squares over a greyed picture; pointing at a square shows what it is worth.
+    """Draws a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``.
 
-    Args:
-        base: the picture. attention, evidence: ``(h,w)``. label: alternative text.
-        width: of the drawing in the page; by default as wide as there is room.
+    ``label`` is the alternative text; ``width`` that of the drawing in the page, by default as wide as there is room.
     """
     rows, columns = attention.shape
     heat = shades(attention).tolist()
@@ -89,8 +87,7 @@ def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
 
 def scale_attention(attention: Tensor, count: int) -> list[float]:
     """Divides the attention of the first ``count`` locations by the largest."""
-    shown = attention.flatten()[:count]
-    return [float(v) for v in shown / attention.max().clamp_min(1e-12)]
+    return (attention.flatten()[:count] / attention.max().clamp_min(1e-12)).tolist()
 
 
 def pick_shade(shade: float) -> tuple[str, str]:
@@ -129,16 +126,14 @@ def pick_exit_colour(k: int, count: int) -> str:
 
 def contrast(first: str, second: str) -> float:
     """Returns the contrast of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.2, relative luminance)."""
-    light, dark = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
+    luminances = []
+    for colour in (first, second):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        luminances.append(0.2126 * r + 0.7152 * g + 0.0722 * b)
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
 
 
 def choose_text_colour(background: str) -> str:
     """Returns black or white, whichever is easier to read on ``background``."""
     return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, background))
-
-
-def _luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b

@@ -68,24 +68,13 @@ class DataError(ExitlensError):
 
     Attributes:
         is_skippable: true if the error is about files or rows that ``skip_bad=True`` (``--skip-bad``) leaves out.
-
-    Examples:
-        >>> xl.data.load_folder("empty", scenes.preprocess)
-        Traceback (most recent call last):
-        exitlens.errors.DataError: ...
     """
 
     is_skippable = False
 
 
 class AttachError(ExitlensError):
-    """A backbone cannot be cut into stages, or the stages do not compute what the backbone computes.
-
-    Examples:
-        >>> xl.attach("small", at=["layer9"], num_classes=10, example=images[:1])
-        Traceback (most recent call last):
-        exitlens.errors.AttachError: ...
-    """
+    """A backbone cannot be cut into stages, or the stages do not compute what the backbone computes."""
 
 
 class TraceMismatchError(AttachError):
@@ -93,61 +82,27 @@ class TraceMismatchError(AttachError):
 
 
 class TrainingError(ExitlensError):
-    """Training cannot start, continue or be resumed.
-
-    Examples:
-        >>> xl.fit(net, scenes, scenes, epochs=1, resume=True, progress=False)
-        Traceback (most recent call last):
-        exitlens.errors.TrainingError: ...
-    """
+    """Training cannot start, continue or be resumed."""
 
 
 class DistributedError(ExitlensError):
-    """Processes that share the work have lost one another, or one of them failed with an error that is not ours.
-
-    Examples:
-        >>> issubclass(xl.errors.DistributedError, xl.ExitlensError)
-        True
-    """
+    """Processes that share the work have lost one another, or one of them failed with an error that is not ours."""
 
 
 class CalibrationError(ExitlensError):
-    """No policy can be chosen from this trace under these limits.
-
-    Examples:
-        >>> xl.calibrate(xl.collect(net, scenes.first(1)), max_accuracy_drop=0.01, delta=0.1)
-        Traceback (most recent call last):
-        exitlens.errors.CalibrationError: ...
-    """
+    """No policy can be chosen from this trace under these limits."""
 
 
 class PolicyError(ExitlensError):
-    """A policy does not fit the network or trace that it is used with.
-
-    Examples:
-        >>> xl.predict(net, images, xl.Policy(thresholds=(0.9,)))
-        Traceback (most recent call last):
-        exitlens.errors.PolicyError: ...
-    """
+    """A policy does not fit the network or trace that it is used with."""
 
 
 class EngineError(ExitlensError):
-    """The network cannot be compiled or tuned as requested.
-
-    Examples:
-        >>> issubclass(xl.errors.EngineError, xl.ExitlensError)
-        True
-    """
+    """The network cannot be compiled or tuned as requested."""
 
 
 class ExportError(ExitlensError):
-    """A network cannot be written in a form that other runtimes read.
-
-    Examples:
-        >>> xl.export_web(net, policy, "site", ort="nowhere")
-        Traceback (most recent call last):
-        exitlens.errors.ExportError: ...
-    """
+    """A network cannot be written in a form that other runtimes read."""
 
 
 class StreamError(ExitlensError):
@@ -165,13 +120,7 @@ class StreamError(ExitlensError):
 
 
 class BundleError(ExitlensError):
-    """A bundle directory is incomplete, altered or of another format.
-
-    Examples:
-        >>> xl.load("photos")
-        Traceback (most recent call last):
-        exitlens.errors.BundleError: ...
-    """
+    """A bundle directory is incomplete, altered or of another format."""
 
 
 class RequestError(ExitlensError):
@@ -193,23 +142,11 @@ class RequestError(ExitlensError):
 
 
 class OutputExistsError(ExitlensError):
-    """The output exists already, and overwriting was not requested.
-
-    Examples:
-        >>> path = xl.save(net, policy, "bundle")
-        >>> xl.save(net, policy, "bundle")
-        Traceback (most recent call last):
-        exitlens.errors.OutputExistsError: ...
-    """
+    """The output exists already, and overwriting was not requested."""
 
 
 class OutputError(ExitlensError):
-    """An output cannot be read or written; what was written before remains valid.
-
-    Examples:
-        >>> issubclass(xl.errors.OutputError, xl.ExitlensError)
-        True
-    """
+    """An output cannot be read or written; what was written before remains valid."""
 
 
 class DataWarning(UserWarning):
@@ -222,12 +159,7 @@ class DataWarning(UserWarning):
 
 
 class DriftWarning(UserWarning):
-    """Incoming samples no longer look like those that the policy was calibrated on.
-
-    Examples:
-        >>> import warnings
-        >>> warnings.simplefilter("ignore", xl.errors.DriftWarning)  # if you look at monitor.state() yourself
-    """
+    """Incoming samples no longer look like those that the policy was calibrated on."""
 
 
 class WeightsWarning(UserWarning):
@@ -235,20 +167,11 @@ class WeightsWarning(UserWarning):
 
     Parts of a backbone stay random because the pretrained weights lack them, or the training that the weights come from has
     not ended.
-
-    Examples:
-        >>> import warnings
-        >>> warnings.simplefilter("error", xl.errors.WeightsWarning)  # refuse weights that leave parts random
     """
 
 
 class ReachWarning(UserWarning):
-    """An exit can be attached, but its features see too little of the image to support an answer.
-
-    Examples:
-        >>> import warnings
-        >>> warnings.simplefilter("error", xl.errors.ReachWarning)  # refuse exits that see too little of the image
-    """
+    """An exit can be attached, but its features see too little of the image to support an answer."""
 
 
 class MissingExtraError(ExitlensError, ImportError):

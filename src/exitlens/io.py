@@ -48,25 +48,20 @@ def replace_directory(target: Path, replaced: Collection[str]) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _swap(temporary, target, replaced)
+        if not target.exists():
+            temporary.rename(target)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+        target.rename(old)  # in this order, nothing is lost if it is interrupted
+        temporary.rename(target)
+        for path in old.iterdir():
+            if path.name not in replaced:
+                path.rename(target / path.name)
+        shutil.rmtree(old.parent)
     except (OSError, OutputError) as error:
         raise BundleError(f"directory: {target} cannot be written ({error}). Fix: choose another directory.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap(new: Path, target: Path, replaced: Collection[str]) -> None:
-    """Exchanges the directories in an order that loses nothing if it is interrupted."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
-    target.rename(old)
-    new.rename(target)
-    for path in old.iterdir():
-        if path.name not in replaced:
-            path.rename(target / path.name)
-    shutil.rmtree(old.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,13 +132,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class RowStore:
-    """Rows of tensors that come batch by batch: in memory while they are few, then in files without a name.
+    """Rows of tensors that come batch by batch: up to ``limit`` bytes in memory, then in nameless files in ``folder``.
 
     The files are mapped into memory when the rows are taken, and vanish with the last tensor made of them.
-
-    Args:
-        folder: directory of the files (default: the system's directory for temporary files).
-        limit: bytes of all rows together that stay in memory.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = 1 << 26) -> None:

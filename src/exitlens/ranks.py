@@ -82,13 +82,21 @@ class DistributedContext:
         self._run(lambda: dist.all_reduce(failed))
         if not failed.item():
             return
-        failures = self.gather(None if failure is None else (_name_class(failure), str(failure)))
+        told = None
+        if failure is not None:  # by the name of our class that it derives from, if any
+            ours = (base.__name__ for base in type(failure).__mro__ if getattr(errors, base.__name__, None) is base)
+            told = next(ours, type(failure).__name__), str(failure)
+        failures = self.gather(told)
         if isinstance(failure, ExitlensError):
             failure.is_told = True
         if failure is not None:
             raise failure
         rank, (name, text) = next((i, each) for i, each in enumerate(failures) if each is not None)
-        raise _rebuild_error(name, text, rank, self.size)
+        known: type[ExitlensError] | None = getattr(errors, name, None)
+        rebuilt = DistributedError() if known is None else known.__new__(known)
+        rebuilt.args = (f"process {rank} of {self.size}: {text if known else f'{name}: {text}'}",)
+        rebuilt.is_told = True
+        raise rebuilt
 
     def share(self, make: Callable[[], T]) -> T:
         """Return what rank 0 makes, on every rank; its error is the error of all."""
@@ -133,20 +141,20 @@ class DistributedContext:
         At most one item of every rank is in transit at a time, and an error of one rank ends it for all.
         """
         if self.size == 1:
-            for item in items:
-                take(item)
+            for each in items:
+                take(each)
             return
         arrived: list[T | None] = []
         is_over = False
         while not is_over:
             with self.together():
-                for each in arrived:
-                    if each is not None:
-                        take(each)
-                mine = next(items, None)
+                for received in arrived:
+                    if received is not None:
+                        take(received)
+                item = next(items, None)
             arrived = [None] * self.size if self.is_first else []
-            self._run(lambda mine=mine, into=arrived: dist.gather_object(mine, into or None, dst=0))  # type: ignore[misc]
-            is_over = not self.add_floats([mine is not None])[0]
+            self._run(lambda item=item, into=arrived: dist.gather_object(item, into or None, dst=0))  # type: ignore[misc]
+            is_over = not self.add_floats([item is not None])[0]
 
     def _in_buckets(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
         """Exchange tensors flat and a few million numbers at a time: one message each would cost more than its contents."""
@@ -187,21 +195,6 @@ def fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 ALONE = DistributedContext()
-
-
-def _name_class(error: Exception) -> str:
-    """Return the name of an error's class: of ours that it derives from, if any."""
-    ours = (base.__name__ for base in type(error).__mro__ if getattr(errors, base.__name__, None) is base)
-    return next(ours, type(error).__name__)
-
-
-def _rebuild_error(name: str, text: str, rank: int, size: int) -> ExitlensError:
-    """Return an error of another rank, in its own class if that is one of ours."""
-    known: type[ExitlensError] | None = getattr(errors, name, None)
-    error = DistributedError() if known is None else known.__new__(known)
-    error.args = (f"process {rank} of {size}: {text if known else f'{name}: {text}'}",)
-    error.is_told = True
-    return error
 
 
 def find_ranks(given: DistributedContext | None = None) -> DistributedContext:

@@ -37,6 +37,7 @@ def test_series_from_files_to_answers(call, tmp_path):
     assert found["predictions"][0]["label"] == "up"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -33,6 +33,7 @@ def test_tune_stores_what_it_found(trained, tmp_path, call):
     assert policy is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_tune_keeps_policies_of_the_same_precision(trained, tmp_path, call, monkeypatch, precision):
     bundle = shutil.copytree(trained / "bundle", tmp_path / "bundle")
@@ -53,6 +54,7 @@ def test_tune_keeps_policies_of_the_same_precision(trained, tmp_path, call, monk
     assert call.json("tune", "--bundle", tmp_path)["policy_kept"]
 
 
+@pytest.mark.slow
 def test_inspect_marks_what_cost_and_time_would_choose(call):
     words = ("inspect", "--backbone", "small", "--size", "40")
     found = call.json(*words, "--exits", "2")
@@ -76,6 +78,7 @@ def test_bench_as_a_table_and_as_a_file(trained, tmp_path, call):
     assert {"exits, nobody leaves", "exits, policy", "plain, tuned"} <= {row["name"] for row in found["batches"][0]["rows"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -65,6 +65,7 @@ def test_without_the_images_one_line_names_the_extra_and_nothing_is_written(word
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.slow
 def test_it_serves_both_runs_on_the_port(trained, call, monkeypatch):
     served = []
     monkeypatch.setattr(
@@ -100,6 +101,7 @@ def several(trained, tmp_path):
     return xl.save(net, own, tmp_path / "bundle", policies={"fast": fast})
 
 
+@pytest.mark.slow
 def test_policies_go_along(several, tmp_path, call):
     out = call.ok("export", "--bundle", several, "--out", tmp_path / "e", "--json")
     policies = xl.load_policies(several)
@@ -112,6 +114,7 @@ def test_policies_go_along(several, tmp_path, call):
     assert xl.Policy.from_dict(json.loads((tmp_path / "f" / "policy.json").read_text())) == policies["fast"]
 
 
+@pytest.mark.slow
 def test_a_page_and_int8_have_one(several, tmp_path, call, monkeypatch):
     taken = []
 

@@ -17,6 +17,7 @@ def time_equally(timer, tensors):
     return [1.0] * (1 + sum(node.target == "exitlens_clock" for node in timer.module.graph.nodes))
 
 
+@pytest.mark.slow
 def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
     monkeypatch.setattr("exitlens.model.cutting.cost.SECONDS", 0.0)
     monkeypatch.setattr("exitlens.model.cutting.cost.NodeTimer.time_parts", time_equally)
@@ -29,6 +30,7 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
     assert xl.load(tmp_path / "r")[0].info.at == at
 
 
+@pytest.mark.slow
 def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "r", "--epochs")
     call.ok(*words, "1", "--json")
@@ -49,6 +51,7 @@ def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path,
     assert xl.load_policies(tmp_path / "r") == {}
 
 
+@pytest.mark.slow
 def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
     assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
@@ -56,6 +59,7 @@ def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkeypatch):
     words = ("fit", "--data", folder, "--size", "32", "--batch-size", "21", "--epochs", "2", "--out", tmp_path / "r")
     save, rows = TrainingRun.save, []
@@ -143,6 +147,7 @@ def test_bad_files_and_the_cache(folder, tmp_path, call):
     call.ok(*words, "--resume")
 
 
+@pytest.mark.slow
 def test_groups_stay_together_and_come_along(folder, tmp_path, call):
     words = ("--data", folder, "--group-by", r"\d(\d)\.png$")
     out = call.ok("fit", *words, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", tmp_path / "r")
@@ -160,6 +165,7 @@ def test_groups_stay_together_and_come_along(folder, tmp_path, call):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_weights_for_other_classes_are_said_and_bring_the_pretrained_recipe(folder, tmp_path, call):
     state = {f"module.{name}": value for name, value in SmallResNet(num_classes=7).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "w.pt")

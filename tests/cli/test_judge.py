@@ -17,6 +17,7 @@ def again(trained, tmp_path):
     return tmp_path / "b"
 
 
+@pytest.mark.slow
 def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     shown = call.ok(*words, "--json")
@@ -31,6 +32,7 @@ def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
     assert "confidence" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, call):
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     more = ("--group-by", r"\d(\d)\.png$", "--trace-dir", tmp_path / "t", "--compact", "--cache", tmp_path / "pixels")
@@ -42,6 +44,7 @@ def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, c
     assert len([path for path in (tmp_path / "pixels").rglob("*") if path.is_file()]) == 60
 
 
+@pytest.mark.slow
 def test_a_gate_and_the_column_it_fills(again, folder, call):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate", "--json")
     shown = call.ok(*words)
@@ -57,6 +60,7 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):
     assert "(limit" in shown
 
 
+@pytest.mark.slow
 def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
     monkeypatch.setattr(calibration, "measure_likeness", lambda _: Likeness(1, 0.2, 30.0))
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
@@ -67,6 +71,7 @@ def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
     assert "--equal-groups: this trace names no groups" in call.error(*words, "--equal-groups")
 
 
+@pytest.mark.slow
 def test_policies_by_name(again, folder, call):
     own = xl.load(again)[1]
     words = ("calibrate", "--bundle", again, "--data", folder, "--json")
@@ -93,6 +98,7 @@ def test_policies_by_name(again, folder, call):
     )
 
 
+@pytest.mark.slow
 def test_class_folders_without_images(again, tmp_path, call):
     (tmp_path / "empty").mkdir()
     assert "has no image in a class folder (bright, dark" in call.error(
@@ -100,6 +106,7 @@ def test_class_folders_without_images(again, tmp_path, call):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -143,12 +150,14 @@ def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, mes
     assert message in call.error("calibrate", "--bundle", tmp_path / "nothing", *words)
 
 
+@pytest.mark.slow
 def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
     call.ok("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--json")
     assert "exitlens calibrate" in call.error("evaluate", "--bundle", tmp_path / "r")
     call.ok("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--resume")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_report(trained, folder, tmp_path, call, monkeypatch):
     ms = (1.0, 2.0, 4.0, 8.0)
     timing = xl.types.ExitLatency(ms, ms, ms, 7.5, 64, 1, {"processor": "Slow 9000"})
@@ -174,12 +183,14 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     assert "answers the rest" in shown
 
 
+@pytest.mark.slow
 def test_limits_that_other_samples_keep(again, folder, call):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", "0.2", "--folds", "3")
     assert "by cross-validation in 3 folds, each routed by what the others chose" in " ".join(call(*words)[1].split())
     assert call.json(*words)["calibration"]["request"]["folds"] == 3
 
 
+@pytest.mark.slow
 def test_askings_are_counted_across_processes(again, folder, call):
     words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
     out = call.ok(*words, "0.001")
@@ -192,6 +203,7 @@ def test_askings_are_counted_across_processes(again, folder, call):
     assert len(json.loads((again / "askings.json").read_text())) == 1
 
 
+@pytest.mark.slow
 def test_limits_in_milliseconds(again, folder, call, monkeypatch):
     ms, sizes = (1.0, 2.0, 4.0, 8.0), []
 
@@ -212,6 +224,7 @@ def test_limits_in_milliseconds(again, folder, call, monkeypatch):
     assert "even the first exit takes 1 ms" in call.error("calibrate", *timed, "--max-ms", "0.5")
 
 
+@pytest.mark.slow
 def test_evaluate_shows_every_class(again, folder, call):
     out = call.ok("evaluate", "--bundle", again, "--data", folder)
     assert "classes, the worst first" in out
@@ -220,6 +233,7 @@ def test_evaluate_shows_every_class(again, folder, call):
     assert [(row["label"], row["samples"]) for row in found["classes"]] == [(0, 30), (1, 30)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["1", "0"])
 def test_an_exit_that_answers_everything_is_told(again, folder, call, limit):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", limit, "--max-divergence", "1")

@@ -24,6 +24,7 @@ def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
     assert "samples, the first" in call("predict", "--bundle", trained, "--data", folder / "dark")[1]
 
 
+@pytest.mark.slow
 def test_an_explanation_as_a_table_and_as_files(trained, folder, tmp_path, call):
     image = folder / "dark" / "00.png"
     out = call.ok("explain", "--bundle", trained / "bundle", "--image", image, "--out", tmp_path / "why", "--json")
@@ -38,6 +39,7 @@ def test_an_explanation_as_a_table_and_as_files(trained, folder, tmp_path, call)
     assert list((tmp_path / "dep").glob("*_relevance.png"))
 
 
+@pytest.mark.slow
 def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
     (tmp_path / "bad.png").write_text("x")
     (tmp_path / "mixed").mkdir()
@@ -104,6 +106,7 @@ def _rows(path: Path) -> list[dict[str, object]]:
     return [row | {name: read(row[name]) for name, read in numbers.items()} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_predict_goes_on_after_ctrl_c(trained, folder, tmp_path, call, stop_at, suffix):
     words = ("predict", "--bundle", trained, "--data", folder, "--batch-size", 8, "--out")
@@ -124,6 +127,7 @@ def test_predict_goes_on_after_ctrl_c(trained, folder, tmp_path, call, stop_at, 
     assert "60 of them from before" in call(*words, out, "--resume")[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_without_a_file(trained, folder, call, stop_at):
     stop_at(KeyboardInterrupt(), 1)
     code, out, err = call("predict", "--bundle", trained, "--data", folder)
@@ -132,6 +136,7 @@ def test_ctrl_c_without_a_file(trained, folder, call, stop_at):
     assert "samples" not in out
 
 
+@pytest.mark.slow
 def test_predict_is_not_resumed_with_another_policy_or_other_data(trained, folder, tmp_path, call, stop_at):
     shutil.copytree(trained, tmp_path / "x")
     out = tmp_path / "p.csv"
@@ -150,6 +155,7 @@ def test_predict_is_not_resumed_with_another_policy_or_other_data(trained, folde
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip_bad", [True, False])
 def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
     shutil.copytree(folder, tmp_path / "images")
@@ -172,6 +178,7 @@ def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
     assert call(*words, "--resume", "--skip-bad")[0] == 0  # complete: the bad image is skipped again, nothing changes
 
 
+@pytest.mark.slow
 def test_explaining_a_folder(trained, folder, tmp_path, call):
     words = ("explain", "--bundle", trained, "--data", folder, "--out", tmp_path / "why")
     out = call.ok(*words, "--json")
@@ -196,6 +203,7 @@ def shards(folder, tmp_path):
     return tmp_path / "shards"
 
 
+@pytest.mark.slow
 def test_shards_are_predicted_like_files_and_go_on_after_ctrl_c(trained, folder, shards, tmp_path, call, stop_at):
     expected = call.json("predict", "--bundle", trained, "--data", folder)["predictions"]
     words = ("predict", "--bundle", trained, "--data", shards, "--batch-size", 8, "--out", tmp_path / "p.csv")
@@ -216,6 +224,7 @@ def test_shards_are_predicted_like_files_and_go_on_after_ctrl_c(trained, folder,
     assert {line["file"] for line in json.loads(shown)["explanations"]} == {f"{shards}/{name}" for name in found}
 
 
+@pytest.mark.slow
 def test_tables_are_predicted_by_row_or_key(trained, folder, tmp_path, call, monkeypatch):
     hf = pytest.importorskip("datasets")
     monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -234,6 +243,7 @@ def test_tables_are_predicted_by_row_or_key(trained, folder, tmp_path, call, mon
     assert [row["label"] for row in named] == [row["label"] for row in found["predictions"]]
 
 
+@pytest.mark.slow
 def test_the_watch(trained, folder, call):
     shown = call.ok("predict", "--bundle", trained, "--data", folder, "--monitor", "--json")
     drift = json.loads(shown)["drift"]
@@ -242,6 +252,7 @@ def test_the_watch(trained, folder, call):
     assert "drift" in call.ok("predict", "--bundle", trained, "--data", folder, "--monitor")
 
 
+@pytest.mark.slow
 def test_the_table_has_estimates_only_where_there_is_a_gate(trained, folder, tmp_path, call):
     out = call.ok("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv")
     assert "divergence_estimate" not in out

@@ -10,6 +10,8 @@ from exitlens import cli
 from exitlens.types.settings import RECIPES, TrainingSettings
 from tests.texts import config_values, make_bert
 
+pytestmark = pytest.mark.slow
+
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
 
 

@@ -185,6 +185,7 @@ def test_a_full_disk_while_weights_are_saved(net, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_networks_of_texts_need_no_backbone(tmp_path):
     net, texts = make_text_net(), make_texts()
     assert net.info.source == "hf:"
@@ -196,6 +197,7 @@ def test_networks_of_texts_need_no_backbone(tmp_path):
         assert torch.equal(a.attention, b.attention)
 
 
+@pytest.mark.slow
 def test_the_kept_classifier_of_a_text_network_travels(tmp_path):
     plain, texts = make_bert().eval(), make_texts()
     net = xl.attach(plain, AT, 3, texts, final="keep").eval()

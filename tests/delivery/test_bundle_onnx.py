@@ -9,6 +9,8 @@ import exitlens as xl
 from exitlens.model.engine.onnx_files import OnnxEngine
 from tests.conftest import TinyNet, make_net, spread_policy
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 ONNX = xl.Tuning(backend="onnx")
 

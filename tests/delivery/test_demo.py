@@ -7,7 +7,7 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.delivery import demo
-from exitlens.delivery.demo import CONDITIONS, EGT, DemoSettings, _describe_progress, build_network, load_data
+from exitlens.delivery.demo import CONDITIONS, EGT, DemoSettings, _describe_epochs, build_network, load_data
 from tests.ranks import call
 
 FEW = DemoSettings(epochs=1, limit=64, batch_size=8, samples=8, oracle_samples=2, rounds=1, timed=128)
@@ -88,6 +88,7 @@ def test_the_two_test_sets_differ_in_their_backgrounds_only():
     assert (agreeing.images != disagreeing.images).any()
 
 
+@pytest.mark.slow
 def test_networks_before_training():
     train = load_data(DemoSettings(limit=8))["train"]
     net = build_network(EGT, train, 0)
@@ -98,6 +99,6 @@ def test_networks_before_training():
 
 
 def test_progress_is_read_from_the_log(tmp_path):
-    assert _describe_progress(tmp_path / "log.csv") == "epoch 1"
+    assert _describe_epochs(tmp_path / "log.csv") == "epoch 1"
     (tmp_path / "log.csv").write_text("epoch,accuracy_exit0,accuracy_exit1,cc_exit0\n1,0.5,0.75,0.25\n")
-    assert _describe_progress(tmp_path / "log.csv") == "epoch 1: val accuracy 50.0 75.0 %, map CC with final 0.25"
+    assert _describe_epochs(tmp_path / "log.csv") == "epoch 1: val accuracy 50.0 75.0 %, map CC with final 0.25"

@@ -91,6 +91,7 @@ def test_a_short_explanation_has_its_files_too(net, images, tmp_path):
     assert torch.equal(why.exits[0].attention, xl.explain(net, images[0], xl.Policy((0.0, 0.5))).exits[0].attention)
 
 
+@pytest.mark.slow
 def test_relevance_is_drawn_as_the_exits_are(net, images, tmp_path):
     plain, why = (xl.explain(net, images[0], POLICY, relevance=value) for value in (False, True))
     one, two = (save_explanation(each, tmp_path / str(i), PREPROCESS, "x") for i, each in enumerate((plain, why)))

@@ -1,6 +1,5 @@
 import json
 import re
-from types import SimpleNamespace
 
 import jinja2
 import pytest
@@ -8,11 +7,12 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery.explanations import write_explanation
-from exitlens.delivery.pages import _environment, load_template, shade_tokens, tabulate_tokens
-from exitlens.display import scale_attention
+from exitlens.delivery.pages import load_template, tabulate_tokens
+from exitlens.display import scale_attention, shade_names
 from tests.texts import make_text_net, make_texts
 
 
+@pytest.mark.slow
 def test_shaded_tokens(tmp_path):
     net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
@@ -33,6 +33,7 @@ def test_shaded_tokens(tmp_path):
         write_explanation(why, tmp_path, "x")
 
 
+@pytest.mark.slow
 def test_tokens_that_the_answer_depends_on(tmp_path):
     net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
@@ -51,8 +52,7 @@ def luminance(r, g, b):  # WCAG 2
 
 
 def test_words_stand_out_on_every_shade():
-    why = SimpleNamespace(tokens=tuple(map(str, range(201))))
-    for _, _, style in shade_tokens(why, torch.linspace(0, 1, 201)):
+    for _, _, style in shade_names(tuple(map(str, range(201))), torch.linspace(0, 1, 201)):
         behind = luminance(*map(int, re.search(r"rgb\((\d+),(\d+),(\d+)\)", style).groups()))
         light, dark = sorted((behind, 1.0 if "#fff" in style else 0.0), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, style
@@ -62,11 +62,11 @@ def test_a_template_escapes_and_misses_nothing():
     page = load_template("tokens.html.j2")
     with pytest.raises(jinja2.UndefinedError):
         page.render()
-    assert _environment().from_string("{{ x }}").render(x="<b>") == "&lt;b&gt;"
+    assert load_template("report.html.j2").environment.from_string("{{ x }}").render(x="<b>") == "&lt;b&gt;"
 
 
 def test_numbers_for_people():
-    filters = _environment().filters
+    filters = load_template("report.html.j2").environment.filters
     assert filters["percent"](0.1234) == "12.3"
     assert filters["percent"](None) == filters["number"](float("nan")) == "–"
     assert filters["threshold"](float("inf")) == "never"

@@ -1,9 +1,13 @@
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from exitlens.delivery import plots
 from exitlens.display import pick_exit_colour
 from tests.delivery.subjects import make_subject
+
+pytestmark = pytest.mark.slow
 
 
 def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):

@@ -84,6 +84,7 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
         write_report(path, subjects, {"test": tiny_set}, MADE)
 
 
+@pytest.mark.slow
 def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
     subjects = [make_subject("run", tiny_set, faithful=False)]
     text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
@@ -92,6 +93,7 @@ def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
         write_report(tmp_path / "x.html", [], {}, MADE)
 
 
+@pytest.mark.slow
 def test_milliseconds_stand_beside_the_cost(tmp_path, tiny_set):
     subject, timing = make_subject("run", tiny_set, faithful=False), make_timing()
     assert "ms of a batch" not in write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
@@ -115,6 +117,7 @@ def test_a_report_compares_equals(tmp_path, tiny_set):
         write_report(tmp_path / "x.html", [one, other], {"test": tiny_set}, MADE)
 
 
+@pytest.mark.slow
 def test_names_are_only_names(tmp_path, tiny_set):
     subjects = [
         make_subject(name, tiny_set) for name in ("a$x^$ <b>", "a very long name of a run that leaves no room for a plot")
@@ -124,6 +127,7 @@ def test_names_are_only_names(tmp_path, tiny_set):
     assert "a very long name of a r…" in text
 
 
+@pytest.mark.slow
 def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
     one = make_subject("gated", tiny_set)
     gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
@@ -138,6 +142,7 @@ def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
     assert 'id="w-gate"' not in write_report(tmp_path / "s.html", [one], {"test": tiny_set}, MADE).read_text()
 
 
+@pytest.mark.slow
 def test_words_fit_the_heads(tmp_path, tiny_set):
     for head, said in (("evidence", "not a picture drawn afterwards"), ("average", "energy of their features")):
         net = xl.attach(TinyNet(), ["a", "b"], 4, tiny_set.first(1).inputs, head=head)
@@ -148,6 +153,7 @@ def test_words_fit_the_heads(tmp_path, tiny_set):
         assert ("not a picture drawn afterwards" in text) == (head == "evidence")
 
 
+@pytest.mark.slow
 def test_one_image_has_no_chance_level(tmp_path, tiny_set):
     text = write_report(
         tmp_path / "r.html", [make_subject("x", tiny_set.first(1))], {"test": tiny_set.first(1)}, MADE
@@ -164,6 +170,7 @@ def test_a_network_without_early_exits_has_no_report(tmp_path, tiny_set):
         write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE)
 
 
+@pytest.mark.slow
 def test_large_images_keep_the_report_small(tmp_path):
     pixels = torch.randint(0, 255, (6, 3, 640, 480), dtype=torch.uint8)  # noise: the worst case
     data = xl.data.ImageSet(pixels, torch.arange(6) % 4, ("a", "b", "c", "d"))
@@ -182,6 +189,7 @@ def _saved(net, folder, classes, preprocess):
     return folder
 
 
+@pytest.mark.slow
 def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
     path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
     subject = measure_subjects([path], tiny_set)[0]
@@ -194,6 +202,7 @@ def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
     assert made.seed == "not recorded"
 
 
+@pytest.mark.slow
 def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
     turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
     with pytest.raises(xl.errors.InputError, match="its classes are"):
@@ -203,6 +212,7 @@ def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
         measure_subjects([other], tiny_set)
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "collect", None)
     one = _saved(net, tmp_path / "a", tiny_set.classes, tiny_set.preprocess)
@@ -213,6 +223,7 @@ def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(ne
         measure_subjects([one, tmp_path / "b"], tiny_set)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
     path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
     (path / "settings.json").write_text("{}")
@@ -233,6 +244,7 @@ def test_three_sentences_with_links_to_their_terms(tiny_set):
     assert len(summarize([make_subject("x", tiny_set, faithful=False)], "test", {})) == 2
 
 
+@pytest.mark.slow
 def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
     images = tiny_set.images.repeat(40, 1, 1, 1)
     labels = torch.arange(len(images)) // (len(images) // 4)
@@ -242,6 +254,7 @@ def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
     assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
 
 
+@pytest.mark.slow
 def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
     class Reader:
         def __len__(self):
@@ -265,6 +278,7 @@ def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
     assert order == sorted(order)  # mistakes first, then by the exit that answered: each answer is that of its own image
 
 
+@pytest.mark.slow
 def test_mistakes_come_first_and_are_half_of_the_gallery(tmp_path, tiny_set):
     subject = make_subject("x", tiny_set, faithful=False)
     net = subject.net
@@ -283,6 +297,7 @@ def test_mistakes_come_first_and_are_half_of_the_gallery(tmp_path, tiny_set):
     assert text.count('<span class="wrong">mistake</span>') == 1
 
 
+@pytest.mark.slow
 def test_confidences_that_are_far_from_accuracies_have_a_word_of_warning(tmp_path, tiny_set):
     subject = make_subject("x", tiny_set, faithful=False)
     exits = subject.reports["test"].exits
@@ -294,6 +309,7 @@ def test_confidences_that_are_far_from_accuracies_have_a_word_of_warning(tmp_pat
         assert words in text
 
 
+@pytest.mark.slow
 def test_legends_and_tables_name_what_there_is(tmp_path, tiny_set):
     two = [make_subject(name, tiny_set) for name in ("one", "two")]
     text = write_report(tmp_path / "two.html", two, {"test": tiny_set}, MADE).read_text()

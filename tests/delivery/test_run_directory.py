@@ -9,7 +9,7 @@ import torch
 import exitlens as xl
 from exitlens.data.checks import refuse_bad
 from exitlens.data.sources import DataSource, open_source
-from exitlens.delivery.bundle import find_bundle, replace_policy, save_trained
+from exitlens.delivery.bundle import find_bundle, replace_network, replace_policy, save_trained
 from exitlens.delivery.run_directory import (
     describe_origin,
     load_calibrated,
@@ -94,6 +94,7 @@ def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished)
         assert xl.load(run)[1].thresholds == (0.5,)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_that_goes_on_has_another_best_epoch(unfinished):
     run, net = unfinished
     with pytest.warns(xl.errors.WeightsWarning):
@@ -110,14 +111,27 @@ def test_an_unfinished_run_that_goes_on_has_another_best_epoch(unfinished):
     assert xl.load(run)[0].fingerprint() == net.fingerprint()
 
 
-def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished):
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"epochs": 2}, {"patience": 0}], ids=["all epochs", "out of patience"])
+def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished, changes):
     run, _ = unfinished
     settings = json.loads((run / "settings.json").read_text())
-    settings["settings"]["epochs"] = 2
+    settings["settings"] |= changes
     (run / "settings.json").write_text(json.dumps(settings))
     assert xl.load(run)[0].num_exits == 2
 
 
+def test_a_tuned_network_of_an_unfinished_run_remains_marked(unfinished):
+    run, _ = unfinished
+    with pytest.warns(xl.errors.WeightsWarning):
+        net, _ = xl.load(run)
+    replace_network(run, net, {"fast": xl.Policy((0.5,), network=net.identity())})
+    with pytest.warns(xl.errors.WeightsWarning, match="has not ended"):
+        xl.load(run)
+    assert list(xl.load_policies(run)) == ["fast"]
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::exitlens.errors.WeightsWarning")
 def test_the_command_line_goes_on_with_an_unfinished_run(trained_once, tmp_path):
     run = Path(shutil.copytree(trained_once, tmp_path / "run"))
@@ -131,6 +145,7 @@ def test_the_command_line_goes_on_with_an_unfinished_run(trained_once, tmp_path)
         assert "the weights are those of epoch 1, the best so far" in told
 
 
+@pytest.mark.slow
 def test_a_run_without_an_epoch_or_with_a_damaged_record(unfinished):
     run, _ = unfinished
     (run / "settings.json").write_text("{}")
@@ -159,6 +174,7 @@ def test_a_policy_is_replaced_and_the_others_stay(small, tmp_path):
     assert load_named(tmp_path) == {"fast": other, "certified": other}
 
 
+@pytest.mark.slow
 def test_a_policy_is_loaded_by_name(small, tmp_path):
     xl.save(small, None, tmp_path / "bundle")
     with pytest.raises(xl.errors.PolicyError, match=r"has no policy yet\. Fix: run exitlens calibrate --bundle \S+$"):
@@ -177,6 +193,7 @@ def test_a_policy_is_loaded_by_name(small, tmp_path):
     assert load_calibrated(tmp_path)[1] == load_calibrated(tmp_path, "default")[1] == xl.Policy((0.5,))
 
 
+@pytest.mark.slow
 def test_of_a_network_that_was_trained_on_the_policies_are_left_out(small, tmp_path):
     bundle = tmp_path / "bundle"
     assert save_trained(small, bundle, overwrite=False) == []
@@ -192,6 +209,7 @@ def test_of_a_network_that_was_trained_on_the_policies_are_left_out(small, tmp_p
         save_trained(small, bundle, overwrite=False)
 
 
+@pytest.mark.slow
 def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
     net, _ = xl.load(trained)
     assert len(load_samples(trained, net, "test", ReadSettings(str(folder)))) == 60
@@ -208,6 +226,7 @@ def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
         load_samples(trained, net, "test", ReadSettings(columns="label=x"))
 
 
+@pytest.mark.slow
 def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
     net = xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40))
     net.describe(preprocess=xl.data.Preprocess((40, 40), (0.5,) * 3, (0.5,) * 3))
@@ -252,6 +271,7 @@ def series(tmp_path):
     return net.eval(), tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_series_for_a_network_come_as_it_takes_them(series):
     net, folder = series
     data = load_samples(folder, net, "test", ReadSettings(str(folder), workers=0))
@@ -269,6 +289,7 @@ def test_series_for_a_network_come_as_it_takes_them(series):
         load_samples(folder, net, "test", ReadSettings(str(folder / "x.csv")))
 
 
+@pytest.mark.slow
 def test_generated_series_have_the_network_s_scale(series):
     net, _ = series
     data = load_samples(Path(), net, "validation", ReadSettings("motifs"))
@@ -299,6 +320,7 @@ def test_a_run_remembers_that_bad_files_are_left_out(tmp_path, folder, monkeypat
         read_source(run)
 
 
+@pytest.mark.slow
 def test_later_verbs_leave_out_what_training_left_out(tmp_path, folder):
     run, source = tmp_path / "run", open_source(str(folder), size=40)
     train = source.load("train")

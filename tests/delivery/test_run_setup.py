@@ -8,6 +8,7 @@ from exitlens.delivery import run_setup
 from exitlens.types.settings import NetworkSettings
 
 
+@pytest.mark.slow
 def test_heads_are_those_of_the_kind_of_input_unless_given(tiny_set):
     assert run_setup.build_network(NetworkSettings(exits="layer1"), tiny_set).info.head == "context"
     assert run_setup.build_network(NetworkSettings(exits="layer1", head="evidence"), tiny_set).info.head == "evidence"
@@ -82,6 +83,7 @@ def test_whose_mean_and_std():
         choose("small", "imagnet")
 
 
+@pytest.mark.slow
 def test_images_of_every_source_are_normalised_as_the_weights_say(folder):
     lines = []
     for name in (str(folder), "fashion"):
@@ -97,6 +99,7 @@ def test_images_of_every_source_are_normalised_as_the_weights_say(folder):
     assert run_setup.load_training_sets(NetworkSettings(), open_source("fashion"))[0].preprocess.std == (0.25,)
 
 
+@pytest.mark.slow
 def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
     pytest.importorskip("transformers")
     lines = []
@@ -116,6 +119,7 @@ def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
         run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}"), open_source("scenes"))
 
 
+@pytest.mark.slow
 def test_networks_for_series_and_volumes_are_built_from_their_data():
     for name, size, axes in (("motifs", 64, 1), ("blobs", 16, 3)):
         source = open_source(name, size=size)

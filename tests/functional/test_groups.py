@@ -76,7 +76,7 @@ def reorder(trace: xl.Trace, rows: torch.Tensor) -> xl.Trace:
     return xl.Trace(trace.logits[rows], trace.labels[rows], trace.divergence[rows], trace.cost)
 
 
-@pytest.mark.parametrize("n", [200, 2000, 5000])
+@pytest.mark.parametrize("n", [200, pytest.param(2000, marks=pytest.mark.slow), pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("order", ["as they come", "by class"])
 def test_independent_samples_are_not_suspected(n, order):
     for seed in range(4):
@@ -89,7 +89,7 @@ def test_independent_samples_are_not_suspected(n, order):
         assert found.deviation < 5
 
 
-@pytest.mark.parametrize(("count", "size"), [(41, 25), (100, 5), (1000, 2), (3000, 3)])
+@pytest.mark.parametrize(("count", "size"), [(41, 25), (100, 5), (1000, 2), pytest.param(3000, 3, marks=pytest.mark.slow)])
 def test_families_are(count, size):
     trace = families(count, size)
     found = measure_likeness(trace)

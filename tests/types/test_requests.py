@@ -31,7 +31,9 @@ from tests.conftest import random_trace
         ({"max_disagreement": 0.1, "equal_groups": True}, "equal_groups: it is about a certificate"),
         ({"max_cost": 0.5, "folds": 5}, "folds: they are about limits on risks"),
         ({"max_disagreement": 0.1, "folds": 5, "delta": 0.1}, "folds: delta promises more"),
-        ({"max_disagreement": 0.1, "folds": 1}, "folds: expected an integer of 2 or more"),
+        ({"max_disagreement": 0.1, "folds": 1}, "folds: expected an integer of 2 or more, got 1"),
+        ({"max_disagreement": 0.1, "folds": True}, "folds: expected an integer"),
+        ({"max_disagreement": 0.1, "folds": 2.0}, "folds: expected an integer"),
         ({"max_disagreement": 0.1, "seed": -1}, "seed: expected an integer"),
     ],
 )

@@ -25,7 +25,7 @@ def good_trace(n: int = 1500, seed: int = 0, labelled: bool = True) -> xl.Trace:
     return xl.Trace(logits, labels if labelled else None, divergence, torch.tensor([0.2, 0.5, 1.0]))
 
 
-def test_a_certificate_says_what_was_promised_and_by_what():
+def test_a_certificate_names_promises_and_evidence():
     trace = good_trace()
     policy = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.1, delta=0.1)
     record, tested = policy.calibration, policy.calibration.certification
@@ -38,29 +38,25 @@ def test_a_certificate_says_what_was_promised_and_by_what():
     assert trace.cost[exits].double().mean().item() == pytest.approx(record.cost)
     words = policy.certificate()
     assert words.count(". ") == 1
-    for part in (
-        "With 90 % confidence",
-        "1,500 calibration samples",
-        "at most 2 points less accurate",
-        "at most 0.1)",
-        "900 samples",
-    ):
+    promises = "With 90 % confidence", "at most 2 points less accurate", "at most 0.1)"
+    for part in (*promises, "1,500 calibration samples", "900 samples"):
         assert part in words
     assert xl.Policy.from_dict(policy.to_dict()) == policy
 
 
-def test_the_test_part_decides_nothing_but_where_the_path_ends():
+def test_test_samples_decide_only_where_the_path_ends():
     """Other labels in the part that tests: the same path, another end."""
     trace = good_trace()
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))[600:]
     labels = trace.labels.clone()
     labels[rows[:200]] = 1 - labels[rows[:200]]
-    one = xl.calibrate(trace, max_accuracy_drop=0.02, delta=0.1)
-    other = xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.02, delta=0.1)
-    assert one.temperatures == other.temperatures
-    assert one.calibration.certification.path_length == other.calibration.certification.path_length
+    first = xl.calibrate(trace, max_accuracy_drop=0.02, delta=0.1)
+    second = xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.02, delta=0.1)
+    assert first.temperatures == second.temperatures
+    assert first.calibration.certification.path_length == second.calibration.certification.path_length
 
 
+@pytest.mark.slow
 def test_a_smaller_delta_or_limit_never_saves_more():
     trace = good_trace()
     costs = [xl.calibrate(trace, max_accuracy_drop=0.02, delta=d).calibration.cost for d in (0.4, 0.1, 0.02)]
@@ -79,7 +75,7 @@ def test_without_labels_disagreement_and_divergence_are_certified():
             xl.calibrate(trace, **{name: 0.1}, delta=0.1)
 
 
-@pytest.mark.parametrize("delta", [None, 0.1])
+@pytest.mark.parametrize("delta", [None, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_every_class_has_its_own_limit(delta):
     """Class 1 loses at exit 0, class 0 does not: together they would pass."""
     n = 2000
@@ -96,11 +92,11 @@ def test_every_class_has_its_own_limit(delta):
     drop = select_exits(accuracy_drop(trace), xl.route(trace, each))
     assert all(drop[labels == c].mean() <= 0.15 + 1e-6 for c in (0, 1))
     if delta:
-        assert [one.name for one in each.calibration.certification.tests][1] == "max_class_accuracy_drop, class 1"
+        assert [item.name for item in each.calibration.certification.tests][1] == "max_class_accuracy_drop, class 1"
         assert "in every class" in each.certificate()
 
 
-def test_nothing_passes_and_it_says_why_and_what_it_would_take():
+def test_a_refusal_says_why_and_how_many_samples_it_takes():
     few = xl.calibrate(good_trace(60), max_disagreement=0.01, delta=0.1)
     assert few.thresholds == (math.inf, math.inf)
     needed = few.calibration.certification.samples_needed
@@ -115,7 +111,7 @@ def test_nothing_passes_and_it_says_why_and_what_it_would_take():
     assert hopeless.calibration.certification.reason
 
 
-def test_reasons_that_are_true():
+def test_refusals_give_true_reasons():
     alone = xl.Trace(torch.rand(200, 1, 3), None, torch.zeros(200, 1), torch.tensor([1.0]))
     refused = xl.calibrate(alone, max_disagreement=0.1, delta=0.1).calibration.certification
     assert refused.reason == "the network has no early exits"
@@ -123,12 +119,12 @@ def test_reasons_that_are_true():
     assert "can never be shown from samples" in nothing.calibration.certification.reason
     tiny = xl.calibrate(good_trace(2000), max_accuracy_drop=0.05, delta=1e-4)
     assert tiny.calibration.cost < 1  # the tests spare a part of delta, not a fixed one
-    assert all(one.p_value <= 1e-4 for one in tiny.calibration.certification.tests)
+    assert all(item.p_value <= 1e-4 for item in tiny.calibration.certification.tests)
     for limits in ({"max_accuracy_drop": 1e-320}, {"max_disagreement": 1e-320}, {"max_accuracy_drop": 0.0}):
         assert xl.calibrate(good_trace(20), **limits, delta=1e-3).thresholds == (math.inf, math.inf)
 
 
-def test_a_certificate_speaks_of_the_classes_that_were_tested():
+def test_a_certificate_names_only_tested_classes():
     """Ten classes, of which the calibration saw nine: nothing is said of the tenth."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 9, (3000,), generator=rng)
@@ -139,8 +135,8 @@ def test_a_certificate_speaks_of_the_classes_that_were_tested():
     assert policy.calibration.classes == (9, 10)
     assert "in each of the 9 classes of 10 that were tested" in policy.certificate()
     assert "nearest to failing of 9" in policy.certificate()
-    one = xl.Trace(logits, torch.zeros(3000).long(), torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
-    assert xl.calibrate(one, max_class_accuracy_drop=0.5).num_exits == 2
+    item = xl.Trace(logits, torch.zeros(3000).long(), torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
+    assert xl.calibrate(item, max_class_accuracy_drop=0.5).num_exits == 2
 
 
 def test_a_changed_policy_has_no_certificate(tmp_path):
@@ -151,10 +147,10 @@ def test_a_changed_policy_has_no_certificate(tmp_path):
         assert "Nothing is promised: this policy is not the one that was calibrated" in other.certificate()
 
 
-def test_repeated_samples_are_told():
-    one = good_trace(100)
+def test_certificates_count_distinct_samples():
+    item = good_trace(100)
     rows = torch.randint(100, (1000,), generator=torch.Generator().manual_seed(0))
-    trace = xl.Trace(one.logits[rows], None, one.divergence[rows], one.cost)
+    trace = xl.Trace(item.logits[rows], None, item.divergence[rows], item.cost)
     assert "only 100 of the samples are distinct" in xl.calibrate(trace, max_disagreement=0.2, delta=0.1).certificate()
 
 
@@ -195,18 +191,19 @@ def test_bad_input():
             xl.calibrate(good_trace(50), max_class_accuracy_drop=limit, delta=0.1)
 
 
+@pytest.mark.slow
 def test_temperatures_of_other_data_but_not_of_these():
     trace = good_trace()
     fitted = xl.calibrate(good_trace(seed=5), max_accuracy_drop=0.05)
     policy = xl.calibrate(trace, max_accuracy_drop=0.05, delta=0.1, temperatures=fitted)
     assert policy.temperatures == fitted.temperatures
     mixed = xl.Trace(torch.cat([trace.logits, good_trace(seed=5).logits[:300]]), None, torch.zeros(1800, 3), trace.cost)
-    for leaking, one in ((xl.calibrate(trace, max_accuracy_drop=0.05), trace), (fitted, mixed)):
+    for leaking, first in ((xl.calibrate(trace, max_accuracy_drop=0.05), trace), (fitted, mixed)):
         with pytest.raises(xl.errors.CalibrationError, match="temperatures: they were fitted on samples of this trace"):
-            xl.calibrate(one, max_disagreement=0.05, delta=0.1, temperatures=leaking)
-    other = replace(fitted, network="another")
+            xl.calibrate(first, max_disagreement=0.05, delta=0.1, temperatures=leaking)
+    second = replace(fitted, network="another")
     with pytest.raises(xl.errors.PolicyError, match="calibrated for network another"):
-        xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=other)
+        xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=second)
 
 
 @pytest.mark.slow  # test_certification.py draws again, too, without the search
@@ -240,7 +237,7 @@ def coin_trace(count: int, rate: float, seed: int) -> xl.Trace:
     ],
     ids=["loosest first", "strictest first", "other splits"],
 )
-def test_delta_is_honoured_if_one_asks_until_it_passes(requests):
+def test_delta_holds_when_users_ask_until_it_passes(requests):
     """Every policy that exits early is above all the limits, so each certificate would be wrong."""
     draws, delta, wrong, naive = 200, 0.3, 0, 0
     for draw in range(draws):
@@ -262,7 +259,7 @@ def test_delta_is_honoured_if_one_asks_until_it_passes(requests):
         assert naive / draws > 0.5  # what asking until it passes does without counting
 
 
-def test_what_was_refused_is_spent_and_what_was_granted_is_not():
+def test_refused_certificates_spend_delta_and_granted_ones_do_not():
     trace = coin_trace(500, 0.05, seed=0)
     for limit in (0.3, 0.2, 0.15):  # loosest first: nothing is spent
         tested = xl.calibrate(trace, max_disagreement=limit, delta=0.1).calibration.certification

@@ -17,7 +17,7 @@ from tests.conftest import TinyNet, make_net, make_timing
 from tests.ranks import open_pair
 
 
-def test_trace_holds_what_the_network_says(net, images):
+def test_traces_record_the_networks_outputs(net, images):
     labels = torch.arange(40) % 4
     trace = xl.collect(net, [(images[:25], labels[:25]), (images[25:], labels[25:])])
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_trace_holds_what_the_network_says(net, images):
     assert (trace.similarity["cc"][:, -1] > 0.999).all()
 
 
-def test_time_in_place_of_macs(net, tiny_set, tmp_path, monkeypatch):
+def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     asked = []
 
     def measure(*words):
@@ -58,24 +58,26 @@ def test_time_in_place_of_macs(net, tiny_set, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"cost": "seconds"}, "cost: expected 'macs'"),
         ({"timed_batch": 1}, "timed_batch: it is about measured time"),
         ({"cost": "time", "timed_batch": 0}, "timed_batch: expected samples, 1 or more"),
     ],
 )
-def test_what_cost_cannot_be(net, how, message):
+def test_bad_costs_are_refused(net, options, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        xl.collect(net, [], **how)
+        xl.collect(net, [], **options)
 
 
 def test_sources_and_batch_sizes_agree(net, tiny_set):
     first = xl.collect(net, tiny_set, batch_size=7)
     second = xl.collect(net, DataLoader(tiny_set, 32), progress=True)
     torch.testing.assert_close(first.logits, second.logits, atol=1e-5, rtol=1e-5)
-    unlabelled = xl.collect(net, tiny_set.inputs)
-    assert unlabelled.labels is None
+    assert xl.collect(net, tiny_set.inputs).labels is None
+    single = xl.collect(net, tiny_set.inputs[:1])  # has nothing to be shuffled with
+    assert single.null == {}
+    assert single.uniform_null
 
 
 def test_groups_are_named_or_come_with_the_batches(net, tiny_set):
@@ -101,12 +103,6 @@ def test_pairing_is_a_derangement():
         assert (partner != torch.arange(n)).all()
 
 
-def test_one_image_has_no_shuffled_null(net, images):
-    trace = xl.collect(net, images[:1])
-    assert trace.null == {}
-    assert trace.uniform_null
-
-
 def test_the_network_is_given_back_as_it_was(net, images):
     net.train()
     net.stage(0).eval()
@@ -121,32 +117,36 @@ def test_the_network_is_given_back_as_it_was(net, images):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_bad_loaders(net, images):
-    with pytest.raises(xl.errors.InputError, match="no batch"):
-        xl.collect(net, [])
-    with pytest.raises(xl.errors.InputError, match="differ in size"):
-        xl.collect(net, [images, torch.randn(2, 3, 24, 24)])
-    with pytest.raises(xl.errors.InputError, match="net: expected ExitNet"):
-        xl.collect(None, images)
-    with pytest.raises(xl.errors.InputError, match="some have none"):
-        xl.collect(net, [(images, torch.zeros(40).long()), images])
-    with pytest.raises(xl.errors.InputError, match=r"labels: expected values in \[0, 4\)"):
-        xl.collect(net, [(images, torch.full((40,), 7))])
+@pytest.mark.parametrize(
+    ("net", "make", "message"),
+    [
+        (make_net(), lambda x: [], "no batch"),
+        (make_net(), lambda x: [x, torch.randn(2, 3, 24, 24)], "differ in size"),
+        (None, lambda x: x, "net: expected ExitNet"),
+        (make_net(), lambda x: [(x, torch.zeros(40).long()), x], "labels and some have none"),
+        (make_net(), lambda x: [(x, torch.full((40,), 7))], r"labels: expected values in \[0, 4\)"),
+    ],
+)
+def test_bad_data(net, images, make, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.collect(net, make(images))
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    with open_pair(tmp_path_factory.mktemp("pair")) as found:
-        yield found
+    with open_pair(tmp_path_factory.mktemp("pair")) as processes:
+        yield processes
 
 
-@pytest.mark.parametrize("kind", ["set", "loader", "list", "lazy"])
+@pytest.mark.parametrize(
+    "kind", ["set", "list", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("loader", "lazy"))]
+)
 def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
     expected = _collect(0, kind, folder, ranks=xl.DistributedContext())
-    for found in pair.run(_collect, kind, folder):
-        assert found.keys() == expected.keys()
+    for result in pair.run(_collect, kind, folder):
+        assert result.keys() == expected.keys()
         for name, value in expected.items():
-            assert torch.equal(found[name], value), name
+            assert torch.equal(result[name], value), name
 
 
 def _collect(rank, kind, folder, ranks=None):
@@ -167,41 +167,35 @@ def _collect(rank, kind, folder, ranks=None):
     return {name: value for name, value in parts.items() if value is not None}
 
 
-def test_of_two_processes_the_first_measures_time(pair):
-    first, second = pair.run(_collect_time)
-    assert first == second == 1.0
-
-
-def _collect_time(rank):
-    """Each rank would measure another time."""
-    ms = (1.0 + rank, 4.0, 9.0)
-    collection.measure_exits = lambda *words: xl.types.ExitLatency(ms, ms, ms, 9.0, 8, 1)
-    return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time").timing.ms[0]
-
-
-def test_a_busy_first_process_is_the_error_of_both(pair):
-    for error in pair.run(_collect_busy):
+def test_the_first_of_two_processes_measures_time_for_both(pair):
+    assert pair.run(_collect_time, False) == [1.0, 1.0]
+    for error in pair.run(_collect_time, True):
         assert isinstance(error, xl.errors.EngineError)
         assert "busy" in str(error)
 
 
-def _collect_busy(rank):
-    def fail(*words):
-        raise xl.errors.EngineError("busy")
+def _collect_time(rank, is_busy):
+    """Each rank would measure another time."""
 
-    collection.measure_exits = fail
-    return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time")
+    def measure(*_):
+        if is_busy:
+            raise xl.errors.EngineError("busy")
+        ms = (1.0 + rank, 4.0, 9.0)
+        return xl.types.ExitLatency(ms, ms, ms, 9.0, 8, 1)
+
+    collection.measure_exits = measure
+    return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time").timing.ms[0]
 
 
-def test_what_several_processes_cannot_share(pair):
-    for error in pair.run(_collect_wrong, "no length"):
-        assert "needs a length" in str(error)
-    for error in pair.run(_collect_wrong, "shuffled"):
-        assert "shuffles by the global random state" in str(error)
-    for error in pair.run(_collect_wrong, "sampler"):
-        assert "DistributedSampler" in str(error)
-    for error in pair.run(_collect_wrong, "mixed"):
-        assert "some batches have labels" in str(error)
+@pytest.mark.slow
+def test_sources_that_processes_cannot_share_are_refused(pair):
+    for kind, message in (
+        ("no length", "needs a length"),
+        ("shuffled", "shuffles by the global random state"),
+        ("sampler", "DistributedSampler"),
+        ("mixed", "some batches have labels"),
+    ):
+        assert all(message in str(error) for error in pair.run(_collect_wrong, kind))
 
 
 def _collect_wrong(rank, kind):
@@ -216,21 +210,21 @@ def _collect_wrong(rank, kind):
     xl.collect(make_net(), source)
 
 
-def assert_equal_traces(one, other):
-    assert repr(one) == repr(other)
-    for field in dataclasses.fields(one):
-        assert_equal(getattr(one, field.name), getattr(other, field.name))
+def assert_equal_traces(first, second):
+    assert repr(first) == repr(second)
+    for field in dataclasses.fields(first):
+        assert_equal(getattr(first, field.name), getattr(second, field.name))
 
 
-def assert_equal(one, other):
-    if isinstance(one, CompactLogits):
-        one, other = one.parts(), other.parts()
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert_equal(one[name], other[name])
+def assert_equal(first, second):
+    if isinstance(first, CompactLogits):
+        first, second = first.parts(), second.parts()
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert_equal(first[name], second[name])
     else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def test_logits_in_compact_form_are_those_of_the_whole_trace(net, tiny_set):
@@ -261,7 +255,7 @@ def test_a_trace_dir_is_made_and_keeps_the_trace(net, tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
+def test_large_columns_wait_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
     in_memory = xl.collect(net, tiny_set, batch_size=7, compact=compact)
     monkeypatch.setattr(collection, "RowStore", lambda folder: io.RowStore(folder, 1000))
     monkeypatch.setattr(collection, "ROWS", 9)
@@ -274,7 +268,8 @@ def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, comp
     assert_equal_traces(xl.collect(net, tiny_set, batch_size=7, compact=compact), in_memory)
 
 
-def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
+@pytest.mark.slow
+def test_compact_and_whole_traces_give_equal_policies_and_reports():
     hundred = make_hundred_classes()
     net, images, labels = hundred
     data = [(a, b) for a, b in zip(images.split(50), labels.split(50), strict=True)]
@@ -283,9 +278,9 @@ def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
         limits = {"max_disagreement": 0.3, "max_divergence": 0.3, "score": score, "gate": score != "margin"}
         policies = [xl.calibrate(trace, **limits) for trace in (whole, compact)]
         torch.testing.assert_close(*(torch.tensor(p.temperatures) for p in policies), rtol=1e-4, atol=0)
-        one, other = (xl.evaluate(trace, policies[0]) for trace in (whole, compact))
-        assert one.exit_shares == other.exit_shares
-        for row, same in zip(one.exits, other.exits, strict=True):
+        first, second = (xl.evaluate(trace, policies[0]) for trace in (whole, compact))
+        assert first.exit_shares == second.exit_shares
+        for row, same in zip(first.exits, second.exits, strict=True):
             for name in ("accuracy", "agreement", "calibration_error", "brier", "risk_coverage"):
                 assert getattr(row, name) == pytest.approx(getattr(same, name), abs=1e-5)
     certified = [xl.calibrate(trace, max_disagreement=0.3, delta=0.1) for trace in (whole, compact)]

@@ -25,6 +25,11 @@ def test_report_by_hand():
     assert [row.accuracy for row in report.exits] == pytest.approx([1 / 3, 1.0])
     assert report.exits[0].accuracy_when_taken == pytest.approx(0.5)
     assert report.samples == 3
+    rows = [(row.label, row.samples, row.accuracy, row.final_accuracy) for row in report.classes]
+    assert rows == [(0, 1, 1.0, 1.0), (1, 2, 0.5, 1.0)]  # the third sample is answered wrongly at exit 0
+    assert [row.label for row in report.list_worst_classes()] == [1, 0]
+    with pytest.raises(xl.errors.PolicyError):
+        xl.evaluate(trace, xl.Policy((0.5, 0.5)))
     assert report.overthinking == pytest.approx((1 / 3, 0.0))  # the first is right at exit 0 and at the final one
     p = torch.tensor([3.0, 0.0]).softmax(0)[0].item()
     half = torch.tensor([0.1, 0.0]).softmax(0)[0].item()
@@ -32,7 +37,7 @@ def test_report_by_hand():
     assert report.exits[0].risk_coverage == pytest.approx((0.5 + 0.5 + 2 / 3) / 3)  # two are equally sure, one is right
 
 
-def test_the_line_for_people_says_what_a_gain_is():
+def test_summaries_word_gains_and_drops():
     logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[3.0, 0.0], [3.0, 0.0]]])  # exit 0 is right twice, the final one once
     trace = xl.Trace(logits, torch.tensor([0, 0]), torch.zeros(2, 2), torch.tensor([0.4, 1.0]))
     last = repr(xl.evaluate(trace, xl.Policy((0.5,)))).splitlines()[-2]
@@ -42,13 +47,13 @@ def test_the_line_for_people_says_what_a_gain_is():
     assert "accuracy 50.0%, drop 50.0%, cost" in repr(xl.evaluate(swapped, xl.Policy((0.5,))))
 
 
-def test_the_line_for_people_says_who_misses_more_labels():
+def test_summaries_word_false_negatives():
     few, many = (LabelReport(0.9, 0.1, drop, (0.9,), (0.1,)) for drop in (-0.02, 0.013))
     assert "false negatives 10.0% (2.0 points fewer than the final exit)" in str(few)
     assert "false negatives 10.0% (1.3 points more than the final exit)" in str(many)
 
 
-def test_a_report_has_milliseconds_where_the_trace_has():
+def test_reports_show_the_traces_milliseconds():
     trace = timed_trace()
     report = xl.evaluate(trace, xl.Policy.never(3))
     assert report.ms == pytest.approx(10.5)
@@ -95,25 +100,6 @@ def test_unlabelled_traces_have_no_accuracy(net, images):
     json.dumps(report.to_dict())
     assert "final" not in str(report)
     assert "routed" in str(report)
-
-
-def test_policy_checks():
-    with pytest.raises(xl.errors.PolicyError):
-        xl.evaluate(random_trace(), xl.Policy((0.5,)))
-    assert math.isinf(xl.Policy.never(3).thresholds[0])
-
-
-def test_classes_by_hand():
-    logits = torch.tensor(
-        [[[3.0, 0.0, 0.0], [3.0, 0.0, 0.0]], [[0.1, 0.0, 0.0], [0.0, 3.0, 0.0]], [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]]
-    )
-    trace = xl.Trace(logits, torch.tensor([0, 1, 1]), torch.zeros(3, 2), torch.tensor([0.4, 1.0]))
-    report = xl.evaluate(trace, xl.Policy((0.9,)))  # the third sample is answered wrongly at exit 0
-    assert [(row.label, row.samples, row.accuracy, row.final_accuracy) for row in report.classes] == [
-        (0, 1, 1.0, 1.0),
-        (1, 2, 0.5, 1.0),
-    ]
-    assert [row.label for row in report.list_worst_classes()] == [1, 0]
 
 
 def test_many_classes_show_the_worst():

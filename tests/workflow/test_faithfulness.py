@@ -10,22 +10,14 @@ from tests.conftest import make_net
 
 def test_measures_by_exit(net, tiny_set):
     net.train()
-    found = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
+    result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
     assert net.training
-    for name in (
-        "deletion",
-        "deletion_random",
-        "insertion",
-        "insertion_random",
-        "energy_in_mask",
-        "pointing_game",
-        "deletion_oracle",
-        "insertion_oracle",
-    ):
-        assert len(getattr(found, name)) == 3, name
-    assert found.samples == 20
-    assert all(-1 <= cc <= 1 for cc in found.randomised_cc)
-    json.dumps(found.to_dict())
+    kinds = [f"{measure}{kind}" for measure in ("deletion", "insertion") for kind in ("", "_random", "_oracle")]
+    for name in (*kinds, "energy_in_mask", "pointing_game"):
+        assert len(getattr(result, name)) == 3, name
+    assert result.samples == 20
+    assert all(-1 <= cc <= 1 for cc in result.randomised_cc)
+    json.dumps(result.to_dict())
 
 
 def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.data.ImageSet]:
@@ -55,29 +47,29 @@ def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.data.ImageSet]:
 
 def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
     net, data = make_bright_cell(4.0)
-    found = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
-    assert found.deletion[0] > 0.5
-    assert found.deletion_random[0] < 0.2
-    assert found.pointing_game == (1.0,)
-    assert found.energy_in_mask[0] > 0.9
-    assert found.deletion_share == found.insertion_share == (1.0,)  # the oracle finds the same cell
-    assert found.deletion_share_error == (0.0,)
-    assert found.oracle_samples == 30
+    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
+    assert result.deletion[0] > 0.5
+    assert result.deletion_random[0] < 0.2
+    assert result.pointing_game == (1.0,)
+    assert result.energy_in_mask[0] > 0.9
+    assert result.deletion_share == result.insertion_share == (1.0,)  # the oracle finds the same cell
+    assert result.deletion_share_error == (0.0,)
+    assert result.oracle_samples == 30
 
 
-def test_a_map_beside_the_truth_has_no_share_of_it():
+def test_a_map_off_the_decisive_cell_has_a_negative_share():
     """The bright cell speaks for the answer, the dark ones against it, and the map is on those."""
     net, data = make_bright_cell(-0.1)
     with torch.no_grad():
         net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
-    found = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
-    assert found.oracle_samples == 20
-    assert found.deletion_oracle[0] > found.deletion_random[0]
-    assert found.deletion_share[0] < 0
-    assert found.deletion_share_error[0] >= 0
+    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
+    assert result.oracle_samples == 20
+    assert result.deletion_oracle[0] > result.deletion_random[0]
+    assert result.deletion_share[0] < 0
+    assert result.deletion_share_error[0] >= 0
 
 
-def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
+def test_maps_are_placed_before_cells_are_judged():
     """The network reads everything one cell further down than it is, as a padded kernel of one does."""
     net, data = make_bright_cell(4.0)
     moved = data.images.roll(2, 2)
@@ -91,19 +83,14 @@ def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
     assert placed.randomised_cc == off.randomised_cc
 
 
-def test_without_an_oracle_nothing_is_said_about_it(net, tiny_set):
-    found = xl.measure_faithfulness(net, tiny_set, oracle_samples=0)
-    assert found.oracle_samples == 0
-    assert found.deletion_oracle is found.deletion_share is found.insertion_share_error is None
+def test_results_without_an_oracle(net, tiny_set):
+    result = xl.measure_faithfulness(net, tiny_set, oracle_samples=0)
+    assert result.oracle_samples == 0
+    assert result.deletion_oracle is result.deletion_share is result.insertion_share_error is None
 
 
 def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
     assert xl.measure_faithfulness(kept, tiny_set, samples=8).randomised_cc[-1] is None
-
-
-def test_bad_fraction(net, tiny_set):
-    with pytest.raises(xl.errors.InputError, match="fraction"):
-        xl.measure_faithfulness(net, tiny_set, fraction=1.0)
 
 
 def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
@@ -123,7 +110,7 @@ def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
 
 
 @pytest.mark.parametrize("final", ["head", "keep"])
-def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
+def test_the_tuned_network_is_measured(final, tiny_set):
     net = make_net(final)
     plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
     net.tuning = xl.Tuning(folded=True, channels_last=True)
@@ -137,16 +124,16 @@ def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
     assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
 
 
-def test_it_is_what_the_plain_network_says(net, tiny_set):
+def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
-    found, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
+    result, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
             cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
             answer = out.logits.argmax(1, keepdim=True)
             after = net(modality.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
-            assert found.insertion[k] == after.mean().item()
+            assert result.insertion[k] == after.mean().item()
 
 
 @pytest.mark.parametrize(
@@ -155,11 +142,12 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
         ({"net": 1}, "net"),
         ({"data": 3}, "data"),
         ({"grid": 4}, "grid"),
+        ({"fraction": 1.0}, "fraction"),
         ({"oracle_samples": -1}, "oracle_samples"),
         ({"of": "evidence"}, "of"),
     ],
 )
-def test_other_things_are_refused(net, tiny_set, values, name):
+def test_bad_arguments_are_refused(net, tiny_set, values, name):
     given = {"net": net, "data": tiny_set} | values
     with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
         xl.measure_faithfulness(**given)
@@ -170,8 +158,8 @@ def test_relevance_is_judged_as_attention_is():
     net, data = make_bright_cell(-0.1)
     with torch.no_grad():
         net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
-    how = {"grid": (4, 4), "fraction": 1 / 16}
-    attention, relevance = (xl.measure_faithfulness(net, data, of=of, **how) for of in ("attention", "relevance"))
+    options = {"grid": (4, 4), "fraction": 1 / 16}
+    attention, relevance = (xl.measure_faithfulness(net, data, of=of, **options) for of in ("attention", "relevance"))
     assert attention.deletion_share[0] < 0
     assert relevance.deletion_share[0] == pytest.approx(1, abs=1e-6)
     assert relevance.energy_in_mask[0] > 0.9 > attention.energy_in_mask[0]

@@ -40,13 +40,13 @@ VERBS = {
 def test_every_verb_takes_every_kind_of_data(tiny_set, verb):
     net, data = make_net(), tiny_set.first(20)
     expected, *others = (VERBS[verb](net, source(data)) for source in SOURCES.values())
-    for found in others:
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for result in others:
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("data", [3, [["a", "b"]]])
-def test_anything_else_is_an_error(verb, data):
+def test_other_types_are_refused(verb, data):
     with pytest.raises(
         (xl.errors.InputError, xl.errors.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"
     ):

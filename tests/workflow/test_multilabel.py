@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from exitlens.delivery.explanations import explain_folder, save_explanation
-from exitlens.delivery.pages import render_tokens, tabulate_tokens
+from exitlens.delivery.pages import render_explanations, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
 from exitlens.functional.attribution import choose_explained
 from exitlens.model.attribution import attribute_exits
@@ -51,36 +51,37 @@ def trace(net) -> xl.Trace:
     return xl.collect(net, draw(300, 3))
 
 
-def test_fit_learns_labels_and_records_that(net):
+def test_fit_learns_labels_and_records_the_task(net):
     assert net.info.task == "multilabel"
     report = xl.evaluate(xl.collect(net, draw(200, 4)), xl.Policy.never(3, score="decided"))
     assert report.labels.f1 > 0.8
     assert report.classes[0].label == 0
 
 
-def test_history_has_f1_and_its_oracle(tmp_path):
+@pytest.mark.slow
+def test_f1_in_the_history_equals_scikit_learns(tmp_path):
     torch.manual_seed(0)
     val, plain = draw(48, 2), xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     result = xl.fit(plain, draw(64, 1), val, epochs=2, batch_size=32, out_dir=tmp_path / "run", progress=False)
     metrics = pytest.importorskip("sklearn.metrics")
     outs = plain(val.inputs)
     told = [(out.logits >= 0).numpy() for out in outs]
-    expected = [metrics.f1_score(val.labels.numpy(), one, average="micro", zero_division=0.0) for one in told]
+    expected = [metrics.f1_score(val.labels.numpy(), item, average="micro", zero_division=0.0) for item in told]
     assert result.history[-1]["f1"] == pytest.approx(expected)
-    right = [float((one == val.labels.numpy()).all(1).mean()) for one in told]
+    right = [float((item == val.labels.numpy()).all(1).mean()) for item in told]
     assert result.history[-1]["accuracy"] == pytest.approx(right)
     assert "f1_exit0" in (tmp_path / "run" / "log.csv").read_text()
 
 
-@pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"monitor": "loss", "patience": 1}])
-def test_other_ways_to_train(how):
+@pytest.mark.parametrize("options", [{"freeze_backbone": True}, {"monitor": "loss", "patience": 1}])
+def test_other_ways_to_train(options):
     plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     loss = xl.EGTLoss(0.5, target="product", label_smoothing=0.1, class_weights=(1, 2, 1, 1), distill=0.1)
-    result = xl.fit(plain, draw(64, 1), draw(32, 2), loss=loss, epochs=2, batch_size=32, progress=False, **how)
+    result = xl.fit(plain, draw(64, 1), draw(32, 2), loss=loss, epochs=2, batch_size=32, progress=False, **options)
     assert all(math.isfinite(row["loss"]["total"]) for row in result.history)
 
 
-def test_a_loader_of_integers_will_do():
+def test_integer_label_rows_are_accepted():
     data = draw(64, 1)
     loader = DataLoader(TensorDataset(data.inputs, data.labels.long()), 32)
     plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
@@ -88,28 +89,18 @@ def test_a_loader_of_integers_will_do():
     assert plain.info.task == "multilabel"
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({"balanced": True}, "balanced: it is for one class a sample"),
-        ({"loss": xl.EGTLoss(class_weights="balanced")}, "class_weights: it is for one class a sample"),
-    ],
-)
-def test_what_several_labels_cannot_be_trained_with(how, message):
-    plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.errors.InputError, match=message):
-        xl.fit(plain, draw(32, 1), draw(32, 2), epochs=1, progress=False, **how)
-
-
-def test_training_and_validation_labels_of_two_kinds():
+def test_unsuitable_options_for_several_labels_are_refused():
     plain, data = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)), draw(32, 1)
-    classes = TensorDataset(data.inputs, torch.arange(32) % 4)
-    with pytest.raises(
-        xl.errors.InputError, match=r"labels: this network answers one class a sample: expected \(32,\) integers"
+    classes, wrong = (TensorDataset(data.inputs, labels) for labels in (torch.arange(32) % 4, 3 * data.labels.long()))
+    for val, options, message in (
+        (data, {"balanced": True}, "balanced: it is for one class a sample"),
+        (data, {"loss": xl.EGTLoss(class_weights="balanced")}, "class_weights: it is for one class a sample"),
+        (classes, {}, r"labels: this network answers one class a sample: expected \(32,\) integers"),
+        (wrong, {}, "val labels: expected 0 and 1"),
     ):
-        xl.fit(plain, data, classes, epochs=1, batch_size=32, progress=False)
-    with pytest.raises(xl.errors.InputError, match="val labels: expected 0 and 1"):
-        xl.fit(plain, data, TensorDataset(data.inputs, 3 * data.labels.long()), epochs=1, progress=False)
+        with pytest.raises(xl.errors.InputError, match=message):
+            xl.fit(plain, data, val, epochs=1, batch_size=32, progress=False, **options)
+        plain.describe(task="classes")
 
 
 def test_the_trace_knows_its_labels(net, trace):
@@ -142,15 +133,12 @@ def test_figures_by_hand(trace):
     report = xl.evaluate(trace, xl.Policy.never(3, score="decided"))
     told, labels = trace.logits[:, -1] >= 0, trace.labels
     assert report.accuracy == pytest.approx((told == labels).all(1).float().mean().item())
-    missed = [sum(bool(y) and not t for y, t in zip(*row, strict=True)) / max(1, sum(row[0])) for row in _rows(labels, told)]
+    rows = zip(labels.int().tolist(), told.int().tolist(), strict=True)
+    missed = [sum(bool(y) and not t for y, t in zip(*row, strict=True)) / max(1, sum(row[0])) for row in rows]
     assert report.labels.false_negative_rate == pytest.approx(sum(missed) / len(missed), abs=1e-6)
     row = report.classes[2]
     assert row.samples == int(labels[:, 2].sum())
     assert row.accuracy == row.final_accuracy == pytest.approx((told & labels)[:, 2].sum().item() / row.samples)
-
-
-def _rows(labels, told):
-    return zip(labels.int().tolist(), told.int().tolist(), strict=True)
 
 
 def test_limits_of_other_kinds(trace):
@@ -164,19 +152,9 @@ def test_limits_of_other_kinds(trace):
     assert xl.calibrate(trace, max_accuracy_drop=0.05, folds=3).calibration.held_out is not None
 
 
-@pytest.mark.parametrize(
-    ("how", "error", "message"),
-    [
-        ({"score": "margin"}, xl.errors.InputError, "score: expected one of .*decided.* for several labels"),
-        ({"score": "sure"}, xl.errors.InputError, "score: expected one of"),
-    ],
-)
-def test_bad_requests(trace, how, error, message):
-    with pytest.raises(error, match=message):
-        xl.calibrate(trace, max_accuracy_drop=0.1, **how)
-
-
-def test_a_label_without_a_sample_is_an_error(trace):
+def test_requests_that_cannot_be_met(trace):
+    with pytest.raises(xl.errors.InputError, match=r"score: expected one of .*decided.* for several labels"):
+        xl.calibrate(trace, max_accuracy_drop=0.1, score="margin")
     labels = trace.labels.clone()
     labels[:, 3] = False
     with pytest.raises(xl.errors.CalibrationError, match="none of the 300 samples has label 3"):
@@ -194,7 +172,7 @@ def test_predictions_are_those_on_paper(net, trace):
     sure = torch.maximum(pred.probabilities, 1 - pred.probabilities).amin(1)
     torch.testing.assert_close(pred.confidence, sure)
     streamed = list(xl.predict_stream(net, [data.inputs[:30], data.inputs[30:]], policy))
-    assert torch.equal(torch.cat([one.labels for one in streamed]), pred.labels)
+    assert torch.equal(torch.cat([item.labels for item in streamed]), pred.labels)
     assert xl.DriftMonitor(policy).update(pred).samples == 60
 
 
@@ -227,7 +205,7 @@ def test_a_bundle_keeps_the_task(net, trace, tmp_path):
     assert set(xl.load_policies(tmp_path / "b")) == {"default", "full"}
 
 
-def test_every_label_that_is_told_has_its_evidence(net, tmp_path):
+def test_every_answered_label_has_its_evidence(net, tmp_path):
     policy, data = xl.Policy((0.95, 0.95), "decided"), draw(20, 9)
     pred = xl.predict(net, data.inputs, policy)
     whys = xl.explain_batch(net, data.inputs, policy, relevance=True)
@@ -248,7 +226,7 @@ def test_every_label_that_is_told_has_its_evidence(net, tmp_path):
     assert f"explanation_label{why.labels[0].label}.png" in names
     assert explain_folder(net, policy, [data.inputs], str, data.preprocess, tmp_path / "many")[0].answer
     words = _flatten(why)
-    assert "speaks for" in render_tokens("t", [("", words)])
+    assert "speaks for" in render_explanations("t", [("", words)])
     assert tabulate_tokens(words).row_count == len(why.exits) + len(why.labels) + 1
 
 
@@ -256,7 +234,7 @@ def _flatten(why):
     """As if it were of a text, whose maps have one axis."""
     views = []
     for view in why.exits:
-        labels = tuple(one._replace(evidence=one.evidence.flatten()) for one in view.labels)
+        labels = tuple(item._replace(evidence=item.evidence.flatten()) for item in view.labels)
         views.append(
             replace(view, attention=view.attention.flatten(), evidence=view.evidence.flatten(), labels=labels),
         )
@@ -279,9 +257,9 @@ def test_relevance_is_about_the_labels_that_are_told(net):
     torch.testing.assert_close(attribute_exits(net, inputs)[-1], every, atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_deleted_is_judged_by_the_strongest_label(net):
-    found = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
-    assert all(math.isfinite(value) for value in found.deletion)
+def test_deletion_is_judged_by_the_strongest_label(net):
+    outcome = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
+    assert all(math.isfinite(value) for value in outcome.deletion)
 
 
 def test_rows_name_all_labels(net):

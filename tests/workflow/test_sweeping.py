@@ -26,7 +26,7 @@ def test_the_sweep_goes_from_cheap_to_good():
     assert points[0].to_dict()["accuracy"]["value"] == points[0].accuracy.value
 
 
-def test_its_policies_do_what_it_says_on_the_other_half():
+def test_swept_policies_perform_as_stated_on_the_other_half():
     trace = random_trace(600)
     rows = torch.randperm(600, generator=torch.Generator().manual_seed(0))[300:]
     other = xl.Trace(trace.logits[rows], trace.labels[rows], trace.divergence[rows], trace.cost)
@@ -44,6 +44,7 @@ def test_without_labels():
     assert points[-1].agreement.value > 0.9
 
 
+@pytest.mark.slow
 def test_bands_cover_all_means_at_once():
     rng, covered = torch.Generator().manual_seed(0), 0
     for _ in range(200):

@@ -9,6 +9,7 @@ import exitlens as xl
 from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
 
 POLICY = xl.Policy((0.6, 0.5))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -48,12 +49,6 @@ def test_routing_is_what_the_policy_says_on_paper(net):
     assert torch.equal(again.exits, exits[order])
 
 
-def test_walk_runs_what_is_asked_for(net):
-    texts = make_texts()
-    first = next(net.walk(texts))
-    torch.testing.assert_close(first.logits, net(texts)[0].logits)
-
-
 def test_the_null_and_uniform_maps_leave_padding_out(net):
     trace = xl.collect(net, make_texts(40), seed=3)
     several = make_texts(40)["attention_mask"].sum(1) > 2  # else the map has one location, and no correlation
@@ -74,7 +69,6 @@ def train(weight):
     return net, result.history[-1]["accuracy"]
 
 
-@pytest.mark.slow
 def test_training_learns_and_brings_the_maps_together(data):
     nets, accuracy = zip(*map(train, (0.0, 4.0)), strict=True)
     assert min(accuracy[1]) > 0.9
@@ -83,15 +77,14 @@ def test_training_learns_and_brings_the_maps_together(data):
     assert divergence[1] < divergence[0]
 
 
-@pytest.mark.slow
-def test_a_frozen_backbone_that_runs_once_trains_the_same_heads(data):
+def test_cached_features_train_the_same_heads(data):
     nets = []
     for kept in (None, False):
         torch.manual_seed(0)
         bert = make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2)
         nets.append(xl.attach(bert, AT, 2, data.first(1).inputs, final="keep"))
-        how = {"freeze_backbone": True, "cache_features": kept, "amp": False, "progress": False}
-        xl.fit(nets[-1], data, data, epochs=2, batch_size=8, **how)
+        options = {"freeze_backbone": True, "cache_features": kept, "amp": False, "progress": False}
+        xl.fit(nets[-1], data, data, epochs=2, batch_size=8, **options)
     for (name, a), (_, b) in zip(*(net.state_dict().items() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
@@ -135,12 +128,12 @@ def test_loaders_of_dicts(net, data):
 
 
 def test_faithfulness_of_texts(data):
-    found = xl.measure_faithfulness(train(4.0)[0], data)
-    assert len(found.deletion) == len(found.energy_in_mask) == 3
-    assert all(best > blind for best, blind in zip(found.deletion_oracle, found.deletion_random, strict=True))
-    assert 0 < found.deletion_share[0] < 1.5
-    assert found.deletion[0] > found.deletion_random[0]
-    assert all(value is not None for value in found.randomised_cc)
+    outcome = xl.measure_faithfulness(train(4.0)[0], data)
+    assert len(outcome.deletion) == len(outcome.energy_in_mask) == 3
+    assert all(best > blind for best, blind in zip(outcome.deletion_oracle, outcome.deletion_random, strict=True))
+    assert 0 < outcome.deletion_share[0] < 1.5
+    assert outcome.deletion[0] > outcome.deletion_random[0]
+    assert all(value is not None for value in outcome.randomised_cc)
 
 
 class Mean(torch.nn.Module):

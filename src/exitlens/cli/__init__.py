@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,29 +46,28 @@ def check_processes(
         )
 
 
-@contextmanager
-def _speak_first() -> Iterator[None]:
-    """Let the first of several processes alone print and warn."""
-    if read_rank() == 0:
-        yield
-        return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def main() -> None:
-    """Run the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2."""
+    """Run the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2.
+
+    Of several processes, the first alone prints and warns.
+    """
     let_threads_sleep()
     try:
-        with _speak_first(), warnings.catch_warnings():
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            if read_rank() > 0:
+                warnings.simplefilter("ignore")
+                stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
             verbs()
     except ExitlensError as error:
         if read_rank() == 0 or not error.is_told:
             complain("error", name_options("\n".join([str(error), *getattr(error, "__notes__", [])])))
-        if error.is_told:
-            _wait_for_others()
+        if error.is_told:  # wait until all know: torchrun ends the others as soon as one has ended, printed or not
+            from exitlens.ranks import find_ranks
+
+            with suppress(ExitlensError):
+                find_ranks().gather(None)
         raise SystemExit(2) from error
 
 
@@ -80,11 +79,3 @@ def _show_warning(
         complain("warning", str(message))
     else:
         usual(message, category, *rest, **named)
-
-
-def _wait_for_others() -> None:
-    """Wait until all know of an error: ``torchrun`` ends the others as soon as one has ended, printed or not."""
-    from exitlens.ranks import find_ranks
-
-    with suppress(ExitlensError):
-        find_ranks().gather(None)

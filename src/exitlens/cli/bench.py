@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +29,7 @@ def inspect(
 ) -> None:
     """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
     from exitlens.model.backbones.build import make_example
-    from exitlens.model.cutting.placement import PLACEMENTS
+    from exitlens.model.cutting.placement import PLACEMENTS, choose_points
 
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
@@ -37,7 +37,11 @@ def inspect(
         raise xl.errors.AttachError(
             f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
         )
-    choices = {by: _choose(points, exits, by) for by in PLACEMENTS}
+    choices: dict[Placement, list[str]] = {}
+    for placement in PLACEMENTS:
+        choices[placement] = []
+        with suppress(xl.errors.AttachError):  # so many exits do not fit
+            choices[placement] = choose_points(points, exits, placement)
     chosen_by = [[by for by in PLACEMENTS if p.name in choices[by]] for p in points]
     rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
     for p, by in zip(points, chosen_by, strict=True):
@@ -47,16 +51,6 @@ def inspect(
     listed = [p.to_dict() | {"chosen_by": by} for p, by in zip(points, chosen_by, strict=True)]
     title = f"{backbone}{f', size {size}' if size else ''}{'' if choices['cost'] else f': {exits} exits do not fit'}"
     show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
-
-
-def _choose(points: list[xl.ExitCandidate], exits: int, by: Placement) -> list[str]:
-    """Return the names of the places that this many exits would get; none if they do not fit."""
-    from exitlens.model.cutting.placement import choose_points
-
-    try:
-        return choose_points(points, exits, by)
-    except xl.errors.AttachError:
-        return []
 
 
 @verbs.command(epilog="Example: `exitlens tune --bundle runs/x`")
@@ -75,16 +69,14 @@ def tune(
 
     If that changes the precision, the policies are left out: calibrate again, on what the network says then.
     """
-    from exitlens.delivery.bundle import find_bundle
-    from exitlens.delivery.run_directory import load_named
+    from exitlens.delivery.bundle import replace_network
 
-    (net, policy), named = xl.load(bundle), load_named(bundle)
+    (net, policy), policies = xl.load(bundle), xl.load_policies(bundle)
     before = net.tuning.precision
     example = _draw_inputs(bundle, net, "calibration", samples, data, root)
     tuning = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
-    dropped = [] if tuning.precision == before else [*([] if policy is None else ["default"]), *named]
-    kept = (None, {}) if dropped else (policy, named)
-    xl.save(net, kept[0], find_bundle(bundle), policies=kept[1], overwrite=True)
+    dropped = [] if tuning.precision == before else list(policies)
+    replace_network(bundle, net, {} if dropped else policies)
     rows = [["backend", "micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
     for tried in tuning.measured["ms_per_sample"]:
         chosen = "*" if all(tried[name] == value for name, value in tuning.to_dict().items() if name in tried) else ""
@@ -123,7 +115,9 @@ def bench(
     from exitlens.model.backbones.build import rebuild_backbone
     from exitlens.model.timing import describe_machine
 
-    sizes = _parse_numbers(batch_sizes)
+    words = batch_sizes.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise xl.errors.InputError(f"--batch-sizes: expected whole numbers above 0 such as 1,64, got {batch_sizes!r}")
     if out is not None and out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     net, policy = load_calibrated(bundle, name)
@@ -136,7 +130,7 @@ def bench(
         run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
         batches = []
         with show_progress(not json_, console) as bar:
-            for size in sizes:
+            for size in map(int, words):
                 task = bar.add_task(f"timing calls of {size}", total=None)
                 batches.append(run.run(size, rounds=rounds, seconds=seconds))
                 bar.remove_task(task)
@@ -160,9 +154,3 @@ def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: 
 
     data_set = load_samples(bundle, net, split, ReadSettings(data, root))
     return data_set.subset(draw_samples(len(data_set), count)).inputs
-
-
-def _parse_numbers(words: str) -> list[int]:
-    if not all(word.strip().isdigit() and int(word) > 0 for word in words.split(",")):
-        raise xl.errors.InputError(f"--batch-sizes: expected whole numbers above 0 such as 1,64, got {words!r}")
-    return [int(word) for word in words.split(",")]

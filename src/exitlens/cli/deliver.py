@@ -114,7 +114,7 @@ def export(
     The bundle's policies with a name go along (not with --int8 or --web); --policy names the one to answer by at first.
     With --int8 activations are measured on training data or on --data, and thresholds chosen on the calibration split.
     """
-    from exitlens.delivery.run_directory import load_calibrated, load_named
+    from exitlens.delivery.run_directory import load_calibrated, load_named, load_samples
 
     if ort is not None and not web:
         raise xl.errors.InputError("ort: it is for the page. Fix: pass --web, too.")
@@ -126,7 +126,19 @@ def export(
     if (int8 or web) and (others := [other for other in named if other != name]) and not json_:
         tell(f"without the policies {', '.join(others)}: it has one alone (--policy)")
     if int8:
-        _export_int8(net, policy, bundle, out, data, overwrite, json_)
+        with wait(json_, "listing the data"):
+            samples = load_samples(bundle, net, "train", ReadSettings(data))
+            calibration = load_samples(bundle, net, "calibration")
+        report = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
+        rows = [["", *name_exits(net)]]
+        rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in report.agreement)])
+        for name, values in (("accuracy, %", report.exit_accuracy), ("answers here, %", report.exit_shares)):
+            for kind, shares in zip(("float32", "int8"), values or (), strict=False):
+                rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
+        show(json_, report.to_dict(), f"int8 edge bundle in {report.directory}, on the calibration samples", rows)
+        if not json_:
+            tell(as_options(report.policy.certificate()))
+        show_skipped(json_, list_bad(samples, calibration))
         return
     with wait(json_, "exporting and comparing"):
         if web:
@@ -139,28 +151,6 @@ def export(
     rows = [["file", "MB"], *([path.name, f"{path.stat().st_size / 1e6:.2f}"] for path in files)]
     sizes = {path.name: path.stat().st_size for path in files}
     show(json_, {"out": str(directory), "bytes": sizes}, f"{'page' if web else 'edge bundle'} in {directory}", rows)
-
-
-def _export_int8(
-    net: xl.ExitNet, policy: xl.Policy, bundle: Path, out: Path, data: str, overwrite: bool, json_: bool
-) -> None:
-    from exitlens.delivery.run_directory import load_samples
-
-    with wait(json_, "listing the data"):
-        samples, calibration = (
-            load_samples(bundle, net, "train", ReadSettings(data)),
-            load_samples(bundle, net, "calibration"),
-        )
-    exported = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
-    rows = [["", *name_exits(net)]]
-    rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in exported.agreement)])
-    for name, values in (("accuracy, %", exported.exit_accuracy), ("answers here, %", exported.exit_shares)):
-        for kind, shares in zip(("float32", "int8"), values or (), strict=False):
-            rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
-    show(json_, exported.to_dict(), f"int8 edge bundle in {exported.directory}, on the calibration samples", rows)
-    if not json_:
-        tell(as_options(exported.policy.certificate()))
-    show_skipped(json_, list_bad(samples, calibration))
 
 
 @verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")

@@ -62,52 +62,55 @@ def fit(
     ] = False,
     tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: options.Json = False,
-    split_by: Annotated[str, of_data(help="A column of the data that names each sample's split.")] = "",
+    split_by: Annotated[str, of_data(help="A column of the data that says which split each sample is in.")] = "",
     task: Annotated[
         str,
         of_data(
-            help="`multilabel`: a sample has any number of labels, a;b in one column (lists and columns of 0 and 1 say so)."
+            help="`multilabel` if a sample can have several labels, written a;b (lists and columns of 0 and 1 imply it)."
         ),
     ] = "",
     size: Annotated[
         int,
         of_data(
-            help="Pixels of an image's sides (default 64; large networks 128 or their own), tokens of a text (64), steps of "
-            "a series or voxels of a volume's sides (as they come).",
+            help="Side of an image in pixels (default: 64; for large networks 128, or the size they need), length of a text "
+            "in tokens (64), of a series in steps, or side of a volume in voxels (default: as in the data).",
             show_default=False,
         ),
     ] = 0,
-    mel: Annotated[
-        int, of_data(min=0, help="Bands of the log-mel spectrogram of sounds, such as 64 (0: train on the waveform).")
-    ] = 0,
+    mel: Annotated[int, of_data(min=0, help="Number of mel bands for sounds, such as 64; 0 trains on the waveform.")] = 0,
     recipe: Annotated[
-        str, of_training(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
+        str,
+        of_training(help="Learning rates and the like: `scratch`, or `pretrained` (the default where weights are given)."),
     ] = "",
     egt_weight: Annotated[
-        float | None, of_training(help="Weight of the attention-consistency loss (0: off; default: 1 if exits have maps).")
+        float | None,
+        of_training(help="Weight of the loss that makes attention maps agree (0: off; default: 1 if exits have maps)."),
     ] = None,
     egt_target: Annotated[
         str | None,
         of_more(
-            help="What maps are pulled towards: attention (the final one), mean, relevance or product (default: as suits "
-            "the network)."
+            help="The map that early maps should agree with: `attention` (the final exit's), `mean`, `relevance` or "
+            "`product` (default: chosen for the network)."
         ),
     ] = None,
     egt_reach: Annotated[
-        str | None, of_more(help="What that loss trains: heads alone (default), or the whole network.")
+        str | None, of_more(help="Which weights that loss trains: only the `heads` (default), or the whole `network`.")
     ] = None,
     egt_every: Annotated[
         int | None,
-        of_more(help="Steps of which one has that loss (default: 2 for relevance and product of images, else 1)."),
+        of_more(help="Apply that loss in one of this many steps (default: 2 for relevance and product of images, else 1)."),
     ] = None,
-    label_smoothing: Annotated[float, of_more(help="Share of every label spread over all classes.")] = 0.0,
-    class_weights: Annotated[str, of_more(help="`balanced` (rare classes count more), or numbers by class: 1,2.5,1.")] = "",
+    label_smoothing: Annotated[float, of_more(help="Share of every label that is spread over all classes.")] = 0.0,
+    class_weights: Annotated[
+        str, of_more(help="`balanced` (rare classes count more), or a number per class: 1,2.5,1.")
+    ] = "",
 ) -> None:
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.bundle import save_trained
     from exitlens.delivery.run_directory import read_recorded_exits, record_source
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
+    from exitlens.model.heads.exit_heads import have_maps
     from exitlens.workflow.training.fit import RunOptions, run_training
 
     say = partial(_say, json_)
@@ -134,13 +137,19 @@ def fit(
             wanted = ranks.share(lambda: read_recorded_exits(out, wanted))
         with wait(json_, "building the network"):
             net = _build_alike(ranks, partial(build_network, train=train, seed=settings.seed, say=say), wanted)
+        if egt_weight is None and not have_maps(net.heads):
+            say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
+            egt_weight = 0.0
+        weights: Any = class_weights or None
+        if class_weights not in ("", "balanced"):
+            weights = [part.strip() for part in class_weights.split(",")]
         loss = xl.EGTLoss(
-            _choose_weight(net, egt_weight, say),
+            xl.EGTLoss().weight if egt_weight is None else egt_weight,
             target=egt_target,  # type: ignore[arg-type]
             reach=egt_reach,  # type: ignore[arg-type]
             every=egt_every,
             label_smoothing=label_smoothing,
-            class_weights=_read_class_weights(class_weights),
+            class_weights=weights,
         )
         run_options = RunOptions(out, resume, samples.workers, not json_, tensorboard, ranks)
         with record_source(out, source, resume=resume, skip_bad=skip_bad, ranks=ranks):
@@ -156,20 +165,6 @@ def fit(
         names = ", ".join(dropped)
         say(f"policies left out, which were chosen for the network as it was before: {names}; calibrate again")
     _show_result(net, result, out, list_bad(train, validation), json_)
-
-
-def _choose_weight(net: xl.ExitNet, weight: float | None, say: Callable[[str], None]) -> float:
-    from exitlens.model.heads.exit_heads import have_maps
-
-    if weight is None and not have_maps(net.heads):
-        say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
-        return 0.0
-    return xl.EGTLoss().weight if weight is None else weight
-
-
-def _read_class_weights(words: str) -> Any:
-    """Read ``balanced``, or numbers separated by commas, in the order of the classes."""
-    return words or None if words in ("", "balanced") else [part.strip() for part in words.split(",")]
 
 
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:

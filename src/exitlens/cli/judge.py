@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,9 +35,9 @@ class TraceOptions:
     """How samples become a trace.
 
     Attributes:
-        compact: Keep only the largest logits and what the others amount to (default: of 100 classes and 2^26 logits on).
-        trace_dir: Directory to leave the trace in, for `Trace.load` (default: it is not kept).
-        cost: What cost is: macs (multiply-accumulates), or time, measured now: let nothing else run meanwhile.
+        compact: Keep only the largest logits and what the others amount to (default: from 100 classes and 2^26 logits on).
+        trace_dir: Directory to keep the trace in, for `Trace.load` (default: it is not kept).
+        cost: Measure of cost: macs (multiply-accumulates), or time, which is measured now: let nothing else run meanwhile.
         timed_batch: With --cost time: samples in the batch that is timed, 1 for single ones (default: 64).
     """
 
@@ -83,7 +83,12 @@ def calibrate(
         check_name(name, "name")
     if request.max_ms is not None and trace_options.cost != "time":
         raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
-    _check_unlabelled(unlabelled, where, request)
+    if unlabelled and (where.data or where.root):
+        raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
+    if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
+        raise xl.errors.InputError(
+            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
+        )
     net, _ = xl.load(bundle)
     with wait(json_, "listing the data"):
         samples: Any = (
@@ -102,18 +107,6 @@ def calibrate(
     _show_policy(net, trace, policy, notes, list_bad(samples), json_)
 
 
-def _check_unlabelled(unlabelled: str, reading: ReadSettings, request: CalibrationRequest) -> None:
-    """Raise :class:`InputError` for what --unlabelled does not go with."""
-    if not unlabelled:
-        return
-    if reading.data or reading.root:
-        raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
-    if any(getattr(request, limit) is not None for limit in NEED_LABELS):
-        raise xl.errors.InputError(
-            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
-        )
-
-
 def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: list[str], bad: list[str], json_: bool) -> None:
     report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
@@ -127,13 +120,9 @@ def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: lis
     if not json_ and policy.calibration is not None and policy.calibration.request.gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    said = [
-        _explain_temperatures(policy),
-        _explain_exit_0(report, policy),
-        as_options(certificate),
-        *(f"warning: {as_options(note)}" for note in notes),
-    ]
-    for line in [] if json_ else filter(None, said):
+    warned = [f"warning: {as_options(note)}" for note in notes]
+    lines = [_explain_temperatures(policy), _explain_exit_0(report, policy), as_options(certificate), *warned]
+    for line in [] if json_ else filter(None, lines):
         tell(line)
     show_skipped(json_, bad)
 
@@ -185,22 +174,15 @@ def evaluate(
         show(True, result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
     else:
         tell(str(result))
-        _show_classes(result, net.info.classes)
+        if worst := result.list_worst_classes():
+            rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
+            for row in worst:
+                name = net.info.classes[row.label] if net.info.classes else str(row.label)
+                rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+            few = len(result.classes) > len(worst)
+            title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
+            show(False, {}, title, rows)
     show_skipped(json_, list_bad(samples))
-
-
-def _show_classes(result: xl.Report, names: Sequence[str]) -> None:
-    """Print a table of the worst classes, if there are labels."""
-    worst = result.list_worst_classes()
-    if worst:
-        kind = "accuracy %" if result.labels is None else "found %"
-        rows = [["class", "samples", kind, "final exit's %"]]
-        for row in worst:
-            name = names[row.label] if names else str(row.label)
-            rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
-        few = len(result.classes) > len(worst)
-        title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
-        show(False, {}, title, rows)
 
 
 def _collect(net: xl.ExitNet, samples: Any, trace_options: TraceOptions, json_: bool) -> xl.Trace | None:
@@ -251,13 +233,9 @@ def report(
 
 def _repeat_command(run: Path, compare: Path | None, out: Path, where: ReadSettings, timing: TraceOptions) -> list[str]:
     """Return the command line that makes the same page, without options at their defaults."""
-    given: dict[str, Any] = {
-        "--compare": compare,
-        "--data": where.data,
-        "--columns": where.columns,
-        "--group-by": where.group_by,
-    }
-    given |= {"--root": where.root, "--out": out, "--cost": "" if timing.cost == "macs" else timing.cost}
+    cost = "" if timing.cost == "macs" else timing.cost
+    given: dict[str, Any] = {"--compare": compare, "--data": where.data, "--columns": where.columns}
+    given |= {"--group-by": where.group_by, "--root": where.root, "--out": out, "--cost": cost}
     given |= {"--timed-batch": timing.timed_batch}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     return ["exitlens", "report", str(run), *words, *(["--skip-bad"] if where.skip_bad else [])]

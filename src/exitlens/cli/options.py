@@ -65,9 +65,9 @@ Compare = Annotated[Path | None, Option(help="A second run or bundle to show bes
 Data = Annotated[
     str,
     of_data(
-        help="A folder class/image.png (or .wav, .npy, .nii.gz and so on), a .csv or .jsonl of texts, a .csv of numbers, "
-        "a .ts file, Parquet or a saved data set, tar shards, hf:NAME, torchvision:NAME, `scenes`, `fashion`, `reviews`, "
-        "`motifs` or `blobs`."
+        help="Training data: a folder with a subfolder of files for each class (.png, .jpg, .wav, .npy, .nii.gz, ...); a "
+        "table (.csv or .jsonl of texts, .csv of numbers, .ts, Parquet); a saved data set; tar shards; hf:NAME; "
+        "torchvision:NAME; or generated data: `scenes`, `fashion`, `reviews`, `motifs` or `blobs`."
     ),
 ]
 OtherData = Annotated[str, of_data("--data", help="Labelled data to use instead of the run's own, as for fit.")]
@@ -79,7 +79,7 @@ InputColumns = Annotated[
     ),
 ]
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
-Root = Annotated[str, of_data(help="Folder of torchvision's files.")]
+Root = Annotated[str, of_data(help="Folder with torchvision's data sets, for torchvision:NAME.")]
 RENAMED = {"at": "--exits", "out_dir": "--out"}  # options by the arguments that they stand for
 OFFERED: set[str] = set()  # fields of settings objects with an option of their name
 LEAST_VALUES = {"workers": 0, "timed_batch": 1}  # of options that are generated

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -28,9 +28,6 @@ from exitlens.cli.options import (
 )
 from exitlens.progress import show_progress
 from exitlens.types.settings import ReadSettings
-
-if TYPE_CHECKING:
-    from exitlens.delivery.predictions import Row
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -101,22 +98,17 @@ def predict(
         if file is None:
             stop.add_note("nothing was written: --out FILE keeps the answers so far")
         raise
-    _show_rows(shown, done, len(before), samples.bad, None if watch is None else watch.state(), json_)
-
-
-def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: xl.Drift | None, json_: bool) -> None:
-    """Print the first rows of ``done``; as JSON, all of them."""
-    fields = rows[0]._fields if rows else ()
-    names = [name for name in fields if any(getattr(row, name) is not None for row in rows)]  # estimates: of gates only
-    shown = [names, *[["" if (v := getattr(row, name)) is None else str(v) for name in names] for row in rows[:SHOWN]]]
-    resumed = f", {before} of them from before" if before else ""
-    values = {"predictions": [row._asdict() for row in rows], "bad": bad}
-    if drift is not None:
-        values["drift"] = drift.to_dict()
-    show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", shown)
-    if drift is not None and not json_:
-        tell(drift.summary)
-    show_skipped(json_, bad)
+    fields = shown[0]._fields if shown else ()
+    names = [name for name in fields if any(getattr(row, name) is not None for row in shown)]  # estimates: of gates only
+    rows = [names, *[["" if (v := getattr(row, name)) is None else str(v) for name in names] for row in shown[:SHOWN]]]
+    resumed = f", {len(before)} of them from before" if before else ""
+    values: dict[str, Any] = {"predictions": [row._asdict() for row in shown], "bad": samples.bad}
+    if watch is not None:
+        values["drift"] = watch.state().to_dict()
+    show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", rows)
+    if watch is not None and not json_:
+        tell(watch.state().summary)
+    show_skipped(json_, samples.bad)
 
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
@@ -135,8 +127,7 @@ def explain(
     ] = "",
     columns: InputColumns = "",
     relevance: Annotated[
-        bool,
-        Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text)."),
+        bool, Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text).")
     ] = False,
     name: PolicyName = "",
 ) -> None:
@@ -157,43 +148,35 @@ def explain(
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
         _explain_many(net, policy, bundle, where, out, json_)
-    elif image is not None:
-        _explain_image(net, policy, image, out, json_, relevance)
     else:
-        _explain_text(net, policy, text, out, json_, relevance)
+        _explain_one(net, policy, text if image is None else image, out, json_, relevance)
 
 
-def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations import write_explanation
+def _explain_one(
+    net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
+) -> None:
+    """Explain a text, or what is in a file."""
+    from exitlens.delivery.explanations import save_explanation, write_explanation
     from exitlens.delivery.pages import tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
-    preprocess = require_preprocess(net, xl.data.TextPreprocess)
-    why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
-    if out is not None:
-        write_explanation(why, out, "text")
-    if json_:
-        show(True, why.to_dict())
-    else:
-        console.print(tabulate_tokens(why, colour=console.color_system is not None))
-
-
-def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations import save_explanation, write_explanation
-    from exitlens.delivery.run_directory import require_preprocess
-
-    modality = net.input_spec.modality
-    kind = xl.data.Preprocess if modality.preprocess is xl.data.TextPreprocess else modality.preprocess
+    modality, takes_texts = net.input_spec.modality, net.input_spec.modality.preprocess is xl.data.TextPreprocess
+    is_text = isinstance(sample, str)
+    kind = xl.data.TextPreprocess if is_text else xl.data.Preprocess if takes_texts else modality.preprocess
     preprocess: Any = require_preprocess(net, kind)
-    if image.is_dir() or not image.exists():
-        problem = "is a folder. Fix: pass it as --data." if image.is_dir() else "does not exist. Fix: check the path."
-        raise xl.errors.DataError(f"image: expected a file, {image} {problem}")
-    why = xl.explain(net, modality.read(image, preprocess), policy, relevance=relevance)
+    if isinstance(sample, Path) and not sample.is_file():
+        problem = "is a folder. Fix: pass it as --data." if sample.is_dir() else "does not exist. Fix: check the path."
+        raise xl.errors.DataError(f"image: expected a file, {sample} {problem}")
+    why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
+    stem = sample.stem if isinstance(sample, Path) else "text"
     if out is not None and isinstance(preprocess, xl.data.Preprocess):
-        save_explanation(why, out, preprocess, image.stem)
+        save_explanation(why, out, preprocess, stem)
     elif out is not None:
-        write_explanation(why, out, image.stem)
-    show(json_, why.to_dict(), why.reason, _tabulate(why))
+        write_explanation(why, out, stem)
+    if is_text and not json_:
+        console.print(tabulate_tokens(why, colour=console.color_system is not None))
+    else:
+        show(json_, why.to_dict(), why.reason, _tabulate(why))
 
 
 def _tabulate(why: xl.Explanation) -> list[list[str]]:

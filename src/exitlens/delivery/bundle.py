@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,7 @@ def save(
         overwrite: replace an existing bundle, with all its policies.
 
     Raises:
-        OutputExistsError: if the directory exists; PolicyError: for a policy of another network; InputError: for a name
-            that no policy may have.
+        OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
 
     Examples:
         >>> path = xl.save(net, policy, "bundle")
@@ -97,10 +97,15 @@ def _write_bundle(
         "tuning": net.tuning.to_dict() if net.is_tuned else None,
         "dtype": str(next(net.head(0).parameters()).dtype).removeprefix("torch."),
     }
+    engine = None
+    if net.is_tuned and (net.tuning.backend, net.tuning.precision) == ("onnx", "float32"):
+        with suppress(MissingExtraError):  # tuned on another machine; where ONNX is installed, its files are written again
+            engine = net.engine.find()
     with replace_directory(target, _list_files(target)) as temporary:
         write_tensors(temporary / WEIGHTS, unique_state(net), {})
         _write_json(temporary / NETWORK, network)
-        parts = _copy_onnx(temporary, net)
+        parts = engine.files.files if isinstance(engine, OnnxEngine) else ()
+        parts = [part._replace(path=Path(shutil.copy(part.path, temporary))) for part in parts]
         files = [WEIGHTS, NETWORK, *_write_policies(temporary, policy, named), *(part.path.name for part in parts)]
         _write_manifest(temporary, files, {"onnx": [part.to_dict() for part in parts], **facts})
 
@@ -126,23 +131,18 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(text + "\n")
 
 
-def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
-    """Copies the ONNX files that the network answers by; none where it answers by PyTorch."""
-    if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
-        return []
-    try:
-        engine = net.engine.find()
-    except MissingExtraError:  # the bundle came from another machine; where ONNX is installed they are written again
-        return []
-    files = engine.files.files if isinstance(engine, OnnxEngine) else ()
-    return [part._replace(path=Path(shutil.copy(part.path, directory))) for part in files]
-
-
 def _list_files(target: Path) -> set[str]:
-    """Names that files of a bundle have in an existing directory."""
+    """Lists the names that files of a bundle have in an existing directory."""
     manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     return {WEIGHTS, NETWORK, POLICY, POLICIES, MANIFEST, *(sums if isinstance(sums, dict) else ())}
+
+
+def replace_network(directory: Path, net: ExitNet, policies: Mapping[str, Policy]) -> None:
+    """Replaces the network of a run or bundle and all its policies; an unfinished training remains marked as such."""
+    source, named = find_bundle(directory), dict(policies)
+    facts = {name: mark for name, mark in _verify_files(source).items() if name == UNFINISHED}
+    _write_bundle(net, named.pop(DEFAULT, None), named, source, facts)
 
 
 def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
@@ -222,8 +222,8 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
         By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
 
     Raises:
-        BundleError: a missing, altered or truncated file, another format, or an entry that is not a policy;
-            PolicyError: a policy of another network. Both name the file and the entry.
+        BundleError: a damaged file, another format, or an entry that is not a policy; PolicyError: a policy of another
+            network. Both name the file and the entry.
 
     Examples:
         >>> path = xl.save(net, policy, "bundle", policies={"last": xl.Policy.never(3)})
@@ -270,7 +270,7 @@ def _read_identity(source: Path) -> tuple[int, str, Any]:
 
 
 def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
-    """Copies the ONNX files to a place that stays when the bundle is replaced; only files with a checksum are read."""
+    """Copies the ONNX files to a place that remains when the bundle is replaced; only files with a checksum are read."""
     home = Home()
     try:
         parts = [Written.from_dict(values, home.path) for values in manifest["onnx"]]
@@ -322,17 +322,10 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
 
 
 def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
-    """Returns a bundle, or the one in a run directory.
+    """Returns ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raises ``BundleError``.
 
     A training that was stopped has left no bundle: then it is written here, from the best epoch so far, and again when the
-    run has gone on since. :func:`load` warns of it.
-
-    Args:
-        path: a bundle or run directory.
-        backbone: the plain module, for a run of a network around a module of your own.
-
-    Raises:
-        BundleError: if there is neither.
+    run has gone on since. :func:`load` warns of it. ``backbone`` is the plain module, if it is one of your own.
     """
     for candidate in (path, path / "bundle"):
         if (candidate / MANIFEST).is_file():
@@ -348,16 +341,13 @@ def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
             raise BundleError(
                 f"bundle: the training in {path} ended before its first epoch did. Fix: go on with exitlens fit --resume."
             )
-    run = candidate.parent
-    if (run / BEST).is_file() and (not candidate.exists() or _is_outdated(candidate, run / BEST)):
-        _save_unfinished(run, backbone)
+    best = candidate.parent / BEST
+    if best.is_file():
+        manifest = read_json(candidate / MANIFEST) if (candidate / MANIFEST).is_file() else {UNFINISHED: {"time": None}}
+        mark = manifest.get(UNFINISHED) if isinstance(manifest, dict) else None
+        if mark and mark["time"] != best.stat().st_mtime_ns:  # written from an earlier epoch of a run that has gone on
+            _save_unfinished(candidate.parent, backbone)
     return candidate
-
-
-def _is_outdated(bundle: Path, best: Path) -> bool:
-    """True if the bundle was written from an earlier epoch of a run that had not ended."""
-    manifest = read_json(bundle / MANIFEST)
-    return isinstance(manifest, dict) and UNFINISHED in manifest and manifest[UNFINISHED]["time"] != best.stat().st_mtime_ns
 
 
 def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
@@ -366,29 +356,33 @@ def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
     try:
         info = NetworkInfo.from_dict(record["network"])
         net = _build(info, backbone)
-        offsets = {name: getattr(net.info, name) for name in ("map_offsets", "feature_offsets")}
-        net.info = replace(info, **offsets)
-        epochs, mark = record["settings"]["epochs"], {"epoch": note["epoch"], "time": (run / BEST).stat().st_mtime_ns}
+        net.info = replace(info, map_offsets=net.info.map_offsets, feature_offsets=net.info.feature_offsets)
+        epochs, patience = record["settings"]["epochs"], record["settings"].get("patience")
+        mark = {"epoch": note["epoch"], "time": (run / BEST).stat().st_mtime_ns}
     except (*DAMAGES, RuntimeError) as error:
         raise BundleError(f"{run}: the network cannot be built as {SETTINGS} says: {error}") from error
     load_unique_state(net, state, str(run / BEST))
     if can_be_channels_last(net):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    bundle = run / "bundle"
-    policies = _read_policies(bundle) if (bundle / MANIFEST).is_file() else {}
-    kept = {name: policy for name, policy in policies.items() if policy.network == net.identity()}
+    kept, _ = _keep_policies(net, run / "bundle")
     with (run / LOG).open(newline="") as file:
-        is_over = sum(1 for _ in csv.DictReader(file)) >= epochs
-    _write_bundle(net.eval(), kept.pop(DEFAULT, None), kept, bundle, {} if is_over else {UNFINISHED: mark})
+        count = sum(1 for _ in csv.DictReader(file))
+    is_over = count >= epochs or (patience is not None and count - mark["epoch"] >= patience)
+    _write_bundle(net.eval(), kept.pop(DEFAULT, None), kept, run / "bundle", {} if is_over else {UNFINISHED: mark})
 
 
 def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:
-    """Saves a network where a bundle may be, with those of that bundle's policies that were chosen for the same weights.
+    """Saves a network where a bundle may be, with the bundle's policies that were chosen for the same weights.
 
-    Returns:
-        The names of the policies that are left out: those of other weights, or another precision.
+    Returns the names of the policies that are left out: they are for other weights, or another precision.
     """
-    policies = _read_policies(directory) if (directory / MANIFEST).is_file() else {}
-    kept = {name: policy for name, policy in policies.items() if policy.network == net.identity()}
+    kept, dropped = _keep_policies(net, directory)
     save(net, kept.pop(DEFAULT, None), directory, policies=kept, overwrite=overwrite)
-    return [name for name in policies if policies[name].network != net.identity()]
+    return dropped
+
+
+def _keep_policies(net: ExitNet, bundle: Path) -> tuple[dict[str, Policy], list[str]]:
+    """Returns the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
+    policies, network = _read_policies(bundle) if (bundle / MANIFEST).is_file() else {}, net.identity()
+    kept = {name: policy for name, policy in policies.items() if policy.network == network}
+    return kept, [name for name in policies if name not in kept]

@@ -10,14 +10,15 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from ctypes import c_longlong
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import exitlens
 from exitlens.data.batches import as_batch, make_epoch_loader
@@ -66,7 +67,7 @@ Step = Callable[[str], None]  # called with what comes next, whenever a part of 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How the demo trains and measures; the defaults take three minutes on two cores.
+    """Settings of the demo's training and measurements; the defaults take three minutes on two cores.
 
     Attributes:
         seed: of data, weights and training.
@@ -91,23 +92,13 @@ class DemoSettings:
 
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
-        """The run whose figures the documentation shows: a quarter of an hour on two cores."""
-        return cls(
-            seed,
-            epochs=6,
-            limit=None,
-            size=40,
-            batch_size=64,
-            learning_rate=4e-3,
-            samples=3000,
-            oracle_samples=200,
-            rounds=7,
-            timed=2048,
-        )
+        """Returns the settings behind the documentation's figures: a quarter of an hour on two cores."""
+        training = cls(seed, epochs=6, limit=None, size=40, batch_size=64, learning_rate=4e-3)
+        return replace(training, samples=3000, oracle_samples=200, rounds=7, timed=2048)
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:
-        """A run of seconds, to show the flow."""
+        """Returns the settings of a run of seconds that shows the flow."""
         return cls(seed, epochs=1, limit=256, samples=64, oracle_samples=16, rounds=1, timed=256)
 
 
@@ -116,7 +107,6 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
     Raises:
         OutputExistsError: if ``out`` holds a finished demo, or is not empty and ``resume`` is not set.
-        MissingExtraError: without the images of the extra ``demo``; then ``out`` is not made.
     """
     if (out / RESULT).exists():
         raise OutputExistsError(f"out: {out} holds a finished demo. Fix: remove it, or choose another directory with --out.")
@@ -163,19 +153,13 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 
 def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
-    """Scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
+    """Loads scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
     scenes = partial(load_scenes, seed=settings.seed, size=settings.size, limit=settings.limit)
     data: dict[str, ImageSet] = {split: scenes(split, background_agreement=0.8) for split in SPLITS if split != "test"}
     return data | {name: scenes("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
 
 
 # --- training ---
-
-
-class Counter(Protocol):
-    """A number in memory that processes share."""
-
-    value: int
 
 
 def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
@@ -186,7 +170,7 @@ def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> d
     """
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    counters: dict[str, Counter] = {name: context.Value("q", 0, lock=False) for name in RUNS}
+    counters = {name: context.Value("q", 0, lock=False) for name in RUNS}
     batches = -(-samples // settings.batch_size)
     with context.Pool(min(len(RUNS), cores), _start_worker, (counters,)) as pool, show_progress(not quiet) as bar:
         jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
@@ -197,7 +181,7 @@ def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> d
             for name, task in tasks.items():
                 if done := counters[name].value:
                     bar.start_task(task)
-                state = _describe_progress(out / "training" / name / LOG) if done else "waiting for a core"
+                state = _describe_epochs(out / "training" / name / LOG) if done else "waiting for a core"
                 bar.update(task, completed=done, description=f"{name:8} {state}")
             time.sleep(0.2)
         for job in jobs.values():
@@ -207,13 +191,13 @@ def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> d
     return {name: load(_find_bundle(out, name))[0] for name in RUNS}
 
 
-def _start_worker(counters: dict[str, Counter]) -> None:
+def _start_worker(counters: dict[str, c_longlong]) -> None:
     torch.set_num_threads(1)
     keep_memory()
     _counters.update(counters)
 
 
-_counters: dict[str, Counter] = {}  # in a worker: batches that each training has seen
+_counters: dict[str, c_longlong] = {}  # in a worker: batches that each training has seen
 
 
 def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
@@ -247,7 +231,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
 
 
 def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
-    """The demo's network before training: with three early exits, or plain if there is no loss."""
+    """Returns the demo's network before training: with three early exits, or plain if there is no loss."""
     torch.manual_seed(seed)
     backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs
     at = [] if loss is None else list(backbone.groups[:-1])
@@ -266,7 +250,7 @@ def _read_log(log: Path) -> list[dict[str, str]]:
     return []
 
 
-def _describe_progress(log: Path) -> str:
+def _describe_epochs(log: Path) -> str:
     if not (rows := _read_log(log)):
         return "epoch 1"
     accuracy = [f"{100 * float(value):.1f}" for name, value in rows[-1].items() if name.startswith("accuracy_exit")]
@@ -300,20 +284,18 @@ def _measure_accuracy(trace: Trace) -> float:
 
 
 def _list_measures(subject: Subject) -> dict[str, Any]:
-    """A network's figures by condition, most of them a list over exits."""
+    """Lists a network's figures by condition, most of them a list over exits."""
     measures: dict[str, Any] = {}
     for condition, report in subject.reports.items():
         early = [row.consistency for row in report.exits[:-1]]
         checks = subject.faithfulness[condition].to_dict()
+        consistency = {"skill": [c["cc"]["skill"] for c in early]}
+        for measure, name in (("cc", "attention_cc"), ("kl", "kl"), ("cosine", "cosine")):
+            consistency[name] = [c[measure]["value"] for c in early]
+            consistency[f"{name}_null"] = [c[measure]["null"] for c in early]
         measures[condition] = {
             "accuracy": [row.accuracy for row in report.exits],
-            "attention_cc": [c["cc"]["value"] for c in early],
-            "attention_cc_null": [c["cc"]["null"] for c in early],
-            "skill": [c["cc"]["skill"] for c in early],
-            "kl": [c["kl"]["value"] for c in early],
-            "kl_null": [c["kl"]["null"] for c in early],
-            "cosine": [c["cosine"]["value"] for c in early],
-            "cosine_null": [c["cosine"]["null"] for c in early],
+            **consistency,
             "routed_accuracy": report.accuracy,
             "cost": report.cost,
             "exit_shares": list(report.exit_shares),
@@ -325,39 +307,31 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 def _measure_speed(
     nets: Mapping[str, ExitNet], policy: Policy, traces: Traces, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
-    """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
+    """Times the plain backbone and adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     step("the stricter policy")
-    calibration, test = traces["egt", "calibration"], traces["egt", "agreeing"]
-    plain, plain_accuracy = _extract_backbone(nets["plain"]), _measure_accuracy(traces["plain", "agreeing"])
-    policies = {
-        "one_point": policy,
-        "half_point": calibrate(calibration, max_accuracy_drop=LIMITS["half_point"], delta=DELTA),
-    }
+    stricter = calibrate(traces["egt", "calibration"], max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
+    policies = {"one_point": policy, "half_point": stricter}
+    plain = SmallResNet(num_classes=nets["plain"].info.num_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain.load_state_dict({name.split("body.", 1)[1]: value for name, value in nets["plain"].state_dict().items()})
+    plain_accuracy = _measure_accuracy(traces["plain", "agreeing"])
     speeds: dict[str, Any] = {}
     for batch_size, count in ((1, settings.timed // 8), (64, settings.timed)):
         rows = {}
         images = data.inputs[:count]
         for title, timed in policies.items():
             step(f"times in batches of {batch_size}, {title.replace('_', ' ')}")
-            speed = compare_adaptive(plain, nets["egt"], timed, images, batch_size, settings.rounds)
-            report = evaluate(test, timed)
+            speed = compare_adaptive(plain.eval(), nets["egt"], timed, images, batch_size, settings.rounds)
+            report = evaluate(traces["egt", "agreeing"], timed)
             drop = plain_accuracy - (report.accuracy or 0.0)
             rows[title] = {**speed.to_dict(), "accuracy_drop": drop, "cost": report.cost}
         speeds[f"batch_{batch_size}"] = {**rows["one_point"], "at_half_point": rows["half_point"]}
     return speeds
 
 
-def _extract_backbone(net: ExitNet) -> nn.Module:
-    """The plain backbone with the weights of the network without early exits."""
-    backbone = SmallResNet(num_classes=net.info.num_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    backbone.load_state_dict({name.split("body.", 1)[1]: value for name, value in net.state_dict().items()})
-    return backbone.eval()  # type: ignore[no-any-return]
-
-
 def _measure_overheads(
     baseline: ExitNet, egt: ExitNet, policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
-    """What EGT costs in training, and attention maps in inference, as ratios of times."""
+    """Measures what EGT costs in training, and attention maps in inference, as ratios of times."""
     step("time of a training step")
     training = compare_steps(baseline, data["train"], settings)
     step("time of attention maps")
@@ -376,7 +350,7 @@ def _measure_overheads(
 
 
 def compare_steps(net: ExitNet, data: ImageSet, settings: DemoSettings) -> Speed:
-    """A training step with EGT against one without, on copies of the network: ``speedup`` is their ratio."""
+    """Times a training step with EGT and one without, on copies of the network: ``speedup`` is their ratio."""
     amp = has_fast_bfloat16(net.device)  # as fit chooses it
     training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=amp)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import heapq
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from exitlens.delivery.pages import render_explanations, render_tokens
+from exitlens.delivery.pages import render_explanations
 from exitlens.delivery.pictures import draw_contact_sheet, draw_image, draw_overlay, draw_strip
 from exitlens.display import map_svg
 from exitlens.errors import OutputExistsError
@@ -34,16 +34,12 @@ def _refuse_existing(paths: Iterable[Path]) -> None:
             raise OutputExistsError(f"out: {path} exists. Fix: choose another directory.")
 
 
-# --- one sample ---
-
-
 def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path]:
     """Writes ``NAME.html`` and ``NAME.json``, which must not exist, of a sample that is no picture; returns both paths."""
-    render = render_tokens if isinstance(why.preprocess, TextPreprocess) else render_explanations
     page, values = directory / f"{name}.html", directory / f"{name}.json"
     _refuse_existing((page, values))
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(page, render(why.reason, [("", why)]))
+    write_text(page, render_explanations(why.reason, [("", why)]))
     write_json(values, why.to_dict())
     return [page, values]
 
@@ -78,9 +74,6 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
     write_json(paths[-2], why.to_dict())
     write_manifest(paths[-1], paths[:-1], {"schema": SCHEMA, "label": why.name_answer(), "answered": why.answered})
     return paths
-
-
-# --- many samples ---
 
 
 @dataclass(frozen=True)
@@ -158,9 +151,6 @@ def explain_folder(
 
     Returns:
         The rows of the table, the most remarkable first.
-
-    Raises:
-        OutputExistsError: if one of the files exists.
     """
     sheet, table = out / name_sheet(preprocess), out / TABLE
     _refuse_existing((table, sheet, out / MANIFEST))
@@ -178,7 +168,12 @@ def explain_folder(
     if rows:
         out.mkdir(parents=True, exist_ok=True)
         shown.sort(key=lambda item: item[:2], reverse=True)
-        _draw_sheet(sheet, [(row.title, why) for *_, row, why in shown], preprocess)
+        titled = [(row.title, why) for *_, row, why in shown]
+        if isinstance(preprocess, Preprocess):
+            titles, whys = zip(*titled, strict=True)
+            draw_contact_sheet({"": whys}, preprocess, titles=titles).save(sheet)
+        else:
+            write_text(sheet, render_explanations("What deserves a look first", titled))
         text = io.StringIO()
         writer = csv.DictWriter(text, list(vars(rows[0])), lineterminator="\n")
         writer.writeheader()
@@ -193,12 +188,3 @@ def explain_folder(
 def name_sheet(preprocess: Preprocessing) -> str:
     """Returns the name of the file that shows the most remarkable samples."""
     return SHEET if isinstance(preprocess, Preprocess) else TOKENS if isinstance(preprocess, TextPreprocess) else PAGE
-
-
-def _draw_sheet(path: Path, shown: Sequence[tuple[str, Explanation]], preprocess: Preprocessing) -> None:
-    if isinstance(preprocess, Preprocess):
-        titles, whys = [title for title, _ in shown], [why for _, why in shown]
-        draw_contact_sheet({"": whys}, preprocess, titles=titles).save(path)
-    else:
-        render = render_tokens if isinstance(preprocess, TextPreprocess) else render_explanations
-        write_text(path, render("What deserves a look first", shown))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 
 import jinja2
@@ -13,48 +13,32 @@ from torch import Tensor
 from exitlens.display import pick_shade, scale_attention, shade_names
 from exitlens.types import Explanation
 from exitlens.types.outputs import exit_name
-
-DEPENDS, SPEAKS_FOR = "depends on", "speaks for"
+from exitlens.types.preprocessing import TextPreprocess
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def load_template(name: str) -> jinja2.Template:
+    """Loads a template from ``delivery/templates``; leaving out one of its variables is an error."""
+    loader, undefined = jinja2.PackageLoader("exitlens.delivery"), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("exitlens.delivery"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
     environment.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:.{digits}f}"
     environment.filters["threshold"] = lambda v: "never" if v > 1e9 else f"{v:.5f}"
-    return environment
+    return environment.get_template(name)
 
 
-def load_template(name: str) -> jinja2.Template:
-    """Loads a template from ``delivery/templates``; leaving out one of its variables is an error."""
-    return _environment().get_template(name)
+def render_explanations(title: str, whys: Sequence[tuple[str, Explanation]]) -> str:
+    """Renders explanations of samples that are no pictures, each under its heading.
 
-
-def render_explanations(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
-    """Renders explanations of series, volumes or vectors, each under its heading: answers, and maps over the sample."""
+    Texts have their tokens shaded by every exit's attention; series, volumes and vectors have maps drawn over them.
+    """
+    if isinstance(whys[0][1].preprocess, TextPreprocess):
+        tools = {"shade": shade_names, "exit_name": exit_name}
+        return load_template("tokens.html.j2").render(title=title, parts=whys, **tools)
     parts = [(heading, why._repr_html_()) for heading, why in whys]
     return load_template("explanations.html.j2").render(title=title, parts=parts)
-
-
-def render_tokens(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
-    """Renders explanations of texts, each under its heading: tokens shaded by every exit's attention."""
-    parts = []
-    for heading, why in whys:
-        rows = [(exit_name(v.exit, len(why.exits)), v, shade_tokens(why, v.attention)) for v in why.exits]
-        parts.append((heading, why, rows, [] if why.relevance is None else shade_tokens(why, why.speaks_for)))
-    return load_template("tokens.html.j2").render(title=title, parts=parts, shade=shade_tokens)
-
-
-def shade_tokens(why: Explanation, attention: Tensor) -> list[tuple[str, str, str]]:
-    """Returns each token with its share of an exit's attention and the CSS style that shows it."""
-    return shade_names(why.tokens, attention)
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
@@ -67,9 +51,9 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
         table.add_row(name, why.name_answer(view), f"{view.confidence:.3f}", shaded)
     for label in why.labels:
         shaded = _shade_line(why, label.speaks_for, colour)
-        table.add_row(SPEAKS_FOR, why.name(label.label), f"{label.probability:.3f}", shaded)
+        table.add_row("speaks for", why.name(label.label), f"{label.probability:.3f}", shaded)
     if why.relevance is not None:
-        table.add_row(DEPENDS, why.name_answer(), "", _shade_line(why, why.speaks_for, colour))
+        table.add_row("depends on", why.name_answer(), "", _shade_line(why, why.speaks_for, colour))
     return table
 
 

@@ -79,10 +79,7 @@ def draw_contact_sheet(
 ) -> Image.Image:
     """Draws a row for each image: the input, then every exit's overlay under each network's name, the answer framed.
 
-    Args:
-        explanations: explanations of the same images, by network.
-        preprocess: how pixels became inputs, undone to show the images.
-        titles: a line of text under each row.
+    ``explanations`` of the same images are by network; ``titles`` has a line of text under each row.
     """
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))

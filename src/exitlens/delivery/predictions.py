@@ -24,9 +24,9 @@ from exitlens.types.tasks import name_answers
 
 
 class Row(NamedTuple):
-    """One answer: the file (or ``file:line``), the class (or ``a;b``, the labels), the exit and its confidence.
+    """An answer: the file (or ``file:line``), the class (or ``a;b``, the labels), the exit and its confidence.
 
-    Under a gated policy also the estimated divergence of that exit's attention map from the final one.
+    ``divergence_estimate``, of the exit's attention map from the final one, is there under a gated policy.
     """
 
     file: str
@@ -51,12 +51,7 @@ def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: SampleSt
 
 
 def start_watch(policy: Policy, wanted: bool, group_by: str) -> DriftMonitor | None:
-    """Returns a drift monitor of the policy, if one is wanted.
-
-    Raises:
-        InputError: if the calibration counted groups and nobody says which files belong together, or if somebody says so and
-            nothing is to be watched.
-    """
+    """Returns a drift monitor of the policy, if one is wanted; raises :class:`InputError` if ``group_by`` does not fit."""
     if not wanted:
         if group_by:
             raise InputError("group_by: it says what --monitor counts. Fix: pass --monitor, too, or leave it out.")
@@ -208,8 +203,7 @@ class PredictionFile:
         count: number of rows it holds now.
 
     Raises:
-        InputError: another suffix; MissingExtraError: ``.parquet`` without pyarrow; OutputExistsError: the file exists (with
-            ``resume``: it holds something else, or was made by something else); OutputError: it cannot be read.
+        OutputExistsError: the file exists (with ``resume``: it holds, or was made by, something else).
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -233,11 +227,14 @@ class PredictionFile:
         self._sealed = False  # nothing records what made the rows
         self._finished = False
         self._options = ""  # what the command needs beside --resume, not to stop at the same place
+        if not resume and path.exists():
+            fix = "choose another file, or pass --resume to go on with a run that was stopped"
+            raise OutputExistsError(f"out: {path} exists. Fix: {fix}.")
+        if not resume and self._lines.exists():
+            fix = "pass --resume to go on with it, or remove that file"
+            raise OutputExistsError(f"out: a run that was stopped left its rows in {self._lines}. Fix: {fix}.")
         try:
-            if resume:
-                self._reopen()
-            else:
-                self._check_new()
+            self._reopen()
         except OSError as error:
             raise OutputError(f"out: {path} cannot be read ({_reason(error)}). Fix: choose another file.") from error
         self.count = len(self.rows)
@@ -245,28 +242,31 @@ class PredictionFile:
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows; once it returns, they are with the operating system and survive this process.
 
-        Raises:
-            OutputExistsError: the file was complete, so nothing records what made its rows; OutputError: the rows cannot be
-                written (a full disk); earlier ones are safe.
+        Raises :class:`OutputError` if they cannot be written (a full disk); earlier rows are safe.
         """
         if rows and self._sealed:
             raise OutputExistsError(
                 f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}. "
                 "Fix: choose another file for what is new."
             )
+        if not rows:
+            return
         try:
-            if rows:
-                self._write(self._format.encode(rows))
+            if self._handle is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._record, self._made_by)
+                self._handle = open_lines(self._lines, new=not self._ours)
+                self._ours = True
+            header = b"" if self._handle.tell() else self._format.header
+            rest = memoryview(header + self._format.encode(rows))
+            while rest:
+                rest = rest[self._handle.write(rest) :]
         except OSError as error:
             raise self._fail(error) from error
         self.count += len(rows)
 
     def finish(self) -> None:
-        """Completes the run: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need.
-
-        Raises:
-            OutputError: it cannot be written; the rows are safe.
-        """
+        """Completes the run: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need."""
         try:
             if self._handle is not None:
                 os.fsync(self._handle.fileno())
@@ -283,7 +283,7 @@ class PredictionFile:
 
     @property
     def note(self) -> str:
-        """How many rows there are, and how to continue."""
+        """Says how many rows there are, and how to continue."""
         if self._sealed or not self.count:
             return f"no row was written to {self.path}"
         return f"{self.count} rows are in {self._place}: the same command with --resume{self._options} goes on"
@@ -299,31 +299,13 @@ class PredictionFile:
             self._options = " --skip-bad" if isinstance(error, DataError) and error.is_skippable else ""
             error.add_note(self.note)
 
-    def _check_new(self) -> None:
-        if self.path.exists():
-            fix = "choose another file, or pass --resume to go on with a run that was stopped"
-            raise OutputExistsError(f"out: {self.path} exists. Fix: {fix}.")
-        if self._lines.exists():
-            fix = "pass --resume to go on with it, or remove that file"
-            raise OutputExistsError(f"out: a run that was stopped left its rows in {self._lines}. Fix: {fix}.")
-
     def _reopen(self) -> None:
+        """Reads the rows of a run to resume, if there is one."""
         if not self.path.exists() and not self._lines.exists():
             return
         self._ours = self._record.exists()
         self._sealed = not self._ours
-        if self._ours:
-            self._check_made_by()
-        if self._lines.exists():
-            self.rows = self._read_lines()
-            return
-        self.rows = self._decode_or_refuse(self.path, lambda: read_parquet(self.path))
-        if self._ours:  # it was stopped while it was finishing
-            with replace_atomically(self._lines) as temporary:
-                temporary.write_bytes(self._format.encode(self.rows))
-
-    def _check_made_by(self) -> None:
-        record = self._decode_or_refuse(self._record, lambda: json.loads(self._record.read_text()))
+        record = self._decode(self._record, lambda: json.loads(self._record.read_text())) if self._ours else self._made_by
         for name, now in self._made_by.items():
             then = record.get(name) if isinstance(record, dict) else None
             if then != now:
@@ -331,6 +313,13 @@ class PredictionFile:
                     f"out: {self.path} was begun with another {name} ({json.dumps(then):.100}, now {json.dumps(now):.100}). "
                     "Fix: resume it with the same, or choose another file."
                 )
+        if self._lines.exists():
+            self.rows = self._read_lines()
+            return
+        self.rows = self._decode(self.path, lambda: read_parquet(self.path))
+        if self._ours:  # it was stopped while it was finishing
+            with replace_atomically(self._lines) as temporary:
+                temporary.write_bytes(self._format.encode(self.rows))
 
     def _read_lines(self) -> list[Row]:
         """Reads the complete rows; if the file is ours, anything after them is cut off."""
@@ -341,28 +330,18 @@ class PredictionFile:
                 f"{content[: len(start)]!r}. Fix: choose another file."
             )
         end = self._format.count_whole(content) if self._ours else len(content)
-        rows = self._decode_or_refuse(self._lines, lambda: self._format.decode(content[:end])) if end else []
+        rows = self._decode(self._lines, lambda: self._format.decode(content[:end])) if end else []
         if end < len(content):
             os.truncate(self._lines, end)
         return rows
 
-    def _decode_or_refuse(self, path: Path, decode: Callable[[], Any]) -> Any:
+    def _decode(self, path: Path, decode: Callable[[], Any]) -> Any:
         try:
             return decode()
         except ValueError as error:
             raise OutputExistsError(
                 f"out: {path} is damaged or not of this form ({error}). Fix: choose another file."
             ) from error
-
-    def _write(self, content: bytes) -> None:
-        if self._handle is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._record, self._made_by)
-            self._handle = open_lines(self._lines, new=not self._ours)
-            self._ours = True
-        rest = memoryview(content if self._handle.tell() else self._format.header + content)
-        while rest:
-            rest = rest[self._handle.write(rest) :]
 
     def _fail(self, error: OSError) -> OutputError:
         self._stop()

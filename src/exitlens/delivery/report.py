@@ -87,10 +87,6 @@ def measure_subjects(
     """Evaluates runs or bundles on the same samples; what cannot be compared is refused before anything is measured.
 
     ``cost`` and ``timed_batch`` are those of :func:`exitlens.collect`.
-
-    Raises:
-        PolicyError, BundleError: for a run without a policy or one that cannot be read; InputError: for networks that do
-            not take the samples, or cannot be compared.
     """
     loaded = [load_calibrated(path) for path in paths]
     counts = [net.num_exits for net, _ in loaded]
@@ -120,8 +116,7 @@ def can_delete(net: ExitNet) -> bool:
 def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Sequence[str], data: str = "") -> Provenance:
     """Describes how the runs at ``paths`` were made, as far as they record it, and what they were tested on.
 
-    ``command`` has the words of the command that writes the report, ``data`` is its ``--data``. Raises :class:`DataError`
-    for a damaged record.
+    ``command`` has the words of the command that writes the report, ``data`` is its ``--data``.
     """
     facts, seeds = {}, []
     for path in paths:
@@ -166,9 +161,6 @@ def write_report(
         plain_accuracy: accuracy of the plain backbone, trained without exits, under the main condition.
         overwrite: replace an existing file.
         progress: show a progress bar.
-
-    Raises:
-        OutputExistsError: if the file exists; InputError: for no subject, more than three, or different numbers of exits.
     """
     if not 1 <= len(subjects) <= plots.MOST:
         raise InputError(f"subjects: expected 1 to {plots.MOST}, got {len(subjects)}")
@@ -186,7 +178,8 @@ def write_report(
         gallery = build_gallery(subjects, images, lambda count: bar.advance(task, count))
         bar.update(task, completed=len(images) * (POOL + IMAGES))
     page = load_template("report.html.j2").render(
-        **_name_things(subjects[0].net),
+        thing=subjects[0].net.info.modality.name,
+        things=subjects[0].net.info.modality.plural,
         subjects=subjects,
         main=main,
         gated=any(s.policy.gate is not None for s in subjects),
@@ -195,7 +188,12 @@ def write_report(
         worst=subjects[0].reports[main].list_worst_classes(),
         exits=[{"name": exit_name(k, counts[0]), "colour": pick_exit_colour(k, counts[0])} for k in range(counts[0])],
         marks=plots.MARK_NAMES,
-        doubtful=_list_doubtful(subjects, main),
+        doubtful=[  # exits whose confidence is far from their accuracy
+            (subject.name, exit_name(row.exit, counts[0]), row.calibration_error)
+            for subject in subjects
+            for row in subject.reports[main].exits
+            if row.calibration_error is not None and row.calibration_error >= UNTRUSTWORTHY
+        ],
         summary=summarize(subjects, main, speed or {}, plain_accuracy),
         made=made,
         speed=speed or {},
@@ -211,35 +209,16 @@ def write_report(
     return path
 
 
-def _name_things(net: ExitNet) -> dict[str, str]:
-    """What the page calls a sample of the network's data, and several."""
-    return {"thing": net.info.modality.name, "things": net.info.modality.plural}
-
-
-def _list_doubtful(subjects: Sequence[Subject], main: str) -> list[tuple[str, str, float]]:
-    """Lists the exits whose confidence is far from their accuracy: network, exit, calibration error."""
-    return [
-        (subject.name, exit_name(row.exit, subject.net.num_exits), row.calibration_error)
-        for subject in subjects
-        for row in subject.reports[main].exits
-        if row.calibration_error is not None and row.calibration_error >= UNTRUSTWORTHY
-    ]
-
-
 def summarize(
     subjects: Sequence[Subject], main: str, speed: Mapping[str, Any], plain_accuracy: float | None = None
 ) -> list[Markup]:
-    """Writes three sentences: what early answers save, whether exits agree, whether maps are faithful.
+    """Writes three sentences on the first subject: what early answers save, whether exits agree, whether maps are faithful.
 
-    Their terms link to definitions (``#w-...``) in the page.
-
-    Args:
-        subjects: the first is the one described.
-        main: the test condition described.
-        speed, plain_accuracy: as in :func:`write_report`.
+    Their terms link to definitions (``#w-...``) in the page. ``main`` is the test condition described.
     """
-    first = subjects[0]
-    write: Any = load_template("report_summary.html.j2").make_module(_name_things(first.net))
+    first, modality = subjects[0], subjects[0].net.info.modality
+    words = {"thing": modality.name, "things": modality.plural}
+    write: Any = load_template("report_summary.html.j2").make_module(words)
     sentences = [write.saving(first.name, first.reports[main], plain_accuracy, list(speed.items())[:2])]
     rows = [(s.name, s.reports[main].exits[:-1]) for s in subjects]
     skills = [(name, [row.consistency["cc"]["skill"] for row in exits if row.consistency]) for name, exits in rows]
@@ -256,21 +235,13 @@ def summarize(
 # --- the gallery ---
 
 
-@dataclass(frozen=True)
-class GalleryRow:
-    """A sample as every subject sees it; ``source`` and ``shape`` are those of the picture, if it is one."""
-
-    source: str
-    shape: str
-    truth: str
-    condition: str
-    views: Sequence[Mapping[str, Any]]
-
-
 def build_gallery(
     subjects: Sequence[Subject], sets: Mapping[str, SampleSet], advance: Callable[[int], None] = lambda count: None
-) -> list[GalleryRow]:
-    """Picks ``IMAGES`` samples of each test set and explains them; ``advance`` is called with the number of samples done."""
+) -> list[dict[str, Any]]:
+    """Picks ``IMAGES`` samples of each test set and explains them; ``advance`` is called with the number of samples done.
+
+    Returns rows for the template: a sample as every subject sees it.
+    """
     rows = []
     for condition, data in sets.items():
         for i in pick_images(subjects[0], data, IMAGES, advance):
@@ -281,13 +252,13 @@ def build_gallery(
                 source, shape = data_uri(shown, photo=True), f"{shown.width} / {shown.height}"
             truth = _name_truth(chosen)[0]
             views = [_describe_view(subject, inputs, truth, source == "") for subject in subjects]
-            rows.append(GalleryRow(source, shape, truth, condition, views))
+            rows.append({"source": source, "shape": shape, "truth": truth, "condition": condition, "views": views})
             advance(1)
     return rows
 
 
 def _name_truth(data: SampleSet) -> list[str]:
-    """The label of each sample, in the words of :meth:`Explanation.name_answer`."""
+    """Returns the label of each sample, in the words of :meth:`Explanation.name_answer`."""
     names = name_answers(data.labels, data.classes)
     if data.labels.ndim == 2:  # any number of labels
         return [name.replace(";", ", ") or "none of the labels" for name in names]
@@ -307,7 +278,8 @@ def pick_images(
     for rows in pool.split(CHUNK):
         answers += explain_batch(subject.net, data.subset(rows).inputs, subject.policy)
         advance(len(rows))
-    pool = pool[_find_readable(data, pool)]  # reading them has told which cannot be read
+    if isinstance(data, LazySet):  # bad samples have no answer; reading the samples has told which are bad
+        pool = pool[[row not in data.unreadable for row in data.rows[pool].tolist()]]
     is_wrong = [why.name_answer() != truth for why, truth in zip(answers, _name_truth(data.subset(pool)), strict=True)]
     mistakes = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if wrong])
     rest = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if not wrong])
@@ -323,15 +295,8 @@ def _take_turns(subject: Subject, answers: Sequence[Explanation], rows: Sequence
     return [i for _, _, i in sorted(turns)]
 
 
-def _find_readable(data: SampleSet, rows: Tensor) -> Tensor:
-    """Returns which ``rows`` can be read, as a mask: bad samples that are skipped have no answer."""
-    if not isinstance(data, LazySet):
-        return torch.ones(len(rows), dtype=torch.bool)
-    return torch.tensor([row not in data.unreadable for row in data.rows[rows].tolist()], dtype=torch.bool)
-
-
 def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool) -> Mapping[str, Any]:
-    """One sample's exits: heat maps to lay over its picture, or drawings of their own."""
+    """Describes a sample's exits: heat maps to lay over its picture, or drawings of their own."""
     why = explain_batch(subject.net, inputs, subject.policy)[0]
     tiles = [
         {
@@ -350,7 +315,7 @@ def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool)
 
 
 def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
-    """Confidence, threshold and gate, with enough digits to see which is larger."""
+    """Returns confidence, threshold and gate, with enough digits to see which is larger."""
     if is_final:
         return [f"confidence {view.confidence:.3f}"]
     confidence, threshold = tell_apart(view.confidence, view.threshold)

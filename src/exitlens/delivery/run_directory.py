@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.assemble import Target, read_parts
-from exitlens.data.columns import KEY, ROLES, parse_columns
-from exitlens.data.formats import Format, find_format, find_samples, find_unlabelled_format, hash_source
-from exitlens.data.rows import Reading
+from exitlens.data.formats import find_format, find_samples, find_unlabelled_format, hash_source
+from exitlens.data.rows import KEY, ROLES, Reading, parse_columns
 from exitlens.data.sets import SampleSet, set_reading
-from exitlens.data.sources import NAMES, DataSource, open_source
+from exitlens.data.sources import NAMES, DataSource, Target, open_source, read_parts
 from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
@@ -64,8 +62,7 @@ def record_source(
 def write_source(out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False) -> None:
     """Records a run's data in its directory before training starts, and whether what cannot be read is left out.
 
-    Raises:
-        OutputExistsError: if the directory is in use and ``resume`` is not set; DataError: if its run has other data.
+    Raises :class:`OutputExistsError` if the directory is in use and ``resume`` is not set.
     """
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
@@ -76,11 +73,6 @@ def write_source(out: Path, source: DataSource, *, resume: bool, skip_bad: bool 
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, source.to_dict() | ({SKIP_BAD: True} if skip_bad else {}))
-
-
-def read_source(path: Path) -> DataSource:
-    """Reads which data a run was trained on; raises :class:`DataError` without a readable record."""
-    return _read_record(path)[0]
 
 
 def remembers_skipping(path: Path, data: str = "") -> bool:
@@ -94,6 +86,11 @@ def remembers_skipping(path: Path, data: str = "") -> bool:
     )
 
 
+def read_source(path: Path) -> DataSource:
+    """Reads which data a run was trained on; raises :class:`DataError` without a readable record."""
+    return _read_record(path)[0]
+
+
 def _read_record(path: Path) -> tuple[DataSource, bool]:
     record = path / DATA
     if not record.is_file():
@@ -104,7 +101,7 @@ def _read_record(path: Path) -> tuple[DataSource, bool]:
 
 
 def _parse_record(path: Path) -> tuple[DataSource, bool]:
-    """The data, and whether what cannot be read of them is left out."""
+    """Returns the data, and whether what cannot be read of them is left out."""
     try:
         record = json.loads(path.read_text())
         skip_bad = record.pop(SKIP_BAD, False) is True
@@ -115,13 +112,11 @@ def _parse_record(path: Path) -> tuple[DataSource, bool]:
 
 def read_recorded_exits(out: Path, network: NetworkSettings) -> NetworkSettings:
     """Returns the settings to resume a run with: the exits are those placed when it began, if there are as many."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
         names = json.loads((out / SETTINGS).read_text())["network"]["at"]
-    except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
-        return network
-    return (
-        replace(network, exits=",".join(names), placement="cost") if str(len(names)) == (network.exits or "3") else network
-    )
+        if str(len(names)) == (network.exits or "3"):
+            return replace(network, exits=",".join(names), placement="cost")
+    return network
 
 
 # --- networks and their policies ---
@@ -138,10 +133,7 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
 
 
 def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
-    """Loads the network and a policy of a run or bundle: the default one, or the one of that name.
-
-    Raises :class:`PolicyError` if it has no such policy.
-    """
+    """Loads the network and a policy of a run or bundle (the default one, or that of the name), or raises PolicyError."""
     net, policy = load(path)
     policies = load_policies(path) if name or policy is None else {DEFAULT: policy}
     if (policy := policies.get(name or DEFAULT)) is not None:
@@ -155,9 +147,9 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
 
 @contextmanager
 def count_askings(path: Path, trace: Trace) -> Iterator[None]:
-    """Give the trace the certificates that its samples were asked for before, and keep those that they are asked for now.
+    """Gives a trace the certificates that its samples were asked for before, and stores those asked for meanwhile.
 
-    A bundle or run directory keeps them in ``askings.json``, by the fingerprint of the samples.
+    A bundle or run directory stores them in ``askings.json``, by the fingerprint of the samples.
     """
     ledger, key = find_bundle(path) / ASKINGS, trace.fingerprint()
     known = read_json(ledger) if ledger.is_file() else {}
@@ -191,23 +183,26 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
-    """Loads a split of a run's own data, or other labelled data, for its network.
+    """Loads a split of the own data of a run (or bundle) at ``path``, or other labelled data, for its network.
 
     Other data are taken whole; if they come in named parts, the one for ``split`` is taken, or cut from their ``train``.
     What cannot be read of a run's own data is left out if the run left it out.
-
-    Args:
-        path: the run directory or bundle.
-        net: its network.
-        split: which split of the run's own data.
-        reading: which data, and how to read them.
     """
     data = reading.data
     if not data and (reading.columns or reading.group_by):
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
     skip_bad = reading.skip_bad or remembers_skipping(path, data)
     if data and data not in NAMES and (kind := find_format(data, reading.columns, [reading.group_by])) is not None:
-        samples = _load_files(net, split, kind, reading, skip_bad)
+        rows = Reading(reading.columns, reading.group_by, task=net.info.task)
+        preprocess = require_preprocess(net, find_samples(data, kind, rows).preprocess)
+        parts = read_parts(data, kind, rows, Target(known=preprocess), net.info.classes, skip_bad)
+        only = len(parts.sets) == 1
+        raw = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
+        if isinstance(raw, RawTexts):
+            assert isinstance(preprocess, TextPreprocess)
+            samples: SampleSet = raw.encode(preprocess)
+        else:
+            samples = raw
     else:
         source = open_source(data, root=reading.root, size=net.info.input_shape[-1]) if data else read_source(path)
         recorded = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None
@@ -215,29 +210,12 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
     return set_reading(samples, reading.workers, reading.cache)
 
 
-def _load_files(net: ExitNet, split: Split, kind: Format, reading: ReadSettings, skip_bad: bool) -> SampleSet:
-    data, rows = reading.data, Reading(reading.columns, reading.group_by, task=net.info.task)
-    preprocess = require_preprocess(net, find_samples(data, kind, rows).preprocess)
-    parts = read_parts(data, kind, rows, Target(known=preprocess), net.info.classes, skip_bad)
-    only = len(parts.sets) == 1
-    samples = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
-    if isinstance(samples, RawTexts):
-        assert isinstance(preprocess, TextPreprocess)
-        return samples.encode(preprocess)
-    return samples
-
-
 def stream_samples(
     net: ExitNet, reading: ReadSettings, *, batch_size: int, without: Collection[str] = (), run: Path | None = None
 ) -> SampleStream:
-    """Streams the samples of a source without labels, in batches.
+    """Streams the samples of a source without labels, in batches, except those whose names are in ``without``.
 
-    Args:
-        net: the network that takes them.
-        reading: the data (a folder, a file of rows, a table or shards), and how to read them.
-        batch_size: samples in a batch.
-        without: names of samples to leave out.
-        run: a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
+    ``run`` is a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
     """
     preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
     return open_stream(
@@ -256,17 +234,12 @@ def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") 
     """Describes what the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
+    kind = find_unlabelled_format(data, columns, "")
+    named = kind in (None, "folder", "arrays", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
     return {
         "network": net.identity(),
         "policy": rule,
         "preprocessing": hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16],
         "input": f"{data} ({columns})" if columns else data,
-        "contents": _hash_numbered(data, columns),
+        "contents": "" if kind is None or named else hash_source(data, kind),  # of rows that are named by their number
     }
-
-
-def _hash_numbered(data: str, columns: str) -> str:
-    """Hashes the contents of a file whose rows are named by their number; empty where names say which sample it is."""
-    kind = find_unlabelled_format(data, columns, "")
-    named = kind in (None, "folder", "arrays", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
-    return "" if kind is None or named else hash_source(data, kind)

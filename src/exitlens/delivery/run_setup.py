@@ -47,9 +47,8 @@ NORMALISATIONS = {
 def choose_size(backbone: str, has_weights: bool) -> int:
     """Returns the pixels of an image's sides for a backbone when nobody has chosen them; 0 means the data's own default.
 
-    A network that takes one size only gets that. Large networks shrink small images to a map of a few cells, so
-    torchvision's get 128, and so do others with pretrained weights. Most weights saw 224 pixels, which cost three times as
-    much.
+    Large networks shrink small images to a map of a few cells, so torchvision's get 128 unless they take one size only, and
+    so do others with pretrained weights. Most weights saw 224 pixels, which cost three times as much.
     """
     family, _, name = backbone.partition(":")
     if family == "hf" and (Path(name) / "config.json").is_file():
@@ -73,11 +72,7 @@ def choose_size(backbone: str, has_weights: bool) -> int:
 def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | None, str]:
     """Chooses the mean and standard deviation of a new network's images, with a line that says whose they are.
 
-    Returns:
-        ``None`` and no line for the data's usual values; ``None`` and a line if there are weights that do not say theirs.
-
-    Raises:
-        InputError: for an unknown word, or ``own`` if the weights do not say theirs.
+    Returns ``None`` without a line for the data's usual values; ``None`` with a line for weights that do not say theirs.
     """
     word, backbone = settings.normalise, settings.backbone
     if word not in ("", OWN, *NORMALISATIONS):
@@ -99,11 +94,7 @@ def load_training_sets(
 ) -> tuple[SampleSet, SampleSet]:
     """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
 
-    Args:
-        settings: the network that will be trained.
-        source: the data.
-        reading: whether to leave out what cannot be read, workers and cache.
-        say: called with lines on where the splits come from, and on how images and texts become inputs.
+    ``say`` is called with lines on where the splits come from, and on how images and texts become inputs.
     """
     preprocess, line = _choose_preprocess(settings, source)
     splits = source.load_splits(("train", "validation"), skip_bad=reading.skip_bad, preprocess=preprocess)
@@ -125,10 +116,8 @@ def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[P
         if (tokenizer := read_tokenizer(backbone)) is not None:
             line = f"texts: tokens by the tokenizer of {backbone}"
             return TextPreprocess(tokenizer, source.size or TEXT_LENGTH), line
-        unknown = (
-            f"texts: no tokenizer comes with {backbone}: the words of the data get numbers that its weights do not know"
-        )
-        return None, unknown if settings.has_weights else ""
+        line = f"texts: no tokenizer comes with {backbone}: the words of the data get numbers that its weights do not know"
+        return None, line if settings.has_weights else ""
     if backbone.startswith("hf:") and (Path(backbone.removeprefix("hf:")) / TOKENIZER).is_file():
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     normalisation, line = choose_normalisation(settings)
@@ -140,14 +129,7 @@ def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[P
 def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0, say: Say | None = None) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
 
-    Args:
-        settings: what to build.
-        train: the data, which give the classes and, with their first sample, the example.
-        seed: seed of the weights.
-        say: called with a line on what was loaded of given weights, and for each kind of tensor that was not.
-
-    Raises:
-        InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
+    ``say`` is called with a line on what was loaded of given weights, and for each kind of tensor that was not.
     """
     torch.manual_seed(seed)
     backbone = settings.backbone
@@ -157,19 +139,23 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
     build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
-    exits = _read_exits(settings.exits)
-    if isinstance(exits, list) and settings.has_weights:
+    words = settings.exits  # names such as layer1,layer2, or a number
+    exits = int(words) if words.lstrip("-").isdigit() else [name.strip() for name in words.split(",") if name.strip()]
+    if isinstance(exits, list) and exits and settings.has_weights:
         with torch.random.fork_rng(devices=[]):  # unknown names are reported before weights are downloaded or read
             check_places(build(), exits, example)
     plain = build(pretrained=settings.pretrained, say=say)
     _check_reads(plain, backbone, train)
+    if not words:
+        usual = ["layer1", "layer2", "layer3"]
+        exits = usual if settings.placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
     if settings.init_weights is not None:
         report = load_weights(plain, settings.init_weights, strict=settings.strict_weights)
         if say is not None:
             say(str(report))
     net = attach(
         plain,
-        _choose_exits(plain, settings) if exits is None else exits,
+        exits,
         len(train.classes),
         example,
         final="keep" if settings.keep_final else "head",
@@ -194,24 +180,8 @@ def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
         )
 
 
-def _read_exits(words: str) -> list[str] | int | None:
-    """Return names or a number from words such as ``layer1,layer2`` or ``3``; ``None`` if there are none."""
-    if words.lstrip("-").isdigit():
-        return int(words)
-    return [name.strip() for name in words.split(",") if name.strip()] if words else None
-
-
-def _choose_exits(plain: nn.Module, settings: NetworkSettings) -> list[str] | int:
-    usual = ["layer1", "layer2", "layer3"]
-    return usual if settings.placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
-
-
 def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
-    """Reads groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each.
-
-    Raises:
-        InputError: for other words, or features that the data do not have.
-    """
+    """Reads groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each."""
     names = preprocess.names if isinstance(preprocess, VectorPreprocess) else ()
     if not names:
         raise InputError("groups: expected data that are vectors of named features. Fix: leave the groups out.")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.types.compact import LARGEST, NODES, CompactLogits, Logits, chebyshev_nodes, scale_distances
 from exitlens.types.inputs import check_labels
+from exitlens.types.traces import LARGEST, NODES, CompactLogits, Logits, chebyshev_nodes, scale_distances
 
 
 def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # (*S,C), (S_0,)

@@ -13,8 +13,8 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.compact import compute_probabilities, fix_likelihood, score_compact
 from exitlens.types import Trace
-from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.requests import ALL_SCORES, DECIDED
+from exitlens.types.traces import CompactLogits, Logits
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)

@@ -82,12 +82,8 @@ def _finish(futures: list[asyncio.Future[None]]) -> None:
 class Repository:
     """Models by name, each of which can be replaced while it answers.
 
-    Args:
-        directories: bundles by the names of their models.
-        models: networks in memory, for programs that serve their own; they are never reloaded.
-
-    Raises:
-        BundleError, PolicyError: for a bundle that cannot be read or has no policy.
+    ``directories`` are bundles by the names of their models; ``models`` are networks in memory, which are never reloaded.
+    Raises :class:`BundleError` or :class:`PolicyError` for a bundle that cannot be read or has no policy.
     """
 
     def __init__(

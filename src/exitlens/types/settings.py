@@ -53,12 +53,14 @@ class TrainingSettings:
         batch_size: Samples in a training step.
         recipe: Learning rates and the like: ``scratch``, or ``pretrained`` for a backbone with pretrained weights.
         learning_rate: Peak of the one-cycle schedule (default: the recipe's).
-        head_learning_rate: Peak for the exits' heads, which are new even if the backbone is not (default: the recipe's).
-        layer_decay: Factor of the learning rate from each block of the backbone to the one before (default: the recipe's).
-        warm_up: Share of training in which the learning rates rise (default: the recipe's).
-        weight_decay: Weight decay of AdamW; ``pretrained`` spares biases and norms (default: the recipe's).
-        batch_norm: ``update`` the backbone's batch-norm statistics, or ``keep`` them and switch its dropout off (default:
+        head_learning_rate: Peak learning rate of the exit heads, which are new even if the backbone is not (default: the
+            recipe's).
+        layer_decay: Factor by which the learning rate falls from each block of the backbone to the one before it (default:
             the recipe's).
+        warm_up: Share of the training during which the learning rates rise (default: the recipe's).
+        weight_decay: Weight decay of AdamW; ``pretrained`` spares biases and norms (default: the recipe's).
+        batch_norm: Either ``update`` the backbone's batch-norm statistics, or ``keep`` them and switch its dropout off
+            (default: the recipe's).
         seed: Seed of the order of the data and of all random numbers in training.
         amp: Train in bfloat16 (default: if the device is fast at it).
         channels_last: Memory format of weights and images during training.
@@ -68,8 +70,8 @@ class TrainingSettings:
             ``none``.
         balanced: Show all classes equally often.
         accumulate: Batches in an optimiser step; the gradient is the mean over their samples.
-        clip_norm: Largest norm of the gradient of all weights together.
-        ema: Keep a moving average of the weights with this decay per step, such as 0.999; it is validated and kept.
+        clip_norm: Largest norm of the gradient of all weights together (default: no limit).
+        ema: Train as usual, but validate and keep a moving average of the weights with this decay per step, such as 0.999.
         patience: Stop after this many epochs without a better ``monitor``.
         monitor: Validation measure that chooses the best epoch: ``accuracy`` (mean over exits), ``final_accuracy`` or
             ``loss``.
@@ -168,19 +170,19 @@ class NetworkSettings:
     """The network that a run trains: its backbone, the weights to start from, and its exits.
 
     Attributes:
-        backbone: Source of the backbone: ``small``, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of
-            transformers.
-        exits: Modules to put exits after, comma-separated, or how many (default: layer1,layer2,layer3 where the backbone has
-            these and ``placement`` is ``cost``, else 3).
-        placement: Place a number of exits at equal shares of ``cost`` or of measured ``time``.
-        groups: Groups of a vector's features that maps lie on: blood=age|pressure,heart=rate.
-        head: Kind of exit heads: ``context`` (with a neck; the default but for vectors), ``evidence`` or ``average``.
+        backbone: The network that gets exits: ``small``, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert)
+            of transformers.
+        exits: Names of the modules after which exits go, comma-separated, or a number of exits (default:
+            layer1,layer2,layer3 where the backbone has these and ``placement`` is ``cost``, else 3).
+        placement: Place a number of exits at equal shares of ``cost``, or of measured ``time``.
+        groups: Groups of a vector's features, for maps that have a place for each: blood=age|pressure,heart=rate.
+        head: Kind of exit heads: ``context`` (with a neck; the default except for vectors), ``evidence`` or ``average``.
         keep_final: Keep the backbone's own classifier as the final exit.
-        pretrained: Start from the library's weights.
-        init_weights: Start from a local state dict (safetensors or PyTorch).
-        strict_weights: Refuse weights of which any tensor does not fit, the classifier's included.
-        normalise: Mean and standard deviation of pixels: ``own`` (what the backbone's weights were trained with; the default
-            where weights are given), ``imagenet`` or ``half``.
+        pretrained: Start from the weights that torchvision, timm or transformers offers for the backbone.
+        init_weights: Start from the weights in a local file (a state dict as safetensors or by PyTorch).
+        strict_weights: Refuse weights if any tensor does not fit, the classifier's included.
+        normalise: Mean and standard deviation of pixels: ``own`` (that of the backbone's weights; the default where weights
+            are given), ``imagenet`` or ``half``.
     """
 
     backbone: str = "small"
@@ -206,13 +208,14 @@ class ReadSettings:
 
     Attributes:
         data: Labelled data to use instead of the run's own, as for fit.
-        root: Folder of torchvision's files.
-        columns: Columns of the data: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B for other inputs
-            (default: found by type); label=A|B|C for columns of 0 and 1, of which any number may be 1.
-        group_by: What belongs together (patient, video): a column of the data, or a regular expression on file names.
+        root: Folder with torchvision's data sets, for torchvision:NAME.
+        columns: Columns of a table: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B for other inputs
+            (default: found by type); label=A|B|C names columns of 0 and 1, of which any number may be 1.
+        group_by: Samples that belong together (of one patient, one video): a column of the data, or a regular expression on
+            file names.
         skip_bad: Leave out files and rows that cannot be read.
-        workers: Processes that decode files (0: this one; default: one for each core, at most 8).
-        cache: Directory for decoded, resized images, to be found there the next time.
+        workers: Processes that decode files (0: none besides this one; default: one for each core, at most 8).
+        cache: Directory that keeps decoded, resized images for the next run.
     """
 
     data: str = ""

@@ -138,18 +138,35 @@ class _Recorder:
             if compact:
                 raise InputError("compact: several labels per sample need all logits. Fix: leave it out.")
             compact = False
-        self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
+        self._compact, self._is_compact = compact, bool(compact)
+        self._labels, self._ids = list[Tensor | None](), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
-        self._has_maps = have_maps(net.heads)
+        self._count, self._classes, self._has_maps = 0, 0, have_maps(net.heads)
 
     def add(self, seen: _Observed) -> None:
         """Check and store a batch."""
-        if seen.labels is not None:
-            check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "data, labels")
-        self._logits.add(seen.logits, seen.labels)
+        logits, labels = seen.logits, seen.labels
+        if labels is not None:
+            check_truth(labels, len(logits), logits.shape[2], self._net.info.task, "data, labels")
+        if self._labels and (labels is None) != (self._labels[0] is None):
+            raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
+        self._labels.append(labels)
         self._ids.append(seen.groups)
-        if not self._has_maps:
-            return
+        self._count, self._classes = self._count + len(logits), logits.shape[2]
+        if self._is_compact:
+            self._compress(logits, labels)
+        else:
+            self._store.add("logits", logits)
+            is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
+            if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
+                self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
+                for rows in torch.arange(self._count).split(64):
+                    self._compress(whole[rows], None if known is None else known[rows])
+                    self._store.release()
+        if self._has_maps:
+            self._add_maps(seen)
+
+    def _add_maps(self, seen: _Observed) -> None:
         if seen.gate_features is not None:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
@@ -160,6 +177,16 @@ class _Recorder:
             self._store.add(f"map {k}", exit_map)
         for shape, final in {tuple(final.shape[1:]): final for _, final in seen.maps}.items():  # one per grid
             self._store.add(f"final {shape}", final)
+
+    def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
+        for name, part in compress(logits, labels).parts().items():
+            if part is not None:
+                self._store.add(f"logits.{name}", part)
+        self._store.add("sample_hashes", hash_rows(logits))
+
+    def _join_labels(self) -> Tensor | None:
+        known = [labels for labels in self._labels if labels is not None]
+        return torch.cat(known) if known else None
 
     def finish(
         self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: ExitLatency | None
@@ -174,12 +201,18 @@ class _Recorder:
             joined: Tensor | None = number_groups(groups)
         else:
             joined = torch.cat(ids) if ids else None
-        count, kept = self._logits.count, self._logits.finish()
-        agreement: dict[str, Any] = {"divergence": torch.zeros(count, self._net.num_exits)}
+        labels, hashes, logits = self._join_labels(), None, None
+        if self._is_compact:
+            names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
+            parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
+            logits, hashes = CompactLogits(**parts, num_classes=self._classes), self._store.take("sample_hashes")
+        agreement: dict[str, Any] = {"divergence": torch.zeros(self._count, self._net.num_exits)}
         if self._has_maps:
-            agreement = _compare_maps(self._store, self._shapes, pair_samples(count, seed), progress)
+            agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, seed), progress)
         trace = Trace(
-            **kept,
+            logits=self._store.take("logits") if logits is None else logits,
+            labels=labels,
+            sample_hashes=hashes,
             **agreement,
             cost=self._net.cost if timing is None else torch.tensor(timing.cost),
             timing=timing,
@@ -222,51 +255,6 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iter
             torch.stack(features, 1) if features else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
         )
-
-
-class _LogitRecorder:
-    """Keeps logits whole until there are many, then in compact form; the result does not depend on the moment."""
-
-    def __init__(self, store: RowStore, compact: bool | None) -> None:
-        self._store, self._compact, self._is_compact = store, compact, bool(compact)
-        self._labels: list[Tensor | None] = []
-        self._classes, self._numbers, self.count = 0, 0, 0
-
-    def add(self, logits: Tensor, labels: Tensor | None) -> None:  # (B,K,C), (B,)
-        """Store a batch."""
-        if self._labels and (labels is None) != (self._labels[0] is None):
-            raise InputError("data: some batches have labels and some have none. Fix: give all of them labels, or none.")
-        self._labels.append(labels)
-        self.count, self._numbers, self._classes = self.count + len(logits), self._numbers + logits.numel(), logits.shape[2]
-        if self._is_compact:
-            self._compress(logits, labels)
-            return
-        self._store.add("logits", logits)
-        if self._compact is None and self._classes >= MANY_CLASSES and self._numbers > MANY_LOGITS:
-            self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
-            for rows in torch.arange(self.count).split(64):
-                self._compress(whole[rows], None if known is None else known[rows])
-                self._store.release()
-
-    def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
-        for name, part in compress(logits, labels).parts().items():
-            if part is not None:
-                self._store.add(f"logits.{name}", part)
-        self._store.add("sample_hashes", hash_rows(logits))
-
-    def _join_labels(self) -> Tensor | None:
-        known = [labels for labels in self._labels if labels is not None]
-        return torch.cat(known) if known else None
-
-    def finish(self) -> dict[str, Any]:
-        """Return the fields of the trace."""
-        labels = self._join_labels()
-        if not self._is_compact:
-            return {"logits": self._store.take("logits"), "labels": labels}
-        names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
-        parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
-        logits = CompactLogits(**parts, num_classes=self._classes)
-        return {"logits": logits, "labels": labels, "sample_hashes": self._store.take("sample_hashes")}
 
 
 def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:

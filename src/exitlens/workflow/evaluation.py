@@ -11,18 +11,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
+from exitlens.functional import scores
 from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.scores import (
-    expected_calibration_error,
-    micro_f1,
-    overthinking,
-    rate_probabilities,
-    risk_coverage,
-    routed_calibration_error,
-    score,
-)
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
@@ -99,8 +91,8 @@ class LabelReport:
     def __str__(self) -> str:
         drop = self.false_negative_drop
         more = f"{abs(100 * drop):.1f} points {'fewer' if drop < -0.0005 else 'more'} than the final exit"
-        scores = " ".join(f"{value:.3f}" for value in self.exit_f1)
-        return f"micro-F1 {self.f1:.3f} (exits {scores}), false negatives {_percent(self.false_negative_rate)} ({more})"
+        exits = " ".join(f"{value:.3f}" for value in self.exit_f1)
+        return f"micro-F1 {self.f1:.3f} (exits {exits}), false negatives {_percent(self.false_negative_rate)} ({more})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -216,7 +208,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         divergence=select_exits(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
         exit_shares=tuple(row.share for row in rows),
-        overthinking=None if correct is None else overthinking(correct),
+        overthinking=None if correct is None else scores.overthinking(correct),
         exits=rows,
         curve=_find_curve(trace, policy),
         samples=len(trace),
@@ -224,7 +216,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         ms=None if timing is None else torch.tensor(timing.ms, dtype=torch.float64)[exits].mean().item(),
         timing=timing,
         labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
-        calibration_error=None if labels is None else routed_calibration_error(trace, policy.temperatures, exits),
+        calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
     )
 
 
@@ -232,8 +224,8 @@ def _measure_labels(trace: Trace, labels: Tensor, exits: Tensor) -> LabelReport:
     answers = trace.answers  # (N,K,C)
     missed = false_negatives(answers, labels[:, None])  # (N,K)
     rate, rates = select_exits(missed, exits).mean().item(), missed.mean(0).tolist()
-    f1 = micro_f1(answers[torch.arange(len(trace)), exits], labels)
-    exit_f1 = tuple(micro_f1(exit_answers, labels) for exit_answers in answers.unbind(1))
+    f1 = scores.micro_f1(answers[torch.arange(len(trace)), exits], labels)
+    exit_f1 = tuple(scores.micro_f1(exit_answers, labels) for exit_answers in answers.unbind(1))
     return LabelReport(f1, rate, rate - rates[-1], exit_f1, tuple(rates))
 
 
@@ -255,11 +247,11 @@ def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: 
     if trace.labels is not None and correct is not None:
         right = correct[:, k]
         accuracy, when_taken = right.mean().item(), right[takes].mean().item() if takes.any() else None
-        rated = rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
-        error, brier = expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
+        rated = scores.rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
+        error, brier = scores.expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
         is_decided = trace.task == "multilabel"
-        certainty = score(trace.logits[:, k], DECIDED, policy.temperatures[k]) if is_decided else rated.confidence
-        area = risk_coverage(certainty, right).mean().item()
+        certainty = scores.score(trace.logits[:, k], DECIDED, policy.temperatures[k]) if is_decided else rated.confidence
+        area = scores.risk_coverage(certainty, right).mean().item()
     consistency = {}
     for name, values in trace.similarity.items():
         value = values[:, k].mean().item()

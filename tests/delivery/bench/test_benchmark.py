@@ -91,6 +91,7 @@ def test_timing_leaves_the_networks_alone(images):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_on_onnx_runtime_both_sides_are(images):
     pytest.importorskip("onnxruntime")
     plain, net = TinyNet().eval(), make_net()

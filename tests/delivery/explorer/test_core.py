@@ -58,9 +58,10 @@ def test_the_calibration_trace_follows_the_thresholds(explorer):
 def test_examples_are_test_images_of_the_run(explorer):
     examples = explorer.examples()
     assert 1 <= len(examples) <= EXAMPLES
-    assert {one.truth for one in examples} <= {"dark", "bright"}
+    assert {truth for _, truth in examples} <= {"dark", "bright"}
 
 
+@pytest.mark.slow
 def test_a_bundle_by_itself_shows_scenes(net, tmp_path):
     backbone = xl.build_backbone("small", 2)
     small = xl.attach(backbone, ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
@@ -73,6 +74,7 @@ def test_a_bundle_by_itself_shows_scenes(net, tmp_path):
     assert "Thresholds chosen by hand" in View(_with_trace(explorer)).route(0)(0.9)
 
 
+@pytest.mark.slow
 def test_without_the_demos_images_it_shows_none(net, tmp_path, no_images):
     small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
     small.describe(source="small", classes=("a", "b"), preprocess=xl.data.Preprocess((32, 32)))
@@ -82,12 +84,13 @@ def test_without_the_demos_images_it_shows_none(net, tmp_path, no_images):
     assert View(explorer).examples == []
 
 
+@pytest.mark.slow
 def test_other_data_than_the_runs_own(folder, tmp_path):
     small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
     small.describe(source="small", classes=("dark", "bright"), preprocess=xl.data.Preprocess((32, 32)))
     xl.save(small, None, tmp_path / "bundle")
     explorer = Explorer([tmp_path], str(folder))
-    assert {one.truth for one in explorer.examples()} == {"dark", "bright"}
+    assert {truth for _, truth in explorer.examples()} == {"dark", "bright"}
     assert f"60 samples of {folder} under" in View(explorer).route(0)(0.9)
     with pytest.raises(xl.errors.DataError):
         View(Explorer([tmp_path], str(tmp_path / "nothing")))
@@ -132,6 +135,7 @@ def test_a_large_upload_is_shrunk(explorer, tmp_path):
     assert explorer.read(path).size == (1024, 683)
 
 
+@pytest.mark.slow
 def test_an_image_bundle_and_a_text_bundle_do_not_go_together(trained, tmp_path):
     net = make_text_net()
     net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), LENGTH))

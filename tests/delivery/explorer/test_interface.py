@@ -15,6 +15,7 @@ def test_sliders_at_rest_are_the_calibrated_thresholds():
     assert _read_sliders((0.5, 1.005), (0.1234567, 0.2)) == (0.5, math.inf)
 
 
+@pytest.mark.slow
 def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_path):
     view = View(explorer)
     files, before = hostile_files(), set(tmp_path.parent.rglob("*"))

@@ -10,6 +10,8 @@ import exitlens as xl
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.interface import View
 
+pytestmark = pytest.mark.slow
+
 SCALES = {
     "series": (xl.data.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=64), (2, 64)),
     "volume": (xl.data.VolumePreprocess((0.0,), (1.0,), size=(16, 16, 16)), (1, 16, 16, 16)),

@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import pytest
 import torch
 
 import exitlens as xl
@@ -52,6 +53,7 @@ def test_slow_relevance_waits_until_it_is_asked_for(explorer, monkeypatch):
     assert not View(explorer).starts_with_relevance
 
 
+@pytest.mark.slow
 def test_texts_are_shaded_token_by_token(tmp_path):
     net = make_text_net()
     words = xl.data.word_tokenizer(["the film was good", "<b> & bad food"])

@@ -7,13 +7,13 @@ import torch
 
 from exitlens.functional.risk import Risk
 from exitlens.functional.thresholds.certification import (
+    SAFE,
     choose_tests,
     estimate_samples_needed,
     p_value,
     run_fixed_sequence_test,
 )
 from exitlens.functional.thresholds.path import Candidate, approximate_p_values, find_candidates, order_path
-from exitlens.functional.thresholds.pvalues import SAFE
 
 
 def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows: torch.Tensor | None = None) -> Risk:
@@ -31,10 +31,7 @@ def test_it_stops_before_the_first_failure_even_if_later_ones_would_pass():
     losses[60:80] = 1  # level 3
     one = risk_of(losses)
     found = run_fixed_sequence_test(index, [one], path_of(4.0, 3.0, 5.0), ["binomial"], 0.1)
-    assert found.cuts == (4.0,)
-    assert found.steps == 2
-    assert found.tests[0].mean == 0
-    assert found.tests[0].samples == 100
+    assert (found.cuts, found.steps, found.tests[0].mean, found.tests[0].samples) == ((4.0,), 2, 0, 100)
     assert found.tests[0].p_value == pytest.approx(0.9**100)
     assert run_fixed_sequence_test(index, [one], path_of(3.0, 4.0), ["binomial"], 0.1).cuts is None
     assert run_fixed_sequence_test(index, [one], path_of(4.0, 5.0), ["binomial"], 0.1).cuts == (5.0,)
@@ -48,11 +45,8 @@ def test_every_risk_has_to_pass():
     found = run_fixed_sequence_test(index, [good, bad], path_of(0.0), ["binomial"] * 2, 0.1)
     assert found.cuts is None
     assert [one.p_value <= 0.1 for one in found.tests] == [True, False]
-
-
-def test_a_risk_of_no_sample_cannot_be_certified():
-    one = risk_of(torch.zeros(50), rows=torch.zeros(50, dtype=torch.bool))
-    assert run_fixed_sequence_test(torch.zeros(50, 1).long(), [one], path_of(0.0), ["binomial"], 0.1).cuts is None
+    empty = risk_of(torch.zeros(200), rows=torch.zeros(200, dtype=torch.bool))
+    assert run_fixed_sequence_test(index, [empty], path_of(0.0), ["binomial"], 0.1).cuts is None
 
 
 def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
@@ -145,7 +139,7 @@ def steep(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return level[:, None], wrong.float()
 
 
-@pytest.mark.parametrize("delta", [0.1, 0.2])
+@pytest.mark.parametrize("delta", [0.1, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_the_promise_is_kept_and_one_step_too_far_breaks_it(delta):
     """True risk of cut j: 0.025 for each level from j to 4; the limit of 3 % allows one such level (cut 4)."""
     draws, limit = 400, 0.03
@@ -166,9 +160,7 @@ def test_the_promise_is_kept_and_one_step_too_far_breaks_it(delta):
 def test_candidates_hold_the_frontier_steps_between_and_never_not():
     rng = torch.Generator().manual_seed(0)
     index = torch.randint(0, 30, (400, 2), generator=rng)
-    losses = (torch.rand(400, 3, generator=rng) < torch.tensor([0.3, 0.1, 0.0])).float() * (
-        torch.rand(400, 1, generator=rng) < 0.5
-    )
+    losses = (torch.rand(400, 3, generator=rng) < torch.tensor([0.15, 0.05, 0.0])).float()
     risks = [Risk("a", losses, 0.05, "binary"), Risk("b", losses * 0.5, 0.05, "unit")]
     pool = find_candidates(index, risks, torch.tensor([0.2, 0.6, 1.0]))
     assert len(pool) > 5

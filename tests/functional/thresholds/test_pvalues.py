@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from exitlens.functional.thresholds.pvalues import (
+from exitlens.functional.thresholds.certification import (
     SAFE,
     SPARE,
     betting,
@@ -81,7 +81,7 @@ def _exact(more: int, fewer: int, count: int, limit: float) -> float:
     return min(1.0, SPARE + max(found))
 
 
-@pytest.mark.parametrize("count", [5, 60, 150])
+@pytest.mark.parametrize("count", [5, 60, pytest.param(150, marks=slow)])
 @pytest.mark.parametrize("limit", [0.0, 0.01, 0.1])
 def test_paired_is_what_its_definition_says(count, limit):
     rng = np.random.default_rng(count)
@@ -94,7 +94,7 @@ def test_paired_is_what_its_definition_says(count, limit):
     ("count", "limit"),
     [
         (25, 0.0),
-        (40, 0.05),
+        pytest.param(40, 0.05, marks=slow),
         pytest.param(60, 0.0, marks=slow),
         pytest.param(60, 0.05, marks=slow),
         pytest.param(80, 0.01, marks=slow),
@@ -132,10 +132,10 @@ def test_paired_at_the_edges():
     ("name", "rates"),
     [
         ("paired", (0.03, 0.01)),
-        ("paired", (0.02, 0.0)),
         ("binomial", (0.02, 0.0)),
         ("bentkus", (0.02, 0.0)),
-        ("betting", (0.02, 0.0)),
+        pytest.param("paired", (0.02, 0.0), marks=slow),
+        pytest.param("betting", (0.02, 0.0), marks=slow),
     ],
 )
 def test_under_the_null_small_p_values_are_rare(name, rates):

@@ -18,18 +18,18 @@ def _images(count=12, size=16):
 
 
 @pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
-def test_every_image_is_drawn_for_by_itself_and_the_seed_decides(name):
+def test_every_image_gets_a_draw_of_its_own_by_the_seed(name):
     images = _images()[0][:1].expand(12, -1, -1, -1)
-    found = []
+    result = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(Augmentation(name, SQUARE)(images))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-    assert found[0].shape == images.shape
-    assert found[0].dtype == images.dtype
-    assert len({view.numpy().tobytes() for view in found[0]}) >= (2 if name == "flip" else 9)
-    assert type(found[0]) is torch.Tensor
+        result.append(Augmentation(name, SQUARE)(images))
+    assert torch.equal(result[0], result[1])
+    assert not torch.equal(result[0], result[2])
+    assert result[0].shape == images.shape
+    assert result[0].dtype == images.dtype
+    assert len({view.numpy().tobytes() for view in result[0]}) >= (2 if name == "flip" else 9)
+    assert type(result[0]) is torch.Tensor
 
 
 @pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
@@ -64,7 +64,7 @@ def test_a_flip_is_exact_and_needs_no_preprocessing():
     assert 8 <= sum(kept) <= 32
 
 
-def test_a_transform_of_the_users_own_gets_pixels_one_image_at_a_time():
+def test_custom_transforms_get_the_pixels_of_single_images():
     seen = []
 
     class Note(v2.Transform):
@@ -84,7 +84,7 @@ def test_grey_images():
     assert Augmentation("trivial", grey)(torch.randn(20, 1, 16, 16)).shape == (20, 1, 16, 16)
 
 
-def test_what_does_not_work_is_said():
+def test_bad_augmentations_are_refused():
     with pytest.raises(xl.errors.InputError, match=r"Did you mean 'flip'"):
         Augmentation("flips")
     with pytest.raises(xl.errors.InputError, match=r"net\.describe\(preprocess="):

@@ -52,19 +52,19 @@ def make_net(plain: type[nn.Module] = WithoutStatistics, seed: int = 7) -> xl.Ex
     return xl.attach(plain(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16))
 
 
-def train(rank: int, how: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
+def train(rank: int, options: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
     """The weights and the history of a run; other ranks than the first begin with other weights."""
     data = make_data(count)
     net = make_net(plain, seed=7 + rank)
-    result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **how})
+    result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **options})
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
     return {name: value.clone() for name, value in net.state_dict().items()}, history
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    with open_pair(tmp_path_factory.mktemp("pair")) as found:
-        yield found
+    with open_pair(tmp_path_factory.mktemp("pair")) as outcome:
+        yield outcome
 
 
 def assert_equal(a, b):
@@ -72,10 +72,10 @@ def assert_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-def assert_close(mine, theirs):
-    for name in mine[0]:
-        torch.testing.assert_close(mine[0][name], theirs[0][name], rtol=1e-4, atol=2e-6)
-    for row, other in zip(mine[1], theirs[1], strict=True):
+def assert_close(actual, expected):
+    for name in actual[0]:
+        torch.testing.assert_close(actual[0][name], expected[0][name], rtol=1e-4, atol=2e-6)
+    for row, other in zip(actual[1], expected[1], strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-6)
         assert row["accuracy"] == pytest.approx(other["accuracy"])
         assert row["cc"] == pytest.approx(other["cc"], abs=1e-3)
@@ -83,36 +83,43 @@ def assert_close(mine, theirs):
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("options", "words"),
     [
         ({}, {}),
         ({}, {"count": 7}),  # the only batch splits into 4 and 3
-        ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
-        ({"freeze_backbone": True, "batch_size": 5}, {}),
-        ({}, {"kind": "own generator"}),
-        ({}, {"kind": "in order"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
+                ({"freeze_backbone": True, "batch_size": 5}, {}),
+                ({}, {"kind": "own generator"}),
+                ({}, {"kind": "in order"}),
+            )
+        ),
     ],
     ids=["plain", "one uneven batch", "options", "frozen and uneven", "own generator", "in order"],
 )
-def test_two_processes_train_as_one_does(pair, how, words):
-    first, second = pair.run(_train, how, words)
+def test_two_processes_train_as_one_does(pair, options, words):
+    first, second = pair.run(_train, options, words)
     assert_equal(first[0], second[0])
     assert first[1] == second[1]
-    assert_close(first, train(0, how | {"ranks": DistributedContext()}, **words))
+    assert_close(first, train(0, options | {"ranks": DistributedContext()}, **words))
 
 
-def _train(rank, how, words):
-    return train(rank, how, **words)
+def _train(rank, options, words):
+    return train(rank, options, **words)
 
 
-def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pair):
-    how, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
-    runs = [pair.run(_train, how, words) for _ in range(2)]
-    for found in runs:
-        for state, _ in found:
+@pytest.mark.slow
+def test_batch_norm_and_augmentation_are_reproducible(pair):
+    options, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
+    runs = [pair.run(_train, options, words) for _ in range(2)]
+    for outcome in runs:
+        for state, _ in outcome:
             assert_equal(runs[0][0][0], state)
 
 
+@pytest.mark.slow
 def test_the_ranks_draw_different_random_numbers(pair):
     first, second = pair.run(_draw)
     assert len(first) == len(second) > 0
@@ -130,12 +137,14 @@ def _draw(rank):
     return seen
 
 
-def test_a_sampler_that_shares_the_samples_is_left_to_it(pair):
+@pytest.mark.slow
+def test_a_distributed_sampler_is_respected(pair):
     first, second = pair.run(_train, {}, {"kind": "sampler"})
     assert_equal(first[0], second[0])
 
 
-def test_a_loader_in_an_order_of_its_own_is_refused(pair):
+@pytest.mark.slow
+def test_loaders_with_private_random_order_are_refused(pair):
     for error in pair.run(_train, {}, {"kind": "no generator"}):
         assert isinstance(error, xl.errors.InputError)
         assert "generator=torch.Generator()" in str(error)
@@ -154,7 +163,7 @@ def _train_texts(rank):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def test_what_one_rank_raises_all_raise(pair):
+def test_all_ranks_raise_what_one_raises(pair):
     first, second = pair.run(_fail, "labels")
     assert isinstance(first, xl.errors.InputError)
     assert "process 1 of 2: labels: expected values in [0, 4)" in str(first)
@@ -174,14 +183,14 @@ def test_what_one_rank_raises_all_raise(pair):
 
 
 def _fail(rank, kind):
-    data, net, how = make_data(), make_net(), {}
+    data, net, options = make_data(), make_net(), {}
     if kind == "labels" and rank == 1:
         data = TensorDataset(data.inputs, data.labels + 3)
     elif kind == "network" and rank == 1:
         net = xl.attach(WithoutStatistics(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     elif rank == 1:
-        how["augment"] = partial(_break, net) if kind == "nan" else {}.pop
-    xl.fit(net, data, make_data(), **QUICK, **how)
+        options["augment"] = partial(_break, net) if kind == "nan" else {}.pop
+    xl.fit(net, data, make_data(), **QUICK, **options)
 
 
 def _break(net, images):
@@ -190,19 +199,20 @@ def _break(net, images):
     return images
 
 
+@pytest.mark.slow
 def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
-    how = {"keep": "best", "ema": 0.5}
-    whole, _ = pair.run(train, how | {"out_dir": tmp_path / "whole"})
-    stopped = pair.run(_train_until, how | {"out_dir": tmp_path / "part"}, 5)
-    assert [str(one) for one in stopped] == ["stopped", "stopped"]
-    again, other = pair.run(train, how | {"out_dir": tmp_path / "part", "resume": True})
+    options = {"keep": "best", "ema": 0.5}
+    whole, _ = pair.run(train, options | {"out_dir": tmp_path / "whole"})
+    stopped = pair.run(_train_until, options | {"out_dir": tmp_path / "part"}, 5)
+    assert [str(first) for first in stopped] == ["stopped", "stopped"]
+    again, second = pair.run(train, options | {"out_dir": tmp_path / "part", "resume": True})
     assert_equal(whole[0], again[0])
-    assert_equal(whole[0], other[0])
-    refused = pair.run(train, how | {"out_dir": tmp_path / "part"})
-    assert all(isinstance(one, xl.errors.OutputExistsError) for one in refused)
+    assert_equal(whole[0], second[0])
+    refused = pair.run(train, options | {"out_dir": tmp_path / "part"})
+    assert all(isinstance(first, xl.errors.OutputExistsError) for first in refused)
 
 
-def _train_until(rank, how, steps):
+def _train_until(rank, options, steps):
     seen = []
 
     def augment(images):
@@ -211,9 +221,10 @@ def _train_until(rank, how, steps):
             raise xl.errors.TrainingError("stopped")
         return images
 
-    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **how})
+    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **options})
 
 
+@pytest.mark.slow
 def test_more_processes_than_samples_in_a_batch(pair):
     for error in pair.run(train, {"batch_size": 1}):
         assert "at least a sample for each of 2 processes" in str(error)
@@ -221,7 +232,7 @@ def test_more_processes_than_samples_in_a_batch(pair):
         assert "a sample for each of 2 processes" in str(error)
 
 
-def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(monkeypatch):
+def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
     net = make_net(TinyNet)
     names = {name: type(module) for name, module in net.named_modules()}
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
@@ -238,8 +249,9 @@ def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(
         assert torch.equal(parameter, before[name] + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_path, workers):
+def test_both_processes_read_folders_and_know_bad_files(pair, folder, tmp_path, workers):
     for file in sorted(folder.rglob("*.png"))[::3]:
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / file.parent.name)

@@ -38,17 +38,18 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_training_learns_and_logs(tiny_set, tmp_path):
     net = fresh()
-    result = xl.fit(net, tiny_set, tiny_set, epochs=30, out_dir=tmp_path / "r", batch_size=8, learning_rate=0.02)
+    result = xl.fit(net, tiny_set, tiny_set, epochs=16, out_dir=tmp_path / "r", batch_size=8, learning_rate=0.03)
     assert not net.training
     assert result.history[-1]["accuracy"][-1] > 0.7
     assert result.history[-1]["loss"]["classification"] < 0.6 * result.history[0]["loss"]["classification"]
     rows = list(csv.DictReader((tmp_path / "r" / "log.csv").read_text().splitlines()))
-    assert len(rows) == 30
+    assert len(rows) == 16
     assert {"loss_consistency", "accuracy_exit0", "cc_exit1"} <= set(rows[0])
     assert (tmp_path / "r" / "best.safetensors").exists()
     assert result.best_epoch >= 1
 
 
+@pytest.mark.slow
 def test_consistency_training_brings_the_maps_together(tiny_set):
     rows = []
     for weight in (0.0, 3.0):
@@ -59,7 +60,11 @@ def test_consistency_training_brings_the_maps_together(tiny_set):
 
 
 @pytest.mark.parametrize(
-    "augment", [lambda x: x + 0.01 * torch.randn_like(x), "flip", "crop", "trivial", v2.RandomVerticalFlip()]
+    "augment",
+    [
+        lambda x: x + 0.01 * torch.randn_like(x),
+        *(pytest.param(value, marks=pytest.mark.slow) for value in ("flip", "crop", "trivial", v2.RandomVerticalFlip())),
+    ],
 )
 def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment):
     runs = []
@@ -79,34 +84,38 @@ def make_loader(data):
 
 
 @pytest.mark.parametrize(
-    ("how", "load"),
+    ("options", "load"),
     [
-        ({}, lambda data: data),
-        ({}, make_loader),
-        ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
-        ({"freeze_backbone": True}, lambda data: data),
         (EVERYTHING, lambda data: data),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({}, make_loader),
+                ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
+                ({"freeze_backbone": True}, lambda data: data),
+            )
+        ),
     ],
-    ids=["plain", "loader", "pretrained", "frozen", "everything"],
+    ids=["everything", "loader", "pretrained", "frozen"],
 )
-def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, how, load):
+def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, options, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint
-    if "freeze_backbone" in how:
+    if "freeze_backbone" in options:
         resumed = fresh()
-    xl.fit(whole, load(tiny_set), tiny_set, out_dir=tmp_path / "whole", **QUICK | how)
+    xl.fit(whole, load(tiny_set), tiny_set, out_dir=tmp_path / "whole", **QUICK | options)
     steps, original = [], torch.optim.AdamW.step
 
     def interrupt(self, *args):
         steps.append(1)
-        if len(steps) == 7 - 2 * ("accumulate" in how):
+        if len(steps) == 7 - 2 * ("accumulate" in options):
             raise KeyboardInterrupt
         return original(self, *args)
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            xl.fit(stopped, load(tiny_set), tiny_set, out_dir=tmp_path / "part", **QUICK | how)
-    xl.fit(resumed, load(tiny_set), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK | how)
+            xl.fit(stopped, load(tiny_set), tiny_set, out_dir=tmp_path / "part", **QUICK | options)
+    xl.fit(resumed, load(tiny_set), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK | options)
     assert equal(weights(whole), weights(resumed))
     for name in ("last.safetensors", "best.safetensors"):
         a, b = (read_tensors(tmp_path / run / name)[0] for run in ("whole", "part"))
@@ -155,13 +164,13 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
 
 
 def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
-    how = QUICK | {"out_dir": tmp_path / "r"}
-    xl.fit(fresh(), tiny_set, tiny_set, **how)
-    longer = how | {"epochs": 5, "resume": True, "progress": True}
+    options = QUICK | {"out_dir": tmp_path / "r"}
+    xl.fit(fresh(), tiny_set, tiny_set, **options)
+    longer = options | {"epochs": 5, "resume": True, "progress": True}
     assert len(xl.fit(make_net(), tiny_set, tiny_set, **longer).history) == 5
     assert "epochs: 5, 3 before: training goes on" in capsys.readouterr().out
     with pytest.raises(xl.errors.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
-        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how)
+        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **options)
 
 
 def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
@@ -188,7 +197,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
-def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set, tmp_path, first_epoch_ends):
+def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
     seen = []
 
     def fail(x):
@@ -197,22 +206,22 @@ def test_only_a_run_without_an_epoch_is_taken_back_after_an_error(net, tiny_set,
             raise RuntimeError("no such augmentation")
         return x
 
-    how = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
+    options = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
     with pytest.raises(RuntimeError, match="no such augmentation"):
-        xl.fit(net, tiny_set, tiny_set, augment=fail, **how)
+        xl.fit(net, tiny_set, tiny_set, augment=fail, **options)
     assert bool(list(tmp_path.iterdir())) == first_epoch_ends
-    assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **how).history) == 2
+    assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **options).history) == 2
 
 
-@pytest.mark.parametrize("final", ["head", "keep"])
-@pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
-def test_what_is_not_to_change_stays(tiny_set, final, how):
+@pytest.mark.parametrize("final", [pytest.param("head", marks=pytest.mark.slow), "keep"])
+@pytest.mark.parametrize("options", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
+def test_frozen_parts_do_not_change(tiny_set, final, options):
     net = fresh(final)
     before = weights(net)
-    xl.fit(net, tiny_set, tiny_set, **QUICK | how)
+    xl.fit(net, tiny_set, tiny_set, **QUICK | options)
     for name, value in weights(net).items():
         kept = "running" in name or "num_batches" in name
-        if "freeze_backbone" in how:
+        if "freeze_backbone" in options:
             kept = name.startswith("stages") or "tail" in name
         assert torch.equal(before[name], value) == kept, name
     assert all(p.requires_grad for p in net.parameters())
@@ -244,13 +253,13 @@ def test_every_map_trains(tiny_set, of):
 @pytest.mark.parametrize("freeze", [True, False])
 def test_relevance_trains_every_map(tiny_set, target, freeze):
     net, before = make_net(), make_net()
-    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK)
+    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK | {"epochs": 1})
     assert result.history[0]["loss"]["consistency"] > 0
     for head, other in zip(net.heads, before.heads, strict=True):
         assert not torch.equal(head.attend.weight, other.attend.weight)
 
 
-def test_the_log_has_the_consistency_of_the_steps_that_were_asked_for_it(tiny_set):
+def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):
     logged, asked = [], []
 
     class Counting(xl.EGTLoss):
@@ -260,8 +269,8 @@ def test_the_log_has_the_consistency_of_the_steps_that_were_asked_for_it(tiny_se
 
     for every in (1, 2, 100):
         asked.clear()
-        how = QUICK | {"epochs": 2, "learning_rate": 1e-9}
-        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **how).history
+        options = QUICK | {"epochs": 2, "learning_rate": 1e-9}
+        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **options).history
         assert set(asked) == {1: {1.0}, 2: {2.0, 0.0}, 100: {100.0, 0.0}}[every]
         logged.append([row["loss"]["consistency"] for row in history])
     assert logged[1] == pytest.approx(logged[0], rel=0.2)
@@ -283,19 +292,19 @@ class SmoothNet(nn.Module):
 
 def assert_train_alike(runs, val):
     nets = []
-    for train, how in runs:
+    for train, options in runs:
         torch.manual_seed(7)
         nets.append(xl.attach(SmoothNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), head="evidence"))
-        xl.fit(nets[-1], train, val, **QUICK | how)
+        xl.fit(nets[-1], train, val, **QUICK | options)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("class_weights", [None, (1.0, 2.0, 3.0, 4.0)])
+@pytest.mark.parametrize("class_weights", [pytest.param(None, marks=pytest.mark.slow), (1.0, 2.0, 3.0, 4.0)])
 def test_accumulated_batches_are_one_large_batch(tiny_set, class_weights):
     loss = xl.EGTLoss(class_weights=class_weights)
-    how = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
-    assert_train_alike([(tiny_set, values) for values in how], tiny_set)
+    options = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
+    assert_train_alike([(tiny_set, values) for values in options], tiny_set)
 
 
 def test_uneven_batches_of_one_step_weigh_as_their_samples(tiny_set):
@@ -303,6 +312,7 @@ def test_uneven_batches_of_one_step_weigh_as_their_samples(tiny_set):
     assert_train_alike([(DataLoader(halves, batch_size=None), {"accumulate": 2}), (DataLoader(tiny_set, 32), {})], tiny_set)
 
 
+@pytest.mark.slow
 def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left(tiny_set):
     result = xl.fit(fresh(), tiny_set, tiny_set, accumulate=3, **QUICK)  # 4 batches: 3 and 1
     assert len(result.history) == 3
@@ -338,7 +348,7 @@ def test_the_average_of_the_weights_is_validated_saved_and_kept(tiny_set, tmp_pa
     assert equal(raw, plain.state_dict())  # averaging does not change how it trains
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("ema", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_best_epoch_is_kept(tiny_set, tmp_path, ema):
     net = fresh()
     result = xl.fit(net, tiny_set, tiny_set, ema=ema, keep="best", out_dir=tmp_path / "r", **QUICK | {"epochs": 6})
@@ -348,14 +358,14 @@ def test_the_best_epoch_is_kept(tiny_set, tmp_path, ema):
 
 
 def test_training_stops_early_with_the_best_weights_and_stays_stopped(tiny_set, tmp_path, capsys):
-    how = QUICK | {"epochs": 40, "learning_rate": 1e-7, "out_dir": tmp_path / "r", "patience": 2}
+    options = QUICK | {"epochs": 40, "learning_rate": 1e-7, "out_dir": tmp_path / "r", "patience": 2}
     net, again = fresh(), make_net()
-    result = xl.fit(net, tiny_set, tiny_set, **how | {"progress": True})
+    result = xl.fit(net, tiny_set, tiny_set, **options | {"progress": True})
     assert "stopped: no better accuracy" in capsys.readouterr().out
     assert len(result.history) == result.best_epoch + 2 < 40
     assert result.kept_epoch == result.best_epoch
     assert equal(read_tensors(tmp_path / "r" / "best.safetensors")[0], net.state_dict())
-    assert xl.fit(again, tiny_set, tiny_set, resume=True, **how).history == result.history
+    assert xl.fit(again, tiny_set, tiny_set, resume=True, **options).history == result.history
     assert equal(weights(net), weights(again))
 
 
@@ -419,7 +429,7 @@ def test_bad_data(tiny_set):
     net = make_net()
     wrong, plain = (TensorDataset(tiny_set.inputs, tiny_set.labels + shift) for shift in (3, 0))
     loader = DataLoader(tiny_set, 8)
-    for train, val, how, message in (
+    for train, val, options, message in (
         (DataLoader(tiny_set.inputs, 8), tiny_set, {}, "images only"),
         (wrong, tiny_set, {}, r"\[0, 4\)"),
         (tiny_set, [(tiny_set.inputs, tiny_set.labels[:, None])], {}, r"val labels: expected \(32,\)"),
@@ -430,7 +440,7 @@ def test_bad_data(tiny_set):
         (plain, plain, {"augment": "trivial"}, r"net\.describe\(preprocess="),  # nobody knows how colours are normalised
     ):
         with pytest.raises(xl.errors.InputError, match=message):
-            xl.fit(net, train, val, **QUICK | how)
+            xl.fit(net, train, val, **QUICK | options)
     xl.fit(fresh(), plain, plain, augment="crop", **QUICK | {"epochs": 1})
     small = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 8, 8))
     for stage in small.stages:
@@ -439,6 +449,7 @@ def test_bad_data(tiny_set):
         xl.fit(small, tiny_set, tiny_set, **QUICK)
 
 
+@pytest.mark.slow
 def test_tensorboard(tiny_set, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -24,22 +24,29 @@ def _fresh(final: str = "head", head: str = "context") -> xl.ExitNet:
     return xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final, head=head)
 
 
-def _assert_close(one: xl.ExitNet, other: xl.ExitNet) -> None:
-    for (name, a), (_, b) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+def _assert_close(first: xl.ExitNet, second: xl.ExitNet) -> None:
+    for (name, a), (_, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def _train_both(make, data, **how):
+def _train_both(make, data, **options):
     """The same training with and without kept features: networks and results."""
     nets = [make(), make()]
     results = [
-        xl.fit(net, data, data, cache_features=kept, **QUICK | how) for net, kept in zip(nets, (None, False), strict=True)
+        xl.fit(net, data, data, cache_features=kept, **QUICK | options)
+        for net, kept in zip(nets, (None, False), strict=True)
     ]
     return nets, results
 
 
-@pytest.mark.parametrize("of", ["attention", "evidence", "activation"])
-@pytest.mark.parametrize("final", ["head", "keep"])
+@pytest.mark.parametrize(
+    ("final", "of"),
+    [
+        ("head", "attention"),
+        ("keep", "activation"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("head", "evidence"), ("keep", "attention"))),
+    ],
+)
 def test_equal_to_training_without_kept_features(tiny_set, final, of):
     loss = xl.EGTLoss(of=of, distance="cosine", distill=0.1)
     nets, results = _train_both(lambda: _fresh(final), tiny_set, loss=loss)
@@ -51,8 +58,8 @@ def test_equal_to_training_without_kept_features(tiny_set, final, of):
         assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("target", ["relevance", "product"])
-def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
+@pytest.mark.parametrize("target", ["relevance", pytest.param("product", marks=pytest.mark.slow)])
+def test_relevance_of_a_frozen_final_exit_is_cached(tiny_set, target):
     nets, results = _train_both(lambda: _fresh("keep"), tiny_set, loss=xl.EGTLoss(target=target))
     _assert_close(*nets)
     losses = [[row["loss"]["consistency"] for row in result.history] for result in results]
@@ -60,23 +67,27 @@ def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
     assert min(losses[0]) > 0
 
 
-def test_kept_relevance_of_transformers_is_that_before_attention():
+@pytest.mark.slow
+def test_cached_relevance_of_transformers_precedes_attention():
     net, texts = make_text_net("keep"), make_texts(6)
     heads = frozen.CachedHeads(net, xl.EGTLoss().for_network(attends=True, keeps_final=True))
     with torch.no_grad():
         kept = heads.extract(net, texts, training=True)
         assert "relevance" not in heads.extract(net, texts, training=False)
-    found = heads.with_relevance(kept, True)[1]
-    torch.testing.assert_close(found, net.with_relevance(texts)[1])
+    outcome = heads.with_relevance(kept, True)[1]
+    torch.testing.assert_close(outcome, net.with_relevance(texts)[1])
     after = attribute(net, texts)  # at exit 0's features, after a block has mixed
-    assert not torch.allclose(found, after, atol=0.1 * after.abs().max())
-    assert not found.requires_grad
+    assert not torch.allclose(outcome, after, atol=0.1 * after.abs().max())
+    assert not outcome.requires_grad
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("how", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}])
-def test_equal_in_other_precision_and_with_other_options(tiny_set, how):
-    nets, _ = _train_both(_fresh, tiny_set, **how)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}]
+)
+def test_equal_in_other_precision_and_with_other_options(tiny_set, options):
+    nets, _ = _train_both(_fresh, tiny_set, **options)
     _assert_close(*nets)
 
 
@@ -90,6 +101,7 @@ def test_the_backbone_runs_once(tiny_set):
     assert len(calls) == 4 + 3
 
 
+@pytest.mark.slow
 def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
     in_memory, on_disk = _fresh(), _fresh()
     xl.fit(in_memory, tiny_set, tiny_set, **QUICK)
@@ -99,7 +111,8 @@ def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
     assert {path.suffix for path in (tmp_path / "r").iterdir()} == {".safetensors", ".json", ".csv"}
 
 
-def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -112,10 +125,11 @@ def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monke
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
     import shutil
 
-    from exitlens.data.folders import load_folder
+    from exitlens.data.files import load_folder
 
     root = shutil.copytree(folder, tmp_path / "images")
     for name in ("dark/03.png", "bright/11.png"):
@@ -147,7 +161,7 @@ class Own(Dataset):
         return torch.randn(3, 16, 16), i % 4
 
 
-def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
+def test_changing_features_are_not_cached(tiny_set, capsys):
     fixed = TensorDataset(tiny_set.inputs, tiny_set.labels)
     assert explain_no_cache(tiny_set, FROZEN, False) == ""
     assert explain_no_cache(fixed, FROZEN, False) == ""
@@ -159,7 +173,7 @@ def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
     assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
 
 
-def test_sets_of_the_users_own_are_kept_on_request():
+def test_custom_data_sets_are_cached_on_request():
     class Fixed(Own):
         def __getitem__(self, i):
             return torch.full((3, 16, 16), float(i % 4)), i % 4
@@ -180,13 +194,13 @@ def test_sets_of_the_users_own_are_kept_on_request():
         ({"loss": xl.EGTLoss(target="product")}, "cache_features: the target is relevance"),
     ],
 )
-def test_it_cannot_be_forced(tiny_set, tmp_path, values, message):
+def test_cached_features_cannot_be_forced(tiny_set, tmp_path, values, message):
     with pytest.raises(xl.errors.InputError, match=message):
         xl.fit(make_net(), tiny_set, tiny_set, cache_features=True, out_dir=tmp_path / "x", **QUICK | values)
     assert not (tmp_path / "x").exists()
 
 
-def test_bad_data_is_refused_as_without_kept_features(tiny_set):
+def test_bad_data_is_refused_with_cached_features(tiny_set):
     wrong = TensorDataset(tiny_set.inputs, tiny_set.labels + 3)
     for train, val, message in (
         (wrong, tiny_set, r"\[0, 4\)"),
@@ -197,7 +211,7 @@ def test_bad_data_is_refused_as_without_kept_features(tiny_set):
             xl.fit(make_net(), train, val, **QUICK)
 
 
-def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
+def test_custom_losses_get_evidence(tiny_set):
     shapes = []
 
     class Own(xl.EGTLoss):
@@ -210,7 +224,8 @@ def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
     assert math.isfinite(result.history[0]["loss"]["total"])
 
 
-def test_what_several_heads_read_is_kept_once():
+@pytest.mark.slow
+def test_features_read_by_several_heads_are_cached_once():
     texts = make_texts(6)
     net = xl.attach(make_bert(), AT, 3, texts, head="context").eval()
     heads = frozen.CachedHeads(net, xl.EGTLoss())
@@ -236,15 +251,6 @@ def test_features_keep_their_memory_order_in_memory_and_on_disk(tmp_path, left, 
     kept[2:6] = like + 1 if dtype != torch.bool else ~like
     assert torch.equal(kept[[2, 5]], (like + 1 if dtype != torch.bool else ~like)[:2])
     assert store.memory_left == (left if left == 0 else left - kept.numel() * kept.element_size())
-
-
-def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(frozen.os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        FeatureStore(tmp_path, 0).allocate(10, torch.zeros(1, 3))
 
 
 def test_batches_leave_out_samples_without_a_row():

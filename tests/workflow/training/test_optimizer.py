@@ -32,7 +32,7 @@ def count(net):
     return len(list(net.parameters()))
 
 
-def test_without_distinctions_there_is_one_group_in_the_networks_order(resnet):
+def test_equal_parameters_form_a_group_in_the_networks_order(resnet):
     (group,) = group_parameters(resnet, make_settings())
     assert [id(p) for p in group["params"]] == [id(p) for p in resnet.parameters()]
     assert (group["lr"], group["weight_decay"]) == (0.01, 0.1)
@@ -48,7 +48,7 @@ def test_heads_have_a_rate_of_their_own_and_vectors_no_decay(resnet):
     assert sum(len(g["params"]) for g in groups) == count(resnet)
 
 
-def test_blocks_learn_the_slower_the_farther_they_are_from_the_end(resnet):
+def test_layer_decay_slows_early_blocks(resnet):
     groups = group_parameters(resnet, make_settings(layer_decay=0.5, head_learning_rate=1.0))
     peaks = {id(p): g["peak"] for g in groups for p in g["params"]}
     names = {"stem.0": 6, "layer1.0.conv1": 5, "layer2.0.conv1": 4, "layer3.0.shortcut.1": 3, "layer4.2.conv2": 0}
@@ -58,6 +58,7 @@ def test_blocks_learn_the_slower_the_farther_they_are_from_the_end(resnet):
     assert {id(p) for p in resnet.heads.parameters()} == {i for i, peak in peaks.items() if peak == 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_blocks_of_texts(final):
     net = make_text_net(final)
@@ -96,43 +97,26 @@ def test_blocks_are_counted_in_the_order_of_execution():
     ] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("layout", ["parameter", "gradient"])
-def test_the_optimiser_is_adamw_whatever_the_memory_formats(layout):
-    """One of the two is channels_last; checked with PyTorch's loop, which looks at strides."""
-    start = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+@pytest.mark.parametrize("layout", ["parameter", "gradient", "gaps"])
+def test_the_optimiser_is_adamw_for_any_memory_layout(layout):
+    """The fused kernel ignores strides and would write into gaps; the oracle is PyTorch's loop, which respects strides."""
+    whole = torch.randn(4, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    gaps, start = whole[..., 1::2].clone(), whole[..., ::2] if layout == "gaps" else whole[..., ::2].clone()
+    actual, expected = nn.Parameter(start), nn.Parameter(start.clone())
     if layout == "parameter":
-        mine.data = mine.data.to(memory_format=torch.channels_last)
-    settings = TrainingSettings(learning_rate=0.1)
-    optimizer = make_optimizer([{"params": [mine], "weight_decay": 0.01}])
-    other = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01, foreach=False)
-    assert optimizer.defaults["fused"]
+        actual.data = actual.data.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer([{"params": [actual, nn.Parameter(torch.ones(2))], "weight_decay": 0.01}])
+    oracle = torch.optim.AdamW([expected], lr=0.1, weight_decay=0.01, foreach=False)
+    assert optimizer.defaults["fused"] == (layout != "gaps")
     for progress in (0.0, 0.5):
-        theirs.grad = torch.cos(theirs.detach())
-        mine.grad = theirs.grad.clone().to(memory_format=torch.channels_last)
-        if layout == "parameter":
-            mine.grad = mine.grad.contiguous()
-        other.param_groups[0]["lr"] = one_cycle_rate(progress, 0.1)
-        apply_gradients(optimizer, progress, settings)
-        other.step()
-    torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-6, atol=1e-7)
-
-
-def test_a_parameter_with_gaps_in_memory_is_trained_alone():
-    """The fused kernel would write over what lies in the gaps, and leave a part of the parameter as it was."""
-    whole = torch.ones(4, 6)
-    mine, theirs = nn.Parameter(whole[:, ::2]), nn.Parameter(torch.ones(4, 3))
-    optimizer = make_optimizer([{"params": [mine, nn.Parameter(torch.ones(2))], "weight_decay": 0.01}])
-    other = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
-    assert not optimizer.defaults["fused"]
-    for progress in (0.0, 0.5):
-        for p in (mine, theirs):
-            p.grad = torch.arange(1.0, 13).view(4, 3)
-        other.param_groups[0]["lr"] = one_cycle_rate(progress, 0.1)
+        expected.grad = torch.cos(expected.detach())
+        other_format = torch.contiguous_format if layout == "parameter" else torch.channels_last
+        actual.grad = expected.grad.clone(memory_format=other_format)
+        oracle.param_groups[0]["lr"] = one_cycle_rate(progress, 0.1)
         apply_gradients(optimizer, progress, TrainingSettings(learning_rate=0.1))
-        other.step()
-    torch.testing.assert_close(mine.detach(), theirs.detach())
-    assert torch.equal(whole[:, 1::2], torch.ones(4, 3))
+        oracle.step()
+    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=1e-6, atol=1e-7)
+    assert torch.equal(whole[..., 1::2], gaps)
 
 
 def test_the_count_of_steps_is_not_rounded_to_the_parameter():
@@ -149,7 +133,7 @@ def test_a_frozen_backbone_leaves_the_heads_to_train(net):
     assert len(select_trainable(net, freeze_backbone=False)) == len(list(net.parameters()))
 
 
-def test_the_warm_up_may_be_short_or_none():
+def test_warm_up_may_be_short_or_absent():
     assert one_cycle_rate(0.1, 1.0, 0.1) == 1.0
     assert one_cycle_rate(0.0, 1.0, 0.0) == 1.0
     assert one_cycle_rate(0.05, 1.0, 0.1) == pytest.approx(0.52)
@@ -186,7 +170,7 @@ def test_the_average_by_hand(net):
     assert all(value == 2 for value in counts)
 
 
-def test_statistics_are_averaged_and_the_network_gets_its_own_back(net):
+def test_averages_include_statistics_and_are_undone(net):
     average = WeightAverage(net, 0.9)
     _fill(net, 3.0)
     average.update()
@@ -200,7 +184,7 @@ def test_statistics_are_averaged_and_the_network_gets_its_own_back(net):
     assert net.cached_fingerprint() == before
 
 
-def test_it_goes_on_from_its_dump(net):
+def test_averages_resume_from_their_dump(net):
     average = WeightAverage(net, 0.99)
     _fill(net, 1.0)
     average.update()

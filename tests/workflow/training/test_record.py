@@ -55,7 +55,7 @@ def test_the_log_is_csv(tmp_path):
     assert float(rows[0]["accuracy_exit1"]) == 0.75
 
 
-def test_a_directory_is_resumed_by_the_launch_that_it_belongs_to_only(tmp_path, monkeypatch):
+def test_only_its_own_launch_resumes_a_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     open_record(tmp_path, {}, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]

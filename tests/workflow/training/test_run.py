@@ -83,7 +83,7 @@ def test_bad_validation_data_are_refused_before_training(net, tiny_set, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_looking_at_validation_data_changes_neither_random_numbers_nor_iterators(net, tiny_set):
+def test_checking_validation_data_has_no_side_effects(net, tiny_set):
     once = iter([(tiny_set.inputs, tiny_set.labels)])
     before = torch.get_rng_state()
     check_validation(net, once)

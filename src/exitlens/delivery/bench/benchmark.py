@@ -102,12 +102,11 @@ class Bench:
         others: Mapping[str, Callable[[Inputs, int, Mapping[str, Tensor]], Work]] | None = None,
         keep: Callable[[str], bool] = lambda name: True,
     ) -> dict[str, Any]:
-        """Times every contender in calls of ``size`` samples; JSON-ready.
+        """Times every contender in calls of ``size`` samples, for ``rounds`` and ``seconds`` at least; JSON-ready.
 
         Args:
             size: samples in a call.
-            rounds: the least number of rounds.
-            seconds: how long to continue.
+            rounds, seconds: how long to time, at least.
             memory: also measure each contender's peak.
             others: makers of further contenders by name, given the inputs, the size and the plans.
             keep: selects contenders by name; the first two always run.
@@ -140,7 +139,8 @@ class Bench:
 
     def _list_works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
         kept, batches = self.net.tuning.keep_memory, split_rows(inputs, size)
-        works = {AS_IS: time_calls(AsIs(self.plain), batches), TUNED: time_calls(self.tuned, batches, kept)}
+        works = {AS_IS: time_calls(partial(answer_plainly, self.plain), batches)}
+        works[TUNED] = time_calls(self.tuned, batches, kept)
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
         last, nobody = MIXED if MIXED in plans else list(plans)[-1], plans["nobody leaves"]
         works[f"exits, {last}, whole batches"] = Planned(self.net, plans[last], whole_batches=True).work(inputs, size)
@@ -172,10 +172,8 @@ def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: 
     """
     ideal = ideal[-len(times.rounds[name]) :]  # without the warm-up
     triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
-    row = {
-        "ideal_ms": round(1000 * interval(ideal).median / len(plan), 4),
-        "efficiency": interval([least / taken for least, taken, _ in triples]).to_list(),
-    }
+    row: dict[str, Any] = {"ideal_ms": round(1000 * interval(ideal).median / len(plan), 4)}
+    row["efficiency"] = interval([least / taken for least, taken, _ in triples]).to_list()
     if max(plan.tolist()) > min(plan.tolist()) or plan[0] == 0:  # somebody leaves early
         row["saving"] = interval([(plain - taken) / (plain - least) for least, taken, plain in triples]).to_list()
     return row
@@ -183,16 +181,10 @@ def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: 
 
 def _list_ratios(times: Times) -> dict[str, Any]:
     """Returns the ratios that are not to the plain backbone."""
-    nobody = "exits, nobody leaves"
-    pairs = {
-        "nobody_over_plain": (nobody, TUNED),
-        "attention_over_none": (f"{nobody}, with attention", nobody),
-        "nobody_over_plain, compiled": (f"{nobody}, compiled", COMPILED),
-    }
-    for name in times.rounds:
-        eager = name.removesuffix(", compiled")
-        if eager != name and eager in times.rounds:
-            pairs[f"compiled_over_eager, {eager}"] = name, eager
+    nobody, suffix = "exits, nobody leaves", ", compiled"
+    pairs = {"nobody_over_plain": (nobody, TUNED), "attention_over_none": (f"{nobody}, with attention", nobody)}
+    pairs |= {"nobody_over_plain, compiled": (f"{nobody}{suffix}", COMPILED)}
+    pairs |= {f"compiled_over_eager, {name}": (f"{name}{suffix}", name) for name in times.rounds}
     return {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
 
 
@@ -212,7 +204,7 @@ def compare_adaptive(
     """Times the plain backbone against :func:`predict`; both in evaluation mode, images in channels_last."""
     batches, kept = split_whole_batches(inputs, batch_size), net.tuning.keep_memory
     with switch_mode(plain, False), switch_mode(net, False):
-        return compare(AsIs(plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)
+        return compare(partial(answer_plainly, plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)
 
 
 def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
@@ -231,17 +223,11 @@ def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
 # --- the plain backbone ---
 
 
-class AsIs:
-    """The backbone as PyTorch runs it: float32, its own memory format, whole batches."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        self.backbone = backbone
-
-    def __call__(self, batch: Inputs) -> None:
-        """Answers one batch."""
-        with torch.inference_mode():
-            output = self.backbone(batch) if isinstance(batch, Tensor) else self.backbone(**batch)
-            pick_logits(output).softmax(1).max(1)
+def answer_plainly(backbone: nn.Module, batch: Inputs) -> None:
+    """Answers a batch as PyTorch runs the backbone: float32, its own memory format, the whole batch."""
+    with torch.inference_mode():
+        output = backbone(batch) if isinstance(batch, Tensor) else backbone(**batch)
+        pick_logits(output).softmax(1).max(1)
 
 
 class Plain:
@@ -251,19 +237,19 @@ class Plain:
         tensors = list_tensors(example)
         images = tensors[0].ndim == 4
         self.tuning = replace(tuning, channels_last=images or tuning.channels_last, backend="torch") if compiled else tuning
-        self.compiled, self.body = compiled, self._prepare(backbone, example)
+        self.compiled = compiled
+        if self.tuning.backend == "onnx":
+            written = write_plain(backbone, example)
+            self.body: Callable[..., Any] = lambda *activations: written(activations)
+        else:
+            body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
+            self.body = prepare_graph(body, self.tuning)
         if compiled:
             self.body = torch.compile(self.body, options={"freezing": True})
             several = self.tuning.convert(tuple(torch.cat([t[:1]] * 5) for t in tensors))
             with torch.no_grad():
                 self.body(*(mark_any_count(t) for t in several))
                 self.body(*(t[:1] for t in several))
-
-    def _prepare(self, backbone: nn.Module, example: Inputs) -> Callable[..., Any]:
-        if self.tuning.backend == "onnx":
-            written = write_plain(backbone, example)
-            return lambda *activations: written(activations)
-        return prepare_graph(trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable(), self.tuning)
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""

@@ -39,7 +39,7 @@ def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool 
 
 @dataclass(frozen=True)
 class Speed:
-    """How much faster a second function is than a first.
+    """Two functions timed side by side: the second is ``speedup`` times as fast as the first.
 
     Attributes:
         batch_size: samples in a call.

@@ -62,12 +62,9 @@ class Share(NamedTuple):
 
 
 def read_shares(directory: Path, fingerprint: str, exits: int) -> tuple[Share | None, ...]:
-    """Reads the share of every exit from the result that a demo kept beside its runs; ``None`` where it is not known.
+    """Reads the share of every exit from the result that a demo stored beside its runs; ``None`` where it is not known.
 
-    Args:
-        directory: the directory of a run, or of its bundle.
-        fingerprint: fingerprint of the network, which the demo's own has to have.
-        exits: its number of exits.
+    ``directory`` is that of a run or of its bundle; ``fingerprint`` is the network's, which the demo's own has to have.
     """
     unknown = (None,) * exits
     run = directory.resolve()
@@ -98,14 +95,6 @@ class LoadedRun:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A sample to start with, and its class, which texts do not show."""
-
-    shown: Shown
-    truth: str
-
-
-@dataclass(frozen=True)
 class Answer:
     """A network's answer: every exit's view, and the time of this answer and of the full network (medians).
 
@@ -127,9 +116,6 @@ class Explorer:
         bundles: run directories or bundles, one or two, of one kind of input.
         data: a labelled folder, file or name to use in place of the first run's test and calibration data.
         root: folder of torchvision's files.
-
-    Raises:
-        BundleError, InputError: for bundles that cannot be read or compared.
     """
 
     def __init__(self, bundles: Sequence[Path], data: str = "", root: str = "") -> None:
@@ -138,7 +124,16 @@ class Explorer:
         self.runs: list[LoadedRun] = []
         paths = [Path(path) for path in bundles]
         for name, path in zip(shorten_names(paths), paths, strict=True):
-            self.runs.append(self._load_run(name, path))
+            net, policy = load(path)
+            if policy is None:  # start with the first run's thresholds, if they fit
+                fits = self.runs and (self.runs[0].policy.num_exits, self.runs[0].policy.task) == (
+                    net.num_exits,
+                    net.info.task,
+                )
+                like = self.runs[0].policy if fits else Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[net.info.task])
+                policy = Policy(like.thresholds, like.score)
+            shares = read_shares(path, net.cached_fingerprint(), net.num_exits)
+            self.runs.append(LoadedRun(name, path, net, policy, shares))
         kinds = [run.net.input_spec.modality for run in self.runs]
         if len({kind.name for kind in kinds}) > 1:
             raise InputError(f"bundle: expected two of a kind, got {kinds[0].plural} and {kinds[1].plural}")
@@ -151,20 +146,13 @@ class Explorer:
         self._traces: dict[int, Trace | str] = {}
         self._lock = threading.Lock()
 
-    def _load_run(self, name: str, path: Path) -> LoadedRun:
-        net, policy = load(path)
-        if policy is None:  # start with the first run's thresholds, if they fit
-            like = self.runs[0].policy if self.runs else None
-            task = net.info.task
-            fits = like is not None and (like.num_exits, like.task) == (net.num_exits, task)
-            usual = Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[task])
-            policy = Policy(like.thresholds, like.score) if like and fits else usual
-        return LoadedRun(name, path, net, policy, read_shares(path, net.cached_fingerprint(), net.num_exits))
-
     # --- inputs ---
 
-    def examples(self) -> list[Example]:
-        """Returns test samples of the first run's data; without a record of data, scenes if they are installed."""
+    def examples(self) -> list[tuple[Shown, str]]:
+        """Returns test samples of the first run's data with their classes, which texts do not show.
+
+        Without a record of data, they are scenes, if those are installed.
+        """
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
@@ -178,12 +166,12 @@ class Explorer:
             except MissingExtraError:
                 return []
         if isinstance(data, TextSet):
-            return [Example(text, "") for text in data.texts[:TEXTS]]
+            return [(text, "") for text in data.texts[:TEXTS]]
         few = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
         few = few.load() if isinstance(few, LazySet) else few
         names = name_answers(few.labels, few.classes)
         shown = map(from_pixels, few.images) if isinstance(few, ImageSet) else list_tensors(few.inputs)[0]
-        return [Example(sample, name) for sample, name in zip(shown, names, strict=True)]
+        return list(zip(shown, names, strict=True))
 
     def read(self, path: Path) -> Image.Image | Tensor:
         """Reads an uploaded file; if it cannot be read or is too large, raises a :class:`DataError` that hides its path."""

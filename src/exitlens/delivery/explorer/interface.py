@@ -44,7 +44,7 @@ Wire = Callable[[Any, list[Any], list[Any]], tuple[Callable[..., Any], list[Any]
 
 
 class View:
-    """One method for each action: it takes the page's values and returns new ones.
+    """A method for each action: it takes the page's values and returns new ones.
 
     ``relevance`` says whether to show what every exit's answer depends on.
     """
@@ -59,8 +59,7 @@ class View:
         button = Markup('<button type="button" data-example="{}">{}</button>')
         image = Markup('<img src="{}" alt="Example: {}">')
         rows = []
-        for i, example in enumerate(self.examples):
-            shown, truth = example.shown, example.truth
+        for i, (shown, truth) in enumerate(self.examples):
             face = image.format(data_uri(shown), truth) if isinstance(shown, Image.Image) else truth or shown
             rows.append(button.format(i, face))
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
@@ -69,7 +68,7 @@ class View:
         """The page was opened: answers the first example."""
         if not self.examples and not self.explorer.is_text:
             return [None, *self._alert(f"Choose a file of {self.explorer.modality.plural}.")]
-        shown = self.examples[0].shown if self.examples else "Write a text and press Enter."
+        shown = self.examples[0][0] if self.examples else "Write a text and press Enter."
         return [shown, *_place(shown)[:1], *self._answer(shown, relevance, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
@@ -81,7 +80,7 @@ class View:
         """An example was picked."""
         number = choice.partition(":")[0]
         i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
-        return self._open(self.examples[i].shown, relevance, thresholds)
+        return self._open(self.examples[i][0], relevance, thresholds)
 
     def say(self, text: str, relevance: bool, *thresholds: float) -> list[Any]:
         """A text was written."""
@@ -136,20 +135,18 @@ class View:
         return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
     def _answer(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[str]:
-        pages = []
+        pages, picture = [], shown if isinstance(shown, Image.Image) else None
         try:
             for i, values in enumerate(self._split(thresholds)):
                 chosen = _read_sliders(values, self.explorer.runs[i].policy.thresholds)
                 answer = self.explorer.answer(i, shown, chosen, relevance=relevance)
-                pages.append(
-                    answer_page(answer, shown if isinstance(shown, Image.Image) else None, SIDE[len(self.explorer.runs)])
-                )
+                pages.append(answer_page(answer, picture, SIDE[len(self.explorer.runs)]))
         except ExitlensError as error:
             return self._alert(str(error))
         return [*pages, ""]
 
     def _split(self, thresholds: Sequence[float]) -> list[tuple[float, ...]]:
-        """The values of each network's sliders."""
+        """Returns the values of each network's sliders."""
         rest = iter(thresholds)
         return [tuple(islice(rest, len(run.policy.thresholds))) for run in self.explorer.runs]
 
@@ -162,14 +159,14 @@ class View:
 
 
 def _place(shown: Shown) -> list[str]:
-    """What the page shows beside the answers: a text itself; a picture to paint on, without strokes; else nothing."""
+    """Returns what the page shows beside the answers: the text, or a picture to paint on, without strokes; else nothing."""
     if isinstance(shown, Image.Image):
         return [_draw_board(shown), ""]
     return [shown] if isinstance(shown, str) else []
 
 
 def place_slider(threshold: float) -> float:
-    """The position of a threshold's slider."""
+    """Returns the position of a threshold's slider."""
     return round(min(threshold, SLIDER_END), 3)
 
 
@@ -181,7 +178,7 @@ def _read_sliders(values: Sequence[float], calibrated: Sequence[float]) -> tuple
 
 
 def _draw_board(picture: Image.Image) -> str:
-    """The picture with a canvas over it, to paint on."""
+    """Draws the picture with a canvas over it, to paint on."""
     size = f'width="320" height="{max(1, round(320 * picture.height / picture.width))}"'
     text = "Paint over a part to cover it; with the keyboard, arrows move and space paints"
     board = Markup(
@@ -219,14 +216,17 @@ def build(explorer: Explorer) -> Any:
         gradio.HTML("<h1>Watch a network decide</h1>")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
-                add = _add_text_inputs if explorer.is_text else _add_file_inputs
-                wire = (_add_image_inputs if explorer.is_picture else add)(gradio, view)
+                wire = _add_inputs(gradio, view)
                 label = "Relevance: what every answer depends on"
                 relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
                 message = gradio.HTML(elem_id="xl-message")
+            answers, columns, routed = [], [], []
             with gradio.Column(scale=3, min_width=320), gradio.Row():
-                panels = [_add_panel(gradio, i, run) for i, run in enumerate(explorer.runs)]
-        answers, columns, routed = zip(*panels, strict=True)
+                for i, run in enumerate(explorer.runs):
+                    with gradio.Column(min_width=320):
+                        answers.append(gradio.HTML(elem_id=f"xl-answer-{i}"))
+                        columns.append([_add_slider(gradio, run, i, k) for k in range(len(run.policy.thresholds))])
+                        routed.append(gradio.HTML(elem_id=f"xl-routed-{i}"))
         outputs, every = [*answers, message], [slider for sliders in columns for slider in sliders]
         again, repeat = wire(page, [relevance, *every], outputs)
         relevance.change(again, repeat, outputs, show_progress="hidden", **LATEST)
@@ -234,8 +234,14 @@ def build(explorer: Explorer) -> Any:
             for slider in sliders:
                 slider.change(view.route(i), sliders, routed[i], show_progress="hidden", trigger_mode="always_last")
                 slider.change(again, repeat, outputs, show_progress="hidden", **LATEST)
-        page.load(view.start_routed, every, list(routed))  # apart from the answers: the trace may still be collected
+        page.load(view.start_routed, every, routed)  # apart from the answers: the trace may still be collected
     return page
+
+
+def _add_slider(gradio: Any, run: LoadedRun, index: int, k: int) -> Any:
+    label, place = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)", f"{index}-{k}"
+    value = place_slider(run.policy.thresholds[k])
+    return gradio.Slider(0, SLIDER_END, value, step=0.001, label=label, elem_id=f"xl-threshold-{place}")
 
 
 def _add_hidden_box(gradio: Any, name: str) -> Any:
@@ -243,80 +249,48 @@ def _add_hidden_box(gradio: Any, name: str) -> Any:
     return gradio.Textbox(elem_id=name, elem_classes="xl-hidden", show_label=False)
 
 
-def _add_text_inputs(gradio: Any, view: View) -> Wire:
-    text = gradio.Textbox(label="A text (Enter answers it)", lines=1, max_lines=8, elem_id="xl-text")
-    say = gradio.Button("Answer", elem_id="xl-say", size="sm")
-    gradio.HTML(view.example_buttons())
+def _add_inputs(gradio: Any, view: View) -> Wire:
+    """Adds what a sample is given by: a box for a text, a board for a picture, a file for anything else; and examples."""
+    is_text, is_picture = view.explorer.is_text, view.explorer.is_picture
     shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
+    boxes = []  # what shows the sample
+    if is_text:
+        text = gradio.Textbox(label="A text (Enter answers it)", lines=1, max_lines=8, elem_id="xl-text")
+        say = gradio.Button("Answer", elem_id="xl-say", size="sm")
+        boxes = [text]
+    else:
+        label = "Drop or choose an image" if is_picture else f"Drop or choose a file: a {view.explorer.modality.name}"
+        kinds = ["image"] if is_picture else None
+        upload = gradio.File(label=label, file_types=kinds, elem_id="xl-upload", height=150)
+    gradio.HTML(view.example_buttons())
+    if is_picture:
+        board, strokes = gradio.HTML(elem_id="xl-board"), _add_hidden_box(gradio, "xl-strokes")
+        gradio.Slider(2, 25, 8, step=1, label="Brush, % of the width", elem_id="xl-size", interactive=True)
+        clear = gradio.Button("Uncover everything", elem_id="xl-clear", size="sm")
+        opacity = gradio.Slider(0, 1, 0.75, step=0.05, label="Opacity of the maps", elem_id="xl-opacity")
+        boxes = [board, strokes]
 
     def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
-        for act in (text.submit, say.click):
-            act(view.say, [text, *every], [shown, *outputs], **ONE)
-        choice.change(view.choose, [choice, *every], [text, shown, *outputs], **ONE)
-        page.load(view.start, every, [shown, text, *outputs])
-        return view.say_again, [shown, *every]
-
-    return wire
-
-
-def _add_file_inputs(gradio: Any, view: View) -> Wire:
-    """Adds the inputs of samples that are neither pictures nor texts: a file of one, or an example."""
-    shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
-    upload = gradio.File(label=f"Drop or choose a file: a {view.explorer.modality.name}", elem_id="xl-upload", height=150)
-    gradio.HTML(view.example_buttons())
-
-    def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
-        upload.upload(view.upload, [upload, *every], [shown, *outputs], **ONE)
-        choice.change(view.choose, [choice, *every], [shown, *outputs], **ONE)
-        page.load(view.start, every, [shown, *outputs])
-        return view.say_again, [shown, *every]
-
-    return wire
-
-
-def _add_image_inputs(gradio: Any, view: View) -> Wire:
-    shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
-    strokes = _add_hidden_box(gradio, "xl-strokes")
-    upload = gradio.File(label="Drop or choose an image", file_types=["image"], elem_id="xl-upload", height=150)
-    gradio.HTML(view.example_buttons())
-    board = gradio.HTML(elem_id="xl-board")
-    gradio.Slider(2, 25, 8, step=1, label="Brush, % of the width", elem_id="xl-size", interactive=True)
-    clear = gradio.Button("Uncover everything", elem_id="xl-clear", size="sm")
-    opacity = gradio.Slider(0, 1, 0.75, step=0.05, label="Opacity of the maps", elem_id="xl-opacity")
-
-    def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
-        upload.upload(view.upload, [upload, *every], [shown, board, strokes, *outputs], **ONE)
-        choice.change(view.choose, [choice, *every], [shown, board, strokes, *outputs], **ONE)
+        if is_text:
+            for act in (text.submit, say.click):
+                act(view.say, [text, *every], [shown, *outputs], **ONE)
+        else:
+            upload.upload(view.upload, [upload, *every], [shown, *boxes, *outputs], **ONE)
+        choice.change(view.choose, [choice, *every], [shown, *boxes, *outputs], **ONE)
+        page.load(view.start, every, [shown, *boxes[:1], *outputs])
+        if not is_picture:
+            return view.say_again, [shown, *every]
         strokes.change(view.paint, [shown, strokes, *every], outputs, **LATEST)
         clear.click(view.uncover, [shown, *every], [board, strokes, *outputs], **ONE)
         script = "(v) => document.documentElement.style.setProperty('--xl-opacity', v)"
         opacity.change(None, opacity, None, js=script)
-        page.load(view.start, every, [shown, board, *outputs])
         return view.paint, [shown, strokes, *every]
 
     return wire
 
 
-def _add_panel(gradio: Any, index: int, run: LoadedRun) -> tuple[Any, list[Any], Any]:
-    """Adds a network's column: its answer, its thresholds, and their effect on the calibration samples."""
-    with gradio.Column(min_width=320):
-        answer = gradio.HTML(elem_id=f"xl-answer-{index}")
-        sliders = []
-        for k, threshold in enumerate(run.policy.thresholds):
-            label = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)"
-            place = {"elem_id": f"xl-threshold-{index}-{k}"}
-            sliders.append(gradio.Slider(0, SLIDER_END, place_slider(threshold), step=0.001, label=label, **place))
-        return answer, sliders, gradio.HTML(elem_id=f"xl-routed-{index}")
-
-
 def serve(explorer: Explorer, *, port: int | None = None, ready: Callable[[str], None] = lambda address: None) -> None:
-    """Serves the page on this machine only, until the server is stopped.
-
-    Args:
-        explorer: what to show.
-        port: a free one by default.
-        ready: called with the address once the page is up.
-    """
+    """Serves the page on this machine only, until the server is stopped; ``ready`` is called with the address."""
     gradio = import_gradio()
     page = build(explorer)
     for i in range(len(explorer.runs)):

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun, Share
-from exitlens.delivery.pages import load_template, shade_tokens
+from exitlens.delivery.pages import load_template
 from exitlens.delivery.pictures import draw_heat
-from exitlens.display import data_uri, pick_exit_colour
+from exitlens.display import data_uri, pick_exit_colour, shade_names
 from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation
 from exitlens.types.outputs import exit_name, tell_apart
@@ -27,40 +27,27 @@ LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 26, HEIGHT - 40  # where the axes are
 def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) -> str:
     """Renders a network's answer: every exit's map over the picture, its probabilities, and the rule that decided.
 
-    Args:
-        answer: the answer of one run.
-        picture: what was answered, or ``None`` for a text.
-        side: the least width of a map in pixels.
+    ``picture`` is what was answered, if it is one; ``side`` is the least width of a map in pixels.
     """
-    why = answer.why
-    base = "" if picture is None else data_uri(_draw_base(picture), small=False)
-    return load_template("explorer_answer.html.j2").render(
-        answer=answer,
-        times=_compare_times(answer),
-        base=base,
-        side=side,
-        exits=[
-            _describe_exit(why, view, with_map=picture is not None)
-            | _describe_relevance(answer, view, with_map=picture is not None)
-            | {"faithfulness": _describe_share(answer.run.shares[view.exit])}
-            for view in why.exits
-        ],
+    base, ratio = "", answer.full_ms / answer.ours_ms
+    if picture is not None:
+        width, height = (max(1, round(length * DISPLAY / max(picture.size))) for length in picture.size)
+        base = data_uri(picture.convert("L").resize((width, height), Image.Resampling.BICUBIC), small=False)
+    times = (
+        f"{ratio:.2f} times faster" if ratio >= 1.05 else "as fast" if ratio >= 0.95 else f"{1 / ratio:.2f} times as long"
     )
-
-
-def _compare_times(answer: Answer) -> str:
-    ratio = answer.full_ms / answer.ours_ms
-    return f"{ratio:.2f} times faster" if ratio >= 1.05 else f"{1 / ratio:.2f} times as long" if ratio < 0.95 else "as fast"
-
-
-def _draw_base(picture: Image.Image) -> Image.Image:
-    factor = DISPLAY / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.convert("L").resize(size, Image.Resampling.BICUBIC)
+    exits = [
+        _describe_exit(answer.why, view, with_map=picture is not None)
+        | _describe_relevance(answer, view, with_map=picture is not None)
+        | {"faithfulness": _describe_share(answer.run.shares[view.exit])}
+        for view in answer.why.exits
+    ]
+    return load_template("explorer_answer.html.j2").render(answer=answer, times=times, base=base, side=side, exits=exits)
 
 
 def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str, Any]:
-    name = exit_name(view.exit, why.num_exits)
+    """Describes an exit's map, its probabilities and the rule that decided."""
+    name, is_final = exit_name(view.exit, why.num_exits), view.exit == why.num_exits - 1
     top = view.probabilities.topk(min(BARS, len(view.probabilities)))
     bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
     others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist()
@@ -69,6 +56,10 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     refusal = "does not answer under these thresholds" if view.threshold == math.inf else refusal
     drawn = "" if with_map or isinstance(why.preprocess, TextPreprocess) else Markup(why.draw_exit(view))
     role = "answered" if view.exit == why.answered else "would say" if later else refusal
+    agreement = "the map that the others are compared with" if is_final else ""
+    if not is_final and view.divergence is not None:
+        before = "" if view.previous_cc is None else f"; with the exit before, correlation {view.previous_cc:.2f}"
+        agreement = f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
     return {
         "name": name,
         "colour": pick_exit_colour(view.exit, why.num_exits),
@@ -77,17 +68,17 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         "role": role,
         "probabilities": bars,
         "others": [(why.name(i), view.probabilities[i].item()) for i in others],
-        "rule": _explain_rule(view, view.exit == why.num_exits - 1),
-        "agreement": _describe_agreement(view, view.exit == why.num_exits - 1),
+        "rule": _explain_rule(view, is_final),
+        "agreement": agreement,
         "alt": f"Where {name} looked for its answer {why.name_answer(view)}",
         "heat": data_uri(draw_heat(view.attention), small=False) if with_map else "",
         "drawn": drawn,
-        "tokens": [] if with_map or drawn else shade_tokens(why, view.attention),
+        "tokens": [] if with_map or drawn else shade_names(why.tokens, view.attention),
     }
 
 
 def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[str, Any]:
-    """What speaks for the exit's answer, drawn as its attention is; empty if relevance was not asked for."""
+    """Describes what speaks for the exit's answer, drawn as its attention is; empty if relevance was not asked for."""
     if not answer.relevance:
         return {"depends": "", "depends_drawn": "", "depends_tokens": []}
     why, speaks_for = answer.why, as_distribution(answer.relevance[view.exit][None])[0]
@@ -98,7 +89,7 @@ def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[
         "depends": data_uri(draw_heat(speaks_for), small=False) if with_map else "",
         "depends_alt": f"What the answer {why.name_answer(view)} of {name} depends on",
         "depends_drawn": drawn,
-        "depends_tokens": [] if with_map or drawn else shade_tokens(why, speaks_for),
+        "depends_tokens": [] if with_map or drawn else shade_names(why.tokens, speaks_for),
     }
 
 
@@ -124,13 +115,6 @@ def _explain_rule(view: ExitView, is_final: bool) -> str:
     return f"{rule}; estimated divergence {guess} {word} {limit}, the gate's limit"
 
 
-def _describe_agreement(view: ExitView, is_final: bool) -> str:
-    if is_final or view.divergence is None:
-        return "the map that the others are compared with" if is_final else ""
-    before = "" if view.previous_cc is None else f"; with the exit before, correlation {view.previous_cc:.2f}"
-    return f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
-
-
 def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) -> str:
     """Renders the effect of thresholds on a trace of ``kind`` samples, and where it lies on the frontier."""
     if isinstance(report, str):
@@ -143,13 +127,7 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
         for k, share in enumerate(report.exit_shares)
     ]
     return load_template("explorer_routed.html.j2").render(
-        name=run.name,
-        report=report,
-        kind=kind,
-        promise=promise,
-        drop=drop,
-        exits=shares,
-        plot=Markup(draw_frontier(report)),
+        name=run.name, report=report, kind=kind, promise=promise, drop=drop, exits=shares, plot=Markup(draw_frontier(report))
     )
 
 
