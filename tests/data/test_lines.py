@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.columns import Columns
 from exitlens.data.lines import classify_field, find_ts_files, iterate_rows, open_file, peek_kinds, read_file, read_ts
+from exitlens.data.rows import Columns
 from exitlens.data.sources import open_source
 from exitlens.modalities import SERIES, VECTOR
 from tests.data.conftest import TS

@@ -6,7 +6,6 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches, make_epoch_loader
-from exitlens.data.folders import load_arrays
 from exitlens.data.sets import find_kind, measure_scaling
 from exitlens.modalities import IMAGE, SERIES, VECTOR, VOLUME
 from tests.data.conftest import PREPROCESS
@@ -214,7 +213,7 @@ def test_vectors_and_constant_channels():
 
 
 def test_files_are_read_in_batches(series_folder, monkeypatch):
-    data = load_arrays(series_folder, xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
+    data = xl.data.load_folder(series_folder, xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
     found, expected = measure_scaling(data), measure_scaling(data.load())
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
     np.testing.assert_allclose(found.std, expected.std, rtol=1e-9)

@@ -7,8 +7,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
-from exitlens.data.columns import Columns
-from exitlens.data.rows import Reading
+from exitlens.data.rows import Columns, Reading
 from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.tables import open_table, to_word

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from exitlens.data.checks import SEPARATOR
-from exitlens.data.columns import Columns, Kind
 from exitlens.data.files import list_files, stamp_files
 from exitlens.data.lines import to_series
 from exitlens.data.packed import LazySequence, RowNames
 from exitlens.data.readers import EncodedImages, read_regular
-from exitlens.data.rows import Rows, Source, label_rows
+from exitlens.data.rows import Columns, Kind, Rows, Source, label_rows
 from exitlens.errors import DataError, ExitlensError, import_extra
 from exitlens.types.preprocessing import Preprocess
 
