@@ -32,9 +32,15 @@ from exitlens.functional.groups import measure_likeness, shuffle_groups, split_g
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.thresholds.certification import PATH_SHARE, choose_tests, run_fixed_sequence_test
+from exitlens.functional.thresholds.certification import (
+    PATH_SHARE,
+    betting,
+    choose_tests,
+    hoeffding_bentkus,
+    paired,
+    run_fixed_sequence_test,
+)
 from exitlens.functional.thresholds.path import find_candidates, order_path
-from exitlens.functional.thresholds.pvalues import betting, hoeffding_bentkus, paired
 from exitlens.functional.thresholds.search import quantise
 
 DELTAS, LIMITS, GROUP_LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05), (0.02, 0.05, 0.1)
@@ -642,10 +648,6 @@ def show_worst(sets: Tree, prefix: str = "", risks: Sequence[str] = tuple(SETS))
     return [", ".join(f"{find_worst(sets, prefix + risk, delta):.3f}" for delta in DELTAS) for risk in risks]
 
 
-def write_guarantees(runs: Runs) -> list[str]:
-    return [*write_violations(runs), "", *write_savings(runs)]
-
-
 def write_violations(runs: Runs) -> list[str]:
     synthetic, splits = runs["synthetic"], find_runs(runs, "splits-").items()
     rows = [[f"{name}, {run['splits']:,} splits of {run['samples']:,}", *show_worst(run["sets"])] for name, run in splits]
@@ -777,7 +779,7 @@ STUDY = Study(
     list_cells,
     list_promises,
     {
-        "guarantees": write_guarantees,
+        "guarantees": lambda runs: [*write_violations(runs), "", *write_savings(runs)],
         "labels": write_labels,
         "groups": write_groups,
         "gate": write_gates,

@@ -9,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
+import exitlens as xl
 from exitlens.model.engine import onnx_files as files
 
 
 def write_once(folder: Path) -> Callable[..., list[files.Written]]:
-    """``write_segments`` with a memory in ``folder``, which all workers of a run have in common."""
+    """Return ``write_segments`` with a memory in ``folder``, which all workers of a run share."""
 
     def write_or_copy(directory: Path, segments: Any, examples: Any, names: Any) -> list[files.Written]:
-        digest = hashlib.sha256(repr((list(names), [(one.exit, len(one.bodies)) for one in segments])).encode())
-        digest.update(repr({n: [tuple(t.shape) for t in one] for n, one in examples.items()}).encode())
+        digest = hashlib.sha256(repr((list(names), [(segment.exit, len(segment.bodies)) for segment in segments])).encode())
+        digest.update(repr({n: [tuple(t.shape) for t in batch] for n, batch in examples.items()}).encode())
         for segment in segments:
             for name, value in segment.state_dict().items():
                 digest.update(name.encode() + value.numpy().tobytes())
@@ -30,7 +32,20 @@ def write_once(folder: Path) -> Callable[..., list[files.Written]]:
                 kept.mkdir(exist_ok=True)
                 (kept / "written").write_bytes(pickle.dumps(write(kept, segments, examples, names)))
         written: list[files.Written] = pickle.loads((kept / "written").read_bytes())
-        return [one._replace(path=Path(shutil.copy(one.path, directory))) for one in written]
+        return [file._replace(path=Path(shutil.copy(file.path, directory))) for file in written]
 
     write = files.write_segments
     return write_or_copy
+
+
+def check_answers(answers: Any, expected: xl.Prediction, tolerance: float = 1e-5) -> None:
+    """Compare a prediction of the runtime, or the outputs of a cascade in one file, with the library's prediction."""
+    values = answers if isinstance(answers, dict) else vars(answers) | {"scores": answers.confidence}
+    assert np.asarray(values["exits"]).tolist() == expected.exits.tolist()
+    assert np.array_equal(np.asarray(values["labels"]), expected.labels.numpy())
+    for name, wanted in (("scores", expected.confidence), ("probabilities", expected.probabilities)):
+        if name in values:
+            np.testing.assert_allclose(values[name], wanted.numpy(), rtol=1e-5, atol=tolerance)
+    for i, k in enumerate(expected.exits.tolist() if expected.attention else ()):
+        maps = values["attention"] if "attention" in values else values[f"attention_{k}"]
+        assert np.abs(maps[i] - expected.attention[i].numpy()).max() < 1e-4  # type: ignore[index]

@@ -25,6 +25,7 @@ from exitlens.serving.watching import Watch
 from exitlens_runtime.cli import main
 from tests.conftest import make_net
 from tests.edge.test_cascade import answer
+from tests.exported import check_answers
 from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
@@ -32,28 +33,19 @@ pytest.importorskip("onnxruntime")
 NAMES = ("w", "x", "y", "z")
 
 
-def make() -> xl.ExitNet:
-    """The tiny network, as one that gives each of several labels to half of all images."""
+def make() -> tuple[xl.ExitNet, xl.Policy]:
+    """Return a network that gives each label to half of all images, and a policy under which some leave at every exit."""
     net, images = make_net(), torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         for k, out in enumerate(net(images)):
             net.head(k).bias.sub_(out.logits.median(0).values)
     net.describe(task="multilabel", classes=NAMES, preprocess=xl.data.Preprocess((16, 16)))
-    return net
-
-
-NET = make()
-
-
-def choose() -> xl.Policy:
-    """A policy under which some samples leave at every exit."""
-    images = torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     temperatures = (1.5, 1.0, 2.0)
-    sure = [score(NET(images)[k].logits, "decided", temperatures[k]).median().item() for k in range(2)]
-    return xl.Policy(tuple(sure), "decided", temperatures)
+    sure = [score(net(images)[k].logits, "decided", temperatures[k]).median().item() for k in range(2)]
+    return net, xl.Policy(tuple(sure), "decided", temperatures)
 
 
-POLICY = choose()
+NET, POLICY = make()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,20 +59,13 @@ def edge(tmp_path_factory):
     return xl.export(NET, POLICY, tmp_path_factory.mktemp("edge") / "out", policies=named)
 
 
-def check_same(pred, expected):
-    assert np.asarray(pred.exits).tolist() == expected.exits.tolist()
-    assert np.asarray(pred.labels).tolist() == expected.labels.tolist()
-    assert np.allclose(pred.confidence, expected.confidence, atol=1e-5)
-    assert np.allclose(pred.probabilities, expected.probabilities, atol=1e-5)
-
-
 def test_the_runtime_answers_as_the_library(edge, images):
     net = er.load(edge, threads=1)
     assert net.gives_labels
     expected = xl.predict(NET, images, POLICY)
     pred = net.predict(images.numpy())
     assert len(set(expected.exits.tolist())) == 3
-    check_same(pred, expected)
+    check_answers(pred, expected)
     assert net.name_answer(pred, 0) == ";".join(NAMES[c] for c in expected.labels[0].nonzero().flatten().tolist())
     assert "decided" in net.give_reason(pred, 0)
     with pytest.raises(er.PolicyError, match="the network gives several labels a sample"):
@@ -91,7 +76,7 @@ def test_gates_take_how_decided_the_labels_are(images, tmp_path):
     gate = xl.types.Gate(((-0.5, 0.5, 0.4, 0.3), (0.1, 0.2, 0.9, 0.0)), (0.25, 0.3))
     gated = xl.Policy(POLICY.thresholds, "decided", POLICY.temperatures, gate=gate)
     pred = er.load(xl.export(NET, gated, tmp_path / "e"), threads=1).predict(images.numpy())
-    check_same(pred, xl.predict(NET, images, gated))
+    check_answers(pred, xl.predict(NET, images, gated))
 
 
 def test_a_network_of_one_class_refuses_the_score(tmp_path):
@@ -105,11 +90,7 @@ def test_a_network_of_one_class_refuses_the_score(tmp_path):
 @pytest.mark.parametrize("thresholds", [POLICY.thresholds, (0.0, 2.0), (math.inf, 0.55)])
 def test_the_cascade_in_one_file(edge, images, thresholds):
     policy = xl.Policy(thresholds, "decided", POLICY.temperatures)
-    outputs, expected = answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy)
-    assert outputs["exits"].tolist() == expected.exits.tolist()
-    assert outputs["labels"].astype(bool).tolist() == expected.labels.tolist()
-    assert np.allclose(outputs["scores"], expected.confidence, atol=1e-5)
-    assert np.allclose(outputs["probabilities"], expected.probabilities, atol=1e-5)
+    check_answers(answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy))
 
 
 def test_the_command_line_names_all_labels(edge, tmp_path, capsys):
@@ -131,8 +112,8 @@ def test_a_server_answers_with_labels(edge, images, kind):
     written = OUTPUTS["label"].write(model, ticket)
     assert written.dtype == np.int64
     assert written.tolist() == expected.labels.long().tolist()
-    told = expected.labels[3].nonzero().flatten().tolist()
-    assert OUTPUTS["class"].write(model, ticket)[3] == ";".join(NAMES[c] for c in told)
+    classes = expected.labels[3].nonzero().flatten().tolist()
+    assert OUTPUTS["class"].write(model, ticket)[3] == ";".join(NAMES[c] for c in classes)
 
 
 def make_several(model, images, **terms):
@@ -169,10 +150,10 @@ def test_people_get_names_and_numbers(images):
     repository = Repository({}, models={"m": wrap_network("m", copy.deepcopy(NET), {"default": POLICY})})
     with open_client(make_app(repository)) as client:
         picture = encode(Image.new("RGB", (16, 16), (200, 30, 90)))
-        said = client.post("/classify", content=picture).json()
-        assert said["class"] == ";".join(NAMES[c] for c in said["label"])
+        reply = client.post("/classify", content=picture).json()
+        assert reply["class"] == ";".join(NAMES[c] for c in reply["label"])
         why = client.post("/explain", content=picture, headers={"Accept": "application/json"}).json()
-        assert [row["label"] for row in why["exits"][why["answered"]]["labels"]] == said["label"]
+        assert [row["label"] for row in why["exits"][why["answered"]]["labels"]] == reply["label"]
 
 
 @pytest.mark.slow

@@ -59,9 +59,8 @@ def test_sequences_keep_their_padding_empty():
     assert mix_target(-relevance, attention, share=False).tolist() == [[0.5, 0.5, 0.0]]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_scores_are_centred_and_in_float32(dtype):
-    logits = torch.tensor([[2.0, 0.0, 1.0], [4.0, 1.0, 1.0]], dtype=dtype)
+def test_scores_are_centred_and_in_float32():
+    logits = torch.tensor([[2.0, 0.0, 1.0], [4.0, 1.0, 1.0]], dtype=torch.bfloat16)
     found = class_score(logits, torch.tensor([0, 1]))
     assert found.dtype == torch.float32
     assert found.tolist() == [1.0, -1.0]

@@ -45,6 +45,7 @@ def test_cells_by_hand():
     assert found.counts[2] == (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_false_alarms_are_rare():
     alarms = 0
@@ -75,10 +76,7 @@ def test_portions_do_not_matter_and_memory_is_constant():
     one, other = (xl.DriftMonitor(policy_on(draw(200, 1))) for _ in range(2))
     whole = one.update(pred)
     for i in range(0, 500, 7):
-        part = xl.Prediction(
-            pred.labels[i : i + 7], pred.exits[i : i + 7], pred.confidence[i : i + 7], pred.probabilities[i : i + 7]
-        )
-        last = other.update(part)
+        last = other.update(take(pred, slice(i, i + 7)))
     assert last.evidence == pytest.approx(whole.evidence)
     assert last.exit_shares == whole.exit_shares
     assert last.confidence == pytest.approx(whole.confidence)
@@ -86,16 +84,6 @@ def test_portions_do_not_matter_and_memory_is_constant():
     sizes = [len(v) for v in vars(one).values() if isinstance(v, list)]
     one.update(draw(500, 4))
     assert [len(v) for v in vars(one).values() if isinstance(v, list)] == sizes
-
-
-def test_the_wealth_is_a_martingale():
-    """Every bet's mean over a uniform rank is 1."""
-    u = (torch.arange(100_000).double() + 0.5) / 100_000
-    tilt, bend = 2 * u - 1, 6 * (u - 0.5) ** 2 - 0.5
-    for stake in (-0.9, -0.5, 0.5, 0.9):
-        for shape in (tilt, bend):
-            assert (1 + stake * shape).mean().item() == pytest.approx(1, abs=1e-6)
-            assert (1 + stake * shape).min() > 0
 
 
 def test_divergence_is_averaged_where_it_was_measured():
@@ -133,14 +121,10 @@ def test_of_a_group_the_first_sample_counts_whatever_the_portions():
     assert list(other.watch(portions, [names[part] for part in parts])) == portions
     assert other.state() == state
     expected = alone.update(take(pred, first), range(30))
-    assert (expected.evidence, expected.exit_shares, expected.confidence) == (
-        state.evidence,
-        state.exit_shares,
-        state.confidence,
-    )
-    assert state.to_dict()["groups"] == 30
+    assert replace(expected, samples=90) == state
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_groups_keep_false_alarms_rare():
     """20 samples of a group alike: counted one by one they look like a change."""
@@ -177,14 +161,14 @@ def test_bad_input():
     for bad in (0, 1, True, "x"):
         with pytest.raises(xl.errors.InputError, match="false_alarm"):
             xl.DriftMonitor(policy, bad)
-    with pytest.raises(xl.errors.InputError, match="pred: expected Prediction"):
-        xl.DriftMonitor(policy).update(torch.zeros(3))
-    worn = xl.Prediction(torch.zeros(1).long(), torch.tensor([0]), torch.tensor([math.nan]), torch.ones(1, 2))
-    with pytest.raises(xl.errors.InputError, match="finite confidences"):
-        xl.DriftMonitor(policy).update(worn)
-    four = xl.Prediction(torch.zeros(1).long(), torch.tensor([3]), torch.ones(1), torch.ones(1, 2))
-    with pytest.raises(xl.errors.InputError, match="answered at exit 3, the policy has 3 exits"):
-        xl.DriftMonitor(policy).update(four)
+    zero, one = torch.zeros(1).long(), torch.ones(1, 2)
+    for pred, message in (
+        (torch.zeros(3), "pred: expected Prediction"),
+        (xl.Prediction(zero, zero, torch.tensor([math.nan]), one), "finite confidences"),
+        (xl.Prediction(zero, zero + 3, torch.ones(1), one), "answered at exit 3, the policy has 3 exits"),
+    ):
+        with pytest.raises(xl.errors.InputError, match=message):
+            xl.DriftMonitor(policy).update(pred)
     for unknown in (None, xl.types.Calibration(REQUEST, 100)):
         with pytest.raises(xl.errors.PolicyError, match="no calibration samples to compare with"):
             xl.DriftMonitor(xl.Policy((0.5,), calibration=unknown))

@@ -25,11 +25,6 @@ def test_risks_by_hand():
     assert select_exits(accuracy_drop(trace), torch.tensor([0, 1, 0])).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_accuracy_drop_needs_labels():
-    with pytest.raises(xl.errors.InputError, match="labels"):
-        accuracy_drop(random_trace(labelled=False))
-
-
 def test_a_column_has_the_mean_of_its_rows():
     rows = torch.tensor([True, False, True, False])
     one = Risk("r", torch.tensor([[1.0, 0], [1.0, 0], [0.0, 0], [1.0, 0]]), 0.1, "binary", rows)
@@ -143,8 +138,14 @@ def test_limits_on_several_labels_are_about_the_samples_that_have_each():
     assert classes[1].rows.tolist() == [True, False, False]
 
 
-def test_missed_labels_need_labels_of_several():
-    with pytest.raises(xl.errors.InputError, match="max_false_negative_drop: it is for several labels"):
-        false_negative_drop(random_trace())
-    with pytest.raises(xl.errors.InputError, match="labels: max_false_negative_drop needs them"):
-        false_negative_drop(random_trace(labelled=False))
+@pytest.mark.parametrize(
+    ("risk", "labelled", "message"),
+    [
+        (false_negative_drop, True, "max_false_negative_drop: it is for several labels"),
+        (false_negative_drop, False, "labels: max_false_negative_drop needs them"),
+        (accuracy_drop, False, "labels: accuracy_drop needs them"),
+    ],
+)
+def test_risks_that_need_labels(risk, labelled, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        risk(random_trace(labelled=labelled))

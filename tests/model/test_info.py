@@ -13,18 +13,19 @@ IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.data.Preprocess
 TEXTS = NetworkInfo(("a",), 4, "head", (7,), inputs=("input_ids", "attention_mask"), dtypes=("int32", "bool"))
 
 
-def _round_trip(info):
-    return NetworkInfo.from_dict(json.loads(json.dumps(info.to_dict())))
+OFFSETS = {"map_offsets": ((-0.25, 0.0), (-0.5, 0.5)), "feature_offsets": ((-0.25, 0.0), (0.0, 1.0))}
+GROUPS = {"groups": (("first", (0, 1)), ("second", (2,))), "config": {"sizes": [1, 2]}}
 
 
-def test_round_trips():
-    assert _round_trip(IMAGES) == IMAGES
-    assert _round_trip(TEXTS) == TEXTS
+@pytest.mark.parametrize("info", [IMAGES, TEXTS, replace(IMAGES, **OFFSETS), replace(TEXTS, **GROUPS)])
+def test_round_trips(info):
+    assert NetworkInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
 
 
-def test_offsets_are_recorded():
-    info = replace(IMAGES, map_offsets=((-0.25, 0.0), (-0.5, 0.5)), feature_offsets=((-0.25, 0.0), (0.0, 1.0)))
-    assert _round_trip(info) == info
+def test_text_preprocessing_is_read_back():
+    pytest.importorskip("tokenizers")
+    info = NetworkInfo(("a",), 4, "head", (7,), dtypes=("int64",))
+    test_round_trips(replace(info, preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), 7)))
 
 
 def test_maps_are_placed_by_the_exits_own_offset():
@@ -36,19 +37,9 @@ def test_maps_are_placed_by_the_exits_own_offset():
     assert IMAGES.place(1, x) is x
 
 
-def test_text_preprocessing_is_read_back():
-    pytest.importorskip("tokenizers")
-    info = NetworkInfo(("a",), 4, "head", (7,), dtypes=("int64",))
-    info = NetworkInfo(**vars(info) | {"preprocess": xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), 7)})
-    assert _round_trip(info) == info
-
-
-def test_the_modality_follows_from_what_is_recorded():
+def test_modality_and_example_follow_from_the_record():
     assert (IMAGES.modality, IMAGES.channels) == (IMAGE, 3)
     assert TEXTS.modality is TEXT
-
-
-def test_examples():
     image = IMAGES.example(torch.zeros(1, dtype=torch.float64))
     assert (image.shape, image.dtype, image.any()) == ((1, 3, 8, 9), torch.float64, False)
     text = TEXTS.example(torch.zeros(1))

@@ -1,6 +1,7 @@
 """PyTorch's number of threads, lowered by several threads at once; and memory that the process keeps."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -21,11 +22,8 @@ def four():
 
 
 def run_in_thread(work):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(work()))
-    thread.start()
-    thread.join(20)
-    return results[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(20)
 
 
 def test_a_limit_holds_for_a_while_and_never_raises(four):
@@ -66,30 +64,19 @@ def test_threads_that_overlap_leave_the_process_as_it_was(four):
     assert run_in_thread(torch.get_num_threads) == 4  # what a thread begins with from now on
 
 
-def test_a_newcomer_with_the_same_limit_is_given_the_usual_number_afterwards(four):
+@pytest.mark.parametrize(("number", "count", "inside", "after"), [(None, 2, 2, 4), (3, 1, 1, 3)])
+def test_a_thread_gets_its_own_number_back_or_the_usual_one(four, number, count, inside, after):
     limit = ThreadLimit()
 
     def work() -> tuple[int, int]:
-        with limit.apply(2):
-            inside = torch.get_num_threads()
-        return inside, torch.get_num_threads()
+        if number:  # the thread has set a number for itself
+            torch.set_num_threads(number)
+        with limit.apply(count):
+            limited = torch.get_num_threads()
+        return limited, torch.get_num_threads()
 
     with limit.apply(2):
-        assert run_in_thread(work) == (2, 4)
-    assert run_in_thread(torch.get_num_threads) == 4
-
-
-def test_a_number_that_a_thread_has_set_for_itself_stays(four):
-    limit = ThreadLimit()
-
-    def work() -> int:
-        torch.set_num_threads(3)
-        with limit.apply(1):
-            pass
-        return torch.get_num_threads()
-
-    with limit.apply(2):
-        assert run_in_thread(work) == 3
+        assert run_in_thread(work) == (inside, after)
 
 
 def test_memory_is_kept_only_if_the_tuning_says_so(monkeypatch):

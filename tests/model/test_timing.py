@@ -1,5 +1,6 @@
 """The timer on real work, and times of exits on fake clocks: an answer takes the time that the test says."""
 
+import itertools
 import time
 
 import pytest
@@ -49,9 +50,6 @@ def test_milliseconds_of_every_exit(clock, net, images):
     assert (timing.batch_size, timing.rounds, timing.threads) == (40, exit_times.ROUNDS, torch.get_num_threads())
     assert timing.machine["device"] == "cpu"
     assert "threads" not in timing.machine
-
-
-def test_the_threads_of_the_tuning_count(clock, net, images):
     net.tuning = xl.Tuning(threads=1)
     assert measure_exits(net, images, 3).threads == 1
 
@@ -87,17 +85,9 @@ def test_answers_leave_where_they_should_and_batches_are_filled(monkeypatch):
 
 
 def works(**seconds):
-    """Works by name, each giving the seconds in order, again and again."""
-    calls = {name.replace("_", " "): 0 for name in seconds}
-
-    def make(name, values):
-        def work():
-            calls[name] += 1
-            return [values[calls[name] % len(values)]]
-
-        return work
-
-    return {name.replace("_", " "): make(name.replace("_", " "), values) for name, values in seconds.items()}
+    """Works by name, each giving its seconds in order, again and again."""
+    cycles = {name.replace("_", " "): itertools.cycle(values) for name, values in seconds.items()}
+    return {name: lambda times=times: [next(times)] for name, times in cycles.items()}
 
 
 @pytest.fixture
@@ -105,21 +95,21 @@ def no_time(monkeypatch):
     monkeypatch.setattr(exit_times, "SECONDS", 0.0)
 
 
-def test_spread_times_are_refused(no_time):
-    steady = works(exit_0=[1.0, 1.01, 0.99], exit_1=[2.0])
-    assert len(measure_quietly(steady, lambda: 1.0).rounds["exit 0"]) == exit_times.ROUNDS
-    with pytest.raises(
-        xl.errors.EngineError, match=r"exit 1: half of the times between 2e\+03 and 3e\+03 ms.*last of 4 attempts"
-    ):
-        measure_quietly(works(exit_0=[1.0], exit_1=[2.0, 3.0]), lambda: 1.0)
-
-
-def test_a_later_exit_that_is_faster_is_refused(no_time):
-    with pytest.raises(xl.errors.EngineError, match=r"exit 1 took 500 ms, exit 0 before it 1e\+03 ms"):
-        measure_quietly(works(exit_0=[1.0], exit_1=[0.5]), lambda: 1.0)
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([2.0, 3.0], r"exit 1: half of the times between 2e\+03 and 3e\+03 ms.*last of 4 attempts"),
+        ([0.5], r"exit 1 took 500 ms, exit 0 before it 1e\+03 ms"),
+    ],
+)
+def test_spread_times_and_a_later_exit_that_is_faster_are_refused(no_time, times, message):
+    with pytest.raises(xl.errors.EngineError, match=message):
+        measure_quietly(works(exit_0=[1.0], exit_1=times), lambda: 1.0)
 
 
 def test_it_is_measured_again_until_it_is_quiet(no_time):
+    steady = works(exit_0=[1.0, 1.01, 0.99], exit_1=[2.0])
+    assert len(measure_quietly(steady, lambda: 1.0).rounds["exit 0"]) == exit_times.ROUNDS
     shares = iter([0.5, 0.7, 0.95])
     assert measure_quietly(works(exit_0=[1.0]), lambda: next(shares)).seconds("exit 0")[0] == 1.0
     assert next(shares, None) is None

@@ -1,6 +1,7 @@
 """The command line, and that neither torch nor the library is needed."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -16,9 +17,7 @@ from tests.runtime.conftest import NET
 def test_the_command_line(edge, tmp_path, capsys):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     main([str(edge), str(tmp_path), "--explain"])
-    said = capsys.readouterr().out
-    assert "a.png: " in said
-    assert "at exit" in said
+    assert re.search(r"a\.png: . at exit \d \(.*\)\n  ", capsys.readouterr().out)
     main([str(edge), str(tmp_path / "a.png"), "--json"])
     row = json.loads(capsys.readouterr().out)
     assert set(row) == {"input", "label", "exit", "confidence", "reason"}
@@ -50,13 +49,6 @@ def test_a_bad_file_does_not_stop_the_others(edge, tmp_path, capsys):
     assert "2 of the files could not be read" in err
 
 
-def test_the_version(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--version"])
-    assert stop.value.code == 0
-    assert capsys.readouterr().out == f"exitlens-run {er.__version__}\n"
-
-
 def test_a_policy_by_name(tmp_path, capsys):
     NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
     edge = xl.export(NET, xl.Policy((0.0, 0.0)), tmp_path / "e", policies={"last": xl.Policy.never(3)})
@@ -72,5 +64,4 @@ def test_a_policy_by_name(tmp_path, capsys):
 
 def test_it_needs_neither_torch_nor_the_library(edge):
     code = f"import sys, exitlens_runtime as er; er.load({str(edge)!r}); print(*{{'torch', 'exitlens'}} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert not found.stdout.split()
+    assert not subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

@@ -12,16 +12,35 @@ from exitlens.serving.cascade import Cascade, Pace, Pool, Terms, Ticket, choose_
 from tests.serving.conftest import POLICIES
 
 
-def run(model, tickets, size=4, max_delay=math.inf):
-    """All tickets through one cascade; the steps and the order in which requests ended."""
-    steps, done = [], []
+@pytest.fixture
+def open_cascade(model):
+    """A function that makes a cascade and takes requests into it."""
     with model.open_engine() as engine:
-        cascade = Cascade(model, engine, Pace(), size, max_delay, lambda *step: steps.append(step[:2]))
+
+        def open_(*tickets, size=4, pace=None):
+            cascade = Cascade(model, engine, pace or Pace(), size, math.inf)
+            for ticket in tickets:
+                cascade.admit(ticket)
+            return cascade
+
+        yield open_
+
+
+def drain(cascade):
+    done = []
+    while not cascade.is_empty:
+        done += cascade.advance()
+    return done
+
+
+def run(model, tickets, size=4):
+    """Run all tickets through one cascade; return its steps, and the requests in the order in which they ended."""
+    steps = []
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), size, math.inf, lambda *step: steps.append(step[:2]))
         for ticket in tickets:
             cascade.admit(ticket)
-        while not cascade.is_empty:
-            done += cascade.advance()
-    return steps, done
+        return steps, drain(cascade)
 
 
 def make_ticket(model, images, **terms):
@@ -43,7 +62,7 @@ def test_requests_are_answered_as_predict_does(model, images, size):
         assert np.allclose(ticket.confidence, pred.confidence, atol=1e-6)
         assert np.allclose(ticket.probabilities, pred.probabilities, atol=1e-6)
         pairs = zip(ticket.maps, pred.attention, strict=True) if ticket.maps else []
-        assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in pairs)
+        assert all(torch.allclose(*pair, atol=1e-6) for pair in pairs)
 
 
 def test_early_exits_do_not_wait_for_deep_ones(model, images):
@@ -66,11 +85,10 @@ def test_max_cost_sets_the_last_exit(model, images):
 
 
 def test_more_confidence_than_the_policy_asks_for(model, images):
-    own = xl.predict(model.net, images, POLICIES["default"])
     ticket = make_ticket(model, images, min_confidence=0.9)
     run(model, [ticket])
-    higher = xl.predict(model.net, images, xl.Policy((0.9, 0.9)))
-    assert ticket.exits.tolist() == higher.exits.tolist() != own.exits.tolist()
+    default, higher = (xl.predict(model.net, images, policy) for policy in (POLICIES["default"], xl.Policy((0.9, 0.9))))
+    assert ticket.exits.tolist() == higher.exits.tolist() != default.exits.tolist()
     assert not ticket.limited.any()
 
 
@@ -84,122 +102,91 @@ def test_deadlines(model, images):
     assert not soon.limited.any()
 
 
-def test_the_best_answer_so_far_goes_out_when_time_runs_out(model, images, monkeypatch):
+def test_the_best_answer_so_far_goes_out_when_time_runs_out(model, images, open_cascade, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
     ticket = make_ticket(model, images[:3], policy="full", deadline=1.0, attention=True)
     other = make_ticket(model, images[3:4], policy="full")
-    with model.open_engine() as engine:
-        cascade = Cascade(model, engine, Pace(), 4, 0.02)
-        cascade.admit(ticket)
-        cascade.admit(other)
-        assert cascade.advance() == []  # stage 0
-        now[0] = 0.9999
-        assert cascade.advance() == [ticket]
-        while not cascade.is_empty:
-            assert cascade.advance() in ([], [other])
+    cascade = open_cascade(ticket, other)
+    assert cascade.advance() == []  # stage 0
+    now[0] = 0.9999
+    assert cascade.advance() == [ticket]
+    assert drain(cascade) == [other]
     assert ticket.exits.tolist() == [0, 0, 0]
     assert ticket.limited.all()
-    assert all(one is not None for one in ticket.maps)
+    assert None not in ticket.maps
     assert other.exits.tolist() == [2]
 
 
-def test_exits_answer_when_the_next_stage_would_come_too_late(model, images):
+def test_exits_answer_when_the_next_stage_would_come_too_late(model, images, open_cascade):
     pace = Pace()
     pace.observe(1, 1, 60.0)
     ticket = make_ticket(model, images[:1], policy="full", deadline=time.monotonic() + 30)
-    with model.open_engine() as engine:
-        cascade = Cascade(model, engine, pace, 4, 0.02)
-        cascade.admit(ticket)
-        assert cascade.advance() == [ticket]
+    assert open_cascade(ticket, pace=pace).advance() == [ticket]
     assert ticket.exits.tolist() == [0]
     assert ticket.limited.all()
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_the_work_for_all(model, images, monkeypatch, size):
+def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_all_work(model, images, open_cascade, monkeypatch, size):
     now, pace = [0.0], Pace()
     monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
     stages = np.diff([0.0, *model.cost]) / model.cost[-1]  # seconds of a sample there: one for all of them
-    with model.open_engine() as engine:
-        cascade = Cascade(model, engine, pace, size, math.inf)
-        cascade.admit(make_ticket(model, images, policy="full"))
-        (router,) = cascade._routers
-        run_stage = router.run_stage
+    cascade = open_cascade(make_ticket(model, images, policy="full"), size=size, pace=pace)
+    (router,) = cascade._routers
+    run_stage = router.run_stage
 
-        def take_time(k):
-            before = router.list_waiting()[k][0]
-            routed = run_stage(k)
-            now[0] += stages[k] * (before - router.list_waiting()[k][0])
-            return routed
+    def take_time(k):
+        before = router.list_waiting()[k][0]
+        routed = run_stage(k)
+        now[0] += stages[k] * (before - router.list_waiting()[k][0])
+        return routed
 
-        monkeypatch.setattr(router, "run_stage", take_time)
-        while not cascade.is_empty:
-            cascade.advance()
-            assert pace.seconds_each == pytest.approx(1.0)
+    monkeypatch.setattr(router, "run_stage", take_time)
+    while not cascade.is_empty:
+        cascade.advance()
+        assert pace.seconds_each == pytest.approx(1.0)
 
 
-def test_a_stage_that_raises_ends_its_samples_alone(model, images, monkeypatch):
+def test_a_stage_that_raises_ends_its_samples_alone(model, images, open_cascade, monkeypatch):
     tickets = [make_ticket(model, images[:2], policy=name) for name in ("full", "fast")]
-    with model.open_engine() as engine:
-        cascade, answer = Cascade(model, engine, Pace(), 4, 0.02), engine.answer
-        fail = lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))  # noqa: E731
-        monkeypatch.setattr(engine, "advance", fail)
-        for ticket in tickets:
-            cascade.admit(ticket)
-        done = cascade.advance() + cascade.advance()
-        assert engine.answer == answer
-    assert set(done) == set(tickets)
+    cascade = open_cascade(*tickets)
+    monkeypatch.setattr(cascade.engine, "advance", fail)
+    assert set(cascade.advance() + cascade.advance()) == set(tickets)
     assert tickets[0].error.status == 500
     assert tickets[1].exits.tolist() == [0, 0]
 
 
-def test_answers_that_are_not_numbers_end_their_request_alone(model, images):
-    bad, good = make_ticket(model, images[:2]), make_ticket(model, images[2:4])
-    bad.activations = (torch.full_like(bad.activations[0], 3e38),)
-    run(model, [bad, good])
-    assert good.error is None
-    assert bad.error is None or bad.error.status == 422
+def fail(*_):
+    raise MemoryError
 
 
-def test_samples_that_left_before_a_stage_failed_are_answered(model, images, monkeypatch):
+def test_samples_that_left_before_a_stage_failed_are_answered(model, images, open_cascade, monkeypatch):
     exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
-    early, deep = exits.index(0), exits.index(2)
-    tickets = [make_ticket(model, images[i : i + 1]) for i in (early, deep)]
-
-    def fail(*_):
-        raise MemoryError
-
-    with model.open_engine() as engine:
-        cascade = Cascade(model, engine, Pace(), 4, math.inf)
-        for one in tickets:
-            cascade.admit(one)
-        with monkeypatch.context() as patch:  # those that stay find no room
-            patch.setattr("exitlens.model.engine.router.gather", fail)
-            assert set(cascade.advance()) == set(tickets)
-        assert tickets[0].error is None
-        assert tickets[0].exits.tolist() == [0]
-        assert tickets[1].error.status == 500
-        again = make_ticket(model, images[:8])
-        cascade.admit(again)
-        while not cascade.is_empty:
-            cascade.advance()
+    early, deep = (make_ticket(model, images[i : i + 1]) for i in (exits.index(0), exits.index(2)))
+    cascade = open_cascade(early, deep)
+    with monkeypatch.context() as patch:  # samples that stay find no memory
+        patch.setattr("exitlens.model.engine.router.gather", fail)
+        assert set(cascade.advance()) == {early, deep}
+    assert (early.error, early.exits.tolist()) == (None, [0])
+    assert deep.error.status == 500
+    again = make_ticket(model, images[:8])
+    cascade.admit(again)
+    drain(cascade)
     assert again.exits.tolist() == exits[:8]
 
 
-def test_a_stage_that_was_emptied_waits_for_company_anew(model, images):
+def test_a_stage_that_was_emptied_waits_for_company_anew(model, images, open_cascade):
     deep = xl.predict(model.net, images, POLICIES["default"]).exits.tolist().index(2)
-    with model.open_engine() as engine:
-        cascade = Cascade(model, engine, Pace(), 4, math.inf)
-        ticket = make_ticket(model, images[deep : deep + 1])
-        cascade.admit(ticket)
-        assert not cascade.advance()
-        assert list(cascade._entered) == [(0, 1)]
-        cascade.abandon(ticket)
-        assert not cascade._entered
-        assert not cascade.is_empty  # until it is told
-        assert cascade.advance() == [ticket]
-        assert cascade.is_empty
+    ticket = make_ticket(model, images[deep : deep + 1])
+    cascade = open_cascade(ticket)
+    assert not cascade.advance()
+    assert list(cascade._entered) == [(0, 1)]
+    cascade.abandon(ticket)
+    assert not cascade._entered
+    assert not cascade.is_empty  # until its end is told
+    assert cascade.advance() == [ticket]
+    assert cascade.is_empty
 
 
 def make_empty(count=2, **terms):
@@ -225,25 +212,20 @@ def test_kept_answers_stand_in_where_all_have_one():
     assert (ticket.exits.tolist(), ticket.limited.tolist()) == ([1, 0], [False, True])
 
 
-def test_answers_that_are_not_finite_fail():
-    ticket = make_empty(1)
-    ticket.answer(0, 1, 1, 0.75, ROW, None)
-    ticket.check_finite()
-    assert ticket.error is None
-    ticket.probabilities[0, 0] = math.nan
-    ticket.check_finite()
-    assert isinstance(ticket.error, xl.errors.RequestError)
-    assert ticket.error.status == 422
-    own = make_empty(1)
-    own.fail(ValueError("first"))
-    own.check_finite()
-    assert str(own.error) == "first"
-    assert not own.is_new
+def test_answers_that_are_not_finite_end_their_request_alone(model, images):
+    bad, good, failed = make_ticket(model, images[:2]), make_ticket(model, images[2:4]), make_empty(1)
+    bad.activations = (torch.full_like(bad.activations[0], math.nan),)
+    run(model, [bad, good])
+    assert good.error is None
+    assert isinstance(bad.error, xl.errors.RequestError)
+    assert bad.error.status == 422
+    failed.fail(ValueError("first"))
+    failed.check_finite()
+    assert str(failed.error) == "first"
+    assert not failed.is_new
 
 
 ARRIVALS, MIDDLE, DEEP = Pool(0, 0, 40, 9.0), Pool(0, 1, 5, 9.9), Pool(0, 2, 3, 9.8)
-
-
 URGENT = Pool(1, 0, 1, 9.99, True), Pool(1, 1, 1, 9.99, True)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.serving.ray import Replicas, app, read_arguments
 from exitlens.serving.settings import Batching, Limits, Watching
+from tests.serving.conftest import save_small
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
 
@@ -83,10 +85,9 @@ import sys, yaml
 from ray.serve.schema import ServeDeploySchema
 from exitlens.serving.ray import app
 described = ServeDeploySchema(**yaml.safe_load(open(sys.argv[1])))
-(one,) = described.applications
-assert one.import_path == "exitlens.serving.ray:app"
-built = app(one.args)
-for arguments in ({"bundle": "x", "replicas": 3}, {"bundle": "x", "min_replicas": 2, "max_replicas": 5}):
+(application,) = described.applications
+assert application.import_path == "exitlens.serving.ray:app"
+for arguments in (application.args, {"bundle": "x", "replicas": 3}, {"bundle": "x", "min_replicas": 2, "max_replicas": 5}):
     app(arguments)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", check, str(EXAMPLE)], check=True, timeout=120)
@@ -121,20 +122,17 @@ class Local:
             assert line, "it failed; standard error says why"
 
     def list_replicas(self):
-        found = []
+        replicas = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
                 if f"ServeReplica:{self.name}:" in (path / "cmdline").read_text():
-                    found.append(int(path.name))
-        return found
+                    replicas.append(int(path.name))
+        return replicas
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    torch.manual_seed(3)
-    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.data.Preprocess((28, 28)))
-    return xl.save(net, xl.Policy((0.35, 0.36)), tmp_path_factory.mktemp("served") / "b")
+    return save_small(tmp_path_factory.mktemp("served") / "b", thresholds=(0.35, 0.36))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +154,7 @@ def write_body(images):
 
 
 def read_output(response, name):
-    return next(one["data"] for one in response.json()["outputs"] if one["name"] == name)
+    return next(output["data"] for output in response.json()["outputs"] if output["name"] == name)
 
 
 @pytest.mark.slow
@@ -177,8 +175,8 @@ def test_the_same_routes_and_answers_behind_rays_proxy(local, bundle):
     Image.new("RGB", (40, 30), (200, 30, 90)).save(file, "PNG")
     answer = client.post("/classify", content=file.getvalue(), headers={"content-type": "image/png"}).json()
     pixels = torch.tensor([200, 30, 90], dtype=torch.uint8)[:, None, None].expand(3, 28, 28)
-    own = xl.predict(net, net.info.preprocess.normalise(pixels[None]), policy)
-    assert (answer["label"], answer["exit"]) == (own.labels.item(), own.exits.item())
+    pred = xl.predict(net, net.info.preprocess.normalise(pixels[None]), policy)
+    assert (answer["label"], answer["exit"]) == (pred.labels.item(), pred.exits.item())
     assert client.post("/explain", content=file.getvalue()).headers["content-type"] == "image/png"
     assert client.post("/v2/models/y/infer", json={}).status_code == 404
     assert client.post("/v2/models/x/infer", content=b"{").status_code == 400
@@ -202,11 +200,11 @@ def test_requests_without_room_are_refused(local, bundle):
     body = json.dumps(write_body(torch.randn(16, 3, 28, 28)))
     with ThreadPoolExecutor(48) as pool:
         found = list(pool.map(lambda _: local.client.post("/v2/models/x/infer", content=body), range(144)))
-    counts = {status: sum(one.status_code == status for one in found) for status in {one.status_code for one in found}}
+    counts = Counter(answer.status_code for answer in found)
     assert set(counts) <= {200, 429, 503}, counts
     assert counts[200] >= 1
-    assert counts.get(429, 0) + counts.get(503, 0) >= 1
-    assert all(int(one.headers["retry-after"]) >= 1 for one in found if one.status_code == 429)
+    assert counts[429] + counts[503] >= 1
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in found if answer.status_code == 429)
     assert local.client.post("/v2/models/x/infer", content=body).status_code == 200
 
 
@@ -239,8 +237,14 @@ def test_a_replica_that_is_killed_is_replaced_and_retries_lose_nothing(local, bu
 
 @pytest.mark.slow
 def test_open_requests_are_answered_before_a_replica_ends(local, bundle):
-    how = {"bundle": f"x={bundle}", "replicas": 1, "max_wait_ms": 600_000, "max_waiting": 10_000, "request_seconds": 120}
-    local.deploy(how | {"batch": 1})  # one sample at a time, so that much is left to do at any time
+    arguments = {
+        "bundle": f"x={bundle}",
+        "replicas": 1,
+        "max_wait_ms": 600_000,
+        "max_waiting": 10_000,
+        "request_seconds": 120,
+    }
+    local.deploy(arguments | {"batch": 1})  # one sample at a time, so that much is left to do at any time
     (before,) = local.list_replicas()
     body, over, until = json.dumps(write_body(torch.randn(32, 3, 28, 28))), threading.Event(), time.monotonic() + 90
 
@@ -253,13 +257,13 @@ def test_open_requests_are_answered_before_a_replica_ends(local, bundle):
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask) for _ in range(4)]
         try:
-            local.deploy(how | {"batch": 2})
+            local.deploy(arguments | {"batch": 2})
             while before in local.list_replicas():
                 assert time.monotonic() < until, "it does not end"
                 time.sleep(0.2)
         finally:
             over.set()
-        found = [status for one in asked for status in one.result()]
+        found = [status for future in asked for status in future.result()]
     assert len(found) > 4
     assert set(found) == {200}
 

@@ -1,4 +1,4 @@
-"""Models by name: answers on event loops, those that nobody waits for, and new versions of bundles."""
+"""Models by name: answers on event loops, abandoned requests, and new versions of bundles."""
 
 import asyncio
 import shutil
@@ -18,14 +18,9 @@ from tests.serving.test_metrics import read
 
 @pytest.fixture
 def repository(model):
-    found = Repository({}, models={"tiny": model}, metrics=Metrics())
-    yield found
-    found.close()
-
-
-class _Desk:
-    def __init__(self, model):
-        self.model = model
+    repository = Repository({}, models={"tiny": model}, metrics=Metrics())
+    yield repository
+    repository.close()
 
 
 def ask(repository, images, **terms):
@@ -51,7 +46,7 @@ def test_names_and_versions(repository, model):
 
 
 def test_a_request_that_is_given_up_costs_no_further_stage(repository, images, monkeypatch):
-    go = hold(_Desk(repository.find().model), monkeypatch)
+    go = hold(repository.find(), monkeypatch)
 
     async def give_up():
         with pytest.raises(TimeoutError):
@@ -65,7 +60,7 @@ def test_a_request_that_is_given_up_costs_no_further_stage(repository, images, m
 
 
 def test_a_loop_that_is_closed_does_not_end_the_others_answers(repository, images, monkeypatch):
-    go = hold(_Desk(repository.find().model), monkeypatch)
+    go = hold(repository.find(), monkeypatch)
     gone = asyncio.new_event_loop()
     task = gone.create_task(ask(repository, images[:1], policy="full"))
     gone.call_later(0.05, gone.stop)
@@ -95,8 +90,7 @@ def test_a_bundle_that_is_still_being_copied_is_tried_again(tmp_path, caplog):
         caplog.clear()
         assert repository.reload() == []
         assert not caplog.text  # said once
-        for path in fresh.iterdir():
-            shutil.copy(path, served)
+        shutil.copytree(fresh, served, dirs_exist_ok=True)
         assert repository.reload() == ["b"]
         assert repository.find().model.version != before
         assert repository.reload() == []
@@ -104,15 +98,15 @@ def test_a_bundle_that_is_still_being_copied_is_tried_again(tmp_path, caplog):
         repository.close()
 
 
+@pytest.mark.slow
 def test_a_version_that_comes_when_all_ends_is_closed(tmp_path, monkeypatch):
     served, fresh = save_small(tmp_path / "served", 1), save_small(tmp_path / "fresh", 2)
     repository = Repository({"b": served})
-    for path in fresh.iterdir():
-        shutil.copy(path, served)
-    opened, own = [], repository._open
+    shutil.copytree(fresh, served, dirs_exist_ok=True)
+    opened, open_ = [], repository._open
 
     def open_late(model):
-        opened.append(own(model))
+        opened.append(open_(model))
         repository.close()
         return opened[0]
 

@@ -76,9 +76,8 @@ def test_to_dict_is_json_and_accounts_for_the_logit():
     values = json.loads(json.dumps(explain(never, FINAL, answered=1).to_dict(), allow_nan=False))
     row = values["exits"][0]
     assert (row["threshold"], row["limit"], row["runner_up_name"]) == ("never", "none", "cat")
-    assert sum(place["evidence"] for place in row["top_locations"]) + row["evidence_elsewhere"] + row[
-        "bias"
-    ] == pytest.approx(-0.5)
+    evidence = sum(place["evidence"] for place in row["top_locations"]) + row["evidence_elsewhere"]
+    assert evidence + row["bias"] == pytest.approx(-0.5)
     words = replace(explain(VIEW), tokens=("a", "lamp"))
     text = replace(words, exits=(replace(VIEW, evidence=torch.tensor([0.1, 0.9, 0.0]), attention=torch.ones(3) / 3),))
     assert [place.get("token") for place in text.to_dict()["exits"][0]["top_locations"]] == ["lamp", "a", None]

@@ -47,21 +47,15 @@ def test_missing_values_are_named():
 
 def test_the_rule_is_everything_but_the_calibration():
     policy = xl.Policy((0.5, math.inf), network="abc")
-    values = {
-        "thresholds": [0.5, "never"],
-        "score": "max_probability",
-        "temperatures": [1.0] * 3,
-        "network": "abc",
-        "gate": None,
-    }
+    values = {"thresholds": [0.5, "never"], "score": "max_probability", "temperatures": [1.0] * 3, "network": "abc"}
+    values["gate"] = None
     assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     calibrated = replace(policy, calibration=xl.types.Calibration(REQUEST, 10, rule=policy.rule()))
     assert calibrated.rule() == policy.rule()
     assert not calibrated.is_changed
     assert replace(calibrated, score="margin").is_changed
-    assert not replace(
-        policy, calibration=xl.types.Calibration(REQUEST, 10), score="margin"
-    ).is_changed  # a record without the rule
+    without_rule = replace(policy, calibration=xl.types.Calibration(REQUEST, 10), score="margin")
+    assert not without_rule.is_changed
 
 
 def test_the_score_says_what_a_policy_is_for():
@@ -69,9 +63,7 @@ def test_the_score_says_what_a_policy_is_for():
     assert (decided.task, xl.Policy((0.9,)).task) == ("multilabel", "classes")
     assert xl.Policy.from_dict(decided.to_dict()) == decided
     decided.check(2, "", "multilabel")
-    with pytest.raises(
-        xl.errors.PolicyError, match="'decided' is for several labels a sample, the network or trace has one class"
-    ):
+    with pytest.raises(xl.errors.PolicyError, match=r"'decided' is for several labels a sample, .* has one class"):
         decided.check(2, "", "classes")
     with pytest.raises(xl.errors.PolicyError, match="by hand give score='decided'"):
         xl.Policy((0.9,)).check(2, "", "multilabel")
@@ -89,18 +81,20 @@ def test_what_is_no_name(name):
         check_name(name, "name")
 
 
-def test_default_is_taken():
-    with pytest.raises(xl.errors.InputError, match="policies: 'default' is what the bundle's own policy is called"):
-        check_named({"default": xl.Policy((0.5,))}, 2, "aaaa")
+GOOD = xl.Policy((0.5,))
 
 
-def test_errors_say_which_policy_it_is():
-    good = xl.Policy((0.5,))
-    with pytest.raises(xl.errors.PolicyError, match=r"^policies, fast: it has 2 thresholds for 3 exits"):
-        check_named({"good": good, "fast": xl.Policy((0.5, 0.5))}, 2, "aaaa")
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ({"default": GOOD}, "policies: 'default' is what the bundle's own policy is called"),
+        ({"good": GOOD, "fast": xl.Policy((0.5, 0.5))}, r"^policies, fast: it has 2 thresholds for 3 exits"),
+        ({"fast": GOOD.to_dict()}, "policies, fast: expected Policy, got dict"),
+        ([GOOD], "policies: expected Mapping, got list"),
+    ],
+)
+def test_errors_say_which_policy_it_is(policies, message):
+    with pytest.raises((xl.errors.InputError, xl.errors.PolicyError), match=message):
+        check_named(policies, 2, "aaaa")
     with pytest.raises(xl.errors.PolicyError, match=r"^x\.json, fast: it was calibrated for network bbbb, this is aaaa"):
-        check_fit(xl.Policy((0.5,), network="bbbb"), 2, "aaaa", "x.json, fast")
-    with pytest.raises(xl.errors.InputError, match="policies, fast: expected Policy, got dict"):
-        check_named({"fast": good.to_dict()}, 2, "aaaa")
-    with pytest.raises(xl.errors.InputError, match="policies: expected Mapping, got list"):
-        check_named([good], 2, "aaaa")
+        check_fit(replace(GOOD, network="bbbb"), 2, "aaaa", "x.json, fast")

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 import pickle
@@ -59,8 +58,6 @@ def test_text_preprocess_round_trips():
     assert TextPreprocess.from_dict(values) == preprocess == pickle.loads(pickle.dumps(preprocess))
     assert preprocess != TextPreprocess(_tokenizer(), 7)
     assert len(repr(preprocess)) < 100  # without the tokenizer
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        preprocess.length = 3
 
 
 def test_the_tokenizer_is_read_once_for_each_length(monkeypatch):
@@ -86,8 +83,7 @@ def test_a_json_that_is_no_tokenizer(description):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"length": 0}, "length: expected 3 tokens or more"),
-        ({"length": -4}, "length: expected 3"),
+        ({"length": -4}, "length: expected 3 tokens or more"),
         ({"length": 2}, "got 2"),
         ({"length": 8.0}, "length: expected int, got float"),
         ({"tokenizer": None}, "tokenizer: expected str, got NoneType"),
@@ -103,9 +99,7 @@ def test_bad_text_preprocess(values, message):
     [
         ([], "one text or more"),
         ("a lamp", "expected a list"),
-        (3, "expected a list"),
         (["a", 3], r"texts\[1\]: expected str, got int"),
-        (["a", None], r"texts\[1\]"),
         (["a", ("a", "b")], r"texts\[1\]"),
         (["a", "\ud800"], "Unicode"),
     ],
@@ -120,10 +114,10 @@ def test_a_tokenizer_without_an_unknown_token():
         TextPreprocess(_tokenizer({"a": 0}, framed=False), 8).encode(["b"])
 
 
-@pytest.mark.parametrize("bad", [[7], [-1], [2**40], [[1, 2]], [0.5]])
-def test_ids_that_are_no_tokens(bad):
-    with pytest.raises(xl.errors.InputError, match="input_ids"):
-        TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
+def test_ids_that_are_no_tokens():
+    for bad in ([7], [-1], [2**40], [[1, 2]], [0.5]):
+        with pytest.raises(xl.errors.InputError, match="input_ids"):
+            TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
 
 
 def test_text_without_the_tokenizers_package(monkeypatch):
@@ -133,9 +127,8 @@ def test_text_without_the_tokenizers_package(monkeypatch):
         TextPreprocess(description, 8)
 
 
-def test_preprocess_round_trip():
+def test_pixels_that_do_not_fit():
     values = xl.data.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert xl.data.Preprocess.from_dict(values.to_dict()) == values
     for bad in (((0, 8), (0.5,), (0.5,)), ((8, 8), (0.5,), (0.0,)), ((8, 8), (0.5, 0.5), (0.2, 0.2))):
         with pytest.raises(xl.errors.InputError, match="expected"):
             xl.data.Preprocess(*bad)
@@ -159,6 +152,7 @@ EXAMPLES = [
     xl.data.SeriesPreprocess((0.5,), (0.25,)),
     xl.data.VolumePreprocess((1.0,), (2.0,), (2, 3, 4)),
     xl.data.VectorPreprocess((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), ("x", "y", "z")),
+    xl.data.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
 ]
 
 
@@ -215,10 +209,7 @@ def test_restoring_is_the_inverse(channels, seed):
         (lambda: xl.data.MelSpectrogram(bands=0), "bands: expected"),
         (lambda: xl.data.MelSpectrogram(hop_ms=0), "hop_ms, window_ms"),
         (lambda: xl.data.MelSpectrogram(low_hz=500, high_hz=400), "low_hz, high_hz"),
-        (
-            lambda: xl.data.SeriesPreprocess((0.0,), (1.0,)).normalise(torch.zeros(2, 3)),
-            r"expected \(...,1,T\), got \(2, 3\)",
-        ),
+        (lambda: EXAMPLES[1].normalise(torch.zeros(2, 3)), r"expected \(...,1,T\), got \(2, 3\)"),
         (lambda: xl.data.VectorPreprocess((0.0,), (1.0,)).normalise([1.0]), "values: expected .* got list"),
         (lambda: xl.data.VectorPreprocess((0.0,), (1.0,)).normalise(torch.zeros(1, dtype=torch.bool)), "expected numbers"),
     ],

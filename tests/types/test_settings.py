@@ -45,12 +45,6 @@ def test_what_is_given_replaces_the_recipes_value():
         TrainingSettings(recipe="pretraind")
 
 
-def test_heads_learn_faster_than_a_pretrained_body():
-    recipe = RECIPES["pretrained"]
-    assert recipe.head_learning_rate > 4 * recipe.learning_rate
-    assert RECIPES["scratch"].head_learning_rate is None
-
-
 def test_the_best_epoch_is_kept_with_patience():
     assert TrainingSettings().kept_epoch == "last"
     assert TrainingSettings(patience=2).kept_epoch == "best"

@@ -8,6 +8,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.compact import compress, hash_rows
 from exitlens.io import write_tensors
+from exitlens.types import CompactLogits
 from exitlens.types.requests import SampleSketch, read_record
 from exitlens.types.traces import format_ms, make_increasing
 from tests.conftest import make_timing, random_trace, timed_trace
@@ -46,18 +47,16 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"logits": torch.randn(5, 3)}, r"logits: expected \(N,K,C\)"),
         ({"logits": torch.randn(0, 3, 4)}, "logits"),
         ({"logits": torch.full((5, 3, 4), math.nan)}, "finite"),
-        ({"labels": torch.tensor([0, 1, 2, 3, 9])}, r"\[0, 4\)"),
-        ({"labels": torch.tensor([0, 1, 2, 3, -1])}, r"\[0, 4\)"),
-        ({"labels": torch.rand(5)}, "integers"),
-        ({"labels": torch.tensor([0])}, "integers"),
-        ({"divergence": torch.rand(5, 2)}, "divergence"),
+        *(({"labels": torch.tensor([0, 1, 2, 3, odd])}, r"\[0, 4\)") for odd in (9, -1)),
+        *(({"labels": labels}, "integers") for labels in (torch.rand(5), torch.tensor([0]))),
         ({"divergence": torch.full((5, 3), 1.5)}, r"\[0, 1\]"),
         ({"divergence": torch.full((5, 3), 0.5)}, "0 at the final exit"),
         ({"labels": ["a"] * 5}, "labels"),
         ({"gate_features": "x"}, "gate_features"),
-        ({"groups": torch.zeros(4).long()}, r"groups: expected \(5,\) integers"),
-        ({"groups": torch.zeros(5)}, "groups: expected .* integers"),
-        ({"groups": ["a"] * 5}, "groups: expected .* integers"),
+        *(
+            ({"groups": ids}, r"groups: expected \(5,\) integers")
+            for ids in (torch.zeros(4).long(), torch.zeros(5), ["a"] * 5)
+        ),
         ({"logits": torch.zeros(5, 3, 1)}, "two classes or more"),
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),
@@ -67,6 +66,7 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"labels": torch.zeros(5, 3).long()}, r"labels: expected \(5,4\) integers or bool, got \(5, 3\)"),
         ({"task": "multilabel"}, r"labels: this network answers several labels a sample: expected \(5,4\)"),
         ({"task": "ordinal"}, "task: expected one of"),
+        *(({name: None}, f"{name}: expected") for name in ("logits", "divergence", "cost")),
     ],
 )
 def test_bad_traces(changes, message):
@@ -74,26 +74,14 @@ def test_bad_traces(changes, message):
         xl.Trace(**{**GOOD, **changes})
 
 
-def test_a_fingerprint_names_the_samples():
-    first = xl.Trace(**GOOD)
-    assert first.fingerprint() == xl.Trace(**GOOD).fingerprint()
-    assert first.fingerprint() != xl.Trace(**{**GOOD, "labels": None}).fingerprint()
-
-
 def test_equal_samples_have_equal_hashes():
+    assert xl.Trace(**GOOD).fingerprint() == xl.Trace(**GOOD).fingerprint()
+    assert xl.Trace(**GOOD).fingerprint() != xl.Trace(**GOOD | {"labels": None}).fingerprint()
     trace = random_trace(20)
     twice = xl.Trace(trace.logits.repeat(2, 1, 1), None, trace.divergence.repeat(2, 1), trace.cost)
     hashes = twice.hash_samples()
     assert hashes[:20] == hashes[20:] == trace.hash_samples()
     assert len(set(hashes)) == 20
-
-
-@pytest.mark.parametrize("name", ["logits", "divergence", "cost"])
-def test_what_a_trace_cannot_be_without(name):
-    good = {"logits": torch.zeros(2, 2, 2), "labels": None, "divergence": torch.zeros(2, 2), "cost": torch.tensor([0.5, 1])}
-    xl.Trace(**good)
-    with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
-        xl.Trace(**good | {name: None})
 
 
 def test_samples_with_one_id_are_one_group():
@@ -138,17 +126,17 @@ def test_where_nothing_can_be_written_is_said(tmp_path):
 
 
 def test_what_is_no_trace_is_not_loaded(tmp_path):
-    with pytest.raises(xl.errors.InputError, match=r"path: expected what Trace.save wrote .*no such file"):
-        xl.Trace.load(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(xl.errors.InputError, match=r"path: expected what Trace.save wrote .*damaged"):
-        xl.Trace.load(tmp_path / "text")
     write_tensors(tmp_path / "other", {"weight": torch.zeros(2)}, {"format": 3})
-    with pytest.raises(xl.errors.InputError, match=r"path: .*other is not that"):
-        xl.Trace.load(tmp_path / "other")
     write_tensors(tmp_path / "part", {"logits.top": torch.zeros(2, 2, 2)}, {"format": 1, "num_classes": 4, "network": ""})
-    with pytest.raises(xl.errors.InputError, match="is damaged"):
-        xl.Trace.load(tmp_path / "part")
+    for name, message in (
+        ("none", "path: expected what Trace.save wrote .*no such file"),
+        ("text", "path: expected what Trace.save wrote .*damaged"),
+        ("other", "path: .*other is not that"),
+        ("part", "is damaged"),
+    ):
+        with pytest.raises(xl.errors.InputError, match=message):
+            xl.Trace.load(tmp_path / name)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -185,9 +173,7 @@ def test_bad_compact_traces():
 def test_a_label_matrix_makes_a_trace_of_several_labels(tmp_path):
     labels = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1]])
     trace = xl.Trace(**{**GOOD, "labels": labels})
-    assert trace.task == "multilabel"
-    assert trace.labels.dtype == torch.bool
-    assert torch.equal(trace.answers, trace.logits >= 0)
+    assert (trace.task, trace.labels.dtype) == ("multilabel", torch.bool)
     assert torch.equal(trace.correct, ((trace.logits >= 0) == labels[:, None].bool()).all(2))
     assert "4 labels, any number to a sample" in repr(trace)
     assert "<table" in trace._repr_html_()
@@ -223,20 +209,16 @@ def test_a_timing_says_what_it_holds_for_and_goes_through_json():
     quartiles = "2 (1.9 to 2.1), 5 (4.9 to 5.1), 10.5 (10.4 to 10.6) ms at the exits, with quartiles"
     assert str(timing) == f"{quartiles}; batches of 64 on Slow 9000, 2 threads"
     assert read_record(xl.types.ExitLatency, json.loads(json.dumps(asdict(timing)))) == timing
-
-
-def test_single_samples_on_an_accelerator():
-    one = xl.types.ExitLatency((1.0,), (1.0,), (1.0,), 1.0, 1, 1, {"processor": "P", "device": "Card"})
-    assert one.where() == "single samples on Card (P), 1 thread"
-    assert xl.types.ExitLatency((1.0,), (1.0,), (1.0,), 1.0, 1, 1).where() == "single samples on this machine, 1 thread"
+    alone = replace(timing, batch_size=1, threads=1, machine={"processor": "P", "device": "Card"})
+    assert alone.where() == "single samples on Card (P), 1 thread"
+    assert replace(alone, machine={}).where() == "single samples on this machine, 1 thread"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ms": (2.0, 2.0, 3.0)}, "increase from exit to exit"),
-        ({"ms": (0.0, 2.0, 3.0)}, "positive milliseconds"),
-        ({"ms": (1.0, 2.0, float("inf"))}, "positive milliseconds"),
+        *(({"ms": ms}, "positive milliseconds") for ms in ((0.0, 2.0, 3.0), (1.0, 2.0, math.inf))),
         ({"ms": (1.0, 2.0)}, "two quartiles for each exit"),
         ({"low": "abc"}, "expected milliseconds of each exit"),
         ({"whole_ms": -1}, "positive milliseconds"),
@@ -254,3 +236,32 @@ def test_numbers_as_text_and_in_order():
     assert [format_ms(value) for value in (0.12345, 12.345, 123.45)] == ["0.123", "12.3", "123"]
     assert make_increasing([2.0, 1.0, 3.0], step=0.5) == (2.0, 3.0, 4.5)
     assert make_increasing([1.0, 2.0]) == (1.0, 2.0)
+
+
+def test_it_is_indexed_like_the_tensor_that_it_stands_for():
+    logits = torch.randn(9, 3, 40)
+    compact, rows = compress(logits, torch.arange(9)), torch.tensor([4, 1])
+    for at in (rows, (slice(None), 1), (rows, 2), slice(2, 5), torch.arange(9) > 3):
+        one, expected = compact[at], logits[at]
+        assert one.shape == expected.shape
+        assert one.ndim == expected.ndim
+        assert len(one) == len(expected)
+        assert torch.equal(one.argmax(-1), expected.argmax(-1))
+    assert [len(part) for part in compact.split(4)] == [4, 4, 1]
+
+
+def test_what_is_not_kept_is_refused():
+    compact = compress(torch.randn(9, 3, 40))
+    for at in ((0, 1, 2), ..., (..., 0)):
+        with pytest.raises(
+            xl.errors.InputError, match="there is no indexing along the classes: collect the trace with compact=False"
+        ):
+            compact[at]
+    with pytest.raises(xl.errors.InputError, match="dim: expected -1"):
+        compact.argmax(0)
+    with pytest.raises(xl.errors.InputError, match="expected classes"):
+        CompactLogits(compact.top, compact.classes[:3], None, compact.span, compact.weights, 40)
+
+
+def test_it_says_what_it_is():
+    assert repr(compress(torch.randn(9, 3, 40))) == "CompactLogits(9, 3, 40: the 16 largest)"

@@ -40,8 +40,8 @@ VERBS = {
 def test_every_verb_takes_every_kind_of_data(tiny_set, verb):
     net, data = make_net(), tiny_set.first(20)
     expected, *others = (VERBS[verb](net, source(data)) for source in SOURCES.values())
-    for found in others:
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for result in others:
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -64,14 +64,6 @@ class _Answers:
         self.maps: list[Any] = [None] * count
         self.estimates, self.last = (np.full(count, math.nan, np.float32) for _ in range(2))
 
-    def fill(self, k: int, where: Array, p: Array, scores: Array, maps: Array | None, estimates: Array | None) -> None:
-        """Record that exit k answered the samples ``where``, with their maps and the gate's estimates, if any."""
-        self.exits[where], self.scores[where], self.p[where] = k, scores, p
-        if estimates is not None:
-            self.estimates[where] = estimates
-        for place_, map_ in zip(where.tolist(), () if maps is None else maps, strict=maps is not None):
-            self.maps[place_] = map_
-
 
 class EdgeNetwork:
     """A network from an edge bundle (:func:`exitlens_runtime.load`). Threads may share it.
@@ -194,9 +186,12 @@ class EdgeNetwork:
             leaving = np.count_nonzero(fired)
             if leaving:
                 leave = slice(None) if leaving == len(where) else fired
-                placed = place(maps[leave], self._offsets[k]) if attention else None
-                trust = estimates[leave] if is_gated and estimates is not None else None
-                answers.fill(k, where[leave], p[leave], scores[leave], placed, trust)
+                left = where[leave]
+                answers.exits[left], answers.scores[left], answers.p[left] = k, scores[leave], p[leave]
+                if is_gated and estimates is not None:
+                    answers.estimates[left] = estimates[leave]
+                for i, map_ in zip(left.tolist(), place(maps[leave], self._offsets[k]), strict=True) if attention else ():
+                    answers.maps[i] = map_
             if leaving == len(where):
                 return
             if leaving:

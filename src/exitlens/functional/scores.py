@@ -13,8 +13,8 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.compact import compute_probabilities, fix_likelihood, score_compact
 from exitlens.types import Trace
-from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.requests import ALL_SCORES, DECIDED
+from exitlens.types.traces import CompactLogits, Logits
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
@@ -51,17 +51,11 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
 
 
 class Rating(NamedTuple):
-    """Quality of the probabilities of samples with labels; with several labels each counts, so there are N times C rows.
+    """Quality of the probabilities of samples with labels; with several labels each counts, so there are N times C rows."""
 
-    Attributes:
-        confidence: ``(N,)`` the largest probability (of a label: max(p, 1 - p)).
-        correct: ``(N,)`` 1 if the answer is right, else 0.
-        squared_error: ``(N,)`` squared distance of the probabilities from the one-hot label, in [0, 2]; of a label [0, 1].
-    """
-
-    confidence: Tensor
-    correct: Tensor
-    squared_error: Tensor
+    confidence: Tensor  # (N,) the largest probability (of a label: max(p, 1 - p))
+    correct: Tensor  # (N,) 1 if the answer is right, else 0
+    squared_error: Tensor  # (N,) squared distance of the probabilities from the one-hot label, in [0, 2]; of a label [0, 1]
 
 
 def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,) or (N,C)

@@ -31,21 +31,13 @@ KEPT_WORK = 0.995  # the same for the work of samples: samples that leave late a
 
 @dataclass(frozen=True)
 class Terms:
-    """A request's own terms.
+    """A request's own terms."""
 
-    Attributes:
-        policy: name of a policy in the bundle.
-        last_exit: exit at which samples leave at the latest.
-        min_confidence: score that early exits need to answer, beside the policy's own thresholds.
-        deadline: time by which the answer is needed (``time.monotonic``); infinite for none.
-        attention: give the map of the exit that answered.
-    """
-
-    policy: str = DEFAULT
-    last_exit: int | None = None
-    min_confidence: float = 0.0
-    deadline: float = math.inf
-    attention: bool = False
+    policy: str = DEFAULT  # name of a policy in the bundle
+    last_exit: int | None = None  # at which samples leave at the latest
+    min_confidence: float = 0.0  # score that early exits need to answer, beside the policy's thresholds
+    deadline: float = math.inf  # time by which the answer is needed (time.monotonic)
+    attention: bool = False  # give the map of the exit that answered
 
     @property
     def changes_policy(self) -> bool:

@@ -47,27 +47,17 @@ class InputTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One version of a model.
+    """One version of a model."""
 
-    Attributes:
-        name: its name in requests. version: identifies the contents of its bundle.
-        info, spec: how the network was made, and the inputs it takes.
-        cost: ``(K,)`` as a fraction of the plain backbone's.
-        policies: policies by name; ``default`` is the bundle's own.
-        open_engine: opens the context in which its engine answers.
-        exits: the exits whose heads it has.
-        net: the network, if it is a PyTorch one: explanations with evidence need it.
-    """
-
-    name: str
-    version: str
+    name: str  # in requests
+    version: str  # identifies the contents of its bundle
     info: NetworkInfo
     spec: InputSpec
-    cost: tuple[float, ...]
-    policies: Mapping[str, Policy]
+    cost: tuple[float, ...]  # (K,) as a fraction of the plain backbone's
+    policies: Mapping[str, Policy]  # by name; "default" is the bundle's own
     open_engine: Callable[[], AbstractContextManager[Engine]]
-    exits: frozenset[int]
-    net: ExitNet | None
+    exits: frozenset[int]  # the exits whose heads it has
+    net: ExitNet | None  # if it is a PyTorch network: explanations with evidence need it
 
     @property
     def num_exits(self) -> int:

@@ -10,13 +10,12 @@ from typing import Any
 
 _HOMES = {
     "calibrations": "Calibration",
-    "compact": "CompactLogits",
     "explanations": "ExitView Explanation LabelView Location",
     "outputs": "ExitOutput LossTerms Prediction",
     "policies": "ConfidenceInterval CostAccuracy Gate Policy SweepPoint",
     "requests": "CalibrationRequest Temperatures",
     "settings": "TrainingSettings",
-    "traces": "ExitLatency Trace",
+    "traces": "CompactLogits ExitLatency Trace",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

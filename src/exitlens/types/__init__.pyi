@@ -1,7 +1,6 @@
 """The names of :mod:`exitlens.types`, for type checkers."""
 
 from exitlens.types.calibrations import Calibration as Calibration
-from exitlens.types.compact import CompactLogits as CompactLogits
 from exitlens.types.explanations import ExitView as ExitView
 from exitlens.types.explanations import Explanation as Explanation
 from exitlens.types.explanations import LabelView as LabelView
@@ -17,5 +16,6 @@ from exitlens.types.policies import SweepPoint as SweepPoint
 from exitlens.types.requests import CalibrationRequest as CalibrationRequest
 from exitlens.types.requests import Temperatures as Temperatures
 from exitlens.types.settings import TrainingSettings as TrainingSettings
+from exitlens.types.traces import CompactLogits as CompactLogits
 from exitlens.types.traces import ExitLatency as ExitLatency
 from exitlens.types.traces import Trace as Trace

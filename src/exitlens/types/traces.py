@@ -1,4 +1,4 @@
-"""Traces: what one pass over a data set records; and measured times of a batch at each exit."""
+"""Traces, which one pass over a data set records; compact logits in them; and measured times of a batch at each exit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,113 @@ from torch import Tensor
 
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
-from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.outputs import exit_name
 from exitlens.types.requests import Asking, SampleSketch, read_record
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
+
+FORMAT = 1  # of Trace.save
+LARGEST = 16  # logits that are kept as they are
+NODES = 32  # for the sum over the others
+RATIO = 3000.0  # of the farthest node's distance to the nearest's, at most
+
+
+@dataclass(frozen=True, repr=False)
+class CompactLogits:
+    """Logits ``(*S,C)`` in few numbers, which give classes, and scores and likelihoods at any temperature.
+
+    With ``x = z_max - z`` the distance of a logit from the largest, all of these need the largest logits, the label's, and
+    the sum of ``exp(-x/T)`` (and of ``x exp(-x/T)``) over the others. The exponential is interpolated at :data:`NODES`
+    Chebyshev nodes in ``log x``, between the nearest and the farthest of the others, so that the sum is one over nodes
+    (:meth:`nodes`), with weights for every temperature. docs/measured/traces.md says how exact that is. Indexing works as on
+    the full tensor, but not along the classes: ``logits[rows]``, ``logits[:, k]``.
+
+    Attributes:
+        top: ``(*S,m)`` the largest logits, in descending order. classes: ``(*S,m)`` their classes.
+        label: ``(*S)`` the logit of the label; ``None`` without labels.
+        span: ``(*S,2)`` distances of the nearest and of the farthest of the other logits.
+        weights: ``(*S,n)`` of the nodes. num_classes: C.
+
+    Examples:
+        >>> xl.collect(net, scenes, compact=True).logits.shape
+        torch.Size([64, 3, 10])
+    """
+
+    top: Tensor
+    classes: Tensor
+    label: Tensor | None
+    span: Tensor
+    weights: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        lead = self.top.shape[:-1]
+        shapes = {"classes": self.top.shape, "label": lead, "span": (*lead, 2), "weights": (*lead, self.weights.shape[-1])}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise InputError(f"logits: expected {name} {tuple(shape)} beside top, got {tuple(value.shape)}")
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(*S,C)``."""
+        return torch.Size((*self.top.shape[:-1], self.num_classes))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, that of the classes included."""
+        return self.top.ndim
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, at: Any) -> CompactLogits:
+        depth = len(at) if isinstance(at, tuple) else 1
+        if depth >= self.ndim or at is Ellipsis or (isinstance(at, tuple) and any(part is Ellipsis for part in at)):
+            raise InputError(
+                f"logits: only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along "
+                "the classes: collect the trace with compact=False, or read .top and .classes"
+            )
+        parts: dict[str, Any] = {name: None if part is None else part[at] for name, part in self.parts().items()}
+        return CompactLogits(**parts, num_classes=self.num_classes)
+
+    def __repr__(self) -> str:
+        return f"CompactLogits({', '.join(map(str, self.shape))}: the {self.top.shape[-1]} largest)"
+
+    def parts(self) -> dict[str, Tensor | None]:
+        """Return the tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_classes"}
+
+    def argmax(self, dim: int = -1) -> Tensor:  # -> (*S)
+        """Return the classes of the largest logits; ``dim`` has to be that of the classes."""
+        if dim not in (-1, self.ndim - 1):
+            raise InputError(f"dim: expected -1, the axis of the classes, got {dim}: of others not all logits are kept")
+        return self.classes[..., 0].long()
+
+    def split(self, rows: int) -> list[CompactLogits]:
+        """Split into parts of so many rows."""
+        return [self[start : start + rows] for start in range(0, len(self), rows)]
+
+    def nodes(self) -> Tensor:  # -> (*S,n) float64
+        """Return distances of the nodes from the largest logit."""
+        centre, half, shift = scale_distances(self.span)
+        places = chebyshev_nodes(self.weights.shape[-1])
+        return (centre[..., None] + half[..., None] * places).exp() - shift[..., None]
+
+
+Logits = Tensor | CompactLogits
+
+
+def chebyshev_nodes(count: int) -> Tensor:  # -> (n,) float64
+    """Return Chebyshev nodes in (-1, 1), descending."""
+    return (math.pi * (torch.arange(count, dtype=torch.float64) + 0.5) / count).cos()
+
+
+def scale_distances(span: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*S,2) -> (*S) each, float64
+    """Return centre, half and shift: ``log(x + shift)`` is in ``centre ± half``, ends within a ratio of :data:`RATIO`."""
+    near, far = span.double().unbind(-1)
+    shift = ((far - RATIO * near) / (RATIO - 1)).clamp_min(0)
+    low, high = (near + shift).clamp_min(1e-30).log(), (far + shift).clamp_min(1e-30).log()
+    return (low + high) / 2, (high - low) / 2, shift
 
 
 @dataclass(frozen=True)
@@ -106,9 +209,6 @@ def make_increasing(values: Sequence[float], step: float = 1e-4) -> tuple[float,
     for value in values:
         increasing.append(max(value, increasing[-1] * (1 + step)) if increasing else value)
     return tuple(increasing)
-
-
-FORMAT = 1  # of Trace.save
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,6 +14,7 @@ def lose(trace: xl.Trace, policy: xl.Policy) -> float:
     return select_exits(accuracy_drop(trace), xl.route(trace, policy)).mean().item()
 
 
+@pytest.mark.slow
 def test_new_samples_lose_what_was_asked_for():
     """Without folds they lose more than the limit; with them about as much (means over ten calibrations)."""
     new, limit = random_trace(20_000, seed=99), 0.01
@@ -26,14 +27,11 @@ def test_new_samples_lose_what_was_asked_for():
 
 
 def test_what_is_recorded_was_measured_on_held_out_samples():
-    trace = random_trace(1000)
+    trace = random_trace(400)
     record = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.2, folds=5).calibration
-    assert record.request.folds == 5
-    assert record.limits == {"max_accuracy_drop": 0.02, "max_divergence": 0.2}
     assert record.held_out["max_accuracy_drop"] <= 0.02
     assert record.held_out["max_divergence"] <= 0.2
-    plain = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.2).calibration
-    assert plain.held_out is None
+    assert xl.calibrate(trace, max_accuracy_drop=0.02).calibration.held_out is None
 
 
 def test_by_hand():
@@ -54,11 +52,9 @@ def test_by_hand():
 
 
 def test_where_nothing_is_kept_the_exits_never_fire():
-    """Labels that the exits cannot know: any early answer differs from the final one's at random."""
-    rng = torch.Generator().manual_seed(0)
-    trace = xl.Trace(
-        torch.randn(60, 2, 9, generator=rng), torch.randint(9, (60,), generator=rng), torch.zeros(60, 2), [0.5, 1.0]
-    )
+    """Any early answer differs from the final one's at random."""
+    logits = torch.randn(60, 2, 9, generator=torch.Generator().manual_seed(0))
+    trace = xl.Trace(logits, torch.zeros(60).long(), torch.zeros(60, 2), [0.5, 1.0])
     policy = xl.calibrate(trace, max_disagreement=0.0, folds=3)
     assert policy.thresholds == (math.inf,)
     assert policy.calibration.held_out == {"max_disagreement": 0.0}
@@ -74,7 +70,7 @@ def test_groups_stay_together():
 
 
 def test_every_class_within_a_cost():
-    trace = random_trace(600)
+    trace = random_trace(300)
     record = xl.calibrate(trace, max_class_accuracy_drop=0.1, max_cost=0.9, folds=4).calibration
     assert [name for name in record.held_out if name.startswith("max_class_accuracy_drop")] == list(record.held_out)
     assert len(record.held_out) == 4
@@ -91,21 +87,9 @@ def test_a_class_that_one_fold_holds_alone():
     assert len(record.held_out) == 2
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"folds": 1}, "folds: expected an integer of 2 or more, got 1"),
-        ({"folds": True}, "folds: expected an integer"),
-        ({"folds": 2.0}, "folds: expected an integer"),
-        ({"folds": 301}, "folds: got 301 for 300 samples"),
-        ({"folds": 5, "delta": 0.1}, "folds: delta promises more"),
-        ({"folds": 5, "max_accuracy_drop": None, "max_cost": 0.5}, "folds: they are about limits on risks"),
-        ({"folds": 5, "seed": -1}, "seed"),
-    ],
-)
-def test_what_it_refuses(given, message):
-    with pytest.raises(xl.errors.InputError, match=message):
-        xl.calibrate(random_trace(300), **{"max_accuracy_drop": 0.1} | given)
+def test_more_folds_than_samples():
+    with pytest.raises(xl.errors.InputError, match="folds: got 301 for 300 samples"):
+        xl.calibrate(random_trace(300), max_accuracy_drop=0.1, folds=301)
 
 
 def test_limits_that_no_policy_keeps_within_the_cost():
@@ -114,7 +98,7 @@ def test_limits_that_no_policy_keeps_within_the_cost():
         xl.calibrate(random_trace(300), max_disagreement=0.0, max_cost=0.21, folds=3)
 
 
-@pytest.mark.parametrize("limit", [0.13, 0.15, 0.2, 0.25, 0.3])
+@pytest.mark.parametrize("limit", [0.13, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (0.15, 0.2, 0.25, 0.3))])
 def test_a_looser_limit_is_not_refused_for_its_time(limit):
     """The cheapest step may take too long for one sample in ten where one before it does not."""
     record = xl.calibrate(timed_trace(200, seed=11), max_accuracy_drop=limit, max_ms=5.0, percentile=90, folds=5).calibration
@@ -127,7 +111,6 @@ def test_policies_that_a_budget_asks_for_are_proposed():
     assert policy.thresholds[1] == 0
 
 
-@pytest.mark.parametrize(("samples", "seed", "limit"), [(100, 1, 0.2), (400, 0, 0.01)])
-def test_the_samples_keep_the_limit_themselves_too(samples, seed, limit):
-    trace = random_trace(samples, seed=seed)
-    assert lose(trace, xl.calibrate(trace, max_accuracy_drop=limit, folds=5)) <= limit + 1e-6
+def test_the_samples_keep_the_limit_themselves_too():
+    trace = random_trace(100, seed=1)
+    assert lose(trace, xl.calibrate(trace, max_accuracy_drop=0.2, folds=5)) <= 0.2 + 1e-6

@@ -20,40 +20,36 @@ from exitlens.model.engine.preparation import (
     prepare_head,
 )
 from exitlens.model.engine.tuning import Tuning
-from tests.conftest import TinyNet, make_net
+from tests.conftest import make_net
 from tests.model.engine.networks import IMAGES, with_statistics
 
 SIZES = st.integers(0, 3)
 IGNORE_LEAF_SPEC = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in copies of exports
 
 
-def test_prepared_is_a_copy():
-    body = torch.fx.symbolic_trace(TinyNet().eval())
-    twin = prepare_graph(body, Tuning(folded=True, channels_last=True))
-    assert not {p.data_ptr() for p in body.parameters()} & {p.data_ptr() for p in twin.parameters()}
-    assert all(p.requires_grad for p in body.parameters())
-    assert not any(p.requires_grad for p in twin.parameters())
-
-
-def test_heads_stay_in_their_own_precision_and_are_copies():
-    net = make_net("keep")
-    for k in range(3):
-        head, twin = net.head(k), prepare_head(net.head(k), Tuning(precision="bfloat16"))
-        assert twin is not head
+def test_graphs_and_heads_are_copied_and_heads_keep_their_precision():
+    net, tuning = make_net("keep"), Tuning(precision="bfloat16")
+    graph = prepare_graph(net.stage(0).evaluation, Tuning(folded=True, channels_last=True))
+    heads = [prepare_head(net.head(k), tuning) for k in range(3)]
+    for twin, source in ((graph, net.stage(0).evaluation), *zip(heads, net.heads, strict=True)):
+        assert not {p.data_ptr() for p in source.parameters()} & {p.data_ptr() for p in twin.parameters()}
         assert not any(p.requires_grad for p in twin.parameters())
-    assert next(twin.tail.evaluation.parameters()).dtype == torch.bfloat16  # the kept classifier is part of the backbone
-    assert next(prepare_head(net.head(0), Tuning(precision="bfloat16")).parameters()).dtype == torch.float32
+    assert next(heads[2].tail.evaluation.parameters()).dtype == torch.bfloat16  # a kept classifier is part of the backbone
+    assert next(heads[0].parameters()).dtype == torch.float32
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_folding_takes_every_batch_normalisation_that_follows_a_convolution():
-    stage = with_statistics(make_net()).stage(0)
-    body = copy.deepcopy(stage.evaluation).eval()
-    x = IMAGES[:4]
-    expected = body(x)[0]
+@pytest.mark.parametrize("hooked", [False, True])
+def test_every_batch_normalisation_after_a_convolution_without_hooks_is_folded(hooked):
+    body = copy.deepcopy(with_statistics(make_net()).stage(0).evaluation).eval()
+    expected = body(IMAGES[:4])[0]
+    for module in body.modules() if hooked else ():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_: None)
+    assert can_fold(body) is not hooked
     fold(body)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
-    torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in body.modules()) is hooked
+    torch.testing.assert_close(body(IMAGES[:4])[0], expected, atol=1e-5, rtol=1e-4)
 
 
 class Shared(nn.Module):
@@ -84,17 +80,6 @@ def test_folding_leaves_what_it_cannot_fold():
     torch.testing.assert_close(body(IMAGES[:4]), expected)
 
 
-def test_convolutions_with_hooks_are_not_folded():
-    body = fx.symbolic_trace(TinyNet().eval())
-    assert can_fold(body)
-    for module in body.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda *_: None)
-    assert not can_fold(body)
-    fold(body)
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 2
-
-
 class Functional(nn.Module):
     """As timm's networks: normalises by a function, asks for the number of axes, and uses a convolution's weights twice."""
 
@@ -118,16 +103,6 @@ class Functional(nn.Module):
         return self.free(y) + self.normalise(self.second(x), training=False)
 
 
-def make_functional():
-    torch.manual_seed(0)
-    net = Functional()
-    with torch.no_grad():
-        for value in (net.norm.weight, net.norm.bias, net.norm.running_mean):
-            value.uniform_(-1, 1)
-        net.norm.running_var.uniform_(0.1, 4)
-    return net.eval()
-
-
 def count_norms(body):
     return sum("batch_norm" in str(node.target) or str(node.target) == "norm" for node in body.graph.nodes)
 
@@ -138,7 +113,8 @@ def count_norms(body):
     [(fx.symbolic_trace, 1), (lambda net: torch.export.export(net, (IMAGES[:4],)).module(), 2)],
 )
 def test_functions_that_normalise_are_folded(trace, folds):
-    net = make_functional()
+    torch.manual_seed(0)
+    net = with_statistics(Functional().eval())
     body = trace(net)
     expected, weights = body(IMAGES[:4]), {name: p.clone() for name, p in net.named_parameters()}
     before = count_norms(body)
@@ -180,7 +156,7 @@ def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
     fold(body)
     absorb(body)
     assert not any("batch_norm" in str(node.target) for node in body.graph.nodes)
-    assert sum(node.target in PADS for node in body.graph.nodes) == pads  # the stem's, which is no depthwise convolution
+    assert count_pads(body) == pads  # the stem's, which is no depthwise convolution
     torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -224,10 +200,6 @@ class Same(nn.Module):
         return self.conv(padded) + x.sum()
 
 
-def export(net):
-    return torch.export.export(net.eval(), (torch.randn(2, 4, 8, 8),)).module()
-
-
 def count_pads(body):
     return sum(node.target in PADS for node in body.graph.nodes)
 
@@ -240,14 +212,10 @@ def count_pads(body):
 )
 def test_copies_before_depthwise_convolutions_go_and_others_stay(options, left):
     torch.manual_seed(0)
-    body, x = export(Same(**options)), torch.randn(2, 4, 8, 8)
+    x = torch.randn(2, 4, 8, 8)
+    body = torch.export.export(Same(**options).eval(), (x,)).module()
     twin = copy.deepcopy(body)
     absorb(twin)
     assert (count_pads(body), count_pads(twin)) == (1, left)
     torch.testing.assert_close(twin(x.clone()), body(x.clone()))
-
-
-@IGNORE_LEAF_SPEC
-def test_engines_whose_graphs_are_folded_pad_nothing():
-    body = export(Same())
-    assert [count_pads(prepare_graph(body, Tuning(2, folded=folded))) for folded in (True, False)] == [0, 1]
+    assert [count_pads(prepare_graph(body, Tuning(2, folded=folded))) for folded in (True, False)] == [left, 1]

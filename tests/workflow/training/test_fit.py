@@ -84,7 +84,7 @@ def make_loader(data):
 
 
 @pytest.mark.parametrize(
-    ("how", "load"),
+    ("options", "load"),
     [
         (EVERYTHING, lambda data: data),
         *(
@@ -98,24 +98,24 @@ def make_loader(data):
     ],
     ids=["everything", "loader", "pretrained", "frozen"],
 )
-def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, how, load):
+def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, options, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint
-    if "freeze_backbone" in how:
+    if "freeze_backbone" in options:
         resumed = fresh()
-    xl.fit(whole, load(tiny_set), tiny_set, out_dir=tmp_path / "whole", **QUICK | how)
+    xl.fit(whole, load(tiny_set), tiny_set, out_dir=tmp_path / "whole", **QUICK | options)
     steps, original = [], torch.optim.AdamW.step
 
     def interrupt(self, *args):
         steps.append(1)
-        if len(steps) == 7 - 2 * ("accumulate" in how):
+        if len(steps) == 7 - 2 * ("accumulate" in options):
             raise KeyboardInterrupt
         return original(self, *args)
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            xl.fit(stopped, load(tiny_set), tiny_set, out_dir=tmp_path / "part", **QUICK | how)
-    xl.fit(resumed, load(tiny_set), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK | how)
+            xl.fit(stopped, load(tiny_set), tiny_set, out_dir=tmp_path / "part", **QUICK | options)
+    xl.fit(resumed, load(tiny_set), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK | options)
     assert equal(weights(whole), weights(resumed))
     for name in ("last.safetensors", "best.safetensors"):
         a, b = (read_tensors(tmp_path / run / name)[0] for run in ("whole", "part"))
@@ -164,13 +164,13 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
 
 
 def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
-    how = QUICK | {"out_dir": tmp_path / "r"}
-    xl.fit(fresh(), tiny_set, tiny_set, **how)
-    longer = how | {"epochs": 5, "resume": True, "progress": True}
+    options = QUICK | {"out_dir": tmp_path / "r"}
+    xl.fit(fresh(), tiny_set, tiny_set, **options)
+    longer = options | {"epochs": 5, "resume": True, "progress": True}
     assert len(xl.fit(make_net(), tiny_set, tiny_set, **longer).history) == 5
     assert "epochs: 5, 3 before: training goes on" in capsys.readouterr().out
     with pytest.raises(xl.errors.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
-        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how)
+        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **options)
 
 
 def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
@@ -206,22 +206,22 @@ def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first
             raise RuntimeError("no such augmentation")
         return x
 
-    how = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
+    options = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
     with pytest.raises(RuntimeError, match="no such augmentation"):
-        xl.fit(net, tiny_set, tiny_set, augment=fail, **how)
+        xl.fit(net, tiny_set, tiny_set, augment=fail, **options)
     assert bool(list(tmp_path.iterdir())) == first_epoch_ends
-    assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **how).history) == 2
+    assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **options).history) == 2
 
 
 @pytest.mark.parametrize("final", [pytest.param("head", marks=pytest.mark.slow), "keep"])
-@pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
-def test_frozen_parts_do_not_change(tiny_set, final, how):
+@pytest.mark.parametrize("options", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
+def test_frozen_parts_do_not_change(tiny_set, final, options):
     net = fresh(final)
     before = weights(net)
-    xl.fit(net, tiny_set, tiny_set, **QUICK | how)
+    xl.fit(net, tiny_set, tiny_set, **QUICK | options)
     for name, value in weights(net).items():
         kept = "running" in name or "num_batches" in name
-        if "freeze_backbone" in how:
+        if "freeze_backbone" in options:
             kept = name.startswith("stages") or "tail" in name
         assert torch.equal(before[name], value) == kept, name
     assert all(p.requires_grad for p in net.parameters())
@@ -269,8 +269,8 @@ def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):
 
     for every in (1, 2, 100):
         asked.clear()
-        how = QUICK | {"epochs": 2, "learning_rate": 1e-9}
-        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **how).history
+        options = QUICK | {"epochs": 2, "learning_rate": 1e-9}
+        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **options).history
         assert set(asked) == {1: {1.0}, 2: {2.0, 0.0}, 100: {100.0, 0.0}}[every]
         logged.append([row["loss"]["consistency"] for row in history])
     assert logged[1] == pytest.approx(logged[0], rel=0.2)
@@ -292,10 +292,10 @@ class SmoothNet(nn.Module):
 
 def assert_train_alike(runs, val):
     nets = []
-    for train, how in runs:
+    for train, options in runs:
         torch.manual_seed(7)
         nets.append(xl.attach(SmoothNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), head="evidence"))
-        xl.fit(nets[-1], train, val, **QUICK | how)
+        xl.fit(nets[-1], train, val, **QUICK | options)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
@@ -303,8 +303,8 @@ def assert_train_alike(runs, val):
 @pytest.mark.parametrize("class_weights", [pytest.param(None, marks=pytest.mark.slow), (1.0, 2.0, 3.0, 4.0)])
 def test_accumulated_batches_are_one_large_batch(tiny_set, class_weights):
     loss = xl.EGTLoss(class_weights=class_weights)
-    how = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
-    assert_train_alike([(tiny_set, values) for values in how], tiny_set)
+    options = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
+    assert_train_alike([(tiny_set, values) for values in options], tiny_set)
 
 
 def test_uneven_batches_of_one_step_weigh_as_their_samples(tiny_set):
@@ -358,14 +358,14 @@ def test_the_best_epoch_is_kept(tiny_set, tmp_path, ema):
 
 
 def test_training_stops_early_with_the_best_weights_and_stays_stopped(tiny_set, tmp_path, capsys):
-    how = QUICK | {"epochs": 40, "learning_rate": 1e-7, "out_dir": tmp_path / "r", "patience": 2}
+    options = QUICK | {"epochs": 40, "learning_rate": 1e-7, "out_dir": tmp_path / "r", "patience": 2}
     net, again = fresh(), make_net()
-    result = xl.fit(net, tiny_set, tiny_set, **how | {"progress": True})
+    result = xl.fit(net, tiny_set, tiny_set, **options | {"progress": True})
     assert "stopped: no better accuracy" in capsys.readouterr().out
     assert len(result.history) == result.best_epoch + 2 < 40
     assert result.kept_epoch == result.best_epoch
     assert equal(read_tensors(tmp_path / "r" / "best.safetensors")[0], net.state_dict())
-    assert xl.fit(again, tiny_set, tiny_set, resume=True, **how).history == result.history
+    assert xl.fit(again, tiny_set, tiny_set, resume=True, **options).history == result.history
     assert equal(weights(net), weights(again))
 
 
@@ -429,7 +429,7 @@ def test_bad_data(tiny_set):
     net = make_net()
     wrong, plain = (TensorDataset(tiny_set.inputs, tiny_set.labels + shift) for shift in (3, 0))
     loader = DataLoader(tiny_set, 8)
-    for train, val, how, message in (
+    for train, val, options, message in (
         (DataLoader(tiny_set.inputs, 8), tiny_set, {}, "images only"),
         (wrong, tiny_set, {}, r"\[0, 4\)"),
         (tiny_set, [(tiny_set.inputs, tiny_set.labels[:, None])], {}, r"val labels: expected \(32,\)"),
@@ -440,7 +440,7 @@ def test_bad_data(tiny_set):
         (plain, plain, {"augment": "trivial"}, r"net\.describe\(preprocess="),  # nobody knows how colours are normalised
     ):
         with pytest.raises(xl.errors.InputError, match=message):
-            xl.fit(net, train, val, **QUICK | how)
+            xl.fit(net, train, val, **QUICK | options)
     xl.fit(fresh(), plain, plain, augment="crop", **QUICK | {"epochs": 1})
     small = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 8, 8))
     for stage in small.stages:

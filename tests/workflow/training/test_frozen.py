@@ -24,16 +24,17 @@ def _fresh(final: str = "head", head: str = "context") -> xl.ExitNet:
     return xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final, head=head)
 
 
-def _assert_close(one: xl.ExitNet, other: xl.ExitNet) -> None:
-    for (name, a), (_, b) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+def _assert_close(first: xl.ExitNet, second: xl.ExitNet) -> None:
+    for (name, a), (_, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def _train_both(make, data, **how):
+def _train_both(make, data, **options):
     """The same training with and without kept features: networks and results."""
     nets = [make(), make()]
     results = [
-        xl.fit(net, data, data, cache_features=kept, **QUICK | how) for net, kept in zip(nets, (None, False), strict=True)
+        xl.fit(net, data, data, cache_features=kept, **QUICK | options)
+        for net, kept in zip(nets, (None, False), strict=True)
     ]
     return nets, results
 
@@ -73,18 +74,20 @@ def test_cached_relevance_of_transformers_precedes_attention():
     with torch.no_grad():
         kept = heads.extract(net, texts, training=True)
         assert "relevance" not in heads.extract(net, texts, training=False)
-    found = heads.with_relevance(kept, True)[1]
-    torch.testing.assert_close(found, net.with_relevance(texts)[1])
+    outcome = heads.with_relevance(kept, True)[1]
+    torch.testing.assert_close(outcome, net.with_relevance(texts)[1])
     after = attribute(net, texts)  # at exit 0's features, after a block has mixed
-    assert not torch.allclose(found, after, atol=0.1 * after.abs().max())
-    assert not found.requires_grad
+    assert not torch.allclose(outcome, after, atol=0.1 * after.abs().max())
+    assert not outcome.requires_grad
     assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}])
-def test_equal_in_other_precision_and_with_other_options(tiny_set, how):
-    nets, _ = _train_both(_fresh, tiny_set, **how)
+@pytest.mark.parametrize(
+    "options", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}]
+)
+def test_equal_in_other_precision_and_with_other_options(tiny_set, options):
+    nets, _ = _train_both(_fresh, tiny_set, **options)
     _assert_close(*nets)
 
 
@@ -126,7 +129,7 @@ def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch,
 def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
     import shutil
 
-    from exitlens.data.folders import load_folder
+    from exitlens.data.files import load_folder
 
     root = shutil.copytree(folder, tmp_path / "images")
     for name in ("dark/03.png", "bright/11.png"):

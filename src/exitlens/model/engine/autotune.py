@@ -14,7 +14,7 @@ from torch import Tensor
 from exitlens.errors import EngineError, ExitlensError, InputError, MissingExtraError, is_installed
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
-from exitlens.functional.thresholds.pvalues import upper_bound
+from exitlens.functional.thresholds.certification import upper_bound
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.active import prepare_engine
 from exitlens.model.engine.engine import Engine

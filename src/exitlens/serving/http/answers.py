@@ -58,17 +58,11 @@ def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
 
 
 class Output(NamedTuple):
-    """An output that a request may ask for.
+    """An output that a request may ask for."""
 
-    Attributes:
-        datatype: its type in the protocol.
-        meaning: a description for people.
-        write: makes the output of all samples from the model and its answers.
-    """
-
-    datatype: str
-    meaning: str
-    write: Callable[[ServedModel, Ticket], Array]
+    datatype: str  # in the protocol
+    meaning: str  # for people
+    write: Callable[[ServedModel, Ticket], Array]  # the output of all samples
 
 
 def _write_texts(texts: Iterable[str]) -> Array:

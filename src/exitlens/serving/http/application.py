@@ -38,11 +38,7 @@ def make_app(
 ) -> Starlette:
     """Return the app that answers with these models, for any ASGI server. When it ends, the repository is closed.
 
-    Args:
-        repository: the models.
-        limits: limits for clients.
-        log: takes a record of every request; ``None`` means no access log.
-        reload_seconds: seconds between checks for new versions of the bundles; 0 means never.
+    ``log`` takes a record of every request; bundles are checked for new versions every ``reload_seconds``, never if 0.
     """
     limits = limits or Limits()
     routes, page, description = Routes(repository, limits), _read_resource("page.html"), describe_api(repository.names)

@@ -61,27 +61,17 @@ def write_log(record: dict[str, Any]) -> None:
 class Guard:
     """ASGI middleware that holds every request to the limits and brings every answer into one form.
 
-    It belongs between Starlette's handler of unforeseen errors and the routes:
-    ``Starlette(routes=..., middleware=[Middleware(Guard, limits=..., metrics=..., log=...)])``. Routes get the
-    :class:`Exchange` from :func:`find_exchange`, and fill it in.
+    It belongs between Starlette's handler of unforeseen errors and the routes: ``Middleware(Guard, limits=...)``. Routes get
+    the :class:`Exchange` from :func:`find_exchange`, and fill it in; they check pixels and samples themselves.
 
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
     error becomes a 500 that gives no more than the request's id; its traceback is logged by ``exitlens.serving``.
-
-    Args:
-        app: the app to guard.
-        limits: routes check pixels and samples themselves, :class:`Connection` checks connections.
-        metrics: counts requests and refusals.
-        log: takes one JSON-ready record for each request, such as :func:`write_log`.
+    ``log`` takes one JSON-ready record for each request, such as :func:`write_log`.
     """
 
     def __init__(
-        self,
-        app: App,
-        limits: Limits,
-        metrics: Metrics | None = None,
-        log: Callable[[dict[str, Any]], None] | None = None,
+        self, app: App, limits: Limits, metrics: Metrics | None = None, log: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self.app, self.limits, self.metrics, self.log = app, limits, metrics, log
         self._authorization = limits.token.encode()
@@ -313,11 +303,8 @@ class Connection(asyncio.Protocol):
     The head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
     connection was made, or after its first byte on a connection that was used before (408, or nothing if not a byte of it
     came). A client that takes nothing of its answer for ``write_seconds`` is cut off, and connections over
-    ``max_connections`` are closed at once (503). Between requests uvicorn's ``timeout_keep_alive`` holds.
-
-    Args:
-        gate: the limits, the counts, and the connections that are open.
-        inner: reads requests and starts the app, which must be inside a :class:`Guard`, for each of them.
+    ``max_connections`` are closed at once (503). Between requests uvicorn's ``timeout_keep_alive`` holds. The app has to be
+    inside a :class:`Guard`.
     """
 
     _transport: asyncio.Transport
@@ -505,10 +492,7 @@ class _Transport:
 class Gate:
     """Makes the connections of a server, and counts them: for ``uvicorn.Config(http=...)``.
 
-    Attributes:
-        limits: see :class:`~exitlens.serving.settings.Limits`.
-        metrics: counts refusals by reason; set before the first connection is made.
-        protocol: reads requests; by default the protocol that uvicorn chooses.
+    ``metrics`` counts refusals by reason; it may be set until the first connection is made.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics | None = None, protocol: Callable[..., Any] | None = None) -> None:

@@ -63,31 +63,21 @@ _DECODER = msgspec.json.Decoder(_Request)
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request for inference; empty texts and mappings stand for fields that it does not have.
+    """A request for inference; empty texts and mappings stand for fields that it does not have."""
 
-    Attributes:
-        id: text that the response repeats.
-        inputs: arrays by name, in their order, often read-only views of the body; elements of BYTES are ``bytes`` objects.
-        outputs: names of the wanted outputs, and whether each comes as binary data; empty for the default outputs.
-        parameters: all but ``binary_data_output``.
-        binary_output: True if outputs that are not named come as binary data.
-        model_name: the name in the body, beside the one in the address.
-    """
-
-    id: str
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, bool]
-    parameters: Mapping[str, Parameter]
-    binary_output: bool
-    model_name: str
+    id: str  # repeated in the response
+    inputs: Mapping[str, Array]  # in their order, often read-only views of the body; elements of BYTES are bytes objects
+    outputs: Mapping[str, bool]  # the wanted outputs, and whether each comes as binary data; empty for the default outputs
+    parameters: Mapping[str, Parameter]  # all but binary_data_output
+    binary_output: bool  # outputs that are not named come as binary data
+    model_name: str  # beside the name in the address
 
 
 def read_infer(body: bytes | memoryview, header_length: int | None, *, max_elements: int) -> InferRequest:
-    """Return a request for inference.
+    """Return a request for inference, whose arrays are views of the body where they are aligned.
 
     Args:
-        body: JSON, followed by the binary data of the inputs; arrays are views of these where they are aligned.
-        header_length: bytes of the JSON; ``None`` for all.
+        header_length: bytes of the JSON, before the binary data of the inputs; ``None`` for all.
         max_elements: elements that the inputs may have together; a dimension of 0 counts as 1.
 
     Raises:
@@ -307,14 +297,8 @@ def write_infer(
 ) -> tuple[bytes, int | None]:
     """Return the body of a response, and the length of the JSON in it for its header; ``None`` if the body is all JSON.
 
-    Args:
-        model, version, id: all but the model's name are left out where they are empty.
-        outputs: names and arrays of the protocol's types; strings and bytes become BYTES.
-        binary: names of the outputs that come as binary data behind the JSON.
-        parameters: facts that the response gives beside its outputs.
-
-    Raises:
-        InputError: for an array of another type, and for values that JSON cannot hold, such as NaN.
+    Arrays named in ``binary`` come as binary data behind the JSON; strings and bytes become BYTES. Empty texts and
+    parameters are left out. Raises :class:`InputError` for an array of another type, or values that JSON cannot hold.
     """
     entries, blobs = [], []
     for name, array in outputs:

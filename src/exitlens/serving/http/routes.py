@@ -190,8 +190,25 @@ class Routes:
 
     async def describe_models(self, _: Request) -> Response:
         """Answer GET /models: every model with its policies, and what they promise."""
-        models = [self.repository.find(name).model for name in self.repository.names]
-        return JSONResponse({"models": [_describe(model) for model in models]})
+        facts = [
+            {
+                "name": model.name,
+                "version": model.version,
+                "takes": model.info.modality.plural,
+                "classes": list(model.info.classes) or model.info.num_classes,
+                "cost": list(model.cost),
+                "policies": {
+                    name: {
+                        "thresholds": policy.to_dict()["thresholds"],
+                        "score": policy.score,
+                        "certificate": policy.certificate(),
+                    }
+                    for name, policy in model.policies.items()
+                },
+            }
+            for model in (self.repository.find(name).model for name in self.repository.names)
+        ]
+        return JSONResponse({"models": facts})
 
     async def classify(self, request: Request) -> Response:
         """Answer POST /classify: one sample, or several as a form."""
@@ -329,21 +346,6 @@ def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
     text: str = values.pop("text")
     given |= values
     return text
-
-
-def _describe(model: ServedModel) -> dict[str, Any]:
-    policies = {
-        name: {"thresholds": policy.to_dict()["thresholds"], "score": policy.score, "certificate": policy.certificate()}
-        for name, policy in model.policies.items()
-    }
-    return {
-        "name": model.name,
-        "version": model.version,
-        "takes": model.info.modality.plural,
-        "classes": list(model.info.classes) or model.info.num_classes,
-        "cost": list(model.cost),
-        "policies": policies,
-    }
 
 
 def _draw(model: ServedModel, why: Explanation, exit_: str | None) -> Picture:
