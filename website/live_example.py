@@ -16,8 +16,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from exitlens.errors import ExportError
 from exitlens.edge.web import FILES, PAGE, find_runtime
+from exitlens.errors import ExportError
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ROOT / "website" / "live"  # written by scripts/train_live_example.py
@@ -62,7 +62,7 @@ def write_scenes() -> str:
 
 
 def main() -> None:
-    """Fetch onnxruntime-web; if that fails, print what it means."""
+    """Fetches onnxruntime-web; where that fails, says so and what it means."""
     if is_there():
         return
     with tempfile.TemporaryDirectory() as folder:
