@@ -127,7 +127,7 @@ def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch,
 def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
     import shutil
 
-    from exitlens.data.folders import load_folder
+    from exitlens.data.files import load_folder
 
     root = shutil.copytree(folder, tmp_path / "images")
     for name in ("dark/03.png", "bright/11.png"):
