@@ -23,13 +23,16 @@ runs/demo-full/result.json: | $(VENV)/.installed
 app: demo $(VENV)/.installed  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
-.PHONY: help hooks architecture
+.PHONY: help hooks architecture reference
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 architecture: $(VENV)/.installed  ## the map of the rooms from the imports: docs/project/architecture.md
 	$(BIN)/python -m scripts.architecture
+
+reference: $(VENV)/.installed  ## the reference of the command line from its help: docs/reference/command_line.md
+	$(BIN)/python -m scripts.command_line
 
 hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
 	$(INSTALL) 'pre-commit>=4'

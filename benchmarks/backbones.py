@@ -37,7 +37,7 @@ from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 CLASSES, TOLERANCE = 5, 1e-5
 SAMPLES, BATCH = 24, 8  # answered by the runtime
-PASSES, SPREAD = 12, 1e-3  # at most so many to learn batch statistics by, until logits differ so much between samples
+PASSES, SPREAD = 12, 1e-3  # most passes that learn batch statistics; spread of the logits at which they end
 Shape = tuple[int, ...]
 Tensors = tuple[Tensor, ...]
 
@@ -111,7 +111,7 @@ SHORT = (32, 3)  # of recurrent layers, which are exported step by step
 CLIP, SCAN = (3, 8, 32, 32), (1, 16, 24, 24)  # volumes
 IMAGE_AND_VECTOR = {"image": (3, 48, 48), "vector": (12,)}
 SERIES_AND_VECTOR = {"series": (3, 128), "vector": (12,)}
-INSIDE = ("modules_.1", "modules_.2", "modules_.4")  # residual connections: what goes around crosses, too
+INSIDE = ("modules_.1", "modules_.2", "modules_.4")  # within residual connections, whose shortcut crosses the cut
 GROUPS = {"first": list(range(8)), "second": list(range(8, 20)), "third": list(range(20, 32))}
 
 
@@ -158,7 +158,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def try_source(source: str) -> Tree:
-    """Try everything with one backbone; a refusal is a result, too."""
+    """Try everything with one backbone; a refusal is a result as well."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     chosen = next(backbone for backbone in BACKBONES if backbone.source == source)
@@ -210,7 +210,11 @@ def try_backbone(chosen: Backbone) -> Tree:
         exits.describe(source=chosen.source)
     row["head_share"] = exits.head_share
     row |= train_one_step(exits, x)
-    row["bundle"] = compare_bundle(exits.eval(), x, None if exits.info.source else chosen.build()) == 0
+    exits.eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        backbone = None if exits.info.source else chosen.build()
+        back, _ = xl.load(xl.save(exits, None, Path(folder) / "b"), backbone=backbone)
+        row["bundle"] = all(find_gap(a.logits, b.logits) == 0 for a, b in zip(exits(x), back(x), strict=True))
     row["export"], row["compile"] = compile_stages(exits, x, None if chosen.groups else net.head(net.num_exits - 1))
     return row
 
@@ -260,12 +264,6 @@ def compare_gradients(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> float:
         return math.nan
     scale = max(g.abs().max().item() for g in grads[0].values())
     return max(find_gap(grads[0][name], grads[1][name]) for name in grads[0]) / scale
-
-
-def compare_bundle(net: xl.ExitNet, x: Inputs, backbone: nn.Module | None) -> float:
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        back, _ = xl.load(xl.save(net, None, Path(folder) / "b"), backbone=backbone)
-        return max(find_gap(a.logits, b.logits) for a, b in zip(net(x), back(x), strict=True))
 
 
 def compile_stages(net: xl.ExitNet, x: Inputs, kept: nn.Module | None) -> tuple[bool, bool]:

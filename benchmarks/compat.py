@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -155,7 +154,11 @@ def shorten(error: StepError) -> str:
 
 def write_table(runs: Runs) -> list[str]:
     head = ("Python", "PyTorch", "torchvision", *CHOSEN, "all others", *TITLES.values())
-    faults = [fault for cell in CELLS for fault in list_faults(cell, runs.get(cell.name, {}))]
+    faults = []
+    for cell in CELLS:
+        measured = runs.get(cell.name, {})
+        parts = {"installing": measured} | {TITLES[check]: measured[check] for check in TITLES if check in measured}
+        faults += [f"- {cell.name}, {title}: `{part['fault']}`" for title, part in parts.items() if "fault" in part]
     rows = (write_row(cell, runs.get(cell.name, {})) for cell in CELLS)
     return [*table(head, rows), "", *(faults or ["Nothing that was run failed."])]
 
@@ -178,11 +181,6 @@ def write_check(measured: Tree, check: str) -> str:
     if check == "readme":
         return "**fail**" if failed else "work"
     return f"**{failed} of {tests} fail**" if failed else f"{tests} pass"
-
-
-def list_faults(cell: Cell, measured: Tree) -> Iterator[str]:
-    parts = {"installing": measured, **{title: measured[check] for check, title in TITLES.items() if check in measured}}
-    yield from (f"- {cell.name}, {title}: `{part['fault']}`" for title, part in parts.items() if "fault" in part)
 
 
 STUDY = Study("compat", list_cells, tables={"compat": write_table})

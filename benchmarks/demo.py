@@ -37,7 +37,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def keep_result() -> Tree:
     shutil.copy(RUN / "gallery.png", ROOT / "docs" / "measured" / "gallery.png")
     result: Tree = json.loads((RUN / "result.json").read_text())
-    result.pop("policy")  # with the samples that chose it: the bundle has it, too
+    result.pop("policy")  # large: it contains the samples that chose it, and the bundle has it
     return result
 
 

@@ -34,7 +34,7 @@ class Study:
     """A measurement: its cells, its promises and its tables.
 
     Attributes:
-        cells: returns the jobs by the names of the cells, in the order in which they are measured; given ``True``, jobs of seconds that show that everything runs.
+        cells: returns the jobs by the names of the cells, in the order of measurement; given ``True``, quick jobs to try the code.
         tables: for each marker on the pages, the function that writes the lines between its ends.
     """
 
@@ -136,7 +136,7 @@ def use_one_thread() -> None:
 
 
 def check(studies: Iterable[Study], folder: Path = FOLDER) -> bool:
-    """Print every promise of some studies beside its committed figure. Return False for a miss that is not known."""
+    """Print every promise of these studies beside its committed figure. Return False if one is missed without a known reason."""
     studies = list(studies)
     promises = [promise for study in studies for promise in study.promises(study.read(folder))]
     if not promises:

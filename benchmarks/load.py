@@ -1,8 +1,8 @@
-"""Load from outside: requests come when they come (Poisson), however long the answers take, and the most that a server bears.
+"""Open-loop load: requests arrive at random (Poisson) however long the answers take; also finds the highest rate a server sustains.
 
-Latency counts from the time at which a request was due, not from when a connection was free to send it: a server that stalls answers
-for all who would have come meanwhile. The load runs in a process of its own, which can be given a processor. Arrivals are a millisecond
-coarse, as timers of event loops are.
+Latency counts from the time at which a request was due, not from when a connection was free to send it, so a server that stalls is
+charged for every request that arrives while it does. The load runs in a separate process, which can be pinned to processors. Arrivals
+are a millisecond coarse, as timers of event loops are.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Trial:
     due: Array
     sent: Array
     finished: Array
-    status: Array  # ``(N,)`` of HTTP; 0: no answer
+    status: Array  # ``(N,)`` HTTP status; 0: no answer
     retries: Array  # ``(N,)``
     which: Array  # ``(N,)`` places in the list of requests
     kinds: Sequence[str] = ()
@@ -173,7 +173,7 @@ class Load:
             try:
                 while not reader.at_eof():
                     number = await self.queue.get()
-                    if reader.at_eof():  # the server closed it meanwhile: another connection sends the request
+                    if reader.at_eof():  # the server has closed it: another connection sends the request
                         self.queue.put_nowait(number)
                         number = -1
                         break
@@ -241,7 +241,7 @@ def drive(spec: Spec) -> Trial:
 
 @contextmanager
 def start_load(spec: Spec) -> Any:
-    """Start a trial in a process of its own; yields its future, and waits for its end."""
+    """Start a trial in a separate process, yield its future, and wait for its end."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         future: Future[Trial] = pool.submit(drive, spec)
         yield future
@@ -254,7 +254,7 @@ def run_load(spec: Spec) -> Trial:
 
 
 class Poll:
-    """Asks again and again on a thread of its own until the block ends. ``answers`` has the answers, and errors by the name of their class."""
+    """Asks repeatedly on a separate thread until the block ends. ``answers`` has the answers, and errors by the name of their class."""
 
     def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
         self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
@@ -272,7 +272,7 @@ class Poll:
         while not self._over.wait(self.seconds):
             try:
                 self.answers.append(self.ask())
-            except OSError as error:  # urllib's are, too
+            except OSError as error:  # urllib's errors are OSErrors, too
                 self.answers.append(type(getattr(error, "reason", error)).__name__)
 
     def count(self) -> dict[str, int]:
@@ -281,11 +281,11 @@ class Poll:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The most that a server bears."""
+    """The highest rate that a server sustains."""
 
     rate: float  # requests a second; 0: none passed
     p99: tuple[float, float, float]  # seconds, of the trials that confirmed it: median, least, most
-    is_of_the_load: bool  # the load itself was at its limit at a rate that did not pass: more may be possible
+    is_of_the_load: bool  # the load was at its own limit when a rate failed, so the server may sustain more
 
 
 def find_capacity(

@@ -50,7 +50,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def find_folder(draw: Callable[[np.random.Generator], Image.Image], count: int) -> Path:
-    """Return a folder with so many JPEGs in ten classes, made once."""
+    """Return a folder with ``count`` JPEGs in ten classes, made once."""
     folder = STUDY.folder / f"{draw.__name__.removeprefix('draw_')}-{count}"
     if not folder.exists():
         unfinished, rng = folder.with_name(f"{folder.name}.{time.time_ns()}"), np.random.default_rng(0)
@@ -94,7 +94,7 @@ def summarise(values: list[float]) -> list[float]:
 
 
 def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
-    """Do one piece of work in a process of its own; return what it prints, and the peak memory (MB) of it and its children."""
+    """Do one piece of work in a new process; return its printed result, and the peak memory (MB) of it and its children."""
     command = [sys.executable, "-m", "benchmarks.loading", verb, str(folder)]
     process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), 0.0
     while process.poll() is None:

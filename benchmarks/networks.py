@@ -1,4 +1,4 @@
-"""Networks of series, volumes, vectors and several inputs, as people write them; images and texts come by name."""
+"""Networks for series, volumes, vectors and several inputs, written as users write them; those for images and texts come by name."""
 
 from __future__ import annotations
 

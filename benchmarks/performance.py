@@ -1,7 +1,7 @@
 """The engine against everything a user would pick instead, on the clock.
 
 Cells are NETWORK-THREADS, pinned to as many processors as it has threads, and memory-small-2: what a process holds that answers a
-stream. Nothing else should run meanwhile. Needs `make demo-full`; an hour.
+stream. Nothing else should run during it. Needs `make demo-full`; an hour.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]
 
 
 def make_rivals(plain: nn.Module, net: xl.ExitNet, pixels: int) -> dict[str, Maker]:
-    """Return earlyon as it comes, and with the memory format and the kept memory that ours has."""
+    """Return earlyon with its own settings, and with the memory format and kept memory of ours."""
     return {
         f"earlyon, {MIXED}": make_earlyon(plain, net, pixels, tuned=False),
         f"earlyon, {MIXED}, same formats": make_earlyon(plain, net, pixels, tuned=True),

@@ -57,7 +57,12 @@ def measure(name: str, count: int, rounds: int) -> Tree:
         labels = torch.cat([net(part)[-1].logits.argmax(1) for part in images.split(BATCH)])
     makers = list_makers(net)
     judged = judge(net, images, labels, makers)
-    taken = time_makers(net, images, labels, makers, rounds)
+
+    def attend(image: Tensor, _: Tensor) -> None:  # the attention maps of all exits come with the answer
+        with net.open_engine() as engine:
+            engine.compute_outputs(engine.enter(net.check_input(image)))
+
+    taken = time_in_turns({ATTENTION: attend, **makers}, images, labels, rounds)
     for title, row in judged.items():
         row["ms"] = spread(taken[title if title in makers else ATTENTION])
     return {
@@ -193,16 +198,6 @@ def judge(net: xl.ExitNet, images: Tensor, labels: Tensor, makers: Mapping[str, 
     return rows
 
 
-def time_makers(net: xl.ExitNet, images: Tensor, labels: Tensor, makers: Mapping[str, Maker], rounds: int) -> Times:
-    """Return the milliseconds of a map of one image, and of the attention maps of all exits, which come with the answer."""
-
-    def attend(image: Tensor, _: Tensor) -> None:
-        with net.open_engine() as engine:
-            engine.compute_outputs(engine.enter(net.check_input(image)))
-
-    return time_in_turns({ATTENTION: attend, **makers}, images, labels, rounds)
-
-
 def time_explanations(net: xl.ExitNet, images: Tensor, rounds: int) -> Tree:
     """Time what relevance adds to an explanation that stops at the answer, over the forward pass of the stages that ran."""
 
@@ -256,10 +251,10 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 def write_tables(runs: Runs) -> list[str]:
     lines: list[str] = []
     for measured in runs.values():
-        maps = [
-            [name, *(show_share(row[f"{what}_share"]) for what in ("deletion", "insertion")), show_ms(row["ms"])]
-            for name, row in measured["maps"].items()
-        ]
+        maps = []
+        for name, row in measured["maps"].items():
+            shares = [row[f"{what}_share"] for what in ("deletion", "insertion")]
+            maps.append([name, *("" if a is None else f"{a:.2f} ± {b:.2f}" for a, b in shares), show_ms(row["ms"])])
         times, last = [], str(len(measured["explain"]) - 1)
         for k, row in measured["explain"].items():
             taken = [show_ms(row[f"{name}_ms"]) for name in ("forward", "explain", "with_relevance")]
@@ -275,10 +270,6 @@ def write_tables(runs: Runs) -> list[str]:
             *table([*head, "added, times the forward pass"], times),
         ]
     return lines
-
-
-def show_share(share: Sequence[float | None]) -> str:
-    return "" if share[0] is None else f"{share[0]:.2f} ± {share[1]:.2f}"
 
 
 def show_ms(ms: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -210,16 +210,13 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         lost = [100 * run["routed"]["accuracy_drop"] for run in ours]
         yield promise_mean(f"series|{task}|lost", f"{task}: points lost on test data", lost, "<=", LOST)
         if task == MOTIFS:
-            yield from promise_maps(ours, find_runs(runs, task, WITHOUT))
-
-
-def promise_maps(ours: Sequence[Tree], without: Sequence[Tree]) -> Iterator[Promise]:
-    for k in range(len(ours[0]["cost"])):
-        energy = [run["maps"]["energy_in_mask"][k] for run in ours]
-        yield promise_mean(f"series|energy|{k}", f"motifs: energy in the motif, exit {k}", energy, ">=", ENERGY)
-        gain = [a - run["maps"]["energy_in_mask"][-1] for a, run in zip(energy, without, strict=True)]
-        what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
-        yield promise_mean(f"series|gain|{k}", what, gain, ">=", 0)
+            without = [run["maps"]["energy_in_mask"][-1] for run in find_runs(runs, task, WITHOUT)]
+            for k in range(len(ours[0]["cost"])):
+                energy = [run["maps"]["energy_in_mask"][k] for run in ours]
+                yield promise_mean(f"series|energy|{k}", f"motifs: energy in the motif, exit {k}", energy, ">=", ENERGY)
+                gain = [a - b for a, b in zip(energy, without, strict=True)]
+                what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
+                yield promise_mean(f"series|gain|{k}", what, gain, ">=", 0)
 
 
 def write_answers(runs: Runs) -> list[str]:

@@ -1,6 +1,6 @@
-"""Servers as processes: ours, and what one would take instead: the plain backbone behind LitServe or Ray Serve, with dynamic batching.
+"""Servers as processes: ours and the alternatives, the plain backbone behind LitServe or Ray Serve with dynamic batching.
 
-Requests to the others are the numbers of one sample as float32, the answer is ``{"label": 3}``.
+Requests to the others are one sample's numbers as float32; the answer is ``{"label": 3}``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Server:
         return pids
 
     def wait_until_idle(self, seconds: float = 1.0, most: float = 60.0) -> None:
-        """Wait until its processes have computed next to nothing for so long: all of them are ready then."""
+        """Wait until its processes have computed next to nothing for ``seconds``, which means that all are ready."""
         end = time.monotonic() + most
         while time.monotonic() < end:
             before = self.read_cpu_seconds()
@@ -113,13 +113,6 @@ def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def find_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
 @contextlib.contextmanager
 def start_server(
     serve: str,
@@ -134,7 +127,9 @@ def start_server(
 
     Requests go to ``path``, which answers ``probe`` with 200 once it is ready. In values of ``environment`` ``{folder}`` is a temporary folder.
     """
-    port = find_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
     given = json.dumps({"serve": serve, "processors": list(processors), "settings": {**settings, "port": port}})
     with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:
         variables = {name: value.format(folder=folder) for name, value in (environment or {}).items()}

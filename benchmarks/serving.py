@@ -93,7 +93,7 @@ class Prepared:
 
 
 def prepare(name: str, threads: int = 1) -> Prepared:
-    """Write the bundles of a network once, tuned on so many threads; both sides have ONNX Runtime to choose."""
+    """Write the bundles of a network once, tuned on this number of threads; tuning may choose ONNX Runtime on both sides."""
     folder = STUDY.folder / f"{name}-{threads}"
     if not (folder / "samples.npz").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,7 @@ def make_requests(prepared: Prepared, size: int = 1) -> list[bytes]:
     return [make_infer_request(prepared.samples[at : at + size], OUTPUTS) for at in range(0, whole, size)]
 
 
-# How many requests a second each server bears in time, what it adds to one request, and what an early leaver waits
+# Requests a second that each server sustains within the limit, its overhead for a single request, and the waits by exit
 
 
 def measure_throughput(name: str, size: int = 1) -> Tree:
@@ -187,7 +187,7 @@ def measure_overhead(name: str = "small", count: int = 400) -> Tree:
 
 
 def measure_leavers(name: str, share: float = 0.7, seconds: float = 20.0) -> Tree:
-    """Time the answers at exit 0, and at the last exit, at so much of the rate that the server bears."""
+    """Time the answers at exit 0, and at the last exit, at a share of the rate that the server sustains."""
     prepared, rate = prepare(name), share * find_rate(name)
     kinds = [f"exit {k}" for k in prepared.leaves.tolist()]
     with start_ours(prepared.exits, prepared.samples[0], processors=SERVER) as server:
@@ -201,7 +201,7 @@ def measure_leavers(name: str, share: float = 0.7, seconds: float = 20.0) -> Tre
 
 
 class Answer(NamedTuple):
-    """What the server said of the samples of a request, and which version of the model said it."""
+    """The server's answer to a request, and the version of the model that gave it."""
 
     version: str
     labels: Array
@@ -210,7 +210,7 @@ class Answer(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What ``predict`` says of samples: labels, exits, scores at those exits, and whether a score is near a threshold."""
+    """The answers of ``predict``: labels, exits, scores at those exits, and whether a score is near a threshold."""
 
     labels: Array
     exits: Array
@@ -240,7 +240,7 @@ def read_answer(answer: bytes) -> Answer | None:
 
 
 def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Expected:
-    """Return what the library says; without a policy, by the bundle's own."""
+    """Return the library's answers under a policy; by default the bundle's own."""
     net, kept = xl.load(bundle)
     policy = policy or kept
     assert policy is not None
@@ -251,7 +251,7 @@ def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Ex
 
 
 def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) -> Tree:
-    """Compare so many images in requests of 1 to 4, in random order over many connections, with ``predict``."""
+    """Compare answers to requests of 1 to 4 images, in random order over many connections, with those of ``predict``."""
     prepared, rng, compared = prepare("small"), np.random.default_rng(0), list[Tree]()
     connections, batching = 32, {"max_wait_ms": 60_000.0, "max_waiting": 4096}
     with start_ours(prepared.exits, prepared.samples[0], batching=batching) as server:
@@ -292,7 +292,7 @@ def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
     return {**counts, "score_gap": gap}
 
 
-# What becomes of requests when a process is killed, a bundle is replaced, or the server is told to end
+# What happens to requests when a process is killed, a bundle is replaced, or the server is told to end
 
 
 def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
@@ -313,7 +313,7 @@ def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
 def run_with(
     server: Server, prepared: Prepared, act: Callable[[], None], rate: float, seconds: float, **settings: Any
 ) -> tuple[Trial, Tree]:
-    """Run a load of single samples, and do something in its middle; return what was said of readiness meanwhile, too."""
+    """Run a load of single samples and act in its middle; return the trial, and counts of the readiness checks during it."""
     spec = Spec(server.port, make_requests(prepared), connections=16, keep=True, **{"grace": 15.0, **settings})
     planned = spec.plan([(rate, seconds)], seed=3)
     with Poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
@@ -371,7 +371,7 @@ def count_wrong(trial: Trial, expected: Mapping[str, Expected]) -> int:
 
 
 def reload_under_load(prepared: Prepared, rate: float, seconds: float, times: int = 4) -> Tree:
-    """Replace the bundle by one with another policy, and back, so many times."""
+    """Replace the bundle by one with another policy, and back, several times."""
     versions = list[str]()
     net, policy = xl.load(prepared.exits)
     assert policy is not None
@@ -435,10 +435,10 @@ def part_by_signal(trial: Trial, at: float) -> Tree:
     return {name: int(part.sum()) for name, part in parts.items()}
 
 
-# Three times the load that a server bears: what is refused, how late the others are, and how soon it is over
+# Three times the load that a server sustains: what is refused, how late the others are, and how soon it recovers
 
-CALM, OVER, CALM_SECONDS = 0.3, 3.0, 10.0  # shares of the rate that the server bears; seconds before and after
-WAIT = 0.4  # share of the limit: so much work may be before a request; the rest is for its own, and for company
+CALM, OVER, CALM_SECONDS = 0.3, 3.0, 10.0  # shares of the rate that the server sustains; seconds before and after
+WAIT = 0.4  # share of the limit that work before a request may take; the rest is for the request and its batch
 
 
 def measure_overload(name: str, seconds: float = 60.0) -> Tree:
@@ -498,7 +498,7 @@ CLOSED, HANGS = "closed", "hangs"
 
 
 class Reply(NamedTuple):
-    """What came of a hostile request: a status, "closed" or "hangs"; whether a JSON ``error`` says why; and seconds."""
+    """The outcome of a hostile request: a status, "closed" or "hangs"; whether a JSON ``error`` says why; and seconds."""
 
     kind: str
     outcome: str

@@ -1,4 +1,4 @@
-"""Ours against what one would use instead: a smaller static network of equal time, distilled from the full one.
+"""Ours against the alternative: a smaller static network of equal time, distilled from the full one.
 
 Cells: TASK/adaptive-SEED (ours), TASK/CANDIDATE-SEED (such as ``scenes/width-50-0``) and, after them, TASK/time-SEED, which wants an
 idle machine. The full network and ours are those of ``truth``, trained here if they are missing. Pictures need ``openclipart-png`` and
@@ -465,7 +465,7 @@ def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Prom
 
 
 def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
-    """What the exits are worth that answer in a quarter and in half of the full network's time; 0 if there is none."""
+    """Accuracy of the exits that answer in a quarter and in half of the full network's time; 0 if there is none."""
     first = list_tests(runs, task)[0]
     for most, bar in EARLY:
         shares = []

@@ -168,7 +168,9 @@ def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
         measured[name] = {"texts": len(rows), "pointing": pointing}
     few = test.first(SAMPLES)
     locations, partner = locations[:SAMPLES], match_lengths(locations[:SAMPLES].sum(1))
-    measured["relevance"] = point_at_words([find_relevance(net, few)], masks[:SAMPLES], locations, partner)
+    parts = (few.subset(rows).inputs for rows in torch.arange(len(few)).split(BATCH_SIZE))
+    relevance = as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
+    measured["relevance"] = point_at_words([relevance], masks[:SAMPLES], locations, partner)
     answers, attention = [part[:SAMPLES] for part in answers], [part[:SAMPLES] for part in attention]
     return measured | {"deletion": delete_tokens(net, few, answers, attention, partner)}
 
@@ -194,12 +196,6 @@ def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], 
                 answers[k].append(probabilities(out.logits))
                 attention[k].append(out.attention.float())
     return [torch.cat(parts) for parts in answers], [torch.cat(parts) for parts in attention]
-
-
-def find_relevance(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L)
-    """Return what speaks for the final exit's answers, as a distribution over the tokens."""
-    parts = (data.subset(rows).inputs for rows in torch.arange(len(data)).split(BATCH_SIZE))
-    return as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:

@@ -78,7 +78,7 @@ def parse(path: Path) -> ast.Module:
 
 @cache
 def read_imports(path: Path) -> frozenset[str]:
-    """All of ours that a file imports, inside functions and under TYPE_CHECKING, too."""
+    """Modules of the package that a file imports, also inside functions and under TYPE_CHECKING."""
     modules, imports = _MODULES, set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "exitlens":

@@ -28,10 +28,18 @@ def _threads_stay():
     torch.set_num_threads(before)
 
 
-def expect(trained: Path, files: list[Path]):
-    net, policy = xl.load(trained)
-    found = next(iter(xl.predict_stream(net, xl.data.ImageStream(files, net.info.preprocess, 64), policy)))
-    return [net.info.classes[i] for i in found.labels.tolist()], found.exits.tolist(), net.cost[found.exits].tolist(), found
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    torch.manual_seed(3)
+    net = xl.attach(xl.build_backbone("small", 2), 2, 2, torch.zeros(1, 3, 32, 32))
+    net.describe(source="small", preprocess=xl.data.Preprocess((32, 32)), classes=("dark", "bright"))
+    return xl.save(net, xl.Policy((0.55, 0.55)), tmp_path_factory.mktemp("ray") / "b")
+
+
+def expect(bundle: Path, files: list[Path]):
+    net, policy = xl.load(bundle)
+    pred = next(iter(xl.predict_stream(net, xl.data.ImageStream(files, net.info.preprocess, 64), policy)))
+    return [net.info.classes[i] for i in pred.labels.tolist()], pred.exits.tolist(), net.cost[pred.exits].tolist(), pred
 
 
 def as_objects(values):
@@ -40,11 +48,11 @@ def as_objects(values):
     return cells
 
 
-def test_cells_of_every_kind_give_the_answers_of_predict(trained, folder):
+def test_cells_of_every_kind_give_the_answers_of_predict(bundle, folder):
     files = list_images(folder)[20:40]
-    labels, exits, cost, found = expect(trained, files)
+    labels, exits, cost, found = expect(bundle, files)
     pixels = [np.asarray(Image.open(file)) for file in files]
-    net = xl.load(trained)[0]
+    net = xl.load(bundle)[0]
     inputs = torch.stack([net.info.preprocess.normalise(xl.data.read_image(file, (32, 32), 3)) for file in files])
     kinds = {
         "paths": as_objects([str(file) for file in files]),
@@ -53,8 +61,9 @@ def test_cells_of_every_kind_give_the_answers_of_predict(trained, folder):
         "arrays": np.stack(pixels),
         "inputs": inputs.numpy(),
     }
+    predictor = Predictor(bundle, "image")
     for kind, cells in kinds.items():
-        answers = Predictor(trained, "image")({"key": np.arange(20), "image": cells})
+        answers = predictor({"key": np.arange(20), "image": cells})
         assert list(answers) == ["key", "label", "exit", "confidence", "cost", "error"], kind
         assert answers["key"].tolist() == list(range(20))
         assert answers["label"].tolist() == labels, kind
@@ -64,14 +73,14 @@ def test_cells_of_every_kind_give_the_answers_of_predict(trained, folder):
         assert set(answers["error"]) == {""}
 
 
-def test_rows_that_cannot_be_read(trained, folder, tmp_path):
+def test_rows_that_cannot_be_read(bundle, folder, tmp_path):
     files = list_images(folder)[:3]
     (tmp_path / "bad.png").write_bytes(b"no image")
     cells = as_objects([str(files[0]), str(tmp_path / "bad.png"), None, 7.5, np.zeros((4, 4, 9), np.uint8), str(files[1])])
     batch = {"key": np.array(list("abcdef")), "more": np.arange(6), "image": cells}
     with pytest.raises(xl.errors.DataError, match=r"bad\.png.*'b'.*skip_bad=True"):
-        Predictor(trained, "image", keep=["key"])(batch)
-    answers = Predictor(trained, "image", keep=["key"], skip_bad=True)(batch)
+        Predictor(bundle, "image", keep=["key"])(batch)
+    answers = Predictor(bundle, "image", keep=["key"], skip_bad=True)(batch)
     assert "more" not in answers
     assert answers["key"].tolist() == list("abcdef")
     assert [bool(error) for error in answers["error"]] == [False, True, True, True, True, False]
@@ -80,7 +89,7 @@ def test_rows_that_cannot_be_read(trained, folder, tmp_path):
     assert np.isnan(answers["confidence"][1:5]).all()
     assert answers["cost"][1:5].tolist() == [0] * 4
     assert all(label in ("dark", "bright") for label in answers["label"][[0, 5]])
-    nothing = Predictor(trained, "image", skip_bad=True)({"image": cells[1:5]})
+    nothing = Predictor(bundle, "image", skip_bad=True)({"image": cells[1:5]})
     assert nothing["exit"].tolist() == [-1] * 4
 
 
@@ -95,10 +104,10 @@ def test_rows_that_cannot_be_read(trained, folder, tmp_path):
         ({}, {"label": np.arange(1)}, "answer's columns"),
     ],
 )
-def test_arguments_that_do_not_fit(trained, folder, words, columns, message):
+def test_arguments_that_do_not_fit(bundle, folder, words, columns, message):
     batch = {"image": as_objects([str(list_images(folder)[0])])} | columns
     with pytest.raises(xl.errors.InputError, match=message):
-        Predictor(trained, **{"column": "image"} | words)(batch)
+        Predictor(bundle, **{"column": "image"} | words)(batch)
 
 
 DRIVER = """
@@ -121,25 +130,25 @@ def run_example():
         def run(out: Path, *words: object) -> str:
             process.stdin.write(json.dumps([str(EXAMPLE), "--out", str(out), "--actors", "1", *map(str, words)]) + "\n")
             process.stdin.flush()
-            said = list[str]()
+            lines = list[str]()
             while (line := process.stdout.readline()) != "ready\n":
                 assert line, "it failed; stderr says why"
-                said.append(line)
-            return "".join(said)
+                lines.append(line)
+            return "".join(lines)
 
         yield run
         process.stdin.close()
 
 
 @pytest.mark.slow
-def test_the_example_on_a_local_ray(run_example, trained, folder, tmp_path):
+def test_the_example_on_a_local_ray(run_example, bundle, folder, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
     files = list_images(folder)
-    labels, exits, *_ = expect(trained, files)
+    labels, exits, *_ = expect(bundle, files)
     out = tmp_path / "answers"
-    words = ("--bundle", trained, "--data", folder, "--shard", 40)
+    words = ("--bundle", bundle, "--data", folder, "--shard", 40)
     assert run_example(out, *words).count("done") == 2
     found = [row for shard in sorted(out.iterdir()) for row in parquet.read_table(shard).to_pylist()]
     by_file = {row["file"]: row for row in found}
@@ -161,7 +170,7 @@ def test_the_example_on_a_local_ray(run_example, trained, folder, tmp_path):
     table = {"key": list("abcde"), "image": [file.read_bytes() for file in files[:5]]}
     table["image"][2] = b"broken"
     parquet.write_table(pyarrow.table(table), shards / "part-0.parquet")
-    run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad")
+    run_example(tmp_path / "two", "--bundle", bundle, "--data", shards, "--skip-bad")
     rows = [row for shard in sorted((tmp_path / "two").iterdir()) for row in parquet.read_table(shard).to_pylist()]
     assert [row["key"] for row in rows] == list("abcde")
     assert [row["key"] for row in rows if row["error"]] == ["c"]

@@ -51,7 +51,9 @@ def check_site(site: Path) -> list[str]:
     entries: Counter[str] = Counter()
     for page in pages.values():
         entries.update(page.ids)
-    names = [f"{of.__name__}.{name}" for of in (exitlens, exitlens_runtime) for name in of.__all__]
+    spaces = (exitlens, exitlens.data, exitlens.demo, exitlens.errors, exitlens_runtime)
+    names = [f"{space.__name__}.{name}" for space in spaces for name in space.__all__]
+    names.remove("exitlens.errors.ExitlensError")  # stands at the top
     wrong += [f"{name}: {entries[name]} entries in the reference, not one" for name in names if entries[name] != 1]
     return wrong + [f"{path}: asks for {host}" for path, host in list_hosts_of_styles(site)]
 

@@ -30,7 +30,10 @@ class ReadDocstrings(griffe.Extension):
 
 def _link(match: re.Match[str]) -> str:
     name = match[1].rsplit(".", 1)[-1]
-    return f"[`{name}`][exitlens.{name}]" if name in exitlens.__all__ else f"`{name}`"
+    for space in (exitlens, exitlens.data, exitlens.demo, exitlens.errors, exitlens.types):  # the reference has the first
+        if name in space.__all__:
+            return f"[`{name}`][{space.__name__}.{name}]"
+    return f"`{name}`"
 
 
 def _part(match: re.Match[str]) -> str:

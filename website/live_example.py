@@ -16,8 +16,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from exitlens import ExportError
 from exitlens.edge.web import FILES, PAGE, find_runtime
+from exitlens.errors import ExportError
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ROOT / "website" / "live"  # written by scripts/train_live_example.py

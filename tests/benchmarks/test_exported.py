@@ -13,7 +13,7 @@ import exitlens as xl
 from benchmarks import backbones, compat, edge, performance, relevance
 from benchmarks.results import flatten
 from exitlens.workflow.faithfulness import measure_faithfulness
-from scripts.release.environments import VERSIONS, Environment, StepError
+from scripts.release.environments import VERSIONS
 from scripts.release.versions import ROOT
 from tests.conftest import TinyNet, make_net
 
@@ -150,41 +150,11 @@ def test_a_small_backbone_passes_everything():
 REPORT = """<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1">
 <testcase name="test_a"/><testcase name="test_b"><failure message="AssertionError: 1 != 2&#10;more"/></testcase>
 <testcase name="test_c"><skipped/></testcase><testcase name="test_d"/></testsuite></testsuites>"""
-GOOD = '<testsuites><testsuite tests="2" failures="0" errors="0" skipped="0"><testcase name="a"/></testsuite></testsuites>'
 
 
 def test_the_report_of_tests(tmp_path):
     (tmp_path / "r.xml").write_text(REPORT)
     assert compat.read_report(tmp_path / "r.xml") == {"tests": 3, "failed": 1, "fault": "test_b: AssertionError: 1 != 2"}
-
-
-def test_every_check_of_an_environment_is_run_and_failures_are_kept(monkeypatch, tmp_path):
-    def run(self, *words, cwd, **variables):
-        for word in words:
-            if word.startswith("--junit-xml="):
-                (self.folder.parent / word.rpartition("/")[2]).write_text(GOOD)
-        return ""
-
-    def fail(self, *words, **variables):
-        raise StepError(f"python: exit code 1\nno such thing in {ROOT}/src")
-
-    monkeypatch.setattr(compat, "find_pythons", lambda given: {"3.11": tmp_path})
-    monkeypatch.setattr(Environment, "make", classmethod(lambda cls, folder, python: cls(folder)))
-    monkeypatch.setattr(Environment, "install", lambda self, requirements, lowest=False: None)
-    monkeypatch.setattr(Environment, "list_installed", lambda self: {"torch": "2.9.1", "rich": "14"})
-    monkeypatch.setattr(Environment, "run", run)
-    cell, good = compat.Cell("3.11", "2.11"), {"tests": 2, "failed": 0}
-    passed = {"installed": {"torch": "2.9.1"}, "readme": {"tests": 1, "failed": 0}}
-    assert compat.attempt(cell) == {**passed, **dict.fromkeys(compat.TESTS, good)}
-    assert all((ROOT / path).exists() for paths in compat.TESTS.values() for path in paths)
-    monkeypatch.setattr(Environment, "run", fail)
-    measured = compat.attempt(cell)
-    assert measured["readme"] == {"tests": 1, "failed": 1, "fault": "no such thing in ./src"}
-    assert measured["onnx"] == {"tests": 0, "failed": 1, "fault": "no such thing in ./src"}
-    monkeypatch.setattr(Environment, "install", fail)
-    assert compat.attempt(cell) == {"fault": "no such thing in ./src"}
-    with pytest.raises(SystemExit, match="PYTHONS"):
-        compat.attempt(compat.Cell("3.10", "2.11"))
 
 
 def test_cells_hold_to_the_lower_bounds_of_pyproject():

@@ -95,35 +95,6 @@ def test_every_trial_of_recipes_has_arguments_that_fit_takes():
 # Series
 
 
-def make_series_run(final, *, exits, energy=0.8):
-    run = {"train": 6, "validation": 3, "steps": 24, "channels": 2, "classes": 3, "cost": [1.0]}
-    run["tests"] = {"test": {"samples": 3, "accuracy": [final]}}
-    if exits:
-        run["cost"], run["tests"]["test"]["accuracy"] = [0.3, 1.04], [0.5, final]
-        run["tests"]["test"]["skill"] = [0.9]
-        run["routed"] = {"cost": 0.5, "accuracy_drop": 0.004}
-        run["maps"] = {"energy_in_mask": [energy, energy - 0.1], "deletion_share": [0.9, None]}
-    return run
-
-
-SERIES = {
-    **{f"motifs/egt-{seed}": make_series_run(0.9 + 0.01 * seed, exits=True) for seed in range(2)},
-    **{f"motifs/without-{seed}": make_series_run(0.9, exits=True, energy=0.6) for seed in range(2)},
-    **{f"motifs/plain-{seed}": make_series_run(0.92, exits=False) for seed in range(3)},
-    **{f"gunpoint/{condition}-0": make_series_run(0.9, exits=condition == "egt") for condition in ("egt", "plain")},
-}
-
-
-def test_series_are_judged_when_all_seeds_are_there(monkeypatch):
-    assert judge(series, SERIES) == {}
-    monkeypatch.setattr(series, "SEEDS", 2)
-    judged = judge(series, SERIES)
-    assert {key.split("|")[1] for key in judged} == {"motifs", "energy", "gain"}
-    assert judged["series|motifs|final"].is_kept  # -1.5 points with an interval of 6.4
-    assert judged["series|motifs|cost"].measured == 0.5
-    assert judged["series|gain|0"].measured > judged["series|gain|1"].measured > 0
-
-
 def make_archive(name):
     labels = torch.arange(40) % 3
     values = labels[:, None, None] + torch.randn(40, 2, 24, generator=torch.Generator().manual_seed(0))

@@ -75,14 +75,6 @@ def test_seeds_without_a_share_are_left_out_and_said():
     assert not judge(runs)  # not complete
 
 
-def test_a_row_for_each_condition_with_means_over_seeds():
-    runs = {f"scenes/egt-{s}": make_run((0.5, 0.9 + s / 10, 1.0), [0.5, 0.97], [0.8, 0.9, 0.9]) for s in range(2)}
-    plain = {"scenes/plain-0": {"tests": runs["scenes/egt-0"]["tests"]}}
-    lines = truth.write_task(runs | plain, "scenes")
-    assert any("EGT (the defaults) | 2 | 80.0 / 90.0 / 90.0" in line and "0.50 / 0.95 / 1.00" in line for line in lines)
-    assert truth.write_task(runs, "vit") == []
-
-
 def test_cells_come_seed_by_seed():
     assert set(tasks.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES)
     cells = list(truth.list_cells())

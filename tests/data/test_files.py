@@ -1,7 +1,12 @@
+import numpy as np
 import pytest
+import torch
 
 import exitlens as xl
+from exitlens.data.batches import iterate_batches
 from exitlens.data.files import hash_files, list_files, stamp_files
+from exitlens.data.sources import open_source
+from tests.data.conftest import PREPROCESS
 
 
 def test_files_are_listed_in_order_without_hidden_ones(tmp_path):
@@ -27,3 +32,104 @@ def test_a_hash_tells_other_names_sizes_and_ends(tmp_path):
     assert len(found) == 7
     with pytest.raises(xl.errors.DataError, match=r"x cannot be read \(FileNotFoundError"):
         hash_files([path])
+
+
+def test_load_folder(folder):
+    data = xl.data.load_folder(folder, PREPROCESS)
+    assert data.inputs.shape == (36, 3, 16, 16)
+    assert data.classes == ("cat", "dog", "emu")
+    assert data.labels.bincount().tolist() == [12, 12, 12]
+    images = xl.data.load_unlabelled(folder, PREPROCESS)
+    torch.testing.assert_close(images.inputs, data.inputs)
+    assert [str(path) for path in images.files] == [data.name(i) for i in range(36)]
+    alone = xl.data.load_unlabelled(images.files[3], PREPROCESS)
+    torch.testing.assert_close(alone.inputs[0], data.inputs[3])
+
+
+def test_grey_images(folder):
+    data = xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,)))
+    assert data.inputs.shape == (36, 1, 8, 8)
+
+
+def _spoil(folder):
+    whole = (folder / "cat" / "00.png").read_bytes()
+    (folder / "cat" / "00.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "03.png").write_text("not an image")
+    (folder / "emu" / "05.png").write_bytes(b"")
+
+
+def test_bad_files_are_named_counted_and_skipped_only_when_asked(folder):
+    _spoil(folder)
+    with pytest.raises(xl.errors.DataError, match="3 of 36 files") as error:
+        xl.data.load_unlabelled(folder, PREPROCESS)
+    for name in ("00.png", "03.png", "05.png", "--skip-bad"):
+        assert name in str(error.value)
+    images = xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
+    assert (len(images.inputs), len(images.files), len(images.bad)) == (33, 33, 3)
+
+
+def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
+    _spoil(folder)
+    data = xl.data.load_folder(folder, PREPROCESS)
+    assert data.bad == ()
+    with pytest.raises(xl.errors.DataError, match=r"cat/00.png.*--skip-bad"):
+        list(iterate_batches(data, 5))
+    assert ["00.png" in line for line in data.bad] == [True]
+    data = xl.data.load_folder(folder, PREPROCESS, skip_bad=True)
+    batches = list(iterate_batches(data, 5))
+    assert [len(batch.inputs) for batch in batches] == [4, 5, 5, 4, 5, 4, 5, 1]
+    assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [11, 11, 11]
+    list(iterate_batches(data.subset(torch.arange(20)), 5))
+    assert len(data.bad) == 3  # each is told once
+
+
+def test_a_folder_of_nothing_but_bad_files(folder):
+    for path in folder.rglob("*.png"):
+        path.write_text("x")
+    with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
+        list(iterate_batches(xl.data.load_folder(folder, PREPROCESS, skip_bad=True)))
+    with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
+        xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
+
+
+def test_hidden_files_are_not_data(folder):
+    (folder / "cat" / ".ipynb_checkpoints").mkdir()
+    whole = (folder / "cat" / "00.png").read_bytes()
+    (folder / "cat" / ".ipynb_checkpoints" / "00-checkpoint.png").write_bytes(whole)
+    (folder / "cat" / "._00.png").write_bytes(b"x")
+    assert len(xl.data.load_folder(folder, PREPROCESS)) == 36
+
+
+def test_folders_that_do_not_fit(folder, tmp_path):
+    with pytest.raises(xl.errors.DataError, match="no folder"):
+        xl.data.load_folder(tmp_path / "none", PREPROCESS)
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    with pytest.raises(xl.errors.DataError, match=r"1 class folder\(s\)"):
+        xl.data.load_folder(tmp_path / "one", PREPROCESS)
+    (tmp_path / "one" / "dog").mkdir()
+    with pytest.raises(xl.errors.DataError, match="no image files"):
+        xl.data.load_folder(tmp_path / "one", PREPROCESS)
+    with pytest.raises(xl.errors.DataError, match="the network does not"):
+        xl.data.load_folder(folder, PREPROCESS, classes=("cat", "dog"))
+    with pytest.raises(xl.errors.DataError, match="no file or folder"):
+        xl.data.load_unlabelled(tmp_path / "none", PREPROCESS)
+
+
+def test_torchvision_sets(tmp_path, monkeypatch):
+    with pytest.raises(xl.errors.DataError, match="download=True"):
+        xl.data.load_torchvision("CIFAR10", tmp_path, train=True)
+    with pytest.raises(xl.errors.InputError, match="no data set"):
+        xl.data.load_torchvision("CIFAR1", tmp_path, train=True)
+
+    class Fake:
+        classes = ("a", "b")
+
+        def __init__(self, root, train, download):
+            self.data = np.zeros((40, 8, 8, 3), np.uint8)
+            self.targets = [0, 1] * 20
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
+    source = open_source("torchvision:CIFAR10", root=str(tmp_path))
+    assert source.load("train").images.shape == (32, 3, 8, 8)
+    assert len(source.load("calibration")) == 4
+    assert len(source.load("test")) == 40

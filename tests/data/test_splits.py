@@ -114,11 +114,6 @@ def test_share_out_gives_each_part_one_as_long_as_they_last():
     assert all(sum(share_out(n, SHARES)) == n and min(share_out(n, SHARES)) >= (n > 3) for n in range(50))
 
 
-def _texts(count=80, groups=None):
-    labels = torch.arange(count) % 2
-    return RawTexts([f"text {i}" for i in range(count)], labels, ("a", "b"), groups)
-
-
 def test_splits_of_a_source_are_found_by_what_others_call_them():
     words = ("Val", "dev", "training", "calib", "extra")
     assert [name_split(word) for word in words] == ["validation", "validation", "train", "calibration", None]

@@ -6,62 +6,55 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.functional import groups
 from exitlens.functional.compact import compress
-from exitlens.functional.groups import (
-    average_groups,
-    count_groups,
-    embed,
-    find_firsts,
-    measure_likeness,
-    number_groups,
-    rank_distances,
-    shuffle_groups,
-    split_groups,
-    weigh_samples,
-)
 from tests.conftest import random_trace
 
 IDS = torch.tensor([9, 4, 9, 9, -1, 4])
 
 
 def test_names_become_numbers():
-    assert number_groups(["b", "a", "b", 3]).tolist() == [0, 1, 0, 2]
-    assert number_groups(IDS) is IDS
+    assert groups.number_groups(["b", "a", "b", 3]).tolist() == [0, 1, 0, 2]
+    assert groups.number_groups(IDS) is IDS
 
 
 def test_groups_are_shuffled_and_stay_whole():
     ids = torch.arange(400) // 4
-    numbers = shuffle_groups(ids, 0)
+    numbers = groups.shuffle_groups(ids, 0)
     assert sorted(numbers.unique().tolist()) == list(range(100))
     assert all(len(numbers[ids == one].unique()) == 1 for one in range(100))
     assert not torch.equal(numbers, ids)
-    assert torch.equal(numbers, shuffle_groups(ids, 0))
-    assert not torch.equal(numbers, shuffle_groups(ids, 1))
+    assert torch.equal(numbers, groups.shuffle_groups(ids, 0))
+    assert not torch.equal(numbers, groups.shuffle_groups(ids, 1))
 
 
 def test_no_group_is_in_both_parts():
-    numbers = shuffle_groups(torch.randint(0, 30, (200,), generator=torch.Generator().manual_seed(0)), 0)
-    first, second = split_groups(numbers, 0.4)
+    numbers = groups.shuffle_groups(torch.randint(0, 30, (200,), generator=torch.Generator().manual_seed(0)), 0)
+    first, second = groups.split_groups(numbers, 0.4)
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(200))
     assert set(numbers[first].tolist()) == set(range(12))
     assert set(numbers[second].tolist()) == set(range(12, 30))
     assert numbers[second].diff().min() >= 0  # group by group
-    assert len(split_groups(numbers, 0.001)[0].unique()) > 0
+    assert len(groups.split_groups(numbers, 0.001)[0].unique()) > 0
 
 
 def test_means_and_weights_by_hand():
     numbers = torch.tensor([4, 1, 4, 4, 0, 1])
-    assert count_groups(numbers) == 3
-    means, sizes = average_groups(torch.tensor([1.0, 0.0, 0.5, 0.0, 0.25, 1.0]), numbers)
+    assert groups.count_groups(numbers) == 3
+    means, sizes = groups.average_groups(torch.tensor([1.0, 0.0, 0.5, 0.0, 0.25, 1.0]), numbers)
     assert means.tolist() == [0.25, 0.5, 0.5]
     assert sizes.tolist() == [1, 2, 3]
-    assert weigh_samples(numbers, 3).tolist() == [1] * 6
-    torch.testing.assert_close(weigh_samples(numbers, None), torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2)
-    torch.testing.assert_close(weigh_samples(numbers, 2), torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5)
+    assert groups.weigh_samples(numbers, 3).tolist() == [1] * 6
+    torch.testing.assert_close(
+        groups.weigh_samples(numbers, None), torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2
+    )
+    torch.testing.assert_close(
+        groups.weigh_samples(numbers, 2), torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5
+    )
 
 
 def test_the_first_sample_of_each_group():
-    assert find_firsts(IDS).tolist() == [0, 1, 4]
+    assert groups.find_firsts(IDS).tolist() == [0, 1, 4]
 
 
 def families(count: int, size: int, noise: float = 0.5, seed: int = 0) -> xl.Trace:
@@ -72,18 +65,14 @@ def families(count: int, size: int, noise: float = 0.5, seed: int = 0) -> xl.Tra
     return xl.Trace(logits, one.labels[rows], other.divergence, one.cost)
 
 
-def reorder(trace: xl.Trace, rows: torch.Tensor) -> xl.Trace:
-    return xl.Trace(trace.logits[rows], trace.labels[rows], trace.divergence[rows], trace.cost)
-
-
 @pytest.mark.parametrize("n", [200, pytest.param(2000, marks=pytest.mark.slow), pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("order", ["as they come", "by class"])
 def test_independent_samples_are_not_suspected(n, order):
     for seed in range(4):
         trace = random_trace(n, seed=seed)
         if order == "by class":
-            trace = reorder(trace, trace.labels.argsort(stable=True))
-        found = measure_likeness(trace)
+            trace = trace.select(trace.labels.argsort(stable=True))
+        found = groups.measure_likeness(trace)
         assert not found.is_suspicious
         assert found.rank > 0.4
         assert found.deviation < 5
@@ -92,29 +81,29 @@ def test_independent_samples_are_not_suspected(n, order):
 @pytest.mark.parametrize(("count", "size"), [(41, 25), (100, 5), (1000, 2), pytest.param(3000, 3, marks=pytest.mark.slow)])
 def test_families_are(count, size):
     trace = families(count, size)
-    found = measure_likeness(trace)
+    found = groups.measure_likeness(trace)
     assert found.is_suspicious
     assert found.lag < size
-    assert measure_likeness(reorder(trace, trace.labels.argsort(stable=True))).is_suspicious
+    assert groups.measure_likeness(trace.select(trace.labels.argsort(stable=True))).is_suspicious
     rng = torch.Generator().manual_seed(0)
-    assert not measure_likeness(reorder(trace, torch.randperm(count * size, generator=rng))).is_suspicious
+    assert not groups.measure_likeness(trace.select(torch.randperm(count * size, generator=rng))).is_suspicious
 
 
 def test_copies_that_come_round_by_round_are():
     trace = families(60, 20, noise=0.1)
     rounds = torch.arange(1200).view(60, 20).T.flatten()
-    found = measure_likeness(reorder(trace, rounds))
+    found = groups.measure_likeness(trace.select(rounds))
     assert found.is_suspicious
     assert found.lag > 5
 
 
 def test_little_to_compare():
-    assert measure_likeness(random_trace(60)) is None
-    assert measure_likeness(random_trace(300, c=200)) is None
+    assert groups.measure_likeness(random_trace(60)) is None
+    assert groups.measure_likeness(random_trace(300, c=200)) is None
 
 
 def test_ranks_by_hand():
-    ranks = rank_distances(torch.tensor([[0.0], [1.0], [3.0]]))
+    ranks = groups.rank_distances(torch.tensor([[0.0], [1.0], [3.0]]))
     assert ranks[0, 1] == pytest.approx(0.25)  # the nearest of two, from both sides
     assert ranks[0, 2] == pytest.approx((0.75 + 0.75) / 2)
     assert ranks[1, 2] == pytest.approx((0.75 + 0.25) / 2)
@@ -123,11 +112,13 @@ def test_ranks_by_hand():
 def test_exits_count_alike_whatever_their_scale():
     trace = random_trace(50)
     scaled = xl.Trace(trace.logits * torch.tensor([0.1, 1.0, 40.0])[:, None] + 7, None, trace.divergence, trace.cost)
-    torch.testing.assert_close(embed(scaled, torch.arange(50)), embed(trace, torch.arange(50)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        groups.embed(scaled, torch.arange(50)), groups.embed(trace, torch.arange(50)), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_compact_logits_say_the_same():
     trace = families(60, 20)
     compact = xl.Trace(compress(trace.logits, None), None, trace.divergence, trace.cost)
-    assert measure_likeness(compact).is_suspicious
-    assert not measure_likeness(replace(compact, logits=compress(random_trace(1200).logits, None))).is_suspicious
+    assert groups.measure_likeness(compact).is_suspicious
+    assert not groups.measure_likeness(replace(compact, logits=compress(random_trace(1200).logits, None))).is_suspicious

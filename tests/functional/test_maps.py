@@ -36,16 +36,13 @@ def test_regrid_keeps_the_mean_where_cells_divide_evenly(factor, h, w):
 
 def test_regrid_tokens_and_refusals():
     torch.testing.assert_close(maps.regrid(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), (2,)), torch.tensor([[2.0, 6.0]]))
+    a, b = maps.on_common_grid(torch.rand(3, 8, 2), torch.rand(3, 4, 6))
+    assert a.shape == b.shape == (3, 4, 2)
+    torch.testing.assert_close(a.sum((1, 2)), torch.ones(3))
     with pytest.raises(xl.errors.InputError, match="coarser grid"):
         maps.regrid(torch.rand(1, 2, 2), (4, 4))
     with pytest.raises(xl.errors.InputError, match="fraction"):
         maps.top_cells(torch.rand(1, 4), 0)
-
-
-def test_on_common_grid_takes_the_coarser_of_each_axis():
-    a, b = maps.on_common_grid(torch.rand(3, 8, 2), torch.rand(3, 4, 6))
-    assert a.shape == b.shape == (3, 4, 2)
-    torch.testing.assert_close(a.sum((1, 2)), torch.ones(3))
 
 
 def test_class_evidence_is_centred_over_classes():
@@ -144,13 +141,6 @@ def test_equals_scipy(seed, n):
         assert maps.cosine(p, q)[i].item() == pytest.approx(1 - scipy_cosine(a, b), abs=1e-9)
         assert maps.pearson(p, q)[i].item() == pytest.approx(pearsonr(a, b).statistic, abs=1e-9)
         assert maps.sim(p, q)[i].item() == pytest.approx(np.minimum(a, b).sum(), abs=1e-9)
-
-
-def test_divergence_is_one_for_disjoint_maps_and_symmetric():
-    p, q = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    assert maps.divergence(p, q).item() == pytest.approx(1)
-    a, b = _pair(0, 4)
-    torch.testing.assert_close(maps.divergence(a, b), maps.divergence(b, a))
 
 
 def test_pearson_and_top_iou_by_hand():

@@ -8,38 +8,29 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 import exitlens as xl
-from exitlens.functional.scores import (
-    expected_calibration_error,
-    fit_temperature,
-    micro_f1,
-    overthinking,
-    probabilities,
-    rate_probabilities,
-    risk_coverage,
-    score,
-)
+from exitlens.functional import scores
 
 
 def test_scores_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
-    assert score(logits).item() == pytest.approx(0.5)
-    assert score(logits, "margin").item() == pytest.approx(0.2)
+    assert scores.score(logits).item() == pytest.approx(0.5)
+    assert scores.score(logits, "margin").item() == pytest.approx(0.2)
     nats = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2))
-    assert score(logits, "entropy").item() == pytest.approx(1 - nats / math.log(3), abs=1e-6)
+    assert scores.score(logits, "entropy").item() == pytest.approx(1 - nats / math.log(3), abs=1e-6)
 
 
 @given(st.integers(0, 500), st.sampled_from(["max_probability", "entropy", "margin"]), st.floats(0.1, 10))
 @settings(max_examples=40, deadline=None)
 def test_scores_lie_in_the_unit_interval(seed, kind, temperature):
     logits = 20 * torch.randn(16, 5, generator=torch.Generator().manual_seed(seed))
-    values = score(logits, kind, temperature)
+    values = scores.score(logits, kind, temperature)
     assert values.min() >= 0
     assert values.max() <= 1 + 1e-6
 
 
 def test_unknown_score():
     with pytest.raises(xl.errors.InputError, match="score"):
-        score(torch.rand(1, 3), "confidence")
+        scores.score(torch.rand(1, 3), "confidence")
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -51,22 +42,22 @@ def test_temperature_equals_a_general_optimiser(several):
     entropy = F.binary_cross_entropy_with_logits if several else F.cross_entropy
     loss = lambda log_t: entropy(logits.double() / math.exp(log_t), truth).item()  # noqa: E731
     best = minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8})
-    assert fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-3)
+    assert scores.fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-3)
 
 
 def test_temperature_of_separable_data_is_clipped():
-    assert fit_temperature(torch.eye(3) * 5, torch.arange(3)) == pytest.approx(0.05, rel=1e-3)
+    assert scores.fit_temperature(torch.eye(3) * 5, torch.arange(3)) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_probabilities_are_a_softmax_in_float32():
     logits = torch.randn(4, 3).bfloat16()
-    assert probabilities(logits, 2.0).dtype == torch.float32
-    torch.testing.assert_close(probabilities(logits, 2.0), (logits.float() / 2).softmax(1))
+    assert scores.probabilities(logits, 2.0).dtype == torch.float32
+    torch.testing.assert_close(scores.probabilities(logits, 2.0), (logits.float() / 2).softmax(1))
 
 
 def test_rating_by_hand():
     logits = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]).log().clamp_min(-100)
-    rating = rate_probabilities(logits, torch.tensor([0, 0, 0]), 1.0)
+    rating = scores.rate_probabilities(logits, torch.tensor([0, 0, 0]), 1.0)
     assert rating.squared_error.tolist() == pytest.approx([0, 0.5, 2])
     assert rating.confidence.tolist() == pytest.approx([1, 0.5, 1])
     assert rating.correct.tolist() == [1, 1, 0]
@@ -74,26 +65,28 @@ def test_rating_by_hand():
 
 def test_how_decided_several_labels_are():
     logits = torch.log(torch.tensor([[0.9 / 0.1, 0.3 / 0.7, 1.0], [4.0, 1 / 9, 99.0]]))
-    assert score(logits, "decided").tolist() == pytest.approx([0.5, 0.8])
-    assert probabilities(logits, kind="decided")[0].tolist() == pytest.approx([0.9, 0.3, 0.5])
-    assert score(2 * logits, "decided", 2.0).tolist() == pytest.approx([0.5, 0.8])
+    assert scores.score(logits, "decided").tolist() == pytest.approx([0.5, 0.8])
+    assert scores.probabilities(logits, kind="decided")[0].tolist() == pytest.approx([0.9, 0.3, 0.5])
+    assert scores.score(2 * logits, "decided", 2.0).tolist() == pytest.approx([0.5, 0.8])
 
 
 @given(st.integers(0, 500), st.floats(0.1, 10))
 @settings(max_examples=40, deadline=None)
 def test_an_undecided_label_keeps_a_sample_undecided(seed, temperature):
     logits = 20 * torch.randn(16, 5, generator=torch.Generator().manual_seed(seed))
-    values = score(logits, "decided", temperature)
+    values = scores.score(logits, "decided", temperature)
     assert values.min() >= 0.5
     assert values.max() <= 1
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(score(logits[:, order], "decided", temperature), values)  # PyTorch's lanes round differently
+    torch.testing.assert_close(
+        scores.score(logits[:, order], "decided", temperature), values
+    )  # PyTorch's lanes round differently
     unsure = torch.cat([logits, torch.zeros(16, 1)], 1)
-    assert (score(unsure, "decided", temperature) == 0.5).all()
+    assert (scores.score(unsure, "decided", temperature) == 0.5).all()
 
 
 def test_every_label_is_rated():
-    rating = rate_probabilities(torch.tensor([[0.0, math.log(9.0)]]), torch.tensor([[True, False]]), 1.0)
+    rating = scores.rate_probabilities(torch.tensor([[0.0, math.log(9.0)]]), torch.tensor([[True, False]]), 1.0)
     assert rating.confidence.tolist() == pytest.approx([0.5, 0.9])
     assert rating.correct.tolist() == [1, 0]
     assert rating.squared_error.tolist() == pytest.approx([0.25, 0.81])
@@ -110,26 +103,26 @@ def test_calibration_error_equals_a_loop():
         if inside.any():
             gap = (answer[inside] == labels[inside]).float().mean() - confidence[inside].mean()
             total += inside.float().mean().item() * abs(gap.item())
-    assert expected_calibration_error(confidence, (answer == labels).float()) == pytest.approx(total, abs=1e-6)
+    assert scores.expected_calibration_error(confidence, (answer == labels).float()) == pytest.approx(total, abs=1e-6)
 
 
 def test_risk_coverage_by_hand():
-    curve = risk_coverage(torch.tensor([0.9, 0.5, 0.7]), torch.tensor([1.0, 0.0, 1.0]))
+    curve = scores.risk_coverage(torch.tensor([0.9, 0.5, 0.7]), torch.tensor([1.0, 0.0, 1.0]))
     assert curve.tolist() == pytest.approx([0, 0, 1 / 3])
 
 
 def test_ties_of_confidence_ignore_the_order_of_samples():
     confidence = torch.tensor([0.9, 0.5, 0.5, 0.5])
-    first = risk_coverage(confidence, torch.tensor([1.0, 0.0, 1.0, 1.0]))
-    last = risk_coverage(confidence, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    first = scores.risk_coverage(confidence, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    last = scores.risk_coverage(confidence, torch.tensor([1.0, 1.0, 1.0, 0.0]))
     assert first.tolist() == pytest.approx(last.tolist())
     assert first[-1] == pytest.approx(0.25)
 
 
 def test_overthinking_by_hand():
     correct = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]).bool()
-    assert overthinking(correct) == pytest.approx((0.2, 0.4))
-    assert overthinking(correct[:, :1]) == (0.0, 0.0)
+    assert scores.overthinking(correct) == pytest.approx((0.2, 0.4))
+    assert scores.overthinking(correct[:, :1]) == (0.0, 0.0)
 
 
 @pytest.mark.slow
@@ -138,5 +131,5 @@ def test_micro_f1_equals_scikit_learns():
     rng = torch.Generator().manual_seed(0)
     answers, labels = torch.rand(50, 4, generator=rng) < 0.4, torch.rand(50, 4, generator=rng) < 0.3
     expected = metrics.f1_score(labels.numpy(), answers.numpy(), average="micro")
-    assert micro_f1(answers, labels) == pytest.approx(expected)
-    assert micro_f1(torch.zeros(3, 2).bool(), torch.zeros(3, 2).bool()) == 1
+    assert scores.micro_f1(answers, labels) == pytest.approx(expected)
+    assert scores.micro_f1(torch.zeros(3, 2).bool(), torch.zeros(3, 2).bool()) == 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens import modalities
+from exitlens.data.sets import SampleSet
 from exitlens.modalities.base import Modality
 
 
@@ -40,10 +41,6 @@ class Series(Modality):
     def read(self, source, preprocess):
         return torch.tensor([[list(map(float, source.split()))]]) / preprocess.by
 
-    def delete(self, inputs, cells):  # (B,C,T), (B,t) bool
-        chosen = nn.functional.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5
-        return torch.where(chosen, inputs.mean(2, keepdim=True), inputs)
-
     def draw_map(self, sample, preprocess, attention, evidence, label):
         bars = "".join(f'<rect height="{value:.3f}"/>' for value in attention.tolist())
         return f'<svg aria-label="{label}">{bars}</svg>'
@@ -68,25 +65,17 @@ class ConvNet(nn.Module):
         return self.fc(self.pool(self.c(self.b(self.a(x)))).flatten(1))
 
 
-class SeriesSet(torch.utils.data.Dataset):
+class SeriesSet(SampleSet):
     """Noise, with a bump in the first or second half; ``masks`` is where it is."""
 
-    modality, classes, preprocess = SERIES, CLASSES, Scale(2.0)
+    by_sample = (*SampleSet.by_sample, "inputs")
+    modality, classes, preprocess, inputs, groups = SERIES, CLASSES, Scale(2.0), None, None
 
     def __init__(self, inputs: Tensor, labels: Tensor, masks: Tensor):
         self.inputs, self.labels, self.masks = inputs, labels, masks
 
-    def __len__(self):
-        return len(self.labels)
-
     def __getitem__(self, index):
         return self.inputs[index], self.labels[index]
-
-    def subset(self, rows):
-        return SeriesSet(self.inputs[rows], self.labels[rows], self.masks[rows])
-
-    def first(self, count):
-        return self.subset(torch.arange(min(count, len(self))))
 
 
 def make_series(count: int, seed: int) -> SeriesSet:

@@ -14,6 +14,7 @@ from tests.conftest import make_net
 from tests.ranks import open_pair
 from tests.texts import make_text_net, make_texts
 
+pytestmark = pytest.mark.slow
 LABELS = torch.tensor([0, 1, 2, 3] * 4)
 
 
@@ -32,7 +33,6 @@ def _train(rank: int) -> list[torch.Tensor]:
     return _gradients(net)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.filterwarnings("ignore")
 def test_distributed_data_parallel_averages_the_gradients(tmp_path):

@@ -11,6 +11,8 @@ from torchvision.models.resnet import Bottleneck
 import exitlens as xl
 from tests.model.kinds import check_outputs
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = [MBConvConfig(*numbers) for numbers in ((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2))]
 STAGES = [CNBlockConfig(*numbers, 1) for numbers in ((96, 192), (192, 384), (384, 768), (768, None))]
 SHALLOW = {
@@ -24,9 +26,9 @@ SHALLOW = {
     "convnext": lambda: models.ConvNeXt(STAGES, num_classes=5),
     "swin": lambda: models.SwinTransformer([4, 4], 96, [1, 1, 2, 1], [3, 6, 12, 24], [7, 7], num_classes=5),
 }
-QUICK = ("torchvision:shufflenet_v2_x0_5", 64)
 FAMILIES = [
     *((name, 64) for name in SHALLOW),
+    ("torchvision:shufflenet_v2_x0_5", 64),
     ("torchvision:vgg11", 64),
     ("torchvision:squeezenet1_1", 64),
     ("torchvision:mobilenet_v3_small", 64),
@@ -37,9 +39,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("source", "size"), [QUICK, *(pytest.param(*family, marks=pytest.mark.slow) for family in FAMILIES)]
-)
+@pytest.mark.parametrize(("source", "size"), FAMILIES)
 def test_a_family_is_cut_trains_and_explains(source, size):
     pytest.importorskip("timm")
     x = torch.randn(2, 3, size, size)

@@ -154,7 +154,7 @@ def measure(network: nn.Module, place: tuple[int, int]) -> list[tuple[float, flo
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # once in a process
-@pytest.mark.parametrize("export", [False, True], ids=["fx", "export"])
+@pytest.mark.parametrize("export", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fx", "export"])
 @pytest.mark.parametrize("body", BODIES)
 def test_places_and_reach_are_those_of_the_gradient(body, export):
     network = make_net(*BODIES[body])
@@ -210,6 +210,7 @@ def test_branches_that_are_added_weigh_the_same():
     assert [(spacing.start, spacing.reach) for spacing in grid.spacings] == [(0.75, 3)] * 2  # 0.5 and 1
 
 
+@pytest.mark.slow
 def test_class_tokens_in_front_do_not_move_the_others():
     first = torch.zeros(1, 1, 2)
     join = call(lambda x: torch.cat([first.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1))
@@ -249,6 +250,7 @@ def test_strided_kernels_leave_maps_off_their_cells(first, offsets):
     assert net.map_offsets[0] == net.info.feature_offsets[0] == offsets
 
 
+@pytest.mark.slow
 def test_a_centred_network_has_no_offsets():
     torch.manual_seed(0)
     net = xl.attach(SmallResNet(4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 32, 32))

@@ -34,7 +34,10 @@ CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels 
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("convolutions", "gru", "class token", "volume", "feature and class tokens", "several")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
 def test_a_kind_is_told_and_its_exits_work(name):
     make, at, example, layout, sizes, channels_last = CASES[name]
     torch.manual_seed(0)

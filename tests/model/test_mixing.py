@@ -177,7 +177,9 @@ def attach_transformer(block):
     return net
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    "block", ["norm before", *(pytest.param(name, marks=pytest.mark.slow) for name in list(BLOCKS)[1:])]
+)
 def test_relevance_changes_no_answer_and_no_tensor_of_any_transformer(block):
     x, found = torch.randn(5, 3, 16, 16), []
     for frozen in (False, True):

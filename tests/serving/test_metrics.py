@@ -1,4 +1,4 @@
-"""What is counted reads back through Prometheus's own parser, also from several processes, and the dashboard knows it."""
+"""Metrics read back through Prometheus's own parser, also from several processes, and the dashboard uses them."""
 
 import json
 import re
@@ -69,12 +69,12 @@ def test_everything_that_is_counted_reads_back():
 
 
 def test_two_servers_in_one_process_count_apart_and_every_metric_is_explained():
-    one, other = fill(Metrics()), Metrics()
+    filled, other = fill(Metrics()), Metrics()
     assert not {name for name, *_ in read(other) if name.startswith("exitlens")}
-    text, kind = one.render()
+    text, kind = filled.render()
     assert kind.startswith("text/plain")
     assert all(family.documentation for family in text_string_to_metric_families(text.decode()))
-    assert ("process_resident_memory_bytes",) in read(one) or sys.platform != "linux"
+    assert ("process_resident_memory_bytes",) in read(filled) or sys.platform != "linux"
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

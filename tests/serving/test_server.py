@@ -1,4 +1,4 @@
-"""The server in this process and as the command: it answers, drains on SIGTERM, and replaces a worker that was killed."""
+"""The server in this process and as a command: it answers, drains on SIGTERM, and replaces a worker that was killed."""
 
 import asyncio
 import io
@@ -52,20 +52,12 @@ def test_the_last_connection_that_is_allowed_is_served(bundle):
             thread.join(10)
 
 
-def test_a_bundle_that_cannot_be_served_raises_at_once(tmp_path):
-    with pytest.raises(xl.errors.BundleError, match="bundle"):
-        make_config(ServerSettings({"b": tmp_path})).load()
-
-
 def test_logging_that_others_set_up_stays(tmp_path, capsys):
-    stream = io.StringIO()
-    other = logging.StreamHandler(stream)
+    other, closed = logging.StreamHandler(io.StringIO()), []
     logging.getLogger("mine").addHandler(other)
-    closed = []
     other.close = lambda: closed.append(True)
-    config = make_config(ServerSettings({"a": tmp_path}))
-    with pytest.raises(xl.errors.BundleError):
-        config.load()
+    with pytest.raises(xl.errors.BundleError, match="bundle"):
+        make_config(ServerSettings({"a": tmp_path})).load()
     assert not closed
     logging.getLogger("exitlens.serving").warning("seen once")
     assert capsys.readouterr().err.count("seen once") == 1
@@ -74,31 +66,23 @@ def test_logging_that_others_set_up_stays(tmp_path, capsys):
 
 @contextmanager
 def start(bundle, *options):
-    """The command in a process of its own; a client of it."""
+    """Start the command in a process of its own; yields a client and the process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "exitlens", "serve", "--bundle", str(bundle), "--port", str(port), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-                wait_until_ready(client, process)
+                until, is_ready = time.monotonic() + 60, False
+                while not is_ready:
+                    assert process.poll() is None, process.stderr.read()
+                    assert time.monotonic() < until, "not ready within a minute"
+                    time.sleep(0.1)
+                    with suppress(httpx.TransportError):
+                        is_ready = client.get("/v2/health/ready").status_code == 200
                 yield client, process
         finally:
             process.kill()
-
-
-def wait_until_ready(client, process=None):
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            if client.get("/v2/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if process is not None and process.poll() is not None:
-            raise AssertionError(process.stderr.read())
-        time.sleep(0.1)
-    raise AssertionError("not ready within a minute")
 
 
 BODY = {"inputs": [{"name": "inputs", "shape": [1, 3, 28, 28], "datatype": "FP32", "data": [0.0] * (3 * 28 * 28)}]}
@@ -110,10 +94,9 @@ def test_one_process(bundle):
         found = client.post("/v2/models/b/infer", json=BODY).json()
         assert found["outputs"][0]["name"] == "label"
         process.send_signal(signal.SIGTERM)
-        said, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=20)
         assert process.returncode in (0, -signal.SIGTERM)
-        lines = [json.loads(line) for line in said.splitlines()]
-        assert lines[-1]["path"] == "/v2/models/b/infer"
+        assert json.loads(output.splitlines()[-1])["path"] == "/v2/models/b/infer"
         assert "Traceback" not in errors
 
 
@@ -135,11 +118,11 @@ def test_a_worker_that_is_killed_is_replaced(bundle):
 
 
 def list_children(pid):
-    """Worker processes (multiprocessing's resource tracker is none)."""
-    found = []
+    """Return the worker processes, without multiprocessing's resource tracker."""
+    children = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == pid and "spawn_main" in (path / "cmdline").read_text():
-                found.append(int(path.name))
-    return found
+                children.append(int(path.name))
+    return children

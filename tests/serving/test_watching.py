@@ -4,18 +4,17 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import wrap_network
 from exitlens.serving.settings import Watching
 from exitlens.serving.watching import Watch
-from tests.serving.test_cascade import run
+from tests.serving.test_cascade import make_ticket, run
 from tests.serving.test_metrics import read
 
 
 @pytest.fixture
 def calibrated(model):
-    """The tiny network with a policy that knows its calibration samples."""
+    """Return the tiny network with a policy that was calibrated on samples."""
     rng = torch.Generator().manual_seed(5)
     images, labels = torch.randn(400, 3, 16, 16, generator=rng), torch.randint(4, (400,), generator=rng)
     trace = xl.collect(model.net, list(zip(images.split(50), labels.split(50), strict=True)))
@@ -23,8 +22,8 @@ def calibrated(model):
 
 
 def send(model, watch, images):
-    """Through the cascade, one image a request, watched as a server does."""
-    tickets = [Ticket(model.check_tensors(one[None]), Terms(), 4) for one in images]
+    """Send images through the cascade, one in a request, watched like a server's."""
+    tickets = [make_ticket(model, image[None]) for image in images]
     for ticket in tickets:
         watch.expect(ticket)
     for ticket in run(model, tickets)[1]:
@@ -46,7 +45,7 @@ def test_samples_count_in_the_order_in_which_they_came(calibrated, monkeypatch):
     watch = Watch(calibrated, Metrics(), Watching(drift_rate=1e6))
     seen = []
     monkeypatch.setattr(watch, "_count", lambda ticket: seen.append(ticket))
-    tickets = [Ticket(calibrated.check_tensors(torch.zeros(1, 3, 16, 16)), Terms(), 4) for _ in range(3)]
+    tickets = [make_ticket(calibrated, torch.zeros(1, 3, 16, 16)) for _ in range(3)]
     for ticket in tickets:
         watch.expect(ticket)
     for i in (2, 0, 1):
@@ -59,8 +58,7 @@ def test_only_so_many_a_second_and_only_the_own_policy(calibrated):
     watch = Watch(calibrated, Metrics(), Watching(drift_rate=3.0))
     send(calibrated, watch, torch.randn(50, 3, 16, 16))
     assert 3 <= watch.monitor.state().samples < 20
-    ticket = Ticket(calibrated.check_tensors(torch.zeros(1, 3, 16, 16)), Terms(min_confidence=0.5), 4)
-    watch.expect(ticket)
+    watch.expect(make_ticket(calibrated, torch.zeros(1, 3, 16, 16), min_confidence=0.5))
     assert not watch._pending
 
 
@@ -80,19 +78,17 @@ def test_the_shadow_compares_with_the_final_exit(model, images):
     agree = exits.labels == outputs[-1].logits.argmax(1)
     found = read(metrics)
     for k in range(3):
-        mine = exits.exits == k
+        left = exits.exits == k
         for word, same in (("true", True), ("false", False)):
-            expected = int((mine & (agree == same)).sum())
-            assert (
-                found.get(("exitlens_shadow_answers_total", ("agrees", word), ("exit", str(k)), ("model", "tiny")), 0)
-                == expected
-            )
+            expected = int((left & (agree == same)).sum())
+            name = "exitlens_shadow_answers_total", ("agrees", word), ("exit", str(k)), ("model", "tiny")
+            assert found.get(name, 0) == expected
 
 
 def test_the_shadow_takes_its_share_of_samples_and_only_of_the_own_policy(model, images):
     watch = Watch(model, Metrics(), Watching(shadow=0.5))
     for policy, few, many in (("fast", 0, 0), ("default", 12, 28)):
-        ticket = Ticket(model.check_tensors(images[:40]), Terms(policy=policy), 4)
+        ticket = make_ticket(model, images[:40], policy=policy)
         run(model, [ticket])
         watch.see([ticket])
         assert few <= len(watch._shadowed) <= many

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 import pickle
@@ -59,8 +58,6 @@ def test_text_preprocess_round_trips():
     assert TextPreprocess.from_dict(values) == preprocess == pickle.loads(pickle.dumps(preprocess))
     assert preprocess != TextPreprocess(_tokenizer(), 7)
     assert len(repr(preprocess)) < 100  # without the tokenizer
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        preprocess.length = 3
 
 
 def test_the_tokenizer_is_read_once_for_each_length(monkeypatch):
@@ -86,8 +83,7 @@ def test_a_json_that_is_no_tokenizer(description):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"length": 0}, "length: expected 3 tokens or more"),
-        ({"length": -4}, "length: expected 3"),
+        ({"length": -4}, "length: expected 3 tokens or more"),
         ({"length": 2}, "got 2"),
         ({"length": 8.0}, "length: expected int, got float"),
         ({"tokenizer": None}, "tokenizer: expected str, got NoneType"),
@@ -103,9 +99,7 @@ def test_bad_text_preprocess(values, message):
     [
         ([], "one text or more"),
         ("a lamp", "expected a list"),
-        (3, "expected a list"),
         (["a", 3], r"texts\[1\]: expected str, got int"),
-        (["a", None], r"texts\[1\]"),
         (["a", ("a", "b")], r"texts\[1\]"),
         (["a", "\ud800"], "Unicode"),
     ],
@@ -120,10 +114,10 @@ def test_a_tokenizer_without_an_unknown_token():
         TextPreprocess(_tokenizer({"a": 0}, framed=False), 8).encode(["b"])
 
 
-@pytest.mark.parametrize("bad", [[7], [-1], [2**40], [[1, 2]], [0.5]])
-def test_ids_that_are_no_tokens(bad):
-    with pytest.raises(xl.errors.InputError, match="input_ids"):
-        TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
+def test_ids_that_are_no_tokens():
+    for bad in ([7], [-1], [2**40], [[1, 2]], [0.5]):
+        with pytest.raises(xl.errors.InputError, match="input_ids"):
+            TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
 
 
 def test_text_without_the_tokenizers_package(monkeypatch):

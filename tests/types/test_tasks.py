@@ -2,39 +2,30 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.types.tasks import (
-    are_same,
-    check_truth,
-    choose_score,
-    find_answers,
-    name_labels,
-    read_answers,
-    task_of_labels,
-    task_of_score,
-)
+from exitlens.types import tasks
 
 
 def test_labels_and_scores_say_the_task():
-    assert [task_of_labels(t) for t in (torch.zeros(3), torch.zeros(3, 2))] == ["classes", "multilabel"]
-    assert [task_of_score(name) for name in ("margin", "decided")] == ["classes", "multilabel"]
-    assert [choose_score(None, task) for task in ("classes", "multilabel")] == ["max_probability", "decided"]
-    assert choose_score("margin", "classes") == "margin"
+    assert [tasks.task_of_labels(t) for t in (torch.zeros(3), torch.zeros(3, 2))] == ["classes", "multilabel"]
+    assert [tasks.task_of_score(name) for name in ("margin", "decided")] == ["classes", "multilabel"]
+    assert [tasks.choose_score(None, task) for task in ("classes", "multilabel")] == ["max_probability", "decided"]
+    assert tasks.choose_score("margin", "classes") == "margin"
     for name, task in (("decided", "classes"), ("margin", "multilabel"), ("sure", "classes")):
         with pytest.raises(xl.errors.InputError, match="score: expected one of"):
-            choose_score(name, task)
+            tasks.choose_score(name, task)
 
 
 def test_answers_by_hand():
     logits = torch.tensor([[1.0, -1.0, 0.0], [-3.0, -1.0, -2.0]])
-    assert find_answers(logits, "classes").tolist() == [0, 1]
-    assert find_answers(logits, "multilabel").tolist() == [[True, False, True], [False, False, False]]
-    assert torch.equal(read_answers(logits.sigmoid(), "multilabel"), find_answers(logits, "multilabel"))
+    assert tasks.find_answers(logits, "classes").tolist() == [0, 1]
+    assert tasks.find_answers(logits, "multilabel").tolist() == [[True, False, True], [False, False, False]]
+    assert torch.equal(tasks.read_answers(logits.sigmoid(), "multilabel"), tasks.find_answers(logits, "multilabel"))
     truth = torch.tensor([[1, 0, 1], [1, 0, 0]])
-    assert are_same(find_answers(logits, "multilabel"), truth, "multilabel").tolist() == [True, False]
-    assert are_same(torch.tensor([1, 2]), torch.tensor([1, 1]), "classes").tolist() == [True, False]
-    assert name_labels(truth[0].bool(), ("ant", "bee", "cat")) == "ant;cat"
-    assert name_labels(truth[0].bool(), ()) == "0;2"
-    assert name_labels(torch.zeros(3).bool(), ()) == ""
+    assert tasks.are_same(tasks.find_answers(logits, "multilabel"), truth, "multilabel").tolist() == [True, False]
+    assert tasks.are_same(torch.tensor([1, 2]), torch.tensor([1, 1]), "classes").tolist() == [True, False]
+    assert tasks.name_labels(truth[0].bool(), ("ant", "bee", "cat")) == "ant;cat"
+    assert tasks.name_labels(truth[0].bool(), ()) == "0;2"
+    assert tasks.name_labels(torch.zeros(3).bool(), ()) == ""
 
 
 EITHER = r"y: expected \(2,\) integers, or with several labels \(2,2\) integers or bool, got "
@@ -54,10 +45,10 @@ EITHER = r"y: expected \(2,\) integers, or with several labels \(2,2\) integers 
 )
 def test_labels_that_do_not_fit(labels, task, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        check_truth(labels, 2, 2, task, "y")
+        tasks.check_truth(labels, 2, 2, task, "y")
 
 
 def test_labels_that_fit():
-    check_truth(torch.tensor([0, 1]), 2, 2)
-    check_truth(torch.tensor([[0, 1], [0, 0]]), 2, 2)
-    check_truth(torch.tensor([[False, True], [True, True]]), 2, 2, "multilabel")
+    tasks.check_truth(torch.tensor([0, 1]), 2, 2)
+    tasks.check_truth(torch.tensor([[0, 1], [0, 0]]), 2, 2)
+    tasks.check_truth(torch.tensor([[False, True], [True, True]]), 2, 2, "multilabel")

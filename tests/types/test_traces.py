@@ -8,6 +8,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.compact import compress, hash_rows
 from exitlens.io import write_tensors
+from exitlens.types import CompactLogits
 from exitlens.types.requests import SampleSketch, read_record
 from exitlens.types.traces import format_ms, make_increasing
 from tests.conftest import make_timing, random_trace, timed_trace
@@ -46,18 +47,16 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"logits": torch.randn(5, 3)}, r"logits: expected \(N,K,C\)"),
         ({"logits": torch.randn(0, 3, 4)}, "logits"),
         ({"logits": torch.full((5, 3, 4), math.nan)}, "finite"),
-        ({"labels": torch.tensor([0, 1, 2, 3, 9])}, r"\[0, 4\)"),
-        ({"labels": torch.tensor([0, 1, 2, 3, -1])}, r"\[0, 4\)"),
-        ({"labels": torch.rand(5)}, "integers"),
-        ({"labels": torch.tensor([0])}, "integers"),
-        ({"divergence": torch.rand(5, 2)}, "divergence"),
+        *(({"labels": torch.tensor([0, 1, 2, 3, odd])}, r"\[0, 4\)") for odd in (9, -1)),
+        *(({"labels": labels}, "integers") for labels in (torch.rand(5), torch.tensor([0]))),
         ({"divergence": torch.full((5, 3), 1.5)}, r"\[0, 1\]"),
         ({"divergence": torch.full((5, 3), 0.5)}, "0 at the final exit"),
         ({"labels": ["a"] * 5}, "labels"),
         ({"gate_features": "x"}, "gate_features"),
-        ({"groups": torch.zeros(4).long()}, r"groups: expected \(5,\) integers"),
-        ({"groups": torch.zeros(5)}, "groups: expected .* integers"),
-        ({"groups": ["a"] * 5}, "groups: expected .* integers"),
+        *(
+            ({"groups": ids}, r"groups: expected \(5,\) integers")
+            for ids in (torch.zeros(4).long(), torch.zeros(5), ["a"] * 5)
+        ),
         ({"logits": torch.zeros(5, 3, 1)}, "two classes or more"),
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),
@@ -67,9 +66,7 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"labels": torch.zeros(5, 3).long()}, r"labels: expected \(5,4\) integers or bool, got \(5, 3\)"),
         ({"task": "multilabel"}, r"labels: this network answers several labels a sample: expected \(5,4\)"),
         ({"task": "ordinal"}, "task: expected one of"),
-        ({"logits": None}, "logits: expected"),
-        ({"divergence": None}, "divergence: expected"),
-        ({"cost": None}, "cost: expected"),
+        *(({name: None}, f"{name}: expected") for name in ("logits", "divergence", "cost")),
     ],
 )
 def test_bad_traces(changes, message):
@@ -221,8 +218,7 @@ def test_a_timing_says_what_it_holds_for_and_goes_through_json():
     ("change", "message"),
     [
         ({"ms": (2.0, 2.0, 3.0)}, "increase from exit to exit"),
-        ({"ms": (0.0, 2.0, 3.0)}, "positive milliseconds"),
-        ({"ms": (1.0, 2.0, float("inf"))}, "positive milliseconds"),
+        *(({"ms": ms}, "positive milliseconds") for ms in ((0.0, 2.0, 3.0), (1.0, 2.0, math.inf))),
         ({"ms": (1.0, 2.0)}, "two quartiles for each exit"),
         ({"low": "abc"}, "expected milliseconds of each exit"),
         ({"whole_ms": -1}, "positive milliseconds"),
@@ -240,3 +236,32 @@ def test_numbers_as_text_and_in_order():
     assert [format_ms(value) for value in (0.12345, 12.345, 123.45)] == ["0.123", "12.3", "123"]
     assert make_increasing([2.0, 1.0, 3.0], step=0.5) == (2.0, 3.0, 4.5)
     assert make_increasing([1.0, 2.0]) == (1.0, 2.0)
+
+
+def test_it_is_indexed_like_the_tensor_that_it_stands_for():
+    logits = torch.randn(9, 3, 40)
+    compact, rows = compress(logits, torch.arange(9)), torch.tensor([4, 1])
+    for at in (rows, (slice(None), 1), (rows, 2), slice(2, 5), torch.arange(9) > 3):
+        one, expected = compact[at], logits[at]
+        assert one.shape == expected.shape
+        assert one.ndim == expected.ndim
+        assert len(one) == len(expected)
+        assert torch.equal(one.argmax(-1), expected.argmax(-1))
+    assert [len(part) for part in compact.split(4)] == [4, 4, 1]
+
+
+def test_what_is_not_kept_is_refused():
+    compact = compress(torch.randn(9, 3, 40))
+    for at in ((0, 1, 2), ..., (..., 0)):
+        with pytest.raises(
+            xl.errors.InputError, match="there is no indexing along the classes: collect the trace with compact=False"
+        ):
+            compact[at]
+    with pytest.raises(xl.errors.InputError, match="dim: expected -1"):
+        compact.argmax(0)
+    with pytest.raises(xl.errors.InputError, match="expected classes"):
+        CompactLogits(compact.top, compact.classes[:3], None, compact.span, compact.weights, 40)
+
+
+def test_it_says_what_it_is():
+    assert repr(compress(torch.randn(9, 3, 40))) == "CompactLogits(9, 3, 40: the 16 largest)"

@@ -9,18 +9,13 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from exitlens.cli import verbs
 from website.accessibility import on_post_page
 from website.check import check_site
-from website.command_line import on_page_markdown, write_verbs
 
 ROOT = Path(__file__).parents[2]
-GROUP: Any = typer.main.get_command(verbs)
 CONFIG = (ROOT / "mkdocs.yml").read_text()
 NAV = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", CONFIG[CONFIG.index("\nnav:") :], re.M)
 DOCS = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
@@ -64,18 +59,6 @@ def test_roles_become_links_and_lines_are_split():
     assert docstrings.SECTION.sub(docstrings._part, text) == (
         "Raises:\n    InputError: one, which goes on.\n    PolicyError: two.\n"
     )
-
-
-def test_every_verb_and_option_is_in_the_reference_of_the_command_line():
-    written = write_verbs()
-    for name, command in GROUP.commands.items():
-        section = written.split(f"## exitlens {name}\n")[1].split("\n## ")[0]
-        assert all(
-            f"`{option}`" in section for parameter in command.params for option in parameter.opts if option.startswith("-")
-        )
-    assert "| `--bundle` | " in written
-    assert on_page_markdown("a <!-- verbs --> b", page=None, config=None, files=None) == f"a {written} b"
-    assert on_page_markdown("nothing", page=None, config=None, files=None) == "nothing"
 
 
 def test_the_start_page_has_the_live_example_or_says_why_not(tmp_path, monkeypatch):

@@ -59,11 +59,11 @@ def test_the_percentile_of_samples_is_within_the_limit(percentile, labelled):
 def test_beside_other_limits_the_cheapest_that_keeps_all():
     trace = timed_trace(1000)
     alone = xl.calibrate(trace, max_accuracy_drop=0.06)
-    for how in ({"max_ms": 6.5}, {"max_ms": 5, "percentile": 80}, {"max_ms": 6.5, "max_cost": 0.65}):
-        policy = xl.calibrate(trace, max_accuracy_drop=0.06, **how)
+    for options in ({"max_ms": 6.5}, {"max_ms": 5, "percentile": 80}, {"max_ms": 6.5, "max_cost": 0.65}):
+        policy = xl.calibrate(trace, max_accuracy_drop=0.06, **options)
         assert xl.evaluate(trace, policy).accuracy_drop <= 0.06 + 1e-6
         times = spend(trace, policy)
-        assert times.mean() <= 6.5 if "percentile" not in how else (times <= 5).float().mean() >= 0.8
+        assert times.mean() <= 6.5 if "percentile" not in options else (times <= 5).float().mean() >= 0.8
         assert policy.calibration.cost >= alone.calibration.cost - 0.01
     with pytest.raises(xl.errors.CalibrationError, match=r"no policy found keeps .*0.0.* within max_ms 2.5: raise one"):
         xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5)
@@ -78,23 +78,23 @@ def test_a_refined_policy_keeps_a_limit_that_a_coarse_frontier_misses():
     assert spend(trace, xl.calibrate(trace, max_accuracy_drop=0.03, max_ms=just)).mean() <= just
 
 
-@pytest.mark.parametrize(("how", "test"), [({}, "betting"), ({"percentile": 90}, "binomial")])
-def test_a_certificate_promises_the_time(how, test):
+@pytest.mark.parametrize(("options", "test"), [({}, "betting"), ({"percentile": 90}, "binomial")])
+def test_a_certificate_promises_the_time(options, test):
     trace = timed_trace(1500)
-    policy = xl.calibrate(trace, max_ms=5, delta=0.1, **how)
+    policy = xl.calibrate(trace, max_ms=5, delta=0.1, **options)
     record = policy.calibration
-    found = record.certification.tests[0]
-    assert found.p_value <= 0.1
-    assert found.test in (test, "hoeffding_bentkus")
+    result = record.certification.tests[0]
+    assert result.p_value <= 0.1
+    assert result.test in (test, "hoeffding_bentkus")
     times, words = spend(trace, policy), policy.certificate()
-    if how:
+    if options:
         assert (times <= 5).float().mean() > 0.9
         assert "answers at least 90 % of the samples at exits that take at most 5 ms (as measured: 2, 5, 10.5 ms" in words
     else:
         assert times.mean() < 5
         assert "answers at exits that take at most 5 ms on average" in words
     assert "batches of 64 on Slow 9000, 2 threads" in words
-    empirical = xl.calibrate(trace, max_ms=5, **how)
+    empirical = xl.calibrate(trace, max_ms=5, **options)
     assert xl.evaluate(trace, policy).accuracy_drop >= xl.evaluate(trace, empirical).accuracy_drop - 0.01
     assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 
@@ -126,7 +126,7 @@ def test_groups_are_what_a_certificate_counts():
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "message"),
+    ("options", "error", "message"),
     [
         ({"max_ms": 1.5}, xl.errors.CalibrationError, r"even the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"),
         ({"max_ms": 0}, xl.errors.InputError, "max_ms: expected milliseconds above 0"),
@@ -141,9 +141,9 @@ def test_groups_are_what_a_certificate_counts():
         ({"max_ms": 5, "percentile": 100, "delta": 0.1}, xl.errors.InputError, "with delta, pass less than 100"),
     ],
 )
-def test_requests_that_cannot_be_met(how, error, message):
+def test_requests_that_cannot_be_met(options, error, message):
     with pytest.raises(error, match=message):
-        xl.calibrate(timed_trace(), **how)
+        xl.calibrate(timed_trace(), **options)
 
 
 def test_a_trace_without_times_says_how_to_get_them():

@@ -38,13 +38,8 @@ def test_a_certificate_names_promises_and_evidence():
     assert trace.cost[exits].double().mean().item() == pytest.approx(record.cost)
     words = policy.certificate()
     assert words.count(". ") == 1
-    for part in (
-        "With 90 % confidence",
-        "1,500 calibration samples",
-        "at most 2 points less accurate",
-        "at most 0.1)",
-        "900 samples",
-    ):
+    promises = "With 90 % confidence", "at most 2 points less accurate", "at most 0.1)"
+    for part in (*promises, "1,500 calibration samples", "900 samples"):
         assert part in words
     assert xl.Policy.from_dict(policy.to_dict()) == policy
 
@@ -55,10 +50,10 @@ def test_test_samples_decide_only_where_the_path_ends():
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))[600:]
     labels = trace.labels.clone()
     labels[rows[:200]] = 1 - labels[rows[:200]]
-    one = xl.calibrate(trace, max_accuracy_drop=0.02, delta=0.1)
-    other = xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.02, delta=0.1)
-    assert one.temperatures == other.temperatures
-    assert one.calibration.certification.path_length == other.calibration.certification.path_length
+    first = xl.calibrate(trace, max_accuracy_drop=0.02, delta=0.1)
+    second = xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.02, delta=0.1)
+    assert first.temperatures == second.temperatures
+    assert first.calibration.certification.path_length == second.calibration.certification.path_length
 
 
 @pytest.mark.slow
@@ -97,7 +92,7 @@ def test_every_class_has_its_own_limit(delta):
     drop = select_exits(accuracy_drop(trace), xl.route(trace, each))
     assert all(drop[labels == c].mean() <= 0.15 + 1e-6 for c in (0, 1))
     if delta:
-        assert [one.name for one in each.calibration.certification.tests][1] == "max_class_accuracy_drop, class 1"
+        assert [item.name for item in each.calibration.certification.tests][1] == "max_class_accuracy_drop, class 1"
         assert "in every class" in each.certificate()
 
 
@@ -124,7 +119,7 @@ def test_refusals_give_true_reasons():
     assert "can never be shown from samples" in nothing.calibration.certification.reason
     tiny = xl.calibrate(good_trace(2000), max_accuracy_drop=0.05, delta=1e-4)
     assert tiny.calibration.cost < 1  # the tests spare a part of delta, not a fixed one
-    assert all(one.p_value <= 1e-4 for one in tiny.calibration.certification.tests)
+    assert all(item.p_value <= 1e-4 for item in tiny.calibration.certification.tests)
     for limits in ({"max_accuracy_drop": 1e-320}, {"max_disagreement": 1e-320}, {"max_accuracy_drop": 0.0}):
         assert xl.calibrate(good_trace(20), **limits, delta=1e-3).thresholds == (math.inf, math.inf)
 
@@ -140,8 +135,8 @@ def test_a_certificate_names_only_tested_classes():
     assert policy.calibration.classes == (9, 10)
     assert "in each of the 9 classes of 10 that were tested" in policy.certificate()
     assert "nearest to failing of 9" in policy.certificate()
-    one = xl.Trace(logits, torch.zeros(3000).long(), torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
-    assert xl.calibrate(one, max_class_accuracy_drop=0.5).num_exits == 2
+    item = xl.Trace(logits, torch.zeros(3000).long(), torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
+    assert xl.calibrate(item, max_class_accuracy_drop=0.5).num_exits == 2
 
 
 def test_a_changed_policy_has_no_certificate(tmp_path):
@@ -153,9 +148,9 @@ def test_a_changed_policy_has_no_certificate(tmp_path):
 
 
 def test_certificates_count_distinct_samples():
-    one = good_trace(100)
+    item = good_trace(100)
     rows = torch.randint(100, (1000,), generator=torch.Generator().manual_seed(0))
-    trace = xl.Trace(one.logits[rows], None, one.divergence[rows], one.cost)
+    trace = xl.Trace(item.logits[rows], None, item.divergence[rows], item.cost)
     assert "only 100 of the samples are distinct" in xl.calibrate(trace, max_disagreement=0.2, delta=0.1).certificate()
 
 
@@ -203,12 +198,12 @@ def test_temperatures_of_other_data_but_not_of_these():
     policy = xl.calibrate(trace, max_accuracy_drop=0.05, delta=0.1, temperatures=fitted)
     assert policy.temperatures == fitted.temperatures
     mixed = xl.Trace(torch.cat([trace.logits, good_trace(seed=5).logits[:300]]), None, torch.zeros(1800, 3), trace.cost)
-    for leaking, one in ((xl.calibrate(trace, max_accuracy_drop=0.05), trace), (fitted, mixed)):
+    for leaking, first in ((xl.calibrate(trace, max_accuracy_drop=0.05), trace), (fitted, mixed)):
         with pytest.raises(xl.errors.CalibrationError, match="temperatures: they were fitted on samples of this trace"):
-            xl.calibrate(one, max_disagreement=0.05, delta=0.1, temperatures=leaking)
-    other = replace(fitted, network="another")
+            xl.calibrate(first, max_disagreement=0.05, delta=0.1, temperatures=leaking)
+    second = replace(fitted, network="another")
     with pytest.raises(xl.errors.PolicyError, match="calibrated for network another"):
-        xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=other)
+        xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=second)
 
 
 @pytest.mark.slow  # test_certification.py draws again, too, without the search

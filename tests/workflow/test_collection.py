@@ -58,16 +58,16 @@ def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"cost": "seconds"}, "cost: expected 'macs'"),
         ({"timed_batch": 1}, "timed_batch: it is about measured time"),
         ({"cost": "time", "timed_batch": 0}, "timed_batch: expected samples, 1 or more"),
     ],
 )
-def test_bad_costs_are_refused(net, how, message):
+def test_bad_costs_are_refused(net, options, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        xl.collect(net, [], **how)
+        xl.collect(net, [], **options)
 
 
 def test_sources_and_batch_sizes_agree(net, tiny_set):
@@ -134,8 +134,8 @@ def test_bad_data(net, images, make, message):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    with open_pair(tmp_path_factory.mktemp("pair")) as found:
-        yield found
+    with open_pair(tmp_path_factory.mktemp("pair")) as processes:
+        yield processes
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def pair(tmp_path_factory):
 )
 def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
     expected = _collect(0, kind, folder, ranks=xl.DistributedContext())
-    for found in pair.run(_collect, kind, folder):
-        assert found.keys() == expected.keys()
+    for result in pair.run(_collect, kind, folder):
+        assert result.keys() == expected.keys()
         for name, value in expected.items():
-            assert torch.equal(found[name], value), name
+            assert torch.equal(result[name], value), name
 
 
 def _collect(rank, kind, folder, ranks=None):
@@ -210,21 +210,21 @@ def _collect_wrong(rank, kind):
     xl.collect(make_net(), source)
 
 
-def assert_equal_traces(one, other):
-    assert repr(one) == repr(other)
-    for field in dataclasses.fields(one):
-        assert_equal(getattr(one, field.name), getattr(other, field.name))
+def assert_equal_traces(first, second):
+    assert repr(first) == repr(second)
+    for field in dataclasses.fields(first):
+        assert_equal(getattr(first, field.name), getattr(second, field.name))
 
 
-def assert_equal(one, other):
-    if isinstance(one, CompactLogits):
-        one, other = one.parts(), other.parts()
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert_equal(one[name], other[name])
+def assert_equal(first, second):
+    if isinstance(first, CompactLogits):
+        first, second = first.parts(), second.parts()
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert_equal(first[name], second[name])
     else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def test_logits_in_compact_form_are_those_of_the_whole_trace(net, tiny_set):
@@ -278,9 +278,9 @@ def test_compact_and_whole_traces_give_equal_policies_and_reports():
         limits = {"max_disagreement": 0.3, "max_divergence": 0.3, "score": score, "gate": score != "margin"}
         policies = [xl.calibrate(trace, **limits) for trace in (whole, compact)]
         torch.testing.assert_close(*(torch.tensor(p.temperatures) for p in policies), rtol=1e-4, atol=0)
-        one, other = (xl.evaluate(trace, policies[0]) for trace in (whole, compact))
-        assert one.exit_shares == other.exit_shares
-        for row, same in zip(one.exits, other.exits, strict=True):
+        first, second = (xl.evaluate(trace, policies[0]) for trace in (whole, compact))
+        assert first.exit_shares == second.exit_shares
+        for row, same in zip(first.exits, second.exits, strict=True):
             for name in ("accuracy", "agreement", "calibration_error", "brier", "risk_coverage"):
                 assert getattr(row, name) == pytest.approx(getattr(same, name), abs=1e-5)
     certified = [xl.calibrate(trace, max_disagreement=0.3, delta=0.1) for trace in (whole, compact)]

@@ -73,12 +73,12 @@ def test_top_locations_by_hand(net, images):
     view = why.exits[0]
     top = view.top(3)
     flat = view.evidence.flatten()
-    assert [abs(one.evidence) for one in top] == pytest.approx(flat.abs().sort(descending=True).values[:3].tolist())
-    for one in top:
-        assert view.evidence[one.at] == one.evidence
-        assert view.attention[one.at] == one.attention
+    assert [abs(item.evidence) for item in top] == pytest.approx(flat.abs().sort(descending=True).values[:3].tolist())
+    for item in top:
+        assert view.evidence[item.at] == item.evidence
+        assert view.attention[item.at] == item.attention
     row = why.to_dict()["exits"][0]
-    assert sum(one["evidence"] for one in row["top_locations"]) + row["evidence_elsewhere"] + row["bias"] == pytest.approx(
+    assert sum(item["evidence"] for item in row["top_locations"]) + row["evidence_elsewhere"] + row["bias"] == pytest.approx(
         row["logit"], abs=1e-4
     )
     p = view.probabilities.tolist()
@@ -166,10 +166,10 @@ def test_one_pass_that_stops_where_the_answer_is(net, images, final, stages, rel
 
 
 def test_relevance_does_not_change_the_rest_of_an_explanation(net, images):
-    plain, other = (xl.explain_batch(net, images, POLICY, relevance=value) for value in (False, True))
-    for one, two in zip(plain, other, strict=True):
-        assert one.reason == two.reason
-        for view, same in zip(one.exits, two.exits, strict=True):
+    plain, second = (xl.explain_batch(net, images, POLICY, relevance=value) for value in (False, True))
+    for first, two in zip(plain, second, strict=True):
+        assert first.reason == two.reason
+        for view, same in zip(first.exits, two.exits, strict=True):
             torch.testing.assert_close(view.attention, same.attention)
             torch.testing.assert_close(view.evidence, same.evidence)
         assert not two.relevance.requires_grad
@@ -188,7 +188,7 @@ def test_relevance_of_a_tuned_network_from_within_inference_mode(net, images, tu
     net.tuning = tuning
     with torch.inference_mode():
         whys = xl.explain_batch(net, images[:4] + 0, xl.Policy.never(3), relevance=True)
-    found = torch.stack([why.relevance for why in whys])
+    result = torch.stack([why.relevance for why in whys])
     same = torch.tensor([why.label for why in whys]) == net.eval()(images[:4])[-1].logits.argmax(1)
     assert same.any()
-    torch.testing.assert_close(found[same], wanted[same], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(result[same], wanted[same], atol=tolerance, rtol=tolerance)

@@ -10,14 +10,14 @@ from tests.conftest import make_net
 
 def test_measures_by_exit(net, tiny_set):
     net.train()
-    found = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
+    result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
     assert net.training
     kinds = [f"{measure}{kind}" for measure in ("deletion", "insertion") for kind in ("", "_random", "_oracle")]
     for name in (*kinds, "energy_in_mask", "pointing_game"):
-        assert len(getattr(found, name)) == 3, name
-    assert found.samples == 20
-    assert all(-1 <= cc <= 1 for cc in found.randomised_cc)
-    json.dumps(found.to_dict())
+        assert len(getattr(result, name)) == 3, name
+    assert result.samples == 20
+    assert all(-1 <= cc <= 1 for cc in result.randomised_cc)
+    json.dumps(result.to_dict())
 
 
 def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.data.ImageSet]:
@@ -47,14 +47,14 @@ def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.data.ImageSet]:
 
 def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
     net, data = make_bright_cell(4.0)
-    found = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
-    assert found.deletion[0] > 0.5
-    assert found.deletion_random[0] < 0.2
-    assert found.pointing_game == (1.0,)
-    assert found.energy_in_mask[0] > 0.9
-    assert found.deletion_share == found.insertion_share == (1.0,)  # the oracle finds the same cell
-    assert found.deletion_share_error == (0.0,)
-    assert found.oracle_samples == 30
+    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
+    assert result.deletion[0] > 0.5
+    assert result.deletion_random[0] < 0.2
+    assert result.pointing_game == (1.0,)
+    assert result.energy_in_mask[0] > 0.9
+    assert result.deletion_share == result.insertion_share == (1.0,)  # the oracle finds the same cell
+    assert result.deletion_share_error == (0.0,)
+    assert result.oracle_samples == 30
 
 
 def test_a_map_off_the_decisive_cell_has_a_negative_share():
@@ -62,11 +62,11 @@ def test_a_map_off_the_decisive_cell_has_a_negative_share():
     net, data = make_bright_cell(-0.1)
     with torch.no_grad():
         net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
-    found = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
-    assert found.oracle_samples == 20
-    assert found.deletion_oracle[0] > found.deletion_random[0]
-    assert found.deletion_share[0] < 0
-    assert found.deletion_share_error[0] >= 0
+    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
+    assert result.oracle_samples == 20
+    assert result.deletion_oracle[0] > result.deletion_random[0]
+    assert result.deletion_share[0] < 0
+    assert result.deletion_share_error[0] >= 0
 
 
 def test_maps_are_placed_before_cells_are_judged():
@@ -84,9 +84,9 @@ def test_maps_are_placed_before_cells_are_judged():
 
 
 def test_results_without_an_oracle(net, tiny_set):
-    found = xl.measure_faithfulness(net, tiny_set, oracle_samples=0)
-    assert found.oracle_samples == 0
-    assert found.deletion_oracle is found.deletion_share is found.insertion_share_error is None
+    result = xl.measure_faithfulness(net, tiny_set, oracle_samples=0)
+    assert result.oracle_samples == 0
+    assert result.deletion_oracle is result.deletion_share is result.insertion_share_error is None
 
 
 def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
@@ -127,13 +127,13 @@ def test_the_tuned_network_is_measured(final, tiny_set):
 def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
-    found, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
+    result, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
             cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
             answer = out.logits.argmax(1, keepdim=True)
             after = net(modality.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
-            assert found.insertion[k] == after.mean().item()
+            assert result.insertion[k] == after.mean().item()
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_relevance_is_judged_as_attention_is():
     net, data = make_bright_cell(-0.1)
     with torch.no_grad():
         net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
-    how = {"grid": (4, 4), "fraction": 1 / 16}
-    attention, relevance = (xl.measure_faithfulness(net, data, of=of, **how) for of in ("attention", "relevance"))
+    options = {"grid": (4, 4), "fraction": 1 / 16}
+    attention, relevance = (xl.measure_faithfulness(net, data, of=of, **options) for of in ("attention", "relevance"))
     assert attention.deletion_share[0] < 0
     assert relevance.deletion_share[0] == pytest.approx(1, abs=1e-6)
     assert relevance.energy_in_mask[0] > 0.9 > attention.energy_in_mask[0]

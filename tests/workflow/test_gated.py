@@ -49,9 +49,9 @@ def test_the_router_gates_as_the_trace_says(made, micro_batch):
     check(net, xl.predict(net, IMAGES, policy), policy, trace)
     assert len(xl.route(trace, policy).unique()) == 3
     assert (xl.route(trace, policy) != xl.route(trace, xl.Policy(policy.thresholds))).any()
-    one = xl.predict(net, IMAGES[:1], policy, attention=True)
-    assert len(one.attention) == 1
-    assert one.divergence_estimate.shape == (1,)
+    item = xl.predict(net, IMAGES[:1], policy, attention=True)
+    assert len(item.attention) == 1
+    assert item.divergence_estimate.shape == (1,)
 
 
 def test_streams_and_their_orders(made):
@@ -96,15 +96,15 @@ def test_texts():
 
 def test_explanations_know_the_gate(made):
     net, policy, trace = made
-    found = xl.explain_batch(net, IMAGES[:30], policy)
-    assert [one.answered for one in found] == xl.route(trace, policy)[:30].tolist()
+    result = xl.explain_batch(net, IMAGES[:30], policy)
+    assert [item.answered for item in result] == xl.route(trace, policy)[:30].tolist()
     estimates = estimate_trace(trace, policy.temperatures, policy.gate)
     decisive = score_early_exits(trace, policy)
-    for i, one in enumerate(found):
-        assert [v.estimate for v in one.exits[:-1]] == pytest.approx(estimates[i].tolist(), abs=1e-5)
-        assert one.exits[-1].estimate is None
-        assert [v.fired for v in one.exits[:-1]] == [bool(decisive[i, k] >= policy.thresholds[k]) for k in range(2)]
-    stopped = next(one for one in found if any(v.confidence >= v.threshold and not v.fired for v in one.exits[:-1]))
+    for i, item in enumerate(result):
+        assert [v.estimate for v in item.exits[:-1]] == pytest.approx(estimates[i].tolist(), abs=1e-5)
+        assert item.exits[-1].estimate is None
+        assert [v.fired for v in item.exits[:-1]] == [bool(decisive[i, k] >= policy.thresholds[k]) for k in range(2)]
+    stopped = next(item for item in result if any(v.confidence >= v.threshold and not v.fired for v in item.exits[:-1]))
     assert re.search(
         r"reached the threshold too, but its map was not trusted: its estimated divergence .* over the limit", stopped.reason
     )

@@ -73,7 +73,7 @@ def test_only_membership_of_groups_matters():
     trace = grouped(size=6)
     renamed = replace(trace, groups=trace.groups * 3 - 10)
     assert xl.calibrate(renamed, max_disagreement=0.1, delta=0.1) == xl.calibrate(trace, max_disagreement=0.1, delta=0.1)
-    empirical = [xl.calibrate(one, max_disagreement=0.1) for one in (trace, replace(trace, groups=None))]
+    empirical = [xl.calibrate(item, max_disagreement=0.1) for item in (trace, replace(trace, groups=None))]
     assert empirical[0].thresholds == empirical[1].thresholds
     assert empirical[0].calibration.cost == empirical[1].calibration.cost
     assert "Nothing is promised for new data" in empirical[0].certificate()
@@ -81,11 +81,11 @@ def test_only_membership_of_groups_matters():
 
 def test_too_few_groups_are_refused_with_the_number_needed():
     policy = xl.calibrate(grouped(size=60), max_accuracy_drop=0.02, delta=0.1)
-    found = policy.calibration.certification
+    result = policy.calibration.certification
     assert policy.thresholds == (float("inf"),) * 2
-    assert 150 < found.samples_needed < 300
-    assert f"in 30 groups, 1800 samples, p-value {found.tests[0].p_value:.2g}): about" in policy.certificate()
-    assert f"about {found.samples_needed} groups would be needed" in policy.certificate()
+    assert 150 < result.samples_needed < 300
+    assert f"in 30 groups, 1800 samples, p-value {result.tests[0].p_value:.2g}): about" in policy.certificate()
+    assert f"about {result.samples_needed} groups would be needed" in policy.certificate()
     with pytest.raises(xl.errors.CalibrationError, match=r"trace: 9 groups \(of 3000 samples\) can certify nothing"):
         xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1, delta=0.1)
     assert xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1).calibration.groups == 9
@@ -120,9 +120,9 @@ def test_limits_on_classes_count_the_groups_of_the_class():
 
 
 def test_repeated_samples_matter_between_groups_only():
-    one = good_trace(400)
+    item = good_trace(400)
     rows = torch.arange(400).repeat_interleave(5)
-    trace = xl.Trace(one.logits[rows], None, one.divergence[rows], one.cost, groups=rows)
+    trace = xl.Trace(item.logits[rows], None, item.divergence[rows], item.cost, groups=rows)
     assert "repeated samples" not in xl.calibrate(trace, max_disagreement=0.2, delta=0.1).certificate()
     mixed = replace(trace, groups=torch.arange(2000) % 400)
     assert (
@@ -132,10 +132,10 @@ def test_repeated_samples_matter_between_groups_only():
 
 
 def test_unnamed_families_are_warned_about():
-    one = random_trace(60)
+    item = random_trace(60)
     rows = torch.arange(60).repeat_interleave(10)
-    logits = one.logits[rows] + 0.3 * random_trace(600, seed=1).logits
-    trace = xl.Trace(logits, one.labels[rows], one.divergence[rows], one.cost)
+    logits = item.logits[rows] + 0.3 * random_trace(600, seed=1).logits
+    trace = xl.Trace(logits, item.labels[rows], item.divergence[rows], item.cost)
     with pytest.warns(xl.errors.DataWarning, match=r"that follow one another look alike .*name the groups"):
         xl.calibrate(trace, max_disagreement=0.3, delta=0.1)
     xl.calibrate(replace(trace, groups=rows), max_disagreement=0.3, delta=0.1)

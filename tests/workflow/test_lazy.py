@@ -40,14 +40,14 @@ def _attach():
     return xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16))
 
 
-def _train(train, val, **how):
+def _train(train, val, **options):
     net = _attach()
-    result = xl.fit(net, train, val, **FIT | how)
+    result = xl.fit(net, train, val, **FIT | options)
     return unique_state(net), result.history
 
 
-def _equal(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+def _equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
 
 
 @pytest.mark.slow
@@ -55,8 +55,8 @@ def test_lazy_sets_train_the_weights_of_sets_in_memory(folder):
     train, val = _open(folder)
     expected, history = _train(train.load(), val.load())
     for workers in (0, 3):
-        found, same = _train(*_open(folder, workers))
-        assert _equal(found, expected)
+        outcome, same = _train(*_open(folder, workers))
+        assert _equal(outcome, expected)
         assert [row["accuracy"] for row in same] == [row["accuracy"] for row in history]
     assert _equal(_train(*_open(folder), workers=2)[0], expected)
 
@@ -69,10 +69,10 @@ def test_bad_files_stop_a_fit_which_resumes_without_them(own, tmp_path):
     assert caught.value.is_skippable
     assert "--resume" not in str(caught.value)  # there is no run yet
     train, val = _open(own, 2, skip_bad=True)
-    found, history = _train(train, val, out_dir=tmp_path / "run", resume=True)
+    outcome, history = _train(train, val, out_dir=tmp_path / "run", resume=True)
     assert len(train.bad) == 3
     assert len(history) == 2
-    assert _equal(found, _train(*_open(own, 0, skip_bad=True))[0])
+    assert _equal(outcome, _train(*_open(own, 0, skip_bad=True))[0])
 
 
 def test_batches_that_become_too_small_are_skipped(own):
@@ -98,18 +98,18 @@ def test_a_fit_resumes_after_a_killed_worker(folder, tmp_path, monkeypatch):
     with pytest.raises(xl.errors.DataError, match=r"SIGKILL.*--resume"):
         _train(*_open(folder, 2), out_dir=tmp_path / "run")
     monkeypatch.undo()
-    found, history = _train(*_open(folder, 2), out_dir=tmp_path / "run", resume=True)
+    outcome, history = _train(*_open(folder, 2), out_dir=tmp_path / "run", resume=True)
     assert len(history) == 2
-    assert _equal(found, expected)
+    assert _equal(outcome, expected)
 
 
 @pytest.mark.slow
 def test_the_other_verbs_give_what_they_give_in_memory(folder):
     lazy, whole = _open(folder, 2)[0], _open(folder)[0].load()
     net = _attach().eval()
-    one, other = xl.collect(net, lazy, batch_size=8), xl.collect(net, whole, batch_size=8)
-    assert torch.equal(one.logits, other.logits)
-    assert torch.equal(one.labels, other.labels)
+    first, second = xl.collect(net, lazy, batch_size=8), xl.collect(net, whole, batch_size=8)
+    assert torch.equal(first.logits, second.logits)
+    assert torch.equal(first.labels, second.labels)
     assert xl.measure_faithfulness(net, lazy, samples=20) == xl.measure_faithfulness(net, whole, samples=20)
     policy = xl.Policy((0.6, 0.6))
     predictions = [torch.cat([p.labels for p in xl.predict_stream(net, data, policy)]) for data in (lazy, whole)]

@@ -66,40 +66,40 @@ def test_f1_in_the_history_equals_scikit_learns(tmp_path):
     metrics = pytest.importorskip("sklearn.metrics")
     outs = plain(val.inputs)
     told = [(out.logits >= 0).numpy() for out in outs]
-    expected = [metrics.f1_score(val.labels.numpy(), one, average="micro", zero_division=0.0) for one in told]
+    expected = [metrics.f1_score(val.labels.numpy(), item, average="micro", zero_division=0.0) for item in told]
     assert result.history[-1]["f1"] == pytest.approx(expected)
-    right = [float((one == val.labels.numpy()).all(1).mean()) for one in told]
+    right = [float((item == val.labels.numpy()).all(1).mean()) for item in told]
     assert result.history[-1]["accuracy"] == pytest.approx(right)
     assert "f1_exit0" in (tmp_path / "run" / "log.csv").read_text()
 
 
-@pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"monitor": "loss", "patience": 1}])
-def test_other_ways_to_train(how):
+@pytest.mark.parametrize(
+    ("options", "load"),
+    [
+        ({"freeze_backbone": True}, lambda data: data),
+        ({"monitor": "loss"}, lambda data: DataLoader(TensorDataset(data.inputs, data.labels.long()), 32)),  # integers
+    ],
+)
+def test_other_ways_to_train(options, load):
     plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     loss = xl.EGTLoss(0.5, target="product", label_smoothing=0.1, class_weights=(1, 2, 1, 1), distill=0.1)
-    result = xl.fit(plain, draw(64, 1), draw(32, 2), loss=loss, epochs=2, batch_size=32, progress=False, **how)
-    assert all(math.isfinite(row["loss"]["total"]) for row in result.history)
-
-
-def test_integer_label_rows_are_accepted():
-    data = draw(64, 1)
-    loader = DataLoader(TensorDataset(data.inputs, data.labels.long()), 32)
-    plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    xl.fit(plain, loader, loader, epochs=1, progress=False)
+    train, val = load(draw(64, 1)), load(draw(32, 2))
+    result = xl.fit(plain, train, val, loss=loss, epochs=2, batch_size=32, progress=False, **options)
     assert plain.info.task == "multilabel"
+    assert all(math.isfinite(row["loss"]["total"]) for row in result.history)
 
 
 def test_unsuitable_options_for_several_labels_are_refused():
     plain, data = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)), draw(32, 1)
     classes, wrong = (TensorDataset(data.inputs, labels) for labels in (torch.arange(32) % 4, 3 * data.labels.long()))
-    for val, how, message in (
+    for val, options, message in (
         (data, {"balanced": True}, "balanced: it is for one class a sample"),
         (data, {"loss": xl.EGTLoss(class_weights="balanced")}, "class_weights: it is for one class a sample"),
         (classes, {}, r"labels: this network answers one class a sample: expected \(32,\) integers"),
         (wrong, {}, "val labels: expected 0 and 1"),
     ):
         with pytest.raises(xl.errors.InputError, match=message):
-            xl.fit(plain, data, val, epochs=1, batch_size=32, progress=False, **how)
+            xl.fit(plain, data, val, epochs=1, batch_size=32, progress=False, **options)
         plain.describe(task="classes")
 
 
@@ -172,7 +172,7 @@ def test_predictions_are_those_on_paper(net, trace):
     sure = torch.maximum(pred.probabilities, 1 - pred.probabilities).amin(1)
     torch.testing.assert_close(pred.confidence, sure)
     streamed = list(xl.predict_stream(net, [data.inputs[:30], data.inputs[30:]], policy))
-    assert torch.equal(torch.cat([one.labels for one in streamed]), pred.labels)
+    assert torch.equal(torch.cat([item.labels for item in streamed]), pred.labels)
     assert xl.DriftMonitor(policy).update(pred).samples == 60
 
 
@@ -234,11 +234,10 @@ def _flatten(why):
     """As if it were of a text, whose maps have one axis."""
     views = []
     for view in why.exits:
-        labels = tuple(one._replace(evidence=one.evidence.flatten()) for one in view.labels)
-        views.append(
-            replace(view, attention=view.attention.flatten(), evidence=view.evidence.flatten(), labels=labels),
-        )
-    return replace(why, tokens=("x",) * 16, exits=tuple(views), relevance=why.relevance.flatten())
+        labels = tuple(item._replace(evidence=item.evidence.flatten()) for item in view.labels)
+        views.append(replace(view, attention=view.attention.flatten(), evidence=view.evidence.flatten(), labels=labels))
+    texts = xl.data.TextPreprocess(xl.data.word_tokenizer(["x"]), 16)
+    return replace(why, tokens=("x",) * 16, exits=tuple(views), relevance=why.relevance.flatten(), preprocess=texts)
 
 
 def test_a_sample_without_a_label_says_so(net):
@@ -258,8 +257,8 @@ def test_relevance_is_about_the_labels_that_are_told(net):
 
 
 def test_deletion_is_judged_by_the_strongest_label(net):
-    found = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
-    assert all(math.isfinite(value) for value in found.deletion)
+    outcome = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
+    assert all(math.isfinite(value) for value in outcome.deletion)
 
 
 def test_rows_name_all_labels(net):

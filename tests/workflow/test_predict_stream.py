@@ -38,21 +38,21 @@ def test_in_order_one_prediction_for_every_batch(size, micro_batch):
         rows = torch.arange(start, start + len(batch))
         assert pred.index.tolist() == rows.tolist()
         same(pred, rows)
-        for one, i in zip(pred.attention, rows.tolist(), strict=True):
-            torch.testing.assert_close(one, WHOLE.attention[i], atol=1e-5, rtol=1e-3)
+        for item, i in zip(pred.attention, rows.tolist(), strict=True):
+            torch.testing.assert_close(item, WHOLE.attention[i], atol=1e-5, rtol=1e-3)
         start += len(batch)
     assert start == 101
 
 
 @pytest.mark.parametrize("size", [3, 40])
 def test_ready_order(size):
-    found = list(xl.predict_stream(NET, iter(split(size)), POLICY, order="ready"))
-    index = torch.cat([pred.index for pred in found])
+    result = list(xl.predict_stream(NET, iter(split(size)), POLICY, order="ready"))
+    index = torch.cat([pred.index for pred in result])
     assert index.sort().values.tolist() == list(range(101))
-    for pred in found:
+    for pred in result:
         same(pred, pred.index)
         assert len(set(pred.exits.tolist())) == 1
-    early = [pred.index[0].item() for pred in found if pred.exits[0] == 0]
+    early = [pred.index[0].item() for pred in result if pred.exits[0] == 0]
     assert early == sorted(early)
     assert list(xl.predict_stream(NET, iter([]), POLICY)) == []
 
@@ -81,8 +81,8 @@ def test_deep_stages_run_on_full_micro_batches():
 
 def test_untuned_micro_batches_do_not_exceed_the_streams_batches():
     net, stream = make_net(), []
-    found = xl.predict_stream(net, (stream.append(i) or IMAGES[i : i + 1] for i in range(40)), POLICY)
-    assert next(found).index.tolist() == [0]
+    result = xl.predict_stream(net, (stream.append(i) or IMAGES[i : i + 1] for i in range(40)), POLICY)
+    assert next(result).index.tolist() == [0]
     assert net.tuning.micro_batch > 1
     running = inference._Stream(net, POLICY, False, "input", None)
     for size, wanted in ((1, 1), (5, 5), (2, 5), (60, net.tuning.micro_batch)):
@@ -163,10 +163,10 @@ def test_samples_before_an_error_are_answered(stop, error, message):
     ],
 )
 def test_a_bad_batch_is_named_after_the_answers_before_it(bad):
-    found: list[xl.Prediction] = []
+    result: list[xl.Prediction] = []
     with pytest.raises(xl.errors.InputError, match=r"batches\[2\]"):
-        found.extend(xl.predict_stream(NET, [IMAGES[:3], IMAGES[3:6], bad, IMAGES[6:]], POLICY))
-    assert torch.cat([pred.index for pred in found]).tolist() == list(range(6))
+        result.extend(xl.predict_stream(NET, [IMAGES[:3], IMAGES[3:6], bad, IMAGES[6:]], POLICY))
+    assert torch.cat([pred.index for pred in result]).tolist() == list(range(6))
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_an_error_of_the_network_keeps_what_was_answered_before():
             raise MemoryError("no memory")
 
     net.stage(0).register_forward_hook(fails_at_the_fourth)
-    found: list[xl.Prediction] = []
+    result: list[xl.Prediction] = []
     with pytest.raises(MemoryError):
-        found.extend(xl.predict_stream(net, split(10), POLICY))
-    assert [len(pred) for pred in found] == [10, 10, 10]
-    for i, pred in enumerate(found):
+        result.extend(xl.predict_stream(net, split(10), POLICY))
+    assert [len(pred) for pred in result] == [10, 10, 10]
+    for i, pred in enumerate(result):
         same(pred, torch.arange(10 * i, 10 * i + 10))
 
 
@@ -234,12 +234,12 @@ def test_samples_that_waited_with_those_of_the_failed_batch_are_answered(monkeyp
         return ran(stage, *activations)
 
     monkeypatch.setattr(type(net.stage(0)), "forward", fails_in_the_middle_of_the_second_batch)
-    found: list[xl.Prediction] = []
+    result: list[xl.Prediction] = []
     with pytest.raises(MemoryError):
-        found.extend(xl.predict_stream(net, [IMAGES[:8], IMAGES[8:40]], POLICY))
+        result.extend(xl.predict_stream(net, [IMAGES[:8], IMAGES[8:40]], POLICY))
     assert calls[:3] == [8, 8, 8]
-    assert [pred.index.tolist() for pred in found] == [list(range(8))]
-    same(found[0], torch.arange(8))
+    assert [pred.index.tolist() for pred in result] == [list(range(8))]
+    same(result[0], torch.arange(8))
 
 
 def test_a_small_first_batch_does_not_shrink_later_ones():
@@ -275,9 +275,9 @@ def test_a_folder(tmp_path):
     images = xl.data.load_unlabelled(tmp_path, net.info.preprocess).inputs
     whole = xl.predict(net, images, xl.Policy((0.3, 0.3)))
     for source in (tmp_path, str(tmp_path)):
-        found = list(xl.predict_stream(net, source, xl.Policy((0.3, 0.3)), batch_size=2))
-        assert [len(pred) for pred in found] == [2, 2, 1]
-        assert torch.cat([pred.exits for pred in found]).tolist() == whole.exits.tolist()
+        result = list(xl.predict_stream(net, source, xl.Policy((0.3, 0.3)), batch_size=2))
+        assert [len(pred) for pred in result] == [2, 2, 1]
+        assert torch.cat([pred.exits for pred in result]).tolist() == whole.exits.tolist()
 
 
 def test_progress_is_shown(monkeypatch):

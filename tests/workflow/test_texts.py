@@ -83,8 +83,8 @@ def test_cached_features_train_the_same_heads(data):
         torch.manual_seed(0)
         bert = make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2)
         nets.append(xl.attach(bert, AT, 2, data.first(1).inputs, final="keep"))
-        how = {"freeze_backbone": True, "cache_features": kept, "amp": False, "progress": False}
-        xl.fit(nets[-1], data, data, epochs=2, batch_size=8, **how)
+        options = {"freeze_backbone": True, "cache_features": kept, "amp": False, "progress": False}
+        xl.fit(nets[-1], data, data, epochs=2, batch_size=8, **options)
     for (name, a), (_, b) in zip(*(net.state_dict().items() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
@@ -128,12 +128,12 @@ def test_loaders_of_dicts(net, data):
 
 
 def test_faithfulness_of_texts(data):
-    found = xl.measure_faithfulness(train(4.0)[0], data)
-    assert len(found.deletion) == len(found.energy_in_mask) == 3
-    assert all(best > blind for best, blind in zip(found.deletion_oracle, found.deletion_random, strict=True))
-    assert 0 < found.deletion_share[0] < 1.5
-    assert found.deletion[0] > found.deletion_random[0]
-    assert all(value is not None for value in found.randomised_cc)
+    outcome = xl.measure_faithfulness(train(4.0)[0], data)
+    assert len(outcome.deletion) == len(outcome.energy_in_mask) == 3
+    assert all(best > blind for best, blind in zip(outcome.deletion_oracle, outcome.deletion_random, strict=True))
+    assert 0 < outcome.deletion_share[0] < 1.5
+    assert outcome.deletion[0] > outcome.deletion_random[0]
+    assert all(value is not None for value in outcome.randomised_cc)
 
 
 class Mean(torch.nn.Module):

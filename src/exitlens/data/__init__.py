@@ -1,6 +1,6 @@
 """Data to train, calibrate and test on: read, split and batched."""
 
-from exitlens.data.folders import load_arrays, load_folder, load_torchvision, load_unlabelled
+from exitlens.data.files import load_folder, load_torchvision, load_unlabelled
 from exitlens.data.sets import ArraySet, ImageSet, LazySet
 from exitlens.data.splits import split_set
 from exitlens.data.streams import ImageStream
@@ -27,7 +27,6 @@ __all__ = [
     "TextSet",
     "VectorPreprocess",
     "VolumePreprocess",
-    "load_arrays",
     "load_folder",
     "load_torchvision",
     "load_unlabelled",

@@ -1,4 +1,4 @@
-"""Files: list them without reading them, tell their versions apart, and read one sample from each."""
+"""Files: list them without reading them, tell their versions apart, and load folders of them."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from exitlens.data.packed import pack_strings
-from exitlens.errors import DataError, InputError
-from exitlens.modalities import SERIES, VOLUME, Modality
+from exitlens.data.checks import check_bad
+from exitlens.data.packed import PackedStrings, pack_strings
+from exitlens.data.readers import ImageFiles
+from exitlens.data.sets import ImageSet, LazySet, find_kind
+from exitlens.data.workers import decode_batches
+from exitlens.errors import DataError, InputError, suggest
+from exitlens.modalities import IMAGE, SERIES, VOLUME, Modality
 from exitlens.modalities.arrays import read_shape
 from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw
 from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume
-from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, SeriesPreprocess, VolumePreprocess
+from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, Preprocess, SeriesPreprocess, VolumePreprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SUFFIXES: Mapping[Modality, tuple[str, ...]] = {SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}
+SUFFIXES: Mapping[Modality, tuple[str, ...]] = {IMAGE: EXTENSIONS, SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}
 _TRIED = 100  # files that may be bad before the search for a good one ends
 _ENDS = 65536  # bytes at both ends of a file
 T = TypeVar("T")
 
 
-def list_names(folder: Path, suffixes: tuple[str, ...] = EXTENSIONS, kind: str = "image") -> list[str]:
-    """Return names of files of a ``kind`` at any depth, relative to ``folder``, sorted part by part, without hidden ones."""
+def list_names(folder: Path, kind: Modality) -> list[str]:
+    """Return names of files of a kind at any depth, relative to ``folder``, sorted part by part, without hidden ones."""
+    suffixes = SUFFIXES[kind]
     with _name_failures(folder, "listed"):
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     if not names:
-        raise DataError(f"data: no {kind} files below {folder} (looked for {', '.join(suffixes)})")
+        raise DataError(f"data: no {kind.name} files below {folder} (looked for {', '.join(suffixes)})")
     return names
 
 
@@ -42,7 +49,7 @@ def list_images(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise DataError(f"data: no file or folder {folder}. Fix: give a folder of images")
-    return [folder / name for name in list_names(folder)]
+    return [folder / name for name in list_names(folder, IMAGE)]
 
 
 def list_folders(path: Path) -> list[Path]:
@@ -153,7 +160,7 @@ class ArrayFiles:
 
 
 def _try_first(paths: Sequence[Path], read: Callable[[Path], T]) -> T:
-    """Return what ``read`` gives of the first file that is not bad, or raise what it says of the first if all are."""
+    """Return the result of ``read`` for the first good file; if all are bad, raise the error about the first."""
     first: DataError | None = None
     for path in paths:
         try:
@@ -193,3 +200,106 @@ def describe_folder(root: Path, kind: Modality, size: int, mel: MelSpectrogram |
         return VolumePreprocess((0.0,) * channels, (1.0,) * channels, (depth, height, width))
 
     return _try_first(list(islice(iterate_files(root, SUFFIXES[kind]), _TRIED)), describe)
+
+
+def load_folder(
+    folder: Path | str, preprocess: Preprocess | ArrayPreprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
+) -> LazySet:
+    """List ``folder/class/name.png`` (torchvision's ImageFolder convention); files are read when they are asked for.
+
+    Args:
+        folder: one subfolder per class.
+        preprocess: how samples become inputs; its class says whether the files are images, series or volumes.
+        classes: the names to use, in label order; by default the subfolders, sorted.
+        skip_bad: leave out files that cannot be read, instead of stopping at the first; ``bad`` of the set lists them as it
+            is read.
+
+    Raises:
+        DataError: no classes, one class, a folder that is no known class, or a class without a file.
+
+    Examples:
+        >>> data = xl.data.load_folder("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> len(data), data.classes
+        (4, ('cat', 'dog'))
+        >>> scaling = xl.data.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))
+        >>> xl.data.load_folder("recordings", scaling).classes  # recordings/CLASS/name.npy
+        ('idle', 'running')
+    """
+    root, kind = Path(folder), find_kind(preprocess, tuple(SUFFIXES))
+    if not root.is_dir():
+        raise DataError(f"data: no folder {root}. Fix: give a folder with one subfolder of {kind.name} files per class")
+    layout = f"folder/class/name{SUFFIXES[kind][0]}"
+    present = [path.name for path in list_folders(root)]
+    names = tuple(classes) or tuple(present)
+    if len(names) < 2:
+        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: expected {layout}")
+    unknown = [name for name in present if name not in names]
+    if unknown:
+        raise DataError(f"data: {root} has the class {unknown[0]!r}, the network does not.{suggest(unknown[0], names)}")
+    if not present:
+        where = f"no {kind.name} in a class folder ({', '.join(names[:3])}, ...)"
+        raise DataError(f"data: {root} has {where}: expected {layout}")
+    files = {name: list_names(root / name, kind) for name in present}
+    numbers, counts = [names.index(name) for name in files], [len(listed) for listed in files.values()]
+    labels = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
+    paths = PackedStrings(f"{name}/{file}" for name, listed in files.items() for file in listed)
+    return LazySet(make_reader(root, paths, preprocess), labels, names, preprocess, skip_bad=skip_bad)
+
+
+def make_reader(root: Path, names: Iterable[str], preprocess: Preprocess | ArrayPreprocess) -> ImageFiles | ArrayFiles:
+    """Return a reader of image, series or volume files with these names, relative to ``root``."""
+    if isinstance(preprocess, Preprocess):
+        return ImageFiles(root, names, preprocess)
+    return ArrayFiles(root, names, preprocess)
+
+
+class UnlabelledImages(NamedTuple):
+    """Images in memory as normalised ``inputs (N,C,H,W)``, their ``files``, and ``bad`` ones with the reason."""
+
+    inputs: Tensor
+    files: tuple[Path, ...]
+    bad: tuple[str, ...]
+
+
+def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> UnlabelledImages:
+    """Read every image below ``folder``, whatever the subfolders, into memory.
+
+    Examples:
+        >>> images = xl.data.load_unlabelled("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> images.inputs.shape, images.bad
+        (torch.Size([4, 3, 40, 40]), ())
+    """
+    files = list_images(Path(folder))
+    reader = ImageFiles(Path(), map(str, files), preprocess)
+    batch = next(decode_batches(reader, [range(len(files))], reader.shape))
+    bad = tuple(reason for _, reason in batch.bad)
+    check_bad(bad, len(files), skip_bad)
+    return UnlabelledImages(preprocess.normalise(batch.values), tuple(files[i] for i in batch.good), bad)
+
+
+def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
+    """Load a torchvision data set by class name (``FashionMNIST``, ``CIFAR10``) from files that are there already.
+
+    Raises:
+        InputError: an unknown name; DataError: its files are not below ``root``.
+
+    Examples:
+        >>> xl.data.load_torchvision("CIFAR10", "nowhere", train=True)
+        Traceback (most recent call last):
+        exitlens.errors.DataError: ...
+    """
+    from torchvision import datasets
+
+    known = [n for n in datasets.__all__ if hasattr(getattr(datasets, n), "classes") or n.startswith("CIFAR")]
+    if name not in datasets.__all__:
+        raise InputError(f"data: torchvision has no data set {name!r}.{suggest(name, known)}")
+    try:
+        source = getattr(datasets, name)(root=str(root), train=train, download=False)
+    except (RuntimeError, FileNotFoundError, TypeError) as error:
+        fix = f"put its files there first, e.g. torchvision.datasets.{name}(root, download=True) where there is a network"
+        raise DataError(f"data: torchvision:{name} cannot be loaded from {root} ({error}). Fix: {fix}") from error
+    pixels = torch.as_tensor(np.asarray(source.data))
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(np.asarray(source.targets))
+    classes = tuple(map(str, getattr(source, "classes", range(int(labels.max()) + 1))))
+    return ImageSet(pixels.to(torch.uint8), labels, classes)

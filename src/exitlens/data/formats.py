@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from exitlens.data.columns import KEY, LABEL_NAMES, ROLES, SAMPLES, find_columns, parse_columns
 from exitlens.data.files import (
     EXTENSIONS,
     find_folder_kind,
@@ -20,7 +19,17 @@ from exitlens.data.files import (
     list_folders,
 )  # fmt: skip
 from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, open_file, peek_kinds
-from exitlens.data.rows import Reading, Source, looks_like_pattern
+from exitlens.data.rows import (
+    KEY,
+    LABEL_NAMES,
+    ROLES,
+    SAMPLES,
+    Reading,
+    Source,
+    find_columns,
+    looks_like_pattern,
+    parse_columns,
+)
 from exitlens.data.shards import find_shards, open_shards
 from exitlens.data.splits import find_split_tables
 from exitlens.data.tables import HUB, open_table

@@ -12,16 +12,29 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exitlens.data.checks import SEPARATOR
-from exitlens.data.columns import KEY, ROLES, Columns, Kind, Role, check_wanted, parse_columns
 from exitlens.data.packed import PackedStrings
-from exitlens.data.rows import Reading, Rows, Source, label_rows, looks_like_pattern, match_groups
+from exitlens.data.rows import (
+    KEY,
+    ROLES,
+    Columns,
+    Kind,
+    Reading,
+    Role,
+    Rows,
+    Source,
+    check_wanted,
+    label_rows,
+    looks_like_pattern,
+    match_groups,
+    parse_columns,
+)
 from exitlens.data.splits import find_split_tables
 from exitlens.errors import DataError, InputError
 
@@ -230,7 +243,7 @@ class TextFiles(Source):
         self._task = task
 
     def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
-        """Take the columns that are named, and usual names; reading the files tells if they are there."""
+        """Take the named columns or the usual ones; missing ones are found when the files are read."""
         if reading.split_by and list(self.files) != [""]:
             has = f"{self.name} has a file for each split ({', '.join(self.files)})"
             raise InputError(f"split_by: {has}. Fix: leave it out")
@@ -266,14 +279,6 @@ class NumberFile(Source):
         return {"": read_file(Path(self.name), columns)}
 
 
-class _TsHeader(NamedTuple):
-    """The facts in the lines with ``@``: labels or not, names of classes (or none) and channels (0: unknown)."""
-
-    has_labels: bool
-    classes: tuple[str, ...]
-    channels: int
-
-
 def find_ts_files(path: Path) -> dict[str, Path]:
     """Return the files of a source by part: one file, or ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` in a folder."""
     if not path.is_dir():
@@ -298,10 +303,15 @@ def read_ts(path: Path, labelled: bool = True) -> Rows:
     with open_file(path) as file:
         numbered = ((number, raw.decode("utf-8", "replace").strip()) for number, raw in enumerate(file, 1))
         rows = ((number, line) for number, line in numbered if line and not line.startswith(("#", "%")))
-        header = _read_ts_header(rows, path, labelled)
+        has_labels, classes, channel_count = _read_ts_header(rows, path, labelled)
         for number, line in rows:
-            *channels, label = line.split(":") if header.has_labels else [*line.split(":"), ""]
-            values = _parse_series(channels, header, label.strip())
+            *channels, label = line.split(":") if has_labels else [*line.split(":"), ""]
+            if channel_count not in (0, len(channels)):
+                values: Tensor | str = f"{len(channels)} channel(s), the header says {channel_count}"
+            elif classes and label.strip() not in classes:
+                values = f"the class {label.strip()!r:.40}, which the header does not name ({', '.join(classes[:5])})"
+            else:
+                values = _parse_series(channels)
             if isinstance(values, str):
                 faults[len(series)] = values
             series.append(None if isinstance(values, str) else values)
@@ -309,10 +319,11 @@ def read_ts(path: Path, labelled: bool = True) -> Rows:
             names.append(f"{path}:{number}")
     if not series:
         raise DataError(f"data: {path} has no series: expected one in each line below @data")
-    return Rows(names, series=series, labels=labels if labelled else None, faults=faults, classes=header.classes)
+    return Rows(names, series=series, labels=labels if labelled else None, faults=faults, classes=classes)
 
 
-def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool) -> _TsHeader:
+def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool) -> tuple[bool, tuple[str, ...], int]:
+    """Return whether there are labels, the names of the classes (or none) and the number of channels (0: unknown)."""
     fields: dict[str, list[str]] = {}
     for _, line in rows:
         key, *words = line.split()
@@ -338,15 +349,11 @@ def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool)
         raise DataError(f"data: {path}: @dimensions: expected a number of channels, got {dimensions[0]!r:.40}")
     has_labels = is_true("@classlabel") or is_true("@targetlabel")
     classes = tuple(fields["@classlabel"][1:]) if labelled else ()
-    return _TsHeader(has_labels, classes, int(dimensions[0]))
+    return has_labels, classes, int(dimensions[0])
 
 
-def _parse_series(channels: Sequence[str], header: _TsHeader, label: str) -> Tensor | str:
+def _parse_series(channels: Sequence[str]) -> Tensor | str:
     """Return one series ``(C,T)``, or what is wrong with it."""
-    if header.channels and len(channels) != header.channels:
-        return f"{len(channels)} channel(s), the header says {header.channels}"
-    if header.classes and label not in header.classes:
-        return f"the class {label!r:.40}, which the header does not name ({', '.join(header.classes[:5])})"
     values: list[list[float]] = []
     for number, text in enumerate(channels):
         try:

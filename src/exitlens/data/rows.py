@@ -1,4 +1,4 @@
-"""Rows: the form in which every format gives its samples, with or without labels, before they become sets or streams."""
+"""Rows and their columns: the form in which every format gives its samples, before they become sets or streams."""
 
 from __future__ import annotations
 
@@ -6,21 +6,219 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from exitlens.data.checks import check_bad, join_flags
-from exitlens.data.columns import Columns, Kind, Role, find_columns, find_inputs
 from exitlens.data.readers import EncodedImages
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.types.preprocessing import Preprocess
+
+Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "words", "other"]
+# list: of numbers; words: a list of classes or strings
+Role = Literal["image", "text", "series", "features"]
+SAMPLES: tuple[Role, ...] = ("image", "text", "series", "features")
+ROLES = (*SAMPLES, "label")
+KEY = "key"  # the role of a column that names rows without labels
+IMAGE_NAMES = (
+    "image", "img", "picture", "photo", "pixels", "file_name", "filename", "file", "image_path", "path", "filepath"
+)  # fmt: skip
+SERIES_NAMES = ("series", "signal", "values", "x", "data", "audio")
+TEXT_NAMES = ("text", "txt", "sentence", "review", "content", "document", "comment", "body")
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
+_PLURALS = {"image": "images", "text": "texts", "series": "series", "features": "vectors"}
+_FIX = "image=NAME,label=NAME (or text=NAME, series=NAME, features=A|B)"
+
+
+class Columns(NamedTuple):
+    """Names of the columns to read."""
+
+    role: Role
+    inputs: tuple[str, ...]  # columns of the samples; features have several
+    labels: tuple[str, ...] = ()  # one column of words, several of 0 and 1, or none
+    key: str = ""  # column that names a row
+    group: str = ""  # column of the group
+    split: str = ""  # column of the split
+    pattern: str = ""  # a regular expression for the group, in place of a column
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The columns that are read as words, each once."""
+        return tuple(dict.fromkeys(filter(None, (*self.labels, self.key, self.group, self.split))))
+
+    def __str__(self) -> str:
+        label, count = "|".join(self.labels), len(self.inputs)
+        if self.role == "features":
+            names = ", ".join(self.inputs) if count < 8 else f"{', '.join(self.inputs[:3])}, ..., {self.inputs[-1]}"
+            return f"vectors of {count} features ({names}), labels from {label!r}"
+        return f"{_PLURALS[self.role]} from {self.inputs[0]!r}, labels from {label!r}"
+
+
+def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple[str, ...]]:
+    """Read ``"image=NAME,label=NAME"`` (or ``text=NAME``, ``series=NAME``, ``features=A|B``) into names by role.
+
+    ``label=A|B|C`` names several columns, of 0 and 1; other words are an :class:`InputError`.
+    """
+    columns: dict[str, tuple[str, ...]] = {}
+    for word in filter(None, (part.strip() for part in words.split(","))):
+        role, _, name = (part.strip() for part in word.partition("="))
+        if role not in roles or not name or role in columns:
+            kinds = "image=NAME, text=NAME, series=NAME or features=A|B"
+            raise InputError(f"columns: expected {kinds}, and {roles[-1]}=NAME, with commas between, got {words!r}")
+        several = role in ("features", "label")
+        columns[role] = tuple(part.strip() for part in name.split("|")) if several else (name,)
+        if not all(columns[role]) or len(set(columns[role])) < len(columns[role]):
+            raise InputError(f"columns: expected several different columns as {role}=A|B|C, got {words!r}")
+    if len(columns.keys() & set(SAMPLES)) > 1:
+        raise InputError(f"columns: expected image=NAME, text=NAME, series=NAME or features=A|B, got several: {words!r}")
+    return columns
+
+
+def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: Iterable[str] = ()) -> Columns:
+    """Find the columns of samples and labels, by what each column holds (``kinds``).
+
+    Columns that ``given`` (the words of ``--columns``) names are taken, whatever their kind; ``reserved`` ones have other
+    uses (group, split). Columns that are missing or ambiguous are a :class:`DataError`.
+    """
+    named = parse_columns(given)
+    free = _find_free(kinds, named, origin, reserved)
+    role = next((role for role in SAMPLES if role in named), None)
+    inputs = named[role] if role else ()
+    if role is None and (image := _pick_image(free, kinds, origin)):
+        role, inputs = "image", (image,)
+    labels = named.get("label", ())
+    if not labels:
+        lone = _find_lone_label(free) if role is None else ""
+        rest = {name: kind for name, kind in free.items() if name not in inputs}
+        labels = (lone or _pick_label(rest, role not in (None, "text"), kinds, origin),)
+    if role is None:
+        role, inputs = _pick_inputs({n: k for n, k in free.items() if n not in labels}, kinds, origin)
+    return Columns(role, inputs, labels)
+
+
+def find_inputs(
+    kinds: Mapping[str, Kind],
+    given: str,
+    origin: str,
+    wanted: Role,
+    features: Collection[str] = (),
+    reserved: Iterable[str] = (),
+) -> Columns:
+    """Find the columns of the samples that a network takes (``wanted``), without labels, as :func:`find_columns` does.
+
+    ``given`` may name a column of keys (``key=NAME``), too, and ``label=NAME`` says that a column is not the one wanted.
+    ``features`` are those of the network, which are taken if all are there.
+    """
+    named = parse_columns(given, (*ROLES, KEY))
+    check_wanted(named, wanted)
+    free = _find_free(kinds, named, origin, reserved)
+    (key,) = named.get(KEY, ("",))
+    if wanted in named:
+        return Columns(wanted, named[wanted], key=key)
+    unnamed = [name for name, kind in free.items() if name.lower() not in LABEL_NAMES]
+    if wanted == "features":
+        numbers = tuple(name for name in unnamed if free[name] in ("integer", "float"))
+        inputs = tuple(features) if features and set(features) <= free.keys() else numbers
+    elif wanted == "image":
+        inputs = tuple(filter(None, (_pick_image(free, kinds, origin),)))
+    else:
+        kind, usual = ("list", SERIES_NAMES) if wanted == "series" else ("string", TEXT_NAMES)
+        fitting = [name for name in free if free[name] == kind]
+        if wanted == "text":
+            fitting = [name for name in fitting if name in unnamed] or fitting
+        inputs = (_pick(fitting, usual) or _refuse(wanted, fitting, kinds, origin, f"{wanted}=NAME"),)
+    fix = "features=A|B" if wanted == "features" else f"{wanted}=NAME"
+    return Columns(wanted, inputs or (_refuse(wanted, [], kinds, origin, fix),), key=key)
+
+
+def check_wanted(named: Collection[str], wanted: Role) -> None:
+    """Raise :class:`InputError` if columns of images are given for a network of texts, and so on."""
+    for other in SAMPLES:
+        if other in named and other != wanted:
+            fix = f"give {wanted}=NAME in its place"
+            raise InputError(f"columns: the network takes {_PLURALS[wanted]}, got {other}=NAME. Fix: {fix}")
+
+
+def _find_free(
+    kinds: Mapping[str, Kind], named: Mapping[str, Sequence[str]], origin: str, reserved: Iterable[str]
+) -> dict[str, Kind]:
+    """Return the columns that nobody named; raise :class:`DataError` for a named one that is not there."""
+    for role, names in named.items():
+        for name in names:
+            if name not in kinds:
+                roles = role if role.endswith("s") else f"{role}s"
+                has = f"it has {_list_kinds(kinds)}.{suggest(name, kinds)}"
+                raise DataError(f"data: {origin} has no column {name!r} for the {roles}; {has}")
+    taken = {*reserved, *(name for names in named.values() for name in names)}
+    return {name: kind for name, kind in kinds.items() if name not in taken}
+
+
+def _list_kinds(kinds: Mapping[str, Kind]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+
+
+def _pick(names: Iterable[str], usual: tuple[str, ...]) -> str:
+    """Return the only name, or the most usual of several; empty if there is none."""
+    by_word = {name.lower(): name for name in names}
+    if len(by_word) == 1:
+        return next(iter(by_word.values()))
+    return next((by_word[word] for word in usual if word in by_word), "")
+
+
+def _pick_image(free: Mapping[str, Kind], kinds: Mapping[str, Kind], origin: str) -> str:
+    for wanted in ("image", "bytes"):
+        names = [name for name, kind in free.items() if kind == wanted]
+        if names:
+            return _pick(names, IMAGE_NAMES) or _refuse("image", names, kinds, origin)
+    return _pick((name for name, kind in free.items() if kind == "string" and name.lower() in IMAGE_NAMES), IMAGE_NAMES)
+
+
+def _pick_inputs(free: Mapping[str, Kind], kinds: Mapping[str, Kind], origin: str) -> tuple[Role, tuple[str, ...]]:
+    """Find series, features or texts among columns without images and labels."""
+    strings = [name for name, kind in free.items() if kind == "string"]
+    lists = [name for name, kind in free.items() if kind == "list"]
+    numbers = [name for name, kind in free.items() if kind in ("integer", "float")]
+    if lists and not any(name.lower() in TEXT_NAMES for name in strings):
+        return "series", (_pick(lists, SERIES_NAMES) or _refuse("series", lists, kinds, origin),)
+    if numbers and len(numbers) == len(free):
+        return "features", tuple(numbers)
+    return "text", (_pick(strings, TEXT_NAMES) or _refuse("image or text", strings, kinds, origin),)
+
+
+def _find_lone_label(free: Mapping[str, Kind]) -> str:
+    """Return the only column of words if it has to be the label: beside lists, or numbers none of which could be it."""
+    strings = [name for name, kind in free.items() if kind == "string"]
+    present = set(free.values())
+    usual = any(name.lower() in LABEL_NAMES for name in free if name not in strings)
+    if len(strings) != 1 or strings[0].lower() in TEXT_NAMES or "class" in present or usual:
+        return ""
+    is_numeric = present <= {"string", "float", "integer"} and "float" in present
+    numbers = is_numeric and (len(free) > 3 or "integer" not in present)
+    return strings[0] if numbers or "list" in present else ""
+
+
+def _pick_label(free: Mapping[str, Kind], lone_is_label: bool, kinds: Mapping[str, Kind], origin: str) -> str:
+    classes = [name for name, kind in free.items() if kind == "class"]
+    if classes:
+        return _pick(classes, LABEL_NAMES) or _refuse("label", classes, kinds, origin)
+    plain = [name for name, kind in free.items() if kind in ("integer", "string", "words")]
+    usual = [name for name, kind in free.items() if name.lower() in LABEL_NAMES and (name in plain or kind == "list")]
+    if not usual and not lone_is_label:
+        plain = [name for name in plain if free[name] in ("integer", "words")]  # a lone string is the text
+    return _pick(usual or plain, LABEL_NAMES) or _refuse("label", plain, kinds, origin)
+
+
+def _refuse(role: str, names: list[str], kinds: Mapping[str, Kind], origin: str, fix: str = _FIX) -> str:
+    several = f"several columns could hold the {role} ({', '.join(names)})"
+    problem = several if names else f"no column seems to hold the {role}"
+    raise DataError(f"data: {origin}: {problem}, it has {_list_kinds(kinds)}. Fix: name the columns by --columns {fix}")
 
 
 class Reading(NamedTuple):
     """A user's choices for reading a source; an empty word leaves the choice to us."""
 
-    columns: str = ""  # which columns to read, see :func:`~exitlens.data.columns.parse_columns`
+    columns: str = ""  # which columns to read, see :func:`~exitlens.data.rows.parse_columns`
     group_by: str = ""  # a column, or a regular expression on file names; samples that agree in it belong together
     split_by: str = ""  # a column that names the split of each sample
     task: str = ""  # ``multilabel``: the labels of a sample have ``;`` between them; ``classes``: a sample has one class
@@ -29,7 +227,7 @@ class Reading(NamedTuple):
 class Rows(NamedTuple):
     """N samples of one kind, from one part of a source; ``None`` stands for a value that is missing."""
 
-    names: Sequence[str]  # of the rows, the same in every run
+    names: Sequence[str]  # names of the rows, the same in every run
     images: Callable[[Preprocess], EncodedImages] | None = None  # makes a reader of the images, or
     texts: Sequence[str | None] | None = None  # perhaps read when they are asked for, or
     series: Sequence[Tensor | None] | None = None  # (C,T) each, or
@@ -41,7 +239,7 @@ class Rows(NamedTuple):
     splits: Sequence[str | None] | None = None
     faults: Mapping[int, str] = {}  # what is wrong with samples, by row
     damage: tuple[str, ...] = ()  # what is wrong with files whose samples are missing here
-    classes: tuple[str, ...] = ()  # that the source knows, in label order
+    classes: tuple[str, ...] = ()  # classes known to the source, in label order
     several: bool = False  # a sample has any number of labels
 
 
@@ -87,7 +285,7 @@ class Source(ABC):
         return columns._replace(group=group, split=split, pattern=pattern)
 
     def guess_columns(self, given: str, reserved: Sequence[str]) -> Columns:
-        """Choose the columns of samples and labels; see :func:`~exitlens.data.columns.find_columns`."""
+        """Choose the columns of samples and labels; see :func:`~exitlens.data.rows.find_columns`."""
         return find_columns(self.kinds, given, self.name, reserved)
 
     @abstractmethod

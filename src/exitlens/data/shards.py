@@ -23,16 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exitlens.data.checks import SEPARATOR
-from exitlens.data.columns import Columns, Kind, Role, find_columns
 from exitlens.data.files import EXTENSIONS, list_files, stamp_files
 from exitlens.data.packed import PackedStrings
 from exitlens.data.readers import MAX_BYTES, EncodedImages
-from exitlens.data.rows import Reading, Rows, Source, label_rows
+from exitlens.data.rows import Columns, Kind, Reading, Role, Rows, Source, find_columns, label_rows
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError
 from exitlens.types.preprocessing import Preprocess
 
-_MOST_VALUE_BYTES = 1_000_000  # of a label, text or JSON
+_MOST_VALUE_BYTES = 1_000_000  # limit for a label, text or JSON member
 _PEEKED = 50  # files, and samples of each, that tell what there is
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
@@ -178,6 +177,11 @@ def _read_values(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
     return values
 
 
+def _find_split(path: Path) -> str:
+    """Return the word in a shard's name or folder that names a split, if any."""
+    return next((word for word in [*re.split(r"[-_.]", path.stem), path.parent.name] if name_split(word)), "")
+
+
 class Shards(Source):
     """Tar files of one source; ``kinds`` are an image, and the members' extensions or JSON keys of the first samples."""
 
@@ -206,7 +210,9 @@ class Shards(Source):
         """Return labels, groups and contents of every part; shards are of a part if all their names say a split."""
         wanted = columns.words if columns.role == "image" else (*columns.inputs, *columns.words)
         index = self._index(frozenset(wanted), skip_bad)
-        parts = [""] * len(self._paths) if columns.split or joined else self._find_parts()
+        parts = [_find_split(path) for path in self._paths]
+        if columns.split or joined or not all(parts):
+            parts = [""] * len(self._paths)
         return {part: self._list_part(part, parts, index, columns) for part in dict.fromkeys(parts)}
 
     def _index(self, wanted: frozenset[str], skip_bad: bool) -> Index:
@@ -217,14 +223,6 @@ class Shards(Source):
         if not len(index.members):
             raise DataError(f"data: {self.name} has no samples: expected members such as key.jpg and key.cls in tar files")
         return index
-
-    def _find_parts(self) -> list[str]:
-        """Return the split of each shard, as its name or folder says; no word for all if some say none."""
-        parts = []
-        for path in self._paths:
-            words = [*re.split(r"[-_.]", path.stem), path.parent.name]
-            parts.append(next((word for word in words if name_split(word)), ""))
-        return parts if all(parts) else [""] * len(parts)
 
     def _list_part(self, part: str, parts: Sequence[str], index: Index, columns: Columns) -> Rows:
         shards = [i for i, word in enumerate(parts) if word == part]

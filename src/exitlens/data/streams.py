@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.data.assemble import Target, arrange_arrays
 from exitlens.data.batches import Batch
 from exitlens.data.checks import refuse_bad
-from exitlens.data.columns import Role
-from exitlens.data.files import SUFFIXES, ArrayFiles, list_names
+from exitlens.data.files import ArrayFiles, list_names, make_reader
 from exitlens.data.formats import find_format, find_unlabelled_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
 from exitlens.data.packed import PackedStrings, Picked
 from exitlens.data.readers import EncodedImages, ImageFiles, PixelCache
-from exitlens.data.rows import Reading, Source, check_rows, join_rows, match_groups
+from exitlens.data.rows import Reading, Role, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
+from exitlens.data.sources import Target, arrange_arrays
 from exitlens.data.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
@@ -257,9 +256,12 @@ def _list_files(path: Path, kind: Modality, preprocess: Any, reading: Reading) -
     if not path.exists():
         raise DataError(f"data: no file or folder {path}. Fix: give {kind.given}")
     if path.is_dir():
-        files = list_names(path, SUFFIXES[kind], kind.name) if kind in SUFFIXES else list_names(path)
+        files = list_names(path, kind)
         names = PackedStrings(str(path / name) for name in files)
     else:
         files, names = [str(path)], PackedStrings([str(path)])
-    reader = ImageFiles(Path(), names, preprocess) if kind is IMAGE else ArrayFiles(Path(), names, preprocess)
-    return Listing(names, reader, groups=match_groups(reading.group_by, files) if reading.group_by else None)
+    return Listing(
+        names,
+        make_reader(Path(), names, preprocess),
+        groups=match_groups(reading.group_by, files) if reading.group_by else None,
+    )

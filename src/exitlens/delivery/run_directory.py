@@ -10,12 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.assemble import Target, read_parts
-from exitlens.data.columns import KEY, ROLES, parse_columns
 from exitlens.data.formats import find_format, find_samples, find_unlabelled_format, hash_source
-from exitlens.data.rows import Reading
+from exitlens.data.rows import KEY, ROLES, Reading, parse_columns
 from exitlens.data.sets import SampleSet, set_reading
-from exitlens.data.sources import NAMES, DataSource, open_source
+from exitlens.data.sources import NAMES, DataSource, Target, open_source, read_parts
 from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts

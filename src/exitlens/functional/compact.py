@@ -72,20 +72,14 @@ EXACT = 1 << 17  # samples up to which likelihoods are float64
 
 
 class Exponentials(NamedTuple):
-    """Exponentials ``exp(-x/T)`` of the distances x, for sums over all classes.
+    """Exponentials ``exp(-x/T)`` of the distances x, for sums over all classes."""
 
-    Attributes:
-        gaps: ``(n,m)`` distances of the largest logits. kept: ``(n,m)`` their exponentials.
-        nodes: ``(n,q)``. others: ``(n,q)`` the nodes' exponentials times their weights.
-        rest: ``(n,)`` the sum of the exponentials of all logits but the largest. total: ``(n,)`` of all.
-    """
-
-    gaps: Tensor
-    kept: Tensor
-    nodes: Tensor
-    others: Tensor
-    rest: Tensor
-    total: Tensor
+    gaps: Tensor  # (n,m) distances of the largest logits
+    kept: Tensor  # (n,m) their exponentials
+    nodes: Tensor  # (n,q)
+    others: Tensor  # (n,q) the nodes' exponentials times their weights
+    rest: Tensor  # (n,) sum of the exponentials of all logits but the largest
+    total: Tensor  # (n,) sum of all
 
 
 def _exponentiate(logits: CompactLogits, temperature: float) -> Exponentials:

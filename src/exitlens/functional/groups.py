@@ -70,16 +70,13 @@ ALIKE, SURE = 0.45, 6.0  # limits for a warning (docs/concepts/guarantees.md say
 class Likeness(NamedTuple):
     """The likeness of samples at one distance in the order.
 
-    Attributes:
-        lag: the distance, among the samples of one answer, at which they are most alike.
-        rank: the mean rank, in [0, 1], of the distance between their logits among those to all samples of that answer;
-            0.5 if the order says nothing.
-        deviation: standard errors by which the rank is below 0.5.
+    ``rank`` is the mean rank, in [0, 1], of the distance between their logits among those to all samples of the same answer:
+    0.5 if the order says nothing.
     """
 
-    lag: int
+    lag: int  # distance, among the samples of one answer, at which they are most alike
     rank: float
-    deviation: float
+    deviation: float  # standard errors by which the rank is below 0.5
 
     @property
     def is_suspicious(self) -> bool:

@@ -106,15 +106,11 @@ def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool
         target, exit_map = regrid(target, size), regrid(exit_map, size)
     else:
         target, exit_map = on_common_grid(target, exit_map)
-    if distance == "kl":
-        return kl(target, exit_map)
-    if distance == "js":
-        return divergence(target, exit_map)
-    if distance == "cosine":
-        return 1 - cosine(target, exit_map)
-    if distance == "pearson":
-        return 1 - pearson(target, exit_map)
-    return (target - exit_map).square().flatten(1).sum(1)
+    if distance == "mse":
+        return (target - exit_map).square().flatten(1).sum(1)
+    if distance in ("kl", "js"):
+        return (kl if distance == "kl" else divergence)(target, exit_map)
+    return 1 - (cosine if distance == "cosine" else pearson)(target, exit_map)
 
 
 @dataclass(frozen=True)
@@ -298,9 +294,9 @@ class EGTLoss:
 
     def check_size(self, exits: int, classes: int) -> None:
         """Raise :class:`InputError` if weights of exits or classes are not as many as these."""
-        given = self.class_weights
-        if given is not None and (isinstance(given, str) or len(given) != classes):
-            raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
+        weights = self.class_weights
+        if weights is not None and (isinstance(weights, str) or len(weights) != classes):
+            raise InputError(f"class_weights: expected {classes} numbers, one per class, got {weights!r:.60}")
         if self.exit_weights is not None and len(self.exit_weights) != exits:
             raise InputError(f"exit_weights: expected {exits} numbers, one per exit, got {self.exit_weights}")
 

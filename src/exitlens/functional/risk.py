@@ -46,8 +46,8 @@ class Risk:
 
     def name_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
         """Return the risk with groups, which count as their size, but at most as the largest among ``first``."""
-        there = groups[first] if self.rows is None else groups[first][self.rows[first]]
-        largest = int(there.bincount().max()) if len(there) else 1
+        present = groups[first] if self.rows is None else groups[first][self.rows[first]]
+        largest = int(present.bincount().max()) if len(present) else 1
         return replace(self, groups=groups, largest=None if equal else largest)
 
     def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
@@ -57,10 +57,9 @@ class Risk:
 
     def mean(self, exits: Tensor) -> float:  # (N,)
         """Return the risk on these samples; NaN if it is about none of them."""
-        losses = self.losses(exits).double()
         groups = self._select_groups()
         weights = 1.0 if groups is None else weigh_samples(groups, self.largest)
-        return (losses * weights).mean().item()
+        return (self.losses(exits).double() * weights).mean().item()
 
     def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
         """Return a value for each independent unit, at most 1: the risk is above its limit exactly if their mean is.
@@ -152,8 +151,7 @@ def false_negative_drop(trace: Trace) -> Tensor:  # -> (N,K)
 
 def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     """Return ``1[answer differs from the final exit's]``, with several labels in any of them; the data needs no labels."""
-    answers = trace.answers
-    return (~are_same(answers, answers[:, -1:], trace.task)).float()
+    return (~are_same(trace.answers, trace.answers[:, -1:], trace.task)).float()
 
 
 def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
@@ -175,29 +173,25 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
             risks.append(Risk(name, trace.divergence.clamp(0, 1), limit, "unit"))
         elif name == "max_false_negative_drop":
             risks.append(Risk(name, false_negative_drop(trace), limit, "signed"))
-        else:
-            risks += _limit_classes(trace, name, limit, rows)
+        elif trace.task == "classes":
+            labels, drop = trace.require_labels(name), accuracy_drop(trace)
+            classes = labels[rows].unique().tolist()
+            risks += [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
+        else:  # missing a label, in the samples that have it
+            labels, missed = trace.require_labels(name), (~trace.answers).float()
+            drops, present = missed - missed[:, -1:], labels[rows].any(0).nonzero().flatten().tolist()
+            risks += [Risk(f"{name}, class {c}", drops[..., c], limit, "ternary", labels[:, c]) for c in present]
     return risks
-
-
-def _limit_classes(trace: Trace, name: str, limit: float, rows: Tensor) -> list[Risk]:
-    """Return a risk for the samples of each class, or of missing each of several labels in the samples that have it."""
-    labels = trace.require_labels(name)
-    if trace.task == "classes":
-        drop, classes = accuracy_drop(trace), labels[rows].unique().tolist()
-        return [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
-    missed = (~trace.answers).float()
-    drops, there = missed - missed[:, -1:], labels[rows].any(0).nonzero().flatten().tolist()
-    return [Risk(f"{name}, class {c}", drops[..., c], limit, "ternary", labels[:, c]) for c in there]
 
 
 def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, percentile: float | None) -> list[Budget]:
     """Return the budgets, or raise :class:`CalibrationError` if not even the first exit keeps them."""
     budgets = []
     if max_cost is not None:
-        if max_cost + ROOM < trace.cost[0]:
-            first = f"the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
-            raise CalibrationError(f"max_cost: got {max_cost:.3g}, but {first}")
+        if max_cost + ROOM < (first := trace.cost[0].item()):
+            raise CalibrationError(
+                f"max_cost: got {max_cost:.3g}, but the first exit alone costs {first:.3g} of the backbone"
+            )
         # costs above 1 (heads) are prices, too; as shares of the largest they are in [0, 1]
         top, asked = trace.cost[-1].double().item(), f"max_cost {max_cost:g}"
         budgets.append(Budget("mean cost over the final exit's", asked, trace.cost.double() / top, max_cost / top))

@@ -92,16 +92,10 @@ def find_first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  #
 
 
 class Decision(NamedTuple):
-    """Decisions of an early exit about a batch.
+    """Decisions of an early exit about a batch."""
 
-    Attributes:
-        scores: ``(B,)`` compared with the threshold: 0 where the policy's gate does not trust the map.
-        estimates: ``(B,)`` the gate's estimates of the map's divergence from the final one; ``None`` without a gate.
-        threshold: of the exit.
-    """
-
-    scores: Tensor
-    estimates: Tensor | None
+    scores: Tensor  # (B,) compared with the threshold: 0 where the policy's gate does not trust the map
+    estimates: Tensor | None  # (B,) of the map's divergence from the final one, by the gate; None without one
     threshold: float
 
     @property

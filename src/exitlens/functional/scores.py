@@ -51,17 +51,11 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
 
 
 class Rating(NamedTuple):
-    """Quality of the probabilities of samples with labels; with several labels each counts, so there are N times C rows.
+    """Quality of the probabilities of samples with labels; with several labels each counts, so there are N times C rows."""
 
-    Attributes:
-        confidence: ``(N,)`` the largest probability (of a label: max(p, 1 - p)).
-        correct: ``(N,)`` 1 if the answer is right, else 0.
-        squared_error: ``(N,)`` squared distance of the probabilities from the one-hot label, in [0, 2]; of a label [0, 1].
-    """
-
-    confidence: Tensor
-    correct: Tensor
-    squared_error: Tensor
+    confidence: Tensor  # (N,) the largest probability (of a label: max(p, 1 - p))
+    correct: Tensor  # (N,) 1 if the answer is right, else 0
+    squared_error: Tensor  # (N,) squared distance of the probabilities from the one-hot label, in [0, 2]; of a label [0, 1]
 
 
 def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,) or (N,C)

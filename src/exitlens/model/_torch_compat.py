@@ -19,6 +19,7 @@ CONVOLUTION, TRANSPOSED_CONVOLUTION, BATCH_NORM = _ConvNd, _ConvTransposeNd, _No
 MAX_POOL, AVERAGE_POOL, ADAPTIVE_POOLS = _MaxPoolNd, _AvgPoolNd, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 PADS = (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)
 
+FAKE_TENSOR = FakeTensor  # has a shape and a dtype but no values
 LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
 
 
@@ -48,13 +49,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def use_fake_tensors() -> FakeTensorMode:
-    """Return a context whose tensors have a shape and a dtype but no values; the parameters they meet may be real."""
+    """Return a context that makes fake tensors; the parameters they meet may be real."""
     return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-def is_fake(value: Any) -> bool:
-    """Return whether it is such a tensor."""
-    return isinstance(value, FakeTensor)
 
 
 def is_mutating_operation(target: Any) -> bool | None:

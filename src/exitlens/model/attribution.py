@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -80,12 +79,23 @@ def attribute(
         check_labels(labels, len(activations[0]), net.info.num_classes)
         if net.info.task == "multilabel":
             labels = labels[:, None] == torch.arange(net.info.num_classes, device=labels.device)
+
+    def score(features: Tensor) -> Tensor:  # -> (B,); features may be several for each sample, one batch after the other
+        nonlocal labels
+        copies = 1 if labels is None else len(features) // len(labels)
+        passed: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in activations[1:]))
+        with Mixing(is_fixed=True) if detached else nullcontext():
+            for k in range(at + 1, exit + 1):
+                passed = net.stage(k)(*passed)
+        logits = net.head(exit).classify(*passed)
+        labels = choose_explained(logits, net.info.task) if labels is None else labels  # from the first features on
+        return answer_score(logits, net.info.task, labels.repeat(copies, *[1] * (labels.ndim - 1)))
+
     with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
         activations = _leave_inference_mode(activations)
         for k in range(at + 1):
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
-            score = _ExitScore(net, activations[1:], range(at + 1, exit + 1), exit, labels, detached)
             shares = _explain(method, score, activations[0])
         head = net.head(at)
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
@@ -150,33 +160,6 @@ def _leave_inference_mode(activations: Activations) -> Activations:
     """Return tensors that autograd does not refuse."""
     with torch.inference_mode(False):
         return tuple(t.clone() if t.is_inference() else t for t in activations)
-
-
-@dataclass
-class _ExitScore:
-    """An exit's score of the labels, from features at another exit and the other activations there.
-
-    Without labels, the answers to the first features that it is called with are the labels from then on. The features may be
-    several for each sample, one batch of them after the other.
-    """
-
-    net: ExitNet
-    others: Activations
-    stages: Sequence[int]
-    exit: int
-    labels: Tensor | None
-    detached: bool
-
-    def __call__(self, features: Tensor) -> Tensor:  # -> (B,)
-        copies = 1 if self.labels is None else len(features) // len(self.labels)
-        activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in self.others))
-        with Mixing(is_fixed=True) if self.detached else nullcontext():
-            for k in self.stages:
-                activations = self.net.stage(k)(*activations)
-        logits = self.net.head(self.exit).classify(*activations)
-        if self.labels is None:
-            self.labels = choose_explained(logits, self.net.info.task)
-        return answer_score(logits, self.net.info.task, self.labels.repeat(copies, *[1] * (self.labels.ndim - 1)))
 
 
 def _explain(method: Method, score: Score, features: Tensor) -> Tensor:

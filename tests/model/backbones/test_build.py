@@ -17,6 +17,7 @@ from exitlens.model.info import NetworkInfo
 from tests.texts import AT, config_values, make_bert, make_texts
 
 
+@pytest.mark.slow
 def test_torchvision_by_name():
     assert xl.build_backbone("torchvision:resnet18", 6).fc.out_features == 6
 
@@ -66,6 +67,7 @@ def test_pretrained_for_other_classes_says_that_the_classifier_is_new(monkeypatc
     assert lines == []
 
 
+@pytest.mark.slow
 def test_timm_by_name():
     pytest.importorskip("timm")
     network = xl.build_backbone("timm:resnet18", 6, in_channels=1)
@@ -111,6 +113,7 @@ def test_a_configuration_alone(directory):
     assert xl.build_backbone(f"hf:{directory}", 5, vocabulary=77).bert.embeddings.word_embeddings.num_embeddings == 77
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("vit", "ViTForImageClassification"), ("deit", "DeiTForImageClassification")])
 def test_a_configuration_of_images(tmp_path, kind, name):
     values = {"model_type": kind, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -124,12 +127,14 @@ def test_a_configuration_of_images(tmp_path, kind, name):
     assert net(x)[0].attention.shape == (2, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_model_type_has_its_default_configuration():
     plain = xl.build_backbone("hf:resnet", 3)
     assert plain.config.num_labels == 3
     assert list(plain.config.depths) == [3, 4, 6, 3]
 
 
+@pytest.mark.slow
 def test_weights_of_a_directory(directory):
     source = make_bert(num_labels=3)
     source.save_pretrained(directory)

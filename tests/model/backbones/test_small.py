@@ -12,6 +12,7 @@ def test_small_network_takes_28_to_64_pixels_and_grey():
     assert xl.build_backbone("small", 3, in_channels=1)(torch.randn(2, 1, 28, 28)).shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "modality"), [((2, 64), SERIES), ((1, 16, 16, 16), VOLUME), ((7,), VECTOR)], ids=["series", "volume", "vector"]
 )

@@ -15,17 +15,14 @@ from tests.model.kinds import make_network
 SERIES = torch.zeros(1, 5, 7)
 
 
-class Way(nn.Module):
-    """A layer, then a way to lay out what it gave."""
+def make_way(layer, way, features):
+    """Return a layer, then a way to lay out its output."""
 
-    def __init__(self, layer, way, features):
-        super().__init__()
-        self.layer, self.way, self.last, self.fc = layer, way, nn.ReLU(), nn.Linear(features, 2)
+    def forward(net, x):
+        x = net.layer(x)
+        return net.fc(net.last(way(x[0] if isinstance(net.layer, nn.RNNBase) else x)).flatten(1))
 
-    def forward(self, x):
-        x = self.layer(x)
-        x = self.last(self.way(x[0] if isinstance(self.layer, nn.RNNBase) else x))
-        return self.fc(x.flatten(1))
+    return make_network(forward, layer=layer, last=nn.ReLU(), fc=nn.Linear(features, 2))
 
 
 LAYERS = {
@@ -49,12 +46,15 @@ WAYS = {
 
 @pytest.mark.parametrize(
     ("layer", "way", "export"),
-    [*((layer, way, False) for layer in LAYERS for way in WAYS), *(("conv", way, True) for way in WAYS)],
+    [
+        *((layer, way, False) for layer in LAYERS for way in WAYS),
+        *(pytest.param("conv", way, True, marks=pytest.mark.slow) for way in WAYS),
+    ],
 )
 def test_the_axis_of_channels_follows_the_way(layer, way, export):
     lay_out, swaps = WAYS[way]
     count = 6 * (7 if layer == "conv" else 5)
-    traced = trace(Way(LAYERS[layer](), lay_out, count).eval(), False, SERIES, export=export)
+    traced = trace(make_way(LAYERS[layer](), lay_out, count).eval(), False, SERIES, export=export)
     node = traced.outputs["last"] if "last" in traced.outputs else traced.nodes[-3]
     before = 1 if layer == "conv" else 2
     assert find_channel_axis(traced, node) == (3 - before if swaps else before)
@@ -63,7 +63,9 @@ def test_the_axis_of_channels_follows_the_way(layer, way, export):
 @pytest.mark.parametrize("export", [False, True])
 @pytest.mark.parametrize(("layer", "axis"), [("conv", 1), ("linear", 2), ("gru", 2)])
 def test_the_axis_of_an_input_is_that_of_its_first_reader(layer, axis, export):
-    traced = trace(Way(LAYERS[layer](), lambda x: x, 6 * (7 if layer == "conv" else 5)).eval(), False, SERIES, export=export)
+    traced = trace(
+        make_way(LAYERS[layer](), lambda x: x, 6 * (7 if layer == "conv" else 5)).eval(), False, SERIES, export=export
+    )
     assert find_input_channel_axis(traced, traced.inputs[0]) == axis
 
 

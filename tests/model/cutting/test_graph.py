@@ -109,18 +109,6 @@ def test_parents_and_changes_in_place(mixed):
     assert [n.name for n in mixed.nodes if mixed.is_in_place(n)] == ["relu_"]
 
 
-def test_names_modules_and_places():
-    backbone = TinyNet()
-    traced = trace(backbone, False, torch.zeros(1, 3, 16, 16))
-    assert [n.name for n in traced.inputs] == ["x"]
-    assert traced.outputs["a"] is traced.outputs["a.2"]
-    assert traced.name_of(traced.outputs["a.2"]) == "a"
-    assert traced.name_of(traced.inputs[0]) is None
-    assert traced.module_of(traced.outputs["a.0"]) is backbone.a[0]
-    assert traced.module_of(traced.inputs[0]) is None
-    assert traced.position(traced.outputs["a"]) < traced.position(traced.outputs["b.0"])
-
-
 def test_the_name_of_a_recurrent_layer_means_its_sequence():
     layers = {"e": nn.Embedding(9, 4), "rnn": nn.GRU(4, 6, batch_first=True), "fc": nn.Linear(6, 2)}
     network = make_network(lambda n, ids: n.fc(n.rnn(n.e(ids))[0].mean(1)), **layers)
@@ -156,16 +144,6 @@ def test_a_run_that_fails_names_the_shapes():
     traced = trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
     with pytest.raises(xl.errors.AttachError, match=r"example: .* shape \(2, 5, 8, 8\) torch.float32"):
         run_real(Recorder, traced.runnable(), [torch.zeros(2, 5, 8, 8)])
-
-
-def test_auxiliary_outputs_stay_in_the_graph_but_are_no_logits():
-    def forward(net, x):
-        logits = TinyNet.forward(net, x)
-        return {"logits": logits, "aux": logits * 2}
-
-    traced = trace(make_network(forward, TinyNet).eval(), False, torch.zeros(1, 3, 16, 16))
-    assert traced.values.logits.name == "fc"
-    assert set(traced.runnable()(torch.zeros(2, 3, 16, 16))) == {"logits", "aux"}
 
 
 def test_both_modes_of_one_graph_are_run_once():

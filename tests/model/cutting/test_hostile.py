@@ -81,11 +81,10 @@ class BatchStatistics(Base):
         return super().forward(self.norm(x))
 
 
-class Lazy(Base):
-    def forward(self, x):
-        if not hasattr(self, "pos"):
-            self.register_buffer("pos", torch.ones(1, 8, 1, 1))
-        return self.tail(F.relu(self.b(F.relu(self.a(x)) * self.pos)))
+def make_a_buffer(net, x):
+    if not hasattr(net, "pos"):
+        net.register_buffer("pos", torch.ones(1, 8, 1, 1))
+    return net.tail(F.relu(net.b(F.relu(net.a(x)) * net.pos)))
 
 
 def replace_a_buffer(net, x):
@@ -127,7 +126,7 @@ UNCOUNTED = make_network(
             "single sample|depend on who else|cannot be traced",
         ),
         (make(lambda n, x: Base.forward(n, x).squeeze()), AT, r"returns a tensor \(5,\)"),
-        (Lazy(), AT, "makes 'pos'.*run one batch"),
+        (make(make_a_buffer), AT, "makes 'pos'.*run one batch"),
         (
             make(name_like_torch_fx, graph=nn.Conv2d(3, 3, 1)),
             AT,
@@ -190,6 +189,7 @@ def test_fused_attention_is_counted():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.slow
 def test_the_layout_counts_where_exits_are_placed():
     ids = torch.randint(0, 50, (4, 16))  # as many tokens as channels
     assert attach(make_encoder(), 2, example=ids).info.at == ("layers.0", "layers.1")
@@ -244,6 +244,7 @@ class SharedBuffer(Base):
         return self.tail(F.relu(self.b(F.relu(x)) * self.k)) * self.k
 
 
+@pytest.mark.slow
 def test_shared_buffers_stay_shared_when_the_network_is_converted(tmp_path):
     network = SharedBuffer()
     net = attach(network)

@@ -4,6 +4,7 @@ from torch import nn
 
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from tests.conftest import TinyNet
+from tests.model.kinds import make_network
 
 
 def test_every_submodule_gets_its_own_mode_back(backbone):
@@ -14,26 +15,17 @@ def test_every_submodule_gets_its_own_mode_back(backbone):
     assert [m.training for m in backbone.modules()] == before
 
 
-class Careless(TinyNet):
-    """Counts, replaces a buffer, writes to another and leaves things behind."""
-
-    calls = 0
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls += 1
-        self.seen = self.seen + 1
-        self.left = x
-        self.late = nn.Parameter(torch.ones(1))
-        return super().forward(x)
+def be_careless(net, x):
+    """Count, replace a buffer, write to another and leave things behind."""
+    net.calls += 1
+    net.seen = net.seen + 1
+    net.left, net.late = x, nn.Parameter(torch.ones(1))
+    return TinyNet.forward(net, x)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_state_is_given_back(fails):
-    backbone = Careless().train()
+    backbone = make_network(be_careless, TinyNet, calls=0, seen=torch.zeros(())).train()
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
     own, parameters = backbone.seen, list(backbone.parameters())
     try:

@@ -1,5 +1,7 @@
 """Backbones and cuts that cannot work: one error each, with the place and the nearest cut that works."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,13 +12,9 @@ from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 
 
-class Block(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
-
-    def forward(self, x):
-        return F.relu(self.norm(self.conv(x)))
+def block(inputs, outputs):
+    layers = {"conv": nn.Conv2d(inputs, outputs, 3, padding=1), "norm": nn.BatchNorm2d(outputs), "act": nn.ReLU()}
+    return nn.Sequential(OrderedDict(layers))
 
 
 class Chooses(nn.Module):
@@ -24,7 +22,7 @@ class Chooses(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inner = Block(8, 8)
+        self.inner = block(8, 8)
 
     def forward(self, x):
         return self.inner(x) if x.mean() > 0 else x
@@ -35,7 +33,7 @@ class Net(nn.Module):
 
     def __init__(self, middle=None, returns=None):
         super().__init__()
-        self.stem, self.middle, self.end = Block(3, 8), middle or Block(8, 8), Block(8, 8)
+        self.stem, self.middle, self.end = block(3, 8), middle or block(8, 8), block(8, 8)
         self.fc, self.returns = nn.Linear(8, 4), returns
 
     def forward(self, x):
@@ -54,41 +52,33 @@ def loop(net, x):
 LOOP = make_network(loop, Net)
 
 
-class Windows(nn.Module):
-    """Convolves windows, four an image: there the batch axis is not the samples'."""
-
-    def __init__(self):
-        super().__init__()
-        self.inside = Block(8, 8)
-        self.again = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x):
-        samples = x.shape[0]
-        x = self.inside(x.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1))
-        return x.unflatten(0, (samples, 4)).transpose(1, 2).flatten(2, 3) + self.again.weight.sum()
+def convolve_windows(net, x):
+    """Convolve windows, four an image: there the batch axis is not the samples'."""
+    samples = x.shape[0]
+    x = net.inside(x.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1))
+    return x.unflatten(0, (samples, 4)).transpose(1, 2).flatten(2, 3) + net.again.weight.sum()
 
 
-class WindowsCross(Windows):
-    """After a cut at ``again`` the windows, four rows a sample, are needed once more."""
-
-    def forward(self, x):
-        samples = x.shape[0]
-        windows = self.inside(x.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1))
-        x = self.again(x)
-        return x + windows.unflatten(0, (samples, 4)).transpose(1, 2).flatten(2, 3)
+def carry_windows(net, x):
+    """After a cut at ``again``, need the windows, four rows a sample, once more."""
+    samples = x.shape[0]
+    windows = net.inside(x.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1))
+    return net.again(x) + windows.unflatten(0, (samples, 4)).transpose(1, 2).flatten(2, 3)
 
 
-class UNet(nn.Module):
-    def __init__(self, pooled):
-        super().__init__()
-        self.down, self.bottom, self.up, self.out = Block(3, 8), Block(8, 16), Block(24, 8), nn.Conv2d(8, 4, 1)
-        self.pooled = pooled
+def make_windows(forward):
+    return Net(make_network(forward, inside=block(8, 8), again=nn.Conv2d(8, 8, 1)))
 
-    def forward(self, x):
-        skip = self.down(x)
-        low = self.bottom(F.max_pool2d(skip, 2))
-        out = self.out(self.up(torch.cat([F.interpolate(low, scale_factor=2), skip], 1)))
-        return out.mean((2, 3)) if self.pooled else out
+
+def make_unet(pooled):
+    def forward(net, x):
+        skip = net.down(x)
+        low = net.bottom(F.max_pool2d(skip, 2))
+        out = net.out(net.up(torch.cat([F.interpolate(low, scale_factor=2), skip], 1)))
+        return out.mean((2, 3)) if pooled else out
+
+    layers = {"down": block(3, 8), "bottom": block(8, 16), "up": block(24, 8), "out": nn.Conv2d(8, 4, 1)}
+    return make_network(forward, **layers)
 
 
 def attach(network, at=("stem",)):
@@ -108,9 +98,13 @@ def attach(network, at=("stem",)):
         (LOOP, ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
         (LOOP, ["middle.conv"], "'middle.conv': it runs 3 times"),
         (LOOP, 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
-        (Net(Windows()), ["middle.inside"], r"shape \(8, 8, 8, 32\) for two samples.*the nearest cut"),
-        (Net(WindowsCross()), ["middle.again"], r"more than the batch axis would have to be dynamic; the nearest cut"),
-        (UNet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
+        (make_windows(convolve_windows), ["middle.inside"], r"shape \(8, 8, 8, 32\) for two samples.*the nearest cut"),
+        (
+            make_windows(carry_windows),
+            ["middle.again"],
+            r"more than the batch axis would have to be dynamic; the nearest cut",
+        ),
+        (make_unet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
         (Net(returns=lambda logits, x: (logits, 2 * logits)), ["stem"], "a tuple of a tensor.*of which 2 could be"),
         (nn.DataParallel(Net()), ["stem"], "wrapped by DataParallel"),
         (torch.compile(Net(), backend="eager"), ["stem"], "wrapped by OptimizedModule"),
@@ -127,9 +121,9 @@ def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
     ("network", "at"),
     [
         (LOOP, ["stem", "end.conv"]),
-        (Net(Windows()), ["stem", "middle"]),
-        (Net(WindowsCross()), ["stem", "middle"]),
-        (UNet(True), ["down", "bottom"]),
+        (make_windows(convolve_windows), ["stem", "middle"]),
+        (make_windows(carry_windows), ["stem", "middle"]),
+        (make_unet(True), ["down", "bottom"]),
         (Net(returns=lambda logits, x: {"hidden": x, "logits": logits}), ["stem"]),
         (Net(returns=lambda logits, x: (x, logits)), ["stem"]),
     ],
@@ -166,6 +160,7 @@ def test_verifying_finds_what_tracing_cannot_see(forward, message):
         xl.attach(make_network(forward, TinyNet, calls=0), ["a"], 4, torch.zeros(1, 3, 16, 16))
 
 
+@pytest.mark.slow
 def test_a_new_classifier_of_zeros_does_not_hide_a_mismatch():
     network = make_network(mix_samples, TinyNet)
     nn.init.zeros_(network.fc.weight), nn.init.zeros_(network.fc.bias)

@@ -71,6 +71,7 @@ def test_a_length_is_the_number_of_samples_of_any_batch(export):
     assert "len" not in globals()
 
 
+@pytest.mark.slow
 def test_other_threads_go_on_while_a_backbone_is_traced():
     net, plain, stop, failed = TinyNet().eval(), torch.randn(2, 3, 16, 16), threading.Event(), []
     expected = net(plain)
@@ -185,7 +186,7 @@ def test_a_buffer_that_the_forward_changes():
     assert network.seen == 2
 
 
-@pytest.mark.parametrize("at", [["norm"], ["b"], ["norm", "b"]])
+@pytest.mark.parametrize("at", [["norm", "b"], *(pytest.param(at, marks=pytest.mark.slow) for at in (["norm"], ["b"]))])
 def test_control_flow_on_shapes(at):
     network, x = Stubborn(), torch.randn(5, 3, 10, 10)
     pieces = split(network, at, x[:1])
@@ -201,6 +202,7 @@ def test_control_flow_on_shapes(at):
         assert buffers[0]["norm.running_mean"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_padding_and_the_class_token_get_no_attention():
     net, texts = make_text_net(), make_texts()
     pads = texts["attention_mask"] == 0

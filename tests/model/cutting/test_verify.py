@@ -12,16 +12,12 @@ from tests.model.kinds import make_network
 X = torch.zeros(1, 3, 16, 16)
 
 
-class Changes(nn.Module):
-    """A stage that does something to its features."""
+def change_features(stage, change):
+    def forward(net, *activations):
+        features, *rest = net.stage(*activations)
+        return change(features), *rest
 
-    def __init__(self, stage, change):
-        super().__init__()
-        self.stage, self.change = stage, change
-
-    def forward(self, *activations):
-        features, *rest = self.stage(*activations)
-        return self.change(features), *rest
+    return make_network(forward, stage=stage)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +31,7 @@ class Changes(nn.Module):
 )
 def test_pieces_that_differ_are_found(change, message, backbone):
     pieces = split(backbone, ["a"], X)
-    pieces.stages[0] = Changes(pieces.stages[0], change)
+    pieces.stages[0] = change_features(pieces.stages[0], change)
     with pytest.raises(TraceMismatchError, match=message):
         verify(pieces)
 
@@ -47,7 +43,7 @@ def test_buffers_must_change_as_in_the_plain_backbone(backbone):
         backbone.a[1].running_mean.add_(1.0)
         return features
 
-    pieces.stages[0] = Changes(pieces.stages[0], shift_statistics)
+    pieces.stages[0] = change_features(pieces.stages[0], shift_statistics)
     with pytest.raises(TraceMismatchError, match=r"buffer 'a\.1\.running_mean'"):
         verify(pieces)
 

@@ -143,6 +143,7 @@ def test_exits_with_context_see_the_whole_image_on_one_grid(side, grid):
     assert len({out.attention.shape for out in larger}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["context", "average"])
 def test_bundles_know_their_heads(head, tmp_path):
     net = xl.attach("small", ["layer1"], 4, torch.zeros(1, 3, 16, 16), head=head).eval()
@@ -154,6 +155,7 @@ def test_bundles_know_their_heads(head, tmp_path):
     assert xl.predict(again, x, xl.Policy((0.0,))).labels.tolist() == net(x)[0].logits.argmax(1).tolist()
 
 
+@pytest.mark.slow
 def test_all_heads_of_a_real_network_stay_below_a_twentieth_of_it():
     net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40), head="context")
     assert 0.02 < net.head_share < 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 import subprocess
 import sys
@@ -259,6 +260,10 @@ class TestRefusals:
         assert len(read(tensor(), tensor(name="b"), most=4).inputs) == 2
         with pytest.raises(xl.errors.RequestError, match="at most the 1 elements"):
             read(tensor(), tensor(name="b"), most=3)
+
+    def test_the_error_keeps_its_status_between_processes(self):
+        error = pickle.loads(pickle.dumps(xl.errors.RequestError("shape: wrong", status=413)))
+        assert (str(error), error.status) == ("shape: wrong", 413)
 
     @settings(max_examples=150)
     @given(st.data())

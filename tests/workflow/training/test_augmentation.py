@@ -20,16 +20,16 @@ def _images(count=12, size=16):
 @pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
 def test_every_image_gets_a_draw_of_its_own_by_the_seed(name):
     images = _images()[0][:1].expand(12, -1, -1, -1)
-    found = []
+    result = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(Augmentation(name, SQUARE)(images))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-    assert found[0].shape == images.shape
-    assert found[0].dtype == images.dtype
-    assert len({view.numpy().tobytes() for view in found[0]}) >= (2 if name == "flip" else 9)
-    assert type(found[0]) is torch.Tensor
+        result.append(Augmentation(name, SQUARE)(images))
+    assert torch.equal(result[0], result[1])
+    assert not torch.equal(result[0], result[2])
+    assert result[0].shape == images.shape
+    assert result[0].dtype == images.dtype
+    assert len({view.numpy().tobytes() for view in result[0]}) >= (2 if name == "flip" else 9)
+    assert type(result[0]) is torch.Tensor
 
 
 @pytest.mark.parametrize("name", ["flip", "crop", "trivial"])

@@ -17,17 +17,7 @@ from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet
 from tests.ranks import open_pair
 from tests.texts import make_text_net, make_texts
-
-QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
-
-
-class WithoutStatistics(TinyNet):
-    """No batch norm: its result does not depend on how a batch is split."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for stage in (self.a, self.b):
-            stage[1] = nn.GroupNorm(2, stage[1].num_features)
+from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh
 
 
 def make_data(count: int = 29) -> xl.data.ImageSet:
@@ -47,24 +37,19 @@ def make_loader(kind: str, data: xl.data.ImageSet):
     }[kind]()
 
 
-def make_net(plain: type[nn.Module] = WithoutStatistics, seed: int = 7) -> xl.ExitNet:
-    torch.manual_seed(seed)
-    return xl.attach(plain(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16))
-
-
-def train(rank: int, how: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
+def train(rank: int, options: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
     """The weights and the history of a run; other ranks than the first begin with other weights."""
     data = make_data(count)
-    net = make_net(plain, seed=7 + rank)
-    result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **how})
+    net = fresh(backbone=plain, seed=7 + rank)
+    result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **options})
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
     return {name: value.clone() for name, value in net.state_dict().items()}, history
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    with open_pair(tmp_path_factory.mktemp("pair")) as found:
-        yield found
+    with open_pair(tmp_path_factory.mktemp("pair")) as outcome:
+        yield outcome
 
 
 def assert_equal(a, b):
@@ -72,10 +57,10 @@ def assert_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-def assert_close(mine, theirs):
-    for name in mine[0]:
-        torch.testing.assert_close(mine[0][name], theirs[0][name], rtol=1e-4, atol=2e-6)
-    for row, other in zip(mine[1], theirs[1], strict=True):
+def assert_close(actual, expected):
+    for name in actual[0]:
+        torch.testing.assert_close(actual[0][name], expected[0][name], rtol=1e-4, atol=2e-6)
+    for row, other in zip(actual[1], expected[1], strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-6)
         assert row["accuracy"] == pytest.approx(other["accuracy"])
         assert row["cc"] == pytest.approx(other["cc"], abs=1e-3)
@@ -83,7 +68,7 @@ def assert_close(mine, theirs):
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("options", "words"),
     [
         ({}, {}),
         ({}, {"count": 7}),  # the only batch splits into 4 and 3
@@ -99,23 +84,23 @@ def assert_close(mine, theirs):
     ],
     ids=["plain", "one uneven batch", "options", "frozen and uneven", "own generator", "in order"],
 )
-def test_two_processes_train_as_one_does(pair, how, words):
-    first, second = pair.run(_train, how, words)
+def test_two_processes_train_as_one_does(pair, options, words):
+    first, second = pair.run(_train, options, words)
     assert_equal(first[0], second[0])
     assert first[1] == second[1]
-    assert_close(first, train(0, how | {"ranks": DistributedContext()}, **words))
+    assert_close(first, train(0, options | {"ranks": DistributedContext()}, **words))
 
 
-def _train(rank, how, words):
-    return train(rank, how, **words)
+def _train(rank, options, words):
+    return train(rank, options, **words)
 
 
 @pytest.mark.slow
 def test_batch_norm_and_augmentation_are_reproducible(pair):
-    how, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
-    runs = [pair.run(_train, how, words) for _ in range(2)]
-    for found in runs:
-        for state, _ in found:
+    options, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
+    runs = [pair.run(_train, options, words) for _ in range(2)]
+    for outcome in runs:
+        for state, _ in outcome:
             assert_equal(runs[0][0][0], state)
 
 
@@ -133,7 +118,7 @@ def _draw(rank):
         seen.append(torch.rand(()).item())
         return images
 
-    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, "epochs": 1})
+    xl.fit(fresh(backbone=WithoutStatistics), make_data(), make_data(), augment=augment, **{**QUICK, "epochs": 1})
     return seen
 
 
@@ -183,14 +168,14 @@ def test_all_ranks_raise_what_one_raises(pair):
 
 
 def _fail(rank, kind):
-    data, net, how = make_data(), make_net(), {}
+    data, net, options = make_data(), fresh(backbone=WithoutStatistics), {}
     if kind == "labels" and rank == 1:
         data = TensorDataset(data.inputs, data.labels + 3)
     elif kind == "network" and rank == 1:
         net = xl.attach(WithoutStatistics(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     elif rank == 1:
-        how["augment"] = partial(_break, net) if kind == "nan" else {}.pop
-    xl.fit(net, data, make_data(), **QUICK, **how)
+        options["augment"] = partial(_break, net) if kind == "nan" else {}.pop
+    xl.fit(net, data, make_data(), **QUICK, **options)
 
 
 def _break(net, images):
@@ -201,18 +186,18 @@ def _break(net, images):
 
 @pytest.mark.slow
 def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
-    how = {"keep": "best", "ema": 0.5}
-    whole, _ = pair.run(train, how | {"out_dir": tmp_path / "whole"})
-    stopped = pair.run(_train_until, how | {"out_dir": tmp_path / "part"}, 5)
-    assert [str(one) for one in stopped] == ["stopped", "stopped"]
-    again, other = pair.run(train, how | {"out_dir": tmp_path / "part", "resume": True})
+    options = {"keep": "best", "ema": 0.5}
+    whole, _ = pair.run(train, options | {"out_dir": tmp_path / "whole"})
+    stopped = pair.run(_train_until, options | {"out_dir": tmp_path / "part"}, 5)
+    assert [str(first) for first in stopped] == ["stopped", "stopped"]
+    again, second = pair.run(train, options | {"out_dir": tmp_path / "part", "resume": True})
     assert_equal(whole[0], again[0])
-    assert_equal(whole[0], other[0])
-    refused = pair.run(train, how | {"out_dir": tmp_path / "part"})
-    assert all(isinstance(one, xl.errors.OutputExistsError) for one in refused)
+    assert_equal(whole[0], second[0])
+    refused = pair.run(train, options | {"out_dir": tmp_path / "part"})
+    assert all(isinstance(first, xl.errors.OutputExistsError) for first in refused)
 
 
-def _train_until(rank, how, steps):
+def _train_until(rank, options, steps):
     seen = []
 
     def augment(images):
@@ -221,7 +206,7 @@ def _train_until(rank, how, steps):
             raise xl.errors.TrainingError("stopped")
         return images
 
-    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **how})
+    xl.fit(fresh(backbone=WithoutStatistics), make_data(), make_data(), augment=augment, **{**QUICK, **options})
 
 
 @pytest.mark.slow
@@ -233,7 +218,7 @@ def test_more_processes_than_samples_in_a_batch(pair):
 
 
 def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
-    net = make_net(TinyNet)
+    net = fresh()
     names = {name: type(module) for name, module in net.named_modules()}
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
         assert {name: type(module) for name, module in net.named_modules()} == names
@@ -269,7 +254,7 @@ def test_both_processes_read_folders_and_know_bad_files(pair, folder, tmp_path, 
 
 
 def _train_folder(rank, folder, workers, ranks=None):
-    net, preprocess = make_net(), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+    net, preprocess = fresh(backbone=WithoutStatistics), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
     data = xl.data.load_folder(folder, preprocess, skip_bad=True)
     xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
     return {name: value.clone() for name, value in net.state_dict().items()}, data.bad

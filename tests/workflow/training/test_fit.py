@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
@@ -17,15 +16,10 @@ import exitlens as xl
 from exitlens.io import read_tensors
 from tests.conftest import TinyNet, make_net
 from tests.ranks import end, fork
+from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh
 
-QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
 EVERYTHING = {"augment": "trivial", "balanced": True, "accumulate": 2, "clip_norm": 0.5, "ema": 0.9, "monitor": "loss"}
 EVERYTHING |= {"loss": xl.EGTLoss(label_smoothing=0.1, class_weights="balanced")}
-
-
-def fresh(final: str = "head") -> xl.ExitNet:
-    torch.manual_seed(7)
-    return xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final)
 
 
 def weights(net: xl.ExitNet) -> dict[str, torch.Tensor]:
@@ -84,7 +78,7 @@ def make_loader(data):
 
 
 @pytest.mark.parametrize(
-    ("how", "load"),
+    ("options", "load"),
     [
         (EVERYTHING, lambda data: data),
         *(
@@ -98,24 +92,24 @@ def make_loader(data):
     ],
     ids=["everything", "loader", "pretrained", "frozen"],
 )
-def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, how, load):
+def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, options, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint
-    if "freeze_backbone" in how:
+    if "freeze_backbone" in options:
         resumed = fresh()
-    xl.fit(whole, load(tiny_set), tiny_set, out_dir=tmp_path / "whole", **QUICK | how)
+    xl.fit(whole, load(tiny_set), tiny_set, out_dir=tmp_path / "whole", **QUICK | options)
     steps, original = [], torch.optim.AdamW.step
 
     def interrupt(self, *args):
         steps.append(1)
-        if len(steps) == 7 - 2 * ("accumulate" in how):
+        if len(steps) == 7 - 2 * ("accumulate" in options):
             raise KeyboardInterrupt
         return original(self, *args)
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            xl.fit(stopped, load(tiny_set), tiny_set, out_dir=tmp_path / "part", **QUICK | how)
-    xl.fit(resumed, load(tiny_set), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK | how)
+            xl.fit(stopped, load(tiny_set), tiny_set, out_dir=tmp_path / "part", **QUICK | options)
+    xl.fit(resumed, load(tiny_set), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK | options)
     assert equal(weights(whole), weights(resumed))
     for name in ("last.safetensors", "best.safetensors"):
         a, b = (read_tensors(tmp_path / run / name)[0] for run in ("whole", "part"))
@@ -145,32 +139,37 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert equal(whole, part)
 
 
-def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
-    steps = []
+def raise_at(error, *steps):
+    """Return an augmentation that raises at these steps."""
+    seen = []
 
-    def interrupt(x):
-        steps.append(1)
-        if len(steps) in (2, 8):
-            raise KeyboardInterrupt
+    def augment(x):
+        seen.append(1)
+        if len(seen) in steps:
+            raise error
         return x
 
-    for out_dir, note in (
-        (tmp_path / "r", f"in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
-        (None, "after epoch 1 of 3: nothing was written without out_dir"),
+    return augment
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
+    for out_dir, step, note in (
+        (tmp_path / "r", 2, f"in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
+        (None, 6, "after epoch 1 of 3: nothing was written without out_dir"),
     ):
         with pytest.raises(KeyboardInterrupt) as stop:
-            xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=interrupt, **QUICK)
+            xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=raise_at(KeyboardInterrupt(), step), **QUICK)
         assert stop.value.__notes__ == [note]
 
 
 def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
-    how = QUICK | {"out_dir": tmp_path / "r"}
-    xl.fit(fresh(), tiny_set, tiny_set, **how)
-    longer = how | {"epochs": 5, "resume": True, "progress": True}
+    options = QUICK | {"out_dir": tmp_path / "r"}
+    xl.fit(fresh(), tiny_set, tiny_set, **options)
+    longer = options | {"epochs": 5, "resume": True, "progress": True}
     assert len(xl.fit(make_net(), tiny_set, tiny_set, **longer).history) == 5
     assert "epochs: 5, 3 before: training goes on" in capsys.readouterr().out
     with pytest.raises(xl.errors.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
-        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how)
+        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **options)
 
 
 def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
@@ -198,30 +197,24 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
 def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
-    seen = []
-
-    def fail(x):
-        seen.append(1)
-        if len(seen) == 1 + first_epoch_ends:
-            raise RuntimeError("no such augmentation")
-        return x
-
-    how = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
+    options = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
     with pytest.raises(RuntimeError, match="no such augmentation"):
-        xl.fit(net, tiny_set, tiny_set, augment=fail, **how)
+        xl.fit(
+            net, tiny_set, tiny_set, augment=raise_at(RuntimeError("no such augmentation"), 1 + first_epoch_ends), **options
+        )
     assert bool(list(tmp_path.iterdir())) == first_epoch_ends
-    assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **how).history) == 2
+    assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **options).history) == 2
 
 
 @pytest.mark.parametrize("final", [pytest.param("head", marks=pytest.mark.slow), "keep"])
-@pytest.mark.parametrize("how", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
-def test_frozen_parts_do_not_change(tiny_set, final, how):
+@pytest.mark.parametrize("options", [{"freeze_backbone": True}, {"batch_norm": "keep"}], ids=["frozen", "kept statistics"])
+def test_frozen_parts_do_not_change(tiny_set, final, options):
     net = fresh(final)
     before = weights(net)
-    xl.fit(net, tiny_set, tiny_set, **QUICK | how)
+    xl.fit(net, tiny_set, tiny_set, **QUICK | options)
     for name, value in weights(net).items():
         kept = "running" in name or "num_batches" in name
-        if "freeze_backbone" in how:
+        if "freeze_backbone" in options:
             kept = name.startswith("stages") or "tail" in name
         assert torch.equal(before[name], value) == kept, name
     assert all(p.requires_grad for p in net.parameters())
@@ -269,33 +262,19 @@ def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):
 
     for every in (1, 2, 100):
         asked.clear()
-        how = QUICK | {"epochs": 2, "learning_rate": 1e-9}
-        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **how).history
+        options = QUICK | {"epochs": 2, "learning_rate": 1e-9}
+        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **options).history
         assert set(asked) == {1: {1.0}, 2: {2.0, 0.0}, 100: {100.0, 0.0}}[every]
         logged.append([row["loss"]["consistency"] for row in history])
     assert logged[1] == pytest.approx(logged[0], rel=0.2)
     assert math.isnan(logged[2][1])  # no step of the second epoch asked
 
 
-class SmoothNet(nn.Module):
-    """Without batch normalisation: gradients of parts of a batch add up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU())
-        self.b = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.b(self.a(x)).mean((2, 3)))
-
-
 def assert_train_alike(runs, val):
     nets = []
-    for train, how in runs:
-        torch.manual_seed(7)
-        nets.append(xl.attach(SmoothNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), head="evidence"))
-        xl.fit(nets[-1], train, val, **QUICK | how)
+    for train, options in runs:
+        nets.append(fresh(backbone=WithoutStatistics))
+        xl.fit(nets[-1], train, val, **QUICK | options)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
@@ -303,8 +282,8 @@ def assert_train_alike(runs, val):
 @pytest.mark.parametrize("class_weights", [pytest.param(None, marks=pytest.mark.slow), (1.0, 2.0, 3.0, 4.0)])
 def test_accumulated_batches_are_one_large_batch(tiny_set, class_weights):
     loss = xl.EGTLoss(class_weights=class_weights)
-    how = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
-    assert_train_alike([(tiny_set, values) for values in how], tiny_set)
+    options = ({"batch_size": 16, "loss": loss}, {"batch_size": 4, "accumulate": 4, "loss": loss})
+    assert_train_alike([(tiny_set, values) for values in options], tiny_set)
 
 
 def test_uneven_batches_of_one_step_weigh_as_their_samples(tiny_set):
@@ -358,14 +337,14 @@ def test_the_best_epoch_is_kept(tiny_set, tmp_path, ema):
 
 
 def test_training_stops_early_with_the_best_weights_and_stays_stopped(tiny_set, tmp_path, capsys):
-    how = QUICK | {"epochs": 40, "learning_rate": 1e-7, "out_dir": tmp_path / "r", "patience": 2}
+    options = QUICK | {"epochs": 40, "learning_rate": 1e-7, "out_dir": tmp_path / "r", "patience": 2}
     net, again = fresh(), make_net()
-    result = xl.fit(net, tiny_set, tiny_set, **how | {"progress": True})
+    result = xl.fit(net, tiny_set, tiny_set, **options | {"progress": True})
     assert "stopped: no better accuracy" in capsys.readouterr().out
     assert len(result.history) == result.best_epoch + 2 < 40
     assert result.kept_epoch == result.best_epoch
     assert equal(read_tensors(tmp_path / "r" / "best.safetensors")[0], net.state_dict())
-    assert xl.fit(again, tiny_set, tiny_set, resume=True, **how).history == result.history
+    assert xl.fit(again, tiny_set, tiny_set, resume=True, **options).history == result.history
     assert equal(weights(net), weights(again))
 
 
@@ -429,7 +408,7 @@ def test_bad_data(tiny_set):
     net = make_net()
     wrong, plain = (TensorDataset(tiny_set.inputs, tiny_set.labels + shift) for shift in (3, 0))
     loader = DataLoader(tiny_set, 8)
-    for train, val, how, message in (
+    for train, val, options, message in (
         (DataLoader(tiny_set.inputs, 8), tiny_set, {}, "images only"),
         (wrong, tiny_set, {}, r"\[0, 4\)"),
         (tiny_set, [(tiny_set.inputs, tiny_set.labels[:, None])], {}, r"val labels: expected \(32,\)"),
@@ -440,7 +419,7 @@ def test_bad_data(tiny_set):
         (plain, plain, {"augment": "trivial"}, r"net\.describe\(preprocess="),  # nobody knows how colours are normalised
     ):
         with pytest.raises(xl.errors.InputError, match=message):
-            xl.fit(net, train, val, **QUICK | how)
+            xl.fit(net, train, val, **QUICK | options)
     xl.fit(fresh(), plain, plain, augment="crop", **QUICK | {"epochs": 1})
     small = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 8, 8))
     for stage in small.stages:

@@ -49,13 +49,11 @@ class Point:
 class Levels:
     """Scores in levels: ``score >= edges[k][j]`` exactly where ``index[:, k] >= j``; ``edges[k][0]`` is 0 (always).
 
-    Attributes:
-        index: ``(N,K-1)`` integers.
-        edges: per early exit, increasing thresholds, halfway between neighbouring scores, so that a rounding difference
-            at run time moves no sample of the trace.
+    The edges of an exit increase, halfway between neighbouring scores, so that no rounding difference at run time moves a
+    sample of the trace.
     """
 
-    index: Tensor
+    index: Tensor  # (N,K-1) integers
     edges: tuple[Tensor, ...]
 
     def apply(self, scores: Tensor) -> Tensor:  # (M,K-1) -> (M,K-1)

@@ -15,7 +15,7 @@ from torch import nn
 
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
-from exitlens.model.backbones.small import build_small
+from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, Say, check_fit, load_state, report_match
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
@@ -65,7 +65,8 @@ def build_backbone(
             raise InputError("pretrained: 'small' has no pretrained weights. Fix: train it with exitlens fit")
         if modality not in _SMALL:
             raise InputError(f"backbone: 'small' does not take {modality.plural}")
-        return build_small(num_classes, in_channels, len(modality.axes) - 1)
+        axes = len(modality.axes) - 1  # of locations
+        return SmallResNet(num_classes, in_channels, axes=axes) if axes else SmallMLP(num_classes, in_channels)
     if modality not in (IMAGE, TEXT):
         raise InputError(f"backbone: {source} does not take {modality.plural}. Fix: use 'small', or a module of your own")
     family, _, name = source.partition(":")

@@ -110,8 +110,3 @@ class _VectorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B,width) -> (B,width)
         hidden: Tensor = self.dropout(F.relu(self.up(self.norm(x))))
         return x + self.down(hidden)  # type: ignore[no-any-return]
-
-
-def build_small(num_classes: int, channels: int, axes: int) -> nn.Module:
-    """Build the small network for inputs of so many axes of locations; 0: vectors."""
-    return SmallResNet(num_classes, channels, axes=axes) if axes else SmallMLP(num_classes, channels)

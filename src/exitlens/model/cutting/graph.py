@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
-from exitlens.model._torch_compat import is_fake, is_mutating_operation, keeps_shape, use_fake_tensors
+from exitlens.model._torch_compat import FAKE_TENSOR, is_mutating_operation, keeps_shape, use_fake_tensors
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
 
@@ -184,7 +184,8 @@ class Interpreter(fx.Interpreter):
 
     def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the module returns."""
-        if len(args) == 1 and not kwargs and is_fake(args[0]) and keeps_shape(self.fetch_attr(str(target)), args[0]):
+        is_fake = len(args) == 1 and not kwargs and isinstance(args[0], FAKE_TENSOR)
+        if is_fake and keeps_shape(self.fetch_attr(str(target)), args[0]):
             return torch.empty_like(args[0])
         return super().call_module(target, args, kwargs)
 

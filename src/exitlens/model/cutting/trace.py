@@ -1,8 +1,4 @@
-"""Traces a backbone in one mode: by torch.fx where it can, by torch.export where torch.fx refuses the control flow.
-
-torch.fx keeps modules whole and allows other image sizes than the example's; torch.export gives ATen operations, each of
-which knows the module that it came from, for the example's size only.
-"""
+"""Traces a backbone in one mode: by torch.fx, or where that refuses the control flow, by torch.export for one image size."""
 
 from __future__ import annotations
 
@@ -79,10 +75,7 @@ def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, fir
 
 
 class FxTracer(fx.Tracer):
-    """torch.fx's tracer with placeholders for the example's inputs only; it remembers which node each module returned.
-
-    Other arguments of the forward keep their defaults. Calls from other threads run as usual.
-    """
+    """torch.fx's tracer, for the example's inputs and this thread only; it remembers which node each module returned."""
 
     proxy_buffer_attributes = True  # changes of a buffer (a count of batches) belong to the graph, not to tracing
 

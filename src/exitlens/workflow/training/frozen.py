@@ -204,8 +204,7 @@ class CachedHeads(nn.Module):
 
     def _run(self, head: ExitHead, activations: Sequence[Tensor]) -> ExitOutput:
         if self.needs_evidence:
-            output: ExitOutput = head(*activations)
-            return output
+            return head(*activations)  # type: ignore[no-any-return]
         logits, attention = head.with_attention(*activations)
         return ExitOutput(logits, attention, logits.new_empty((len(logits), 0)))
 

@@ -74,11 +74,7 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch (from 1) of the best ``settings.monitor``; 0 before the first.
-
-        ``accuracy`` is the mean over the exits; ``loss`` is the classification term of the training loss over all validation
-        samples.
-        """
+        """The first epoch (from 1) of the best ``settings.monitor``; 0 before the first."""
         monitor = self.settings.monitor
         if monitor == "loss":
             losses = [row["val_loss"] for row in self.history]
@@ -217,9 +213,7 @@ class TrainingRun:
                 return FeatureLoader(self.frozen.train, plan)
             return batches.make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
         if self.settings.balanced:
-            raise InputError(
-                "balanced: a DataLoader draws its own samples. Fix: pass the data set, or give the loader a sampler."
-            )
+            raise InputError("balanced: a DataLoader draws its own samples. Fix: pass the data set, or give it a sampler.")
         if isinstance(train.sampler, DistributedSampler):
             train.sampler.set_epoch(seed)
         for holder in (train, train.sampler):

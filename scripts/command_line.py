@@ -1,19 +1,23 @@
-"""Writes the reference of the command line out of its own help, in place of the line ``<!-- verbs -->``."""
+"""Writes the reference of the command line from its own help: ``python -m scripts.command_line``."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from exitlens.cli import verbs
 
-PLACE = "<!-- verbs -->"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "command_line.md"
+START, END = "<!-- verbs: written by `python -m scripts.command_line` -->\n\n", "\n\n<!-- end of verbs -->\n"
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    return markdown.replace(PLACE, write_verbs()) if PLACE in markdown else markdown
+def write_page(page: str) -> str:
+    """Return the page with the verbs as they are now."""
+    before, rest = page.split(START)
+    return before + START + write_verbs() + END + rest.split(END)[-1]
 
 
 def write_verbs() -> str:
@@ -36,3 +40,7 @@ def _write_option(option: Any) -> str:
     what = (option.help or "").replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
     shown = "needed" if option.required else "" if option.default in (None, False, (), [], "") else f"`{option.default}`"
     return f"| {', '.join(f'`{name}`' for name in names)} | {' '.join(what.split())} | {shown} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(write_page(PAGE.read_text()))
