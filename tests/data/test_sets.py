@@ -6,9 +6,8 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches, make_epoch_loader
-from exitlens.data.sets import find_kind, measure_scaling
-from exitlens.modalities import IMAGE, SERIES, VECTOR, VOLUME
-from tests.data.conftest import PREPROCESS
+from exitlens.data.sets import measure_scaling
+from exitlens.modalities import SERIES
 
 OWN = xl.data.SeriesPreprocess((1.0, 2.0), (2.0, 4.0))
 CLASSES = ("even", "odd")
@@ -43,14 +42,6 @@ def held():
 
 def make_lazy(**how):
     return xl.data.LazySet(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, torch.arange(40) // 4)
-
-
-def test_kinds_are_those_of_their_preprocessing():
-    assert find_kind(OWN) is SERIES
-    assert find_kind(xl.data.VolumePreprocess((0.0,), (1.0,), (1, 1, 1))) is VOLUME
-    assert find_kind(xl.data.VectorPreprocess((0.0,), (1.0,))) is VECTOR
-    with pytest.raises(xl.errors.InputError, match="preprocess: expected"):
-        find_kind(8)
 
 
 def test_samples_in_memory(held):
@@ -97,13 +88,6 @@ def test_nothing_is_read_before_it_is_asked_for():
             xl.data.LazySet(
                 **{"reader": Ramps(3), "labels": torch.zeros(3).long(), "classes": CLASSES, "preprocess": OWN} | values
             )
-
-
-def test_images_can_be_pickled(folder):
-    lazy = xl.data.load_folder(folder, PREPROCESS).first(3)
-    again = pickle.loads(pickle.dumps(lazy))
-    assert again.modality is IMAGE
-    assert again.load().images.equal(lazy.load().images)
 
 
 def test_bad_samples_are_named_or_left_out():

@@ -1,4 +1,4 @@
-"""Batches of inputs and labels from whatever a user has (a data set, a loader, tensors), and the order of an epoch."""
+"""Batches of inputs and labels from a data set, a loader or tensors, and the order of an epoch."""
 
 from __future__ import annotations
 

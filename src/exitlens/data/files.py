@@ -160,7 +160,7 @@ class ArrayFiles:
 
 
 def _try_first(paths: Sequence[Path], read: Callable[[Path], T]) -> T:
-    """Return what ``read`` gives of the first file that is not bad, or raise what it says of the first if all are."""
+    """Return the result of ``read`` for the first good file; if all are bad, raise the error about the first."""
     first: DataError | None = None
     for path in paths:
         try:

@@ -243,7 +243,7 @@ class TextFiles(Source):
         self._task = task
 
     def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
-        """Take the columns that are named, and usual names; reading the files tells if they are there."""
+        """Take the named columns or the usual ones; missing ones are found when the files are read."""
         if reading.split_by and list(self.files) != [""]:
             has = f"{self.name} has a file for each split ({', '.join(self.files)})"
             raise InputError(f"split_by: {has}. Fix: leave it out")

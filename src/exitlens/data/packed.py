@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class LazySequence(Sequence[T], ABC):
-    """A sequence whose subclass says how long it is and what stands at a place (:meth:`get`)."""
+    """A sequence whose items are made on demand by :meth:`get` of a subclass."""
 
     @abstractmethod
     def get(self, index: int) -> T:

@@ -21,7 +21,7 @@ from exitlens.errors import DataError, OutputError
 from exitlens.modalities.image import decode_image
 from exitlens.types.preprocessing import Preprocess
 
-MAX_BYTES = 1_000_000_000  # of one file
+MAX_BYTES = 1_000_000_000  # limit for one file
 DECODER = b"2"  # part of a cache's keys; counted up when a change of the decoder gives other pixels
 Shape = tuple[int, ...]
 

@@ -20,7 +20,7 @@ Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", 
 Role = Literal["image", "text", "series", "features"]
 SAMPLES: tuple[Role, ...] = ("image", "text", "series", "features")
 ROLES = (*SAMPLES, "label")
-KEY = "key"  # what names a row, if there are no labels
+KEY = "key"  # the role of a column that names rows without labels
 IMAGE_NAMES = (
     "image", "img", "picture", "photo", "pixels", "file_name", "filename", "file", "image_path", "path", "filepath"
 )  # fmt: skip
@@ -35,11 +35,11 @@ class Columns(NamedTuple):
     """Names of the columns to read."""
 
     role: Role
-    inputs: tuple[str, ...]  # of the samples; features have several columns
-    labels: tuple[str, ...] = ()  # one of words, several of 0 and 1, or none
-    key: str = ""  # what names a row
-    group: str = ""  # which group a row belongs to
-    split: str = ""  # and which split
+    inputs: tuple[str, ...]  # columns of the samples; features have several
+    labels: tuple[str, ...] = ()  # one column of words, several of 0 and 1, or none
+    key: str = ""  # column that names a row
+    group: str = ""  # column of the group
+    split: str = ""  # column of the split
     pattern: str = ""  # a regular expression for the group, in place of a column
 
     @property
@@ -227,7 +227,7 @@ class Reading(NamedTuple):
 class Rows(NamedTuple):
     """N samples of one kind, from one part of a source; ``None`` stands for a value that is missing."""
 
-    names: Sequence[str]  # of the rows, the same in every run
+    names: Sequence[str]  # names of the rows, the same in every run
     images: Callable[[Preprocess], EncodedImages] | None = None  # makes a reader of the images, or
     texts: Sequence[str | None] | None = None  # perhaps read when they are asked for, or
     series: Sequence[Tensor | None] | None = None  # (C,T) each, or
@@ -239,7 +239,7 @@ class Rows(NamedTuple):
     splits: Sequence[str | None] | None = None
     faults: Mapping[int, str] = {}  # what is wrong with samples, by row
     damage: tuple[str, ...] = ()  # what is wrong with files whose samples are missing here
-    classes: tuple[str, ...] = ()  # that the source knows, in label order
+    classes: tuple[str, ...] = ()  # classes known to the source, in label order
     several: bool = False  # a sample has any number of labels
 
 

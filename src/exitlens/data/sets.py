@@ -231,9 +231,9 @@ class LazySet(SampleSet):
         self.dtype = torch.uint8 if find_kind(preprocess, (IMAGE, *KINDS)) is IMAGE else torch.float32
         self.preprocess, self.reader = preprocess, reader
         self.set_labels(len(reader), labels, classes, groups)
-        self.shape = find_shape(preprocess, reader)  # of what the reader gives
+        self.shape = find_shape(preprocess, reader)  # shape of the reader's samples
         self.skip_bad, self.workers = skip_bad, workers
-        self.rows = torch.arange(len(reader))  # of the reader
+        self.rows = torch.arange(len(reader))  # rows of the reader
         self.unreadable: dict[int, str] = {}  # reasons by row of the reader, shared by all subsets
         self._told: set[str] = set()  # warnings that were given, shared by all subsets
 

@@ -31,7 +31,7 @@ from exitlens.data.splits import name_split
 from exitlens.errors import DataError
 from exitlens.types.preprocessing import Preprocess
 
-_MOST_VALUE_BYTES = 1_000_000  # of a label, text or JSON
+_MOST_VALUE_BYTES = 1_000_000  # limit for a label, text or JSON member
 _PEEKED = 50  # files, and samples of each, that tell what there is
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 

@@ -53,8 +53,8 @@ class Target(NamedTuple):
     """The form that samples are to have."""
 
     size: int = 0  # pixels (height and width), steps, or voxels of a volume's sides; 0: the usual, or unchanged
-    mel: MelSpectrogram | None = None  # of sounds, the spectrogram to make
-    known: Preprocessing | None = None  # of an existing network, which comes before the others
+    mel: MelSpectrogram | None = None  # the spectrogram that sounds become
+    known: Preprocessing | None = None  # preprocessing of an existing network, which takes precedence
 
     @property
     def pixels(self) -> Preprocess:

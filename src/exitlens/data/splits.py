@@ -19,7 +19,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
 SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
 
 
-_ATTEMPTS = 50  # to find parts that all have every class
+_ATTEMPTS = 50  # attempts to find parts that all have every class
 _Set = TypeVar("_Set", bound=SampleSet)
 
 
@@ -63,7 +63,7 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
 
 def find_rarest(labels: Tensor) -> Tensor:  # (N,C) bool -> (N,)
     """Return the rarest label of each sample; C for a sample without labels."""
-    counts = torch.cat([labels.sum(0), torch.tensor([len(labels) + 1])])  # no label is as common as that
+    counts = torch.cat([labels.sum(0), torch.tensor([len(labels) + 1])])  # more than any label has
     padded = torch.cat([labels, torch.ones(len(labels), 1, dtype=torch.bool)], 1)
     return torch.where(padded, counts, len(labels) + 2).argmin(1)
 
@@ -126,7 +126,7 @@ def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: tor
     return parts
 
 
-_WORDS: dict[str, Split] = {  # what others call the splits
+_WORDS: dict[str, Split] = {  # other names of the splits
     **{split: split for split in SPLITS},
     **dict.fromkeys(("training",), SPLITS[0]),
     **dict.fromkeys(("val", "valid", "dev", "eval"), SPLITS[1]),

@@ -115,7 +115,7 @@ class Table(Source):
             chosen = [part.cast_column(column, self._package.Image(decode=False)) for part in chosen]
         try:
             return chosen[0] if len(chosen) == 1 else self._package.concatenate_datasets(chosen)
-        except Exception as error:  # pyarrow's
+        except Exception as error:  # pyarrow raises many kinds
             raise DataError(f"data: {self.name}: its parts have {column!r} in different types ({error})") from error
 
     def _read_paths(self, data: Sequence[Any], column: str) -> list[str]:
@@ -235,6 +235,6 @@ class TableImages(EncodedImages):
                 return read_regular(self._root / path, self.name(index))
         except ExitlensError:
             raise
-        except Exception as error:  # pyarrow's and the system's
+        except Exception as error:  # pyarrow and the system raise many kinds
             raise DataError(f"{self.name(index)}: cannot be read ({type(error).__name__}: {error})") from error
         raise DataError(f"{self.name(index)}: has no image")

@@ -31,7 +31,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.launch import count_local
 
 DEPTH = 2  # batches that a process decodes ahead
-TIMEOUT_S = 300.0  # for one sample
+TIMEOUT_S = 300.0  # limit for one sample
 MOST_WORKERS = 8
 Plan = Sequence[Sequence[int]]  # rows of every batch
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def decode_batches(
     timeout_s: float = TIMEOUT_S,
     dtype: torch.dtype = torch.uint8,
 ) -> Iterator[Decoded]:
-    """Decode the batches of a plan, in order, in so many processes (0: this one), samples of one shape and dtype.
+    """Decode the batches of a plan, in order, in this process (0 workers) or in others; samples have one shape and dtype.
 
     A process that was killed or needs more than ``timeout_s`` for a sample, and a reader that fails without calling a sample
     bad, are a :class:`DataError`; every process has ended then.
@@ -123,7 +123,7 @@ def _decode_into(reader: Reader, rows: Sequence[int], slot: Any, progress: Any =
 
 
 class _Worker:
-    """A process that decodes every so-many-th batch into shared memory, ``DEPTH`` slots in turn."""
+    """A process that decodes its share of the batches into shared memory, ``DEPTH`` slots in turn."""
 
     def __init__(self, reader: Reader, plan: Plan, shape: Sequence[int], kind: Any, inherited: list[Connection]) -> None:
         context = multiprocessing.get_context("fork")

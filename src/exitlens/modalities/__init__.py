@@ -66,5 +66,5 @@ def recognise_example(example: Any) -> Modality:
 
 
 def find_reader(forward: Callable[..., Any]) -> Modality:
-    """Return the kind that the names of a backbone's arguments tell, or images if they tell none."""
+    """Return the kind that fits the names of a backbone's arguments, or images if none does."""
     return next((m for m in MODALITIES if m.argument in signature(forward).parameters), IMAGE)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from exitlens.errors import DataError
 
-MOST_VALUES = 250_000_000  # of one file: 1 GB as float32
-MOST_BYTES = 1_000_000_000  # of one file
+MOST_VALUES = 250_000_000  # limit for one file: 1 GB as float32
+MOST_BYTES = 1_000_000_000  # limit for one file
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Modality(ABC):
         return not names and len(shape) == len(self.axes) and all(dtype.is_floating_point for dtype in dtypes)
 
     def adapt(self, given: InputFormat) -> Modality:
-        """Return the kind as one network takes it."""
+        """Return the kind with the details of one network's inputs."""
         return self
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:

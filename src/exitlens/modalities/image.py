@@ -1,4 +1,4 @@
-"""Images: floats ``(B,C,H,W)``, read from files, deleted from by their mean colour, drawn under squares."""
+"""Images: floats ``(B,C,H,W)``, read from files; deletion fills cells with the mean colour, maps are drawn as squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series: floats ``(B,C,T)`` or ``(B,T,C)``, deleted from by their mean over time, drawn as curves over shaded time.
+"""Series: floats ``(B,C,T)`` or ``(B,T,C)``, whose deletion fills in the mean over time; drawn as curves.
 
 A file holds one series: ``.npy``, a ``.csv`` or Parquet table with a row for each step and a column for each channel, or a
 sound (WAV, FLAC, Ogg; extra ``audio``), as its waveform or its log-mel spectrogram.
@@ -227,7 +227,7 @@ def _read_csv(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def _explain_csv(path: Path, head: Sequence[str], named: bool, name: str) -> NoReturn:
-    """Name the line that is ragged, or the field that is not a number; numpy says the number of the row alone."""
+    """Name the line that is ragged, or the field that is not a number; numpy tells only the number of the row."""
     columns = head if named else [str(i) for i in range(len(head))]
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)

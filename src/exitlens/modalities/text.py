@@ -1,4 +1,4 @@
-"""Texts: integer tokens ``(B,N)``, alone or by name with their padding mask, deleted from by masking tokens out."""
+"""Texts: integer tokens ``(B,N)``, alone or by name with their padding mask; deletion masks tokens out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes: floats ``(B,C,D,H,W)``, deleted from by their mean, drawn as projections; files ``.npy`` and NIfTI."""
+"""Volumes: floats ``(B,C,D,H,W)``, whose deletion fills in the mean; drawn as projections; files ``.npy`` and NIfTI."""
 
 from __future__ import annotations
 

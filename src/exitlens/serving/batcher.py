@@ -186,5 +186,5 @@ class Batcher:
         try:
             return call(*args)
         except Exception:
-            LOG.exception("%s: what follows an answer has failed", self.model.name)
+            LOG.exception("%s: a callback of the batcher failed", self.model.name)
             return None

@@ -57,10 +57,15 @@ class Endpoint:
     # On the batcher's thread:
 
     def _deliver(self, done: list[Ticket]) -> None:
+        def finish(futures: list[asyncio.Future[None]]) -> None:
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)
+
         for loop in {ticket.receiver.get_loop() for ticket in done}:
             futures = [ticket.receiver for ticket in done if ticket.receiver.get_loop() is loop]
             with suppress(RuntimeError):  # nobody waits in a loop that is closed
-                loop.call_soon_threadsafe(_finish, futures)
+                loop.call_soon_threadsafe(finish, futures)
         self.metrics.set_waiting(self.model.name, self.batcher.waiting)
         good = [ticket for ticket in done if ticket.error is None]
         exits = [k for ticket in good for k in ticket.exits.tolist()]
@@ -71,12 +76,6 @@ class Endpoint:
     def _count_step(self, stage: int, count: int, seconds: float) -> None:
         self.metrics.observe_step(self.model.name, stage, count, seconds)
         self.metrics.set_waiting(self.model.name, self.batcher.waiting)
-
-
-def _finish(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
 
 
 class Repository:

@@ -33,23 +33,19 @@ class Watch:
 
     def __init__(self, model: ServedModel, metrics: Metrics, watching: Watching) -> None:
         self.model, self.metrics, self.watching = model, metrics, watching
-        self.monitor = self._open_monitor() if watching.drift else None
+        self.monitor, policy = None, model.policies[DEFAULT]
+        if watching.drift and policy.calibration is not None and policy.calibration.groups is not None:
+            LOG.info("%s: no drift watch: the calibration counted groups, which requests do not name", model.name)
+        elif watching.drift:
+            try:
+                self.monitor = DriftMonitor(policy)
+            except PolicyError as error:
+                LOG.info("%s: no drift watch: %s", model.name, error)
         self._pending: deque[Ticket] = deque()  # in the order of arrival: in that of answers, early exits would come first
         self._shadowed: deque[tuple[Activations, int, Any]] = deque(maxlen=SHADOWED)  # inputs, exit and label
         self._room, self._last = watching.drift_rate, time.monotonic()
         self._random = random.Random(0)
         self.is_drifting = False
-
-    def _open_monitor(self) -> DriftMonitor | None:
-        policy = self.model.policies[DEFAULT]
-        if policy.calibration is not None and policy.calibration.groups is not None:
-            LOG.info("%s: no drift watch: the calibration counted groups, which requests do not name", self.model.name)
-            return None
-        try:
-            return DriftMonitor(policy)
-        except PolicyError as error:
-            LOG.info("%s: no drift watch: %s", self.model.name, error)
-            return None
 
     def expect(self, ticket: Ticket) -> None:
         """Note that a request came; called in the order of requests."""

@@ -1,1 +1,1 @@
-"""Demo data, generated or packaged: garments and scenes, reviews, motifs and blobs, with masks of what decides."""
+"""Demo data, generated or packaged, with masks of the parts that decide the class."""

@@ -140,7 +140,7 @@ def make_scenes(
 def _place(garments: Tensor, size: int, scale: tuple[float, float], rng: Generator) -> tuple[Tensor, Tensor]:
     count = len(garments)
     side = scale[0] + (scale[1] - scale[0]) * torch.rand(count, generator=rng)
-    shift = (2 * torch.rand(count, 2, generator=rng) - 1) * (1 - side)[:, None]  # of the centre, in [-1, 1] units
+    shift = (2 * torch.rand(count, 2, generator=rng) - 1) * (1 - side)[:, None]  # shift of the centre, in [-1, 1] units
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / side
     theta[:, :, 2] = -shift / side[:, None]

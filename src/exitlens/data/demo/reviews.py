@@ -1,4 +1,4 @@
-"""Generated product reviews: texts of two classes, with a mask over the words that say which.
+"""Generated product reviews: texts of two classes, with a mask over the words that tell which.
 
 The shop's name is the shortcut that a shallow exit likes to take, as the background is in scenes; single words mislead too,
 because three opinions in ten are negated.
@@ -32,7 +32,7 @@ ADJECTIVES = (  # by class
     ),
 )
 NEGATIONS = ("not", "never", "hardly")
-MOST_TOKENS = 30  # of a review, with [CLS] and [SEP]
+MOST_TOKENS = 30  # tokens of the longest review, with [CLS] and [SEP]
 _SPLITS = {"train": (8000, 21), "validation": (1000, 22), "calibration": (2000, 23), "test": (3000, 24)}  # size, seed
 _SLOTS = {
     "PRODUCT": _split("lamp kettle chair backpack blanket speaker jacket clock bottle table tent keyboard"),
@@ -93,13 +93,13 @@ def _write_opinion(label: int, rng: random.Random) -> list[Word]:
     return [*before, *words, end]
 
 
-_make_tokenizer = lru_cache(maxsize=1)(lambda: word_tokenizer(list_words()))  # which all reviews share
+_make_tokenizer = lru_cache(maxsize=1)(lambda: word_tokenizer(list_words()))  # shared by all reviews
 
 
 def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 32) -> TextSet:
     """Make product reviews of two classes, half of them positive; the same arguments give the same reviews.
 
-    One or two opinions (``masks`` is True on their adjectives and negations) say the class, among sentences that say
+    One or two opinions (``masks`` is True on their adjectives and negations) tell the class, among sentences that tell
     nothing. Three opinions in ten are negated ("not good"), so single words mislead. The shop's name is the shortcut.
 
     Args:

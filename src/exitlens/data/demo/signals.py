@@ -31,7 +31,7 @@ _BLOB_SPLITS = {"train": (1200, 41), "validation": (300, 42), "calibration": (60
 def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int = 128) -> ArraySet:
     """Make noisy series of two channels and four classes, equally often; the same arguments give the same series.
 
-    In the channel ``signal`` a motif (``masks`` is True there) says the class: it rises, has a peak, is a wave or a step.
+    In the channel ``signal`` a motif (``masks`` is True there) tells the class: it rises, has a peak, is a wave or a step.
     The channel ``level`` is noise around one of four levels.
 
     Args:
@@ -113,7 +113,7 @@ def _draw_agreement(labels: Tensor, classes: int, share: float, rng: torch.Gener
 def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20) -> ArraySet:
     """Make noisy cubes of one channel and three classes, equally often; the same arguments give the same volumes.
 
-    A ball, a box, or a rod along one of the axes (``masks`` is True there) says the class.
+    A ball, a box, or a rod along one of the axes (``masks`` is True there) tells the class.
 
     Args:
         count: number of volumes.
