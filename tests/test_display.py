@@ -80,7 +80,8 @@ def test_what_is_unknown_is_left_out(net, images):
     trace = random_trace()
     shown = Cells(xl.Trace(trace.logits, None, trace.divergence, trace.cost)._repr_html_())
     assert "unlabelled" in shown.cells[0]
-    assert "" in shown.cells  # no accuracy
+    assert "agrees with final" in shown.cells
+    assert "accuracy" not in shown.cells
     page = xl.Policy((0.5, float("inf")))._repr_html_()
     assert "nothing is promised" in page
     assert "never" in page

@@ -16,8 +16,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "load", "limit"), [("series", "load_motifs", 96), ("volumes", "load_blobs", 48)])
 def test_an_example_runs(page, load, limit, monkeypatch, capsys):
-    whole = getattr(xl, load)
-    monkeypatch.setattr(xl, load, lambda split, **more: whole(split, limit=limit, **more))
+    whole = getattr(xl.demo, load)
+    monkeypatch.setattr(xl.demo, load, lambda split, **more: whole(split, limit=limit, **more))
     text = (EXAMPLES / f"{page}.md").read_text()
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
     assert code.count("epochs=6") == 1

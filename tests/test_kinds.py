@@ -17,7 +17,7 @@ def attach(kind, head="evidence"):
     return xl.attach(kind.build(), ["first", "second"], 3, example, head=head, groups=kind.groups)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "series")) for name in KINDS])
 def trained(request):
     """Its kind, the network, and data to test it on."""
     kind = KINDS[request.param]
@@ -86,7 +86,7 @@ def test_edge_bundles_say_the_same(trained, tmp_path):
     assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["series", "series, time first", "volume", "several"])
+@pytest.mark.parametrize("name", ["series", "series, time first", "volume", pytest.param("several", marks=pytest.mark.slow)])
 def test_context_heads(name):
     kind = KINDS[name]
     net = attach(kind, "context").eval()

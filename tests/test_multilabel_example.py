@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner
 
 import exitlens as xl
@@ -17,14 +16,6 @@ from tests.test_readme import read_blocks, run
 
 PAGE = Path(__file__).parent.parent / "examples" / "multilabel.md"
 SMALLER = {"--epochs 10": "--epochs 2"}
-
-
-def test_the_commands_parse():
-    group: Any = get_command(verbs)
-    commands = read_commands(PAGE.read_text(), "exitlens")
-    assert [words[0] for words in commands] == ["fit", "calibrate", "evaluate", "predict", "explain", "report"]
-    for verb, *words in commands:
-        group.commands[verb].make_context(verb, list(words))
 
 
 @pytest.mark.slow

@@ -37,21 +37,17 @@ def draw(label: str, number: int) -> Drawing:
     return Drawing(f"{label}{number}", label, image)
 
 
-def test_commands_for_other_data_parse():
+@pytest.mark.parametrize(
+    ("page", "named"),
+    [
+        ("photos.md", "fit calibrate evaluate report predict explain fit fit fit"),
+        ("multilabel.md", "fit calibrate evaluate predict explain report"),
+    ],
+)
+def test_commands_parse(page, named):
     group: Any = get_command(verbs)
-
-    commands = read_commands(PAGE.read_text(), "exitlens")
-    assert [words[0] for words in commands] == [
-        "fit",
-        "calibrate",
-        "evaluate",
-        "report",
-        "predict",
-        "explain",
-        "fit",
-        "fit",
-        "fit",
-    ]
+    commands = read_commands((PAGE.parent / page).read_text(), "exitlens")
+    assert [words[0] for words in commands] == named.split()
     for verb, *words in commands:
         group.commands[verb].make_context(verb, list(words))  # raises UsageError for what does not fit
 

@@ -73,6 +73,7 @@ def test_the_readme_is_one_screen_and_runs(readme):
     assert (folder / "bundle" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in DOCS if read_blocks(page, "python")], ids=lambda page: page.name)
 def test_python_in_docs_runs_after_the_readme(page, readme, tmp_path, monkeypatch):
     monkeypatch.setattr("exitlens.model.cutting.cost.SECONDS", 0.0)
@@ -82,6 +83,7 @@ def test_python_in_docs_runs_after_the_readme(page, readme, tmp_path, monkeypatc
         run(block.replace("seconds=0.5", "seconds=0.01"), page.name, space, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_flow_in_the_package_docstring_runs(readme, tmp_path):
     code = "\n".join(line[4:] for line in xl.__doc__.split("::")[1].splitlines() if line.startswith("    "))
     assert code.count("epochs=8") == 1

@@ -132,6 +132,7 @@ def test_a_page_and_int8_have_one(several, tmp_path, call, monkeypatch):
     assert taken == [policies["default"], policies["fast"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -34,8 +34,7 @@ def test_offsets_travel(bundle, net, recwarn):
     assert not [one for one in recwarn if one.category is xl.errors.ReachWarning]  # it was said where the network was made
 
 
-@pytest.mark.parametrize("final", ["head", "keep"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("final", "layout"), [("head", torch.contiguous_format), ("keep", torch.channels_last)])
 def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):
     x = torch.randn(2, 3, 40, 40)
     net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, x, final=final).eval().to(memory_format=layout)
@@ -134,6 +133,7 @@ def test_hostile_values_with_matching_checksums(bundle, changes):
         xl.load(bundle, backbone=backbone)
 
 
+@pytest.mark.slow
 def test_other_dtypes_travel(tmp_path):
     net = xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40)).eval().double()
     back, _ = xl.load(xl.save(net, None, tmp_path / "b"))

@@ -42,6 +42,7 @@ def test_answers_to_other_columns_are_others(net):
     assert plain | {"input": ""} == other | {"input": ""}
 
 
+@pytest.mark.slow
 def test_run_directories(tmp_path):
     source = DataSource("scenes", seed=3)
     run = tmp_path / "run"
@@ -121,6 +122,7 @@ def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished, ch
     assert xl.load(run)[0].num_exits == 2
 
 
+@pytest.mark.slow
 def test_a_tuned_network_of_an_unfinished_run_remains_marked(unfinished):
     run, _ = unfinished
     with pytest.warns(xl.errors.WeightsWarning):

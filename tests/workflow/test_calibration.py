@@ -61,10 +61,6 @@ def test_thresholds_by_hand():
     assert xl.route(trace, policy).tolist() == [0] * 5 + [1] * 5
 
 
-def test_one_exit_needs_no_thresholds():
-    assert xl.calibrate(random_trace(k=1), max_accuracy_drop=0.01).thresholds == ()
-
-
 @pytest.mark.parametrize(
     ("limits", "error", "message"),
     [
@@ -83,11 +79,6 @@ def test_bad_limits(limits, error, message):
         xl.calibrate(random_trace(), **limits)
 
 
-def test_labels_are_required_for_accuracy():
-    with pytest.raises(xl.errors.InputError, match="labels"):
-        xl.calibrate(random_trace(labelled=False), max_accuracy_drop=0.1)
-
-
 def test_other_types():
     for call in (lambda: xl.calibrate(None, max_cost=0.5), lambda: xl.evaluate(None, xl.Policy((0.5,)))):
         with pytest.raises(xl.errors.InputError, match="trace: expected Trace"):
@@ -95,6 +86,8 @@ def test_other_types():
     for call in (xl.evaluate, xl.route):
         with pytest.raises(xl.errors.InputError, match="policy: expected Policy"):
             call(random_trace(), None)
+    with pytest.raises(xl.errors.InputError, match="labels"):
+        xl.calibrate(random_trace(labelled=False), max_accuracy_drop=0.1)
 
 
 def test_the_trace_is_not_changed():

@@ -27,12 +27,8 @@ def judge(net: xl.ExitNet, data: object) -> torch.Tensor:
 VERBS = {
     "collect": lambda net, data: xl.collect(net, data).logits,
     "predict_stream": lambda net, data: torch.cat([pred.probabilities for pred in xl.predict_stream(net, data, POLICY)]),
-    "explain_batch": lambda net, data: torch.stack(
-        [why.exits[0].probabilities for why in xl.explain_batch(net, data, POLICY)]
-    ),
-    "faithfulness": lambda net, data: torch.tensor(
-        xl.measure_faithfulness(net, data, samples=8, oracle_samples=0, grid=(2, 2)).deletion
-    ),
+    "explain_batch": explain,
+    "faithfulness": judge,
 }
 
 

@@ -73,20 +73,20 @@ def test_f1_in_the_history_equals_scikit_learns(tmp_path):
     assert "f1_exit0" in (tmp_path / "run" / "log.csv").read_text()
 
 
-@pytest.mark.parametrize("options", [{"freeze_backbone": True}, {"monitor": "loss", "patience": 1}])
-def test_other_ways_to_train(options):
+@pytest.mark.parametrize(
+    ("options", "load"),
+    [
+        ({"freeze_backbone": True}, lambda data: data),
+        ({"monitor": "loss"}, lambda data: DataLoader(TensorDataset(data.inputs, data.labels.long()), 32)),  # integers
+    ],
+)
+def test_other_ways_to_train(options, load):
     plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     loss = xl.EGTLoss(0.5, target="product", label_smoothing=0.1, class_weights=(1, 2, 1, 1), distill=0.1)
-    result = xl.fit(plain, draw(64, 1), draw(32, 2), loss=loss, epochs=2, batch_size=32, progress=False, **options)
-    assert all(math.isfinite(row["loss"]["total"]) for row in result.history)
-
-
-def test_integer_label_rows_are_accepted():
-    data = draw(64, 1)
-    loader = DataLoader(TensorDataset(data.inputs, data.labels.long()), 32)
-    plain = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    xl.fit(plain, loader, loader, epochs=1, progress=False)
+    train, val = load(draw(64, 1)), load(draw(32, 2))
+    result = xl.fit(plain, train, val, loss=loss, epochs=2, batch_size=32, progress=False, **options)
     assert plain.info.task == "multilabel"
+    assert all(math.isfinite(row["loss"]["total"]) for row in result.history)
 
 
 def test_unsuitable_options_for_several_labels_are_refused():
@@ -235,10 +235,9 @@ def _flatten(why):
     views = []
     for view in why.exits:
         labels = tuple(item._replace(evidence=item.evidence.flatten()) for item in view.labels)
-        views.append(
-            replace(view, attention=view.attention.flatten(), evidence=view.evidence.flatten(), labels=labels),
-        )
-    return replace(why, tokens=("x",) * 16, exits=tuple(views), relevance=why.relevance.flatten())
+        views.append(replace(view, attention=view.attention.flatten(), evidence=view.evidence.flatten(), labels=labels))
+    texts = xl.data.TextPreprocess(xl.data.word_tokenizer(["x"]), 16)
+    return replace(why, tokens=("x",) * 16, exits=tuple(views), relevance=why.relevance.flatten(), preprocess=texts)
 
 
 def test_a_sample_without_a_label_says_so(net):

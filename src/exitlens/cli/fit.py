@@ -108,17 +108,20 @@ def fit(
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.bundle import save_trained
-    from exitlens.delivery.run_directory import read_recorded_exits, record_source
+    from exitlens.delivery.run_directory import read_recorded_exits, record_source, remembers_skipping
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
     from exitlens.model.heads.exit_heads import have_maps
+    from exitlens.ranks import find_ranks
     from exitlens.workflow.training.fit import RunOptions, run_training
+    from exitlens.workflow.training.record import is_restarted
 
     say = partial(_say, json_)
     wanted = network()
     settings = training(recipe=recipe or ("pretrained" if wanted.has_weights else "scratch"))
-    samples = reading()
-    ranks, resume, skip_bad = _join(out, resume, samples.skip_bad)
-    samples = replace(samples, skip_bad=skip_bad)
+    samples, ranks = reading(), find_ranks()
+    resume = ranks.share(lambda: resume or is_restarted(out))
+    if resume and not samples.skip_bad:  # it leaves out what it did before
+        samples = replace(samples, skip_bad=ranks.share(lambda: remembers_skipping(out)))
     try:
         with wait(json_, "listing the data"), ranks.together():
             source = open_source(
@@ -152,7 +155,7 @@ def fit(
             class_weights=weights,
         )
         run_options = RunOptions(out, resume, samples.workers, not json_, tensorboard, ranks)
-        with record_source(out, source, resume=resume, skip_bad=skip_bad, ranks=ranks):
+        with record_source(out, source, resume=resume, skip_bad=samples.skip_bad, ranks=ranks):
             result = run_training(net, train, validation, settings, run_options, loss=loss)
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -184,20 +187,6 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     show_skipped(json_, bad)
     if not json_:
         tell(f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5")
-
-
-def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[DistributedContext, bool, bool]:
-    """Return the processes that share the run, whether it goes on, and whether what cannot be read is left out.
-
-    It goes on if that is asked for, or if ``torchrun`` started the processes again; then it leaves out what it did before.
-    """
-    from exitlens.delivery.run_directory import remembers_skipping
-    from exitlens.ranks import find_ranks
-    from exitlens.workflow.training.record import is_restarted
-
-    ranks = find_ranks()
-    resume = ranks.share(lambda: resume or is_restarted(out))
-    return ranks, resume, skip_bad or (resume and ranks.share(lambda: remembers_skipping(out)))
 
 
 def _build_alike(

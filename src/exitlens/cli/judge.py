@@ -32,7 +32,7 @@ from exitlens.types.settings import ReadSettings
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """How samples become a trace.
+    """Options of collecting a trace.
 
     Attributes:
         compact: Keep only the largest logits and what the others amount to (default: from 100 classes and 2^26 logits on).
@@ -216,7 +216,13 @@ def report(
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", where)
-    made = describe_provenance(runs, samples, _repeat_command(run, compare, out, where, timing), where.data)
+    cost = "" if timing.cost == "macs" else timing.cost
+    given: dict[str, Any] = {"--compare": compare, "--data": where.data, "--columns": where.columns}
+    given |= {"--group-by": where.group_by, "--root": where.root, "--out": out, "--cost": cost}
+    given |= {"--timed-batch": timing.timed_batch}
+    command = ["exitlens", "report", str(run), *(str(word) for pair in given.items() if pair[1] for word in pair)]
+    command += ["--skip-bad"] * where.skip_bad
+    made = describe_provenance(runs, samples, command, where.data)
     subjects = measure_subjects(runs, samples, progress=not json_, cost=timing.cost, timed_batch=timing.timed_batch)
     bad = list_bad(samples)
     if bad:
@@ -229,13 +235,3 @@ def report(
     values = {"out": str(out), "runs": {path: result.to_dict() for path, result in reports.items()}, "bad": bad}
     show(json_, values, f"{len(samples) - len(bad)} test {samples.modality.plural}: {out}", rows)
     show_skipped(json_, bad)
-
-
-def _repeat_command(run: Path, compare: Path | None, out: Path, where: ReadSettings, timing: TraceOptions) -> list[str]:
-    """Return the command line that makes the same page, without options at their defaults."""
-    cost = "" if timing.cost == "macs" else timing.cost
-    given: dict[str, Any] = {"--compare": compare, "--data": where.data, "--columns": where.columns}
-    given |= {"--group-by": where.group_by, "--root": where.root, "--out": out, "--cost": cost}
-    given |= {"--timed-batch": timing.timed_batch}
-    words = [word for name, value in given.items() if value for word in (name, str(value))]
-    return ["exitlens", "report", str(run), *words, *(["--skip-bad"] if where.skip_bad else [])]

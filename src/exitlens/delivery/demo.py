@@ -27,7 +27,7 @@ from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SPLITS
 from exitlens.delivery.bench.benchmark import compare_adaptive, split_whole_batches
-from exitlens.delivery.bench.timing import Speed, compare
+from exitlens.delivery.bench.timing import compare
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report import Provenance, Subject, pick_images, write_report
@@ -333,7 +333,17 @@ def _measure_overheads(
 ) -> dict[str, Any]:
     """Measures what EGT costs in training, and attention maps in inference, as ratios of times."""
     step("time of a training step")
-    training = compare_steps(baseline, data["train"], settings)
+    amp = has_fast_bfloat16(baseline.device)  # as fit chooses it
+    chosen = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=amp)
+
+    def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
+        twin = copy.deepcopy(baseline).train()
+        optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
+        return lambda images, labels: take_step(twin, optimizer, loss, [(images, labels)], 0.9, chosen)
+
+    loader = make_epoch_loader(data["train"].first(settings.timed // 3), settings.batch_size, seed=0)
+    batches = [(images, labels) for images, labels, _ in map(as_batch, loader)]
+    training = compare(prepare(EGT), prepare(WITHOUT), batches, rounds=3)  # ``speedup``: with EGT over without
     step("time of attention maps")
     maps = compare(
         lambda batch: predict(egt, batch, policy, attention=True),
@@ -347,21 +357,6 @@ def _measure_overheads(
         "attention_time_ratio": maps.speedup,
         "attention_time": maps.to_dict(),
     }
-
-
-def compare_steps(net: ExitNet, data: ImageSet, settings: DemoSettings) -> Speed:
-    """Times a training step with EGT and one without, on copies of the network: ``speedup`` is their ratio."""
-    amp = has_fast_bfloat16(net.device)  # as fit chooses it
-    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=amp)
-
-    def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
-        twin = copy.deepcopy(net).train()
-        optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
-        return lambda images, labels: take_step(twin, optimizer, loss, [(images, labels)], 0.9, training)
-
-    loader = make_epoch_loader(data.first(settings.timed // 3), settings.batch_size, seed=0)
-    batches = [(images, labels) for images, labels, _ in map(as_batch, loader)]
-    return compare(prepare(EGT), prepare(WITHOUT), batches, rounds=3)
 
 
 def _write_report(

@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where every number of a report comes from, shown beside each table.
+    """Origin of the numbers of a report, shown beside each table.
 
     Attributes:
         command: the command that reproduces the numbers.

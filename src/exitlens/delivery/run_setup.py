@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.sets import KINDS, SampleSet, set_reading
@@ -145,7 +144,15 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
         with torch.random.fork_rng(devices=[]):  # unknown names are reported before weights are downloaded or read
             check_places(build(), exits, example)
     plain = build(pretrained=settings.pretrained, say=say)
-    _check_reads(plain, backbone, train)
+    reads = train.modality if backbone == "small" else find_reader(plain.forward)
+    if reads is not train.modality:
+        raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
+    positions = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
+    if isinstance(train, TextSet) and isinstance(positions, int) and 0 < positions < train.preprocess.length:
+        raise InputError(
+            f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
+            f"Fix: use --size {positions} or less."
+        )
     if not words:
         usual = ["layer1", "layer2", "layer3"]
         exits = usual if settings.placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
@@ -165,19 +172,6 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     )
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
-
-
-def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
-    """Raises :class:`InputError` for a text classifier given images, the reverse, or texts longer than it has positions."""
-    reads = train.modality if backbone == "small" else find_reader(plain.forward)
-    if reads is not train.modality:
-        raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
-    positions = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
-    if isinstance(train, TextSet) and isinstance(positions, int) and 0 < positions < train.preprocess.length:
-        raise InputError(
-            f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
-            f"Fix: use --size {positions} or less."
-        )
 
 
 def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:

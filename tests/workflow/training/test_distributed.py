@@ -17,17 +17,7 @@ from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet
 from tests.ranks import open_pair
 from tests.texts import make_text_net, make_texts
-
-QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
-
-
-class WithoutStatistics(TinyNet):
-    """No batch norm: its result does not depend on how a batch is split."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for stage in (self.a, self.b):
-            stage[1] = nn.GroupNorm(2, stage[1].num_features)
+from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh
 
 
 def make_data(count: int = 29) -> xl.data.ImageSet:
@@ -47,15 +37,10 @@ def make_loader(kind: str, data: xl.data.ImageSet):
     }[kind]()
 
 
-def make_net(plain: type[nn.Module] = WithoutStatistics, seed: int = 7) -> xl.ExitNet:
-    torch.manual_seed(seed)
-    return xl.attach(plain(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16))
-
-
 def train(rank: int, options: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
     """The weights and the history of a run; other ranks than the first begin with other weights."""
     data = make_data(count)
-    net = make_net(plain, seed=7 + rank)
+    net = fresh(backbone=plain, seed=7 + rank)
     result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **options})
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
     return {name: value.clone() for name, value in net.state_dict().items()}, history
@@ -133,7 +118,7 @@ def _draw(rank):
         seen.append(torch.rand(()).item())
         return images
 
-    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, "epochs": 1})
+    xl.fit(fresh(backbone=WithoutStatistics), make_data(), make_data(), augment=augment, **{**QUICK, "epochs": 1})
     return seen
 
 
@@ -183,7 +168,7 @@ def test_all_ranks_raise_what_one_raises(pair):
 
 
 def _fail(rank, kind):
-    data, net, options = make_data(), make_net(), {}
+    data, net, options = make_data(), fresh(backbone=WithoutStatistics), {}
     if kind == "labels" and rank == 1:
         data = TensorDataset(data.inputs, data.labels + 3)
     elif kind == "network" and rank == 1:
@@ -221,7 +206,7 @@ def _train_until(rank, options, steps):
             raise xl.errors.TrainingError("stopped")
         return images
 
-    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **options})
+    xl.fit(fresh(backbone=WithoutStatistics), make_data(), make_data(), augment=augment, **{**QUICK, **options})
 
 
 @pytest.mark.slow
@@ -233,7 +218,7 @@ def test_more_processes_than_samples_in_a_batch(pair):
 
 
 def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
-    net = make_net(TinyNet)
+    net = fresh()
     names = {name: type(module) for name, module in net.named_modules()}
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
         assert {name: type(module) for name, module in net.named_modules()} == names
@@ -269,7 +254,7 @@ def test_both_processes_read_folders_and_know_bad_files(pair, folder, tmp_path, 
 
 
 def _train_folder(rank, folder, workers, ranks=None):
-    net, preprocess = make_net(), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+    net, preprocess = fresh(backbone=WithoutStatistics), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
     data = xl.data.load_folder(folder, preprocess, skip_bad=True)
     xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
     return {name: value.clone() for name, value in net.state_dict().items()}, data.bad

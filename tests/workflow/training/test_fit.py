@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
@@ -17,15 +16,10 @@ import exitlens as xl
 from exitlens.io import read_tensors
 from tests.conftest import TinyNet, make_net
 from tests.ranks import end, fork
+from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh
 
-QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
 EVERYTHING = {"augment": "trivial", "balanced": True, "accumulate": 2, "clip_norm": 0.5, "ema": 0.9, "monitor": "loss"}
 EVERYTHING |= {"loss": xl.EGTLoss(label_smoothing=0.1, class_weights="balanced")}
-
-
-def fresh(final: str = "head") -> xl.ExitNet:
-    torch.manual_seed(7)
-    return xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final)
 
 
 def weights(net: xl.ExitNet) -> dict[str, torch.Tensor]:
@@ -145,21 +139,26 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert equal(whole, part)
 
 
-def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
-    steps = []
+def raise_at(error, *steps):
+    """Return an augmentation that raises at these steps."""
+    seen = []
 
-    def interrupt(x):
-        steps.append(1)
-        if len(steps) in (2, 8):
-            raise KeyboardInterrupt
+    def augment(x):
+        seen.append(1)
+        if len(seen) in steps:
+            raise error
         return x
 
-    for out_dir, note in (
-        (tmp_path / "r", f"in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
-        (None, "after epoch 1 of 3: nothing was written without out_dir"),
+    return augment
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
+    for out_dir, step, note in (
+        (tmp_path / "r", 2, f"in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
+        (None, 6, "after epoch 1 of 3: nothing was written without out_dir"),
     ):
         with pytest.raises(KeyboardInterrupt) as stop:
-            xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=interrupt, **QUICK)
+            xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=raise_at(KeyboardInterrupt(), step), **QUICK)
         assert stop.value.__notes__ == [note]
 
 
@@ -198,17 +197,11 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
 def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
-    seen = []
-
-    def fail(x):
-        seen.append(1)
-        if len(seen) == 1 + first_epoch_ends:
-            raise RuntimeError("no such augmentation")
-        return x
-
     options = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
     with pytest.raises(RuntimeError, match="no such augmentation"):
-        xl.fit(net, tiny_set, tiny_set, augment=fail, **options)
+        xl.fit(
+            net, tiny_set, tiny_set, augment=raise_at(RuntimeError("no such augmentation"), 1 + first_epoch_ends), **options
+        )
     assert bool(list(tmp_path.iterdir())) == first_epoch_ends
     assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **options).history) == 2
 
@@ -277,24 +270,10 @@ def test_logged_consistency_averages_the_steps_that_computed_it(tiny_set):
     assert math.isnan(logged[2][1])  # no step of the second epoch asked
 
 
-class SmoothNet(nn.Module):
-    """Without batch normalisation: gradients of parts of a batch add up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU())
-        self.b = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.b(self.a(x)).mean((2, 3)))
-
-
 def assert_train_alike(runs, val):
     nets = []
     for train, options in runs:
-        torch.manual_seed(7)
-        nets.append(xl.attach(SmoothNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), head="evidence"))
+        nets.append(fresh(backbone=WithoutStatistics))
         xl.fit(nets[-1], train, val, **QUICK | options)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

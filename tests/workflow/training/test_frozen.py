@@ -2,6 +2,7 @@
 
 import errno
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,16 +13,13 @@ from exitlens.model.attribution import attribute
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import frozen
 from exitlens.workflow.training.frozen import FeatureCache, FeatureLoader, FeatureStore, explain_no_cache
-from tests.conftest import TinyNet, make_net
+from tests.conftest import make_net
 from tests.texts import AT, make_bert, make_text_net, make_texts
+from tests.workflow.training.networks import QUICK as NORMAL
+from tests.workflow.training.networks import fresh
 
-QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False, "freeze_backbone": True}
+QUICK = NORMAL | {"freeze_backbone": True}
 FROZEN, FORCED = TrainingSettings(freeze_backbone=True), TrainingSettings(freeze_backbone=True, cache_features=True)
-
-
-def _fresh(final: str = "head", head: str = "context") -> xl.ExitNet:
-    torch.manual_seed(7)
-    return xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final, head=head)
 
 
 def _assert_close(first: xl.ExitNet, second: xl.ExitNet) -> None:
@@ -49,7 +47,7 @@ def _train_both(make, data, **options):
 )
 def test_equal_to_training_without_kept_features(tiny_set, final, of):
     loss = xl.EGTLoss(of=of, distance="cosine", distill=0.1)
-    nets, results = _train_both(lambda: _fresh(final), tiny_set, loss=loss)
+    nets, results = _train_both(lambda: fresh(final, "context"), tiny_set, loss=loss)
     _assert_close(*nets)
     for kept, plain in zip(*(result.history for result in results), strict=True):
         assert kept["accuracy"] == pytest.approx(plain["accuracy"])
@@ -60,7 +58,7 @@ def test_equal_to_training_without_kept_features(tiny_set, final, of):
 
 @pytest.mark.parametrize("target", ["relevance", pytest.param("product", marks=pytest.mark.slow)])
 def test_relevance_of_a_frozen_final_exit_is_cached(tiny_set, target):
-    nets, results = _train_both(lambda: _fresh("keep"), tiny_set, loss=xl.EGTLoss(target=target))
+    nets, results = _train_both(lambda: fresh("keep", "context"), tiny_set, loss=xl.EGTLoss(target=target))
     _assert_close(*nets)
     losses = [[row["loss"]["consistency"] for row in result.history] for result in results]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -87,12 +85,12 @@ def test_cached_relevance_of_transformers_precedes_attention():
     "options", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}]
 )
 def test_equal_in_other_precision_and_with_other_options(tiny_set, options):
-    nets, _ = _train_both(_fresh, tiny_set, **options)
+    nets, _ = _train_both(partial(fresh, head="context"), tiny_set, **options)
     _assert_close(*nets)
 
 
 def test_the_backbone_runs_once(tiny_set):
-    net, calls = _fresh(), []
+    net, calls = fresh(head="context"), []
     net.stage(1).register_forward_hook(lambda *_: calls.append(1))
     xl.fit(net, tiny_set, tiny_set.first(16), **QUICK)
     assert len(calls) == 4 + 1
@@ -103,7 +101,7 @@ def test_the_backbone_runs_once(tiny_set):
 
 @pytest.mark.slow
 def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
-    in_memory, on_disk = _fresh(), _fresh()
+    in_memory, on_disk = fresh(head="context"), fresh(head="context")
     xl.fit(in_memory, tiny_set, tiny_set, **QUICK)
     monkeypatch.setattr(frozen, "FeatureStore", lambda folder: FeatureStore(folder, 0))
     xl.fit(on_disk, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
@@ -118,7 +116,7 @@ def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch,
 
     monkeypatch.setattr(frozen, "FeatureStore", lambda folder: FeatureStore(folder, 0))
     monkeypatch.setattr(frozen.os, "posix_fallocate", full)
-    net, plain = _fresh(), _fresh()
+    net, plain = fresh(head="context"), fresh(head="context")
     xl.fit(net, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK | {"progress": True})
     assert "No space left" in " ".join(capsys.readouterr().out.split())
     xl.fit(plain, tiny_set, tiny_set, cache_features=False, **QUICK)
@@ -137,8 +135,7 @@ def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
     nets = []
     for kept in (None, False):
         data = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
-        torch.manual_seed(7)
-        nets.append(xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16)))
+        nets.append(fresh(classes=2))
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
         assert len(data.bad) == 2
     _assert_close(*nets)
@@ -178,7 +175,7 @@ def test_custom_data_sets_are_cached_on_request():
         def __getitem__(self, i):
             return torch.full((3, 16, 16), float(i % 4)), i % 4
 
-    net, calls = _fresh(), []
+    net, calls = fresh(head="context"), []
     net.stage(1).register_forward_hook(lambda *_: calls.append(1))
     xl.fit(net, Fixed(), Fixed(), cache_features=True, **QUICK)
     assert len(calls) == 2 + 1
@@ -219,7 +216,13 @@ def test_custom_losses_get_evidence(tiny_set):
             shapes.append(tuple(outputs[0].evidence.shape))
             return super().__call__(outputs, labels, progress, features)
 
-    result = xl.fit(_fresh(head="evidence"), tiny_set, tiny_set, loss=Own(), **QUICK | {"epochs": 1})
+    result = xl.fit(
+        fresh(),
+        tiny_set,
+        tiny_set,
+        loss=Own(),
+        **QUICK | {"epochs": 1},
+    )
     assert set(shapes) == {(8, 4, 8, 8)}
     assert math.isfinite(result.history[0]["loss"]["total"])
 

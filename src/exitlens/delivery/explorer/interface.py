@@ -44,7 +44,7 @@ Wire = Callable[[Any, list[Any], list[Any]], tuple[Callable[..., Any], list[Any]
 
 
 class View:
-    """A method for each action: it takes the page's values and returns new ones.
+    """The actions of the page: each method takes the page's values and returns new ones.
 
     ``relevance`` says whether to show what every exit's answer depends on.
     """
@@ -65,31 +65,31 @@ class View:
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
 
     def start(self, relevance: bool, *thresholds: float) -> list[Any]:
-        """The page was opened: answers the first example."""
+        """Answers the first example when the page opens."""
         if not self.examples and not self.explorer.is_text:
             return [None, *self._alert(f"Choose a file of {self.explorer.modality.plural}.")]
         shown = self.examples[0][0] if self.examples else "Write a text and press Enter."
         return [shown, *_place(shown)[:1], *self._answer(shown, relevance, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
-        """The page was opened: evaluates each network's thresholds."""
+        """Evaluates each network's thresholds when the page opens."""
         pages = [self.route(i)(*values) for i, values in enumerate(self._split(thresholds))]
         return pages if len(pages) > 1 else pages[0]
 
     def choose(self, choice: str, relevance: bool, *thresholds: float) -> list[Any]:
-        """An example was picked."""
+        """Answers an example that was picked."""
         number = choice.partition(":")[0]
         i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
         return self._open(self.examples[i][0], relevance, thresholds)
 
     def say(self, text: str, relevance: bool, *thresholds: float) -> list[Any]:
-        """A text was written."""
+        """Answers a text that was written."""
         if not text.strip():
             return [None, *self._alert("Write a text first.")]
         return [text, *self._answer(text, relevance, thresholds)]
 
     def upload(self, path: str | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """A file of any kind was uploaded."""
+        """Answers a file of any kind that was uploaded."""
         if path is None:
             return self._refuse("No file was received.")
         try:
@@ -99,12 +99,12 @@ class View:
         return self._open(picture, relevance, thresholds)
 
     def say_again(self, text: str | Tensor | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """A threshold was moved under a text, or a sample of another kind."""
+        """Answers a text or file once more when a threshold was moved."""
         wanted = "Write a text first." if self.explorer.is_text else "Choose a file first."
         return self._alert(wanted) if text is None else self._answer(text, relevance, thresholds)
 
     def paint(self, shown: Image.Image | None, strokes: str, relevance: bool, *thresholds: float) -> list[Any]:
-        """The brush or a threshold was moved."""
+        """Answers the picture with what is painted over, when the brush or a threshold was moved."""
         if shown is None:
             return self._alert("Choose an image first.")
         try:
@@ -114,7 +114,7 @@ class View:
         return self._answer(cover(shown, painted), relevance, thresholds)
 
     def uncover(self, shown: Image.Image | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """All strokes were removed."""
+        """Answers the picture when all strokes were removed."""
         if shown is None:
             return ["", "", *self._alert("Choose an image first.")]
         return [_draw_board(shown), "", *self._answer(shown, relevance, thresholds)]

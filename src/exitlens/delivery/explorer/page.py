@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun, Share
+from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun
 from exitlens.delivery.pages import load_template
 from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour, shade_names
@@ -36,12 +36,14 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
     times = (
         f"{ratio:.2f} times faster" if ratio >= 1.05 else "as fast" if ratio >= 0.95 else f"{1 / ratio:.2f} times as long"
     )
-    exits = [
-        _describe_exit(answer.why, view, with_map=picture is not None)
-        | _describe_relevance(answer, view, with_map=picture is not None)
-        | {"faithfulness": _describe_share(answer.run.shares[view.exit])}
-        for view in answer.why.exits
-    ]
+    exits = []
+    for view, share in zip(answer.why.exits, answer.run.shares, strict=False):
+        shown = _describe_exit(answer.why, view, with_map=picture is not None)
+        shown |= _describe_relevance(answer, view, with_map=picture is not None) | {"faithfulness": ""}
+        if share is not None:
+            reached = f"{share.value:.2f}\u00a0±\u00a0{share.error:.2f} of what trying every cell does"
+            shown["faithfulness"] = f"its attention reaches {reached} (deletion, {share.samples} test images)"
+        exits.append(shown)
     return load_template("explorer_answer.html.j2").render(answer=answer, times=times, base=base, side=side, exits=exits)
 
 
@@ -91,13 +93,6 @@ def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[
         "depends_drawn": drawn,
         "depends_tokens": [] if with_map or drawn else shade_names(why.tokens, speaks_for),
     }
-
-
-def _describe_share(share: Share | None) -> str:
-    if share is None:
-        return ""
-    reached = f"{share.value:.2f}\u00a0±\u00a0{share.error:.2f} of what trying every cell does"
-    return f"its attention reaches {reached} (deletion, {share.samples} test images)"
 
 
 def _explain_rule(view: ExitView, is_final: bool) -> str:
