@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.engine.onnx_files import OnnxEngine
+from exitlens.model.engine import onnx_files
 from tests.conftest import TinyNet, make_net, spread_policy
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def refuse(*_):
 def test_the_files_travel_and_are_not_written_again(bundle, images, monkeypatch):
     assert {path.name for path in bundle.glob("*.onnx")} == {"stage_0.onnx", "stage_1.onnx", "stage_2.onnx"}
     net, policy = make_net(), spread_policy(make_net(), images)
-    monkeypatch.setattr(OnnxEngine, "write", refuse)
+    monkeypatch.setattr(onnx_files, "write_segments", refuse)
     back, _ = xl.load(bundle, backbone=TinyNet())
     for path in bundle.iterdir():
         path.unlink()  # what was loaded does not need the bundle

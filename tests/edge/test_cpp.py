@@ -12,14 +12,15 @@ import torch
 
 import exitlens as xl
 from tests.conftest import make_net
+from tests.exported import check_answers
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[2]
 HEADER = "onnxruntime_cxx_api.h"
 
 
-def run(*words):
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True)
+def run(*words, **options):
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, **options)
 
 
 def test_docs_show_lines_of_the_example():
@@ -39,8 +40,7 @@ def program(tmp_path_factory):
         pytest.skip(f"{HEADER} is not in {included[0]}: apt install libonnxruntime-dev")
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "examples").symlink_to(ROOT / "examples")
-    words = [*shlex.split(command), "-Wall", "-Wextra", "-Werror"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    done = run(*shlex.split(command), "-Wall", "-Wextra", "-Werror", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "cascade"
 
@@ -60,10 +60,8 @@ def test_answers_are_the_librarys(program, tmp_path, samples, thresholds):
     done = run(program, xl.export(net, policy, tmp_path / "e"), tmp_path / "images.f32", "2")
     assert (done.returncode, done.stderr) == (0, "")
     expected = xl.predict(net, images, policy)
-    labels, exits, scores = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
-    assert list(map(int, labels)) == expected.labels.tolist()
-    assert list(map(int, exits)) == expected.exits.tolist()
-    assert list(map(float, scores)) == pytest.approx(expected.confidence.tolist(), abs=1e-5)
+    rows = zip(*(map(float, line.split()) for line in done.stdout.splitlines()), strict=True)
+    check_answers(dict(zip(("labels", "exits", "scores"), rows, strict=True)), expected)
 
 
 @pytest.mark.slow

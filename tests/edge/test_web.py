@@ -35,27 +35,19 @@ def fake(tmp_path, monkeypatch):
     return folder
 
 
-def test_what_is_in_the_folder(fake, tmp_path):
+def test_the_folder_has_page_network_and_examples(fake, tmp_path):
     net, policy = describe(make_net()), xl.Policy((float("inf"), 0.8))
-    path = xl.export_web(net, policy, tmp_path / "site", ort=fake)
+    Image.new("RGB", (9, 8)).save(tmp_path / "a b.png")
+    path = xl.export_web(net, policy, tmp_path / "site", ort=fake, examples=[tmp_path / "a b.png"])
     network = json.loads((path / "network.json").read_text())
-    assert network["thresholds"] == ["never", 0.8]
-    assert network["exits"] == [1, 2]
-    assert network["input"] == "images"
+    assert (network["thresholds"], network["exits"], network["input"]) == (["never", 0.8], [1, 2], "images")
+    assert network["examples"] == ["a b.png"]
+    assert (path / "a b.png").read_bytes() == (tmp_path / "a b.png").read_bytes()
     manifest = json.loads((path / "manifest.json").read_text())
     assert {p.name for p in path.iterdir()} == {*manifest["sha256"], "manifest.json"}
     with pytest.raises(xl.errors.OutputExistsError, match="overwrite"):
         xl.export_web(net, policy, path, ort=fake)
     xl.export_web(net, policy, path, ort=fake, overwrite=True)
-
-
-def test_examples_go_along(fake, tmp_path):
-    net, policy = describe(make_net()), xl.Policy((0.8, 0.8))
-    Image.new("RGB", (9, 8)).save(tmp_path / "a b.png")
-    path = xl.export_web(net, policy, tmp_path / "site", ort=fake, examples=[tmp_path / "a b.png"])
-    assert json.loads((path / "network.json").read_text())["examples"] == ["a b.png"]
-    assert (path / "a b.png").read_bytes() == (tmp_path / "a b.png").read_bytes()
-    assert "a b.png" in json.loads((path / "manifest.json").read_text())["sha256"]
     for examples, match in (
         ("a b.png", "list of image files"),
         ([tmp_path / "c.png"], "c.png, which does not exist"),
@@ -73,13 +65,14 @@ def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
     with pytest.raises(xl.errors.ExportError, match="checksum"):
         xl.export_web(net, policy, tmp_path / "site", ort=fake)
     (fake / "ort.wasm.min.js").unlink()
-    with pytest.raises(xl.errors.ExportError, match="missing"):
-        xl.export_web(net, policy, tmp_path / "site", ort=fake)
-    with pytest.raises(xl.errors.ExportError, match="how pictures become inputs"):
-        xl.export_web(make_net(), policy, tmp_path / "site", ort=fake)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(xl.errors.ExportError, match="npm, which fetches onnxruntime-web, is not installed"):
-        xl.export_web(net, policy, tmp_path / "site")
+    for network, ort, message in (
+        (net, fake, "missing"),
+        (make_net(), fake, "how pictures become inputs"),
+        (net, None, "npm, which fetches onnxruntime-web, is not installed"),
+    ):
+        with pytest.raises(xl.errors.ExportError, match=message):
+            xl.export_web(network, policy, tmp_path / "site", ort=ort)
     assert {p.name for p in tmp_path.iterdir()} == {"dist"}
 
 

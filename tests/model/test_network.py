@@ -7,14 +7,13 @@ from tests.conftest import make_net
 from tests.texts import make_text_net, make_texts
 
 
-def test_outputs_have_the_promised_shapes(net, images):
-    outs = net(images)
+def test_outputs_have_the_promised_shapes_and_are_computed_from_the_features(net, images):
+    outs, features = net.with_features(images)
     assert len(outs) == net.num_exits == 3
-    for out, grid in zip(outs, [(8, 8), (4, 4), (4, 4)], strict=True):
-        logits, attention, evidence = out
-        assert logits.shape == (40, 4)
-        assert attention.shape == (40, *grid)
-        assert evidence.shape == (40, 4, *grid)
+    for k, (out, grid) in enumerate(zip(outs, [(8, 8), (4, 4), (4, 4)], strict=True)):
+        assert [t.shape for t in out] == [(40, 4), (40, *grid), (40, 4, *grid)]
+        torch.testing.assert_close(out, net(images)[k])
+        torch.testing.assert_close(net.head(k).classify(features[k]), out.logits)
 
 
 def test_walk_runs_a_stage_only_when_asked(net, images):
@@ -103,12 +102,6 @@ def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
     (logits.amax(1) - logits.mean(1)).sum().backward()
     located = net.head(0).locations(*net.stage(0)(*net.unpack(inputs)))
     torch.testing.assert_close(relevance, factors.grad * located, atol=1e-6, rtol=1e-4)
-
-
-def test_features_are_what_the_heads_saw(net, images):
-    outs, features = net.with_features(images)
-    for k, (out, f) in enumerate(zip(outs, features, strict=True)):
-        torch.testing.assert_close(net.head(k).classify(f), out.logits)
 
 
 @pytest.mark.parametrize("relevance", [False, True])

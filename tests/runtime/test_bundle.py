@@ -34,14 +34,13 @@ def sign(directory, name):
 def test_damaged_bundles(copied, tmp_path):
     with pytest.raises(er.BundleError, match="no edge bundle"):
         er.load(tmp_path)
-    original = (copied / "stage_1.onnx").read_bytes()
-    (copied / "stage_1.onnx").write_bytes(original[:-10])
-    with pytest.raises(er.BundleError, match="altered or truncated"):
-        er.load(copied)
-    (copied / "stage_1.onnx").unlink()
-    with pytest.raises(er.BundleError, match="missing"):
-        er.load(copied)
-    (copied / "stage_1.onnx").write_bytes(original)
+    path = copied / "stage_1.onnx"
+    original = path.read_bytes()
+    for damage, message in ((lambda: path.write_bytes(original[:-10]), "altered or truncated"), (path.unlink, "missing")):
+        damage()
+        with pytest.raises(er.BundleError, match=message):
+            er.load(copied)
+    path.write_bytes(original)
     er.load(copied)
     for form in (0, 2, None):
         change(copied / "manifest.json", format=form)

@@ -174,8 +174,7 @@ class EdgeNetwork:
             if k == self.num_exits - 1:
                 if before is not None:
                     answers.last[where] = find_divergence(before, maps)
-                everyone, zeros = np.ones(len(where), bool), np.zeros(len(where), np.float32)
-                decision = Decision(find_score(p, policy.score), everyone, zeros)
+                decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.zeros(len(where)))
             elif self._needed[k]:
                 decision = decide(policy, k, p, maps, before)
                 previous = (k, maps) if is_gated else None
@@ -188,7 +187,7 @@ class EdgeNetwork:
                 leave = slice(None) if leaving == len(where) else fired
                 left = where[leave]
                 answers.exits[left], answers.scores[left], answers.p[left] = k, scores[leave], p[leave]
-                if is_gated and estimates is not None:
+                if estimates is not None:
                     answers.estimates[left] = estimates[leave]
                 for i, map_ in zip(left.tolist(), place(maps[leave], self._offsets[k]), strict=True) if attention else ():
                     answers.maps[i] = map_

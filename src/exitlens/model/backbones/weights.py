@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exitlens.errors import BundleError, WeightsWarning
 
-WRAPPERS = (  # keys of weights in checkpoints, in order of preference: averaged weights are the ones that were evaluated
+WRAPPERS = (  # keys of weights in checkpoints, in order of preference; averaged weights come first
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "student"),
 )
@@ -30,7 +30,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """The tensors of a state dict that went into a backbone, and those that did not; ``str()`` gives lines for people.
+    """The tensors of a state dict that went into a backbone, and the others; ``str()`` gives lines for people.
 
     Attributes:
         source: the file, or the name of the pretrained weights.
@@ -101,7 +101,7 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
         strict: every tensor has to fit, by name and shape, the classifier too.
 
     Returns:
-        The tensors that were loaded, and those that were not; its ``str()`` is a few lines.
+        The tensors that were loaded, and the ones left out; its ``str()`` is a few lines.
 
     Raises:
         BundleError: before anything is written, for a file that is missing or damaged, has NaN in a parameter, or does not

@@ -111,11 +111,8 @@ def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
 def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: Sequence[float]) -> list[ExitCandidate]:
     macs = count_node_macs(traced)
     total, up_to = max(sum(macs.values()), 1), list(accumulate(macs[n] for n in traced.nodes))
-    points = []
-    for node, share in zip(places, shares, strict=True):
-        so_far = up_to[traced.position(node)]
-        points.append(ExitCandidate(str(traced.name_of(node)), so_far, so_far / total, traced.shape_of(node)[1:], share))
-    return points
+    reached = [(node, up_to[traced.position(node)], share) for node, share in zip(places, shares, strict=True)]
+    return [ExitCandidate(str(traced.name_of(n)), mac, mac / total, traced.shape_of(n)[1:], s) for n, mac, s in reached]
 
 
 def place_exits(

@@ -177,7 +177,7 @@ def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor
 
 
 def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:
-    """Draw inputs for a traced backbone as :func:`draw_inputs` does."""
+    """Draw inputs like the example of a traced backbone."""
     example = pieces.traced.example
     return draw_inputs(list_input_names(example), list_tensors(example), count_embedding_rows(pieces.traced), batch)
 

@@ -281,6 +281,4 @@ def prepare_engine(
         return Engine.prepare(stages, heads, tuning)
     if tuning.precision == "int8":
         raise EngineError("tuning: the int8 files hold other weights. Fix: call exitlens.export_int8 again.")
-    if files is not None:
-        return OnnxEngine.adopt(stages, heads, tuning, example, files)
-    return OnnxEngine.write(stages, heads, tuning, example)
+    return OnnxEngine.open(stages, heads, tuning, example, files)

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -362,43 +363,39 @@ class OnnxEngine(FileEngine):
         self.files = files
 
     @classmethod
-    def write(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations) -> Self:
-        """Write files and make an engine on them; raises :class:`EngineError` where the network does not fit ONNX."""
+    def open(
+        cls,
+        stages: Sequence[Stage],
+        heads: Sequence[ExitHead],
+        tuning: Tuning,
+        example: Activations,
+        files: OnnxFiles | None = None,
+    ) -> Self:
+        """Make an engine on ``files`` if they answer here as the network does, else on new files.
+
+        Raises:
+            EngineError: unless the network is in float32 on the CPU and can be written as ONNX.
+        """
+        for t in (*example, *heads[0].parameters()):
+            if t.device.type != "cpu" or (t.is_floating_point() and t.dtype is not torch.float32):
+                raise EngineError(
+                    f"tuning: backend='onnx' is for networks in float32 on the CPU, got {t.dtype} on {t.device}. Fix: set "
+                    "net.tuning = Tuning() to use PyTorch."
+                )
+        plain = Engine.prepare(stages, heads, tuning)
+        if files is not None:
+            engine, batch = cls(plain.stages, plain.heads, tuning, files), tuple(draw_like(t, 2) for t in example)
+            with engine.mode(), suppress(ExportError, EngineError):  # perhaps written by another version of ONNX Runtime
+                exits = zip(engine.compute_outputs(batch), plain.compute_outputs(batch), strict=True)
+                if all(is_close(*tensors) for outputs in exits for tensors in zip(*outputs, strict=True)):
+                    return engine
         import_onnx()
-        _check_float32(heads, example)
-        engine, home = Engine.prepare(stages, heads, tuning), Home()
-        examples = {n: tuple(draw_like(t, n) for t in example) for n in COMPARED}
+        home, examples = Home(), {n: tuple(draw_like(t, n) for t in example) for n in COMPARED}
         try:
             segments = cut_segments(stages, heads, Policy((0.0,) * (len(heads) - 1)))
-            files = write_segments(home.path, segments, examples, [f"input_{i}" for i in range(len(example))])
+            written = write_segments(home.path, segments, examples, [f"input_{i}" for i in range(len(example))])
         except ExportError as error:
             raise EngineError(
                 f"tuning: this network does not run with backend='onnx' ({error}). Fix: set backend='torch'."
             ) from error
-        return cls(engine.stages, engine.heads, tuning, OnnxFiles(files, home))
-
-    @classmethod
-    def adopt(
-        cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations, files: OnnxFiles
-    ) -> Self:
-        """Make an engine on files that :meth:`write` made earlier, or on new ones if they answer differently here."""
-        _check_float32(heads, example)
-        plain = Engine.prepare(stages, heads, tuning)
-        engine, batch = cls(plain.stages, plain.heads, tuning, files), tuple(draw_like(t, 2) for t in example)
-        try:
-            with engine.mode():
-                exits = zip(engine.compute_outputs(batch), plain.compute_outputs(batch), strict=True)
-                is_same = all(is_close(*tensors) for outputs in exits for tensors in zip(*outputs, strict=True))
-        except (ExportError, EngineError):  # perhaps written by another version of ONNX Runtime
-            is_same = False
-        return engine if is_same else cls.write(stages, heads, tuning, example)
-
-
-def _check_float32(heads: Sequence[ExitHead], example: Activations) -> None:
-    """Raise :class:`EngineError` unless the network is in float32 on the CPU."""
-    for t in (*example, *heads[0].parameters()):
-        if t.device.type != "cpu" or (t.is_floating_point() and t.dtype is not torch.float32):
-            raise EngineError(
-                f"tuning: backend='onnx' is for networks in float32 on the CPU, got {t.dtype} on {t.device}. Fix: set "
-                "net.tuning = Tuning() to use PyTorch."
-            )
+        return cls(plain.stages, plain.heads, tuning, OnnxFiles(written, home))
