@@ -43,17 +43,12 @@ rect { fill: #1c2736; stroke: #50698c }
 
 
 class Room(NamedTuple):
-    """A folder of the package, or files beside the folders.
-
-    Attributes:
-        name: of the folder or file. says: the first sentence of its docstring. inner: rooms in it.
-        imports: names of the rooms that it imports from.
-    """
+    """A folder of the package, or files beside the folders."""
 
     name: str
-    says: str
-    inner: tuple[str, ...]
-    imports: frozenset[str]
+    says: str  # the first sentence of its docstring
+    inner: tuple[str, ...]  # rooms in it
+    imports: frozenset[str]  # names of the rooms that it imports from
 
 
 class Box(NamedTuple):
@@ -92,7 +87,7 @@ _MODULES = list_modules()
 
 
 def read_rooms() -> dict[str, Room]:
-    """The rooms by name. Files that know nothing but one another are one room, the ground that all stands on."""
+    """Return the rooms by name. Files that import only one another form one room, the ground under all others."""
     reached: dict[str, set[str]] = {}
     for module, path in _MODULES.items():
         if module not in ("exitlens", "exitlens.__main__"):
@@ -111,7 +106,7 @@ def read_rooms() -> dict[str, Room]:
 
 
 def read_sentence(path: Path) -> str:
-    """The first of a file's docstring, without markup and what is in brackets."""
+    """Return the first sentence of a file's docstring, without markup and text in brackets."""
     text = " ".join((ast.get_docstring(parse(path)) or "").split())
     sentence = re.split(r"(?<=[.!?]) (?=[A-Z:])", text)[0].removesuffix(" ::")
     sentence = re.sub(r" \([^)]*\)", "", sentence)
@@ -119,7 +114,7 @@ def read_sentence(path: Path) -> str:
 
 
 def find_layers(rooms: Mapping[str, Room]) -> list[list[str]]:
-    """From the top down, each room above all that it imports and as low as that allows."""
+    """Return rows of rooms from the top down, each room above all that it imports and as low as that allows."""
     height: dict[str, int] = {}
     while len(height) < len(rooms):
         for name, room in rooms.items():
@@ -132,7 +127,7 @@ def find_layers(rooms: Mapping[str, Room]) -> list[list[str]]:
 
 
 def find_arrows(rooms: Mapping[str, Room]) -> list[tuple[str, str]]:
-    """Imports between rooms, but for those that others imply (the transitive reduction)."""
+    """Return the imports between rooms that no others imply (the transitive reduction)."""
 
     def reach(name: str) -> set[str]:
         return set().union(*({other} | reach(other) for other in rooms[name].imports))

@@ -1,1 +1,1 @@
-"""What makes a site of docs/: pages from elsewhere in the repository, the command line's help, the live example."""
+"""Builds the site from docs/: pages from elsewhere in the repository, the command line's help, the live example."""

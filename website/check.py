@@ -59,7 +59,7 @@ def check_site(site: Path) -> list[str]:
 
 
 def check_page(path: Path, page: Page, pages: dict[Path, Page]) -> list[str]:
-    """Links that lead nowhere, and what it loads from elsewhere."""
+    """List a page's links that lead nowhere, and what it loads from elsewhere."""
     foreign = [target for target in page.loads if urlsplit(target).scheme not in ("", "data") or target.startswith("//")]
     wrong = [f"{path}: loads {target}" for target in foreign]
     for target in [*page.links, *page.loads]:
@@ -76,7 +76,7 @@ def check_page(path: Path, page: Page, pages: dict[Path, Page]) -> list[str]:
 
 
 def list_hosts_of_styles(site: Path) -> list[tuple[Path, str]]:
-    """Addresses in url() and @import of style sheets."""
+    """List addresses of other hosts in url() and @import of style sheets."""
     hosts = []
     for path in sorted(site.rglob("*.css")):
         for part in path.read_text().replace("@import", "url(").split("url(")[1:]:

@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
 
 
 def read_section(title: str) -> str:
-    """The README's section of a title, without the title."""
+    """Return the README's section of a title, without the title."""
     match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
     if match is None:
         raise PluginError(f"README.md has no section {title!r}")
@@ -57,7 +57,7 @@ def read_section(title: str) -> str:
 
 
 def rewrite_links(markdown: str, page: str, lies: str) -> str:
-    """Links of a text that lies at one place of the repository, as they have to be on a page of the site."""
+    """Rewrite the links of a text at one place of the repository for a page of the site."""
 
     def rewrite(match: re.Match[str]) -> str:
         target = match["target"]
@@ -70,7 +70,7 @@ def rewrite_links(markdown: str, page: str, lies: str) -> str:
 
 
 def find_page(path: str, page: str, lies: str) -> str:
-    """The page or address for a path that is relative to where the text lies."""
+    """Return the page or address for a path that is relative to the text's place."""
     target = posixpath.normpath(posixpath.join(posixpath.dirname(lies), path))
     if not (ROOT / target).exists():
         raise PluginError(f"{lies}: no file {target} to link to")

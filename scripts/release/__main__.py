@@ -27,7 +27,7 @@ SHOWN = ("torch", "torchvision", "numpy", "scipy", "pillow", "onnxruntime")  # v
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one environment."""
+    """The outcome in one environment."""
 
     python: str
     dependencies: str
@@ -36,14 +36,14 @@ class Outcome:
     fault: str
 
     def describe(self) -> str:
-        """A line of the table, and below it what failed."""
+        """Return a line of the table, and below it what failed."""
         shown = ", ".join(f"{name} {self.installed[name]}" for name in SHOWN if name in self.installed)
         line = f"{self.python:7}{self.dependencies:9}{self.distribution:18}{'FAILED' if self.fault else 'works':8}{shown}"
         return "\n".join([line, *(f"    {row}" for row in self.fault.splitlines())])
 
 
 def try_installs(dist: Path, python: str, path: Path, version: str) -> Iterator[Outcome]:
-    """Both distributions in fresh environments of one Python, with the newest and with the lowest dependencies."""
+    """Try both distributions in fresh environments of one Python, with the newest and with the lowest dependencies."""
     library, runtime, data = (distribution.find(dist, ".whl") for distribution in DISTRIBUTIONS)
     steps = (
         ("exitlens", [*list_requirements(library, EXTRAS), str(library), str(data)], run_library),
@@ -66,7 +66,7 @@ def try_installs(dist: Path, python: str, path: Path, version: str) -> Iterator[
 
 
 def check_archives(dist: Path) -> list[str]:
-    """Builds and checks all archives, and prints their sizes; what is wrong with them."""
+    """Build and check all archives, print their sizes, and return their faults."""
     shutil.rmtree(dist, ignore_errors=True)
     build_all(dist)
     check_metadata(dist)

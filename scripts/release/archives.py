@@ -1,4 +1,4 @@
-"""Builds an sdist and a wheel of every distribution and looks into them: size, what has to be there, what must not."""
+"""Builds an sdist and a wheel of every distribution and checks their sizes, and for missing or unwanted files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ UNWANTED = ("__pycache__", ".pyc", ".egg-info", ".venv", ".mypy_cache", ".ruff_c
 
 @dataclass(frozen=True)
 class Distribution:
-    """One of those that are released together.
+    """A distribution of a release."""
 
-    Attributes:
-        name: on the package index. package: as it is imported.
-        folder: with its pyproject.toml, from the root of the repository.
-        largest: what its wheel may have, in megabytes.
-    """
-
-    name: str
-    package: str
-    folder: str
-    largest: float
+    name: str  # on the package index
+    package: str  # as it is imported
+    folder: str  # of its pyproject.toml, from the root of the repository
+    largest: float  # size of its wheel at most, in megabytes
 
     def find(self, dist: Path, suffix: str) -> Path:
         """Return its only archive in a folder."""
@@ -48,21 +42,13 @@ DISTRIBUTIONS = (
 
 
 def build_all(dist: Path) -> None:
-    """Builds every distribution into a folder: an sdist, and from that the wheel.
-
-    Raises:
-        SystemExit: with what the build printed.
-    """
+    """Build an sdist of every distribution into a folder, and from that the wheel."""
     for distribution in DISTRIBUTIONS:
         _run_tool("pyproject-build", "--outdir", str(dist), str(ROOT / distribution.folder))
 
 
 def check_metadata(dist: Path) -> None:
-    """``twine check --strict`` on everything, ``check-wheel-contents`` on the wheels, ``cffconvert`` on the citation.
-
-    Raises:
-        SystemExit: with what the first of them that finds a fault printed.
-    """
+    """Run ``twine check --strict`` on everything, ``check-wheel-contents`` on the wheels, ``cffconvert`` on the citation."""
     archives = sorted(str(path) for path in dist.iterdir())
     _run_tool("twine", "check", "--strict", *archives)
     _run_tool("check-wheel-contents", *[name for name in archives if name.endswith(".whl")])
@@ -71,7 +57,7 @@ def check_metadata(dist: Path) -> None:
 
 
 def _run_tool(name: str, *words: str) -> None:
-    """One of those that the extra ``release`` installs beside this Python."""
+    """Run a tool that the extra ``release`` installs beside this Python."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise SystemExit(f"{name} is not installed beside {sys.executable}: pip install -e '.[release]'")
@@ -115,7 +101,7 @@ def _list_links(wheel: Path) -> list[str]:
 
 
 def _list_wanted(distribution: Distribution) -> set[str]:
-    """What its wheel needs: all of the package's files in the tree, what marks it as typed, and the licences."""
+    """Return what its wheel needs: all of the package's files in the tree, the mark that it is typed, and the licences."""
     base = ROOT / distribution.folder / "src"
     files = {path.relative_to(base).as_posix() for path in (base / distribution.package).rglob("*") if path.is_file()}
     wheel_of = f"{distribution.package}-{_read_version(base / distribution.package / '__init__.py')}.dist-info"
@@ -128,26 +114,26 @@ def _read_version(path: Path) -> str:
 
 
 def list_tracked(distribution: Distribution) -> set[str]:
-    """Files of its folder that git tracks and a source archive has, from the folder; none outside a git repository."""
+    """Return the files of its folder that git tracks and a source archive has; none outside a git repository."""
     command = ["git", "-C", str(ROOT / distribution.folder), "ls-files", "-z", "."]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {name for name in done.stdout.split("\0") if name and not name.startswith(LEFT_OUT)}
 
 
 def list_wheel(path: Path) -> set[str]:
-    """Names of its files."""
+    """Return the names of a wheel's files."""
     with zipfile.ZipFile(path) as wheel:
         return {name for name in wheel.namelist() if not name.endswith("/")}
 
 
 def list_sdist(path: Path) -> set[str]:
-    """Names of its files, without the folder that all are in."""
+    """Return the names of an sdist's files, without the folder that all are in."""
     with tarfile.open(path) as sdist:
         return {member.name.partition("/")[2] for member in sdist if member.isfile()}
 
 
 def list_sizes(dist: Path) -> list[tuple[str, float, float | None]]:
-    """(archive, its megabytes, what it may have) of every distribution; sdists may have any."""
+    """Return (archive, megabytes, most megabytes) of every distribution; sdists have no limit."""
     rows: list[tuple[str, float, float | None]] = []
     for distribution in DISTRIBUTIONS:
         for suffix, largest in ((".whl", distribution.largest), (".tar.gz", None)):

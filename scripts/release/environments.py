@@ -1,4 +1,4 @@
-"""Fresh environments for any Python there is, filled by uv, and what runs in them."""
+"""Fresh environments for every Python on this machine, filled by uv, and programs that run in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StepError(Exception):
 
 
 def find_pythons(given: Iterable[Path] = ()) -> dict[str, Path]:
-    """An interpreter that runs, for each version: those that are given, else the first on PATH."""
+    """Return a working interpreter for each version: the given ones, else the first on PATH."""
     pythons: dict[str, Path] = {}
     for path in [*given, *_list_candidates()]:
         version = _ask_version(path)
@@ -39,7 +39,7 @@ def _list_candidates() -> Iterator[Path]:
 
 
 def _ask_version(path: Path) -> str:
-    """Its version if it is one of ours and runs, else nothing: a name on PATH may be a shim of what is not there."""
+    """Return its version if that is supported and runs, else nothing: a name on PATH may be a shim without a Python."""
     try:
         done = subprocess.run([str(path), "-c", SAY_VERSION], capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -49,38 +49,30 @@ def _ask_version(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment of its own in ``folder``."""
+    """A separate virtual environment in ``folder``."""
 
     folder: Path
 
     @classmethod
     def make(cls, folder: Path, python: Path) -> Environment:
-        """Makes it anew, empty."""
+        """Make an empty environment in place of any former one."""
         _call([*_UV, "venv", "--quiet", "--clear", "--python", str(python), str(folder)], folder.parent)
         return cls(folder)
 
     def install(self, requirements: Sequence[str], *, lowest: bool = False, links: Path | None = None) -> None:
-        """Installs wheels only: the newest, or the lowest versions that the requirements allow and that have a wheel.
-
-        Raises:
-            StepError: if they cannot be found together.
-        """
+        """Install wheels only: the newest, or the lowest versions that the requirements allow and that have a wheel."""
         words = ["pip", "install", "--quiet", "--python", str(self.folder), "--only-binary", ":all:"]
         words += ["--resolution", "lowest-direct" if lowest else "highest"]
         words += ["--find-links", str(links)] if links else []
         _call([*_UV, *words, *requirements], self.folder.parent)
 
     def run(self, *words: str, cwd: Path, **variables: str) -> str:
-        """What one of its programs prints.
-
-        Raises:
-            StepError: if the program fails.
-        """
+        """Return what one of its programs prints; a program that fails is a StepError."""
         program, *rest = words
         return _call([str(self.folder / "bin" / program), *rest], cwd, variables)
 
     def list_installed(self) -> dict[str, str]:
-        """Versions by name of distribution."""
+        """Return versions by name of distribution."""
         versions: dict[str, str] = json.loads(self.run("python", "-I", "-c", SAY_INSTALLED, cwd=self.folder))
         return versions
 

@@ -1,4 +1,4 @@
-"""What a user does first, in a fresh environment: the README's lines on few images, the command line, a device."""
+"""The first steps of a user in a fresh environment: the README's lines on few images, the command line, a device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Path("answers.json").write_text(json.dumps(list(zip(*columns))))
 
 
 def write_example() -> str:
-    """The README's Python on few images, and its answers to four of them as a file beside the images."""
+    """Return the README's Python for few images; it also writes the answers to four of them beside the images."""
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     for whole, few in FEW:
         if code.count(whole) != 1:
@@ -43,11 +43,7 @@ def write_example() -> str:
 
 
 def run_library(environment: Environment, folder: Path, version: str) -> None:
-    """Import, version, train, calibrate, predict, explain, save, load and export; leaves an edge bundle in ``folder``.
-
-    Raises:
-        StepError: with what the step that failed printed.
-    """
+    """Import, version, train, calibrate, predict, explain, save, load and export; leave an edge bundle in ``folder``."""
     words = environment.run("exitlens", "--version", cwd=folder).split()
     if words != ["exitlens", version]:
         raise StepError(f"exitlens --version: expected {version}, got {' '.join(words)}")
@@ -57,11 +53,7 @@ def run_library(environment: Environment, folder: Path, version: str) -> None:
 
 
 def run_runtime(environment: Environment, folder: Path, version: str) -> None:
-    """Answers the images in ``folder`` by its edge bundle as the library did, without PyTorch.
-
-    Raises:
-        StepError: with what failed or differed.
-    """
+    """Check that the edge bundle in ``folder`` answers its images as the library did, without PyTorch."""
     words = environment.run("exitlens-run", "--version", cwd=folder).split()
     if words != ["exitlens-run", version]:
         raise StepError(f"exitlens-run --version: expected {version}, got {' '.join(words)}")
@@ -84,7 +76,7 @@ def agree(got: list[list[Any]], expected: list[list[Any]]) -> bool:
 
 
 def list_requirements(wheel: Path, extras: Collection[str] = ()) -> list[str]:
-    """What a wheel asks for, some of its extras included; given to the installer, they count as direct."""
+    """Return a wheel's requirements with some of its extras; given to the installer, they count as direct."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])

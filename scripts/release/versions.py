@@ -19,21 +19,17 @@ DATES = {"CITATION.cff": r'^date-released: "', "CHANGELOG.md": rf"^## \[{NUMBER[
 
 
 def read_versions(root: Path = ROOT) -> dict[str, str]:
-    """The version in every place; empty where there is none."""
+    """Return the version in every place; empty where there is none."""
     return {name: _find(root / name, before + NUMBER) for name, before in PLACES.items()}
 
 
 def read_dates(root: Path = ROOT) -> dict[str, str]:
-    """The day of the release in every place."""
+    """Return the day of the release in every place."""
     return {name: _find(root / name, before + r"(\d{4}-\d\d-\d\d)") for name, before in DATES.items()}
 
 
 def read_version(root: Path = ROOT) -> str:
-    """The one version.
-
-    Raises:
-        SystemExit: where places differ, with all of them.
-    """
+    """Return the version if all places agree on it and on the date."""
     for places in (read_versions(root), read_dates(root)):
         if len(set(places.values())) > 1 or "" in places.values():
             listed = ", ".join(f"{name}: {value or 'none'}" for name, value in places.items())

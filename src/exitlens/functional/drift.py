@@ -103,9 +103,7 @@ class DriftMonitor:
     def __init__(self, policy: Policy, false_alarm: float = 0.05, seed: int = 0) -> None:
         require(policy, Policy, "policy", "see exitlens.calibrate")
         if policy.is_changed:
-            raise PolicyError(
-                "policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate"
-            )
+            raise PolicyError("policy: it was changed since it was calibrated: there is nothing to compare with: calibrate")
         if policy.calibration is None or policy.calibration.reference is None:
             raise PolicyError("policy: it was made by hand, so there are no calibration samples to compare with: calibrate")
         reference = policy.calibration.reference

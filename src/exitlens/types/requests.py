@@ -154,26 +154,22 @@ class CalibrationRequest:
     def _check_times(self) -> None:
         if self.max_ms is not None and not (_is_number(self.max_ms) and 0 < self.max_ms < math.inf):
             raise InputError(f"max_ms: expected milliseconds above 0, got {self.max_ms!r}")
-        if self.percentile is None:
-            return
-        if self.max_ms is None:
+        if self.percentile is not None and self.max_ms is None:
             raise InputError("percentile: it is the share of samples to be answered within max_ms. Fix: pass max_ms, too.")
-        if not (_is_number(self.percentile) and 0 < self.percentile <= 100):
+        if self.percentile is not None and not (_is_number(self.percentile) and 0 < self.percentile <= 100):
             raise InputError(
-                f"percentile: expected a number above 0 and at most 100, got {self.percentile!r}. Fix: pass 95 for 95 of "
-                "100 samples."
+                f"percentile: expected a number in (0, 100], got {self.percentile!r}. Fix: pass 95 for 95 of 100 samples."
             )
         if self.percentile == 100 and self.delta is not None:
             raise InputError(
-                "percentile: samples can never show that all samples are fast. Fix: with delta, pass less than 100."
+                "percentile: samples never show that all samples are fast. Fix: with delta, pass less than 100."
             )
 
     def _check_mode(self) -> None:
         if self.delta is not None:
             if not (_is_number(self.delta) and 0 < self.delta < 1):
                 raise InputError(
-                    f"delta: expected a number between 0 and 1, got {self.delta!r}. Fix: pass 0.1 for a promise that holds "
-                    "with 90 % confidence."
+                    f"delta: expected a number between 0 and 1, got {self.delta!r}. Fix: pass 0.1 for 90 % confidence."
                 )
             if not self.risk_limits and self.max_ms is None:
                 raise InputError("delta: it certifies limits on risks. Fix: pass max_accuracy_drop or another one, too.")

@@ -173,9 +173,6 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
         exits = find_first_firing(levels.index, cuts)
         return all(risk.mean(exits) <= risk.limit + 1e-12 for risk in risks)
 
-    def keeps_all(cuts: Cuts) -> bool:
-        return is_within(levels.index, cuts, budgets) and keeps_risks(cuts)
-
     columns = [risk.column() for risk in risks if risk.rows is None]
     if len(risks) > 1 or not columns:
         columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
@@ -192,7 +189,8 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
     if not points:
         limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
         raise CalibrationError(f"limits: no policy found keeps {limits} within {spent}: raise one of the limits")
-    return refine(levels, columns[0], cost, min(points, key=lambda p: p.cost), keeps_all)
+    cheapest = min(points, key=lambda p: p.cost)
+    return refine(levels, columns[0], cost, cheapest, lambda c: is_within(levels.index, c, budgets) and keeps_risks(c))
 
 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
