@@ -101,7 +101,7 @@ def test_commands_in_blocks_parse(page):
     for block in read_blocks(page, "sh"):
         for line in block.splitlines():
             program, *words = shlex.split(line, comments=True) or [""]
-            if program == "exitlens":
+            if program == "exitlens" and "[OPTIONS]" not in words:  # the reference has lines of usage, too
                 assert words[0] in GROUP.commands, line
                 GROUP.commands[words[0]].make_context(words[0], words[1:])  # raises UsageError for what does not fit
 

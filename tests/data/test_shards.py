@@ -75,6 +75,11 @@ def test_split_by_and_columns_of_shards(tmp_path):
         open_source(str(path), columns="label=kind").load("test")
     with pytest.raises(xl.errors.DataError, match="no column 'klass'"):
         open_source(str(path), columns="label=klass").load("test")
+    for role in ("series", "features"):
+        with pytest.raises(
+            xl.errors.InputError, match=f"holds shards of images or texts, got {role}=NAME. Fix: give image="
+        ):
+            open_source(str(path), columns=f"{role}=patient,label=label").load("test")
 
 
 def test_class_members_captions_and_texts(tmp_path):

@@ -48,6 +48,7 @@ def test_the_policy_is_chosen_on_what_the_files_say(made):
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
 
 
+@pytest.mark.slow
 def test_policies_of_one_precision_are_refused_by_the_other(made, tmp_path):
     net, policy, report, _ = made
     with pytest.raises(er.PolicyError, match="calibrated for network"):

@@ -72,6 +72,7 @@ def test_relevance_is_the_first_order_effect_of_scaling_features(net, images):
     assert not relevance.requires_grad
 
 
+@pytest.mark.slow
 def test_relevance_of_a_frozen_backbone_and_of_texts():
     net, inputs = make_text_net().eval().requires_grad_(requires_grad=False), make_texts(5)
     _, relevance = net.with_relevance(inputs)
@@ -82,6 +83,7 @@ def test_relevance_of_a_frozen_backbone_and_of_texts():
     assert relevance[:, 1].ne(0).all()
 
 
+@pytest.mark.slow
 def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
     """The first-order effect of scaling a token's embedding, attention weights and scales of layer norms held."""
     net, inputs = make_text_net().eval(), make_texts(5)

@@ -28,7 +28,7 @@ from exitlens.data.packed import PackedStrings
 from exitlens.data.readers import MAX_BYTES, EncodedImages
 from exitlens.data.rows import Columns, Kind, Reading, Role, Rows, Source, find_columns, label_rows
 from exitlens.data.splits import name_split
-from exitlens.errors import DataError
+from exitlens.errors import DataError, InputError
 from exitlens.types.preprocessing import Preprocess
 
 _MOST_VALUE_BYTES = 1_000_000  # limit for a label, text or JSON member
@@ -204,7 +204,11 @@ class Shards(Source):
     def guess_columns(self, given: str, reserved: Sequence[str]) -> Columns:
         """Choose as for a table; ``txt`` beside an image is a caption, not a label."""
         caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
-        return find_columns(self.kinds | caption, given, self.name, reserved)
+        columns = find_columns(self.kinds | caption, given, self.name, reserved)
+        if columns.role not in ("image", "text"):
+            fix = "give image=NAME or text=NAME"
+            raise InputError(f"columns: {self.name} holds shards of images or texts, got {columns.role}=NAME. Fix: {fix}")
+        return columns
 
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
         """Return labels, groups and contents of every part; shards are of a part if all their names say a split."""

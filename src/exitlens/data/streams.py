@@ -220,7 +220,7 @@ def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
     form = find_unlabelled_format(data, reading.columns, reading.group_by)
     if form in ("numbers", "series", "arrays"):
         has = f"{data} holds series, volumes or vectors, the network takes {kind.plural}"
-        raise InputError(f"data: {has}. Fix: give some of these")
+        raise InputError(f"data: {has}. Fix: give {kind.plural}")
     if kind is TEXT and form in (None, "folder", "texts"):
         return TextFiles(path)
     if form == "texts":
