@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CODE = [path for folder in ("src", "runtime/src", "benchmarks", "scripts", "website") for path in (ROOT / folder).rglob("*.py")]
+CODE = [
+    path for folder in ("src", "runtime/src", "benchmarks", "scripts", "website") for path in (ROOT / folder).rglob("*.py")
+]
 PAGES = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 WORDS = re.compile(r"\b(mend(s|ed|ing)?|likewise|what is none|for who)\b", re.I)
 FRAGMENT = re.compile(r"^(Of (the|a|an|each|every)\b|Whether\b|What (is|was|are)\b|How (a|an|the|far|many|much|often)\b)")
@@ -40,7 +42,9 @@ def test_docstrings_begin_with_a_subject_or_a_verb_and_names_say_something():
     fragments, empty = [], []
     for path in CODE:
         tree = ast.parse(path.read_text())
-        fragments += [f"{path.relative_to(ROOT)}: {text.splitlines()[0]}" for text in list_docstrings(tree) if FRAGMENT.match(text)]
+        fragments += [
+            f"{path.relative_to(ROOT)}: {text.splitlines()[0]}" for text in list_docstrings(tree) if FRAGMENT.match(text)
+        ]
         empty += [f"{path.relative_to(ROOT)}:{line}: {name}" for name, line in list_names(tree) if name in EMPTY_NAMES]
     assert not fragments
     assert not empty
