@@ -135,7 +135,7 @@ def test_groups_are_what_a_certificate_counts():
         ({"max_ms": True}, xl.errors.InputError, "max_ms: expected"),
         ({"max_ms": "5"}, xl.errors.InputError, "max_ms: expected"),
         ({"percentile": 95, "max_cost": 0.5}, xl.errors.InputError, "percentile: it is the share.*pass max_ms, too"),
-        ({"max_ms": 5, "percentile": 0}, xl.errors.InputError, "percentile: expected a number above 0"),
+        ({"max_ms": 5, "percentile": 0}, xl.errors.InputError, r"percentile: expected a number in \(0, 100\], got 0"),
         ({"max_ms": 5, "percentile": 101}, xl.errors.InputError, "percentile: expected"),
         ({"max_ms": 5, "percentile": True}, xl.errors.InputError, "percentile: expected"),
         ({"max_ms": 5, "percentile": 100, "delta": 0.1}, xl.errors.InputError, "with delta, pass less than 100"),
