@@ -31,7 +31,7 @@ from exitlens.types.settings import ReadSettings
 
 
 @dataclass(frozen=True)
-class TraceOptions:
+class CollectOptions:
     """Options of collecting a trace.
 
     Attributes:
@@ -55,12 +55,12 @@ LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta e
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
 @takes(CalibrationRequest, LIMITS)
 @takes(ReadSettings, READING)
-@takes(TraceOptions, TRACE)
+@takes(CollectOptions, TRACE)
 def calibrate(
     bundle: Bundle,
-    limits: Callable[..., CalibrationRequest],
-    reading: Callable[..., ReadSettings],
-    collecting: Callable[..., TraceOptions],
+    make_request: Callable[..., CalibrationRequest],
+    make_reading: Callable[..., ReadSettings],
+    make_options: Callable[..., CollectOptions],
     json_: Json = False,
     unlabelled: Annotated[
         str, of_data(help="Samples without labels, as for predict: for disagreement and divergence.")
@@ -73,12 +73,12 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import count_askings, load_samples, stream_samples
+    from exitlens.delivery.run_directory import keep_askings, load_samples, stream_samples
     from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
-    request = limits()  # refuses what makes no sense before anything is collected
-    where, trace_options = reading(), collecting()
+    request = make_request()  # refuses what makes no sense before anything is collected
+    where, trace_options = make_reading(), make_options()
     if name:
         check_name(name, "name")
     if request.max_ms is not None and trace_options.cost != "time":
@@ -98,10 +98,9 @@ def calibrate(
         )
     if (trace := _collect(net, samples, trace_options, json_)) is None:
         return
-    counted = count_askings(bundle, trace)
-    with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
+    with keep_askings(bundle, trace), wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", xl.errors.DataWarning)
-        policy = run_calibration(trace, request)
+        policy = run_calibration(trace, request)  # xl.calibrate would build the request again
     replace_policy(bundle, policy, name)
     notes = [str(warning.message) for warning in caught if warning.category is xl.errors.DataWarning]
     _show_policy(net, trace, policy, notes, list_bad(samples), json_)
@@ -153,11 +152,11 @@ def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
 
 @verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x`")
 @takes(ReadSettings, READING)
-@takes(TraceOptions, TRACE)
+@takes(CollectOptions, TRACE)
 def evaluate(
     bundle: Bundle,
-    reading: Callable[..., ReadSettings],
-    collecting: Callable[..., TraceOptions],
+    make_reading: Callable[..., ReadSettings],
+    make_options: Callable[..., CollectOptions],
     json_: Json = False,
     name: options.PolicyName = "",
 ) -> None:
@@ -166,8 +165,8 @@ def evaluate(
 
     net, policy = load_calibrated(bundle, name)
     with wait(json_, "listing the data"):
-        samples = load_samples(bundle, net, "test", reading())
-    if (trace := _collect(net, samples, collecting(), json_)) is None:
+        samples = load_samples(bundle, net, "test", make_reading())
+    if (trace := _collect(net, samples, make_options(), json_)) is None:
         return
     result = xl.evaluate(trace, policy)
     if json_:
@@ -185,7 +184,7 @@ def evaluate(
     show_skipped(json_, list_bad(samples))
 
 
-def _collect(net: xl.ExitNet, samples: Any, trace_options: TraceOptions, json_: bool) -> xl.Trace | None:
+def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool) -> xl.Trace | None:
     """Return the trace of all processes' samples, in the first of them; the others have done their part."""
     from exitlens.ranks import find_ranks
 
@@ -195,11 +194,11 @@ def _collect(net: xl.ExitNet, samples: Any, trace_options: TraceOptions, json_: 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
 @takes(ReadSettings, READING)
-@takes(TraceOptions, {"Data": "cost timed_batch"})
+@takes(CollectOptions, {"Data": "cost timed_batch"})
 def report(
     run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
-    reading: Callable[..., ReadSettings],
-    collecting: Callable[..., TraceOptions],
+    make_reading: Callable[..., ReadSettings],
+    make_options: Callable[..., CollectOptions],
     compare: options.Compare = None,
     out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     json_: Json = False,
@@ -208,7 +207,7 @@ def report(
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
-    where, timing = reading(), collecting()
+    where, timing = make_reading(), make_options()
     if out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]

@@ -146,7 +146,7 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
 
 
 @contextmanager
-def count_askings(path: Path, trace: Trace) -> Iterator[None]:
+def keep_askings(path: Path, trace: Trace) -> Iterator[None]:
     """Gives a trace the certificates that its samples were asked for before, and stores those asked for meanwhile.
 
     A bundle or run directory stores them in ``askings.json``, by the fingerprint of the samples.

@@ -1,6 +1,6 @@
 """CalibrationRequest: everything that a calibration can be asked for, checked and documented here alone, recorded verbatim.
 
-The options of the command line come from its fields and their descriptions, so this module imports nothing heavy.
+Most options of the command line come from its fields and their descriptions, so this module imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -156,18 +156,17 @@ def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Seque
 def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
     """Choose in certified mode: some samples (or groups) propose a path of policies, and the others test it."""
     assert request.delta is not None
-    groups, first, second = _split_samples(trace, request.seed)
-    risks = list_risks(trace, request.risk_limits, second)
+    groups, proposing, testing = _split_samples(trace, request.seed)
+    risks = list_risks(trace, request.risk_limits, testing)
     spending = _list_promised(budgets, len(trace), bool(risks))
     level, asking = _find_level(trace, request, request.delta)
     if groups is not None:
-        risks, spending = (
-            [risk.name_groups(groups, first, equal=request.equal_groups) for risk in kind] for kind in (risks, spending)
-        )
-    draft, fitted_on = _draft(trace, request, first, risks)
+        risks = [risk.name_groups(groups, proposing, equal=request.equal_groups) for risk in risks]
+        spending = [risk.name_groups(groups, proposing, equal=request.equal_groups) for risk in spending]
+    draft, fitted_on = _draft(trace, request, proposing, risks)
     scores = score_early_exits(trace, draft)
-    harm = trace.cost if risks else measure_harm(trace)
-    thresholds, certification = certify(scores, [*risks, *spending], harm, first, second, level)
+    price = trace.cost if risks else measure_harm(trace)
+    thresholds, certification = certify(scores, [*risks, *spending], price, proposing, testing, level)
     certification = replace(certification, delta=request.delta, asking=asking)
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
@@ -186,9 +185,9 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
 def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tuple[float, int]:
     """Return the level to test at, and the number of this request among those made of the trace's samples.
 
-    By the fallback procedure (Wiens 2003), a certificate that was granted passes its level on to the next request, and one
-    that was refused has spent it. So the probability that any certificate from these samples is wrong is at most the largest
-    ``delta``.
+    By the fallback procedure (Wiens 2003; docs/concepts/guarantees.md, "Asking again"), a certificate that was granted passes
+    its level on to the next request, and one that was refused has spent it. So the probability that any certificate from
+    these samples is wrong is at most the largest ``delta``.
     """
     for number, asking in enumerate(trace.askings, 1):
         if asking.request == request:

@@ -140,28 +140,28 @@ def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> flo
 
 
 def certify(
-    scores: Tensor, risks: Sequence[Risk], cost: Tensor, first: Tensor, second: Tensor, delta: float
+    scores: Tensor, risks: Sequence[Risk], price: Tensor, first: Tensor, second: Tensor, level: float
 ) -> tuple[tuple[float, ...], Certification]:
     """Return the cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it. The
-    ``cost`` to be made small is ``(K,)``, or the harm ``(N,K)`` if only spending is limited. The path then leads from the
-    policy that spends least to the one that does least harm.
+    ``price`` to be made small is the cost ``(K,)``, or the harm ``(N,K)`` if only spending is limited. The path then leads
+    from the policy that spends least to the one that does least harm. The record takes ``level`` for its ``delta``.
     """
-    cost = cost if cost.ndim == 1 else cost[first]
+    price = price if price.ndim == 1 else price[first]
     levels = quantise(scores[first])
     proposing, testing = ([risk.at(rows) for risk in risks] for rows in (first, second))
-    path = order_path(find_candidates(levels.index, proposing, cost), [risk.limit for risk in risks])
-    tests = choose_tests(levels.index, proposing, path, len(second), delta)
-    result = run_fixed_sequence_test(levels.apply(scores[second]), testing, path, tests, delta)
-    record = Certification(delta, delta, 1, len(first), len(path), result.steps, result.tests)
+    path = order_path(find_candidates(levels.index, proposing, price), [risk.limit for risk in risks])
+    tests = choose_tests(levels.index, proposing, path, len(second), level)
+    result = run_fixed_sequence_test(levels.apply(scores[second]), testing, path, tests, level)
+    record = Certification(level, level, 1, len(first), len(path), result.steps, result.tests)
     groups, count, unit = risks[0].groups, len(scores), "samples"
     if groups is not None:
         record = replace(record, path_groups=count_groups(groups[first]), largest_group=risks[0].largest)
         count, unit = count_groups(groups), "groups"
     if result.cuts is not None:
         return levels.thresholds(result.cuts), record
-    needed = estimate_samples_needed(proposing, path, delta)
+    needed = estimate_samples_needed(proposing, path, level)
     total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
     reason = _explain_refusal(result.tests, count, unit, total) if scores.shape[1] else "the network has no early exits"
     return (math.inf,) * scores.shape[1], replace(record, reason=reason, samples_needed=total)

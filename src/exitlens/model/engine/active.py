@@ -172,13 +172,21 @@ class ActiveEngine:
             self._files = files, self.weights.current()
 
     def forget(self) -> None:
-        """Forget the weights and the default tuning, because the tensors have been exchanged."""
+        """Forget the weights, because the tensors have been exchanged; an engine on a copy is made anew by :meth:`find`."""
         self.weights.forget()
         if self._cached is not None and self._cached[0].shared:
             self._cached = None
 
     def find(self) -> Engine:
-        """Return the engine to answer with; raises :class:`EngineError` if the weights changed after compiling."""
+        """Return the engine to answer with; raises :class:`EngineError` if the weights changed after compiling.
+
+        ===========================  =============================================
+        compiled                     the cached engine, while its weights are those
+        tuned, weights as they are   a new engine on the network's own weights
+        untuned, with hooks          the same, with nothing changed
+        any other                    the cached engine; made anew when weights change
+        ===========================  =============================================
+        """
         cached = self._cached
         if cached is None or not cached[0].is_compiled:
             if self._tuning is not None and not self._tuning.changes_weights:
@@ -210,7 +218,7 @@ class ActiveEngine:
                 engine.try_out(example)
             return engine
         tuning = choose_default(*self.parts, example)
-        if tuning.folded:  # only folding needs a copy of the weights
+        if tuning.folded:  # on a copy of the weights
             try:
                 return Engine.prepare(*self.parts, tuning)
             except Exception:  # a module that cannot be copied
