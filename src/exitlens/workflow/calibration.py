@@ -185,7 +185,7 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
 def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tuple[float, int]:
     """Return the level to test at, and the number of this request among those made of the trace's samples.
 
-    By the fallback procedure (Wiens 2003; docs/concepts/guarantees.md, "Asking again"), a certificate that was granted passes
+    By the fallback procedure (Wiens 2003; see docs/concepts/guarantees.md), a certificate that was granted passes
     its level on to the next request, and one that was refused has spent it. So the probability that any certificate from
     these samples is wrong is at most the largest ``delta``.
     """
