@@ -125,6 +125,7 @@ def test_the_control_takes_targets_of_other_samples():
     assert isinstance(truth.CONDITIONS["permuted"][0].for_network(True), truth.PermutedLoss)
 
 
+@pytest.mark.slow
 def test_scenes_are_drawn_anew_by_seed_and_small_ones_have_their_sizes():
     first, again, other = (tasks.small(seed, 300) for seed in (0, 0, 1))
     assert torch.equal(first.train.images, again.train.images)

@@ -14,6 +14,7 @@ def test_heads_are_those_of_the_kind_of_input_unless_given(tiny_set):
     assert run_setup.build_network(NetworkSettings(exits="layer1", head="evidence"), tiny_set).info.head == "evidence"
 
 
+@pytest.mark.slow
 def test_what_is_built_is_in_channels_last_and_where_exits_stand(tiny_set):
     net = run_setup.build_network(NetworkSettings(exits="layer1, layer3"), tiny_set)
     assert net.is_channels_last

@@ -151,6 +151,7 @@ def test_what_cannot_be_exported_says_so_and_leaves_nothing(net, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_only_an_edge_bundle_is_replaced(edge, tmp_path):
     net, policy, _ = edge
     target = tmp_path / "e"

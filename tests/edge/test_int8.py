@@ -69,6 +69,7 @@ def test_requests_are_repeated_as_they_were(made):
         int8.repeat_request(xl.Policy((0.5, 0.5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["temperature_scaling", "temperatures"])
 def test_int8_uses_the_temperatures_that_were_asked_for(made, tmp_path, given):
     net, _, _, samples = made

@@ -93,6 +93,7 @@ def test_the_cascade_in_one_file(edge, images, thresholds):
     check_answers(answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy))
 
 
+@pytest.mark.slow
 def test_the_command_line_names_all_labels(edge, tmp_path, capsys):
     Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "a.png")
     main([str(edge), str(tmp_path / "a.png"), "--json"])

@@ -35,6 +35,7 @@ def fake(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_folder_has_page_network_and_examples(fake, tmp_path):
     net, policy = describe(make_net()), xl.Policy((float("inf"), 0.8))
     Image.new("RGB", (9, 8)).save(tmp_path / "a b.png")

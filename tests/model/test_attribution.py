@@ -184,6 +184,7 @@ def test_in_inference_mode_and_every_sample_by_itself(net, images):
     torch.testing.assert_close(xl.attribute(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_of_texts_is_0_and_detached_mixing_changes_the_gradient():
     net, inputs = make_text_net(), make_texts(6)
     plain, detached = (xl.attribute(net, inputs, detached=value) for value in (False, True))

@@ -78,6 +78,7 @@ def test_the_gauge_of_waiting_samples_goes_back_to_none(repository, images):
     wait_until(lambda: read(repository.metrics)["exitlens_waiting_samples", ("model", "tiny")] == 0)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_still_being_copied_is_tried_again(tmp_path, caplog):
     served, fresh = save_small(tmp_path / "served", 1), save_small(tmp_path / "fresh", 2)
     repository = Repository({"b": served})

@@ -24,6 +24,7 @@ def test_rules_have_as_many_digits_as_it_takes(explorer):
     assert "never" in _explain_rule(replace(view, threshold=math.inf), False)
 
 
+@pytest.mark.slow
 def test_relevance_of_every_exit_is_drawn_beside_its_attention(explorer):
     picture = noise()
     plain, both = (explorer.answer(0, picture, relevance=value) for value in (False, True))

@@ -241,6 +241,7 @@ def test_copies_pickles_and_state_dicts():
         net.eval(), twin.eval()
 
 
+@pytest.mark.slow
 def test_tensors_that_the_graph_makes_follow_the_network_to_another_device():
     net, texts = make_text_net().to("meta"), make_texts()
     outs = net({name: value.to("meta") for name, value in texts.items()})

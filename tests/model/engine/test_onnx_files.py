@@ -30,6 +30,7 @@ def tuned():
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 40])
 def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
     for policy in (spread_policy(net, images), xl.Policy.never(3), xl.Policy((float("inf"), 0.6))):

@@ -86,6 +86,7 @@ def drip(client, piece):
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "piece"),
     [
@@ -149,6 +150,7 @@ def test_a_head_just_below_the_limit_passes_and_bodies_are_not_counted(port, met
     assert not count_rejected(metrics)
 
 
+@pytest.mark.slow
 def test_an_answer_may_take_longer_than_a_head_and_idle_connections_stay(port):
     with connect(port) as client:
         client.sendall(GET.replace(b"/ ", b"/slow "))
@@ -172,6 +174,7 @@ def test_a_client_cannot_send_any_number_of_bytes_ahead(metrics):
     assert count_rejected(metrics) == {"header_bytes": 1}
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_take_its_answer_is_cut_off(port, metrics):
     with connect(port, receive_buffer=4096) as client:
         client.sendall(GET.replace(b"/ ", b"/large "))
