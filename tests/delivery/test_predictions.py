@@ -274,8 +274,8 @@ def test_a_file_of_another_kind_is_left_alone(path, content, begun):
 
 
 def test_a_parquet_file_of_other_columns(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    arrow.parquet.write_table(arrow.table({"x": [1]}), tmp_path / "p.parquet")
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(arrow.table({"x": [1]}), tmp_path / "p.parquet")
     with pytest.raises(xl.errors.OutputExistsError, match=r"its columns are \['x'\]"):
         PredictionFile(tmp_path / "p.parquet", MADE_BY, resume=True)
 
