@@ -82,7 +82,7 @@ class DemoSettings:
     seed: int = 0
     epochs: int = 2
     limit: int | None = 10_000
-    size: int = 32
+    size: int = 40
     batch_size: int = 32
     learning_rate: float = 2e-3
     samples: int = 300
