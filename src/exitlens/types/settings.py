@@ -320,6 +320,8 @@ class TrainingSettings:
             data are sure to be the same in every epoch).
         keep: Weights that the network has afterwards: those of the ``last`` or of the ``best`` epoch (default: the best with
             ``patience``, else the last).
+        share_cores: Use fewer threads while other processes keep the cores busy, which is several times as fast. The last
+            digits of the weights depend on the number of threads.
 
     Examples:
         >>> xl.TrainingSettings(recipe="pretrained").head_learning_rate
@@ -348,6 +350,7 @@ class TrainingSettings:
     monitor: EpochMetric = "accuracy"
     cache_features: bool | None = None
     keep: Literal["last", "best"] | None = None
+    share_cores: bool = True
 
     def __post_init__(self) -> None:
         check_choice("recipe", self.recipe, RECIPES)
