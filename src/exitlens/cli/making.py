@@ -33,8 +33,9 @@ from exitlens.cli.options import (
     verbs,
     wait,
 )
+<<<<<<< HEAD:src/exitlens/cli/making.py
 from exitlens.launch import read_rank
-from exitlens.types.requests import NEED_LABELS, RISK_LIMITS, CalibrationRequest
+from exitlens.types.settings import NEED_LABELS, RISK_LIMITS, CalibrationRequest
 from exitlens.types.settings import NetworkSettings, ReadSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ TRAINING = {
     "Training": "epochs batch_size learning_rate freeze_backbone seed",
     "More about training": (
         "head_learning_rate layer_decay warm_up batch_norm cache_features augment balanced patience monitor accumulate "
-        "clip_norm ema"
+        "clip_norm ema share_cores"
     ),
 }
 TRACE = {"Data": "compact trace_dir cost timed_batch"}
@@ -218,6 +219,9 @@ def _say(as_json: bool, line: str) -> None:
     """Print a line for people, in the first of several processes; with --json on standard error."""
     if read_rank() == 0:
         print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)
+=======
+from exitlens.types.settings import NEED_LABELS, RISK_LIMITS, CalibrationRequest, ReadSettings
+>>>>>>> main:src/exitlens/cli/judge.py
 
 
 @dataclass(frozen=True)
