@@ -33,10 +33,15 @@ from exitlens.cli.options import (
     verbs,
     wait,
 )
-<<<<<<< HEAD:src/exitlens/cli/making.py
 from exitlens.launch import read_rank
-from exitlens.types.settings import NEED_LABELS, RISK_LIMITS, CalibrationRequest
-from exitlens.types.settings import NetworkSettings, ReadSettings, TrainingSettings
+from exitlens.types.settings import (
+    NEED_LABELS,
+    RISK_LIMITS,
+    CalibrationRequest,
+    NetworkSettings,
+    ReadSettings,
+    TrainingSettings,
+)
 
 if TYPE_CHECKING:
     from exitlens.ranks import DistributedContext
@@ -219,9 +224,6 @@ def _say(as_json: bool, line: str) -> None:
     """Print a line for people, in the first of several processes; with --json on standard error."""
     if read_rank() == 0:
         print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)
-=======
-from exitlens.types.settings import NEED_LABELS, RISK_LIMITS, CalibrationRequest, ReadSettings
->>>>>>> main:src/exitlens/cli/judge.py
 
 
 @dataclass(frozen=True)
