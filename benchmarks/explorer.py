@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study
 from benchmarks.results import Runs, Tree
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page

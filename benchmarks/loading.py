@@ -28,8 +28,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study
 from benchmarks.results import Runs, Tree
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.sources import open_source

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from benchmarks.drawings import BACKBONE, SIZE, load_pictures
-from benchmarks.harness import Job, Study
-from benchmarks.pages import table
-from benchmarks.promises import Promise, promise_mean
+from benchmarks.harness import Job, Promise, Study, promise_mean, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TASKS
 from benchmarks.truth import EGT, PLAIN, find_folder, train

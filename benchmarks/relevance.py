@@ -18,9 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.pages import show_interval, table
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, show_interval, table
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import TASKS
 from benchmarks.truth import EGT, find_folder, train

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study
 from benchmarks.results import Runs, Tree
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of

@@ -20,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study, use_one_thread
-from benchmarks.pages import show_interval, table
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, show_interval, table, use_one_thread
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import TASKS, build_network
 from exitlens.model.network import ExitNet
