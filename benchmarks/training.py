@@ -130,7 +130,7 @@ def measure_steps(name: str, rounds: int = 9) -> Tree:
     settings = TrainingSettings(epochs=1, batch_size=size, learning_rate=1e-5, **formats)
     first = task.train.subset(torch.arange(size))
     net = build_network(task, 0, exits=True)
-    kind = {"attends": net.has_attention, "of_images": net.info.modality.name == "image"}
+    kind = {"attends": net.has_self_attention, "of_images": net.info.modality.name == "image"}
     losses = {name: loss.for_network(**kind) for name, loss in (("egt", xl.EGTLoss()), ("without", xl.EGTLoss(weight=0.0)))}
     labels = torch.as_tensor(first.labels)
     works = {name: make_steps(net, loss, first.inputs, labels, settings) for name, loss in losses.items()}
