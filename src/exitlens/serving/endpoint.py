@@ -26,7 +26,7 @@ PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks 
 
 
 class Endpoint:
-    """One version of a model, which takes requests from event loops; raises what opening the engine and a first run raise."""
+    """One version of a model, which takes requests from event loops; raises what opening and a first run raise."""
 
     def __init__(self, model: ServedModel, batching: Batching, watching: Watching, metrics: Metrics) -> None:
         self.model, self.batching, self.metrics, self.pace = model, batching, metrics, Pace()
