@@ -20,9 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.pages import ROOT, save_svg, table
-from benchmarks.promises import Promise
+from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, table
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench

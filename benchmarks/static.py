@@ -22,9 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.pages import table
-from benchmarks.promises import Promise, interval, promise_mean, promise_table
+from benchmarks.harness import Job, Promise, Study, interval, promise_mean, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch

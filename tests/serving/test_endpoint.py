@@ -59,7 +59,7 @@ def hold(model, monkeypatch):
     """A function that keeps the thread inside a stage; it returns events: the thread is inside, and it may go on."""
 
     def hold_():
-        inside, go, engine = threading.Event(), threading.Event(), model.net.engine.find()
+        inside, go, engine = threading.Event(), threading.Event(), model.net.engine.select()
         advance = engine.advance
 
         def wait_and_advance(_, *args):
@@ -157,7 +157,7 @@ def test_the_shadow_runs_when_nothing_waits(open_endpoint, send, images, monkeyp
 
 
 def test_a_network_that_cannot_run_raises_at_the_start(open_endpoint, model, monkeypatch):
-    monkeypatch.setattr(type(model.net.engine.find()), "answer", fail)
+    monkeypatch.setattr(type(model.net.engine.select()), "answer", fail)
     with pytest.raises(RuntimeError, match="no disk"):
         open_endpoint()
 

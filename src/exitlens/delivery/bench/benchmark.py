@@ -386,7 +386,7 @@ class _Clocked(Engine):
     """An engine that sums the time spent in stages, heads and the tuning's memory formats."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
+        super().__init__(engine.stages, engine.heads, engine.tuning, in_place=engine.in_place)
         self.inner, self.spent = engine, 0.0
 
     def enter(self, activations: Activations) -> Activations:
