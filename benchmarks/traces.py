@@ -25,7 +25,7 @@ from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of
-from exitlens.types.requests import SCORES
+from exitlens.types.settings import SCORES
 
 EXITS, CLASSES = 4, 1000
 COST = torch.tensor([0.2, 0.4, 0.7, 1.0])

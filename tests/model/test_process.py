@@ -1,7 +1,10 @@
 """PyTorch's number of threads, lowered by several threads at once; and memory that the process keeps."""
 
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from exitlens.model import process
 from exitlens.model.engine import tuning
 from exitlens.model.engine.tuning import Tuning, apply_tuning
-from exitlens.model.process import ThreadLimit
+from exitlens.model.process import SharedCores, ThreadLimit
 
 
 @pytest.fixture
@@ -120,3 +123,46 @@ def test_memory_is_kept_where_the_library_can(monkeypatch):
     monkeypatch.setattr(process, "_library", lambda: None)
     assert not process.can_keep_memory()
     assert not process.keep_memory()
+
+
+def test_fewer_threads_while_other_processes_are_busy(four, monkeypatch):
+    """Four cores, looked at every two seconds: free, one taken, all taken, not known, free."""
+    looks = iter([(0, 0), (2, 8), (4, 14.2), (6, 14.3), None, (10, 30)])
+    monkeypatch.setattr(process, "_look_at_cores", lambda: next(looks))
+    monkeypatch.setattr(process.time, "perf_counter", lambda: 100.0)
+    cores, counts = SharedCores(), []
+    with cores.share():
+        for _ in range(3):
+            cores.adapt()
+            counts.append(torch.get_num_threads())
+        assert counts == [4, 3, 1]
+        cores.adapt()
+        cores.adapt()  # nothing to compare with any more
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4
+    cores.adapt()
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_cores_are_looked_at_once_a_second_if_asked(four, monkeypatch, enabled):
+    looks = []
+    monkeypatch.setattr(process, "_look_at_cores", lambda: looks.append(1) or (100.0, 0.0))
+    monkeypatch.setattr(process.time, "perf_counter", lambda: 100.5)
+    cores = SharedCores()
+    with cores.share(enabled):
+        cores.adapt()
+    assert len(looks) == enabled
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux tells how busy its cores are")
+def test_the_time_of_the_cores_is_that_of_psutil(monkeypatch):
+    psutil = pytest.importorskip("psutil")
+    core = min(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {core})
+    times = psutil.cpu_times(percpu=True)[core]
+    now, free = process._look_at_cores()
+    assert free == pytest.approx(times.idle + times.iowait + time.process_time(), abs=0.5)
+    assert now == pytest.approx(time.perf_counter(), abs=5)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert process._look_at_cores() is None

@@ -40,7 +40,7 @@ TRAINING = {
     "Training": "epochs batch_size learning_rate freeze_backbone seed",
     "More about training": (
         "head_learning_rate layer_decay warm_up batch_norm cache_features augment balanced patience monitor accumulate "
-        "clip_norm ema"
+        "clip_norm ema share_cores"
     ),
 }
 

@@ -26,8 +26,7 @@ from exitlens.cli.options import (
     verbs,
     wait,
 )
-from exitlens.types.requests import NEED_LABELS, RISK_LIMITS, CalibrationRequest
-from exitlens.types.settings import ReadSettings
+from exitlens.types.settings import NEED_LABELS, RISK_LIMITS, CalibrationRequest, ReadSettings
 
 
 @dataclass(frozen=True)

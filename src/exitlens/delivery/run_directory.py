@@ -25,8 +25,7 @@ from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
-from exitlens.types.requests import Asking, read_record
-from exitlens.types.settings import NetworkSettings, ReadSettings
+from exitlens.types.settings import Asking, NetworkSettings, ReadSettings, read_record
 from exitlens.workflow.training.record import SETTINGS
 
 ASKINGS = "askings.json"  # beside the bundle's files: certificates that were asked for, by the samples asked

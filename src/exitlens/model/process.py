@@ -1,9 +1,10 @@
-"""All state of the whole process that exitlens changes, in a list, and the code for the two parts that answers change.
+"""All state of the whole process that exitlens changes, in a list, and the code for threads and memory.
 
 ====================================  =============================================  ============================
 state                                 changed by                                     until
 ====================================  =============================================  ============================
 PyTorch's number of threads           answers with ``Tuning.threads``                the answer is given
+the same                              ``fit``, where other processes are busy        it returns
 training mode of a network's modules  answers by the network's own weights           the last of them is given
 memory that malloc keeps              answers with ``Tuning.keep_memory``            the process ends
 filters of ``warnings``               ``net.compile``, ``attach``, writing ONNX      it returns
@@ -28,11 +29,14 @@ PyTorch's tuning guide preloads jemalloc or tcmalloc for that; here two settings
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,3 +128,54 @@ class ThreadLimit:
 
 
 THREAD_LIMIT = ThreadLimit()
+
+
+class SharedCores:
+    """Lowers PyTorch's number of threads while other processes keep the cores busy, and raises it again afterwards.
+
+    Threads of one operation wait for the last of them. If another process holds the core of one, the step takes several
+    times as long as on one thread (docs/guides/training.md). Where the system does not tell how busy its cores are
+    (``/proc/stat`` of Linux), nothing changes.
+    """
+
+    PERIOD = 1.0  # seconds between two looks
+
+    def __init__(self) -> None:
+        self.limit = 0  # threads while nobody else is busy
+        self._last: tuple[float, float] | None = None  # time, and seconds that our cores have been free for this process
+
+    @contextmanager
+    def share(self, enabled: bool = True) -> Iterator[None]:
+        """Let :meth:`adapt` change the number of threads within the context; the number before is set again at its end."""
+        self.limit = torch.get_num_threads()
+        self._last = _look_at_cores() if enabled and self.limit > 1 else None
+        try:
+            yield
+        finally:
+            self._last = None
+            torch.set_num_threads(self.limit)
+
+    def adapt(self) -> None:
+        """Use as many threads as other processes leave cores; may be called often, but looks once a second."""
+        if self._last is None or time.perf_counter() - self._last[0] < self.PERIOD:
+            return
+        then, self._last = self._last, _look_at_cores()
+        if self._last is not None:
+            free = (self._last[1] - then[1]) / (self._last[0] - then[0])
+            threads = min(self.limit, max(1, round(free)))
+            if threads != torch.get_num_threads():
+                torch.set_num_threads(threads)
+
+
+def _look_at_cores() -> tuple[float, float] | None:
+    """Return the time, and the seconds that the cores this process may use have idled or worked for it."""
+    try:
+        table = dict(line.split(maxsplit=1) for line in Path("/proc/stat").read_text().splitlines())
+        rows = [table[f"cpu{core}"].split() for core in os.sched_getaffinity(0)]
+        idle = sum(int(row[3]) + int(row[4]) for row in rows) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, LookupError, ValueError):
+        return None
+    return time.perf_counter(), idle + time.process_time()
+
+
+SHARED_CORES = SharedCores()

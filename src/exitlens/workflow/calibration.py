@@ -22,7 +22,7 @@ from exitlens.functional.thresholds.path import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
 from exitlens.types.calibrations import Certification
-from exitlens.types.requests import NEED_LABELS, Asking, SampleSketch
+from exitlens.types.settings import NEED_LABELS, Asking, SampleSketch
 from exitlens.types.tasks import choose_score
 
 

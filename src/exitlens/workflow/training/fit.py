@@ -18,7 +18,7 @@ from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.heads.exit_heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.process import hold_memory
+from exitlens.model.process import SHARED_CORES, hold_memory
 from exitlens.progress import print_line, show_progress
 from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.preprocessing import Preprocess
@@ -101,6 +101,7 @@ def fit(  # noqa: PLR0913
     patience: int | None = None,
     monitor: EpochMetric = "accuracy",
     cache_features: bool | None = None,
+    share_cores: bool = True,
     ranks: DistributedContext | None = None,
 ) -> FitResult:
     """Train the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
@@ -108,7 +109,8 @@ def fit(  # noqa: PLR0913
     :class:`~exitlens.types.settings.TrainingSettings` documents every argument that is missing below.
 
     A run that was killed at any time and is called again with ``resume=True`` and the same arguments continues after the
-    last whole epoch and ends with the weights it would have had, bit for bit on the CPU: the order of data and all random
+    last whole epoch and ends with the weights it would have had, on the CPU bit for bit (``share_cores=False`` keeps that
+    true where other processes are busy): the order of data and all random
     numbers of an epoch depend on ``seed`` and the epoch only. A resumed run may also have more ``epochs`` than before.
 
     Called in every process that ``torchrun`` starts, or in a process group, it trains data-parallel: each process takes its
@@ -181,6 +183,7 @@ def run_training(
         with (
             run.open(options.resume, train),
             use_common_statistics(net, ranks),
+            SHARED_CORES.share(settings.share_cores),
             show_progress(shown) as bar,
             open_tensorboard(events) as write_events,
         ):

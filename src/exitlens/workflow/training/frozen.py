@@ -26,6 +26,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads.exit_heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet
 from exitlens.model.precision import use_half_precision
+from exitlens.model.process import SHARED_CORES
 from exitlens.progress import print_line
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
@@ -259,6 +260,7 @@ def keep_features(
                     columns[key] = store.allocate(len(data), value)
                 columns[key][count : count + len(value)] = value.cpu()
             count += len(labels[-1])
+            SHARED_CORES.adapt()
             bar.advance(task)
         bar.remove_task(task)
         if not labels:

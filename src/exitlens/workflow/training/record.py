@@ -27,7 +27,7 @@ from exitlens.workflow.training.optimizer import WeightAverage, load_slots
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 LAUNCH = "launch"  # file that names the torchrun to which the run belongs
-FREE = ("cache_features", "keep")  # settings that may change from one call to the next
+FREE = ("cache_features", "keep", "share_cores")  # settings that may change from one call to the next
 PYTHON_ONLY = ("amp", "channels_last", "weight_decay")  # settings without an option on the command line
 _OPTIONS = {  # options of the command line that are not called as what they set
     "weight": "--egt-weight",

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
+from exitlens.model.process import SHARED_CORES
 from exitlens.progress import Advance
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import ExitOutput, LossTerms
@@ -136,8 +136,12 @@ class TrainingRun:
             self.overall = bar.add_task("training", total=(self.settings.epochs - epoch) * len(loader))
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
 
-        def advance() -> None:
+        def step() -> None:
+            SHARED_CORES.adapt()
             bar.advance(task)
+
+        def advance() -> None:
+            step()
             if self.overall is not None:
                 bar.advance(self.overall)
 
@@ -156,9 +160,7 @@ class TrainingRun:
                 with self.ranks.together():
                     data = batches.take_share(data, batch_size, self.ranks, "val")
                 bar.reset(task, description=f"validating {epoch + 1}", total=batches.count_batches(data, batch_size))
-                means = validate(
-                    model, data, self.loss, batch_size, self.workers, advance=partial(bar.advance, task), ranks=self.ranks
-                )
+                means = validate(model, data, self.loss, batch_size, self.workers, advance=step, ranks=self.ranks)
             for source in (train, val):
                 batches.share_bad(source, self.ranks)
         bar.remove_task(task)
