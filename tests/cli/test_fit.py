@@ -19,8 +19,8 @@ def time_equally(timer, tensors):
 
 @pytest.mark.slow
 def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
-    monkeypatch.setattr("exitlens.model.cutting.cost.SECONDS", 0.0)
-    monkeypatch.setattr("exitlens.model.cutting.cost.NodeTimer.time_parts", time_equally)
+    monkeypatch.setattr("exitlens.model.cutting.placement.SECONDS", 0.0)
+    monkeypatch.setattr("exitlens.model.cutting.placement.NodeTimer.time_parts", time_equally)
     words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--exits", "2", "--placement", "time", "--out")
     out = call.ok(*words, tmp_path / "r", "--json")
     assert len(json.loads(out)["accuracy"]) == 3
@@ -55,7 +55,7 @@ def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path,
 def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
     assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
-    assert "placement: expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
+    assert "placement: expected one of ('cost', 'time')" in call(*words, "speed", "--exits", "2")[2]
     assert not (tmp_path / "n").exists()
 
 

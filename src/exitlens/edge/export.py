@@ -17,8 +17,8 @@ from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.functional.routing import cover
 from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
+from exitlens.model.cutting.split import draw_inputs
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.cutting.verify import draw_inputs
 from exitlens.model.engine.onnx_files import (
     ATTENTION,
     BATCHES,

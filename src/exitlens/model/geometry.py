@@ -20,10 +20,9 @@ from exitlens.errors import ReachWarning
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTION, MAX_POOL, PADS, TRANSPOSED_CONVOLUTION
 from exitlens.model.cutting.boundaries import find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
-from exitlens.model.cutting.split import Pieces
+from exitlens.model.cutting.split import Features, Pieces
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
 from exitlens.model.heads.necks import DEPTH, KERNELS, ContextNeck
-from exitlens.model.layouts import Layout
 
 LEAST_OFFSET = 0.2  # of a cell; less is not worth the blur, and random weights lean, too
 LEAST_SHARE = 0.25  # of the image's shorter side, that a location has to see
@@ -342,7 +341,7 @@ def find_map_geometry(pieces: Pieces, heads: Sequence[ExitHead]) -> list[MapGeom
         return []
     grids, geometry = locate(pieces.traced, has_channels_last(pieces.traced)), []
     for k, head in enumerate(heads):
-        features = _find_feature_grid(grids, pieces.nodes[k], pieces.layouts[k], pieces.sizes[k])
+        features = _find_feature_grid(grids, pieces.features[k])
         grid = _find_map_grid(pieces, features, head, grids)
         reach = [min(s.reach, float(n)) for s, n in zip(grid.spacings, image, strict=True)] if grid.axes else image
         geometry.append(MapGeometry(_find_offset(grid, image), _find_offset(features, image), tuple(map(float, reach))))
@@ -365,7 +364,7 @@ def _find_map_grid(pieces: Pieces, features: Grid, head: ExitHead, grids: dict[f
     shrunk = tuple(spacing.slide(neck.shrink, neck.shrink) for spacing in features.spacings)
     grid = Grid(features.axes, shrunk, tuple(n // neck.shrink for n in features.sizes))
     if neck.lateral is not None and (lateral := pieces.lateral) is not None:
-        beside = _find_feature_grid(grids, lateral.node, lateral.layout, lateral.size)
+        beside = _find_feature_grid(grids, lateral)
         sides = zip(grid.spacings, grid.sizes, lateral.size, strict=False)
         enlarged = tuple(spacing.resize(old, new, reads=1 if old == new else 2) for spacing, old, new in sides)
         grid = join([Grid(grid.axes, enlarged, lateral.size if enlarged else ()), beside])
@@ -375,11 +374,12 @@ def _find_map_grid(pieces: Pieces, features: Grid, head: ExitHead, grids: dict[f
     return grid
 
 
-def _find_feature_grid(grids: dict[fx.Node, Grid], node: fx.Node, layout: Layout, size: Shape) -> Grid:
+def _find_feature_grid(grids: dict[fx.Node, Grid], features: Features) -> Grid:
     """Return the grid of features with the axes of their canonical form; none if it does not fit their layout."""
-    grid, first = grids.get(node, NOWHERE), 2 if layout.kind == "nchw" else 1
-    expected = {"tokens": (1,), "vector": ()}.get(layout.kind, tuple(range(first, first + len(size))))
-    return grid.move(range(2, 2 + len(size))) if grid.axes == expected and grid.sizes == tuple(size) else NOWHERE
+    grid, kind, size = grids.get(features.node, NOWHERE), features.layout.kind, features.size
+    first, canonical = 2 if kind == "nchw" else 1, range(2, 2 + len(size))
+    expected = {"tokens": (1,), "vector": ()}.get(kind, tuple(range(first, first + len(size))))
+    return grid.move(canonical) if grid.axes == expected and grid.sizes == size else NOWHERE
 
 
 def warn_of_small_reach(geometry: Sequence[MapGeometry], names: Sequence[str], image: Shape, head: str) -> None:
