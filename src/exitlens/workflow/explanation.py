@@ -22,7 +22,6 @@ from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 from exitlens.types.tasks import read_answers
-from exitlens.workflow.inference import check_policy
 
 
 def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
@@ -63,7 +62,8 @@ def explain_batch(
         >>> [len(why.exits) for why in xl.explain_batch(net, images[:2], policy)]
         [3, 3]
     """
-    check_policy(net, policy)
+    require(net, ExitNet, "net")
+    net.check_policy(policy)
     batches = [data] if isinstance(data, Tensor | Mapping) else iterate_inputs(data, device=net.device)
     return [why for inputs in batches for why in _explain(net, inputs, policy, final, relevance)]
 

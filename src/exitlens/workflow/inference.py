@@ -54,7 +54,8 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         >>> pred.labels.shape, pred.exits.shape, len(pred.attention)
         (torch.Size([8]), torch.Size([8]), 8)
     """
-    check_policy(net, policy)
+    require(net, ExitNet, "net")
+    net.check_policy(policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(inputs, Tensor | Mapping):
@@ -66,13 +67,6 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         router = Router(engine, policy, attention, engine.tuning.micro_batch)
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(net, router.run(where, activations))
-
-
-def check_policy(net: ExitNet, policy: Policy) -> None:
-    """Raise :class:`InputError` or :class:`PolicyError` unless ``net`` is a network and ``policy`` belongs to it."""
-    require(net, ExitNet, "net")
-    require(policy, Policy, "policy", "see exitlens.calibrate")
-    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
 
 
 def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
@@ -132,7 +126,8 @@ def predict_stream(
         4
         4
     """
-    check_policy(net, policy)
+    require(net, ExitNet, "net")
+    net.check_policy(policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
