@@ -209,7 +209,7 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
         loss = EGTLoss(weight=1.0 if have_maps(net.heads) else 0.0)
     elif loss.weight > 0:
         require_maps(net.heads, "a loss with a weight above 0")
-    attends = net.has_attention and not settings.freeze_backbone
+    attends = net.has_self_attention and not settings.freeze_backbone
     loss = loss.for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
     if loss.class_weights == "balanced":
         loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), net.info.num_classes))
