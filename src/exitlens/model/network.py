@@ -166,6 +166,11 @@ class ExitNet(nn.Module):
         """Return the tensors that the first stage takes; raises :class:`InputError` for inputs it cannot take."""
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
+    def check_policy(self, policy: Policy) -> None:
+        """Raise :class:`InputError` for another object, and :class:`PolicyError` for a policy of another network."""
+        require(policy, Policy, "policy", "see exitlens.calibrate")
+        policy.check(self.num_exits, self.identity() if policy.network else "", self.info.task)
+
     def _make_example(self) -> Activations:
         return self.unpack(self.info.example(next(self.heads[0].parameters())))
 
@@ -263,7 +268,7 @@ class ExitNet(nn.Module):
     def _choose_policy(self, policy: Policy | None) -> Policy:
         require(policy, Policy | None, "policy", "see exitlens.calibrate")
         chosen = policy or Policy((0.0,) * (self.num_exits - 1), USUAL_SCORES[self.info.task])
-        chosen.check(self.num_exits, self.identity() if chosen.network else "", self.info.task)
+        self.check_policy(chosen)
         return chosen
 
     def compile(  # type: ignore[override]
