@@ -58,8 +58,8 @@ class Prediction:
         index: ``(B,)`` the samples' places in the batch, or in the stream.
         divergence_estimate: ``(B,)`` the gate's estimate of the divergence of the map at the exit that answered from the
             final exit's; 0 at the final exit. ``None`` without a gate.
-        last_divergence: ``(B,)`` the divergence of the last early exit's map from the final exit's; NaN for samples for which
-            the final exit did not run. ``None`` without a gate.
+        last_divergence: ``(B,)`` the divergence of the last early exit's map from the final exit's; NaN where the final exit
+            did not run. ``None`` without a gate.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
 

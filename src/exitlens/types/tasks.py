@@ -68,7 +68,7 @@ def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,
 
 
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
-    """Raise :class:`InputError` unless labels are ``(B,)`` integers in ``[0, C)``, or ``(B,C)`` of 0 and 1, as the task says.
+    """Raise :class:`InputError` unless labels are ``(B,)`` integers in ``[0, C)`` or ``(B,C)`` of 0 and 1, by the task.
 
     Values are checked on the CPU only: elsewhere every step would wait for the device.
     """

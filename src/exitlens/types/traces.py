@@ -28,9 +28,9 @@ RATIO = 3000.0  # of the farthest node's distance to the nearest's, at most
 class CompactLogits:
     """Logits ``(*S,C)`` in few numbers, which give classes, and scores and likelihoods at any temperature.
 
-    With ``x = z_max - z`` the distance of a logit from the largest, these need the largest logits, the label's, and the sum of
-    ``exp(-x/T)`` over the others, which becomes a weighted sum over :data:`NODES` Chebyshev nodes in ``log x`` (:meth:`nodes`;
-    docs/measured/traces.md says how exactly). Indexing works as on the full tensor, but not along the classes.
+    With ``x = z_max - z`` the distance of a logit from the largest, these need the largest logits, the label's, and the sum
+    of ``exp(-x/T)`` over the others, which becomes a weighted sum over :data:`NODES` Chebyshev nodes in ``log x``
+    (:meth:`nodes`; docs/measured/traces.md). Indexing works as on the full tensor, but not along the classes.
 
     Attributes:
         top: ``(*S,m)`` the largest logits, in descending order. classes: ``(*S,m)`` their classes.
