@@ -18,8 +18,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from exitlens.data.batches import Batch, Plan, count_batches, iterate_batches, plan_in_order
+from exitlens.data.batches import Batch, count_batches, iterate_batches, plan_in_order
 from exitlens.data.sets import LazySet
+from exitlens.data.workers import Plan
 from exitlens.errors import DataError, InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
