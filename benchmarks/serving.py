@@ -30,7 +30,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.attacks import Hostile, list_kinds, make_hostile
-from benchmarks.edge import RESNET, Timed, find_near
+from benchmarks.edge import RESNET, find_near
 from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table
 from benchmarks.load import (
     Array,
@@ -44,13 +44,13 @@ from benchmarks.load import (
     run_load,
     start_load,
 )
-from benchmarks.performance import SHARES, force_shares
+from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
 from exitlens.delivery.bundle import find_bundle
 from exitlens.serving.models import read_version
 
-NETWORKS = {"small": Timed("bundle", 40), "resnet50": Timed("torchvision:resnet50", 160, RESNET)}
+NETWORKS = {"small": Network("bundle", 40), "resnet50": Network("torchvision:resnet50", 160, RESNET)}
 LIMITS = {"small": 0.1, "resnet50": 1.0}  # seconds, of 99 % of the answers
 EXITS, PLAIN, OTHERS = "exits", "plain", ("litserve", "ray")
 OUTPUTS = ("label", "exit", "confidence")
@@ -102,7 +102,7 @@ def prepare(name: str, threads: int = 1) -> Prepared:
 
 
 def write_bundles(name: str, folder: Path) -> None:
-    plain, net, images = NETWORKS[name].build()
+    plain, net, images, _ = NETWORKS[name].build()
     images = images[:256]
     if net.info.source == "":
         net.describe(source=NETWORKS[name].source)
