@@ -25,7 +25,7 @@ from benchmarks.results import FOLDER, Runs, Tree, read_results, write_result
 Job = Callable[[], Tree]  # importable or a partial: it is called in a process of its own
 STUDIES = (
     "performance", "explorer", "edge", "guarantees", "loading", "processes", "relevance", "serving", "traces",
-    "training", "pictures", "series", "truth", "texts", "static", "recipes", "backbones", "compat", "demo",
+    "training", "neighbour", "pictures", "series", "truth", "texts", "static", "recipes", "backbones", "compat", "demo",
 )  # fmt: skip
 
 
