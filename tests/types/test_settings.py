@@ -1,12 +1,16 @@
 """Settings are checked in one place, described in one place, and are the arguments of the verbs."""
 
 import inspect
+import json
+import re
 from dataclasses import asdict, fields
 
 import pytest
 
 import exitlens as xl
-from exitlens.types.settings import RECIPES, TrainingSettings
+from exitlens.types.settings import RECIPES, SampleSketch, Temperatures, TrainingSettings
+from exitlens.workflow.calibration import run_calibration
+from tests.conftest import random_trace
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,70 @@ def test_fit_has_the_settings_as_arguments_with_the_same_defaults():
     for field in fields(TrainingSettings):
         default = None if field.name == "augment" else field.default  # a function of the user's own, or a name
         assert arguments[field.name].default == default, field.name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "limits: expected at least one of max_accuracy_drop"),
+        *(({"max_disagreement": value}, "max_disagreement: expected a number") for value in (True, float("nan"))),
+        ({"max_cost": -1}, "max_cost: expected a number"),
+        ({"max_ms": 0}, "max_ms: expected milliseconds above 0"),
+        ({"max_cost": 0.5, "percentile": 95}, "pass max_ms, too"),
+        ({"max_ms": 5, "percentile": 0}, "percentile: expected a number in"),
+        ({"max_ms": 5, "percentile": 100, "delta": 0.1}, "percentile: samples never show"),
+        ({"max_disagreement": 0.1, "score": "sure"}, "score: expected one of"),
+        *(({"max_disagreement": 0.1, "delta": value}, "delta: expected a number between") for value in (0, True)),
+        ({"max_cost": 0.5, "delta": 0.1}, "delta: it certifies limits on risks"),
+        ({"max_divergence": 0.1, "gate": 1}, "gate: expected bool"),
+        ({"max_accuracy_drop": 0.1, "gate": True}, "pass max_divergence, too"),
+        ({"max_disagreement": 0.1, "temperature_scaling": 1}, "temperature_scaling: expected bool"),
+        ({"max_disagreement": 0.1, "temperatures": (1.0,)}, "temperatures: expected Temperatures"),
+        ({"max_disagreement": 0.1, "equal_groups": True}, "equal_groups: it is about a certificate"),
+        ({"max_cost": 0.5, "folds": 5}, "folds: they are about limits on risks"),
+        ({"max_disagreement": 0.1, "folds": 5, "delta": 0.1}, "folds: delta promises more"),
+        *(({"max_disagreement": 0.1, "folds": n}, f"folds: expected an integer .*, got {n}") for n in (1, True, 2.0)),
+        ({"max_disagreement": 0.1, "seed": -1}, "seed: expected an integer"),
+    ],
+)
+def test_requests_that_make_no_sense(given, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        xl.CalibrationRequest(**given)
+
+
+def test_limits_by_name():
+    request = xl.CalibrationRequest(max_divergence=0.2, max_cost=0.5, delta=0.1, score="margin", gate=True)
+    assert request.risk_limits == {"max_divergence": 0.2}
+    assert request.limits == {"max_divergence": 0.2, "max_cost": 0.5}
+
+
+def test_every_field_is_documented_by_one_entry():
+    section = xl.CalibrationRequest.__doc__.split("Attributes:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^        (\w+): [A-Z]", section, re.M) == [field.name for field in fields(xl.CalibrationRequest)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_disagreement": 0.1, "temperature_scaling": False},
+        {"max_accuracy_drop": 0.05, "max_cost": 0.9, "delta": 0.1, "seed": 7},
+        {"max_disagreement": 0.1, "folds": 3, "score": "entropy"},
+        {"max_disagreement": 0.2, "temperatures": Temperatures((1.5, 0.7, 1.1), (SampleSketch("ab", ("00", "11")),))},
+    ],
+)
+def test_a_request_is_recorded_verbatim_and_repeated(given):
+    trace, request = random_trace(300), xl.CalibrationRequest(**given)
+    policy = xl.calibrate(trace, **given)
+    assert policy.calibration.request == request
+    stored = xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict(), allow_nan=False)))
+    assert stored.calibration.request == request
+    assert run_calibration(trace, stored.calibration.request) == policy
+
+
+def test_temperatures_of_a_policy_are_recorded_with_what_they_were_fitted_on():
+    fitted = xl.calibrate(random_trace(300, seed=1), max_cost=1.0)
+    policy = xl.calibrate(random_trace(300, seed=2), max_disagreement=0.3, temperatures=fitted)
+    given = policy.calibration.request.temperatures
+    assert given == Temperatures(fitted.temperatures, fitted.calibration.fitted_on, fitted.network)
+    assert policy.temperatures == fitted.temperatures
+    assert policy.calibration.request.for_any_network().temperatures.network == ""

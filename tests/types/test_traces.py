@@ -9,7 +9,7 @@ import exitlens as xl
 from exitlens.functional.compact import compress, hash_rows
 from exitlens.io import write_tensors
 from exitlens.types import CompactLogits
-from exitlens.types.requests import SampleSketch, read_record
+from exitlens.types.settings import SampleSketch, read_record
 from exitlens.types.traces import format_ms, make_increasing
 from tests.conftest import make_timing, random_trace, timed_trace
 
@@ -222,8 +222,8 @@ def test_a_timing_says_what_it_holds_for_and_goes_through_json():
         ({"ms": (1.0, 2.0)}, "two quartiles for each exit"),
         ({"low": "abc"}, "expected milliseconds of each exit"),
         ({"whole_ms": -1}, "positive milliseconds"),
-        ({"batch_size": 0}, "batch_size of 1 or more"),
-        ({"threads": True}, "threads of 1 or more"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of 1 or more"),
+        ({"threads": True}, "threads: expected a whole number of 1 or more"),
         ({"machine": "Slow 9000"}, "description of the machine by name"),
     ],
 )

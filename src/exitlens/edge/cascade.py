@@ -14,7 +14,7 @@ from exitlens.errors import ExportError
 from exitlens.functional.maps import make_shift
 from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OPSET, Written, import_onnx
 from exitlens.types import Policy
-from exitlens.types.requests import DECIDED
+from exitlens.types.settings import DECIDED
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
 ANSWERS = ("labels", "exits", "scores", "probabilities")

@@ -17,8 +17,8 @@ from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.functional.routing import cover
 from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
+from exitlens.model.cutting.split import draw_inputs
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.cutting.verify import draw_inputs
 from exitlens.model.engine.onnx_files import (
     ATTENTION,
     BATCHES,
@@ -100,7 +100,7 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
             f"net: expected float32, got a tuning to {net.tuning.precision}. Fix: set net.tuning = Tuning(), and calibrate "
             "again."
         )
-    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
+    net.check_policy(policy)
 
 
 def check_target(target: Path, overwrite: bool) -> set[str]:

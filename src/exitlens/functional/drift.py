@@ -16,6 +16,7 @@ from torch import Tensor
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
 from exitlens.types import Policy, Prediction
 from exitlens.types.calibrations import DriftReference
+from exitlens.types.settings import Rule, check_number
 
 BINS = 8  # of the scores at each exit
 STAKES = np.array([-0.9, -0.5, 0.5, 0.9])  # for tilted and for bent densities
@@ -107,8 +108,7 @@ class DriftMonitor:
         if policy.calibration is None or policy.calibration.reference is None:
             raise PolicyError("policy: it was made by hand, so there are no calibration samples to compare with: calibrate")
         reference = policy.calibration.reference
-        if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
-            raise InputError(f"false_alarm: expected a number between 0 and 1, got {false_alarm!r}")
+        check_number("false_alarm", false_alarm, Rule("a number between 0 and 1", lambda value: 0 < value < 1))
         self.false_alarm = false_alarm
         self._edges, expected = reference.edges, reference.counts
         total = sum(map(sum, expected))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.errors import InputError, require
+from exitlens.errors import InputError
 from exitlens.functional.attribution import mix_target
 from exitlens.functional.maps import (
     class_evidence,
@@ -26,7 +26,7 @@ from exitlens.functional.maps import (
     regrid,
 )
 from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.settings import check_choice
+from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, Rule, check_choice, check_numbers
 from exitlens.types.tasks import check_truth
 
 
@@ -73,6 +73,14 @@ Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 Target = Literal["attention", "mean", "relevance", "product"]
 Reach = Literal["heads", "network"]
 EARLY_WEIGHT = 0.25
+_NUMBERS = {
+    "weight": NOT_NEGATIVE,
+    "distill": NOT_NEGATIVE,
+    "ramp_share": Rule("a share in [0, 1]", lambda value: 0 <= value <= 1),
+    "label_smoothing": Rule("a share in [0, 1)", lambda value: 0 <= value < 1),
+    "sharpness": POSITIVE,
+    "every": COUNT,
+}
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
 
 
@@ -176,39 +184,23 @@ class EGTLoss:
                 f"distance: {self.distance!r} compares distributions and evidence has negative values: use 'pearson', "
                 "'cosine' or 'mse', or of='attention'"
             )
-        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
-            raise InputError(f"every: expected an integer of 1 or more, or None, got {self.every!r}")
-        self._check_numbers()
-        self._check_weights()
-
-    def _check_numbers(self) -> None:
-        for name in ("weight", "distill", "ramp_share", "label_smoothing"):
-            require(getattr(self, name), int | float, name)
-        for name in ("weight", "distill"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: expected a finite number of 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.ramp_share <= 1:
-            raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing: expected a share in [0, 1), got {self.label_smoothing}")
-        if self.sharpness is not None:
-            require(self.sharpness, int | float, "sharpness")
-            if not 0 < self.sharpness < math.inf:
-                raise InputError(f"sharpness: expected a finite number above 0, got {self.sharpness}")
-            if self.target == "attention":
-                raise InputError("sharpness: it is for targets made of several maps or of relevance, got target='attention'")
-
-    def _check_weights(self) -> None:
-        if self.exit_weights is not None:
-            weights = _as_numbers(self.exit_weights, "exit_weights: expected a number per exit")
-            if not all(0 <= w < math.inf for w in weights) or not sum(weights):
-                raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
-            object.__setattr__(self, "exit_weights", weights)
-        if self.class_weights is not None and self.class_weights != "balanced":
-            weights = _as_numbers(self.class_weights, "class_weights: expected 'balanced' or a number per class")
-            if not weights or not all(0 < w < math.inf for w in weights):
-                raise InputError(f"class_weights: expected finite numbers above 0, got {weights!r:.60}")
-            object.__setattr__(self, "class_weights", weights)
+        check_numbers(self, _NUMBERS)
+        if self.sharpness is not None and self.target == "attention":
+            raise InputError("sharpness: it is for targets made of several maps or of relevance, got target='attention'")
+        for name, expected in (
+            ("exit_weights", "a number per exit, finite, 0 or more and not all 0"),
+            ("class_weights", "'balanced', or a number per class, finite and above 0"),
+        ):
+            values = getattr(self, name)
+            if values is None or (name == "class_weights" and isinstance(values, str) and values == "balanced"):
+                continue
+            try:
+                weights = tuple(float(value) for value in values)
+            except (TypeError, ValueError):
+                weights = ()
+            if not any(weights) or not all(0 <= w < math.inf for w in weights) or (name == "class_weights" and 0 in weights):
+                raise InputError(f"{name}: expected {expected}, got {values!r:.60}")
+            object.__setattr__(self, name, weights)
 
     @property
     def needs_relevance(self) -> bool:
@@ -307,10 +299,3 @@ class EGTLoss:
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
         return [mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
-
-
-def _as_numbers(values: Iterable[float], expected: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{expected}, got {values!r:.60}") from error

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.compact import compute_probabilities, fix_likelihood, score_compact
 from exitlens.types import Trace
-from exitlens.types.requests import ALL_SCORES, DECIDED
+from exitlens.types.settings import ALL_SCORES, DECIDED
 from exitlens.types.traces import CompactLogits, Logits
 
 
@@ -92,35 +93,25 @@ def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[floa
     return tuple(fit_temperature(logits[rows, k], labels[rows]) for k in range(logits.shape[1]))
 
 
-def fit_temperature(logits: Logits, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:
-    """Return the temperature of least negative log-likelihood (arXiv 1706.04599), by golden-section search on log T.
+def fit_temperature(logits: Logits, labels: Tensor) -> float:
+    """Return the temperature in [0.05, 20] of least negative log-likelihood (arXiv 1706.04599).
 
-    With several labels, ``(N,C)`` of 0 and 1, the loss is the mean binary cross-entropy of the sigmoids. It is unimodal in
-    ``log T``, so the search needs no gradient and no start value. The result is clipped to ``[low, high]``: separable data
-    would drive it to 0.
+    With several labels, ``(N,C)`` of 0 and 1, the loss is the mean binary cross-entropy of the sigmoids.
     """
-    loss = fix_likelihood(logits) if isinstance(logits, CompactLogits) else _fix_labels(logits.double(), labels)
-    golden = (math.sqrt(5) - 1) / 2
-    a, b = math.log(low), math.log(high)
-    left, right = b - golden * (b - a), a + golden * (b - a)
-    at_left, at_right = loss(math.exp(left)), loss(math.exp(right))
-    while b - a > 1e-4:
-        if at_left <= at_right:
-            b, right, at_right = right, left, at_left
-            left = b - golden * (b - a)
-            at_left = loss(math.exp(left))
-        else:
-            a, left, at_left = left, right, at_right
-            right = a + golden * (b - a)
-            at_right = loss(math.exp(right))
-    return math.exp((a + b) / 2)
+    if isinstance(logits, CompactLogits):
+        loss = fix_likelihood(logits)
+    else:
+        full, several = logits.double(), labels.ndim == 2
+        entropy, truth = (F.binary_cross_entropy_with_logits, labels.double()) if several else (F.cross_entropy, labels)
 
+        def loss(temperature: float) -> float:
+            return entropy(full / temperature, truth).item()
 
-def _fix_labels(logits: Tensor, labels: Tensor) -> Callable[[float], float]:
-    """Return the negative log-likelihood as a function of the temperature."""
-    if labels.ndim == 2:
-        return lambda temperature: F.binary_cross_entropy_with_logits(logits / temperature, labels.double()).item()
-    return lambda temperature: F.cross_entropy(logits / temperature, labels).item()
+    low, high = 0.05, 20.0
+    found = minimize_scalar(
+        lambda log: loss(math.exp(log)), bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-5}
+    )
+    return low if loss(low) <= found.fun else math.exp(found.x)  # of separable data a whole range has no loss
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:  # (N,), (N,) 0 or 1

@@ -14,12 +14,10 @@ from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import count_embedding_rows, has_channels_last, takes_vector
-from exitlens.model.cutting.cost import count_macs
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
-from exitlens.model.cutting.placement import Placement, check_placement, place_exits
-from exitlens.model.cutting.split import Pieces, split
+from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, place_exits
+from exitlens.model.cutting.split import Pieces, check_backbone, make_random_inputs, split, verify
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.cutting.verify import check_backbone, make_random_inputs, verify
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
@@ -82,7 +80,8 @@ def attach(  # noqa: PLR0913
         >>> [tuple(out.attention.shape) for out in net(images)]  # two early exits and the final one
         [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
-    for name, word, known in (("final", final, get_args(Final)), ("head", head, HEADS), ("layout", layout, (*KINDS, None))):
+    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
+    for name, (word, known) in (words | {"placement": (placement, PLACEMENTS)}).items():
         if word not in known:
             raise InputError(f"{name}: expected one of {known}, got {word!r}")
     _check_arguments(backbone, at, num_classes, placement)
@@ -97,7 +96,7 @@ def attach(  # noqa: PLR0913
         at = place_exits(module, example, at, layout, placement=placement) if isinstance(at, int) else at
         least_side = LEAST_SIDE if head == "context" and final == "head" else 0
         pieces = _split_and_verify(module, at, example, layout, least_side, bool(named))
-        if at and math.prod(pieces.sizes[-1]) == 1 and not takes_vector(pieces.traced):
+        if at and math.prod(pieces.features[-1].size) == 1 and not takes_vector(pieces.traced):
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with. Fix: use larger images, or a backbone that shrinks them less"
@@ -128,7 +127,6 @@ def attach(  # noqa: PLR0913
 
 
 def _check_arguments(backbone: object, at: Sequence[str] | int, num_classes: int, placement: Placement) -> None:
-    check_placement(placement)
     if not isinstance(backbone, nn.Module | str):
         raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
     names = [] if isinstance(at, int) and not isinstance(at, bool) else at
@@ -162,7 +160,7 @@ def _split_and_verify(
 
 
 def _specify_inputs(pieces: Pieces, shape: tuple[int, ...], groups: Groups) -> InputSpec:
-    example, last = pieces.traced.example, pieces.layouts[-1]
+    example, last = pieces.traced.example, pieces.features[-1].layout
     tensors = list_tensors(example)
     is_mixed = len({t.dtype for t in tensors}) > 1
     vocabulary, prefix = tuple(count_embedding_rows(pieces.traced)), last.prefix if last.grid is None else 0
@@ -185,16 +183,18 @@ def _make_heads(
                 f"num_classes: the backbone's own classifier has {outputs} outputs, got {num_classes}. Fix: pass that "
                 "number, or final='head' for a new classifier"
             )
-        kept = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
+        layout = pieces.features[-1].layout
+        kept = KeptHead(pieces.tail, pieces.pooled_linear, layout)
         is_exact = kept.linear is None or _is_exact(pieces, kept, kept.linear)
-        heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, pieces.layouts[-1])
+        heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)
     return heads
 
 
 def _make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups) -> ExitHead:
     """Make one head; its neck may take a share of the plain backbone's multiply-accumulates."""
-    channels, layout, size, count = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages)
-    lateral, is_plane, budget = pieces.lateral, len(size) >= 2, NECK_SHARE * plain
+    features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
+    channels, layout, size = features.channels, features.layout, features.size
+    is_plane, budget = len(size) >= 2, NECK_SHARE * plain
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
     if groups and lateral is not None:
@@ -204,19 +204,17 @@ def _make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: 
     if kind == "evidence" or math.prod(size) == 1 or (k == count - 1 and final_has_none):
         return EvidenceHead(channels, num_classes, layout)
     budget /= count - final_has_none
-    grid = pieces.sizes[-1] if lateral is None else lateral.size
-    if lateral is not None and not lateral.carried[k]:
-        lateral = None
-    beside, beside_layout = (0, None) if lateral is None else (lateral.channels, lateral.layout)
+    grid, lateral = (lateral or pieces.features[-1]).size, pieces.lateral_at(k)
+    beside = lateral.channels if lateral else 0
     fitted = (
         fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
     )
-    return EvidenceHead(channels, num_classes, layout, fitted, beside_layout)
+    return EvidenceHead(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
 
 
 def _is_exact(pieces: Pieces, head: ExitHead, linear: nn.Linear) -> bool:
     """Return whether the evidence sums to the logits: pooling over other axes before the linear layer prevents that."""
-    if linear.in_features != pieces.channels[-1]:
+    if linear.in_features != pieces.features[-1].channels:
         return False
     activations: Activations = make_random_inputs(pieces, 2)
     with torch.no_grad():

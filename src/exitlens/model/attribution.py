@@ -73,7 +73,7 @@ def attribute(
             raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
     if method not in METHODS:
         raise InputError(f"method: expected one of {METHODS}, got {method!r}")
-    detached = net.has_attention if detached is None else detached
+    detached = net.has_self_attention if detached is None else detached
     activations = net.check_input(inputs)
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
@@ -121,7 +121,7 @@ class Recording:
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
-        self._detached, self._info = net.has_attention, net.info
+        self._detached, self._info = net.has_self_attention, net.info
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
         """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_explained` does, detached."""

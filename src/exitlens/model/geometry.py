@@ -1,8 +1,7 @@
-"""Where every exit's map lies in the image, and how much of the image its locations see.
+"""Where every exit's map lies in the image, and how much of it a location sees, by following the backbone's graph.
 
-The locations are followed through the backbone's graph, operation by operation. The centre of a convolution is that of its
-squared weights, because trained kernels may lean to one side: those of TensorFlow's EfficientNets lean against the padding,
-all of which lies behind, so that the maps are centred.
+The centre of a convolution is that of its squared weights, because trained kernels may lean to one side: those of
+TensorFlow's EfficientNets lean against the padding, all of which lies behind, so that the maps are centred.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ from exitlens.errors import ReachWarning
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTION, MAX_POOL, PADS, TRANSPOSED_CONVOLUTION
 from exitlens.model.cutting.boundaries import find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
-from exitlens.model.cutting.split import Pieces
+from exitlens.model.cutting.split import Features, Pieces
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
 from exitlens.model.heads.necks import DEPTH, KERNELS, ContextNeck
-from exitlens.model.layouts import Layout
 
 LEAST_OFFSET = 0.2  # of a cell; less is not worth the blur, and random weights lean, too
 LEAST_SHARE = 0.25  # of the image's shorter side, that a location has to see
@@ -35,6 +33,7 @@ _MIXING = (  # parts of the names of what mixes locations although it keeps the 
 )
 _RESHAPING = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "unsafe_view")
 _TAKING = ("getitem", "slice", "select", "narrow")
+_STRIDE = 1000  # of locations, where an index is followed: more than the 1 that a new axis at the end gets
 _DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 _PADDING = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 _LAYERS: dict[Any, str] = {  # that slide windows, by the function that does the same
@@ -128,8 +127,7 @@ def join(grids: Sequence[Grid]) -> Grid:
 def locate(traced: TracedBackbone, channels_last: bool = False) -> dict[fx.Node, Grid]:
     """Return the locations of every tensor computed from the image ``(B,C,*S)``, or from a series ``(B,T,C)``.
 
-    They are :data:`~exitlens.model.geometry.NOWHERE` after an operation that mixes all locations (attention, linear layers
-    over locations), and after an unknown one that changes the shape.
+    They are ``NOWHERE`` after an operation that mixes all locations, or an unknown one that changes the shape.
     """
     image = traced.inputs[0]
     first, sizes = (1, traced.shape_of(image)[1:-1]) if channels_last else (2, traced.shape_of(image)[2:])
@@ -169,7 +167,7 @@ def _follow(traced: TracedBackbone, node: fx.Node, grids: dict[fx.Node, Grid]) -
     if (order := read_order(node, len(before))) is not None:
         return grid.move(order.index(axis) for axis in grid.axes)
     if name in _TAKING:
-        return _take(grid, node, before)
+        return _take(grid, node, before, after)
     is_mixing = _is_mixing(name if module is None else type(module).__name__.lower())
     return grid if keeps_sizes and not is_mixing else NOWHERE
 
@@ -213,41 +211,30 @@ def _reshape(grid: Grid, before: Shape, after: Shape) -> Grid:
     return NOWHERE
 
 
-def _take(grid: Grid, node: fx.Node, before: Shape) -> Grid:
-    """Follow a slice of the locations, or an element of another axis; a single location has no place worth following."""
-    name, items = get_operation(node), node.args[1]
-    if name != "getitem":
-        axis, *rest = (*node.args[1:], *(None,) * 4)
+def _take(grid: Grid, node: fx.Node, before: Shape, after: Shape) -> Grid:
+    """Follow indexing, by what it does to strides; a single location has no place worth following."""
+    items = node.args[1]
+    if get_operation(node) != "getitem":
+        axis, first, _, step = (*node.args[1:], *(None,) * 4)[:4]
         if not isinstance(axis, int):
             return NOWHERE
-        first, end, step = rest[:3]
-        chosen: Any = first if name == "select" else slice(first, None if name == "narrow" else end, step)
+        chosen: Any = first if get_operation(node) == "select" else slice(first, None, step)
         items = (*(slice(None),) * (axis % len(before)), chosen)
     items = items if isinstance(items, tuple) else (items,)
-    if any(not isinstance(item, int | slice | type(None) | type(...)) for item in items):
+    open_items: Any = tuple(slice(item.start, None, item.step) if isinstance(item, slice) else item for item in items)
+    bounds = [b for item in open_items for b in ((item.start, item.step) if isinstance(item, slice) else (item,))]
+    if not all(isinstance(bound, int | type(None) | type(...)) for bound in bounds):
         return NOWHERE
-    left = (slice(None),) * (len(before) - sum(item is not None and item is not ... for item in items))
-    place = items.index(...) if ... in items else len(items)
-    axes, spacings, sizes = list(grid.axes), list(grid.spacings), list(grid.sizes)
-    source = target = 0  # axes before and after
-    for item in (*items[:place], *left, *items[place + 1 :]):
-        if item is None:
-            target += 1
-            continue
-        if source in grid.axes:
-            i = grid.axes.index(source)
-            if not isinstance(item, slice) or any(isinstance(n, fx.Node) for n in (item.start, item.step)):
-                return NOWHERE
-            axes[i] = target
-            if not grid.is_flat:
-                first, _, step = slice(item.start, None, item.step).indices(before[source])
-                spacings[i] = spacings[i].skip(first, step)
-                sizes[i] = -(-(sizes[i] - first) // step)
-            elif item.step not in (None, 1):
-                return NOWHERE
-        source += 1
-        target += isinstance(item, slice)
-    return Grid(tuple(axes), tuple(spacings), tuple(sizes))
+    axes, spacings = [], []
+    for axis, spacing in zip(grid.axes, grid.spacings, strict=False):  # flat locations lie along one axis
+        strides = [_STRIDE * (other == axis) for other in range(len(before))]
+        taken = torch.empty_strided(tuple(before), strides, device="meta")[open_items]
+        steps = [(stride, -target) for target, stride in enumerate(taken.stride()) if stride >= _STRIDE]  # new axes: more
+        if not steps or (grid.is_flat and min(steps)[0] > _STRIDE):
+            return NOWHERE
+        axes.append(-min(steps)[1])
+        spacings.append(spacing.skip(taken.storage_offset() // _STRIDE, min(steps)[0] // _STRIDE))
+    return grid.move(axes) if grid.is_flat else Grid(tuple(axes), tuple(spacings), tuple(after[axis] for axis in axes))
 
 
 Rule = Callable[[int, Spacing], Spacing]  # what a window makes of the spacing along the i-th axis of locations
@@ -342,7 +329,7 @@ def find_map_geometry(pieces: Pieces, heads: Sequence[ExitHead]) -> list[MapGeom
         return []
     grids, geometry = locate(pieces.traced, has_channels_last(pieces.traced)), []
     for k, head in enumerate(heads):
-        features = _find_feature_grid(grids, pieces.nodes[k], pieces.layouts[k], pieces.sizes[k])
+        features = _find_feature_grid(grids, pieces.features[k])
         grid = _find_map_grid(pieces, features, head, grids)
         reach = [min(s.reach, float(n)) for s, n in zip(grid.spacings, image, strict=True)] if grid.axes else image
         geometry.append(MapGeometry(_find_offset(grid, image), _find_offset(features, image), tuple(map(float, reach))))
@@ -365,7 +352,7 @@ def _find_map_grid(pieces: Pieces, features: Grid, head: ExitHead, grids: dict[f
     shrunk = tuple(spacing.slide(neck.shrink, neck.shrink) for spacing in features.spacings)
     grid = Grid(features.axes, shrunk, tuple(n // neck.shrink for n in features.sizes))
     if neck.lateral is not None and (lateral := pieces.lateral) is not None:
-        beside = _find_feature_grid(grids, lateral.node, lateral.layout, lateral.size)
+        beside = _find_feature_grid(grids, lateral)
         sides = zip(grid.spacings, grid.sizes, lateral.size, strict=False)
         enlarged = tuple(spacing.resize(old, new, reads=1 if old == new else 2) for spacing, old, new in sides)
         grid = join([Grid(grid.axes, enlarged, lateral.size if enlarged else ()), beside])
@@ -375,11 +362,12 @@ def _find_map_grid(pieces: Pieces, features: Grid, head: ExitHead, grids: dict[f
     return grid
 
 
-def _find_feature_grid(grids: dict[fx.Node, Grid], node: fx.Node, layout: Layout, size: Shape) -> Grid:
+def _find_feature_grid(grids: dict[fx.Node, Grid], features: Features) -> Grid:
     """Return the grid of features with the axes of their canonical form; none if it does not fit their layout."""
-    grid, first = grids.get(node, NOWHERE), 2 if layout.kind == "nchw" else 1
-    expected = {"tokens": (1,), "vector": ()}.get(layout.kind, tuple(range(first, first + len(size))))
-    return grid.move(range(2, 2 + len(size))) if grid.axes == expected and grid.sizes == tuple(size) else NOWHERE
+    grid, kind, size = grids.get(features.node, NOWHERE), features.layout.kind, features.size
+    first, canonical = 2 if kind == "nchw" else 1, range(2, 2 + len(size))
+    expected = {"tokens": (1,), "vector": ()}.get(kind, tuple(range(first, first + len(size))))
+    return grid.move(canonical) if grid.axes == expected and grid.sizes == size else NOWHERE
 
 
 def warn_of_small_reach(geometry: Sequence[MapGeometry], names: Sequence[str], image: Shape, head: str) -> None:

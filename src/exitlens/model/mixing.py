@@ -125,7 +125,7 @@ def open_inputs(activations: Activations, stage: Stage) -> Activations:
     return tuple(t.detach().requires_grad_() if t.is_floating_point() and not t.requires_grad else t for t in activations)
 
 
-def has_attention(stages: Iterable[Stage]) -> bool:
+def has_self_attention(stages: Iterable[Stage]) -> bool:
     """Return whether any stage mixes locations: by a module or function of attention, or a softmax before a product."""
 
     def mixes(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -13,8 +13,7 @@ _HOMES = {
     "explanations": "ExitView Explanation LabelView Location",
     "outputs": "ExitOutput LossTerms Prediction",
     "policies": "ConfidenceInterval CostAccuracy Gate Policy SweepPoint",
-    "requests": "CalibrationRequest Temperatures",
-    "settings": "TrainingSettings",
+    "settings": "CalibrationRequest Temperatures TrainingSettings",
     "traces": "CompactLogits ExitLatency Trace",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

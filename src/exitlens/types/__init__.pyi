@@ -13,8 +13,8 @@ from exitlens.types.policies import CostAccuracy as CostAccuracy
 from exitlens.types.policies import Gate as Gate
 from exitlens.types.policies import Policy as Policy
 from exitlens.types.policies import SweepPoint as SweepPoint
-from exitlens.types.requests import CalibrationRequest as CalibrationRequest
-from exitlens.types.requests import Temperatures as Temperatures
+from exitlens.types.settings import CalibrationRequest as CalibrationRequest
+from exitlens.types.settings import Temperatures as Temperatures
 from exitlens.types.settings import TrainingSettings as TrainingSettings
 from exitlens.types.traces import CompactLogits as CompactLogits
 from exitlens.types.traces import ExitLatency as ExitLatency

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exitlens.errors import PolicyError
-from exitlens.types.requests import CalibrationRequest, SampleSketch, read_record
+from exitlens.types.settings import CalibrationRequest, SampleSketch, read_record
 from exitlens.types.tasks import Task
 from exitlens.types.traces import ExitLatency
 

@@ -13,7 +13,7 @@ from typing import Any
 from exitlens.errors import InputError, PolicyError, require
 from exitlens.types.calibrations import Calibration, write_certificate
 from exitlens.types.outputs import exit_name, format_threshold
-from exitlens.types.requests import ALL_SCORES
+from exitlens.types.settings import ALL_SCORES
 from exitlens.types.tasks import ANSWERS, USUAL_SCORES, Task, task_of_score
 
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before

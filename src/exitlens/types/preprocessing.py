@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, import_extra, require
-from exitlens.types.requests import read_record
+from exitlens.types.settings import COUNT, check_number, read_record
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
@@ -71,8 +71,6 @@ class Preprocess(Preprocessing):
 
     def restore(self, x: Tensor) -> Tensor:  # (..., C, H, W) float
         """Inverse of :meth:`normalise`, clipped to [0, 1]: the picture a person sees."""
-        return (x * torch.tensor(self.std).view(-1, 1, 1) + torch.tensor(self.mean).view(-1, 1, 1)).clamp(0, 1)
-        """Inverse of :meth:`normalise`, clipped to [0, 1]: the picture that a person sees."""
         return (x * torch.tensor(self.std).view(-1, 1, 1) + torch.tensor(self.mean).view(-1, 1, 1)).clamp(0, 1)
 
 
@@ -193,8 +191,7 @@ class MelSpectrogram:
     high_hz: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bands, int) or self.bands < 1:
-            raise InputError(f"bands: expected an integer of 1 or more, got {self.bands!r}")
+        check_number("bands", self.bands, COUNT)
         if not 0 < self.hop_ms <= self.window_ms < math.inf:
             raise InputError(f"hop_ms, window_ms: expected 0 < hop <= window, got {self.hop_ms} and {self.window_ms}")
         if self.low_hz < 0 or not (self.high_hz == 0 or self.low_hz < self.high_hz < math.inf):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.types.inputs import check_labels
-from exitlens.types.requests import DECIDED, SCORES, check_score
+from exitlens.types.settings import DECIDED, SCORES, check_score
 
 Task = Literal["classes", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -15,7 +15,7 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.outputs import exit_name
-from exitlens.types.requests import Asking, SampleSketch, read_record
+from exitlens.types.settings import COUNT, Asking, SampleSketch, check_number, read_record
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 FORMAT = 1  # of Trace.save
@@ -164,9 +164,7 @@ class ExitLatency:
         if not all(0 < value < math.inf for value in numbers) or list(self.ms) != sorted(set(self.ms)):
             raise InputError(f"timing: expected positive milliseconds that increase from exit to exit, got {numbers}")
         for name in ("batch_size", "threads", "rounds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"timing: expected {name} of 1 or more, got {value!r}")
+            check_number(f"timing: {name}", getattr(self, name), COUNT)
         if not isinstance(self.machine, Mapping):
             raise InputError(f"timing: expected a description of the machine by name, got {self.machine!r}")
 

@@ -18,7 +18,7 @@ from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
-from exitlens.types.requests import DECIDED
+from exitlens.types.settings import DECIDED
 from exitlens.types.traces import format_ms
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")

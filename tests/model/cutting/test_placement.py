@@ -1,3 +1,5 @@
+"""Places of exits, their multiply-accumulates and times."""
+
 import pytest
 import torch
 from torch import nn
@@ -5,8 +7,16 @@ from torchvision import models
 
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.cutting import cost, placement
-from exitlens.model.cutting.placement import choose_by_time, choose_points, place_exits
+from exitlens.model.cutting import placement
+from exitlens.model.cutting.placement import (
+    NodeTimer,
+    choose_by_time,
+    choose_points,
+    count_macs,
+    count_node_macs,
+    place_exits,
+)
+from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 from tests.texts import AT, make_bert, make_texts
@@ -14,15 +24,17 @@ from tests.texts import AT, make_bert, make_texts
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(cost, "SECONDS", 0.05)
+    monkeypatch.setattr(placement, "SECONDS", 0.05)
+
+
+X = torch.zeros(1, 3, 16, 16)
+A, B, C = 8 * 8 * 6 * 27, 4 * 4 * 8 * 54, 4 * 4 * 10 * 72  # of the convolutions of TinyNet at 16x16
 
 
 def test_points_of_a_tiny_network_by_hand():
-    points = {p.name: p for p in xl.list_exit_candidates(TinyNet(), torch.zeros(1, 3, 16, 16))}
-    plain = 8 * 8 * 6 * 27 + 4 * 4 * 8 * 54 + 4 * 4 * 10 * 72 + 40
-    assert points["a"].macs == 8 * 8 * 6 * 27
-    assert points["a"].shape == (6, 8, 8)
-    assert points["b"].cost == pytest.approx((8 * 8 * 6 * 27 + 4 * 4 * 8 * 54) / plain)
+    points = {p.name: p for p in xl.list_exit_candidates(TinyNet(), X)}
+    assert (points["a"].macs, points["a"].shape) == (A, (6, 8, 8))
+    assert points["b"].cost == pytest.approx((A + B) / (A + B + C + 40))
     assert "c" not in points  # there the final exit answers
     shares = [p.time_share for p in points.values()]
     assert shares == sorted(shares)
@@ -30,7 +42,7 @@ def test_points_of_a_tiny_network_by_hand():
 
 @pytest.mark.slow
 def test_the_middle_of_a_residual_block_is_no_place():
-    names = [p.name for p in xl.list_exit_candidates(models.resnet18(), torch.zeros(1, 3, 64, 64))]
+    names = [p.name for p in xl.list_exit_candidates(models.resnet18(), torch.zeros(1, 3, 64, 64), runs=0)]
     assert {"layer1", "layer1.0", "layer2", "layer3", "layer4.0"} <= set(names)
     assert not [name for name in names if "conv" in name and name != "conv1"]
 
@@ -38,7 +50,7 @@ def test_the_middle_of_a_residual_block_is_no_place():
 @pytest.mark.slow
 def test_equal_shares_of_cost():
     backbone = SmallResNet()
-    points = {p.name: p.cost for p in xl.list_exit_candidates(backbone, torch.zeros(1, 3, 40, 40))}
+    points = {p.name: p.cost for p in xl.list_exit_candidates(backbone, torch.zeros(1, 3, 40, 40), runs=0)}
     names = place_exits(backbone, torch.zeros(1, 3, 40, 40), 3)
     assert len(names) == 3
     for k, name in enumerate(names):
@@ -51,11 +63,11 @@ def test_equal_shares_of_cost():
 
 def test_impossible_numbers_of_exits():
     with pytest.raises(xl.errors.AttachError, match="99 early exits do not fit"):
-        xl.attach(TinyNet(), 99, 4, torch.zeros(1, 3, 16, 16))
+        xl.attach(TinyNet(), 99, 4, X)
     with pytest.raises(xl.errors.InputError, match="positive"):
-        xl.attach(TinyNet(), 0, 4, torch.zeros(1, 3, 16, 16))
+        xl.attach(TinyNet(), 0, 4, X)
     with pytest.raises(xl.errors.InputError, match="at: expected"):
-        xl.attach(TinyNet(), True, 4, torch.zeros(1, 3, 16, 16))
+        xl.attach(TinyNet(), True, 4, X)
 
 
 def sort(net, x):
@@ -88,7 +100,7 @@ def count_operations(timer, tensors):
 
 @pytest.mark.parametrize(("slow", "expected"), [("a", "a"), pytest.param("d", "c", marks=pytest.mark.slow)])
 def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
-    monkeypatch.setattr(cost.NodeTimer, "time_parts", count_operations)
+    monkeypatch.setattr(NodeTimer, "time_parts", count_operations)
     backbone = make_uneven(slow)
     assert place_exits(backbone, EXAMPLE, 1) == ["b"]
     assert place_exits(backbone, EXAMPLE, 1, placement="time") == [expected]
@@ -153,13 +165,11 @@ def test_halves_that_never_agree_are_an_error_that_says_what_to_do():
 
 
 def test_what_exits_are_placed_by():
-    with pytest.raises(xl.errors.InputError, match=r"placement: expected 'cost'.*got 'speed'"):
-        xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), placement="speed")
-    with pytest.raises(xl.errors.InputError, match="placement: expected"):
-        place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, placement="Time")
+    with pytest.raises(xl.errors.InputError, match=r"placement: expected one of \('cost', 'time'\), got 'speed'"):
+        xl.attach(TinyNet(), 1, 4, X, placement="speed")
     with pytest.raises(xl.errors.InputError, match="placement: only with a number in at"):
-        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="time")
-    assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="cost").info.at == ("a",)
+        xl.attach(TinyNet(), ["a"], 4, X, placement="time")
+    assert xl.attach(TinyNet(), ["a"], 4, X, placement="cost").info.at == ("a",)
 
 
 @pytest.mark.slow
@@ -196,10 +206,90 @@ def test_timing_leaves_everything_alone():
 
 def test_nothing_is_timed_where_the_cost_decides(monkeypatch):
     monkeypatch.setattr(placement, "NodeTimer", lambda *args: pytest.fail("timed"))
-    assert place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1) == ["b"]
-    assert {p.time_share for p in xl.list_exit_candidates(TinyNet(), torch.zeros(1, 3, 16, 16), runs=0)} == {0.0}
+    assert place_exits(TinyNet(), X, 1) == ["b"]
+    assert {p.time_share for p in xl.list_exit_candidates(TinyNet(), X, runs=0)} == {0.0}
 
 
 @pytest.mark.slow
 def test_the_default_example_has_the_dtype_of_the_backbone():
     assert xl.list_exit_candidates(TinyNet().double(), runs=1)[0].shape == (6, 112, 112)
+
+
+def test_multiply_accumulates_by_hand():
+    backbone = TinyNet().eval()
+    macs, out = count_macs(backbone, X)
+    assert (macs, out.shape, out.requires_grad) == (A + B + C + 40, (1, 4), False)
+    assert count_macs(backbone, X.repeat(3, 1, 1, 1))[0] == 3 * macs
+    by_node = count_node_macs(trace(backbone, False, X))
+    assert {n.name: count for n, count in by_node.items() if count} == {"a_0": A, "b_0": B, "c_0": C, "fc": 40}
+
+
+def test_fused_kernels_are_counted_and_allowed_again():
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
+    macs, _ = count_macs(layer, torch.zeros(1, 10, 16))
+    assert macs >= 10 * 16 * (4 * 16 + 2 * 24)  # four projections and two layers
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mkldnn.enabled
+    lstm, steps = nn.LSTM(5, 6, batch_first=True).eval(), 7
+    assert count_macs(lstm, torch.zeros(1, steps, 5))[0] == steps * 4 * 6 * (5 + 6)
+
+
+def trace_places(example=X):
+    traced = trace(TinyNet(), False, example)
+    return traced, [traced.last_nodes[name] for name in ("a", "b")]
+
+
+def measure(monkeypatch, *runs):
+    """Let the timer measure these seconds of three parts, run by run."""
+    left = iter(runs)
+    monkeypatch.setattr(NodeTimer, "time_parts", lambda timer, tensors: next(left))
+
+
+def test_the_shortest_time_of_every_part_counts_and_each_half_of_the_runs_has_its_own(monkeypatch):
+    measure(monkeypatch, [3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 2.0])
+    timer = NodeTimer(*trace_places())
+    timer.run(3, 0.0)
+    assert [timer.shares(half) for half in (0, 1, None)] == [[3 / 6, 4 / 6], [2 / 16, 11 / 16], [2 / 5, 3 / 5]]
+    assert timer.done == 3
+
+
+def test_the_clocked_graph_is_the_graph():
+    x = torch.randn(3, 3, 16, 16)
+    traced, nodes = trace_places(x)
+    backbone, before = traced.backbone.eval(), [str(node) for node in traced.graph.nodes]
+    timer = NodeTimer(traced, nodes)
+    assert torch.equal(timer.module(x), backbone(x))
+    assert [str(node) for node in traced.graph.nodes] == before
+    first, second, third = timer.time_parts([x])
+    assert min(first, second, third) > 0
+
+
+def test_the_time_is_bounded_and_a_slow_backbone_gets_one_sample(monkeypatch):
+    now, sizes = [0.0], []
+
+    def run(timer, tensors):
+        now[0] += 4.0
+        sizes.append(len(tensors[0]))
+        return [1.0, 1.0, 2.0]
+
+    def warm_up(make, graph, tensors):
+        now[0] += 5.0
+
+    monkeypatch.setattr(placement.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(NodeTimer, "time_parts", run)
+    monkeypatch.setattr(placement, "run_real", warm_up)
+    timer = NodeTimer(*trace_places())
+    timer.run(6, 1.0)
+    assert (timer.done, timer.seconds, sizes) == (3, 12.0, [1, 1, 1])
+    timer.run(6, 1.0)
+    assert (timer.done, timer.shares(1)) == (3, [0.25, 0.5])
+
+
+def test_no_places_and_a_failing_example():
+    traced, nodes = trace_places()
+    timer = NodeTimer(traced, [])
+    timer.run(1, 0.0)
+    assert timer.shares() == []
+    traced.example = torch.zeros(1, 2, 16, 16)
+    with pytest.raises(xl.errors.AttachError, match="fails on an input of shape"):
+        NodeTimer(traced, nodes).run(1, 0.0)

@@ -11,9 +11,8 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 import exitlens as xl
-from exitlens.model.cutting.split import split
+from exitlens.model.cutting.split import run_plain, run_staged, split
 from exitlens.model.cutting.trace import FxTracer, trace, trace_fx
-from exitlens.model.cutting.verify import run_plain, run_staged
 from tests.conftest import TinyNet
 from tests.model.kinds import check_outputs, make_network
 from tests.texts import LENGTH, make_text_net, make_texts

@@ -1,41 +1,47 @@
-"""Where an exit can go: every place on the backbone's path at which one feature map alone crosses, with its cost."""
+"""Where an exit can go: every place on the backbone's path that one feature map alone crosses, with its cost and time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from typing import Any, Literal, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
 from exitlens.model.backbones.build import build_backbone, make_example
-from exitlens.model.cutting import cost
 from exitlens.model.cutting.boundaries import find_cut_nodes, find_exit_nodes
-from exitlens.model.cutting.cost import NodeTimer, count_node_macs
-from exitlens.model.cutting.graph import TracedBackbone
-from exitlens.model.cutting.modes import preserve_state
+from exitlens.model.cutting.graph import Interpreter, TracedBackbone, run_fake, run_real
+from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.model.cutting.trace import trace
 from exitlens.model.info import check_example
 from exitlens.model.layouts import Kind
-from exitlens.types.inputs import Inputs, map_inputs
+from exitlens.model.process import hold_memory
+from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 Placement = Literal["cost", "time"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 RUNS = 3
+SAMPLES = 4  # in a timed run, so that calls and the reading of weights do not hide what the maps take
+SECONDS = 1.5
+MOST_SECONDS = 10.0  # of all runs together, if two runs take no longer
 SAME_TIME = 0.05
 TIE = 0.02  # of the backbone's time: places whose distances from an exit's share differ by less are equally good
 
 
 @dataclass(frozen=True)
 class ExitCandidate:
-    """A place for an exit: after module ``name``.
+    """A place for an exit.
 
     Attributes:
-        name: the name to pass in ``at``.
-        macs: multiply-accumulates of one image up to there.
+        name: the module that it follows, as passed in ``at``.
+        macs: multiply-accumulates of one sample up to there.
         cost: the same as a fraction of the whole backbone's.
         shape: the features' shape for the example's size, without the batch axis.
         time_share: the measured share of the backbone's time up to there, in [0, 1].
@@ -84,14 +90,12 @@ def list_exit_candidates(
         like = next(backbone.parameters(), torch.zeros(()))
         example = map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
     with preserve_state(backbone):
-        traced = _trace_first(backbone, example)
-        places = find_exit_nodes(traced)
-        shares = [0.0] * len(places)
-        if runs:
-            with NodeTimer(traced, places) as timer:
-                timer.run(runs, cost.SECONDS)
-                shares = timer.shares()
-        return _describe_places(traced, places, shares)
+        traced, nodes, points = _find_points(backbone, example)
+        if not runs:
+            return points
+        timer = NodeTimer(traced, nodes)
+        timer.run(runs, SECONDS)
+        return [replace(point, time_share=share) for point, share in zip(points, timer.shares(), strict=True)]
 
 
 def check_places(backbone: nn.Module, at: Sequence[str], example: Inputs) -> None:
@@ -108,11 +112,15 @@ def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
     return trace(backbone, False, map_inputs(example, lambda t: t[:1]))
 
 
-def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: Sequence[float]) -> list[ExitCandidate]:
-    macs = count_node_macs(traced)
+def _find_points(
+    backbone: nn.Module, example: Inputs, layout: Kind | None = None
+) -> tuple[TracedBackbone, list[fx.Node], list[ExitCandidate]]:
+    traced = _trace_first(backbone, example)
+    nodes, macs = find_exit_nodes(traced, layout), count_node_macs(traced)
     total, up_to = max(sum(macs.values()), 1), list(accumulate(macs[n] for n in traced.nodes))
-    reached = [(node, up_to[traced.position(node)], share) for node, share in zip(places, shares, strict=True)]
-    return [ExitCandidate(str(traced.name_of(n)), mac, mac / total, traced.shape_of(n)[1:], s) for n, mac, s in reached]
+    reached = [(node, up_to[traced.position(node)]) for node in nodes]
+    points = [ExitCandidate(str(traced.name_of(n)), mac, mac / total, traced.shape_of(n)[1:], 0.0) for n, mac in reached]
+    return traced, nodes, points
 
 
 def place_exits(
@@ -125,15 +133,11 @@ def place_exits(
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
-    check_placement(placement)
-    traced = _trace_first(backbone, example)
-    places = find_exit_nodes(traced, layout)
-    points = _describe_places(traced, places, [0.0] * len(places))
+    traced, nodes, points = _find_points(backbone, example, layout)
     try:
-        if placement == "cost":
-            return choose_points(points, count)
-        with NodeTimer(traced, places) as timer:
-            return choose_by_time(points, count, timer)
+        return (
+            choose_points(points, count) if placement == "cost" else choose_by_time(points, count, NodeTimer(traced, nodes))
+        )
     except AttachError as error:
         if not traced.repeated:
             raise
@@ -144,12 +148,12 @@ def place_exits(
 def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer) -> list[str]:
     """Choose as :func:`choose_points` does by the times of all runs, once each half of the runs chooses so by itself.
 
-    The halves may choose different places whose distances from an exit's share differ by less than ``TIE``. A machine on
-    which they do not agree before ``MOST_SECONDS`` have passed is refused by an :class:`AttachError`.
+    The halves may choose different places whose distances from an exit's share differ by less than ``TIE``; where they do
+    not agree before ``MOST_SECONDS`` have passed, an :class:`AttachError` is raised.
     """
     choose_points(points, count, "time")  # raises if they do not fit
     while True:
-        timer.run(2 * RUNS, cost.SECONDS)
+        timer.run(2 * RUNS, SECONDS)
         shares = [timer.shares(half) for half in (None, 0, 1)]
         timed = [[replace(p, time_share=s) for p, s in zip(points, half, strict=True)] for half in shares]
         chosen, *halves = (choose_points(places, count, "time") for places in timed)
@@ -157,7 +161,7 @@ def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer
         gaps = [[abs(share_of[name] - (k + 1) / (count + 1)) for k, name in enumerate(names)] for names in (chosen, *halves)]
         if all(abs(a - b) < TIE for half in gaps[1:] for a, b in zip(gaps[0], half, strict=True)):
             return chosen
-        if timer.seconds >= cost.MOST_SECONDS:
+        if timer.seconds >= MOST_SECONDS:
             raise AttachError(
                 f"placement: the machine is too busy to place exits by time: halves of {timer.done} runs chose {halves[0]} "
                 f"and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
@@ -166,10 +170,9 @@ def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer
 
 
 def choose_points(points: Sequence[ExitCandidate], count: int, placement: Placement = "cost") -> list[str]:
-    """Choose ``count`` of the places by their shares.
+    """Choose by shares among places that cost something, and whose next place costs more (or takes longer).
 
-    It leaves out places without cost, and places before normalisation and activation, after which the next place costs no
-    more, or hardly more time.
+    So an exit comes after normalisation and activation.
     """
 
     def is_superseded(point: ExitCandidate, following: ExitCandidate | None) -> bool:
@@ -190,7 +193,111 @@ def choose_points(points: Sequence[ExitCandidate], count: int, placement: Placem
     return [points[i].name for i in chosen]
 
 
-def check_placement(placement: str) -> None:
-    """Raise :class:`InputError` if exits cannot be placed by this."""
-    if placement not in PLACEMENTS:
-        raise InputError(f"placement: expected 'cost' (multiply-accumulates) or 'time' (measured), got {placement!r}")
+def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+    """Return the MACs of one call (half of ``torch.utils.flop_counter``'s FLOPs), and what the call returned.
+
+    Convolutions, matrix products and attention count; normalisation, activations and pooling do not, as is usual.
+    """
+    with torch.no_grad(), _disable_fused_kernels(), FlopCounterMode(display=False) as counter:
+        out = run(*args)
+    return int(counter.get_total_flops()) // 2, out
+
+
+class _Counter(Interpreter):
+    """Runs a graph and keeps the MACs of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.macs = dict[fx.Node, int]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            value = super().run_node(n)
+        self.macs[n] = counter.get_total_flops() // 2
+        return value
+
+
+def count_node_macs(traced: TracedBackbone) -> dict[fx.Node, int]:
+    """Return the MACs of every node for the example in evaluation mode, without computing if the operations allow it."""
+    module = traced.runnable()
+    with _disable_fused_kernels(), switch_mode(module, False), torch.no_grad():
+        return run_fake(_Counter, module, list_tensors(traced.example)).macs
+
+
+@contextmanager
+def _disable_fused_kernels() -> Iterator[None]:
+    """Do without the fused kernels of attention and recurrent layers, which PyTorch's counter does not know."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other settings that flags() touches
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Clock(nn.Module):
+    """Notes the time at every call, once the device has done what came before."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.times = device, list[float]()
+
+    def forward(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        self.times.append(time.perf_counter())
+
+
+class NodeTimer:
+    """Times the parts of a backbone between nodes, for as long as it is asked to.
+
+    The graph runs as generated code with a clock after every node, because an interpreter would add its own time to each.
+    For every part the shortest time counts, because other work on the machine only adds to it. Runs are on
+    ``SAMPLES`` copies of the example's first sample, or on one if they take long, and alternate between two halves.
+    """
+
+    def __init__(self, traced: TracedBackbone, nodes: Sequence[fx.Node]) -> None:
+        self._traced, self.seconds, self.done = traced, 0.0, 0
+        self._tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
+        self._halves = [[float("inf")] * (len(nodes) + 1) for _ in range(2)]
+        self._clock = _Clock(self._tensors[0].device)
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.output(graph.graph_copy(traced.graph, copies))
+        for node in nodes:
+            with graph.inserting_after(copies[node]):
+                graph.call_module("exitlens_clock")
+        self.module = fx.GraphModule({**traced.list_members(traced.graph), "exitlens_clock": self._clock}, graph)
+
+    def run(self, runs: int, seconds: float) -> None:
+        """Do at least ``runs`` runs more, for ``seconds``; fewer, but two in all, once ``MOST_SECONDS`` have passed."""
+        # inference mode would spoil for training what a forward keeps
+        with switch_mode(self.module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), hold_memory():
+            started = time.perf_counter()
+            if not self.done:
+                run_real(Interpreter, self._traced.runnable(), [t.clone() for t in self._tensors])
+                if 4 * (time.perf_counter() - started) > MOST_SECONDS:
+                    self._tensors = [t[:1] for t in self._tensors]
+            started, enough, before = time.perf_counter(), self.done + runs, self.seconds
+            while self.done < enough or time.perf_counter() - started < seconds:
+                if self.done >= 2 and self.seconds >= MOST_SECONDS:
+                    break
+                half = self._halves[self.done % 2]
+                half[:] = map(min, half, self.time_parts(self._tensors))
+                self.done += 1
+                self.seconds = before + time.perf_counter() - started
+
+    def time_parts(self, tensors: Sequence[Tensor]) -> list[float]:
+        """Return the seconds of every part in one run, on copies, because a backbone may change its input."""
+        copies, self._clock.times = [t.clone() for t in tensors], []
+        self._clock()
+        self.module(*copies)
+        self._clock()
+        return [later - earlier for earlier, later in pairwise(self._clock.times)]
+
+    def shares(self, half: int | None = None) -> list[float]:
+        """Return the share of the time up to each node, by all runs or by those of one half (0 or 1)."""
+        shortest = list(map(min, *self._halves)) if half is None else self._halves[half]
+        return [seconds / sum(shortest) for seconds in accumulate(shortest[:-1])]
