@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from benchmarks.harness import Job, Study
-from benchmarks.pages import show_interval, table
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, show_interval, table
 from benchmarks.results import Runs, Tree
 from exitlens.launch import WAITING, let_threads_sleep
 
