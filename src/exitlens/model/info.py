@@ -25,7 +25,7 @@ class InputSpec(InputFormat):
 
     @property
     def modality(self) -> Modality:
-        """Modality of the inputs."""
+        """Their modality."""
         return find_modality(self.names, self.shape, self.dtypes, self.shapes).adapt(self)
 
     def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
@@ -34,7 +34,7 @@ class InputSpec(InputFormat):
 
 
 def check_example(example: Any) -> tuple[int, ...]:
-    """Return the shape of one sample; raises :class:`InputError` unless it is a batch of a known kind of input."""
+    """Return the shape of one sample; raises :class:`InputError` unless the example is a batch of a known kind of input."""
     recognise_example(example)
     return tuple(list_tensors(example)[0].shape[1:])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -45,9 +45,7 @@ class Mixing(TorchFunctionMode):
         finally:
             self.is_fixed = False
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]
         self._is_mixed |= name in ATTENTION or name in SOFTMAX
@@ -67,12 +65,12 @@ class Mixing(TorchFunctionMode):
     def _normalise(
         self,
         input: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
+        normalized_shape: Any,
+        weight: Any = None,
+        bias: Any = None,
         eps: float = 1e-5,
-        *_: object,
-        **__: object,
+        *_: Any,
+        **__: Any,
     ) -> Tensor:
         if self._normalised is not None and not self._is_mixed:
             self._normalised.setdefault(input.shape, input)
