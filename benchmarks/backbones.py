@@ -25,8 +25,7 @@ from torchvision import models
 import exitlens as xl
 import exitlens_runtime
 from benchmarks import networks
-from benchmarks.harness import Job, Study
-from benchmarks.pages import table
+from benchmarks.harness import Job, Study, table
 from benchmarks.results import Runs, Tree
 from exitlens.edge.export import draw_for, name_inputs
 from exitlens.model.backbones.build import make_example

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.harness import Job, Study
-from benchmarks.pages import table
+from benchmarks.harness import Job, Study, table
 from benchmarks.results import Runs, Tree
 from scripts.release.environments import VERSIONS, Environment, StepError, find_pythons
 from scripts.release.smoke import write_example

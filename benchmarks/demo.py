@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.harness import Job, Study
-from benchmarks.pages import ROOT, table
-from benchmarks.promises import Promise
+from benchmarks.harness import ROOT, Job, Promise, Study, table
 from benchmarks.results import Runs, Tree
 
 RUN = Path("runs/demo-full")

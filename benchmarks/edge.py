@@ -31,15 +31,12 @@ from torch.nn.functional import interpolate
 import exitlens as xl
 import exitlens_runtime
 from benchmarks.backbones import wake
-from benchmarks.harness import Job, Study, load_study
-from benchmarks.pages import ROOT, show_interval, table
+from benchmarks.harness import ROOT, Job, Promise, Study, load_study, promise_mean, promise_table, show_interval, table
 from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, force_shares, make_rivals, make_scenes
-from benchmarks.promises import Promise, promise_mean, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
 from exitlens.data.demo.garments import CLASSES, load_garments
-from exitlens.delivery.bench.benchmark import write_plain
-from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
 from exitlens.functional.scores import score

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page
@@ -89,20 +88,14 @@ def time_explanations(folder: Path, rounds: int) -> Tree:
     explorer = Explorer([folder])
     run, picture = explorer.runs[0], from_pixels(xl.demo.load_scenes("test", limit=1).images[0])
     x = explorer.encode(run, picture)
-    works: dict[str, Callable[[], Any]] = {
-        "network": torch.inference_mode()(lambda: run.net(x)),
-        "explain": lambda: xl.explain(run.net, x, run.policy),
-        "panel": lambda: answer_page(explorer.answer(0, picture), picture),
+    works: dict[str, Callable[[int], Any]] = {
+        "network": torch.inference_mode()(lambda _: run.net(x)),
+        "explain": lambda _: xl.explain(run.net, x, run.policy),
+        "panel": lambda _: answer_page(explorer.answer(0, picture), picture),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for i in range(rounds + 3):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            if i >= 3:
-                times[name].append(1000 * (time.perf_counter() - started))
-    beyond = [explained - plain for explained, plain in zip(times["explain"], times["network"], strict=True)]
-    return {name: interval(ms).to_list() for name, ms in {**times, "explain_beyond_network": beyond}.items()}
+    seconds = take_turns(works, rounds, clock=time.perf_counter)
+    seconds["explain_beyond_network"] = [a - b for a, b in zip(seconds["explain"], seconds["network"], strict=True)]
+    return {name: interval([1000 * value for value in values]).to_list() for name, values in seconds.items()}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:

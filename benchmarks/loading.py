@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, spread, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.sources import open_source
@@ -80,17 +79,13 @@ def draw_photograph(rng: np.random.Generator) -> Image.Image:
 
 def measure_first_batch(many: int) -> Tree:
     runs = [watch("first-batch", find_folder(draw_small, many))[0] for _ in range(3)]
-    return {"files": many, **{name: summarise([run[name] for run in runs]) for name in ("seconds", "listing_seconds")}}
+    return {"files": many, **{name: spread([run[name] for run in runs]) for name in ("seconds", "listing_seconds")}}
 
 
 def measure_memory(verb: str, many: int, few: int) -> Tree:
     (large, large_mb), (_, small_mb) = (watch(verb, find_folder(draw_small, count)) for count in (many, few))
     sizes = {"peak_mb": large_mb, "peak_mb_few": small_mb, "growth_mb": large_mb - small_mb, "seconds": large["seconds"]}
     return {"files": many, "few": few, **{name: round(value, 1) for name, value in sizes.items()}}
-
-
-def summarise(values: list[float]) -> list[float]:
-    return [statistics.median(values), min(values), max(values)]
 
 
 def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
@@ -131,25 +126,18 @@ def measure_throughput(count: int, rounds: int) -> Tree:
             "exitlens": lambda seed: make_epoch_loader(data, batch, seed, WORKERS),
             "exitlens, cached": lambda seed: make_epoch_loader(cached, batch, seed, WORKERS),
         }
-        count_images(make_epoch_loader(cached, 1, 0, WORKERS))  # fills the cache and warms the page cache
-        rates: dict[str, list[float]] = {name: [] for name in loaders}
-        for seed in range(rounds):
-            for name in list(loaders)[:: 1 if seed % 2 else -1]:
-                started = time.perf_counter()
-                images = count_images(loaders[name](seed))
-                rates[name].append(images / (time.perf_counter() - started))
-    bases = rates["torchvision"]
-    ratios = {name: [a / b for a, b in zip(rates[name], bases, strict=True)] for name in ("exitlens", "exitlens, cached")}
+        deque(make_epoch_loader(cached, 1, 0, WORKERS), 0)  # fills the cache and warms the page cache
+        works = {name: lambda seed, make=make: deque(make(seed), 0) for name, make in loaders.items()}
+        seconds = take_turns(works, rounds, warm_up=0, clock=time.perf_counter)
+    images = len(data) // batch * batch  # what is left of the last batch is dropped by all
+    rates = {name: [images / value for value in values] for name, values in seconds.items()}
+    ratios = {name: [a / b for a, b in zip(rates[name], rates["torchvision"], strict=True)] for name in list(loaders)[1:]}
     return {
         "images": len(data),
         "rounds": rounds,
-        "images_per_second": {name: summarise(values) for name, values in rates.items()},
-        "over_torchvision": {name: summarise(values) for name, values in ratios.items()},
+        "images_per_second": {name: spread(values) for name, values in rates.items()},
+        "over_torchvision": {name: spread(values) for name, values in ratios.items()},
     }
-
-
-def count_images(loader: Any) -> int:
-    return sum(len(batch[0]) for batch in loader)
 
 
 class Least(nn.Module):

@@ -6,7 +6,6 @@ missing; pair-SEED compares the two of a seed on the same pictures; step-0 is th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,9 +18,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from benchmarks.drawings import BACKBONE, SIZE, load_pictures
-from benchmarks.harness import Job, Study
-from benchmarks.pages import table
-from benchmarks.promises import Promise, promise_mean
+from benchmarks.harness import Job, Promise, Study, promise_mean, promise_table, spread, table, take_turns
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TASKS
 from benchmarks.truth import EGT, PLAIN, find_folder, train
@@ -54,22 +51,18 @@ def measure_network(kind: str, seed: int) -> Tree:
     report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
     measured: Tree = {
         "epochs": len(result.history),
-        "seconds_an_epoch": round(result.seconds / len(result.history), 1),
         "pictures": len(test.images),
         "drawings": len(test.drawings.unique()),
         "cost": net.cost.tolist(),
         "accuracy": [row.accuracy for row in report.exits],
         "accuracy_error": spread_by_drawing(right.double(), test.drawings).tolist(),
-        "validation": result.history[-1]["accuracy"],
     }
     if kind == "exits":
         measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
-        measured["head_share"] = net.head_share
         measured |= measure_maps(net, test.images)
         calibration = load_pictures(PICTURES, "calibration")
         known = xl.collect(net, calibration.images, groups=calibration.drawings)
-        counts = {"calibration_pictures": len(known), "calibration_drawings": len(calibration.drawings.unique())}
-        measured |= counts
+        measured["calibration_pictures"], measured["calibration_drawings"] = len(known), len(calibration.drawings.unique())
         measured["policies"] = {name: try_policy(known, trace, limit, named) for name, limit, named in list_policies()}
     return measured
 
@@ -134,31 +127,25 @@ def time_steps(rounds: int = 9, batch: int = 64, size: int = SIZE, classes: int 
         "plain": prepare_step(plain, lambda logits: F.cross_entropy(logits.float(), labels), images),
         "exits": prepare_step(exits, lambda outputs: loss(outputs, labels, 0.5).total, images, exits.with_separate_maps),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 2):
-        for name in list(steps)[:: 1 if turn % 2 else -1]:
-            started = time.process_time()
-            steps[name]()
-            if turn >= 2:  # the first ones allocate memory
-                seconds[name].append(time.process_time() - started)
-    ratios = sorted(e / p for e, p in zip(seconds["exits"], seconds["plain"], strict=True))
+    seconds = take_turns(steps, rounds)
+    ratios = [e / p for e, p in zip(seconds["exits"], seconds["plain"], strict=True)]
     return {
         "machine": describe_machine(torch.get_num_threads()),
         "batch": batch,
         "rounds": rounds,
-        "ratio": [median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+        "ratio": spread(ratios, ends=(25, 75)),
         **{f"{name}_seconds": median(taken) for name, taken in seconds.items()},
     }
 
 
 def prepare_step(
     net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor, run: Callable[[Tensor], Any] | None = None
-) -> Callable[[], None]:
+) -> Callable[[int], None]:
     """Return a training step in bfloat16 and channels_last with AdamW; ``run`` is called in place of the network."""
     net = net.to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer([{"params": list(net.parameters()), "lr": 1e-4}])
 
-    def step() -> None:
+    def step(_: int) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             outputs = (run or net)(images)
         optimizer.zero_grad(set_to_none=True)
@@ -243,11 +230,7 @@ def write_tables(runs: Runs) -> list[str]:
             f"plain network's (quartiles {low:.2f} and {high:.2f} of {step['rounds']} pairs of steps taken in turns; promised: at most "
             f"{MOST_RATIO}); the medians of each network's own steps differ by {step['exits_seconds'] / step['plain_seconds']:.2f}.",
         ]
-    rows = [
-        [promise.what, f"{promise.measured:.2f}", f"{promise.sense} {promise.bar}", "yes" if promise.is_kept else "no"]
-        for promise in list_promises(runs)
-    ]
-    return [*lines, *(["", *table(["promise", "measured", "bar", "kept"], rows)] if rows else [])]
+    return [*lines, "", *promise_table(list_promises(runs))]
 
 
 TABLES = {"pictures": write_tables, "photos": write_networks}

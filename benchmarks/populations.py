@@ -167,8 +167,8 @@ def take(trace: xl.Trace, rows: Tensor) -> xl.Trace:
     return xl.Trace(trace.logits[rows], labels, trace.divergence[rows], trace.cost, gate_features=gate_features)
 
 
-def split_randomly(trace: xl.Trace, first: int, seed: int) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+def split_randomly(name: str, first: int, seed: int) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(len(recall_trace(name)), generator=torch.Generator().manual_seed(seed))
     return order[:first], order[first:]
 
 

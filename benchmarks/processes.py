@@ -24,8 +24,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study
 from benchmarks.results import Runs, Tree
 from exitlens.io import read_tensors
 from exitlens.model.backbones.small import SmallResNet

@@ -15,8 +15,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.drawings import BACKBONE, find_weights, open_folder
-from benchmarks.harness import Job, Study, use_one_thread
-from benchmarks.pages import table
+from benchmarks.harness import Job, Study, table, use_one_thread
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
 from exitlens.modalities.image import read_image

@@ -7,20 +7,16 @@ Milliseconds are processor time of one thread, for one image at a time, all meth
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.pages import show_interval, table
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, show_interval, spread, table, take_turns
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import TASKS
 from benchmarks.truth import EGT, find_folder, train
@@ -33,16 +29,13 @@ from exitlens.model.timing import describe_machine
 from exitlens.types.inputs import draw_samples
 from exitlens.types.outputs import exit_name
 
-GRID, FRACTION, BATCH, WARM_UP = (5, 5), 0.2, 50, 2
+GRID, FRACTION, BATCH = (5, 5), 0.2, 50
 FEW = 5  # images at once where maps are made: integrated gradients take 16 times as many, with all that a way back needs
-ATTENTION = "attention"
 TITLES = {
     "demo": "small network of `make demo-full`, 40 px",
     "lite0": "EfficientNet-Lite0 of `make bench STUDY=pictures`, 128 px",
 }
 Maker = Callable[[Tensor, Tensor], Tensor]  # (B,C,H,W), answers (B,) -> (B,h,w), not negative
-Times = dict[str, list[float]]
-Work = Callable[[Tensor, Tensor], Any]  # an image (1,C,H,W), its answer (1,)
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -58,13 +51,13 @@ def measure(name: str, count: int, rounds: int) -> Tree:
     makers = list_makers(net)
     judged = judge(net, images, labels, makers)
 
-    def attend(image: Tensor, _: Tensor) -> None:  # the attention maps of all exits come with the answer
+    def attend(image: Tensor, _: Tensor) -> Tensor:  # the attention maps of all exits come with the answer
         with net.open_engine() as engine:
-            engine.compute_outputs(engine.enter(net.check_input(image)))
+            return engine.compute_outputs(engine.enter(net.check_input(image)))[0][1]
 
-    taken = time_in_turns({ATTENTION: attend, **makers}, images, labels, rounds)
+    taken = time_images({"attention": attend, **makers}, images, labels, rounds)
     for title, row in judged.items():
-        row["ms"] = spread(taken[title if title in makers else ATTENTION])
+        row["ms"] = find_quartiles(taken[title if title in makers else "attention"])
     return {
         "title": TITLES[name],
         "images": len(images),
@@ -111,7 +104,7 @@ def list_makers(net: xl.ExitNet) -> dict[str, Maker]:
     """Return all makers by name; each has a module of its own, so that no hook of one library is called for another."""
     integrated = {"n_steps": STEPS, "method": "riemann_middle"}
     return {
-        **{f"exitlens, {method.replace('_', ' ')}": partial(make_ours, net, method) for method in METHODS},
+        **{f"exitlens, {method.replace('_', ' ')}": make_ours(net, method) for method in METHODS},
         "captum, LayerGradientXActivation": make_captum(net, "LayerGradientXActivation"),
         "captum, LayerGradCam": make_captum(net, "LayerGradCam"),
         f"captum, LayerIntegratedGradients, {STEPS} steps": make_captum(net, "LayerIntegratedGradients", **integrated),
@@ -120,8 +113,8 @@ def list_makers(net: xl.ExitNet) -> dict[str, Maker]:
     }
 
 
-def make_ours(net: xl.ExitNet, method: Method, images: Tensor, _: Tensor) -> Tensor:
-    return xl.attribute(net, images, method=method).clamp_min(0)
+def make_ours(net: xl.ExitNet, method: Method) -> Maker:
+    return lambda images, _: xl.attribute(net, images, method=method).clamp_min(0)
 
 
 def make_captum(net: xl.ExitNet, name: str, **settings: Any) -> Maker:
@@ -130,11 +123,7 @@ def make_captum(net: xl.ExitNet, name: str, **settings: Any) -> Maker:
     module = WithLayer(net).eval()
     method = getattr(attr, name)(module, module.features)
 
-    def make(images: Tensor, labels: Tensor) -> Tensor:
-        attributions: Tensor = method.attribute(images, target=labels, **settings)
-        return attributions.detach().float().sum(1).clamp_min(0)
-
-    return make
+    return lambda images, labels: method.attribute(images, target=labels, **settings).detach().float().sum(1).clamp_min(0)
 
 
 def make_grad_cam(net: xl.ExitNet, name: str) -> Maker:
@@ -201,11 +190,11 @@ def judge(net: xl.ExitNet, images: Tensor, labels: Tensor, makers: Mapping[str, 
 def time_explanations(net: xl.ExitNet, images: Tensor, rounds: int) -> Tree:
     """Time what relevance adds to an explanation that stops at the answer, over the forward pass of the stages that ran."""
 
+    @torch.inference_mode()
     def run(stages: Sequence[Callable[..., Any]], image: Tensor, _: Tensor) -> None:
-        with torch.inference_mode():
-            activations = (image,)
-            for stage in stages:
-                activations = stage(*activations)
+        activations = (image,)
+        for stage in stages:
+            activations = stage(*activations)
 
     def explain(policy: xl.Policy, relevance: bool, image: Tensor, _: Tensor) -> None:
         xl.explain(net, image, policy, final=False, relevance=relevance)
@@ -213,32 +202,25 @@ def time_explanations(net: xl.ExitNet, images: Tensor, rounds: int) -> Tree:
     measured = {}
     for k in range(net.num_exits):
         policy = xl.Policy(tuple(0.0 if j == k else math.inf for j in range(net.num_exits - 1)))  # exit k answers
-        works = {
-            "forward": partial(run, list(net.stages)[: k + 1]),
-            "explain": partial(explain, policy, False),
-            "with_relevance": partial(explain, policy, True),
-        }
-        taken = time_in_turns(works, images, torch.zeros(len(images)), 2 * rounds)
+        works = {"forward": partial(run, list(net.stages)[: k + 1])}
+        works |= {"explain": partial(explain, policy, False), "with_relevance": partial(explain, policy, True)}
+        taken = time_images(works, images, torch.zeros(len(images)), 2 * rounds)
         ratios = [(w - e) / f for w, e, f in zip(taken["with_relevance"], taken["explain"], taken["forward"], strict=True)]
-        measured[str(k)] = {**{f"{name}_ms": spread(values) for name, values in taken.items()}, "ratio": spread(ratios)}
+        middles = {f"{name}_ms": find_quartiles(values) for name, values in taken.items()}
+        measured[str(k)] = {**middles, "ratio": find_quartiles(ratios)}
     return measured
 
 
-def time_in_turns(works: Mapping[str, Work], images: Tensor, labels: Tensor, rounds: int) -> Times:
-    """Return the milliseconds of every call; each round has another image, and another order."""
-    times: Times = {name: [] for name in works}
-    for turn in range(rounds + WARM_UP):
-        i = turn % len(images)
-        for name in list(works)[:: 1 if turn % 2 else -1]:
-            started = time.process_time()
-            works[name](images[i : i + 1], labels[i : i + 1])
-            if turn >= WARM_UP:
-                times[name].append(1000 * (time.process_time() - started))
-    return times
+def time_images(
+    works: Mapping[str, Callable[[Tensor, Tensor], Any]], images: Tensor, labels: Tensor, rounds: int
+) -> dict[str, list[float]]:
+    """Return the milliseconds of every call with an image (1,C,H,W) and its answer (1,); each round has another image."""
+    pairs = list(zip(images.split(1), labels.split(1), strict=True))
+    turns = {name: lambda turn, work=work: work(*pairs[turn % len(pairs)]) for name, work in works.items()}
+    return {name: [1000 * seconds for seconds in taken] for name, taken in take_turns(turns, rounds).items()}
 
 
-def spread(values: Sequence[float]) -> list[float]:
-    return [round(float(v), 4) for v in np.percentile(values, (50, 25, 75))]
+find_quartiles = partial(spread, ends=(25, 75))
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
@@ -255,10 +237,10 @@ def write_tables(runs: Runs) -> list[str]:
         for name, row in measured["maps"].items():
             shares = [row[f"{what}_share"] for what in ("deletion", "insertion")]
             maps.append([name, *("" if a is None else f"{a:.2f} ± {b:.2f}" for a, b in shares), show_ms(row["ms"])])
-        times, last = [], str(len(measured["explain"]) - 1)
+        times = []
         for k, row in measured["explain"].items():
             taken = [show_ms(row[f"{name}_ms"]) for name in ("forward", "explain", "with_relevance")]
-            times.append(["final" if k == last else k, *taken, show_interval(row["ratio"])])
+            times.append(["final" if int(k) == len(measured["explain"]) - 1 else k, *taken, show_interval(row["ratio"])])
         head = ["exit that answers", "its stages, forward, ms", "explain, ms", "with relevance, ms"]
         lines += [
             *([""] if lines else []),

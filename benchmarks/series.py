@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
+from benchmarks.harness import Job, Promise, Study, join_means, promise_end, promise_mean, promise_table, table
 from benchmarks.networks import ResNet1d
-from benchmarks.pages import join_means, table
-from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import Task, build_network
 from exitlens.data.lines import read_ts

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.harness import ROOT
 from benchmarks.load import Array
-from benchmarks.pages import ROOT
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}

@@ -31,7 +31,7 @@ import torch
 import exitlens as xl
 from benchmarks.attacks import Hostile, list_kinds, make_hostile
 from benchmarks.edge import RESNET, Timed, find_near
-from benchmarks.harness import Job, Study, load_study
+from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table
 from benchmarks.load import (
     Array,
     Poll,
@@ -44,9 +44,7 @@ from benchmarks.load import (
     run_load,
     start_load,
 )
-from benchmarks.pages import table
 from benchmarks.performance import SHARES, force_shares
-from benchmarks.promises import Promise, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
 from exitlens.delivery.bundle import find_bundle

@@ -22,15 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.pages import table
-from benchmarks.promises import Promise, interval, promise_mean, promise_table
+from benchmarks.harness import Job, Promise, Study, interval, promise_mean, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
 from exitlens.data.sets import SampleSet
-from exitlens.delivery.bench.benchmark import answer_at
-from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.losses import distillation_loss
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.timing import Times, Work, describe_machine, interleave

@@ -20,10 +20,18 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study, load_study, use_one_thread
-from benchmarks.pages import join_means, table
+from benchmarks.harness import (
+    Job,
+    Promise,
+    Study,
+    join_means,
+    load_study,
+    promise_mean,
+    promise_table,
+    table,
+    use_one_thread,
+)
 from benchmarks.populations import answer_on_paper
-from benchmarks.promises import Promise, promise_mean, promise_table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
 from benchmarks.tasks import TOKENS, load_review_set, reviews

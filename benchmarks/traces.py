@@ -7,10 +7,8 @@ collecting (memory of collect). Every step that is measured runs in a process of
 from __future__ import annotations
 
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, run_alone
 from benchmarks.results import Runs, Tree
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of
@@ -112,11 +109,6 @@ def compare_scores(logits: Tensor, trace: xl.Trace, k: int, labels: Tensor, temp
     squared = (p - F.one_hot(labels, p.shape[1])).square().sum(1)
     rated = rate_probabilities(trace.logits[:, k], labels, temperature)
     return gaps | {"squared_error": (rated.squared_error - squared).abs().max().item()}
-
-
-def run_alone(work: Callable[..., Tree], *arguments: Any) -> Tree:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def measure_million(count: int) -> Tree:

@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study, use_one_thread
-from benchmarks.pages import show_interval, table
-from benchmarks.promises import Promise
+from benchmarks.harness import Job, Promise, Study, show_interval, spread, table, take_turns, use_one_thread
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import TASKS, build_network
 from exitlens.model.network import ExitNet
@@ -58,26 +55,21 @@ FROZEN = {
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    return {
-        **{name: partial(measure_frozen, case, 1 if quick else 3) for name, case in FROZEN.items()},
-        **{
-            f"{STEP}{task}": partial(measure_steps, task, 1 if quick else 9)
-            for task in ("pictures", "scenes", "vit", "reviews")
-        },
-    }
+    frozen = {name: partial(measure_frozen, case, 1 if quick else 3) for name, case in FROZEN.items()}
+    tasks = ("pictures", "scenes", "vit", "reviews")
+    return {**frozen, **{f"{STEP}{task}": partial(measure_steps, task, 1 if quick else 9) for task in tasks}}
 
 
 def make_data(count: int, pixels: int, seed: int) -> xl.data.ImageSet:
     rng = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, pixels, pixels), generator=rng, dtype=torch.uint8)
-    return xl.data.ImageSet(images, torch.arange(count) % CLASSES, tuple(f"class {i}" for i in range(CLASSES)))
+    return xl.data.ImageSet(images, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
 
 
 def start_run(case: Case, train: xl.data.ImageSet, epochs: int) -> TrainingRun:
     torch.manual_seed(0)
     at: Any = ["layer1", "layer2", "layer3"] if case.source == "small" else 3
-    backbone = xl.build_backbone(case.source, CLASSES)
-    net = xl.attach(backbone, at, CLASSES, train.first(1).inputs, head=case.head)  # type: ignore[arg-type]
+    net = xl.attach(case.source, at, CLASSES, train.first(1).inputs, head=case.head)  # type: ignore[arg-type]
     settings = TrainingSettings(epochs=epochs, batch_size=BATCH, learning_rate=1e-3, amp=False, freeze_backbone=True)
     return TrainingRun(net, xl.EGTLoss(), settings, workers=0)
 
@@ -105,16 +97,12 @@ def measure_frozen(case: Case, rounds: int = 3) -> Tree:
     return {
         "samples": case.samples,
         "pixels": case.pixels,
-        "seconds": {name: summarise(values[1:], 4) for name, values in seconds.items()},
+        "seconds": {name: spread(values[1:]) for name, values in seconds.items()},
         "seconds_once": round(once, 3),
-        "speedup": summarise(ratios, 2),
+        "speedup": spread(ratios, 2),
         "kb_a_sample": round(size / case.samples / 1e3, 1),
         "furthest_weight": float((weights[0] - weights[1]).abs().max()),
     }
-
-
-def summarise(values: list[float], digits: int) -> list[float]:
-    return [round(float(value), digits) for value in np.percentile(values, (50, 0, 100))]
 
 
 def time_probe(features: FeatureCache) -> float:
@@ -142,29 +130,23 @@ def measure_steps(name: str, rounds: int = 9) -> Tree:
     settings = TrainingSettings(epochs=1, batch_size=size, learning_rate=1e-5, **formats)
     first = task.train.subset(torch.arange(size))
     net = build_network(task, 0, exits=True)
-    kind = {"attends": net.has_attention, "of_images": net.info.modality.name == "image"}
+    kind = {"attends": net.has_self_attention, "of_images": net.info.modality.name == "image"}
     losses = {name: loss.for_network(**kind) for name, loss in (("egt", xl.EGTLoss()), ("without", xl.EGTLoss(weight=0.0)))}
     labels = torch.as_tensor(first.labels)
     works = {name: make_steps(net, loss, first.inputs, labels, settings) for name, loss in losses.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for i in range(rounds + 1):
-        for name, work in works.items():
-            started = time.process_time()
-            work()
-            if i:  # the first round warms up
-                seconds[name].append((time.process_time() - started) / STEPS_A_ROUND)
+    seconds = take_turns(works, rounds, warm_up=1)
     ratios = [a / b for a, b in zip(seconds["egt"], seconds["without"], strict=True)]
-    middle = {name: interval(values).to_list() for name, values in seconds.items()}
+    middle = {name: interval([value / STEPS_A_ROUND for value in values]).to_list() for name, values in seconds.items()}
     return {"batch_size": size, "every": losses["egt"].every, "seconds": middle, "ratio": interval(ratios).to_list()}
 
 
 def make_steps(
     net: ExitNet, loss: xl.EGTLoss, inputs: Inputs, labels: Tensor, settings: TrainingSettings
-) -> Callable[[], None]:
+) -> Callable[[int], None]:
     twin, inputs = copy.deepcopy(net), map_inputs(inputs, torch.clone)
     optimizer = make_optimizer(group_parameters(twin, settings))
 
-    def take_steps() -> None:
+    def take_steps(_: int) -> None:
         with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):
             for step in range(STEPS_A_ROUND):
                 take_step(twin, optimizer, loss.at_step(step), [(inputs, labels)], 0.5, settings)
@@ -186,13 +168,12 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 def write_frozen(runs: Runs) -> list[str]:
     rows = []
-    for name in FROZEN:
-        if name in runs:
-            measured, seconds = runs[name], runs[name]["seconds"]
-            cells = [name.replace("-evidence", ", evidence heads"), f"{measured['samples']} of {measured['pixels']} px"]
-            cells += [f"{seconds['every epoch'][0]:.2f}", f"{measured['seconds_once']:.2f}", f"{seconds['kept'][0]:.3f}"]
-            cells += [show_interval(measured["speedup"], 1), f"{seconds['probe'][0]:.3f}", f"{measured['kb_a_sample']:.0f}"]
-            rows.append(cells)
+    for name, measured in ((name, runs[name]) for name in FROZEN if name in runs):
+        seconds = measured["seconds"]
+        cells = [name.replace("-evidence", ", evidence heads"), f"{measured['samples']} of {measured['pixels']} px"]
+        cells += [f"{seconds['every epoch'][0]:.2f}", f"{measured['seconds_once']:.2f}", f"{seconds['kept'][0]:.3f}"]
+        cells += [show_interval(measured["speedup"], 1), f"{seconds['probe'][0]:.3f}", f"{measured['kb_a_sample']:.0f}"]
+        rows.append(cells)
     head = ["network", "images", "every epoch, s", "once, s", "an epoch on kept features, s"]
     return table([*head, "times as fast", "linear probe, s", "kB an image"], rows)
 

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Study
-from benchmarks.pages import join_means, table
-from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
+from benchmarks.harness import Job, Promise, Study, join_means, promise_end, promise_mean, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
 from exitlens.data.sets import SampleSet

@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import NamedTuple
 
-from benchmarks.pages import fill, table
+from benchmarks.harness import fill, table
 
 ROOT = Path(__file__).parents[1]
 SOURCE, RUNTIME = ROOT / "src" / "exitlens", ROOT / "runtime" / "src" / "exitlens_runtime"

@@ -27,7 +27,7 @@ assert report.accuracy > 0.65 and report.accuracy_drop < 0.05 and report.cost < 
 assert why.inputs.shape == (3, 32, 32) and len(why.exits) == 4
 """,
     "pretrained_vit": """
-assert not net.has_attention or len(attention) == 4
+assert not net.has_self_attention or len(attention) == 4
 right, from_scratch = trace.correct.float().mean(0), scratch.correct.float().mean(0)
 assert right[-1] > 0.8 and right.mean() > from_scratch.mean() + 0.1
 assert relevance[-1] > attention[-1] + 0.25 and sum(relevance) > sum(attention) + 1

@@ -64,7 +64,7 @@ def test_files_that_give_something_else_are_written_again(bundle, images):
     other.tuning = ONNX
     theirs, _ = xl.load(xl.save(other, None, bundle.parent / "other"), backbone=TinyNet())
     back, _ = xl.load(bundle, backbone=TinyNet())
-    back.engine.use_files(theirs.engine.find().files)
+    back.engine.use_files(theirs.engine.select().files)
     policy = xl.Policy((0.0, 0.0))
     expected = xl.predict(make_net(), images, policy).probabilities
     assert torch.allclose(xl.predict(back, images, policy).probabilities, expected, atol=1e-5)

@@ -84,10 +84,10 @@ def test_weights_are_trained_as_without_it():
 
 
 def test_networks_know_whether_they_attend():
-    assert make_text_net().has_attention
-    assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_attention
+    assert make_text_net().has_self_attention
+    assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_self_attention
     blocks = (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
-    assert xl.attach(make_transformer(*blocks), ["one"], 4, torch.zeros(1, 3, 16, 16)).has_attention
+    assert xl.attach(make_transformer(*blocks), ["one"], 4, torch.zeros(1, 3, 16, 16)).has_self_attention
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_networks_know_whether_they_attend():
     ],
 )
 def test_attention_is_told_from_other_softmaxes(source, at, side, attends):
-    assert xl.attach(source, [at], 4, torch.zeros(1, 3, side, side)).has_attention == attends
+    assert xl.attach(source, [at], 4, torch.zeros(1, 3, side, side)).has_self_attention == attends
 
 
 def attend_twice(net, x):  # (B,6,3) -> (B,2)

@@ -68,7 +68,7 @@ def test_many_threads_get_their_own_answers(open_desk, model, images):
 
 def hold(desk, monkeypatch):
     """Keeps the batcher inside a stage until the event is set."""
-    go, engine = threading.Event(), desk.model.net.engine.find()
+    go, engine = threading.Event(), desk.model.net.engine.select()
     advance = engine.advance
     monkeypatch.setattr(type(engine), "advance", lambda self, *args: go.wait(10) and advance(*args))
     return go
@@ -155,7 +155,7 @@ def test_a_network_that_cannot_run_raises_at_the_start(model, monkeypatch):
     def fail(*_):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(type(model.net.engine.find()), "answer", fail)
+    monkeypatch.setattr(type(model.net.engine.select()), "answer", fail)
     with pytest.raises(RuntimeError, match="no such operator"):
         Desk(model)
 

@@ -100,7 +100,7 @@ def _write_bundle(
     engine = None
     if net.is_tuned and (net.tuning.backend, net.tuning.precision) == ("onnx", "float32"):
         with suppress(MissingExtraError):  # tuned on another machine; where ONNX is installed, its files are written again
-            engine = net.engine.find()
+            engine = net.engine.select()
     with replace_directory(target, _list_files(target)) as temporary:
         write_tensors(temporary / WEIGHTS, unique_state(net), {})
         _write_json(temporary / NETWORK, network)

@@ -26,8 +26,7 @@ from exitlens.data.demo.garments import load_scenes
 from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SPLITS
-from exitlens.delivery.bench.benchmark import compare_adaptive, split_whole_batches
-from exitlens.delivery.bench.timing import compare
+from exitlens.delivery.benchmark import compare, compare_adaptive, split_whole_batches
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report import Provenance, Subject, pick_images, write_report

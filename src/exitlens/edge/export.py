@@ -100,7 +100,7 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
             f"net: expected float32, got a tuning to {net.tuning.precision}. Fix: set net.tuning = Tuning(), and calibrate "
             "again."
         )
-    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
+    net.check_policy(policy)
 
 
 def check_target(target: Path, overwrite: bool) -> set[str]:

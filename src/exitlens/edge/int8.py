@@ -143,7 +143,7 @@ def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list
     tuning = Tuning(backend="onnx", precision="int8", measured={"files": digest})
     twin = copy.deepcopy(net).eval()
     plain = Engine.prepare(*net.engine.parts, Tuning())
-    twin.engine.use(OnnxEngine(plain.stages, plain.heads, tuning, OnnxFiles(files)))
+    twin.engine.use(OnnxEngine(OnnxFiles(files), tuning, plain.stages, plain.heads))
     return twin, files
 
 

@@ -43,10 +43,10 @@ def attribute(
     """Return where an exit's logit of a class, less the mean of all logits, depends on features, to first order.
 
     An attention map says which of its own features an exit used; deep features are mixtures of many places of the input.
-    This says which places of *shallow* features the answer depends on.
+    This says which places of *shallow* features the answer depends on. The network runs in evaluation mode and untuned.
 
     Args:
-        net: runs in evaluation mode and untuned.
+        net: the network.
         inputs: B samples.
         exit: the exit whose answer is explained; by default the final one.
         labels: ``(B,)`` classes; by default the exit's own answers. In a multi-label network, one label for each sample; by
@@ -73,7 +73,7 @@ def attribute(
             raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
     if method not in METHODS:
         raise InputError(f"method: expected one of {METHODS}, got {method!r}")
-    detached = net.has_attention if detached is None else detached
+    detached = net.has_self_attention if detached is None else detached
     activations = net.check_input(inputs)
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
@@ -114,14 +114,11 @@ def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 class Recording:
-    """A pass through the exits from which one backward pass finds relevance afterwards.
-
-    Gradients are recorded from exit 0's features on, until :meth:`stop`. Stages and heads are those of ``net`` or an engine.
-    """
+    """A pass through the exits, by the stages of a network or engine, from which one backward pass finds relevance."""
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
-        self._detached, self._info = net.has_attention, net.info
+        self._detached, self._info = net.has_self_attention, net.info
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
         """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_explained` does, detached."""
@@ -142,7 +139,7 @@ class Recording:
             yield ExitOutput(*(t.detach() for t in out))
 
     def stop(self) -> None:
-        """Record nothing from now on."""
+        """Record no gradients from now on."""
         self._goes_on = False
 
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
@@ -191,8 +188,8 @@ def perturb(
     """Delete, and keep alone, the top ``fraction`` of the cells of maps ``(N,*grid)``.
 
     ``batches`` are rows and inputs of N samples, ``plain`` the probabilities ``(N,C)`` of every exit on the whole inputs.
-    Returns ``(N,)`` for every map: the drop in the probability of the answer of the exit that it is about (by default, one map
-    for every exit), and its probability with those cells alone.
+    Returns ``(N,)`` for every map: the drop in the probability of its exit's answer (by default, map k is about exit k), and
+    that probability with those cells alone.
     """
 
     def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k

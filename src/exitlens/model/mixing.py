@@ -20,8 +20,7 @@ PRODUCTS = ("matmul", "bmm", "einsum")
 class Mixing(TorchFunctionMode):
     """Watches a forward pass; while it is fixed, gradients go back through it as if what mixes were constant.
 
-    Gradients then say which of the mixed values an answer comes from, not how they were weighed (arXiv 2202.07304; AttnLRP,
-    arXiv 2402.05602, refines it). Otherwise they are the usual ones, so that a training pass needs no second one.
+    Gradients then say which of the mixed values an answer comes from, not how they were weighed (arXiv 2202.07304).
     """
 
     def __init__(self, is_fixed: bool = False) -> None:
@@ -123,7 +122,7 @@ def open_inputs(activations: Activations, stage: Stage) -> Activations:
     return tuple(t.detach().requires_grad_() if t.is_floating_point() and not t.requires_grad else t for t in activations)
 
 
-def has_attention(stages: Iterable[Stage]) -> bool:
+def has_self_attention(stages: Iterable[Stage]) -> bool:
     """Return whether any stage mixes locations: by a module or function of attention, or a softmax before a product."""
 
     def mixes(graph: fx.GraphModule, node: fx.Node) -> bool:

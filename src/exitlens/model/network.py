@@ -15,13 +15,13 @@ from exitlens.errors import require
 from exitlens.functional.attribution import answer_score, gradient_x_input
 from exitlens.model._torch_compat import list_member_tables
 from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.active import ActiveEngine
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.manager import EngineManager
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.info import InputSpec, NetworkInfo
-from exitlens.model.mixing import Mixing, has_attention, open_inputs
+from exitlens.model.mixing import Mixing, has_self_attention, open_inputs
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
@@ -38,8 +38,8 @@ class ExitNet(nn.Module):
         head_share: all heads' MACs over the plain backbone's (the kept classifier of ``final="keep"`` is the backbone's).
         info: record of how the network was made.
         input_spec: the inputs it takes.
-        has_attention: True if its stages mix locations by attention, as transformers do.
-        engine: runs the network to answer; see :class:`~exitlens.model.engine.active.ActiveEngine`.
+        has_self_attention: True if its stages mix locations by attention, as transformers do.
+        engine: runs the network to answer; see :class:`~exitlens.model.engine.manager.EngineManager`.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ExitNet(nn.Module):
         self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
         self.cost, self.head_share = cost, head_share
         self.info, self.input_spec = info, input_spec
-        self.has_attention = has_attention(stages)
-        self.engine = ActiveEngine(self.stages, self.heads, self._make_example)
+        self.has_self_attention = has_self_attention(stages)
+        self.engine = EngineManager(self.stages, self.heads, self._make_example)
         self.__dict__["_source"] = source  # shares its buffers, but is no submodule
 
     @property
@@ -140,10 +140,10 @@ class ExitNet(nn.Module):
         locations are held constant (model/mixing.py).
         """
         activations, outputs, mixing = self.unpack(inputs), list[ExitOutput](), Mixing()
-        if self.has_attention:
+        if self.has_self_attention:
             activations = open_inputs(activations, self.stage(0))
         for k, stage in enumerate(self.stages):
-            with mixing if self.has_attention else nullcontext():
+            with mixing if self.has_self_attention else nullcontext():
                 activations = stage(*activations)
             if k == 0:
                 shallow = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
@@ -175,6 +175,11 @@ class ExitNet(nn.Module):
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
         """Return the tensors that the first stage takes; raises :class:`InputError` for inputs it cannot take."""
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
+
+    def check_policy(self, policy: Policy) -> None:
+        """Raise :class:`InputError` for another object, and :class:`PolicyError` for a policy of another network."""
+        require(policy, Policy, "policy", "see exitlens.calibrate")
+        policy.check(self.num_exits, self.identity() if policy.network else "", self.info.task)
 
     def _make_example(self) -> Activations:
         return self.unpack(self.info.example(next(self.heads[0].parameters())))
@@ -273,7 +278,7 @@ class ExitNet(nn.Module):
     def _choose_policy(self, policy: Policy | None) -> Policy:
         require(policy, Policy | None, "policy", "see exitlens.calibrate")
         chosen = policy or Policy((0.0,) * (self.num_exits - 1), USUAL_SCORES[self.info.task])
-        chosen.check(self.num_exits, self.identity() if chosen.network else "", self.info.task)
+        self.check_policy(chosen)
         return chosen
 
     def compile(  # type: ignore[override]

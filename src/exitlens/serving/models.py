@@ -23,7 +23,7 @@ from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, FileEngine, OnnxFile, is_close
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, OnnxFiles, Written, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.network import ExitNet
@@ -168,7 +168,7 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
     if DEFAULT not in policies:
         raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():
-        policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
+        net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]
     return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, exits, net)
 
@@ -183,10 +183,10 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
         paths = [str(segment["file"]) for segment in manifest["segments"]]
         if not set(paths) <= set(manifest["sha256"]):  # these have no path in their names
             raise ValueError(f"no checksum for some of {paths}")
-        files = {
-            int(segment["exit"]): OnnxFile(source / path, segment["inputs"], segment["outputs"])
-            for segment, path in zip(manifest["segments"], paths, strict=True)
-        }
+        engine = OnnxEngine(
+            OnnxFiles([Written.from_dict(segment, source) for segment in manifest["segments"]]), Tuning(backend="onnx")
+        )
+        exits = frozenset(engine.opened)
         cost = tuple(map(float, manifest["cost"]))
         named = {DEFAULT: read_json(source / POLICY)}
         named |= read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
@@ -198,18 +198,17 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
         raise BundleError(f"{source / MANIFEST}: {words}") from error
     for policy_name, policy in policies.items():
         check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", policy_name, info.task)
-        if missing := [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]:
-            words = f"it uses exits {missing}, the bundle has {sorted(files)}. Fix: export with this policy."
+        if missing := [k for k in range(len(cost)) if needs_head(policy, k) and k not in exits]:
+            words = f"it uses exits {missing}, the bundle has {sorted(exits)}. Fix: export with this policy."
             raise PolicyError(f"{policy_name}: {words}")
-    _check_golden(source / GOLDEN, FileEngine(files, Tuning(backend="onnx")), manifest)
+    _check_golden(source / GOLDEN, engine, manifest)
 
     @contextmanager
     def open_engine() -> Iterator[Engine]:
-        engine = FileEngine(files, Tuning(backend="onnx"))
         with engine.mode():
             yield engine
 
-    return ServedModel(name, "", info, spec, cost, policies, open_engine, frozenset(files), None)
+    return ServedModel(name, "", info, spec, cost, policies, open_engine, exits, None)
 
 
 def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
@@ -238,7 +237,7 @@ def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
     return info, InputSpec(names, shape, True, vocabulary, int(manifest["prefix"]), dtypes, shapes=shapes)
 
 
-def _check_golden(path: Path, engine: FileEngine, manifest: Mapping[str, Any]) -> None:
+def _check_golden(path: Path, engine: OnnxEngine, manifest: Mapping[str, Any]) -> None:
     """Raise :class:`BundleError` unless the files compute here what the library computed where they were exported."""
     try:
         with np.load(path) as file:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.engine.active import prepare_engine
+from exitlens.model.engine.onnx_files import build_engine
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
@@ -73,9 +73,9 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
     def refuse_onnx(stages, heads, tuning, example):
         if tuning.backend == "onnx":
             raise refusal
-        return prepare_engine(stages, heads, tuning, example)
+        return build_engine(stages, heads, tuning, example)
 
-    monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", refuse_onnx)
+    monkeypatch.setattr("exitlens.model.engine.autotune.build_engine", refuse_onnx)
     tuning = net.tune(IMAGES, precision="float32", seconds=0.01)
     assert tuning.backend == "torch"
     assert "an odd layer" in tuning.measured["onnx"]

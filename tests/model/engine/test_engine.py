@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.engine import active
+from exitlens.model.engine import manager
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import make_net, spread_policy
@@ -184,6 +184,6 @@ def test_a_compilation_that_stops_or_fails_changes_nothing(monkeypatch, reason, 
 @pytest.mark.usefixtures("compiled_names")
 def test_progress_is_shown(monkeypatch):
     shown = []
-    monkeypatch.setattr(active, "track", lambda steps, name, total: shown.append((name, total)) or steps)
+    monkeypatch.setattr(manager, "track", lambda steps, name, total: shown.append((name, total)) or steps)
     make_net().compile(progress=True)
     assert shown == [("compiling", 3)]

@@ -95,8 +95,8 @@ def test_what_it_cannot_run(monkeypatch, images, dtype, message):
 class Two(nn.Module):
     """Two tensors in, two out; the second input is not used."""
 
-    def forward(self, x, unused):
-        return 2 * x, x.sum(1)
+    def forward(self, *tensors):
+        return 2 * tensors[0], tensors[0].sum(1)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,8 @@ def test_errors_are_ours(written):
         written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))
 
     class Odd(nn.Module):
-        def forward(self, x):
-            return (x if float(x.sum()) > 0 else -x,)
+        def forward(self, *tensors):
+            return tensors if float(tensors[0].sum()) > 0 else (-tensors[0],)
 
     with pytest.raises(xl.errors.ExportError, match="an odd one cannot be written as ONNX"):
         OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
@@ -141,8 +141,8 @@ def test_errors_are_ours(written):
 @pytest.mark.slow
 def test_attention_over_windows_of_several_axes():
     class Windows(nn.Module):
-        def forward(self, x):
-            groups = x.reshape(x.shape[0], 3, 2, 4, 8)
+        def forward(self, *tensors):
+            groups = tensors[0].reshape(-1, 3, 2, 4, 8)
             return (nn.functional.scaled_dot_product_attention(groups, groups, groups, dropout_p=0.0).flatten(1),)
 
     x, module = torch.randn(5, 192), torch.fx.symbolic_trace(Windows())

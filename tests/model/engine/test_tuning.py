@@ -45,7 +45,7 @@ def test_bfloat16_runs_the_stages_and_leaves_heads_and_softmax():
     pred = xl.predict(net, IMAGES, policy, attention=True)
     assert pred.probabilities.dtype == torch.float32
     torch.testing.assert_close(torch.stack([m.sum() for m in pred.attention]), torch.ones(70), atol=1e-4, rtol=0)
-    engine = net.engine.find()
+    engine = net.engine.select()
     assert next(engine.stages[0].parameters()).dtype == torch.bfloat16
     assert next(engine.heads[0].parameters()).dtype == torch.float32
     assert (exact.labels == xl.predict(net, IMAGES, never).labels).float().mean() > 0.9

@@ -188,10 +188,7 @@ def _silence(transformers: Any) -> Iterator[None]:
 
 
 def read_tokenizer(source: str) -> str | None:
-    """Return the JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``, if there is one.
-
-    It is the directory's ``tokenizer.json``, or made by transformers from other files (``vocab.txt`` and so on).
-    """
+    """Return a ``tokenizer.json`` for ``hf:DIRECTORY`` or ``hf:NAME``: its own, made from other files, or ``None``."""
     family, _, name = source.partition(":")
     if family != "hf" or not name:
         return None
@@ -214,7 +211,7 @@ def read_tokenizer(source: str) -> str | None:
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
-    """Return the configuration from which transformers can build a classifier again; ``None`` for other modules."""
+    """Return the configuration from which transformers can build this classifier again; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
     transformers = import_extra("transformers", "hf", "backbone")
@@ -278,11 +275,7 @@ class Normalisation(NamedTuple):
 
 
 def read_normalisation(source: str) -> Normalisation | None:
-    """Return the normalisation that a source's own weights were trained with; builds nothing and reads no weights.
-
-    timm has it in the configuration of its weights, torchvision in their transforms, a model of transformers in its
-    ``preprocessor_config.json``. It is ``None`` if the library does not say, or the source does not exist.
-    """
+    """Return the normalisation that a source's weights were trained with, by its library's records; ``None`` without any."""
     family, _, name = source.partition(":")
     readers = {"timm": _read_timm, "torchvision": _read_torchvision, "hf": _read_transformers}
     return readers[family](name) if family in readers and name else None

@@ -83,7 +83,6 @@ class WeightsReport:
 
 
 def _list_names(names: Sequence[str]) -> str:
-    """Return the first few of the names, and the number of the others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
@@ -194,10 +193,9 @@ def _match_names(expected: State, state: State) -> Match:
 
 
 def _match_order(expected: State, state: State) -> Match | None:
-    """Match networks that hold the same tensors in the same order under other names.
+    """Match tensors by their order, if all kinds (``weight``) and shapes agree, but for the number of classes.
 
-    Kinds (``weight``, ``running_mean``) and shapes have to agree from first to last, but for the number of classes. No two
-    neighbouring layers may look alike (query and key of attention do), because then another order would fit as well.
+    No two neighbouring layers may look alike (query and key of attention do), because then another order would fit as well.
     """
     ours, others = ([item for item in tensors.items() if not item[0].endswith(COUNTER)] for tensors in (expected, state))
     if len(ours) != len(others) or _has_twins(ours) or _has_twins(others):

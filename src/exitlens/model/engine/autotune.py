@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
 from exitlens.functional.thresholds.certification import upper_bound
 from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.active import prepare_engine
 from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.onnx_files import build_engine
 from exitlens.model.engine.tuning import BACKENDS, Tuning, apply_tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.process import can_keep_memory, keep_memory
 from exitlens.types import Policy
-from exitlens.types.tasks import Task, are_same, find_answers
+from exitlens.types.tasks import are_same, find_answers
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = 8  # samples of a run, where the micro-batch is not larger
@@ -47,78 +48,94 @@ def tune(
         raise InputError(f"min_agreement: expected a share in (0, 1], got {min_agreement}")
     if not seconds > 0:
         raise InputError(f"seconds: expected a time above 0, got {seconds}")
-    record: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
     meter = _Meter(parts, activations, seconds / 4)
-    torch_forms = [] if backend == "onnx" else _list_torch_forms(meter, policy, precision, min_agreement, record)
-    groups = [forms for forms in (_list_onnx_forms(meter, backend, precision, record), torch_forms) if forms]
+    torch_forms = [] if backend == "onnx" else meter.list_torch_forms(policy, precision, min_agreement)
+    groups = [forms for forms in (meter.list_onnx_forms(backend, precision), torch_forms) if forms]
     # ONNX Runtime comes first, and so wins ties, because it is better at single samples
-    best = meter.find_fastest([_tune_group(meter, forms) for forms in groups])
+    best = meter.find_fastest([meter.tune_group(forms) for forms in groups])
     times = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.seconds_per_sample.items()]
-    record["ms_per_sample"] = [{name: value for name, value in row.items() if name != "measured"} for row in times]
+    rows = [{name: value for name, value in row.items() if name != "measured"} for row in times]
     engine = meter.open(best)
-    engine.tuning = replace(best, measured=record)
+    engine.tuning = replace(best, measured=meter.record | {"ms_per_sample": rows})
     return engine
 
 
-def _tune_group(meter: _Meter, forms: list[Tuning]) -> Tuning:
-    """Return the fastest tuning of one backend."""
-    best = meter.find_fastest(forms)
-    if best.backend == "torch" and can_keep_memory() and meter.example[0].device.type == "cpu":
-        # decided first, because it changes which micro-batch is best
-        best = meter.find_fastest([replace(best, keep_memory=True), best])
-    sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
-    best = meter.find_fastest(sizes, stop_early=True)  # the smallest wins ties, because survivors fill it sooner
-    return meter.find_fastest([best, replace(best, threads=1)]) if torch.get_num_threads() > 1 else best
-
-
-def _list_onnx_forms(meter: _Meter, backend: str, precision: str, record: dict[str, Any]) -> list[Tuning]:
-    """Return the tuning for ONNX Runtime, if the network runs in it; otherwise raise if it was asked for, or record why."""
-    if backend == "torch" or (backend == "auto" and not is_installed("onnxruntime", "onnx", "onnxscript")):
-        return []
-    tuning = Tuning(micro_batch=FEW, backend="onnx")
-    try:
-        if precision == "bfloat16":
-            raise EngineError("backend: 'onnx' does not run in bfloat16. Fix: leave one of the two at 'auto'.")
-        meter.open(tuning)
-    except (EngineError, MissingExtraError) as error:  # an installed package may still fail to load
-        if backend == "onnx":
-            raise
-        record["onnx"] = str(error)
-        return []
-    return [tuning]
-
-
-def _list_torch_forms(
-    meter: _Meter, policy: Policy | None, precision: str, min_agreement: float, record: dict[str, Any]
-) -> list[Tuning]:
-    """Return the memory formats and precisions that the network may run in; record the measured agreement."""
-    forms = [Tuning(micro_batch=FEW)]
-    if any(t.ndim == 4 for t in meter.example):
-        forms.append(replace(forms[0], channels_last=True, folded=True))
-    if precision == "float32":
-        return forms
-    agreement, count = _measure_agreement(meter, forms[-1], policy), len(meter.example[0])
-    if agreement is None:
-        if precision == "bfloat16":
-            raise InputError("precision: this network does not run in bfloat16. Fix: leave it at 'float32'.")
-        return forms
-    record["bfloat16_agreement"], record["bfloat16_samples"] = agreement, count
-    halves = [replace(tuning, precision="bfloat16") for tuning in forms]
-    if precision == "bfloat16":
-        return halves
-    is_safe = upper_bound(round((1 - agreement) * count), count, 0.05) <= 1 - min_agreement
-    return forms + halves if is_safe else forms
-
-
 class _Meter:
-    """Times tunings in turn, and remembers the times."""
+    """Lists tunings, times them in turn, and remembers the times."""
 
     def __init__(self, parts: tuple[Sequence[Stage], Sequence[ExitHead]], example: Activations, seconds: float) -> None:
         self.parts, self.example, self.seconds = parts, example, seconds
+        self.record: dict[str, Any] = {
+            "machine": platform.processor() or platform.machine(),
+            "cores": torch.get_num_threads(),
+        }
         rows = torch.arange(MICRO_BATCHES[-1]) % len(example[0])
         self.activations = tuple(t[rows.to(t.device)] for t in example)
         self.seconds_per_sample: dict[Tuning, float] = {}
         self.engines: dict[tuple[bool, bool, str, str], Engine] = {}  # one copy of the weights for each form
+
+    def list_onnx_forms(self, backend: str, precision: str) -> list[Tuning]:
+        """Return the tuning for ONNX Runtime, if the network runs in it; else raise if it was asked for, or record why."""
+        if backend == "torch" or (backend == "auto" and not is_installed("onnxruntime", "onnx", "onnxscript")):
+            return []
+        tuning = Tuning(micro_batch=FEW, backend="onnx")
+        try:
+            if precision == "bfloat16":
+                raise EngineError("backend: 'onnx' does not run in bfloat16. Fix: leave one of the two at 'auto'.")
+            self.open(tuning)
+        except (EngineError, MissingExtraError) as error:  # an installed package may still fail to load
+            if backend == "onnx":
+                raise
+            self.record["onnx"] = str(error)
+            return []
+        return [tuning]
+
+    def list_torch_forms(self, policy: Policy | None, precision: str, min_agreement: float) -> list[Tuning]:
+        """Return the memory formats and precisions that the network may run in; record the measured agreement."""
+        forms = [Tuning(micro_batch=FEW)]
+        if any(t.ndim == 4 for t in self.example):
+            forms.append(replace(forms[0], channels_last=True, folded=True))
+        if precision == "float32":
+            return forms
+        halves = [replace(tuning, precision="bfloat16") for tuning in forms]
+        try:
+            half = self.compute_logits(halves[-1])
+        except ExitlensError:
+            raise
+        except Exception as error:  # graphs made by torch.export may have the example's precision written into them
+            if precision == "bfloat16":
+                fix = "Fix: leave it at 'float32'."
+                raise InputError(f"precision: this network does not run in bfloat16. {fix}") from error
+            return forms
+        full, task, count = self.compute_logits(forms[-1]), "classes" if policy is None else policy.task, len(half)
+        agreement = are_same(find_answers(half, task), find_answers(full, task), task).float().mean(0).min().item()
+        if policy is not None:
+            same = (_decide(half, policy) == _decide(full, policy)).all(1)
+            agreement = min(agreement, same.float().mean().item())
+        self.record["bfloat16_agreement"], self.record["bfloat16_samples"] = agreement, count
+        if precision == "bfloat16":
+            return halves
+        is_safe = upper_bound(round((1 - agreement) * count), count, 0.05) <= 1 - min_agreement
+        return forms + halves if is_safe else forms
+
+    def compute_logits(self, tuning: Tuning) -> Tensor:  # -> (N,K,C)
+        """Return the logits of the example in a tuning's form."""
+        engine, batches = self.open(tuning), []
+        with engine.mode():
+            for part in zip(*(t.split(16) for t in self.example), strict=True):
+                outputs = engine.compute_outputs(tuning.convert(part))
+                batches.append(torch.stack([logits.float() for logits, _ in outputs], 1))
+            return torch.cat(batches).cpu()
+
+    def tune_group(self, forms: list[Tuning]) -> Tuning:
+        """Return the fastest tuning of one backend."""
+        best = self.find_fastest(forms)
+        if best.backend == "torch" and can_keep_memory() and self.example[0].device.type == "cpu":
+            # decided first, because it changes which micro-batch is best
+            best = self.find_fastest([replace(best, keep_memory=True), best])
+        sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
+        best = self.find_fastest(sizes, stop_early=True)  # the smallest wins ties, because survivors fill it sooner
+        return self.find_fastest([best, replace(best, threads=1)]) if torch.get_num_threads() > 1 else best
 
     def find_fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
         """Return the first tuning (simplest first) whose time per sample is within ``NEARLY`` of the lowest.
@@ -128,7 +145,7 @@ class _Meter:
         times, runs = self.seconds_per_sample, dict[Tuning, Callable[[], float]]()
         for tuning in tunings:
             before = min((times[t] for t in runs), default=float("inf"))
-            runs[tuning] = self._run(tuning)
+            runs[tuning] = partial(self._run, tuning)
             times[tuning] = min(runs[tuning]() for _ in range(2))  # the first run also warms up
             if stop_early and tuning.micro_batch > FEW and times[tuning] * NEARLY > before:
                 break
@@ -144,14 +161,13 @@ class _Meter:
         """Return the engine in a tuning's form."""
         form = tuning.channels_last, tuning.folded, tuning.precision, tuning.backend
         if form not in self.engines:
-            self.engines[form] = prepare_engine(*self.parts, tuning, tuple(t[:1] for t in self.example))
+            self.engines[form] = build_engine(*self.parts, tuning, tuple(t[:1] for t in self.example))
         return self.engines[form]
 
-    def _run(self, tuning: Tuning) -> Callable[[], float]:
-        engine = self.open(tuning)
-        count = max(FEW, tuning.micro_batch)
-
-        def answer() -> float:
+    def _run(self, tuning: Tuning) -> float:
+        """Return the seconds per sample."""
+        engine, count = self.open(tuning), max(FEW, tuning.micro_batch)
+        for _ in range(1 + keep_memory(tuning.keep_memory)):  # after a change, the first run warms up
             with apply_tuning(tuning), engine.mode():
                 started = time.perf_counter()
                 inputs = engine.enter(tuple(t[:count] for t in self.activations))
@@ -160,42 +176,8 @@ class _Meter:
                     for k in range(len(engine.heads)):
                         activations, p, *_ = engine.answer(k, activations, 1.0, "max_probability")
                 float(p.sum())  # waits for the device
-                return (time.perf_counter() - started) / count
-
-        def run() -> float:
-            if keep_memory(tuning.keep_memory):
-                answer()
-            return answer()
-
-        return run
-
-
-def _measure_agreement(meter: _Meter, form: Tuning, policy: Policy | None) -> float | None:
-    """Return the lowest share, over exits, of samples with the same label in bfloat16; ``None`` if it does not run.
-
-    With a policy, the share of samples with the same answer counts, too.
-    """
-    try:
-        half = _compute_logits(meter, replace(form, precision="bfloat16"))
-    except ExitlensError:
-        raise
-    except Exception:  # graphs made by torch.export may have the example's precision written into them
-        return None
-    full = _compute_logits(meter, replace(form, precision="float32"))
-    task: Task = "classes" if policy is None else policy.task
-    share = are_same(find_answers(half, task), find_answers(full, task), task).float().mean(0).min().item()
-    if policy is not None:
-        share = min(share, (_decide(half, policy) == _decide(full, policy)).all(1).float().mean().item())
-    return share
-
-
-def _compute_logits(meter: _Meter, tuning: Tuning, size: int = 16) -> Tensor:  # -> (N,K,C)
-    engine, batches = Engine.prepare(*meter.parts, tuning), []
-    with engine.mode():
-        for at in range(0, len(meter.example[0]), size):
-            outputs = engine.compute_outputs(engine.enter(tuple(t[at : at + size] for t in meter.example)))
-            batches.append(torch.stack([logits.float() for logits, _ in outputs], 1))
-        return torch.cat(batches).cpu()
+                spent = time.perf_counter() - started
+        return spent / count
 
 
 def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label, or (N,1+C): exit and labels

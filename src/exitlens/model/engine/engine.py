@@ -34,18 +34,14 @@ class StepOutput(NamedTuple):
 
 
 class Engine:
-    """Stages and heads in a tuning's form. Threads may share an engine: answering does not change it.
-
-    Attributes:
-        shared: True if stages and heads are the network's own, False if they are copies.
-    """
+    """Stages and heads in a tuning's form: the network's own (``in_place``) or copies. Threads may share an engine."""
 
     is_compiled = False
 
     def __init__(
-        self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], tuning: Tuning, *, shared: bool = False
+        self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], tuning: Tuning, *, in_place: bool = False
     ) -> None:
-        self.stages, self.heads, self.tuning, self.shared = stages, heads, tuning, shared
+        self.stages, self.heads, self.tuning, self.in_place = stages, heads, tuning, in_place
 
     @classmethod
     def prepare(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning) -> Self:
@@ -55,7 +51,7 @@ class Engine:
             return cls(graphs, [prepare_head(head, tuning) for head in heads], tuning)
 
     def enter(self, activations: Activations) -> Activations:
-        """Convert checked inputs to the form that the first stage takes."""
+        """Return checked inputs in the form that the first stage takes."""
         return self.tuning.convert(activations)
 
     def mode(self) -> AbstractContextManager[Any]:
@@ -70,12 +66,12 @@ class Engine:
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
         """Run stage k and the head of exit k; ``attention``: also return the map."""
-        return score_step(*self.run_step(k, activations, attention), temperature, score)
+        return _score_step(*self.run_step(k, activations, attention), temperature, score)
 
     def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
         """Run stage k and the head of exit k; return the next stage's inputs, the logits, and the map if asked for."""
         activations = self.stages[k](*activations)
-        return activations, *call_head(self.heads[k], activations, attention)
+        return activations, *_call_head(self.heads[k], activations, attention)
 
     def try_out(self, activations: Activations) -> None:
         """Run everything once; raise :class:`EngineError` where the precision does not fit the graph."""
@@ -111,15 +107,13 @@ class Engine:
         return self.heads[k].classify(*activations)
 
 
-def call_head(head: ExitHead, activations: Activations, attention: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the logits, and the map if it is asked for."""
+def _call_head(head: ExitHead, activations: Activations, attention: bool) -> tuple[Tensor, Tensor | None]:
     return head.with_attention(*activations) if attention else (head.classify(*activations), None)
 
 
-def score_step(
+def _score_step(
     activations: Activations, logits: Tensor, maps: Tensor | None, temperature: float | Tensor, score: str
 ) -> StepOutput:
-    """Turn a step's logits into probabilities and scores."""
     p = probabilities(logits, temperature, score)
     return StepOutput(activations, p, score_of(p, score), maps)
 
@@ -163,7 +157,7 @@ class CompiledEngine(Engine):
 
         def answer(activations: Activations, temperature: Tensor) -> StepOutput:
             activations = stage(*activations)
-            return score_step(activations, *call_head(head, activations, attention), temperature, score)
+            return _score_step(activations, *_call_head(head, activations, attention), temperature, score)
 
         if temperature not in self._temperatures:
             self._temperatures[temperature] = torch.tensor(temperature, dtype=torch.float64)
@@ -182,11 +176,8 @@ class CompiledEngine(Engine):
         Steps are compiled for one sample, for a few and for many, so later batches of any size compile nothing. Raises
         :class:`EngineError` where PyTorch cannot compile a step on this machine.
         """
-        maps, size = (
-            attention or policy.gate is not None,
-            self.tuning.micro_batch,
-        )  # fewer than two micro-batches run at once
-        counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)
+        maps, size = attention or policy.gate is not None, self.tuning.micro_batch
+        counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)  # at most 2 * size - 1 run at once
         rows = self.enter(tuple(t[:1].repeat_interleave(counts[0], 0) for t in activations))
         for k in range(len(self.stages)):
             started = time.perf_counter()

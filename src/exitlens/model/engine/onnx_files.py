@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -30,7 +31,7 @@ from exitlens.types import Policy
 OPSET = 18
 LOGITS, ATTENTION = "logits", "attention"
 BATCHES = (1, 2, 3, 17, 64)  # sizes at which exported files are compared with PyTorch; size 0 crashes some (MaxViT's)
-COMPARED = (1, 2, 9)  # sizes at which files of an engine are compared with it
+COMPARED = (1, 2, 9)  # the same for files of an engine
 ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
 
@@ -98,42 +99,46 @@ class Written(NamedTuple):
 def write_segments(
     directory: Path, segments: Sequence[Segment], examples: Mapping[int, Activations], names: Sequence[str]
 ) -> list[Written]:
-    """Write ``stage_0.onnx`` and so on, and compare each with its segment.
+    """Write ``stage_0.onnx`` and so on, each compared with its segment.
 
-    Args:
-        examples: samples by batch size, which includes 2.
-        names: of the first stage's tensors.
+    ``examples`` are samples by batch size, which includes 2; ``names`` those of the first stage's tensors.
     """
-    files, batches = list[Written](), dict(examples)
+    files, batches = list[Written](), examples
     for place, segment in enumerate(segments):
-        path = directory / f"stage_{place}.onnx"
-        with torch.inference_mode():
-            _, attention, *crossing = segment(*batches[2])
-        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
-        part = f"exit {segment.exit}"
-        write_module(segment, tuple(t.clone() for t in batches[2]), path, names, outputs, part)
-        session = open_file(path)
-        for size, batch in batches.items():
-            batches[size] = compare_module(segment, session, dict(zip(names, batch, strict=True)), part)[2:]
-        files.append(Written(path, segment.exit, names, outputs, tuple(attention.shape[1:])))
-        names = outputs[2:]
+        path, part = directory / f"stage_{place}.onnx", f"exit {segment.exit}"
+        known = [LOGITS, ATTENTION]
+        outputs, expected = write_module(segment, batches, path, names, known, f"features_{segment.exit}", part)
+        files.append(Written(path, segment.exit, names, outputs, tuple(expected[2][1].shape[1:])))
+        names, batches = outputs[2:], {size: tensors[2:] for size, tensors in expected.items()}
     return files
 
 
 def write_module(
-    module: nn.Module, activations: Activations, path: Path, inputs: Sequence[str], outputs: Sequence[str], part: str
-) -> None:
-    """Write a module (tensors -> a tuple of tensors) for any number of samples.
+    module: nn.Module,
+    batches: Mapping[int, Activations],
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    rest: str,
+    part: str,
+) -> tuple[list[str], dict[int, Activations]]:
+    """Write a module (``*tensors`` -> a tuple of tensors) for any number of samples, and compare the two.
 
     Args:
-        activations: an example of two samples or more (with one, torch.export would fix the batch size to 1).
-        inputs, outputs: names of the tensors.
+        batches: samples by batch size, which includes 2 (with 1, torch.export would fix the batch size).
+        inputs, outputs: names of the tensors; further outputs are called ``rest``, with a number.
         part: names the module in errors.
 
+    Returns:
+        Names of the outputs, and the module's outputs by batch size.
+
     Raises:
-        ExportError: where PyTorch cannot export the module, or only for one number of samples.
+        ExportError: where the module cannot be exported for any number of samples, or the file gives something else.
     """
-    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in activations)
+    with torch.inference_mode():
+        expected: dict[int, Activations] = {size: module(*batch) for size, batch in batches.items()}
+    names = [*outputs, *(f"{rest}_{i}" for i in range(len(expected[2]) - len(outputs)))]
+    activations = tuple(t.clone() for t in batches[2])
     try:
         with warnings.catch_warnings(), torch.no_grad(), _FlatAttention():
             warnings.simplefilter("ignore")
@@ -141,10 +146,10 @@ def write_module(
                 module,
                 activations,
                 input_names=list(inputs),
-                output_names=list(outputs),
+                output_names=names,
                 opset_version=OPSET,
                 dynamo=True,
-                dynamic_shapes=(dynamic,),
+                dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in activations),),
                 optimize=True,
                 verbose=False,
             )
@@ -157,6 +162,23 @@ def write_module(
         dimensions = value.type.tensor_type.shape.dim
         if not dimensions or not dimensions[0].dim_param:
             raise ExportError(f"net: {part}: the number of samples of {value.name!r} is fixed in its ONNX file")
+    session = open_file(path)
+    for size, batch in batches.items():
+        try:
+            feed = {name: t.numpy() for name, t in zip(inputs, batch, strict=True)}
+            results = session.run(names, {value.name: feed[value.name] for value in session.get_inputs()})
+        except Exception as error:
+            raise ExportError(f"net: {part}: its ONNX file does not run ({shorten(error)})") from error
+        for name, wanted, output in zip(names, expected[size], map(torch.from_numpy, results), strict=True):
+            tensor = f"net: {part}, {name}, {size} samples"
+            if wanted.shape != output.shape:
+                raise ExportError(f"{tensor}: the ONNX file gives {tuple(output.shape)}, the network {tuple(wanted.shape)}")
+            if not is_close(output, wanted):
+                off = (wanted.double() - output.double()).abs().max().item()
+                raise ExportError(
+                    f"{tensor}: the ONNX file is off by {off:.2g}; allowed is {TOLERANCE:.0e} of the largest value"
+                )
+    return names, expected
 
 
 class _FlatAttention(TorchFunctionMode):
@@ -192,27 +214,6 @@ def open_file(path: Path, threads: int = 1) -> Any:
         raise ExportError(f"{path.name}: ONNX Runtime cannot open the file that was written ({shorten(error)})") from error
 
 
-def compare_module(module: nn.Module, session: Any, activations: Mapping[str, Tensor], part: str) -> Activations:
-    """Return the module's outputs; raises :class:`ExportError` unless the file gives the same."""
-    with torch.inference_mode():
-        expected: Activations = module(*activations.values())
-    try:
-        outputs = session.run(None, {value.name: activations[value.name].numpy() for value in session.get_inputs()})
-    except Exception as error:
-        raise ExportError(f"net: {part}: its ONNX file does not run ({shorten(error)})") from error
-    names = [value.name for value in session.get_outputs()]
-    for name, wanted, output in zip(names, expected, map(torch.from_numpy, outputs), strict=True):
-        tensor = f"net: {part}, {name}, {len(wanted)} samples"
-        if wanted.shape != output.shape:
-            raise ExportError(f"{tensor}: the ONNX file gives {tuple(output.shape)}, the network {tuple(wanted.shape)}")
-        if not is_close(output, wanted):
-            off = (wanted.double() - output.double()).abs().max().item()
-            raise ExportError(
-                f"{tensor}: the ONNX file is off by {off:.2g}; allowed is {TOLERANCE:.0e} of the largest value"
-            )
-    return expected
-
-
 def is_close(output: Tensor, expected: Tensor) -> bool:
     """Return whether tensors are the same up to rounding."""
     if output.shape != expected.shape or not expected.numel():
@@ -226,13 +227,12 @@ class Home:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="exitlens-"))
-        self.finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
+        self.finalizer = weakref.finalize(self, self._remove, self.path, os.getpid())
 
-
-def _remove(path: Path, process: int) -> None:
-    """Remove a directory in the process that made it, not in one that was forked from it."""
-    if os.getpid() == process:
-        shutil.rmtree(path, ignore_errors=True)
+    @staticmethod
+    def _remove(path: Path, process: int) -> None:
+        if os.getpid() == process:  # not in a process that was forked from the one that made it
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class OnnxFile:
@@ -252,27 +252,11 @@ class OnnxFile:
 
     @classmethod
     def write(cls, module: nn.Module, example: Activations, part: str) -> Self:
-        """Write a module (tensors -> a tuple of tensors) as a file, and compare the two.
-
-        Args:
-            example: one sample of each tensor.
-            part: names the module in errors.
-
-        Raises:
-            ExportError: where the module cannot be written as ONNX, or the file gives something else.
-        """
+        """Write a module as a file, with :func:`write_module`; ``example`` is one sample of each tensor."""
         import_onnx()
-        module = _Spread(module).eval()
         home, names = Home(), [f"input_{i}" for i in range(len(example))]
-        batches = {n: tuple(draw_like(t, n) for t in example) for n in COMPARED}
-        with torch.inference_mode():
-            outputs = [f"output_{i}" for i in range(len(module(*batches[2])))]
-        path = home.path / "module.onnx"
-        write_module(module, batches[2], path, names, outputs, part)
-        session = open_file(path)
-        for batch in batches.values():
-            compare_module(module, session, dict(zip(names, batch, strict=True)), part)
-        return cls(path, names, outputs, home)
+        outputs, _ = write_module(module, draw_batches(example), home.path / "module.onnx", names, (), "output", part)
+        return cls(home.path / "module.onnx", names, outputs, home)
 
     def __call__(self, activations: Activations) -> list[Tensor]:
         """Return every output; raises :class:`EngineError` where ONNX Runtime cannot run the file."""
@@ -293,21 +277,13 @@ class OnnxFile:
         return [from_dlpack(value) for value in outputs]
 
 
-class _Spread(nn.Module):
-    """Passes on its tensors as a tuple, because the exporter expects separate arguments."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.inner(*tensors)
-
-
-def draw_like(t: Tensor, count: int) -> Tensor:
-    """Return noise for floats; other tensors repeated ``count`` times."""
-    rng = torch.Generator().manual_seed(count)
-    return torch.randn(count, *t.shape[1:], generator=rng) if t.is_floating_point() else t.repeat(count, *[1] * (t.ndim - 1))
+def draw_batches(example: Activations) -> dict[int, Activations]:
+    """Return batches by size: noise for floats, other tensors repeated; ``example`` is one sample."""
+    rng, batches = torch.Generator().manual_seed(0), dict[int, Activations]()
+    for n in COMPARED:
+        draw = partial(torch.randn, n, generator=rng)
+        batches[n] = tuple(draw(*t.shape[1:]) if t.is_floating_point() else t.repeat_interleave(n, 0) for t in example)
+    return batches
 
 
 class OnnxFiles(NamedTuple):
@@ -317,17 +293,17 @@ class OnnxFiles(NamedTuple):
     home: Home | None = None
 
 
-class FileEngine(Engine):
-    """Answers with ONNX files alone: one for each exit that can answer, with everything since the previous file's exit.
+class OnnxEngine(Engine):
+    """Answers with ONNX files: one for each exit that can answer, with everything since the previous file's exit.
 
-    Heads are part of the files, so their cost is paid even at exits that are only passed.
+    Heads are part of the files, so their cost is paid even at exits that are only passed. Evidence maps come from
+    ``stages`` and ``heads``, in PyTorch.
     """
 
-    def __init__(
-        self, opened: Mapping[int, OnnxFile], tuning: Tuning, stages: Sequence[Any] = (), heads: Sequence[ExitHead] = ()
-    ) -> None:
+    def __init__(self, files: OnnxFiles, tuning: Tuning, stages: Sequence[Any] = (), heads: Sequence[ExitHead] = ()) -> None:
         super().__init__(stages, heads, tuning)
-        self.opened = dict(opened)
+        self.files = files
+        self.opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
 
     def advance(self, k: int, activations: Activations) -> Activations:
         """Run stage k alone; nothing runs if it is part of a later file."""
@@ -354,48 +330,47 @@ class FileEngine(Engine):
         return self.opened[k](activations)[0]
 
 
-class OnnxEngine(FileEngine):
-    """Answers with files that were compared with the stages. Evidence maps still come from PyTorch."""
+def build_engine(
+    stages: Sequence[Stage],
+    heads: Sequence[ExitHead],
+    tuning: Tuning,
+    example: Activations,
+    files: OnnxFiles | None = None,
+) -> Engine:
+    """Make an engine on copies of stages and heads in the tuning's form, with its backend.
 
-    def __init__(self, stages: Sequence[Any], heads: Sequence[ExitHead], tuning: Tuning, files: OnnxFiles) -> None:
-        opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
-        super().__init__(opened, tuning, stages, heads)
-        self.files = files
+    Args:
+        example: one sample, as the first stage takes it.
+        files: ONNX files of these weights, which are used if they answer here as the network does.
 
-    @classmethod
-    def open(
-        cls,
-        stages: Sequence[Stage],
-        heads: Sequence[ExitHead],
-        tuning: Tuning,
-        example: Activations,
-        files: OnnxFiles | None = None,
-    ) -> Self:
-        """Make an engine on ``files`` if they answer here as the network does, else on new files.
-
-        Raises:
-            EngineError: unless the network is in float32 on the CPU and can be written as ONNX.
-        """
-        for t in (*example, *heads[0].parameters()):
-            if t.device.type != "cpu" or (t.is_floating_point() and t.dtype is not torch.float32):
-                raise EngineError(
-                    f"tuning: backend='onnx' is for networks in float32 on the CPU, got {t.dtype} on {t.device}. Fix: set "
-                    "net.tuning = Tuning() to use PyTorch."
-                )
-        plain = Engine.prepare(stages, heads, tuning)
-        if files is not None:
-            engine, batch = cls(plain.stages, plain.heads, tuning, files), tuple(draw_like(t, 2) for t in example)
-            with engine.mode(), suppress(ExportError, EngineError):  # perhaps written by another version of ONNX Runtime
-                exits = zip(engine.compute_outputs(batch), plain.compute_outputs(batch), strict=True)
-                if all(is_close(*tensors) for outputs in exits for tensors in zip(*outputs, strict=True)):
-                    return engine
-        import_onnx()
-        home, examples = Home(), {n: tuple(draw_like(t, n) for t in example) for n in COMPARED}
-        try:
-            segments = cut_segments(stages, heads, Policy((0.0,) * (len(heads) - 1)))
-            written = write_segments(home.path, segments, examples, [f"input_{i}" for i in range(len(example))])
-        except ExportError as error:
+    Raises:
+        EngineError: with ONNX Runtime, unless the network is in float32 on the CPU and can be written as ONNX.
+    """
+    if tuning.precision == "int8":
+        raise EngineError("tuning: the int8 files hold other weights. Fix: call exitlens.export_int8 again.")
+    for t in (*example, *heads[0].parameters()) if tuning.backend == "onnx" else ():
+        if t.device.type != "cpu" or (t.is_floating_point() and t.dtype is not torch.float32):
             raise EngineError(
-                f"tuning: this network does not run with backend='onnx' ({error}). Fix: set backend='torch'."
-            ) from error
-        return cls(plain.stages, plain.heads, tuning, OnnxFiles(written, home))
+                f"tuning: backend='onnx' is for networks in float32 on the CPU, got {t.dtype} on {t.device}. Fix: set "
+                "net.tuning = Tuning() to use PyTorch."
+            )
+    plain = Engine.prepare(stages, heads, tuning)
+    if tuning.backend == "torch":
+        return plain
+    batches = draw_batches(example)
+    if files is not None:
+        engine = OnnxEngine(files, tuning, plain.stages, plain.heads)
+        with engine.mode(), suppress(ExportError, EngineError):  # perhaps written by another version of ONNX Runtime
+            exits = zip(engine.compute_outputs(batches[2]), plain.compute_outputs(batches[2]), strict=True)
+            if all(is_close(*tensors) for outputs in exits for tensors in zip(*outputs, strict=True)):
+                return engine
+    import_onnx()
+    home = Home()
+    try:
+        segments = cut_segments(stages, heads, Policy((0.0,) * (len(heads) - 1)))
+        written = write_segments(home.path, segments, batches, [f"input_{i}" for i in range(len(example))])
+    except ExportError as error:
+        raise EngineError(
+            f"tuning: this network does not run with backend='onnx' ({error}). Fix: set backend='torch'."
+        ) from error
+    return OnnxEngine(OnnxFiles(written, home), tuning, plain.stages, plain.heads)

@@ -22,7 +22,7 @@ from exitlens.model.cutting.graph import get_callee_name
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead, KeptHead
-from exitlens.model.mixing import has_attention
+from exitlens.model.mixing import has_self_attention
 
 ATEN = torch.ops.aten
 CONVOLUTIONS = (ATEN.conv2d.default, ATEN.conv2d.padding)  # (x, weight, bias, ...)
@@ -52,26 +52,19 @@ def choose_default(stages: Sequence[Stage], heads: Sequence[ExitHead], example: 
     graphs = [stage.evaluation for stage in stages] + [h.tail.evaluation for h in heads if isinstance(h, KeptHead)]
     tensors = [*example, *(t for part in (*stages, *heads) for t in (*part.parameters(), *part.buffers()))]
     is_plain = all(t.device.type == "cpu" and (t.dtype is torch.float32 or not t.is_floating_point()) for t in tensors)
-    is_image = any(t.ndim == 4 for t in example)
-    if not is_plain or not is_image or has_attention(stages) or sum(map(_count_convolutions, graphs)) < FEWEST_CONVOLUTIONS:
+    if not is_plain or not any(t.ndim == 4 for t in example) or has_self_attention(stages):
         return Tuning()
-    folded = any(map(can_fold, graphs))
-    views = any(
-        node.op.startswith("call_") and get_callee_name(node).partition(".")[0] in VIEWS
-        for graph in graphs
-        for node in graph.graph.nodes
-    )
-    return Tuning(DEFAULT_MICRO_BATCH, channels_last=not views, folded=folded)
-
-
-def _count_convolutions(body: fx.GraphModule) -> int:
-    count = 0
-    for node in body.graph.nodes:
-        if node.op == "call_module":
-            count += sum(isinstance(module, nn.Conv2d) for module in body.get_submodule(str(node.target)).modules())
-        else:
-            count += node.op == "call_function" and get_callee_name(node).partition(".")[0] == "conv2d"
-    return count
+    convolutions, has_views = 0, False
+    for graph, node in ((body, node) for body in graphs for node in body.graph.nodes):
+        if node.op.startswith("call_"):
+            callee = get_callee_name(node).partition(".")[0]
+            modules = graph.get_submodule(str(node.target)).modules() if node.op == "call_module" else ()
+            convolutions += sum(isinstance(module, nn.Conv2d) for module in modules) or callee == "conv2d"
+            has_views |= callee in VIEWS
+    if convolutions < FEWEST_CONVOLUTIONS:
+        return Tuning()
+    folded = any(True for graph in graphs for _ in find_norms(graph))
+    return Tuning(DEFAULT_MICRO_BATCH, channels_last=not has_views, folded=folded)
 
 
 def prepare_graph(body: fx.GraphModule, tuning: Tuning) -> fx.GraphModule:
@@ -97,14 +90,9 @@ def prepare_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     return twin
 
 
-def can_fold(body: fx.GraphModule) -> bool:
-    """Return whether :func:`fold` would change anything."""
-    return any(True for _ in _find_norms(body))
-
-
 def fold(body: fx.GraphModule) -> None:
     """Fold, in place, every batch normalisation into the convolution whose output only it reads."""
-    for conv, node, norm in list(_find_norms(body)):
+    for conv, node, norm in list(find_norms(body)):
         inputs = [*node.all_input_nodes, *conv.all_input_nodes]
         if conv.op == "call_module":
             module = cast(nn.Conv2d, copy.deepcopy(body.get_submodule(str(conv.target))))
@@ -129,8 +117,8 @@ def fold(body: fx.GraphModule) -> None:
     body.recompile()
 
 
-def _find_norms(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Norm]]:
-    """Yield each convolution call, the normalisation call that can be folded into it, and its numbers."""
+def find_norms(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Norm]]:
+    """Yield each convolution call, the normalisation call that can be folded into it, and the latter's numbers."""
     calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
     calls.update(str(node.target).rpartition(".")[0] for node in body.graph.nodes if node.op == "get_attr")
     for node in body.graph.nodes:
@@ -144,7 +132,7 @@ def _find_norms(body: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Norm]]
 
 
 def _is_convolution(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> bool:
-    """Return whether the node is a convolution whose weights may be changed for it alone (hooks might set them)."""
+    """True for a convolution whose weights may be changed for it alone (hooks might set them)."""
     if node.op == "call_module":
         conv = body.get_submodule(str(node.target))
         return type(conv) is nn.Conv2d and calls[str(node.target)] == 1 and not has_hooks(conv)
@@ -154,7 +142,6 @@ def _is_convolution(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) ->
 
 
 def _read_norm(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> Norm | None:
-    """Return the numbers of a batch normalisation with fixed statistics, if the node is one."""
     if node.op == "call_module":
         norm = body.get_submodule(str(node.target))
         if type(norm) is not nn.BatchNorm2d or calls[str(node.target)] > 1 or has_hooks(norm):
@@ -174,7 +161,6 @@ def _read_norm(body: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> Norm
 
 
 def _read_tensor(body: fx.GraphModule, node: object) -> Tensor | None:
-    """Return the tensor that a node stands for, if it belongs to the network."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     value: Any = attrgetter(str(node.target))(body)
@@ -182,8 +168,6 @@ def _read_tensor(body: fx.GraphModule, node: object) -> Tensor | None:
 
 
 class _Convolution(NamedTuple):
-    """Arguments of ``aten.conv2d``."""
-
     x: fx.Node
     weight: fx.Node
     bias: fx.Node | None = None
@@ -244,7 +228,7 @@ def convolve_padded(
 
 
 def _pads_zeros(node: fx.Node) -> bool:
-    """Return whether the node adds zeros to the last two axes, and cuts nothing off."""
+    """True if the node adds zeros to the last two axes, and cuts nothing off."""
     if node.op != "call_function" or node.target not in PADS or node.kwargs or len(node.args) < 2:
         return False
     arguments: Any = node.args

@@ -154,8 +154,12 @@ class Router:
         activations, p, scores, maps = step
         batch = RoutedBatch(where, k, scores, p, maps if self.attention else None)
         if k == policy.num_exits - 1:
-            trust = _measure_last(maps, previous) if is_gated and maps is not None else None
-            self._routed.append(batch._replace(trust=trust))
+            if is_gated and maps is not None:  # the final exit's map diverges from itself by 0
+                measured = torch.full_like(scores, math.nan)
+                if previous is not None:
+                    measured = divergence(*on_common_grid(previous.float(), maps.float()))
+                batch = batch._replace(trust=torch.stack([torch.zeros_like(measured), measured], 1))
+            self._routed.append(batch)
             return
         features = compute_gate_features(maps, previous) if is_gated and maps is not None else None
         decision = decide(policy, k, p, scores, features)
@@ -173,14 +177,6 @@ class Router:
             stay, leave = order[: len(where) - count], order[len(where) - count :]
             self._routed.append(batch.select(leave))
             self._pools[k + 1].add(where[stay], gather(activations, stay), since)
-
-
-def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
-    """Return :attr:`RoutedBatch.trust` at the final exit: the divergence of the previous exit's map from the final one."""
-    measured = maps.new_full((len(maps),), math.nan, dtype=torch.float32)
-    if previous is not None:
-        measured = divergence(*on_common_grid(previous.float(), maps.float()))
-    return torch.stack([torch.zeros_like(measured), measured], 1)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -145,31 +145,8 @@ def fit(  # noqa: PLR0913
         (1, [...])
     """
     require(out_dir, str | Path | None, "out_dir")
-    settings = TrainingSettings(
-        epochs=epochs,
-        batch_size=batch_size,
-        recipe=recipe,
-        learning_rate=learning_rate,
-        head_learning_rate=head_learning_rate,
-        layer_decay=layer_decay,
-        warm_up=warm_up,
-        weight_decay=weight_decay,
-        batch_norm=batch_norm,
-        seed=seed,
-        amp=amp,
-        channels_last=channels_last,
-        freeze_backbone=freeze_backbone,
-        augment=augment if isinstance(augment, str) else "none",
-        balanced=balanced,
-        accumulate=accumulate,
-        clip_norm=clip_norm,
-        ema=ema,
-        patience=patience,
-        monitor=monitor,
-        cache_features=cache_features,
-        keep=keep,
-        share_cores=share_cores,
-    )
+    arguments = locals() | {"augment": augment if isinstance(augment, str) else "none"}
+    settings = TrainingSettings(**{item.name: arguments[item.name] for item in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     options = RunOptions(directory, resume, workers, progress, tensorboard, ranks)
     return run_training(net, train, val, settings, options, loss=loss, augment=augment)
@@ -232,7 +209,7 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
         loss = EGTLoss(weight=1.0 if have_maps(net.heads) else 0.0)
     elif loss.weight > 0:
         require_maps(net.heads, "a loss with a weight above 0")
-    attends = net.has_attention and not settings.freeze_backbone
+    attends = net.has_self_attention and not settings.freeze_backbone
     loss = loss.for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
     if loss.class_weights == "balanced":
         loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), net.info.num_classes))

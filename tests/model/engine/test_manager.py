@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.engine.active import WeightsRecord
 from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.manager import WeightsRecord
 from exitlens.model.engine.preparation import DEFAULT_MICRO_BATCH
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import TinyNet, make_net, spread_policy
@@ -78,9 +78,9 @@ def test_untuned_convolutional_networks_answer_as_before_in_another_form(make, w
     assert net.tuning == wanted
     assert not net.is_tuned
     with net.open_engine() as engine:
-        assert engine is net.engine.find()
+        assert engine is net.engine.select()
         assert engine.tuning == wanted
-        assert engine.shared is not wanted.folded  # weights are copied only to fold
+        assert engine.in_place is not wanted.folded  # weights are copied only to fold
     xl.save(net, None, tmp_path / "b")
     back, _ = xl.load(tmp_path / "b", backbone=make())
     assert not back.is_tuned
@@ -200,15 +200,15 @@ def test_a_copy_has_the_tuning_and_an_engine_of_its_own(duplicate):
     assert not duplicate(make_net()).is_tuned
     net = make_net()
     net.tuning = Tuning(folded=True)
-    engine, twin = net.engine.find(), duplicate(net)
+    engine, twin = net.engine.select(), duplicate(net)
     assert twin.is_tuned
     assert twin.tuning == net.tuning
     assert twin.fingerprint() == net.fingerprint()
     with torch.no_grad():
         twin.head(2).classifier.bias.add_(1)
     assert twin.cached_fingerprint() != net.cached_fingerprint()
-    assert twin.engine.find() is not engine
-    assert net.engine.find() is engine
+    assert twin.engine.select() is not engine
+    assert net.engine.select() is engine
     assert len(xl.predict(twin, IMAGES[:4], POLICY)) == 4
 
 
@@ -220,12 +220,12 @@ def test_an_engine_is_made_once_and_again_after_a_change(tuning):
     engines = []
     for change in (lambda: None, lambda: None, lambda: net.head(0).classifier.bias.data.add_(0), net.float):
         change()
-        engines.append(net.engine.find())
+        engines.append(net.engine.select())
     assert engines[0] is engines[1] is engines[2]
     assert engines[3] is not engines[2]  # moved tensors may be others
     net.tuning = Tuning()
-    assert type(net.engine.find()) is Engine
-    assert net.engine.find().shared
+    assert type(net.engine.select()) is Engine
+    assert net.engine.select().in_place
 
 
 def test_evaluation_mode_lasts_until_the_last_thread_is_done():

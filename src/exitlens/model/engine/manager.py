@@ -16,7 +16,7 @@ from exitlens.errors import EngineError
 from exitlens.model._torch_compat import has_hooks, list_member_tables, read_version
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import CompiledEngine, Engine
-from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles
+from exitlens.model.engine.onnx_files import OnnxFiles, build_engine
 from exitlens.model.engine.preparation import choose_default
 from exitlens.model.engine.tuning import Tuning, apply_tuning
 from exitlens.model.heads.exit_heads import ExitHead
@@ -30,6 +30,7 @@ class Snapshot:
     """A network's modules and tensors at one moment, in plain lists that are quick to compare."""
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
+        self.fingerprint = ""  # once it is known
         self.modules = [module for part in parts for module in part.modules()]
         self._members: list[tuple[dict[str, Any], str, Any]] = []
         self._tensors: list[tuple[Tensor, int, int]] = []  # with version and address
@@ -71,7 +72,6 @@ class WeightsRecord:
         self._parts = {"stages.": stages, "heads.": heads}
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
-        self._named: tuple[str, Snapshot] | None = None  # the fingerprint, and the snapshot it was computed at
 
     def compute_fingerprint(self) -> str:
         """Return the first 16 hex digits of a SHA-256 over every tensor of the network's state."""
@@ -85,26 +85,24 @@ class WeightsRecord:
     @property
     def fingerprint(self) -> str:
         """:meth:`compute_fingerprint`, recomputed only after a change was noticed."""
-        snapshot, named = self.current(), self._named
-        if named is None or named[1] is not snapshot:
-            with self._lock:
-                named = self._named = self.compute_fingerprint(), snapshot
-        return named[0]
+        snapshot = self.current()
+        with self._lock:
+            snapshot.fingerprint = snapshot.fingerprint or self.compute_fingerprint()
+        return snapshot.fingerprint
 
     def current(self) -> Snapshot:
         """Return an object that stays the same until a change is noticed; call this before reading the weights."""
         snapshot = self._snapshot
         if snapshot is None or not snapshot.is_unchanged():
             snapshot = self._snapshot = Snapshot(self._parts.values())
-            self._named = None  # it would hold the old tensors
         return snapshot
 
     def forget(self) -> None:
         """Forget everything, because the tensors have been exchanged."""
-        self._snapshot = self._named = None
+        self._snapshot = None
 
 
-class ActiveEngine:
+class EngineManager:
     """The engine that a network answers with, and the evaluation mode that this needs. Threads share both.
 
     An untuned network answers with a static default, which is read from its graphs without running anything
@@ -131,7 +129,7 @@ class ActiveEngine:
         self._modes: list[tuple[nn.Module, bool]] = []  # modules' modes before the first of these answers
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ActiveEngine, (self._stages, self._heads, self._example, self._tuning)
+        return EngineManager, (self._stages, self._heads, self._example, self._tuning)
 
     @property
     def parts(self) -> tuple[Sequence[Stage], Sequence[ExitHead]]:
@@ -149,7 +147,7 @@ class ActiveEngine:
         if self._tuning is not None:
             return self._tuning
         cached = self._cached
-        return cached[0].tuning if cached is not None and cached[0].is_compiled else self.find().tuning
+        return cached[0].tuning if cached is not None and cached[0].is_compiled else self.select().tuning
 
     @tuning.setter
     def tuning(self, value: Tuning) -> None:
@@ -172,12 +170,12 @@ class ActiveEngine:
             self._files = files, self.weights.current()
 
     def forget(self) -> None:
-        """Forget the weights, because the tensors have been exchanged; an engine on a copy is made anew by :meth:`find`."""
+        """Forget the weights, because the tensors have been exchanged."""
         self.weights.forget()
-        if self._cached is not None and self._cached[0].shared:
+        if self._cached is not None and self._cached[0].in_place:
             self._cached = None
 
-    def find(self) -> Engine:
+    def select(self) -> Engine:
         """Return the engine to answer with; raises :class:`EngineError` if the weights changed after compiling.
 
         ===========================  =============================================
@@ -190,10 +188,10 @@ class ActiveEngine:
         cached = self._cached
         if cached is None or not cached[0].is_compiled:
             if self._tuning is not None and not self._tuning.changes_weights:
-                return Engine(*self.parts, self._tuning, shared=True)
+                return Engine(*self.parts, self._tuning, in_place=True)
             if self._tuning is None and any(map(has_hooks, self._list_modules())):
-                return Engine(*self.parts, Tuning(), shared=True)
-            if cached is not None and cached[0].shared and not cached[0].tuning.changes_weights:
+                return Engine(*self.parts, Tuning(), in_place=True)
+            if cached is not None and cached[0].in_place and not cached[0].tuning.changes_weights:
                 return cached[0]  # it reads the network's own weights, so a change does not matter
         with self._lock:
             snapshot = self.weights.current()
@@ -213,7 +211,7 @@ class ActiveEngine:
         example, tuning = self._example(), self._tuning
         if tuning is not None:
             files = None if self._files is None or self._files[1] is not snapshot else self._files[0]
-            engine = prepare_engine(*self.parts, tuning, example, files)
+            engine = build_engine(*self.parts, tuning, example, files)
             if tuning.precision != "float32":
                 engine.try_out(example)
             return engine
@@ -223,13 +221,13 @@ class ActiveEngine:
                 return Engine.prepare(*self.parts, tuning)
             except Exception:  # a module that cannot be copied
                 tuning = replace(tuning, folded=False)
-        return Engine(*self.parts, tuning, shared=True)
+        return Engine(*self.parts, tuning, in_place=True)
 
     @contextmanager
     def open(self) -> Iterator[Engine]:
         """Open the context to answer in: evaluation mode, no autograd, and the tuning's number of threads."""
-        engine = self.find()
-        with self._evaluate() if engine.shared else nullcontext(), apply_tuning(engine.tuning), engine.mode():
+        engine = self.select()
+        with self._evaluate() if engine.in_place else nullcontext(), apply_tuning(engine.tuning), engine.mode():
             yield engine
 
     def compile(self, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
@@ -275,18 +273,3 @@ class ActiveEngine:
     def _list_modules(self) -> list[nn.Module]:
         self._modules = self._modules or [m for part in (self._stages, self._heads) for m in part.modules()]
         return self._modules
-
-
-def prepare_engine(
-    stages: Sequence[Stage],
-    heads: Sequence[ExitHead],
-    tuning: Tuning,
-    example: Activations,
-    files: OnnxFiles | None = None,
-) -> Engine:
-    """Make an engine on copies, with the tuning's backend; ``files``: ONNX files of these weights, if there are any."""
-    if tuning.backend == "torch":
-        return Engine.prepare(stages, heads, tuning)
-    if tuning.precision == "int8":
-        raise EngineError("tuning: the int8 files hold other weights. Fix: call exitlens.export_int8 again.")
-    return OnnxEngine.open(stages, heads, tuning, example, files)
