@@ -68,8 +68,8 @@ def find_map_layout(
 ) -> Layout:
     """Return the layout of features of an image or volume; raise unless the shape fits exactly one.
 
-    ``seen`` begins messages; ``image`` has the locations of the input, ``grids`` those after earlier convolutions: tokens lie
-    on one of them, and no map is larger. ``kind`` is the user's choice, ``channels`` the axis that the layers before tell.
+    ``seen`` begins messages; ``image`` has the locations of the input, ``grids`` those after earlier convolutions (tokens
+    lie on one of them, no map is larger), ``kind`` is the user's choice, ``channels`` the axis that the layers before tell.
     """
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(seen, shape, image, grids)

@@ -44,8 +44,8 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
 
-    Early groups see little of the image and are cheap; the last one is deep and sees most of it. There are 1, 2 or 3 ``axes``
-    of locations: in series ``(B,C,T)`` of 64 steps and more, images, or small volumes.
+    Early groups see little of the image and are cheap; the last one is deep and sees most of it. There are 1, 2 or 3
+    ``axes`` of locations: in series ``(B,C,T)`` of 64 steps and more, images, or small volumes.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SmallResNet(nn.Module):
 
 
 class SmallMLP(nn.Module):
-    """A residual perceptron for standardised vectors: an embedding, and blocks ``layer1`` to ``layer4`` of arXiv 2106.11959."""
+    """A residual perceptron for standardised vectors: an embedding and blocks ``layer1`` to ``layer4`` (2106.11959)."""
 
     def __init__(self, num_classes: int, features: int, width: int = 128) -> None:
         super().__init__()

@@ -78,10 +78,7 @@ class TracedBackbone:
         return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, logits)
 
     def share_values(self, other: TracedBackbone) -> None:
-        """Take over what running the other mode's graph has shown, if the two graphs are the same node by node.
-
-        Graphs of both modes run in evaluation mode, so that equal graphs show the same.
-        """
+        """Take over the other mode's values if the graphs are the same: both run in evaluation mode."""
         if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
             return
         graphs = (self.nodes, other.nodes)
