@@ -75,7 +75,7 @@ class SmallResNet(nn.Module):
 
 
 class SmallMLP(nn.Module):
-    """A residual perceptron for standardised vectors: an embedding and blocks ``layer1`` to ``layer4`` (2106.11959)."""
+    """A residual perceptron for standardised vectors: embedding and blocks ``layer1`` to ``layer4`` (arXiv 2106.11959)."""
 
     def __init__(self, num_classes: int, features: int, width: int = 128) -> None:
         super().__init__()
