@@ -47,8 +47,7 @@ from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, Network, 
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
 from exitlens.data.demo.garments import CLASSES, load_garments
-from exitlens.delivery.bench.benchmark import write_plain
-from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
 from exitlens.functional.scores import score

@@ -26,8 +26,7 @@ from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
 from exitlens.data.sets import SampleSet
-from exitlens.delivery.bench.benchmark import answer_at
-from exitlens.delivery.bench.timing import pin_threads, time_calls
+from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.losses import distillation_loss
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.timing import Work, describe_machine, interleave

@@ -30,7 +30,7 @@ NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_repr_html_"}  # public in spi
 INNER = {  # the same for rooms inside rooms; files that stand in the outer room itself are above or below as they need
     "model": ({"backbones"}, {"cutting"}, {"engine"}),
     "workflow": ({"training", "inference"},),
-    "delivery": ({"bench", "predictions", "explanations"}, {"report", "explorer"}, {"demo"}),
+    "delivery": ({"benchmark", "predictions", "explanations"}, {"report", "explorer"}, {"demo"}),
 }
 
 

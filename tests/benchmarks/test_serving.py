@@ -200,7 +200,7 @@ def make_tiny():
 
 def write_tiny(folder):
     pytest.importorskip("onnxscript")
-    from exitlens.delivery.bench.benchmark import write_plain
+    from exitlens.delivery.benchmark import write_plain
 
     written = write_plain(make_tiny(), torch.from_numpy(SAMPLES))  # its file goes when it goes
     return Path(shutil.copy(written.path, folder / "plain.onnx"))

@@ -2,6 +2,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -10,14 +11,22 @@ import exitlens as xl
 from exitlens.delivery import report
 from exitlens.delivery.pictures import draw_image
 from exitlens.delivery.report import (
+    INK,
+    PAPER,
     Provenance,
+    Series,
     Subject,
     describe_provenance,
     measure_subjects,
     pick_images,
+    plot_accuracy_cost,
+    plot_consistency,
+    plot_deletion,
+    plot_exit_shares,
     summarize,
     write_report,
 )
+from exitlens.display import pick_exit_colour
 from tests.conftest import TinyNet, make_timing
 from tests.delivery.subjects import POLICY, make_subject
 
@@ -311,3 +320,20 @@ def test_legends_and_tables_name_what_there_is(tmp_path, tiny_set):
     assert "squares" not in text
     assert "attention on object (%)" not in text  # there are no masks, and so no column of dashes
     assert 'id="w-temperature"' in text
+
+
+@pytest.mark.slow
+def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):
+    subjects = [make_subject(name, tiny_set) for name in ("one", 'the "other"')]
+    series = [Series(s.name, s.reports["test"], s.faithfulness["test"]) for s in subjects]
+    bars = {plot_exit_shares: 3, plot_accuracy_cost: 3, plot_consistency: 2, plot_deletion: 3}
+    for draw, exits in bars.items():
+        svg = draw(series)
+        ElementTree.fromstring(svg)
+        drawn = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
+        colours = {pick_exit_colour(k, 3).lower() for k in range(exits)}
+        assert colours <= drawn <= colours | {"#8a8a8a", "#ffffff", "#000000"}
+        assert "currentColor" in svg
+        assert "the &quot;other&quot;" in svg
+        assert INK not in svg
+        assert PAPER not in svg

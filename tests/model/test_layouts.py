@@ -3,54 +3,67 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.layouts import Layout, find_layout
+from exitlens.model import layouts
+from exitlens.model.layouts import Layout
 from tests.model.kinds import check_outputs, make_network
 
 
-@pytest.mark.parametrize(
-    ("shape", "image", "grids", "expected"),
-    [
-        ((1, 64, 28, 28), (224, 224), [], Layout("nchw")),
-        ((1, 28, 28, 96), (224, 224), [], Layout("nhwc")),
-        ((1, 7, 7, 768), (224, 224), [], Layout("nhwc")),
-        ((1, 64, 10, 20), (80, 160), [], Layout("nchw")),
-        ((1, 10, 20, 64), (80, 160), [], Layout("nhwc")),
-        ((1, 197, 192), (224, 224), [(14, 14)], Layout("tokens", 1, (14, 14))),
-        ((1, 198, 192), (224, 224), [], Layout("tokens", 2, (14, 14))),
-        ((1, 201, 384), (224, 224), [(14, 14)], Layout("tokens", 5, (14, 14))),
-        ((1, 196, 512), (224, 224), [], Layout("tokens", 0, (14, 14))),
-        ((1, 201, 8), (160, 320), [(10, 20)], Layout("tokens", 1, (10, 20))),
-    ],
-)
-def test_layouts_are_found_by_looking(shape, image, grids, expected):
-    assert find_layout("x", shape, image, grids) == expected
+def find(shape, source, kind=None, grids=()):
+    """Find the layout of features of an image ``(H,W)`` or volume, a series ``(T,)``, a number of tokens or a vector."""
+    if isinstance(source, int):
+        return layouts.find_sequence_layout("seen", shape, source, kind)
+    if not source:
+        return layouts.find_vector_layout("seen", shape, 6, kind)
+    finder = layouts.find_series_layout if len(source) == 1 else layouts.find_map_layout
+    return finder("seen", shape, source[0] if len(source) == 1 else source, grids, kind)
 
 
 @pytest.mark.parametrize(
-    ("shape", "image", "kind", "length", "message"),
+    ("shape", "source", "kind", "grids", "expected"),
     [
-        ((1, 16, 16, 16), (64, 64), None, 0, "channels first or last"),
-        ((1, 5, 9, 3), (64, 64), None, 0, "no map"),
-        ((1, 10), (64, 64), None, 0, "put the exit earlier"),
-        ((1, 49, 64, 64), (64, 64), None, 0, "windows"),
-        ((1, 1000, 8), (60, 61), None, 0, "tokens"),
-        ((2, 4, 9, 9, 9), (8, 8, 8), None, 0, r"for an input of \(8, 8, 8\): no map of it"),
-        ((2, 6), (24,), None, 0, r"for a series of 24: expected \(B,D,T\) or \(B,T,D\)"),
-        ((2, 6, 99), (24,), "nchw", 0, "more locations than the series"),
-        ((2, 3, 4, 5), (), None, 0, r"expected \(B,D\), or tokens \(B,N,D\)"),
-        ((2, 6, 6), (), None, 6, "could be either"),
-        ((2, 3, 8), (), None, 6, "6 tokens"),
-        ((2, 6), (), None, 6, "6 tokens"),
+        ((1, 64, 28, 28), (224, 224), None, [], Layout("nchw")),
+        ((1, 28, 28, 96), (224, 224), None, [], Layout("nhwc")),
+        ((1, 7, 7, 768), (224, 224), None, [], Layout("nhwc")),
+        ((1, 64, 10, 20), (80, 160), None, [], Layout("nchw")),
+        ((1, 10, 20, 64), (80, 160), None, [], Layout("nhwc")),
+        ((1, 16, 16, 16), (64, 64), "nhwc", [], Layout("nhwc")),
+        ((1, 197, 192), (224, 224), None, [(14, 14)], Layout("tokens", 1, (14, 14))),
+        ((1, 198, 192), (224, 224), None, [], Layout("tokens", 2, (14, 14))),
+        ((1, 201, 384), (224, 224), None, [(14, 14)], Layout("tokens", 5, (14, 14))),
+        ((1, 196, 512), (224, 224), None, [], Layout("tokens", 0, (14, 14))),
+        ((1, 201, 8), (160, 320), None, [(10, 20)], Layout("tokens", 1, (10, 20))),
+        ((2, 6, 24), (24,), None, [], Layout("nchw")),
+        ((2, 6, 8), 6, None, [], Layout("tokens")),
+        ((2, 8, 6), 6, None, [], Layout("nchw")),
+        ((2, 6, 6), 6, "tokens", [], Layout("tokens")),
+        ((2, 6, 6), 6, "nchw", [], Layout("nchw")),
     ],
 )
-def test_shapes_that_fit_no_layout_or_several_are_refused(shape, image, kind, length, message):
+def test_layouts_are_found_by_looking_or_named_by_the_user(shape, source, kind, grids, expected):
+    assert find(shape, source, kind, grids) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "source", "kind", "message"),
+    [
+        ((1, 16, 16, 16), (64, 64), None, "channels first or last"),
+        ((1, 5, 9, 3), (64, 64), None, "no map"),
+        ((1, 10), (64, 64), None, "put the exit earlier"),
+        ((1, 49, 64, 64), (64, 64), None, "windows"),
+        ((1, 1000, 8), (60, 61), None, "make that number of tokens"),
+        ((1, 64, 8, 8), (64, 64), "tokens", "make that number of tokens"),
+        ((2, 4, 9, 9, 9), (8, 8, 8), None, r"for an input of \(8, 8, 8\): no map of it"),
+        ((2, 6), (24,), None, r"for a series of 24: expected \(B,D,T\) or \(B,T,D\)"),
+        ((2, 6, 99), (24,), "nchw", "more locations than the series"),
+        ((2, 3, 4, 5), (), None, r"expected \(B,D\), or tokens \(B,N,D\)"),
+        ((2, 6, 6), 6, None, "could be either"),
+        ((2, 3, 8), 6, None, "6 tokens"),
+        ((2, 6), 6, None, "6 tokens"),
+    ],
+)
+def test_shapes_that_fit_no_layout_or_several_are_refused(shape, source, kind, message):
     with pytest.raises(xl.errors.AttachError, match=message):
-        find_layout("block", shape, image, [(32, 32), (16, 16)] if image == (64, 64) else [], kind, length)
-
-
-def test_the_user_can_say_what_it_is():
-    assert find_layout("x", (2, 6, 24), (24,), []) == Layout("nchw")
-    assert find_layout("x", (1, 16, 16, 16), (64, 64), [], "nhwc") == Layout("nhwc")
+        find(shape, source, kind, [(32, 32), (16, 16)] if source == (64, 64) else [])
 
 
 def test_every_layout_has_the_same_canonical_form():
@@ -77,14 +90,6 @@ def test_padding_and_class_tokens_are_no_locations():
     assert both.tolist() == [[False, True, True, False], [False, True, False, False]]
     assert Layout("nchw", masked=True).locations(features.transpose(1, 2), mask).tolist() == mask.bool().tolist()
     assert Layout("tokens", 1, (1, 3)).locations(features) is None
-
-
-@pytest.mark.parametrize(
-    ("shape", "kind", "expected"),
-    [((2, 6, 8), None, "tokens"), ((2, 8, 6), None, "nchw"), ((2, 6, 6), "tokens", "tokens"), ((2, 6, 6), "nchw", "nchw")],
-)
-def test_the_layout_of_a_sequence(shape, kind, expected):
-    assert find_layout("x", shape, (), [], kind, 6) == Layout(expected)
 
 
 class TinyViT(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import exitlens as xl
-from exitlens.delivery.bench.timing import time_calls
+from exitlens.delivery.benchmark import time_calls
 from exitlens.model import timing as exit_times
 from exitlens.model.timing import (
     WHOLE,

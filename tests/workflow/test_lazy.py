@@ -9,7 +9,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.readers import ImageFiles
-from exitlens.delivery.run_setup import build_network
+from exitlens.delivery.run_directory import build_network
 from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings
 from tests.conftest import TinyNet

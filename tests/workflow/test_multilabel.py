@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
-from exitlens.delivery.explanations import explain_folder, save_explanation
-from exitlens.delivery.pages import render_explanations, tabulate_tokens
+from exitlens.delivery.explanations import explain_folder, render_explanations, save_explanation, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
 from exitlens.functional.attribution import choose_explained
 from exitlens.model.attribution import attribute_exits

@@ -26,8 +26,7 @@ from exitlens.data.demo.garments import load_scenes
 from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SPLITS
-from exitlens.delivery.bench.benchmark import compare_adaptive, split_whole_batches
-from exitlens.delivery.bench.timing import compare
+from exitlens.delivery.benchmark import compare, compare_adaptive, split_whole_batches
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report import Provenance, Subject, pick_images, write_report
@@ -50,8 +49,9 @@ from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import measure_faithfulness
 from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
+from exitlens.workflow.training.optimizer import apply_gradients
 from exitlens.workflow.training.record import LOG
-from exitlens.workflow.training.step import take_step
+from exitlens.workflow.training.run import compute_gradients
 
 RESULT = "result.json"
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
@@ -339,7 +339,12 @@ def _measure_overheads(
     def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(baseline).train()
         optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
-        return lambda images, labels: take_step(twin, optimizer, loss, [(images, labels)], 0.9, chosen)
+
+        def take_step(images: Tensor, labels: Tensor) -> None:
+            compute_gradients(twin, optimizer, loss, [(images, labels)], 0.9, chosen)
+            apply_gradients(optimizer, 0.9, chosen)
+
+        return take_step
 
     loader = make_epoch_loader(data["train"].first(settings.timed // 3), settings.batch_size, seed=0)
     batches = [(images, labels) for images, labels, _ in map(as_batch, loader)]

@@ -1,8 +1,7 @@
-"""Where every exit's map lies in the image, and how much of the image its locations see.
+"""Where every exit's map lies in the image, and how much of it a location sees, by following the backbone's graph.
 
-The locations are followed through the backbone's graph, operation by operation. The centre of a convolution is that of its
-squared weights, because trained kernels may lean to one side: those of TensorFlow's EfficientNets lean against the padding,
-all of which lies behind, so that the maps are centred.
+The centre of a convolution is that of its squared weights, because trained kernels may lean to one side: those of
+TensorFlow's EfficientNets lean against the padding, all of which lies behind, so that the maps are centred.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from exitlens.errors import ReachWarning
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTION, MAX_POOL, PADS, TRANSPOSED_CONVOLUTION
-from exitlens.model.cutting.boundaries import find_input_locations, get_operation, has_channels_last, read_order
+from exitlens.model.cutting.boundaries import call_on, find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.cutting.split import Features, Pieces
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
@@ -34,6 +33,7 @@ _MIXING = (  # parts of the names of what mixes locations although it keeps the 
 )
 _RESHAPING = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "unsafe_view")
 _TAKING = ("getitem", "slice", "select", "narrow")
+_STRIDE = 1000  # of locations, where an index is followed: more than the 1 that a new axis at the end gets
 _DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 _PADDING = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 _LAYERS: dict[Any, str] = {  # that slide windows, by the function that does the same
@@ -109,10 +109,7 @@ NOWHERE = Grid()
 
 
 def join(grids: Sequence[Grid]) -> Grid:
-    """Return the mean place of locations whose values are added, multiplied or concatenated.
-
-    Branches without a place do not move the others, but make their reach the whole image.
-    """
+    """Return the mean place of locations that are combined; branches without a place only widen the reach of the others."""
     located = [g for g in grids if g.axes]
     if not located or any(g.axes != located[0].axes or len(g.spacings) != len(located[0].spacings) for g in located):
         return NOWHERE
@@ -125,11 +122,7 @@ def join(grids: Sequence[Grid]) -> Grid:
 
 
 def locate(traced: TracedBackbone, channels_last: bool = False) -> dict[fx.Node, Grid]:
-    """Return the locations of every tensor computed from the image ``(B,C,*S)``, or from a series ``(B,T,C)``.
-
-    They are :data:`~exitlens.model.geometry.NOWHERE` after an operation that mixes all locations (attention, linear layers
-    over locations), and after an unknown one that changes the shape.
-    """
+    """Return the locations of every tensor computed from ``(B,C,*S)`` or ``(B,T,C)``: ``NOWHERE`` once they are mixed."""
     image = traced.inputs[0]
     first, sizes = (1, traced.shape_of(image)[1:-1]) if channels_last else (2, traced.shape_of(image)[2:])
     grids = {image: Grid(tuple(range(first, first + len(sizes))), tuple(Spacing() for _ in sizes), sizes)}
@@ -168,7 +161,7 @@ def _follow(traced: TracedBackbone, node: fx.Node, grids: dict[fx.Node, Grid]) -
     if (order := read_order(node, len(before))) is not None:
         return grid.move(order.index(axis) for axis in grid.axes)
     if name in _TAKING:
-        return _take(grid, node, before)
+        return _take(grid, node, before, after)
     is_mixing = _is_mixing(name if module is None else type(module).__name__.lower())
     return grid if keeps_sizes and not is_mixing else NOWHERE
 
@@ -212,41 +205,24 @@ def _reshape(grid: Grid, before: Shape, after: Shape) -> Grid:
     return NOWHERE
 
 
-def _take(grid: Grid, node: fx.Node, before: Shape) -> Grid:
-    """Follow a slice of the locations, or an element of another axis; a single location has no place worth following."""
-    name, items = get_operation(node), node.args[1]
-    if name != "getitem":
-        axis, *rest = (*node.args[1:], *(None,) * 4)
-        if not isinstance(axis, int):
-            return NOWHERE
-        first, end, step = rest[:3]
-        chosen: Any = first if name == "select" else slice(first, None if name == "narrow" else end, step)
-        items = (*(slice(None),) * (axis % len(before)), chosen)
-    items = items if isinstance(items, tuple) else (items,)
-    if any(not isinstance(item, int | slice | type(None) | type(...)) for item in items):
+def _take(grid: Grid, node: fx.Node, before: Shape, after: Shape) -> Grid:
+    """Follow indexing, by what it does to strides; a single location has no place worth following."""
+    axes, spacings, index = [], [], node.args[1] if len(node.args) > 1 else ()
+    if any(isinstance(item, list) for item in (index if isinstance(index, tuple) else (index,))):
         return NOWHERE
-    left = (slice(None),) * (len(before) - sum(item is not None and item is not ... for item in items))
-    place = items.index(...) if ... in items else len(items)
-    axes, spacings, sizes = list(grid.axes), list(grid.spacings), list(grid.sizes)
-    source = target = 0  # axes before and after
-    for item in (*items[:place], *left, *items[place + 1 :]):
-        if item is None:
-            target += 1
-            continue
-        if source in grid.axes:
-            i = grid.axes.index(source)
-            if not isinstance(item, slice) or any(isinstance(n, fx.Node) for n in (item.start, item.step)):
-                return NOWHERE
-            axes[i] = target
-            if not grid.is_flat:
-                first, _, step = slice(item.start, None, item.step).indices(before[source])
-                spacings[i] = spacings[i].skip(first, step)
-                sizes[i] = -(-(sizes[i] - first) // step)
-            elif item.step not in (None, 1):
-                return NOWHERE
-        source += 1
-        target += isinstance(item, slice)
-    return Grid(tuple(axes), tuple(spacings), tuple(sizes))
+    for axis, spacing in zip(grid.axes, grid.spacings, strict=False):  # flat locations lie along one axis
+        strides = [_STRIDE * (other == axis) for other in range(len(before))]
+        try:
+            taken = call_on(node, torch.empty_strided(tuple(before), strides, device="meta"))
+        except (IndexError, RuntimeError, TypeError):  # an index or a length is computed
+            return NOWHERE
+        steps = [(stride, -target) for target, stride in enumerate(taken.stride()) if stride >= _STRIDE]  # new axes: more
+        is_known = taken.ndim == len(after) and all(n >= size for n, size in zip(taken.shape, after, strict=True))
+        if not steps or not is_known or (grid.is_flat and min(steps)[0] > _STRIDE):
+            return NOWHERE
+        axes.append(-min(steps)[1])
+        spacings.append(spacing.skip(taken.storage_offset() // _STRIDE, min(steps)[0] // _STRIDE))
+    return grid.move(axes) if grid.is_flat else Grid(tuple(axes), tuple(spacings), tuple(after[axis] for axis in axes))
 
 
 Rule = Callable[[int, Spacing], Spacing]  # what a window makes of the spacing along the i-th axis of locations
@@ -324,10 +300,7 @@ def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any, weight: Tens
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """One exit's map in the image, one number for each axis of the image.
-
-    Offsets are distances of locations from the cells that the map draws, in cells; 0 if less than a fifth of a cell.
-    """
+    """One exit's map along each axis of the image; offsets are in cells, 0 if less than a fifth of a cell."""
 
     offset: tuple[float, ...]  # of the map's locations
     feature_offset: tuple[float, ...]  # of the features', which a neck may have brought to another grid

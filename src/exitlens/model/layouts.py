@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -20,21 +20,12 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Layout:
-    """One exit's feature layout.
-
-    Attributes:
-        kind: ``nchw`` ``(B,D,*S)``, ``nhwc`` ``(B,*S,D)``, ``tokens`` ``(B,prefix+N,D)``, or ``vector`` ``(B,D)``, which has
-            one location and so no map.
-        prefix: number of class, distillation and register tokens in front, which are not locations.
-        grid: ``S`` of the tokens of an image, series or volume, without the prefix. With ``None`` the tokens stay a sequence
-            of all positions, in which the prefix gets no attention.
-        masked: the network's inputs have a padding mask; padding gets no attention.
-    """
+    """One exit's feature layout: ``(B,D,*S)``, ``(B,*S,D)``, ``(B,prefix+N,D)`` or ``(B,D)``, which has no locations."""
 
     kind: Kind = "nchw"
-    prefix: int = 0
-    grid: tuple[int, ...] | None = None
-    masked: bool = False
+    prefix: int = 0  # class, distillation and register tokens in front, which are not locations
+    grid: tuple[int, ...] | None = None  # ``S`` of tokens on a grid, without the prefix; ``None``: they stay a sequence
+    masked: bool = False  # the network's inputs have a padding mask; padding gets no attention
 
     def canonical(self, features: Tensor) -> Tensor:
         """Return features in this layout as ``(B,D,*S)``; a view, not a copy."""
@@ -72,67 +63,57 @@ class Layout:
         return self.grid or (shape[1],)
 
 
-def find_layout(
-    name: str,
-    shape: Shape,
-    image: Shape,
-    grids: Sequence[tuple[int, ...]],
-    kind: Kind | None = None,
-    length: int = 0,
-    channels: int | None = None,
-    features: int = 0,
+def find_map_layout(
+    seen: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]], kind: Kind | None, channels: int | None = None
 ) -> Layout:
-    """Infer the layout of the features after module ``name``; raise unless the shape fits exactly one layout.
+    """Return the layout of features of an image or volume; raise unless the shape fits exactly one.
 
-    Args:
-        shape: of the features, batch first.
-        image: the axes of locations of the input, such as ``(H,W)``; empty for a sequence or a vector.
-        grids: locations of the outputs of earlier convolutions; tokens lie on one of them, and no map is larger.
-        kind: the user's choice, if any.
-        length: of the sequence, in tokens; 0 for a vector.
-        channels: the axis that holds channels, if the layers before tell.
-        features: length of a vector: if each feature has a token, the tokens before these are class tokens.
+    ``seen`` begins messages; ``image`` has the locations of the input, ``grids`` those after earlier convolutions (tokens
+    lie on one of them, no map is larger), ``kind`` is the user's choice, ``channels`` the axis that the layers before tell.
     """
-    seen = f"after {name!r} the features are {tuple(shape)}"
-    if not image:
-        return (
-            _find_sequence_layout(seen, shape, length, kind) if length else _find_vector_layout(seen, shape, kind, features)
-        )
-    if len(image) == 1:
-        return _find_series_layout(f"{seen} for a series of {image[0]}", shape, image[0], grids, kind, channels)
     if kind == "tokens" or (kind is None and len(shape) == 3):
-        return _find_token_layout(name, shape, image, grids)
+        return _find_token_layout(seen, shape, image, grids)
     if len(shape) != len(image) + 2:
         raise AttachError(f"at: {seen}: expected a map of {len(image) + 2} axes or tokens of 3. Fix: put the exit earlier")
     if kind is not None:
         return Layout(kind)
-    if len(image) == 2 and channels != 1:
-        return _find_plane_layout(f"{seen} for an image of {tuple(image)}", shape, image, grids)
+    if len(image) == 2 and channels != 1:  # one of the two orders leaves a map of the image's aspect
+        aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
+        sides = {"nchw": shape[2:], "nhwc": shape[1:3]}  # odd sizes are rounded
+        kinds = [k for k, (h, w) in sides.items() if abs(h - aspect * w) <= 1 and h <= highest and w <= widest]
+        seen = f"{seen} for an image of {tuple(image)}"
+        if not kinds:
+            raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps). Fix: put the exit elsewhere")
+        if len(kinds) == 2:
+            raise AttachError(f"layout: {seen}, which could be channels first or last. Fix: pass layout='nchw' or 'nhwc'")
+        return Layout(cast(Kind, kinds[0]))
     layout = Layout("nhwc" if channels == len(shape) - 1 else "nchw")
     if any(side > pixels for side, pixels in zip(layout.size(shape), image, strict=True)):
         raise AttachError(f"at: {seen} for an input of {tuple(image)}: no map of it. Fix: put the exit elsewhere")
     return layout
 
 
-def _find_plane_layout(seen: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]]) -> Layout:
-    """Tell channels first from channels last in four axes: one of the two leaves a map of the image's aspect."""
-    aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
+def _find_token_layout(seen: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]]) -> Layout:
+    count = shape[1]
+    candidates = [(count - math.prod(grid), grid) for grid in reversed(grids)]  # the last is that of the patches
+    for prefix in range(MAX_PREFIX + 1 if len(image) == 2 else 0):
+        sides = ((height, (count - prefix) // height) for height in range(1, count - prefix + 1))
+        exact = [grid for grid in sides if math.prod(grid) == count - prefix]
+        candidates += [(prefix, grid) for grid in exact if abs(grid[0] / grid[1] - image[0] / image[1]) < 1e-6]
+    for prefix, grid in candidates:
+        if len(shape) == 3 and len(grid) == len(image) and 0 <= prefix <= MAX_PREFIX:
+            return Layout("tokens", prefix, grid)
+    raise AttachError(
+        f"layout: {seen} for an image of {tuple(image)}: no grid and up to {MAX_PREFIX} class or register tokens make that "
+        "number of tokens. Fix: put the exit elsewhere"
+    )
 
-    def fits(height: int, width: int) -> bool:  # the image's aspect ratio, with odd sizes rounded
-        return abs(height - aspect * width) <= 1 and height <= highest and width <= widest
 
-    first, last = fits(*shape[2:]), fits(*shape[1:3])
-    if not first and not last:
-        raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps). Fix: put the exit elsewhere")
-    if first == last:
-        raise AttachError(f"layout: {seen}, which could be channels first or last. Fix: pass layout='nchw' or 'nhwc'")
-    return Layout("nchw" if first else "nhwc")
-
-
-def _find_series_layout(
-    seen: str, shape: Shape, length: int, grids: Sequence[tuple[int, ...]], kind: Kind | None, channels: int | None
+def find_series_layout(
+    seen: str, shape: Shape, length: int, grids: Sequence[tuple[int, ...]], kind: Kind | None, channels: int | None = None
 ) -> Layout:
-    """Tell ``(B,D,T)`` of convolutions (kind ``nchw``) from ``(B,prefix+T,D)`` of other layers."""
+    """Tell ``(B,D,T)`` of convolutions (kind ``nchw``) from ``(B,prefix+T,D)``; arguments as of :func:`find_map_layout`."""
+    seen = f"{seen} for a series of {length}"
     if len(shape) != 3:
         raise AttachError(f"at: {seen}: expected (B,D,T) or (B,T,D). Fix: put the exit elsewhere")
     if kind is None and channels is None and sum(size == length for size in shape[1:]) == 1:
@@ -152,8 +133,8 @@ def _find_series_layout(
     return Layout("tokens")
 
 
-def _find_vector_layout(seen: str, shape: Shape, kind: Kind | None, features: int) -> Layout:
-    """Tell features ``(B,D)`` without locations from ``(B,N,D)`` with a token for each feature of the vector."""
+def find_vector_layout(seen: str, shape: Shape, features: int, kind: Kind | None) -> Layout:
+    """Tell features ``(B,D)`` without locations from ``(B,prefix+N,D)`` with a token for each of the vector's features."""
     if len(shape) not in (2, 3) or ((len(shape) == 2) != (kind in (None, "vector")) and kind is not None):
         raise AttachError(f"at: {seen}: expected (B,D), or tokens (B,N,D). Fix: put the exit elsewhere")
     if len(shape) == 3 and kind in (None, "tokens") and 0 < shape[1] - features <= MAX_PREFIX and features > 1:
@@ -161,7 +142,7 @@ def _find_vector_layout(seen: str, shape: Shape, kind: Kind | None, features: in
     return Layout("vector" if len(shape) == 2 else kind or "tokens")
 
 
-def _find_sequence_layout(seen: str, shape: Shape, length: int, kind: Kind | None) -> Layout:
+def find_sequence_layout(seen: str, shape: Shape, length: int, kind: Kind | None) -> Layout:
     """Tell ``(B,N,D)`` tokens from ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
     seen = f"{seen} for {length} tokens"
     if len(shape) != 3 or length not in shape[1:]:
@@ -169,20 +150,3 @@ def _find_sequence_layout(seen: str, shape: Shape, length: int, kind: Kind | Non
     if kind is None and shape[1] == shape[2]:
         raise AttachError(f"layout: {seen}: could be either. Fix: pass layout='tokens' (B,N,D) or 'nchw' (B,D,N)")
     return Layout(kind or ("tokens" if shape[1] == length else "nchw"))
-
-
-def _find_token_layout(name: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]]) -> Layout:
-    count = shape[1]
-    for grid in reversed(grids):  # the patch embedding is the last map before the tokens
-        prefix = count - math.prod(grid)
-        if len(shape) == 3 and len(grid) == len(image) and 0 <= prefix <= MAX_PREFIX:
-            return Layout("tokens", prefix, grid)
-    for prefix in range(MAX_PREFIX + 1 if len(image) == 2 else 0):
-        for height in range(1, count - prefix + 1):
-            width = (count - prefix) // height
-            if height * width == count - prefix and abs(height / width - image[0] / image[1]) < 1e-6:
-                return Layout("tokens", prefix, (height, width))
-    raise AttachError(
-        f"layout: after {name!r} there are {count} tokens for an image of {tuple(image)}: no grid and up to {MAX_PREFIX} "
-        "class or register tokens make that number. Fix: put the exit elsewhere"
-    )

@@ -168,7 +168,7 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
     if DEFAULT not in policies:
         raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():
-        policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
+        net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]
     return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, exits, net)
 

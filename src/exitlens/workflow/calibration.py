@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
@@ -52,14 +52,12 @@ def calibrate(  # noqa: PLR0913
     the policy of least risk (accuracy drop, or disagreement without labels) that spends no more; with both, the cheapest
     that keeps all.
 
-    Without ``delta`` (**empirical mode**) the limits hold on these samples. New samples lose more, because the search finds
-    what is good on its own samples partly by chance. With ``folds`` the limits also hold on held-out samples, each routed by
-    what the others chose (cross-validation), which is about right for new data, on average. With ``delta`` (**certified
-    mode**) they hold for the data's distribution: with probability at least ``1 - delta`` over the draw of these samples,
-    every risk is at most its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913;
-    docs/concepts/guarantees.md). ``policy.calibration`` records the request and what it rests on; ``policy.certificate()``
-    says it in two sentences. If nothing can be certified, the early exits never fire, and the policy says why and how many
-    samples it would take.
+    Without ``delta`` (**empirical mode**) the limits hold on these samples; new samples lose somewhat more. With ``folds``
+    they also hold on held-out samples (cross-validation), which is about right for new data, on average. With ``delta``
+    (**certified mode**) they hold for the data's distribution: with probability at least ``1 - delta`` over the draw of
+    these samples, every risk is at most its limit, for any network, distribution and number of samples (Pareto Testing,
+    arXiv 2210.07913; docs/concepts/guarantees.md). If nothing can be certified, the early exits never fire, and the policy
+    says why and how many samples it would take. ``policy.certificate()`` states the promise in two sentences.
 
     If the trace names groups, only groups are independent: whole groups propose or test, each test takes one value from a
     group, and the promise is about the samples of new groups. If it names none, but successive samples look alike as frames
@@ -86,24 +84,8 @@ def calibrate(  # noqa: PLR0913
         temperatures = Temperatures(temperatures.temperatures, fitted_on, temperatures.network)
     elif temperatures is not None:
         require(temperatures, Temperatures, "temperatures", "pass a policy whose temperatures were fitted on other data")
-    request = CalibrationRequest(
-        max_accuracy_drop=max_accuracy_drop,
-        max_class_accuracy_drop=max_class_accuracy_drop,
-        max_false_negative_drop=max_false_negative_drop,
-        max_disagreement=max_disagreement,
-        max_divergence=max_divergence,
-        max_cost=max_cost,
-        max_ms=max_ms,
-        percentile=percentile,
-        delta=delta,
-        score=score,
-        temperature_scaling=temperature_scaling,
-        temperatures=temperatures,
-        gate=gate,
-        equal_groups=equal_groups,
-        folds=folds,
-        seed=seed,
-    )
+    arguments = locals()  # each field of the request has an argument of its name
+    request = CalibrationRequest(**{field.name: arguments[field.name] for field in fields(CalibrationRequest)})
     return run_calibration(trace, request)
 
 
@@ -122,6 +104,17 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
     if request.equal_groups and trace.groups is None:
         raise InputError("equal_groups: this trace names no groups. Fix: collect it with groups, or leave equal_groups out.")
     budgets = list_budgets(trace, request.max_cost, request.max_ms, request.percentile)
+    likeness = measure_likeness(trace) if request.delta is not None and trace.groups is None else None
+    if likeness is not None and likeness.is_suspicious:
+        apart = "follow one another" if likeness.lag == 1 else f"come {likeness.lag} apart"
+        warnings.warn(
+            f"trace: samples of one answer that {apart} look alike (rank of their distance {likeness.rank:.2f}, of "
+            "independent samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not "
+            "hold for new objects. Fix: name the groups (collect(..., groups=...), --group-by). If the data are only "
+            "sorted, by kind or by date, nothing is wrong.",
+            DataWarning,
+            stacklevel=3,
+        )
     choice = _choose_by_samples(trace, request, budgets) if request.delta is None else _certify(trace, request, budgets)
     return _record(trace, request, choice)
 
@@ -158,11 +151,17 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     assert request.delta is not None
     groups, proposing, testing = _split_samples(trace, request.seed)
     risks = list_risks(trace, request.risk_limits, testing)
-    spending = _list_promised(budgets, len(trace), bool(risks))
+    promised = [budget for budget in budgets if budget.is_promised]
+    spending = [budget.to_risk(len(trace)) for budget in promised if not budget.is_kept_by_all]
+    if promised and not spending and not risks:
+        raise InputError(
+            "delta: no exit takes longer than max_ms, so there is nothing to certify. Fix: leave delta out, or limit a risk."
+        )
     level, asking = _find_level(trace, request, request.delta)
     if groups is not None:
-        risks = [risk.name_groups(groups, proposing, equal=request.equal_groups) for risk in risks]
-        spending = [risk.name_groups(groups, proposing, equal=request.equal_groups) for risk in spending]
+        risks, spending = (
+            [risk.name_groups(groups, proposing, equal=request.equal_groups) for risk in part] for part in (risks, spending)
+        )
     draft, fitted_on = _draft(trace, request, proposing, risks)
     scores = score_early_exits(trace, draft)
     price = trace.cost if risks else measure_harm(trace)
@@ -226,29 +225,8 @@ def _draft(
     return replace(policy, gate=choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
 
 
-def _list_promised(budgets: Sequence[Budget], count: int, beside_risks: bool) -> list[Risk]:
-    """Return the budgets that a certificate has to cover, as risks, without those that no policy exceeds."""
-    promised = [budget for budget in budgets if budget.is_promised]
-    if promised and not beside_risks and all(budget.is_kept_by_all for budget in promised):
-        raise InputError(
-            "delta: no exit takes longer than max_ms, so there is nothing to certify. Fix: leave delta out, or limit a risk."
-        )
-    return [budget.to_risk(count) for budget in promised if not budget.is_kept_by_all]
-
-
 def _split_samples(trace: Trace, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the groups in random order (``None`` if every sample is its own), and who proposes and who tests policies."""
-    likeness = measure_likeness(trace) if trace.groups is None else None
-    if likeness is not None and likeness.is_suspicious:
-        apart = "follow one another" if likeness.lag == 1 else f"come {likeness.lag} apart"
-        warnings.warn(
-            f"trace: samples of one answer that {apart} look alike (rank of their distance {likeness.rank:.2f}, of "
-            "independent samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not "
-            "hold for new objects. Fix: name the groups (collect(..., groups=...), --group-by). If the data are only "
-            "sorted, by kind or by date, nothing is wrong.",
-            DataWarning,
-            stacklevel=5,
-        )
     grouped = trace.groups is not None and trace.num_groups < len(trace)
     if trace.num_groups < FEWEST:
         unit, samples = ("groups", f" (of {len(trace)} samples)") if grouped else ("samples", "")

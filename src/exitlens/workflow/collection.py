@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,23 +32,7 @@ FILE = "trace.safetensors"  # in a trace_dir
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
-class TraceOptions(TypedDict, total=False):
-    """Further keyword arguments of :func:`exitlens.collect`, whose defaults suit almost everyone.
-
-    Attributes:
-        compact: Keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
-            there would be more than 2^26 logits (256 MiB).
-        trace_dir: Directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
-            columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
-        seed: Seed of the pairing of samples for the shuffled-image null.
-    """
-
-    compact: bool | None
-    trace_dir: str | Path | None
-    seed: int
-
-
-def collect(
+def collect(  # noqa: PLR0913
     net: ExitNet,
     data: Any,
     *,
@@ -58,7 +42,9 @@ def collect(
     batch_size: int = 64,
     progress: bool = False,
     ranks: DistributedContext | None = None,
-    **options: Unpack[TraceOptions],
+    compact: bool | None = None,
+    trace_dir: str | Path | None = None,
+    seed: int = 0,
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
 
@@ -68,43 +54,41 @@ def collect(
             labels are optional.
         cost: unit of the trace's ``cost``. ``"macs"``: multiply-accumulates up to and including exit k's head, with all
             earlier heads, over those of the plain backbone (``net.cost``). ``"time"``: the measured time of a batch whose
-            samples all leave at exit k, through the engine as :func:`exitlens.predict` runs it, over the time of the same
-            batch when it goes to the final exit and no early head is computed; the final exit's is thus a little above 1.
-            The trace's ``timing`` then has milliseconds, batch size, quartiles and machine. Measuring takes a few seconds,
-            and nothing else should run meanwhile.
+            samples all leave at exit k, over the time of the same batch when it goes to the final exit and no early head is
+            computed; the final exit's is thus a little above 1. The trace's ``timing`` then has milliseconds, batch size,
+            quartiles and machine. Measuring takes a few seconds, and nothing else should run meanwhile.
         timed_batch: number of samples in the batch that is timed, with ``cost="time"``; 1 for the latency of single samples.
             It is made of the first batch of the data, repeated if that is smaller; by default it is the first batch.
         groups: ``(N,)`` integers or names. Samples of the same group (frames of one video, pictures of one patient) are not
             independent. By default the groups that come with the data, if any.
         batch_size: for a ``Dataset`` and tensors.
-        progress: show a progress bar.
         ranks: the processes that share the work; by default those of ``torchrun`` or of the process group;
             ``DistributedContext()``: this process alone. They take batches in turn, and each returns the trace that a single
             process would make. Only the first measures time.
-        options: ``compact``, ``trace_dir`` and ``seed``, see :class:`TraceOptions`.
+        compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
+            there would be more than 2^26 logits (256 MiB).
+        trace_dir: directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
+            columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
+        seed: of the pairing of samples for the shuffled-image null.
 
     Returns:
         A :class:`Trace` with the logits and, if the exits have maps, every consistency measure of docs/concepts/method.md
         with its two nulls.
 
     Raises:
-        InputError: for inputs that the network cannot take, mixed labelled and unlabelled batches, no sample at all, or a
-            wrong number of groups. OutputExistsError: if ``trace_dir`` has a trace. OutputError: if its disk is full.
-            EngineError: if times cannot be measured because the machine is busy.
+        OutputExistsError, OutputError: ``trace_dir`` has a trace already, or its disk is full.
+        EngineError: times cannot be measured because the machine is busy.
     """
     require(net, ExitNet, "net")
-    if unknown := set(options) - set(TraceOptions.__annotations__):
-        raise TypeError(f"collect() got an unexpected keyword argument {min(unknown)!r}")
     if cost not in ("macs", "time"):
         raise InputError(f"cost: expected 'macs' (multiply-accumulates) or 'time' (measured), got {cost!r}")
     if timed_batch is not None and cost != "time":
         raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     if timed_batch is not None and (isinstance(timed_batch, bool) or not isinstance(timed_batch, int) or timed_batch < 1):
         raise InputError(f"timed_batch: expected samples, 1 or more, got {timed_batch!r}")
-    ranks, trace_dir = find_ranks(ranks), options.get("trace_dir")
-    folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
+    ranks = find_ranks(ranks)
     with ranks.together():
-        recorder = _Recorder(net, folder, options.get("compact"))
+        recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
         source = take_share(data, batch_size, ranks, "data")
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
@@ -115,7 +99,7 @@ def collect(
 
     def finish() -> Trace:
         timing = measure_exits(net, first[0], timed_batch) if cost == "time" and first else None
-        return recorder.finish(groups, options.get("seed", 0), progress, timing)
+        return recorder.finish(groups, seed, progress, timing)
 
     return ranks.share(finish)
 

@@ -30,16 +30,12 @@ def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True,
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
         inputs: one sample, with or without a batch axis, such as normalised floats ``(C,H,W)`` or tokens ``(N,)`` by name.
-        policy: of this network.
+        policy: of this network, else a :class:`PolicyError`.
         final: also run the exits after the one that answers, for comparison. Otherwise the pass stops where adaptive
             inference does.
         relevance: also show on which places of exit 0's features the answer depends, to first order: one backward pass
-            through the stages up to the exit that answered (:func:`~exitlens.model.attribution.attribute`; if the network is
-            tuned to bfloat16, a separate pass in float32). Maps of deep features show where the features were read, which
-            need not be where the decision was made.
-
-    Raises:
-        InputError: for several samples, or inputs that the network cannot take. PolicyError: for another network's policy.
+            through the stages up to the exit that answered (:func:`~exitlens.model.attribution.attribute`). Maps of deep
+            features show where the features were read, which need not be where the decision was made.
 
     Examples:
         >>> why = xl.explain(net, images[0], policy)
@@ -67,8 +63,7 @@ def explain_batch(
         [3, 3]
     """
     require(net, ExitNet, "net")
-    require(policy, Policy, "policy", "see exitlens.calibrate")
-    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
+    net.check_policy(policy)
     batches = [data] if isinstance(data, Tensor | Mapping) else iterate_inputs(data, device=net.device)
     return [why for inputs in batches for why in _explain(net, inputs, policy, final, relevance)]
 
@@ -93,14 +88,13 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
     columns = [_make_views(net, policy, seen, k) for k in range(len(seen))]
     error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
-    for i, sample in enumerate(tensors[0]):
+    for i, (sample, item) in enumerate(zip(tensors[0], relevances, strict=True)):
         run = count if final else answered[i] + 1
         views = tuple(column(i, run == count) for column in columns[:run])
         tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
         network = info.classes, count, tokens, info.preprocess, modality.draw_map
-        own_relevance = relevances[i]
-        own_relevance = None if own_relevance is None else own_relevance.clone()
-        result.append(Explanation(sample.clone(), views, answered[i], *network, own_relevance, error))
+        shown = None if item is None else item.clone()
+        result.append(Explanation(sample.clone(), views, answered[i], *network, shown, error))
     return result
 
 

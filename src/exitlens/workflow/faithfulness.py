@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.sets import LazySet, SampleSet
+from exitlens.data.sets import LazySet
 from exitlens.errors import InputError, require
 from exitlens.functional import attribution as measures
 from exitlens.functional.maps import as_distribution, find_locations, pearson
@@ -127,29 +127,27 @@ def measure_faithfulness(
         raise InputError(f"oracle_samples: expected a number of samples from 0, got {oracle_samples!r}")
     if of not in OF:
         raise InputError(f"of: expected one of {OF}, got {of!r}")
-    data = data if hasattr(data, "subset") and hasattr(data, "inputs") else _HeldInputs.read(data)
-    data = data.subset(draw_samples(len(data), samples).sort().values)
+    held = _hold(data, samples)
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net) if of == "attention" else [None] * net.num_exits
     with show_progress(progress) as bar, net.open_engine() as engine:
-        held = data.load() if isinstance(data, LazySet) else data
-        batches = _Batches(held, bar, "judging the maps", PASSES)
+        every, rows = torch.arange(held.size), draw_samples(held.size, oracle_samples, seed=1).sort().values
+        batches = _Batches(held, every, bar, "judging the maps", PASSES)
         parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
         logits, attention = ([torch.cat([part[k][i] for part in parts]) for k in range(net.num_exits)] for i in range(2))
         if of == "attention":
             shown = [net.info.place(k, item) for k, item in enumerate(attention)]
         else:
-            shown = _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
+            shown = _find_relevance(net, _Batches(held, every, bar, "relevance", 1), attention)
         maps = [modality.coarsen(item, grid) for item in shown]
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
         guided = perturb(net, engine, batches, plain, maps, fraction)
         control = perturb(net, engine, batches, plain, blind, fraction)
         randomised = _correlate(net, engine, batches, attention, heads)
-        rows = draw_samples(len(held), oracle_samples, seed=1).sort().values
         oracle: dict[str, Any] = {}
         if len(rows):
-            judged = _Batches(held.subset(rows), bar, "trying every cell", 2, ORACLE_BATCH)
+            judged = _Batches(held, rows, bar, "trying every cell", 2, ORACLE_BATCH)
             answers, judged_maps = [p[rows] for p in plain], [m[rows] for m in maps]
             losses = occlude(net, engine, judged, answers, judged_maps)
             ranked = [measures.rank_locations(d, find_locations(m)) for d, m in zip(losses, judged_maps, strict=True)]
@@ -160,54 +158,52 @@ def measure_faithfulness(
                 share, error = zip(*shares, strict=True)
                 oracle |= {f"{name}_oracle": _average(compared[2]), f"{name}_share": share, f"{name}_share_error": error}
     energy = pointing = None
-    if data.masks is not None:
-        energy = _average([measures.energy_in_mask(item, data.masks) for item in shown])
-        pointing = _average([measures.pointing_game(item, data.masks) for item in shown])
+    if held.masks is not None:
+        energy = _average([measures.energy_in_mask(item, held.masks) for item in shown])
+        pointing = _average([measures.pointing_game(item, held.masks) for item in shown])
     (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (guided, control))
     means = drops, drops_random, keeps, keeps_random, randomised
-    return Faithfulness(*means, energy, pointing, grid, batches.count, len(rows), **oracle)
+    return Faithfulness(*means, energy, pointing, grid, held.size, len(rows), **oracle)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
     return tuple(column.mean().item() for column in values)
 
 
-@dataclass(frozen=True)
-class _HeldInputs:
-    """Inputs in memory, read from data that are no set of ours."""
+class _Held(NamedTuple):
+    """Samples in memory."""
 
-    inputs: Inputs
-    masks: None = None
+    prepare: Callable[[Tensor], Inputs]  # rows -> inputs
+    size: int
+    masks: Tensor | None
 
-    @classmethod
-    def read(cls, data: Any) -> _HeldInputs:
-        """Read all inputs of a loader, another data set or a tensor."""
-        batches = list(iterate_inputs(data))
-        if not batches:
-            raise InputError("data: it gave no batch. Fix: pass at least one sample.")
-        columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
-        names = list_input_names(batches[0])
-        return cls(dict(zip(names, columns, strict=True)) if names else columns[0])
 
-    def subset(self, rows: Tensor) -> _HeldInputs:
-        """Return the samples at these rows."""
-        return _HeldInputs(map_inputs(self.inputs, itemgetter(rows)))
-
-    def __len__(self) -> int:
-        return count_rows(self.inputs)
+def _hold(data: Any, most: int) -> _Held:
+    if hasattr(data, "subset") and hasattr(data, "inputs"):
+        part = data.subset(draw_samples(len(data), most).sort().values)
+        part = part.load() if isinstance(part, LazySet) else part
+        return _Held(lambda rows: part.subset(rows).inputs, len(part), part.masks)
+    batches = list(iterate_inputs(data))
+    if not batches:
+        raise InputError("data: it gave no batch. Fix: pass at least one sample.")
+    columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
+    names = list_input_names(batches[0])
+    inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
+    drawn = draw_samples(count_rows(inputs), most).sort().values
+    return _Held(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), None)
 
 
 class _Batches:
-    """Inputs of a set batch by batch; each pass prepares them anew, so that only one batch is held as floats."""
+    """Inputs batch by batch; each pass prepares them anew, so that only one batch is held as floats."""
 
-    def __init__(self, data: SampleSet | _HeldInputs, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
-        self._data, self._bar, self.count = data, bar, len(data)
-        self._chunks = torch.arange(self.count).split(size)
-        self._task = bar.add_task(what, total=passes * len(self._chunks))
+    def __init__(self, held: _Held, rows: Tensor, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
+        self._prepare, self._rows, self._size, self._bar = held.prepare, rows, size, bar
+        self._task = bar.add_task(what, total=passes * -(-len(rows) // size))
 
     def __iter__(self) -> Iterator[tuple[slice, Inputs]]:
-        for rows in self._chunks:
-            yield slice(int(rows[0]), int(rows[-1]) + 1), self._data.subset(rows).inputs
+        for start in range(0, len(self._rows), self._size):
+            rows = self._rows[start : start + self._size]
+            yield slice(start, start + len(rows)), self._prepare(rows)
             self._bar.advance(self._task)
 
 
@@ -230,7 +226,7 @@ def _correlate(
             activations = stage(*activations)
             if head is not None:
                 sums[k] += pearson(attention[k][rows], head.with_attention(*activations)[1]).sum().item()
-    return tuple(None if head is None else total / batches.count for head, total in zip(heads, sums, strict=True))
+    return tuple(None if head is None else total / len(attention[0]) for head, total in zip(heads, sums, strict=True))
 
 
 @torch.no_grad()

@@ -34,32 +34,28 @@ from exitlens.types.tasks import read_answers
 def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
     """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
-    Exits that can never fire (threshold infinite) are not computed. The host waits for the device once between two exits.
-    The network runs as ``net.tuning`` says, on compiled stages if there are any
-    (:meth:`~exitlens.model.network.ExitNet.tune`, :meth:`~exitlens.model.network.ExitNet.compile`). Threads may share a
-    network, unless one of them trains it.
+    Exits that can never fire (threshold infinite) are not computed. The network runs as
+    :meth:`~exitlens.model.network.ExitNet.tune` and :meth:`~exitlens.model.network.ExitNet.compile` left it. Threads may
+    share a network, unless one of them trains it.
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
         inputs: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them. For a
             folder, a loader or several batches call :func:`exitlens.predict_stream`.
         policy: of this network (checked by fingerprint where the policy carries one).
-        attention: also return the attention map of the exit that answered, placed in the image
-            (docs/concepts/method.md).
+        attention: also return the attention map of the exit that answered, placed in the image.
 
     Returns:
         Labels (a class per sample, or for every label whether the sample has it), exits, scores and probabilities, in the
         order of ``inputs``.
-
-    Raises:
-        InputError: for inputs that the network cannot take. PolicyError: for another network's policy.
 
     Examples:
         >>> pred = xl.predict(net, images, policy, attention=True)
         >>> pred.labels.shape, pred.exits.shape, len(pred.attention)
         (torch.Size([8]), torch.Size([8]), 8)
     """
-    check_policy(net, policy)
+    require(net, ExitNet, "net")
+    net.check_policy(policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(inputs, Tensor | Mapping):
@@ -71,13 +67,6 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         router = Router(engine, policy, attention, engine.tuning.micro_batch)
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(net, router.run(where, activations))
-
-
-def check_policy(net: ExitNet, policy: Policy) -> None:
-    """Raise :class:`InputError` or :class:`PolicyError` unless ``net`` is a network and ``policy`` belongs to it."""
-    require(net, ExitNet, "net")
-    require(policy, Policy, "policy", "see exitlens.calibrate")
-    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
 
 
 def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
@@ -118,21 +107,17 @@ def predict_stream(
     fill a micro-batch (dynamic re-batching, arXiv 2512.15705).
 
     Args:
-        net: used in evaluation mode, and returned to its own mode between batches.
+        net, policy, attention: as in :func:`exitlens.predict`.
         batches: a folder, a ``Dataset``, a ``DataLoader`` or another iterable of batches, or inputs as a tensor (or several
             by name); labels are ignored. Batches are read ahead and kept for a while, so an iterator must not write into a
             batch after yielding it.
-        policy: of this network (checked by fingerprint where the policy carries one).
-        attention: also return the attention maps of the exits that answered.
         order: ``input``: a prediction for each batch, in order; ``ready``: predictions as soon as they are ready, whose
             samples ``Prediction.index`` names.
         max_delay_ms: longest time that a sample waits for others (computing comes on top); ``None``: until a micro-batch is
             full, or 4096 samples came after it.
         batch_size: for a folder, a ``Dataset`` and tensors.
-        progress: show a progress bar.
 
     Raises:
-        InputError: for inputs that the network cannot take. PolicyError: for another network's policy.
         StreamError: if the iterator raises, after the answers to all samples before.
 
     Examples:
@@ -141,7 +126,8 @@ def predict_stream(
         4
         4
     """
-    check_policy(net, policy)
+    require(net, ExitNet, "net")
+    net.check_policy(policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):

@@ -19,7 +19,7 @@ from exitlens.data.demo.garments import load_scenes
 from exitlens.data.sets import ImageSet, LazySet, SampleSet
 from exitlens.data.splits import Split
 from exitlens.data.texts import TextSet
-from exitlens.delivery.bench.timing import time_calls
+from exitlens.delivery.benchmark import time_calls
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels

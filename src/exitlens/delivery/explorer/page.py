@@ -9,8 +9,8 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from exitlens.delivery.explanations import load_template
 from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun
-from exitlens.delivery.pages import load_template
 from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour, shade_names
 from exitlens.functional.maps import as_distribution

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError, suggest
+from exitlens.model import layouts
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, BATCH_NORM, CONVOLUTION, MAX_POOL
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
-from exitlens.model.layouts import Kind, Layout, find_layout
+from exitlens.model.layouts import Kind, Layout
 from exitlens.types.inputs import MASK, list_tensors
 
 _POOLING = (MAX_POOL, AVERAGE_POOL, *ADAPTIVE_POOLS)
@@ -96,20 +100,16 @@ def find_channel_axis(traced: TracedBackbone, node: fx.Node) -> int | None:
 def find_input_channel_axis(traced: TracedBackbone, node: fx.Node) -> int | None:
     """Return the axis of channels of an input, by the first layer that reads it; ``None`` if none tells."""
     count = len(traced.shape_of(node))
-    waiting = [(node, list(range(count)))]
-    seen = set[fx.Node]()
-    while waiting:
-        source, axes = waiting.pop(0)  # for each axis of the source's tensor, which axis of the input it is
-        for user in source.users:
-            if user in seen or user.op == "output":
-                continue
-            seen.add(user)
-            axis = _tell_axis(traced, user, count)
-            if axis is not None and user.all_input_nodes[0] is source:
-                return axes[axis]
-            if len(traced.shape_of(user)) == count:
-                order = read_order(user, count)
-                waiting.append((user, axes if order is None else [axes[i] for i in order]))
+    axes = {node: list(range(count))}  # for each axis of a tensor made from the input, which axis of the input it is
+    for user in traced.nodes:
+        if (source := next((n for n in user.all_input_nodes if n in axes), None)) is None:
+            continue
+        axis = _tell_axis(traced, user, count)
+        if axis is not None and user.all_input_nodes[0] is source:
+            return axes[source][axis]
+        if len(traced.shape_of(user)) == count:
+            order = read_order(user, count)
+            axes[user] = axes[source] if order is None else [axes[source][i] for i in order]
     return None
 
 
@@ -125,49 +125,53 @@ def _tell_axis(traced: TracedBackbone, node: fx.Node, count: int) -> int | None:
     return None
 
 
+def call_on(node: fx.Node, x: Tensor) -> Tensor:
+    """Do what a node does to ``x``; numbers that the network computes are taken as endless."""
+    args: Any = fx.node.map_arg(node.args[1:], lambda _: sys.maxsize)
+    options = {name: value for name, value in node.kwargs.items() if name != "input"}
+    call: Any = partial(node.target, x) if callable(node.target) else getattr(x, node.target)
+    return cast(Tensor, call(*args, **options))
+
+
 def read_order(node: fx.Node, ndim: int) -> list[int] | None:
     """Return for each axis of a node's tensor which axis of its source it is; ``None`` if the node permutes no axes."""
     name = get_operation(node)
-    if name == "mT" or (name == "getattr" and node.args[1] == "mT"):
-        return [*range(ndim - 2), ndim - 1, ndim - 2]
-    if name not in ("permute", "transpose", "swapaxes", "swapdims", "t"):
+    name = str(node.args[1]) if name == "getattr" else name
+    if name not in ("permute", "transpose", "swapaxes", "swapdims", "t", "mT"):
         return None
-    given: Any = [*node.args[1:], *(value for key, value in node.kwargs.items() if key != "input")]
-    given = given[0] if given and isinstance(given[0], list | tuple) else given
-    chosen = [axis % ndim for axis in given if isinstance(axis, int)] if given else [0, 1]
-    if len(chosen) != (ndim if name == "permute" else 2):
+    try:
+        return list(call_on(node, torch.empty_strided((1,) * ndim, tuple(range(ndim)), device="meta")).stride())
+    except (IndexError, RuntimeError, TypeError):  # the axes are computed
         return None
-    if name == "permute":
-        return chosen
-    order = list(range(ndim))
-    order[chosen[0]], order[chosen[1]] = chosen[1], chosen[0]
-    return order
 
 
 def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> Layout:
-    """Return the layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
-    size, shape = find_input_locations(traced), traced.shape_of(node)
+    """Return the layout of the features at a node, of the user's ``kind`` if given; raise unless exactly one fits."""
+    size, shape, first = find_input_locations(traced), traced.shape_of(node), traced.shape_of(traced.inputs[0])
+    seen = f"after {traced.name_of(node) or node.name!r} the features are {shape}"
+    if takes_vector(traced):
+        return layouts.find_vector_layout(seen, shape, first[1], kind)
     count = max(len(size), 1)
     before = [n for n in traced.nodes[: traced.position(node)] if n in traced.values.batched]
     layer, function = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[count - 1], f"conv{count}d"
     is_call = {n: n.op == "call_function" and function in get_callee_name(n) for n in before}
     maps = [traced.shape_of(n) for n in before if is_call[n] or isinstance(traced.module_of(n), layer)]
+    if not size:
+        is_square = len(shape) == 3 and shape[1] == shape[2] == first[1]  # as many channels as tokens
+        return layouts.find_sequence_layout(
+            seen, shape, first[1], "tokens" if kind is None and is_square and not maps else kind
+        )
     grids = [tuple(s[2:]) for s in maps if len(s) == count + 2 and math.prod(s[2:]) > 1]
     channels = None
-    if kind is None and size and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
+    if kind is None and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
         channels = find_channel_axis(traced, node)
-    first = 0 if size else traced.shape_of(traced.inputs[0])[1]
-    length, features = (0, first) if takes_vector(traced) else (first, 0)
-    if kind is None and length and len(shape) == 3 and shape[1] == shape[2] == length:
-        kind = None if maps else "tokens"  # as many channels as tokens
-    return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels, features)
+    if len(size) == 1:
+        return layouts.find_series_layout(seen, shape, size[0], grids, kind, channels)
+    return layouts.find_map_layout(seen, shape, size, grids, kind, channels)
 
 
 def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
-    """Return the tensors computed up to place ``end`` that later nodes need, in order; each has a row for every sample.
-
-    Sizes, parameters and constants do not cross: the later stage computes them again.
-    """
+    """Return the tensors of samples up to place ``end`` that later nodes need; stages compute constants and sizes again."""
     values, crossing, done = traced.values, set[fx.Node](), set[fx.Node]()
     waiting = [p for node in traced.nodes[end + 1 :] for p in traced.list_parents(node) if traced.position(p) <= end]
     while waiting:
@@ -318,8 +322,7 @@ def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:
 def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: Kind | None = None) -> fx.Node | None:
     """Return the deepest map of an image with ``least_side`` locations a side, if the last features have fewer.
 
-    Among the maps with the fewest locations it takes none with over twice the channels of the narrowest, because the wide
-    middle of an inverted residual block costs much to carry.
+    A map with over twice the channels of the narrowest is left out: the middle of a widening block costs much to carry.
     """
     size = find_node_layout(traced, final, kind).size(traced.shape_of(final)) if least_side else ()
     if len(size) != 2 or min(size) >= least_side:

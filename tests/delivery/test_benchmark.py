@@ -1,8 +1,10 @@
+import os
+
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.bench.benchmark import (
+from exitlens.delivery.benchmark import (
     AS_IS,
     MIXED,
     TUNED,
@@ -10,14 +12,51 @@ from exitlens.delivery.bench.benchmark import (
     Plain,
     Planned,
     StepTimes,
+    compare,
     compare_adaptive,
     list_exit_shares,
+    measure_peak_bytes,
     measure_router_share,
+    pin_threads,
     plan_exits,
     split_whole_batches,
     tabulate,
+    time_calls,
 )
 from tests.conftest import TinyNet, make_net
+
+
+def test_a_change_of_memory_is_warmed_up_for(monkeypatch):
+    monkeypatch.setattr("exitlens.delivery.benchmark.keep_memory", lambda kept: kept)
+    calls: list[int] = []
+    assert len(time_calls(calls.append, [1], kept=True)()) == len(time_calls(calls.append, [2])()) == 1
+    assert calls == [1, 1, 2]
+
+
+def test_peak_counts_what_is_held_at_once():
+    def run(_: object) -> None:
+        a = torch.ones(1000)  # 4000 bytes
+        b = a + 1
+        del a
+        b + 1
+
+    assert 8000 <= measure_peak_bytes(time_calls(run, [0])) < 12000
+
+
+def test_pinned_takes_threads_and_processors_and_gives_them_back():
+    before = torch.get_num_threads(), os.sched_getaffinity(0)
+    with pin_threads(1):
+        assert torch.get_num_threads() == 1
+        assert len(os.sched_getaffinity(0)) == 1
+    assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before
+
+
+def test_compare_takes_turns_and_gives_the_ratio():
+    calls = []
+    speed = compare(lambda x: calls.append("a"), lambda x: calls.append("b"), [(torch.zeros(2),)] * 3, rounds=2)
+    assert calls.count("a") == calls.count("b") == 12  # the first batch is run once more in each round
+    assert speed.images == 6
+    assert speed.low <= speed.speedup <= speed.high
 
 
 def test_a_bench_has_every_contender_with_figures():

@@ -1,0 +1,542 @@
+"""Verbs that use a network: predict, explain, demo, app, export, serve, inspect, tune, bench."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+import exitlens as xl
+from exitlens.cli.options import (
+    BACKBONES,
+    SHOWN,
+    Bundle,
+    Compare,
+    InputColumns,
+    Json,
+    OtherData,
+    PolicyName,
+    Root,
+    as_options,
+    console,
+    list_bad,
+    name_exits,
+    of_data,
+    show,
+    show_skipped,
+    takes,
+    tell,
+    verbs,
+    wait,
+)
+from exitlens.progress import print_line, show_progress
+from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
+from exitlens.types.settings import ReadSettings
+
+
+@verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
+@takes(ReadSettings, {"Data": "skip_bad workers"})
+def predict(
+    bundle: Bundle,
+    reading: Callable[..., ReadSettings],
+    data: Annotated[
+        str,
+        of_data(
+            help="An image, sound, series or volume, a folder of them at any depth, a .csv, .jsonl or .txt of texts, a .csv "
+            "of numbers, a .ts file, Parquet or a saved data set, tar shards, or hf:NAME; no labels are needed."
+        ),
+    ],
+    out: Annotated[Path | None, Option(help="New file, a row for each sample: .csv, .jsonl or .parquet.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
+    resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
+    compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
+    monitor: Annotated[bool, Option("--monitor", help="Warn if the samples, in this order, have drifted.")] = False,
+    json_: Json = False,
+    columns: InputColumns = "",
+    group_by: Annotated[
+        str,
+        of_data(
+            help="A column of the data, or a regular expression on file names: --monitor counts those that agree in it once."
+        ),
+    ] = "",
+    name: PolicyName = "",
+) -> None:
+    """Answer each sample at the first exit that is sure enough.
+
+    Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
+    """
+    from exitlens.data.readers import check_bad
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
+    from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
+
+    if resume and out is None:
+        raise xl.errors.InputError("resume: it continues a file. Fix: name that file by --out.")
+    if resume and monitor:
+        raise xl.errors.InputError("monitor: it has to see all samples. Fix: leave --resume out, or watch another run.")
+    net, policy = load_calibrated(bundle, name)
+    watch = start_watch(policy, monitor, group_by)
+    file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
+    before = [] if file is None else file.rows
+    done, shown = len(before), before[: None if json_ else SHOWN]
+    if compiled:
+        net.compile(policy, progress=not json_)
+    where = reading(data=data, columns=columns, group_by=group_by)
+    with wait(json_, "listing the data"):
+        samples = stream_samples(net, where, batch_size=batch_size, without={row.file for row in before}, run=bundle)
+    answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
+    try:
+        with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
+            task = bar.add_task("predicting", total=done + samples.total, completed=done)
+            for batch in name_rows(net, answers, samples):
+                if file is not None:
+                    file.append(batch)
+                done += len(batch)
+                shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
+                bar.update(task, completed=done + len(samples.bad))
+            if not done:
+                check_bad(samples.bad, samples.total, where.skip_bad)
+            if file is not None:
+                file.finish()
+    except KeyboardInterrupt as stop:
+        if file is None:
+            stop.add_note("nothing was written: --out FILE keeps the answers so far")
+        raise
+    fields = shown[0]._fields if shown else ()
+    names = [name for name in fields if any(getattr(row, name) is not None for row in shown)]  # estimates: of gates only
+    rows = [names, *[["" if (v := getattr(row, name)) is None else str(v) for name in names] for row in shown[:SHOWN]]]
+    resumed = f", {len(before)} of them from before" if before else ""
+    values: dict[str, Any] = {"predictions": [row._asdict() for row in shown], "bad": samples.bad}
+    if watch is not None:
+        values["drift"] = watch.state().to_dict()
+    show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", rows)
+    if watch is not None and not json_:
+        tell(watch.state().summary)
+    show_skipped(json_, samples.bad)
+
+
+@verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
+@takes(ReadSettings, {"Data": "skip_bad workers"})
+def explain(
+    reading: Callable[..., ReadSettings],
+    image: Annotated[
+        Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
+    ] = None,
+    text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
+    bundle: Bundle = Path("runs/demo"),
+    out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
+    json_: Json = False,
+    data: Annotated[
+        str, of_data(help="Many samples, as for predict: a table and a contact sheet, the most remarkable first.")
+    ] = "",
+    columns: InputColumns = "",
+    relevance: Annotated[
+        bool, Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text).")
+    ] = False,
+    name: PolicyName = "",
+) -> None:
+    """Show which exit answered, why, and where every exit looked."""
+    from exitlens.delivery.run_directory import load_calibrated
+
+    if sum((image is not None, bool(text.strip()), bool(data))) != 1:
+        raise xl.errors.InputError(
+            "image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA"
+        )
+    if data and out is None:
+        raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
+    if data and relevance:
+        raise xl.errors.InputError("relevance: it is for one sample. Fix: pass --image or --text, or leave it out.")
+    where = reading(data=data, columns=columns)
+    if not data and (where.skip_bad or columns):
+        raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
+    net, policy = load_calibrated(bundle, name)
+    if data and out is not None:
+        _explain_many(net, policy, bundle, where, out, json_)
+    else:
+        _explain_one(net, policy, text if image is None else image, out, json_, relevance)
+
+
+def _explain_one(
+    net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
+) -> None:
+    """Explain a text, or what is in a file."""
+    from exitlens.delivery.explanations import save_explanation, tabulate_tokens, write_explanation
+    from exitlens.delivery.run_directory import require_preprocess
+
+    modality, takes_texts = net.input_spec.modality, net.input_spec.modality.preprocess is xl.data.TextPreprocess
+    is_text = isinstance(sample, str)
+    kind = xl.data.TextPreprocess if is_text else xl.data.Preprocess if takes_texts else modality.preprocess
+    preprocess: Any = require_preprocess(net, kind)
+    if isinstance(sample, Path) and not sample.is_file():
+        problem = "is a folder. Fix: pass it as --data." if sample.is_dir() else "does not exist. Fix: check the path."
+        raise xl.errors.DataError(f"image: expected a file, {sample} {problem}")
+    why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
+    stem = sample.stem if isinstance(sample, Path) else "text"
+    if out is not None and isinstance(preprocess, xl.data.Preprocess):
+        save_explanation(why, out, preprocess, stem)
+    elif out is not None:
+        write_explanation(why, out, stem)
+    if is_text and not json_:
+        console.print(tabulate_tokens(why, colour=console.color_system is not None))
+    else:
+        show(json_, why.to_dict(), why.reason, _tabulate(why))
+
+
+def _tabulate(why: xl.Explanation) -> list[list[str]]:
+    """Return a row per exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
+    from exitlens.types.outputs import exit_name, tell_apart
+
+    gated = any(view.estimate is not None for view in why.exits)
+    rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]
+    for view in why.exits:
+        confidence, threshold = tell_apart(view.confidence, view.threshold)
+        if view.exit == why.num_exits - 1:
+            confidence, threshold = f"{view.confidence:.3f}", "answers the rest"
+        cells = [confidence, threshold.replace("inf", "never")]
+        if gated:
+            estimate, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
+            cells.append("" if view.estimate is None else f"{estimate} (limit {limit.replace('inf', 'none')})")
+        mark = "answered" if view.exit == why.answered else ""
+        cells.append("" if view.cc is None else f"{view.cc:.2f}")
+        rows.append([exit_name(view.exit, why.num_exits), why.name_answer(view), *cells, mark])
+    return rows
+
+
+def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
+    from exitlens.data.readers import check_bad
+    from exitlens.delivery.explanations import explain_folder, name_sheet
+    from exitlens.delivery.run_directory import stream_samples
+
+    with wait(json_, "listing the data"):
+        samples = stream_samples(net, reading, batch_size=64, run=bundle)
+    preprocess = samples.preprocess
+    with show_progress(not json_, console) as bar:
+        task = bar.add_task("explaining", total=samples.total)
+        names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
+        lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
+    if not lines:
+        check_bad(samples.bad, samples.total, reading.skip_bad)
+    disagreeing = sum(line.disagrees for line in lines)
+    rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
+    for line in lines[:SHOWN]:
+        numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
+        rows.append([line.file, line.answer, str(line.exit), line.final, *numbers])
+    count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
+    title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
+    show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
+    show_skipped(json_, samples.bad)
+
+
+@verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
+def demo(
+    out: Annotated[Path, Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
+    seed: Annotated[int, Option(help="Seed of data, weights and training.")] = 0,
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished run in the same directory.")] = False,
+    full: Annotated[bool, Option("--full", help="The long run behind the documentation's figures (15 minutes).")] = False,
+    quick: Annotated[bool, Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
+    from exitlens.delivery.demo import DemoSettings, run_demo
+    from exitlens.types.outputs import exit_name
+
+    if full and quick:
+        raise xl.errors.InputError("full, quick: expected one of them at most, got both. Fix: leave one out.")
+    settings = DemoSettings.full(seed) if full else DemoSettings.quick(seed) if quick else DemoSettings(seed)
+    result = run_demo(out, settings, resume=resume, quiet=json_)
+    count = len(result["egt"]["agreeing"]["accuracy"])
+    rows = [["", "", *[exit_name(k, count) for k in range(count)]]]
+    for run in ("baseline", "egt"):
+        for condition in ("agreeing", "disagreeing"):
+            values = result[run][condition]
+            rows.append([run, f"accuracy %, {condition}", *[f"{100 * a:.1f}" for a in values["accuracy"]]])
+        values = result[run]["agreeing"]
+        rows.append([run, "attention skill", *[f"{a:.2f}" for a in values["skill"]], ""])
+        pairs = zip(values["deletion"], values["deletion_random"], strict=True)
+        rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
+        shares = values["deletion_share"]
+        rows.append([run, "share of the oracle's drop", *["" if share is None else f"{share:.2f}" for share in shares]])
+    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
+    if json_:
+        return
+    for name in ("batch_1", "batch_64"):
+        s = result["speed"][name]
+        line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
+        print_line(console, line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+    tell(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+
+
+@verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
+def explore(
+    bundle: Bundle = Path("runs/demo"),
+    compare: Compare = None,
+    data: OtherData = "",
+    root: Root = "",
+    port: Annotated[int | None, Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
+) -> None:
+    """Open a local page on which to drop an image and watch the network decide (extra: app)."""
+    from exitlens.delivery.explorer.core import Explorer
+    from exitlens.delivery.explorer.interface import import_gradio, serve
+
+    import_gradio()
+    explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, uploads are removed
+    tell("Starting; Ctrl-C stops it.")
+    serve(explorer, port=port, ready=lambda address: tell(f"Open {address}"))
+
+
+@verbs.command(epilog="Example: `exitlens export --bundle runs/x --out edge`")
+def export(
+    bundle: Bundle,
+    out: Annotated[Path, Option(help="Directory of the edge bundle.")],
+    int8: Annotated[bool, Option("--int8", help="In 8-bit integers; the policy is calibrated again.")] = False,
+    data: Annotated[str, of_data(help="With --int8: data that activations are measured with (default: the run's).")] = "",
+    web: Annotated[
+        bool, Option("--web", help="A folder with one page instead: the network decides in the browser.")
+    ] = False,
+    ort: Annotated[
+        Path | None, Option(help="With --web: folder with the files of onnxruntime-web (default: npm fetches them).")
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an edge bundle that is there.")] = False,
+    json_: Json = False,
+    name: PolicyName = "",
+) -> None:
+    """Write an edge bundle: ONNX files that answer without PyTorch (`pip install exitlens-runtime`).
+
+    The bundle's policies with a name go along (not with --int8 or --web); --policy names the one to answer by at first.
+    With --int8 activations are measured on training data or on --data, and thresholds chosen on the calibration split.
+    """
+    from exitlens.delivery.run_directory import load_calibrated, load_named, load_samples
+
+    if ort is not None and not web:
+        raise xl.errors.InputError("ort: it is for the page. Fix: pass --web, too.")
+    if data and not int8:
+        raise xl.errors.InputError("data: activations are measured for int8 only. Fix: pass --int8, too.")
+    if int8 and web:
+        raise xl.errors.InputError("int8: the page runs in float32. Fix: leave --int8 or --web out.")
+    (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
+    if (int8 or web) and (others := [other for other in named if other != name]) and not json_:
+        tell(f"without the policies {', '.join(others)}: it has one alone (--policy)")
+    if int8:
+        with wait(json_, "listing the data"):
+            samples = load_samples(bundle, net, "train", ReadSettings(data))
+            calibration = load_samples(bundle, net, "calibration")
+        report = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
+        rows = [["", *name_exits(net)]]
+        rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in report.agreement)])
+        for name, values in (("accuracy, %", report.exit_accuracy), ("answers here, %", report.exit_shares)):
+            for kind, shares in zip(("float32", "int8"), values or (), strict=False):
+                rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
+        show(json_, report.to_dict(), f"int8 edge bundle in {report.directory}, on the calibration samples", rows)
+        if not json_:
+            tell(as_options(report.policy.certificate()))
+        show_skipped(json_, list_bad(samples, calibration))
+        return
+    with wait(json_, "exporting and comparing"):
+        if web:
+            from exitlens.edge.web import export_web
+
+            directory = export_web(net, policy, out, ort=ort, overwrite=overwrite)
+        else:
+            directory = xl.export(net, policy, out, policies=named, overwrite=overwrite)
+    files = sorted(directory.iterdir())
+    rows = [["file", "MB"], *([path.name, f"{path.stat().st_size / 1e6:.2f}"] for path in files)]
+    sizes = {path.name: path.stat().st_size for path in files}
+    show(json_, {"out": str(directory), "bytes": sizes}, f"{'page' if web else 'edge bundle'} in {directory}", rows)
+
+
+@verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")
+@takes(ServerSettings, {"Server": "host port workers tls_cert tls_key reload_seconds access_log"})
+@takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
+@takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
+@takes(Watching, {"Watching": "drift unready_on_drift shadow"})
+def serve(
+    bundle: Annotated[
+        list[str],
+        Option(help="A bundle, run directory or edge bundle; NAME=DIR names the model. As often as there are models."),
+    ],
+    server: Callable[..., ServerSettings],
+    batching: Callable[..., Batching],
+    limits: Callable[..., Limits],
+    watching: Callable[..., Watching],
+    timeout: Annotated[float, Option(help="Seconds for one request.", rich_help_panel="Limits of requests")] = 30.0,
+    token_file: Annotated[
+        Path | None,
+        Option(
+            help="A file with the token that clients must send (Authorization: Bearer).",
+            rich_help_panel="Limits of requests",
+        ),
+    ] = None,
+) -> None:
+    """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
+    from exitlens.serving.server import serve as run
+
+    run(
+        server(
+            bundles=name_bundles(bundle),
+            batching=batching(),
+            watching=watching(),
+            limits=limits(request_seconds=timeout, token=read_token(token_file)),
+        )
+    )
+
+
+def read_token(path: Path | None) -> str:
+    """Return the token in a file; empty if none is wanted."""
+    if path is None:
+        return ""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise xl.errors.InputError(f"token_file: {path} cannot be read ({error})") from error
+    if not token:
+        raise xl.errors.InputError(f"token_file: {path} is empty. Fix: write the token into it.")
+    return token
+
+
+if TYPE_CHECKING:
+    from exitlens.data.splits import Split
+    from exitlens.model.cutting.placement import Placement
+    from exitlens.types.inputs import Inputs
+
+
+@verbs.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
+def inspect(
+    backbone: Annotated[str, Option(help=BACKBONES)],
+    size: Annotated[int, Option(min=0, help="Pixels, height and width (0: 224); tokens of a text (0: 64).")] = 0,
+    channels: Annotated[int, Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
+    exits: Annotated[int, Option(min=1, help="Mark the places that this many early exits would get.")] = 3,
+    json_: Json = False,
+) -> None:
+    """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
+    from exitlens.model.backbones.build import make_example
+    from exitlens.model.cutting.placement import PLACEMENTS, choose_points
+
+    plain = xl.build_backbone(backbone, 1000, channels)
+    points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
+    if not points:
+        raise xl.errors.AttachError(
+            f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
+        )
+    choices: dict[Placement, list[str]] = {}
+    for placement in PLACEMENTS:
+        choices[placement] = []
+        with suppress(xl.errors.AttachError):  # so many exits do not fit
+            choices[placement] = choose_points(points, exits, placement)
+    chosen_by = [[by for by in PLACEMENTS if p.name in choices[by]] for p in points]
+    rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
+    for p, by in zip(points, chosen_by, strict=True):
+        shape = "x".join(map(str, p.shape))
+        shares = [f"{100 * p.cost:.1f}", f"{100 * p.time_share:.1f}"]
+        rows.append([p.name, f"{p.macs / 1e6:.1f}", *shares, shape, ", ".join(by)])
+    listed = [p.to_dict() | {"chosen_by": by} for p, by in zip(points, chosen_by, strict=True)]
+    title = f"{backbone}{f', size {size}' if size else ''}{'' if choices['cost'] else f': {exits} exits do not fit'}"
+    show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
+
+
+@verbs.command(epilog="Example: `exitlens tune --bundle runs/x`")
+def tune(
+    bundle: Bundle,
+    data: OtherData = "",
+    root: Root = "",
+    precision: Annotated[
+        str, Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
+    ] = "auto",
+    backend: Annotated[str, Option(help="auto (ONNX Runtime where it is installed and faster), torch or onnx.")] = "auto",
+    samples: Annotated[int, Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
+    json_: Json = False,
+) -> None:
+    """Find how the network runs fastest on this machine (a few seconds), and store that in the bundle.
+
+    If that changes the precision, the policies are left out: calibrate again, on what the network says then.
+    """
+    from exitlens.delivery.bundle import replace_network
+
+    (net, policy), policies = xl.load(bundle), xl.load_policies(bundle)
+    before = net.tuning.precision
+    example = _draw_inputs(bundle, net, "calibration", samples, data, root)
+    tuning = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
+    dropped = [] if tuning.precision == before else list(policies)
+    replace_network(bundle, net, {} if dropped else policies)
+    rows = [["backend", "micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
+    for tried in tuning.measured["ms_per_sample"]:
+        chosen = "*" if all(tried[name] == value for name, value in tuning.to_dict().items() if name in tried) else ""
+        words = ["channels_last" if tried["channels_last"] else "as it is", tried["precision"]]
+        flags = ["yes" if tried[name] else "no" for name in ("folded", "keep_memory")]
+        threads = str(tried["threads"] or "all")
+        rows.append(
+            [tried["backend"], f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"]
+        )
+    show(json_, tuning.to_dict() | {"policy_kept": not dropped}, "settings tried; * is stored with the bundle", rows)
+    if dropped and not json_:
+        names = "its policy was" if dropped == ["default"] else f"its policies ({', '.join(dropped)}) were"
+        tell(f"it runs in {tuning.precision} now, {names} for {before}: calibrate again")
+
+
+@verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
+def bench(
+    bundle: Bundle,
+    data: OtherData = "",
+    root: Root = "",
+    batch_sizes: Annotated[str, Option(help="Samples in a call, comma-separated.")] = "1,8,32",
+    samples: Annotated[int, Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
+    rounds: Annotated[int, Option(min=1, help="Rounds at least; medians are reported.")] = 7,
+    seconds: Annotated[float, Option(min=0, help="Seconds at least for each batch size.")] = 5.0,
+    threads: Annotated[int, Option(min=0, help="Processors to pin to (0: as the process is).")] = 0,
+    compiled: Annotated[bool, Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")] = False,
+    out: Annotated[Path | None, Option(help="Also write everything to this new JSON file.")] = None,
+    json_: Json = False,
+    name: PolicyName = "",
+) -> None:
+    """Time adaptive inference against the plain backbone, in turn, in one process, with the ideal saving beside it."""
+    from exitlens.delivery.benchmark import Bench, pin_threads, tabulate
+    from exitlens.delivery.run_directory import load_calibrated
+    from exitlens.io import write_json
+    from exitlens.model.backbones.build import rebuild_backbone
+    from exitlens.model.timing import describe_machine
+
+    words = batch_sizes.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise xl.errors.InputError(f"--batch-sizes: expected whole numbers above 0 such as 1,64, got {batch_sizes!r}")
+    if out is not None and out.exists():
+        raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+    net, policy = load_calibrated(bundle, name)
+    if not net.info.source:
+        raise xl.errors.BundleError(
+            "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.benchmark."
+        )
+    inputs = _draw_inputs(bundle, net, "test", samples, data, root)
+    with pin_threads(threads) if threads else nullcontext():
+        run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
+        batches = []
+        with show_progress(not json_, console) as bar:
+            for size in map(int, words):
+                task = bar.add_task(f"timing calls of {size}", total=None)
+                batches.append(run.run(size, rounds=rounds, seconds=seconds))
+                bar.remove_task(task)
+        facts = describe_machine(threads)
+        values = {"machine": facts, "tuned": net.is_tuned, "tuning": net.tuning.to_dict(), "batches": batches}
+    if out is not None:
+        write_json(out, values)
+    if json_:
+        show(True, values)
+        return
+    for batch in batches:
+        show(False, {}, f"calls of {batch['batch']}: median of {batch['rounds']} rounds", tabulate(batch))
+    state = "tuned" if net.is_tuned else "not tuned, runs as suits most networks of its kind: see exitlens tune"
+    tell(f"{facts['threads']} threads; {state}")
+
+
+def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
+    """Draw ``count`` samples at random, since folders are in the order of their classes."""
+    from exitlens.delivery.run_directory import load_samples
+    from exitlens.types.inputs import draw_samples
+
+    data_set = load_samples(bundle, net, split, ReadSettings(data, root))
+    return data_set.subset(draw_samples(len(data_set), count)).inputs

@@ -1,1 +1,0 @@
-"""Timing the network with exits against its plain backbone."""
