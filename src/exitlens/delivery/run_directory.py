@@ -35,8 +35,15 @@ from exitlens.errors import (
 from exitlens.io import read_json, write_json
 from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
-from exitlens.model.backbones.build import TOKENIZER, build_backbone, read_tokenizer
-from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisation, read_normalisation
+from exitlens.model.backbones.build import (
+    HALF,
+    PROCESSOR,
+    TOKENIZER,
+    Normalisation,
+    build_backbone,
+    read_normalisation,
+    read_tokenizer,
+)
 from exitlens.model.backbones.weights import Say, load_weights
 from exitlens.model.cutting.placement import check_places
 from exitlens.model.network import ExitNet
