@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.attribution import coarsen_map
-from exitlens.functional.maps import all_finite
+from exitlens.functional.maps import all_finite, coarsen_map
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
