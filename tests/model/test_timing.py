@@ -19,7 +19,7 @@ from exitlens.model.timing import (
     measure_exits,
     measure_quietly,
     summarize,
-)
+)  # fmt: skip
 from tests.conftest import make_net
 
 SECONDS = {"exit 0": 0.02, "exit 1": 0.05, "exit 2": 0.11, WHOLE: 0.1}
