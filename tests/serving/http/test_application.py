@@ -286,16 +286,6 @@ def test_a_log_line_says_which_model_answered_how(model, picture):
     assert {"model": "tiny", "policy": "full", "exits": [2], "samples": 1}.items() <= lines[0].items()
 
 
-def test_a_token(model, picture):
-    app = make_app(Repository({"tiny": model}), Limits(token="secret"))
-    with open_client(app) as client:
-        assert client.post("/classify", content=picture).status_code == 401
-        assert client.get("/metrics").status_code == 401
-        assert client.get("/v2/health/ready").status_code == 200
-        sent = {"Authorization": "Bearer secret"}
-        assert client.post("/classify", content=picture, headers=sent).status_code == 200
-
-
 @pytest.mark.slow
 def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
     save_small(tmp_path / "b", 0.0, 0.0)

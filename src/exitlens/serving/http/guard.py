@@ -345,14 +345,15 @@ class Connection(asyncio.Protocol):
             self.is_parsing = False
             _CURRENT.reset(token)
         if self._exchange is None:
-            self._loop.call_soon(self._look_for_request)  # which the loop has to start first
+            self._loop.call_soon(self._look_for_request, self._count)  # which the loop has to start first
         elif self._count > self._limits.max_header_bytes + _AHEAD:
             self.refuse(431, "header_bytes")
 
-    def _look_for_request(self) -> None:
-        if self._exchange is not None or self._transport.is_closing() or not self._count:
+    def _look_for_request(self, count: int) -> None:
+        """Judge the bytes of a head, unless a request has begun, or more came, for which there is another call."""
+        if self._exchange is not None or self._transport.is_closing() or not count or count != self._count:
             return
-        if self._count > self._limits.max_header_bytes:
+        if count > self._limits.max_header_bytes:
             self.refuse(431, "header_bytes")
         elif self._head_clock is None:
             self._start_head_clock()
@@ -368,7 +369,7 @@ class Connection(asyncio.Protocol):
         """Wait for the next head, and for the client to take the answer."""
         if self._exchange is exchange:
             self._exchange = None
-            self._loop.call_soon(self._look_for_request)
+            self._loop.call_soon(self._look_for_request, self._count)
         if not (exchange.is_whole or self.is_refused):  # the rest of its body would be taken for the next head
             self._transport.close()
         elif self._transport.get_write_buffer_size():
