@@ -53,10 +53,7 @@ def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
 
 
 def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
-    """Draws a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``.
-
-    ``label`` is the alternative text; ``width`` that of the drawing in the page, by default as wide as there is room.
-    """
+    """Draws a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``."""
     rows, columns = attention.shape
     heat = shades(attention).tolist()
     across, down = base.width / columns, base.height / rows

@@ -51,9 +51,9 @@ UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never
 
 
 def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
-    """Returns the work of running each batch in order; the first of several runs once before, untimed.
+    """Returns the work of running each batch in order, after an untimed first one where there are several or memory changes.
 
-    With ``kept`` the process keeps its memory meanwhile; after a change the first batch runs once untimed, too.
+    With ``kept`` the process keeps its memory meanwhile.
     """
 
     def work() -> list[float]:

@@ -184,19 +184,12 @@ class PredictionFile:
     While the run lasts, ``.NAME.run.json`` beside the file records what made the rows, and the rows of a ``.parquet`` file,
     which cannot be appended to, are kept in ``.NAME.partial.jsonl``; :meth:`finish` removes both. Leaving the context
     manager without :meth:`finish` cuts off a row that was only partly written, writes the ``.parquet`` file of the rows so
-    far, and adds their number to the exception.
+    far, and adds their number to the exception. Nothing is written before the first row.
 
     Args:
-        path: a file ``.csv``, ``.jsonl`` or ``.parquet``; nothing is written before the first row.
+        path: a file ``.csv``, ``.jsonl`` or ``.parquet``.
         made_by: JSON-ready values by name, which must be the same when a run is resumed.
-        resume: continue after the rows that the file holds.
-
-    Attributes:
-        rows: rows that the file held at the start.
-        count: number of rows it holds now.
-
-    Raises:
-        OutputExistsError: the file exists (with ``resume``: it holds, or was made by, something else).
+        resume: continue after the ``rows`` that the file held at the start.
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -235,10 +228,7 @@ class PredictionFile:
         self.count = len(self.rows)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows; once it returns, they are with the operating system and survive this process.
-
-        Raises :class:`OutputError` if they cannot be written (a full disk); earlier rows are safe.
-        """
+        """Adds rows; once it returns, they survive this process. If they cannot be written, earlier rows are safe."""
         if rows and self._sealed:
             raise OutputExistsError(
                 f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}. "

@@ -172,15 +172,9 @@ def write_report(
 ) -> Path:
     """Writes the report of one network, or of two or three side by side, as an HTML file.
 
-    Args:
-        path: the file.
-        subjects: the network the report is about, then those to compare it with; all have equally many exits.
-        images: test images, or other samples, by condition; the gallery is picked from them.
-        made: where the numbers come from.
-        speed: the values of a ``Speed`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
-        plain_accuracy: of the plain backbone, trained without exits, under the main condition.
-        overwrite: replace an existing file.
-        progress: show a progress bar.
+    ``subjects`` have equally many exits; the report is about the first. ``images`` are samples by condition; ``speed``
+    has values of a ``Speed`` with ``accuracy_drop`` and ``cost`` by a title such as "batch size 1"; ``plain_accuracy`` is
+    that of the plain backbone, trained without exits, under the main condition.
     """
     if not 1 <= len(subjects) <= MOST_NETWORKS:
         raise InputError(f"subjects: expected 1 to {MOST_NETWORKS}, got {len(subjects)}")
@@ -281,10 +275,9 @@ def _name_truth(data: SampleSet) -> list[str]:
 def pick_images(
     subject: Subject, data: SampleSet, count: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[int]:
-    """Returns the indices of gallery samples, picked from ``POOL`` drawn at random.
+    """Returns the indices of gallery samples, picked from ``POOL`` drawn at random: mistakes first, up to a half.
 
-    Mistakes come first: up to half of ``count`` are samples that are answered wrongly. Each part is sorted by the exit that
-    answers, and takes the first samples of each exit in turn.
+    Each part is sorted by the exit that answers, and takes the first samples of each exit in turn.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
     pool, answers = order[:POOL], list[Explanation]()

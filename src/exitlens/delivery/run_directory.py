@@ -268,10 +268,7 @@ def remembers_skipping(path: Path, data: str = "") -> bool:
 
 
 def read_source(path: Path) -> tuple[DataSource, bool]:
-    """Reads which data a run was trained on, and whether it left out what could not be read of them.
-
-    Raises :class:`DataError` without a readable record.
-    """
+    """Reads which data a run was trained on, and whether it left out what could not be read of them."""
     record = path / DATA
     if not record.is_file():
         record = find_bundle(path).parent / DATA

@@ -1,6 +1,5 @@
 import base64
 import math
-import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -22,7 +21,6 @@ from exitlens.delivery.explorer.interface import (
     _read_sliders,
     answer_page,
     draw_frontier,
-    import_gradio,
 )
 from tests.conftest import random_trace
 from tests.hostile import hostile_files, noise, saved
@@ -83,12 +81,6 @@ def test_strokes_cover(explorer):
     covered = view.paint(picture, strokes, True, 0.5, 0.5, 0.5)[0]
     plain = view.paint(picture, "", True, 0.5, 0.5, 0.5)[0]
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]
-
-
-def test_without_gradio_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[app\]"):
-        import_gradio()
 
 
 def test_rules_have_as_many_digits_as_it_takes(explorer):

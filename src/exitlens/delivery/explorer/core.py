@@ -51,13 +51,10 @@ RESULT, TRAINING, MAIN = "result.json", "training", "egt"  # of a demo: its file
 
 
 class Share(NamedTuple):
-    """A deletion share: the part of what the occlusion oracle gains over random cells that a map gains.
-
-    ``error`` is its standard error, ``samples`` the number of images that it was measured on.
-    """
+    """A deletion share: the part of what the occlusion oracle gains over random cells that a map gains."""
 
     value: float
-    error: float
+    error: float  # standard error
     samples: int
 
 
