@@ -75,10 +75,7 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
 
 
 def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
-    """Scales a map by its largest value, but at least by three times that of a uniform map.
-
-    So a map that looks everywhere alike is pale, not bright everywhere.
-    """
+    """Scales a map by its largest value, but at least by three times that of a uniform map, which so remains pale."""
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
 
 

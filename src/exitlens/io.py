@@ -128,10 +128,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class RowStore:
-    """Rows of tensors that come batch by batch: up to ``limit`` bytes in memory, then in nameless files in ``folder``.
-
-    The files are mapped into memory when the rows are taken, and vanish with the last tensor made of them.
-    """
+    """Rows of tensors that come batch by batch: up to ``limit`` bytes in memory, then in nameless, mapped files."""
 
     def __init__(self, folder: Path | None = None, limit: int = 1 << 26) -> None:
         self._folder, self._limit, self._held = folder, limit, 0

@@ -133,10 +133,7 @@ def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Para
 
 
 def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options of a settings object, in place of its parameter annotated as ``Callable[..., settings]``.
-
-    The verb is passed a function that makes the object from the options, and takes further fields.
-    """
+    """Give a verb a settings object's options; its parameter ``Callable[..., settings]`` gets what makes the object."""
     options = make_options(settings, panels)
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:

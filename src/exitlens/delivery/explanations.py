@@ -46,10 +46,7 @@ def load_template(name: str) -> jinja2.Template:
 
 
 def render_explanations(title: str, whys: Sequence[tuple[str, Explanation]]) -> str:
-    """Renders explanations of samples that are no pictures, each under its heading.
-
-    Texts have their tokens shaded by every exit's attention; series, volumes and vectors have maps drawn over them.
-    """
+    """Renders explanations of samples that are no pictures, each under its heading: tokens shaded, or maps drawn."""
     if isinstance(whys[0][1].preprocess, TextPreprocess):
         tools = {"shade": shade_names, "exit_name": exit_name}
         return load_template("tokens.html.j2").render(title=title, parts=whys, **tools)

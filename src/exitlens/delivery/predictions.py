@@ -24,25 +24,19 @@ from exitlens.types.tasks import name_answers
 
 
 class Row(NamedTuple):
-    """An answer: the file (or ``file:line``), the class (or ``a;b``, the labels), the exit and its confidence.
+    """An answer."""
 
-    ``divergence_estimate``, of the exit's attention map from the final one, is there under a gated policy.
-    """
-
-    file: str
-    label: str
+    file: str  # or file:line
+    label: str  # the class, or a;b, the labels
     exit: int
     confidence: float
-    divergence_estimate: float | None = None
+    divergence_estimate: float | None = None  # of the exit's map from the final one, under a gated policy
 
 
 def name_rows(
     net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream, monitor: DriftMonitor | None = None
 ) -> Iterator[list[Row]]:
-    """Turns predictions into rows with the names of their samples, which may have been read further ahead.
-
-    The monitor, if there is one, is updated with each prediction and its groups.
-    """
+    """Turns predictions into rows with the names of their samples, which may be read further ahead; updates the monitor."""
     count = 0
     for pred in predictions:
         part = slice(count, count + len(pred))
@@ -251,7 +245,7 @@ class PredictionFile:
         self.count += len(rows)
 
     def finish(self) -> None:
-        """Completes the run: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need."""
+        """Completes the run: writes the ``.parquet`` file and removes what only resuming needs."""
         try:
             if self._handle is not None:
                 os.fsync(self._handle.fileno())

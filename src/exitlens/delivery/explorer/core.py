@@ -104,12 +104,9 @@ class Answer:
 
 
 class Explorer:
-    """Bundles side by side, to read and ask; nothing is written.
+    """One or two bundles of one kind of input, to read and ask; nothing is written.
 
-    Args:
-        bundles: run directories or bundles, one or two, of one kind of input.
-        data: a labelled folder, file or name to use in place of the first run's test and calibration data.
-        root: folder of torchvision's files.
+    ``data`` (with ``root``, torchvision's folder) replaces the first run's test and calibration data.
     """
 
     def __init__(self, bundles: Sequence[Path], data: str = "", root: str = "") -> None:
