@@ -32,7 +32,7 @@ from torch import Tensor
 
 import exitlens as xl
 from exitlens.modalities.image import read_image
-from exitlens.model.backbones.normalisation import read_normalisation
+from exitlens.model.backbones.build import read_normalisation
 
 OPENCLIPART = Path("/usr/share/openclipart/png")  # apt-get install openclipart-png
 CLASSES: dict[str, tuple[str, ...]] = {

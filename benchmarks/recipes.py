@@ -19,7 +19,7 @@ from benchmarks.harness import Job, Study, table, use_one_thread
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
 from exitlens.modalities.image import read_image
-from exitlens.model.backbones.normalisation import read_normalisation
+from exitlens.model.backbones.build import read_normalisation
 from exitlens.types.settings import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING, REVIEWS, VALIDATION = 96, 2, 600, 400

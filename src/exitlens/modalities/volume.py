@@ -19,6 +19,7 @@ from exitlens.types.preprocessing import VolumePreprocess
 
 NIFTI_FILES = (".nii", ".nii.gz")
 VOLUME_FILES = (".npy", *NIFTI_FILES)
+SIDE = 120  # pixels that a drawing is wide
 
 
 class VolumeModality(Modality):
@@ -36,33 +37,50 @@ class VolumeModality(Modality):
         """Return zeros, 32 voxels a side by default."""
         return torch.zeros(1, channels, *(size or 32,) * 3)
 
-    def decode(self, path: Path, preprocess: VolumePreprocess, name: str = "") -> Tensor:
+    def decode(self, path: Path, preprocess: VolumePreprocess) -> Tensor:
         """Read a file of one volume, and resize it."""
-        name = name or str(path)
-        values = decode_volume(path, name)
+        values = decode_volume(path)
         if len(values) != len(preprocess.mean):
-            raise DataError(f"{name}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
+            raise DataError(f"{path}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
         return resize_volume(values, preprocess.size)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """Draw maximum projections of the first channel along every axis, and its most attended slice."""
-        from exitlens.modalities.drawing import draw_volume  # matplotlib takes a while to import
+        """Draw the first channel's largest values along each axis, and its most attended slice.
+
+        The squares of a projection sum the attention and evidence of what lies behind them.
+        """
+        from exitlens.display import map_svg, to_picture  # matplotlib takes a while to import
 
         shown = preprocess.restore(sample.float().cpu()) if isinstance(preprocess, VolumePreprocess) else sample
-        return draw_volume(shown.float().cpu()[0], attention, evidence, label)
+        values = shown.float().cpu()[0]  # (D,H,W)
+        values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
+        parts = [
+            (f"{label}, from the {seen}", values.amax(axis), attention.sum(axis), evidence.sum(axis))
+            for axis, seen in enumerate(("front", "top", "side"))
+        ]
+        at = int(attention.sum((1, 2)).argmax())
+        depth = min(len(values) - 1, int((at + 0.5) * len(values) / len(attention)))
+        share = attention[at] / attention[at].sum().clamp_min(1e-12)
+        parts.append((f"{label}, slice {depth} of {len(values)}", values[depth], share, evidence[at]))
+        drawn = ""
+        for tip, pixels, weight, adds in parts:
+            base = to_picture(pixels[None])
+            base = base.resize((SIDE, max(1, round(SIDE * base.height / base.width))))
+            drawn += map_svg(base, weight, adds, tip, str(SIDE))
+        return f'<div style="display:flex;gap:3px">{drawn}</div>'
 
 
 VOLUME = VolumeModality()
 
 
-def decode_volume(path: Path, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
-    """Decode one file by its suffix; errors call it ``name``, by default its path.
+def decode_volume(path: Path) -> Tensor:  # -> (C,D,H,W) float32
+    """Decode one file by its suffix.
 
     A ``.npy`` file holds ``(D,H,W)`` or ``(C,D,H,W)``. NIfTI's axes are turned to the nearest of left-right, back-front and
     bottom-top (``nibabel.as_closest_canonical``) and reversed, ``(D,H,W) = (z,y,x)``; axes after the third become channels.
     Voxels are not rescaled, whatever their size in millimetres.
     """
-    name = name or str(path)
+    name = str(path)
     if path.name.lower().endswith(NIFTI_FILES):
         array = _read_nifti(path, name)
     elif path.suffix.lower() == ".npy":

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.attribution import answer_score, choose_explained, gradient_x_input
-from exitlens.functional.maps import find_locations, top_cells
+from exitlens.functional.maps import answer_score, choose_explained, find_locations, gradient_x_input, top_cells
 from exitlens.functional.scores import probabilities
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
@@ -43,10 +42,10 @@ def attribute(
     """Return where an exit's logit of a class, less the mean of all logits, depends on features, to first order.
 
     An attention map says which of its own features an exit used; deep features are mixtures of many places of the input.
-    This says which places of *shallow* features the answer depends on.
+    This says which places of *shallow* features the answer depends on. The network runs in evaluation mode and untuned.
 
     Args:
-        net: runs in evaluation mode and untuned; afterwards it is in its former mode.
+        net: the network.
         inputs: B samples.
         exit: the exit whose answer is explained; by default the final one.
         labels: ``(B,)`` classes; by default the exit's own answers. In a multi-label network, one label for each sample; by
@@ -114,10 +113,7 @@ def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 class Recording:
-    """A pass through the exits from which one backward pass finds relevance afterwards.
-
-    Gradients are recorded from exit 0's features on, until :meth:`stop`. Stages and heads are those of ``net`` or an engine.
-    """
+    """A pass through the exits, by the stages of a network or engine, from which one backward pass finds relevance."""
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
@@ -142,7 +138,7 @@ class Recording:
             yield ExitOutput(*(t.detach() for t in out))
 
     def stop(self) -> None:
-        """Record nothing from now on."""
+        """Record no gradients from now on."""
         self._goes_on = False
 
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
@@ -157,7 +153,6 @@ class Recording:
 
 
 def _leave_inference_mode(activations: Activations) -> Activations:
-    """Return tensors that autograd does not refuse."""
     with torch.inference_mode(False):
         return tuple(t.clone() if t.is_inference() else t for t in activations)
 
@@ -189,20 +184,11 @@ def perturb(
     fraction: float,
     exits: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Delete, and keep alone, the top cells of maps.
+    """Delete, and keep alone, the top ``fraction`` of the cells of maps ``(N,*grid)``.
 
-    Args:
-        net: checks the inputs.
-        engine: runs.
-        batches: N samples: their rows and their inputs.
-        plain: ``(N,C)`` probabilities of every exit on the whole inputs.
-        maps: ``(N,*grid)`` each.
-        fraction: share of cells.
-        exits: the exit that each map is about; by default one map for every exit.
-
-    Returns:
-        For every map, ``(N,)``: the drop in the probability of the exit's own answer, and its probability with those cells
-        alone.
+    ``batches`` are rows and inputs of N samples, ``plain`` the probabilities ``(N,C)`` of every exit on the whole inputs.
+    Returns ``(N,)`` for every map: the drop in the probability of its exit's answer (by default, map k is about exit k), and
+    that probability with those cells alone.
     """
 
     def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k
@@ -226,8 +212,7 @@ def perturb(
 def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
     """Delete every cell by itself (occlusion as in arXiv 1311.2901, section 4.2), one pass for every cell of every grid.
 
-    Arguments are those of :func:`perturb`. Returns ``(N,*grid)`` for every exit: the drop in the probability of its own
-    answer; 0 at padding.
+    Arguments are those of :func:`perturb`. Returns ``(N,*grid)`` for every exit: the drop in probability; 0 at padding.
     """
     modality, drops = net.input_spec.modality, [torch.zeros_like(m) for m in maps]
     for rows, inputs in batches:

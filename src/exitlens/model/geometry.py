@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from exitlens.errors import ReachWarning
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTION, MAX_POOL, PADS, TRANSPOSED_CONVOLUTION
-from exitlens.model.cutting.boundaries import find_input_locations, get_operation, has_channels_last, read_order
+from exitlens.model.cutting.boundaries import call_on, find_input_locations, get_operation, has_channels_last, read_order
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.cutting.split import Features, Pieces
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
@@ -109,10 +109,7 @@ NOWHERE = Grid()
 
 
 def join(grids: Sequence[Grid]) -> Grid:
-    """Return the mean place of locations whose values are added, multiplied or concatenated.
-
-    Branches without a place do not move the others, but make their reach the whole image.
-    """
+    """Return the mean place of locations that are combined; branches without a place only widen the reach of the others."""
     located = [g for g in grids if g.axes]
     if not located or any(g.axes != located[0].axes or len(g.spacings) != len(located[0].spacings) for g in located):
         return NOWHERE
@@ -125,10 +122,7 @@ def join(grids: Sequence[Grid]) -> Grid:
 
 
 def locate(traced: TracedBackbone, channels_last: bool = False) -> dict[fx.Node, Grid]:
-    """Return the locations of every tensor computed from the image ``(B,C,*S)``, or from a series ``(B,T,C)``.
-
-    They are ``NOWHERE`` after an operation that mixes all locations, or an unknown one that changes the shape.
-    """
+    """Return the locations of every tensor computed from ``(B,C,*S)`` or ``(B,T,C)``: ``NOWHERE`` once they are mixed."""
     image = traced.inputs[0]
     first, sizes = (1, traced.shape_of(image)[1:-1]) if channels_last else (2, traced.shape_of(image)[2:])
     grids = {image: Grid(tuple(range(first, first + len(sizes))), tuple(Spacing() for _ in sizes), sizes)}
@@ -213,24 +207,18 @@ def _reshape(grid: Grid, before: Shape, after: Shape) -> Grid:
 
 def _take(grid: Grid, node: fx.Node, before: Shape, after: Shape) -> Grid:
     """Follow indexing, by what it does to strides; a single location has no place worth following."""
-    items = node.args[1]
-    if get_operation(node) != "getitem":
-        axis, first, _, step = (*node.args[1:], *(None,) * 4)[:4]
-        if not isinstance(axis, int):
-            return NOWHERE
-        chosen: Any = first if get_operation(node) == "select" else slice(first, None, step)
-        items = (*(slice(None),) * (axis % len(before)), chosen)
-    items = items if isinstance(items, tuple) else (items,)
-    open_items: Any = tuple(slice(item.start, None, item.step) if isinstance(item, slice) else item for item in items)
-    bounds = [b for item in open_items for b in ((item.start, item.step) if isinstance(item, slice) else (item,))]
-    if not all(isinstance(bound, int | type(None) | type(...)) for bound in bounds):
+    axes, spacings, index = [], [], node.args[1] if len(node.args) > 1 else ()
+    if any(isinstance(item, list) for item in (index if isinstance(index, tuple) else (index,))):
         return NOWHERE
-    axes, spacings = [], []
     for axis, spacing in zip(grid.axes, grid.spacings, strict=False):  # flat locations lie along one axis
         strides = [_STRIDE * (other == axis) for other in range(len(before))]
-        taken = torch.empty_strided(tuple(before), strides, device="meta")[open_items]
+        try:
+            taken = call_on(node, torch.empty_strided(tuple(before), strides, device="meta"))
+        except (IndexError, RuntimeError, TypeError):  # an index or a length is computed
+            return NOWHERE
         steps = [(stride, -target) for target, stride in enumerate(taken.stride()) if stride >= _STRIDE]  # new axes: more
-        if not steps or (grid.is_flat and min(steps)[0] > _STRIDE):
+        is_known = taken.ndim == len(after) and all(n >= size for n, size in zip(taken.shape, after, strict=True))
+        if not steps or not is_known or (grid.is_flat and min(steps)[0] > _STRIDE):
             return NOWHERE
         axes.append(-min(steps)[1])
         spacings.append(spacing.skip(taken.storage_offset() // _STRIDE, min(steps)[0] // _STRIDE))
@@ -312,10 +300,7 @@ def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any, weight: Tens
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """One exit's map in the image, one number for each axis of the image.
-
-    Offsets are distances of locations from the cells that the map draws, in cells; 0 if less than a fifth of a cell.
-    """
+    """One exit's map along each axis of the image; offsets are in cells, 0 if less than a fifth of a cell."""
 
     offset: tuple[float, ...]  # of the map's locations
     feature_offset: tuple[float, ...]  # of the features', which a neck may have brought to another grid

@@ -25,7 +25,7 @@ class InputSpec(InputFormat):
 
     @property
     def modality(self) -> Modality:
-        """Modality of the inputs."""
+        """Their modality."""
         return find_modality(self.names, self.shape, self.dtypes, self.shapes).adapt(self)
 
     def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
@@ -34,23 +34,20 @@ class InputSpec(InputFormat):
 
 
 def check_example(example: Any) -> tuple[int, ...]:
-    """Return the shape of one sample; raises :class:`InputError` unless it is a batch of a known kind of input."""
+    """Return the shape of one sample; raises :class:`InputError` unless the example is a batch of a known kind of input."""
     recognise_example(example)
     return tuple(list_tensors(example)[0].shape[1:])
 
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """Record of how a network was made, sufficient to build it again, and of what its inputs and outputs mean.
-
-    ``source`` is empty for the user's own module, whose bundle is loaded with ``xl.load(dir, backbone=...)``.
-    """
+    """Record of how a network was made, sufficient to build it again, and of what its inputs and outputs mean."""
 
     at: tuple[str, ...]  # names of the modules that early exits follow
     num_classes: int
     final: Final
     input_shape: tuple[int, ...]  # of a sample: (C,H,W) for an image, (N,) for a text; with several inputs, the first's
-    source: str = ""
+    source: str = ""  # empty for the user's own module, which ``xl.load(dir, backbone=...)`` takes
     classes: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
     layout: Kind | None = None
@@ -80,10 +77,9 @@ class NetworkInfo:
         return self.modality.count_channels(self.input_shape)
 
     def place(self, k: int, maps: Tensor) -> Tensor:
-        """Move maps ``(...,*S)`` of exit k to where their locations lie in the image.
+        """Move maps ``(...,*S)`` of exit k to their place in the image, to be drawn, deleted or compared with a mask.
 
-        Everything that draws a map over an image, deletes its cells or compares it with a mask needs this. Maps that exits
-        return, and maps in losses, gates and divergences, are not moved.
+        Maps that exits return, and maps in losses, gates and divergences, are not moved.
         """
         return place(maps, self.map_offsets[k]) if self.map_offsets else maps
 

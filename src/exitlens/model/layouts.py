@@ -20,21 +20,12 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Layout:
-    """One exit's feature layout.
-
-    Attributes:
-        kind: ``nchw`` ``(B,D,*S)``, ``nhwc`` ``(B,*S,D)``, ``tokens`` ``(B,prefix+N,D)``, or ``vector`` ``(B,D)``, which has
-            one location and so no map.
-        prefix: number of class, distillation and register tokens in front, which are not locations.
-        grid: ``S`` of the tokens of an image, series or volume, without the prefix. With ``None`` the tokens stay a sequence
-            of all positions, in which the prefix gets no attention.
-        masked: the network's inputs have a padding mask; padding gets no attention.
-    """
+    """One exit's feature layout: ``(B,D,*S)``, ``(B,*S,D)``, ``(B,prefix+N,D)`` or ``(B,D)``, which has no locations."""
 
     kind: Kind = "nchw"
-    prefix: int = 0
-    grid: tuple[int, ...] | None = None
-    masked: bool = False
+    prefix: int = 0  # class, distillation and register tokens in front, which are not locations
+    grid: tuple[int, ...] | None = None  # ``S`` of tokens on a grid, without the prefix; ``None``: they stay a sequence
+    masked: bool = False  # the network's inputs have a padding mask; padding gets no attention
 
     def canonical(self, features: Tensor) -> Tensor:
         """Return features in this layout as ``(B,D,*S)``; a view, not a copy."""
@@ -77,13 +68,8 @@ def find_map_layout(
 ) -> Layout:
     """Return the layout of features of an image or volume; raise unless the shape fits exactly one.
 
-    Args:
-        seen: the start of messages.
-        shape: of the features, batch first.
-        image: the locations of the input, ``(H,W)`` or ``(D,H,W)``.
-        grids: locations of the outputs of earlier convolutions; tokens lie on one of them, and no map is larger.
-        kind: the user's choice, if any.
-        channels: the axis that holds channels, if the layers before tell.
+    ``seen`` begins messages; ``image`` has the locations of the input, ``grids`` those after earlier convolutions (tokens
+    lie on one of them, no map is larger), ``kind`` is the user's choice, ``channels`` the axis that the layers before tell.
     """
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(seen, shape, image, grids)

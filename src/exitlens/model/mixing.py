@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -20,8 +20,7 @@ PRODUCTS = ("matmul", "bmm", "einsum")
 class Mixing(TorchFunctionMode):
     """Watches a forward pass; while it is fixed, gradients go back through it as if what mixes were constant.
 
-    Gradients then say which of the mixed values an answer comes from, not how they were weighed (arXiv 2202.07304; AttnLRP,
-    arXiv 2402.05602, refines it). Otherwise they are the usual ones, so that a training pass needs no second one.
+    Gradients then say which of the mixed values an answer comes from, not how they were weighed (arXiv 2202.07304).
     """
 
     def __init__(self, is_fixed: bool = False) -> None:
@@ -45,9 +44,7 @@ class Mixing(TorchFunctionMode):
         finally:
             self.is_fixed = False
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]
         self._is_mixed |= name in ATTENTION or name in SOFTMAX
@@ -67,12 +64,12 @@ class Mixing(TorchFunctionMode):
     def _normalise(
         self,
         input: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
+        normalized_shape: Any,
+        weight: Any = None,
+        bias: Any = None,
         eps: float = 1e-5,
-        *_: object,
-        **__: object,
+        *_: Any,
+        **__: Any,
     ) -> Tensor:
         if self._normalised is not None and not self._is_mixed:
             self._normalised.setdefault(input.shape, input)

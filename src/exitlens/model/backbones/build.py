@@ -1,14 +1,15 @@
-"""Backbones by name: the small network, and those of torchvision, timm and transformers."""
+"""Backbones by name: the small network, and those of torchvision, timm and transformers; what their weights take."""
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,14 +17,16 @@ from torch import nn
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
-from exitlens.model.backbones.weights import Match, Say, check_fit, load_state, report_match
+from exitlens.model.backbones.weights import Match, Say, load_state, report_match
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
 
 Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
-TOKENIZER = "tokenizer.json"
+TOKENIZER, PROCESSOR = "tokenizer.json", "preprocessor_config.json"
 TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+HALF = (0.5, 0.5, 0.5)
+INCEPTION = ("googlenet", "inception_v3")  # torchvision turns ImageNet's normalisation into this one inside; ours does not
 
 
 def build_backbone(
@@ -101,7 +104,7 @@ def _build_torchvision(name: str, num_classes: int, pretrained: bool, say: Say |
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{suggest(name, known)}")
     # exits replace the auxiliary classifiers
-    extra = {"aux_logits": False, "init_weights": not pretrained} if name in ("googlenet", "inception_v3") else {}
+    extra = {"aux_logits": False, "init_weights": not pretrained} if name in INCEPTION else {}
     network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
     if not pretrained:
         return network
@@ -165,9 +168,7 @@ def _build_transformers(
     loaded = {key: expected[key] for key in fits}
     loaded |= {key: torch.empty(shape, device="meta") for key, shape in clashes.items()}
     loaded |= {key: torch.empty(0, device="meta") for key in sorted(notes["unexpected_keys"])}
-    report = report_match(f"hf:{name}", expected, loaded, Match(fits, {key: key for key in clashes}))
-    check_fit(report, expected, loaded)
-    report.tell_misfits(say)
+    report_match(f"hf:{name}", expected, loaded, Match(fits, {key: key for key in clashes})).tell_misfits(say)
     return network.train()
 
 
@@ -187,10 +188,7 @@ def _silence(transformers: Any) -> Iterator[None]:
 
 
 def read_tokenizer(source: str) -> str | None:
-    """Return the JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``, if there is one.
-
-    It is the directory's ``tokenizer.json``, or made by transformers from other files (``vocab.txt`` and so on).
-    """
+    """Return a ``tokenizer.json`` for ``hf:DIRECTORY`` or ``hf:NAME``: its own, made from other files, or ``None``."""
     family, _, name = source.partition(":")
     if family != "hf" or not name:
         return None
@@ -213,7 +211,7 @@ def read_tokenizer(source: str) -> str | None:
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
-    """Return the configuration from which transformers can build a classifier again; ``None`` for other modules."""
+    """Return the configuration from which transformers can build this classifier again; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
     transformers = import_extra("transformers", "hf", "backbone")
@@ -262,3 +260,87 @@ def _read_settings(transformers: Any, name: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
+
+
+class Normalisation(NamedTuple):
+    """``(pixels - mean) / std`` of pixels in [0, 1], a value for each channel, and where the numbers come from."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std} ({self.origin})"
+
+
+def read_normalisation(source: str) -> Normalisation | None:
+    """Return the normalisation that a source's weights were trained with, by its library's records; ``None`` without any."""
+    family, _, name = source.partition(":")
+    readers = {"timm": _read_timm, "torchvision": _read_torchvision, "hf": _read_transformers}
+    return readers[family](name) if family in readers and name else None
+
+
+def _read_timm(name: str) -> Normalisation | None:
+    known = import_extra("timm", "timm", f"backbone timm:{name}").get_pretrained_cfg(name, allow_unregistered=True)
+    if known is None:
+        return None
+    tag = f".{known.tag}" if known.tag and "." not in name else ""
+    return _make(known.mean, known.std, f"of timm's {name}{tag}")
+
+
+def _read_torchvision(name: str) -> Normalisation | None:
+    from torchvision import models
+
+    if name in INCEPTION:
+        return Normalisation(HALF, HALF, f"of torchvision's {name}, whose weights come from TensorFlow")
+    try:
+        weights = models.get_model_weights(name)["DEFAULT"]
+    except (ValueError, KeyError):
+        return None
+    transforms = weights.transforms()
+    return _make(getattr(transforms, "mean", None), getattr(transforms, "std", None), f"of torchvision's {weights}")
+
+
+def _read_transformers(name: str) -> Normalisation | None:
+    path = Path(name) / PROCESSOR if Path(name).is_dir() else None
+    if path is None:
+        transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
+        if name in transformers.CONFIG_MAPPING:
+            return None
+        with suppress(OSError, ValueError):  # not there, or no network: building the backbone reports that
+            cached = transformers.utils.cached_file(name, PROCESSOR, _raise_exceptions_for_missing_entries=False)
+            path = None if cached is None else Path(cached)
+    if path is None or not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        top, shift = _read_scale(values)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"backbone: {path} is damaged ({type(error).__name__}: {error}). Fix: copy it again") from error
+    if values.get("do_normalize", True) is False:
+        unchanged = ", which takes pixels in [0, 1] as they are" if (top, shift) == (1.0, 0.0) else ""
+        return _make((shift / top,) * 3, (1 / top,) * 3, f"of {name}{unchanged}")
+    stated = _make(values.get("image_mean"), values.get("image_std"), f"of {name}")
+    if stated is None or (top, shift) == (1.0, 0.0):
+        return stated
+    return _make([(m + shift) / top for m in stated.mean], [s / top for s in stated.std], stated.origin)
+
+
+def _read_scale(values: dict[str, Any]) -> tuple[float, float]:
+    """Return a white pixel's value before it is normalised (1 if bytes become [0, 1]), and what is subtracted from it."""
+    if values.get("do_rescale", True) is False:
+        return 255.0, 0.0
+    top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
+    if not 0 < top < math.inf:
+        raise ValueError(f"rescale_factor {values['rescale_factor']}")
+    return (1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top), shift
+
+
+def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:
+    try:
+        means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError):
+        return None
+    is_usable = len(means) == len(deviations) == 3 and min(deviations) > 0 and all(map(math.isfinite, means + deviations))
+    return Normalisation(means, deviations, origin) if is_usable else None

@@ -12,17 +12,14 @@ _LAYERS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d),
            3: (nn.Conv3d, nn.BatchNorm3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d)}  # fmt: skip
 _SIDES = {1: (9, 8), 2: (3, 4), 3: (3, 4)}  # of a convolution, and of one that halves the size: series have long patterns
 BLOCKS, STRIDES = (1, 1, 1, 3), (1, 2, 1, 1)  # of the groups: residual blocks, and the first block's stride
-
-
 Widths = Sequence[int]
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm around a shortcut (arXiv 1512.03385, fig. 2), aligned when they halve the size.
 
-    A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces. A 4x4
-    convolution with stride 2 and an averaging shortcut (arXiv 1812.01187, ResNet-D) stay centred. The second convolution
-    mixes channels only, which keeps the receptive field small. In series the kernels are longer.
+    A 4x4 convolution with stride 2 and an averaging shortcut (arXiv 1812.01187, ResNet-D) stay centred; 3x3 would move by
+    half a cell. The second convolution mixes channels only, which keeps the receptive field small.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, axes: int = 2) -> None:
@@ -47,9 +44,8 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
 
-    Early groups see little of the image and are cheap; the last one is deep and sees most of it. The stem has ``stem``
-    channels, the groups have ``widths``. ``axes`` of locations: 1 for series ``(B,C,T)`` of 64 steps and more, 2 for images,
-    3 for small volumes.
+    Early groups see little of the image and are cheap; the last one is deep and sees most of it. There are 1, 2 or 3
+    ``axes`` of locations: in series ``(B,C,T)`` of 64 steps and more, images, or small volumes.
     """
 
     def __init__(
@@ -79,10 +75,7 @@ class SmallResNet(nn.Module):
 
 
 class SmallMLP(nn.Module):
-    """A residual multi-layer perceptron for standardised vectors: an embedding and four blocks, ``layer1`` to ``layer4``.
-
-    Blocks are those of arXiv 2106.11959, section 3.2, with batch norm and dropout. Vectors ``(B,F)`` have ``features``.
-    """
+    """A residual perceptron for standardised vectors: embedding and blocks ``layer1`` to ``layer4`` (arXiv 2106.11959)."""
 
     def __init__(self, num_classes: int, features: int, width: int = 128) -> None:
         super().__init__()

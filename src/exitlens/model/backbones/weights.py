@@ -1,4 +1,4 @@
-"""State dicts: matched to a backbone's tensors by name, loaded from files, and reduced to one copy of each shared tensor."""
+"""State dicts: loaded from files, matched to a backbone's tensors, and reduced to one copy of each shared tensor."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class WeightsReport:
         source: the file, or the name of the pretrained weights.
         loaded: names of the backbone's tensors that were set.
         anew: tensors of its classifier that stay random, because the source has another number of classes or no classifier.
-        missing: other tensors of the backbone that the source does not have; they stay random, too.
-        misshapen: other tensors of another shape in the source: ``name (its shape, in the source: shape)``.
+        missing: other tensors that stay random, because the source does not have them.
+        misshapen: other tensors that stay random, because they have another shape in the source.
         unused: tensors of the source that went nowhere.
         seen_through: wrappers and prefixes of names that were ignored, in words.
 
@@ -61,7 +61,7 @@ class WeightsReport:
         return not self.missing and not self.misshapen
 
     def lines(self) -> list[str]:
-        """Return a line on what was loaded, and one for each kind of tensor that was not."""
+        """Return a line on the tensors that were loaded, and one for each kind of tensor that was not."""
         through = f" ({'; '.join(self.seen_through)})" if self.seen_through else ""
         kinds = (
             (self.anew, "the classifier is made anew, for the classes of the data"),
@@ -83,7 +83,6 @@ class WeightsReport:
 
 
 def _list_names(names: Sequence[str]) -> str:
-    """Return the first few of the names, and the number of the others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
@@ -99,9 +98,6 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
         backbone: changed in place.
         path: the file.
         strict: every tensor has to fit, by name and shape, the classifier too.
-
-    Returns:
-        The tensors that were loaded, and the ones left out; its ``str()`` is a few lines.
 
     Raises:
         BundleError: before anything is written, for a file that is missing or damaged, has NaN in a parameter, or does not
@@ -150,10 +146,9 @@ def load_state(backbone: nn.Module, state: State, source: str, wrapper: str = ""
     match = _match_names(expected, state)
     if not strict and len(match.fits) < LEAST_SHARE * len(expected):
         match = _match_order(expected, state) or match
-    report = report_match(source, expected, state, match)
     if wrapper:
-        report = replace(report, seen_through=(f"found under {wrapper!r}", *report.seen_through))
-    check_fit(report, expected, state, strict=strict)
+        match = replace(match, seen_through=(f"found under {wrapper!r}", *match.seen_through))
+    report = report_match(source, expected, state, match, strict=strict)
     for name, other in match.fits.items():
         ours, value = expected[name], state[other]
         odd = ours.is_floating_point() and not value.is_floating_point()
@@ -184,29 +179,23 @@ def _match_names(expected: State, state: State) -> Match:
         counts = Counter(name[: i + 1] for name in names for i, letter in enumerate(name) if letter == ".")
         return ["", *sorted((p for p, count in counts.items() if count >= share * len(names)), key=len)]
 
+    matches = list[Match]()
     # beside the network may be a copy of it, as for momentum
-    pairs = product(list_prefixes(state, 0.25), list_prefixes(expected, 0.5))
-    return max((_match_prefixes(expected, state, *pair) for pair in pairs), key=lambda match: len(match.fits))
-
-
-def _match_prefixes(expected: State, state: State, dropped: str, added: str) -> Match:
-    fits, clashes = dict[str, str](), dict[str, str]()
-    for name, value in state.items():
-        short = name.removeprefix(dropped)
-        for candidate in dict.fromkeys((added + short, short, name)):
-            if candidate in expected:
-                (fits if expected[candidate].shape == value.shape else clashes).setdefault(candidate, name)
-                break
-    words = [f"prefix {dropped!r} dropped"] if dropped else []
-    words += [f"prefix {added!r} added"] if added else []
-    return Match(fits, {name: other for name, other in clashes.items() if name not in fits}, tuple(words))
+    for dropped, added in product(list_prefixes(state, 0.25), list_prefixes(expected, 0.5)):
+        fits, clashes = dict[str, str](), dict[str, str]()
+        for name, value in state.items():
+            short = name.removeprefix(dropped)
+            if (ours := next((n for n in (added + short, short, name) if n in expected), None)) is not None:
+                (fits if expected[ours].shape == value.shape else clashes).setdefault(ours, name)
+        words = [f"prefix {word!r} {verb}" for word, verb in ((dropped, "dropped"), (added, "added")) if word]
+        matches.append(Match(fits, {name: clashes[name] for name in clashes if name not in fits}, tuple(words)))
+    return max(matches, key=lambda match: len(match.fits))
 
 
 def _match_order(expected: State, state: State) -> Match | None:
-    """Match networks that hold the same tensors in the same order under other names.
+    """Match tensors by their order, if all kinds (``weight``) and shapes agree, but for the number of classes.
 
-    Kinds (``weight``, ``running_mean``) and shapes have to agree from first to last, but for the number of classes. No two
-    neighbouring layers may look alike (query and key of attention do), because then another order would fit as well.
+    No two neighbouring layers may look alike (query and key of attention do), because then another order would fit as well.
     """
     ours, others = ([item for item in tensors.items() if not item[0].endswith(COUNTER)] for tensors in (expected, state))
     if len(ours) != len(others) or _has_twins(ours) or _has_twins(others):
@@ -240,8 +229,8 @@ def _find_classifier(expected: State, loaded: Iterable[str]) -> str:
     return f"{prefix}." if prefix else layer
 
 
-def report_match(source: str, expected: State, state: State, match: Match) -> WeightsReport:
-    """Report what a match sets, and what it leaves, by kind."""
+def report_match(source: str, expected: State, state: State, match: Match, *, strict: bool = False) -> WeightsReport:
+    """Return what a match sets and what it leaves, by kind; raises and warns as :func:`load_weights` does."""
     set_ = {id(expected[name]) for name in match.fits}  # a tensor may have several names
     head = _find_classifier(expected, match.fits)
     shapes = {name: (expected[name].shape, state[other].shape) for name, other in match.clashes.items()}
@@ -260,11 +249,12 @@ def report_match(source: str, expected: State, state: State, match: Match) -> We
     used = {*match.fits.values(), *match.clashes.values()}
     unused = tuple(name for name in state if name not in used and not name.endswith(COUNTER))
     left = (tuple(anew), tuple(missing), tuple(misshapen), unused)
-    return WeightsReport(source, tuple(match.fits), *left, match.seen_through)
+    report = WeightsReport(source, tuple(match.fits), *left, match.seen_through)
+    _check_fit(report, expected, state, strict)
+    return report
 
 
-def check_fit(report: WeightsReport, expected: State, state: State, *, strict: bool = False) -> None:
-    """Raise :class:`BundleError` for weights of another network, and warn if parts of the backbone stay random."""
+def _check_fit(report: WeightsReport, expected: State, state: State, strict: bool) -> None:
     rest = report.missing + report.misshapen
     if strict and (rest or report.anew or report.unused):
         raise BundleError(
@@ -278,7 +268,7 @@ def check_fit(report: WeightsReport, expected: State, state: State, *, strict: b
         counts = f"{len(report.loaded)} of the backbone's {len(expected)} tensors are in it"
         raise BundleError(f"weights: {report.source} is of another network: {counts}. Not found: {listed}")
     if rest:
-        warnings.warn(f"weights: {len(rest)} tensors stay random: {_list_names(rest)}", WeightsWarning, stacklevel=4)
+        warnings.warn(f"weights: {len(rest)} tensors stay random: {_list_names(rest)}", WeightsWarning, stacklevel=5)
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:

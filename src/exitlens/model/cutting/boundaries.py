@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError, suggest
 from exitlens.model import layouts
@@ -122,23 +125,24 @@ def _tell_axis(traced: TracedBackbone, node: fx.Node, count: int) -> int | None:
     return None
 
 
+def call_on(node: fx.Node, x: Tensor) -> Tensor:
+    """Do what a node does to ``x``; numbers that the network computes are taken as endless."""
+    args: Any = fx.node.map_arg(node.args[1:], lambda _: sys.maxsize)
+    options = {name: value for name, value in node.kwargs.items() if name != "input"}
+    call: Any = partial(node.target, x) if callable(node.target) else getattr(x, node.target)
+    return cast(Tensor, call(*args, **options))
+
+
 def read_order(node: fx.Node, ndim: int) -> list[int] | None:
     """Return for each axis of a node's tensor which axis of its source it is; ``None`` if the node permutes no axes."""
     name = get_operation(node)
-    if name == "mT" or (name == "getattr" and node.args[1] == "mT"):
-        return [*range(ndim - 2), ndim - 1, ndim - 2]
-    if name not in ("permute", "transpose", "swapaxes", "swapdims", "t"):
+    name = str(node.args[1]) if name == "getattr" else name
+    if name not in ("permute", "transpose", "swapaxes", "swapdims", "t", "mT"):
         return None
-    given: Any = [*node.args[1:], *(value for key, value in node.kwargs.items() if key != "input")]
-    given = given[0] if given and isinstance(given[0], list | tuple) else given
-    chosen = [axis % ndim for axis in given if isinstance(axis, int)] if given else [0, 1]
-    if len(chosen) != (ndim if name == "permute" else 2):
+    try:
+        return list(call_on(node, torch.empty_strided((1,) * ndim, tuple(range(ndim)), device="meta")).stride())
+    except (IndexError, RuntimeError, TypeError):  # the axes are computed
         return None
-    if name == "permute":
-        return chosen
-    order = list(range(ndim))
-    order[chosen[0]], order[chosen[1]] = chosen[1], chosen[0]
-    return order
 
 
 def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> Layout:
@@ -167,10 +171,7 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
 
 
 def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
-    """Return the tensors computed up to place ``end`` that later nodes need, in order; each has a row for every sample.
-
-    Sizes, parameters and constants do not cross: the later stage computes them again.
-    """
+    """Return the tensors of samples up to place ``end`` that later nodes need; stages compute constants and sizes again."""
     values, crossing, done = traced.values, set[fx.Node](), set[fx.Node]()
     waiting = [p for node in traced.nodes[end + 1 :] for p in traced.list_parents(node) if traced.position(p) <= end]
     while waiting:
@@ -321,8 +322,7 @@ def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:
 def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: Kind | None = None) -> fx.Node | None:
     """Return the deepest map of an image with ``least_side`` locations a side, if the last features have fewer.
 
-    Among the maps with the fewest locations it takes none with over twice the channels of the narrowest, because the wide
-    middle of an inverted residual block costs much to carry.
+    A map with over twice the channels of the narrowest is left out: the middle of a widening block costs much to carry.
     """
     size = find_node_layout(traced, final, kind).size(traced.shape_of(final)) if least_side else ()
     if len(size) != 2 or min(size) >= least_side:

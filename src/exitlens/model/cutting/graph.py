@@ -78,10 +78,7 @@ class TracedBackbone:
         return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, logits)
 
     def share_values(self, other: TracedBackbone) -> None:
-        """Take over what running the other mode's graph has shown, if the two graphs are the same node by node.
-
-        Graphs of both modes run in evaluation mode, so that equal graphs show the same.
-        """
+        """Take over the other mode's values if the graphs are the same: both run in evaluation mode."""
         if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
             return
         graphs = (self.nodes, other.nodes)
@@ -126,7 +123,7 @@ class TracedBackbone:
         return self.extras[target] if target in self.extras else attrgetter(target)(self.backbone)
 
     def list_parents(self, node: fx.Node) -> list[fx.Node]:
-        """Return what a node is computed from: nothing for the number of samples, only the logits for the output."""
+        """Return the nodes that a node is computed from: none for the number of samples, the logits for the output."""
         if node.op == "output":
             return [self.values.logits]
         return [] if node in self.values.sizes else list(node.all_input_nodes)
@@ -216,10 +213,7 @@ Run = TypeVar("Run", bound=Interpreter)
 
 
 def run_fake(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tensors: Sequence[Tensor]) -> Run:
-    """Run a graph by fake tensors, without computing, or for real where an operation refuses these.
-
-    Recurrent layers run for real, too, because fake tensors are slower step by step.
-    """
+    """Run a graph by fake tensors, or for real where an operation refuses these, or recurrent layers make them slow."""
     called = (get_callee_name(node) for node in module.graph.nodes if node.op == "call_function")
     if not any(isinstance(m, nn.RNNBase) for m in module.modules()) and not any(n.startswith(_RECURRENT) for n in called):
         try:
@@ -254,8 +248,7 @@ def _get_shape(value: Any) -> tuple[int, ...] | None:
 def pick_logits(output: Any, shape: ShapeOf = _get_shape) -> Any:
     """Return the logits ``(B,C)`` among a forward's results: the tensor, the field ``logits``, or the only matrix.
 
-    Named tuples of torchvision (GoogLeNet and Inception, with auxiliary outputs in training) and the outputs of transformers
-    have the field. ``shape`` returns the shape of a tensor, and ``None`` for anything else.
+    ``shape`` returns the shape of a tensor, and ``None`` for anything else.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     chosen = output if named is None else named

@@ -28,10 +28,7 @@ def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
-    """Restore every submodule's attributes and buffers, even after an error.
-
-    A forward may count its calls, replace a buffer, or leave a tracer's proxy behind, as an attribute or in a list or dict.
-    """
+    """Restore every submodule's attributes, also what they contain, and buffers, even after an error."""
     attributes = [(m, dict(vars(m))) for m in module.modules()]
     containers = [v for _, held in attributes for v in held.values() if isinstance(v, dict | list | set)]
     contents = [(container, copy.copy(container) if container else ()) for container in containers]
@@ -69,10 +66,7 @@ def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def read_lengths_as_sizes(module: nn.Module) -> Iterator[None]:
-    """Make ``len(x)`` in the forwards of a module ``x.size(0)`` for a while.
-
-    Tracers cannot follow Python's ``len``: torch.fx refuses it, and torch.export fixes the batch to the example's.
-    """
+    """Make ``len(x)`` in a module's forwards ``x.size(0)`` for a while, because tracers cannot follow Python's ``len``."""
 
     def find_length(value: Any) -> Any:
         is_proxy = isinstance(value, fx.Proxy) and not isinstance(value, fx.proxy.Attribute)

@@ -69,8 +69,8 @@ def list_exit_candidates(
     """List the places where an exit can go, in the order of execution.
 
     A place is listed where one feature map (or one sequence of tokens, and its padding mask) is all that the rest of the
-    network needs, so not in the middle of a residual block, where ``attach`` can cut too. Where several names mean the same
-    place, the shortest is given; a module that runs more than once is not listed.
+    network needs, so not in the middle of a residual block, where ``attach`` can cut too. A module that runs more than once
+    is not listed.
 
     Args:
         backbone: a module or a source such as ``"timm:resnet18"``.
@@ -126,10 +126,9 @@ def _find_points(
 def place_exits(
     backbone: nn.Module, example: Inputs, count: int, layout: Kind | None = None, *, placement: Placement = "cost"
 ) -> list[str]:
-    """Return the names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
+    """Return the names of ``count`` places closest to equal shares, 1/(count+1) and so on, of cost or of measured time.
 
-    The shares are of ``"cost"``, or of the ``"time"`` measured on this machine. They differ where few multiply-accumulates
-    work on large maps: exits at equal cost do not save equal time there.
+    The two differ where few multiply-accumulates work on large maps.
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
@@ -146,10 +145,9 @@ def place_exits(
 
 
 def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer) -> list[str]:
-    """Choose as :func:`choose_points` does by the times of all runs, once each half of the runs chooses so by itself.
+    """Choose by the times of all runs, once each half of the runs chooses the same places or places as good (``TIE``).
 
-    The halves may choose different places whose distances from an exit's share differ by less than ``TIE``; where they do
-    not agree before ``MOST_SECONDS`` have passed, an :class:`AttachError` is raised.
+    Raises :class:`AttachError` if they do not agree before ``MOST_SECONDS`` have passed.
     """
     choose_points(points, count, "time")  # raises if they do not fit
     while True:
@@ -170,10 +168,7 @@ def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer
 
 
 def choose_points(points: Sequence[ExitCandidate], count: int, placement: Placement = "cost") -> list[str]:
-    """Choose by shares among places that cost something, and whose next place costs more (or takes longer).
-
-    So an exit comes after normalisation and activation.
-    """
+    """Choose by shares among places that cost something, the last of those that cost the same (or take as long)."""
 
     def is_superseded(point: ExitCandidate, following: ExitCandidate | None) -> bool:
         if following is None or following.macs > point.macs:
@@ -252,11 +247,10 @@ class _Clock(nn.Module):
 
 
 class NodeTimer:
-    """Times the parts of a backbone between nodes, for as long as it is asked to.
+    """Times the parts of a backbone between nodes: runs alternate between two halves, and the shortest time counts.
 
     The graph runs as generated code with a clock after every node, because an interpreter would add its own time to each.
-    For every part the shortest time counts, because other work on the machine only adds to it. Runs are on
-    ``SAMPLES`` copies of the example's first sample, or on one if they take long, and alternate between two halves.
+    Runs are on ``SAMPLES`` copies of the example's first sample, or on one if they take long.
     """
 
     def __init__(self, traced: TracedBackbone, nodes: Sequence[fx.Node]) -> None:

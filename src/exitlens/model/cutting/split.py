@@ -243,8 +243,7 @@ def verify(pieces: Pieces) -> None:
     """Raise :class:`TraceMismatchError` unless staged and plain runs agree in both modes and at three batch sizes.
 
     Outputs, and buffers and gradients after a training pass, must be equal. With a row dropped and the others exchanged
-    after the first cut, as routing does, every sample must get the answer that it gets in the full batch. Afterwards
-    buffers (batch-norm statistics), the random state and the mode of every module are unchanged.
+    after the first cut, as routing does, every sample must get the answer that it gets in the full batch.
     """
     backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 3)
     with fill_zero_parameters(backbone):

@@ -15,10 +15,9 @@ Activations = tuple[Tensor, ...]
 
 
 class Stage(nn.Module):
-    """The part of the backbone between two exits: ``stage(*activations) -> activations``, the features first.
+    """Computes the tensors that cross one cut, the features first, from those that cross the cut before it.
 
-    It holds one graph for each mode, because a trace bakes the training flag in. Both use the same submodules and
-    parameters, which are the backbone's own. ``activations`` are all tensors that cross the cut.
+    It holds one graph for each mode, because a trace bakes the training flag in; both use the backbone's own members.
     """
 
     def __init__(self, training_graph: fx.GraphModule, evaluation_graph: fx.GraphModule) -> None:
@@ -31,7 +30,7 @@ class Stage(nn.Module):
         self.__dict__["evaluation_body"] = evaluation_graph
 
     def forward(self, *activations: Tensor) -> Activations:
-        """Return the tensors that cross the cut after the stage from those that cross the cut before it."""
+        """Return the tensors that cross the cut after the stage."""
         return cast(Activations, (self.body if self.training else self.evaluation)(*activations))
 
     @property

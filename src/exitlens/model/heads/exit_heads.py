@@ -47,12 +47,17 @@ class ExitHead(nn.Module, ABC):
         """The number of activations it reads: the features, and a padding mask or a lateral map."""
         return 1 + self.layout.masked
 
+    def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
+        """Return the output; with ``separate_map``, gradients of the attention do not reach the activations."""
+        out: ExitOutput = self(*activations)
+        return out._replace(attention=self.find_attention(*(t.detach() for t in activations))) if separate_map else out
+
     @abstractmethod
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B,C)`` and attention ``(B,*S)``, without evidence: for adaptive inference with maps."""
+        """Return logits ``(B,C)`` and attention ``(B,*S)``, without evidence."""
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Return only the logits ``(B,C)``, for adaptive inference."""
+        """Return only the logits ``(B,C)``."""
         return self.with_attention(*activations)[0]
 
     def find_attention(self, *activations: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class EvidenceHead(ExitHead):
             pooled = torch.cat([pooled, torch.bmm(weights if spread is None else weights @ spread, deep)], 2)
         # in the head's own precision, whatever the stages'
         logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
-        return _Pooled(logits, attention, rows, deep, spread, located.shape[2:])
+        return _Pooled(logits, attention.squeeze(2).unflatten(1, located.shape[2:]), rows, deep, spread)
 
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Return only the attention ``(B,*S)``, for training."""
@@ -151,17 +156,17 @@ class EvidenceHead(ExitHead):
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``(B,C)`` and attention ``(B,*S)``."""
         pooled = self._pool(*activations)
-        return pooled.logits, pooled.attention.squeeze(2).unflatten(1, pooled.size)
+        return pooled.logits, pooled.attention
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention and evidence from activations, the features first."""
+        """Return logits, attention and evidence."""
         return self._explain(self._pool(*activations))
 
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """Return the output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
         pooled = self._pool(*activations)
         rows = pooled.rows if pooled.deep is None else torch.cat([pooled.rows, pooled.enlarge(pooled.deep)], 2)
-        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, pooled.size)
+        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, pooled.attention.shape[1:])
         return self._explain(pooled), features if keep is None else features * keep[:, None]
 
     def _explain(self, pooled: _Pooled) -> ExitOutput:
@@ -170,19 +175,18 @@ class EvidenceHead(ExitHead):
         evidence = rows @ weight[: rows.shape[2]]  # (B,N,C)
         if pooled.deep is not None:
             evidence = evidence + pooled.enlarge(pooled.deep @ weight[rows.shape[2] :])
-        located = (evidence * pooled.attention).transpose(1, 2).contiguous().unflatten(2, pooled.size)
-        return ExitOutput(pooled.logits, pooled.attention.squeeze(2).unflatten(1, pooled.size), located)
+        located = (evidence * pooled.attention.flatten(1)[..., None]).transpose(1, 2).contiguous()
+        return ExitOutput(pooled.logits, pooled.attention, located.unflatten(2, pooled.attention.shape[1:]))
 
 
 class _Pooled(NamedTuple):
     """What an evidence head computed, and the features beside the neck's, at M locations spread over its N."""
 
     logits: Tensor  # (B,C)
-    attention: Tensor  # (B,N,1)
+    attention: Tensor  # (B,*S)
     rows: Tensor  # (B,N,width)
     deep: Tensor | None  # (B,M,D)
     spread: Tensor | None  # (N,M); None: the locations are the same
-    size: Sequence[int]  # S
 
     def enlarge(self, values: Tensor) -> Tensor:  # (B,M,X) -> (B,N,X)
         return values if self.spread is None else self.spread @ values
@@ -210,21 +214,19 @@ class AverageHead(_EnergyHead):
         self.classifier = nn.Linear(channels, num_classes)
 
     def _divide(self, pooled: Tensor, *activations: Tensor) -> Tensor:  # (B,...) -> (B,...)
-        """Divide by the number of locations."""
         keep, count = self.locations(*activations), math.prod(self.layout.size(activations[0].shape))
         return pooled / (count if keep is None else keep.sum(1).to(pooled.dtype).view(-1, *[1] * (pooled.ndim - 1)))
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Return only the logits ``(B,C)``, for adaptive inference."""
+        """Return only the logits ``(B,C)``."""
         pooled = self._divide(self.features(*activations).flatten(2).sum(2), *activations)
         return cast(Tensor, self.classifier(pooled.to(self.classifier.weight.dtype)))
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention (energy) and evidence from activations, the features first."""
-        logits, attention = self.with_attention(*activations)
+        """Return logits, attention (energy) and evidence."""
         parts = self._divide(self.features(*activations), *activations)
         evidence = torch.einsum("cd,bd...->bc...", self.classifier.weight.to(parts.dtype), parts)
-        return ExitOutput(logits, attention, evidence)
+        return ExitOutput(*self.with_attention(*activations), evidence)
 
 
 class KeptHead(_EnergyHead):
@@ -255,7 +257,7 @@ class KeptHead(_EnergyHead):
         return cast(Tensor, self.tail(*activations)[0])
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention (energy) and evidence from activations, the features first."""
+        """Return logits, attention (energy) and evidence."""
         logits, attention = self.with_attention(*activations)
         if self.linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
@@ -266,7 +268,7 @@ class KeptHead(_EnergyHead):
 
 
 def have_maps(heads: Iterable[nn.Module]) -> bool:
-    """Return whether the exits of a network have maps: hidden features of a vector are no locations."""
+    """True if the exits of a network have maps: hidden features of a vector are no locations."""
     return all(head.has_map for head in heads if isinstance(head, ExitHead))
 
 

@@ -190,10 +190,6 @@ class CachedHeads(nn.Module):
         outputs, features = zip(*pairs, strict=True)
         return outputs, features
 
-    def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Return the outputs: no gradient gets further than the heads anyway."""
-        return self(inputs)  # type: ignore[no-any-return]
-
     def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Return the outputs, and the relevance that was kept."""
         assert isinstance(inputs, dict)
