@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import exitlens as xl
 from tests.conftest import TinyNet
@@ -10,7 +10,7 @@ from tests.conftest import TinyNet
     ("make", "at", "side"),
     [
         (TinyNet, ["a", "b"], 16),
-        pytest.param(lambda: models.resnet18(num_classes=4), ["layer1", "layer3"], 48, marks=pytest.mark.slow),
+        pytest.param(lambda: ResNet(BasicBlock, [1] * 4, num_classes=4), ["layer1", "layer3"], 48, marks=pytest.mark.slow),
     ],
 )
 def test_a_kept_backbone_is_bit_identical_with_the_never_exit_policy(make, at, side):
