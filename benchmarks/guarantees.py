@@ -355,8 +355,8 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dic
     rows = [select_exits(losses, find_first_firing(scores, (t,) * scores.shape[1])).double().numpy() for t in grid]
     count, half = len(trace), (1 + limit) / 2
     accepts: dict[str, Callable[[np.ndarray], bool]] = {
-        "UCB (betting)": lambda v: float(betting((v[None] + 1) / 2, half, delta)[0]) <= delta,
-        "LTT (Hoeffding-Bentkus)": lambda v: hoeffding_bentkus(np.array([(v.mean() + 1) / 2]), count, half)[0] <= delta,
+        "UCB (betting)": lambda v: betting((v + 1) / 2, half, delta) <= delta,
+        "LTT (Hoeffding-Bentkus)": lambda v: hoeffding_bentkus((v.mean() + 1) / 2, count, half) <= delta,
         "LTT (our paired test)": lambda v: paired(int((v > 0).sum()), int((v < 0).sum()), count, limit) <= delta,
         "CRC (in expectation only)": lambda v: count / (count + 1) * v.mean() + 1 / (count + 1) <= limit,
     }

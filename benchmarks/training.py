@@ -27,10 +27,10 @@ from exitlens.model.timing import interval
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, map_inputs
 from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.fit import use_memory_format
 from exitlens.workflow.training.frozen import FeatureCache, keep_features
-from exitlens.workflow.training.optimizer import enter_training_mode, group_parameters, make_optimizer
-from exitlens.workflow.training.run import TrainingRun
-from exitlens.workflow.training.step import take_step, use_memory_format
+from exitlens.workflow.training.optimizer import apply_gradients, enter_training_mode, group_parameters, make_optimizer
+from exitlens.workflow.training.run import TrainingRun, compute_gradients
 
 CLASSES, BATCH = 16, 64
 STEP = "step-"
@@ -149,7 +149,8 @@ def make_steps(
     def take_steps(_: int) -> None:
         with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):
             for step in range(STEPS_A_ROUND):
-                take_step(twin, optimizer, loss.at_step(step), [(inputs, labels)], 0.5, settings)
+                compute_gradients(twin, optimizer, loss.at_step(step), [(inputs, labels)], 0.5, settings)
+                apply_gradients(optimizer, 0.5, settings)
 
     return take_steps
 

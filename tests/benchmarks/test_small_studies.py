@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import loading, processes, recipes, series, tasks, traces, training
+from benchmarks import loading, neighbour, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -50,6 +50,14 @@ def test_processes():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
     image = processes.make_set(20, 40).images[7].float().mean((0, 1))
     assert image[28:32].min() > image[:28].max()  # the data show their class
+
+
+def test_neighbour(monkeypatch):
+    shared = {"seconds": [1.8, 1.7, 1.9], "ratio": {"training": [1.5, 1.4, 1.6], "loop": [2.6, 2.0, 2.7]}}
+    assert [promise.is_kept for promise in judge(neighbour, {"shared": shared}).values()] == [True, False]
+    assert neighbour.write_table({"shared": shared})[2].startswith("| `fit` | 1.80 (1.70 to 1.90) | 1.50 (1.40 to 1.60) |")
+    monkeypatch.setattr(neighbour, "SAMPLES", 64)
+    assert len(neighbour.train("shared")) == len(neighbour.train("plain")) == 4
 
 
 def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypatch):

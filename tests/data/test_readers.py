@@ -6,7 +6,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
-from exitlens.data.readers import ImageFiles, PixelCache, read_regular
+from exitlens.data.readers import ImageFiles, PixelCache, check_bad, read_regular
 from tests.data.conftest import PREPROCESS
 
 
@@ -115,3 +115,13 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("exitlens.data.readers.MAX_BYTES", 10)
     with pytest.raises(xl.errors.DataError, match=r"large\.png: it has more than 10 bytes"):
         reader.read(1)
+
+
+def test_bad_files_may_be_skipped_if_others_remain():
+    check_bad([], 3, False)
+    check_bad(["a: broken"], 3, True)
+    for bad, skip_bad in ((["a: broken"], False), (["a: broken"] * 3, True)):
+        with pytest.raises(xl.errors.DataError, match=f"{len(bad)} of 3 files.*\n  a: broken"):
+            check_bad(bad, 3, skip_bad)
+    with pytest.raises(xl.errors.DataError, match="and 5 more"):
+        check_bad(["x"] * 15, 20, False)

@@ -1,7 +1,6 @@
 import pytest
 
 import exitlens as xl
-from exitlens.data.checks import number_groups
 from exitlens.data.rows import Columns, find_columns, find_inputs, looks_like_pattern, match_groups, parse_columns
 
 
@@ -15,7 +14,6 @@ def test_groups_from_file_names():
         match_groups(r"(x)?p", names)
     with pytest.raises(xl.errors.InputError, match="expected a column or a regular expression, got"):
         match_groups("(p", names)
-    assert number_groups(["p1", "p1", "p12"], ["p0", "p1", "p12"]).tolist() == [1, 1, 2]
     assert looks_like_pattern(r"p\d+")
     assert not looks_like_pattern("patient_id")
 

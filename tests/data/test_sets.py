@@ -115,7 +115,11 @@ def test_a_million_samples_are_decoded_a_few_at_a_time():
         ({"values": torch.full((4, 2, 5), torch.nan)}, "values: series 0 has NaN"),
         ({"values": [1.0]}, "values: expected Tensor"),
         ({"masks": torch.zeros(4, 4, dtype=torch.bool)}, r"masks: expected \(4, 5\) bool, got \(4, 4\)"),
-        ({"labels": torch.zeros(3).long()}, "labels: expected 4, one per series"),
+        ({"labels": torch.zeros(3).long()}, r"labels: expected \(4,\) integers, got \(3,\)"),
+        ({"labels": torch.zeros(4)}, "labels: expected .* integers"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"labels: expected values in \[0, 2\), got 0 to 2"),
+        ({"labels": [0, 1, 0, 1]}, "labels: expected Tensor"),
+        ({"labels": torch.zeros(4, 1).long(), "classes": ("a",)}, "classes: expected the names of 2 labels or more"),
         ({"groups": torch.zeros(3).long()}, r"groups: expected \(4,\)"),
     ],
 )
@@ -164,7 +168,7 @@ def test_image_set_checks_and_subsets(tiny_set):
             tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.data.Preprocess((16, 16), (0.5,), (0.2,))
         )
     with pytest.raises(xl.errors.InputError, match="one per image"):
-        xl.data.ImageSet(tiny_set.images, tiny_set.labels[:3], tiny_set.classes)
+        xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, tiny_set.masks[:3])
 
 
 def make(values, *, names=()):

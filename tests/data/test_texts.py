@@ -118,7 +118,7 @@ def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):
         ({"texts": []}, "one text or more"),
         ({"texts": "abc"}, "expected a list"),
         ({"texts": iter(TEXTS)}, "expected a list"),
-        ({"texts": TEXTS[:2]}, "one per text"),
+        ({"texts": TEXTS[:2]}, r"labels: expected \(2,\) integers, got \(3,\)"),
         ({"labels": [0, 1, 0]}, "labels: expected Tensor"),
         ({"labels": torch.tensor([0.0, 1.0, 0.0])}, "integers"),
         ({"labels": torch.tensor([[0], [1], [0]])}, "integers"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.checks import refuse_bad
+from exitlens.data.readers import refuse_bad
 from exitlens.data.sources import DataSource, open_source
 from exitlens.delivery.bundle import find_bundle, replace_network, replace_policy, save_trained
 from exitlens.delivery.run_directory import (

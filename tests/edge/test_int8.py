@@ -62,11 +62,11 @@ def test_policies_of_one_precision_are_refused_by_the_other(made, tmp_path):
     assert xl.predict(net, torch.zeros(4, 3, 16, 16), policy).labels.shape == (4,)
 
 
-def test_requests_are_repeated_as_they_were(made):
-    _, policy, report, _ = made
+def test_requests_are_repeated_as_they_were(made, tmp_path):
+    net, policy, report, samples = made
     assert report.policy.calibration.request == policy.calibration.request
     with pytest.raises(xl.errors.InputError, match="by hand"):
-        int8.repeat_request(xl.Policy((0.5, 0.5)))
+        xl.export_int8(net, xl.Policy((0.5, 0.5)), tmp_path / "e", samples, samples)
 
 
 @pytest.mark.slow

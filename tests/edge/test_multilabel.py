@@ -148,7 +148,7 @@ def test_people_get_names_and_numbers(images):
     pytest.importorskip("starlette")
     from tests.serving.http.conftest import encode, open_client
 
-    repository = Repository({}, models={"m": wrap_network("m", copy.deepcopy(NET), {"default": POLICY})})
+    repository = Repository({"m": wrap_network("m", copy.deepcopy(NET), {"default": POLICY})})
     with open_client(make_app(repository)) as client:
         picture = encode(Image.new("RGB", (16, 16), (200, 30, 90)))
         reply = client.post("/classify", content=picture).json()

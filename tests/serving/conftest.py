@@ -1,5 +1,7 @@
 """The tiny network, as it is served."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -18,9 +20,15 @@ def model():
     return wrap_network("tiny", net, POLICIES)
 
 
-def save_small(directory, seed=3, thresholds=(0.5, 0.5)):
-    """Save a bundle of the small network, in place of one that is there."""
-    torch.manual_seed(seed)
+@cache
+def make_small():
+    """Return the small network, which can be loaded from its bundle alone."""
+    torch.manual_seed(3)
     net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
     net.describe(source="small", preprocess=xl.data.Preprocess((28, 28)))
-    return xl.save(net, xl.Policy(thresholds), directory, overwrite=directory.exists())
+    return net
+
+
+def save_small(directory, *thresholds):
+    """Save a bundle of the small network, in place of one that is there."""
+    return xl.save(make_small(), xl.Policy(thresholds or (0.5, 0.5)), directory, overwrite=directory.exists())

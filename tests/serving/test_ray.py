@@ -132,7 +132,7 @@ class Local:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return save_small(tmp_path_factory.mktemp("served") / "b", thresholds=(0.35, 0.36))
+    return save_small(tmp_path_factory.mktemp("served") / "b", 0.35, 0.36)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def predict(
 
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
-    from exitlens.data.checks import check_bad
+    from exitlens.data.readers import check_bad
     from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
@@ -209,7 +209,7 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
 
 
 def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
-    from exitlens.data.checks import check_bad
+    from exitlens.data.readers import check_bad
     from exitlens.delivery.explanations import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
 

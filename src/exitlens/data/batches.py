@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset, TensorDataset
 
-from exitlens.data.checks import check_bad
+from exitlens.data.readers import check_bad
 from exitlens.data.sets import LazySet
-from exitlens.data.workers import choose_workers
+from exitlens.data.workers import Plan, choose_workers
 from exitlens.errors import InputError
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
-
-Plan = Sequence[Sequence[int]]  # indices of the samples of every batch
 
 
 class Batch(NamedTuple):

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.data.checks import check_bad
 from exitlens.data.packed import PackedStrings, pack_strings
-from exitlens.data.readers import ImageFiles
+from exitlens.data.readers import ImageFiles, check_bad, find_shape
 from exitlens.data.sets import ImageSet, LazySet, find_kind
 from exitlens.data.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
@@ -24,7 +23,7 @@ from exitlens.modalities import IMAGE, SERIES, VOLUME, Modality
 from exitlens.modalities.arrays import read_shape
 from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw
 from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume
-from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, Preprocess, SeriesPreprocess, VolumePreprocess
+from exitlens.types.preprocessing import ArrayPreprocess, MelSpectrogram, Preprocess, VolumePreprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES: Mapping[Modality, tuple[str, ...]] = {IMAGE: EXTENSIONS, SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}
@@ -36,7 +35,7 @@ T = TypeVar("T")
 def list_names(folder: Path, kind: Modality) -> list[str]:
     """Return names of files of a kind at any depth, relative to ``folder``, sorted part by part, without hidden ones."""
     suffixes = SUFFIXES[kind]
-    with _name_failures(folder, "listed"):
+    with name_failures(folder, "listed"):
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     if not names:
         raise DataError(f"data: no {kind.name} files below {folder} (looked for {', '.join(suffixes)})")
@@ -44,7 +43,7 @@ def list_names(folder: Path, kind: Modality) -> list[str]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return image files at any depth below ``folder``, sorted; or ``folder`` alone if it is a file."""
+    """Return image files at any depth below ``folder``, sorted; or ``folder`` itself if it is a file."""
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
@@ -63,7 +62,7 @@ def list_files(root: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
 
 
 def iterate_files(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield the files that :func:`list_files` returns, without hidden ones and caches of ``datasets``, while listing."""
+    """Yield the files below ``root`` while listing them, without hidden ones and caches of ``datasets``."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -72,7 +71,7 @@ def iterate_files(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def _walk(folder: str, prefix: str, hidden: bool) -> Iterator[str]:
-    """Yield relative names of all files in order, without asking for properties; links to folders are not followed."""
+    """Yield relative names of all files in order; links to folders are not followed."""
     with os.scandir(folder) as listing:
         entries = sorted((entry for entry in listing if hidden or entry.name[0] != "."), key=lambda entry: entry.name)
     for entry in entries:
@@ -92,20 +91,17 @@ def stamp_files(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and time of change of every file: equal as long as nobody writes to them."""
     stamps = []
     for path in paths:
-        with _name_failures(path):
+        with name_failures(path):
             stat = path.stat()
         stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
     return tuple(stamps)
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """Return SHA-256 over every file's name, its size, and the 64 KiB at both of its ends.
-
-    That tells files with other rows (Parquet has all its offsets at the end), and takes milliseconds for a terabyte.
-    """
+    """Return SHA-256 over every file's name, size, and the 64 KiB at both ends, where Parquet has all its offsets."""
     digest = hashlib.sha256()
     for path in paths:
-        with _name_failures(path), path.open("rb") as file:
+        with name_failures(path), path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             ends = file.read(_ENDS)
             if size > _ENDS:
@@ -116,7 +112,8 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _name_failures(path: Path, action: str = "read") -> Iterator[None]:
+def name_failures(path: Path, action: str = "read") -> Iterator[None]:
+    """Turn errors of the system into a :class:`DataError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -124,7 +121,7 @@ def _name_failures(path: Path, action: str = "read") -> Iterator[None]:
 
 
 class ArrayFiles:
-    """A reader of series or volumes in files with N names, relative to ``root``; the class of ``preprocess`` says which.
+    """A reader of series or volumes in files with N names, relative to ``root``.
 
     Attributes:
         shape: of every sample; if ``preprocess`` leaves the length open, that of the first file that can be read.
@@ -132,12 +129,9 @@ class ArrayFiles:
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: ArrayPreprocess) -> None:
         self._root, self._names, self._preprocess = root, pack_strings(names), preprocess
-        self._kind: Modality = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
-        if isinstance(preprocess, VolumePreprocess):
-            self.shape: tuple[int, ...] = (len(preprocess.mean), *preprocess.size)
-        elif isinstance(preprocess, SeriesPreprocess) and preprocess.length:
-            self.shape = (len(preprocess.mean), preprocess.length)
-        else:
+        self._kind = find_kind(preprocess)
+        self.shape = find_shape(preprocess)
+        if not self.shape:
             paths = [root / name for name in self._names[:_TRIED]]
             self.shape = _try_first(paths, lambda path: tuple(self._kind.decode(path, preprocess).shape))
 
@@ -149,7 +143,7 @@ class ArrayFiles:
         return str(self._root / self._names[index])
 
     def read(self, index: int) -> Tensor:
-        """Return a sample before it is normalised; a :class:`DataError` names it if it is bad or has another shape."""
+        """Return a sample before it is normalised."""
         values = self._kind.decode(self._root / self._names[index], self._preprocess)
         if tuple(values.shape) != self.shape:
             raise DataError(
@@ -214,9 +208,6 @@ def load_folder(
         skip_bad: leave out files that cannot be read, instead of stopping at the first; ``bad`` of the set lists them as it
             is read.
 
-    Raises:
-        DataError: no classes, one class, a folder that is no known class, or a class without a file.
-
     Examples:
         >>> data = xl.data.load_folder("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
         >>> len(data), data.classes
@@ -279,9 +270,6 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
 
 def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
     """Load a torchvision data set by class name (``FashionMNIST``, ``CIFAR10``) from files that are there already.
-
-    Raises:
-        InputError: an unknown name; DataError: its files are not below ``root``.
 
     Examples:
         >>> xl.data.load_torchvision("CIFAR10", "nowhere", train=True)

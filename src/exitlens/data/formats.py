@@ -17,8 +17,9 @@ from exitlens.data.files import (
     iterate_files,
     list_files,
     list_folders,
+    name_failures,
 )  # fmt: skip
-from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, open_file, peek_kinds
+from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, peek_kinds
 from exitlens.data.rows import (
     KEY,
     LABEL_NAMES,
@@ -177,7 +178,7 @@ def hash_source(name: str, kind: Format) -> str:
     if kind == "texts" and path.is_dir():
         return hash_files(list(find_split_tables(path, TABLES).values()))
     if kind in ("texts", "numbers"):
-        with open_file(path) as file:
+        with name_failures(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if kind in ("folder", "arrays"):
         return hash_folder(path)

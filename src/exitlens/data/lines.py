@@ -9,7 +9,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.data.checks import SEPARATOR
+from exitlens.data.files import name_failures
 from exitlens.data.packed import PackedStrings
 from exitlens.data.rows import (
     KEY,
     ROLES,
+    SEPARATOR,
     Columns,
     Kind,
     Reading,
@@ -44,16 +45,6 @@ _PEEKED = 50  # rows that tell what a column holds
 _TS_PART = re.compile(r"^(.+)_(train|test|validation|val|calibration)$", re.IGNORECASE)
 
 
-@contextmanager
-def open_file(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a file, or raise a :class:`DataError` that says why it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"data: {path} cannot be read ({type(error).__name__}). Fix: give a file of texts") from error
-
-
 def iterate_rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[int, Row], None, None]:
     """Yield the rows of a file by line, counted from 1: their fields by column, or what is wrong with them.
 
@@ -61,7 +52,8 @@ def iterate_rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[int, R
     """
     suffix = path.suffix.lower()
     with (
-        open_file(path) as file,
+        name_failures(path),
+        path.open("rb") as file,
         io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if suffix == ".csv" else "\n") as content,
     ):
         if suffix == ".csv":
@@ -300,7 +292,7 @@ def read_ts(path: Path, labelled: bool = True) -> Rows:
     stamps, and files for regression, are a :class:`DataError`.
     """
     series, labels, names, faults = list[Tensor | None](), list[str | None](), list[str](), dict[int, str]()
-    with open_file(path) as file:
+    with name_failures(path), path.open("rb") as file:
         numbered = ((number, raw.decode("utf-8", "replace").strip()) for number, raw in enumerate(file, 1))
         rows = ((number, line) for number, line in numbered if line and not line.startswith(("#", "%")))
         has_labels, classes, channel_count = _read_ts_header(rows, path, labelled)

@@ -1,4 +1,4 @@
-"""Readers decode the samples of a lazy set, one at a time; they are small and can be pickled."""
+"""Readers, which decode samples one at a time and can be pickled; and errors about samples that cannot be read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from exitlens.data.packed import pack_strings
 from exitlens.errors import DataError, OutputError
 from exitlens.modalities.image import decode_image
-from exitlens.types.preprocessing import Preprocess
+from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 
 MAX_BYTES = 1_000_000_000  # limit for one file
 DECODER = b"2"  # part of a cache's keys; counted up when a change of the decoder gives other pixels
@@ -92,6 +92,14 @@ class PixelCache:
         return self._root / key[:2] / key[2:]
 
 
+def find_shape(preprocess: Preprocess | ArrayPreprocess) -> tuple[int, ...]:
+    """Return the shape of a sample; empty for series of any length."""
+    channels = len(preprocess.mean)
+    if isinstance(preprocess, SeriesPreprocess):
+        return (channels, preprocess.length) if preprocess.length else ()
+    return (channels,) if isinstance(preprocess, VectorPreprocess) else (channels, *preprocess.size)
+
+
 class EncodedImages(ABC):
     """A reader of N encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
 
@@ -157,3 +165,21 @@ def read_regular(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({type(error).__name__}: {error.strerror})") from error
+
+
+def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
+    """Raise a :class:`DataError` that names unreadable files, unless they may be skipped and others remain."""
+    if bad and (not skip_bad or len(bad) == total):
+        shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
+        fix = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
+        error = DataError(f"data: {len(bad)} of {total} {kind} cannot be read{fix}:\n  {shown}")
+        error.is_skippable = bool(fix)
+        raise error
+
+
+def refuse_bad(reason: str, fix: str) -> DataError:
+    """Return the error about a sample that cannot be read while others remain: ``fix`` it, or leave it out."""
+    skip = "pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
+    error = DataError(f"data: {reason}. Fix: {fix}, or {skip}")
+    error.is_skippable = True
+    return error

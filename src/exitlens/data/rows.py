@@ -8,26 +8,28 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from exitlens.data.checks import check_bad, join_flags
-from exitlens.data.readers import EncodedImages
+from exitlens.data.readers import EncodedImages, check_bad
 from exitlens.errors import DataError, InputError, suggest
+from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.types.preprocessing import Preprocess
 
 Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "words", "other"]
 # list: of numbers; words: a list of classes or strings
 Role = Literal["image", "text", "series", "features"]
-SAMPLES: tuple[Role, ...] = ("image", "text", "series", "features")
+SAMPLES: dict[Role, Modality] = {"image": IMAGE, "text": TEXT, "series": SERIES, "features": VECTOR}
 ROLES = (*SAMPLES, "label")
 KEY = "key"  # the role of a column that names rows without labels
+SEPARATOR = ";"  # between the labels of one sample, in words
+FLAGS = {"0": False, "1": True, "false": False, "true": True}
 IMAGE_NAMES = (
     "image", "img", "picture", "photo", "pixels", "file_name", "filename", "file", "image_path", "path", "filepath"
 )  # fmt: skip
 SERIES_NAMES = ("series", "signal", "values", "x", "data", "audio")
 TEXT_NAMES = ("text", "txt", "sentence", "review", "content", "document", "comment", "body")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
-_PLURALS = {"image": "images", "text": "texts", "series": "series", "features": "vectors"}
 _FIX = "image=NAME,label=NAME (or text=NAME, series=NAME, features=A|B)"
 
 
@@ -52,7 +54,7 @@ class Columns(NamedTuple):
         if self.role == "features":
             names = ", ".join(self.inputs) if count < 8 else f"{', '.join(self.inputs[:3])}, ..., {self.inputs[-1]}"
             return f"vectors of {count} features ({names}), labels from {label!r}"
-        return f"{_PLURALS[self.role]} from {self.inputs[0]!r}, labels from {label!r}"
+        return f"{SAMPLES[self.role].plural} from {self.inputs[0]!r}, labels from {label!r}"
 
 
 def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple[str, ...]]:
@@ -78,8 +80,8 @@ def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, tuple
 def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: Iterable[str] = ()) -> Columns:
     """Find the columns of samples and labels, by what each column holds (``kinds``).
 
-    Columns that ``given`` (the words of ``--columns``) names are taken, whatever their kind; ``reserved`` ones have other
-    uses (group, split). Columns that are missing or ambiguous are a :class:`DataError`.
+    Columns that ``given`` names are taken, whatever their kind; ``reserved`` ones have other uses (group, split). Columns
+    that are missing or ambiguous are a :class:`DataError`.
     """
     named = parse_columns(given)
     free = _find_free(kinds, named, origin, reserved)
@@ -90,7 +92,8 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     labels = named.get("label", ())
     if not labels:
         lone = _find_lone_label(free) if role is None else ""
-        rest = {name: kind for name, kind in free.items() if name not in inputs}
+        taken = (*inputs, "txt") if role == "image" else inputs  # txt beside an image is a caption
+        rest = {name: kind for name, kind in free.items() if name not in taken}
         labels = (lone or _pick_label(rest, role not in (None, "text"), kinds, origin),)
     if role is None:
         role, inputs = _pick_inputs({n: k for n, k in free.items() if n not in labels}, kinds, origin)
@@ -107,8 +110,8 @@ def find_inputs(
 ) -> Columns:
     """Find the columns of the samples that a network takes (``wanted``), without labels, as :func:`find_columns` does.
 
-    ``given`` may name a column of keys (``key=NAME``), too, and ``label=NAME`` says that a column is not the one wanted.
-    ``features`` are those of the network, which are taken if all are there.
+    ``given`` may also name a column of keys (``key=NAME``), or one that is not wanted (``label=NAME``). The network's
+    ``features`` are taken if all of them are there.
     """
     named = parse_columns(given, (*ROLES, KEY))
     check_wanted(named, wanted)
@@ -137,7 +140,7 @@ def check_wanted(named: Collection[str], wanted: Role) -> None:
     for other in SAMPLES:
         if other in named and other != wanted:
             fix = f"give {wanted}=NAME in its place"
-            raise InputError(f"columns: the network takes {_PLURALS[wanted]}, got {other}=NAME. Fix: {fix}")
+            raise InputError(f"columns: the network takes {SAMPLES[wanted].plural}, got {other}=NAME. Fix: {fix}")
 
 
 def _find_free(
@@ -148,14 +151,14 @@ def _find_free(
         for name in names:
             if name not in kinds:
                 roles = role if role.endswith("s") else f"{role}s"
-                has = f"it has {_list_kinds(kinds)}.{suggest(name, kinds)}"
+                has = f"{_list_kinds(kinds)}.{suggest(name, kinds)}"
                 raise DataError(f"data: {origin} has no column {name!r} for the {roles}; {has}")
     taken = {*reserved, *(name for names in named.values() for name in names)}
     return {name: kind for name, kind in kinds.items() if name not in taken}
 
 
 def _list_kinds(kinds: Mapping[str, Kind]) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    return "it has " + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
 
 
 def _pick(names: Iterable[str], usual: tuple[str, ...]) -> str:
@@ -212,7 +215,7 @@ def _pick_label(free: Mapping[str, Kind], lone_is_label: bool, kinds: Mapping[st
 def _refuse(role: str, names: list[str], kinds: Mapping[str, Kind], origin: str, fix: str = _FIX) -> str:
     several = f"several columns could hold the {role} ({', '.join(names)})"
     problem = several if names else f"no column seems to hold the {role}"
-    raise DataError(f"data: {origin}: {problem}, it has {_list_kinds(kinds)}. Fix: name the columns by --columns {fix}")
+    raise DataError(f"data: {origin}: {problem}, {_list_kinds(kinds)}. Fix: name the columns by --columns {fix}")
 
 
 class Reading(NamedTuple):
@@ -279,14 +282,10 @@ class Source(ABC):
                 known = f"it has {', '.join(self.kinds)}.{suggest(column, self.kinds)}"
                 raise DataError(f"{argument}: {self.name} has no column {column!r}; {known}")
         if wanted is None:
-            columns = self.guess_columns(reading.columns, (group, split))
+            columns = find_columns(self.kinds, reading.columns, self.name, (group, split))
         else:
             columns = find_inputs(self.kinds, reading.columns, self.name, wanted, features, (group, split))
         return columns._replace(group=group, split=split, pattern=pattern)
-
-    def guess_columns(self, given: str, reserved: Sequence[str]) -> Columns:
-        """Choose the columns of samples and labels; see :func:`~exitlens.data.rows.find_columns`."""
-        return find_columns(self.kinds, given, self.name, reserved)
 
     @abstractmethod
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
@@ -299,11 +298,7 @@ class Source(ABC):
 def check_rows(
     parts: Mapping[str, Rows], skip_bad: bool, several: bool = False
 ) -> tuple[dict[str, Sequence[int]], list[str]]:
-    """Return the complete rows of each part, and what is wrong with the others.
-
-    Raises:
-        DataError: rows without a label, group, split, key or text, or with a fault, unless they may be skipped.
-    """
+    """Return the complete rows of each part, and what is wrong with the others, if those may be skipped."""
     good: dict[str, Sequence[int]] = {}
     bad: list[str] = []
     for part, rows in parts.items():
@@ -354,3 +349,45 @@ def match_groups(pattern: str, names: Sequence[str]) -> list[str]:
         where = f"{len(missing)} of {len(names)} file names, such as {missing[0]!r}"
         raise DataError(f"group_by: {pattern!r} finds no group in {where}. Fix: give a pattern that matches every name")
     return groups
+
+
+def number_labels(
+    values: Sequence[str], classes: Sequence[str], origin: str, several: bool = False
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels ``(N,)`` ``int64``, or for ``several`` a sample ``(N,C)`` bool, and the classes' names in label order.
+
+    ``classes`` are the names to use; by default those that occur, sorted: whole numbers by value, so that 10 follows 9.
+    """
+    sets = [[word for part in value.split(SEPARATOR) if (word := part.strip())] for value in values] if several else []
+    words = dict.fromkeys(word for labels in sets for word in labels) if several else dict.fromkeys(values)
+    names = tuple(classes) or tuple(sorted(words, key=int if all(word.isdecimal() for word in words) else str))
+    singular, plural = ("label", "label(s)") if several else ("class", "class(es)")
+    if len(names) < 2:
+        raise DataError(f"data: {origin} has {len(names)} {plural}, need 2 or more: its labels are {names}")
+    numbers = {name: i for i, name in enumerate(names)}
+    unknown = next((word for word in words if word not in numbers), None)
+    if unknown is not None:
+        raise DataError(f"data: {origin} has the {singular} {unknown!r}, the network does not.{suggest(unknown, names)}")
+    if not several:
+        return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names
+    labels = torch.zeros(len(sets), len(names), dtype=torch.bool)
+    pairs = [(i, numbers[word]) for i, present in enumerate(sets) for word in present]
+    if pairs:
+        labels[tuple(torch.tensor(pairs).T)] = True
+    return labels, names
+
+
+def join_flags(columns: Mapping[str, Sequence[str | None]], names: Sequence[str]) -> list[str | None]:
+    """Turn columns of 0 and 1, by label, into the labels of each row; ``None`` for a row that lacks a value."""
+    for label in columns:
+        if SEPARATOR in label:
+            raise DataError(f"columns: the label {label!r} has a {SEPARATOR!r} in its name. Fix: rename the column")
+    joined: list[str | None] = []
+    for i, row in enumerate(zip(*columns.values(), strict=True)):
+        flags = [None if value is None else FLAGS.get(value.strip().lower()) for value in row]
+        for label, flag, value in zip(columns, flags, row, strict=True):
+            if flag is None and value and value.strip():
+                raise DataError(f"data: {names[i]}: expected 0 or 1 for the label {label!r}, got {value!r:.60}")
+        present = [label for label, flag in zip(columns, flags, strict=True) if flag]
+        joined.append(None if None in flags else SEPARATOR.join(present))
+    return joined

@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.checks import check_bad, check_class_labels, check_groups, refuse_bad
-from exitlens.data.readers import EncodedImages, PixelCache, Reader
+from exitlens.data.readers import EncodedImages, PixelCache, Reader, check_bad, find_shape, refuse_bad
 from exitlens.data.workers import Decoded, choose_workers, decode_batches
 from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
 from exitlens.types.inputs import Inputs, draw_samples
-from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
+from exitlens.types.preprocessing import ArrayPreprocess, Preprocess
+from exitlens.types.tasks import check_truth
 
 KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
 LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # limits on the samples, and on their bytes, in one batch
 MEASURED = 1000  # limit on the files that are read to measure mean and standard deviation
 T = TypeVar("T")
-LabelledT = TypeVar("LabelledT", bound="SampleSet")
 
 
 def find_kind(preprocess: object, kinds: Sequence[Modality] = MODALITIES) -> Modality:
@@ -46,11 +45,21 @@ class SampleSet(Dataset[Any]):
     masks: Tensor | None = None  # (N,*S) bool: which locations carry the answer
     classes: tuple[str, ...]  # names, in label order
     preprocess: Any  # how raw samples become inputs
+    shape: tuple[int, ...] = ()  # of a sample before it is normalised; texts have none
 
     def set_labels(self, count: int, labels: Tensor, classes: Sequence[str], groups: Tensor | None) -> None:
-        """Check the labels, class names and groups of ``count`` samples, and keep them."""
-        self.labels = check_class_labels(labels, count, classes, self.modality.name)
-        self.classes, self.groups = tuple(classes), check_groups(groups, count)
+        """Check the labels, class names and groups of ``count`` samples, and keep them as ``int64`` (or ``bool``)."""
+        require(labels, Tensor, "labels")
+        if labels.ndim == 2 and len(classes) < 2:
+            raise InputError(f"classes: expected the names of 2 labels or more, got {tuple(classes)}")
+        check_truth(labels, count, len(classes))
+        self.labels, self.classes = labels.bool() if labels.ndim == 2 else labels.long(), tuple(classes)
+        if groups is not None:
+            require(groups, Tensor, "groups")
+            if groups.shape != (count,) or groups.is_floating_point():
+                got = f"{tuple(groups.shape)} {groups.dtype}"
+                raise InputError(f"groups: expected ({count},) integers, one per sample; got {got}")
+        self.groups = None if groups is None else groups.long()
 
     @property
     def modality(self) -> Modality:
@@ -78,9 +87,16 @@ class SampleSet(Dataset[Any]):
                 setattr(part, name, values[indices] if isinstance(values, Tensor) else values.subset(indices))
         return part
 
+    def scaled(self, preprocess: ArrayPreprocess) -> Self:
+        """Return the same series, volumes or vectors with another mean and standard deviation."""
+        _check_shape(self.shape, preprocess, self.modality, "preprocess")
+        part = copy.copy(self)
+        part.preprocess = preprocess
+        return part
+
 
 class HeldSet(SampleSet):
-    """A set in memory: ``values`` are its samples before ``preprocess`` normalises them."""
+    """A set in memory; ``preprocess`` normalises its ``values`` when they are asked for."""
 
     by_sample = (*SampleSet.by_sample, "values")
     values: Tensor
@@ -131,8 +147,8 @@ class ImageSet(HeldSet):
             raise InputError(f"images: expected (N,C,H,W) uint8, got {tuple(images.shape)} {images.dtype}")
         if masks is not None and len(masks) != len(images):
             raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
-        self.values, self.masks = images, masks
-        channels, *size = images.shape[1:]
+        self.values, self.masks, self.shape = images, masks, tuple(images.shape[1:])
+        channels, *size = self.shape
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")
         self.preprocess = preprocess or Preprocess((size[0], size[1]), (0.5,) * channels, (0.25,) * channels)
@@ -178,27 +194,19 @@ class ArraySet(HeldSet):
         kind = find_kind(preprocess, KINDS)
         if values.dtype != torch.float32:
             raise InputError(f"values: expected float32, got {values.dtype}. Fix: convert with values.float()")
-        _check_shape(values.shape[1:], preprocess, kind, "values", "N,")
+        _check_shape(values.shape[1:], preprocess, kind, "values")
         if not bool(torch.isfinite(values).all()):
             row = int((~torch.isfinite(values).flatten(1).all(1)).nonzero()[0])
             raise InputError(f"values: {kind.name} {row} has NaN (gaps) or infinite values. Fix: fill them, or leave it out")
         expected = (len(values), *values.shape[2:])
         if masks is not None and (masks.shape != expected or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {expected} bool, got {tuple(masks.shape)} {masks.dtype}")
-        self.values, self.preprocess, self.masks = values, preprocess, masks
+        self.values, self.preprocess, self.masks, self.shape = values, preprocess, masks, tuple(values.shape[1:])
         self.set_labels(len(self.values), labels, classes, groups)
-
-    def scaled(self, preprocess: ArrayPreprocess) -> Self:
-        """Return the same samples with another mean and standard deviation."""
-        _check_shape(self.values.shape[1:], preprocess, self.modality, "values", "N,")
-        return _replace_preprocess(self, preprocess)
 
 
 class LazySet(SampleSet):
     """Images, series, volumes or vectors that are decoded when asked for; item ``i`` is ``(normalised sample, label)``.
-
-    A bad sample ends an iteration in batches with a :class:`DataError` that names it; with ``skip_bad`` it is missing from
-    its batch, and listed in :attr:`bad`.
 
     Args:
         reader: gives M samples of one shape, before they are normalised: pixels ``(C,H,W)`` ``uint8``, or other values
@@ -207,7 +215,8 @@ class LazySet(SampleSet):
         classes: class names, in label order.
         preprocess: how samples become network input; its class says what they are.
         groups: optional ``(M,)`` ``int64``: samples with the same number belong together.
-        skip_bad: leave out samples that cannot be read.
+        skip_bad: leave out samples that cannot be read, and list them in :attr:`bad`; otherwise the first of them ends an
+            iteration in batches with a :class:`DataError`.
         workers: processes that decode, unless the caller says how many; ``None``: one for each core, at most 8.
 
     Examples:
@@ -231,14 +240,18 @@ class LazySet(SampleSet):
         self.dtype = torch.uint8 if find_kind(preprocess, (IMAGE, *KINDS)) is IMAGE else torch.float32
         self.preprocess, self.reader = preprocess, reader
         self.set_labels(len(reader), labels, classes, groups)
-        self.shape = find_shape(preprocess, reader)  # shape of the reader's samples
+        self.shape = find_shape(preprocess)  # of the reader's samples; a series of open length is as long as the first
+        if not self.shape:
+            first = reader.read(0).shape if not hasattr(reader, "shape") and len(reader) else (len(preprocess.mean), 0)
+            self.shape = tuple(getattr(reader, "shape", first))
+            _check_shape(self.shape, preprocess, SERIES, "reader")
         self.skip_bad, self.workers = skip_bad, workers
         self.rows = torch.arange(len(reader))  # rows of the reader
         self.unreadable: dict[int, str] = {}  # reasons by row of the reader, shared by all subsets
         self._told: set[str] = set()  # warnings that were given, shared by all subsets
 
     def load(self) -> Any:
-        """Read a small set into memory, as an :class:`ImageSet` or :class:`ArraySet`, without samples that are skipped."""
+        """Read a small set into memory, as an :class:`ImageSet` or :class:`ArraySet`."""
         values, kept, bad, start = torch.empty(len(self), *self.shape, dtype=self.dtype), list[int](), list[str](), 0
         for batch in self.decode_all():
             values[len(kept) : len(kept) + len(batch.good)] = batch.values
@@ -246,11 +259,9 @@ class LazySet(SampleSet):
             bad += [reason for _, reason in batch.bad]
             start += len(batch.good) + len(batch.bad)
         check_bad(bad, len(self), skip_bad=True)
-        values = values[: len(kept)]
+        make: Any = ImageSet if self.modality is IMAGE else ArraySet
         groups = None if self.groups is None else self.groups[kept]
-        if self.modality is IMAGE:
-            return ImageSet(values, self.labels[kept], self.classes, None, self.preprocess, groups)
-        return ArraySet(values, self.labels[kept], self.classes, self.preprocess, None, groups)
+        return make(values[: len(kept)], self.labels[kept], self.classes, preprocess=self.preprocess, groups=groups)
 
     def cached(self, directory: Path | str) -> Self:
         """Return the same images with their decoded pixels kept in a directory; a full disk is one :class:`DataWarning`."""
@@ -261,11 +272,6 @@ class LazySet(SampleSet):
         part.reader = copy.copy(self.reader)
         part.reader.cache = PixelCache(directory)
         return part
-
-    def scaled(self, preprocess: ArrayPreprocess) -> Self:
-        """Return the same samples with another mean and standard deviation."""
-        _check_shape(self.shape, preprocess, self.modality, "shape")
-        return _replace_preprocess(self, preprocess)
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -291,7 +297,7 @@ class LazySet(SampleSet):
         return max(1, min(LOADED_AT_ONCE, LOADED_BYTES // max(1, prod(self.shape) * self.dtype.itemsize)))
 
     def decode_all(self) -> Iterator[Decoded]:
-        """Yield all samples in small batches that were passed to :meth:`check`, not yet normalised."""
+        """Yield all samples in small checked batches, not yet normalised."""
         plan = [rows.tolist() for rows in self.rows.split(self.samples_at_once)]
         for batch in self.decode(plan, choose_workers(self.workers, len(plan))):
             self.check(batch)
@@ -312,36 +318,18 @@ class LazySet(SampleSet):
             raise refuse_bad(batch.bad[0][1], "repair it")
 
 
-def find_shape(preprocess: Preprocess | ArrayPreprocess, reader: Reader) -> tuple[int, ...]:
-    """Return the shape of a reader's samples; a series of open length has that of the reader, or of its first sample."""
-    channels = len(preprocess.mean)
-    if isinstance(preprocess, SeriesPreprocess):
-        if preprocess.length:
-            return (channels, preprocess.length)
-        shape = getattr(reader, "shape", None) or (tuple(reader.read(0).shape) if len(reader) else (channels, 0))
-        _check_shape(shape, preprocess, SERIES, "reader")
-        return tuple(shape)
-    return (channels,) if isinstance(preprocess, VectorPreprocess) else (channels, *preprocess.size)
-
-
-def _check_shape(shape: Sequence[int], preprocess: ArrayPreprocess, kind: Modality, name: str, start: str = "") -> None:
+def _check_shape(shape: Sequence[int], preprocess: Preprocess | ArrayPreprocess, kind: Modality, name: str) -> None:
     if len(shape) != len(kind.axes) or shape[0] != len(preprocess.mean):
+        start = "N," if name == "values" else ""
         expected = ",".join((str(len(preprocess.mean)), *kind.axes[1:]))
         raise InputError(f"{name}: expected ({start}{expected}) of {kind.plural}, got ({start}{','.join(map(str, shape))})")
-
-
-def _replace_preprocess(data: LabelledT, preprocess: ArrayPreprocess) -> LabelledT:
-    part = copy.copy(data)
-    part.preprocess = preprocess
-    return part
 
 
 def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
     """Return the same set, read by ``workers`` processes, its pixels cached in a directory; ``None`` changes nothing."""
     if cache is not None and not (isinstance(data, LazySet) and data.modality is IMAGE):
-        raise InputError(
-            "cache: it is for images that are decoded from files; these data are in memory, or not images. Fix: leave it out"
-        )
+        has = "these data are in memory, or not images"
+        raise InputError(f"cache: it is for images that are decoded from files; {has}. Fix: leave it out")
     if not isinstance(data, LazySet):
         return data
     choose_workers(workers, 2)
@@ -351,10 +339,9 @@ def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
 
 
 def measure_scaling(train: ArraySet | LazySet, seed: int = 0) -> ArrayPreprocess:
-    """Return a training split's preprocessing with the mean and standard deviation that its channels have in it.
+    """Return a training split's preprocessing with the mean and std of its channels; a std of 1 for a constant channel.
 
-    At most :data:`MEASURED` files are read, drawn at random by ``seed``. A channel that never changes gets 1 as its standard
-    deviation.
+    At most :data:`MEASURED` files are read, drawn at random by ``seed``.
     """
     if not len(train):
         raise DataError("data: the training split is empty: mean and std cannot be measured")

@@ -22,18 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from exitlens.data.checks import SEPARATOR
 from exitlens.data.files import EXTENSIONS, list_files, stamp_files
 from exitlens.data.packed import PackedStrings
 from exitlens.data.readers import MAX_BYTES, EncodedImages
-from exitlens.data.rows import Columns, Kind, Reading, Role, Rows, Source, find_columns, label_rows
+from exitlens.data.rows import SEPARATOR, Columns, Kind, Reading, Role, Rows, Source, label_rows
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError, InputError
 from exitlens.types.preprocessing import Preprocess
 
 _MOST_VALUE_BYTES = 1_000_000  # limit for a label, text or JSON member
 _PEEKED = 50  # files, and samples of each, that tell what there is
-_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
 def find_shards(name: str) -> list[Path]:
@@ -60,9 +58,8 @@ def expand_braces(pattern: str) -> list[str]:
     for text, braced in re.findall(r"([^{}]+)|\{([^{}]*)\}", pattern):
         if text:
             pieces.append([text])
-        elif match := _RANGE.match(braced):
-            first, last = match[1], match[2]
-            pieces.append([f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)])
+        elif match := re.fullmatch(r"(\d+)\.\.(\d+)", braced):
+            pieces.append([f"{i:0{len(match[1])}}" for i in range(int(match[1]), int(match[2]) + 1)])
         else:
             pieces.append(braced.split(","))
     return ["".join(words) for words in itertools.product(*pieces)]
@@ -95,7 +92,7 @@ class Index(NamedTuple):
 
 
 def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
-    """Go through tar files once, for the images' places and the ``wanted`` values."""
+    """Read tar files once, for the images' places and the ``wanted`` values."""
     members, places, bad = list[str](), array("q"), list[str]()
     values: dict[str, list[str | None]] = {name: [] for name in wanted}
     seen: dict[str, str] = {}  # equal words are kept once
@@ -152,7 +149,7 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Return key and extension: what stands before and after the first point of the file's name."""
+    """Return key and extension: what comes before and after the first point of the file's name."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, extension = file.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
@@ -177,13 +174,8 @@ def _read_values(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
     return values
 
 
-def _find_split(path: Path) -> str:
-    """Return the word in a shard's name or folder that names a split, if any."""
-    return next((word for word in [*re.split(r"[-_.]", path.stem), path.parent.name] if name_split(word)), "")
-
-
 class Shards(Source):
-    """Tar files of one source; ``kinds`` are an image, and the members' extensions or JSON keys of the first samples."""
+    """Tar files; ``kinds`` are an image, and the members' extensions or JSON keys of the first samples."""
 
     def __init__(self, name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> None:
         self._paths, self._stamp = paths, stamp
@@ -197,14 +189,9 @@ class Shards(Source):
         if not self.kinds:
             self._index(frozenset(), skip_bad=False)  # says what is wrong with them
         try:
-            return super().find_columns(reading, wanted, features)
+            columns = super().find_columns(reading, wanted, features)
         except DataError as error:
             raise DataError("; ".join([str(error), *self._damage[:1]])) from error
-
-    def guess_columns(self, given: str, reserved: Sequence[str]) -> Columns:
-        """Choose as for a table; ``txt`` beside an image is a caption, not a label."""
-        caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
-        columns = find_columns(self.kinds | caption, given, self.name, reserved)
         if columns.role not in ("image", "text"):
             fix = "give image=NAME or text=NAME"
             raise InputError(f"columns: {self.name} holds shards of images or texts, got {columns.role}=NAME. Fix: {fix}")
@@ -214,7 +201,8 @@ class Shards(Source):
         """Return labels, groups and contents of every part; shards are of a part if all their names say a split."""
         wanted = columns.words if columns.role == "image" else (*columns.inputs, *columns.words)
         index = self._index(frozenset(wanted), skip_bad)
-        parts = [_find_split(path) for path in self._paths]
+        words = [(*re.split(r"[-_.]", path.stem), path.parent.name) for path in self._paths]
+        parts = [next(filter(name_split, candidates), "") for candidates in words]
         if columns.split or joined or not all(parts):
             parts = [""] * len(self._paths)
         return {part: self._list_part(part, parts, index, columns) for part in dict.fromkeys(parts)}
@@ -243,13 +231,11 @@ class Shards(Source):
 _open = lru_cache(maxsize=2)(Shards)
 
 
-@lru_cache(maxsize=2)
-def _index(paths: tuple[Path, ...], stamp: tuple[object, ...], wanted: frozenset[str]) -> Index:
-    return index_shards(paths, wanted)
+_index = lru_cache(maxsize=2)(lambda paths, stamp, wanted: index_shards(paths, wanted))
 
 
 def open_shards(name: str) -> Shards:
-    """Open the tar files of a source and look at the first samples; what was opened last is kept until a file changes."""
+    """Open the tar files of a source; what was opened last is kept until a file changes."""
     paths = tuple(find_shards(name))
     if not paths:
         raise DataError(f"data: no tar files for {name}")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from exitlens.data.checks import number_groups, number_labels
 from exitlens.data.demo.garments import load_fashion, load_scenes
 from exitlens.data.demo.reviews import load_reviews
 from exitlens.data.demo.signals import load_blobs, load_motifs
@@ -19,8 +17,7 @@ from exitlens.data.files import describe_folder, find_folder_kind, list_folders,
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
 from exitlens.data.packed import PackedStrings
-from exitlens.data.readers import EncodedImages
-from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups, parse_columns
+from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
 from exitlens.data.sets import ArraySet, ImageSet, LazySet, SampleSet, measure_scaling
 from exitlens.data.splits import SPLITS, Split, check_split, name_split, plan_splits, split_set, take_split
 from exitlens.data.tables import HUB
@@ -77,10 +74,9 @@ class Parts(NamedTuple):
 def read_parts(
     name: str, kind: Format, reading: Reading, target: Target, classes: Sequence[str] = (), skip_bad: bool = False
 ) -> Parts:
-    """Return the sets of a source by part; images and files are decoded when they are asked for.
+    """Return the sets of a source by part; arrays are not scaled yet unless ``target`` knows their preprocessing.
 
-    ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network. Series, volumes and vectors have
-    mean 0 and standard deviation 1 unless ``target`` knows them.
+    ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network.
     """
     if kind in ("folder", "arrays"):
         return _read_folder(Path(name), kind, reading, target, classes, skip_bad)
@@ -106,8 +102,7 @@ def arrange_arrays(
 ) -> tuple[Mapping[str, Rows], Preprocess | ArrayPreprocess, str]:
     """Give the series or vectors of all parts one shape; a row that cannot have it gets a fault.
 
-    Returned with them are their preprocessing, and a line for people on series that were cut or filled, or none. Series of
-    different length, if no length is asked for, and no series at all are a :class:`DataError`.
+    Returned with them are their preprocessing, and a line for people on series that were cut or filled, or an empty one.
     """
     first = next(iter(parts.values()))
     if first.arrays is None:
@@ -178,7 +173,6 @@ def make_sets(
     """Return sets of images that are decoded when they are asked for, of texts, or of arrays, by part.
 
     ``classes`` are those of an existing network; by default those that the source knows, or those that occur, sorted.
-    ``skip_bad`` leaves out rows without label, group or text, and images that cannot be read.
     """
     counts = {name: (len(find_missing(rows.labels or (), several)), len(rows.names)) for name, rows in parts.items()}
     unlabelled = tuple(name for name, (missing, total) in counts.items() if 0 < total == missing)
@@ -190,23 +184,25 @@ def make_sets(
     known = next((rows.classes for rows in parts.values() if rows.classes), ())
     _, names = number_labels([word for words in labels.values() for word in words], classes or known, origin, several)
     groups = {name: [rows.groups[i] or "" for i in good[name]] for name, rows in parts.items() if rows.groups is not None}
-    group_names = tuple(sorted({group for words in groups.values() for group in words}))
+    ids, group_names = _number_groups(groups)
     sets: dict[str, Assembled] = {}
     for name, rows in parts.items():
         numbers, _ = number_labels(labels[name], names, origin, several)
-        ids = number_groups(groups[name], group_names) if name in groups else None
         chosen = torch.tensor(good[name], dtype=torch.int64)
         whole: Assembled
         if rows.arrays is not None:
             assert not isinstance(preprocess, Preprocess)
-            whole = ArraySet(rows.arrays[chosen], numbers, names, preprocess, groups=ids)
+            whole = ArraySet(rows.arrays[chosen], numbers, names, preprocess, groups=ids.get(name))
         elif rows.images is None:
             texts = rows.texts or ()
             packed = texts if isinstance(texts, PackedStrings) else PackedStrings((text or "").strip() for text in texts)
-            whole = RawTexts(packed.subset(chosen), numbers, names, ids)
+            whole = RawTexts(packed.subset(chosen), numbers, names, ids.get(name))
         else:
             assert isinstance(preprocess, Preprocess)
-            whole = _make_lazy_set(rows.images(preprocess), chosen, numbers, ids, names, preprocess, skip_bad)
+            reader = rows.images(preprocess)
+            every = numbers.new_zeros(len(reader), *numbers.shape[1:]).index_copy(0, chosen, numbers)
+            whole = LazySet(reader, every, names, preprocess, skip_bad=skip_bad).subset(chosen)
+            whole.groups = ids.get(name)
         if rows.splits is None:
             sets[name] = whole
             continue
@@ -219,22 +215,12 @@ def make_sets(
     return Parts(sets, group_names, unlabelled)
 
 
-def _make_lazy_set(
-    reader: EncodedImages,
-    chosen: Tensor,
-    labels: Tensor,
-    groups: Tensor | None,
-    classes: tuple[str, ...],
-    preprocess: Preprocess,
-    skip_bad: bool,
-) -> LazySet:
-    """Return the set of the chosen images ``(n,)`` of a reader, whose labels and groups are given."""
-
-    def spread(values: Tensor) -> Tensor:  # (n,...) of the chosen images -> (N,...) of all
-        return values.new_zeros(len(reader), *values.shape[1:]).index_copy(0, chosen, values)
-
-    every = None if groups is None else spread(groups)
-    return LazySet(reader, spread(labels), classes, preprocess, every, skip_bad).subset(chosen)
+def _number_groups(parts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the number ``(N,)`` of each sample's group by part, and the names of all groups by number."""
+    names = tuple(sorted({name for part in parts.values() for name in part}))
+    numbers = {name: i for i, name in enumerate(names)}
+    ids = {part: torch.tensor([numbers[name] for name in words], dtype=torch.int64) for part, words in parts.items()}
+    return ids, names
 
 
 def _read_folder(
@@ -244,9 +230,8 @@ def _read_folder(
     preprocess: Preprocess | ArrayPreprocess = target.pixels
     note = ""
     if kind != "folder":
-        modality = find_folder_kind(root)
         known = target.known if isinstance(target.known, ArrayPreprocess) else None
-        preprocess = known or describe_folder(root, modality, target.size, target.mel)
+        preprocess = known or describe_folder(root, find_folder_kind(root), target.size, target.mel)
         if isinstance(preprocess, SeriesPreprocess) and preprocess.length:
             cut = f"longer ones are cut to {preprocess.length} steps"
             note = f"series: {cut}, shorter ones filled with zeros, at the end"
@@ -262,17 +247,14 @@ def _read_folder(
     whole = len(splits) == len(folders) or set(SPLITS) <= folders.keys()
     folders = splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}
     classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
-    load = partial(load_folder, preprocess=preprocess, classes=classes, skip_bad=skip_bad)
-    sets = {word: load(path) for word, path in folders.items()}
-    if not reading.group_by:
-        return Parts(sets, note=note)
-    groups = {}
-    for word, data in sets.items():
+    sets = {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
+    groups: dict[str, list[str]] = {}
+    for word, data in sets.items() if reading.group_by else ():
         start = len(str(folders[word])) + 1
         groups[word] = match_groups(reading.group_by, [data.reader.name(i)[start:] for i in range(len(data))])
-    names = tuple(sorted({group for words in groups.values() for group in words}))
-    for word, data in sets.items():
-        data.groups = number_groups(groups[word], names)
+    ids, names = _number_groups(groups)
+    for word in ids:
+        sets[word].groups = ids[word]
     return Parts(sets, names, note=note)
 
 
@@ -291,22 +273,19 @@ class DataSource:
     and ``test`` are subfolders, splits of a data set, or in the names of shards; a missing one is cut from ``train``.
 
     Attributes:
-        name: ``scenes``, ``fashion``, ``reviews``, ``motifs``, ``blobs``, ``torchvision:NAME``; or files: a folder
-            ``class/file`` of images, series or volumes; a ``.csv`` or ``.jsonl`` file of texts and labels, or of numbers; a
-            ``.ts`` file (or a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``); ``hf:NAME`` or ``hf:NAME:CONFIG`` (the
-            hub of Hugging Face), a folder that ``datasets`` saved, Parquet or Arrow (a file or a folder), a folder of
-            images with ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
+        name: built-in data (:data:`NAMES`), ``torchvision:NAME``, ``hf:NAME`` or ``hf:NAME:CONFIG`` (the hub of Hugging
+            Face), or files of a :data:`~exitlens.data.formats.Format`, see ``docs/guides/data_sources.md``.
         root: folder of torchvision's files.
         size: pixels (height and width) of scenes (0: 40) and other images (0: 64); tokens of reviews (0: 32) and other texts
             (0: 64); steps of motifs (0: 128), voxels of a side of blobs (0: 20); of series and volumes in files (0: all).
         seed: seed of generated data, and of random splits.
         background_agreement: share of scenes whose background has the colour of their class; for reviews, motifs and blobs
             ``shop_agreement`` and ``offset_agreement``.
-        contents: hash of the files that decide the splits, see :func:`~exitlens.data.formats.hash_source`; if it differs
-            later that is an error, because the splits would no longer be disjoint from the training data.
+        contents: hash of the files that decide the splits; if it differs later that is an error, because the splits
+            would no longer be disjoint from the training data.
         columns: the columns to read, see :func:`~exitlens.data.rows.parse_columns`; by default found by type.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
-            in it are never in different splits.
+            in it share a split.
         split_by: a column that names the split of each sample.
         mel: number of bands of the log-mel spectrogram that sounds become (0: networks take the waveform).
         task: ``multilabel``: a label column has any number of labels for a sample, with ``;`` between them.
@@ -330,7 +309,7 @@ class DataSource:
 
     @property
     def is_built_in(self) -> bool:
-        """True for generated, packaged and torchvision's data; False for a user's files."""
+        """True for generated, packaged and torchvision's data."""
         return self.name in NAMES or self.name.startswith(TORCHVISION)
 
     @property
@@ -362,7 +341,6 @@ class DataSource:
             skip_bad: leave out images that cannot be read, and rows without text, label or group.
             preprocess: of an existing network. By default images of files have ImageNet's mean and std, others 0.5 and
                 0.25; the training split makes the tokenizer of texts, and the mean and std of series, volumes and vectors.
-                Reviews have masks with their own tokenizer only.
         """
         return self.load_splits([split], classes=classes, skip_bad=skip_bad, preprocess=preprocess).sets[split]
 
@@ -374,7 +352,7 @@ class DataSource:
         skip_bad: bool = False,
         preprocess: Preprocessing | None = None,
     ) -> Loaded:
-        """Load several splits at once, as :meth:`load` does; files are listed once."""
+        """Load several splits as :meth:`load` does; files are listed once."""
         for split in splits:
             check_split(split)
         kind = self.format
@@ -458,22 +436,8 @@ def _describe_classes(part: SampleSet) -> str:
     return f"{len(part):,} {part.modality.plural} {what} ({each})"
 
 
-class SourceSettings(TypedDict, total=False):
-    """Settings of :func:`open_source`; :class:`DataSource` describes them."""
-
-    root: str
-    size: int
-    seed: int
-    background_agreement: float
-    columns: str
-    group_by: str
-    split_by: str
-    mel: int
-    task: str
-
-
-def open_source(name: str, **settings: Unpack[SourceSettings]) -> DataSource:
-    """Return a :class:`DataSource` for a name, with its settings checked as far as possible without reading samples."""
+def open_source(name: str, **settings: Any) -> DataSource:
+    """Return a :class:`DataSource` with these attributes, checked as far as possible without reading samples."""
     source = DataSource(name, **settings)
     parse_columns(source.columns)
     if source.task not in ("", *TASKS):

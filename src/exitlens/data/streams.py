@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from exitlens.data.batches import Batch
-from exitlens.data.checks import refuse_bad
 from exitlens.data.files import ArrayFiles, list_names, make_reader
 from exitlens.data.formats import find_format, find_unlabelled_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
 from exitlens.data.packed import PackedStrings, Picked
-from exitlens.data.readers import EncodedImages, ImageFiles, PixelCache
+from exitlens.data.readers import EncodedImages, ImageFiles, PixelCache, refuse_bad
 from exitlens.data.rows import Reading, Role, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
 from exitlens.data.sources import Target, arrange_arrays

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitlens.data.checks import SEPARATOR
 from exitlens.data.files import list_files, stamp_files
 from exitlens.data.lines import to_series
 from exitlens.data.packed import LazySequence, RowNames
 from exitlens.data.readers import EncodedImages, read_regular
-from exitlens.data.rows import Columns, Kind, Rows, Source, label_rows
+from exitlens.data.rows import SEPARATOR, Columns, Kind, Rows, Source, label_rows
 from exitlens.errors import DataError, ExitlensError, import_extra
 from exitlens.types.preprocessing import Preprocess
 

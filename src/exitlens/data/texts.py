@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exitlens.data.checks import number_labels
 from exitlens.data.lines import read_file
 from exitlens.data.packed import PackedStrings, PackedTokens, pack_strings
-from exitlens.data.rows import Columns, check_rows
+from exitlens.data.rows import Columns, check_rows, number_labels
 from exitlens.data.sets import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.types.preprocessing import TextPreprocess, import_tokenizers

@@ -33,7 +33,7 @@ from exitlens.launch import count_local
 DEPTH = 2  # batches that a process decodes ahead
 TIMEOUT_S = 300.0  # limit for one sample
 MOST_WORKERS = 8
-Plan = Sequence[Sequence[int]]  # rows of every batch
+Plan = Sequence[Sequence[int]]  # rows of the samples of every batch
 T = TypeVar("T")
 _END = object()
 _KINDS: dict[torch.dtype, Any] = {torch.uint8: np.dtype(np.uint8), torch.float32: np.dtype(np.float32)}

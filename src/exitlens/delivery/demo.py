@@ -49,8 +49,9 @@ from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import measure_faithfulness
 from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
+from exitlens.workflow.training.optimizer import apply_gradients
 from exitlens.workflow.training.record import LOG
-from exitlens.workflow.training.step import take_step
+from exitlens.workflow.training.run import compute_gradients
 
 RESULT = "result.json"
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
@@ -338,7 +339,12 @@ def _measure_overheads(
     def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(baseline).train()
         optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
-        return lambda images, labels: take_step(twin, optimizer, loss, [(images, labels)], 0.9, chosen)
+
+        def take_step(images: Tensor, labels: Tensor) -> None:
+            compute_gradients(twin, optimizer, loss, [(images, labels)], 0.9, chosen)
+            apply_gradients(optimizer, 0.9, chosen)
+
+        return take_step
 
     loader = make_epoch_loader(data["train"].first(settings.timed // 3), settings.batch_size, seed=0)
     batches = [(images, labels) for images, labels, _ in map(as_batch, loader)]

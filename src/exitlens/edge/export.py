@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import exitlens
 from exitlens.edge.cascade import TEMPERATURES, THRESHOLDS, write_cascade
@@ -66,11 +65,10 @@ def export(
         overwrite: replace an existing edge bundle.
 
     Raises:
-        ExportError: if the network cannot be written as ONNX, or the files do not give the same.
+        ExportError: if the network cannot be written as ONNX, or the files give something else.
         MissingExtraError: without the extra ``onnx``.
         OutputExistsError: if the directory exists.
         PolicyError: for a policy of another network.
-        InputError: for a name that no policy may have.
 
     Examples:
         >>> sorted(file.name for file in xl.export(net, policy, "edge").glob("*.onnx"))
@@ -224,9 +222,8 @@ def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int])
     """
     samples = _Samples(net, policy, exits, GOLDEN_SAMPLES)
     (_, pred), (parting, parted) = samples.answers
-    values: dict[str, Tensor] = dict(samples.tensors)
+    values = samples.tensors | {"exits": pred.exits, "labels": pred.labels, "parting": torch.tensor(parting.thresholds)}
+    values |= {"parted_exits": parted.exits, "parted_labels": parted.labels}
     for k in exits:
         values[f"{LOGITS}_{k}"], values[f"{ATTENTION}_{k}"] = samples.outputs[k]
-    values |= {"exits": pred.exits, "labels": pred.labels}
-    values |= {"parting": torch.tensor(parting.thresholds), "parted_exits": parted.exits, "parted_labels": parted.labels}
     np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]

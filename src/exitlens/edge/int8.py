@@ -23,7 +23,7 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles, Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
-from exitlens.types import CalibrationRequest, Policy, Trace
+from exitlens.types import Policy
 from exitlens.types.tasks import are_same
 from exitlens.workflow.calibration import run_calibration
 from exitlens.workflow.collection import collect
@@ -75,8 +75,8 @@ def export_int8(
     """Write an edge bundle whose convolutions and linear layers run in int8, and calibrate its policy again.
 
     Scores change with the weights, so policies of the float32 network are void. A trace is collected from the quantised
-    files, and a policy is chosen on it for the same request, certified if the old policy was. The bundle has no named
-    policies.
+    files, and a policy is chosen on it for the same request, temperatures included, certified if the old policy was. The
+    bundle has no named policies.
 
     Args:
         net: a network in float32.
@@ -98,29 +98,31 @@ def export_int8(
         3
     """
     check_arguments(net, policy, directory)
-    request = repeat_request(policy)
+    if policy.calibration is None:
+        raise InputError(
+            "policy: expected a calibrated policy, whose limits int8 is calibrated on, got one made by hand. Fix: use "
+            "xl.calibrate."
+        )
+    request = policy.calibration.request
+    if request.max_ms is not None:
+        raise InputError("policy: it has limits in milliseconds, which differ in int8. Fix: calibrate one without max_ms.")
     target = Path(directory).resolve()
     replaceable = check_target(target, overwrite)
     before = collect(net, calibration, progress=progress)
     with replace_directory(target, replaceable) as temporary:
         twin, parts = quantise(net, samples, temporary)
         after = collect(twin, calibration, progress=progress)
-        chosen = run_calibration(after, request)
+        chosen = run_calibration(after, request.for_any_network())
         write_bundle(temporary, twin, chosen, parts)
-    return _report(target, policy, chosen, before, after)
-
-
-def repeat_request(policy: Policy) -> CalibrationRequest:
-    """Return the request that the policy was calibrated for, given temperatures included, to repeat it for int8."""
-    record = policy.calibration
-    if record is None:
-        raise InputError(
-            "policy: expected a calibrated policy, whose limits int8 is calibrated on, got one made by hand. Fix: use "
-            "xl.calibrate."
-        )
-    if record.request.max_ms is not None:
-        raise InputError("policy: it has limits in milliseconds, which differ in int8. Fix: calibrate one without max_ms.")
-    return record.request.for_any_network()
+    exits = route(before, policy), route(after, chosen)
+    first, second = (tuple((taken.bincount(minlength=before.num_exits) / len(taken)).tolist()) for taken in exits)
+    agreement = tuple(are_same(before.answers, after.answers, before.task).double().mean(0).tolist())
+    if before.labels is None:
+        return Int8Report(target, chosen, agreement, None, None, (first, second))
+    correct = [trace.correct.double() for trace in (before, after)]
+    plain, int8 = (tuple(rows.mean(0).tolist()) for rows in correct)
+    old, new = (rows.gather(1, taken[:, None]).mean().item() for rows, taken in zip(correct, exits, strict=True))
+    return Int8Report(target, chosen, agreement, (plain, int8), (old, new), (first, second))
 
 
 def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list[Written]]:
@@ -162,6 +164,13 @@ def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]
         path, prepared = directory / file.path.name, directory / f".{file.path.name}"
         try:
             tools.shape_inference.quant_pre_process(str(file.path), str(prepared), skip_symbolic_shape=True)
+            graph, nodes = import_onnx().load(prepared).graph, []
+            weights = {tensor.name for tensor in graph.initializer}
+            for node in graph.node:
+                scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
+                is_linear = node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and "bodies." in scopes
+                if node.op_type == "Conv" or is_linear:
+                    nodes.append(node.name)
             tools.quantize_static(
                 str(prepared),
                 str(path),
@@ -170,7 +179,7 @@ def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]
                 per_channel=True,
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
-                nodes_to_quantize=_list_quantised(prepared),
+                nodes_to_quantize=nodes,
                 extra_options={"QuantizeBias": True},
             )
         except Exception as error:  # of many kinds
@@ -183,28 +192,3 @@ def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]
             feeds = [dict(zip(outputs, session.run(outputs, feed), strict=True)) for feed in feeds]
         written.append(file._replace(path=path))
     return written
-
-
-def _list_quantised(path: Path) -> list[str]:
-    """Return the names of the nodes to run in int8: convolutions, and products with weights in the backbone."""
-    graph = import_onnx().load(path).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    names = []
-    for node in graph.node:
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
-        is_linear = node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and "bodies." in scopes
-        if node.op_type == "Conv" or is_linear:
-            names.append(node.name)
-    return names
-
-
-def _report(directory: Path, policy: Policy, chosen: Policy, before: Trace, after: Trace) -> Int8Report:
-    exits = [route(before, policy), route(after, chosen)]
-    first, second = (tuple((taken.bincount(minlength=before.num_exits) / len(taken)).tolist()) for taken in exits)
-    agreement = tuple(are_same(before.answers, after.answers, before.task).double().mean(0).tolist())
-    if before.labels is None:
-        return Int8Report(directory, chosen, agreement, None, None, (first, second))
-    correct = [trace.correct.double() for trace in (before, after)]
-    plain, int8 = (tuple(rows.mean(0).tolist()) for rows in correct)
-    old, new = (rows.gather(1, taken[:, None]).mean().item() for rows, taken in zip(correct, exits, strict=True))
-    return Int8Report(directory, chosen, agreement, (plain, int8), (old, new), (first, second))

@@ -13,10 +13,7 @@ from exitlens.types.tasks import Task, find_answers
 
 
 def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
-    """Return a class's logit less the mean of all classes' logits, in float32: it *distinguishes* the class.
-
-    The gradient of a sure answer's log-probability would be about the small probabilities that are left.
-    """
+    """Return a class's logit less the mean of all classes' logits, in float32: it *distinguishes* the class."""
     logits = logits.float()
     return logits.gather(1, labels[:, None].long()).squeeze(1) - logits.mean(1)
 
@@ -31,10 +28,7 @@ def choose_explained(logits: Tensor, task: Task) -> Tensor:  # (B,C) -> (B,) int
 
 
 def answer_score(logits: Tensor, task: Task, answers: Tensor | None = None) -> Tensor:  # (B,C) -> (B,)
-    """Return :func:`class_score` of the answers, or the sum of several labels' logits, which do not compete.
-
-    ``answers`` are by default :func:`choose_explained` of these logits.
-    """
+    """Return :func:`class_score` of the answers (by default these logits'), or the sum of several labels' logits."""
     answers = choose_explained(logits, task) if answers is None else answers
     return class_score(logits, answers) if task == "classes" else (logits.float() * answers).sum(1)
 
@@ -42,12 +36,11 @@ def answer_score(logits: Tensor, task: Task, answers: Tensor | None = None) -> T
 def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = False) -> Tensor:
     """Return what features add to the scores, to first order: gradient times value (arXiv 1605.01713), detached, float32.
 
-    It costs one backward pass without weights' gradients. For a network that is linear from the features to the score it
-    is exact, and sums to the score less its value at features of 0.
+    For a network that is linear from the features to the score it is exact, and sums to the score less its value at 0.
 
     Args:
         scores: ``(B,)``, each computed from its own row of the features.
-        features: ``(B,...)``, part of the graph of the scores. The first that the scores depend on counts.
+        features: ``(B,...)``, of which the first that the scores depend on counts.
         retain_graph: keep the graph for another pass.
     """
     gradients: tuple[Tensor | None, ...] = ()
@@ -67,8 +60,8 @@ def mix_target(
 ) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)
     """Return the positive part of relevance to the power of ``sharpness``, as a distribution on the coarser of the grids.
 
-    With ``share`` it is multiplied with the attention (of exit 0), so that a location counts if it matters *and* is looked
-    at. A sample whose answer depends positively on no location keeps the attention.
+    With ``share`` it is multiplied by the attention, so that a location counts if it matters *and* is looked at. A sample
+    whose answer depends positively on no location keeps the attention.
     """
     size = tuple(min(m, n) for m, n in zip(relevance.shape[1:], attention.shape[1:], strict=True))
     positive, seen = regrid(relevance.clamp_min(0), size), regrid(attention.detach().float(), size)
@@ -113,10 +106,9 @@ def rank_locations(values: Tensor, real: Tensor | None) -> Tensor:  # (B,*S), (B
 
 
 def share_of_possible(values: Tensor, control: Tensor, best: Tensor) -> tuple[float | None, float | None]:
-    """Return ``(value - control) / (best - control)`` of means over samples, and its standard error by the delta method.
+    """Return ``(value - control) / (best - control)`` of means over samples ``(N,)``, and its error by the delta method.
 
-    All are ``(N,)``: ``values`` of the map, ``control`` of random cells, ``best`` of the reference. The result is
-    ``(None, None)`` if the reference's mean is not above the control's.
+    Both are ``None`` if the mean of ``best`` is not above that of ``control``.
     """
     gain, possible = (values - control).double(), (best - control).double()
     if possible.mean() <= 0:

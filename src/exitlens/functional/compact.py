@@ -1,7 +1,6 @@
-"""Compact logits: compression, hashes of samples, and scores and likelihoods at any temperature.
+"""Compact logits: compression, hashes of samples, and scores and likelihoods at any temperature, exact to about 1e-7.
 
-Reading computes in float64, some rows at a time. All agrees with the full logits to about 1e-7; for logits with dozens
-of almost equal classes at the top, to 1e-5.
+With dozens of almost equal classes at the top they are exact to 1e-5.
 """
 
 from __future__ import annotations
@@ -42,10 +41,7 @@ def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # 
 
 
 def _weigh_nodes(distances: Tensor, span: Tensor) -> Tensor:  # (*S,C) NaN where kept, (*S,2) -> (*S,n)
-    """Return weights with which a sum over nodes equals that over the distances, for polynomials in the scaled log distance.
-
-    They are the discrete cosine transform of the Chebyshev moments, the sums of T_j, which come from the recurrence.
-    """
+    """Return weights for sums over nodes: the cosine transform of the distances' Chebyshev moments, by their recurrence."""
     centre, half, shift = scale_distances(span)
     logs = (distances + shift[..., None]).clamp_min(1e-30).log()
     t = (logs - centre[..., None]) / half[..., None].clamp_min(1e-9)
@@ -122,10 +118,7 @@ def compute_probabilities(logits: CompactLogits, temperature: float) -> tuple[Te
 
 
 def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
-    """Return the mean negative log-likelihood of the labels as a function of the temperature.
-
-    For many samples the exponentials are in float32: the rounding errors are random, and the mean keeps nine digits.
-    """
+    """Return the mean negative log-likelihood of the labels as a function of the temperature (nine digits)."""
     assert logits.label is not None, "compressed with labels"
     dtype = torch.float64 if len(logits) <= EXACT else torch.float32
     gaps = (logits.top[:, :1] - logits.top).to(dtype)

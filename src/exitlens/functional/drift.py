@@ -57,11 +57,13 @@ class Drift:
     def summary(self) -> str:
         """The state in plain words."""
         groups = "" if self.groups is None else f" in {self.groups} groups"
-        shares = f"exit shares {_format_shares(self.exit_shares, 1)}, expected {_format_shares(self.expected_shares, 1)}"
+        both = self.exit_shares, self.expected_shares
+        seen, expected = ("/".join(f"{100 * share:.0f} %" for share in shares) for shares in both)
+        shares = f"exit shares {seen}, expected {expected}"
         if self.alarm:
             return (
-                f"drift: seen since sample {self.since} of {self.samples}{groups} ({shares}): calibrate again, unless the "
-                "samples only come in another order, such as sorted by class"
+                f"drift: since sample {self.since} of {self.samples}{groups}, samples no longer look like those of the "
+                f"calibration ({shares}): calibrate again, unless they only come in another order, such as sorted by class"
             )
         return f"no drift seen in {self.samples} samples{groups} ({shares}; evidence {self.evidence:.3g})"
 
@@ -73,19 +75,15 @@ class Drift:
 class DriftMonitor:
     """Tests, sample by sample, whether new samples and the calibration samples are exchangeable.
 
-    Every sample's exit and score are ranked among all before it, those of the calibration included, from sure and early to
-    unsure and late. With ties broken at random, the ranks are uniform and independent as long as nothing changes (conformal
-    test martingales, Vovk 2021, arXiv 1906.09256). The monitor bets against that, on tilted and on bent densities; new bets
-    start from time to time, so that a late change is seen too. If nothing changes, its wealth ever reaches
-    ``1 / false_alarm`` with probability at most ``false_alarm`` (Ville), however long the stream and whenever one looks.
-    Memory is constant: samples are counted in cells, eight of the score at each exit.
+    Every sample's exit and score are ranked among all before it, those of the calibration included. With ties broken at
+    random, the ranks are uniform and independent as long as nothing changes (conformal test martingales, Vovk 2021, arXiv
+    1906.09256). The monitor bets against that, and starts new bets from time to time, so that a late change is seen too. If
+    nothing changes, its wealth ever reaches ``1 / false_alarm`` with probability at most ``false_alarm`` (Ville), however
+    long the stream. Memory is constant: samples are counted in cells, eight of the score at each exit.
 
-    The order of samples matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the calibration
-    samples, which therefore fit them a little better than new ones do (docs/concepts/guarantees.md).
-
-    Samples of one group (see :class:`~exitlens.Trace`) are not exchangeable with those of another. With groups, only the
-    first sample of each is counted, and compared with the first samples of the calibration's groups: these are exchangeable
-    if the samples of a group come in the same kind of order. The ids that were seen are kept.
+    The order of samples matters: a folder sorted by class is not exchangeable (docs/concepts/guarantees.md). With groups,
+    only the first sample of each is counted, and compared with the first samples of the calibration's groups. The ids that
+    were seen are kept.
 
     Args:
         policy: from :func:`exitlens.calibrate`, and unchanged since.
@@ -148,14 +146,7 @@ class DriftMonitor:
             self._divergence += known.sum().item()
             self._measured += len(known)
         if before is None and self._since is not None:
-            shares, expected = _format_shares(self._shares, self._units), _format_shares(self._expected, 1)
-            warnings.warn(
-                f"drift: the samples no longer look like those of the calibration (seen since sample {self._since}; exit "
-                f"shares {shares}, expected {expected}): the policy's promises do not hold for them: "
-                "calibrate again",
-                DriftWarning,
-                stacklevel=2,
-            )
+            warnings.warn(f"{self.state().summary}: the policy's promises do not hold for them", DriftWarning, stacklevel=2)
         return self.state()
 
     def watch(
@@ -224,10 +215,6 @@ class DriftMonitor:
         self._most = max(self._most, total)
         if self._since is None and total >= -math.log(self.false_alarm):
             self._since = self._samples
-
-
-def _format_shares(values: Sequence[float], total: float) -> str:
-    return "/".join(f"{100 * value / total:.0f} %" for value in values)
 
 
 def find_cell(edges: Sequence[float], score: float) -> int:

@@ -68,14 +68,10 @@ ALIKE, SURE = 0.45, 6.0  # limits for a warning (docs/concepts/guarantees.md say
 
 
 class Likeness(NamedTuple):
-    """The likeness of samples at one distance in the order.
-
-    ``rank`` is the mean rank, in [0, 1], of the distance between their logits among those to all samples of the same answer:
-    0.5 if the order says nothing.
-    """
+    """The likeness of samples at one distance in the order."""
 
     lag: int  # distance, among the samples of one answer, at which they are most alike
-    rank: float
+    rank: float  # of the distance between their logits among those to all samples of the answer, in [0, 1]; 0.5: chance
     deviation: float  # standard errors by which the rank is below 0.5
 
     @property
@@ -85,10 +81,7 @@ class Likeness(NamedTuple):
 
 
 def measure_likeness(trace: Trace) -> Likeness | None:
-    """Compare the logits of all exits within each final answer; ``None`` for fewer than 100 samples to compare.
-
-    Each of the :data:`CLASSES` most frequent answers gives as many samples in a row as make :data:`MOST` in all.
-    """
+    """Compare the logits of all exits within each frequent answer; ``None`` for fewer than 100 samples to compare."""
     answers = trace.logits[:, -1].argmax(-1)  # with several labels the strongest
     counts = answers.bincount()
     classes = [c for c in counts.argsort(descending=True)[:CLASSES].tolist() if counts[c] >= FEWEST]

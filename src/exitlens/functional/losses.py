@@ -33,12 +33,7 @@ from exitlens.types.tasks import check_truth
 def classification_loss(
     logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
 ) -> Tensor:  # (B,C), (B,) or (B,C) -> ()
-    """Return the cross-entropy, or, for labels ``(B,C)`` of 0 and 1, the binary cross-entropy of the sigmoids.
-
-    It is a mean over samples, and over labels if there are several. ``label_smoothing`` spreads a share of each label evenly
-    over all classes (arXiv 1512.00567), or over yes and no. A sample counts as its class's weight says, and each of several
-    labels as its own.
-    """
+    """Return the mean cross-entropy, or, for labels ``(B,C)`` of 0 and 1, binary cross-entropy (see :class:`EGTLoss`)."""
     logits = logits.float()
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
     if labels.ndim == 2:
@@ -51,10 +46,7 @@ def classification_loss(
 
 
 def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0, several: bool = False) -> Tensor:
-    """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached (Be Your Own Teacher, 1905.08094).
-
-    With ``several`` labels it is the mean over labels of the divergence of yes and no, by sigmoids.
-    """
+    """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached; of ``several`` labels by sigmoids."""
     if len(outputs) < 2:
         return outputs[0].logits.new_zeros(())
     *students, teacher = (out.logits.float() / temperature for out in outputs)
@@ -98,8 +90,7 @@ def consistency_loss(
         maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
         distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
         signed: the maps may be negative and are not distributions (evidence).
-        targets: ``(B,*S)`` of each of the first maps, in place of the detached final map. With as many as there are maps the
-            final one is compared, too: ``1/K sum_k`` over all exits.
+        targets: ``(B,*S)`` of each map, or of each but the final one, in place of the detached final map.
     """
     targets = [maps[-1].detach()] * (len(maps) - 1) if targets is None else targets
     if not targets:
@@ -127,8 +118,7 @@ class EGTLoss:
 
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
     The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
-    map, and raise the weight over the whole training, so that the shared layers learn to classify first and the exits do
-    not follow a map that is still random. ``distill`` adds self-distillation of the logits.
+    map, and raise the weight over the whole training, so that the exits do not follow a map that is still random.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
@@ -137,26 +127,24 @@ class EGTLoss:
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
         target: map that the exits' maps are pulled towards. The default suits the network in :func:`exitlens.fit`
             (:meth:`for_network`), and is ``attention`` elsewhere. ``attention`` pulls the early exits' maps towards the
-            final exit's (the paper). The others pull the maps of all exits, the final one included: ``mean`` towards their
-            geometric mean; ``relevance`` towards the locations of exit 0's features (of tokens, before any attention) that
-            speak for the final exit's answer, to first order; ``product`` towards that times the attention of exit 0.
+            final exit's (the paper). The others pull the maps of all exits: ``mean`` towards their geometric mean;
+            ``relevance`` towards the locations of exit 0's features (of tokens, before any attention) that speak for the
+            final exit's answer, to first order; ``product`` towards that times the attention of exit 0.
         reach: part that the consistency of attention maps trains. ``heads``, the default in :func:`exitlens.fit`, trains the
-            exits' heads only, and the backbone learns from classification alone; it needs maps without gradients into the
-            backbone: ``net.with_separate_maps(x)``. ``network`` trains all of it (the paper, and the default elsewhere).
-        sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default: means are more diffuse than each
-            map; 1.5 leaves little more than one location. For ``product`` of texts 0.5, so that more words are read; else 1.
+            exits' heads only, which needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
+            ``network`` trains all of it (the paper, and the default elsewhere).
+        sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default, for ``product`` of texts 0.5, so
+            that more words are read; else 1.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: steps from one that asks for consistency to the next, which multiply its weight (:meth:`at_step`; used by
-            ``fit``). The default is 2 for images and targets made of relevance, which costs a backward pass, else 1, as for
-            subclasses.
+            ``fit``). The default is 2 for images and targets made of relevance, which costs a backward pass, else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567), or with
             several labels over yes and no.
-        class_weights: C positive numbers, the weights of samples by their class. The mean is over samples, not over weights
-            as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for :func:`exitlens.fit`, which counts
-            the training labels: N / (C * samples of the class). With several labels, the numbers weigh the labels' terms,
-            and there is no ``"balanced"``.
+        class_weights: C positive numbers, the weights of samples by their class, or of several labels' terms. The mean is
+            over samples, not over weights as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for
+            :func:`exitlens.fit`, which counts one label a sample: N / (C * samples of the class).
     """
 
     weight: float = 1.0
@@ -210,11 +198,10 @@ class EGTLoss:
     def for_network(self, attends: bool, keeps_final: bool = False, of_images: bool = True) -> EGTLoss:
         """Return the loss with defaults for a kind of network filled in: target, its sharpness, reach and ``every``.
 
-        Convolutional networks get ``mean``: their exits' own maps are true, and a final map that all follow is less so.
-        Networks that mix by attention (``attends``) get ``product``, because there attention by itself says little about
-        where an answer comes from. If the final exit is the backbone's own classifier (``keeps_final``), its map is fixed
-        and the others follow it; so do maps other than attention. The reach is ``heads``: the backbone is left to
-        classification. Relevance for images (``of_images``) is asked every second step (docs/measured/truth.md compares).
+        Convolutional networks get ``mean``. Networks that mix by attention (``attends``) get ``product``, because there
+        attention by itself says little about where an answer comes from. If the final exit is the backbone's own classifier
+        (``keeps_final``), its map is fixed and the others follow it; so do maps other than attention. Relevance for images
+        (``of_images``) is asked every second step (docs/measured/truth.md compares).
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")
@@ -249,8 +236,8 @@ class EGTLoss:
             labels: ``(B,)`` integers in ``[0, C)``, or with several labels ``(B,C)`` of 0 and 1: the classification term is
                 then the mean of the labels' binary cross-entropies.
             progress: share of training that is done, in [0, 1]; sets the ramp.
-            features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
-            relevance: ``(B,*S)`` signed (``net.with_relevance``), for the targets that are made of it.
+            features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"``.
+            relevance: ``(B,*S)`` signed (``net.with_relevance``), for targets made of it.
         """
         check_truth(labels, *outputs[0].logits.shape)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):

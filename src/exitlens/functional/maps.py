@@ -28,10 +28,7 @@ def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
 
 
 def find_locations(*maps: Tensor) -> Tensor | None:  # (B,*S) each -> (B,*S) bool
-    """Return which positions of maps of the same samples are locations; ``None``: all of them.
-
-    Maps of sequences are exactly 0 at padding, which is no location, or more padding would mean more agreement.
-    """
+    """Return which positions of maps of the same samples are locations, not padding (where all are 0); ``None``: all."""
     return torch.stack([m != 0 for m in maps]).any(0) if maps[0].ndim == 2 else None
 
 
@@ -60,8 +57,7 @@ def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  # (B,*S) each -> (B,*T)
     """Return the normalised power ``sharpness`` of the geometric mean of distributions, on their coarsest grid (per axis).
 
-    In this logarithmic opinion pool a location counts as far as all maps agree that it does. The mean of attention scores
-    before their softmax gives the same. Padding (0 in all maps) stays 0. The result is detached.
+    A location counts as far as all maps agree that it does. Padding (0 in all maps) stays 0. The result is detached.
     """
     size = tuple(min(sides) for sides in zip(*(each.shape[1:] for each in maps), strict=True))
     together = torch.stack([as_distribution(regrid(each.detach(), size)) for each in maps])
@@ -70,10 +66,9 @@ def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  #
 
 
 def place(x: Tensor, offset: Sequence[float]) -> Tensor:  # (...,*S) -> (...,*S)
-    """Move maps by an offset in cells along their last axes, towards larger indices if it is positive.
+    """Move maps by an offset in cells along their last axes, by linear interpolation.
 
-    A cell's mass is shared between the two cells that it comes to lie on (linear interpolation); mass that would leave the
-    map stays in its edge cells, so that sums are kept.
+    Mass that would leave the map stays in its edge cells, so that sums are kept.
     """
     for axis, by in enumerate(offset, x.ndim - len(offset)):
         if by:

@@ -64,9 +64,8 @@ class Risk:
     def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
         """Return a value for each independent unit, at most 1: the risk is above its limit exactly if their mean is.
 
-        A unit is a sample or a group. A group's value is the mean of its losses, drawn towards the limit as far as it counts
-        for less than the largest: of groups with sizes n and means m, the ratio E[n m] / E[n] is above the limit exactly
-        if E[limit + n (m - limit) / largest] is.
+        A group's value is the mean of its losses, drawn towards the limit if it counts for less than the largest: with
+        sizes n and means m, E[n m] / E[n] is above the limit exactly if E[limit + n (m - limit) / largest] is.
         """
         losses, groups = self.losses(exits), self._select_groups()
         if groups is None:

@@ -105,10 +105,7 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Tensor | None) -> Decision:
-    """Decide at early exit k, from probabilities ``(B,C)`` and the policy's score of them ``(B,)``.
-
-    A policy with a gate also needs the gate features ``(B,2)`` of the exit's map.
-    """
+    """Decide at early exit k from probabilities ``(B,C)``, scores ``(B,)`` and, for a gate, gate features ``(B,2)``."""
     if policy.gate is None:
         return Decision(scores, None, policy.thresholds[k])
     assert gate_features is not None, "a gate needs them"
@@ -117,11 +114,7 @@ def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Ten
 
 
 def needs_head(policy: Policy, k: int) -> bool:
-    """Return whether adaptive inference computes the head of exit k.
-
-    The final head is always computed, and an early one if it can fire, or if its map is a gate feature of a later exit that
-    can.
-    """
+    """Return whether the head of exit k is computed: if it is final, can fire, or has a gate feature of a later exit."""
     if k == len(policy.thresholds):
         return True
     return any(t != math.inf for t in (policy.thresholds[k : k + 1] if policy.gate is None else policy.thresholds[k:]))

@@ -75,10 +75,7 @@ def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Ra
 
 
 def routed_calibration_error(trace: Trace, temperatures: Sequence[float], exits: Tensor) -> float:  # (N,)
-    """Return the expected calibration error of the answers at the exits taken; the trace has labels.
-
-    With several labels per sample, each label's probability counts.
-    """
+    """Return the expected calibration error of the answers (with several labels, of each) at the exits taken."""
     labels = trace.require_labels("the calibration error")
     parts = [
         rate_probabilities(trace.logits[exits == k, k], labels[exits == k], t)
@@ -122,10 +119,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
 
 
 def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) -> (N,)
-    """Return error rates of the n most confident samples, n = 1 … N (arXiv 1705.08500).
-
-    Samples of equal confidence are answered together: within a tie the errors are spread evenly.
-    """
+    """Return error rates of the n most confident samples, n = 1 … N (arXiv 1705.08500), even within ties."""
     order = confidence.argsort(descending=True, stable=True)
     ranked, wrong = confidence[order], 1 - correct[order].double()
     _, group, counts = torch.unique_consecutive(ranked, return_inverse=True, return_counts=True)
@@ -141,10 +135,7 @@ def micro_f1(answers: Tensor, labels: Tensor) -> float:  # (N,C) bool each
 
 
 def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool
-    """Return shares of samples that are right early and go on (arXiv 1810.07052, section 3): ``(wasteful, destructive)``.
-
-    Wasteful: the final exit is right, too. Destructive: it is wrong.
-    """
+    """Return shares of samples that are right early, and at the end right (wasteful) or wrong (destructive; 1810.07052)."""
     if correct.shape[1] < 2:
         return 0.0, 0.0
     early, final = correct[:, :-1].bool().any(1), correct[:, -1].bool()

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.modalities.base import Modality
+from exitlens.modalities.base import Modality, SeveralInputs
 from exitlens.modalities.image import IMAGE
 from exitlens.modalities.series import SERIES
-from exitlens.modalities.several import SeveralInputs
 from exitlens.modalities.text import TEXT
 from exitlens.modalities.vector import VECTOR
 from exitlens.modalities.volume import VOLUME

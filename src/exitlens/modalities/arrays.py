@@ -88,3 +88,13 @@ def check_finite(values: Tensor, name: str, channels: Sequence[str] = ()) -> Non
     what = "a gap (NaN)" if bool(torch.isnan(values[(channel, *at)])) else "an infinite value"
     fill = {0: "the training data's mean or median", 1: "numpy.interp or pandas.DataFrame.interpolate"}
     raise DataError(f"{name}: {what} {place}. Fix: fill it by {fill.get(len(at), 'its neighbours')}, or leave it out")
+
+
+def pick_rows(values: Tensor, names: Sequence[str], wanted: Sequence[str], problem: str) -> Tensor:  # (C,*S) -> (C',*S)
+    """Return the rows called ``wanted``, in that order, or all if either side has no names; ``problem`` begins the error."""
+    if not names or not wanted:
+        return values
+    for row in wanted:
+        if row not in names:
+            raise DataError(f"{problem} {row!r} among {list(names)}. Fix: name columns as in training")
+    return values[[names.index(row) for row in wanted]]

@@ -1,9 +1,10 @@
-"""The interface of a kind of input: how it is recognised, checked, read, deleted from and drawn."""
+"""The interface of a kind of input: how it is recognised, checked, read, deleted from and drawn; and several at once."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from exitlens.errors import InputError
 from exitlens.functional.attribution import coarsen_map
 from exitlens.functional.maps import all_finite
 from exitlens.types.inputs import InputFormat, Inputs
-from exitlens.types.preprocessing import Preprocessing
+from exitlens.types.preprocessing import Preprocess, Preprocessing
 
 
 class Modality(ABC):
@@ -47,7 +48,7 @@ class Modality(ABC):
     grid: tuple[int, ...] = (5, 5)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
-        """Return whether tensors of these names, dtypes (none: floats) and shape of a sample are of this kind."""
+        """True if tensors of these names, dtypes (none: floats) and shape of a sample are of this kind."""
         return not names and len(shape) == len(self.axes) and all(dtype.is_floating_point for dtype in dtypes)
 
     def adapt(self, given: InputFormat) -> Modality:
@@ -128,3 +129,67 @@ class Modality(ABC):
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw an exit's map over the sample as HTML with an accessible ``label``; empty if it cannot be drawn."""
         return ""
+
+
+class SeveralInputs(Modality):
+    """Inputs of different kinds, ``parts`` by name: maps, deletion and drawing are those of the first."""
+
+    name, plural, axes = "sample", "samples", ()
+    expected = "several inputs by name"
+    preprocess = Preprocess
+    reader = "a dict of tensors"
+    given = "samples"
+
+    def __init__(self, parts: tuple[tuple[str, Modality], ...]) -> None:
+        self.parts = parts
+        self.grid = self.first.grid
+
+    @property
+    def first(self) -> Modality:
+        """The kind that maps lie on."""
+        return self.parts[0][1]
+
+    def adapt(self, given: InputFormat) -> Modality:
+        """Adapt the first kind."""
+        return SeveralInputs(((self.parts[0][0], self.first.adapt(given)), *self.parts[1:]))
+
+    def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
+        """Check each input by its kind, and that all have as many samples."""
+        if not isinstance(inputs, Mapping) or not set(given.names) <= set(inputs):
+            got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise InputError(f"{name}: expected a dict with {list(given.names)}, got {got}")
+        tensors = list[Tensor]()
+        for i, (part, kind) in enumerate(self.parts):
+            at = slice(i, i + 1)
+            each = replace(given, names=(), shape=given.shapes[i], vocabulary=given.vocabulary[at], dtypes=given.dtypes[at])
+            tensors += kind.check(inputs[part], each, f"{name}[{part!r}]", like)
+            if len(tensors[i]) != len(tensors[0]):
+                raise InputError(f"{name}: {len(tensors[0])} samples of {self.parts[0][0]!r}, {len(tensors[i])} of {part!r}")
+        return tuple(tensors)
+
+    def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
+        """Return an example of each kind."""
+        examples = {name: kind.make_example(channels, size) for name, kind in self.parts}
+        return {name: example for name, example in examples.items() if isinstance(example, Tensor)}
+
+    def count_channels(self, shape: Sequence[int]) -> int:
+        """Return the channels of the first."""
+        return self.first.count_channels(shape)
+
+    def read(self, source: Path | str, preprocess: Any) -> Inputs:
+        """Refuse: a file holds one input only."""
+        raise InputError(f"{source}: the network takes {[name for name, _ in self.parts]}: pass a dict of tensors")
+
+    def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:
+        """Coarsen as the first kind does."""
+        return self.first.coarsen(maps, grid)
+
+    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:
+        """Delete from the first; the others stay whole."""
+        assert isinstance(inputs, Mapping)
+        name = self.parts[0][0]
+        return {**inputs, name: self.first.delete(inputs[name], cells)}  # type: ignore[dict-item]
+
+    def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
+        """Draw the map over the first."""
+        return self.first.draw_map(sample, preprocess, attention, evidence, label)

@@ -10,6 +10,7 @@ import csv
 import io
 import struct
 from collections.abc import Sequence
+from html import escape
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from exitlens.errors import DataError, import_extra, is_installed
 from exitlens.functional.spectrogram import compute_log_mel, count_samples
-from exitlens.modalities.arrays import check_count, check_finite, open_regular, read_npy
+from exitlens.modalities.arrays import check_count, check_finite, open_regular, pick_rows, read_npy
 from exitlens.modalities.base import Modality
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import MelSpectrogram, SeriesPreprocess
@@ -28,6 +29,7 @@ from exitlens.types.preprocessing import MelSpectrogram, SeriesPreprocess
 SOUND_FILES = (".wav", ".flac", ".ogg")
 SERIES_FILES = (".npy", ".csv", ".parquet", *SOUND_FILES)
 CLOCKS = ("time", "timestamp", "datetime", "date", "", "__index_level_0__")  # columns of times, which are no channels
+WIDTH, HEIGHT, MOST_CURVES, MOST_POINTS = 320, 90, 6, 640  # of a drawing, in pixels
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes that programs write when they cannot go back to the start of a file
 
 
@@ -69,12 +71,37 @@ class SeriesModality(Modality):
         return torch.where(chosen, inputs.mean(self.time_axis, keepdim=True), inputs)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """Draw the channels as curves, over time that is shaded where the exit attends."""
-        from exitlens.modalities.drawing import draw_series  # matplotlib takes a while to import
+        """Draw the first channels as curves, each scaled to its range, over bars that are darker where the exit attends."""
+        from matplotlib import colormaps  # it takes a while to import
+        from matplotlib.colors import to_hex
 
-        values = sample.float().cpu().movedim(self.time_axis - 1, 1)
-        shown = preprocess.restore(sample.float().cpu()) if isinstance(preprocess, SeriesPreprocess) else values
-        return draw_series(shown, attention, evidence, label)
+        from exitlens.display import COLOURS, pick_exit_colour, shades
+
+        values = sample.float().cpu()
+        if isinstance(preprocess, SeriesPreprocess):
+            values = preprocess.restore(values)  # (C,T)
+        else:
+            values = values.movedim(self.time_axis - 1, 1)
+        heat, width, parts = shades(attention[None])[0].tolist(), WIDTH / len(attention), list[str]()
+        for i, share in enumerate(heat):
+            colour = to_hex(colormaps[COLOURS](share))
+            tip = f"{i + 1} of {len(heat)}: {100 * attention[i]:.1f} % of the attention, evidence {evidence[i]:+.3f}"
+            place = f'x="{i * width:.2f}" y="0" width="{width:.2f}" height="{HEIGHT}"'
+            fill = f'fill="{colour}" fill-opacity="{0.15 + 0.6 * share:.2f}"'
+            parts.append(f"<rect {place} {fill}><title>{tip}</title></rect>")
+        steps = torch.linspace(0, values.shape[1] - 1, min(values.shape[1], MOST_POINTS)).round().long()
+        x = (steps.float() + 0.5) / values.shape[1] * WIDTH
+        count = min(len(values), MOST_CURVES)
+        for c, row in enumerate(values[:count]):
+            low, high = row.min().item(), row.max().item()
+            y = HEIGHT - 5 - (row[steps] - low) / max(high - low, 1e-12) * (HEIGHT - 10)
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+            stroke = f'stroke="{"currentColor" if count == 1 else pick_exit_colour(c, count)}" stroke-width="1.2"'
+            tip = f"channel {c}: {low:.4g} to {high:.4g}"
+            parts.append(f'<polyline points="{points}" fill="none" {stroke}><title>{tip}</title></polyline>')
+        size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}"'
+        words = f'role="img" aria-label="{escape(label)}"'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {words}>{"".join(parts)}</svg>'
 
 
 class _TimeFirst(SeriesModality):
@@ -125,13 +152,8 @@ def arrange_series(raw: RawSeries, preprocess: SeriesPreprocess, name: str) -> T
         raise DataError(f"{name}: its sampling rate is {raw.rate:g} Hz, the network's {preprocess.rate:g} Hz. Fix: {fix}")
     if preprocess.mel is not None:
         return make_spectrogram(raw.values, preprocess.mel, preprocess.rate, preprocess.length, name)
-    values, expected = raw.values, len(preprocess.mean)
-    if preprocess.names and raw.names:
-        missing = [channel for channel in preprocess.names if channel not in raw.names]
-        if missing:
-            raise DataError(f"{name}: no channel {missing[0]!r} among {list(raw.names)}. Fix: name columns as in training")
-        values = values[[raw.names.index(channel) for channel in preprocess.names]]
-    elif len(values) != expected:
+    values, expected = pick_rows(raw.values, raw.names, preprocess.names, f"{name}: no channel"), len(preprocess.mean)
+    if len(values) != expected:
         hint = ". Fix: transpose it, channels come first" if values.shape[1] == expected else ""
         raise DataError(f"{name}: expected {expected} channel(s) as in training, got {len(values)}{hint}")
     return fit_length(values, preprocess.length) if preprocess.length else values

@@ -27,7 +27,7 @@ class TextModality(Modality):
     head = "context"
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
-        """Return whether they are integers: tokens and masks."""
+        """True for integers: tokens and masks."""
         return len(shape) == 1 and bool(dtypes) and all(d in (torch.int64, torch.int32, torch.bool) for d in dtypes)
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
@@ -41,8 +41,10 @@ class TextModality(Modality):
         for part, tensor, known in zip(given.names or (name,), tensors, given.vocabulary, strict=True):
             where = f"{name}[{part!r}]" if given.names else name
             _check_tokens(tensor, where, (len(tensors[0]), *given.shape), known, like)
-            if part == MASK:
-                _check_mask(tensor, where, given.prefix)
+            if part == MASK and not bool(((tensor == 0) | (tensor == 1)).all()):
+                raise InputError(f"{where}: expected 1 for a token and 0 for padding, got other values")
+            if part == MASK and len(rows := (tensor[:, given.prefix :] == 0).all(1).nonzero()):
+                raise InputError(f"{where}: text {int(rows[0])} has no token to look at. Fix: leave empty texts out")
         return tuple(t.to(dtype) for t, dtype in zip(tensors, given.dtypes, strict=True))
 
     def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
@@ -98,12 +100,3 @@ def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int 
     if known is not None and not bool(((tensor >= 0) & (tensor < known)).all()):
         low, high = int(tensor.min()), int(tensor.max())
         raise InputError(f"{name}: expected values in [0, {known}), got {low} to {high}. Fix: use the network's tokenizer")
-
-
-def _check_mask(mask: Tensor, name: str, prefix: int) -> None:
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise InputError(f"{name}: expected 1 for a token and 0 for padding, got other values")
-    empty = (mask[:, prefix:] != 0).sum(1) == 0
-    if bool(empty.any()):
-        row = int(empty.nonzero()[0])
-        raise InputError(f"{name}: text {row} has no token to look at. Fix: leave empty texts out")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
-from exitlens.modalities.arrays import check_finite, read_npy
+from exitlens.modalities.arrays import check_finite, pick_rows, read_npy
 from exitlens.modalities.base import Modality
 from exitlens.modalities.series import read_table
 from exitlens.types.inputs import Groups, InputFormat, Inputs
@@ -56,14 +56,9 @@ class VectorModality(Modality):
             raise DataError(f"{name}: not a file of a vector: expected {', '.join(VECTOR_FILES)}")
         if array.ndim != 1:
             raise DataError(f"{name}: expected one vector in a file, (F,), got an array {array.shape}")
-        if preprocess.names and names:
-            missing = [feature for feature in preprocess.names if feature not in names]
-            if missing:
-                raise DataError(f"{name}: no feature {missing[0]!r} among {list(names)}. Fix: name columns as in training")
-            array = array[[names.index(feature) for feature in preprocess.names]]
-        if len(array) != len(preprocess.mean):
-            raise DataError(f"{name}: expected {len(preprocess.mean)} features as in training, got {len(array)}")
-        values = torch.from_numpy(array)
+        values = pick_rows(torch.from_numpy(array), names, preprocess.names, f"{name}: no feature")
+        if len(values) != len(preprocess.mean):
+            raise DataError(f"{name}: expected {len(preprocess.mean)} features as in training, got {len(values)}")
         check_finite(values, name, preprocess.names)
         return values
 

@@ -19,6 +19,7 @@ from exitlens.types.preprocessing import VolumePreprocess
 
 NIFTI_FILES = (".nii", ".nii.gz")
 VOLUME_FILES = (".npy", *NIFTI_FILES)
+SIDE = 120  # pixels that a drawing is wide
 
 
 class VolumeModality(Modality):
@@ -45,11 +46,29 @@ class VolumeModality(Modality):
         return resize_volume(values, preprocess.size)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """Draw maximum projections of the first channel along every axis, and its most attended slice."""
-        from exitlens.modalities.drawing import draw_volume  # matplotlib takes a while to import
+        """Draw the first channel's largest values along each axis, and its most attended slice.
+
+        The squares of a projection sum the attention and evidence of what lies behind them.
+        """
+        from exitlens.display import map_svg, to_picture  # matplotlib takes a while to import
 
         shown = preprocess.restore(sample.float().cpu()) if isinstance(preprocess, VolumePreprocess) else sample
-        return draw_volume(shown.float().cpu()[0], attention, evidence, label)
+        values = shown.float().cpu()[0]  # (D,H,W)
+        values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
+        parts = [
+            (f"{label}, from the {seen}", values.amax(axis), attention.sum(axis), evidence.sum(axis))
+            for axis, seen in enumerate(("front", "top", "side"))
+        ]
+        at = int(attention.sum((1, 2)).argmax())
+        depth = min(len(values) - 1, int((at + 0.5) * len(values) / len(attention)))
+        share = attention[at] / attention[at].sum().clamp_min(1e-12)
+        parts.append((f"{label}, slice {depth} of {len(values)}", values[depth], share, evidence[at]))
+        drawn = ""
+        for tip, pixels, weight, adds in parts:
+            base = to_picture(pixels[None])
+            base = base.resize((SIDE, max(1, round(SIDE * base.height / base.width))))
+            drawn += map_svg(base, weight, adds, tip, str(SIDE))
+        return f'<div style="display:flex;gap:3px">{drawn}</div>'
 
 
 VOLUME = VolumeModality()

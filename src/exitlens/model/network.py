@@ -102,7 +102,7 @@ class ExitNet(nn.Module):
         return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Return the outputs of every exit, the final one last, for images ``(B,C,H,W)`` or tensors by name."""
+        """Return the outputs of every exit for images ``(B,C,H,W)`` or tensors by name; the final exit comes last."""
         return tuple(self._walk(self.unpack(inputs)))
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
@@ -119,17 +119,7 @@ class ExitNet(nn.Module):
 
         The heads run once more on detached activations; the maps have the same values.
         """
-        activations, outputs = self.unpack(inputs), list[ExitOutput]()
-        for k, stage in enumerate(self.stages):
-            activations = stage(*activations)
-            outputs.append(self._answer(k, activations, True))
-        return tuple(outputs)
-
-    def _answer(self, k: int, activations: Activations, separate: bool) -> ExitOutput:
-        out: ExitOutput = self.head(k)(*activations)
-        if not separate:
-            return out
-        return out._replace(attention=self.head(k).find_attention(*(t.detach() for t in activations)))
+        return tuple(self._walk(self.unpack(inputs), separate_maps=True))
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Return the output of every exit, and the relevance of exit 0's features for the final exit's answer.
@@ -149,7 +139,7 @@ class ExitNet(nn.Module):
                 shallow = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
                 activations = (shallow, *activations[1:])
                 first, is_location = mixing.find_unmixed(shallow), self.head(0).locations(*activations)
-            outputs.append(self._answer(k, activations, separate_maps))
+            outputs.append(self.head(k).answer(activations, separate_maps))
         with mixing.fixed():
             logits = outputs[-1].logits
             shares = gradient_x_input(answer_score(logits, self.info.task), first, shallow, retain_graph=True)
@@ -167,10 +157,10 @@ class ExitNet(nn.Module):
         """
         return self._walk(self.check_input(inputs))
 
-    def _walk(self, activations: Activations) -> Iterator[ExitOutput]:
-        for stage, head in zip(self.stages, self.heads, strict=True):
+    def _walk(self, activations: Activations, separate_maps: bool = False) -> Iterator[ExitOutput]:
+        for k, stage in enumerate(self.stages):
             activations = stage(*activations)
-            yield head(*activations)
+            yield self.head(k).answer(activations, separate_maps)
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
         """Return the tensors that the first stage takes; raises :class:`InputError` for inputs it cannot take."""
@@ -262,13 +252,13 @@ class ExitNet(nn.Module):
         Args:
             example: representative inputs; judging bfloat16 takes 300 or more.
             policy: a policy whose answers bfloat16 has to keep, beside the labels of every exit.
-            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions; other values are used unchanged.
+            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions.
             min_agreement: share of decisions that bfloat16 has to keep, with 95 % confidence (exact binomial bound).
             seconds: approximate time to measure; large networks take longer, and writing ONNX files a few seconds more.
-            backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed; other values are used unchanged.
+            backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed.
 
         Raises:
-            InputError: for an argument out of its range, or a precision in which the network does not run.
+            InputError: for a precision in which the network does not run.
             EngineError: for a backend in which the network does not run.
         """
         policy, activations = self._choose_policy(policy), self.check_input(example, "example")

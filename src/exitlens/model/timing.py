@@ -116,12 +116,7 @@ def interleave(
 ) -> Times:
     """Run all works in turn, each round in another (seeded) random order, because each work affects the next one's caches.
 
-    Args:
-        works: functions by name.
-        rounds: the least number of rounds.
-        seconds: further rounds start until these have passed.
-        most: the largest number of rounds.
-        warm_up: run each work once untimed before.
+    At least ``rounds`` run, and at most ``most`` until ``seconds`` have passed; ``warm_up`` runs each work once before.
     """
     for work in works.values() if warm_up else ():
         work()
@@ -159,12 +154,11 @@ def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -
     threads = min(available, net.tuning.threads or available)
 
     def measure_presence() -> float:
-        """Return the share of the time since the previous call that the answering thread was on a processor."""
         seconds, busy = (sum(values) for values in zip(*(call.take_times() for call in calls.values()), strict=True))
         return busy / seconds if seconds and device.type == "cpu" else 1.0
 
-    times, machine = measure_quietly(calls, measure_presence), describe_machine(threads)
-    del machine["threads"]
+    times = measure_quietly(calls, measure_presence)
+    machine = {name: value for name, value in describe_machine(threads).items() if name != "threads"}
     machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return summarize(times, len(rows), threads, machine)
 
@@ -199,7 +193,7 @@ class _Call:
         return [spent / self._repeats]
 
     def take_times(self) -> tuple[float, float]:
-        """Return the seconds since the previous call, and for how many of them the thread was on a processor."""
+        """Return the seconds since the previous call, and those in which the thread was on a processor."""
         times = self._seconds, self._busy
         self._seconds = self._busy = 0.0
         return times
@@ -215,15 +209,12 @@ class _Call:
 def measure_quietly(works: Mapping[str, Work], presence: Callable[[], float]) -> Times:
     """Return times that show no sign of other load; raises :class:`EngineError`.
 
-    Args:
-        works: the exits in order, and the whole network.
-        presence: returns the share of the time that the answering thread was on a processor.
+    ``works`` are the exits in order, and the whole network; ``presence`` returns the share of the time that the answering
+    thread was on a processor.
     """
-    reason = ""
     for attempt in range(ATTEMPTS):
         times = interleave(works, rounds=ROUNDS, seconds=SECONDS, most=MOST_ROUNDS, warm_up=attempt == 0)
-        reason = _find_noise(times, presence())
-        if not reason:
+        if not (reason := _find_noise(times, presence())):
             return times
     raise EngineError(
         f"cost: the machine is too busy to measure times ({reason}, in the last of {ATTEMPTS} attempts). Fix: measure again "

@@ -63,10 +63,10 @@ class Ticket:
     """
 
     def __init__(
-        self, activations: Activations, terms: Terms, num_classes: int, receiver: Any = None, several: bool = False
+        self, activations: Activations, terms: Terms, num_classes: int, future: Any = None, several: bool = False
     ) -> None:
         count = len(activations[0])
-        self.activations, self.terms, self.receiver = activations, terms, receiver
+        self.activations, self.terms, self.future = activations, terms, future
         self.labels: Array = np.empty((count, num_classes), np.bool_) if several else np.empty(count, np.int64)
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)

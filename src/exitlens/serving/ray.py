@@ -106,9 +106,9 @@ class Replica:
         _OPENED[:] = [make_app(self.repository, limits, reload_seconds=replicas.reload_seconds)]
 
     def check_health(self) -> None:
-        """Raise if a batcher has stopped, so that Ray replaces the replica."""
+        """Raise if the thread of a model has ended, so that Ray replaces the replica."""
         if not self.repository.is_alive:
-            raise RuntimeError("a batcher has stopped")
+            raise RuntimeError("the thread of a model has ended")
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Limits]:

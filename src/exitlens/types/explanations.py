@@ -60,18 +60,16 @@ class LabelView(NamedTuple):
 class ExitView:
     """One exit's view of the sample.
 
-    If the network gives several labels, ``labels`` are those that the exit tells, each with its own evidence; all else is
-    about the strongest label, told or not.
+    If the network gives several labels, all but ``labels`` is about the strongest one, told or not.
 
     Attributes:
         exit: k. label: its answer. confidence: the policy's score. threshold: that it had to reach (0 for the final exit,
             which always answers). fired: whether it would answer. cost: in units of the plain backbone.
         probabilities: ``(C,)``. attention: ``(h,w)``, sums to 1. evidence: ``(h,w)`` for its answer: if ``exact_evidence``,
-            its sum and ``bias`` are ``logit``; else the classifier cannot be split over locations, and the logit is shared
-            out by attention.
+            its sum and ``bias`` are ``logit``; else the logit is shared out by attention.
         logit, bias: of its answer, before the policy's temperature.
-        divergence, cc: of its attention map against the final exit's, as they leave the heads; the maps here are placed in
-            the image (``net.map_offsets``). ``None`` if the final exit was not run.
+        divergence, cc: of its attention map against the final exit's, before both are placed in the image
+            (``net.map_offsets``). ``None`` if the final exit was not run.
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
         estimate, limit: the gate's estimate of the divergence, and its limit (``math.inf``: everything is allowed); ``None``
             without a gate, and at the final exit.
@@ -129,10 +127,9 @@ class ExitView:
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
 
-    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named if the
-    network knows its tokenizer (padding left out). ``exits`` were run: all ``num_exits``, or, if the final exit was not
-    asked for, up to the exit that answered. ``relevance`` ``(*S)``, if it was asked for, tells where the answer
-    depends on the features of exit 0, to first order; it is signed and on their grid.
+    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text with its ``tokens``, without padding.
+    ``exits`` were run: all ``num_exits``, or those up to the exit that answered. ``relevance`` ``(*S)``, signed, tells where
+    the answer depends on the features of exit 0, to first order.
     """
 
     inputs: Tensor

@@ -91,10 +91,7 @@ def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
-    """Raise :class:`InputError` unless there are ``batch`` integers in ``[0, classes)``.
-
-    On other devices than the CPU the values are not looked at: that would wait for the device at every step.
-    """
+    """Raise :class:`InputError` unless there are ``batch`` integers in ``[0, classes)`` (checked on the CPU only)."""
     if labels.shape != (batch,) or labels.is_floating_point():
         raise InputError(f"{name}: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
     if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):

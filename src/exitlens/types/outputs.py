@@ -50,16 +50,16 @@ class Prediction:
     Attributes:
         labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool.
         exits: ``(B,)`` the exit that answered.
-        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered, under the policy's
-            temperatures; ``Report.calibration_error`` says how far it is from accuracy on your data.
+        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered;
+            ``Report.calibration_error`` says how far it is from accuracy on your data.
         probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
         divergence_estimate: ``(B,)`` the gate's estimate of the divergence of the map at the exit that answered from the
-            final exit's (which early answers never see); 0 at the final exit. ``None`` without a gate.
-        last_divergence: ``(B,)`` the divergence of the last early exit's map from the final exit's, measured on the samples
-            for which the final exit ran; NaN for the others. ``None`` without a gate.
+            final exit's; 0 at the final exit. ``None`` without a gate.
+        last_divergence: ``(B,)`` the divergence of the last early exit's map from the final exit's; NaN where the final exit
+            did not run. ``None`` without a gate.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
 

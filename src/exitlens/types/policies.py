@@ -67,8 +67,7 @@ class Policy:
     Args:
         thresholds: K-1 numbers; ``math.inf`` means never.
         score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2). For networks
-            that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids, so that an exit
-            fires once no probability lies in (1 - t, t).
+            that give several labels ``decided``: the smallest of max(p, 1 - p) over the labels' sigmoids.
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.

@@ -68,9 +68,9 @@ def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,
 
 
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
-    """Raise :class:`InputError` unless labels are ``(B,)`` integers in ``[0, C)``, or ``(B,C)`` of 0 and 1.
+    """Raise :class:`InputError` unless labels are ``(B,)`` integers in ``[0, C)`` or ``(B,C)`` of 0 and 1, by the task.
 
-    Without a task, either is right. Values are checked on the CPU only: elsewhere every step would wait for the device.
+    Values are checked on the CPU only: elsewhere every step would wait for the device.
     """
     given = task_of_labels(labels)
     if task is not None and given != task:

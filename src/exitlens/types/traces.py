@@ -28,11 +28,9 @@ RATIO = 3000.0  # of the farthest node's distance to the nearest's, at most
 class CompactLogits:
     """Logits ``(*S,C)`` in few numbers, which give classes, and scores and likelihoods at any temperature.
 
-    With ``x = z_max - z`` the distance of a logit from the largest, all of these need the largest logits, the label's, and
-    the sum of ``exp(-x/T)`` (and of ``x exp(-x/T)``) over the others. The exponential is interpolated at :data:`NODES`
-    Chebyshev nodes in ``log x``, between the nearest and the farthest of the others, so that the sum is one over nodes
-    (:meth:`nodes`), with weights for every temperature. docs/measured/traces.md says how exact that is. Indexing works as on
-    the full tensor, but not along the classes: ``logits[rows]``, ``logits[:, k]``.
+    With ``x = z_max - z`` the distance of a logit from the largest, these need the largest logits, the label's, and the sum
+    of ``exp(-x/T)`` over the others, which becomes a weighted sum over :data:`NODES` Chebyshev nodes in ``log x``
+    (:meth:`nodes`; docs/measured/traces.md). Indexing works as on the full tensor, but not along the classes.
 
     Attributes:
         top: ``(*S,m)`` the largest logits, in descending order. classes: ``(*S,m)`` their classes.
@@ -214,10 +212,8 @@ class Trace:
     """What one pass over a data set recorded: all that calibration, routing and evaluation need.
 
     Args:
-        logits: ``(N,K,C)`` of every sample at every exit; with many classes and samples, in compact form
-            (:class:`~exitlens.types.CompactLogits`, docs/measured/traces.md), which everything that takes a trace can read.
-        labels: ``(N,)`` integers in ``[0, C)``; for a network that gives several labels ``(N,C)`` of 0 and 1 (integers or
-            bool; kept as bool); or ``None`` for unlabelled data.
+        logits: ``(N,K,C)`` of every sample at every exit, or :class:`~exitlens.types.CompactLogits`.
+        labels: ``(N,)`` integers in ``[0, C)``; with several labels per sample ``(N,C)`` of 0 and 1; or ``None``.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
         cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's; or measured
             time over that of the whole network.
@@ -227,14 +223,14 @@ class Trace:
         uniform_null: by name ``(N,K)``: the same for a uniform map.
         gate_features: ``(N,K-1,2)`` in [0, 1], features of a :class:`~exitlens.types.Gate`: the entropy of every
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
-        groups: ``(N,)`` integers: samples with the same id belong together (frames of one video, pictures of one patient),
-            and only those of different groups are independent; ``None``: all samples are.
+        groups: ``(N,)`` integers: only samples of different groups are independent (frames of one video, pictures of one
+            patient are not); ``None``: all samples are.
         timing: time of a batch at each exit, if it was measured.
         task: ``classes``, one for each sample, or ``multilabel``, any number of labels, whose probabilities are sigmoids of
             the logits; labels ``(N,C)`` imply it.
         askings: certificates that these samples were asked for so far (not an argument, and not saved with the trace).
             Asking until one is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
-        sample_hashes: ``(N,)`` of logits that are not kept whole, to know the samples by (:meth:`hash_samples`).
+        sample_hashes: ``(N,)`` of logits that are not kept whole (:meth:`hash_samples`).
 
     Examples:
         >>> logits = torch.tensor([[[2.0, 0.0], [3.0, 0.0]]])  # one sample, two exits, two classes

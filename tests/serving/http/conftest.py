@@ -23,7 +23,7 @@ def open_client(app, **headers):
 
 @pytest.fixture
 def client(model):
-    with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_batch=40))) as http_client:
+    with open_client(make_app(Repository({"tiny": model}), Limits(max_batch=40))) as http_client:
         yield http_client
 
 

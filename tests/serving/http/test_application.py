@@ -1,5 +1,6 @@
 """The app: metrics, description, page, log, token, and that requests outlive a replaced bundle."""
 
+import math
 import threading
 import time
 
@@ -45,14 +46,14 @@ def test_the_description_is_openapi(client):
 
 def test_a_log_line_says_which_model_answered_how(model, picture):
     lines = []
-    with open_client(make_app(Repository({}, models={"tiny": model}), log=lines.append)) as client:
+    with open_client(make_app(Repository({"tiny": model}), log=lines.append)) as client:
         client.post("/classify?policy=full", content=picture, headers={"X-Request-ID": "mine"})
     assert lines[0]["id"] == "mine"
     assert {"model": "tiny", "policy": "full", "exits": [2], "samples": 1}.items() <= lines[0].items()
 
 
 def test_a_token(model, picture):
-    app = make_app(Repository({}, models={"tiny": model}), Limits(token="secret"))
+    app = make_app(Repository({"tiny": model}), Limits(token="secret"))
     with open_client(app) as client:
         assert client.post("/classify", content=picture).status_code == 401
         assert client.get("/metrics").status_code == 401
@@ -63,7 +64,7 @@ def test_a_token(model, picture):
 
 @pytest.mark.slow
 def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
-    save_small(tmp_path / "b", thresholds=(0.0, 0.0))
+    save_small(tmp_path / "b", 0.0, 0.0)
     repository = Repository({"b": tmp_path / "b"})
     first = repository.find("b").model.version
     codes, stop = [], threading.Event()
@@ -84,7 +85,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
         time.sleep(0.15)
         assert client.get("/v2/health/ready").status_code == 200
         (tmp_path / "b" / "manifest.json").write_bytes(manifest)
-        save_small(tmp_path / "b", thresholds=(float("inf"), float("inf")))
+        save_small(tmp_path / "b", math.inf, math.inf)
         until = time.monotonic() + 15
         while repository.find("b").model.version == first and time.monotonic() < until:
             assert client.get("/v2/health/ready").status_code == 200
@@ -100,13 +101,13 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
 
 @pytest.mark.parametrize("path", ["/classify", "/v2/models/tiny/infer"])
 def test_without_room_a_request_is_refused_before_it_is_read(model, monkeypatch, path):
-    repository = Repository({}, models={"tiny": model})
+    repository = Repository({"tiny": model})
 
     def refuse(count):
         raise xl.errors.RequestError(f"no room for {count}", 429, 2.0)
 
     with open_client(make_app(repository)) as client:
-        monkeypatch.setattr(repository.find("tiny").batcher, "check_room", refuse)
+        monkeypatch.setattr(repository.find("tiny"), "check_room", refuse)
         for _ in range(2):  # over the same connection
             answer = client.post(path, content=bytes(1 << 20))
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
@@ -114,17 +115,17 @@ def test_without_room_a_request_is_refused_before_it_is_read(model, monkeypatch,
 
 
 def test_a_model_whose_thread_has_ended_is_neither_ready_nor_live(model):
-    repository = Repository({}, models={"tiny": model})
+    repository = Repository({"tiny": model})
     with open_client(make_app(repository)) as client:
         assert client.get("/v2/health/live").json() == {"live": True}
-        repository.find("tiny").batcher.close()
+        repository.find("tiny").close()
         for path in ("live", "ready"):
             assert client.get(f"/v2/health/{path}").status_code == 503
         assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 503
 
 
 def test_the_lag_of_the_event_loop_counts_as_waiting(model, picture):
-    repository = Repository({}, models={"tiny": model})
+    repository = Repository({"tiny": model})
 
     async def hold(_):
         time.sleep(0.3)
@@ -133,15 +134,15 @@ def test_the_lag_of_the_event_loop_counts_as_waiting(model, picture):
     app = make_app(repository)
     app.router.routes.append(Route("/hold", hold))
     with open_client(app) as client:
-        batcher = repository.find("tiny").batcher
+        endpoint = repository.find("tiny")
         assert client.get("/hold").status_code == 200
-        until, seen = time.monotonic() + 20, [batcher.lag]
+        until, seen = time.monotonic() + 20, [endpoint.lag]
         while seen[-1] < 0.15 and time.monotonic() < until:
-            seen.append(batcher.lag)
+            seen.append(endpoint.lag)
         assert 0.15 < max(seen) < 3
-        while batcher.lag > 0.05 and time.monotonic() < until:
+        while endpoint.lag > 0.05 and time.monotonic() < until:
             time.sleep(0.01)
-        assert batcher.lag <= 0.05
+        assert endpoint.lag <= 0.05
         assert client.post("/classify", content=picture).status_code == 200
 
 
@@ -159,7 +160,7 @@ def test_the_description_names_models_terms_and_outputs():
 
 
 def test_the_description_has_every_route_and_its_places(model):
-    repository = Repository({}, models={"tiny": model})
+    repository = Repository({"tiny": model})
     try:
         routes = {route.path for route in make_app(repository).routes} - {"/", "/openapi.json"}
     finally:

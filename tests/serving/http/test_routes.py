@@ -207,7 +207,7 @@ def test_bad_bodies(client, picture, content, kind, words):
 
 
 def test_a_picture_of_too_many_pixels(model, picture):
-    with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_pixels=100))) as client:
+    with open_client(make_app(Repository({"tiny": model}), Limits(max_pixels=100))) as client:
         answer = client.post("/classify", content=picture)
         assert (answer.status_code, "pixels" in answer.json()["error"]) == (400, True)
         assert client.post("/classify", content=encode(Image.new("L", (5, 5)))).status_code == 200
@@ -227,7 +227,7 @@ def test_texts():
     net = make_text_net()
     net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a fine film", "a dull one"]), LENGTH))
     model = wrap_network("texts", net, {"default": xl.Policy.never(net.num_exits)})
-    with open_client(make_app(Repository({}, models={"texts": model}))) as client:
+    with open_client(make_app(Repository({"texts": model}))) as client:
         plain = client.post("/classify", content="a fine film", headers={"Content-Type": "text/plain"}).json()
         as_json = client.post("/classify", json={"text": "a fine film", "policy": "default"}).json()
         assert plain["label"] == as_json["label"], (plain, as_json)

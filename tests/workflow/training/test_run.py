@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.run import TrainingRun, check_validation, validate
+from exitlens.workflow.training.optimizer import make_optimizer
+from exitlens.workflow.training.run import TrainingRun, check_validation, compute_gradients, validate
 
 ROWS = [
     {"accuracy": [0.2, 0.5], "val_loss": 1.0},
@@ -90,3 +91,27 @@ def test_checking_validation_data_has_no_side_effects(net, tiny_set):
     check_validation(net, DataLoader(tiny_set, 4, shuffle=True))
     assert len(list(once)) == 1
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("target", ["attention", "product"])
+def test_consistency_that_reaches_heads_leaves_the_backbone_alone(net, images, target):
+    for head in net.heads:
+        torch.nn.init.normal_(head.attend.weight)
+    optimizer, labels = make_optimizer([{"params": list(net.parameters()), "lr": 0.1}]), torch.tensor([0, 1, 2, 3] * 10)
+
+    def find_gradients(loss):
+        compute_gradients(
+            net.train(), optimizer, loss, [(images, labels)], 0.5, TrainingSettings(amp=False, channels_last=False)
+        )
+        return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+    without, heads, whole = (
+        find_gradients(xl.EGTLoss(weight=weight, target=target, reach=reach))
+        for weight, reach in ((0.0, "heads"), (1.0, "heads"), (1.0, "network"))
+    )
+    for name, gradient in without.items():
+        same = torch.allclose(heads[name], gradient, atol=1e-7)
+        assert same == (
+            name.startswith("stages") or "classifier" in name or (target, name) == ("attention", "heads.2.attend.weight")
+        )
+    assert not torch.allclose(whole["stages.0.body.a.0.weight"], without["stages.0.body.a.0.weight"], atol=1e-7)

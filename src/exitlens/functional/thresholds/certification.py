@@ -1,13 +1,9 @@
 """Certified thresholds: one part of a trace proposes a path of threshold vectors, the other part tests it.
 
-Pareto Testing (arXiv 2210.07913). The first part decides everything that may be decided freely: which vectors are worth
-testing, in which order, by which tests. The second part is used once, for a fixed-sequence test along the path. Each null
-hypothesis is "some risk is above its limit", with the largest of the risks' p-values; so the probability that a vector with
-a risk above its limit is accepted is at most delta, however many risks and vectors there are.
-
-The p-values of "the mean risk is above its limit" are valid for bounded losses of independent samples: if the null holds,
-one is at most ``u`` with probability at most ``u``, for every ``u`` and every number of samples. Arrays have one row, or one
-number, per policy. float64 throughout.
+Pareto Testing (arXiv 2210.07913). The first part decides which vectors are worth testing, in which order, by which tests.
+The second part is used once, for a fixed-sequence test along the path. Each null hypothesis is "some risk is above its
+limit", with the largest of the risks' p-values, so the probability that a vector with a risk above its limit is accepted is
+at most delta, however many risks and vectors there are. The p-values hold for every number of independent bounded losses.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import bdtr, betaincinv, gammaln, ndtri, xlog1py, xlogy
+from scipy.special import bdtr, betaincinv, gammaln, ndtri, rel_entr, xlog1py, xlogy
 from torch import Tensor
 
 from exitlens.functional.groups import count_groups
@@ -55,10 +51,7 @@ class SequenceResult(NamedTuple):
 def choose_tests(
     index: Tensor, risks: Sequence[Risk], path: Sequence[Candidate], count: int, delta: float
 ) -> tuple[Test, ...]:
-    """Return the tighter test for each risk, tried at the vector of the path that is nearest to being refused for it.
-
-    It is tried on the first part, repeated up to the second part's ``count``.
-    """
+    """Return the tighter test for each risk on ``count`` of these samples, at the vector nearest to being refused."""
     rows = torch.arange(count) % len(index)
     rows = rows[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
     p_values, chosen = [approximate_p_values(candidate, [risk.limit for risk in risks]) for candidate in path], []
@@ -77,10 +70,7 @@ def choose_tests(
 def run_fixed_sequence_test(
     index: Tensor, risks: Sequence[Risk], path: Sequence[Candidate], tests: Sequence[Test], delta: float
 ) -> SequenceResult:
-    """Test the path on the second part from its safe end; accept the last vector before the first that fails.
-
-    ``index`` ``(N,K-1)`` (levels) and ``risks`` are those of the second part; there is one test for each risk.
-    """
+    """Test the path on the second part (its levels and risks) from the safe end; accept the last vector before a failure."""
     accepted: Cuts | None = None
     outcomes: tuple[RiskTest, ...] = ()
     for step, candidate in enumerate(path, 1):
@@ -106,16 +96,14 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (
         return paired(int((values > 0).sum()), int((values < 0).sum()), count, risk.limit, spare=min(SPARE, delta / 20))
     if test == "betting":
         low = -1.0 if risk.kind in ("ternary", "signed") else 0.0
-        return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])
-    exact = binomial if test == "binomial" else hoeffding_bentkus
-    return float(exact(np.array([values.mean()]), count, risk.limit)[0])
+        return betting((values - low) / (1 - low), (risk.limit - low) / (1 - low), delta)
+    return (binomial if test == "binomial" else hoeffding_bentkus)(values.mean(), count, risk.limit)
 
 
 def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
     """Estimate how many samples (or groups) the second part needs for the easiest vector of the path.
 
-    The estimate is the normal approximation from means and variances on the first part, and never less than a test without
-    any loss needs. It is ``None`` if every vector has a risk above its limit there: no number would do.
+    By the normal approximation on the first part; ``None`` if every vector has a risk above its limit there.
     """
     needed = []
     for candidate in path:
@@ -145,8 +133,7 @@ def certify(
     """Return the cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it. The
-    ``price`` to be made small is the cost ``(K,)``, or the harm ``(N,K)`` if only spending is limited. The path then leads
-    from the policy that spends least to the one that does least harm. The record takes ``level`` for its ``delta``.
+    ``price`` to be made small is the cost ``(K,)``, or the harm ``(N,K)`` if only spending is limited.
     """
     price = price if price.ndim == 1 else price[first]
     levels = quantise(scores[first])
@@ -183,61 +170,49 @@ def _explain_refusal(tests: Sequence[RiskTest], count: int, unit: str, needed: i
     return f"{what}: about {needed} {unit} would be needed"
 
 
-def binomial(mean: Array, count: int, limit: float) -> Array:  # (P,) -> (P,)
-    """Return exact p-values for losses 0 and 1: the probability of so few errors among ``count`` at the rate ``limit``."""
-    return np.asarray(bdtr(np.rint(np.asarray(mean) * count), count, limit))
+def binomial(mean: float, count: int, limit: float) -> float:
+    """Return the exact p-value for losses 0 and 1: the probability of so few errors at the rate ``limit``."""
+    return float(bdtr(round(mean * count), count, limit))
 
 
-def hoeffding_bentkus(mean: Array, count: int, limit: float) -> Array:  # (P,) -> (P,)
-    """Return p-values for losses in [0, 1]: the smaller of Hoeffding's bound (by relative entropy) and Bentkus's.
+def hoeffding_bentkus(mean: float, count: int, limit: float) -> float:
+    """Return a p-value for losses in [0, 1]: the smaller of Hoeffding's bound (by relative entropy) and Bentkus's.
 
     Bates et al., arXiv 2101.02703, section 3.1.1; Bentkus 2004, e times the binomial tail at the next whole number.
     """
-    mean = np.asarray(mean, dtype=np.float64)
     if not 0 < limit < 1:
-        return np.ones_like(mean) if limit <= 0 else np.zeros_like(mean)
-    a = np.minimum(mean, limit)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = np.where(a > 0, a * np.log(a / limit), 0.0) + (1 - a) * np.log((1 - a) / (1 - limit))
-    bentkus = math.e * np.asarray(bdtr(np.ceil(mean * count - 1e-9), count, limit))
-    return np.asarray(np.minimum(1.0, np.minimum(np.exp(-count * entropy), bentkus)))
+        return float(limit <= 0)
+    a = min(mean, limit)
+    entropy = rel_entr(a, limit) + rel_entr(1 - a, 1 - limit)
+    return float(min(1.0, math.exp(-count * entropy), math.e * bdtr(math.ceil(mean * count - 1e-9), count, limit)))
 
 
-def betting(losses: Array, limit: float, level: float) -> Array:  # (P,n) -> (P,)
-    """Return p-values for losses in [0, 1] that vary little: one over the most that a bettor against the null ever owned.
+def betting(losses: Array, limit: float, level: float) -> float:  # (n,)
+    """Return a p-value for losses in [0, 1] that vary little: one over the most that a bettor against the null ever owned.
 
     Waudby-Smith and Ramdas, arXiv 2010.09686, in the form of arXiv 2110.01052 (appendix B): the stake is predictable, from
     the mean and variance so far, and tuned for ``level``; valid by Ville's inequality for any level.
     """
-    losses = np.asarray(losses, dtype=np.float64)
-    count = losses.shape[1]
-    if not 0 < limit < 1:
-        return np.full(len(losses), float(limit <= 0))
-    seen = np.arange(1, count + 1)
-    means = (0.5 + losses.cumsum(1)) / (1 + seen)
-    spread = (0.25 + ((losses - means) ** 2).cumsum(1)) / (1 + seen)
-    before = np.concatenate([np.full((len(losses), 1), 0.25), spread[:, :-1]], axis=1)
-    stake = np.minimum(1.0, np.sqrt(2 * math.log(1 / level) / (count * before)))
-    wealth = np.log1p(stake * (limit - losses)).cumsum(1).max(1)
-    return np.asarray(np.minimum(1.0, np.exp(-wealth)))
+    return _bet(losses, limit, level, 0.5, 0.25, 1.0) if 0 < limit < 1 else float(limit <= 0)
 
 
-def group_betting(values: Array, limit: float, level: float) -> float:  # (n,) -> ()
+def group_betting(values: Array, limit: float, level: float) -> float:  # (n,)
     """Return a p-value for values of at most 1, such as means of groups, by :func:`betting` with the largest safe stakes.
 
     The factors ``1 + stake (limit - value)`` need no lower end of the values, so losses that may be gains (-1) are not moved
-    into [0, 1], which would halve the largest stake and double the groups that a test without any loss takes. The stake
-    comes from the mean and variance so far, which start at the limit and at 0.05. The bet is valid whatever they are, if
-    the order of the values says nothing about them.
+    into [0, 1], which would halve the largest stake and double the groups that a test without any loss takes. The bet is
+    valid whatever the stakes are, if the order of the values says nothing about them.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if limit >= 1:
-        return 0.0
+    return _bet(values, limit, level, limit, 0.05, SAFE / (1 - limit)) if limit < 1 else 0.0
+
+
+def _bet(values: Array, limit: float, level: float, mean: float, variance: float, largest: float) -> float:
+    """Bet with stakes up to ``largest``, from the mean and variance so far, which start as given."""
     seen = np.arange(1, len(values) + 1)
-    means = (limit + values.cumsum()) / (1 + seen)
-    spread = (0.05 + ((values - means) ** 2).cumsum()) / (1 + seen)
-    before = np.concatenate([[0.05], spread[:-1]])
-    stake = np.minimum(SAFE / (1 - limit), np.sqrt(2 * math.log(1 / level) / (len(values) * before)))
+    means = (mean + values.cumsum()) / (1 + seen)
+    variances = (variance + ((values - means) ** 2).cumsum()) / (1 + seen)
+    before = np.append(variance, variances[:-1])
+    stake = np.minimum(largest, np.sqrt(2 * math.log(1 / level) / (len(values) * before)))
     return float(min(1.0, np.exp(-np.log1p(stake * (limit - values)).cumsum().max())))
 
 

@@ -1,8 +1,7 @@
 """The path of threshold vectors from the safest to the cheapest, and the step that held-out samples allow on it.
 
-Both a certificate and cross-validation choose from a path. A certificate tests it on samples that did not propose it. With
-folds, all samples propose it, and every fold is routed by the path of the others, up to the same smoothed loss: thresholds
-are good on the samples that chose them partly by chance, so new samples lose more than the limit.
+A certificate tests the path on samples that did not propose it. With folds, all samples propose it, and every fold is routed
+by the path of the others, up to the same smoothed loss.
 """
 
 from __future__ import annotations
@@ -51,10 +50,7 @@ class Candidate:
 def find_candidates(
     index: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()
 ) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
-    """Return vectors worth testing: the frontiers of each risk and of their sum, with steps between neighbours.
-
-    Never-exit, which needs no test, is left out. Budgets add frontiers of their prices, and every vector keeps them.
-    """
+    """Return vectors worth testing that keep the budgets: the frontiers of each risk and their sum, with steps between."""
     smoothed = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
     scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed, risks, strict=True)]).sum(0)
     whole = [losses for losses, risk in zip(smoothed, risks, strict=True) if risk.rows is None]
@@ -89,10 +85,7 @@ def find_candidates(
 
 
 def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
-    """Replace each early exit's losses by their mean given the score, by isotonic regression: it falls as the score rises.
-
-    On single losses a rare error here or there would move the thresholds of a frontier.
-    """
+    """Replace each early exit's losses by their isotonic mean given the score: single errors then move no thresholds."""
     smoothed = column.clone()
     for k in range(index.shape[1]):
         order = index[:, k].argsort(stable=True)
@@ -102,10 +95,7 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
 
 
 def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[float]:
-    """Return normal p-values of each risk, to order vectors by; they test nothing.
-
-    The variance of one more loss is added: that no loss was seen does not mean there is no variance.
-    """
+    """Return normal p-values of each risk, to order vectors by, with the variance of one more loss."""
     rows = zip(candidate.means, candidate.variances, candidate.counts, limits, strict=True)
     return [
         float(ndtr((mean - limit) / math.sqrt((variance + 1 / max(count, 1)) / max(count, 1))))
@@ -116,9 +106,8 @@ def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[
 def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
     """Return the candidates that no other beats in both cost and smoothed loss (over its limit), safest first.
 
-    The smoothed loss grows with every sample that leaves, so the path starts next to never-exit and goes on in small steps.
-    By risk it would start where the first part's gains happen to be largest, and the first test would often end it.
-    Candidates that are likely above their limit are left out.
+    The smoothed loss grows with every sample that leaves, so the path starts next to never-exit and goes on in small steps;
+    by risk it would start where gains happen to be largest. Candidates that are likely above their limit are left out.
     """
     likely = [i for i, candidate in enumerate(pool) if max(approximate_p_values(candidate, limits)) < 0.9]
     loss = {i: max(h / max(limit, LEAST) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
@@ -131,7 +120,7 @@ def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 6
     return [pool[i] for i in reversed(kept)]
 
 
-class Path(NamedTuple):
+class ThresholdPath(NamedTuple):
     """Thresholds from the safest to the cheapest, and the smoothed loss of each on the samples that proposed them."""
 
     thresholds: list[tuple[float, ...]]
@@ -156,9 +145,8 @@ def find_held_out(
 ) -> tuple[tuple[float, ...], dict[str, float]]:  # (N,K-1), (K,), (N,) of split_folds
     """Return the cheapest thresholds of the path that keep the limits on held-out samples, and their mean losses by name.
 
-    Means of held-out samples along the path are noisy, so a step has to keep the limits with its means, with their isotonic
-    regression over all steps, and with the means of all samples. If none also keeps the budgets, it is a
-    :class:`CalibrationError`.
+    Means of held-out samples are noisy, so a step has to keep the limits with its means, with their isotonic regression over
+    all steps, and with the means of all samples. Raises :class:`CalibrationError` if none of these keeps the budgets.
     """
     path = _propose(scores, risks, cost, budgets, len(scores))
     held_out = torch.empty(len(path.losses), len(scores), dtype=torch.int64)  # exits by what the other folds propose
@@ -184,16 +172,12 @@ def find_held_out(
     return path.thresholds[step], {risk.name: mean for risk, mean in zip(risks, means[step].tolist(), strict=True)}
 
 
-def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> Path:
-    """Return the path of these samples within the budgets; it starts with never-exit, which need not keep them.
-
-    Limits on classes that none of the samples has are left out. A smoothed loss counts the share of samples that leave early
-    as one more sample of ``count``, so that the paths of parts compare with that of the whole.
-    """
+def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> ThresholdPath:
+    """Return the path of these samples within the budgets, from never-exit; early exits count as one more of ``count``."""
     levels = quantise(scores)
     risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
     limits = [risk.limit for risk in risks]
-    path = Path([(math.inf,) * scores.shape[1]], [-math.inf])
+    path = ThresholdPath([(math.inf,) * scores.shape[1]], [-math.inf])
     for step in order_path(find_candidates(levels.index, risks, cost, budgets), limits) if risks else ():
         early = (find_first_firing(levels.index, step.cuts) < len(cost) - 1).double().mean().item()
         surplus = early / len(scores) - early / count

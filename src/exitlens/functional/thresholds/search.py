@@ -1,12 +1,9 @@
 """The search for thresholds: the cheapest policy that keeps limits on risks, or the safest within a cost.
 
-Cost and risk of a routing are sums over samples, of each sample's cost and risk at the exit it takes. With the other
-thresholds fixed, the best threshold of an exit is therefore found exactly, from one cumulative sum over the samples that
-reach it. Going round the exits until nothing changes gives a local optimum of cost + price * risk, and sweeping the price
-gives a frontier from the cheapest to the safest policy.
-
-Everything works on *levels*: scores replaced by the index of the interval they fall in (:func:`quantise`). A policy is
-then a tuple of levels, its *cuts*.
+Cost and risk of a routing are sums over samples, so with the other thresholds fixed, the best threshold of an exit follows
+exactly from one cumulative sum. Going round the exits until nothing changes gives a local optimum of cost + price * risk;
+sweeping the price gives a frontier from the cheapest to the safest policy. Scores are replaced by *levels*, the index of the
+interval they fall in (:func:`quantise`), and a policy by a tuple of levels, its *cuts*.
 """
 
 from __future__ import annotations
@@ -49,8 +46,7 @@ class Point:
 class Levels:
     """Scores in levels: ``score >= edges[k][j]`` exactly where ``index[:, k] >= j``; ``edges[k][0]`` is 0 (always).
 
-    The edges of an exit increase, halfway between neighbouring scores, so that no rounding difference at run time moves a
-    sample of the trace.
+    The edges increase, halfway between neighbouring scores, so that no rounding difference at run time moves a sample.
     """
 
     index: Tensor  # (N,K-1) integers
@@ -143,10 +139,7 @@ def mix_cuts(left: Cuts, right: Cuts, step: float, tops: Sequence[int]) -> Cuts:
 
 
 def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Callable[[Cuts], bool]) -> Point:
-    """Lower the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
-
-    The frontier holds only corners of the convex hull; this closes the gap between a corner and the limit.
-    """
+    """Lower the cuts of a policy while it stays allowed and gets cheaper, from a corner of the frontier to the limit."""
     best = start
     for _ in range(3):
         before = best
@@ -164,10 +157,7 @@ def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Ca
 
 
 def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()) -> Point:
-    """Find the cheapest policy that keeps every limit and budget, or raise :class:`CalibrationError`.
-
-    It comes from the frontiers of each risk and of their sum, and is then refined. Budgets add frontiers of their own.
-    """
+    """Find the cheapest policy that keeps every limit and budget, or raise :class:`CalibrationError`."""
 
     def keeps_risks(cuts: Cuts) -> bool:
         exits = find_first_firing(levels.index, cuts)

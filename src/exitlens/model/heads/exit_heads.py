@@ -47,12 +47,17 @@ class ExitHead(nn.Module, ABC):
         """The number of activations it reads: the features, and a padding mask or a lateral map."""
         return 1 + self.layout.masked
 
+    def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
+        """Return the output; with ``separate_map``, gradients of the attention do not reach the activations."""
+        out: ExitOutput = self(*activations)
+        return out._replace(attention=self.find_attention(*(t.detach() for t in activations))) if separate_map else out
+
     @abstractmethod
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B,C)`` and attention ``(B,*S)``, without evidence: for adaptive inference with maps."""
+        """Return logits ``(B,C)`` and attention ``(B,*S)``, without evidence."""
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Return only the logits ``(B,C)``, for adaptive inference."""
+        """Return only the logits ``(B,C)``."""
         return self.with_attention(*activations)[0]
 
     def find_attention(self, *activations: Tensor) -> Tensor:
@@ -154,7 +159,7 @@ class EvidenceHead(ExitHead):
         return pooled.logits, pooled.attention.squeeze(2).unflatten(1, pooled.size)
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention and evidence from activations, the features first."""
+        """Return logits, attention and evidence."""
         return self._explain(self._pool(*activations))
 
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
@@ -210,21 +215,19 @@ class AverageHead(_EnergyHead):
         self.classifier = nn.Linear(channels, num_classes)
 
     def _divide(self, pooled: Tensor, *activations: Tensor) -> Tensor:  # (B,...) -> (B,...)
-        """Divide by the number of locations."""
         keep, count = self.locations(*activations), math.prod(self.layout.size(activations[0].shape))
         return pooled / (count if keep is None else keep.sum(1).to(pooled.dtype).view(-1, *[1] * (pooled.ndim - 1)))
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Return only the logits ``(B,C)``, for adaptive inference."""
+        """Return only the logits ``(B,C)``."""
         pooled = self._divide(self.features(*activations).flatten(2).sum(2), *activations)
         return cast(Tensor, self.classifier(pooled.to(self.classifier.weight.dtype)))
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention (energy) and evidence from activations, the features first."""
-        logits, attention = self.with_attention(*activations)
+        """Return logits, attention (energy) and evidence."""
         parts = self._divide(self.features(*activations), *activations)
         evidence = torch.einsum("cd,bd...->bc...", self.classifier.weight.to(parts.dtype), parts)
-        return ExitOutput(logits, attention, evidence)
+        return ExitOutput(*self.with_attention(*activations), evidence)
 
 
 class KeptHead(_EnergyHead):
@@ -255,7 +258,7 @@ class KeptHead(_EnergyHead):
         return cast(Tensor, self.tail(*activations)[0])
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """Return logits, attention (energy) and evidence from activations, the features first."""
+        """Return logits, attention (energy) and evidence."""
         logits, attention = self.with_attention(*activations)
         if self.linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
@@ -266,7 +269,7 @@ class KeptHead(_EnergyHead):
 
 
 def have_maps(heads: Iterable[nn.Module]) -> bool:
-    """Return whether the exits of a network have maps: hidden features of a vector are no locations."""
+    """True if the exits of a network have maps: hidden features of a vector are no locations."""
     return all(head.has_map for head in heads if isinstance(head, ExitHead))
 
 

@@ -27,7 +27,7 @@ class Neck(nn.Module):
     keeps_features: bool = False  # the classifier reads the features beside the output
 
     def fuse(self) -> Self:
-        """Fold batch normalisations into the layers before them, for evaluation; changes and returns this neck."""
+        """Fold batch normalisations into the layers before them, for evaluation, in place; return this neck."""
         return self
 
 
@@ -59,7 +59,7 @@ class ContextNeck(Neck):
         return cast(Tensor, self.mixers(F.relu(x)))
 
     def fuse(self) -> Self:
-        """Fold the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
+        """Fold the batch normalisations into the convolutions, for evaluation, in place; return this neck."""
         for step in list(self.modules()):
             if isinstance(step, _Step) and isinstance(step.norm, nn.BatchNorm2d | nn.BatchNorm3d):
                 step.conv, step.norm = fuse_conv_bn_eval(step.conv, step.norm), nn.Identity()
@@ -81,8 +81,6 @@ def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tenso
 
 
 class _Step(nn.Module):
-    """Convolution and batch normalisation."""
-
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, axes: int = 2) -> None:
         super().__init__()
         padding = kernel // 2 if stride == 1 else 0

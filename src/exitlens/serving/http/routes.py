@@ -23,6 +23,7 @@ from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.http.answers import (
     DEFAULT_OUTPUTS,
     MAPS,
@@ -35,7 +36,7 @@ from exitlens.serving.http.answers import (
 from exitlens.serving.http.guard import find_exchange
 from exitlens.serving.http.protocol import HEADER_LENGTH, Array, InferRequest, name_datatype, read_infer, write_infer
 from exitlens.serving.models import IMAGE, TEXT, ServedModel
-from exitlens.serving.repository import Endpoint, Repository
+from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from exitlens.types import Explanation
 from exitlens.types.inputs import Inputs

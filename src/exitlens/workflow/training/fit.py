@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.progress import Progress
 from torchvision.transforms import v2
 
@@ -21,6 +23,7 @@ from exitlens.model.network import ExitNet
 from exitlens.model.process import SHARED_CORES, hold_memory
 from exitlens.progress import print_line, show_progress
 from exitlens.ranks import DistributedContext, find_ranks
+from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import BatchNorm, EpochMetric, RecipeName, TrainingSettings
 from exitlens.workflow.training.augmentation import Augmentation
@@ -28,7 +31,6 @@ from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import explain_no_cache, keep_features
 from exitlens.workflow.training.record import format_epoch, open_tensorboard
 from exitlens.workflow.training.run import Augment, TrainingRun, check_validation
-from exitlens.workflow.training.step import use_memory_format
 
 
 @dataclass
@@ -201,6 +203,19 @@ def run_training(
                 note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
         kept = run.finish()
     return FitResult(run.history, run.best_epoch, run.seconds, options.out_dir, kept)
+
+
+@contextmanager
+def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
+    """Keep weights in channels_last for the duration if ``channels_last``, and restore their memory format afterwards."""
+    changes = channels_last and not net.is_channels_last and can_be_channels_last(net)
+    if changes:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        if changes:
+            net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings, train: Any) -> EGTLoss:

@@ -18,8 +18,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from exitlens.data.batches import Batch, Plan, count_batches, iterate_batches, plan_in_order
+from exitlens.data.batches import Batch, count_batches, iterate_batches, plan_in_order
 from exitlens.data.sets import LazySet
+from exitlens.data.workers import Plan
 from exitlens.errors import DataError, InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
@@ -188,10 +189,6 @@ class CachedHeads(nn.Module):
         ]
         outputs, features = zip(*pairs, strict=True)
         return outputs, features
-
-    def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Return the outputs: no gradient gets further than the heads anyway."""
-        return self(inputs)  # type: ignore[no-any-return]
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Return the outputs, and the relevance that was kept."""

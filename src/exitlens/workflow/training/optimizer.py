@@ -47,8 +47,8 @@ def enter_training_mode(net: ExitNet, freeze_backbone: bool, batch_norm: BatchNo
     backbone with running statistics also stays in evaluation mode, but is trained.
     """
     bodies: list[nn.Module] = [*net.stages, *([net.heads[-1]] if net.info.final == "keep" else [])]
-    trained = {id(p) for p in select_trainable(net, freeze_backbone)} if freeze_backbone else set()
-    frozen = [p for p in net.parameters() if freeze_backbone and id(p) not in trained and p.requires_grad]
+    trained = {id(p) for p in select_trainable(net, freeze_backbone)}
+    frozen = [p for p in net.parameters() if id(p) not in trained and p.requires_grad]
     with switch_mode(net, True):
         for body in bodies:
             has_statistics = any(name.endswith("running_mean") for name, _ in body.named_buffers())
@@ -206,17 +206,11 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Give the network the average as weights, and restore its own afterwards."""
         weights = unique_state(self.net)
-        self._write(self.state)
+        self.net.load_state_dict(self.state, strict=False)
         try:
             yield
         finally:
-            self._write(weights)
-
-    @torch.no_grad()
-    def _write(self, state: dict[str, Tensor]) -> None:
-        current = self.net.state_dict()
-        for name, value in state.items():
-            current[name].copy_(value)
+            self.net.load_state_dict(weights, strict=False)
 
     def dump(self) -> dict[str, Tensor]:
         """Return the average as tensors for a checkpoint."""

@@ -25,16 +25,16 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
+from exitlens.model.precision import use_half_precision
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import Advance
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import Inputs, count_rows
+from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
 from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
-from exitlens.workflow.training.step import compute_gradients, list_floats
 
 Augment = Callable[[Any], Any]
 
@@ -259,6 +259,54 @@ class TrainingRun:
             load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
         return self.best_epoch if is_best else self.epochs_done
+
+
+def compute_gradients(
+    net: ExitNet | CachedHeads,
+    optimizer: torch.optim.Optimizer,
+    loss: EGTLoss,
+    batches: Sequence[tuple[Inputs, Tensor]],
+    progress: float,
+    settings: TrainingSettings,
+) -> list[LossTerms]:
+    """Compute the mean gradient over the samples of all batches, at ``progress`` in [0, 1) of training.
+
+    Returns the loss of each batch; raises :class:`TrainingError` for one that is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    samples, losses = sum(count_rows(inputs) for inputs, _ in batches), []
+    separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
+    for inputs, labels in batches:
+        net.check_input(inputs, "train")
+        given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
+        outputs: Sequence[ExitOutput]
+        features: Sequence[Tensor] | None = None
+        relevance: dict[str, Tensor] = {}  # users' own losses need not know of relevance
+        with use_half_precision(labels.device, bool(settings.amp)):
+            try:
+                if loss.needs_relevance:
+                    outputs, relevance["relevance"] = net.with_relevance(given, separate)
+                elif loss.of == "activation":
+                    outputs, features = net.with_features(given)
+                else:
+                    outputs = net.with_separate_maps(given) if separate and isinstance(net, ExitNet) else net(given)
+            except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
+                fix = "Fix: use larger batches (drop_last=True for a loader) or larger images."
+                raise TrainingError(f"batch of {len(labels)}: {error}. {fix}") from error
+        terms = loss(outputs, labels, progress, features, **relevance)
+        if not torch.isfinite(terms.total):
+            raise TrainingError(
+                f"loss: expected a finite number, got {terms.total.item()} at {100 * progress:.0f} % of training (terms "
+                f"{list_floats(terms)}). Fix: lower learning_rate (now {settings.learning_rate})."
+            )
+        (terms.total * (count_rows(inputs) / samples)).backward()
+        losses.append(terms)
+    return losses
+
+
+def list_floats(terms: LossTerms) -> dict[str, float]:
+    """Return the terms of a loss as numbers by name."""
+    return {name: float(value.detach()) for name, value in terms._asdict().items()}
 
 
 def validate(

@@ -1,0 +1,209 @@
+"""One version of a model, which answers requests on a thread of its own, each as soon as its answers are there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from exitlens.errors import RequestError
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.serving.cascade import Cascade, Pace, Terms, Ticket
+from exitlens.serving.metrics import Metrics
+from exitlens.serving.models import ServedModel
+from exitlens.serving.settings import Batching, Watching
+from exitlens.serving.watching import Watch
+
+LOG = logging.getLogger("exitlens.serving")
+PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks for other work
+
+
+class Endpoint:
+    """One version of a model, which takes requests from event loops; raises what opening and a first run raise."""
+
+    def __init__(self, model: ServedModel, batching: Batching, watching: Watching, metrics: Metrics) -> None:
+        self.model, self.batching, self.metrics, self.pace = model, batching, metrics, Pace()
+        self.watch = Watch(model, metrics, watching)
+        self.lag = 0.0  # seconds that requests have waited before they came here
+        self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._lock, self._taken, self._ended, self._expected = threading.Lock(), 0, 0, 0
+        self._ready, self._closing = threading.Event(), False
+        self._error: BaseException | None = None  # that ended the thread
+        self._thread = threading.Thread(target=self._work, name=f"exitlens-{model.name}", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        metrics.set_version(model.name, model.version)
+
+    @property
+    def is_alive(self) -> bool:
+        """True if it takes requests."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def is_ready(self) -> bool:
+        """True if it takes requests and its samples have not drifted too far."""
+        return self.is_alive and not (self.watch.is_drifting and self.watch.watching.unready_on_drift)
+
+    @property
+    def waiting(self) -> int:
+        """Samples without an answer."""
+        return self._taken - self._ended
+
+    def expect(self) -> None:
+        """Stay open for a request that is about to be read, until :meth:`release`; raises like :meth:`answer`."""
+        with self._lock:
+            self._check_open(self.is_alive)
+            self.check_room(1)
+            self._expected += 1
+
+    def release(self) -> None:
+        """End the wait that :meth:`expect` began."""
+        with self._lock:
+            self._expected -= 1
+            if self._closing:
+                self._inbox.put(None)
+
+    async def answer(self, activations: Activations, terms: Terms) -> Ticket:
+        """Return a request with its answers.
+
+        Raises :class:`RequestError`: 503 if it is closed, 429 without room, or why there is no answer.
+        """
+        future, model = asyncio.get_running_loop().create_future(), self.model
+        ticket = Ticket(activations, terms, model.info.num_classes, future, model.gives_labels)
+        with self._lock:
+            self._check_open(self.is_alive or (self._expected > 0 and self._error is None))
+            self.check_room(len(ticket))
+            self._taken += len(ticket)
+            self._inbox.put(ticket)
+        self.watch.expect(ticket)
+        try:
+            await future
+        except asyncio.CancelledError:  # the client has gone, or its time is up
+            self._inbox.put(ticket)  # a second time: its work is dropped
+            raise
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    def _check_open(self, is_open: bool) -> None:
+        if not is_open:
+            raise RequestError(f"{self.model.name}: it is shutting down or has stopped. Fix: try again.", 503, 1.0)
+
+    def check_room(self, count: int) -> None:
+        """Raise :class:`RequestError` (429) unless there is room for ``count`` more samples, in number and in time."""
+        waiting = self.waiting
+        ahead = waiting * self.pace.seconds_each + self.lag
+        if waiting and (waiting + count > self.batching.max_waiting or 1000 * ahead > self.batching.max_wait_ms):
+            raise RequestError(
+                f"{self.model.name}: {waiting} samples wait already, about {ahead:.2g} s of work. Fix: try again later.",
+                429,
+                max(1.0, math.ceil(ahead)),
+            )
+
+    def close(self) -> None:
+        """Refuse new requests, answer the ones that were taken in or are being read, and end."""
+        with self._lock:
+            self._closing = True
+            self._inbox.put(None)
+        self._thread.join()
+
+    # On its thread:
+
+    def _work(self) -> None:
+        settings, cascade, is_busy = self.batching, None, False  # busy with the watch, when nothing waits
+        try:
+            if settings.threads:
+                torch.set_num_threads(settings.threads)
+            with self.model.open_engine() as engine:
+                cascade = Cascade(
+                    self.model, engine, self.pace, settings.batch, settings.max_delay_ms / 1000, self._count_step
+                )
+                self._warm_up(engine)
+                self._ready.set()
+                while self._take_in(cascade, is_busy):
+                    if not cascade.is_empty:
+                        self._hand_out(cascade.advance())
+                        continue
+                    is_busy = False
+                    with self._go_on_after_errors():
+                        is_busy = self.watch.run_idle(engine)
+        except BaseException as error:
+            with self._lock:
+                self._error = error
+            if self._ready.is_set():  # else the constructor raises it
+                LOG.exception("%s: it has stopped", self.model.name)
+        finally:
+            self._closing = True
+            done = [] if cascade is None else cascade.fail_all()
+            while not self._inbox.empty():  # requests that came but were not taken in
+                ticket = self._inbox.get()
+                if ticket is not None and ticket.is_new:
+                    ticket.fail(RequestError(f"{self.model.name}: it has stopped; the server's log says more", 500))
+                    done.append(ticket)
+            self._hand_out(done)
+            self._ready.set()
+
+    def _warm_up(self, engine: Engine) -> None:
+        for count in (1, self.batching.batch):
+            activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
+            for k in sorted(self.model.exits):
+                activations, *_ = engine.answer(k, activations, 1.0, "max_probability", True)
+
+    def _take_in(self, cascade: Cascade, is_busy: bool) -> bool:
+        """Take in new requests, and wait for them if there is nothing else to do; return false once it is to end."""
+        wait = cascade.is_empty and not is_busy and (not self._closing or self._expected > 0)
+        while True:
+            try:
+                ticket = self._inbox.get(block=wait, timeout=PATIENCE if wait else None)
+            except queue.Empty:
+                with self._lock:
+                    return not (self._closing and cascade.is_empty and not self._expected and self._inbox.empty())
+            wait = False
+            if ticket is not None and ticket.is_new:
+                cascade.admit(ticket)
+            elif ticket is not None:
+                cascade.abandon(ticket)
+
+    def _count_step(self, stage: int, count: int, seconds: float) -> None:
+        with self._go_on_after_errors():
+            self.metrics.observe_step(self.model.name, stage, count, seconds)
+            self.metrics.set_waiting(self.model.name, self.waiting)
+
+    def _hand_out(self, done: list[Ticket]) -> None:
+        if not done:
+            return
+        self._ended += sum(map(len, done))
+        for loop in {ticket.future.get_loop() for ticket in done}:
+            futures = [ticket.future for ticket in done if ticket.future.get_loop() is loop]
+            with suppress(RuntimeError):  # nobody waits in a loop that is closed
+                loop.call_soon_threadsafe(_finish, futures)
+        with self._go_on_after_errors():
+            self.metrics.set_waiting(self.model.name, self.waiting)
+            good = [ticket for ticket in done if ticket.error is None]
+            exits = [k for ticket in good for k in ticket.exits.tolist()]
+            seconds = [ticket.done - ticket.since for ticket in good for _ in range(len(ticket))]
+            self.metrics.observe_answers(self.model.name, exits, seconds)
+            self.watch.see(done)
+
+    @contextmanager
+    def _go_on_after_errors(self) -> Iterator[None]:
+        """Log an error in counting or watching instead of raising it."""
+        try:
+            yield
+        except Exception:
+            LOG.exception("%s: its answers could not be counted or watched", self.model.name)
+
+
+def _finish(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -1,0 +1,238 @@
+"""The thread of a model: requests from many threads, room, closing, and what goes wrong."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import wait
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.serving.cascade import Terms
+from exitlens.serving.endpoint import Endpoint
+from exitlens.serving.metrics import Metrics
+from exitlens.serving.settings import Batching, Watching
+from tests.serving.conftest import POLICIES
+from tests.serving.test_metrics import read
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """An event loop that runs in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def open_endpoint(model):
+    """A function that opens an endpoint, which is closed after the test."""
+    endpoints = []
+
+    def open_(batching=None, watching=None):
+        endpoints.append(Endpoint(model, batching or Batching(batch=4), watching or Watching(), Metrics()))
+        return endpoints[-1]
+
+    yield open_
+    for endpoint in endpoints:
+        endpoint.close()
+
+
+@pytest.fixture
+def send(loop):
+    """A function that sends a request from the loop, and returns a future of the ticket."""
+
+    def send_(endpoint, images, **terms):
+        answer = endpoint.answer(endpoint.model.check_tensors(images), Terms(**terms))
+        return asyncio.run_coroutine_threadsafe(answer, loop)
+
+    return send_
+
+
+@pytest.fixture
+def hold(model, monkeypatch):
+    """A function that keeps the thread inside a stage; it returns events: the thread is inside, and it may go on."""
+
+    def hold_():
+        inside, go, engine = threading.Event(), threading.Event(), model.net.engine.select()
+        advance = engine.advance
+
+        def wait_and_advance(_, *args):
+            inside.set()
+            assert go.wait(10)
+            return advance(*args)
+
+        monkeypatch.setattr(type(engine), "advance", wait_and_advance)
+        return inside, go
+
+    return hold_
+
+
+def wait_until(is_true):
+    until = time.monotonic() + 10
+    while not is_true():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_many_requests_at_once_get_their_own_answers(open_endpoint, send, images):
+    endpoint = open_endpoint()
+    expected = xl.predict(endpoint.model.net, images, POLICIES["default"])
+    tickets = [future.result(10) for future in [send(endpoint, image[None]) for image in images]]
+    assert [(ticket.labels[0], ticket.exits[0]) for ticket in tickets] == list(
+        zip(expected.labels.tolist(), expected.exits.tolist(), strict=True)
+    )
+    assert endpoint.waiting == 0
+
+
+def test_room_is_limited_in_number(open_endpoint, send, images, hold):
+    endpoint = open_endpoint(Batching(batch=4, max_waiting=5))
+    _, go = hold()
+    first = send(endpoint, images[:4], policy="full")
+    with pytest.raises(xl.errors.RequestError, match="4 samples wait already") as error:
+        send(endpoint, images[:2]).result(10)
+    assert error.value.status == 429
+    assert error.value.retry_after >= 1
+    go.set()
+    first.result(10)
+    assert len(send(endpoint, images[:20]).result(10)) == 20  # alone it may be larger
+
+
+def test_room_is_limited_in_time(open_endpoint, send, images, hold):
+    endpoint = open_endpoint(Batching(batch=4, max_wait_ms=2000))
+    endpoint.pace.observe_work(1, 1.0)
+    _, go = hold()
+    futures = [send(endpoint, images[:1], policy="full") for _ in range(3)]
+    with pytest.raises(xl.errors.RequestError, match="about 3 s of work"):
+        send(endpoint, images[:1]).result(10)
+    go.set()
+    assert not wait(futures, 10).not_done
+
+
+def test_closing_answers_what_was_taken_in(open_endpoint, send, images, hold):
+    endpoint = open_endpoint()
+    _, go = hold()
+    futures = [send(endpoint, images[i : i + 3], policy="full") for i in range(5)]
+    wait_until(lambda: endpoint.waiting == 15)
+    closing = threading.Thread(target=endpoint.close)
+    closing.start()
+    wait_until(lambda: not endpoint.is_alive)
+    with pytest.raises(xl.errors.RequestError, match="shutting down"):
+        send(endpoint, images[:1]).result(10)
+    go.set()
+    closing.join(10)
+    assert [future.result(1).exits.tolist() for future in futures] == [[2, 2, 2]] * 5
+    endpoint.close()  # twice is once
+
+
+def test_a_request_that_is_being_read_keeps_it_open(open_endpoint, send, images):
+    endpoint = open_endpoint()
+    endpoint.expect()
+    closing = threading.Thread(target=endpoint.close)
+    closing.start()
+    wait_until(lambda: not endpoint.is_alive)
+    with pytest.raises(xl.errors.RequestError) as error:
+        endpoint.expect()
+    assert error.value.status == 503
+    send(endpoint, images[:1]).result(10)
+    assert closing.is_alive()
+    endpoint.release()
+    closing.join(10)
+    assert not closing.is_alive()
+    with pytest.raises(xl.errors.RequestError, match="shutting down"):
+        send(endpoint, images[:1]).result(10)
+
+
+def test_the_shadow_runs_when_nothing_waits(open_endpoint, send, images, monkeypatch):
+    monkeypatch.setattr("exitlens.serving.endpoint.PATIENCE", 0.01)
+    endpoint = open_endpoint(watching=Watching(shadow=1.0))
+    send(endpoint, images[:3]).result(10)
+    compared = "exitlens_shadow_answers_total"
+    wait_until(lambda: sum(n for key, n in read(endpoint.metrics).items() if key[0] == compared) == 3)
+
+
+def test_a_network_that_cannot_run_raises_at_the_start(open_endpoint, model, monkeypatch):
+    monkeypatch.setattr(type(model.net.engine.select()), "answer", fail)
+    with pytest.raises(RuntimeError, match="no disk"):
+        open_endpoint()
+
+
+def test_threads_of_its_own(open_endpoint, send, images, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    endpoint = open_endpoint(Batching(threads=1))
+    monkeypatch.setattr(endpoint.metrics, "observe_step", lambda *_: seen.append(torch.get_num_threads()))
+    send(endpoint, images[:1]).result(10)
+    assert seen[0] == 1
+    assert before == torch.get_num_threads()
+
+
+def test_a_thread_that_breaks_ends_every_request_that_waits(open_endpoint, send, images, hold, monkeypatch):
+    endpoint, (inside, go) = open_endpoint(), hold()
+    futures = [send(endpoint, images[:1], policy="full")]
+    assert inside.wait(10)
+    futures += [send(endpoint, images[i : i + 1], policy="full") for i in range(3)]  # they wait at the door
+    wait_until(lambda: endpoint.waiting == 4)
+    monkeypatch.setattr(endpoint.pace, "observe_work", fail)
+    go.set()
+    for future in futures:
+        with pytest.raises(xl.errors.RequestError, match="it has stopped"):
+            future.result(10)
+    assert not endpoint.is_alive
+    with pytest.raises(xl.errors.RequestError, match="shutting down"):
+        send(endpoint, images[:1]).result(10)
+
+
+def fail(*_):
+    raise RuntimeError("no disk")
+
+
+def test_counting_and_watching_may_fail(open_endpoint, send, images, monkeypatch, caplog):
+    monkeypatch.setattr("exitlens.serving.endpoint.PATIENCE", 0.001)
+    endpoint = open_endpoint()
+    for owner, name in ((endpoint.metrics, "observe_step"), (endpoint.watch, "see"), (endpoint.watch, "run_idle")):
+        monkeypatch.setattr(owner, name, fail)
+    for i in range(3):
+        send(endpoint, images[i : i + 1]).result(10)
+    wait_until(lambda: "run_idle" in caplog.text)
+    assert endpoint.is_alive
+    assert "no disk" in caplog.text
+
+
+def test_a_request_that_is_given_up_costs_no_further_stage(open_endpoint, send, images, hold, monkeypatch):
+    endpoint, steps = open_endpoint(), []
+    monkeypatch.setattr(endpoint.metrics, "observe_step", lambda _, *step: steps.append(step[:2]))
+    inside, go = hold()
+    given_up = send(endpoint, images[:4], policy="full")
+    assert inside.wait(10)
+    given_up.cancel()
+    other = send(endpoint, images[:1])
+    wait_until(lambda: endpoint.waiting == 5)
+    go.set()
+    assert other.result(10).error is None
+    wait_until(lambda: endpoint.waiting == 0)
+    assert [stage for stage, count in steps if count == 4] == [0]
+
+
+def test_a_loop_that_is_closed_does_not_end_the_others_answers(open_endpoint, send, images, hold):
+    endpoint, (inside, go) = open_endpoint(), hold()
+    gone = asyncio.new_event_loop()
+    task = gone.create_task(endpoint.answer(endpoint.model.check_tensors(images[:1]), Terms(policy="full")))
+    gone.run_until_complete(asyncio.sleep(0))
+    task._log_destroy_pending = False
+    gone.close()
+    assert inside.wait(10)
+    other = send(endpoint, images[:2], policy="full")
+    go.set()
+    assert other.result(10).exits.tolist() == [2, 2]
+    assert endpoint.is_alive
+
+
+def test_the_gauge_of_waiting_samples_goes_back_to_none(open_endpoint, send, images):
+    endpoint = open_endpoint()
+    send(endpoint, images[:3]).result(10)
+    wait_until(lambda: read(endpoint.metrics)["exitlens_waiting_samples", ("model", "tiny")] == 0)
