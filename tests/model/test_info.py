@@ -116,10 +116,11 @@ def test_a_network_traced_for_one_size_says_so():
         {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(1)},
         {"ids": torch.zeros(1, 8, dtype=torch.long), "mask": torch.zeros(1, 9, dtype=torch.long)},
         {"ids": [1, 2]},
+        torch.zeros(2, 2, 24).long(),
         "image",
         None,
     ],
 )
 def test_examples_of_no_known_kind(example):
-    with pytest.raises(xl.errors.InputError, match="example: expected a float tensor"):
+    with pytest.raises(xl.errors.InputError, match=r"example: expected a float tensor.*\(B,C,T\)"):
         check_example(example)
