@@ -39,13 +39,12 @@ def attach(  # noqa: PLR0913
     head: HeadKind = "evidence",
     groups: Mapping[str, Sequence[int]] | None = None,
 ) -> ExitNet:
-    """Attach exits to a backbone; its weights are shared, not copied.
+    """Attach exits to a backbone, and return the network in its mode (train or eval); weights are shared, not copied.
 
     Args:
         backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
             ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``.
-        at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
-            to place (see ``placement``).
+        at: names of the modules that early exits follow, in the order of execution, or a number of early exits to place.
         num_classes: ``C`` of every exit.
         example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
             ``(B,C,D,H,W)``, vectors ``(B,F)``, or tokens ``(B,N)``, alone or by name
@@ -55,8 +54,7 @@ def attach(  # noqa: PLR0913
             classifier, so that its outputs stay those of the plain backbone.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default it is inferred from the shapes.
         placement: with a number in ``at``, exits lie at equal shares of ``"cost"`` (multiply-accumulates), or of the
-            ``"time"`` that the backbone takes on this machine. Time is measured for 10 s at most, and refused if the machine
-            is too busy; near a tie, the next run may choose a neighbouring place.
+            ``"time"`` that the backbone takes on this machine, measured for 10 s at most and refused if it is too busy.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
             (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`) makes early
             answers much better for some 4 % more cost, and puts all maps on one grid, if sizes divide. If the last features
@@ -65,9 +63,6 @@ def attach(  # noqa: PLR0913
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
-
-    Returns:
-        The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
 
     Raises:
         AttachError: if the backbone cannot be cut.

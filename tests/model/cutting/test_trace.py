@@ -42,6 +42,16 @@ def test_what_neither_can_follow_names_the_line_and_the_mode():
         trace(inside, True, X)
 
 
+def test_an_error_without_a_message_is_named():
+    def forward(net, x):
+        if type(x) is not torch.Tensor:
+            raise ValueError
+        return TinyNet.forward(net, x)
+
+    with pytest.raises(xl.errors.AttachError, match=r"torch.fx says 'ValueError' and torch.export 'ValueError'"):
+        trace(make_network(forward, TinyNet), False, X)
+
+
 def test_arguments_that_the_example_lacks():
     network = make_network(lambda net, x, scale, *rest, shift=0, **more: x * scale)
     with pytest.raises(xl.errors.AttachError, match=r"also needs \['scale'\]"):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from exitlens.errors import InputError, import_extra, suggest
+from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, Say, load_state, report_match
@@ -159,7 +159,7 @@ def _build_transformers(
             network, notes = auto.from_pretrained(name, config=settings, **options)
     except (OSError, ValueError, AttributeError) as error:  # the last: of transformers 4, where there is no file
         raise InputError(
-            f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
+            f"pretrained: the weights of hf:{name} cannot be loaded ({first_line(error)}). Offline: copy the model's files "
             "(config.json and model.safetensors) into a directory and give hf:DIRECTORY, or train without --pretrained"
         ) from error
     expected = network.state_dict(keep_vars=True)
@@ -248,18 +248,14 @@ def _read_settings(transformers: Any, name: str) -> Any:
         if Path(name).is_dir():
             is_there = (Path(name) / "config.json").is_file()
             unread = (
-                f"transformers cannot read its config.json ({_first_line(error)})" if is_there else "it holds no config.json"
+                f"transformers cannot read its config.json ({first_line(error)})" if is_there else "it holds no config.json"
             )
             raise InputError(f"backbone: hf:{name} is a folder, but {unread}") from error
         hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else suggest(name, known)
         raise InputError(
-            f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Fix: give a "
+            f"backbone: hf:{name} has no configuration here and none can be downloaded ({first_line(error)}). Fix: give a "
             f"directory with config.json (hf:DIRECTORY), or a model type such as hf:bert.{hint}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0]
 
 
 class Normalisation(NamedTuple):

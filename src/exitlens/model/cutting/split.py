@@ -225,8 +225,7 @@ def check_backbone(backbone: nn.Module) -> None:
         raise AttachError("backbone: it has no parameters: expected a network with weights")
 
 
-def _find_problem(tensor: Tensor) -> str:
-    """Return why a parameter or buffer cannot be trained or copied, and how to fix it; empty if it can."""
+def _find_problem(tensor: Tensor) -> str:  # and the fix
     if isinstance(tensor, UninitializedParameter):
         return "lazy and has no shape yet. Fix: run one batch through it first"
     if tensor.is_meta:

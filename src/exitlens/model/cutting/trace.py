@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from exitlens.errors import AttachError
+from exitlens.errors import AttachError, first_line
 from exitlens.model.cutting.graph import TracedBackbone, find_name, pick_logits
 from exitlens.model.cutting.modes import preserve_state, read_lengths_as_sizes, switch_mode
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors
@@ -56,7 +56,6 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
 def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
     module = tracer.running[-1] if tracer.running else ""
     place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
-    reason = str(second).strip().split("\n", maxsplit=1)[0]
     home = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(first.__traceback__) if not f.filename.startswith((home, "<"))]
     frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]  # the last is in the user's code
@@ -66,7 +65,7 @@ def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, fir
     cuts = f"; the nearest cuts, once that is done: {', '.join(map(repr, neighbours))}" if module else ""
     return (
         f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
-        f"{line}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {reason!r}. What runs for a sample "
+        f"{line}, torch.fx says {first_line(first)!r} and torch.export {first_line(second)!r}. What runs for a sample "
         "may not depend on the values in its batch, because exits route each sample alone. Fix: write the choice as "
         f"torch.where or torch.cond{cuts}"
     )
