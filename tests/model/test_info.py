@@ -6,7 +6,7 @@ import torch
 
 import exitlens as xl
 from exitlens.modalities import IMAGE, TEXT
-from exitlens.model.info import InputSpec, NetworkInfo, check_example
+from exitlens.model.info import InputSpec, NetworkInfo
 from tests.texts import LENGTH, WORDS, make_texts
 
 IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.data.Preprocess((8, 9)))
@@ -57,9 +57,6 @@ def test_texts_come_in_the_order_of_the_network():
     ids, mask = SPEC.check(backwards, "texts", torch.zeros(1))
     assert ids is texts["input_ids"]
     assert mask is texts["attention_mask"]
-    assert check_example(texts) == (LENGTH,)
-    assert check_example(torch.zeros(2, 7, dtype=torch.long)) == (7,)
-    assert check_example(torch.zeros(2, 3, 8, 9)) == (3, 8, 9)
 
 
 def _change(**changes):
@@ -102,25 +99,3 @@ def test_a_network_traced_for_one_size_says_so():
     input_spec.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
     with pytest.raises(xl.errors.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
         input_spec.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))
-
-
-@pytest.mark.parametrize(
-    "example",
-    [
-        torch.zeros(3),
-        torch.zeros(1, 3, 8, 8, 8, 8),
-        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-        torch.zeros(0, 3, 8, 8),
-        {},
-        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(2, 3)},
-        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(1)},
-        {"ids": torch.zeros(1, 8, dtype=torch.long), "mask": torch.zeros(1, 9, dtype=torch.long)},
-        {"ids": [1, 2]},
-        torch.zeros(2, 2, 24).long(),
-        "image",
-        None,
-    ],
-)
-def test_examples_of_no_known_kind(example):
-    with pytest.raises(xl.errors.InputError, match=r"example: expected a float tensor.*\(B,C,T\)"):
-        check_example(example)

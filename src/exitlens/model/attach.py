@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -21,7 +20,7 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
-from exitlens.model.info import Final, InputSpec, NetworkInfo, check_example
+from exitlens.model.info import Final, InputSpec, NetworkInfo
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
@@ -80,8 +79,7 @@ def attach(  # noqa: PLR0913
         if word not in known:
             raise InputError(f"{name}: expected one of {known}, got {word!r}")
     _check_arguments(backbone, at, num_classes, placement)
-    shape = check_example(example)
-    modality = recognise_example(example)
+    modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])
     named = check_groups(groups, shape, list_tensors(example)[0])
     channels, source = modality.count_channels(shape), backbone if isinstance(backbone, str) else ""
     module = build_backbone(backbone, num_classes, channels, modality=modality) if isinstance(backbone, str) else backbone
@@ -106,13 +104,12 @@ def attach(  # noqa: PLR0913
         geometry = find_map_geometry(pieces, heads)
     config, spec = read_config(module), _specify_inputs(pieces, shape, named)
     exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
+    moved = geometry if any(any(m.offset + m.feature_offset) for m in geometry) else []
     info = NetworkInfo(
         exits, num_classes, final, shape, source or ("hf:" if config else ""), layout=layout, inputs=spec.names,
         dtypes=dtypes, config=config, head=head, input_shapes=spec.shapes, groups=named,
+        map_offsets=tuple(m.offset for m in moved), feature_offsets=tuple(m.feature_offset for m in moved),
     )  # fmt: skip
-    if any(any(m.offset + m.feature_offset) for m in geometry):
-        maps, features = tuple(m.offset for m in geometry), tuple(m.feature_offset for m in geometry)
-        info = replace(info, map_offsets=maps, feature_offsets=features)
     warn_of_small_reach(geometry, exits, shape[1:], head)
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
     net.heads.train(module.training)
