@@ -311,9 +311,15 @@ def _read_transformers(name: str) -> Normalisation | None:
         return None
     try:
         values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-        top, shift = _read_scale(values)
+        # a white pixel's value before it is normalised (1 if bytes become [0, 1]), and what is subtracted from it
+        top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
+        if values.get("do_rescale", True) is False:
+            top, shift = 255.0, 0.0
+        if not 0 < top < math.inf:
+            raise ValueError(f"rescale_factor {values['rescale_factor']}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"backbone: {path} is damaged ({type(error).__name__}: {error}). Fix: copy it again") from error
+    top = 1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top
     if values.get("do_normalize", True) is False:
         unchanged = ", which takes pixels in [0, 1] as they are" if (top, shift) == (1.0, 0.0) else ""
         return _make((shift / top,) * 3, (1 / top,) * 3, f"of {name}{unchanged}")
@@ -321,16 +327,6 @@ def _read_transformers(name: str) -> Normalisation | None:
     if stated is None or (top, shift) == (1.0, 0.0):
         return stated
     return _make([(m + shift) / top for m in stated.mean], [s / top for s in stated.std], stated.origin)
-
-
-def _read_scale(values: dict[str, Any]) -> tuple[float, float]:
-    """Return a white pixel's value before it is normalised (1 if bytes become [0, 1]), and what is subtracted from it."""
-    if values.get("do_rescale", True) is False:
-        return 255.0, 0.0
-    top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
-    if not 0 < top < math.inf:
-        raise ValueError(f"rescale_factor {values['rescale_factor']}")
-    return (1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top), shift
 
 
 def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:
