@@ -176,6 +176,11 @@ def require(value: object, kind: type | UnionType, name: str, hint: str = "") ->
         raise InputError(f"{name}: expected {expected}, got {type(value).__name__}" + (f": {hint}" if hint else ""))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
     close = get_close_matches(word, list(known), n=3, cutoff=0.4)

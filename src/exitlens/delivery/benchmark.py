@@ -24,9 +24,8 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.onnx_files import OnnxFile
-from exitlens.model.engine.preparation import prepare_graph
 from exitlens.model.engine.router import Router
-from exitlens.model.engine.tuning import Tuning, apply_tuning
+from exitlens.model.engine.tuning import Tuning, apply_tuning, prepare_graph
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
