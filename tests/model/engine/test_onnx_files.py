@@ -11,7 +11,7 @@ import exitlens as xl
 from exitlens.model.engine import onnx_files
 from exitlens.model.engine.onnx_files import Home, OnnxFile
 from tests.conftest import make_net, spread_policy
-from tests.texts import make_text_net, make_texts
+from tests.texts import AT, make_bert, make_texts
 
 pytest.importorskip("onnxruntime")
 ONNX = xl.Tuning(backend="onnx")
@@ -68,8 +68,8 @@ def test_weights_that_change_are_written_again(images):
 
 @pytest.mark.slow
 def test_texts():
-    net, inputs = make_text_net(), make_texts(9)
-    policy = xl.Policy((0.4,) * (net.num_exits - 1))
+    net, inputs = xl.attach(make_bert(num_hidden_layers=2), AT[:1], 3, make_texts()).eval(), make_texts(9)
+    policy = xl.Policy((0.4,))
     expected = xl.predict(net, inputs, policy)
     net.tuning = ONNX
     pred = xl.predict(net, inputs, policy)
