@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import get_args
 
 import torch
@@ -140,14 +141,13 @@ def _split_and_verify(
     pieces = split(module, at, example, layout, least_side=least_side, carry_input=carry_input)
     try:
         verify(pieces)
-    except TraceMismatchError as mismatch:
-        if pieces.exact_size:  # it was cut by torch.export
-            raise
-        try:
-            pieces = split(module, at, example, layout, export=True, least_side=least_side, carry_input=carry_input)
-            verify(pieces)
-        except AttachError:
-            raise mismatch from None
+    except TraceMismatchError:
+        with suppress(AttachError):
+            if not pieces.exact_size:  # it was not cut by torch.export
+                pieces = split(module, at, example, layout, export=True, least_side=least_side, carry_input=carry_input)
+                verify(pieces)
+                return pieces
+        raise
     return pieces
 
 
