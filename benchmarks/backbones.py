@@ -43,15 +43,13 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone that is tried.
-
-    Attributes:
-        size: pixels a side of an image, tokens of a text, or the shape of a sample (of each of several inputs, by name).
-    """
+    """A backbone that is tried."""
 
     family: str  # of the networks of its kind
     source: str  # its name for :func:`exitlens.build_backbone`, or what it is called here
-    size: int | Shape | Mapping[str, Shape]
+    size: (
+        int | Shape | Mapping[str, Shape]
+    )  # pixels a side, tokens of a text, or a sample's shape (by name of several inputs)
     make: Callable[[], nn.Module] | None = field(default=None, compare=False)  # builds it where it has no source
     groups: Mapping[str, list[int]] | None = None  # of a vector's features
     at: int | tuple[str, ...] = 3  # early exits, as :func:`exitlens.attach` takes them
@@ -162,10 +160,7 @@ def try_source(source: str) -> Tree:
     torch.set_num_threads(1)
     chosen = next(backbone for backbone in BACKBONES if backbone.source == source)
     try:
-        row = try_backbone(chosen)
-        plain = chosen.build()
-        again = xl.attach(plain, row["cuts"], CLASSES, make_inputs(chosen, plain), groups=chosen.groups)
-        return row | try_edge(again)
+        return try_backbone(chosen)
     except xl.ExitlensError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     except Exception as error:
@@ -195,7 +190,7 @@ def compute_logits(module: nn.Module, x: Inputs) -> Tensor:
 
 
 def try_backbone(chosen: Backbone) -> Tree:
-    """Cut a backbone, compare it with its stages, and train, save, export and compile them."""
+    """Cut a backbone, compare it with its stages, and train, save, export and compile them; then answer without the library."""
     plain = chosen.build()
     x = make_inputs(chosen, plain)
     started = time.perf_counter()
@@ -204,7 +199,7 @@ def try_backbone(chosen: Backbone) -> Tree:
     row["traced_by"] = "torch.export" if net.input_spec.exact_size else "torch.fx"
     row |= compare_outputs(plain, net, x)
     row["gradient_gap"] = compare_gradients(plain, net, x)
-    exits = xl.attach(chosen.build(), list(net.info.at), CLASSES, x, groups=chosen.groups)
+    exits, again = (xl.attach(chosen.build(), list(net.info.at), CLASSES, x, groups=chosen.groups) for _ in range(2))
     if chosen.make is None:
         exits.describe(source=chosen.source)
     row["head_share"] = exits.head_share
@@ -215,7 +210,7 @@ def try_backbone(chosen: Backbone) -> Tree:
         back, _ = xl.load(xl.save(exits, None, Path(folder) / "b"), backbone=backbone)
         row["bundle"] = all(find_gap(a.logits, b.logits) == 0 for a, b in zip(exits(x), back(x), strict=True))
     row["export"], row["compile"] = compile_stages(exits, x, None if chosen.groups else net.head(net.num_exits - 1))
-    return row
+    return row | try_edge(again)
 
 
 def compare_outputs(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> Tree:
@@ -268,45 +263,39 @@ def compare_gradients(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> float:
 def compile_stages(net: xl.ExitNet, x: Inputs, kept: nn.Module | None) -> tuple[bool, bool]:
     """Send stages and heads (also ``kept``, the backbone's classifier) through torch.export, and stages through torch.compile's front end."""
     activations = list_tensors(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
-    exports = compiles = True
+    outcomes = {"export": True, "compile": True}
     for k, stage in enumerate(net.stages):
         torch._dynamo.reset()
         with torch.no_grad():
             after = stage(*activations)
-        is_kept = kept is not None and k == net.num_exits - 1
-        heads = (net.head(k), kept.eval()) if is_kept else (net.head(k),)  # type: ignore[union-attr]
-        exports &= export_stage(k, stage, heads, activations, after)
-        compiles &= compile_stage(k, stage, activations, after)
+        heads = [net.head(k), *([kept.eval()] if kept is not None and k == net.num_exits - 1 else [])]
+        works = {"export": partial(export_stage, stage, heads), "compile": partial(compile_stage, stage)}
+        for name, work in works.items():
+            try:
+                outcomes[name] &= work(activations, after)
+            except Exception as error:
+                print(f"   {name} of stage {k}: {type(error).__name__}: {str(error)[:160]}")
+                outcomes[name] = False
         activations = after
-    return exports, compiles
+    return outcomes["export"], outcomes["compile"]
 
 
-def export_stage(k: int, stage: nn.Module, heads: Sequence[nn.Module], activations: Tensors, after: Tensors) -> bool:
-    """Return whether the exported stage is right for another number of samples, and its heads can be exported."""
+def export_stage(stage: nn.Module, heads: Sequence[nn.Module], activations: Tensors, after: Tensors) -> bool:
+    """Return whether the exported stage is right for another number of samples; raise if it or a head cannot be exported."""
     batch = torch.export.Dim("batch", min=2, max=512)
-    try:
-        shapes = (tuple({0: batch} for _ in activations),)
-        exported = torch.export.export(stage, activations, dynamic_shapes=shapes).module()
-        is_close = are_close(exported(*[t[:2] for t in activations])[0], after[0][:2])
-        for head in heads:
-            torch.export.export(head, after, dynamic_shapes=(tuple({0: batch} for _ in after),))
-    except Exception as error:
-        print(f"   export of stage {k}: {type(error).__name__}: {str(error)[:160]}")
-        return False
-    return is_close
+    shapes = (tuple({0: batch} for _ in activations),)
+    exported = torch.export.export(stage, activations, dynamic_shapes=shapes).module()
+    for head in heads:
+        torch.export.export(head, after, dynamic_shapes=(tuple({0: batch} for _ in after),))
+    return are_close(exported(*[t[:2] for t in activations])[0], after[0][:2])
 
 
-def compile_stage(k: int, stage: nn.Module, activations: Tensors, after: Tensors) -> bool:
+def compile_stage(stage: nn.Module, activations: Tensors, after: Tensors) -> bool:
     """Return whether the whole stage but for recurrent layers is one graph, and the graph is right."""
-    try:
-        for tensor in activations:
-            torch._dynamo.mark_dynamic(tensor, 0)
-        whole = not any(isinstance(module, nn.RNNBase) for module in stage.modules())  # these torch.compile leaves alone
-        graph = torch.compile(stage, backend="eager", fullgraph=whole)
-        return are_close(graph(*activations)[0], after[0])
-    except Exception as error:
-        print(f"   compile of stage {k}: {type(error).__name__}: {str(error)[:160]}")
-        return False
+    for tensor in activations:
+        torch._dynamo.mark_dynamic(tensor, 0)
+    whole = not any(isinstance(module, nn.RNNBase) for module in stage.modules())  # these torch.compile leaves alone
+    return are_close(torch.compile(stage, backend="eager", fullgraph=whole)(*activations)[0], after[0])
 
 
 def are_close(values: Tensor, expected: Tensor) -> bool:
@@ -319,9 +308,8 @@ def are_close(values: Tensor, expected: Tensor) -> bool:
 def try_edge(net: xl.ExitNet) -> Tree:
     """Export a network, open it without the library, and compare its answers."""
     wake(net)
-    activations, names = draw_for(net, SAMPLES), name_inputs(net)
-    given = dict(zip(names, activations, strict=True)) if net.input_spec.names else activations[0]
-    policy, with_maps = choose_policy(net, given), have_maps(net.heads)
+    activations, given = draw_samples(net)
+    names, policy, with_maps = name_inputs(net), choose_policy(net, given), have_maps(net.heads)
     expected = xl.predict(net, given, policy, attention=with_maps)
     preds = list[exitlens_runtime.Prediction]()
     with tempfile.TemporaryDirectory() as folder:
@@ -333,14 +321,22 @@ def try_edge(net: xl.ExitNet) -> Tree:
         except (xl.ExitlensError, exitlens_runtime.ExitlensRuntimeError) as error:
             return {"edge": False, "edge_error": str(error).replace(f"{folder}/edge/", "")[:300]}
     if len(expected.exits.unique()) == 1:
-        error = "its random weights answer every sample alike, which shows nothing of decisions"
-        return {"edge": False, "edge_error": error}
+        return {
+            "edge": False,
+            "edge_error": "its random weights answer every sample alike, which shows nothing of decisions",
+        }
     exits, labels = (np.concatenate([getattr(pred, name) for pred in preds]) for name in ("exits", "labels"))
     same = (exits == expected.exits.numpy()) & (labels == expected.labels.numpy())
     maps = [attention for pred in preds for attention in pred.attention or ()]
     pairs = zip(maps, [attention.numpy() for attention in expected.attention or ()], same, strict=True) if with_maps else ()
     gap = max((float(np.abs(a - b).max()) for a, b, ok in pairs if ok), default=0.0)
     return {"edge": bool(same.all()) and gap <= 1e-4, "edge_others": int((~same).sum()), "edge_map_gap": gap}
+
+
+def draw_samples(net: xl.ExitNet) -> tuple[Tensors, Inputs]:
+    """Return random samples: as tensors, and as the network takes them."""
+    activations, names = draw_for(net, SAMPLES), net.input_spec.names
+    return activations, dict(zip(names, activations, strict=True)) if names else activations[0]
 
 
 def wake(net: xl.ExitNet) -> None:
@@ -354,8 +350,7 @@ def wake(net: xl.ExitNet) -> None:
         for k in range(net.num_exits):
             attend = net.head(k).attend.weight
             nn.init.normal_(attend, std=attend[0].numel() ** -0.5)
-        activations = draw_for(net, SAMPLES)
-        given = dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0]
+        _, given = draw_samples(net)
         for _ in range(PASSES):  # graphs may have another momentum written into them
             net.train()(given)
             if all(float(out.logits.std(0).mean()) > SPREAD for out in net.eval()(given)):
@@ -394,33 +389,27 @@ def passes(row: Tree) -> bool:
 
 def write_backbones(runs: Runs) -> list[str]:
     """A table for each kind of input, then what was not exported, and what was refused."""
-    lines = [line for kind in dict.fromkeys(backbone.inputs for backbone in BACKBONES) for line in write_kind(kind, runs)]
+    lines, done = [], [(backbone, runs[backbone.source]) for backbone in BACKBONES if backbone.source in runs]
+    head = ["family", "source", "trace", "exits after", "eval", "train", "gradient"]
+    head += ["step", "bundle", "export", "compile", "edge", "heads", "attach"]
+    for kind in dict.fromkeys(backbone.inputs for backbone, _ in done):
+        chosen = [(backbone, row) for backbone, row in done if backbone.inputs == kind]
+        families = {backbone.family.split(" (")[0] for backbone, _ in chosen}
+        good = sum(passes(row) for _, row in chosen)
+        lines += [f"## {kind}", "", f"{good} of {len(chosen)} pass everything, from {len(families)} families.", ""]
+        lines += [*table(head, (write_row(backbone, row) for backbone, row in chosen if "error" not in row)), ""]
     for title, key in (("Not exported:", "edge_error"), ("Refused:", "error")):
         if faults := [f"- `{source}`: {row[key]}" for source, row in runs.items() if key in row]:
             lines += [title, "", *faults, ""]
     return lines[:-1]
 
 
-def write_kind(kind: str, runs: Runs) -> list[str]:
-    """Return how many backbones for one kind of input pass, and the table of those that are not refused."""
-    chosen = [backbone for backbone in BACKBONES if backbone.source in runs and backbone.inputs == kind]
-    done = [(backbone, runs[backbone.source]) for backbone in chosen]
-    if not done:
-        return []
-    good = sum(passes(row) for _, row in done)
-    families = {backbone.family.split(" (")[0] for backbone, _ in done}
-    rows = []
-    for backbone, row in done:
-        if "error" not in row:
-            cuts = ", ".join(f"`{cut}`" for cut in row["cuts"])
-            cells = [backbone.family, f"`{backbone.source}`", row["traced_by"].removeprefix("torch."), cuts]
-            cells += [f"{row[name]:.1g}" for name in GAPS]
-            cells += ["yes" if row.get(name) else "**no**" for name in CHECKS]
-            rows.append([*cells, f"{100 * row['head_share']:.2f} %", f"{row['attach_seconds']:.1f} s"])
-    head = ["family", "source", "trace", "exits after", "eval", "train", "gradient"]
-    head += ["step", "bundle", "export", "compile", "edge", "heads", "attach"]
-    start = [f"## {kind}", "", f"{good} of {len(done)} pass everything, from {len(families)} families.", ""]
-    return [*start, *table(head, rows), ""]
+def write_row(backbone: Backbone, row: Tree) -> list[str]:
+    cuts = ", ".join(f"`{cut}`" for cut in row["cuts"])
+    cells = [backbone.family, f"`{backbone.source}`", row["traced_by"].removeprefix("torch."), cuts]
+    cells += [f"{row[name]:.1g}" for name in GAPS]
+    cells += ["yes" if row.get(name) else "**no**" for name in CHECKS]
+    return [*cells, f"{100 * row['head_share']:.2f} %", f"{row['attach_seconds']:.1f} s"]
 
 
 STUDY = Study("backbones", list_cells, tables={"backbones": write_backbones}, processes=2)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import copy
 import functools
 import http.server
+import itertools
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,19 @@ from torch.nn.functional import interpolate
 import exitlens as xl
 import exitlens_runtime
 from benchmarks.backbones import wake
-from benchmarks.harness import ROOT, Job, Promise, Study, load_study, promise_mean, promise_table, show_interval, table
-from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, force_shares, make_rivals, make_scenes
+from benchmarks.harness import (
+    ROOT,
+    Job,
+    Promise,
+    Study,
+    load_study,
+    promise_mean,
+    promise_table,
+    show_interval,
+    spread,
+    table,
+)
+from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, Network, force_shares, make_earlyon, make_scenes
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
 from exitlens.data.demo.garments import CLASSES, load_garments
@@ -59,33 +70,12 @@ POINTS = {"scenes": "agreeing", "fashion": "test"}  # tasks, and the test set wh
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A backbone, where its exits stand, and the size of its images; ``source`` "bundle": the demo's network."""
-
-    source: str
-    pixels: int
-    at: tuple[str, ...] = ()
-
-    def build(self) -> tuple[nn.Module, xl.ExitNet, Tensor]:
-        """Return the plain backbone, the network with exits, and images; all in evaluation mode."""
-        torch.manual_seed(0)
-        if self.source == "bundle":
-            net, _ = xl.load(BUNDLE)
-            plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
-            return plain.eval(), net, make_scenes(net, 512)
-        images = torch.randn(64, 3, self.pixels, self.pixels)
-        net = xl.attach(xl.build_backbone(self.source, 10), self.at, 10, images[:1])
-        wake(net)
-        return xl.build_backbone(self.source, 10).eval(), net, images
-
-
 RESNET, BLOCKS = ("layer1", "layer2", "layer3"), ("blocks.2", "blocks.5", "blocks.8")
 NETWORKS = {
-    "demo": Timed("bundle", 40),
-    "resnet18": Timed("torchvision:resnet18", 160, RESNET),
-    "resnet50": Timed("torchvision:resnet50", 224, RESNET),
-    "deit_tiny": Timed("timm:deit_tiny_patch16_224", 224, BLOCKS),
+    "demo": Network("bundle", 40),
+    "resnet18": Network("torchvision:resnet18", 160, RESNET),
+    "resnet50": Network("torchvision:resnet50", 224, RESNET),
+    "deit_tiny": Network("timm:deit_tiny_patch16_224", 224, BLOCKS),
 }
 
 
@@ -122,18 +112,17 @@ class Cascade:
         self.name = json.loads((edge / "manifest.json").read_text())["inputs"][0]["name"]
         if backend == "onnxruntime":
             session = open_file(path, threads)
-            names = [output.name for output in session.get_outputs()]
-            self._run = lambda feed: dict(zip(names, session.run(None, feed), strict=True))
+            self.names = [{output.name} for output in session.get_outputs()]
+            self.run: Callable[[Mapping[str, Array]], Iterable[Array]] = partial(session.run, None)
         else:
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
             model = open_openvino().compile_model(str(path), "CPU", settings)
-            names = [output.names for output in model.outputs]  # an output may have several
-            self._run = lambda feed: {
-                name: value.copy() for several, value in zip(names, model(feed).values(), strict=True) for name in several
-            }
+            self.names = [output.names for output in model.outputs]  # an output may have several
+            self.run = lambda feed: [value.copy() for value in model(feed).values()]
 
     def __call__(self, images: Array) -> dict[str, Array]:
-        return self._run({self.name: images} | self.limits)
+        values = self.run({self.name: images} | self.limits)
+        return {name: value for names, value in zip(self.names, values, strict=True) for name in names}
 
 
 # Decisions: does everything that runs exported files decide as the library does?
@@ -152,25 +141,21 @@ def compare_decisions(count: int = COUNT) -> Tree:
     near = find_near(net, policy, images)
     measured: Tree = {"samples": count, "near": int(near.sum())}
     with tempfile.TemporaryDirectory() as folder:
-        edge = xl.export(net, policy, Path(folder) / "edge")
-        for name, answer in make_answers(edge, policy).items():
-            for size in SIZES:
-                others, others_near, gap = 0, 0, 0.0
-                for at in range(0, count, size):
-                    rows = slice(at, at + size)
-                    their_labels, their_exits, their_maps = answer(images[rows].numpy())
-                    same = (their_labels == labels[rows]) & (their_exits == exits[rows])
-                    others += int((~same & ~near[rows]).sum())
-                    others_near += int((~same & near[rows]).sum())
-                    pairs = zip(maps[rows], their_maps, same, strict=True)
-                    gap = max([gap, *(float(np.abs(a - b).max()) for a, b, ok in pairs if ok)])
-                counts = {"others": others, "others_near": others_near, "map_gap": gap}
-                measured.setdefault(name, {})[str(size)] = counts
+        answers = make_answers(xl.export(net, policy, Path(folder) / "edge"), policy)
+        for (name, answer), size in itertools.product(answers.items(), SIZES):
+            counts = {"others": 0, "others_near": 0, "map_gap": 0.0}
+            for rows in (slice(at, at + size) for at in range(0, count, size)):
+                their_labels, their_exits, their_maps = answer(images[rows].numpy())
+                same = (their_labels == labels[rows]) & (their_exits == exits[rows])
+                counts["others"] += int((~same & ~near[rows]).sum())
+                counts["others_near"] += int((~same & near[rows]).sum())
+                pairs = zip(maps[rows], their_maps, same, strict=True)
+                counts["map_gap"] = max([counts["map_gap"], *(float(np.abs(a - b).max()) for a, b, ok in pairs if ok)])
+            measured.setdefault(name, {})[str(size)] = counts
     return measured
 
 
 def make_answers(edge: Path, policy: xl.Policy) -> dict[str, Answer]:
-
     def ask_runtime(runtime: exitlens_runtime.EdgeNetwork, images: Array) -> tuple[Array, Array, list[Array]]:
         pred = runtime.predict(images, attention=True)
         return pred.labels, pred.exits, list(pred.attention or ())
@@ -215,19 +200,18 @@ class StageTimes:
 
 
 def time_network(name: str, quick: bool) -> Tree:
-    built = NETWORKS[name].build()
+    built = NETWORKS[name].build()[:3]
     measured = {}
     for size in (1,) if quick else COUNTS:
-        rivals = {EARLYON: partial(make_earlyon, *built[:2])} if size == 1 else {}
+        rivals = {EARLYON: partial(make_rival, *built[:2])} if size == 1 else {}
         measured[str(size)] = measure_speed(built, size, THREADS, seconds=0.0 if quick else 20.0, others=rivals)
     return measured
 
 
-def make_earlyon(plain: nn.Module, net: xl.ExitNet, images: Tensor, policy: xl.Policy) -> Work:
+def make_rival(plain: nn.Module, net: xl.ExitNet, images: Tensor, policy: xl.Policy) -> Work:
     """earlyon 0.3.0, one image a call, with the memory format and kept memory that tuning chose for ours in PyTorch."""
     exits = torch.cat([xl.predict(net, batch, policy).exits for batch in images.split(8)])
-    make = make_rivals(plain, net, images.shape[-1])[f"earlyon, {MIXED}, same formats"]
-    return make(images, 1, {MIXED: exits})
+    return make_earlyon(plain, net, images.shape[-1], tuned=True)(images, 1, {MIXED: exits})
 
 
 def measure_speed(
@@ -250,9 +234,7 @@ def measure_speed(
         works, steps = make_works(plain, net, images, policy, size, threads, Path(folder))
         works |= {name: make(images, policy) for name, make in (others or {}).items()}
         times = interleave(works, rounds=5, seconds=seconds, most=200)
-        facts = {"machine": describe_machine(threads), "batch": size, "samples": count, "rounds": len(times.rounds[TORCH])}
-        facts["exits"] = dict(zip(map(str, range(net.num_exits)), shares, strict=True))
-        facts["cost"] = net.cost.tolist()
+    facts = {"machine": describe_machine(threads), "samples": count, "rounds": len(times.rounds[TORCH])}
     return facts | summarise(times, steps, shares, count)
 
 
@@ -299,8 +281,6 @@ def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: i
         "torch_over_runtime": (TORCH, RUNTIME),
         "plain_over_runtime": (PLAIN, RUNTIME),
         "runtime_over_cascade": (RUNTIME, CASCADE),
-        "runtime_over_openvino": (RUNTIME, f"{RUNTIME}, {OPENVINO}"),
-        "torch_over_library": (TORCH, LIBRARY),
         "earlyon_over_runtime": (EARLYON, RUNTIME),
     }
     summary |= {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
@@ -355,24 +335,24 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
         directories = {kind: Path(folder) / kind for kind in ("float32", "int8")}
         for directory in directories.values():
             directory.mkdir()
-        full = Walk(write_stages(directories["float32"], net, xl.Policy((0.0,) * (net.num_exits - 1))))
-        small = Walk(quantise(net, samples, directories["int8"])[1])
-        labels = [
-            np.concatenate([np.stack([logits.argmax(1) for logits in walk(b.numpy())]) for b in images.split(50)], 1)
-            for walk in (full, small)
-        ]
+        never = xl.Policy((0.0,) * (net.num_exits - 1))
+        walks = {"float32": Walk(write_stages(directories["float32"], net, never))}
+        walks["int8"] = Walk(quantise(net, samples, directories["int8"])[1])
+        batches = [batch.numpy() for batch in images.split(50)]
+        full, small = (
+            np.concatenate([np.stack([logits.argmax(1) for logits in walk(batch)]) for batch in batches], 1)
+            for walk in walks.values()
+        )
         flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
         known = " ".join(flag for flag in ("avx512_vnni", "avx_vnni", "amx_int8") if flag in flags)
         measured: Tree = {"machine": describe_machine(1), "int8_instructions": known or "none"}
-        measured["agreement"] = (labels[0] == labels[1]).mean(1).tolist()
+        measured["agreement"] = (full == small).mean(1).tolist()
         for size in (1, 32):
             batches = [batch.numpy() for batch in images[: max(size, 16)].split(size)]
-            works = {"float32": time_calls(full, batches), "int8": time_calls(small, batches)}
+            works = {kind: time_calls(walk, batches) for kind, walk in walks.items()}
             measured[str(size)] = interleave(works, rounds=5, seconds=seconds, most=200).ratio("float32", "int8").to_list()
-        measured["megabytes"] = {
-            kind: sum(path.stat().st_size for path in part.glob("*.onnx")) / 1e6 for kind, part in directories.items()
-        }
-    return measured
+        sizes = {kind: sum(path.stat().st_size for path in part.glob("*.onnx")) for kind, part in directories.items()}
+    return measured | {"megabytes": {kind: size / 1e6 for kind, size in sizes.items()}}
 
 
 def train_resnet(count: int = 3_000, side: int = 160) -> xl.ExitNet:
@@ -408,11 +388,6 @@ print(imported - started, answered - started, int(peak) / 1024)
 """
 
 
-def summarise_rounds(names: Sequence[str], rows: Sequence[Sequence[float]]) -> Tree:
-    columns = zip(names, zip(*rows, strict=True), strict=True)
-    return {name: [statistics.median(values), min(values), max(values)] for name, values in columns}
-
-
 def measure_install(rounds: int = 7) -> Tree:
     """Measure megabytes of a fresh environment; seconds to import, and to the first answer in a fresh process; memory."""
     with tempfile.TemporaryDirectory() as name:
@@ -428,8 +403,9 @@ def measure_install(rounds: int = 7) -> Tree:
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         probe = [python, "-c", PROBE, str(edge), str(folder / "images.npy")]
         outputs = [subprocess.run(probe, capture_output=True, text=True, check=True).stdout for _ in range(rounds)]
+    columns = zip(*([float(word) for word in line.split()] for line in outputs), strict=True)
     names = ("import_seconds", "first_answer_seconds", "memory_megabytes")
-    return {"megabytes": megabytes, **summarise_rounds(names, [[float(word) for word in line.split()] for line in outputs])}
+    return {"megabytes": megabytes, **dict(zip(names, map(spread, columns), strict=True))}
 
 
 def measure_browser(rounds: int = 7) -> Tree:
@@ -461,7 +437,8 @@ def measure_browser(rounds: int = 7) -> Tree:
             page.context.close()
         browser.close()
         server.shutdown()
-    return {"browser": version, **summarise_rounds(("load_seconds", "first_answer_seconds"), rows)}
+    load, answer = map(spread, zip(*rows, strict=True))
+    return {"browser": version, "load_seconds": load, "first_answer_seconds": answer}
 
 
 # Promises
@@ -567,9 +544,5 @@ def write_promises(runs: Runs) -> list[str]:
     return promise_table(list_promises({name: run for name, run in runs.items() if name != "decisions"}))
 
 
-STUDY = Study(
-    "edge",
-    list_cells,
-    list_promises,
-    {"edge-speed": write_speed, "edge-decisions": write_decisions, "edge-promises": write_promises},
-)
+TABLES = {"edge-speed": write_speed, "edge-decisions": write_decisions, "edge-promises": write_promises}
+STUDY = Study("edge", list_cells, list_promises, TABLES)

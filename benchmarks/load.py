@@ -334,7 +334,7 @@ def find_capacity(
     return Capacity(0.0, (float("inf"),) * 3, any(too_busy.values()))
 
 
-def make_trials(spec: Spec, seconds: float = 4.0, warmup: float = 1.0) -> Callable[[float], Trial]:
-    """Return a function for :func:`find_capacity` that runs the requests of a spec at a rate."""
+def make_trials(spec: Spec, seconds: float) -> Callable[[float], Trial]:
+    """Return a function for :func:`find_capacity` that runs the requests of a spec at a rate, with a new seed each time."""
     seeds = count()
-    return lambda rate: run_load(replace(spec, warmup=warmup).plan([(rate, warmup + seconds)], seed=next(seeds)))
+    return lambda rate: run_load(spec.plan([(rate, spec.warmup + seconds)], seed=next(seeds)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, table
+from benchmarks.backbones import wake
+from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, show_interval, table
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.benchmark import AS_IS, MIXED, TUNED, Bench, pin_threads, time_calls
@@ -42,18 +42,22 @@ class Network:
 
     source: str  # "bundle": the demo's network
     pixels: int
+    at: tuple[str, ...] = ()  # where its exits stand; empty: three, placed by time
     stream: int = 0  # images of the stream that is timed as well
 
     def build(self) -> tuple[nn.Module, xl.ExitNet, Tensor, xl.Policy | None]:
-        """Return the plain backbone, the network with three early exits placed by time, images, and a policy if it is trained."""
+        """Return the plain backbone and the network in evaluation mode, images, and a policy if it is trained."""
         torch.manual_seed(0)
         if self.source == "bundle":
             net, policy = xl.load(BUNDLE)
             plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
-            return plain, net, make_scenes(net, 1024), policy
-        plain = xl.build_backbone(self.source, 10)
-        images = torch.randn(128, 3, self.pixels, self.pixels)
-        return plain, xl.attach(plain, 3, 10, images[:1], placement="time").eval(), images, None
+            return plain.eval(), net, make_scenes(net, 1024), policy
+        plain, images = xl.build_backbone(self.source, 10).eval(), torch.randn(128, 3, self.pixels, self.pixels)
+        if not self.at:
+            return plain, xl.attach(plain, 3, 10, images[:1], placement="time").eval(), images, None
+        net = xl.attach(xl.build_backbone(self.source, 10), self.at, 10, images[:1])
+        wake(net)
+        return plain, net, images, None
 
 
 NETWORKS = {
@@ -81,32 +85,37 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
     """Time batches of all sizes against the plain backbone and earlyon, bfloat16, and for some networks decisions and a stream."""
     warnings.filterwarnings("ignore", module="earlyon")
-    network, begun = NETWORKS[name], time.perf_counter()
+    network = NETWORKS[name]
     with pin_threads(threads):
         plain, net, images, policy = network.build()
-        tuning = net.tune(images[:64], precision="float32", policy=policy, backend="torch")
+        tuning = net.tune(images[:64], precision="float32", policy=policy, backend="torch").to_dict()
         measured: Tree = {
             "network": {"source": network.source, "pixels": network.pixels, "exits": net.info.at, "cost": net.cost.tolist()},
             "machine": describe_machine(threads),
-            "tuning": name_tunings(tuning.to_dict()),
+            "tuning": {key: value for key, value in tuning.items() if key != "measured"},
         }
-        started = time.perf_counter()
         bench = Bench(plain, net, images, policy, compiled=True)
-        measured["compile_seconds"] = round(time.perf_counter() - started, 1)
         measured["router_share"] = bench.router_time()
         measured["batches"] = time_batches(bench, network, threads, quick)
-        measured["bfloat16"] = time_bfloat16(plain, net, images, quick)
+        twin = copy.deepcopy(net)
+        twin.tune(images[:64], precision="bfloat16", backend="torch")
+        keep = (AS_IS, TUNED, "exits, nobody leaves", f"exits, {MIXED}")
+        settings: dict[str, Any] = {"rounds": 2 if quick else 5, "memory": False, "keep": lambda name: name in keep}
+        measured["bfloat16"] = name_rows(Bench(plain, twin, images).run(32, **settings))
         if network.stream and threads == 2 and policy is not None:
             measured["decisions"] = compare_decisions(bench, net, policy, 500 if quick else 10_000)
         if network.stream:
             count = 400 if quick else network.stream if threads == 2 else network.stream // 5
             measured["stream"] = time_stream(net, network, count)
-    return measured | {"seconds": round(time.perf_counter() - begun)}
+    return measured
 
 
 def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> Tree:
     try:
-        rivals = make_rivals(bench.plain, bench.net, network.pixels)
+        rivals = {
+            f"earlyon, {MIXED}{words}": make_earlyon(bench.plain, bench.net, network.pixels, tuned=tuned)
+            for words, tuned in (("", False), (", same formats", True))
+        }
     except ImportError:
         raise SystemExit("earlyon is not installed. Fix: pip install -e '.[benchmark]'") from None
     is_slow = threads == 1 and network.pixels > 100  # these take their time: no batches of 128
@@ -119,16 +128,6 @@ def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> T
     return measured
 
 
-def time_bfloat16(plain: nn.Module, net: xl.ExitNet, images: Tensor, quick: bool) -> Tree:
-    """Time the same in bfloat16, at batch 32: what is gained where the decisions allow it."""
-    twin = copy.deepcopy(net)
-    twin.tune(images[:64], precision="bfloat16", backend="torch")
-    keep = (AS_IS, TUNED, "exits, nobody leaves", f"exits, {MIXED}")
-    rows = Bench(plain, twin, images).run(32, rounds=2 if quick else 5, memory=False, keep=lambda name: name in keep)
-    tuning = name_tunings(twin.tuning.to_dict())
-    return {"batch": 32, **name_rows(rows), "agreement": twin.tuning.measured.get("bfloat16_agreement"), "tuning": tuning}
-
-
 def compare_decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: int) -> Tree:
     """Compare exits and labels by compiled stages with those by eager ones, over fresh scenes."""
     assert bench.compiled_net is not None
@@ -138,9 +137,8 @@ def compare_decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: i
         differ = (eager.exits != compiled.exits) | (eager.labels != compiled.labels)
         same += int((~differ).sum())
         for i in differ.nonzero().squeeze(1).tolist():
-            first = min(int(eager.exits[i]), int(compiled.exits[i]))  # whose threshold decided between them
-            pred = eager if int(eager.exits[i]) == first else compiled
-            furthest = max(furthest, abs(float(pred.confidence[i]) - policy.thresholds[first]))
+            pred = min(eager, compiled, key=lambda pred: int(pred.exits[i]))  # whose threshold decided between them
+            furthest = max(furthest, abs(float(pred.confidence[i]) - policy.thresholds[int(pred.exits[i])]))
     return {"samples": count, "equal": same / count, "furthest_from_threshold": furthest}
 
 
@@ -149,31 +147,17 @@ def name_rows(measured: Tree) -> Tree:
     return {**{key: value for key, value in measured.items() if key != "batch"}, "rows": rows}
 
 
-def name_tunings(tuning: Tree) -> Tree:
-    tried = {str(i): attempt for i, attempt in enumerate(tuning["measured"]["ms_per_sample"])}
-    return {**tuning, "measured": {**tuning["measured"], "ms_per_sample": tried}}
-
-
 # earlyon 0.3.0 on the same backbone with heads at the same places, its exits forced by the same plan
 
 Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]
 
 
-def make_rivals(plain: nn.Module, net: xl.ExitNet, pixels: int) -> dict[str, Maker]:
-    """Return earlyon with its own settings, and with the memory format and kept memory of ours."""
-    return {
-        f"earlyon, {MIXED}": make_earlyon(plain, net, pixels, tuned=False),
-        f"earlyon, {MIXED}, same formats": make_earlyon(plain, net, pixels, tuned=True),
-    }
-
-
 def make_earlyon(plain: nn.Module, net: xl.ExitNet, pixels: int, tuned: bool) -> Maker:
+    """Return earlyon with its own settings or, ``tuned``, with the memory format and kept memory of ours."""
     from earlyon.models.custom import custom_ee
 
-    to_channels_last = tuned and net.tuning.channels_last
-    backbone = copy.deepcopy(plain).eval()
-    if to_channels_last:
-        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last if tuned and net.tuning.channels_last else torch.preserve_format
+    backbone = copy.deepcopy(plain).eval().to(memory_format=layout)  # type: ignore[call-overload]
     wrapper = custom_ee(backbone, list(net.info.at), 10, input_shape=(1, 3, pixels, pixels), dropout=0.0).eval()
     state: dict[str, Tensor] = {}
     for k, name in enumerate(wrapper.exit_heads):
@@ -182,11 +166,9 @@ def make_earlyon(plain: nn.Module, net: xl.ExitNet, pixels: int, tuned: bool) ->
     def make(inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> Work:
         plan = plans[MIXED]
 
-        def run(call: tuple[int, Inputs]) -> None:
+        def run(call: tuple[int, Tensor]) -> None:
             start, batch = call
-            state["plan"] = plan[start : start + size]
-            if to_channels_last:
-                batch = batch.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
+            state["plan"], batch = plan[start : start + size], batch.to(memory_format=layout)
             wrapper(batch) if size == 1 else wrapper.forward_inference_batched(batch)
 
         calls = list(zip(range(0, len(plan), size), split_rows(inputs, size), strict=True))
@@ -226,17 +208,10 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> Tree:
         for batch in load_batches(known, images):
             xl.predict(twin, batch, policy)
 
-    chunk = max(count // 10, LOADER_BATCH)
-    kept = twin.tuning.keep_memory
+    chunk, kept = max(count // 10, LOADER_BATCH), twin.tuning.keep_memory
     works = {"batch by batch": time_calls(answer_batches, [chunk], kept), "stream": time_calls(answer_stream, [chunk], kept)}
-    times = interleave(works, rounds=10)
-    return {
-        "samples": chunk * 10,
-        "loader_batch": LOADER_BATCH,
-        "shares": (shares / shares.sum()).tolist(),
-        "gain": times.ratio("batch by batch", "stream").to_list(),
-        "rows": {name: times.summary(name, chunk) for name in works},
-    }
+    gain = interleave(works, rounds=10).ratio("batch by batch", "stream").to_list()
+    return {"samples": chunk * 10, "shares": (shares / shares.sum()).tolist(), "gain": gain}
 
 
 def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
@@ -254,14 +229,9 @@ def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SH
         owed += share * len(images)
         count = min(round(owed), len(left))
         owed -= count
-        scores = (exit_logits[left] / temperature).softmax(1).amax(1)
-        ordered, order = scores.sort(descending=True)
-        if count == 0:
-            thresholds.append(UNREACHABLE)
-        elif count == len(left):
-            thresholds.append(-1.0)
-        else:
-            thresholds.append(float((ordered[count - 1] + ordered[count]) / 2))
+        ordered, order = (exit_logits[left] / temperature).softmax(1).amax(1).sort(descending=True)
+        gaps = [UNREACHABLE, *((ordered[:-1] + ordered[1:]) / 2).tolist(), -1.0]  # by the number of samples that leave
+        thresholds.append(gaps[count])
         left = left[order[count:]]
     return xl.Policy(tuple(thresholds), temperatures=temperatures, network=net.identity())
 
@@ -287,59 +257,45 @@ def measure_memory(name: str, threads: int) -> Tree:
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for run in sorted(name for name in runs if not name.startswith(MEMORY)):
-        yield from promise_network(run, runs[run])
+        for size, batch in runs[run]["batches"].items():
+            yield from promise_batch(run, int(size), batch)
+            yield from promise_savings(run, int(size), batch["rows"])
+            yield from promise_rivals(run, int(size), batch["rows"])
+        yield from promise_rest(run, runs[run])
         if f"{MEMORY}{run}" in runs:
             held = runs[f"{MEMORY}{run}"]["resident_mb"]
             what = f"{run}: memory at the end of a stream over that after a fifth of it"
             yield Promise(f"memory|{run}", what, held[-1] / held[0], "<=", 1.05)
 
 
-def promise_network(run: str, measured: Tree) -> Iterator[Promise]:
-    for size, batch in measured["batches"].items():
-        yield from promise_batch(run, int(size), batch)
-        yield from promise_savings(run, int(size), batch["rows"])
-        yield from promise_rivals(run, int(size), batch["rows"])
+def promise_rest(run: str, measured: Tree) -> Iterator[Promise]:
     if run.startswith("resnet18"):
         yield Promise(f"router|{run}", f"{run}, batch 32: the router's own time", measured["router_share"][0], "<=", 0.01)
     if "stream" in measured:
-        yield Promise(
-            f"stream|{run}",
-            f"{run}: throughput of a stream over separate batches of 8",
-            measured["stream"]["gain"][0],
-            ">=",
-            1.15,
-        )
+        what, gain = f"{run}: throughput of a stream over separate batches of 8", measured["stream"]["gain"][0]
+        yield Promise(f"stream|{run}", what, gain, ">=", 1.15)
     if "decisions" in measured:
         same, far = measured["decisions"]["equal"], measured["decisions"]["furthest_from_threshold"]
-        yield Promise(
-            f"decisions|{run}",
-            f"{run}: share of 10,000 samples that compiled and eager stages decide alike",
-            same,
-            ">=",
-            0.9999,
-        )
+        what = f"{run}: share of 10,000 samples that compiled and eager stages decide alike"
+        yield Promise(f"decisions|{run}", what, same, ">=", 0.9999)
         yield Promise(f"near|{run}", f"{run}: largest distance of the others from their thresholds", far, "<=", 1e-4)
 
 
 def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
-    rows, at = batch["rows"], f"{run}, batch {size}"
+    at, first = f"{run}, batch {size}", "exits, all at exit 0"
+    ratios = {key: values[0] for key, values in batch.items() if isinstance(values, list)}
     for form in ("", ", compiled"):
-        if f"nobody_over_plain{form}" in batch:
-            ratio = batch[f"nobody_over_plain{form}"][0]
+        if ratio := ratios.get(f"nobody_over_plain{form}"):
             yield Promise(f"nobody{form}|{run}|{size}", f"{at}: nobody leaves{form}, time over plain", ratio, "<=", 1.04)
-    if size == 1 and "exits, all at exit 0" in rows:
-        eager = rows["exits, all at exit 0"]["efficiency"][0]
-        best = max(rows.get("exits, all at exit 0, compiled", rows["exits, all at exit 0"])["efficiency"][0], eager)
-        yield Promise(
-            f"exit0|{run}", f"{at}: all leave at exit 0, share of the speed that the stage allows", best, ">=", 0.95
-        )
-    if "attention_over_none" in batch:
-        ratio = batch["attention_over_none"][0]
+    forms = [batch["rows"][name] for name in (first, f"{first}, compiled") if name in batch["rows"]]
+    if size == 1 and forms:
+        what = f"{at}: all leave at exit 0, share of the speed that the stage allows"
+        yield Promise(f"exit0|{run}", what, max(row["efficiency"][0] for row in forms), ">=", 0.95)
+    if ratio := ratios.get("attention_over_none"):
         yield Promise(f"attention|{run}|{size}", f"{at}: attention of every exit, time over without", ratio, "<=", 1.02)
-    for key, ratios in batch.items():
-        if key.startswith("compiled_over_eager"):
-            name = key.removeprefix("compiled_over_eager, ")
-            yield Promise(f"compiled|{name}|{run}|{size}", f"{at}: {name}, compiled over eager", ratios[0], "<=", 1.0)
+    for key in [key for key in ratios if key.startswith("compiled_over_eager")]:
+        name = key.removeprefix("compiled_over_eager, ")
+        yield Promise(f"compiled|{name}|{run}|{size}", f"{at}: {name}, compiled over eager", ratios[key], "<=", 1.0)
 
 
 def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
@@ -353,18 +309,14 @@ def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
 
 
 def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
-    mixed = rows.get(f"exits, {MIXED}")
-    if mixed is None:
-        return
-    if run.startswith("resnet50") and size == 32:
-        what = f"{run}, batch 32: {MIXED}, times faster than plain"
-        yield Promise(f"plain|{run}", f"{what} as PyTorch runs it", mixed["speedup"][0], ">=", 2.4)
-        yield Promise(f"tuned|{run}", f"{what} with the same tuning", mixed["speedup_tuned"][0], ">=", 1.6)
-    for form in ("", ", same formats"):
-        other = rows.get(f"earlyon, {MIXED}{form}")
-        if other is not None and size in (1, 32):
-            what = f"{run}, batch {size}: {MIXED}, times earlyon's throughput{form or ', its own settings'}"
-            bar = 1.0 if size == 1 else 2.2
+    mixed, at = rows.get(f"exits, {MIXED}"), f"{run}, batch {size}: {MIXED}, times"
+    if mixed and run.startswith("resnet50") and size == 32:
+        yield Promise(f"plain|{run}", f"{at} faster than plain as PyTorch runs it", mixed["speedup"][0], ">=", 2.4)
+        what = f"{at} faster than plain with the same tuning"
+        yield Promise(f"tuned|{run}", what, mixed["speedup_tuned"][0], ">=", 1.6)
+    for form in ("", ", same formats") if mixed and size in (1, 32) else ():
+        if other := rows.get(f"earlyon, {MIXED}{form}"):
+            what, bar = f"{at} earlyon's throughput{form or ', its own settings'}", 1.0 if size == 1 else 2.2
             yield Promise(f"earlyon{form}|{run}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", bar)
 
 
@@ -382,8 +334,8 @@ def write_performance(runs: Runs) -> list[str]:
         f"Measured on {first['processor']} ({first['cores']} cores), PyTorch {first['torch']}, Python {first['python']}."
     ]
     for (name, threads), measured in ordered.items():
-        parts = (write_network(name, threads, measured), write_batches(measured), write_further(measured))
-        lines += [line for part in parts for line in ("", *part)]
+        for part in (write_network(name, threads, measured), write_batches(measured), write_further(measured)):
+            lines += ["", *part]
         folded = ["<details><summary>Ideal and measured, latency, memory</summary>", "", *write_ideal(measured)]
         lines += ["", *folded, "", "</details>"]
     return [*lines, ""]
@@ -422,9 +374,8 @@ def write_ideal(measured: Tree) -> list[str]:
     for size, batch in measured["batches"].items():
         for name, row in batch["rows"].items():
             if "ideal_ms" in row:
-                ms = row["ms"]
-                cells = [size, name.removeprefix("exits, "), f"{ms[0]:.2f} ({ms[1]:.2f} to {ms[2]:.2f})"]
-                cells += [f"{row['ideal_ms']:.2f}", f"{row['saving'][0]:.3f}" if "saving" in row else ""]
+                cells = [size, name.removeprefix("exits, "), show_interval(row["ms"]), f"{row['ideal_ms']:.2f}"]
+                cells.append(f"{row['saving'][0]:.3f}" if "saving" in row else "")
                 cells += [f"{row['call_p50_ms']:.1f}, {row['call_p95_ms']:.1f}", f"{row['per_second']:.0f}"]
                 rows.append([*cells, str(row.get("peak_mb", ""))])
     head = ["batch", "exit shares", "measured ms (95 %)", "ideal ms", "saving / ideal saving", "call p50, p95 ms"]
@@ -456,15 +407,12 @@ def write_further(measured: Tree) -> list[str]:
 
 def write_summary(runs: Runs) -> list[str]:
     rows = []
-    for (name, threads), measured in order_runs(runs).items():
-        if threads == 2:
-            few, many = (measured["batches"][size]["rows"] for size in ("1", "32"))
-            ours = [few[f"exits, {MIXED}"], many[f"exits, {MIXED}"]]
-            values = [row[kind] for kind in ("speedup", "speedup_tuned") for row in ours]
-            cells = [f"**{v[0]:.1f}** ({v[1]:.1f} to {v[2]:.1f})" for v in values]
-            for batch, row in zip((few, many), ours, strict=True):
-                cells.append(f"**{batch[f'earlyon, {MIXED}, same formats']['ms'][0] / row['ms'][0]:.1f}**")
-            rows.append([TITLES[name], *cells])
+    for name, measured in ((name, run) for (name, threads), run in order_runs(runs).items() if threads == 2):
+        both = [measured["batches"][size]["rows"] for size in ("1", "32")]
+        values = [batch[f"exits, {MIXED}"][kind] for kind in ("speedup", "speedup_tuned") for batch in both]
+        cells = [f"**{v[0]:.1f}** ({v[1]:.1f} to {v[2]:.1f})" for v in values]
+        rivals = [batch[f"earlyon, {MIXED}, same formats"]["ms"][0] / batch[f"exits, {MIXED}"]["ms"][0] for batch in both]
+        rows.append([TITLES[name], *cells, *(f"**{rival:.1f}**" for rival in rivals)])
     head = ["times faster than", "plain as PyTorch runs it, batch 1", "batch 32"]
     head += ["plain with the same tuning, batch 1", "batch 32", "earlyon 0.3.0 in the same formats, batch 1", "batch 32"]
     return [

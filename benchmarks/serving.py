@@ -30,8 +30,8 @@ import torch
 
 import exitlens as xl
 from benchmarks.attacks import Hostile, list_kinds, make_hostile
-from benchmarks.edge import RESNET, Timed, find_near
-from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table
+from benchmarks.edge import RESNET, find_near
+from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table, take_turns
 from benchmarks.load import (
     Array,
     Poll,
@@ -44,13 +44,13 @@ from benchmarks.load import (
     run_load,
     start_load,
 )
-from benchmarks.performance import SHARES, force_shares
+from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
 from exitlens.delivery.bundle import find_bundle
 from exitlens.serving.models import read_version
 
-NETWORKS = {"small": Timed("bundle", 40), "resnet50": Timed("torchvision:resnet50", 160, RESNET)}
+NETWORKS = {"small": Network("bundle", 40), "resnet50": Network("torchvision:resnet50", 160, RESNET)}
 LIMITS = {"small": 0.1, "resnet50": 1.0}  # seconds, of 99 % of the answers
 EXITS, PLAIN, OTHERS = "exits", "plain", ("litserve", "ray")
 OUTPUTS = ("label", "exit", "confidence")
@@ -102,7 +102,7 @@ def prepare(name: str, threads: int = 1) -> Prepared:
 
 
 def write_bundles(name: str, folder: Path) -> None:
-    plain, net, images = NETWORKS[name].build()
+    plain, net, images, _ = NETWORKS[name].build()
     images = images[:256]
     if net.info.source == "":
         net.describe(source=NETWORKS[name].source)
@@ -134,18 +134,16 @@ def make_requests(prepared: Prepared, size: int = 1) -> list[bytes]:
 def measure_throughput(name: str, size: int = 1) -> Tree:
     """Find the requests a second at p99 within the limit: ours, the plain backbone in our server, and in other servers."""
     prepared, measured = prepare(name), {}
-    shape = prepared.samples.shape[1:]
+    shape, headers = prepared.samples.shape[1:], {"Content-Type": "application/octet-stream"}
     for server in (EXITS, PLAIN, *(OTHERS if size == 1 else ())):
-        start: AbstractContextManager[Server]
         if server in OTHERS:
             start = start_other(server, prepared.onnx, shape, SERVER)
         else:
             start = start_ours(getattr(prepared, server), prepared.samples[0], processors=SERVER, batching=PATIENT)
         with start as running:
-            headers = {"Content-Type": "application/octet-stream"}
             raw = [make_request(running.path, sample.tobytes(), headers) for sample in prepared.samples]
             requests = raw if server in OTHERS else make_requests(prepared, size)
-            spec = Spec(running.port, requests, connections=64, grace=3.0, processors=LOAD)
+            spec = Spec(running.port, requests, connections=64, warmup=1.0, grace=3.0, processors=LOAD)
             capacity = find_capacity(make_trials(spec, SECONDS[name]), LIMITS[name], START[name] / size)
         measured[server] = {
             "samples_a_second": capacity.rate * size,
@@ -163,24 +161,25 @@ def find_rate(name: str) -> float:
 
 def measure_overhead(name: str = "small", count: int = 400) -> Tree:
     """Time one request at a time over loopback, and ``predict`` on the same sample, in turn."""
-    prepared, ms = prepare(name, 2), dict[str, list[float]](over_http=[], predict=[])
-    net, policy = xl.load(prepared.exits)
-    requests = make_requests(prepared)
+    prepared = prepare(name, 2)
+    (net, policy), requests = xl.load(prepared.exits), make_requests(prepared)
     with start_ours(prepared.exits, prepared.samples[0], batching={"threads": 2}) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
-        for i in range(count):
-            row = i % len(requests)
-            head, _, body = requests[row].partition(b"\r\n\r\n")
+
+        def ask_server(turn: int) -> None:
+            head, _, body = requests[turn % len(requests)].partition(b"\r\n\r\n")
             headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-            started = time.perf_counter()
             connection.request("POST", server.path, body, headers)
             connection.getresponse().read()
-            ms["over_http"].append(1000 * (time.perf_counter() - started))
-            started = time.perf_counter()
+
+        def ask_library(turn: int) -> None:
+            row = turn % len(requests)
             xl.predict(net, torch.from_numpy(prepared.samples[row : row + 1]), policy)
-            ms["predict"].append(1000 * (time.perf_counter() - started))
+
+        works = {"over_http": ask_server, "predict": ask_library}
+        seconds = take_turns(works, count, warm_up=count // 10, clock=time.perf_counter)
         connection.close()
-    middle = {key: statistics.median(values[count // 10 :]) for key, values in ms.items()}
+    middle = {key: 1000 * statistics.median(values) for key, values in seconds.items()}
     return {"ms": middle, "above_ms": middle["over_http"] - middle["predict"]}
 
 
@@ -214,9 +213,6 @@ class Expected(NamedTuple):
     exits: Array
     scores: Array
     near: Array
-
-    def take(self, rows: slice) -> Expected:
-        return Expected(*(part[rows] for part in self))
 
 
 def read_answer(answer: bytes) -> Answer | None:
@@ -261,7 +257,7 @@ def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) 
             requests = [make_infer_request(samples[rows], OUTPUTS) for rows in cuts]
             due, order = np.sort(rng.uniform(0, len(cuts) / rate, len(cuts))), rng.permutation(len(cuts))  # each once
             spec = Spec(server.port, requests, due, order, connections=connections, grace=20.0, keep=True)
-            compared.append(compare(run_load(spec), [expected.take(cuts[i]) for i in order]))
+            compared.append(compare(run_load(spec), [Expected(*(part[cuts[i]] for part in expected)) for i in order]))
     sums = {key: sum(counts[key] for counts in compared) for key in compared[0] if key != "score_gap"}
     return {"connections": connections, **sums, "score_gap": max(counts["score_gap"] for counts in compared)}
 
@@ -295,17 +291,15 @@ def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
 
 def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
     prepared = prepare("small")
-    faults: dict[str, Callable[[], Tree]] = {
-        "kill_worker": lambda: kill(
-            start_ours(prepared.exits, prepared.samples[0], workers=2), prepared, "multiprocessing.spawn", rate, seconds
-        ),
-        "kill_replica": lambda: kill(
-            start_replicas(prepared.exits, prepared.samples[0]), prepared, "ray::ServeReplica", rate, seconds
-        ),
-        "reload": lambda: reload_under_load(prepared, rate, seconds),
-        "terminate": lambda: terminate_under_load(prepared, rate, seconds / 2),
-    }
-    return faults[kind]()
+    bundle, sample = prepared.exits, prepared.samples[0]
+    match kind:
+        case "kill_worker":
+            return kill(start_ours(bundle, sample, workers=2), prepared, "multiprocessing.spawn", rate, seconds)
+        case "kill_replica":
+            return kill(start_replicas(bundle, sample), prepared, "ray::ServeReplica", rate, seconds)
+        case "reload":
+            return reload_under_load(prepared, rate, seconds)
+    return terminate_under_load(prepared, rate, seconds / 2)
 
 
 def run_with(
@@ -323,20 +317,14 @@ def run_with(
 
 def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, rate: float, seconds: float) -> Tree:
     """Kill one of two processes with a word in their command lines; clients send again what Ray's proxy could not."""
-    killed = list[int]()
     with start as server:
         server.wait_until_idle()  # when the second one is ready, too
         before = server.find_processes(word)
-
-        def act() -> None:
-            killed.append(before[-1])
-            os.kill(killed[0], signal.SIGKILL)
-
         again = (500, 502, 503) if "ray" in word else ()
+        act = partial(os.kill, before[-1], signal.SIGKILL)
         trial, ready = run_with(server, prepared, act, rate, seconds, retries=5, again=again)
         replaced = set(server.find_processes(word)) - {*before}
-    expected = predict(prepared.exits, prepared.samples)
-    return {**describe(trial, {"": expected}), **ready, "killed": len(killed), "replaced": len(replaced)}
+    return {**describe(trial, {"": predict(prepared.exits, prepared.samples)}), **ready, "replaced": len(replaced)}
 
 
 def describe(trial: Trial, expected: Mapping[str, Expected]) -> Tree:
@@ -358,13 +346,10 @@ def count_wrong(trial: Trial, expected: Mapping[str, Expected]) -> int:
     """Count wrong answers to single samples, except near a threshold; ``expected`` is by version, or for all versions under the empty name."""
     wrong = 0
     for answer, i in zip(map(read_answer, trial.answers), trial.which.tolist(), strict=True):
-        if answer is None:
-            continue
-        wanted = expected.get(answer.version, expected.get(""))
-        if wanted is None:
-            wrong += 1
-        elif not wanted.near[i]:
-            wrong += bool(answer.labels[0] != wanted.labels[i] or answer.exits[0] != wanted.exits[i])
+        if answer is not None:
+            wanted = expected.get(answer.version, expected.get(""))
+            as_wanted = wanted and (answer.labels[0], answer.exits[0]) == (wanted.labels[i], wanted.exits[i])
+            wrong += not (as_wanted or (wanted and wanted.near[i]))
     return wrong
 
 
@@ -389,13 +374,10 @@ def reload_under_load(prepared: Prepared, rate: float, seconds: float, times: in
 
         with start_ours(bundle, prepared.samples[0], reload_seconds=0.2) as server:
             trial, ready = run_with(server, prepared, act, rate, seconds)
-    named = Counter(answer.version for answer in map(read_answer, trial.answers) if answer is not None)
     return {
         **describe(trial, {version: answers[i % 2] for i, version in enumerate(versions)}),
         **ready,
         "replaced": times,
-        "answers_by_version": [named[version] for version in dict.fromkeys(versions)],
-        "differing_by_policy": int((answers[0].exits != answers[1].exits).sum()),
         "p99_ms": 1000 * trial.p99,
     }
 
@@ -465,18 +447,16 @@ def describe_part(trial: Trial, start: float, end: float) -> Tree:
     """Describe requests that were due in these seconds: statuses, answers a second, 99th percentiles, other failures."""
     chosen = (trial.due >= start) & (trial.due < end)
     seconds, status = (trial.finished - trial.due)[chosen], trial.status[chosen]
-    refused = np.isin(status, (429, 503))
-
-    def find_p99_ms(which: Array) -> float | None:
-        return float(1000 * np.quantile(seconds[which], 0.99, method="higher")) if which.any() else None
-
+    parts = {"accepted_p99_ms": status == 200, "refused_p99_ms": np.isin(status, (429, 503))}
     return {
         "requests": int(chosen.sum()),
         "status": count_status(status),
         "answers_a_second": float((status == 200).sum() / (end - start)),
-        "accepted_p99_ms": find_p99_ms(status == 200),
-        "refused_p99_ms": find_p99_ms(refused),
-        "others": int((~refused & (status != 200)).sum()),
+        **{
+            key: float(1000 * np.quantile(seconds[p], 0.99, method="higher")) if p.any() else None
+            for key, p in parts.items()
+        },
+        "others": int((~np.any([*parts.values()], 0)).sum()),
     }
 
 
@@ -554,17 +534,15 @@ def send_hostile(count: int = 1000, seconds: float = 90.0, calm_seconds: float =
             during_all = not load.done()
             beside = load.result()
         alive = server.process.poll() is None
-    good = {
-        f"{name}_{key}": value
-        for name, trial in (("calm", calm), ("beside", beside))
-        for key, value in {
+    good: Tree = {}
+    for name, trial in (("calm", calm), ("beside", beside)):
+        counts = {
             "requests": int(trial.counts.sum()),
             "failures": trial.failures,
             "wrong": count_wrong(trial, {"": expected}),
-            "p50_ms": 1000 * trial.quantile(0.5),
-            "p99_ms": 1000 * trial.p99,
-        }.items()
-    }
+        }
+        counts |= {"p50_ms": 1000 * trial.quantile(0.5), "p99_ms": 1000 * trial.p99}
+        good |= {f"{name}_{key}": value for key, value in counts.items()}
     kinds = list(list_kinds(prepared.samples.shape[1:]))
     return {**describe_replies(replies, kinds), **good, "good_came_throughout": during_all, "alive": alive}
 
@@ -600,17 +578,13 @@ def describe_replies(replies: Sequence[Reply], kinds: Sequence[str]) -> Tree:
 
 # Promises and tables
 
-RIVALS = {
-    PLAIN: "the plain backbone in the same server",
-    "litserve": "the plain backbone in LitServe",
-    "ray": "the plain backbone in Ray Serve",
-}
 TITLES = {
     EXITS: "with exits",
     PLAIN: "plain backbone, same server",
     "litserve": "plain backbone, LitServe",
     "ray": "plain backbone, Ray Serve",
 }
+RIVALS = {PLAIN: "the same server", "litserve": "LitServe", "ray": "Ray Serve"}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
@@ -620,7 +594,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             case "throughput":
                 ours = measured[EXITS]["samples_a_second"]
                 for rival in [rival for rival in RIVALS if rival in measured]:
-                    what = f"{name}: requests a second within the limit, over {RIVALS[rival]}"
+                    what = f"{name}: requests a second within the limit, over the plain backbone in {RIVALS[rival]}"
                     yield Promise(f"serving|{name}|{rival}", what, ours / measured[rival]["samples_a_second"], ">=", 2.0)
             case "overhead":
                 what = "one request at a time: milliseconds above predict's own"
@@ -631,9 +605,8 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             case "answers":
                 what = f"{measured['samples']:,} images from {measured['connections']} connections"
                 others = measured["differing"] - measured["differing_near"] + measured["unanswered"]
-                yield Promise(
-                    "serving|answers", f"{what}: other labels or exits than predict, or no answer", others, "<=", 0
-                )
+                different = f"{what}: other labels or exits than predict, or no answer"
+                yield Promise("serving|answers", different, others, "<=", 0)
                 yield Promise("serving|scores", f"{what}: furthest score", measured["score_gap"], "<=", 1e-5)
             case "faults":
                 at = name.replace("_", " ")
@@ -643,17 +616,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                     unready = sum(count for code, count in measured["ready_codes"].items() if code != "200")
                     yield Promise(f"serving|{name}|ready", f"{at}: readiness checks that failed", unready, "<=", 0)
             case "overload":
-                at, over = f"{name}, a minute at three times its capacity", measured["overload"]
-                memory = measured["memory_mb"]["peak"] - measured["memory_mb"]["before"]
-                recovery = 99.0 if measured["recovery_seconds"] is None else measured["recovery_seconds"]
-                late = over["accepted_p99_ms"] / measured["limit_ms"]
-                yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes added", memory, "<=", 200)
-                yield Promise(
-                    f"serving|overload|{name}|p99", f"{at}: p99 of accepted requests over the limit", late, "<=", 2
-                )
-                what = f"{at}: neither answered nor refused"
-                yield Promise(f"serving|overload|{name}|other", what, over["others"], "<=", 0)
-                yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until it recovers", recovery, "<=", 2)
+                yield from promise_overload(name, measured)
             case "hostile":
                 refused = sum(n for code, n in measured["by_outcome"].items() if code[0] == "4" or code == CLOSED)
                 what = f"{measured['count']:,} hostile requests: neither a 4xx with a reason nor, where they end the connection, closed"
@@ -663,22 +626,30 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                 yield Promise("serving|hostile|good", "good requests beside them: lost or wrong", bad, "<=", 0)
 
 
+def promise_overload(name: str, measured: Tree) -> Iterator[Promise]:
+    over, memory, recovery = (measured[key] for key in ("overload", "memory_mb", "recovery_seconds"))
+    for key, what, figure, bar in (
+        ("memory", "megabytes added", memory["peak"] - memory["before"], 200),
+        ("p99", "p99 of accepted requests over the limit", over["accepted_p99_ms"] / measured["limit_ms"], 2),
+        ("other", "neither answered nor refused", over["others"], 0),
+        ("recovery", "seconds until it recovers", 99.0 if recovery is None else recovery, 2),
+    ):
+        what = f"{name}, a minute at three times its capacity: {what}"
+        yield Promise(f"serving|overload|{name}|{key}", what, figure, "<=", bar)
+
+
 def write_throughput(runs: Runs) -> list[str]:
     rows = []
     for run, measured in runs.items():
-        kind, _, name = run.partition("-")
-        for server, capacity in measured.items() if kind == "throughput" else ():
-            network, _, size = name.partition("-")
-            p99 = " / ".join(f"{value:.0f}" for value in capacity["p99_ms"])
-            rows.append([network, size or "1", TITLES[server], f"{capacity['samples_a_second']:.0f}", p99])
+        if run.startswith("throughput-"):
+            network, _, size = run.removeprefix("throughput-").partition("-")
+            for server, capacity in measured.items():
+                p99 = " / ".join(f"{value:.0f}" for value in capacity["p99_ms"])
+                rows.append([network, size or "1", TITLES[server], f"{capacity['samples_a_second']:.0f}", p99])
     head = ["network", "samples in a request", "server", "samples a second", "p99, ms: median / least / most of three"]
     note = "50 / 30 / 0 / 20 % of the samples leave at exits 0 to 3. The server has one core, the load the other."
     return [note, "", *table(head, rows)]
 
 
-STUDY = Study(
-    "serving",
-    list_cells,
-    list_promises,
-    {"serving-throughput": write_throughput, "serving-promises": lambda runs: promise_table(list_promises(runs))},
-)
+TABLES = {"serving-throughput": write_throughput, "serving-promises": lambda runs: promise_table(list_promises(runs))}
+STUDY = Study("serving", list_cells, list_promises, TABLES)

@@ -8,7 +8,6 @@ the extra ``benchmark``, fashion needs ``dataset-fashion-mnist``. Training takes
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, interval, promise_mean, promise_table, table
+from benchmarks.harness import Job, Promise, Study, interval, join_means, promise_mean, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
@@ -30,7 +29,7 @@ from exitlens.data.sets import SampleSet
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.losses import distillation_loss
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.timing import Times, Work, describe_machine, interleave
+from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
 
@@ -82,12 +81,13 @@ def shrink(x: Tensor, pixels: int) -> Tensor:  # (B,C,H,W) -> (B,C,pixels,pixels
 def make_narrow(task: Task, width: float) -> xl.ExitNet:
     """Our small network with fewer channels (in steps of 8) and its own classifier."""
     stem, *widths = (8 * round(channels * width / 8) for channels in (STEM, *WIDTHS))
-    return attach_plain(task, SmallResNet(len(task.train.classes), take_example(task).shape[1], stem, widths))  # type: ignore[union-attr]
+    channels = take_example(task).shape[1]  # type: ignore[union-attr]
+    return attach_plain(task, SmallResNet(len(task.train.classes), channels, stem, widths), take_example(task))
 
 
 def make_resized(task: Task, pixels: int) -> xl.ExitNet:
     """The backbone with its weights and its own classifier, on smaller images."""
-    return attach_plain(task, Resized(task.build(), pixels))
+    return attach_plain(task, Resized(task.build(), pixels), take_example(task))
 
 
 def make_cut(task: Task, name: str) -> xl.ExitNet:
@@ -97,9 +97,8 @@ def make_cut(task: Task, name: str) -> xl.ExitNet:
     return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
 
 
-def attach_plain(task: Task, backbone: nn.Module, inputs: Inputs | None = None) -> xl.ExitNet:
-    example = take_example(task) if inputs is None else split_rows(inputs, 1)[0]
-    return xl.attach(backbone, [], len(task.train.classes), example, final="keep")
+def attach_plain(task: Task, backbone: nn.Module, inputs: Inputs) -> xl.ExitNet:
+    return xl.attach(backbone, [], len(task.train.classes), split_rows(inputs, 1)[0], final="keep")
 
 
 def take_example(task: Task) -> Inputs:
@@ -110,21 +109,15 @@ def list_cuts(*names: str) -> dict[str, Candidate]:
     return {f"cut-{name}": Candidate("cut", f"cut after `{name}`", partial(make_cut, name=name)) for name in names}
 
 
-OF_SMALL = {
-    **{
-        f"width-{n}": Candidate("width", f"{n} % of the channels", partial(make_narrow, width=n / 100)) for n in (33, 50, 71)
-    },
-    **list_cuts("layer1", "layer2"),
+WIDTH_CANDIDATES = {
+    f"width-{n}": Candidate("width", f"{n} % of the channels", partial(make_narrow, width=n / 100)) for n in (33, 50, 71)
+}
+PIXEL_CANDIDATES = {
+    f"pixels-{n}": Candidate("pixels", f"images of {n} pixels", partial(make_resized, pixels=n), n) for n in (64, 96, 112)
 }
 CANDIDATES: dict[str, dict[str, Candidate]] = {
-    **dict.fromkeys(("scenes", "small", "digits", "fashion"), OF_SMALL),
-    "pictures": {
-        **{
-            f"pixels-{n}": Candidate("pixels", f"images of {n} pixels", partial(make_resized, pixels=n), n)
-            for n in (64, 96, 112)
-        },
-        **list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
-    },
+    **dict.fromkeys(("scenes", "small", "digits", "fashion"), WIDTH_CANDIDATES | list_cuts("layer1", "layer2")),
+    "pictures": PIXEL_CANDIDATES | list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
     "vit": list_cuts("blocks.1", "blocks.3"),
     "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
 }
@@ -186,22 +179,19 @@ def make_loss(teacher: Teacher) -> xl.EGTLoss:
 
 
 class Adapted(NamedTuple):
-    """Our network, the plain full one, and two policies, each the cheapest that keeps its limit on held-out validation data.
-
-    Attributes:
-        fast: loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already.
-    """
+    """Our network, the plain full one, and two policies, each the cheapest that keeps its limit on held-out validation data."""
 
     net: xl.ExitNet
     full: xl.ExitNet
     policy: xl.Policy  # loses at most :data:`LIMIT` against our own final exit
-    fast: xl.Policy
+    fast: (
+        xl.Policy
+    )  # loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already
     full_accuracy: float  # of the full network, on validation data
 
 
 def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
-    net, _ = train(task, EGT, seed, find_folder(name, EGT, seed, quick))
-    full = train(task, PLAIN, seed, find_folder(name, PLAIN, seed, quick))[0]
+    net, full = (train(task, kind, seed, find_folder(name, kind, seed, quick))[0] for kind in (EGT, PLAIN))
     trace = xl.collect(net, task.validation, batch_size=BATCH)
     ours = rate(answer_last(trace), task.validation)["accuracy"]
     full_accuracy = rate(answer(full, task.validation), task.validation)["accuracy"]
@@ -229,7 +219,6 @@ def route(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, data: SampleSet, 
     return rate(routed, data, reference) | {
         "cost": net.cost[exits].mean().item(),
         "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
-        "agreement_with_own_final_exit": (routed == answers[:, -1]).double().mean().item(),
         "exit_accuracy": (answers == data.labels[:, None]).double().mean(0).tolist(),
     }
 
@@ -241,18 +230,12 @@ def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> T
     net, teacher = candidate.build(task, seed), Teacher(full)
     folder = Path("runs") / ("static-quick" if quick else "static") / name / f"{kind}-{seed}" / "fit"
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder, "resume": True, "progress": False, **task.settings}
-    result = xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
-    started = time.perf_counter()
-    tests = {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()}
+    xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
     return {
         "title": candidate.title,
-        "epochs": len(result.history),
-        "train_seconds": round(result.seconds),
-        "cost": net.cost[-1].item() if candidate.family == "cut" else None,  # attach counts the others' own backbones
         "parameters": sum(p.numel() for p in net.parameters()),
         "validation": rate(answer(net, task.validation), task.validation)["accuracy"],
-        "tests": tests,
-        "measure_seconds": round(time.perf_counter() - started),
+        "tests": {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()},
     }
 
 
@@ -291,24 +274,7 @@ def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
         "fast_ms": times.summary(FAST, samples)["ms"],
         "full_over_fast": times.ratio(FULL, FAST).to_list(),
         "full_over_adaptive": {test: times.ratio(FULL, OURS + test).to_list() for test in task.tests},
-        **choose(times, candidates, list(task.tests), samples),
     }
-
-
-def choose(times: Times, candidates: Mapping[str, Candidate], tests: Sequence[str], samples: int) -> Tree:
-    """For every test set and family, choose the static network of the nearest time that is not below ours, with the ratio."""
-    chosen: dict[str, dict[str, str]] = {}
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for family in dict.fromkeys(candidate.family for candidate in candidates.values()):
-        names = [*(name for name, candidate in candidates.items() if candidate.family == family), FULL]
-        ladder = sorted(names, key=lambda name: times.median_ms(name, samples))
-        for test in tests:
-            ours = times.median_ms(OURS + test, samples)
-            slower = [name for name in ladder if times.median_ms(name, samples) >= ours]
-            name = slower[0] if slower else ladder[-1]  # ours takes longer than the full network
-            chosen.setdefault(family, {})[test] = name
-            ratios.setdefault(family, {})[test] = times.ratio(name, OURS + test).to_list()
-    return {"chosen": chosen, "chosen_over_adaptive": ratios}
 
 
 def make_works(
@@ -321,20 +287,23 @@ def make_works(
     settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
     net.tune(first[0], policy=policy, **settings)
     works: dict[str, Work] = {}
+
+    def add(name: str, net: xl.ExitNet, run: Callable[[Inputs], Any], batches: Sequence[Inputs] = first) -> None:
+        works[name] = time_calls(run, batches, net.tuning.keep_memory)
+
     for test, inputs in drawn.items():
-        run = partial(xl.predict, net, policy=policy)
-        works[OURS + test] = time_calls(run, split_rows(inputs, TIMED_BATCH), net.tuning.keep_memory)
+        add(OURS + test, net, partial(xl.predict, net, policy=policy), split_rows(inputs, TIMED_BATCH))
     twin = copy.deepcopy(net)
     twin.tune(first[0], policy=fast, **settings)
-    works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first, twin.tuning.keep_memory)
+    add(FAST, twin, partial(xl.predict, twin, policy=fast))
     for k in range(net.num_exits):
-        works[f"{EXIT}{k}"] = time_calls(partial(answer_at, twin, k), first, twin.tuning.keep_memory)
+        add(f"{EXIT}{k}", twin, partial(answer_at, twin, k))
     others = {FULL: (build_network(task, seed, exits=False), whole)}
     others |= {name: candidate.build_timed(task, whole) for name, candidate in candidates.items()}
     for name, (other, inputs) in others.items():
         batches = split_rows(inputs, TIMED_BATCH)
         other.eval().tune(batches[0], **settings)
-        works[name] = time_calls(partial(answer_at, other, 0), batches, other.tuning.keep_memory)
+        add(name, other, partial(answer_at, other, 0), batches)
     return works
 
 
@@ -400,16 +369,6 @@ def pick_test(test: str, measure: str) -> Pick:
 def list_tests(runs: Runs, task: str) -> list[str]:
     first = next(run for name, run in runs.items() if name.startswith(f"{task}/") and "tests" in run)
     return list(first["tests"])
-
-
-def choose_family(runs: Runs, task: str) -> str:
-    """Return the rival: the family that is best on validation data of seed 0 at the time that the fast thresholds take."""
-    first = list_tests(runs, task)[0]
-
-    def rate_family(family: str) -> float:
-        return at_equal_time(runs, task, 0, family, first, lambda run: float(run["validation"]), fast=True)
-
-    return max(list_families(task), key=rate_family)
 
 
 def list_differences(runs: Runs, task: str, seeds: Sequence[int], family: str, test: str, fast: bool = False) -> list[float]:
@@ -503,18 +462,13 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
     for family in list_families(task):
         note, trained = (", the rival", seeds) if family == rival else (", seed 0" if len(seeds) > 1 else "", seeds[:1])
         figures = average_at_equal_time(runs, task, trained, family, tests)
-        title, ms = f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests)
-        rows.append(write_row(title, ms, *figures))
+        rows.append(write_row(f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests), *figures))
     head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
     differences = {test: list_differences(runs, task, seeds, rival, test) for test in tests}
     words = "; ".join(f"{test} {write_interval(values)}" for test, values in differences.items())
     at_full = write_interval(list_differences(runs, task, seeds, rival, tests[0], fast=True))
-    shares = [[time for time, _, _ in run["exit_share"].values()] for run in times]
-    right = [run["tests"][tests[0]]["exit_accuracy"] for run in ours]
-    exit_times, exit_accuracy = (
-        " / ".join(f"{100 * mean(column):.{digits}f}" for column in zip(*values, strict=True))
-        for values, digits in ((shares, 0), (right, 1))
-    )
+    exit_times = join_means([[time for time, _, _ in run["exit_share"].values()] for run in times], 0, 100)
+    exit_accuracy = join_means([run["tests"][tests[0]]["exit_accuracy"] for run in ours], 1, 100)
     sets = f", test sets {', '.join(tests)} one after the other" if len(tests) > 1 else ""
     return [
         f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{sets}.",
@@ -579,14 +533,21 @@ def write_networks(runs: Runs, task: str) -> list[str]:
     for name, candidate in CANDIDATES[task].items():
         if trained := list_seeds(runs, f"{task}/{name}"):
             tests = list(trained[0]["tests"])
-            accuracy, agreement, _ = average(trained, tests)
             times = [run for run in timed if name in run["ms"]]
-            ms = [f"{mean(run['ms'][name][0] for run in times):.3f}"] if times else [""]
-            near = [test for test in tests for run in times if run["chosen"][candidate.family][test] == name]
+            ms = f"{mean(run['ms'][name][0] for run in times):.3f}" if times else ""
+            near = [test for test in tests for run in times if find_nearest(run, task, candidate.family, test) == name]
             nearest = ", ".join(f"{test} ({near.count(test)})" for test in dict.fromkeys(near))
-            rows.append([candidate.title, str(len(trained)), *ms, *write_row("", [], accuracy, agreement)[2:], nearest])
+            shares = write_row("", [], *average(trained, tests)[:2])[2:]
+            rows.append([candidate.title, str(len(trained)), ms, *shares, nearest])
     head = ["static network", "seeds", "ms a sample", "accuracy, %", "agreement, %"]
     return table([*head, "nearest to ours, not faster, on (seeds)"], rows) if rows else []
+
+
+def find_nearest(times: Tree, task: str, family: str, test: str) -> str:
+    """Return the network of a family, or the full one, whose time is the nearest that is not below ours."""
+    ms = {name: times["ms"][name][0] for name in times["ms"] if name == FULL or CANDIDATES[task][name].family == family}
+    slower = [name for name in ms if ms[name] >= times["adaptive_ms"][test][0]]
+    return min(slower, key=ms.__getitem__) if slower else max(ms, key=ms.__getitem__)  # ours may be slower than the full one
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import string
-import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +36,7 @@ from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
 from benchmarks.tasks import TOKENS, load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
-from exitlens.functional.attribution import draw_random_map, energy_in_mask, pointing_game
-from exitlens.functional.maps import as_distribution, pearson, skill
+from exitlens.functional.maps import as_distribution, draw_random_map, energy_in_mask, pearson, pointing_game, skill
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import perturb
 from exitlens.types.inputs import MASK, Inputs
@@ -52,43 +51,33 @@ ORDERS = 50  # in which texts come to the drift watch
 LIMIT, DELTA = 0.01, 0.1  # accuracy that a certified policy loses at most, and how likely that promise may be wrong
 
 
-def name_cell(condition: str, seed: int) -> str:
-    return f"reviews/{condition}-{seed}"
-
-
 def list_cells(quick: bool = False) -> dict[str, Job]:
     pairs = [(condition, seed) for seed in SEEDS for condition in COMPARED if seed < count_seeds("reviews", condition)]
-    return {name_cell(*pair): partial(measure_cell, *pair) for pair in pairs}
+    return {f"reviews/{condition}-{seed}": partial(measure_cell, condition, seed) for condition, seed in pairs}
 
 
 def measure_cell(condition: str, seed: int) -> Tree:
     use_one_thread()
     task = reviews(seed)
     net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
-    started = time.perf_counter()
     test = next(iter(task.tests.values()))
     assert isinstance(test, xl.data.TextSet)
     parts = {"films": test, "calibration": load_review_set("calibration", test.preprocess)}
     parts |= {name: load_other_set(name, test).first(OTHER_SAMPLES) for name in OTHERS}
     traces = {name: xl.collect(net, data, batch_size=BATCH_SIZE) for name, data in parts.items()}
-    never = xl.Policy.never(net.num_exits)
     policy = xl.calibrate(traces.pop("calibration"), max_accuracy_drop=LIMIT, delta=DELTA)
     sets = {name: measure_set(policy, trace) for name, trace in traces.items()}
     shares = zip(net.cost.tolist(), sets["films"]["exit_shares"], strict=True)
     return {
         "title": CONDITIONS[condition][1],
         "epochs": len(result.history),
-        "train_seconds": round(result.seconds),
         **measure_lengths(test.texts, test.preprocess),
-        "validation": result.history[-1]["accuracy"],
         "cost": net.cost.tolist(),
         "texts": len(test),
-        "accuracy": [row.accuracy for row in xl.evaluate(traces["films"], never).exits],
-        "certified": policy.thresholds != never.thresholds,
+        "accuracy": sets["films"]["accuracy"],
         "maps": measure_maps(net, test),
         "sets": sets,
         "early": sum(share for cost, share in shares if cost <= HALF),
-        "measure_seconds": round(time.perf_counter() - started),
     }
 
 
@@ -110,10 +99,8 @@ def load_other_set(name: str, like: xl.data.TextSet) -> xl.data.TextSet:
 
 def measure_lengths(texts: Sequence[str], preprocess: TextPreprocess) -> dict[str, float]:
     """Return the most tokens that 95 % of the texts have, and the share that is cut at the length that networks read."""
-    tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    lengths = torch.tensor([len(encoded.ids) for encoded in tokenizer.encode_batch(list(texts))], dtype=torch.float32)
+    encoded = open_tokenizer(preprocess).encode_batch(list(texts))
+    lengths = torch.tensor([len(text.ids) for text in encoded], dtype=torch.float32)
     cut = (lengths > preprocess.length).float().mean().item()
     return {"length_95": lengths.quantile(0.95, interpolation="higher").item(), "cut": cut}
 
@@ -141,10 +128,16 @@ def add_up(text: str, lexicon: Mapping[str, float]) -> float:
     return sum(lexicon[text[start:end].lower()] for start, end in find_words(text, lexicon))
 
 
-def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
+def open_tokenizer(preprocess: TextPreprocess) -> Any:
     tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
-    tokenizer.enable_truncation(preprocess.length)
+    tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
+    tokenizer = open_tokenizer(preprocess)
+    tokenizer.enable_truncation(preprocess.length)
     masks = torch.zeros(len(texts), preprocess.length, dtype=torch.bool)
     for row, text, encoded in zip(masks, texts, tokenizer.encode_batch(list(texts)), strict=True):
         words = find_words(text, lexicon)
@@ -207,9 +200,9 @@ def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], 
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
-    """Measure how often each exit's largest token is on a marked word, and the map's share on such words.
+    """Measure how often each exit's largest token is on a marked word, and the map's share on such words; all tensors are ``(N,L)``.
 
-    All tensors are ``(N,L)``. ``random``: any token of the map; ``matched``: the map of another text of the same length (``partner``).
+    ``random``: any token of the map; ``matched``: the map of another text of the same length (``partner``).
     """
     marked = (masks & locations).any(1)
     both = marked & (partner >= 0)
@@ -223,18 +216,20 @@ def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, par
 
 def occlude_tokens(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L)
     """Return the drop in the probability of exit 0's answer when each token alone is masked out; 0 for padding."""
-    modality, inputs = net.input_spec.modality, data.inputs
+    inputs, drops = data.inputs, torch.zeros(data.inputs[MASK].shape)
     with net.open_engine() as engine, torch.inference_mode():
 
         def answer(given: Inputs) -> Tensor:  # -> (N,C)
             return probabilities(engine.compute_logits(0, engine.enter(net.check_input(given))))
 
         plain = answer(inputs)
-        chosen, drops = plain.argmax(1, keepdim=True), torch.zeros(inputs[MASK].shape)
+        chosen = plain.argmax(1, keepdim=True)
         for i in range(1, drops.shape[1]):  # 0 is the class token
             cells = torch.zeros_like(inputs[MASK], dtype=torch.bool)
             cells[:, i] = inputs[MASK][:, i] > 0
-            drops[:, i] = (plain - answer(modality.delete(inputs, cells))).gather(1, chosen).squeeze(1) * cells[:, i]
+            drops[:, i] = (plain - answer(net.input_spec.modality.delete(inputs, cells))).gather(1, chosen)[:, 0] * cells[
+                :, i
+            ]
     return drops
 
 
@@ -286,23 +281,15 @@ def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
 
 def watch(policy: xl.Policy, pred: xl.Prediction, orders: int = ORDERS) -> Tree:
     """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them (``None``: no alarm)."""
-    alarms = [alarm for seed in range(orders) if (alarm := find_alarm(policy, pred, seed)) is not None]
-    return {
-        "orders": orders,
-        "alarms": len(alarms),
-        "median": median(alarms) if alarms else None,
-        "slowest": max(alarms) if len(alarms) == orders else None,
-        "confidence": pred.confidence.mean().item(),
-    }
-
-
-def find_alarm(policy: xl.Policy, pred: xl.Prediction, seed: int) -> int | None:
-    order = torch.randperm(len(pred), generator=torch.Generator().manual_seed(seed))
-    names = ("labels", "exits", "confidence", "probabilities")
-    shuffled = replace(pred, **{name: getattr(pred, name)[order] for name in names})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.errors.DriftWarning)
-        return xl.DriftMonitor(policy, seed=seed).update(shuffled).since
+    alarms, names = [], ("labels", "exits", "confidence", "probabilities")
+    for seed in range(orders):
+        order = torch.randperm(len(pred), generator=torch.Generator().manual_seed(seed))
+        shuffled = replace(pred, **{name: getattr(pred, name)[order] for name in names})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", xl.errors.DriftWarning)
+            alarms.append(xl.DriftMonitor(policy, seed=seed).update(shuffled).since)
+    raised = [since for since in alarms if since is not None]
+    return {"orders": orders, "alarms": len(raised), "median": median(raised) if raised else None}
 
 
 DIFFERENCE, EARLY, LEAST, FALSE_ALARMS = -0.3, 0.5, 0.6, 0.05
@@ -314,48 +301,48 @@ NOTICED = ("products", "tweets")
 
 
 def read_plain(truth: Runs) -> list[float]:
-    names = [name_cell(PLAIN, seed) for seed in SEEDS]
-    return [float(truth[name]["tests"]["test"]["accuracy"][-1]) for name in names if name in truth]
+    return [float(run["tests"]["test"]["accuracy"][-1]) for run in list_seeds(truth, f"reviews/{PLAIN}")]
 
 
 def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
     """Promises of means over seeds, paired by seed, once the networks with EGT are there, and those of ``truth``."""
     truth = load_study("truth").read() if truth is None else truth
-    egt, without, plain = ([name_cell(condition, seed) for seed in SEEDS] for condition in (EGT, WITHOUT, PLAIN))
-    if not all(name in runs for name in egt) or not all(name in truth for name in (*egt, *without, *plain)):
+    ours, (egt, without) = list_seeds(runs, f"reviews/{EGT}"), (list_seeds(truth, f"reviews/{c}") for c in (EGT, WITHOUT))
+    plain = read_plain(truth)
+    if min(map(len, (ours, egt, without, plain))) < len(SEEDS):
         return
-    ours = [runs[name] for name in egt]
-    points = [100 * (a["accuracy"][-1] - b) for a, b in zip(ours, read_plain(truth), strict=True)]
+    points = [100 * (a["accuracy"][-1] - b) for a, b in zip(ours, plain, strict=True)]
     yield promise("final", "final exit minus the plain network, points", points, DIFFERENCE)
     yield promise("early", "share that leaves by half the cost, certified", [run["early"] for run in ours], EARLY)
-    pairs = [(truth[a]["attention"], truth[b]["attention"]) for a, b in zip(egt, without, strict=True)]
-    last = len(pairs[0][0]["deletion"]) - 1
+    deletions = ([subtract(run["attention"], "deletion", "deletion_random") for run in part] for part in (egt, without))
+    pairs = list(zip(*deletions, strict=True))
+    last = len(pairs[0][0]) - 1
     for k in range(last + 1):
-        gain = [subtract_random(a, k) - subtract_random(b, k) for a, b in pairs]
+        gain = [over[k] - over_without[k] for over, over_without in pairs]
         name = "final exit" if k == last else f"exit {k}"
         yield promise(f"deletion|{k}", f"deletion over random tokens, {name}, over the same without EGT", gain, 0)
-    both = [(run, runs[name]) for run, name in zip(ours, without, strict=True) if name in runs]
+    both = [(run, runs[name]) for s, run in enumerate(ours) if (name := f"reviews/{WITHOUT}-{s}") in runs]
     for words, what in POINTING.items():
         yield promise(f"pointing|{words}", what, [point(run, words) for run in ours], LEAST)
         if both:
             seeds = f" ({len(both)} of {len(ours)} seeds)" if len(both) < len(ours) else ""
             gain = [point(a, words) - point(b, words) for a, b in both]
             yield promise(f"pointing|{words}|gain", f"{what}, over the same without EGT{seeds}", gain, 0)
+    alarms = {
+        name: [run["sets"][name]["alarms"] / run["sets"][name]["orders"] for run in ours] for name in (*NOTICED, "films")
+    }
     for name in NOTICED:
-        noticed = [run["sets"][name]["alarms"] / run["sets"][name]["orders"] for run in ours]
-        yield promise(f"drift|{name}", f"drift watch, films to {name}: orders with an alarm", noticed, 1)
-    false = mean(run["sets"]["films"]["alarms"] / run["sets"]["films"]["orders"] for run in ours)
+        yield promise(f"drift|{name}", f"drift watch, films to {name}: orders with an alarm", alarms[name], 1)
     what = "texts: drift watch, the films' own test part: orders with an alarm"
-    yield Promise("texts|drift|films", what, false, "<=", FALSE_ALARMS)
+    yield Promise("texts|drift|films", what, mean(alarms["films"]), "<=", FALSE_ALARMS)
 
 
 def promise(key: str, what: str, values: Sequence[float], bar: float) -> Promise:
     return promise_mean(f"texts|{key}", f"texts: {what}", values, ">=", bar)
 
 
-def subtract_random(measured: Tree, k: int) -> float:
-    """Return what deleting the top tokens of exit k's map costs its answer, over what random tokens cost."""
-    return float(measured["deletion"][k] - measured["deletion_random"][k])
+def subtract(measured: Tree, name: str, other: str) -> list[float]:
+    return [a - b for a, b in zip(measured[name], measured[other], strict=True)]
 
 
 def point(run: Tree, words: str) -> float:
@@ -388,12 +375,8 @@ def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
 
 def write_maps(runs: Runs) -> list[str]:
     columns: dict[str, Callable[[Tree], Sequence[float]]] = {
-        "deletion over random": lambda maps: [
-            subtract_random(maps["deletion"], k) for k in range(len(maps["deletion"]["deletion"]))
-        ],
-        "over maps of other texts": lambda maps: [
-            a - b for a, b in zip(maps["deletion"]["deletion"], maps["deletion"]["deletion_matched"], strict=True)
-        ],
+        "deletion over random": lambda maps: subtract(maps["deletion"], "deletion", "deletion_random"),
+        "over maps of other texts": lambda maps: subtract(maps["deletion"], "deletion", "deletion_matched"),
         "largest token on a rated word": lambda maps: maps["attention"]["pointing"],
         "of another text's map": lambda maps: maps["attention"]["matched"],
         "carried: on a rated word": lambda maps: maps["carried"]["pointing"],
@@ -437,14 +420,10 @@ def write_transfer(runs: Runs) -> list[str]:
     return table([*head, "alarms, by seed", "median texts to the alarm"], rows) if rows else []
 
 
-STUDY = Study(
-    "texts",
-    list_cells,
-    list_promises,
-    {
-        "texts-answers": write_answers,
-        "texts-maps": write_maps,
-        "texts-transfer": write_transfer,
-        "texts-promises": lambda runs: promise_table(list_promises(runs)),
-    },
-)
+def write_promises(runs: Runs) -> list[str]:
+    return promise_table(list_promises(runs))
+
+
+TABLES = {"texts-answers": write_answers, "texts-maps": write_maps}
+TABLES |= {"texts-transfer": write_transfer, "texts-promises": write_promises}
+STUDY = Study("texts", list_cells, list_promises, TABLES)

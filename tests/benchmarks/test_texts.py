@@ -163,10 +163,9 @@ def test_unsure_answers_raise_an_alarm_soon_and_the_same_kind_none():
     policy = xl.calibrate(make_trace(1500, 4.0, 0), max_accuracy_drop=texts.LIMIT, delta=texts.DELTA)
     other = texts.watch(policy, answer_on_paper(make_trace(600, 0.5, 1), policy), orders=5)
     assert other["alarms"] == other["orders"] == 5
-    assert 0 < other["median"] <= other["slowest"] < 200
+    assert 0 < other["median"] < 200
     same = texts.watch(policy, answer_on_paper(make_trace(600, 4.0, 2), policy), orders=5)
     assert same["alarms"] <= 1  # of five orders of the same texts
-    assert same["slowest"] is None
 
 
 @pytest.mark.slow

@@ -9,8 +9,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.functional.attribution import class_score
-from exitlens.functional.maps import place
+from exitlens.functional.maps import class_score, place
 from exitlens.model.attribution import METHODS, STEPS, attribute_exits, occlude, perturb
 from tests.conftest import make_net
 from tests.model.kinds import make_network

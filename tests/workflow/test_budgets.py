@@ -1,7 +1,6 @@
 """calibrate with limits in milliseconds."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -125,28 +124,11 @@ def test_groups_are_what_a_certificate_counts():
     assert (spend(trace, policy) <= 5).float().mean() >= 0.8
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"max_ms": 1.5}, xl.errors.CalibrationError, r"even the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"),
-        ({"max_ms": 0}, xl.errors.InputError, "max_ms: expected milliseconds above 0"),
-        ({"max_ms": math.inf}, xl.errors.InputError, "max_ms: expected"),
-        ({"max_ms": math.nan}, xl.errors.InputError, "max_ms: expected"),
-        ({"max_ms": True}, xl.errors.InputError, "max_ms: expected"),
-        ({"max_ms": "5"}, xl.errors.InputError, "max_ms: expected"),
-        ({"percentile": 95, "max_cost": 0.5}, xl.errors.InputError, "percentile: it is the share.*pass max_ms, too"),
-        ({"max_ms": 5, "percentile": 0}, xl.errors.InputError, r"percentile: expected a number in \(0, 100\], got 0"),
-        ({"max_ms": 5, "percentile": 101}, xl.errors.InputError, "percentile: expected"),
-        ({"max_ms": 5, "percentile": True}, xl.errors.InputError, "percentile: expected"),
-        ({"max_ms": 5, "percentile": 100, "delta": 0.1}, xl.errors.InputError, "with delta, pass less than 100"),
-    ],
-)
-def test_requests_that_cannot_be_met(options, error, message):
-    with pytest.raises(error, match=message):
-        xl.calibrate(timed_trace(), **options)
-
-
-def test_a_trace_without_times_says_how_to_get_them():
+def test_requests_that_cannot_be_met():
+    with pytest.raises(
+        xl.errors.CalibrationError, match=r"even the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"
+    ):
+        xl.calibrate(timed_trace(), max_ms=1.5)
     with pytest.raises(xl.errors.InputError, match=r"max_ms: this trace has no measured times: collect it with cost='time'"):
         xl.calibrate(random_trace(), max_ms=5)
 

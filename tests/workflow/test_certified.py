@@ -161,10 +161,6 @@ def test_temperatures_are_followed_through_policies():
     second = xl.calibrate(b, max_accuracy_drop=0.05, temperatures=first)
     with pytest.raises(xl.errors.CalibrationError, match="fitted on samples of this trace"):
         xl.calibrate(a, max_accuracy_drop=0.05, delta=0.1, temperatures=second)
-    with pytest.raises(xl.errors.InputError, match="seed: expected an integer"):
-        xl.calibrate(a, max_accuracy_drop=0.05, seed=2**70)
-    with pytest.raises(xl.errors.InputError, match="gate: expected bool"):
-        xl.calibrate(a, max_divergence=0.05, gate="yes")
 
 
 def test_max_cost_beside_a_certificate():
@@ -175,20 +171,9 @@ def test_max_cost_beside_a_certificate():
         xl.calibrate(trace, max_disagreement=0.001, max_cost=0.21, delta=0.1)
 
 
-@pytest.mark.parametrize("delta", [0, 1, -0.1, 1.5, True, "0.1", math.nan])
-def test_bad_delta(delta):
-    with pytest.raises(xl.errors.InputError, match="delta: expected a number between 0 and 1"):
-        xl.calibrate(good_trace(50), max_disagreement=0.1, delta=delta)
-
-
-def test_bad_input():
-    with pytest.raises(xl.errors.InputError, match="delta: it certifies limits on risks"):
-        xl.calibrate(good_trace(50), max_cost=0.5, delta=0.1)
+def test_too_few_samples_are_refused():
     with pytest.raises(xl.errors.CalibrationError, match="trace: 9 samples can certify nothing"):
         xl.calibrate(random_trace(9), max_accuracy_drop=0.1, delta=0.1)
-    for limit in (-0.1, 1.1, math.nan, True):
-        with pytest.raises(xl.errors.InputError, match="max_class_accuracy_drop: expected a number in"):
-            xl.calibrate(good_trace(50), max_class_accuracy_drop=limit, delta=0.1)
 
 
 @pytest.mark.slow
@@ -250,13 +235,13 @@ def test_delta_holds_when_users_ask_until_it_passes(requests):
             wrong += wrong_now
             if wrong_now:
                 break
-        for given in requests if "seed" in requests[0] else ():
+        for given in requests if "seed" in requests[0] and draw < 40 else ():
             if not xl.calibrate(replace(trace), **given, delta=delta).calibration.certification.reason:
                 naive += 1
                 break
     assert wrong / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
     if "seed" in requests[0]:
-        assert naive / draws > 0.5  # what asking until it passes does without counting
+        assert naive / 40 > 0.5  # what asking until it passes does without counting
 
 
 def test_refused_certificates_spend_delta_and_granted_ones_do_not():
