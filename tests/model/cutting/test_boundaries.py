@@ -104,14 +104,11 @@ def test_the_tensors_that_cross_by_hand():
     assert crossing(trace(TinyNet(), False, X), "a") == ["a_2"]
 
 
-def test_names_become_nodes_in_order():
+def test_names_become_nodes_in_order_unless_a_module_is_used_twice():
     traced = trace(TinyNet(), False, X)
     assert [n.name for n in boundaries.find_cut_nodes(traced, ["a.0", "b"])] == ["a_0", "b_2"]
     with pytest.raises(xl.errors.AttachError, match="different"):
         boundaries.find_cut_nodes(traced, ["a", "a.2"])
-
-
-def test_a_module_used_twice_has_no_place():
     network = make_network(lambda n, x: TinyNet.forward(n, n.a[1](n.a[0](x)).relu().repeat(1, 1, 2, 2)[:, :3]), TinyNet)
     with pytest.raises(xl.errors.AttachError, match=r"'a\.0': it runs 2 times.*the nearest cut that works is 'a'"):
         boundaries.find_cut_nodes(trace(network, False, X), ["a.0"])

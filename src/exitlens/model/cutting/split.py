@@ -236,10 +236,10 @@ def _find_problem(tensor: Tensor) -> str:  # and the fix
 
 
 def verify(pieces: Pieces) -> None:
-    """Raise :class:`TraceMismatchError` unless staged and plain runs agree in both modes and at three batch sizes.
+    """Raise :class:`TraceMismatchError` unless staged and plain runs agree in outputs, buffers and gradients.
 
-    Outputs, and buffers and gradients after a training pass, must be equal. With a row dropped and the others exchanged
-    after the first cut, as routing does, every sample must get the answer that it gets in the full batch.
+    With a row dropped and the others exchanged after the first cut, as routing does, every sample must get the answer that
+    it gets in the full batch.
     """
     backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 3)
     with fill_zero_parameters(backbone):
