@@ -75,7 +75,7 @@ class WeightsReport:
         return "\n".join(f"weights: {line}" for line in self.lines())
 
     def tell_misfits(self, say: Say | None) -> None:
-        """Say which pretrained weights did not fit; nothing if all did."""
+        """Say which pretrained weights did not fit, if any."""
         if say is not None:
             for line in self.lines()[1:]:
                 say(f"weights: {self.source}: {line}")
