@@ -77,6 +77,8 @@ def test_an_input_may_be_swapped_before_it_is_read_or_read_by_nothing_that_tells
     traced = trace(make_network(lambda n, x: n.mix(x * n.weight).mean(1)[:, :2], **members), False, SERIES)
     assert find_input_channel_axis(traced, traced.inputs[0]) is None
     assert find_channel_axis(traced, traced.outputs["mix"]) is None
+    traced = trace(make_network(lambda n, x: x.transpose(1, x.dim() - 1).mean(1)), False, SERIES)
+    assert boundaries.read_order(traced.nodes[-3], 3) is None  # its axes are computed
 
 
 X = torch.zeros(1, 3, 8, 8)
