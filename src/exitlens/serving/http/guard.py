@@ -347,7 +347,7 @@ class _Connection(asyncio.Protocol):
             self.refuse(431, "header_bytes")
 
     def _look_for_request(self, count: int) -> None:
-        """Judge the bytes of a head, unless a request has begun, or more came, for which there is another call."""
+        """Refuse a large head, or start its clock; if more bytes came meanwhile, another call looks at them all."""
         if self._exchange is not None or self._transport.is_closing() or not count or count != self._count:
             return
         if count > self._limits.max_header_bytes:
