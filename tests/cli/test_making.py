@@ -283,10 +283,6 @@ def test_class_folders_without_images(again, tmp_path, call):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--delta", "0.1"), "limits: expected at least one"),
-        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
-        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
-        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
         (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
@@ -297,18 +293,17 @@ def test_class_folders_without_images(again, tmp_path, call):
         ),
     ],
 )
-def test_what_it_refuses(again, folder, call, words, message):
-    if words[-1] == "--unlabelled":
-        words = (*words, folder)
-    elif "--data" not in words:
-        words = (*words, "--data", folder)
-    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words)
+def test_what_it_refuses_of_unlabelled_data(again, folder, call, words, message):
+    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words, folder)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "limits: expected at least one"),
+        (("--delta", "0.1"), "limits: expected at least one"),
+        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
+        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
+        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-divergence", "2"), "--max-divergence: expected a number in [0, 1]"),
         (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
         (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),
