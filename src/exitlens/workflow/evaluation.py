@@ -30,11 +30,11 @@ class ExitRow:
 
     Attributes:
         calibration_error, brier, risk_coverage: expected calibration error (15 bins), Brier score (in [0, 2]) and the area
-            under the risk-coverage curve by maximum probability (the mean error rate over all coverages), with the policy's
-            temperatures. With several labels per sample the first two average over every label of every sample (``brier`` in
-            [0, 1]), and the curve ranks samples by how decided they are.
-        consistency: maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
-            uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
+            under the risk-coverage curve by maximum probability (mean error rate over all coverages), with the policy's
+            temperatures. With several labels per sample the first two average over labels (``brier`` in [0, 1]), and the
+            curve ranks samples by how decided they are.
+        consistency: by measure ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the uniform
+            null, and the skill over the shuffled-image null (only for measures where more is closer).
         ms: measured time of a batch that leaves here, if the trace has timings.
     """
 
@@ -76,9 +76,9 @@ class LabelReport:
     """Measures for several labels per sample, beside subset accuracy (all labels of a sample right).
 
     Attributes:
-        f1: micro-F1 of the routed answers. exit_f1: the same of every exit's answers.
-        false_negative_rate: mean over samples of the share of their labels that the routed answer lacks (0 for samples
-            without labels). exit_false_negative_rate: the same of every exit's answers.
+        f1, exit_f1: micro-F1 of the routed answers, and of every exit's.
+        false_negative_rate, exit_false_negative_rate: mean over samples of the share of their labels that the answer lacks
+            (0 for samples without labels), of the routed answers and of every exit's.
         false_negative_drop: the routed answers' rate less the final exit's.
     """
 
@@ -89,9 +89,8 @@ class LabelReport:
     exit_false_negative_rate: tuple[float, ...]
 
     def __str__(self) -> str:
-        drop = self.false_negative_drop
+        drop, exits = self.false_negative_drop, " ".join(f"{value:.3f}" for value in self.exit_f1)
         more = f"{abs(100 * drop):.1f} points {'fewer' if drop < -0.0005 else 'more'} than the final exit"
-        exits = " ".join(f"{value:.3f}" for value in self.exit_f1)
         return f"micro-F1 {self.f1:.3f} (exits {exits}), false negatives {_percent(self.false_negative_rate)} ({more})"
 
 
@@ -102,18 +101,16 @@ class Report:
     With several labels per sample, an answer counts as right if all of its labels are (subset accuracy).
 
     Attributes:
-        accuracy: of the routed answers. accuracy_drop: final exit's accuracy minus that.
+        accuracy, accuracy_drop: of the routed answers, and the final exit's accuracy minus that.
         disagreement: share of routed answers that differ from the final exit's.
         divergence: mean divergence of the map at the exit taken from the final map; 0 if the exits have no maps.
-        cost: mean cost in units of the plain backbone. exit_shares: per exit.
+        cost, exit_shares: mean cost in units of the plain backbone, and the share of samples at each exit.
         overthinking: shares of samples that an early exit had right already and the final one has right too (wasteful) or
             wrong (destructive).
-        exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each
-            better than those before it; (cost, agreement) without labels. It is fitted on this trace: optimistic.
-        samples: N.
+        curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each better than those before it;
+            (cost, agreement) without labels. It is fitted on this trace: optimistic.
         classes: one row per class that has samples, in label order; empty without labels.
-        ms: mean over samples of the time that a batch takes at their exit, if the trace has timings.
-        timing: these timings, and the machine, batch size and spread that belong to them.
+        ms, timing: mean over samples of the time that a batch takes at their exit, if the trace has timings, and these.
         calibration_error: distance between confidence and accuracy, averaged over the routed answers (15 bins).
         labels: further measures for several labels per sample; else, and without labels, ``None``.
 

@@ -17,6 +17,7 @@ from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
+from exitlens.types.settings import COUNT, Rule, check_number
 from exitlens.types.tasks import choose_score
 
 PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
@@ -25,9 +26,9 @@ PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
 def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: int = 60, seed: int = 0) -> list[SweepPoint]:
     """Return the frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
 
-    Policies are found on one half of the samples and measured on the other, so no point flatters itself. The bands hold for
-    all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv 1212.6906). Groups that
-    the trace names stay whole, and are what the bands count.
+    Policies are found on one half of the samples (or groups) and measured on the other, so no point flatters itself. The
+    bands hold for all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv
+    1212.6906).
 
     Args:
         trace: 10 samples (or groups) or more; without labels, agreement with the final exit takes the place of accuracy.
@@ -46,9 +47,8 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     if trace.num_groups < 10:
         what = "samples" if trace.groups is None else "groups"
         raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
-    if not isinstance(level, int | float) or not 0 < level < 1:
-        raise InputError(f"level: expected a number between 0 and 1, got {level!r}")
-    _check_count(most, "most")
+    check_number("level", level, Rule("a number between 0 and 1", lambda value: 0 < value < 1))
+    check_number("most", most, COUNT)
     if trace.groups is not None and trace.num_groups < len(trace):
         first, second = split_groups(shuffle_groups(trace.groups, seed), 0.5)
     else:
@@ -76,11 +76,6 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
         for name, values in measures.items()
     }
     return [SweepPoint(policy, **{name: points[i] for name, points in bands.items()}) for i, policy in enumerate(policies)]
-
-
-def _check_count(value: int, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
 
 
 def _keep_undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
@@ -148,7 +143,7 @@ def measure_budgeted_batch(
     networks = {validation.network, test.network} - {""}
     if (validation.num_exits, validation.task) != (test.num_exits, test.task) or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
-    _check_count(points, "points")
+    check_number("points", points, COUNT)
     test.require_labels("measure_budgeted_batch")
     policy = Policy.never(test.num_exits, score=choose_score(score, test.task))
     known, scores = score_early_exits(validation, policy), score_early_exits(test, policy)
