@@ -44,15 +44,11 @@ SURROUNDINGS = {"PYTHONPATH": ":".join(str(ROOT / path) for path in PATHS), "OMP
 
 @dataclass(frozen=True)
 class Cell:
-    """One environment.
-
-    Attributes:
-        lowest: which of timm and transformers are at their lower bound; ``("all",)``: every direct dependency is.
-    """
+    """One environment."""
 
     python: str  # major and minor version
     torch: str  # major and minor version; torchvision goes with it
-    lowest: tuple[str, ...] = ()
+    lowest: tuple[str, ...] = ()  # packages at their lower bound; ``("all",)``: every direct dependency is
 
     @property
     def name(self) -> str:
@@ -111,16 +107,13 @@ def attempt(cell: Cell) -> Tree:
         versions = environment.list_installed()
         installed = {package: versions[package] for package in SHOWN if package in versions}
         checks = {check: run_tests(environment, check, folder) for check in TESTS}
-        return {"installed": installed, "readme": run_example(environment, folder), **checks}
-
-
-def run_example(environment: Environment, folder: Path) -> Tree:
-    (folder / "example.py").write_text(write_example())
-    try:
-        environment.run("python", "example.py", cwd=folder, **SURROUNDINGS)
-    except StepError as error:
-        return {"tests": 1, "failed": 1, "fault": shorten(error)}
-    return {"tests": 1, "failed": 0}
+        (folder / "example.py").write_text(write_example())
+        try:
+            environment.run("python", "example.py", cwd=folder, **SURROUNDINGS)
+            example: Tree = {"tests": 1, "failed": 0}
+        except StepError as error:
+            example = {"tests": 1, "failed": 1, "fault": shorten(error)}
+        return {"installed": installed, "readme": example, **checks}
 
 
 def run_tests(environment: Environment, check: str, folder: Path) -> Tree:

@@ -60,10 +60,8 @@ def promise_training(result: Tree) -> Iterator[Promise]:
         gain = 100 * (egt[test]["accuracy"][0] - base[test]["accuracy"][0])
         yield Promise(f"demo|exit 0|{test}", f"exit 0 against no EGT, {test} (points)", gain, ">=", 0)
     final = near["accuracy"][-1]
-    for key, words, other, bar in (
-        ("no EGT", "no EGT", near0["accuracy"][-1], -0.7),
-        ("plain", "the plain backbone", plain, -1),
-    ):
+    others = ("no EGT", "no EGT", near0["accuracy"][-1], -0.7), ("plain", "the plain backbone", plain, -1)
+    for key, words, other, bar in others:
         yield Promise(f"demo|final|{key}", f"final exit against {words} (points)", 100 * (final - other), ">=", bar)
     for k, (share, energy) in enumerate(zip(near["deletion_share"], near["energy_in_mask"], strict=True)):
         yield Promise(f"demo|share|{k}", f"share of the oracle's deletion drop, exit {k}", share, ">=", 0.9)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import colorsys
-import hashlib
 import re
 import warnings
 from collections import defaultdict
@@ -31,6 +30,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 import exitlens as xl
+from benchmarks.reviews import cut_shares, hash_key
 from exitlens.modalities.image import read_image
 from exitlens.model.backbones.build import read_normalisation
 
@@ -127,8 +127,7 @@ def hash_drawing(drawing: Drawing) -> np.ndarray:  # -> (2,64) bool: as drawn an
 
 
 def draw_background(size: int, rng: Generator) -> np.ndarray:  # -> (size,size,3) in [0, 1]
-    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    picture = kind(size, rng, draw_palette(5, rng))
+    picture = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](size, rng, draw_palette(5, rng))
     light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(size, rng)[..., None]
     return np.clip(picture * light + rng.normal(0, 0.02, picture.shape), 0, 1)
 
@@ -204,16 +203,10 @@ def split_drawings(drawings: Sequence[Drawing], seed: int = 0) -> dict[str, list
     """Split every class's drawings; the place of a drawing in the order of its class does not depend on the others."""
     parts: dict[str, list[Drawing]] = {split: [] for split in SHARES}
     for label in sorted({drawing.label for drawing in drawings}):
-        of_class = [drawing for drawing in drawings if drawing.label == label]
-        ranked = sorted(of_class, key=lambda drawing: hash_key(seed, drawing.name))
-        ends = np.rint(np.cumsum([0, *SHARES.values()]) * len(ranked)).astype(int)
-        for split, start, end in zip(SHARES, ends, ends[1:], strict=False):
-            parts[split] += ranked[start:end]
+        ranked = sorted((d for d in drawings if d.label == label), key=lambda drawing: hash_key(seed, drawing.name))
+        for split, chosen in cut_shares(ranked, SHARES).items():
+            parts[split] += chosen
     return parts
-
-
-def hash_key(*key: object) -> int:
-    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:8])
 
 
 def make_picture(drawing: Drawing, number: int, recipe: Recipe) -> tuple[Image.Image, Image.Image]:
@@ -289,8 +282,8 @@ def load_pictures(folder: Path, split: str) -> Pictures:
     root, scale = folder / "pictures" / split, read_normalisation(BACKBONE)
     assert scale is not None
     files = sorted(root.glob("*/*.jpg"))
-    classes = tuple(sorted({path.parent.name for path in files}))
     names = sorted({path.name.rpartition("__")[0] for path in files})
+    classes = tuple(sorted({path.parent.name for path in files}))
     masks = [Image.open((folder / "masks" / path.relative_to(folder / "pictures")).with_suffix(".png")) for path in files]
     images = xl.data.ImageSet(
         torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files]),

@@ -229,7 +229,7 @@ def measure_speed(
     images = images[torch.arange(count) % len(images)]
     with pin_threads(threads), tempfile.TemporaryDirectory() as folder:
         net.tuning = xl.Tuning()
-        net.tune(images, precision="float32", backend="torch", seconds=2.0)
+        net.tune(images, precision="float32", backend="torch", seconds=max(0.01, min(2.0, seconds)))
         policy = force_shares(net, images, shares)
         works, steps = make_works(plain, net, images, policy, size, threads, Path(folder))
         works |= {name: make(images, policy) for name, make in (others or {}).items()}

@@ -44,8 +44,9 @@ def measure(rounds: int) -> Tree:
         chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         if chromium is not None:
             pages = [time_first_page(Path(folder) / "small", chromium) for _ in range(max(1, rounds // 6))]
-            for name, seconds in zip(("first_answer_s", "thresholds_live_s"), zip(*pages, strict=True), strict=True):
-                measured[name] = interval(seconds).to_list()
+            measured["first_answer_s"], measured["thresholds_live_s"] = (
+                interval(s).to_list() for s in zip(*pages, strict=True)
+            )
     return measured
 
 

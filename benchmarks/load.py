@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -78,21 +77,16 @@ class Spec:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of each request, in the order in which they were due.
+    """What became of each request, in the order in which they were due."""
 
-    Attributes:
-        due, sent, finished: ``(N,)`` seconds from the start; NaN: never.
-        answers: head and body of each, empty where there is none; an empty list unless they were kept.
-    """
-
-    due: Array
-    sent: Array
+    due: Array  # ``(N,)`` seconds from the start, as the next two
+    sent: Array  # NaN: never
     finished: Array
     status: Array  # ``(N,)`` HTTP status; 0: no answer
     retries: Array  # ``(N,)``
     which: Array  # ``(N,)`` places in the list of requests
     kinds: Sequence[str] = ()
-    answers: Sequence[bytes] = field(default=(), repr=False)
+    answers: Sequence[bytes] = field(default=(), repr=False)  # head and body, empty where there is none; if they were kept
     busy: float = 0.0  # share of the time for which the load itself computed: towards 1, what was measured is the load
     warmup: float = 0.0
     started: float = 0.0  # what :func:`time.perf_counter` said at the start, in whatever process on this machine
@@ -109,10 +103,8 @@ class Trial:
 
     def quantile(self, q: float, kind: str = "") -> float:
         """Return the seconds within which this share was answered."""
-        chosen = self.counts
-        if kind:
-            chosen = chosen & np.isin(self.which, [i for i, word in enumerate(self.kinds) if word == kind])
-        latency = np.sort(self.latency[chosen])
+        of_kind = np.isin(self.which, [i for i, word in enumerate(self.kinds) if word == kind]) if kind else True
+        latency = np.sort(self.latency[self.counts & of_kind])
         return float(latency[max(0, int(np.ceil(q * len(latency))) - 1)]) if len(latency) else float("nan")
 
     @property
@@ -223,7 +215,7 @@ def drive(spec: Spec) -> Trial:
         os.sched_setaffinity(0, spec.processors)
     gc.collect()
     gc.freeze()
-    gc.disable()  # collecting takes milliseconds
+    gc.disable()  # collecting takes milliseconds; the process ends with the trial
     try:
         from uvloop import new_event_loop
     except ImportError:
@@ -232,11 +224,8 @@ def drive(spec: Spec) -> Trial:
     async def main() -> Trial:
         return await Load(spec).run()
 
-    try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(main())
-    finally:
-        gc.enable()
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main())
 
 
 @contextmanager
@@ -274,9 +263,6 @@ class Poll:
                 self.answers.append(self.ask())
             except OSError as error:  # urllib's errors are OSErrors, too
                 self.answers.append(type(getattr(error, "reason", error)).__name__)
-
-    def count(self) -> dict[str, int]:
-        return dict(sorted(Counter(map(str, self.answers)).items()))
 
 
 @dataclass(frozen=True)

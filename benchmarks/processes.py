@@ -6,7 +6,7 @@ kill-RANK and hang-RANK (a process is killed, or stopped). Linux, two cores, not
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import signal
 import statistics
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study
+from benchmarks.harness import Job, Promise, Study, spread
 from benchmarks.results import Runs, Tree
 from exitlens.io import read_tensors
 from exitlens.model.backbones.small import SmallResNet
@@ -36,27 +36,27 @@ GRACE_S = 40  # torchrun asks a process to end, and kills it 30 seconds later
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    words = ("--images", "128") if quick else ()
+    few = {"images": 128} if quick else {}
     return {
-        **{f"seconds-{name}": partial(measure_seconds, name, words, 1 if quick else REPEATS) for name in SIZES},
-        "weights": partial(measure_weights, words),
-        **{f"kill-{rank}": partial(measure_kill, rank, words) for rank in (0, 1)},
+        **{f"seconds-{name}": partial(measure_seconds, {"net": name, **few}, 1 if quick else REPEATS) for name in SIZES},
+        "weights": partial(measure_weights, few),
+        **{f"kill-{rank}": partial(measure_kill, rank, few) for rank in (0, 1)},
         **{f"hang-{rank}": partial(measure_hang, rank) for rank in (0, 1)},
     }
 
 
-def start(words: Sequence[str], processes: int, *, restarts: int = 0, timeout_s: int = 600) -> subprocess.Popen[str]:
+def start(out: Path, settings: Tree, processes: int, *, restarts: int = 0, timeout_s: int = 600) -> subprocess.Popen[str]:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["--max-restarts", str(restarts)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes), "EXITLENS_TIMEOUT_S": str(timeout_s)}
-    command += ["-m", "benchmarks.processes", *words]
+    command += ["-m", "benchmarks.processes", json.dumps({"out": str(out), **settings})]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def train(out: Path, words: Sequence[str], processes: int) -> tuple[dict[str, torch.Tensor], Tree]:
-    process = start(["--out", str(out), *words], processes)
+def finish(process: subprocess.Popen[str], out: Path) -> tuple[dict[str, torch.Tensor], Tree]:
+    """Wait for the end; return the weights, and what the run recorded."""
     errors = process.communicate()[1]
     if process.returncode:
         raise RuntimeError(errors)
@@ -64,54 +64,54 @@ def train(out: Path, words: Sequence[str], processes: int) -> tuple[dict[str, to
     return {name: value for name, value in state.items() if name.startswith("net.")}, record
 
 
-def measure_seconds(name: str, words: Sequence[str], repeats: int) -> Tree:
+def train(out: Path, settings: Tree, processes: int) -> tuple[dict[str, torch.Tensor], Tree]:
+    return finish(start(out, settings, processes), out)
+
+
+def measure_seconds(settings: Tree, repeats: int) -> Tree:
     """Measure the median epoch, the first left out, of two processes and of one, in turn."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(repeats):
             for processes in (1, 2) if i % 2 else (2, 1):
-                record = train(Path(folder) / f"{i}-{processes}", ["--net", name, *words], processes)[1]
+                record = train(Path(folder) / f"{i}-{processes}", settings, processes)[1]
                 seconds[processes].append(statistics.median(row["seconds"] for row in record["history"][1:]))
-    ratios = sorted(pair / single for single, pair in zip(seconds[1], seconds[2], strict=True))
+    ratios = [pair / single for single, pair in zip(seconds[1], seconds[2], strict=True)]
     single, pair = (statistics.median(seconds[processes]) for processes in (1, 2))
-    return {"one": single, "two": pair, "ratio": [statistics.median(ratios), ratios[0], ratios[-1]]}
+    return {"one": single, "two": pair, "ratio": spread(ratios)}
 
 
-def measure_weights(words: Sequence[str]) -> Tree:
+def measure_weights(few: Tree) -> Tree:
     """Measure how far weights are apart after an epoch, two processes against one, and from run to run of two.
 
     In double precision the largest difference; in single precision the share of weights within 1e-5: AdamW divides every
     gradient by its own size, so where a gradient is all but 0 its rounding moves a weight by as much as the learning rate.
     """
-    words = ["--no-batch-norm", "--epochs", "1", *words]
+    single, double = ({"batch_norm": False, "epochs": 1, "double": precise, **few} for precise in (False, True))
     with tempfile.TemporaryDirectory() as folder:
-        runs = [(1, [*words, "--double"]), (2, [*words, "--double"]), (1, words), (2, words), (2, words)]
+        runs = [(1, double), (2, double), (1, single), (2, single), (2, single)]
         states = [train(Path(folder) / str(i), run, n)[0] for i, (n, run) in enumerate(runs)]
     weights = [torch.cat([value.flatten().double() for value in state.values()]) for state in states]
-    double_single, double_pair, single, pair, again = weights
-    gap = (single - pair).abs()
+    double_single, double_pair, alone, pair, again = weights
+    gap = (alone - pair).abs()
     return {
-        "weights": len(single),
+        "weights": len(alone),
         "double": (double_single - double_pair).abs().max().item(),
         "single": {"largest": gap.max().item(), "close": (gap <= 1e-5).double().mean().item()},
         "from_run_to_run": (pair - again).abs().max().item(),
     }
 
 
-def measure_kill(rank: int, words: Sequence[str]) -> Tree:
+def measure_kill(rank: int, few: Tree) -> Tree:
     """Kill a rank after two of six epochs; torchrun starts both again."""
-    words = ["--epochs", "6", *words]
+    settings = {"epochs": 6, **few}
     with tempfile.TemporaryDirectory() as folder:
-        whole = train(Path(folder) / "whole", words, 2)[0]
-        out = Path(folder) / "killed"
-        process = start(["--out", str(out), *words], 2, restarts=1)
+        whole, out = train(Path(folder) / "whole", settings, 2)[0], Path(folder) / "killed"
+        process = start(out, settings, 2, restarts=1)
         send_signal(process, out, rank, signal.SIGKILL)
         started = time.monotonic()
-        errors = process.communicate()[1]
+        weights, record = finish(process, out)
         seconds = time.monotonic() - started
-        if process.returncode:
-            raise RuntimeError(errors)
-        weights, record = read_tensors(out / "last.safetensors")
     same = all(torch.equal(weights[name], value) for name, value in whole.items())
     return {"same": float(same), "epochs": len(record["history"]), "seconds_to_end": seconds}
 
@@ -119,14 +119,12 @@ def measure_kill(rank: int, words: Sequence[str]) -> Tree:
 def measure_hang(rank: int) -> Tree:
     """Stop a rank; the other gives up when its time is over, and torchrun ends both."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "stopped"
-        process = start(["--out", str(out), "--epochs", "50"], 2, timeout_s=TIMEOUT_S)
-        send_signal(process, out, rank, signal.SIGSTOP)
+        process = start(Path(folder), {"epochs": 50}, 2, timeout_s=TIMEOUT_S)
+        send_signal(process, Path(folder), rank, signal.SIGSTOP)
         started = time.monotonic()
         errors = process.communicate()[1]
         seconds = time.monotonic() - started
-        kept = len(read_tensors(out / "last.safetensors")[1]["history"])
-    return {"seconds": seconds, "timeout": TIMEOUT_S, "said": float("lost the others" in errors), "epochs_kept": kept}
+    return {"seconds": seconds, "timeout": TIMEOUT_S, "said": float("lost the others" in errors)}
 
 
 def send_signal(process: subprocess.Popen[str], out: Path, rank: int, number: signal.Signals) -> None:
@@ -161,25 +159,19 @@ def make_set(count: int, size: int) -> xl.data.ImageSet:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--net", choices=SIZES, default="small")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--no-batch-norm", action="store_true")
-    parser.add_argument("--double", action="store_true", help="in double precision")
-    given = parser.parse_args()
-    size, dtype = SIZES[given.net], torch.float64 if given.double else torch.float32
+    """Train as the words in JSON say."""
+    given = {"net": "small", "epochs": 3, "images": 0, "batch_norm": True, "double": False} | json.loads(sys.argv[1])
+    size, dtype = SIZES[given["net"]], torch.float64 if given["double"] else torch.float32
     torch.manual_seed(0)
-    backbone = SmallResNet(CLASSES) if given.net == "small" else resnet18(num_classes=CLASSES)
-    if given.no_batch_norm:
+    backbone = SmallResNet(CLASSES) if given["net"] == "small" else resnet18(num_classes=CLASSES)
+    if not given["batch_norm"]:
         replace_batch_norm(backbone)
-    head = "evidence" if given.no_batch_norm else "context"  # the neck of context heads has batch norm
+    head = "context" if given["batch_norm"] else "evidence"  # the neck of context heads has batch norm
     net = xl.attach(backbone, ["layer1", "layer2", "layer3"], CLASSES, torch.zeros(1, 3, size, size), head=head)
-    data = make_set(given.images or IMAGES[given.net], size)
+    data = make_set(given["images"] or IMAGES[given["net"]], size)
     images = data.first(64).inputs.to(dtype)
     val = [(images[:32], data.labels[:32]), (images[32:], data.labels[32:64])]  # a whole batch for each process
-    settings = {"epochs": given.epochs, "out_dir": given.out, "batch_size": 64, "amp": False, "progress": False}
+    settings = {"epochs": given["epochs"], "out_dir": given["out"], "batch_size": 64, "amp": False, "progress": False}
     xl.fit(net.to(dtype), data, val, augment=lambda images: images.to(dtype), **settings)
 
 

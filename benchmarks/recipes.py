@@ -6,7 +6,6 @@ Cells are KIND/TRIAL-SEED. pictures: EfficientNet-Lite0 with ImageNet weights at
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.drawings import BACKBONE, find_weights, open_folder
-from benchmarks.harness import Job, Study, table, use_one_thread
+from benchmarks.harness import Job, Study, join_means, table, use_one_thread
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
 from exitlens.modalities.image import read_image
@@ -93,33 +92,24 @@ OPEN = {"pictures": open_pictures, "reviews": open_reviews}
 def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
     use_one_thread()
     torch.manual_seed(seed)
-    started, is_plain = time.process_time(), trial.startswith("plain")
+    is_plain = trial.startswith("plain")
     plain, train, validation = OPEN[kind]()
     example, head = train.first(1).inputs, "context" if kind == "pictures" else "evidence"
-    if is_plain:
-        net = xl.attach(plain, [], len(train.classes), example, final="keep")
-    else:
-        net = xl.attach(plain, 3, len(train.classes), example, head=head)
+    exits: dict[str, Any] = {"at": [], "final": "keep"} if is_plain else {"at": 3, "head": head}
+    net = xl.attach(plain, num_classes=len(train.classes), example=example, **exits)
     net.describe(preprocess=train.preprocess)
     loss = xl.EGTLoss(weight=0.0) if is_plain else xl.EGTLoss()
     settings = {"epochs": epochs, "batch_size": 32, "seed": seed, "progress": False, **TRIALS[trial]}
     result = xl.fit(net, train, validation, loss=loss, **settings)
-    first, last = result.history[0], result.history[-1]
-    return {
-        "accuracy": [round(value, 4) for value in last["accuracy"]],
-        "first_epoch": [round(value, 4) for value in first["accuracy"]],
-        "cc": [round(value, 4) for value in last["cc"]],
-        "processor_seconds": round(time.process_time() - started, 1),
-    }
+    return {"accuracy": [round(value, 4) for value in result.history[-1]["accuracy"]]}
 
 
 def write_trials(kind: str, runs: Runs) -> list[str]:
     rows = []
     for trial in TRIALS:
         if measured := list_seeds(runs, f"{kind}/{trial}"):
-            columns = zip(*([100 * value for value in run["accuracy"]] for run in measured), strict=True)
-            accuracy = [f"{sum(values) / len(values):.1f}" for values in columns]
-            rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(measured))])
+            accuracy = join_means([run["accuracy"] for run in measured], 1, 100).split(" / ")
+            rows.append([trial, *[""] * (4 - len(accuracy)), *accuracy, str(len(measured))])
     return table(["trial", "exit 0", "exit 1", "exit 2", "final", "seeds"], rows)
 
 
@@ -132,12 +122,5 @@ def write_values(_: Runs) -> list[str]:
     return table(["value", "`scratch`", "`pretrained`"], rows)
 
 
-STUDY = Study(
-    "recipes",
-    list_cells,
-    tables={
-        "recipe-values": write_values,
-        "recipes-pictures": partial(write_trials, "pictures"),
-        "recipes-reviews": partial(write_trials, "reviews"),
-    },
-)
+TABLES = {"recipe-values": write_values} | {f"recipes-{kind}": partial(write_trials, kind) for kind in OPEN}
+STUDY = Study("recipes", list_cells, tables=TABLES)

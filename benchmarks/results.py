@@ -11,7 +11,6 @@ import csv
 import fcntl
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -106,12 +105,6 @@ def write_result(path: Path, cell: str, tree: Tree, order: Iterable[str] = ()) -
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows((*split_name(name), *row) for name, content in ordered.items() for row in content)
-        write_atomically(path, text.getvalue())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+        temporary = path.with_name(f"{path.name}.tmp")  # no reader ever sees half a file
+        temporary.write_text(text.getvalue())
+        temporary.replace(path)

@@ -19,13 +19,16 @@ import io
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 PACKAGE = "vaderSentiment==3.3.2"
 INNER, RATINGS = "hutto_ICWSM_2014.tar.gz", "movieReviewSnippets_GroundTruth.txt"
 SETS = {
@@ -97,27 +100,30 @@ def parse_ratings(content: str, least: float = LEAST) -> list[Sentence]:
 def split_sentences(sentences: Sequence[Sentence], seed: int = 0) -> dict[str, list[Sentence]]:
     """Split every class in random order, groups together; the place of a sentence in the order does not depend on the others."""
 
-    def rank(sentence: Sentence) -> str:
-        return hash_key(f"group {sentence.group}" if sentence.group else sentence.key, str(seed))
+    def rank(sentence: Sentence) -> int:
+        return hash_key(seed, f"group {sentence.group}" if sentence.group else sentence.key)
 
     parts: dict[str, list[Sentence]] = {split: [] for split in SHARES}
     for label in sorted({"" if sentence.group else sentence.label for sentence in sentences}):
         of_class = [sentence for sentence in sentences if label in ("", sentence.label)]
-        ranked = sorted({rank(sentence) for sentence in of_class})
-        ends = np.rint(np.cumsum([0, *SHARES.values()]) * len(ranked)).astype(int)
-        for split, start, end in zip(SHARES, ends, ends[1:], strict=False):
-            chosen = set(ranked[start:end])
+        for split, chosen in cut_shares(sorted({rank(sentence) for sentence in of_class}), SHARES).items():
             parts[split] += [sentence for sentence in of_class if rank(sentence) in chosen]
     return {split: shuffle(part, seed) for split, part in parts.items()}
 
 
+def cut_shares(ranked: Sequence[T], shares: Mapping[str, float]) -> dict[str, Sequence[T]]:
+    """Cut a sequence into parts of these shares."""
+    ends = np.rint(np.cumsum([0, *shares.values()]) * len(ranked)).astype(int)
+    return {split: ranked[start:end] for split, (start, end) in zip(shares, pairwise(ends), strict=True)}
+
+
 def shuffle(sentences: Sequence[Sentence], seed: int = 0) -> list[Sentence]:
     """Return the sentences in a random order, which is not the one that decides the splits."""
-    return sorted(sentences, key=lambda sentence: hash_key(sentence.key, f"order {seed}"))
+    return sorted(sentences, key=lambda sentence: hash_key(f"order {seed}", sentence.key))
 
 
-def hash_key(key: str, seed: str) -> str:
-    return hashlib.sha256(f"{seed}|{key}".encode()).hexdigest()
+def hash_key(*key: object) -> int:
+    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:8])
 
 
 def write_file(path: Path, sentences: Sequence[Sentence]) -> None:

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -30,6 +30,7 @@ from benchmarks.harness import ROOT
 from benchmarks.load import Array
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
+INFER = "/v2/models/net/infer"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 PYTHON_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # what takes the requests in front of Ray Serve's replicas
 HAPROXY = {
@@ -41,6 +42,7 @@ HAPROXY = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
 }
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,25 @@ class Server:
             return [first, *first.children(recursive=True)]
         return []
 
-    def sum_up(self, read: Callable[[psutil.Process], float]) -> float:
-        total = 0.0
+    def read(self, read: Callable[[psutil.Process], T]) -> list[T]:
+        """Read something of each of its processes that still runs."""
+        values = []
         for process in self.list_processes():
             with contextlib.suppress(psutil.Error):
-                total += read(process)
-        return total
+                values.append(read(process))
+        return values
 
     def read_cpu_seconds(self) -> float:
-        return self.sum_up(lambda process: sum(process.cpu_times()[:2]))
+        return sum(self.read(lambda process: sum(process.cpu_times()[:2])))
 
     def read_memory(self) -> float:
         """Return the megabytes that its processes hold now, without counting twice what they share."""
-        return self.sum_up(lambda process: process.memory_full_info().pss) / (1 << 20)
+        return sum(self.read(lambda process: process.memory_full_info().pss)) / (1 << 20)
 
     def find_processes(self, word: str) -> list[int]:
-        pids = []
-        for process in sorted(self.list_processes(), key=lambda process: process.pid):
-            with contextlib.suppress(psutil.Error):
-                pids += [process.pid] if word in " ".join(process.cmdline()) else []
-        return pids
+        return sorted(
+            pid for pid, line in self.read(lambda process: (process.pid, " ".join(process.cmdline()))) if word in line
+        )
 
     def wait_until_idle(self, seconds: float = 1.0, most: float = 60.0) -> None:
         """Wait until its processes have computed next to nothing for ``seconds``, which means that all are ready."""
@@ -103,11 +104,9 @@ class Server:
 
 
 def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    headers = {"Content-Type": "application/octet-stream"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/octet-stream"})
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers), timeout=5
-        ) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -123,7 +122,7 @@ def start_server(
     processors: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Call ``serve`` (``module:function``) in a new process with the settings and a ``port``, until the block ends.
+    """Call ``serve`` (``module:function`` of this package) in a new process with the settings and a ``port``, until the block ends.
 
     Requests go to ``path``, which answers ``probe`` with 200 once it is ready. In values of ``environment`` ``{folder}`` is a temporary folder.
     """
@@ -179,8 +178,8 @@ def start_ours(
         "limits": dict(limits or {}),
         "rest": {"access_log": False, "reload_seconds": 0.0, **rest},
     }
-    where: dict[str, Any] = {"path": "/v2/models/net/infer", "probe": make_json_probe(sample), "processors": processors}
-    return start_server("benchmarks.servers:serve_ours", settings, **where)
+    probe = make_json_probe(sample)
+    return start_server("servers:serve_ours", settings, path=INFER, probe=probe, processors=processors)
 
 
 def make_json_probe(sample: Array) -> bytes:
@@ -224,21 +223,19 @@ def start_other(
     name: str, onnx: Path, shape: Sequence[int], processors: Sequence[int] = ()
 ) -> AbstractContextManager[Server]:
     """Start LitServe (a process for HTTP, one for the network) or Ray Serve (HAProxy and one replica with ``@serve.batch``)."""
-    delay = {"litserve": 0.001, "ray": 0.002}[
-        name
-    ]  # seconds until a batch is full; LitServe's worker asks without a pause at 0
+    delay = (
+        0.001 if name == "litserve" else 0.002
+    )  # seconds until a batch is full; LitServe's worker asks without a pause at 0
     settings = {"onnx": str(onnx), "shape": list(shape), "threads": 1, "max_batch": 16, "delay": delay}
     serve, path = {"litserve": ("with_litserve:serve", "/predict"), "ray": ("with_ray:serve_backbone", "/")}[name]
-    environment = {**QUIET_RAY, **HAPROXY} if name == "ray" else {}
     where: dict[str, Any] = {"path": path, "probe": bytes(4 * math.prod(shape)), "processors": processors}
-    return start_server(f"benchmarks.{serve}", settings, environment=environment, **where)
+    return start_server(serve, settings, environment=QUIET_RAY | HAPROXY if name == "ray" else {}, **where)
 
 
 def start_replicas(bundle: Path, sample: Array) -> AbstractContextManager[Server]:
     arguments = {"bundle": f"net={bundle.resolve()}", "replicas": 2, "cpus": 1, "reload_seconds": 0.0}
-    where: dict[str, Any] = {"path": "/v2/models/net/infer", "probe": make_json_probe(sample)}
-    environment = {**QUIET_RAY, **PYTHON_PROXY}
-    return start_server("benchmarks.with_ray:serve_ours", {"arguments": arguments}, environment=environment, **where)
+    where: dict[str, Any] = {"path": INFER, "probe": make_json_probe(sample), "environment": QUIET_RAY | PYTHON_PROXY}
+    return start_server("with_ray:serve_ours", {"arguments": arguments}, **where)
 
 
 def main() -> None:
@@ -247,7 +244,7 @@ def main() -> None:
         os.sched_setaffinity(0, given["processors"])
     module, _, function = given["serve"].partition(":")
     with contextlib.suppress(KeyboardInterrupt):
-        getattr(import_module(module), function)(given["settings"])
+        getattr(import_module(module if "." in module else f"benchmarks.{module}"), function)(given["settings"])
 
 
 if __name__ == "__main__":

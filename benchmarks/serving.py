@@ -312,7 +312,7 @@ def run_with(
         time.sleep(seconds / 2)
         act()
         trial = load.result()
-    return trial, {"ready_codes": ready.count()}
+    return trial, {"ready_codes": dict(sorted(Counter(map(str, ready.answers)).items()))}
 
 
 def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, rate: float, seconds: float) -> Tree:

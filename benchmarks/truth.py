@@ -7,7 +7,6 @@ Cells are TASK/CONDITION-SEED. Training goes on from its last epoch. Pictures ne
 from __future__ import annotations
 
 import fcntl
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,10 +67,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
     task = open_task(name, seed, 96 if quick else 0)
     net, result = train(task, condition, seed, find_folder(name, condition, seed, quick))
-    started = time.perf_counter()
-    measured = measure(net, task)
-    facts = {"title": CONDITIONS[condition][1], "epochs": len(result.history), "train_seconds": round(result.seconds)}
-    return {**facts, "measure_seconds": round(time.perf_counter() - started), **measured}
+    return {"title": CONDITIONS[condition][1], "epochs": len(result.history), **measure(net, task)}
 
 
 def find_folder(task: str, condition: str, seed: int, quick: bool = False) -> Path:
@@ -95,17 +91,10 @@ def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitN
     loss = CONDITIONS[condition][0]
     net = build_network(task, seed, exits=loss is not None)
     folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.settings}
     with (folder / "fit.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        settings: dict[str, Any] = {
-            "seed": seed,
-            "out_dir": folder / "fit",
-            "resume": True,
-            "progress": False,
-            **task.settings,
-        }
-        result = xl.fit(net, task.train, watch(task), loss=loss or xl.EGTLoss(weight=0.0), **settings)
-    return net, result
+        return net, xl.fit(net, task.train, watch(task), loss=loss or xl.EGTLoss(weight=0.0), **settings)
 
 
 def watch(task: Task) -> SampleSet:
@@ -119,16 +108,12 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
         report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
         measured["tests"][name] = {"samples": len(data), "accuracy": [row.accuracy for row in report.exits]}
         if "skill" not in measured and net.num_exits > 1:
-            rows = [row.consistency["cc"] for row in report.exits[:-1]]
-            keys = {"cc": "value", "null": "null", "skill": "skill"}
-            measured |= {key: [row[field] for row in rows] for key, field in keys.items()}
-    if net.num_exits > 1:
-        test = next(iter(task.tests.values()))
-        attention = measure_faithfulness(net, test, samples=SAMPLES, oracle_samples=ORACLE, grid=task.grid).to_dict()
-        few = {"samples": RELEVANCE, "oracle_samples": RELEVANCE}
-        relevance = measure_faithfulness(net, test, of="relevance", grid=task.grid, **few).to_dict()
-        measured["attention"] = {name: attention[name] for name in (*SHARES, *MAPS)}
-        measured["relevance"] = {name: relevance[name] for name in SHARES}
+            measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
+    counts = {"attention": (SAMPLES, ORACLE, (*SHARES, *MAPS)), "relevance": (RELEVANCE, RELEVANCE, SHARES)}
+    for of, (samples, oracle, kept) in counts.items() if net.num_exits > 1 else ():
+        settings: dict[str, Any] = {"samples": samples, "oracle_samples": oracle, "grid": task.grid}
+        judged = measure_faithfulness(net, next(iter(task.tests.values())), of=of, **settings).to_dict()
+        measured[of] = {name: judged[name] for name in kept}
     return measured
 
 
@@ -207,7 +192,7 @@ def list_shares(runs: Sequence[Tree], k: int) -> list[float | None]:
 
 
 def subtract_shares(runs: Sequence[Tree], others: Sequence[Tree], k: int) -> list[float]:
-    """Subtract run by run, without runs in which the oracle gained nothing over chance, so that there is no share."""
+    """Subtract run by run, without runs in which the oracle gained nothing over chance."""
     pairs = zip(list_shares(runs, k), list_shares(others, k), strict=True)
     return [a - b for a, b in pairs if a is not None and b is not None]
 
@@ -226,22 +211,16 @@ def write_task(runs: Runs, task: str) -> list[str]:
     for condition, (_, title) in CONDITIONS.items():
         if measured := list_seeds(runs, f"{task}/{condition}"):
             tests = list(measured[0]["tests"])
-            rows.append([title, str(len(measured)), *write_cells(measured, tests)])
-    if not rows:
-        return []
+            cells = [join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for test in tests]
+            if "attention" in measured[0]:
+                energy = [run["attention"]["energy_in_mask"] for run in measured]
+                shares = ([run[maps]["deletion_share"] for run in measured] for maps in ("attention", "relevance"))
+                cells += [join_means(values, 2) for values in ([run["skill"] for run in measured], *shares)]
+                cells.append("" if None in energy else join_means(energy, 2))
+            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(tests) - len(cells))])
     head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
     head += ["skill", "share of the oracle", "relevance's share", "energy in the object"]
-    return [f"**{TITLES[task]}**", "", *table(head, rows), ""]
-
-
-def write_cells(runs: Sequence[Tree], tests: Sequence[str]) -> list[str]:
-    cells = [join_means([run["tests"][test]["accuracy"] for run in runs], 1, 100) for test in tests]
-    if "attention" not in runs[0]:
-        return [*cells, "", "", "", ""]
-    energy = [run["attention"]["energy_in_mask"] for run in runs]
-    cells.append(join_means([run["skill"] for run in runs], 2))
-    cells += [join_means([run[maps]["deletion_share"] for run in runs], 2) for maps in ("attention", "relevance")]
-    return [*cells, "" if None in energy else join_means(energy, 2)]
+    return [f"**{TITLES[task]}**", "", *table(head, rows), ""] if rows else []
 
 
 STUDY = Study("truth", list_cells, list_promises, {"truth": write_tables}, processes=2)

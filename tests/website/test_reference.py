@@ -77,7 +77,7 @@ def list_examples() -> Mapping[str, str]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in list_examples()]
 )
-def test_an_example_gives_what_it_says(name, start, tmp_path):
+def test_an_example_gives_what_it_says(name, start, tmp_path, files_written_once):
     shutil.copytree(start[0], tmp_path, dirs_exist_ok=True)
     names = dict(start[1], net=copy.deepcopy(start[1]["net"]))
     torch.manual_seed(0)
