@@ -90,9 +90,6 @@ class DriftMonitor:
         false_alarm: in (0, 1).
         seed: of the ties.
 
-    Raises:
-        PolicyError: for a policy that was not calibrated on a trace, or was changed since.
-
     Examples:
         >>> monitor = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5))
         >>> monitor.update(xl.predict(net, images, policy)).samples
