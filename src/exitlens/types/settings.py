@@ -237,10 +237,7 @@ RecipeName = Literal["scratch", "pretrained"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training values that belong together; docs/guides/pretrained.md has the trials that chose them.
-
-    A setting whose best value depends on where the weights come from has a field here, of the setting's own name.
-    """
+    """Training settings that depend on where the weights come from (docs/guides/pretrained.md has the trials)."""
 
     learning_rate: float
     head_learning_rate: float | None = None

@@ -133,11 +133,6 @@ class ExitLatency:
         threads: of PyTorch.
         machine: processor, cores, device and versions.
         rounds: number of times that each exit was timed.
-
-    Examples:
-        >>> timing = xl.types.ExitLatency((1.0, 2.5), (0.9, 2.4), (1.1, 2.6), whole_ms=2.4, batch_size=1, threads=2)
-        >>> timing.spread
-        (0.2..., 0.08...)
     """
 
     ms: tuple[float, ...]
