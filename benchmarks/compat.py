@@ -44,8 +44,6 @@ SURROUNDINGS = {"PYTHONPATH": ":".join(str(ROOT / path) for path in PATHS), "OMP
 
 @dataclass(frozen=True)
 class Cell:
-    """One environment."""
-
     python: str  # major and minor version
     torch: str  # major and minor version; torchvision goes with it
     lowest: tuple[str, ...] = ()  # packages at their lower bound; ``("all",)``: every direct dependency is

@@ -57,8 +57,6 @@ BACKBONE, SIZE = "timm:tf_efficientnet_lite0", 128  # the network for which pict
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing."""
-
     name: str  # letters, digits and hyphens, before ``__`` in the names of its pictures
     label: str  # its class
     pixels: Image.Image  # RGBA, cropped to what is visible, the longer side ``SIDE``
@@ -193,8 +191,6 @@ BACKGROUNDS: tuple[Callable[[int, Generator, np.ndarray], np.ndarray], ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the pixels, besides the drawings."""
-
     size: int = 128  # height and width in pixels
     seed: int = 0  # of places, sizes, turns, backgrounds and of the split
 
@@ -264,8 +260,6 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split in memory."""
-
     images: xl.data.ImageSet  # with masks
     drawings: Tensor  # ``(N,)`` which drawing each picture shows
 

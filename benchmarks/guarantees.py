@@ -55,6 +55,9 @@ GROUP_KINDS = ("size says nothing", "large groups lose more", "copies of one sam
 EQUAL = "named, all the same"  # groups count the same, whatever their size
 MODES = {"named": ("accuracy drop", "all three"), EQUAL: ("accuracy drop",), "not named": ("accuracy drop", "all three")}
 Rows = list[list[float]]  # limit, delta, 1 if a risk is above its limit, cost
+Thresholds = dict[tuple[float, float], tuple[float, ...]]  # by limit and delta
+ListRisks = Callable[[float], list[Risk]]  # for a limit
+Halves = tuple[Tensor, Tensor]  # rows that propose a path, and that test it
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -63,9 +66,9 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
     return {
         "drift": partial(measure_drift, count(200)),
-        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in sorted(populations.TRACES)},
-        **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in sorted(populations.TRACES)},
-        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in sorted(populations.TRACES)},
+        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in populations.TRACES},
+        **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in populations.TRACES},
+        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in populations.TRACES},
         "synthetic": partial(count_draws, "synthetic", count(2000), count(300)),
         "labels": partial(count_draws, "labels", count(1000), count(150)),
         "groups": partial(count_on_groups, count(1000)),
@@ -89,16 +92,8 @@ def list_risks(population: str, names: Sequence[str], limit: float) -> list[Risk
     return [Risk(name, find_losses(population)[name], limit, KINDS[name]) for name in names]  # type: ignore[arg-type]
 
 
-Thresholds = dict[tuple[float, float], tuple[float, ...]]  # by limit and delta
-
-
 def certify(
-    scores: Tensor,
-    cost: Tensor,
-    list_risks: Callable[[float], list[Risk]],
-    limits: Sequence[float],
-    halves: tuple[Tensor, Tensor],
-    further: int = 0,
+    scores: Tensor, cost: Tensor, list_risks: ListRisks, limits: Sequence[float], halves: Halves, further: int = 0
 ) -> Thresholds:
     """Return what ``calibrate`` finds: rows of one half propose a path, those of the other test it; then ``further`` steps beyond."""
     first, second = halves
@@ -132,7 +127,7 @@ def judge(
     return rows
 
 
-def split_halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+def split_halves(rows: Tensor) -> Halves:
     cut = max(1, round(PATH_SHARE * len(rows)))
     return rows[:cut], rows[cut:]
 
@@ -181,7 +176,6 @@ def summarise(outcomes: Sequence[dict[str, Rows]]) -> Tree:
                 "delta": float(deltas[0]),
                 "violations": float(broken.mean()),
                 "cost": round(float(costs.mean()), 4),
-                "never": float((costs > 0.999).mean()),
                 "draws": len(rows),
             }
     return summary
@@ -230,10 +224,8 @@ def count_one_group_draw(seed: int) -> dict[str, Rows]:
             return risks if mode == "not named" else [risk.name_groups(ranks, first, equal=equal) for risk in risks]
 
         thresholds = certify(scores[rows], trace.cost, list_drawn, GROUP_LIMITS, parts)
-        risks = list_risks(population, SETS[label], 0.0)
-        judged[f"{GROUP_KINDS[seed % 3]}, {mode}, {label}"] = judge(
-            scores, trace.cost, risks, thresholds, weights[mode == EQUAL]
-        )
+        risks, name = list_risks(population, SETS[label], 0.0), f"{GROUP_KINDS[seed % 3]}, {mode}, {label}"
+        judged[name] = judge(scores, trace.cost, risks, thresholds, weights[mode == EQUAL])
     return judged
 
 

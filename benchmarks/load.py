@@ -50,8 +50,6 @@ def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: An
 
 @dataclass(frozen=True)
 class Spec:
-    """A trial."""
-
     port: int
     requests: Sequence[bytes]  # bytes of each
     due: Array = field(default_factory=lambda: np.zeros(0))  # ``(N,)`` seconds from the start, ascending

@@ -44,8 +44,6 @@ TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
 
 @dataclass(frozen=True)
 class Candidate:
-    """A static network."""
-
     family: str  # what is made smaller; accuracy at a given time is interpolated between the members of a family
     title: str  # for tables
     make: Callable[[Task], xl.ExitNet]  # makes the untrained network of one exit for a task
@@ -232,8 +230,6 @@ def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> T
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder, "resume": True, "progress": False, **task.settings}
     xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
     return {
-        "title": candidate.title,
-        "parameters": sum(p.numel() for p in net.parameters()),
         "validation": rate(answer(net, task.validation), task.validation)["accuracy"],
         "tests": {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()},
     }

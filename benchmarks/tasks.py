@@ -43,8 +43,6 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone, its data, and how it is trained."""
-
     train: SampleSet
     validation: SampleSet
     tests: Mapping[str, SampleSet]  # maps are judged on the first of them

@@ -60,7 +60,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def measure_cell(condition: str, seed: int) -> Tree:
     use_one_thread()
     task = reviews(seed)
-    net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
+    net, _ = train(task, condition, seed, find_folder("reviews", condition, seed))
     test = next(iter(task.tests.values()))
     assert isinstance(test, xl.data.TextSet)
     parts = {"films": test, "calibration": load_review_set("calibration", test.preprocess)}
@@ -70,8 +70,6 @@ def measure_cell(condition: str, seed: int) -> Tree:
     sets = {name: measure_set(policy, trace) for name, trace in traces.items()}
     shares = zip(net.cost.tolist(), sets["films"]["exit_shares"], strict=True)
     return {
-        "title": CONDITIONS[condition][1],
-        "epochs": len(result.history),
         **measure_lengths(test.texts, test.preprocess),
         "cost": net.cost.tolist(),
         "texts": len(test),
@@ -272,7 +270,6 @@ def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
         "texts": len(trace),
         "positive": trace.require_labels("labels").float().mean().item(),
         "accuracy": [row.accuracy for row in report.exits],
-        "routed": report.accuracy,
         "drop": report.accuracy_drop,
         "cost": report.cost,
         "exit_shares": list(report.exit_shares),
