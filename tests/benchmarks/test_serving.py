@@ -49,25 +49,18 @@ def answer(version, labels, exits, score=0.5):
 
 
 def test_answers_are_read():
-    read = read_answer(answer("a", [1, 2], [0, 1], 0.75))
-    assert (read.version, read.labels.tolist(), read.exits.tolist(), read.scores.tolist()) == (
-        "a",
-        [1, 2],
-        [0, 1],
-        [0.75] * 2,
-    )
-    assert read_answer(b"HTTP/1.1 503 No\r\n\r\n") is None
-    assert read_answer(b"") is None
+    version, *arrays = read_answer(answer("a", [1, 2], [0, 1], 0.75))
+    assert (version, [array.tolist() for array in arrays]) == ("a", [[1, 2], [0, 1], [0.75] * 2])
+    assert read_answer(b"HTTP/1.1 503 No\r\n\r\n") is read_answer(b"") is None
 
 
 @pytest.mark.slow
 def test_hostile_requests_are_of_all_kinds_and_always_the_same():
     kinds = list_kinds((3, 8, 8))
     assert len(kinds) >= 35
-    made = list(make_hostile(len(kinds), (3, 8, 8), seed=1))
+    made, again, other = (list(make_hostile(len(kinds), (3, 8, 8), seed=seed)) for seed in (1, 1, 2))
     assert {hostile.kind for hostile in made} == {*kinds}
-    assert made == list(make_hostile(len(kinds), (3, 8, 8), seed=1))
-    assert made != list(make_hostile(len(kinds), (3, 8, 8), seed=2))
+    assert made == again != other
     assert all(hostile.parts and all(hostile.parts) for hostile in made)
     assert make_good((3, 8, 8)).startswith(f"POST {INFER} ".encode())
 
