@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from statistics import mean, median_high
+from statistics import fmean, mean, median_high
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 import exitlens as xl
 from benchmarks import populations
-from benchmarks.harness import Job, Promise, Study, table
+from benchmarks.harness import Job, Promise, Study, table, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
@@ -313,7 +313,7 @@ def measure_orders(logits: Tensor, labels: Tensor) -> Tree:  # (N,K,C), (N,)
         likeness = measure_likeness(trace)
         assert likeness is not None
         rank, deviation = round(likeness.rank, 3), round(likeness.deviation, 1)
-        measured[order] = {"lag": likeness.lag, "rank": rank, "deviation": deviation, "warned": likeness.is_suspicious}
+        measured[order] = {"rank": rank, "deviation": deviation, "warned": likeness.is_suspicious}
     return measured
 
 
@@ -450,14 +450,10 @@ def time_calibration(rounds: int) -> Tree:
     divergence = torch.rand(count, 4, generator=rng) * torch.tensor([0.5, 0.3, 0.1, 0.0])
     trace = xl.Trace(logits, labels, divergence, torch.tensor([0.1, 0.3, 0.6, 1.0]))
     limits = {"max_accuracy_drop": 0.01, "max_disagreement": 0.1, "max_divergence": 0.1}
-    seconds = []
-    for seed in range(rounds):
-        started = time.perf_counter()
-        policy = xl.calibrate(replace(trace), **limits, delta=0.1, seed=seed)  # type: ignore[arg-type]
-        seconds.append(round(time.perf_counter() - started, 3))
+    works = {"calibrate": lambda seed: xl.calibrate(replace(trace), **limits, delta=0.1, seed=seed)}  # type: ignore[arg-type]
+    seconds = [round(s, 3) for s in take_turns(works, rounds, warm_up=0, clock=time.perf_counter)["calibrate"]]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    cost = policy.calibration.cost if policy.calibration else None
-    return {"samples": count, "exits": 4, "seconds": seconds, "peak_mb_of_the_process": round(peak), "cost": cost}
+    return {"samples": count, "exits": 4, "seconds": seconds, "peak_mb_of_the_process": round(peak)}
 
 
 # Promises
@@ -491,14 +487,9 @@ def find_worst(sets: Tree, label: str, delta: float) -> float:
 def pool_worst(sets: Tree, risks: str, delta: float) -> float:
     """Return the share of broken promises over the draws of all populations, at the worst limit."""
     by_limit: dict[float, list[Tree]] = {}
-    for label, rows in sets.items():
-        for row in rows.values() if label.endswith(f", {risks}") else ():
-            if row["delta"] == delta:
-                by_limit.setdefault(row["limit"], []).append(row)
-    return max(
-        sum(row["violations"] * row["draws"] for row in rows) / sum(row["draws"] for row in rows)
-        for rows in by_limit.values()
-    )
+    for row in (row for label, rows in sets.items() if label.endswith(f", {risks}") for row in rows.values()):
+        by_limit.setdefault(row["limit"], []).extend([row] if row["delta"] == delta else [])
+    return max(fmean([r["violations"] for r in rows], [r["draws"] for r in rows]) for rows in by_limit.values())
 
 
 def promise_risks(run: str, measured: Tree) -> Iterator[Promise]:

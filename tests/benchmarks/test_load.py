@@ -134,9 +134,9 @@ def test_lost_connections_are_retried_or_count_as_failures():
 
 
 def test_a_connection_that_the_server_closed_in_between_loses_nothing():
-    trial, server = put_load(every(0.02, 10), server=Server(closes=True), connections=1)
+    trial, server = put_load(every(0.05, 6), server=Server(closes=True), connections=1)
     assert trial.failures == 0
-    assert server.connections >= 10
+    assert server.connections >= 6
 
 
 def test_other_answers_and_a_hard_end():
