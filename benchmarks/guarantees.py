@@ -30,14 +30,7 @@ from exitlens.functional.groups import measure_likeness, shuffle_groups, split_g
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.thresholds.certification import (
-    PATH_SHARE,
-    betting,
-    choose_tests,
-    hoeffding_bentkus,
-    paired,
-    run_fixed_sequence_test,
-)
+from exitlens.functional.thresholds import certification
 from exitlens.functional.thresholds.path import find_candidates, order_path
 from exitlens.functional.thresholds.search import quantise
 
@@ -104,8 +97,10 @@ def certify(
         risks = list_risks(limit)
         path = order_path(pool, [limit] * len(risks))
         for delta in DELTAS:
-            tests = choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
-            cuts = run_fixed_sequence_test(applied, [risk.at(second) for risk in risks], path, tests, delta).cuts
+            tests = certification.choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
+            cuts = certification.run_fixed_sequence_test(
+                applied, [risk.at(second) for risk in risks], path, tests, delta
+            ).cuts
             if further:
                 at = [candidate.cuts for candidate in path].index(cuts) if cuts is not None else -1
                 cuts = path[min(at + further, len(path) - 1)].cuts if path else None
@@ -128,7 +123,7 @@ def judge(
 
 
 def split_halves(rows: Tensor) -> Halves:
-    cut = max(1, round(PATH_SHARE * len(rows)))
+    cut = max(1, round(certification.PATH_SHARE * len(rows)))
     return rows[:cut], rows[cut:]
 
 
@@ -217,7 +212,7 @@ def count_one_group_draw(seed: int) -> dict[str, Rows]:
     ranks, judged = shuffle_groups(drawn, seed), {}
     halves = split_halves(torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)))
     for mode, label in ((mode, label) for mode, labels in MODES.items() for label in labels):
-        parts = halves if mode == "not named" else split_groups(ranks, PATH_SHARE)
+        parts = halves if mode == "not named" else split_groups(ranks, certification.PATH_SHARE)
 
         def list_drawn(limit: float, mode: str = mode, label: str = label, first: Tensor = parts[0]) -> list[Risk]:
             risks, equal = [risk.at(rows) for risk in list_risks(population, SETS[label], limit)], mode == EQUAL
@@ -347,9 +342,11 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dic
     rows = [select_exits(losses, find_first_firing(scores, (t,) * scores.shape[1])).double().numpy() for t in grid]
     count, half = len(trace), (1 + limit) / 2
     accepts: dict[str, Callable[[np.ndarray], bool]] = {
-        "UCB (betting)": lambda v: betting((v + 1) / 2, half, delta) <= delta,
-        "LTT (Hoeffding-Bentkus)": lambda v: hoeffding_bentkus((v.mean() + 1) / 2, count, half) <= delta,
-        "LTT (our paired test)": lambda v: paired(int((v > 0).sum()), int((v < 0).sum()), count, limit) <= delta,
+        "UCB (betting)": lambda v: certification.betting((v + 1) / 2, half, delta) <= delta,
+        "LTT (Hoeffding-Bentkus)": lambda v: certification.hoeffding_bentkus((v.mean() + 1) / 2, count, half) <= delta,
+        "LTT (our paired test)": lambda v: (
+            certification.paired(int((v > 0).sum()), int((v < 0).sum()), count, limit) <= delta
+        ),
         "CRC (in expectation only)": lambda v: count / (count + 1) * v.mean() + 1 / (count + 1) <= limit,
     }
     policies = {}

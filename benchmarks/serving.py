@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,18 +34,7 @@ import exitlens as xl
 from benchmarks.attacks import Hostile, make_hostile
 from benchmarks.edge import RESNET, find_near
 from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table, take_turns
-from benchmarks.load import (
-    Array,
-    Poll,
-    Spec,
-    Trial,
-    find_capacity,
-    make_infer_request,
-    make_request,
-    make_trials,
-    run_load,
-    start_load,
-)
+from benchmarks.load import Array, Poll, Spec, Trial, find_capacity, make_infer_request, make_request, run_load, start_load
 from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
@@ -145,7 +135,7 @@ def measure_throughput(name: str, size: int = 1) -> Tree:
             raw = [make_request(running.path, sample.tobytes(), headers) for sample in prepared.samples]
             requests = raw if server in OTHERS else make_requests(prepared, size)
             spec = Spec(running.port, requests, connections=64, warmup=1.0, grace=3.0, processors=LOAD)
-            capacity = find_capacity(make_trials(spec, SECONDS[name]), LIMITS[name], START[name] / size)
+            capacity = find_capacity(partial(run_trial, spec, SECONDS[name], count()), LIMITS[name], START[name] / size)
         measured[server] = {
             "samples_a_second": capacity.rate * size,
             "p99_ms": [1000 * seconds for seconds in capacity.p99],
@@ -155,12 +145,16 @@ def measure_throughput(name: str, size: int = 1) -> Tree:
     return measured
 
 
+def run_trial(spec: Spec, seconds: float, seeds: Iterator[int], rate: float) -> Trial:
+    return run_load(spec.plan([(rate, spec.warmup + seconds)], seed=next(seeds)))
+
+
 def find_rate(name: str) -> float:
     rate: float = load_study("serving").read()[f"throughput-{name}"][EXITS]["samples_a_second"]
     return rate
 
 
-def measure_overhead(name: str = "small", count: int = 400) -> Tree:
+def measure_overhead(name: str = "small", rounds: int = 400) -> Tree:
     """Time one request at a time over loopback, and ``predict`` on the same sample, in turn."""
     prepared = prepare(name, 2)
     (net, policy), requests = xl.load(prepared.exits), make_requests(prepared)
@@ -178,7 +172,7 @@ def measure_overhead(name: str = "small", count: int = 400) -> Tree:
             xl.predict(net, torch.from_numpy(prepared.samples[row : row + 1]), policy)
 
         works = {"over_http": ask_server, "predict": ask_library}
-        seconds = take_turns(works, count, warm_up=count // 10, clock=time.perf_counter)
+        seconds = take_turns(works, rounds, warm_up=rounds // 10, clock=time.perf_counter)
         connection.close()
     middle = {key: 1000 * statistics.median(values) for key, values in seconds.items()}
     return {"ms": middle, "above_ms": middle["over_http"] - middle["predict"]}

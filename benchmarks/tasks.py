@@ -190,13 +190,7 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
 
 
 TASKS: dict[str, Callable[[int], Task]] = {
-    "scenes": scenes,
-    "small": small,
-    "digits": digits,
-    "fashion": fashion,
-    "pictures": pictures,
-    "vit": vit,
-    "reviews": reviews,
+    task.__name__: task for task in (scenes, small, digits, fashion, pictures, vit, reviews)
 }
 
 
