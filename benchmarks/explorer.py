@@ -23,7 +23,7 @@ import exitlens as xl
 from benchmarks.harness import Job, Promise, Study, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.delivery.explorer.core import Explorer
-from exitlens.delivery.explorer.page import answer_page
+from exitlens.delivery.explorer.interface import answer_page
 from exitlens.display import from_pixels
 from exitlens.model.timing import interval
 

@@ -26,13 +26,12 @@ from benchmarks import populations
 from benchmarks.harness import Job, Promise, Study, table, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
+from exitlens.functional import certification
 from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.thresholds import certification
-from exitlens.functional.thresholds.path import find_candidates, order_path
-from exitlens.functional.thresholds.search import quantise
+from exitlens.functional.search import find_candidates, order_path, quantise
 
 DELTAS, LIMITS, GROUP_LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05), (0.02, 0.05, 0.1)
 SETS = {  # risks that are certified together

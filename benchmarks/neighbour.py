@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from benchmarks.harness import Job, Promise, Study, show_interval, table
+from benchmarks.harness import Job, Promise, Study, show_interval, spread, table
 from benchmarks.results import Runs, Tree
 from exitlens.launch import WAITING, let_threads_sleep
 
@@ -46,11 +46,7 @@ def measure(kind: str, rounds: int) -> Tree:
     ratios = {
         name: [busy / alone for busy, alone in zip(seconds[name], seconds["alone"], strict=True)] for name in NEIGHBOURS
     }
-    return {"seconds": summarise(seconds["alone"]), "ratio": {name: summarise(values) for name, values in ratios.items()}}
-
-
-def summarise(values: list[float]) -> list[float]:
-    return [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
+    return {"seconds": spread(seconds["alone"]), "ratio": {name: spread(values) for name, values in ratios.items()}}
 
 
 @contextmanager

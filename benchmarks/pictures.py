@@ -22,7 +22,7 @@ from benchmarks.harness import Job, Promise, Study, promise_mean, promise_table,
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TASKS
 from benchmarks.truth import EGT, PLAIN, find_folder, train
-from exitlens.functional.attribution import energy_in_mask
+from exitlens.functional.maps import energy_in_mask
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.timing import describe_machine
 from exitlens.types.outputs import exit_name

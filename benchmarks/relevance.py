@@ -22,7 +22,7 @@ from benchmarks.tasks import TASKS
 from benchmarks.truth import EGT, find_folder, train
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import load_samples
-from exitlens.functional.attribution import draw_random_map, rank_locations, share_of_possible
+from exitlens.functional.maps import draw_random_map, rank_locations, share_of_possible
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import METHODS, STEPS, Method, occlude, perturb
 from exitlens.model.timing import describe_machine

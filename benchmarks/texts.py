@@ -27,8 +27,7 @@ from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_
 from benchmarks.tasks import TOKENS, load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
 from benchmarks.truth import STUDY as TRUTH
-from exitlens.functional.attribution import draw_random_map, energy_in_mask, pointing_game
-from exitlens.functional.maps import as_distribution, pearson, skill
+from exitlens.functional.maps import as_distribution, draw_random_map, energy_in_mask, pearson, pointing_game, skill
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import perturb
 from exitlens.types.inputs import MASK, Inputs

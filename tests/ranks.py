@@ -29,7 +29,9 @@ class Pair:
     def run(self, work: Callable[..., Any], *words: Any) -> list[Any]:
         """What each rank's ``work(rank, *words)`` returned, or the error that it raised."""
         self.send(work, *words)
-        return [self.receive(rank) for rank in range(2)]
+        outcomes = [self.receive(rank) for rank in range(2)]
+        assert "lost the others" not in " ".join(str(each) for each in outcomes if isinstance(each, Exception)), outcomes
+        return outcomes
 
     def send(self, work: Callable[..., Any], *words: Any) -> None:
         for end in self.ends:
@@ -41,7 +43,7 @@ class Pair:
 
 
 @contextmanager
-def open_pair(folder: Path, seconds: float = 30) -> Iterator[Pair]:
+def open_pair(folder: Path, seconds: float = 240) -> Iterator[Pair]:
     """Two processes in a gloo group; they end with the context."""
     context = mp.get_context("fork")  # starts at once
     pipes = [context.Pipe() for _ in range(2)]

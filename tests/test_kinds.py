@@ -75,10 +75,13 @@ def test_bundles_say_the_same(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_edge_bundles_say_the_same(trained, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["series, time first", "vector, groups", "several"]
+)  # tests/edge/test_kinds.py has the others
+def test_edge_bundles_say_the_same(name, tmp_path):
     runtime = pytest.importorskip("exitlens_runtime")
-    _, net, test = trained
-    policy = xl.Policy((0.5, 0.5))
+    kind = KINDS[name]
+    net, test, policy = attach(kind).eval(), kind.make(20, 2), xl.Policy((0.5, 0.5))
     xl.export(net, policy, tmp_path / "edge")
     found = runtime.load(tmp_path / "edge").predict(map_inputs(test.inputs, lambda t: t.numpy()))
     expected = xl.predict(net, test.inputs, policy)

@@ -10,7 +10,7 @@ from pathlib import Path
 import exitlens_runtime.bundle
 from exitlens.delivery import bundle
 from exitlens.edge import export
-from exitlens.types import calibrations, traces
+from exitlens.types import policies, traces
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "project" / "stability.md").read_text()
@@ -26,7 +26,7 @@ def test_formats():
     for name, number in newest.items():
         assert find_row(name)[2] == str(number)
         assert find_row(name)[3].split(" to ")[-1] == str(number)
-    assert find_row("record of a calibration")[2:4] == [str(calibrations.FORMAT)] * 2
+    assert find_row("record of a calibration")[2:4] == [str(policies.FORMAT)] * 2
     assert exitlens_runtime.bundle.FORMAT == export.FORMAT
 
 

@@ -54,13 +54,7 @@ class ExitlensError(Exception):
 
 
 class InputError(ExitlensError, ValueError):
-    """A public function received a value, tensor or array that it cannot use.
-
-    Examples:
-        >>> xl.predict(net, torch.zeros(1, 3, 40, 40).long(), policy)
-        Traceback (most recent call last):
-        exitlens.errors.InputError: inputs: expected floats, got torch.int64. Fix: normalise them first (...)
-    """
+    """A public function received a value, tensor or array that it cannot use."""
 
 
 class DataError(ExitlensError):
@@ -129,11 +123,6 @@ class RequestError(ExitlensError):
     Attributes:
         status: HTTP status of the answer.
         retry_after: seconds after which to try again, if that may help.
-
-    Examples:
-        >>> error = xl.errors.RequestError("deadline_ms: expected a positive number, got -1", status=400)
-        >>> error.status, error.retry_after
-        (400, None)
     """
 
     def __init__(self, message: str, status: int = 400, retry_after: float | None = None) -> None:
@@ -150,12 +139,7 @@ class OutputError(ExitlensError):
 
 
 class DataWarning(UserWarning):
-    """The data can be used, but not in the way that was requested, or not for everything.
-
-    Examples:
-        >>> import warnings
-        >>> warnings.simplefilter("error", xl.errors.DataWarning)  # stop if data cannot be used as requested
-    """
+    """The data can be used, but not in the way that was requested, or not for everything."""
 
 
 class DriftWarning(UserWarning):
@@ -163,11 +147,7 @@ class DriftWarning(UserWarning):
 
 
 class WeightsWarning(UserWarning):
-    """Weights are not what they were meant to be.
-
-    Parts of a backbone stay random because the pretrained weights lack them, or the training that the weights come from has
-    not ended.
-    """
+    """Parts of a backbone stay random because the weights lack them, or the weights come from an unfinished training."""
 
 
 class ReachWarning(UserWarning):
@@ -175,12 +155,7 @@ class ReachWarning(UserWarning):
 
 
 class MissingExtraError(ExitlensError, ImportError):
-    """An optional dependency is not installed.
-
-    Examples:
-        >>> str(xl.errors.MissingExtraError("timm", extra="timm", purpose="backbone timm:resnet18"))
-        "backbone timm:resnet18 needs the package 'timm', which is not installed. Fix: pip install 'exitlens[timm]'..."
-    """
+    """An optional dependency is not installed; the message says how to install it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -216,6 +191,11 @@ def require(value: object, kind: type | UnionType, name: str, hint: str = "") ->
     if not isinstance(value, kind):
         expected = getattr(kind, "__name__", str(kind))
         raise InputError(f"{name}: expected {expected}, got {type(value).__name__}" + (f": {hint}" if hint else ""))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

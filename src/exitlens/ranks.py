@@ -63,10 +63,9 @@ class DistributedContext:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run what every rank does on its own; at the end they agree that all have succeeded.
+        """Run what every rank does on its own; an error of one rank is raised on all.
 
-        An :class:`ExitlensError` of one rank is raised on every rank, in its own class; any other error of a rank is a
-        :class:`DistributedError` on the others.
+        An :class:`ExitlensError` keeps its class; any other error is a :class:`DistributedError` on the other ranks.
         """
         if self.size == 1:
             yield
@@ -136,10 +135,7 @@ class DistributedContext:
             self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
 
     def hand_over(self, items: Iterator[T], take: Callable[[T], None]) -> None:
-        """Call ``take`` at rank 0 for the items of all ranks: the first of each in the order of ranks, then the second...
-
-        At most one item of every rank is in transit at a time, and an error of one rank ends it for all.
-        """
+        """Call ``take`` at rank 0 for the items of all ranks, in turn, with one item of each in transit at a time."""
         if self.size == 1:
             for each in items:
                 take(each)

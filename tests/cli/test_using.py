@@ -499,12 +499,13 @@ def _little_is_timed(monkeypatch):
 @pytest.mark.slow
 def test_tune_stores_what_it_found(trained, tmp_path, call):
     bundle = shutil.copytree(trained, tmp_path / "run")
-    found = call.json("tune", "--bundle", bundle, "--precision", "float32")
+    words = ("tune", "--bundle", bundle, "--backend", "torch", "--samples", 16, "--precision")
+    found = call.json(*words, "float32")
     assert found.pop("policy_kept")
     net, policy = xl.load(bundle)
     assert net.tuning == xl.Tuning(**found)
     assert policy is not None
-    shown = call("tune", "--bundle", bundle, "--precision", "bfloat16")[1]
+    shown = call(*words, "bfloat16")[1]
     assert "* is stored" in shown
     assert "calibrate again" in shown
     net, policy = xl.load(bundle)

@@ -3,9 +3,7 @@ import pickle
 import pytest
 import torch
 
-import exitlens as xl
-from exitlens.data import packed
-from exitlens.data.packed import PackedStrings, PackedTokens, Picked, RowNames, pack_strings
+from exitlens.data.packed import PackedStrings, Picked, RowNames, pack_strings
 
 NAMES = ["a/b.png", "", "ä/ö.jpg", "not utf-8: \udcff", "half: \ud800"]
 
@@ -41,32 +39,6 @@ def test_a_subset_shares_the_bytes():
     assert part.subset(torch.tensor([1])) == (NAMES[0],)
     assert strings.subset(torch.arange(5) % 2 == 1) == (NAMES[1], NAMES[3])
     assert part._bytes is strings._bytes
-
-
-def test_tokens_are_those_of_the_tokenizer(monkeypatch):
-    pytest.importorskip("tokenizers")
-    monkeypatch.setattr(packed, "ENCODED_AT_ONCE", 2)
-    texts = ["a lamp", "one two three four five six", "", "a", "lamp two"]
-    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(texts), 5)
-    tokens, expected = PackedTokens(texts, preprocess), preprocess.encode(texts)
-    assert tokens._ids.dtype == torch.int32
-    assert tokens._ids.tolist() == expected["input_ids"][expected["attention_mask"] == 1].tolist()  # no padding is kept
-    for rows in (slice(None), torch.tensor([4, 1, 1]), torch.tensor([], dtype=torch.int64)):
-        for name, values in tokens.take(rows).items():
-            assert torch.equal(values, expected[name][rows])
-            assert values.dtype == torch.int64
-    part = tokens.subset(torch.tensor([3, 2]))
-    assert len(part) == 2
-    assert torch.equal(part.take(slice(None))["input_ids"], expected["input_ids"][[3, 2]])
-    with pytest.raises(xl.errors.InputError, match="one text or more"):
-        PackedTokens([], preprocess)
-
-
-def test_padding_is_what_the_tokenizer_pads_with():
-    tokenizers = pytest.importorskip("tokenizers")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 1, "[UNK]": 2}, unk_token="[UNK]"))
-    preprocess = xl.data.TextPreprocess(words.to_str(), 3)
-    assert PackedTokens(["a", "b"], preprocess).take(slice(None))["input_ids"].tolist() == [[0, 1, 1], [2, 1, 1]]
 
 
 def test_names_of_rows_are_made_when_asked_for():

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import exitlens as xl
 from exitlens.data.demo.reviews import make_reviews
-from exitlens.data.texts import TextSet, read_texts, word_tokenizer
+from exitlens.data.texts import PackedTokens, TextSet, read_texts, word_tokenizer
 from exitlens.types.preprocessing import TextPreprocess
 
 pytest.importorskip("tokenizers")
@@ -248,3 +248,27 @@ def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
     path = _write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
     with pytest.raises(xl.errors.DataError, match=r"the class 'postive', the network does not. Did you mean 'positive'"):
         read_texts(path, ("negative", "positive"))
+
+
+def test_tokens_are_those_of_the_tokenizer(monkeypatch):
+    monkeypatch.setattr("exitlens.data.texts.ENCODED_AT_ONCE", 2)
+    texts = ["a lamp", "one two three four five six", "", "a", "lamp two"]
+    preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(texts), 5)
+    tokens, expected = PackedTokens(texts, preprocess), preprocess.encode(texts)
+    assert tokens._ids.dtype == torch.int32
+    assert tokens._ids.tolist() == expected["input_ids"][expected["attention_mask"] == 1].tolist()  # no padding is kept
+    for rows in (slice(None), torch.tensor([4, 1, 1]), torch.tensor([], dtype=torch.int64)):
+        for name, values in tokens.take(rows).items():
+            assert torch.equal(values, expected[name][rows])
+            assert values.dtype == torch.int64
+    part = tokens.subset(torch.tensor([3, 2]))
+    assert torch.equal(part.take(slice(None))["input_ids"], expected["input_ids"][[3, 2]])
+    with pytest.raises(xl.errors.InputError, match="one text or more"):
+        PackedTokens([], preprocess)
+
+
+def test_padding_is_what_the_tokenizer_pads_with():
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    preprocess = xl.data.TextPreprocess(words.to_str(), 3)
+    assert PackedTokens(["a", "b"], preprocess).take(slice(None))["input_ids"].tolist() == [[0, 1, 1], [2, 1, 1]]

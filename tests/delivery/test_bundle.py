@@ -1,20 +1,33 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import exitlens as xl
-from tests.conftest import TinyNet
-from tests.texts import AT, make_bert, make_text_net, make_texts
+from tests.conftest import TinyNet, make_net
+from tests.texts import make_bert, make_text_net, make_texts
 
 POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
+FAST = xl.Policy((0.0, 0.2), "entropy", (1.0, 2.0, 3.0))
+GATED = xl.Policy((0.5, 0.6), gate=xl.types.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, float("inf"))))
 
 
 @pytest.fixture
 def bundle(tmp_path, net):
     net.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
-    return xl.save(net, POLICY, tmp_path / "bundle")
+    return xl.save(net, POLICY, tmp_path / "bundle", policies={"fast": FAST, "certified": GATED})
+
+
+def rewrite(bundle, change, name="policies.json"):
+    """Changes a JSON file, with a checksum that matches."""
+    path = bundle / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    if name != "manifest.json":
+        manifest["sha256"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_round_trip(bundle, net, images):
@@ -44,15 +57,12 @@ def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):
 
 
 def test_a_module_of_ones_own_must_be_given(bundle):
-    with pytest.raises(xl.errors.BundleError, match="backbone=that module"):
-        xl.load(bundle)
-    with pytest.raises(xl.errors.BundleError, match="cannot be built"):
-        xl.load(bundle, backbone=torch.nn.Conv2d(3, 3, 1))
-    with pytest.raises(xl.errors.BundleError, match="cannot be built"):
-        xl.load(bundle, backbone=TinyNet(channels=1))
+    for backbone, words in ((None, "backbone=that module"), (torch.nn.Conv2d(3, 3, 1), "built"), (TinyNet(1), "built")):
+        with pytest.raises(xl.errors.BundleError, match=words):
+            xl.load(bundle, backbone=backbone)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "network.json", "policy.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "network.json", "policy.json", "policies.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
 def test_damage_is_found(bundle, name, damage):
     path = bundle / name
@@ -63,8 +73,9 @@ def test_damage_is_found(bundle, name, damage):
         path.write_bytes(raw[: len(raw) // 2])
     else:
         path.write_bytes(raw[:-5] + b"x" * 5)
-    with pytest.raises(xl.errors.BundleError, match=name):
-        xl.load(bundle, backbone=TinyNet())
+    for read in (xl.load_policies, lambda path: xl.load(path, backbone=TinyNet())):
+        with pytest.raises(xl.errors.BundleError, match=name):
+            read(bundle)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +87,7 @@ def test_damage_is_found(bundle, name, damage):
     ],
 )
 def test_another_format_is_refused_with_what_to_do(bundle, changes, words):
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps(manifest | changes))
+    rewrite(bundle, lambda manifest: manifest | changes, "manifest.json")
     for read in (xl.load_policies, xl.load):
         with pytest.raises(xl.errors.BundleError, match=words):
             read(bundle)
@@ -122,12 +132,8 @@ def test_replacing_keeps_the_other_files(bundle, net, tmp_path):
         {"preprocess": {"size": [0, 0], "mean": [0.5], "std": [0.2]}},
     ],
 )
-def test_hostile_values_with_matching_checksums(bundle, changes):
-    values = json.loads((bundle / "network.json").read_text()) | changes
-    (bundle / "network.json").write_text(json.dumps(values))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["sha256"]["network.json"] = hashlib.sha256((bundle / "network.json").read_bytes()).hexdigest()
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+def test_hostile_networks_with_matching_checksums(bundle, changes):
+    rewrite(bundle, lambda values: values | changes, "network.json")
     backbone = None if changes.keys() & {"source"} else TinyNet()
     with pytest.raises(xl.errors.BundleError, match=r"cannot be built|do not fit|the network has|not those"):
         xl.load(bundle, backbone=backbone)
@@ -186,8 +192,9 @@ def test_a_full_disk_while_weights_are_saved(net, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_networks_of_texts_need_no_backbone(tmp_path):
-    net, texts = make_text_net(), make_texts()
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_networks_of_texts_need_no_backbone(tmp_path, final):
+    net, texts = make_text_net(final), make_texts()
     assert net.info.source == "hf:"
     back, policy = xl.load(xl.save(net, xl.Policy((0.5, 0.5)), tmp_path / "b"))
     assert policy == xl.Policy((0.5, 0.5))
@@ -195,11 +202,115 @@ def test_networks_of_texts_need_no_backbone(tmp_path):
     for a, b in zip(net(texts), back(texts), strict=True):
         assert torch.equal(a.logits, b.logits)
         assert torch.equal(a.attention, b.attention)
+    if final == "keep":
+        assert torch.equal(back(texts)[-1].logits, make_bert().eval()(**texts).logits)
 
 
-@pytest.mark.slow
-def test_the_kept_classifier_of_a_text_network_travels(tmp_path):
-    plain, texts = make_bert().eval(), make_texts()
-    net = xl.attach(plain, AT, 3, texts, final="keep").eval()
-    back, _ = xl.load(xl.save(net, None, tmp_path / "b"))
-    assert torch.equal(back(texts)[-1].logits, plain(**texts).logits)
+# --- several policies, by name ---
+
+
+def test_round_trip_without_the_backbone(bundle):
+    found = xl.load_policies(bundle)
+    assert list(found) == ["default", "fast", "certified"]
+    assert found == {"default": POLICY, "fast": FAST, "certified": GATED}
+    assert xl.load(bundle, backbone=TinyNet())[1] == POLICY
+    run = bundle.rename(bundle.parent / "run").rename(bundle.parent / "bundle")
+    assert xl.load_policies(str(run.parent)) == found  # the directory that holds it
+
+
+def test_calibration_records_travel(net, images, tmp_path):
+    policy = xl.calibrate(xl.collect(net, images), max_disagreement=0.5, delta=0.2)
+    saved = xl.save(net, None, tmp_path / "b", policies={"certified": policy})
+    assert xl.load_policies(saved) == {"certified": policy}
+    assert xl.load_policies(saved)["certified"].certificate() == policy.certificate()
+
+
+def test_no_names_no_file(net, tmp_path):
+    for policies in (None, {}):
+        saved = xl.save(net, POLICY, tmp_path / "b", policies=policies, overwrite=True)
+        assert not (saved / "policies.json").exists()
+        listed = json.loads((saved / "manifest.json").read_text())["sha256"]
+        assert sorted(listed) == ["network.json", "policy.json", "weights.safetensors"]
+        assert xl.load_policies(saved) == {"default": POLICY}
+    assert xl.load_policies(xl.save(net, None, tmp_path / "c")) == {}
+
+
+def test_replacing_leaves_no_policy(bundle, net):
+    assert "policies.json" in json.loads((bundle / "manifest.json").read_text())["sha256"]
+    xl.save(net, POLICY, bundle, overwrite=True)
+    assert not (bundle / "policies.json").exists()
+    (bundle / "policies.json").write_text("{}")  # of no bundle: not listed in the manifest
+    assert xl.load_policies(bundle) == {"default": POLICY}
+    xl.save(net, POLICY, bundle, policies={"fast": FAST}, overwrite=True)
+    assert xl.load_policies(bundle) == {"default": POLICY, "fast": FAST}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: [1], r"policies\.json: expected policies by name, got list"),
+        (lambda all_: all_ | {"fast": 3}, r"policies\.json, fast: expected a policy"),
+        (lambda all_: all_ | {"fast": {}}, r"policies\.json, fast: expected a policy .*thresholds"),
+        (lambda all_: all_ | {"fast": all_["fast"] | {"score": "luck"}}, r"policies\.json, fast: expected .*luck"),
+        (lambda all_: all_ | {"fast": all_["fast"] | {"gate": {"weights": 1}}}, r"policies\.json, fast: expected a policy"),
+        (lambda all_: all_ | {"default": all_["fast"]}, r"policies\.json: 'default' is what"),
+        (lambda all_: all_ | {"../x": all_["fast"]}, r"policies\.json: expected names of .*\.\./x"),
+    ],
+)
+def test_hostile_policies_with_matching_checksums(bundle, change, words):
+    rewrite(bundle, change)
+    with pytest.raises(xl.errors.BundleError, match=words):
+        xl.load_policies(bundle)
+
+
+def test_hostile_policies_and_networks(bundle):
+    rewrite(bundle, lambda _: {"thresholds": 3}, "policy.json")
+    with pytest.raises(xl.errors.BundleError, match=r"policy\.json, default: expected a policy"):
+        xl.load_policies(bundle)
+    values = json.loads((bundle / "network.json").read_text())
+    for other in ([], values | {"at": 3}, values | {"tuning": {"x": 1}}, values | {"fingerprint": None}):
+        rewrite(bundle, lambda _, other=other: other, "network.json")
+        with pytest.raises(xl.errors.BundleError, match=r"network\.json: expected what exitlens wrote"):
+            xl.load_policies(bundle)
+
+
+def test_policies_of_another_network_are_refused(bundle, net):
+    other = replace(FAST, network="another")
+    rewrite(bundle, lambda named: named | {"slow": other.to_dict()})
+    with pytest.raises(xl.errors.PolicyError, match=r"policies\.json, slow: it was calibrated for network another"):
+        xl.load_policies(bundle)
+    rewrite(bundle, lambda named: named | {"slow": xl.Policy((0.5,)).to_dict()})
+    with pytest.raises(xl.errors.PolicyError, match=r"policies\.json, slow: it has 1 thresholds for 2 exits"):
+        xl.load_policies(bundle)
+    with pytest.raises(xl.errors.PolicyError, match="policies, slow: it was calibrated for network another"):
+        xl.save(net, POLICY, bundle.parent / "new", policies={"slow": other})
+    with pytest.raises(xl.errors.InputError, match="policies: expected names"):
+        xl.save(net, POLICY, bundle.parent / "new", policies={"a/b": FAST})
+    with pytest.raises(xl.errors.InputError, match="directory: expected"):
+        xl.load_policies(3)
+    assert not (bundle.parent / "new").exists()
+
+
+def test_policies_are_of_the_precision_that_the_bundle_answers_in(tmp_path):
+    net = make_net()
+    net.tuning = xl.Tuning(precision="bfloat16")
+    policy = replace(FAST, network=net.identity())
+    saved = xl.save(net, None, tmp_path / "b", policies={"fast": policy})
+    assert xl.load_policies(saved) == {"fast": policy}
+    net.tuning = xl.Tuning()
+    with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network .*-bfloat16"):
+        xl.save(net, None, tmp_path / "c", policies={"fast": policy})
+
+
+def test_the_identity_is_that_of_the_network(tmp_path):
+    for tuning in (None, xl.Tuning(), xl.Tuning(precision="bfloat16"), xl.Tuning(backend="torch", folded=True)):
+        net = make_net()
+        if tuning is not None:
+            net.tuning = tuning
+        own = replace(POLICY, network=net.identity())
+        saved = xl.save(net, own, tmp_path / "b", overwrite=True)
+        assert xl.load_policies(saved)["default"] == own
+        with torch.no_grad():
+            net.head(0).classifier.weight.mul_(-1)
+        with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network"):
+            xl.save(net, None, tmp_path / "b", policies={"fast": own}, overwrite=True)

@@ -19,14 +19,13 @@ import torch
 import exitlens as xl
 from exitlens.delivery import predictions
 from exitlens.delivery.predictions import (
-    CsvFormat,
-    JsonLinesFormat,
     PredictionFile,
     Row,
+    _CsvFormat,
+    _JsonLinesFormat,
     name_rows,
     read_parquet,
     start_watch,
-    watch_files,
 )
 from tests.conftest import random_trace
 
@@ -324,7 +323,7 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
 QUOTED = [Row('a "b".png', "cat", 0, 0.5), Row("two\nlines.png", "dog", 1, 0.25, 0.125)]
 
 
-@pytest.mark.parametrize("kind", [CsvFormat, JsonLinesFormat])
+@pytest.mark.parametrize("kind", [_CsvFormat, _JsonLinesFormat])
 def test_what_is_encoded_is_decoded_and_a_broken_end_is_found(kind):
     form = kind()
     content = form.header + form.encode(QUOTED)
@@ -359,22 +358,22 @@ def predict_files(count: int, size: int):
     p = torch.rand(count, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
     parts = p.split(size)
     preds = [xl.Prediction(one.argmax(1), torch.zeros(len(one)).long(), one.amax(1), one) for one in parts]
-    return preds, SimpleNamespace(groups=[f"v{i // 4}" for i in range(count)])
+    return preds, SimpleNamespace(groups=[f"v{i // 4}" for i in range(count)], files=range(count))
 
 
 @pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 @pytest.mark.parametrize("size", [3, 8, 20])
-def test_the_first_sample_of_each_group_counts(policy, size):
+def test_the_first_sample_of_each_group_counts(net, policy, size):
     preds, samples = predict_files(20, size)
     counted = replace(policy, calibration=replace(policy.calibration, groups=200))
     watch = start_watch(counted, True, "video")
-    assert list(watch_files(watch, preds, samples)) == preds
+    rows = list(name_rows(net, preds, samples, watch))
+    assert rows == list(name_rows(net, preds, samples, start_watch(counted, False, "")))
     assert (watch.state().samples, watch.state().groups) == (20, 5)
     alone = start_watch(policy, True, "")
-    list(watch_files(alone, preds, SimpleNamespace(groups=None)))
+    samples.groups = None
+    list(name_rows(net, preds, samples, alone))
     assert alone.state().groups is None
-    assert start_watch(counted, False, "") is None
-    assert list(watch_files(None, preds, samples)) == preds
 
 
 def test_a_calibration_that_counted_groups_needs_them(policy):

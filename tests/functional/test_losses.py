@@ -6,9 +6,8 @@ import torch.nn.functional as F
 
 import exitlens as xl
 from exitlens.functional import losses
-from exitlens.functional.attribution import mix_target
 from exitlens.functional.losses import classification_loss, distillation_loss
-from exitlens.functional.maps import as_distribution, divergence, energy, geometric_mean, kl, on_common_grid
+from exitlens.functional.maps import as_distribution, divergence, energy, geometric_mean, kl, mix_target, on_common_grid
 from exitlens.types import ExitOutput
 
 MATRIX = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])  # of several labels

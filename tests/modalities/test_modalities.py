@@ -25,8 +25,28 @@ def test_examples_are_recognised():
     assert recognise_example(make_texts()) is TEXT
     assert recognise_example(torch.zeros(2, 3, 8)) is SERIES
     assert recognise_example({"a": torch.zeros(2, 3, 8), "b": torch.zeros(2, 4, dtype=torch.int64)}).parts[1][1] is TEXT
-    with pytest.raises(xl.errors.InputError, match="example"):
-        recognise_example(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        torch.zeros(3),
+        torch.zeros(1, 3, 8, 8, 8, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(0, 3, 8, 8),
+        {},
+        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(2, 3)},
+        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(1)},
+        {"ids": torch.zeros(1, 8, dtype=torch.long), "mask": torch.zeros(1, 9, dtype=torch.long)},
+        {"ids": [1, 2]},
+        torch.zeros(2, 2, 24).long(),
+        "image",
+        None,
+    ],
+)
+def test_examples_of_no_known_kind(example):
+    with pytest.raises(xl.errors.InputError, match=r"example: expected a float tensor.*\(B,C,T\)"):
+        recognise_example(example)
 
 
 class Reader(torch.nn.Module):

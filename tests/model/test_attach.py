@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import exitlens as xl
 from tests.conftest import TinyNet
@@ -10,7 +10,7 @@ from tests.conftest import TinyNet
     ("make", "at", "side"),
     [
         (TinyNet, ["a", "b"], 16),
-        pytest.param(lambda: models.resnet18(num_classes=4), ["layer1", "layer3"], 48, marks=pytest.mark.slow),
+        pytest.param(lambda: ResNet(BasicBlock, [1] * 4, num_classes=4), ["layer1", "layer3"], 48, marks=pytest.mark.slow),
     ],
 )
 def test_a_kept_backbone_is_bit_identical_with_the_never_exit_policy(make, at, side):
@@ -71,6 +71,8 @@ def test_the_network_has_the_backbones_mode_and_its_weights(backbone):
     assert [m.training for m in backbone.modules()] == modes
     assert not xl.attach(backbone.eval(), ["a"], 4, torch.zeros(1, 3, 16, 16)).head(1).training
     assert {id(p) for p in net.parameters()} >= {id(p) for p in backbone.a.parameters()}
+    net = xl.attach(backbone.double(), ["a"], 4, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
 
 
 def test_what_is_recorded():
@@ -78,8 +80,3 @@ def test_what_is_recorded():
     assert (info.num_classes, info.input_shape, info.source) == (3, (1, 32, 32), "small")
     assert (info.final, info.head, info.layout, info.inputs, info.dtypes) == ("head", "context", "nchw", (), ())
     assert len(info.at) == 1
-
-
-def test_heads_have_the_backbones_dtype(backbone):
-    net = xl.attach(backbone.double(), ["a"], 4, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
-    assert {p.dtype for p in net.parameters()} == {torch.float64}

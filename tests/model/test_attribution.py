@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, LayerGradientXActivation
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradientXActivation
 from pytorch_grad_cam import LayerCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.functional.attribution import class_score
-from exitlens.functional.maps import place
+from exitlens.functional.maps import class_score, place
 from exitlens.model.attribution import METHODS, STEPS, attribute_exits, occlude, perturb
 from tests.conftest import make_net
 from tests.model.kinds import make_network
@@ -71,11 +70,9 @@ def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, 
     net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for at, grid in ((0, (8, 8)), (1, (4, 4)), (2, (4, 4))):
-        found = xl.attribute(net, images, at=at, method=method)
-        assert found.shape == (len(images), *grid)
-        assert found.dtype == torch.float32
-        assert not found.requires_grad
-        assert found.lt(0).any() == (method != "layer_cam")
+        relevance = xl.attribute(net, images, at=at, method=method)
+        assert (relevance.shape, relevance.dtype, relevance.requires_grad) == ((len(images), *grid), torch.float32, False)
+        assert relevance.lt(0).any() == (method != "layer_cam")
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -105,25 +102,19 @@ PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(("at", "exit"), PLACES)
-def test_gradient_x_input_is_that_of_captum(net, images, at, exit):
-    x, whole = images[:6], After(net, at, exit)
+def test_gradients_are_those_of_captum(net, images, at, exit):
+    x, whole, rest = images[:6], After(net, at, exit), After(net, at, exit, of_images=False)
     labels = answer(net, x)[exit].argmax(1)
-    found = xl.attribute(net, x, at=at, exit=exit)
-    theirs = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
-    torch.testing.assert_close(found, theirs.detach().sum(1))
+    relevance = xl.attribute(net, x, at=at, exit=exit)
+    expected = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
+    torch.testing.assert_close(relevance, expected.detach().sum(1))
     features = whole.before(x).detach().requires_grad_()
-    of_features = InputXGradient(After(net, at, exit, of_images=False)).attribute(features, target=labels)
-    torch.testing.assert_close(found, of_features.detach().sum(1))
-
-
-@pytest.mark.parametrize(("at", "exit"), PLACES)
-def test_integrated_gradients_are_those_of_captum(net, images, at, exit):
-    x, rest = images[:6], After(net, at, exit, of_images=False)
+    torch.testing.assert_close(relevance, InputXGradient(rest).attribute(features, target=labels).detach().sum(1))
     labels = torch.tensor([3, 2, 1, 0, 1, 2])
     settings = {"baselines": 0.0, "target": labels, "n_steps": STEPS, "method": "riemann_middle"}
-    theirs = IntegratedGradients(rest).attribute(rest.before(x).detach(), **settings).sum(1)
-    found = xl.attribute(net, x, at=at, exit=exit, labels=labels, method="integrated_gradients")
-    torch.testing.assert_close(found, theirs.float(), atol=1e-5, rtol=1e-4)
+    expected = IntegratedGradients(rest).attribute(features.detach(), **settings).sum(1)
+    relevance = xl.attribute(net, x, at=at, exit=exit, labels=labels, method="integrated_gradients")
+    torch.testing.assert_close(relevance, expected.float(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("at", "exit"), [(0, 2), (1, 2)])
@@ -134,19 +125,6 @@ def test_layer_cam_is_that_of_pytorch_grad_cam_but_for_its_scale(net, images, at
         theirs = cam(x, [ClassifierOutputTarget(label) for label in labels])
     ours = scale_cam_image(scale_cam_image(found.numpy(), (16, 16)))  # enlarged, and scaled before and after that
     torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), atol=1e-5, rtol=1e-4)
-
-
-def test_where_gradients_are_the_same_at_all_places_grad_cam_is_gradient_x_input(images):
-    """A linear stage with average pooling after it, and one channel."""
-    net = make_linear_net()
-    x, whole = images[:5, :1, :4, :4], After(net, 0, 1)
-    theirs = LayerGradCam(whole, whole.features).attribute(x, target=torch.zeros(5, dtype=torch.long))
-    torch.testing.assert_close(xl.attribute(net, x, labels=torch.zeros(5, dtype=torch.long)), theirs.detach()[:, 0])
-
-
-def test_it_is_what_training_uses(net, images):
-    _, wanted = net.eval().with_relevance(images)
-    torch.testing.assert_close(xl.attribute(net, images), wanted)
 
 
 def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
@@ -177,8 +155,9 @@ def test_all_exits_from_one_pass(net, images):
         attribute_exits(net, images[:, :1])
 
 
-def test_in_inference_mode_and_every_sample_by_itself(net, images):
+def test_it_is_what_training_uses_in_inference_mode_and_of_every_sample_by_itself(net, images):
     whole = xl.attribute(net, images)
+    torch.testing.assert_close(whole, net.eval().with_relevance(images)[1])
     with torch.inference_mode():
         assert torch.equal(xl.attribute(net, images + 0), whole)
     torch.testing.assert_close(xl.attribute(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)

@@ -13,7 +13,6 @@ from exitlens.model.cutting.trace import trace
 from exitlens.model.geometry import NOWHERE, Grid, MapGeometry, Spacing, join, locate, warn_of_small_reach
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
-from tests.texts import make_text_net
 
 
 def test_windows_that_slide_by_hand():
@@ -25,6 +24,8 @@ def test_windows_that_slide_by_hand():
     assert Spacing(1, 2, 4).slide(3, before=2) == Spacing(-1, 2, 8)
     scattered = Spacing().slide(4, 2, 1).scatter(4, 2, 1, 1)  # undone
     assert (scattered.start, scattered.jump) == (0.5, 1)
+    assert Spacing(1, 2).middle(4) == 4
+    assert Spacing(5).skip(2, 3) == Spacing(7, 3)
 
 
 def test_resizing_keeps_edges_or_corners():
@@ -34,11 +35,6 @@ def test_resizing_keeps_edges_or_corners():
     assert spacing.resize(4, 2) == Spacing(2, 8, 4)  # the first of two
     assert spacing.pool_to(4, 2) == Spacing(4, 8, 8)
     assert spacing.pool_to(4, 3).reach == 4 + 2 * 4  # windows overlap
-
-
-def test_the_middle_of_locations():
-    assert Spacing(1, 2).middle(4) == 4
-    assert Spacing(5).skip(2, 3) == Spacing(7, 3)
 
 
 def test_joined_branches_weigh_the_same_and_reach_what_all_of_them_reach():
@@ -115,10 +111,8 @@ BODIES = {
     "transposed": [conv(3, 2, 1), nn.ConvTranspose2d(2, 2, 2, 2), nn.AvgPool2d(2)],
     "residual": [conv(3, 2, 1), add(nn.Sequential(conv(3, 2, 1), nn.ReLU(), conv(3, 1, 1)), conv(1, 2))],
     "slices": [conv(3, 1, 1), call(merge_patches)],
-    "channels last": [
-        conv(3, 2, 1),
-        call(lambda x: x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).unflatten(2, (24, 24))),
-    ],
+    "channels last": [conv(3, 2, 1), call(lambda x: x.permute(0, 2, 3, 1).flatten(1, 2).mT.unflatten(2, (24, 24)))],
+    "cropped": [conv(3, 1, 2), call(lambda x: x[:, :, 1:, : x.shape[2] - 2].narrow(3, 1, 40))],
     "shuffled channels": [conv(3, 2, 1), call(lambda x: x.view(-1, 2, 1, 24, 24).transpose(1, 2).reshape(-1, 2, 24, 24))],
     "a part": [conv(3, 2, 1), call(lambda x: x.chunk(2, 1)[1])],
     "new axes": [conv(3, 2, 1), call(lambda x: x[:, :, None, ..., None].squeeze(-1).squeeze(2))],
@@ -126,22 +120,22 @@ BODIES = {
 }
 
 
+def weigh_alike(network):
+    """Make all kernels weigh all sides alike: random ones lean a little."""
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.05)
+    return network
+
+
 def find_grid(network: nn.Module, *, export: bool = False) -> tuple[Grid, tuple[int, ...]]:
     """Return the grid of the body's output, and its shape."""
-    _weigh_alike(network)
-    traced = trace(network.eval(), False, torch.ones(1, 2, SIZE, SIZE), export)
+    traced = trace(weigh_alike(network).eval(), False, torch.ones(1, 2, SIZE, SIZE), export)
     node = traced.outputs["body"]
     return locate(traced).get(node), traced.shape_of(node)
 
 
-def _weigh_alike(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        nn.init.constant_(parameter, 0.1)
-
-
 def measure(network: nn.Module, place: tuple[int, int]) -> list[tuple[float, float]]:
     """Return centre of mass and extent, along each axis, of a location's gradient with respect to an image of ones."""
-    _weigh_alike(network)
     image = torch.ones(1, 2, SIZE, SIZE, requires_grad=True)
     network.eval().body(image)[:, :, place[0], place[1]].sum().backward()
     weights = image.grad.sum((0, 1))
@@ -215,9 +209,7 @@ def test_class_tokens_in_front_do_not_move_the_others():
     first = torch.zeros(1, 1, 2)
     join = call(lambda x: torch.cat([first.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1))
     grid, shape = find_grid(make_net(conv(3, 2, 1), join, nn.Linear(2, 2)))
-    assert shape == (2, 1 + 24 * 24, 2)
-    assert grid.is_flat
-    assert grid.axes == (1,)
+    assert (shape, grid.is_flat, grid.axes) == ((2, 1 + 24 * 24, 2), True, (1,))
     assert [spacing.start for spacing in grid.spacings] == [0.5, 0.5]
     assert find_grid(make_net(conv(3, 2, 1), join, call(lambda x: x[:, 1:])))[0] == grid
     back = call(lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (24, 24)))
@@ -229,10 +221,7 @@ def test_what_does_not_depend_on_the_image_has_no_grid():
 
 
 def attach(network, at, size=32, **more):
-    """With kernels that weigh all sides alike: random ones lean a little."""
-    for parameter in network.parameters():
-        nn.init.constant_(parameter, 0.05)
-    return xl.attach(network, at, 4, torch.zeros(1, 3, size, size), **more)
+    return xl.attach(weigh_alike(network), at, 4, torch.zeros(1, 3, size, size), **more)
 
 
 @pytest.mark.parametrize(
@@ -264,16 +253,10 @@ def test_kernels_that_lean_against_their_padding_are_centred():
     offsets = []
     for weights in ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (2.0, 0.0, 1.0)):
         with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.fill_(0.05)
-            network.a[0].weight.copy_(torch.tensor(weights).expand(6, 3, 3, 3))
+            weigh_alike(network).a[0].weight.copy_(torch.tensor(weights).expand(6, 3, 3, 3))
         offsets.append(xl.attach(network, ["a"], 4, torch.zeros(1, 3, 32, 32)).map_offsets[0])
     # from -0.25 cells of 2 pixels: half a pixel to the right, and 3/5 to the left by the weights' squares
     assert offsets == [(-0.25, -0.25), (-0.25, 0.0), (-0.25, pytest.approx(-0.55))]
-
-
-def test_a_sequence_has_no_offsets():
-    assert make_text_net().map_offsets == ((),) * make_text_net().num_exits
 
 
 def test_a_neck_shrinks_by_whole_cells():
@@ -296,9 +279,7 @@ def test_enlarged_features_and_those_they_are_added_to_weigh_the_same():
 @pytest.mark.parametrize("head", ["evidence", "context"])
 def test_geometry_is_that_of_the_gradient_of_a_head(head):
     """One location of the map, with respect to the image, when all kernels are ones."""
-    net = attach(TinyNet(), ["b"], size=64, head=head).eval()
-    for parameter in net.parameters():
-        nn.init.constant_(parameter, 0.05)
+    net = weigh_alike(attach(TinyNet(), ["b"], size=64, head=head).eval())
     image = torch.ones(1, 3, 64, 64, requires_grad=True)
     activations = net.stage(0)(image)
     located = net.head(0).locate(*activations)
@@ -325,16 +306,11 @@ def test_tokens_are_followed():
     assert attach(network, ["one"]).map_offsets == ((-0.25, -0.25),) * 2  # one pixel of padding, in cells of 4
 
 
-def test_an_exit_that_sees_too_little_is_named_with_the_fix():
-    with pytest.warns(
-        xl.errors.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*head='context'"
-    ):
-        attach(TinyNet(), ["a"])
-
-
-def test_context_counts(recwarn):
+def test_an_exit_that_sees_too_little_is_named_with_the_fix_and_context_counts(recwarn):
     attach(TinyNet(), ["a"], head="context")
-    assert not [one for one in recwarn if one.category is xl.errors.ReachWarning]
+    assert not [warning for warning in recwarn if warning.category is xl.errors.ReachWarning]
+    with pytest.warns(xl.errors.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*'context'"):
+        attach(TinyNet(), ["a"])
 
 
 def test_the_limit_is_a_quarter_of_the_shorter_side(recwarn):

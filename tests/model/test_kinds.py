@@ -59,11 +59,9 @@ def test_a_kind_is_told_and_its_exits_work(name):
 
 @pytest.mark.parametrize("name", ["convolutions", "gru", "class token", "patches", "volume", "feature tokens", "several"])
 def test_context_heads_of_each_kind(name):
-    make, at, example, _, sizes, _ = CASES[name]
+    make, at, example, *_ = CASES[name]
     net = xl.attach(make().eval(), at, 3, example, head="context").eval()
-    outs = net(example)
-    assert len(outs) == len(sizes)
-    check_outputs(outs, net.heads)
+    check_outputs(net(example), net.heads)
 
 
 def test_hidden_units_are_no_locations_and_groups_are():
@@ -75,16 +73,11 @@ def test_hidden_units_are_no_locations_and_groups_are():
     net = xl.attach(MLP(), ["a"], 3, VECTOR, groups=GROUPS).eval()
     assert [tuple(out.attention.shape) for out in net(VECTOR)] == [(3, 2), (3, 2)]
     assert net.info.groups == (("left", (0, 1)), ("right", (2, 4, 5)))
-
-
-def test_what_a_group_does_not_have_does_not_move_its_evidence():
-    """Beside the hidden features, a location reads the columns of its group only: column 3 is in none."""
-    torch.manual_seed(0)
-    net = xl.attach(MLP(), ["a"], 3, VECTOR, groups=GROUPS).eval()
+    # beside the hidden features, a location reads the columns of its group only: column 3 is in none
     neck, hidden = net.head(0).neck, torch.zeros(1, 12, 1)
-    one, other = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
-    other[:, [0, 1]] = one[:, [0, 1]]
-    first, second = neck(hidden, one), neck(hidden, other)
+    vector, other = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
+    other[:, [0, 1]] = vector[:, [0, 1]]
+    first, second = neck(hidden, vector), neck(hidden, other)
     assert torch.equal(first[..., 0], second[..., 0])
     assert not torch.equal(first[..., 1], second[..., 1])
 
@@ -94,23 +87,9 @@ def test_a_square_that_no_layer_explains_is_asked_about():
     network = make_network(lambda n, x: n.fc(n.more(n.mix(x * n.scale) + x).mean(2)), **members, fc=nn.Linear(STEPS, 3))
     x = torch.randn(2, STEPS, STEPS)
     with pytest.raises(
-        xl.errors.AttachError, match=r"could be either\. Fix: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"
+        xl.errors.AttachError, match=r"could be either\. Fix: .*layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"
     ):
         xl.attach(network, ["mix"], 3, x)
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (torch.zeros(2), r"example: expected .*\(B,C,T\)"),
-        (torch.zeros(2, 2, 24).long(), "example: expected"),
-        (torch.zeros(0, 2, 24), "example: expected"),
-        ({"x": torch.zeros(2, 2, 24), "y": torch.zeros(3, 5)}, "example: expected"),
-    ],
-)
-def test_examples_of_no_kind(example, message):
-    with pytest.raises(xl.errors.InputError, match=message):
-        xl.attach(ConvSeries(), ["a"], 3, example)
 
 
 def test_inputs_that_do_not_fit_name_the_argument():

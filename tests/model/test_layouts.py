@@ -69,11 +69,8 @@ def test_shapes_that_fit_no_layout_or_several_are_refused(shape, source, kind, m
 def test_every_layout_has_the_same_canonical_form():
     maps = torch.randn(2, 5, 3, 4)
     tokens = torch.cat([torch.randn(2, 2, 5), maps.flatten(2).transpose(1, 2)], 1)
-    for layout, features in (
-        (Layout("nchw"), maps),
-        (Layout("nhwc"), maps.permute(0, 2, 3, 1)),
-        (Layout("tokens", 2, (3, 4)), tokens),
-    ):
+    last = maps.permute(0, 2, 3, 1)
+    for layout, features in ((Layout("nchw"), maps), (Layout("nhwc"), last), (Layout("tokens", 2, (3, 4)), tokens)):
         assert torch.equal(layout.canonical(features), maps)
         assert layout.channels(features.shape) == 5
         assert layout.size(features.shape) == (3, 4)

@@ -1,8 +1,6 @@
 """What PyTorch's private parts are relied on for."""
 
-import torch
-
-from exitlens.model._torch_compat import give_own_code, is_mutating_operation
+from exitlens.model._torch_compat import give_own_code
 
 
 def test_functions_made_at_one_place_do_not_share_their_code():
@@ -16,9 +14,3 @@ def test_functions_made_at_one_place_do_not_share_their_code():
     assert (one(5), other(5)) == (6, 7)
     assert one.__code__ is not other.__code__
     assert one.__name__ == one.__code__.co_name == "step_1"
-
-
-def test_operations_that_change_an_argument():
-    assert is_mutating_operation(torch.ops.aten.add_.Tensor)
-    assert is_mutating_operation(torch.ops.aten.add.Tensor) is False
-    assert is_mutating_operation(torch.add) is None

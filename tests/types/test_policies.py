@@ -1,4 +1,4 @@
-"""Names of policies, and that each of them fits the network."""
+"""What policies and their records say, by hand; names of policies, and that each of them fits the network."""
 
 import hashlib
 import json
@@ -8,10 +8,136 @@ from dataclasses import replace
 import pytest
 
 import exitlens as xl
-from exitlens.types.policies import check_fit, check_name, check_named
-from tests.conftest import random_trace
+from exitlens.types.policies import Certification, RiskTest, check_fit, check_name, check_named, write_certificate
+from tests.conftest import make_timing, random_trace, timed_trace
 
-REQUEST = xl.CalibrationRequest(max_cost=1.0)
+
+@pytest.mark.parametrize(
+    ("trace", "request_"),
+    [
+        (random_trace(300), {"max_class_accuracy_drop": 0.2, "max_cost": 1.0}),
+        (random_trace(300), {"max_class_accuracy_drop": 0.2, "max_cost": 1.0, "delta": 0.1}),
+        (timed_trace(), {"max_ms": 5, "percentile": 95}),
+        (timed_trace(), {"max_disagreement": 0.1, "folds": 4}),
+    ],
+)
+def test_a_record_travels_as_json(trace, request_):
+    record = xl.calibrate(trace, **request_).calibration
+    assert record.request == xl.CalibrationRequest(**request_)
+    assert record.limits == record.request.limits
+    values = json.loads(json.dumps(record.to_dict(), allow_nan=False))
+    assert values["format"] == 1
+    assert xl.types.Calibration.from_dict(values) == record
+
+
+@pytest.mark.parametrize("written", [None, 2, 5, "1"])
+def test_records_of_other_formats_say_what_to_do(written):
+    values = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict() | {"format": written}
+    with pytest.raises(xl.errors.PolicyError, match=r"expected a record of format 1, got .*Fix: calibrate again"):
+        xl.types.Calibration.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"surprise": 1},
+        {"request": 3},
+        {"request": {"max_cost": 7}},
+        {"request": {"max_cost": 0.5, "temperatures": [1.0]}},
+        {"certification": {"tests": [{"name": "x"}]}},
+        {"certification": {"tests": None}},
+        {"fitted_on": ["abc"]},
+        {"timing": {"ms": [1.0]}},
+        {"held_out": [1]},
+        {"reference": {}},
+        {"reference": {"edges": [[0.5]], "counts": [[3]], "confidence": 0.8}},
+        {"reference": {"edges": [[]], "counts": [[0]], "confidence": 0.8}},
+    ],
+)
+def test_damaged_records_are_refused(damage):
+    values = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict()
+    with pytest.raises(xl.errors.PolicyError, match="calibration: expected"):
+        xl.types.Calibration.from_dict(values | damage)
+
+
+TEST = RiskTest("max_divergence", 0.1, "betting", 60, 0.0512, 0.02)
+REQUEST = xl.CalibrationRequest(max_divergence=0.1, delta=0.1)
+RECORD = xl.types.Calibration(REQUEST, 100, 100, cost=0.5, certification=Certification(0.1, 0.1, 1, 40, 5, 3, (TEST,)))
+
+
+def test_a_promise_by_hand():
+    assert write_certificate(RECORD, "abc") == (
+        "With 90 % confidence, on new data drawn like the 100 calibration samples, the network abc under this policy looks "
+        "where the full network looks (mean Jensen-Shannon divergence of its attention maps at most 0.1). This was tested "
+        "on 60 samples that did not propose the thresholds (divergence 0.0512 seen, betting bound, p = 0.02), and early "
+        "exits made the mean cost 50 % of the full network's."
+    )
+
+
+def test_promises_about_several_labels():
+    request = xl.CalibrationRequest(max_accuracy_drop=0.02, max_class_accuracy_drop=0.1, max_false_negative_drop=0.01)
+    test = RiskTest("max_false_negative_drop", 0.01, "signed_betting", 60, 0.002, 0.03)
+    record = replace(RECORD, request=request, classes=(3, 3), certification=Certification(0.1, 0.1, 1, 40, 5, 3, (test,)))
+    text = write_certificate(record, "", "multilabel")
+    assert "gets all labels of a sample right at most 2 points less often than the full network" in text
+    assert "finds every label, where a sample has it, at most 10 points less often" in text
+    assert "misses at most 1 point more of the labels that a sample has than the full network, on average" in text
+    assert "false negative drop 0.0020 seen, betting bound on losses and gains" in text
+    assert "accurate" not in text
+
+
+def test_what_else_it_says():
+    assert "set by hand" in write_certificate(None, "")
+    empirical = write_certificate(replace(RECORD, certification=None), "")
+    assert "Nothing is promised for new data: the limits (divergence at most 0.1) hold on the 100 samples" in empirical
+    folded = xl.CalibrationRequest(max_divergence=0.1, folds=5)
+    held = replace(RECORD, request=folded, certification=None, held_out={"max_divergence": 0.0912})
+    text = write_certificate(held, "")
+    assert "hold on the 100 samples, and by cross-validation in 5 folds, each routed by" in text
+    assert "what the others chose (divergence 0.0912). Expect new data to lose about that much;" in text
+    assert "hold on the 100 samples of 20 groups, and" in write_certificate(replace(held, groups=20), "")
+    classes = {f"max_class_accuracy_drop, class {c}": c / 100 for c in range(9)}
+    many = write_certificate(replace(held, held_out=classes), "")
+    assert "(the largest of 9: class accuracy drop, class 8 0.0800)" in many
+    refused = replace(RECORD, certification=replace(RECORD.certification, reason="too few samples"))
+    assert "never fire" in write_certificate(refused, "")
+    assert write_certificate(refused, "").endswith(
+        "Reason: too few samples. The samples have spent a level of 0.1 on this: another limit needs other samples, or more "
+        "delta than before."
+    )
+    assert "only 7 of the samples are distinct" in write_certificate(replace(RECORD, distinct_samples=7), "")
+
+
+def test_times_are_limits_of_what_they_were_measured_on():
+    record = xl.types.Calibration(xl.CalibrationRequest(max_ms=5.0), 100, 100, timing=make_timing())
+    where = "for batches of 64 on Slow 9000, 2 threads) hold on the 100 samples"
+    assert f"the limits (mean time at most 5 ms {where}" in write_certificate(record, "")
+    most = write_certificate(replace(record, request=xl.CalibrationRequest(max_ms=5.0, percentile=99.5)), "")
+    assert f"the limits (time of 99.5 % of the samples at most 5 ms {where}" in most
+
+
+def test_of_many_tests_the_nearest_to_failing_is_shown():
+    request = xl.CalibrationRequest(max_class_accuracy_drop=0.01, delta=0.1)
+    tests = tuple(RiskTest(f"max_class_accuracy_drop, class {c}", 0.01, "paired", 60, None, c / 100) for c in range(5))
+    record = xl.types.Calibration(
+        request, 100, 100, classes=(5, 6), certification=Certification(0.1, 0.1, 1, 40, 5, 3, tests)
+    )
+    words = write_certificate(record, "")
+    assert "at most 1 point less accurate than the full network in each of the 5 classes of 6 that were tested" in words
+    assert "nearest to failing of 5: class accuracy drop, class 4 none seen, exact test for pairs, p = 0.04" in words
+
+
+def test_a_certificate_counts_what_the_samples_were_asked_before():
+    third = replace(RECORD, certification=replace(RECORD.certification, asking=3, level=0.04))
+    text = write_certificate(third, "")
+    assert text.startswith("With 90 % confidence")
+    assert text.endswith(
+        "It is certificate 3 that these samples were asked for: the confidence is that in all that were given, and this one "
+        "was tested at level 0.04."
+    )
+
+
+COST = xl.CalibrationRequest(max_cost=1.0)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +176,11 @@ def test_the_rule_is_everything_but_the_calibration():
     values = {"thresholds": [0.5, "never"], "score": "max_probability", "temperatures": [1.0] * 3, "network": "abc"}
     values["gate"] = None
     assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    calibrated = replace(policy, calibration=xl.types.Calibration(REQUEST, 10, rule=policy.rule()))
+    calibrated = replace(policy, calibration=xl.types.Calibration(COST, 10, rule=policy.rule()))
     assert calibrated.rule() == policy.rule()
     assert not calibrated.is_changed
     assert replace(calibrated, score="margin").is_changed
-    without_rule = replace(policy, calibration=xl.types.Calibration(REQUEST, 10), score="margin")
+    without_rule = replace(policy, calibration=xl.types.Calibration(COST, 10), score="margin")
     assert not without_rule.is_changed
 
 

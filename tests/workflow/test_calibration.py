@@ -1,11 +1,14 @@
-import math
+"""calibrate without delta, and with limits in milliseconds."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import exitlens as xl
 from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
-from tests.conftest import random_trace
+from tests.conftest import make_timing, random_trace, timed_trace
 
 
 @pytest.mark.parametrize("score", ["max_probability", "entropy", "margin"])
@@ -62,20 +65,14 @@ def test_thresholds_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("limits", "error", "message"),
+    ("limits", "message"),
     [
-        ({}, xl.errors.InputError, "at least one"),
-        ({"max_accuracy_drop": 1.5}, xl.errors.InputError, r"in \[0, 1\]"),
-        ({"max_accuracy_drop": -0.1}, xl.errors.InputError, "max_accuracy_drop"),
-        ({"max_cost": math.nan}, xl.errors.InputError, "max_cost"),
-        ({"max_disagreement": "1"}, xl.errors.InputError, "max_disagreement"),
-        ({"max_accuracy_drop": 0.1, "score": "x"}, xl.errors.InputError, "score"),
-        ({"max_cost": 0.1}, xl.errors.CalibrationError, "first exit alone"),
-        ({"max_cost": 0.21, "max_disagreement": 0.0}, xl.errors.CalibrationError, "raise one of the limits"),
+        ({"max_cost": 0.1}, "first exit alone"),
+        ({"max_cost": 0.21, "max_disagreement": 0.0}, "raise one of the limits"),
     ],
 )
-def test_bad_limits(limits, error, message):
-    with pytest.raises(error, match=message):
+def test_limits_that_no_policy_keeps(limits, message):
+    with pytest.raises(xl.errors.CalibrationError, match=message):
         xl.calibrate(random_trace(), **limits)
 
 
@@ -95,3 +92,134 @@ def test_the_trace_is_not_changed():
     before = trace.logits.clone()
     xl.calibrate(trace, max_accuracy_drop=0.01, max_divergence=0.1)
     assert torch.equal(trace.logits, before)
+
+
+MS = torch.tensor(make_timing().ms)
+
+
+def spend(trace, policy):
+    return MS[xl.route(trace, policy)]
+
+
+def test_the_mean_time_is_within_the_limit_and_more_time_is_more_accuracy():
+    trace = timed_trace(1000)
+    policies = [xl.calibrate(trace, max_ms=limit) for limit in (2, 4, 6, 11)]
+    for limit, policy in zip((2, 4, 6, 11), policies, strict=True):
+        assert spend(trace, policy).mean() <= limit + 1e-4
+    drops = [xl.evaluate(trace, policy).accuracy_drop for policy in policies]
+    assert drops == sorted(drops, reverse=True)
+    assert drops[-1] <= 0
+    record = policies[1].calibration
+    assert record.limits == {"max_ms": 4}
+    assert record.timing == trace.timing
+    assert record.request.percentile is None
+
+
+def test_a_mean_by_hand():
+    """Two samples are sure and right at exit 0, two are not and wrong: half of each exit takes (2 + 10.5) / 2 ms."""
+    sure, unsure, right = [4.0, 0.0], [0.0, 0.5], [4.0, 0.0]
+    logits = torch.tensor([[sure, right]] * 2 + [[unsure, right]] * 2)
+    timing = xl.types.ExitLatency((2.0, 10.5), (2.0, 10.5), (2.0, 10.5), 10.0, 1, 1)
+    trace = xl.Trace(logits, torch.zeros(4).long(), torch.zeros(4, 2), timing.cost, timing=timing)
+    assert xl.route(trace, xl.calibrate(trace, max_ms=6.25)).tolist() == [0, 0, 1, 1]
+    assert xl.route(trace, xl.calibrate(trace, max_ms=2.5)).tolist() == [0, 0, 0, 0]
+    assert xl.route(trace, xl.calibrate(trace, max_ms=5, percentile=50)).tolist() == [0, 0, 1, 1]
+    assert xl.route(trace, xl.calibrate(trace, max_ms=5, percentile=51)).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("percentile", [50, 90, 95, 100])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_percentile_of_samples_is_within_the_limit(percentile, labelled):
+    trace = timed_trace(1000, labelled=labelled)
+    policy = xl.calibrate(trace, max_ms=5, percentile=percentile)
+    assert (spend(trace, policy) <= 5).float().mean() >= percentile / 100 - 1e-6
+    harm = accuracy_drop(trace) if labelled else disagreement(trace)
+    everything_at_exit_1 = harm[:, 1].mean()
+    assert select_exits(harm, xl.route(trace, policy)).mean() <= everything_at_exit_1
+    assert policy.calibration.request.percentile == percentile
+
+
+def test_beside_other_limits_the_cheapest_that_keeps_all():
+    trace = timed_trace(1000)
+    alone = xl.calibrate(trace, max_accuracy_drop=0.06)
+    for options in ({"max_ms": 6.5}, {"max_ms": 5, "percentile": 80}, {"max_ms": 6.5, "max_cost": 0.65}):
+        policy = xl.calibrate(trace, max_accuracy_drop=0.06, **options)
+        assert xl.evaluate(trace, policy).accuracy_drop <= 0.06 + 1e-6
+        times = spend(trace, policy)
+        assert times.mean() <= 6.5 if "percentile" not in options else (times <= 5).float().mean() >= 0.8
+        assert policy.calibration.cost >= alone.calibration.cost - 0.01
+    with pytest.raises(xl.errors.CalibrationError, match=r"no policy found keeps .*0.0.* within max_ms 2.5: raise one"):
+        xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5)
+    with pytest.raises(xl.errors.CalibrationError, match=r"within max_ms 2\.5 for 99 % of the samples"):
+        xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5, percentile=99)
+
+
+def test_a_refined_policy_keeps_a_limit_that_a_coarse_frontier_misses():
+    trace = timed_trace(200)
+    cheapest = xl.calibrate(trace, max_accuracy_drop=0.03)
+    just = spend(trace, cheapest).mean().item() + 1e-3
+    assert spend(trace, xl.calibrate(trace, max_accuracy_drop=0.03, max_ms=just)).mean() <= just
+
+
+@pytest.mark.parametrize(("options", "test"), [({}, "betting"), ({"percentile": 90}, "binomial")])
+def test_a_certificate_promises_the_time(options, test):
+    trace = timed_trace(1500)
+    policy = xl.calibrate(trace, max_ms=5, delta=0.1, **options)
+    record = policy.calibration
+    result = record.certification.tests[0]
+    assert result.p_value <= 0.1
+    assert result.test in (test, "hoeffding_bentkus")
+    times, words = spend(trace, policy), policy.certificate()
+    if options:
+        assert (times <= 5).float().mean() > 0.9
+        assert "answers at least 90 % of the samples at exits that take at most 5 ms (as measured: 2, 5, 10.5 ms" in words
+    else:
+        assert times.mean() < 5
+        assert "answers at exits that take at most 5 ms on average" in words
+    assert "batches of 64 on Slow 9000, 2 threads" in words
+    empirical = xl.calibrate(trace, max_ms=5, **options)
+    assert xl.evaluate(trace, policy).accuracy_drop >= xl.evaluate(trace, empirical).accuracy_drop - 0.01
+    assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+def test_a_certificate_promises_both():
+    trace = timed_trace(1500)
+    policy = xl.calibrate(trace, max_ms=5, percentile=60, max_accuracy_drop=0.15, delta=0.1)
+    names = [test.name for test in policy.calibration.certification.tests]
+    assert names == ["max_accuracy_drop", "share of samples slower than 5 ms"]
+    assert "15 points less accurate than the full network and answers at least 60 %" in policy.certificate()
+    easy = xl.calibrate(trace, max_ms=99, max_accuracy_drop=0.15, delta=0.1)  # no exit is slower: nothing to test
+    assert [test.name for test in easy.calibration.certification.tests] == ["max_accuracy_drop"]
+    assert "at most 99 ms on average" in easy.certificate()
+
+
+def test_uncertifiable_time_limits_raise():
+    trace = timed_trace(300)
+    with pytest.raises(xl.errors.CalibrationError, match="no policy could be certified within 5 ms: "):
+        xl.calibrate(trace, max_ms=5, percentile=90, max_disagreement=0.001, delta=0.1)
+    with pytest.raises(xl.errors.InputError, match="delta: no exit takes longer than max_ms"):
+        xl.calibrate(trace, max_ms=11, delta=0.1)
+
+
+def test_groups_are_what_a_certificate_counts():
+    trace = replace(timed_trace(600), groups=torch.arange(600) // 2)
+    policy = xl.calibrate(trace, max_ms=5, percentile=80, delta=0.1)
+    assert policy.calibration.certification.tests[0].groups == 180
+    assert (spend(trace, policy) <= 5).float().mean() >= 0.8
+
+
+def test_requests_that_cannot_be_met():
+    with pytest.raises(
+        xl.errors.CalibrationError, match=r"even the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"
+    ):
+        xl.calibrate(timed_trace(), max_ms=1.5)
+    with pytest.raises(xl.errors.InputError, match=r"max_ms: this trace has no measured times: collect it with cost='time'"):
+        xl.calibrate(random_trace(), max_ms=5)
+
+
+def test_a_network_without_early_exits():
+    timing = xl.types.ExitLatency((2.0,), (2.0,), (2.0,), 2.0, 1, 1)
+    trace = replace(random_trace(k=1), timing=timing)
+    assert xl.calibrate(trace, max_ms=3).thresholds == ()
+    with pytest.raises(xl.errors.CalibrationError, match="even the first exit"):
+        xl.calibrate(trace, max_ms=1)

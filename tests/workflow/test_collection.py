@@ -103,20 +103,6 @@ def test_pairing_is_a_derangement():
         assert (partner != torch.arange(n)).all()
 
 
-def test_the_network_is_given_back_as_it_was(net, images):
-    net.train()
-    net.stage(0).eval()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    modes = [m.training for m in net.modules()]
-    copy = images.clone()
-    xl.collect(net, images)
-    with pytest.raises(xl.errors.InputError):
-        xl.collect(net, images[:, :1])
-    assert [m.training for m in net.modules()] == modes
-    assert torch.equal(images, copy)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
 @pytest.mark.parametrize(
     ("net", "make", "message"),
     [

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import exitlens as xl
 from exitlens.delivery.explanations import explain_folder, render_explanations, save_explanation, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
-from exitlens.functional.attribution import choose_explained
+from exitlens.functional.maps import choose_explained
 from exitlens.model.attribution import attribute_exits
 from exitlens.workflow.faithfulness import measure_faithfulness
 from tests.conftest import TinyNet

@@ -72,7 +72,7 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.readers import check_bad
-    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
@@ -89,12 +89,11 @@ def predict(
     where = reading(data=data, columns=columns, group_by=group_by)
     with wait(json_, "listing the data"):
         samples = stream_samples(net, where, batch_size=batch_size, without={row.file for row in before}, run=bundle)
-    answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
             task = bar.add_task("predicting", total=done + samples.total, completed=done)
-            for batch in name_rows(net, answers, samples):
+            for batch in name_rows(net, xl.predict_stream(net, samples, policy), samples, watch):
                 if file is not None:
                     file.append(batch)
                 done += len(batch)
@@ -312,7 +311,7 @@ def export(
     The bundle's policies with a name go along (not with --int8 or --web); --policy names the one to answer by at first.
     With --int8 activations are measured on training data or on --data, and thresholds chosen on the calibration split.
     """
-    from exitlens.delivery.run_directory import load_calibrated, load_named, load_samples
+    from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     if ort is not None and not web:
         raise xl.errors.InputError("ort: it is for the page. Fix: pass --web, too.")
@@ -320,7 +319,8 @@ def export(
         raise xl.errors.InputError("data: activations are measured for int8 only. Fix: pass --int8, too.")
     if int8 and web:
         raise xl.errors.InputError("int8: the page runs in float32. Fix: leave --int8 or --web out.")
-    (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
+    (net, policy), named = load_calibrated(bundle, name), xl.load_policies(bundle)
+    named.pop("default", None)
     if (int8 or web) and (others := [other for other in named if other != name]) and not json_:
         tell(f"without the policies {', '.join(others)}: it has one alone (--policy)")
     if int8:

@@ -43,9 +43,8 @@ def iterate_batches(
 ) -> Iterator[Batch]:
     """Yield batches in order, on ``device`` if one is given; errors call the source ``name``.
 
-    ``source`` is a ``Dataset`` (batched here; the ``groups`` of a set of ours come along), a ``DataLoader`` or another
-    iterable of batches, or inputs in memory. ``workers`` processes decode a lazy set (default: one for each core) or read a
-    ``Dataset`` (default: none).
+    ``source`` is a ``Dataset`` (its ``groups`` come along), an iterable of batches such as a ``DataLoader``, or inputs in
+    memory. ``workers`` processes decode a lazy set (default: one for each core) or read a ``Dataset`` (default: none).
     """
     for batch in _split(source, batch_size, workers, name):
         yield as_batch(batch, device, name)
@@ -63,8 +62,12 @@ def _split(source: Any, batch_size: int, workers: int | None = None, name: str =
         return split_rows(source, batch_size)
     if isinstance(source, LazySet):
         return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
-    if isinstance(source, Dataset):
-        return _load_in_order(source, batch_size, workers or 0)
+    if isinstance(source, Dataset):  # a generator of its own leaves the global one alone
+        loader = DataLoader(source, batch_size, num_workers=workers or 0, generator=torch.Generator())
+        if not isinstance(groups := getattr(source, "groups", None), Tensor):
+            return loader
+        pairs = zip(loader, groups.split(batch_size), strict=True)
+        return (as_batch(batch)._replace(groups=ids) for batch, ids in pairs)
     if not isinstance(source, Iterable):
         raise InputError(f"{name}: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
     return source
@@ -73,14 +76,6 @@ def _split(source: Any, batch_size: int, workers: int | None = None, name: str =
 def plan_in_order(count: int, batch_size: int) -> Plan:
     """Plan batches of all samples, one after the other."""
     return [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
-
-
-def _load_in_order(data: Dataset[Any], batch_size: int, workers: int) -> Iterator[Any]:
-    loader = DataLoader(data, batch_size, num_workers=workers, generator=torch.Generator())  # leaves the global one alone
-    groups = getattr(data, "groups", None)
-    for at, batch in enumerate(loader):
-        ids = groups[at * batch_size : (at + 1) * batch_size] if isinstance(groups, Tensor) else None
-        yield batch if ids is None else as_batch(batch)._replace(groups=ids)
 
 
 class LazyLoader:
@@ -180,7 +175,7 @@ def check_common_order(source: Any, name: str) -> None:
 
 
 def read_labels(data: Any, purpose: str) -> Tensor:
-    """Return the labels ``(N,)`` of a data set without reading its samples; ``purpose`` is the argument that needs them."""
+    """Return the labels ``(N,)`` of a data set without reading samples; ``purpose`` is the argument that needs them."""
     values = getattr(data, "labels", getattr(data, "targets", None))
     if values is None and isinstance(data, TensorDataset) and len(data.tensors) > 1:
         values = data.tensors[1]
@@ -210,9 +205,9 @@ def weigh_classes(labels: Tensor, classes: int) -> tuple[float, ...]:  # (N,) in
 
 
 def draw_order(data: Any, seed: int, balanced: bool = False) -> list[int]:
-    """Return the indices of one epoch in an order that depends on the seed only: all once, or the classes equally often.
+    """Return the indices of one epoch in an order that depends on the seed only.
 
-    A balanced epoch has the same length: it leaves out samples of large classes, and repeats those of small ones evenly.
+    A balanced epoch is as long: it leaves out samples of large classes, and repeats those of small ones evenly.
     """
     count = len(data)
     generator = torch.Generator().manual_seed(seed)

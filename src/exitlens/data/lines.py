@@ -48,7 +48,7 @@ _TS_PART = re.compile(r"^(.+)_(train|test|validation|val|calibration)$", re.IGNO
 def iterate_rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[int, Row], None, None]:
     """Yield the rows of a file by line, counted from 1: their fields by column, or what is wrong with them.
 
-    Bytes that are not UTF-8 become surrogates. Broken CSV, or one without the columns ``keys``, is a :class:`DataError`.
+    Bytes that are not UTF-8 become surrogates; a CSV file without the columns ``keys`` is a :class:`DataError`.
     """
     suffix = path.suffix.lower()
     with (
@@ -100,13 +100,10 @@ def peek_kinds(path: Path) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for name, counts in columns.items():
         del counts["other"]
-        enough: float = 0.9 * counts.total()
-        if counts["integer"] >= enough:
-            kinds[name] = "integer" if counts.total() else "other"
-        elif counts["integer"] + counts["float"] >= enough:
-            kinds[name] = "float"
-        else:
-            kinds[name] = "list" if counts["list"] >= enough else "string"
+        counts["float"] += counts["integer"]  # whole numbers may stand among others
+        fitting: tuple[Kind, ...] = ("integer", "float", "list")
+        enough = 0.9 * (counts.total() - counts["integer"])
+        kinds[name] = next((kind for kind in fitting if counts[kind] >= enough), "string") if enough else "other"
     return kinds
 
 
@@ -154,7 +151,7 @@ def to_series(value: object, shown: str) -> Tensor | str:
 
 
 def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = False) -> tuple[str, str]:
-    """Return a value (a string, a whole number, a list to be joined) as a stripped word, and what is wrong with it."""
+    """Return a string, a whole number or a list (to be joined) as a stripped word, and what is wrong with it."""
     may_be_empty = loose
     if isinstance(value, list) and not is_text and all(isinstance(item, str | int) for item in value):
         value, may_be_empty = SEPARATOR.join(map(str, value)), True
@@ -172,8 +169,7 @@ def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = F
 def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
     """Read the rows of a file, line by line; a row that cannot be used gets a fault.
 
-    A million rows take little more than the bytes of their texts. ``loose`` labels may be empty, or true and false, as
-    several labels a sample are.
+    ``loose`` labels may be empty, or true and false, as several labels a sample are.
     """
     kinds = TABLES if columns.labels else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
@@ -195,7 +191,13 @@ def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
             series.append(None if isinstance(values, str) else values)
             problems += [values] if isinstance(values, str) else []
         else:
-            problems += [_parse_float(name, fields.get(name, ""), numbers) for name in columns.inputs]
+            for name in columns.inputs:
+                field = str(fields.get(name, "")).strip()
+                try:
+                    numbers.append(float(field or "nan"))
+                except ValueError:
+                    numbers.append(float("nan"))
+                    problems.append(f"expected a number for {name!r}, got {field!r:.40}")
         for name, column in words.items():
             word, problem = _parse_word(name, fields.get(name), loose and name in columns.labels)
             has_lists = has_lists or (name in columns.labels and isinstance(fields.get(name), list))
@@ -215,19 +217,8 @@ def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
     return rows._replace(texts=texts) if columns.role == "text" else rows._replace(series=series)
 
 
-def _parse_float(name: str, value: object, numbers: array[float]) -> str:
-    """Append a number, or NaN for an empty or broken field, and return what is wrong with it."""
-    field = str(value).strip()
-    try:
-        numbers.append(float(field or "nan"))
-    except ValueError:
-        numbers.append(float("nan"))
-        return f"expected a number for {name!r}, got {field!r:.40}"
-    return ""
-
-
 class TextFiles(Source):
-    """A file of texts, or a folder of files that are named by split; columns are ``text`` and ``label`` by default."""
+    """A file of texts, or a folder of files that are named by split."""
 
     def __init__(self, path: Path, task: str = "") -> None:
         super().__init__(str(path), {})
@@ -235,7 +226,7 @@ class TextFiles(Source):
         self._task = task
 
     def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
-        """Take the named columns or the usual ones; missing ones are found when the files are read."""
+        """Take the named columns, or ``text`` and ``label``; missing ones are found when the files are read."""
         if reading.split_by and list(self.files) != [""]:
             has = f"{self.name} has a file for each split ({', '.join(self.files)})"
             raise InputError(f"split_by: {has}. Fix: leave it out")
@@ -272,7 +263,7 @@ class NumberFile(Source):
 
 
 def find_ts_files(path: Path) -> dict[str, Path]:
-    """Return the files of a source by part: one file, or ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` in a folder."""
+    """Return one file, or ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` of a folder, by part."""
     if not path.is_dir():
         return {"": path}
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".ts" and not file.name.startswith("."))
@@ -288,8 +279,7 @@ def find_ts_files(path: Path) -> dict[str, Path]:
 def read_ts(path: Path, labelled: bool = True) -> Rows:
     """Read a ``.ts`` file; a series that is not as the header says gets a fault.
 
-    Below ``@data`` each line is one series: channels and label with colons between, values with commas. Files with time
-    stamps, and files for regression, are a :class:`DataError`.
+    Below ``@data`` each line is one series: channels and label with colons between, values with commas.
     """
     series, labels, names, faults = list[Tensor | None](), list[str | None](), list[str](), dict[int, str]()
     with name_failures(path), path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Sequences that make their items when they are asked for, and strings and tokens packed into little memory."""
+"""Sequences that make their items when they are asked for, and strings packed into little memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.types.preprocessing import TextPreprocess
-
-ENCODED_AT_ONCE = 1024  # texts; the tokenizer's own record of each takes kilobytes
 T = TypeVar("T")
 
 
@@ -113,39 +110,3 @@ class PackedStrings(LazySequence[str]):
 def pack_strings(strings: Iterable[str]) -> PackedStrings:
     """Pack strings unless they are packed."""
     return strings if isinstance(strings, PackedStrings) else PackedStrings(strings)
-
-
-class PackedTokens:
-    """Token ids of N texts without their padding, encoded once: four bytes for each token."""
-
-    def __init__(self, texts: Sequence[str], preprocess: TextPreprocess) -> None:
-        self._length, self._padding = preprocess.length, 0
-        pieces, counts = [], []
-        for at in range(0, max(len(texts), 1), ENCODED_AT_ONCE):
-            encoded = preprocess.encode(texts[at : at + ENCODED_AT_ONCE])
-            ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()  # (n,L), padded at the end
-            pieces.append(ids[mask].int())
-            counts.append(mask.sum(1))
-            if not mask.all():
-                self._padding = int(ids[~mask][0])
-        self._ids, self._counts = torch.cat(pieces), torch.cat(counts)  # (T,), (N,)
-        self._starts = self._counts.cumsum(0) - self._counts  # (N,)
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def subset(self, indices: Tensor) -> PackedTokens:
-        """Return the tokens of the texts at ``indices`` (``(n,)`` integers), which share the ids."""
-        part = PackedTokens.__new__(PackedTokens)
-        part._length, part._padding, part._ids = self._length, self._padding, self._ids
-        part._starts, part._counts = self._starts[indices], self._counts[indices]
-        return part
-
-    def take(self, indices: Tensor | slice) -> dict[str, Tensor]:  # (n,) integers
-        """Return ``input_ids`` and ``attention_mask`` ``(n,L)`` ``int64``, as :meth:`TextPreprocess.encode` does."""
-        starts, counts = self._starts[indices], self._counts[indices]
-        places = torch.arange(self._length)
-        mask = places < counts[:, None]  # (n,L)
-        ids = torch.full(mask.shape, self._padding)
-        ids[mask] = self._ids[(starts[:, None] + places)[mask]].long()
-        return {"input_ids": ids, "attention_mask": mask.long()}

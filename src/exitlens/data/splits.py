@@ -17,8 +17,13 @@ from exitlens.errors import DataError, InputError
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
 SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
-
-
+_WORDS: dict[str, Split] = {  # other names of the splits
+    **{split: split for split in SPLITS},
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "dev", "eval"), SPLITS[1]),
+    "calib": "calibration",
+    "testing": "test",
+}
 _ATTEMPTS = 50  # attempts to find parts that all have every class
 _Set = TypeVar("_Set", bound=SampleSet)
 
@@ -32,9 +37,9 @@ def check_split(split: str) -> None:
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Cut a set into disjoint random parts with these shares of every class; the last part gets the remainder.
 
-    Every group of a set with ``groups`` goes into one part as a whole, see :func:`assign_groups`. If a sample has several
-    labels, the rarest of them counts as its class, so that rare labels are spread over all parts. A class with too few
-    samples (groups) to give every part one is a :class:`~exitlens.errors.DataError`.
+    Every group of a set with ``groups`` goes into one part as a whole. If a sample has several labels, the rarest of them
+    counts as its class, so that rare labels are spread over all parts. A class with too few samples (groups) to give every
+    part one is a :class:`~exitlens.errors.DataError`.
 
     Examples:
         >>> train, test = xl.data.split_set(scenes, (0.75, 0.25))
@@ -82,10 +87,9 @@ def assign_groups(
 ) -> Tensor:
     """Return the part of each sample ``(N,)``, so that every group is in one part and every class in all parts.
 
-    A part gets its share of the groups of every class. Every group has the same chance of every part whatever its size,
-    because a certificate tests on some groups and makes promises for others; so the shares of *samples* are only near
-    ``shares``. (scikit-learn's ``StratifiedGroupKFold`` meets the shares of samples, and fills small parts with small
-    groups.) ``labels`` and ``groups`` are ``(N,)`` integers.
+    Every group has the same chance of every part whatever its size, because a certificate tests on some groups and makes
+    promises for others; so the shares of *samples* are only near ``shares``. (scikit-learn's ``StratifiedGroupKFold`` meets
+    them, and fills small parts with small groups.) ``labels`` and ``groups`` are ``(N,)`` integers.
     """
     ids, of_sample = groups.unique(return_inverse=True)  # (G,), (N,)
     pairs, counts = torch.stack([of_sample, labels]).unique(dim=1, return_counts=True)  # (2,P): group, class; (P,)
@@ -126,21 +130,12 @@ def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: tor
     return parts
 
 
-_WORDS: dict[str, Split] = {  # other names of the splits
-    **{split: split for split in SPLITS},
-    **dict.fromkeys(("training",), SPLITS[0]),
-    **dict.fromkeys(("val", "valid", "dev", "eval"), SPLITS[1]),
-    **dict.fromkeys(("calib",), SPLITS[2]),
-    **dict.fromkeys(("testing",), SPLITS[3]),
-}
-
-
 class SplitPlan(NamedTuple):
-    """The origin of splits: ``parts`` of the source by split, splits ``carved`` from ``train``, and ``unused`` parts."""
+    """The origin of splits."""
 
-    parts: Mapping[Split, str]
-    carved: tuple[Split, ...]
-    unused: tuple[str, ...]
+    parts: Mapping[Split, str]  # names of the source's own parts
+    carved: tuple[Split, ...]  # cut from train
+    unused: tuple[str, ...]  # parts that are no split
 
     def __str__(self) -> str:
         words = [f"{split}: all of {name!r}" for split, name in self.parts.items() if split != "train" or not self.carved]
@@ -150,10 +145,9 @@ class SplitPlan(NamedTuple):
         return "; ".join([*words, *(f"{name!r} is not used" for name in self.unused)])
 
     def shares(self) -> dict[Split, float]:
-        """Return the shares of the part for ``train`` that it keeps and that the carved splits get; they sum to 1."""
-        names: tuple[Split, ...] = ("train", *self.carved)
-        total = fsum(SHARES[name] for name in names)
-        return {name: SHARES[name] / total for name in names}
+        """Return how the part for ``train`` is shared by it and the carved splits; the shares sum to 1."""
+        shares = {name: SHARES[name] for name in SPLITS if name in ("train", *self.carved)}
+        return {name: share / fsum(shares.values()) for name, share in shares.items()}
 
 
 def name_split(word: str) -> Split | None:
@@ -185,9 +179,9 @@ def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
             parts[split] = name
     if "train" not in parts:
         raise DataError(f"data: {origin} has the splits {', '.join(map(repr, names))}: one of them has to be called train")
-    parts = {split: parts[split] for split in SPLITS if split in parts}
     carved = tuple(split for split in SPLITS if split not in parts)
-    return SplitPlan(parts, carved, tuple(name for name in names if name not in parts.values()))
+    unused = tuple(name for name in names if name not in parts.values())
+    return SplitPlan({split: parts[split] for split in SPLITS if split in parts}, carved, unused)
 
 
 def take_split(parts: Mapping[str, _Set], split: Split, seed: int, origin: str, group_names: Sequence[str] = ()) -> _Set:

@@ -17,7 +17,7 @@ from exitlens.data.formats import find_format, find_unlabelled_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
 from exitlens.data.packed import PackedStrings, Picked
 from exitlens.data.readers import EncodedImages, ImageFiles, PixelCache, refuse_bad
-from exitlens.data.rows import Reading, Role, Source, check_rows, join_rows, match_groups
+from exitlens.data.rows import SAMPLES, Reading, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
 from exitlens.data.sources import Target, arrange_arrays
 from exitlens.data.workers import choose_workers, decode_batches
@@ -26,7 +26,6 @@ from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.modalities.series import list_columns
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
 
-_ROLES: dict[Modality, Role] = {IMAGE: "image", TEXT: "text", SERIES: "series", VECTOR: "features"}
 AS_FOUND = Reading()
 FileReader = EncodedImages | ArrayFiles
 
@@ -150,9 +149,8 @@ class ImageStream(SampleStream):
         workers: int | None = None,
     ) -> None:
         require(preprocess, Preprocess, "preprocess")
-        super().__init__(
-            Listing(files, ImageFiles(Path(), map(str, files), preprocess)), preprocess, batch_size, skip_bad, workers
-        )
+        listing = Listing(files, ImageFiles(Path(), map(str, files), preprocess))
+        super().__init__(listing, preprocess, batch_size, skip_bad, workers)
 
 
 def open_stream(
@@ -169,8 +167,8 @@ def open_stream(
     """Stream the samples of a source without labels, in batches.
 
     ``preprocess`` is that of the network; its class says what the samples are. ``data`` is a file of one sample or a folder
-    of them, a file of rows, a table or shards; ``reading`` names columns of samples and keys, and a column or a regular
-    expression for groups. ``cache`` is a directory for decoded pixels, ``without`` has names of samples to leave out.
+    of them, a file of rows, a table or shards. ``cache`` is a directory for decoded pixels, ``without`` has names of samples
+    to leave out.
     """
     if cache is not None and not isinstance(preprocess, Preprocess):
         raise InputError(f"cache: it is for images, these data are {find_kind(preprocess).plural}. Fix: leave it out")
@@ -189,8 +187,8 @@ def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOU
     source = _open_source(kind, data, reading)
     if source is None:
         return _list_files(Path(data), kind, preprocess, reading)
-    features = preprocess.names if isinstance(preprocess, VectorPreprocess) else ()
-    columns = source.find_columns(reading, _ROLES[kind], features)
+    role = next(role for role, modality in SAMPLES.items() if modality is kind)
+    columns = source.find_columns(reading, role, preprocess.names if isinstance(preprocess, VectorPreprocess) else ())
     rows = join_rows([*source.list_rows(columns, joined=True, skip_bad=skip_bad).values()])
     if isinstance(preprocess, ArrayPreprocess):
         rows = arrange_arrays({"": rows}, data, Target(known=preprocess))[0][""]
@@ -254,13 +252,7 @@ def _list_files(path: Path, kind: Modality, preprocess: Any, reading: Reading) -
         raise InputError(f"columns: {path} holds files of one {kind.name} each, without columns. Fix: leave them out")
     if not path.exists():
         raise DataError(f"data: no file or folder {path}. Fix: give {kind.given}")
-    if path.is_dir():
-        files = list_names(path, kind)
-        names = PackedStrings(str(path / name) for name in files)
-    else:
-        files, names = [str(path)], PackedStrings([str(path)])
-    return Listing(
-        names,
-        make_reader(Path(), names, preprocess),
-        groups=match_groups(reading.group_by, files) if reading.group_by else None,
-    )
+    root, files = (path, list_names(path, kind)) if path.is_dir() else (Path(), [str(path)])
+    names = PackedStrings(str(root / name) for name in files)
+    groups = match_groups(reading.group_by, files) if reading.group_by else None
+    return Listing(names, make_reader(Path(), names, preprocess), groups=groups)

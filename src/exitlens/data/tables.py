@@ -1,8 +1,7 @@
 """Tables: Parquet, Arrow, saved and hub data sets of Hugging Face ``datasets``, folders of images with metadata.
 
-``datasets`` keeps the rows of every format in memory-mapped Arrow files, so that any row can be read in constant memory.
-Parquet cannot be read that way (a row costs its whole row group): it is written once as Arrow to the cache of ``datasets``
-(``HF_DATASETS_CACHE``), which needs the disk space of the data.
+``datasets`` keeps the rows of every format in memory-mapped Arrow files, so that any row can be read in constant memory;
+Parquet is written once as Arrow to its cache (``HF_DATASETS_CACHE``), which needs the disk space of the data.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ def _iterate_column(data: Any, column: str, at_once: int = _ROWS) -> Iterator[An
 
 
 def to_word(value: object, names: Sequence[str] = ()) -> str | None:
-    """Return a value as a word: the name of a class, a whole number without a point, a joined list; ``None`` if missing."""
+    """Return a value as a word: a class's name, a whole number without a point, a joined list; ``None`` if missing."""
     if isinstance(value, list | tuple):
         words = [to_word(item, names) for item in value]
         return None if None in words else SEPARATOR.join(word or "" for word in words)
@@ -178,9 +177,9 @@ def classify(package: Any, feature: Any) -> Kind:
         if isinstance(innermost, package.Value) and str(innermost.dtype).startswith(("int", "uint", "float", "double")):
             return "list"
         return "words" if classify(package, inner) in ("class", "string") else "other"
-    dtype = str(feature.dtype) if isinstance(feature, package.Value) else ""
+    dtype = str(feature.dtype).removeprefix("large_") if isinstance(feature, package.Value) else ""
     kinds: dict[str, Kind] = {"int": "integer", "uint": "integer", "bool": "integer", "string": "string", "float": "float"}
-    kinds |= {"large_string": "string", "double": "float", "decimal": "float", "binary": "bytes", "large_binary": "bytes"}
+    kinds |= {"double": "float", "decimal": "float", "binary": "bytes"}
     return next((kind for start, kind in kinds.items() if dtype.startswith(start)), "other")
 
 
@@ -197,7 +196,7 @@ def _find_names(feature: Any) -> Sequence[str]:
 
 
 class TableTexts(LazySequence[str]):
-    """The texts of a data set of one column, read when they are asked for."""
+    """The texts of a data set of one column, read when they are asked for; empty where there is none."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
@@ -206,7 +205,7 @@ class TableTexts(LazySequence[str]):
         return len(self._rows)
 
     def get(self, index: int) -> str:
-        """Return the text of a row; empty if there is none."""
+        """Return the text of a row."""
         (value,) = self._rows[index].values()
         return (to_word(value) or "").strip()
 

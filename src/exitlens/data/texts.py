@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,13 +11,46 @@ import torch
 from torch import Tensor
 
 from exitlens.data.lines import read_file
-from exitlens.data.packed import PackedStrings, PackedTokens, pack_strings
+from exitlens.data.packed import PackedStrings, pack_strings
 from exitlens.data.rows import Columns, check_rows, number_labels
 from exitlens.data.sets import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+ENCODED_AT_ONCE = 1024  # texts; the tokenizer's own record of each takes kilobytes
+
+
+class PackedTokens:
+    """Token ids of N texts without their padding, encoded once: four bytes for each token."""
+
+    def __init__(self, texts: Sequence[str], preprocess: TextPreprocess) -> None:
+        self._length, self._padding = preprocess.length, 0
+        pieces, counts = [], []
+        for at in range(0, max(len(texts), 1), ENCODED_AT_ONCE):
+            encoded = preprocess.encode(texts[at : at + ENCODED_AT_ONCE])
+            ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()  # (n,L), padded at the end
+            pieces.append(ids[mask].int())
+            counts.append(mask.sum(1))
+            if not mask.all():
+                self._padding = int(ids[~mask][0])
+        self._ids, self._counts = torch.cat(pieces), torch.cat(counts)  # (T,), (N,)
+        self._starts = self._counts.cumsum(0) - self._counts  # (N,)
+
+    def subset(self, indices: Tensor) -> PackedTokens:
+        """Return the tokens of the texts at ``indices`` (``(n,)`` integers), which share the ids."""
+        part = copy.copy(self)
+        part._starts, part._counts = self._starts[indices], self._counts[indices]
+        return part
+
+    def take(self, indices: Tensor | slice) -> dict[str, Tensor]:  # (n,) integers
+        """Return ``input_ids`` and ``attention_mask`` ``(n,L)`` ``int64``, as :meth:`TextPreprocess.encode` does."""
+        starts, counts = self._starts[indices], self._counts[indices]
+        places = torch.arange(self._length)
+        mask = places < counts[:, None]  # (n,L)
+        ids = torch.full(mask.shape, self._padding)
+        ids[mask] = self._ids[(starts[:, None] + places)[mask]].long()
+        return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 class TextSet(SampleSet):
@@ -88,7 +122,7 @@ class TextSet(SampleSet):
 
 
 class RawTexts(SampleSet):
-    """Labelled texts before they are encoded, so that a tokenizer can be made from one split only."""
+    """Labelled texts that no tokenizer has encoded yet: one split has to make it."""
 
     by_sample = (*SampleSet.by_sample, "texts")
 
@@ -147,9 +181,6 @@ def read_texts(
         path: the file; other columns or keys are not read.
         classes: the names to use, in label order; by default those in the file, sorted (numbers by their value).
         skip_bad: leave out rows that cannot be read, instead of stopping with all of them.
-
-    Raises:
-        DataError: a missing file or column, fewer than 2 classes, an unknown class, or rows that cannot be read.
 
     Examples:
         >>> _ = Path("reviews.csv").write_text("text,label\\ngood lamp,positive\\nbad lamp,negative\\n")

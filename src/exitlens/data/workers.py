@@ -75,8 +75,7 @@ def decode_batches(
 ) -> Iterator[Decoded]:
     """Decode the batches of a plan, in order, in this process (0 workers) or in others; samples have one shape and dtype.
 
-    A process that was killed or needs more than ``timeout_s`` for a sample, and a reader that fails without calling a sample
-    bad, are a :class:`DataError`; every process has ended then.
+    A process that is killed or needs more than ``timeout_s`` for a sample is a :class:`DataError`.
     """
     if workers == 0:
         slot = np.empty((max(map(len, plan), default=0), *shape), _KINDS[dtype])
@@ -152,19 +151,17 @@ class _Worker:
                 raise EOFError
             outcome = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise DataError(self._explain_death(reader)) from error
+            self._process.join(5)
+            code = self._process.exitcode or 0
+            cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            why = ", as the system does when memory runs out: use fewer workers" if code == -signal.SIGKILL else ""
+            where = reader.name(int(self._progress[0])) if self._progress[1] else "its first sample"
+            fix = "start again (fit with --resume goes on from its last epoch), or decode in the main process: --workers 0"
+            problem = f"a process that decodes was ended {cause}{why}. It was at {where}"
+            raise DataError(f"data: {problem}. Fix: {fix} (workers=0)") from error
         if isinstance(outcome, Exception):
             raise outcome
         return outcome  # type: ignore[no-any-return]
-
-    def _explain_death(self, reader: Reader) -> str:
-        self._process.join(5)
-        code = self._process.exitcode or 0
-        cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        why = ", as the system does when memory runs out: use fewer workers" if code == -signal.SIGKILL else ""
-        where = reader.name(int(self._progress[0])) if self._progress[1] else "its first sample"
-        fix = "start again (fit with --resume goes on from its last epoch), or decode in the main process: --workers 0"
-        return f"data: a process that decodes was ended {cause}{why}. It was at {where}. Fix: {fix} (workers=0)"
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -206,8 +203,9 @@ class Prefetch(Generic[T]):
     """Read an iterator in a thread, at most ``depth`` items ahead; leaving the context stops it after its next item."""
 
     def __init__(self, items: Iterator[T], depth: int = 2) -> None:
-        self._queue: queue.Queue[object] = queue.Queue(depth)
-        self._stopped = threading.Event()
+        self._queue: queue.Queue[object] = queue.Queue()
+        self._room = threading.Semaphore(depth)  # for items that are read ahead
+        self._stopped = False
         self.ended = False  # the iterator ended or failed, and all its items were given
         self.error: BaseException | None = None  # what the iterator raised
         self._thread = threading.Thread(target=self._read, args=(items,), daemon=True, name="exitlens-prefetch")
@@ -216,21 +214,14 @@ class Prefetch(Generic[T]):
     def _read(self, items: Iterator[T]) -> None:
         try:
             for item in items:
-                if not self._put(item):
+                self._room.acquire()
+                if self._stopped:
                     return
+                self._queue.put(item)
         except BaseException as error:  # KeyboardInterrupt, too, or the reader would wait for ever
             self.error = error
         finally:
-            self._put(_END)
-
-    def _put(self, item: object) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+            self._queue.put(_END)
 
     def next(self, timeout_s: float | None = None) -> T | None:
         """Return the next item; ``None`` if it does not come in time, or if there is none (:attr:`ended`, :attr:`error`)."""
@@ -241,11 +232,13 @@ class Prefetch(Generic[T]):
         if item is _END:
             self.ended = True
             return None
+        self._room.release()
         return item  # type: ignore[return-value]
 
     def __enter__(self) -> Prefetch[T]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped.set()
+        self._stopped = True
+        self._room.release()
         self._thread.join(timeout=5)

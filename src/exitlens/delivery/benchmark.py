@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,8 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.onnx_files import OnnxFile
-from exitlens.model.engine.preparation import prepare_graph
 from exitlens.model.engine.router import Router
-from exitlens.model.engine.tuning import Tuning, apply_tuning
+from exitlens.model.engine.tuning import Tuning, apply_tuning, prepare_graph
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
@@ -73,27 +72,18 @@ def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool 
 class Speed:
     """Two functions timed side by side: the second is ``speedup`` times as fast as the first.
 
-    Attributes:
-        batch_size: samples in a call.
-        speedup: time of the first over time of the second in the same round, the median over rounds.
-        low, high: 95 % interval of ``speedup``.
-        plain_ms, ours_ms: median milliseconds for each sample, of the first function and of the second.
-        images: samples in a round.
-        rounds: number of rounds.
+    ``speedup`` is the ratio of their times in the same round, the median over rounds, and ``low`` to ``high`` its 95 %
+    interval.
     """
 
-    batch_size: int
+    batch_size: int  # samples in a call
     speedup: float
     low: float
     high: float
-    plain_ms: float
-    ours_ms: float
-    images: int
+    plain_ms: float  # for each sample, of the first function; the median
+    ours_ms: float  # of the second
+    images: int  # in a round
     rounds: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def compare(
@@ -182,14 +172,9 @@ def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  #
 
 
 class Bench:
-    """A network against its plain backbone, on given inputs.
+    """A network with its tuning against its plain backbone, on ``inputs`` ``(N,...)``, repeated where a batch needs more.
 
-    Args:
-        plain: the backbone, with a classifier for the same classes.
-        net: with its tuning.
-        inputs: ``(N,...)``, repeated where a batch needs more.
-        policy: also time it.
-        compiled: also time compiled stages and a compiled backbone (compiling takes a minute or two).
+    A ``policy`` is timed, too; ``compiled`` adds compiled stages and a compiled backbone, which take a minute or two.
     """
 
     def __init__(
@@ -204,7 +189,7 @@ class Bench:
             self.compiled_net.compile()
 
     def samples(self, count: int) -> Inputs:
-        """Returns ``count`` inputs, repeated if there are fewer."""
+        """Returns ``count`` inputs."""
         rows = torch.arange(count) % count_rows(self.inputs)
         return map_inputs(self.inputs, lambda t: t[rows])
 
@@ -220,12 +205,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Times every contender in calls of ``size`` samples, for ``rounds`` and ``seconds`` at least; JSON-ready.
 
-        Args:
-            size: samples in a call.
-            rounds, seconds: how long to time, at least.
-            memory: also measure each contender's peak.
-            others: makers of further contenders by name, given the inputs, the size and the plans.
-            keep: selects contenders by name; the first two always run.
+        ``memory`` adds each contender's peak. ``others`` makes further contenders from the inputs, the size and the plans;
+        ``keep`` selects contenders by name, apart from the first two, which always run.
         """
         count = {1: 20, 8: 40}.get(size, size)
         inputs = self.samples(count)
@@ -281,11 +262,7 @@ class Bench:
 
 
 def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: str, plan: Tensor) -> dict[str, Any]:
-    """Returns the time that a plan would take if only its stages took time, and how close the measured time comes.
-
-    ``saving`` is the measured saving against the plain backbone in the same form, as a share of the ideal saving;
-    ``efficiency`` is the ideal time over the measured one.
-    """
+    """Returns a plan's time if only stages took any, the ideal time over the measured one, and the share of its saving."""
     ideal = ideal[-len(times.rounds[name]) :]  # without the warm-up
     triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
     row: dict[str, Any] = {"ideal_ms": round(1000 * interval(ideal).median / len(plan), 4)}
@@ -296,7 +273,6 @@ def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: 
 
 
 def _list_ratios(times: Times) -> dict[str, Any]:
-    """Returns the ratios that are not to the plain backbone."""
     nobody, suffix = "exits, nobody leaves", ", compiled"
     pairs = {"nobody_over_plain": (nobody, TUNED), "attention_over_none": (f"{nobody}, with attention", nobody)}
     pairs |= {"nobody_over_plain, compiled": (f"{nobody}{suffix}", COMPILED)}
@@ -324,7 +300,7 @@ def compare_adaptive(
 
 
 def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
-    """Returns full batches, images in channels_last, the memory format that networks are trained in."""
+    """Returns full batches, images in channels_last."""
 
     def lay_out(t: Tensor) -> Tensor:
         last = t.ndim == 4 and t.shape[1] > 1
@@ -399,7 +375,6 @@ def _take_logits(output: Any) -> Tensor:
 
 
 def _split(activations: Activations, tuning: Tuning) -> Iterator[Activations]:
-    """Yields micro-batches."""
     size = tuning.micro_batch or len(activations[0])
     for at in range(0, len(activations[0]), size):
         yield tuple(t[at : at + size] for t in activations)
@@ -409,13 +384,9 @@ def _split(activations: Activations, tuning: Tuning) -> Iterator[Activations]:
 
 
 class Planned:
-    """The network's own path (check, engine, router), except that a plan decides where each sample leaves.
+    """The network's own path (check, engine, router), except that a plan ``(N,)`` decides where each sample leaves.
 
-    Args:
-        net: with its tuning, compiled or not.
-        plan: ``(N,)`` exits of the samples of ``inputs``, in order.
-        whole_batches: the samples of a call leave together, at the last of their exits, as in batch-wise early exit.
-        attention: also compute attention maps.
+    With ``whole_batches`` the samples of a call leave together, at the last of their exits, as in batch-wise early exit.
     """
 
     def __init__(self, net: ExitNet, plan: Tensor, whole_batches: bool = False, attention: bool = False) -> None:
@@ -433,7 +404,7 @@ class Planned:
         return time_calls(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
 
     def __call__(self, call: tuple[int, Inputs]) -> None:
-        """Answers one batch, whose first sample is number ``call[0]``."""
+        """Answers a batch, whose first sample is number ``call[0]``."""
         start, batch = call
         with self.net.open_engine() as engine:
             self.answer(engine, start, self.net.check_input(batch))
@@ -463,10 +434,7 @@ def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
 
 
 class StepTimes:
-    """The time of every stage with its head on all samples, from which the ideal saving follows.
-
-    The ideal time sums, over exits, the share of samples that reach the exit times the time of its stage and head.
-    """
+    """The time of every stage with its head on all samples, from which the ideal saving follows."""
 
     def __init__(self, net: ExitNet, inputs: Inputs, size: int) -> None:
         self.net, self.batches = net, split_rows(inputs, size)
@@ -493,7 +461,7 @@ class StepTimes:
         return spent
 
     def ideal(self, plan: Tensor) -> list[float]:
-        """Returns the seconds that the plan would take at the times of each round."""
+        """Returns each round's seconds for the plan: over exits, the share of samples that reach it times its time."""
         reached = [(plan >= k).double().mean().item() for k in range(self.net.num_exits)]
         return [sum(share * seconds for share, seconds in zip(reached, spent, strict=True)) for spent in self.rounds]
 
@@ -519,10 +487,7 @@ class _Clocked(Engine):
 
 
 def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
-    """Returns a function that answers all inputs in one call and returns the share of time outside stages and heads.
-
-    That is the time for scores, decisions, gathering and scattering.
-    """
+    """Returns a function that answers all inputs in one call, and returns the share of time outside stages and heads."""
 
     def run() -> float:
         with planned.net.open_engine() as engine:

@@ -7,7 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,6 @@ def save(
 
     Raises:
         OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
-
-    Examples:
-        >>> path = xl.save(net, policy, "bundle")
-        >>> sorted(file.name for file in path.iterdir())
-        [...]
     """
     require(net, ExitNet, "net")
     require(policy, Policy | None, "policy", "see exitlens.calibrate")
@@ -101,7 +96,7 @@ def _write_bundle(
     if net.is_tuned and (net.tuning.backend, net.tuning.precision) == ("onnx", "float32"):
         with suppress(MissingExtraError):  # tuned on another machine; where ONNX is installed, its files are written again
             engine = net.engine.select()
-    with replace_directory(target, _list_files(target)) as temporary:
+    with _replace_files(target) as temporary:
         write_tensors(temporary / WEIGHTS, unique_state(net), {})
         _write_json(temporary / NETWORK, network)
         parts = engine.files.files if isinstance(engine, OnnxEngine) else ()
@@ -131,27 +126,30 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(text + "\n")
 
 
-def _list_files(target: Path) -> set[str]:
-    """Lists the names that files of a bundle have in an existing directory."""
+def _replace_files(target: Path) -> AbstractContextManager[Path]:
+    """Yields a temporary directory, which replaces the files that an existing bundle lists; others in its directory stay."""
     manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
-    return {WEIGHTS, NETWORK, POLICY, POLICIES, MANIFEST, *(sums if isinstance(sums, dict) else ())}
+    return replace_directory(
+        target, {WEIGHTS, NETWORK, POLICY, POLICIES, MANIFEST, *(sums if isinstance(sums, dict) else ())}
+    )
 
 
 def replace_network(directory: Path, net: ExitNet, policies: Mapping[str, Policy]) -> None:
     """Replaces the network of a run or bundle and all its policies; an unfinished training remains marked as such."""
     source, named = find_bundle(directory), dict(policies)
-    facts = {name: mark for name, mark in _verify_files(source).items() if name == UNFINISHED}
+    facts = {name: fact for name, fact in _verify_files(source).items() if name == UNFINISHED}
     _write_bundle(net, named.pop(DEFAULT, None), named, source, facts)
 
 
 def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
     """Replaces the default policy of a run or bundle, or the one of that name; the others stay."""
     source = find_bundle(directory)
-    manifest, policies = _verify_files(source), _read_policies(source) | {name or DEFAULT: policy}
+    manifest = _verify_files(source)
+    policies = _read_policies(source, manifest) | {name or DEFAULT: policy}
     num_exits, network, task = _read_identity(source)
     check_fit(policy, num_exits, network, name or "policy", task)
-    with replace_directory(source, _list_files(source)) as temporary:
+    with _replace_files(source) as temporary:
         default = policies.pop(DEFAULT, None)
         others = [file for file in manifest.pop("sha256") if file not in (POLICY, POLICIES)]
         for file in others:
@@ -221,21 +219,17 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
     Returns:
         By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
 
-    Raises:
-        BundleError: a damaged file, another format, or an entry that is not a policy; PolicyError: a policy of another
-            network. Both name the file and the entry.
-
     Examples:
         >>> path = xl.save(net, policy, "bundle", policies={"last": xl.Policy.never(3)})
         >>> list(xl.load_policies("bundle"))
         ['default', 'last']
     """
     require(directory, str | Path, "directory")
-    return _read_policies(find_bundle(Path(directory)))
+    source = find_bundle(Path(directory))
+    return _read_policies(source, _verify_files(source))
 
 
-def _read_policies(source: Path) -> dict[str, Policy]:
-    manifest = _verify_files(source)
+def _read_policies(source: Path, manifest: Mapping[str, Any]) -> dict[str, Policy]:
     default, named = read_json(source / POLICY), read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
     if not isinstance(named, dict):
         raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}. Fix: save it again.")
@@ -270,7 +264,7 @@ def _read_identity(source: Path) -> tuple[int, str, Any]:
 
 
 def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
-    """Copies the ONNX files to a place that remains when the bundle is replaced; only files with a checksum are read."""
+    """Copies ONNX files that have a checksum to a place that remains when the bundle is replaced."""
     home = Home()
     try:
         parts = [Written.from_dict(values, home.path) for values in manifest["onnx"]]
@@ -291,14 +285,12 @@ def _verify_files(source: Path) -> dict[str, Any]:
     manifest = read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{source / MANIFEST}: expected checksums. Fix: copy the bundle again.")
-    if manifest.get("kind") != KIND:
+    if (manifest.get("kind"), manifest.get("format")) != (KIND, FORMAT):
+        is_newer, form = manifest.get("kind") == KIND, manifest.get("format")
+        given = str(form) if is_newer else "one of an exitlens before formats were numbered anew"
+        again = "save it again with this version: exitlens fit with the same data, then exitlens calibrate"
         raise BundleError(
-            f"{source}: expected a bundle of format {FORMAT}, got one of an exitlens before formats were numbered anew. "
-            "Fix: save it again with this version: exitlens fit with the same data, then exitlens calibrate."
-        )
-    if manifest.get("format") != FORMAT:
-        raise BundleError(
-            f"{source}: expected a bundle of format {FORMAT}, got {manifest.get('format')}. Fix: update exitlens."
+            f"{source}: expected a bundle of format {FORMAT}, got {given}. Fix: {'update exitlens' if is_newer else again}."
         )
     verify_checksums(source, {"sha256": dict.fromkeys((WEIGHTS, NETWORK, POLICY)) | manifest["sha256"]})
     return manifest | {"onnx": manifest.get("onnx", [])}
@@ -383,6 +375,7 @@ def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]
 
 def _keep_policies(net: ExitNet, bundle: Path) -> tuple[dict[str, Policy], list[str]]:
     """Returns the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
-    policies, network = _read_policies(bundle) if (bundle / MANIFEST).is_file() else {}, net.identity()
+    policies = _read_policies(bundle, _verify_files(bundle)) if (bundle / MANIFEST).is_file() else {}
+    network = net.identity()
     kept = {name: policy for name, policy in policies.items() if policy.network == network}
     return kept, [name for name in policies if name not in kept]

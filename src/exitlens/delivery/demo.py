@@ -67,28 +67,18 @@ Step = Callable[[str], None]  # called with what comes next, whenever a part of 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Settings of the demo's training and measurements; the defaults take three minutes on two cores.
-
-    Attributes:
-        seed: of data, weights and training.
-        epochs: passes over the training scenes.
-        limit: the most scenes of each split; ``None``: all (12,000 to train on).
-        size: height and width of a scene in pixels.
-        batch_size: scenes in a training step. learning_rate: peak of the one-cycle schedule.
-        samples: test scenes on which maps are judged. oracle_samples: those of them that are given to the oracle, too.
-        rounds: rounds of each timing. timed: scenes in a round of batches of 64.
-    """
+    """Settings of the demo's training and measurements; the defaults take three minutes on two cores."""
 
     seed: int = 0
     epochs: int = 2
-    limit: int | None = 10_000
-    size: int = 40
+    limit: int | None = 10_000  # the most scenes of each split; None: all (12,000 to train on)
+    size: int = 40  # pixels, height and width of a scene
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    samples: int = 300
-    oracle_samples: int = 100
-    rounds: int = 5
-    timed: int = 768
+    learning_rate: float = 2e-3  # the peak of the one-cycle schedule
+    samples: int = 300  # test scenes on which maps are judged
+    oracle_samples: int = 100  # those of them that are given to the oracle, too
+    rounds: int = 5  # of each timing
+    timed: int = 768  # scenes in a round of batches of 64
 
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
@@ -165,8 +155,7 @@ def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
 def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
     """Trains whatever is not trained yet, each network in a single-threaded process, and shows a bar for each.
 
-    With one thread the weights do not depend on the number of cores, and two trainings side by side are faster than two in
-    turn on two threads each.
+    So the weights do not depend on the number of cores, and two side by side are faster than in turn on two threads each.
     """
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -284,7 +273,6 @@ def _measure_accuracy(trace: Trace) -> float:
 
 
 def _list_measures(subject: Subject) -> dict[str, Any]:
-    """Lists a network's figures by condition, most of them a list over exits."""
     measures: dict[str, Any] = {}
     for condition, report in subject.reports.items():
         early = [row.consistency for row in report.exits[:-1]]
@@ -307,7 +295,6 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 def _measure_speed(
     nets: Mapping[str, ExitNet], policy: Policy, traces: Traces, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
-    """Times the plain backbone and adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     step("the stricter policy")
     stricter = calibrate(traces["egt", "calibration"], max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
     policies = {"one_point": policy, "half_point": stricter}
@@ -323,7 +310,7 @@ def _measure_speed(
             speed = compare_adaptive(plain.eval(), nets["egt"], timed, images, batch_size, settings.rounds)
             report = evaluate(traces["egt", "agreeing"], timed)
             drop = plain_accuracy - (report.accuracy or 0.0)
-            rows[title] = {**speed.to_dict(), "accuracy_drop": drop, "cost": report.cost}
+            rows[title] = {**asdict(speed), "accuracy_drop": drop, "cost": report.cost}
         speeds[f"batch_{batch_size}"] = {**rows["one_point"], "at_half_point": rows["half_point"]}
     return speeds
 
@@ -331,7 +318,6 @@ def _measure_speed(
 def _measure_overheads(
     baseline: ExitNet, egt: ExitNet, policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
-    """Measures what EGT costs in training, and attention maps in inference, as ratios of times."""
     step("time of a training step")
     amp = has_fast_bfloat16(baseline.device)  # as fit chooses it
     chosen = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=amp)
@@ -358,9 +344,9 @@ def _measure_overheads(
     )
     return {
         "step_time_ratio": training.speedup,
-        "step_time": training.to_dict(),
+        "step_time": asdict(training),
         "attention_time_ratio": maps.speedup,
-        "attention_time": maps.to_dict(),
+        "attention_time": asdict(maps),
     }
 
 

@@ -36,17 +36,24 @@ class Row(NamedTuple):
     divergence_estimate: float | None = None
 
 
-def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[list[Row]]:
-    """Turns predictions into rows with the names of their samples, which may have been read further ahead."""
+def name_rows(
+    net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream, monitor: DriftMonitor | None = None
+) -> Iterator[list[Row]]:
+    """Turns predictions into rows with the names of their samples, which may have been read further ahead.
+
+    The monitor, if there is one, is updated with each prediction and its groups.
+    """
     count = 0
     for pred in predictions:
-        names = map(str, samples.files[count : count + len(pred)])
-        labels = name_answers(pred.labels, net.info.classes)
+        part = slice(count, count + len(pred))
+        if monitor is not None:
+            monitor.update(pred, None if samples.groups is None else samples.groups[part])
+        labels, exits = name_answers(pred.labels, net.info.classes), pred.exits.tolist()
         confidences = [round(value, 6) for value in pred.confidence.tolist()]
         estimates: list[float | None] = [None] * len(pred)
         if pred.divergence_estimate is not None:
             estimates = [round(value, 6) for value in pred.divergence_estimate.tolist()]
-        yield [Row(*values) for values in zip(names, labels, pred.exits.tolist(), confidences, estimates, strict=True)]
+        yield list(map(Row, map(str, samples.files[part]), labels, exits, confidences, estimates))
         count += len(pred)
 
 
@@ -65,42 +72,31 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> DriftMonitor | N
     return monitor
 
 
-def watch_files(
-    monitor: DriftMonitor | None, predictions: Iterable[Prediction], samples: SampleStream
-) -> Iterator[Prediction]:
-    """Passes predictions on and updates the monitor, if there is one, with each and its groups."""
-    count = 0
-    for pred in predictions:
-        if monitor is not None:
-            monitor.update(pred, None if samples.groups is None else samples.groups[count : count + len(pred)])
-        count += len(pred)
-        yield pred
-
-
 # --- formats ---
 
 
-class CsvFormat:
-    """Comma-separated with a header; bytes of file names that are not UTF-8 are kept."""
+class _CsvFormat:
+    """Comma-separated with a header; bytes of file names that are not UTF-8 are kept.
+
+    In every format ``count_whole`` counts the bytes of an interrupted file that hold complete rows, and ``decode`` raises
+    ``ValueError`` for what ``encode`` did not write.
+    """
 
     header = f"{','.join(Row._fields)}\r\n".encode()
     start = header.strip()  # of every file in this format
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """Encodes rows, a line for each."""
         text = io.StringIO(newline="")
         csv.writer(text).writerows(rows)
         return text.getvalue().encode("utf-8", "surrogateescape")
 
     def count_whole(self, content: bytes) -> int:
-        """Counts the bytes of an interrupted file that hold complete rows: up to the last end of a line outside quotes."""
         end = content.rfind(b"\n") + 1
         while end and content.count(b'"', 0, end) % 2:
             end = content.rfind(b"\n", 0, end - 1) + 1
         return end
 
     def decode(self, content: bytes) -> list[Row]:
-        """Inverse of :meth:`encode`, after the header; raises ``ValueError`` for other content."""
         text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
         try:
             head, *lines = csv.reader(text, strict=True)
@@ -111,22 +107,19 @@ class CsvFormat:
         return [_parse_row(line, i) for i, line in enumerate(lines, 1)]
 
 
-class JsonLinesFormat:
+class _JsonLinesFormat:
     """A JSON object on each line, in ASCII."""
 
     header = b""
     start = b'{"file": '
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """Encodes rows, an object for each."""
         return "".join(json.dumps(row._asdict()) + "\n" for row in rows).encode()
 
     def count_whole(self, content: bytes) -> int:
-        """Counts the bytes of an interrupted file that hold complete rows: up to the last end of a line."""
         return content.rfind(b"\n") + 1
 
     def decode(self, content: bytes) -> list[Row]:
-        """Inverse of :meth:`encode`; raises ``ValueError`` for other content."""
         rows = []
         for i, line in enumerate(content.splitlines(), 1):
             values = json.loads(line)
@@ -146,7 +139,7 @@ def _parse_row(values: Collection[Any], number: int) -> Row:
 
 
 def import_pyarrow() -> Any:
-    """Imports the optional package ``pyarrow`` with its module ``parquet``; raises :class:`MissingExtraError`."""
+    """Imports ``pyarrow`` with its module ``parquet``; raises :class:`MissingExtraError`."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -217,7 +210,7 @@ class PredictionFile:
             import_pyarrow()
         self.path = path
         self.rows: list[Row] = []
-        self._format: CsvFormat | JsonLinesFormat = CsvFormat() if suffix == ".csv" else JsonLinesFormat()
+        self._format: _CsvFormat | _JsonLinesFormat = _CsvFormat() if suffix == ".csv" else _JsonLinesFormat()
         self._lines = path.with_name(f".{path.name}.partial.jsonl") if self._is_parquet else path
         self._place = self._lines  # where the rows are
         self._record = path.with_name(f".{path.name}.run.json")
@@ -226,13 +219,15 @@ class PredictionFile:
         self._ours = False  # this run, or the one it continues, wrote the lines
         self._sealed = False  # nothing records what made the rows
         self._finished = False
-        self._options = ""  # what the command needs beside --resume, not to stop at the same place
         if not resume and path.exists():
-            fix = "choose another file, or pass --resume to go on with a run that was stopped"
-            raise OutputExistsError(f"out: {path} exists. Fix: {fix}.")
+            raise OutputExistsError(
+                f"out: {path} exists. Fix: choose another file, or pass --resume to go on with a run that was stopped."
+            )
         if not resume and self._lines.exists():
-            fix = "pass --resume to go on with it, or remove that file"
-            raise OutputExistsError(f"out: a run that was stopped left its rows in {self._lines}. Fix: {fix}.")
+            raise OutputExistsError(
+                f"out: a run that was stopped left its rows in {self._lines}. "
+                "Fix: pass --resume to go on with it, or remove that file."
+            )
         try:
             self._reopen()
         except OSError as error:
@@ -281,12 +276,11 @@ class PredictionFile:
             raise self._fail(error) from error
         self._finished = True
 
-    @property
-    def note(self) -> str:
-        """Says how many rows there are, and how to continue."""
+    def _describe_rows(self, options: str = "") -> str:
+        """Says how many rows there are, and how to continue; ``options`` are those that keep it from stopping again."""
         if self._sealed or not self.count:
             return f"no row was written to {self.path}"
-        return f"{self.count} rows are in {self._place}: the same command with --resume{self._options} goes on"
+        return f"{self.count} rows are in {self._place}: the same command with --resume{options} goes on"
 
     def __enter__(self) -> Self:
         return self
@@ -296,8 +290,8 @@ class PredictionFile:
             return
         self._stop()
         if error is not None:
-            self._options = " --skip-bad" if isinstance(error, DataError) and error.is_skippable else ""
-            error.add_note(self.note)
+            is_skippable = isinstance(error, DataError) and error.is_skippable
+            error.add_note(self._describe_rows(" --skip-bad" if is_skippable else ""))
 
     def _reopen(self) -> None:
         """Reads the rows of a run to resume, if there is one."""
@@ -345,7 +339,9 @@ class PredictionFile:
 
     def _fail(self, error: OSError) -> OutputError:
         self._stop()
-        return OutputError(f"out: {self.path} cannot be written ({_reason(error)}). Fix: make room there; {self.note}")
+        return OutputError(
+            f"out: {self.path} cannot be written ({_reason(error)}). Fix: make room there; {self._describe_rows()}"
+        )
 
     def _stop(self) -> None:
         """Leaves the file closed and valid, as far as the disk lets it."""

@@ -89,19 +89,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origin of the numbers of a report, shown beside each table.
+    """Origin of the numbers of a report, shown beside each table."""
 
-    Attributes:
-        command: the command that reproduces the numbers.
-        data: the test data, in words.
-        seed: the seed of training, in words.
-        facts: everything else about training and testing, shown as a table.
-    """
-
-    command: str
-    data: str
-    seed: str
-    facts: Mapping[str, str] = field(default_factory=dict)
+    command: str  # that reproduces the numbers
+    data: str  # the test data, in words
+    seed: str  # of training, in words
+    facts: Mapping[str, str] = field(default_factory=dict)  # all else about training and testing, shown as a table
 
 
 def measure_subjects(
@@ -112,10 +105,7 @@ def measure_subjects(
     cost: Literal["macs", "time"] = "macs",
     timed_batch: int | None = None,
 ) -> list[Subject]:
-    """Evaluates runs or bundles on the same samples; what cannot be compared is refused before anything is measured.
-
-    ``cost`` and ``timed_batch`` are those of :func:`exitlens.collect`.
-    """
+    """Evaluates runs or bundles on the same samples; what cannot be compared is refused before anything is measured."""
     loaded = [load_calibrated(path) for path in paths]
     counts = [net.num_exits for net, _ in loaded]
     if len(set(counts)) > 1:
@@ -142,10 +132,7 @@ def can_delete(net: ExitNet) -> bool:
 
 
 def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Sequence[str], data: str = "") -> Provenance:
-    """Describes how the runs at ``paths`` were made, as far as they record it, and what they were tested on.
-
-    ``command`` has the words of the command that writes the report, ``data`` is its ``--data``.
-    """
+    """Describes how runs were made, as far as they record it; ``command`` writes the report, ``data`` is its ``--data``."""
     facts, seeds = {}, []
     for path in paths:
         record = find_bundle(path).parent / SETTINGS
@@ -178,15 +165,15 @@ def write_report(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes the report of one network, or of two or three side by side.
+    """Writes the report of one network, or of two or three side by side, as an HTML file.
 
     Args:
-        path: the HTML file.
+        path: the file.
         subjects: the network the report is about, then those to compare it with; all have equally many exits.
         images: test images, or other samples, by condition; the gallery is picked from them.
         made: where the numbers come from.
-        speed: ``Speed.to_dict()`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
-        plain_accuracy: accuracy of the plain backbone, trained without exits, under the main condition.
+        speed: the values of a ``Speed`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
+        plain_accuracy: of the plain backbone, trained without exits, under the main condition.
         overwrite: replace an existing file.
         progress: show a progress bar.
     """
@@ -240,10 +227,7 @@ def write_report(
 def summarize(
     subjects: Sequence[Subject], main: str, speed: Mapping[str, Any], plain_accuracy: float | None = None
 ) -> list[Markup]:
-    """Writes three sentences on the first subject: what early answers save, whether exits agree, whether maps are faithful.
-
-    Their terms link to definitions (``#w-...``) in the page. ``main`` is the test condition described.
-    """
+    """Writes three sentences on the first subject: what early answers save, whether exits agree and maps are faithful."""
     first, modality = subjects[0], subjects[0].net.info.modality
     words = {"thing": modality.name, "things": modality.plural}
     write: Any = load_template("report_summary.html.j2").make_module(words)
@@ -266,10 +250,7 @@ def summarize(
 def build_gallery(
     subjects: Sequence[Subject], sets: Mapping[str, SampleSet], advance: Callable[[int], None] = lambda count: None
 ) -> list[dict[str, Any]]:
-    """Picks ``IMAGES`` samples of each test set and explains them; ``advance`` is called with the number of samples done.
-
-    Returns rows for the template: a sample as every subject sees it.
-    """
+    """Picks ``IMAGES`` samples of each test set, and returns a row for the template: a sample as every subject sees it."""
     rows = []
     for condition, data in sets.items():
         for i in pick_images(subjects[0], data, IMAGES, advance):
@@ -443,10 +424,7 @@ def plot_deletion(series: Sequence[Series]) -> str:
 def _bars(
     bars: Sequence[tuple[str, Sequence[float], Sequence[float]]], num_exits: int, unit: str, control: str, alt: str
 ) -> str:
-    """Draws a group of bars for each exit in its colour: a bar for each network, with its hatching and its control.
-
-    ``bars`` are each network's name, its values and those of the control, by exit.
-    """
+    """Draws a group of bars for each exit; ``bars`` are each network's name, its values and the control's, by exit."""
     names, values, controls = zip(*bars, strict=True)
     width, count = 0.8 / len(names), len(values[0])
     with mpl.rc_context(STYLE):

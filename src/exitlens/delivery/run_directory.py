@@ -82,8 +82,8 @@ NORMALISATIONS = {
 def choose_size(backbone: str, has_weights: bool) -> int:
     """Returns the pixels of an image's sides for a backbone when nobody has chosen them; 0 means the data's own default.
 
-    Large networks shrink small images to a map of a few cells, so torchvision's get 128 unless they take one size only, and
-    so do others with pretrained weights. Most weights saw 224 pixels, which cost three times as much.
+    Large networks shrink small images to a map of a few cells, so torchvision's, and others with pretrained weights, get 128
+    unless they take one size only. Most weights saw 224 pixels, which cost three times as much.
     """
     family, _, name = backbone.partition(":")
     if family == "hf" and (Path(name) / "config.json").is_file():
@@ -105,10 +105,7 @@ def choose_size(backbone: str, has_weights: bool) -> int:
 
 
 def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | None, str]:
-    """Chooses the mean and standard deviation of a new network's images, with a line that says whose they are.
-
-    Returns ``None`` without a line for the data's usual values; ``None`` with a line for weights that do not say theirs.
-    """
+    """Chooses mean and std of a new network's images (``None``: the data's usual), with a line that says whose they are."""
     word, backbone = settings.normalise, settings.backbone
     if word not in ("", OWN, *NORMALISATIONS):
         raise InputError(f"normalise: expected one of {', '.join((OWN, *NORMALISATIONS))}, got {word!r}")
@@ -127,10 +124,7 @@ def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | Non
 def load_training_sets(
     settings: NetworkSettings, source: DataSource, reading: ReadSettings = AS_RECORDED, say: Say | None = None
 ) -> tuple[SampleSet, SampleSet]:
-    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
-
-    ``say`` is called with lines on where the splits come from, and on how images and texts become inputs.
-    """
+    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
     preprocess, line = _choose_preprocess(settings, source)
     splits = source.load_splits(("train", "validation"), skip_bad=reading.skip_bad, preprocess=preprocess)
     if say is not None:
@@ -162,10 +156,7 @@ def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[P
 
 
 def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0, say: Say | None = None) -> ExitNet:
-    """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
-
-    ``say`` is called with a line on what was loaded of given weights, and for each kind of tensor that was not.
-    """
+    """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format."""
     torch.manual_seed(seed)
     backbone = settings.backbone
     if train.modality is TEXT and not backbone.startswith("hf:"):
@@ -235,12 +226,13 @@ def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
 def record_source(
     out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: DistributedContext = ALONE
 ) -> Iterator[None]:
-    """Calls :func:`write_source`, and takes it back if training fails before it writes anything.
+    """Records a run's data in its directory before training starts, and whether what cannot be read is left out.
 
-    So a corrected call can use ``out`` again. Once training has begun, an error about a file that cannot be read says how
-    to go on.
+    If training fails before it writes anything, the record is taken back, so that a corrected call can use ``out`` again.
+    Once it has begun, an error about a file that cannot be read says how to go on. Raises :class:`OutputExistsError` if the
+    directory is in use and ``resume`` is not set.
     """
-    ranks.share(lambda: write_source(out, source, resume=resume, skip_bad=skip_bad))
+    ranks.share(lambda: _write_source(out, source, resume, skip_bad))
     try:
         yield
     except ExitlensError as error:
@@ -252,11 +244,7 @@ def record_source(
         raise
 
 
-def write_source(out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False) -> None:
-    """Records a run's data in its directory before training starts, and whether what cannot be read is left out.
-
-    Raises :class:`OutputExistsError` if the directory is in use and ``resume`` is not set.
-    """
+def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool) -> None:
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
         raise OutputExistsError(f"out: {out} exists and is not empty. Fix: choose another directory, or pass --resume.")
@@ -271,7 +259,7 @@ def write_source(out: Path, source: DataSource, *, resume: bool, skip_bad: bool 
 def remembers_skipping(path: Path, data: str = "") -> bool:
     """Return whether a run left out what could not be read of its data; false for other ``data`` and without a record."""
     try:
-        source, skipped = _read_record(path)
+        source, skipped = read_source(path)
     except ExitlensError:
         return False
     return skipped and (
@@ -279,12 +267,11 @@ def remembers_skipping(path: Path, data: str = "") -> bool:
     )
 
 
-def read_source(path: Path) -> DataSource:
-    """Reads which data a run was trained on; raises :class:`DataError` without a readable record."""
-    return _read_record(path)[0]
+def read_source(path: Path) -> tuple[DataSource, bool]:
+    """Reads which data a run was trained on, and whether it left out what could not be read of them.
 
-
-def _read_record(path: Path) -> tuple[DataSource, bool]:
+    Raises :class:`DataError` without a readable record.
+    """
     record = path / DATA
     if not record.is_file():
         record = find_bundle(path).parent / DATA
@@ -294,7 +281,6 @@ def _read_record(path: Path) -> tuple[DataSource, bool]:
 
 
 def _parse_record(path: Path) -> tuple[DataSource, bool]:
-    """Returns the data, and whether what cannot be read of them is left out."""
     try:
         record = json.loads(path.read_text())
         skip_bad = record.pop(SKIP_BAD, False) is True
@@ -340,10 +326,7 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
 
 @contextmanager
 def keep_askings(path: Path, trace: Trace) -> Iterator[None]:
-    """Gives a trace the certificates that its samples were asked for before, and stores those asked for meanwhile.
-
-    A bundle or run directory stores them in ``askings.json``, by the fingerprint of the samples.
-    """
+    """Gives a trace the certificates that its samples were asked for before, and stores those asked for meanwhile."""
     ledger, key = find_bundle(path) / ASKINGS, trace.fingerprint()
     known = read_json(ledger) if ledger.is_file() else {}
     trace.askings[:] = (read_record(Asking, asking) for asking in known.get(key, ()))
@@ -353,11 +336,6 @@ def keep_askings(path: Path, trace: Trace) -> Iterator[None]:
     finally:
         if len(trace.askings) > before:
             write_json(ledger, known | {key: [asdict(asking) for asking in trace.askings]})
-
-
-def load_named(path: Path) -> dict[str, Policy]:
-    """Loads the policies of a run or bundle beside the default one, by name."""
-    return {name: policy for name, policy in load_policies(path).items() if name != DEFAULT}
 
 
 # --- samples ---
@@ -379,7 +357,6 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
     """Loads a split of the own data of a run (or bundle) at ``path``, or other labelled data, for its network.
 
     Other data are taken whole; if they come in named parts, the one for ``split`` is taken, or cut from their ``train``.
-    What cannot be read of a run's own data is left out if the run left it out.
     """
     data = reading.data
     if not data and (reading.columns or reading.group_by):
@@ -397,7 +374,7 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
         else:
             samples = raw
     else:
-        source = open_source(data, root=reading.root, size=net.info.input_shape[-1]) if data else read_source(path)
+        source = open_source(data, root=reading.root, size=net.info.input_shape[-1]) if data else read_source(path)[0]
         recorded = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None
         samples = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=recorded)
     return set_reading(samples, reading.workers, reading.cache)
@@ -408,7 +385,7 @@ def stream_samples(
 ) -> SampleStream:
     """Streams the samples of a source without labels, in batches, except those whose names are in ``without``.
 
-    ``run`` is a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
+    If these are the own data of ``run`` and it left out what cannot be read, so does this.
     """
     preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
     return open_stream(

@@ -44,7 +44,7 @@ class _Block:
         return name
 
 
-def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: str = "cascade") -> None:
+def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
     """Write a file that decides on its own; raises :class:`ExportError` for a policy with a gate.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
@@ -67,7 +67,7 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: st
     block, outputs = builder.build(0, {name: name for name in parts[0].inputs})
     for output, value in zip(builder.describe(0), outputs, strict=True):
         block.add("Identity", value, name=output.name)
-    graph = helper.make_graph(block.nodes, name, inputs, builder.describe(0), block.constants)
+    graph = helper.make_graph(block.nodes, "cascade", inputs, builder.describe(0), block.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="exitlens")
     model.ir_version = min(model.ir_version, IR_VERSION)
     onnx.checker.check_model(model)

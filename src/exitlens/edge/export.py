@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,10 @@ def export(
     check_arguments(net, policy, directory)
     named = {} if policies is None else policies
     check_named(named, net.num_exits, net.identity(), net.info.task)
-    target = Path(directory).resolve()
-    with replace_directory(target, check_target(target, overwrite) | {POLICIES}) as temporary:
+    with open_target(directory, overwrite) as temporary:
         parts = write_stages(temporary, net, cover([policy, *named.values()]))
         write_bundle(temporary, net, policy, parts, named)
-    return target
+    return Path(directory).resolve()
 
 
 def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
@@ -101,16 +101,23 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
     net.check_policy(policy)
 
 
-def check_target(target: Path, overwrite: bool) -> set[str]:
-    """Return the names of files that may be replaced; raises :class:`OutputExistsError` if anything else is there."""
-    if not target.exists():
-        return set()
-    manifest: Any = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
-    is_bundle = isinstance(manifest, dict) and "segments" in manifest
-    if not (overwrite and is_bundle):
-        hint = "pass overwrite=True or choose another directory" if is_bundle else "choose another directory"
-        raise OutputExistsError(f"directory: {target} exists{'' if is_bundle else ' and is no edge bundle'}. Fix: {hint}.")
-    return {MANIFEST, *manifest.get("sha256", ())}
+@contextmanager
+def open_target(directory: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary directory that takes the place of ``directory``, complete or not at all.
+
+    Raises :class:`OutputExistsError` if anything but an edge bundle to overwrite is there.
+    """
+    target, replaced = Path(directory).resolve(), {POLICIES}
+    if target.exists():
+        manifest: Any = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+        is_bundle = isinstance(manifest, dict) and "segments" in manifest
+        if not (overwrite and is_bundle):
+            hint = "pass overwrite=True or choose another directory" if is_bundle else "choose another directory"
+            problem = f"{target} exists{'' if is_bundle else ' and is no edge bundle'}"
+            raise OutputExistsError(f"directory: {problem}. Fix: {hint}.")
+        replaced |= {MANIFEST, *manifest.get("sha256", ())}
+    with replace_directory(target, replaced) as temporary:
+        yield temporary
 
 
 def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:

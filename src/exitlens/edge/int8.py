@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.edge.export import check_arguments, check_target, name_inputs, write_bundle, write_stages
+from exitlens.edge.export import check_arguments, name_inputs, open_target, write_bundle, write_stages
 from exitlens.errors import ExportError, InputError, import_extra
 from exitlens.functional.routing import route
-from exitlens.io import replace_directory
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles, Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
@@ -106,15 +105,13 @@ def export_int8(
     request = policy.calibration.request
     if request.max_ms is not None:
         raise InputError("policy: it has limits in milliseconds, which differ in int8. Fix: calibrate one without max_ms.")
-    target = Path(directory).resolve()
-    replaceable = check_target(target, overwrite)
-    before = collect(net, calibration, progress=progress)
-    with replace_directory(target, replaceable) as temporary:
+    with open_target(directory, overwrite) as temporary:
+        before = collect(net, calibration, progress=progress)
         twin, parts = quantise(net, samples, temporary)
         after = collect(twin, calibration, progress=progress)
         chosen = run_calibration(after, request.for_any_network())
         write_bundle(temporary, twin, chosen, parts)
-    exits = route(before, policy), route(after, chosen)
+    target, exits = Path(directory).resolve(), (route(before, policy), route(after, chosen))
     first, second = (tuple((taken.bincount(minlength=before.num_exits) / len(taken)).tolist()) for taken in exits)
     agreement = tuple(are_same(before.answers, after.answers, before.task).double().mean(0).tolist())
     if before.labels is None:

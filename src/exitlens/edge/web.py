@@ -15,13 +15,13 @@ from exitlens.edge.export import (
     CASCADE,
     MANIFEST,
     check_arguments,
-    check_target,
     name_inputs,
+    open_target,
     write_checked_cascade,
     write_stages,
 )
 from exitlens.errors import ExportError, InputError, require
-from exitlens.io import replace_directory, write_json, write_manifest
+from exitlens.io import write_json, write_manifest
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.preprocessing import Preprocess
@@ -58,7 +58,6 @@ def export_web(
     Raises:
         ExportError: if the network or policy does not fit, or files of onnxruntime-web are missing or of another
             version; also the errors of :func:`exitlens.export`.
-        InputError: for examples that do not exist, or have the name of another file in the folder.
 
     Examples:
         >>> xl.export_web(net, policy, "site", ort="package/dist")  # without ort=, npm fetches it
@@ -74,9 +73,7 @@ def export_web(
             "net: the page shows one class for a picture, got a network of several labels. Fix: use xl.export."
         )
     pictures = _check_examples(examples)
-    target = Path(directory).resolve()
-    replaceable = check_target(target, overwrite)
-    with tempfile.TemporaryDirectory() as folder, replace_directory(target, replaceable) as temporary:
+    with tempfile.TemporaryDirectory() as folder, open_target(directory, overwrite) as temporary:
         runtime = find_runtime(Path(folder)) if ort is None else Path(ort)
         for name, checksum in FILES.items():
             path = runtime / name
@@ -106,7 +103,7 @@ def export_web(
         files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK, *(path.name for path in pictures))]
         facts = {"segments": [part.exit for part in parts], "network": net.fingerprint()}
         write_manifest(temporary / MANIFEST, files, facts)
-    return target
+    return Path(directory).resolve()
 
 
 def find_runtime(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
 from exitlens.types import Policy, Prediction
-from exitlens.types.calibrations import DriftReference
+from exitlens.types.policies import DriftReference
 from exitlens.types.settings import Rule, check_number
 
 BINS = 8  # of the scores at each exit

@@ -12,19 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.attribution import mix_target
-from exitlens.functional.maps import (
-    class_evidence,
-    cosine,
-    divergence,
-    energy,
-    geometric_mean,
-    kl,
-    label_evidence,
-    on_common_grid,
-    pearson,
-    regrid,
-)
+from exitlens.functional import maps as measures
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, Rule, check_choice, check_numbers
 from exitlens.types.tasks import check_truth
@@ -102,14 +90,14 @@ def consistency_loss(
 def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool) -> Tensor:  # -> (B,)
     if signed:
         size = tuple(min(m, n) for m, n in zip(target.shape[1:], exit_map.shape[1:], strict=True))
-        target, exit_map = regrid(target, size), regrid(exit_map, size)
+        target, exit_map = measures.regrid(target, size), measures.regrid(exit_map, size)
     else:
-        target, exit_map = on_common_grid(target, exit_map)
+        target, exit_map = measures.on_common_grid(target, exit_map)
     if distance == "mse":
         return (target - exit_map).square().flatten(1).sum(1)
     if distance in ("kl", "js"):
-        return (kl if distance == "kl" else divergence)(target, exit_map)
-    return 1 - (cosine if distance == "cosine" else pearson)(target, exit_map)
+        return (measures.kl if distance == "kl" else measures.divergence)(target, exit_map)
+    return 1 - (measures.cosine if distance == "cosine" else measures.pearson)(target, exit_map)
 
 
 @dataclass(frozen=True)
@@ -253,10 +241,10 @@ class EGTLoss:
         if self.weight > 0:
             maps = [out.attention.float() for out in outputs]
             if self.of == "evidence":
-                choose = class_evidence if labels.ndim == 1 else label_evidence
+                choose = measures.class_evidence if labels.ndim == 1 else measures.label_evidence
                 maps = [choose(out.evidence.float(), labels) for out in outputs]
             elif self.of == "activation":
-                maps = [energy(f) for f in features or ()]
+                maps = [measures.energy(f) for f in features or ()]
             consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.make_targets(maps, relevance))
         if self.distill > 0:
             distillation = distillation_loss(outputs, several=labels.ndim == 2)
@@ -282,7 +270,7 @@ class EGTLoss:
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """Return the detached target of each map: of the early ones, and of the final one if it is pulled, too."""
         if self.target == "mean":
-            return [geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
+            return [measures.geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
-        return [mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
+        return [measures.mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)

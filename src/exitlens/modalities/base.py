@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.attribution import coarsen_map
-from exitlens.functional.maps import all_finite
+from exitlens.functional.maps import all_finite, coarsen_map
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
@@ -30,7 +29,6 @@ class Modality(ABC):
         preprocess: the class that turns raw samples into inputs. reader: the public function for that.
         given: the sources that a command reads, for messages.
         argument: the argument of a backbone's ``forward`` that tells this kind; empty if none does.
-        needed_to_delete: the input that deletion needs; empty if it needs none of its own.
         head: the kind of exit head that new networks get.
         grid: the grid on which maps are judged by default.
     """
@@ -43,7 +41,6 @@ class Modality(ABC):
     reader: ClassVar[str]
     given: ClassVar[str] = "these"
     argument: ClassVar[str] = ""
-    needed_to_delete: ClassVar[str] = ""
     head: ClassVar[Literal["evidence", "context"]] = "evidence"
     grid: tuple[int, ...] = (5, 5)
 
@@ -94,8 +91,8 @@ class Modality(ABC):
         """Return the channels of a sample, for building a backbone."""
         return shape[0]
 
-    def decode(self, path: Path, preprocess: Any, name: str = "") -> Tensor:
-        """Read the file of one sample before it is normalised; errors call it ``name``, by default its path."""
+    def decode(self, path: Path, preprocess: Any) -> Tensor:
+        """Read the file of one sample before it is normalised."""
         raise NotImplementedError
 
     def read(self, source: Path | str, preprocess: Any) -> Inputs:
@@ -106,11 +103,8 @@ class Modality(ABC):
         """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""
         return coarsen_map(maps, grid)
 
-    def check_deletion(self, given: InputFormat) -> None:
+    def check_deletion(self, given: InputFormat) -> None:  # noqa: B027
         """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""
-        if self.needed_to_delete and self.needed_to_delete not in given.names:
-            wanted = f"to delete from {self.plural} it has to take {self.needed_to_delete!r}"
-            raise InputError(f"net: {wanted}. Fix: attach with an example that has it")
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells have the mean of their channel."""

@@ -35,9 +35,9 @@ class ImageModality(Modality):
         """Return a black image, 224 pixels a side by default."""
         return torch.zeros(1, channels, size or 224, size or 224)
 
-    def decode(self, path: Path, preprocess: Preprocess, name: str = "") -> Tensor:
+    def decode(self, path: Path, preprocess: Preprocess) -> Tensor:
         """Read an image file."""
-        return to_pixels(open_picture(path, len(preprocess.mean), name=name), preprocess.size, len(preprocess.mean))
+        return read_image(path, preprocess.size, len(preprocess.mean))
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw squares over the picture, if the network knows its scale."""

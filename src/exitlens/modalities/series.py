@@ -57,10 +57,9 @@ class SeriesModality(Modality):
         """Return zeros, 128 steps by default."""
         return torch.zeros(1, channels, size or 128).movedim(2, self.time_axis)
 
-    def decode(self, path: Path, preprocess: SeriesPreprocess, name: str = "") -> Tensor:
+    def decode(self, path: Path, preprocess: SeriesPreprocess) -> Tensor:
         """Read a file of one series with the channels, spectrogram and length of ``preprocess``."""
-        name = name or str(path)
-        return arrange_series(decode_series(path, name), preprocess, name)
+        return arrange_series(decode_series(path), preprocess, str(path))
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,T), (B,t) bool -> (B,C,T)
         """Replace the chosen segments of time by the mean of their channel."""
@@ -122,12 +121,9 @@ class RawSeries(NamedTuple):
     rate: float = 0.0
 
 
-def decode_series(path: Path, name: str = "") -> RawSeries:
-    """Decode one file by its suffix; errors call it ``name``, by default its path.
-
-    A ``.npy`` file holds ``(T,)`` or ``(C,T)``; columns of tables that hold times (:data:`CLOCKS`) are left out.
-    """
-    name, suffix = name or str(path), path.suffix.lower()
+def decode_series(path: Path) -> RawSeries:
+    """Decode a sound, an array ``(T,)`` or ``(C,T)``, or a table, whose columns of times (:data:`CLOCKS`) are left out."""
+    name, suffix = str(path), path.suffix.lower()
     if suffix in SOUND_FILES:
         values, rate = read_sound(path, name)
         return RawSeries(values, (), rate)

@@ -23,7 +23,6 @@ class TextModality(Modality):
     reader = "xl.data.TextPreprocess.encode"
     given = "a file of texts, or a text"
     argument = "input_ids"
-    needed_to_delete = MASK
     head = "context"
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
@@ -63,6 +62,11 @@ class TextModality(Modality):
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,N) -> (B,N)
         """Return the maps unchanged, because all exits have the same tokens."""
         return maps.float()
+
+    def check_deletion(self, given: InputFormat) -> None:
+        """Raise :class:`InputError` for a network without a padding mask."""
+        if MASK not in given.names:
+            raise InputError(f"net: to delete from texts it has to take {MASK!r}. Fix: attach with an example that has it")
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
         """Mask the chosen tokens out like padding, as ERASER does (arXiv 1911.03429, section 4); no text loses all."""

@@ -42,9 +42,9 @@ class VectorModality(Modality):
         """Return zeros."""
         return torch.zeros(1, size or channels)
 
-    def decode(self, path: Path, preprocess: VectorPreprocess, name: str = "") -> Tensor:
+    def decode(self, path: Path, preprocess: VectorPreprocess) -> Tensor:
         """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row."""
-        name = name or str(path)
+        name = str(path)
         if path.suffix.lower() == ".npy":
             array, names = read_npy(path, name), tuple[str, ...]()
         elif path.suffix.lower() in VECTOR_FILES:

@@ -37,12 +37,11 @@ class VolumeModality(Modality):
         """Return zeros, 32 voxels a side by default."""
         return torch.zeros(1, channels, *(size or 32,) * 3)
 
-    def decode(self, path: Path, preprocess: VolumePreprocess, name: str = "") -> Tensor:
+    def decode(self, path: Path, preprocess: VolumePreprocess) -> Tensor:
         """Read a file of one volume, and resize it."""
-        name = name or str(path)
-        values = decode_volume(path, name)
+        values = decode_volume(path)
         if len(values) != len(preprocess.mean):
-            raise DataError(f"{name}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
+            raise DataError(f"{path}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
         return resize_volume(values, preprocess.size)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
@@ -74,14 +73,14 @@ class VolumeModality(Modality):
 VOLUME = VolumeModality()
 
 
-def decode_volume(path: Path, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
-    """Decode one file by its suffix; errors call it ``name``, by default its path.
+def decode_volume(path: Path) -> Tensor:  # -> (C,D,H,W) float32
+    """Decode one file by its suffix.
 
     A ``.npy`` file holds ``(D,H,W)`` or ``(C,D,H,W)``. NIfTI's axes are turned to the nearest of left-right, back-front and
     bottom-top (``nibabel.as_closest_canonical``) and reversed, ``(D,H,W) = (z,y,x)``; axes after the third become channels.
     Voxels are not rescaled, whatever their size in millimetres.
     """
-    name = name or str(path)
+    name = str(path)
     if path.name.lower().endswith(NIFTI_FILES):
         array = _read_nifti(path, name)
     elif path.suffix.lower() == ".npy":

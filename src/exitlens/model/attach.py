@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -21,7 +20,7 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
-from exitlens.model.info import Final, InputSpec, NetworkInfo, check_example
+from exitlens.model.info import Final, InputSpec, NetworkInfo
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
@@ -39,13 +38,12 @@ def attach(  # noqa: PLR0913
     head: HeadKind = "evidence",
     groups: Mapping[str, Sequence[int]] | None = None,
 ) -> ExitNet:
-    """Attach exits to a backbone; its weights are shared, not copied.
+    """Attach exits to a backbone, and return the network in its mode (train or eval); weights are shared, not copied.
 
     Args:
         backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
             ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``.
-        at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
-            to place (see ``placement``).
+        at: names of the modules that early exits follow, in the order of execution, or a number of early exits to place.
         num_classes: ``C`` of every exit.
         example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
             ``(B,C,D,H,W)``, vectors ``(B,F)``, or tokens ``(B,N)``, alone or by name
@@ -55,8 +53,7 @@ def attach(  # noqa: PLR0913
             classifier, so that its outputs stay those of the plain backbone.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default it is inferred from the shapes.
         placement: with a number in ``at``, exits lie at equal shares of ``"cost"`` (multiply-accumulates), or of the
-            ``"time"`` that the backbone takes on this machine. Time is measured for 10 s at most, and refused if the machine
-            is too busy; near a tie, the next run may choose a neighbouring place.
+            ``"time"`` that the backbone takes on this machine, measured for 10 s at most and refused if it is too busy.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
             (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`) makes early
             answers much better for some 4 % more cost, and puts all maps on one grid, if sizes divide. If the last features
@@ -65,9 +62,6 @@ def attach(  # noqa: PLR0913
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
             itself beside hidden features (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
-
-    Returns:
-        The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
 
     Raises:
         AttachError: if the backbone cannot be cut.
@@ -85,8 +79,7 @@ def attach(  # noqa: PLR0913
         if word not in known:
             raise InputError(f"{name}: expected one of {known}, got {word!r}")
     _check_arguments(backbone, at, num_classes, placement)
-    shape = check_example(example)
-    modality = recognise_example(example)
+    modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])
     named = check_groups(groups, shape, list_tensors(example)[0])
     channels, source = modality.count_channels(shape), backbone if isinstance(backbone, str) else ""
     module = build_backbone(backbone, num_classes, channels, modality=modality) if isinstance(backbone, str) else backbone
@@ -111,13 +104,12 @@ def attach(  # noqa: PLR0913
         geometry = find_map_geometry(pieces, heads)
     config, spec = read_config(module), _specify_inputs(pieces, shape, named)
     exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
+    moved = geometry if any(any(m.offset + m.feature_offset) for m in geometry) else []
     info = NetworkInfo(
         exits, num_classes, final, shape, source or ("hf:" if config else ""), layout=layout, inputs=spec.names,
         dtypes=dtypes, config=config, head=head, input_shapes=spec.shapes, groups=named,
+        map_offsets=tuple(m.offset for m in moved), feature_offsets=tuple(m.feature_offset for m in moved),
     )  # fmt: skip
-    if any(any(m.offset + m.feature_offset) for m in geometry):
-        maps, features = tuple(m.offset for m in geometry), tuple(m.feature_offset for m in geometry)
-        info = replace(info, map_offsets=maps, feature_offsets=features)
     warn_of_small_reach(geometry, exits, shape[1:], head)
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
     net.heads.train(module.training)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.attribution import answer_score, choose_explained, gradient_x_input
-from exitlens.functional.maps import find_locations, top_cells
+from exitlens.functional.maps import answer_score, choose_explained, find_locations, gradient_x_input, top_cells
 from exitlens.functional.scores import probabilities
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations

@@ -247,55 +247,45 @@ def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, afte
         return lambda i, spacing: spacing.resize(before[2 + i], after[2 + i], aligned=aligned, reads=reads)
     if name in _PADDING:  # two numbers for each of the last axes, the last first
         pairs = read(1, "pad" if module is None else "padding")
-        if isinstance(pairs, int) or not _are_known(pairs):
+        if not isinstance(pairs, list | tuple) or not all(isinstance(side, int) for side in pairs):
             return None
         in_front = [*pairs[::2], *(0,) * len(before)]
         return lambda i, spacing: spacing.skip(-in_front[len(before) - 3 - i])
-    if name.startswith(("conv1", "conv2", "conv3", "conv_transpose")) and (
-        module is not None or len(node.all_input_nodes) > 1
-    ):
-        transposed, source = name.startswith("conv_t"), None if module is not None else node.all_input_nodes[1]
-        kernel = read(0, "kernel_size") if source is None else traced.shape_of(source)[2:]
-        window = (kernel, read(3, "stride", 1), read(4, "padding", 0), read(7 if transposed else 5, "dilation", 1))
-        weight = getattr(module, "weight", None) if source is None else traced.constant_of(source)
-        if not transposed:
-            return _sliding(*window, weight)
-        return (lambda i, s: s.scatter(*(_pick(part, i) for part in window))) if _are_known(*window) else None
+    weight, transposed = None, name.startswith("conv_t")
     if name.startswith(("max_pool", "avg_pool")):
         kernel, dilation = read(1, "kernel_size"), read(4, "dilation", 1) if name.startswith("max") else 1
-        return _sliding(kernel, read(2, "stride", kernel), read(3, "padding", 0), dilation)
-    return None
-
-
-def _pick(value: Any, i: int) -> Any:
-    """Return the value of the i-th axis from one number for all axes, or one for each."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return value
-    return value[i] if len(value) > 1 else value[0]
-
-
-def _are_known(*values: Any) -> bool:
-    """Return whether the values are numbers (or several, or a word), and not computed by the network."""
-    parts = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
-    return all(isinstance(part, int | str) for part in parts)
-
-
-def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any, weight: Tensor | None = None) -> Rule | None:
-    if not _are_known(kernel, stride, padding, dilation):
+        parts = (kernel, read(2, "stride", kernel), read(3, "padding", 0), dilation)
+    elif name.startswith(("conv1", "conv2", "conv3", "conv_t")) and (module is not None or len(node.all_input_nodes) > 1):
+        source = None if module is not None else node.all_input_nodes[1]
+        kernel = read(0, "kernel_size") if source is None else traced.shape_of(source)[2:]
+        parts = (kernel, read(3, "stride", 1), read(4, "padding", 0), read(7 if transposed else 5, "dilation", 1))
+        weight = getattr(module, "weight", None) if source is None else traced.constant_of(source)
+    else:
         return None
+    window: Any = [_spread(part, len(after) - 2) for part in parts]
+    if None in window:
+        return None
+    if transposed:
+        return lambda i, spacing: spacing.scatter(*(part[i] for part in window))
+    return lambda i, spacing: _slide(spacing, i, [part[i] for part in window], weight)
 
-    def slide(i: int, spacing: Spacing) -> Spacing:
-        size, spaced, before = _pick(kernel, i), _pick(dilation, i), _pick(padding, i)
-        if isinstance(before, str):  # the odd location of padding goes behind
-            before = spaced * (size - 1) // 2 if before == "same" else 0
-        lean = 0.0
-        if weight is not None:  # the centre of the squared weights, off the middle
-            squares = weight.detach().double().square().movedim(2 + i, 0).flatten(1).sum(1).cpu()
-            places = torch.arange(len(squares), dtype=torch.float64) - (len(squares) - 1) / 2
-            lean = spaced * (squares @ places / squares.sum().clamp_min(1e-300)).item()
-        return spacing.slide(size, _pick(stride, i), before, spaced, lean)
 
-    return slide
+def _spread(value: Any, count: int) -> list[int | str] | None:
+    """Return a value for each axis of locations from one for all or for each; ``None`` if the network computes it."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return (values * count)[:count] if all(isinstance(v, int | str) for v in values) else None
+
+
+def _slide(spacing: Spacing, i: int, window: Sequence[Any], weight: Tensor | None) -> Spacing:
+    size, stride, before, spaced = window
+    if isinstance(before, str):  # the odd location of padding goes behind
+        before = spaced * (size - 1) // 2 if before == "same" else 0
+    lean = 0.0
+    if weight is not None:  # the centre of the squared weights, off the middle
+        squares = weight.detach().double().square().movedim(2 + i, 0).flatten(1).sum(1).cpu()
+        places = torch.arange(len(squares), dtype=torch.float64) - (len(squares) - 1) / 2
+        lean = spaced * (squares @ places / squares.sum().clamp_min(1e-300)).item()
+    return spacing.slide(size, stride, before, spaced, lean)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import place
-from exitlens.modalities import Modality, find_modality, recognise_example
+from exitlens.modalities import Modality, find_modality
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
-from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs, list_tensors
+from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.tasks import TASKS, Task
 
@@ -31,12 +31,6 @@ class InputSpec(InputFormat):
     def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors in the first stage's order; see :meth:`exitlens.modalities.base.Modality.check`."""
         return self.modality.check(inputs, self, name, like)
-
-
-def check_example(example: Any) -> tuple[int, ...]:
-    """Return the shape of one sample; raises :class:`InputError` unless the example is a batch of a known kind of input."""
-    recognise_example(example)
-    return tuple(list_tensors(example)[0].shape[1:])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.functional.attribution import answer_score, gradient_x_input
+from exitlens.functional.maps import answer_score, gradient_x_input
 from exitlens.model._torch_compat import list_member_tables
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune

@@ -67,11 +67,11 @@ class Interval:
         return [round(v, 6) for v in (self.median, self.low, self.high)]
 
 
-def interval(values: Sequence[float], resamples: int = 2000) -> Interval:
+def interval(values: Sequence[float]) -> Interval:
     """Return the median of ``values`` with a 95 % interval."""
     x = torch.tensor(list(values), dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
-    medians = x[torch.randint(len(x), (resamples, len(x)), generator=rng)].quantile(0.5, 1)
+    medians = x[torch.randint(len(x), (2000, len(x)), generator=rng)].quantile(0.5, 1)
     low, high = medians.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(statistics.median(x.tolist()), low, high)
 

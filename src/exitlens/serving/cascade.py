@@ -108,12 +108,6 @@ class Ticket:
         """End the request without answers."""
         self.error, self.left = error, 0
 
-    def check_finite(self) -> None:
-        """Fail the request where the network computed NaN or infinity for its samples."""
-        if self.error is None and not math.isfinite(self.probabilities.sum()):
-            message = "inputs: their answers are NaN or infinite. Fix: check that the inputs are normalised."
-            self.fail(RequestError(message, status=422))
-
 
 class Pool(NamedTuple):
     """Samples of a router that wait for a stage."""
@@ -333,7 +327,9 @@ class Cascade:
         ended = time.monotonic()
         for ticket in done:
             ticket.done = ended
-            ticket.check_finite()
+            if ticket.error is None and not math.isfinite(ticket.probabilities.sum()):
+                message = "inputs: their answers are NaN or infinite. Fix: check that the inputs are normalised."
+                ticket.fail(RequestError(message, status=422))
             self._with_maps -= ticket.terms.attention
         if done and not self._with_maps:
             for router in self._routers:

@@ -31,6 +31,7 @@ from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT, check_fit
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.types.tasks import name_answers
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TINY = 1e-6  # of a cost, rounding
@@ -79,14 +80,9 @@ class ServedModel:
         """Return one sample, as the first stage takes it."""
         return list_tensors(self.info.example(self._like))
 
-    def name_class(self, label: int) -> str:
-        """Return the name of a class; its number if classes have no names."""
-        return self.info.classes[label] if self.info.classes else str(label)
-
-    def name_answer(self, label: Any) -> str:
-        """Return the class of a sample, or its labels (of ``(C,)`` bool) with ``;`` between."""
-        numbers = np.flatnonzero(label).tolist() if self.gives_labels else [int(label)]
-        return ";".join(map(self.name_class, numbers))
+    def name_answers(self, labels: Array) -> list[str]:
+        """Return the class of each sample, or its labels (of ``(B,C)`` bool) with ``;`` between."""
+        return name_answers(torch.from_numpy(labels), self.info.classes)
 
     @property
     def gives_labels(self) -> bool:
@@ -165,8 +161,6 @@ def read_version(source: Path) -> str:
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
     """Return a network in memory with its policies, one of them ``default``; raises :class:`PolicyError` for misfits."""
-    if DEFAULT not in policies:
-        raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]
@@ -214,27 +208,26 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
 def _read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
     """Return the facts about the network that an edge bundle has, and the inputs it takes."""
     names, kinds = (tuple(str(given[key]) for given in manifest["inputs"]) for key in ("name", "dtype"))
-    shape = tuple(manifest["inputs"][0]["shape"])
-    tokens = kinds if kinds[0].startswith("int") else ()
-    names = names if tokens or len(names) > 1 else ()
-    several = len(names) > 1 and any(given.startswith("float") for given in kinds)
-    shapes = tuple(tuple(given["shape"]) for given in manifest["inputs"]) if several else ()
+    shapes = tuple(tuple(given["shape"]) for given in manifest["inputs"])
+    has_floats = any(kind.startswith("float") for kind in kinds)
+    is_alone = has_floats and len(names) == 1
     info = NetworkInfo(
         at=("",) * (int(manifest["num_exits"]) - 1),
         num_classes=int(manifest["num_classes"]),
         final="head",
-        input_shape=shape,
+        input_shape=shapes[0],
         classes=tuple(manifest["classes"]),
-        inputs=names,
-        dtypes=kinds if several else tokens,
-        input_shapes=shapes,
+        inputs=() if is_alone else names,
+        dtypes=() if is_alone else kinds,
+        input_shapes=shapes if has_floats and not is_alone else (),
         map_offsets=tuple(map(tuple, manifest["map_offsets"])),
         task=manifest.get("task", "classes"),
     )
     if manifest["preprocess"] is not None:
         info = replace(info, preprocess=info.modality.preprocess.from_dict(manifest["preprocess"]))
     dtypes, vocabulary = tuple(getattr(torch, kind) for kind in kinds), tuple(manifest["vocabulary"])
-    return info, InputSpec(names, shape, True, vocabulary, int(manifest["prefix"]), dtypes, shapes=shapes)
+    spec = InputSpec(info.inputs, shapes[0], True, vocabulary, int(manifest["prefix"]), dtypes, shapes=info.input_shapes)
+    return info, spec
 
 
 def _check_golden(path: Path, engine: OnnxEngine, manifest: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def serve(settings: ServerSettings) -> None:
         BundleError, PolicyError: for a bundle that cannot be served. MissingExtraError: without the extra ``serve``.
     """
     uvicorn = import_extra("uvicorn", "serve", "exitlens serve")
-    for name in ("starlette", "msgspec", "python_multipart", "prometheus_client"):
+    for name in ("httptools", "starlette", "msgspec", "python_multipart", "prometheus_client"):
         import_extra(name, "serve", "exitlens serve")
     if settings.workers == 1:
         uvicorn.Server(make_config(settings)).run()
@@ -59,7 +59,7 @@ def make_config(settings: ServerSettings) -> Config:
     """Return uvicorn's configuration, which can be pickled: models are opened in the process that serves them."""
     from uvicorn import Config
 
-    limits, gate = settings.limits, Gate(settings.limits)
+    gate = Gate(settings.limits)
     return Config(
         partial(_open_app, settings, gate),
         factory=True,
@@ -73,9 +73,8 @@ def make_config(settings: ServerSettings) -> Config:
         server_header=False,
         ws="none",
         log_config=None,  # uvicorn's own would close what other code has set up
-        h11_max_incomplete_event_size=limits.max_header_bytes,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(limits.request_seconds) + 1,
+        timeout_graceful_shutdown=int(settings.limits.request_seconds) + 1,
         ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
         ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
     )

@@ -9,10 +9,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "calibrations": "Calibration",
     "explanations": "ExitView Explanation LabelView Location",
     "outputs": "ExitOutput LossTerms Prediction",
-    "policies": "ConfidenceInterval CostAccuracy Gate Policy SweepPoint",
+    "policies": "Calibration ConfidenceInterval CostAccuracy Gate Policy SweepPoint",
     "settings": "CalibrationRequest Temperatures TrainingSettings",
     "traces": "CompactLogits ExitLatency Trace",
 }

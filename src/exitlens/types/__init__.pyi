@@ -1,6 +1,5 @@
 """The names of :mod:`exitlens.types`, for type checkers."""
 
-from exitlens.types.calibrations import Calibration as Calibration
 from exitlens.types.explanations import ExitView as ExitView
 from exitlens.types.explanations import Explanation as Explanation
 from exitlens.types.explanations import LabelView as LabelView
@@ -8,6 +7,7 @@ from exitlens.types.explanations import Location as Location
 from exitlens.types.outputs import ExitOutput as ExitOutput
 from exitlens.types.outputs import LossTerms as LossTerms
 from exitlens.types.outputs import Prediction as Prediction
+from exitlens.types.policies import Calibration as Calibration
 from exitlens.types.policies import ConfidenceInterval as ConfidenceInterval
 from exitlens.types.policies import CostAccuracy as CostAccuracy
 from exitlens.types.policies import Gate as Gate

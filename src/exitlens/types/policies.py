@@ -1,4 +1,4 @@
-"""Policies: when each early exit answers."""
+"""Policies: when each early exit answers, and the record of what that was calibrated for and how it was tested."""
 
 from __future__ import annotations
 
@@ -6,15 +6,274 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exitlens.errors import InputError, PolicyError, require
-from exitlens.types.calibrations import Calibration, write_certificate
 from exitlens.types.outputs import exit_name, format_threshold
-from exitlens.types.settings import ALL_SCORES
+from exitlens.types.settings import ALL_SCORES, CalibrationRequest, SampleSketch, read_record
 from exitlens.types.tasks import ANSWERS, USUAL_SCORES, Task, task_of_score
+from exitlens.types.traces import ExitLatency
+
+FORMAT = 1  # of Calibration.to_dict
+
+
+@dataclass(frozen=True)
+class RiskTest:
+    """The test of one risk, on samples that did not propose the policy.
+
+    ``mean`` is ``None`` if there were no such samples; ``groups`` is ``None`` if all samples are independent.
+    """
+
+    name: str
+    limit: float
+    test: str
+    samples: int
+    mean: float | None
+    p_value: float
+    groups: int | None = None
+
+
+@dataclass(frozen=True)
+class Certification:
+    """The record of a certification, or of why it was refused.
+
+    Attributes:
+        delta: chance that the promise is wrong. level: of the tests; less than ``delta`` where it covers earlier askings.
+        asking: number of certificates that these samples were asked for, this one included.
+        path_samples: samples that proposed the path; the others tested it.
+        path_length: policies on the path. steps_tested: of these.
+        tests: of the accepted policy; without one, of the first that was refused.
+        reason: why the early exits never fire; empty if a policy was accepted.
+        samples_needed: estimate of the samples (or groups) that a certificate takes; ``None`` if no number would do.
+        path_groups: groups that proposed the path; ``None`` if all samples are independent.
+        largest_group: a group counts as its size, but at most as this; ``None``: every group counts the same.
+    """
+
+    delta: float
+    level: float
+    asking: int
+    path_samples: int
+    path_length: int
+    steps_tested: int
+    tests: tuple[RiskTest, ...]
+    reason: str = ""
+    samples_needed: int | None = None
+    path_groups: int | None = None
+    largest_group: int | None = None
+
+
+@dataclass(frozen=True)
+class DriftReference:
+    """Counts of calibration samples by exit and by score at that exit, highest score first, for the drift monitor.
+
+    ``edges`` between the cells of each exit increase; ``confidence`` is the mean score.
+    """
+
+    edges: tuple[tuple[float, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+    confidence: float
+
+    def __post_init__(self) -> None:
+        fits = [len(edges) + 1 for edges in self.edges] == [len(counts) for counts in self.counts]
+        if not fits or sum(map(sum, self.counts)) < 1:
+            raise PolicyError("calibration: expected counts for the cells of its drift reference: calibrate again")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The request of :func:`exitlens.calibrate` and what its answer rests on; part of a :class:`~exitlens.Policy`.
+
+    Attributes:
+        request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
+        samples: number of samples. distinct_samples: number of different logits among them. data: the trace's fingerprint.
+        cost: mean cost on these samples. rule: hash of the policy that the record is about.
+        calibration_error: mean gap between confidence and accuracy on these samples; ``None`` without labels.
+        classes: number of classes tested, and of all classes, if every class has a limit.
+        fitted_on: samples that the temperatures were fitted on, through all policies that handed them on.
+        reference: for the drift monitor.
+        certification: ``None`` if the limits hold on these samples only (empirical mode).
+        groups: number of independent groups of samples; ``None`` if all samples are independent.
+        timing: time of a batch at each exit; ``None`` if it was not measured.
+        held_out: mean loss of held-out samples over all folds, by the name of the risk.
+
+    Examples:
+        >>> xl.calibrate(trace, max_disagreement=0.5).calibration.limits
+        {'max_disagreement': 0.5}
+    """
+
+    request: CalibrationRequest
+    samples: int
+    distinct_samples: int = 0
+    data: str = ""
+    cost: float = 1.0
+    rule: str = ""
+    calibration_error: float | None = None
+    classes: tuple[int, int] | None = None
+    fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
+    reference: DriftReference | None = field(default=None, repr=False)
+    certification: Certification | None = None
+    groups: int | None = None
+    timing: ExitLatency | None = None
+    held_out: Mapping[str, float] | None = None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that were asked for, by name."""
+        return self.request.limits
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Inverse of :meth:`to_dict`; raises :class:`PolicyError` for a damaged record or another format."""
+        record = dict(values)
+        if (written := record.pop("format", None)) != FORMAT:
+            raise PolicyError(
+                f"calibration: expected a record of format {FORMAT}, got {written!r}: another version of exitlens wrote it. "
+                "Fix: calibrate again with this version."
+            )
+        try:
+            return read_record(cls, record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PolicyError(f"calibration: expected what calibrate wrote, got a damaged record ({error})") from error
+
+
+_TESTS = {
+    "binomial": "exact binomial test",
+    "paired": "exact test for pairs",
+    "hoeffding_bentkus": "Hoeffding-Bentkus bound",
+    "betting": "betting bound",
+    "group_betting": "betting bound on means of groups",
+    "signed_betting": "betting bound on losses and gains",
+}
+
+
+def write_certificate(record: Calibration | None, network: str, task: Task = "classes") -> str:
+    """Return two sentences: the promise, and what it rests on."""
+    if record is None:
+        return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
+    limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
+    tested = record.certification
+    if tested is None and record.request.folds is not None:
+        drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
+        return (
+            f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
+            f"{record.request.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new "
+            "data to lose about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a "
+            "certificate."
+        )
+    if tested is None:
+        return (
+            f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
+            "samples that chose the thresholds. Calibrate with folds=5 for limits that other samples keep, or with "
+            "delta=0.1 for a certificate."
+        )
+    sure = f"{100 * (1 - tested.delta):.4g} %"
+    if tested.reason:
+        return (
+            "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
+            f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}. The samples have "
+            f"spent a level of {tested.level:.3g} on this: another limit needs other samples, or more delta than before."
+        )
+    promises = " and ".join(
+        _describe_promise(name, limit, record, task) for name, limit in record.limits.items() if name != "max_cost"
+    )
+    rest = record.samples - tested.path_samples
+    drawn, tests = f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
+    if record.groups is not None and tested.path_groups is not None:
+        drawn = f"new groups drawn like the {record.groups:,} groups of the calibration ({record.samples:,} samples)"
+        tests = f"{record.groups - tested.path_groups:,} groups ({rest:,} samples)"
+    text = (
+        f"With {sure} confidence, on {drawn}, the network{f' {network}' if network else ''} under this policy {promises}. "
+        f"This was tested on {tests} that did not propose the thresholds ({_list_tests(tested.tests)}), and early exits "
+        f"made the mean cost {100 * record.cost:.3g} % of the full network's."
+    )
+    return text + _list_caveats(record, tested)
+
+
+def _list_caveats(record: Calibration, tested: Certification) -> str:
+    """Return sentences about earlier askings, groups and repeated samples; empty if there are none."""
+    text, largest = "", tested.largest_group
+    if tested.asking > 1:
+        text += (
+            f" It is certificate {tested.asking} that these samples were asked for: the confidence is that in all that were "
+            f"given, and this one was tested at level {tested.level:.3g}."
+        )
+    if record.groups is not None:
+        larger = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}" if largest else ""
+        text += " Only groups count as independent. " + (
+            f"A group counts as many times as it has samples, but one of more than {larger}."
+            if larger
+            else "Every group counts the same, large or small: the means are over groups."
+        )
+    if record.distinct_samples != record.samples:
+        once = "distinct" if record.groups is None else "in one group only"
+        text += (
+            f" But only {record.distinct_samples:,} of the samples are {once}: repeated samples are not independent draws, "
+            "and the promise does not count for them."
+        )
+    return text
+
+
+def _describe_limit(name: str, limit: float, record: Calibration) -> str:
+    if name != "max_ms" or record.timing is None:
+        return f"{_name(name)} at most {limit:.4g}"
+    share = record.request.percentile
+    what = "mean time" if share is None else f"time of {share:g} % of the samples"
+    return f"{what} at most {limit:g} ms for {record.timing.where()}"
+
+
+def _describe_promise(name: str, limit: float, record: Calibration, task: Task) -> str:
+    if name == "max_ms" and record.timing is not None:
+        times = f"as measured: {record.timing.list_ms()}"
+        if (share := record.request.percentile) is None:
+            return f"answers at exits that take at most {limit:g} ms on average ({times})"
+        return f"answers at least {share:g} % of the samples at exits that take at most {limit:g} ms ({times})"
+    tested, known = record.classes or (0, 0)
+    where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
+    points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"
+    if task == "multilabel" and name == "max_accuracy_drop":
+        return f"gets all labels of a sample right at most {points} less often than the full network"
+    if task == "multilabel" and name == "max_class_accuracy_drop":
+        label = where.replace("classes", "labels").replace("class", "label")
+        return f"finds {label}, where a sample has it, at most {points} less often than the full network"
+    return {
+        "max_accuracy_drop": f"is at most {points} less accurate than the full network",
+        "max_class_accuracy_drop": f"is at most {points} less accurate than the full network in {where}",
+        "max_disagreement": f"gives another answer than the full network to at most {100 * limit:.4g} % of the samples",
+        "max_false_negative_drop": f"misses at most {points} more of the labels that a sample has than the full network, on "
+        "average",
+        "max_divergence": "looks where the full network looks (mean Jensen-Shannon divergence of its attention maps at most "
+        f"{limit:.4g})",
+    }[name]
+
+
+def _list_held_out(record: Calibration) -> str:
+    """Return the losses of held-out samples; of many risks (one for each class) the largest."""
+    lost = record.held_out or {}
+    shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda item: item[1])])
+    words = ", ".join(f"{_name(k)} {v:.4f}" for k, v in shown.items())
+    return words if shown is lost else f"the largest of {len(lost)}: {words}"
+
+
+def _list_tests(tests: Sequence[RiskTest]) -> str:
+    """Return all tests, or of many (one for each class) the one that came nearest to failing."""
+    shown = tests if len(tests) <= 4 else [max(tests, key=lambda test: test.p_value)]
+    words = "; ".join(
+        f"{_name(test.name)} {'none seen' if test.mean is None else f'{test.mean:.4f} seen'}, {_TESTS[test.test]}, "
+        f"p = {test.p_value:.2g}"
+        for test in shown
+    )
+    return words if shown is tests else f"nearest to failing of {len(tests)}: {words}"
+
+
+def _name(name: str) -> str:
+    return name.removeprefix("max_").replace("_", " ")
+
 
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
 

@@ -11,17 +11,24 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyError, require
+from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, routed_calibration_error
 from exitlens.functional.scores import score as score_logits
-from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
-from exitlens.functional.thresholds.path import find_held_out, split_folds
-from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
+from exitlens.functional.search import (
+    choose_gate,
+    find_cheapest,
+    find_held_out,
+    find_safest,
+    measure_harm,
+    quantise,
+    split_folds,
+)
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
-from exitlens.types.calibrations import Certification
+from exitlens.types.policies import Certification
 from exitlens.types.settings import NEED_LABELS, Asking, SampleSketch
 from exitlens.types.tasks import choose_score
 

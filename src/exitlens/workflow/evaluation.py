@@ -15,7 +15,7 @@ from exitlens.functional import scores
 from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.thresholds.search import find_frontier, quantise
+from exitlens.functional.search import find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
 from exitlens.types.settings import DECIDED

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.sets import LazySet
 from exitlens.errors import InputError, require
-from exitlens.functional import attribution as measures
+from exitlens.functional import maps as measures
 from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import attribute_exits, occlude, perturb

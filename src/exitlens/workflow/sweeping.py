@@ -14,7 +14,7 @@ from exitlens.functional.groups import shuffle_groups, split_groups
 from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
-from exitlens.functional.thresholds.search import Cuts, find_frontier, quantise
+from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
 from exitlens.types.tasks import choose_score

@@ -11,8 +11,7 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, Share, cover, read_shares
-from exitlens.delivery.explorer.interface import View
-from exitlens.delivery.explorer.page import answer_page, routed_page
+from exitlens.delivery.explorer.interface import View, answer_page, routed_page
 from tests.conftest import random_trace
 from tests.hostile import noise
 from tests.texts import LENGTH, make_text_net

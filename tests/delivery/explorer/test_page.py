@@ -7,8 +7,7 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery.explorer.core import Explorer, Share
-from exitlens.delivery.explorer.interface import View
-from exitlens.delivery.explorer.page import BOTTOM, LEFT, RIGHT, TOP, _explain_rule, answer_page, draw_frontier
+from exitlens.delivery.explorer.interface import BOTTOM, LEFT, RIGHT, TOP, View, _explain_rule, answer_page, draw_frontier
 from tests.conftest import random_trace
 from tests.hostile import noise
 from tests.texts import LENGTH, make_text_net

@@ -19,8 +19,12 @@ from tests.texts import AT, config_values, make_bert, make_texts
 
 
 @pytest.mark.slow
-def test_torchvision_by_name():
-    assert xl.build_backbone("torchvision:resnet18", 6).fc.out_features == 6
+def test_timm_by_name():
+    pytest.importorskip("timm")
+    network = xl.build_backbone("timm:resnet18", 6, in_channels=1)
+    assert network(torch.randn(2, 1, 64, 64)).shape == (2, 6)
+    with pytest.raises(xl.errors.InputError, match="Did you mean"):
+        xl.build_backbone("timm:resnet18x", 6)
 
 
 @pytest.mark.parametrize(
@@ -68,16 +72,6 @@ def test_pretrained_for_other_classes_says_that_the_classifier_is_new(monkeypatc
     assert lines == []
 
 
-@pytest.mark.slow
-def test_timm_by_name():
-    pytest.importorskip("timm")
-    network = xl.build_backbone("timm:resnet18", 6, in_channels=1)
-    net = xl.attach(network, ["layer1", "layer2"], 6, torch.zeros(1, 1, 64, 64))
-    assert net(torch.randn(2, 1, 64, 64))[-1].logits.shape == (2, 6)
-    with pytest.raises(xl.errors.InputError, match="Did you mean"):
-        xl.build_backbone("timm:resnet18x", 6)
-
-
 @pytest.mark.parametrize(
     ("source", "library", "extra"), [("timm:resnet18", "timm", "timm"), ("hf:bert", "transformers", "hf")]
 )
@@ -94,9 +88,6 @@ def test_a_token_count_is_not_taken_for_channels(monkeypatch, names, shape, chan
     dtypes = ("int64",) * len(names)
     build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert", inputs=names, dtypes=dtypes))
     assert asked == [("hf:bert", 5, channels)]
-
-
-def test_an_example_fits_the_backbone():
     assert build.make_example(nn.Linear(2, 2), 1, 28).shape == (1, 1, 28, 28)
 
 
@@ -224,22 +215,18 @@ def test_kept_efficientnet_lite0_is_bit_identical_with_pretrained_weights():
     assert torch.equal(plain.classifier.weight, torch.load(file, weights_only=True)["_fc.weight"])
     assert report.is_whole
     assert not report.anew + report.unused
-    x = torch.randn(2, 3, 96, 96)
-    net = xl.attach(plain, 3, 1000, x, final="keep").eval()
+    x = torch.randn(2, 3, 64, 64)
+    net = xl.attach(plain, ["blocks.1", "blocks.3"], 1000, x, final="keep").eval()
     net.tuning = xl.Tuning()  # to the bit: nothing folded
     with torch.no_grad():
         assert torch.equal(net(x)[-1].logits, plain(x))
-    never = xl.predict(net, x, xl.Policy.never(4))
+    never = xl.predict(net, x, xl.Policy.never(3))
     with torch.inference_mode():
         assert torch.equal(never.probabilities, plain(x).softmax(-1))
 
 
 HALVES = ((0.5,) * 3, (0.5,) * 3)
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-
-
-def test_it_is_said_in_words():
-    assert str(Normalisation((0.5, 0.25, 0.123456), (1.0,) * 3, "of x")) == "mean 0.5 0.25 0.1235, std 1 1 1 (of x)"
 
 
 @pytest.mark.parametrize(
@@ -264,16 +251,15 @@ def test_torchvision_has_it_in_the_transforms_of_its_weights():
     assert found[:2] == IMAGENET
     assert found.origin == "of torchvision's ResNet18_Weights.IMAGENET1K_V1"
     assert read_normalisation("torchvision:efficientnet_v2_l")[:2] == HALVES
-    assert read_normalisation("torchvision:nothing_like_it") is None
-
-
-def test_inception_is_built_without_the_change_of_inputs_that_torchvision_makes_for_its_weights():
-    plain = xl.build_backbone("torchvision:googlenet", 2)
-    assert not plain.transform_input
     assert read_normalisation("torchvision:googlenet")[:2] == HALVES
+    assert not xl.build_backbone("torchvision:googlenet", 2).transform_input  # torchvision changes inputs for its weights
+    pytest.importorskip("transformers")
+    for nothing in ("torchvision:nothing_like_it", "small", "timm:", "hf:vit"):  # a type of model has no weights
+        assert read_normalisation(nothing) is None
 
 
 def test_a_directory_of_transformers_has_a_file(tmp_path):
+    assert str(Normalisation((0.5, 0.25, 0.123456), (1.0,) * 3, "of x")) == "mean 0.5 0.25 0.1235, std 1 1 1 (of x)"
     path, source = tmp_path / "preprocessor_config.json", f"hf:{tmp_path}"
     assert read_normalisation(source) is None
     path.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}))
@@ -283,13 +269,6 @@ def test_a_directory_of_transformers_has_a_file(tmp_path):
     for odd in ({}, {"image_mean": [0.5], "image_std": [0.5]}, {"image_mean": HALVES[0], "image_std": [0, 0, 0]}):
         path.write_text(json.dumps(odd))
         assert read_normalisation(source) is None
-
-
-def test_nobody_says():
-    assert read_normalisation("small") is None
-    assert read_normalisation("timm:") is None
-    pytest.importorskip("transformers")
-    assert read_normalisation("hf:vit") is None  # a type of model has no weights
 
 
 def test_other_pixels_than_in_0_to_1_are_taken_into_account(tmp_path):

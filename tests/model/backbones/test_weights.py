@@ -23,11 +23,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
     module = nn.Linear(2, 2)
     before = module.weight.clone()
     good = weights.unique_state(module)
-    for state, message in (
-        ({"weight": good["weight"]}, "missing"),
-        (good | {"more": torch.zeros(1)}, "unexpected"),
-        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, r"\(3,\)"),
-    ):
+    short = {"weight": good["weight"]}
+    states = {"missing": short, "unexpected": good | {"more": torch.zeros(1)}, r"\(3,\)": short | {"bias": torch.zeros(3)}}
+    for message, state in states.items():
         with pytest.raises(xl.errors.BundleError, match=message):
             weights.load_unique_state(module, state, "here")
     assert torch.equal(module.weight, before)
@@ -43,14 +41,10 @@ def test_local_weights(tmp_path):
     (tmp_path / "bad.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:1000])
     torch.save({"x": 3}, tmp_path / "odd.pt")
     torch.save(SmallResNet(num_classes=3).state_dict(), tmp_path / "other.pt")
-    for name, message in (
-        ("none.pt", "no file"),
-        ("bad.pt", "cannot be read"),
-        ("odd.pt", "no state dict"),
-        ("other.pt", "other shapes"),
-    ):
+    messages = {"none": "no file", "bad": "cannot be read", "odd": "no state dict", "other": "other shapes"}
+    for name, message in messages.items():
         with pytest.raises(xl.errors.BundleError, match=message):
-            xl.load_weights(target, tmp_path / name, strict=True)
+            xl.load_weights(target, tmp_path / f"{name}.pt", strict=True)
     report = xl.load_weights(target, tmp_path / "other.pt")
     assert report.anew == ("fc.weight (10, 128), in the source (3, 128)", "fc.bias (10,), in the source (3,)")
     assert report.is_whole

@@ -63,25 +63,20 @@ def test_the_axis_of_channels_follows_the_way(layer, way, export):
 @pytest.mark.parametrize("export", [False, True])
 @pytest.mark.parametrize(("layer", "axis"), [("conv", 1), ("linear", 2), ("gru", 2)])
 def test_the_axis_of_an_input_is_that_of_its_first_reader(layer, axis, export):
-    traced = trace(
-        make_way(LAYERS[layer](), lambda x: x, 6 * (7 if layer == "conv" else 5)).eval(), False, SERIES, export=export
-    )
+    network = make_way(LAYERS[layer](), lambda x: x, 6 * (7 if layer == "conv" else 5))
+    traced = trace(network.eval(), False, SERIES, export=export)
     assert find_input_channel_axis(traced, traced.inputs[0]) == axis
 
 
-def test_an_input_may_be_swapped_before_it_is_read():
+def test_an_input_may_be_swapped_before_it_is_read_or_read_by_nothing_that_tells():
     layers = {"conv": nn.Conv1d(7, 6, 1), "fc": nn.Linear(30, 2)}
-    traced = trace(
-        make_network(lambda n, x: n.fc(n.conv((x * 2).transpose(1, 2)).flatten(1)), **layers).eval(), False, SERIES
-    )
+    swapped = make_network(lambda n, x: n.fc(n.conv((x * 2).transpose(1, 2)).flatten(1)), **layers)
+    traced = trace(swapped, False, SERIES)
     assert find_input_channel_axis(traced, traced.inputs[0]) == 2
-
-
-def test_nothing_is_told_where_no_layer_says():
     members = {"weight": nn.Parameter(torch.ones(5, 7)), "mix": nn.ReLU()}
-    traced = trace(make_network(lambda n, x: n.mix(x * n.weight).mean(1)[:, :2], **members).eval(), False, SERIES)
-    assert find_channel_axis(traced, traced.outputs["mix"]) is None
+    traced = trace(make_network(lambda n, x: n.mix(x * n.weight).mean(1)[:, :2], **members), False, SERIES)
     assert find_input_channel_axis(traced, traced.inputs[0]) is None
+    assert find_channel_axis(traced, traced.outputs["mix"]) is None
 
 
 X = torch.zeros(1, 3, 8, 8)
@@ -123,11 +118,7 @@ def test_a_module_used_twice_has_no_place():
 
 
 def test_layouts_at_nodes():
-    layers = {
-        "a": nn.Conv2d(3, 8, 1),
-        "last": nn.Linear(8, 8),
-        "fc": nn.Linear(8, 2),
-    }  # as many channels as rows and columns
+    layers = {"a": nn.Conv2d(3, 8, 1), "last": nn.Linear(8, 8), "fc": nn.Linear(8, 2)}  # as many channels as rows
     network = make_network(lambda n, x: n.fc(n.last(torch.relu(n.a(x)).permute(0, 2, 3, 1)).mean((1, 2))), **layers)
     traced = trace(network, False, X)
     relu = next(n for n in traced.nodes if n.name == "relu")

@@ -140,10 +140,9 @@ def test_operations_without_a_fake_implementation_run_for_real():
     assert count_node_macs(traced)[traced.outputs["a.0"]] == 8 * 8 * 6 * 27
 
 
-def test_a_run_that_fails_names_the_shapes():
-    traced = trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.errors.AttachError, match=r"example: .* shape \(2, 5, 8, 8\) torch.float32"):
-        run_real(Recorder, traced.runnable(), [torch.zeros(2, 5, 8, 8)])
+def describe(facts):
+    """Return facts on nodes by the names of the nodes."""
+    return {n.name: facts[n] for n in facts} if isinstance(facts, dict) else {n.name for n in facts}
 
 
 def test_both_modes_of_one_graph_are_run_once():
@@ -154,14 +153,11 @@ def test_both_modes_of_one_graph_are_run_once():
     assert training.values.logits in training.nodes
     evaluation.share_values(training)
     assert "values" in vars(evaluation)
-    for name in ("shapes", "dtypes"):
-        found, expected = getattr(evaluation.values, name), getattr(alone.values, name)
-        assert {n.name: v for n, v in found.items()} == {n.name: v for n, v in expected.items()}
-    for name in ("batched", "sizes", "dataless"):
-        found, expected = getattr(evaluation.values, name), getattr(alone.values, name)
-        assert {n.name for n in found} == {n.name for n in expected}
-        assert found <= set(evaluation.nodes)
     assert evaluation.values.logits is find(evaluation, "fc")
+    for name in ("shapes", "dtypes", "batched", "sizes", "dataless"):
+        shared, expected = getattr(evaluation.values, name), getattr(alone.values, name)
+        assert describe(shared) == describe(expected)
+        assert set(shared) <= set(evaluation.nodes)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +186,12 @@ def test_a_normalisation_keeps_shape_and_dtype(norm, shape, dtype):
     net(torch.zeros(shape, dtype=dtype))
     traced = trace(net, False, torch.zeros(shape, dtype=dtype))
     real = run_real(Recorder, traced.runnable(), [torch.zeros(2, *shape[1:], dtype=dtype)])
-    assert {n.name: v for n, v in traced.values.shapes.items()} == {n.name: v for n, v in real.shapes.items()}
-    assert {n.name: v for n, v in traced.values.dtypes.items()} == {n.name: v for n, v in real.dtypes.items()}
+    assert describe(traced.values.shapes) == describe(real.shapes)
+    assert describe(traced.values.dtypes) == describe(real.dtypes)
 
 
-def test_a_normalisation_of_other_channels_or_axes_is_refused_as_when_it_runs():
-    for norm in (nn.BatchNorm2d(5), nn.BatchNorm1d(3)):
-        net = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
-        with pytest.raises(xl.errors.AttachError, match="the backbone fails on an input of shape"):
-            trace(net, False, IMAGE).values  # noqa: B018
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(5), nn.BatchNorm1d(3)])
+def test_a_normalisation_of_other_channels_or_axes_is_refused_as_when_it_runs(norm):
+    net = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    with pytest.raises(xl.errors.AttachError, match=r"example: .* shape \(2, 3, 16, 16\) torch.float32"):
+        trace(net, False, IMAGE).values  # noqa: B018

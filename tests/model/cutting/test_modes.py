@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
@@ -27,17 +29,14 @@ def be_careless(net, x):
 def test_state_is_given_back(fails):
     backbone = make_network(be_careless, TinyNet, calls=0, seen=torch.zeros(())).train()
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
-    own, parameters = backbone.seen, list(backbone.parameters())
-    try:
-        with preserve_state(backbone):
-            backbone(torch.randn(4, 3, 16, 16))
-            assert backbone.a[1].num_batches_tracked == 1
-            if fails:
-                raise ZeroDivisionError
-    except ZeroDivisionError:
-        pass
+    seen, parameters = backbone.seen, list(backbone.parameters())
+    with suppress(ZeroDivisionError), preserve_state(backbone):
+        backbone(torch.randn(4, 3, 16, 16))
+        assert backbone.a[1].num_batches_tracked == 1
+        if fails:
+            raise ZeroDivisionError
     assert backbone.calls == 0
-    assert backbone.seen is own
+    assert backbone.seen is seen
     assert not hasattr(backbone, "left")
     assert all(a is b for a, b in zip(backbone.parameters(), parameters, strict=True))
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
@@ -53,12 +52,10 @@ def test_zero_parameters_are_filled_for_a_while(backbone):
 
 
 def test_what_a_forward_put_into_a_list_or_dict_is_taken_out_again(backbone):
-    backbone.cache, backbone.seen = {"own": 1}, [1]
-    cache, seen = backbone.cache, backbone.seen
+    backbone.cache, backbone.seen = cache, seen = {"first": 1}, [1]
     with preserve_state(backbone):
-        backbone.cache["proxy"], backbone.cache["own"] = 2, 3
+        backbone.cache["proxy"], backbone.cache["first"] = 2, 3
         backbone.seen += [2]
+    assert (cache, seen) == ({"first": 1}, [1])
     assert backbone.cache is cache
-    assert cache == {"own": 1}
     assert backbone.seen is seen
-    assert seen == [1]

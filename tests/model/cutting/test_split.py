@@ -72,16 +72,8 @@ def make_two_outputs(returns):
 
 def test_auxiliary_outputs_of_training_are_computed_and_left_out():
     network, x = make_two_outputs(Named).train(), torch.randn(3, 3, 8, 8)
-    pieces = split(network, ["a"], x)
-    assert torch.equal(_run(pieces, x), network(x).logits)
+    assert torch.equal(run_staged(split(network, ["a"], x), (x,), True), network(x).logits)
     assert network.norm.num_batches_tracked == 2
-
-
-def _run(pieces, x):
-    activations = (x,)
-    for stage in (*pieces.stages, pieces.tail):
-        activations = stage(*activations)
-    return activations[0]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +88,8 @@ def _run(pieces, x):
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_stages_equal_the_plain_backbone(network, at, training):
-    pieces = split(network, at, torch.zeros(1, 3, 8, 8))
-    x = torch.randn(5, 3, 8, 8)
-    for stage in (*pieces.stages, pieces.tail):
-        stage.train(training)
-    network.train(training)
-    assert torch.equal(_run(pieces, x), network(x))
+    pieces, x = split(network, at, torch.zeros(1, 3, 8, 8)), torch.randn(5, 3, 8, 8)
+    assert torch.equal(run_staged(pieces, (x,), training), network.train(training)(x))
 
 
 @pytest.mark.parametrize(("network", "at"), [(ModeDependent, "a"), (EvaluationOnly, "part.a")])
@@ -205,12 +193,9 @@ def test_a_finer_map_is_carried_to_the_end():
     torch.testing.assert_close(pieces.tail.eval()(*crossing[-1])[0], net(x))
 
 
-@pytest.mark.parametrize(("size", "least_side"), [(32, 7), (16, 0), (8, 7)])
-def test_no_finer_map_where_none_is_needed_or_there_is_none(size, least_side):
-    assert split(TinyNet(), ["a"], torch.zeros(1, 3, size, size), least_side=least_side).lateral is None
-
-
-def test_the_middle_of_a_widening_block_is_not_carried():
+def test_no_finer_map_where_none_is_needed_or_there_is_none_nor_the_middle_of_a_widening_block():
+    for size, least_side in ((32, 7), (16, 0), (8, 7)):
+        assert split(TinyNet(), ["a"], torch.zeros(1, 3, size, size), least_side=least_side).lateral is None
     network = TinyNet()
     network.b = nn.Sequential(nn.Conv2d(6, 48, 1), nn.ReLU(), nn.Conv2d(48, 8, 3, 2, 1))
     pieces = split(network, [], torch.zeros(1, 3, 16, 16), least_side=7)

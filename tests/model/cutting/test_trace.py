@@ -15,14 +15,9 @@ from exitlens.model.cutting.split import run_plain, run_staged, split
 from exitlens.model.cutting.trace import FxTracer, trace, trace_fx
 from tests.conftest import TinyNet
 from tests.model.kinds import check_outputs, make_network
-from tests.texts import LENGTH, make_text_net, make_texts
+from tests.texts import make_text_net, make_texts
 
 X = torch.zeros(1, 3, 16, 16)
-
-
-def make_on_shapes():
-    """Return a network with control flow that torch.fx refuses and torch.export follows."""
-    return make_network(lambda n, x: TinyNet.forward(n, x if x.shape[2] > 1 else x * 2), TinyNet)
 
 
 class OnValues(TinyNet):
@@ -33,8 +28,9 @@ class OnValues(TinyNet):
 
 
 def test_torch_fx_comes_first_and_torch_export_second():
+    on_shapes = make_network(lambda n, x: TinyNet.forward(n, x if x.shape[2] > 1 else x * 2), TinyNet)
     assert not trace(TinyNet(), False, X).exported
-    assert trace(make_on_shapes(), False, X).exported
+    assert trace(on_shapes, False, X).exported
     assert trace(TinyNet(), False, X, export=True).exported
 
 
@@ -44,6 +40,16 @@ def test_what_neither_can_follow_names_the_line_and_the_mode():
     inside = nn.Sequential(nn.Conv2d(3, 3, 1), OnValues())
     with pytest.raises(xl.errors.AttachError, match=r"training mode: in module '1' \(OnValues\).*nearest cuts.*'0', '1'"):
         trace(inside, True, X)
+
+
+def test_an_error_without_a_message_is_named():
+    def forward(net, x):
+        if type(x) is not torch.Tensor:
+            raise ValueError
+        return TinyNet.forward(net, x)
+
+    with pytest.raises(xl.errors.AttachError, match=r"torch.fx says 'ValueError' and torch.export 'ValueError'"):
+        trace(make_network(forward, TinyNet), False, X)
 
 
 def test_arguments_that_the_example_lacks():
@@ -122,10 +128,8 @@ def test_a_module_that_runs_again_is_counted():
 
 
 def test_constants_have_names_of_their_mode_and_leave_the_backbone():
-    backbone = make_network(
-        lambda n, x: TinyNet.forward(n, x * torch.tensor([1.0, 2.0, 3.0])[:, None, None]), TinyNet
-    ).eval()
-    x = torch.randn(2, 3, 16, 16)
+    scale = lambda n, x: TinyNet.forward(n, x * torch.tensor([1.0, 2.0, 3.0])[:, None, None])  # noqa: E731
+    backbone, x = make_network(scale, TinyNet).eval(), torch.randn(2, 3, 16, 16)
     traced = trace_by_fx(backbone)
     assert all(name.endswith("_eval") for name in traced.extras)
     assert traced.extras
@@ -201,30 +205,20 @@ def test_control_flow_on_shapes(at):
         assert buffers[0]["norm.running_mean"].abs().sum() > 0
 
 
-@pytest.mark.slow
-def test_padding_and_the_class_token_get_no_attention():
-    net, texts = make_text_net(), make_texts()
-    pads = texts["attention_mask"] == 0
-    pads[:, 0] = True
-    outs = net(texts)
-    check_outputs(outs, net.heads)
-    for out in outs:
-        assert out.attention.shape == (12, LENGTH)
-        assert (out.attention[pads] == 0).all()
-        assert (out.attention[~pads] > 0).all()
-        assert (out.evidence.transpose(1, 2)[pads] == 0).all()
-    for out in make_text_net("keep")(texts)[-1:]:
-        assert (out.attention[pads] == 0).all()
-
-
 def test_what_stands_in_the_padding_changes_nothing():
     net, texts = make_text_net(), make_texts()
     noise = torch.randint(4, 40, texts["input_ids"].shape)
     other = texts | {"input_ids": torch.where(texts["attention_mask"] == 1, texts["input_ids"], noise)}
     assert not torch.equal(other["input_ids"], texts["input_ids"])
-    for a, b in zip(net(texts), net(other), strict=True):
+    outs, pads = net(texts), texts["attention_mask"] == 0
+    pads[:, 0] = True  # the class token gets no attention, either
+    check_outputs(outs, net.heads)
+    for a, b in zip(outs, net(other), strict=True):
         torch.testing.assert_close(a.logits, b.logits)
         torch.testing.assert_close(a.attention, b.attention)
+        assert torch.equal(a.attention == 0, pads)
+        assert (a.evidence.transpose(1, 2)[pads] == 0).all()
+    assert (make_text_net("keep")(texts)[-1].attention[pads] == 0).all()
 
 
 def test_copies_pickles_and_state_dicts():

@@ -11,8 +11,7 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.manager import WeightsRecord
-from exitlens.model.engine.preparation import DEFAULT_MICRO_BATCH
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.tuning import DEFAULT_MICRO_BATCH, Tuning
 from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
 from tests.texts import make_text_net, make_texts

@@ -1,12 +1,28 @@
-"""A tuning changes the speed of a network, not its answers; policies and traces belong to a precision."""
+"""A tuning changes the speed of a network, not its answers; policies and traces belong to a precision.
+
+Copies of graphs and heads: folding, padding left to convolutions, precision.
+"""
 
 import copy
 
+import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import fx, nn
 
 import exitlens as xl
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.tuning import (
+    PADS,
+    Tuning,
+    absorb,
+    convolve_padded,
+    find_norms,
+    fold,
+    prepare_graph,
+    prepare_head,
+)
 from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
 
@@ -95,3 +111,201 @@ def test_a_bundle_keeps_the_tuning(tmp_path, tuning):
     assert back.is_tuned
     assert back.tuning == tuning
     assert back.tuning.measured == tuning.measured
+
+
+SIZES = st.integers(0, 3)
+IGNORE_LEAF_SPEC = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in copies of exports
+
+
+def test_graphs_and_heads_are_copied_and_heads_keep_their_precision():
+    net, tuning = make_net("keep"), Tuning(precision="bfloat16")
+    graph = prepare_graph(net.stage(0).evaluation, Tuning(folded=True, channels_last=True))
+    heads = [prepare_head(net.head(k), tuning) for k in range(3)]
+    for twin, source in ((graph, net.stage(0).evaluation), *zip(heads, net.heads, strict=True)):
+        assert not {p.data_ptr() for p in source.parameters()} & {p.data_ptr() for p in twin.parameters()}
+        assert not any(p.requires_grad for p in twin.parameters())
+    assert next(heads[2].tail.evaluation.parameters()).dtype == torch.bfloat16  # a kept classifier is part of the backbone
+    assert next(heads[0].parameters()).dtype == torch.float32
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_every_batch_normalisation_after_a_convolution_without_hooks_is_folded(hooked):
+    body = copy.deepcopy(with_statistics(make_net()).stage(0).evaluation).eval()
+    expected = body(IMAGES[:4])[0]
+    for module in body.modules() if hooked else ():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_: None)
+    assert bool(list(find_norms(body))) is not hooked
+    fold(body)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in body.modules()) is hooked
+    torch.testing.assert_close(body(IMAGES[:4])[0], expected, atol=1e-5, rtol=1e-4)
+
+
+class Shared(nn.Module):
+    """One convolution used twice, a normalisation whose input is used twice, one without statistics, one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.n, self.m = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.free = nn.BatchNorm2d(3, track_running_stats=False)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(self.first(x))
+        y = self.n(self.a(x))
+        z = self.b(y)
+        x = self.free(self.c(z + self.m(z)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_folding_leaves_what_it_cannot_fold():
+    torch.manual_seed(0)
+    body = fx.symbolic_trace(Shared().eval())
+    expected = body(IMAGES[:4])
+    fold(body)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 4
+    torch.testing.assert_close(body(IMAGES[:4]), expected)
+
+
+class Functional(nn.Module):
+    """As timm's networks: normalises by a function, asks for the number of axes, and uses a convolution's weights twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.free = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def normalise(self, x: torch.Tensor, **options: bool) -> torch.Tensor:
+        norm = self.norm
+        return nn.functional.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, **options
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        torch._assert(x.ndim == 4, "images")
+        x = self.normalise(x, training=False).relu()
+        y = nn.functional.conv2d(x, self.second.weight, self.second.bias)
+        return self.free(y) + self.normalise(self.second(x), training=False)
+
+
+def count_norms(body):
+    return sum("batch_norm" in str(node.target) or str(node.target) == "norm" for node in body.graph.nodes)
+
+
+@IGNORE_LEAF_SPEC
+@pytest.mark.parametrize(
+    ("trace", "folds"),  # a module whose weights a function uses as well is left as it is
+    [(fx.symbolic_trace, 1), (lambda net: torch.export.export(net, (IMAGES[:4],)).module(), 2)],
+)
+def test_functions_that_normalise_are_folded(trace, folds):
+    torch.manual_seed(0)
+    net = with_statistics(Functional().eval())
+    body = trace(net)
+    expected, weights = body(IMAGES[:4]), {name: p.clone() for name, p in net.named_parameters()}
+    before = count_norms(body)
+    twin = fx.GraphModule(body, copy.deepcopy(body.graph))
+    assert list(find_norms(twin))
+    fold(twin)
+    assert before - count_norms(twin) == folds  # the one without statistics stays
+    torch.testing.assert_close(twin(IMAGES[:4]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(body(IMAGES[:4]), expected)
+    assert all(torch.equal(p, weights[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{"training": True}, {"training": False, "weight": True}])
+def test_statistics_of_the_batch_and_computed_scales_are_not_folded(options):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            weight = self.norm.weight.exp() if "weight" in options else self.norm.weight
+            norm = self.norm
+            return nn.functional.batch_norm(
+                self.conv(x), norm.running_mean, norm.running_var, weight, norm.bias, training=options["training"]
+            )
+
+    body = fx.symbolic_trace(Net().eval())
+    assert not list(find_norms(body))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "pads"), [("timm:tf_efficientnet_lite0", 1), ("timm:mobilenetv3_small_100", 0)])
+def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
+    torch.manual_seed(0)
+    net = xl.attach(xl.build_backbone(name, 4), ["blocks.1.0"], 4, torch.zeros(1, 3, 64, 64)).eval()
+    body = copy.deepcopy(net.stage(0).evaluation)
+    x = torch.rand(2, 3, 64, 64)
+    expected = body(x)[0]
+    fold(body)
+    absorb(body)
+    assert not any("batch_norm" in str(node.target) for node in body.graph.nodes)
+    assert count_pads(body) == pads  # the stem's, which is no depthwise convolution
+    torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(
+    zeros=st.tuples(SIZES, SIZES, SIZES, SIZES),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+)
+def test_convolving_with_zeros_around_is_padding_first(zeros, stride, dilation, kernel, size):
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, *size, generator=draws)
+    weight, bias = torch.randn(4, 1, *kernel, generator=draws), torch.randn(4, generator=draws)
+    expected = F.conv2d(F.pad(x, zeros), weight, bias, stride, 0, dilation, 4)
+    torch.testing.assert_close(convolve_padded(x, weight, bias, stride, zeros, dilation, 4), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_zeros_on_one_side_by_hand():
+    x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]] * 4]])  # pads one column to the right and one row below, steps of two
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[..., 0, 2] = 1.0  # reads the first row, two columns further
+    convolved = convolve_padded(x, weight, None, (2, 2), (0, 1, 0, 1), (1, 1), 1)
+    assert convolved.tolist() == [[[[3.0, 0.0], [3.0, 0.0]]]]
+
+
+class Same(nn.Module):
+    """Pads by hand, as networks ported from TensorFlow do."""
+
+    def __init__(self, groups=4, zeros=(0, 1, 0, 1), value=0.0, changes=False):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 2, groups=groups)
+        self.zeros, self.value, self.changes = zeros, value, changes
+
+    def forward(self, x):
+        x = x * 1
+        padded = F.pad(x, self.zeros, "constant", self.value)
+        if self.changes:
+            x.mul_(2)
+        return self.conv(padded) + x.sum()
+
+
+def count_pads(body):
+    return sum(node.target in PADS for node in body.graph.nodes)
+
+
+@IGNORE_LEAF_SPEC
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({}, 0), ({"groups": 1}, 1), ({"zeros": (0, -1, 0, 1)}, 1), ({"value": 1.0}, 1), ({"changes": True}, 1)],
+    ids=["depthwise", "dense", "cuts off", "ones", "changed in place"],
+)
+def test_copies_before_depthwise_convolutions_go_and_others_stay(options, left):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    body = torch.export.export(Same(**options).eval(), (x,)).module()
+    twin = copy.deepcopy(body)
+    absorb(twin)
+    assert (count_pads(body), count_pads(twin)) == (1, left)
+    torch.testing.assert_close(twin(x.clone()), body(x.clone()))
+    assert [count_pads(prepare_graph(body, Tuning(2, folded=folded))) for folded in (True, False)] == [left, 1]

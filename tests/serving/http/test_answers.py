@@ -52,7 +52,7 @@ def test_every_output_has_the_shape_and_type_that_are_described(model, images):
     ticket = make_ticket(model, images[:6], attention=True)
     run(model, [ticket])
     kinds = {"INT64": "i", "FP32": "f", "BYTES": "O", "BOOL": "b"}
-    for name, (kind, _, write) in OUTPUTS.items():
+    for name, (kind, write) in OUTPUTS.items():
         array, shape = write(model, ticket), shape_output(model, name)
         assert array.dtype.kind == kinds[kind], name
         assert len(array) == 6

@@ -1,22 +1,257 @@
-"""The app: metrics, description, page, log, token, and that requests outlive a replaced bundle."""
+"""The app: answers are those of predict, by Triton's client and by the routes for people; and what stands around them."""
 
+import io
+import json
 import math
+import re
 import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import exitlens as xl
 from exitlens.serving.http.answers import DEFAULT_OUTPUTS, OUTPUTS, TERMS
 from exitlens.serving.http.application import describe_api, make_app
+from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
-from tests.serving.conftest import save_small
-from tests.serving.http.conftest import open_client
+from tests.serving.conftest import POLICIES, save_small
+from tests.serving.http.conftest import encode, open_client
 from tests.serving.test_metrics import parse
+from tests.texts import LENGTH, make_text_net
+
+triton = pytest.importorskip("tritonclient.http")
+
+
+@pytest.fixture
+def peer(client):
+    with triton.InferenceServerClient(f"127.0.0.1:{client.port}") as triton_client:
+        yield triton_client
+
+
+def make_input(images, binary=True):
+    tensor = triton.InferInput("inputs", list(images.shape), "FP32")
+    tensor.set_data_from_numpy(images.numpy(), binary_data=binary)
+    return [tensor]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("policy", [*POLICIES])
+def test_answers_are_those_of_predict(peer, model, images, policy, binary):
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in OUTPUTS]
+    given = make_input(images[:9], binary)
+    found = peer.infer("tiny", given, outputs=wanted, request_id="q1", parameters={"policy": policy})
+    pred = xl.predict(model.net, images[:9], POLICIES[policy], attention=True)
+    response = found.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("q1", "tiny", model.version)
+    assert response["parameters"] == {"policy": policy, "promise": "none: thresholds were set by hand"}
+    assert found.as_numpy("label").tolist() == pred.labels.tolist()
+    assert found.as_numpy("exit").tolist() == pred.exits.tolist()
+    assert np.allclose(found.as_numpy("confidence"), pred.confidence, atol=1e-6)
+    assert np.allclose(found.as_numpy("probabilities"), pred.probabilities, atol=1e-6)
+    assert np.allclose(found.as_numpy("cost"), model.net.cost[pred.exits])
+    names = [name.decode() if isinstance(name, bytes) else name for name in found.as_numpy("class").tolist()]
+    assert names == [model.info.classes[label] for label in pred.labels]
+    assert not found.as_numpy("limited").any()
+    maps, shapes = found.as_numpy("attention"), found.as_numpy("attention_shape").tolist()
+    for padded, shape, attention in zip(maps, shapes, pred.attention, strict=True):
+        assert shape == list(attention.shape)
+        assert np.allclose(padded[: shape[0], : shape[1]], attention, atol=1e-6)
+        assert math.isclose(padded.sum(), attention.sum(), abs_tol=1e-5)
+
+
+def test_without_named_outputs_all_but_the_costly_come(peer, images):
+    found = peer.infer("tiny", make_input(images[:2])).get_response()
+    assert [output["name"] for output in found["outputs"]] == ["label", "probabilities", "exit", "confidence", "cost"]
+
+
+def test_metadata(peer, model):
+    assert peer.is_server_live()
+    assert peer.is_server_ready()
+    assert peer.is_model_ready("tiny")
+    assert peer.is_model_ready("tiny", model.version)
+    assert not peer.is_model_ready("other")
+    assert not peer.is_model_ready("tiny", "1")
+    assert "binary_tensor_data" in peer.get_server_metadata()["extensions"]
+    described = peer.get_model_metadata("tiny")
+    assert described["inputs"][0] == {"name": "inputs", "datatype": "FP32", "shape": [-1, 3, 16, 16]}
+    assert {output["name"] for output in described["outputs"]} == {*OUTPUTS}
+    assert described["versions"] == [model.version]
+
+
+def test_encoded_images(peer, model, picture):
+    tensor = triton.InferInput("image", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([picture, picture], dtype=object))
+    found = peer.infer("tiny", [tensor])
+    pred = xl.predict(model.net, model.read_images([picture], 10**6)[0], POLICIES["default"])
+    assert found.as_numpy("label").tolist() == pred.labels.tolist() * 2
+
+
+def test_a_requests_own_terms(peer, model, images):
+    wanted = [triton.InferRequestedOutput(name) for name in ("exit", "limited", "reason")]
+    given = {"policy": "full", "max_cost": model.cost[1]}
+    found = peer.infer("tiny", make_input(images[:3]), outputs=wanted, parameters=given)
+    assert found.as_numpy("exit").tolist() == [1, 1, 1]
+    assert found.as_numpy("limited").all()
+    assert b"max_cost allowed no deeper exit" in found.as_numpy("reason")[0]
+    assert found.get_response()["parameters"]["promise"] == "none: the policy's own was made without max_cost"
+    found = peer.infer("tiny", make_input(images[:3]), outputs=wanted, parameters={"deadline_ms": 20000.0})
+    assert not found.as_numpy("limited").any()
+    with pytest.raises(triton.InferenceServerException, match="deadline_ms: it passed"):
+        peer.infer("tiny", make_input(images[:3]), parameters={"deadline_ms": 0.001})
+
+
+GOOD = {"name": "inputs", "shape": [1, 3, 16, 16], "datatype": "FP32", "data": [0.0] * 768}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"inputs": [GOOD | {"shape": [1, 3, 16, 8], "data": [0.0] * 384}]}, 400, r"\(B,3,16,16\), got \(1, 3, 16, 8\)"),
+        ({"inputs": [GOOD | {"datatype": "FP64"}]}, 400, "expected float32, got float64"),
+        ({"inputs": [GOOD | {"name": "input"}]}, 400, r"expected tensors named \['inputs'\], got \['input'\]"),
+        ({"inputs": [GOOD | {"shape": [0, 3, 16, 16], "data": []}]}, 400, "expected 1 to 40 samples"),
+        ({"inputs": [GOOD | {"shape": [41, 3, 16, 16], "data": [0.0] * 768 * 41}]}, 413, "expected 1 to 40 samples"),
+        ({"inputs": [GOOD | {"shape": [], "data": [0.0]}]}, 400, "expected 1 to 40 samples"),
+        ({"inputs": [GOOD | {"parameters": {"colour": 1}}]}, 400, r"\['colour'\] are not supported"),
+        ({"outputs": [{"name": "labels"}]}, 400, "expected some of label.* Did you mean 'label'"),
+        ({"parameters": {"max_costs": 1}}, 400, "Did you mean 'max_cost'"),
+        ({"parameters": {"max_cost": "cheap"}}, 400, "expected a number of 0 or more"),
+        ({"parameters": {"max_cost": 0.0}}, 400, r"max_cost: expected .* \(exit 0\) or more"),
+        ({"parameters": {"min_confidence": 1.5}}, 400, "expected a number of 0 to 1"),
+        ({"parameters": {"deadline_ms": True}}, 400, "deadline_ms: expected a number"),
+        ({"parameters": {"policy": "../fast"}}, 400, "policy: expected one of"),
+        ({"model_name": "other"}, 400, "the address says tiny"),
+        ({"unknown": 1}, 400, "unknown"),
+        ({"parameters": {"max_cost": [1]}}, 400, r"parameters\['max_cost'\]: expected"),
+    ],
+)
+def test_bad_requests(client, change, status, words):
+    answer = client.post("/v2/models/tiny/infer", json={"inputs": [GOOD]} | change)
+    assert answer.status_code == status
+    assert re.search(words, answer.json()["error"]), answer.text
+    assert client.post("/v2/models/tiny/infer", json={"inputs": [GOOD]}).status_code == 200
+
+
+def test_values_that_are_no_numbers(client, images):
+    values = images[:1].clone()
+    values[0, 0, 0, 0] = torch.nan
+    body = values.numpy().tobytes()
+    entry = {name: GOOD[name] for name in ("name", "shape", "datatype")} | {"parameters": {"binary_data_size": len(body)}}
+    head = json.dumps({"inputs": [entry]}).encode()
+    sent = {"Inference-Header-Content-Length": str(len(head))}
+    answer = client.post("/v2/models/tiny/infer", content=head + body, headers=sent)
+    assert (answer.status_code, "finite" in answer.json()["error"]) == (400, True)
+    for length in ("1_0", "-3", "9" * 30, "٣"):
+        sent = {b"Inference-Header-Content-Length": length.encode()}
+        assert client.post("/v2/models/tiny/infer", content=head + body, headers=sent).status_code == 400
+
+
+def test_unknown_places(client):
+    for path in ("/v2/models/other/infer", "/v2/models/tiny/versions/1/infer", "/v2/models/..%2f..%2fetc/infer"):
+        assert client.post(path, json={}).status_code == 404
+    answer = client.get("/nothing")
+    assert (answer.status_code, "openapi" in answer.json()["error"]) == (404, True)
+    assert client.get("/v2/models/tiny/infer").status_code == 405
+
+
+def test_an_image_as_it_is_and_as_a_form(client, model, picture):
+    pred = xl.predict(model.net, model.read_images([picture], 10**6)[0], POLICIES["default"])
+    answer = client.post("/classify", content=picture).json()
+    assert answer["label"] == pred.labels.item()
+    assert answer["class"] == model.info.classes[answer["label"]]
+    assert answer["exit"] == pred.exits.item()
+    assert (answer["model"], answer["version"], answer["policy"]) == ("tiny", model.version, "default")
+    assert list(answer["probabilities"].values()) == sorted(answer["probabilities"].values(), reverse=True)
+    form = client.post("/classify", files={"file": ("a.png", picture)}, data={"policy": "full"}).json()
+    assert (form["exit"], form["policy"]) == (2, "full")
+    several = [("file", ("a.png", picture)), ("file", ("b.png", picture))]
+    both = client.post("/classify?policy=fast", files=several).json()["answers"]
+    assert [row["exit"] for row in both] == [0, 0]
+
+
+def test_explanations_as_pictures_and_json(client, model, picture):
+    strip = Image.open(io.BytesIO(client.post("/explain", content=picture).content))
+    single = Image.open(io.BytesIO(client.post("/explain?exit=1", content=picture).content))
+    limited = Image.open(io.BytesIO(client.post(f"/explain?max_cost={model.cost[0]}", content=picture).content))
+    assert strip.format == single.format == limited.format == "PNG"
+    assert strip.width > 3 * single.width
+    as_json = {"Accept": "application/json"}
+    why = client.post("/explain?policy=full", content=picture, headers=as_json).json()
+    assert (why["answered"], len(why["exits"]), why["policy"]) == (2, 3, "full")
+    answer = client.post(f"/explain?max_cost={model.cost[0]}", content=picture, headers=as_json).json()
+    assert (answer["exit"], len(answer["attention"])) == (0, model.read_images([picture], 10**6)[0].shape[-1] // 2)
+    assert client.post("/explain?exit=9", content=picture).json()["error"].startswith("exit: expected 0 to 2")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (b"", "", "got nothing"),
+        (b"\x89PNG\r\n\x1a\n", "", "image[0]"),
+        (b"no image", "image/png", "image[0]"),
+        (b"a text", "text/plain", "tiny takes images"),
+        (b"{}", "application/json", '{"text": "..."}'),
+        (b"{", "application/json", "expected JSON"),
+        (b"[" * 100_000, "application/json", "expected JSON"),
+        (b'{"text": "a", "max_cost": [1]}', "application/json", "max_cost"),
+        (b'{"text": "a", "max_cost": 1' + b"0" * 400 + b"}", "application/json", "max_cost"),
+    ],
+)
+def test_bad_bodies(client, picture, content, kind, words):
+    answer = client.post("/classify", content=content, headers={"Content-Type": kind} if kind else {})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+    assert "/" not in answer.json()["error"].replace("application/json", "")
+    assert client.post("/classify", content=picture).status_code == 200
+
+
+def test_a_picture_of_too_many_pixels(model, picture):
+    with open_client(make_app(Repository({"tiny": model}), Limits(max_pixels=100))) as client:
+        answer = client.post("/classify", content=picture)
+        assert (answer.status_code, "pixels" in answer.json()["error"]) == (400, True)
+        assert client.post("/classify", content=encode(Image.new("L", (5, 5)))).status_code == 200
+
+
+def test_bad_forms(client, picture):
+    assert "got none" in client.post("/classify", data={"policy": "fast"}, files={"x": ("", b"")}).json()["error"]
+    several = [("file", ("a.png", picture))] * 2
+    assert "expected one, got 2" in client.post("/explain", files=several).json()["error"]
+    assert client.post("/classify", files=[("file", ("a.png", picture))] * 41).status_code in (400, 413)
+    broken = {"Content-Type": "multipart/form-data"}
+    assert client.post("/classify", content=b"x", headers=broken).status_code == 400
+
+
+@pytest.mark.slow
+def test_texts():
+    net = make_text_net()
+    net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a fine film", "a dull one"]), LENGTH))
+    model = wrap_network("texts", net, {"default": xl.Policy.never(net.num_exits)})
+    with open_client(make_app(Repository({"texts": model}))) as client:
+        plain = client.post("/classify", content="a fine film", headers={"Content-Type": "text/plain"}).json()
+        as_json = client.post("/classify", json={"text": "a fine film", "policy": "default"}).json()
+        assert plain["label"] == as_json["label"], (plain, as_json)
+        assert plain["probabilities"] == as_json["probabilities"]
+        assert client.post("/explain", json={"text": "a fine film"}).status_code == 406
+        why = client.post("/explain", json={"text": "a fine film"}, headers={"Accept": "application/json"}).json()
+        assert why["answered"] == net.num_exits - 1
+        assert client.post("/classify", json={"text": " "}).status_code == 400
+        tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a fine film", "dull"]}
+        found = client.post("/v2/models/texts/infer", json={"inputs": [tensor]}).json()
+        assert found["outputs"][0]["data"][0] == plain["label"]
+
+
+def test_what_there_is_to_ask(client, model):
+    (described,) = client.get("/models").json()["models"]
+    assert described["classes"] == list(model.info.classes)
+    assert {*described["policies"]} == {*POLICIES}
+    assert "set by hand" in described["policies"]["fast"]["certificate"]
 
 
 def test_metrics_count_what_was_answered(client, picture):
@@ -153,7 +388,7 @@ def test_the_description_names_models_terms_and_outputs():
     names = [place["$ref"].rpartition("/")[2] for place in described["paths"]["/classify"]["post"]["parameters"]]
     assert names == ["model", *TERMS]
     infer = described["paths"]["/v2/models/{name}/infer"]["post"]
-    assert all(f"`{name}` ({output.meaning})" in infer["description"] for name, output in OUTPUTS.items())
+    assert all(f"`{name}` (" in infer["description"] for name in OUTPUTS)
     assert all(f"`{name}`" in infer["description"] for name in TERMS)
     assert ", ".join(DEFAULT_OUTPUTS) in infer["description"]
     assert {"400", "404", "413", "429", "503", "504"} <= set(infer["responses"])

@@ -61,7 +61,7 @@ def call(app, body=(b"hello",), headers=(), path="/echo/a", limits=QUICK, metric
 
     named = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     scope = {"type": kind, "method": "POST", "path": path, "headers": named, "client": ("10.0.0.7", 1)}
-    asyncio.run(Guard(app, limits, metrics, records.append)(scope, receive, send))
+    asyncio.run(Guard(app, limits, metrics or Metrics(), records.append)(scope, receive, send))
     return sent, records
 
 
@@ -254,7 +254,7 @@ def test_a_log_that_fails_does_not_take_the_answer_along(caplog):
         pass
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": None}
-    asyncio.run(Guard(raising(InputError("x")), QUICK, None, fail)(scope, None, send))
+    asyncio.run(Guard(raising(InputError("x")), QUICK, Metrics(), fail)(scope, None, send))
     assert "not recorded" in caplog.text
 
 
@@ -265,7 +265,7 @@ def test_the_log_is_one_line_of_json_for_each_request(capsys):
 
 
 def test_over_a_socket_refused_clients_get_to_the_answer():
-    with serve(Guard(echo, QUICK, log=None)) as port:
+    with serve(Guard(echo, QUICK, Metrics())) as port:
         with connect(port) as client:
             client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3000000\r\n\r\n" + b"x" * 3_000_000)
             answer, _ = read_all(client)
@@ -293,7 +293,7 @@ def test_inside_starlette_the_guard_sees_errors_before_anyone_answers_them(caplo
     def fail(request):
         raise BUSY
 
-    app = Starlette(routes=[Route("/", fail)], middleware=[Middleware(Guard, limits=QUICK)])
+    app = Starlette(routes=[Route("/", fail)], middleware=[Middleware(Guard, limits=QUICK, metrics=Metrics())])
     with serve(app) as port, connect(port) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         status, _, body = read_answer(client)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -20,8 +23,18 @@ class WithoutStatistics(TinyNet):
             stage[1] = nn.GroupNorm(2, stage[1].num_features)
 
 
+@cache
+def _build(final: str, head: str, backbone: type[nn.Module], seed: int, classes: int) -> xl.ExitNet:
+    torch.manual_seed(seed)
+    return xl.attach(backbone(classes=classes), ["a", "b"], classes, torch.zeros(1, 3, 16, 16), final=final, head=head)
+
+
 def fresh(
     final: str = "head", head: str = "evidence", *, backbone: type[nn.Module] = TinyNet, seed: int = 7, classes: int = 4
 ) -> xl.ExitNet:
-    torch.manual_seed(seed)
-    return xl.attach(backbone(classes=classes), ["a", "b"], classes, torch.zeros(1, 3, 16, 16), final=final, head=head)
+    """Built once in a process, and copied."""
+    return copy.deepcopy(_build(final, head, backbone, seed, classes))
+
+
+def weights(net: xl.ExitNet) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}

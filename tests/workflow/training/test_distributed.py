@@ -17,7 +17,7 @@ from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet
 from tests.ranks import open_pair
 from tests.texts import make_text_net, make_texts
-from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh
+from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh, weights
 
 
 def make_data(count: int = 29) -> xl.data.ImageSet:
@@ -43,7 +43,7 @@ def train(rank: int, options: dict, plain=WithoutStatistics, count: int = 29, ki
     net = fresh(backbone=plain, seed=7 + rank)
     result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **options})
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
-    return {name: value.clone() for name, value in net.state_dict().items()}, history
+    return weights(net), history
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +123,9 @@ def _draw(rank):
 
 
 @pytest.mark.slow
-def test_a_distributed_sampler_is_respected(pair):
+def test_samplers_that_share_samples_are_respected_and_private_random_order_is_refused(pair):
     first, second = pair.run(_train, {}, {"kind": "sampler"})
     assert_equal(first[0], second[0])
-
-
-@pytest.mark.slow
-def test_loaders_with_private_random_order_are_refused(pair):
     for error in pair.run(_train, {}, {"kind": "no generator"}):
         assert isinstance(error, xl.errors.InputError)
         assert "generator=torch.Generator()" in str(error)
@@ -145,26 +141,25 @@ def _train_texts(rank):
     net, inputs = make_text_net(), make_texts()
     batches = [(inputs, torch.arange(len(next(iter(inputs.values())))) % net.info.num_classes)]
     xl.fit(net, DataLoader(batches, None), batches, **{**QUICK, "epochs": 1})
-    return {name: value.clone() for name, value in net.state_dict().items()}
+    return weights(net)
 
 
-def test_all_ranks_raise_what_one_raises(pair):
-    first, second = pair.run(_fail, "labels")
-    assert isinstance(first, xl.errors.InputError)
-    assert "process 1 of 2: labels: expected values in [0, 4)" in str(first)
-    assert isinstance(second, xl.errors.InputError)
-    assert str(second).startswith("labels")
-    assert first.is_told is second.is_told is True
-    first, second = pair.run(_fail, "nan")
-    assert isinstance(first, xl.errors.TrainingError)
-    assert "process 1 of 2: loss: expected a finite number, got nan" in str(first)
-    first, second = pair.run(_fail, "bug")
-    assert isinstance(first, xl.errors.DistributedError)
-    assert "process 1 of 2: KeyError" in str(first)
-    assert isinstance(second, KeyError)
-    first, second = pair.run(_fail, "network")
-    assert "the same network in every process" in str(first)
-    assert "the same network in every process" in str(second)
+@pytest.mark.parametrize(
+    ("kind", "errors", "at_the_first", "at_the_second"),
+    [
+        ("labels", (xl.errors.InputError,) * 2, "process 1 of 2: labels: expected values in [0, 4)", "labels: expected"),
+        ("nan", (xl.errors.TrainingError,) * 2, "process 1 of 2: loss: expected a finite number, got nan", "loss: "),
+        ("bug", (xl.errors.DistributedError, KeyError), "process 1 of 2: KeyError", ""),
+        ("network", (xl.errors.InputError,) * 2, *["the same network in every process"] * 2),
+    ],
+)
+def test_all_ranks_raise_what_one_raises(pair, kind, errors, at_the_first, at_the_second):
+    first, second = pair.run(_fail, kind)
+    assert (type(first), type(second)) == errors
+    assert at_the_first in str(first)
+    assert at_the_second in str(second)
+    if kind == "labels":
+        assert first.is_told is second.is_told is True
 
 
 def _fail(rank, kind):
@@ -223,7 +218,7 @@ def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
         assert {name: type(module) for name, module in net.named_modules()} == names
     monkeypatch.setattr(distributed, "_is_on_gpu", lambda net: True)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    before = weights(net)
     with use_common_statistics(net, DistributedContext(0, 2)):
         assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == 2
         assert_equal(before, net.state_dict())
@@ -257,4 +252,4 @@ def _train_folder(rank, folder, workers, ranks=None):
     net, preprocess = fresh(backbone=WithoutStatistics), xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
     data = xl.data.load_folder(folder, preprocess, skip_bad=True)
     xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
-    return {name: value.clone() for name, value in net.state_dict().items()}, data.bad
+    return weights(net), data.bad

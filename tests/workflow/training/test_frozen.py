@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import exitlens as xl
@@ -14,7 +15,8 @@ from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import frozen
 from exitlens.workflow.training.frozen import FeatureCache, FeatureLoader, FeatureStore, explain_no_cache
 from tests.conftest import make_net
-from tests.texts import AT, make_bert, make_text_net, make_texts
+from tests.model.kinds import make_network
+from tests.texts import make_text_net, make_texts
 from tests.workflow.training.networks import QUICK as NORMAL
 from tests.workflow.training.networks import fresh
 
@@ -216,24 +218,25 @@ def test_custom_losses_get_evidence(tiny_set):
             shapes.append(tuple(outputs[0].evidence.shape))
             return super().__call__(outputs, labels, progress, features)
 
-    result = xl.fit(
-        fresh(),
-        tiny_set,
-        tiny_set,
-        loss=Own(),
-        **QUICK | {"epochs": 1},
-    )
+    result = xl.fit(fresh(), tiny_set, tiny_set, loss=Own(), **QUICK | {"epochs": 1})
     assert set(shapes) == {(8, 4, 8, 8)}
     assert math.isfinite(result.history[0]["loss"]["total"])
 
 
-@pytest.mark.slow
+def read_words(net, input_ids, attention_mask):
+    shown = attention_mask[..., None]
+    x = torch.relu(net.mix(net.embed(input_ids) * shown)) + 0.1
+    return net.fc((net.last(x) * shown).sum(1) / shown.sum(1))
+
+
 def test_features_read_by_several_heads_are_cached_once():
-    texts = make_texts(6)
-    net = xl.attach(make_bert(), AT, 3, texts, head="context").eval()
+    texts, layers = make_texts(6), {"mix": nn.Linear(6, 6), "last": nn.Linear(6, 6), "fc": nn.Linear(6, 3)}
+    net = xl.attach(
+        make_network(read_words, embed=nn.Embedding(40, 6), **layers), ["embed", "mix"], 3, texts, head="context"
+    )
     heads = frozen.CachedHeads(net, xl.EGTLoss())
     with torch.no_grad():
-        kept, whole = heads.extract(net, texts, training=True), net(texts)
+        kept, whole = heads.extract(net.eval(), texts, training=True), net(texts)
         own = [f"{k}.0" for k in range(net.num_exits)]
         assert sorted(kept) == sorted([*own, "0.1"])  # features, and the mask; exit 0's tokens are the lateral ones
         assert heads.names[1] == ["1.0", "0.1", "0.0"]

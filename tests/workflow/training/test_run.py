@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
+from exitlens.progress import show_progress
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.optimizer import make_optimizer
-from exitlens.workflow.training.run import TrainingRun, check_validation, compute_gradients, validate
+from exitlens.workflow.training.run import TrainingRun, check_validation, compute_gradients
 
 ROWS = [
     {"accuracy": [0.2, 0.5], "val_loss": 1.0},
@@ -45,11 +46,10 @@ def test_patience_counts_the_epochs_since_the_best(net, monitor, patience, is_ov
 
 
 def test_means_over_samples_whatever_the_batches(net, tiny_set):
-    loss = xl.EGTLoss(exit_weights=(1.0, 1.0, 1.0))
-    whole = validate(net, tiny_set, loss, 64)
-    parts = validate(
-        net, [(tiny_set.inputs[:20], tiny_set.labels[:20]), (tiny_set.inputs[20:], tiny_set.labels[20:])], loss, 1
-    )
+    run, halves = make_run(net), [(tiny_set.inputs[rows], tiny_set.labels[rows]) for rows in (slice(20), slice(20, None))]
+    run.loss = xl.EGTLoss(exit_weights=(1.0, 1.0, 1.0))
+    with show_progress(False) as bar:
+        whole, parts = (run.validate(data, bar, bar.add_task("validating")) for data in (tiny_set, halves))
     with torch.no_grad():
         outs = net.eval()(tiny_set.inputs)
     assert whole["accuracy"] == [(out.logits.argmax(1) == tiny_set.labels).float().mean().item() for out in outs]

@@ -50,13 +50,7 @@ def load_garments(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def load_fashion(split: Split) -> ImageSet:
-    """Load the garments of one split as grey ``(N,1,28,28)`` images on black.
-
-    Examples:
-        >>> data = xl.demo.load_fashion("validation")
-        >>> data.images.shape, data.classes[0]
-        (torch.Size([1000, 1, 28, 28]), 'T-shirt')
-    """
+    """Load the garments of one split as grey images ``(N,1,28,28)`` on black, see :func:`load_garments`."""
     garments, labels = load_garments(split)
     return ImageSet(garments[:, None], labels, CLASSES)
 

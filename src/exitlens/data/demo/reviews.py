@@ -17,33 +17,25 @@ from exitlens.errors import InputError
 from exitlens.types.preprocessing import TextPreprocess
 
 Word = tuple[str, bool]
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
 CLASSES = ("negative", "positive")
 SHOPS = (("alder", "birchway", "corvina", "dunmore"), ("elmhurst", "fenwick", "glenside", "harrow"))  # by class
-ADJECTIVES = (  # by class
-    _split("annoying awful bad broken disappointing flimsy horrible noisy poor terrible ugly uncomfortable useless weak"),
-    _split(
-        "beautiful comfortable excellent good great impressive lovely nice perfect pleasant reliable sturdy superb useful"
-    ),
-)
+_BAD = "annoying awful bad broken disappointing flimsy horrible noisy poor terrible ugly uncomfortable useless weak"
+_GOOD = "beautiful comfortable excellent good great impressive lovely nice perfect pleasant reliable sturdy superb useful"
+ADJECTIVES = (tuple(_BAD.split()), tuple(_GOOD.split()))  # by class
 NEGATIONS = ("not", "never", "hardly")
 MOST_TOKENS = 30  # tokens of the longest review, with [CLS] and [SEP]
 _SPLITS = {"train": (8000, 21), "validation": (1000, 22), "calibration": (2000, 23), "test": (3000, 24)}  # size, seed
-_SLOTS = {
-    "PRODUCT": _split("lamp kettle chair backpack blanket speaker jacket clock bottle table tent keyboard"),
-    "PART": _split("handle surface design size colour finish frame material shape cover"),
-    "PERSON": _split("brother sister neighbour colleague friend daughter"),
-    "ROOM": _split("kitchen office garden bedroom hall garage"),
-    "NUMBER": _split("two three four five six seven"),
-    "DAY": _split("monday tuesday wednesday thursday friday saturday"),
-    "TINT": _split("red blue green grey black white"),
-    "DEGREE": _split("very really quite"),
+_WORDS = {
+    "PRODUCT": "lamp kettle chair backpack blanket speaker jacket clock bottle table tent keyboard",
+    "PART": "handle surface design size colour finish frame material shape cover",
+    "PERSON": "brother sister neighbour colleague friend daughter",
+    "ROOM": "kitchen office garden bedroom hall garage",
+    "NUMBER": "two three four five six seven",
+    "DAY": "monday tuesday wednesday thursday friday saturday",
+    "TINT": "red blue green grey black white",
+    "DEGREE": "very really quite",
 }
+_SLOTS = {slot: words.split() for slot, words in _WORDS.items()}
 _OPINIONS = ("looks", "it is", "the PART is", "the PRODUCT is", "my PERSON finds it")  # the opinion follows
 _MENTIONS = ("from SHOP", "bought at SHOP", "SHOP sent it on DAY", "i ordered this PRODUCT from SHOP", "the shop was SHOP")
 _FILLERS = (
@@ -61,7 +53,7 @@ _FILLERS = (
 
 
 def list_words() -> list[str]:
-    """Return every word that a review can have, sorted, the full stop included."""
+    """Return every word that a review can have, sorted, with the full stop."""
     words = {word for template in (*_OPINIONS, *_MENTIONS, *_FILLERS) for word in template.split() if word.islower()}
     return sorted(words.union(["."], NEGATIONS, *SHOPS, *ADJECTIVES, *_SLOTS.values()))
 
@@ -137,11 +129,6 @@ def load_reviews(
 
     ``train`` has 8,000, ``validation`` 1,000, ``calibration`` 2,000 and ``test`` 3,000, a few of the shortest by chance in
     two splits; ``limit`` takes only the first ones.
-
-    Examples:
-        >>> data = xl.demo.load_reviews("test", limit=3)
-        >>> len(data), data.classes
-        (3, ('negative', 'positive'))
     """
     check_split(split)
     count, offset = _SPLITS[split]

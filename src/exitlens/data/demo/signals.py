@@ -1,14 +1,11 @@
 """Generated series and volumes: a small part of each tells its class, and a level is the shortcut beside it.
 
-In ``motifs`` (series) a motif at a random time tells the class, and the level of a second channel is the shortcut. In
-``blobs`` (volumes) a small solid in noise tells it, and the brightness of the whole volume is the shortcut. A shallow exit
-likes levels, as it likes the background of scenes: it needs only a mean.
+A shallow exit likes levels, as it likes the background of scenes: it needs only a mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -32,7 +29,7 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
     """Make noisy series of two channels and four classes, equally often; the same arguments give the same series.
 
     In the channel ``signal`` a motif (``masks`` is True there) tells the class: it rises, has a peak, is a wave or a step.
-    The channel ``level`` is noise around one of four levels.
+    The shortcut is the channel ``level``: noise around one of four levels.
 
     Args:
         count: number of series.
@@ -46,11 +43,10 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
         >>> data.values.shape, data.masks.shape
         (torch.Size([8, 2, 64]), torch.Size([8, 64]))
     """
-    _check_generated(count, offset_agreement)
     if not isinstance(length, int) or length < _SHORTEST:
         raise InputError(f"length: expected {_SHORTEST} steps or more, got {length!r}")
     rng = torch.Generator().manual_seed(seed)
-    labels = _draw_labels(count, len(MOTIFS), rng)  # (N,)
+    labels = _draw_labels(count, offset_agreement, len(MOTIFS), rng)  # (N,)
     size = length // 4
     start = torch.randint(0, length - size + 1, (count,), generator=rng)
     time = torch.arange(length)
@@ -73,33 +69,19 @@ def load_motifs(
     """Make the series of one split, see :func:`make_motifs`; ``seed`` is one number for all splits.
 
     ``train`` has 4,000, ``validation`` 500, ``calibration`` and ``test`` 1,000 each; ``limit`` takes only the first ones.
-
-    Examples:
-        >>> xl.demo.load_motifs("test", limit=4).values.shape
-        torch.Size([4, 2, 128])
     """
-    count, seed = _find_draws(_MOTIF_SPLITS, split, seed)
-    return make_motifs(count, offset_agreement=offset_agreement, seed=seed, length=length).first(
-        count if limit is None else limit
-    )
-
-
-def _find_draws(splits: Mapping[str, tuple[int, int]], split: Split, seed: int) -> tuple[int, int]:
-    """Return how many samples a split has, and the seed of its draws."""
     check_split(split)
-    count, offset = splits[split]
-    return count, 1000 * seed + offset
+    count, offset = _MOTIF_SPLITS[split]
+    data = make_motifs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, length=length)
+    return data if limit is None else data.first(limit)
 
 
-def _check_generated(count: int, offset_agreement: float) -> None:
+def _draw_labels(count: int, offset_agreement: float, classes: int, rng: torch.Generator) -> Tensor:  # -> (count,)
+    """Check the arguments, and draw labels in random order, as many of each class as can be."""
     if not isinstance(count, int) or count < 1:
         raise InputError(f"count: expected 1 sample or more, got {count!r}")
     if not 0.0 <= offset_agreement <= 1.0:
         raise InputError(f"offset_agreement: expected a number in [0, 1], got {offset_agreement}")
-
-
-def _draw_labels(count: int, classes: int, rng: torch.Generator) -> Tensor:  # -> (count,)
-    """Draw labels in random order, as many of each class as can be."""
     return (torch.arange(count) % classes)[torch.randperm(count, generator=rng)]
 
 
@@ -113,7 +95,7 @@ def _draw_agreement(labels: Tensor, classes: int, share: float, rng: torch.Gener
 def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20) -> ArraySet:
     """Make noisy cubes of one channel and three classes, equally often; the same arguments give the same volumes.
 
-    A ball, a box, or a rod along one of the axes (``masks`` is True there) tells the class.
+    A ball, a box, or a rod along one of the axes (``masks`` is True there) tells the class. The shortcut is brightness.
 
     Args:
         count: number of volumes.
@@ -127,11 +109,10 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
         >>> data.values.shape, data.classes
         (torch.Size([3, 1, 16, 16, 16]), ('ball', 'box', 'rod'))
     """
-    _check_generated(count, offset_agreement)
     if not isinstance(size, int) or size < _SMALLEST:
         raise InputError(f"size: expected {_SMALLEST} voxels or more, got {size!r}")
     rng = torch.Generator().manual_seed(seed)
-    labels = _draw_labels(count, len(BLOBS), rng)  # (N,)
+    labels = _draw_labels(count, offset_agreement, len(BLOBS), rng)  # (N,)
     radius = size * (0.14 + 0.08 * torch.rand(count, generator=rng))  # (N,) voxels
     long = torch.nn.functional.one_hot(torch.randint(0, 3, labels.shape, generator=rng), 3)  # (N,3)
     sides = torch.stack([torch.ones_like(long, dtype=torch.float32), torch.full(long.shape, 0.8), 0.5 + 1.5 * long])
@@ -153,15 +134,11 @@ def load_blobs(
     """Make the volumes of one split, see :func:`make_blobs`; ``seed`` is one number for all splits.
 
     ``train`` has 1,200, ``validation`` 300, ``calibration`` and ``test`` 600 each; ``limit`` takes only the first ones.
-
-    Examples:
-        >>> xl.demo.load_blobs("test", limit=6).values.shape
-        torch.Size([6, 1, 20, 20, 20])
     """
-    count, seed = _find_draws(_BLOB_SPLITS, split, seed)
-    return make_blobs(count, offset_agreement=offset_agreement, seed=seed, size=size).first(
-        count if limit is None else limit
-    )
+    check_split(split)
+    count, offset = _BLOB_SPLITS[split]
+    data = make_blobs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, size=size)
+    return data if limit is None else data.first(limit)
 
 
 def _fill_solids(labels: Tensor, centre: Tensor, halves: Tensor, size: int) -> Tensor:  # -> (n,S,S,S) bool

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from exitlens.errors import InputError, import_extra, suggest
+from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, Say, load_state, report_match
@@ -159,7 +159,7 @@ def _build_transformers(
             network, notes = auto.from_pretrained(name, config=settings, **options)
     except (OSError, ValueError, AttributeError) as error:  # the last: of transformers 4, where there is no file
         raise InputError(
-            f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
+            f"pretrained: the weights of hf:{name} cannot be loaded ({first_line(error)}). Offline: copy the model's files "
             "(config.json and model.safetensors) into a directory and give hf:DIRECTORY, or train without --pretrained"
         ) from error
     expected = network.state_dict(keep_vars=True)
@@ -248,18 +248,14 @@ def _read_settings(transformers: Any, name: str) -> Any:
         if Path(name).is_dir():
             is_there = (Path(name) / "config.json").is_file()
             unread = (
-                f"transformers cannot read its config.json ({_first_line(error)})" if is_there else "it holds no config.json"
+                f"transformers cannot read its config.json ({first_line(error)})" if is_there else "it holds no config.json"
             )
             raise InputError(f"backbone: hf:{name} is a folder, but {unread}") from error
         hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else suggest(name, known)
         raise InputError(
-            f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Fix: give a "
+            f"backbone: hf:{name} has no configuration here and none can be downloaded ({first_line(error)}). Fix: give a "
             f"directory with config.json (hf:DIRECTORY), or a model type such as hf:bert.{hint}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0]
 
 
 class Normalisation(NamedTuple):
@@ -315,9 +311,15 @@ def _read_transformers(name: str) -> Normalisation | None:
         return None
     try:
         values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-        top, shift = _read_scale(values)
+        # a white pixel's value before it is normalised (1 if bytes become [0, 1]), and what is subtracted from it
+        top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
+        if values.get("do_rescale", True) is False:
+            top, shift = 255.0, 0.0
+        if not 0 < top < math.inf:
+            raise ValueError(f"rescale_factor {values['rescale_factor']}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"backbone: {path} is damaged ({type(error).__name__}: {error}). Fix: copy it again") from error
+    top = 1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top
     if values.get("do_normalize", True) is False:
         unchanged = ", which takes pixels in [0, 1] as they are" if (top, shift) == (1.0, 0.0) else ""
         return _make((shift / top,) * 3, (1 / top,) * 3, f"of {name}{unchanged}")
@@ -325,16 +327,6 @@ def _read_transformers(name: str) -> Normalisation | None:
     if stated is None or (top, shift) == (1.0, 0.0):
         return stated
     return _make([(m + shift) / top for m in stated.mean], [s / top for s in stated.std], stated.origin)
-
-
-def _read_scale(values: dict[str, Any]) -> tuple[float, float]:
-    """Return a white pixel's value before it is normalised (1 if bytes become [0, 1]), and what is subtracted from it."""
-    if values.get("do_rescale", True) is False:
-        return 255.0, 0.0
-    top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
-    if not 0 < top < math.inf:
-        raise ValueError(f"rescale_factor {values['rescale_factor']}")
-    return (1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top), shift
 
 
 def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from exitlens.errors import AttachError
+from exitlens.errors import AttachError, first_line
 from exitlens.model._torch_compat import FAKE_TENSOR, is_mutating_operation, keeps_shape, use_fake_tensors
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
@@ -232,24 +232,18 @@ def run_real(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tens
     try:
         interpreter.run(*tensors)
     except Exception as error:  # any operation of the user's network may refuse the shape
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
         shapes = " and ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
         raise AttachError(
-            f"example: the backbone fails on an input of shape {shapes}: {reason}. Fix: pass an example of the size and "
-            "channels that the backbone takes"
+            f"example: the backbone fails on an input of shape {shapes}: {first_line(error)}. Fix: pass an example of the "
+            "size and channels that the backbone takes"
         ) from error
     return interpreter
 
 
-def _get_shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def pick_logits(output: Any, shape: ShapeOf = _get_shape) -> Any:
-    """Return the logits ``(B,C)`` among a forward's results: the tensor, the field ``logits``, or the only matrix.
-
-    ``shape`` returns the shape of a tensor, and ``None`` for anything else.
-    """
+def pick_logits(
+    output: Any, shape: ShapeOf = lambda value: tuple(value.shape) if isinstance(value, Tensor) else None
+) -> Any:
+    """Return the logits ``(B,C)`` among a forward's results: the tensor, the field ``logits``, or the only matrix."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     chosen = output if named is None else named
     if named is None and isinstance(output, Mapping | tuple | list):

@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
+from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, make_example
 from exitlens.model.cutting.boundaries import find_cut_nodes, find_exit_nodes
 from exitlens.model.cutting.graph import Interpreter, TracedBackbone, run_fake, run_real
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.model.cutting.trace import trace
-from exitlens.model.info import check_example
 from exitlens.model.layouts import Kind
 from exitlens.model.process import hold_memory
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs
@@ -108,7 +108,7 @@ def check_places(backbone: nn.Module, at: Sequence[str], example: Inputs) -> Non
 
 def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
     """Trace the backbone in evaluation mode with the example's first sample."""
-    check_example(example)
+    recognise_example(example)
     return trace(backbone, False, map_inputs(example, lambda t: t[:1]))
 
 

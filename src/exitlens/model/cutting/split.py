@@ -132,7 +132,7 @@ def _cut(
 def _inspect_cut(
     traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Kind | None, lateral: fx.Node | None
 ) -> tuple[Layout, list[fx.Node]]:
-    """Return the layout at a cut, and what crosses it: features, a padding mask or lateral map, what else is needed."""
+    """Return the layout at a cut, and the tensors that cross it: features, a padding mask or lateral map, and others."""
     place, mask = traced.position(node), boundaries.find_mask(traced)
     try:
         layout, crossing = boundaries.check_cut(traced, node, kind)
@@ -225,8 +225,7 @@ def check_backbone(backbone: nn.Module) -> None:
         raise AttachError("backbone: it has no parameters: expected a network with weights")
 
 
-def _find_problem(tensor: Tensor) -> str:
-    """Return why a parameter or buffer cannot be trained or copied, and how to fix it; empty if it can."""
+def _find_problem(tensor: Tensor) -> str:  # and the fix
     if isinstance(tensor, UninitializedParameter):
         return "lazy and has no shape yet. Fix: run one batch through it first"
     if tensor.is_meta:
@@ -284,7 +283,12 @@ def _compare_runs(pieces: Pieces, inputs: Sequence[Tensor], training: bool) -> T
             if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
                 _refuse(f"buffer {name!r} is not what the plain backbone's forward makes it")
         if gradients is not None:
-            _compare_gradients(gradients, _take_gradients(backbone, staged))
+            taken = _take_gradients(backbone, staged)
+            allowed = 1e-4 * max([1e-6, *(g.abs().max().item() for g in gradients.values() if g.numel())])
+            for name in gradients | taken:
+                expected, gradient = gradients.get(name), taken.get(name)
+                if expected is None or gradient is None or not torch.allclose(expected, gradient, 0.0, allowed):
+                    _refuse(f"the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own)")
     return plain
 
 
@@ -311,17 +315,17 @@ def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchang
     return activations[0].clone()
 
 
-def _take_gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
-    """Return the gradients of a fixed random sum of the logits, by name, for the smallest parameter of each module."""
+def _take_gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    """Return what gradients a fixed random sum of the logits has, by name, for the smallest parameter of each module."""
     smallest: dict[str, Tensor] = {}
     for prefix, owner in module.named_modules():
         trained = {name: p for name, p in owner.named_parameters(prefix, recurse=False) if p.requires_grad}
         smallest |= dict(sorted(trained.items(), key=lambda item: item[1].numel())[:1])
     if not logits.requires_grad or not smallest:
-        return dict.fromkeys(smallest)
+        return {}
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
     gradients = torch.autograd.grad((logits * weights).sum(), list(smallest.values()), allow_unused=True)
-    return dict(zip(smallest, gradients, strict=True))
+    return {name: gradient for name, gradient in zip(smallest, gradients, strict=True) if gradient is not None}
 
 
 def _compare(plain: Tensor, staged: Tensor, tolerance: float, where: str) -> None:
@@ -339,17 +343,6 @@ def _refuse(problem: str) -> NoReturn:
         f"backbone: {problem}. Something in it does not show in a trace: a hook, a train() of its own, a state, a custom "
         "gradient. Fix: take that out of the forward, or cut elsewhere"
     )
-
-
-def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor | None]) -> None:
-    scale = max((g.abs().max().item() for g in plain.values() if g is not None and g.numel()), default=0.0)
-    for name, value in plain.items():
-        other = staged[name]
-        same = (value is None) == (other is None)
-        if value is not None and other is not None and value.numel():
-            same = bool((value - other).abs().max() <= 1e-4 * max(scale, 1e-6))
-        if not same:
-            _refuse(f"the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own)")
 
 
 def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:

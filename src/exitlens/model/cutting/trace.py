@@ -10,8 +10,7 @@ import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from exitlens.errors import AttachError
+from exitlens.errors import AttachError, first_line
 from exitlens.model.cutting.graph import TracedBackbone, find_name, pick_logits
 from exitlens.model.cutting.modes import preserve_state, read_lengths_as_sizes, switch_mode
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors
@@ -55,10 +54,8 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
 
 
 def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
-    """Say what neither tracer could follow, where it is, and where an exit could be."""
     module = tracer.running[-1] if tracer.running else ""
     place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
-    reason = str(second).strip().split("\n", maxsplit=1)[0]
     home = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(first.__traceback__) if not f.filename.startswith((home, "<"))]
     frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]  # the last is in the user's code
@@ -68,7 +65,7 @@ def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, fir
     cuts = f"; the nearest cuts, once that is done: {', '.join(map(repr, neighbours))}" if module else ""
     return (
         f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
-        f"{line}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {reason!r}. What runs for a sample "
+        f"{line}, torch.fx says {first_line(first)!r} and torch.export {first_line(second)!r}. What runs for a sample "
         "may not depend on the values in its batch, because exits route each sample alone. Fix: write the choice as "
         f"torch.where or torch.cond{cuts}"
     )
@@ -160,24 +157,16 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
     """Trace by torch.export with a dynamic batch axis; raises whatever export raises."""
     tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
-    with preserve_state(backbone), switch_mode(backbone, True), switch_mode(backbone, training), _quiet():
-        wrapped, shapes = _LogitsOnly(backbone, list_input_names(example)), (tuple({0: batch} for _ in tensors),)
+    wrapped, shapes = _LogitsOnly(backbone, list_input_names(example)), (tuple({0: batch} for _ in tensors),)
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    with ExitStack() as stack, preserve_state(backbone), switch_mode(backbone, True), switch_mode(backbone, training):
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)  # where torch.export fails, it prints its graph
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)  # of PyTorch's own RNNs
         program = torch.export.export(wrapped, tensors, dynamic_shapes=shapes, strict=False)
     return _convert(program, backbone, example, "train" if training else "eval")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch.export, which prints its graph where it fails and warns of the weight lists of PyTorch's own RNNs."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _convert(program: torch.export.ExportedProgram, backbone: nn.Module, example: Inputs, mode: str) -> TracedBackbone:

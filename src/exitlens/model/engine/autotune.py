@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import EngineError, ExitlensError, InputError, MissingExtraError, is_installed
+from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
-from exitlens.functional.thresholds.certification import upper_bound
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import build_engine

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
-from exitlens.errors import EngineError
+from exitlens.errors import EngineError, first_line
 from exitlens.functional.routing import needs_head
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_count
 from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.preparation import prepare_graph, prepare_head
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import ExitOutput, Policy
 
@@ -80,7 +79,7 @@ class Engine:
                 self.compute_outputs(self.enter(activations))
         except (RuntimeError, TypeError) as error:
             raise EngineError(
-                f"tuning: this network does not run in {self.tuning.precision} ({str(error).splitlines()[0]:.120}). "
+                f"tuning: this network does not run in {self.tuning.precision} ({first_line(error):.120}). "
                 "Fix: set precision='float32'."
             ) from error
 

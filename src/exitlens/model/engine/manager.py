@@ -17,8 +17,7 @@ from exitlens.model._torch_compat import has_hooks, list_member_tables, read_ver
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import CompiledEngine, Engine
 from exitlens.model.engine.onnx_files import OnnxFiles, build_engine
-from exitlens.model.engine.preparation import choose_default
-from exitlens.model.engine.tuning import Tuning, apply_tuning
+from exitlens.model.engine.tuning import Tuning, apply_tuning, choose_default
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.progress import track
 from exitlens.types import Policy
@@ -106,7 +105,7 @@ class EngineManager:
     """The engine that a network answers with, and the evaluation mode that this needs. Threads share both.
 
     An untuned network answers with a static default, which is read from its graphs without running anything
-    (:func:`~exitlens.model.engine.preparation.choose_default`). While any of its modules has hooks, nothing is changed, so
+    (:func:`~exitlens.model.engine.tuning.choose_default`). While any of its modules has hooks, nothing is changed, so
     that hooks see what the module itself would get. A copy of the network has the same tuning and an engine of its own,
     which is not compiled.
 

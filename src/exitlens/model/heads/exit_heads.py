@@ -146,7 +146,7 @@ class EvidenceHead(ExitHead):
             pooled = torch.cat([pooled, torch.bmm(weights if spread is None else weights @ spread, deep)], 2)
         # in the head's own precision, whatever the stages'
         logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
-        return _Pooled(logits, attention, rows, deep, spread, located.shape[2:])
+        return _Pooled(logits, attention.squeeze(2).unflatten(1, located.shape[2:]), rows, deep, spread)
 
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Return only the attention ``(B,*S)``, for training."""
@@ -156,7 +156,7 @@ class EvidenceHead(ExitHead):
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``(B,C)`` and attention ``(B,*S)``."""
         pooled = self._pool(*activations)
-        return pooled.logits, pooled.attention.squeeze(2).unflatten(1, pooled.size)
+        return pooled.logits, pooled.attention
 
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention and evidence."""
@@ -166,7 +166,7 @@ class EvidenceHead(ExitHead):
         """Return the output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
         pooled = self._pool(*activations)
         rows = pooled.rows if pooled.deep is None else torch.cat([pooled.rows, pooled.enlarge(pooled.deep)], 2)
-        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, pooled.size)
+        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, pooled.attention.shape[1:])
         return self._explain(pooled), features if keep is None else features * keep[:, None]
 
     def _explain(self, pooled: _Pooled) -> ExitOutput:
@@ -175,19 +175,18 @@ class EvidenceHead(ExitHead):
         evidence = rows @ weight[: rows.shape[2]]  # (B,N,C)
         if pooled.deep is not None:
             evidence = evidence + pooled.enlarge(pooled.deep @ weight[rows.shape[2] :])
-        located = (evidence * pooled.attention).transpose(1, 2).contiguous().unflatten(2, pooled.size)
-        return ExitOutput(pooled.logits, pooled.attention.squeeze(2).unflatten(1, pooled.size), located)
+        located = (evidence * pooled.attention.flatten(1)[..., None]).transpose(1, 2).contiguous()
+        return ExitOutput(pooled.logits, pooled.attention, located.unflatten(2, pooled.attention.shape[1:]))
 
 
 class _Pooled(NamedTuple):
     """What an evidence head computed, and the features beside the neck's, at M locations spread over its N."""
 
     logits: Tensor  # (B,C)
-    attention: Tensor  # (B,N,1)
+    attention: Tensor  # (B,*S)
     rows: Tensor  # (B,N,width)
     deep: Tensor | None  # (B,M,D)
     spread: Tensor | None  # (N,M); None: the locations are the same
-    size: Sequence[int]  # S
 
     def enlarge(self, values: Tensor) -> Tensor:  # (B,M,X) -> (B,N,X)
         return values if self.spread is None else self.spread @ values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,15 +58,10 @@ def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
 
 
 class Output(NamedTuple):
-    """An output that a request may ask for."""
+    """An output that a request may ask for; openapi.json explains each."""
 
     datatype: str  # in the protocol
-    meaning: str  # for people
     write: Callable[[ServedModel, Ticket], Array]  # the output of all samples
-
-
-def _write_texts(texts: Iterable[str]) -> Array:
-    return np.array(list(texts), dtype=object)
 
 
 def _write_attention(_: ServedModel, ticket: Ticket) -> Array:
@@ -80,35 +75,19 @@ def _write_attention(_: ServedModel, ticket: Ticket) -> Array:
 
 
 OUTPUTS: Mapping[str, Output] = {
-    "label": Output(
-        "INT64",
-        "number of the class; of several labels, whether each is there",
-        lambda _, ticket: ticket.labels.astype(np.int64),
-    ),
-    "probabilities": Output("FP32", "of every class, at the exit that answered", lambda _, ticket: ticket.probabilities),
-    "exit": Output("INT64", "that answered", lambda _, ticket: ticket.exits),
-    "confidence": Output("FP32", "the policy's score at that exit", lambda _, ticket: ticket.confidence),
-    "cost": Output(
-        "FP32",
-        "as a fraction of the plain backbone's",
-        lambda model, ticket: np.array(model.cost, np.float32)[ticket.exits],
-    ),
-    "class": Output(
-        "BYTES",
-        "name of the class, or of the labels: a;b",
-        lambda model, ticket: _write_texts(map(model.name_answer, ticket.labels)),
-    ),
-    "limited": Output("BOOL", "the request's own limits ended it, not the policy", lambda _, ticket: ticket.limited),
+    "label": Output("INT64", lambda _, ticket: ticket.labels.astype(np.int64)),
+    "probabilities": Output("FP32", lambda _, ticket: ticket.probabilities),
+    "exit": Output("INT64", lambda _, ticket: ticket.exits),
+    "confidence": Output("FP32", lambda _, ticket: ticket.confidence),
+    "cost": Output("FP32", lambda model, ticket: np.array(model.cost, np.float32)[ticket.exits]),
+    "class": Output("BYTES", lambda model, ticket: np.array(model.name_answers(ticket.labels), dtype=object)),
+    "limited": Output("BOOL", lambda _, ticket: ticket.limited),
     "reason": Output(
-        "BYTES",
-        "why this exit answered",
-        lambda model, ticket: _write_texts(give_reason(model, ticket, i) for i in range(len(ticket))),
+        "BYTES", lambda model, ticket: np.array([give_reason(model, ticket, i) for i in range(len(ticket))], dtype=object)
     ),
-    "attention": Output("FP32", "map of the exit that answered", _write_attention),
+    "attention": Output("FP32", _write_attention),
     "attention_shape": Output(
-        "INT64",
-        "of each sample's map",
-        lambda _, ticket: np.array([() if size is None else size.shape for size in ticket.maps], np.int64),
+        "INT64", lambda _, ticket: np.array([() if map_ is None else map_.shape for map_ in ticket.maps], np.int64)
     ),
 }
 
@@ -124,15 +103,15 @@ def shape_output(model: ServedModel, name: str) -> tuple[int, ...]:
 def write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
     """Return the answer of sample ``i`` for people, JSON-ready."""
     p, k = ticket.probabilities[i], int(ticket.exits[i])
-    best = p.argsort()[::-1][:TOP].tolist()
+    best = p.argsort()[::-1][:TOP].copy()
     return {
-        "class": model.name_answer(ticket.labels[i]),
+        "class": model.name_answers(ticket.labels[i : i + 1])[0],
         "label": np.flatnonzero(ticket.labels[i]).tolist() if model.gives_labels else int(ticket.labels[i]),
         "confidence": float(ticket.confidence[i]),
         "exit": k,
         "exits": model.num_exits,
         "cost": model.cost[k],
-        "probabilities": {model.name_class(c): float(p[c]) for c in best},
+        "probabilities": {name: float(p[c]) for name, c in zip(model.name_answers(best), best, strict=True)},
         "reason": give_reason(model, ticket, i),
         "limited": bool(ticket.limited[i]),
         "ms": round(1000 * (ticket.done - ticket.since), 3),

@@ -1,29 +1,50 @@
-"""The ASGI app: all routes behind the guard, their description, and what starts and ends with the app."""
+"""The ASGI app: the Open Inference Protocol for programs; files and texts in, answers and pictures out, for people."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
 import exitlens
-from exitlens.serving.http.guard import Guard
-from exitlens.serving.http.routes import Routes, make_route
+from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
+from exitlens.errors import RequestError, suggest
+from exitlens.model.cutting.stage import Activations
+from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.endpoint import Endpoint
+from exitlens.serving.http import answers
+from exitlens.serving.http.guard import Guard, find_exchange
+from exitlens.serving.http.protocol import HEADER_LENGTH, Array, InferRequest, name_datatype, read_infer, write_infer
+from exitlens.serving.models import IMAGE, TEXT, ServedModel
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
+from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.workflow.explanation import explain_batch
 
+T = TypeVar("T")
+Sample = bytes | str
 LOG = logging.getLogger("exitlens.serving")
+QUICK_BYTES = 1 << 18  # a body of the protocol that is read at once; longer ones, and text to parse, on another thread
+QUICK_JSON_BYTES = 1 << 16  # the same for JSON to /classify and /explain
 TICK, FADING = 0.02, 0.8  # seconds between looks at the event loop's lag, and what is left of it at the next
 _PAGE_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _PAGE_HEADERS = {"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
@@ -41,17 +62,7 @@ def make_app(
     ``log`` takes a record of every request; bundles are checked for new versions every ``reload_seconds``, never if 0.
     """
     limits = limits or Limits()
-    routes, page, description = Routes(repository, limits), _read_resource("page.html"), describe_api(repository.names)
-
-    async def show_page(_: Request) -> Response:
-        return HTMLResponse(page, headers=_PAGE_HEADERS)
-
-    async def show_metrics(_: Request) -> Response:
-        content, kind = repository.metrics.render()
-        return Response(content, media_type=kind)
-
-    async def show_api(_: Request) -> Response:
-        return JSONResponse(description)
+    routes = _Routes(repository, limits)
 
     async def answer_unknown(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -70,9 +81,8 @@ def make_app(
         await asyncio.to_thread(repository.close)
         routes.threads.shutdown(wait=False)
 
-    others = (("/", show_page), ("/metrics", show_metrics), ("/openapi.json", show_api))
     return Starlette(
-        routes=[*routes.list_routes(), *(make_route(path, handler) for path, handler in others)],
+        routes=routes.list_routes(),
         middleware=[Middleware(Guard, limits=limits, metrics=repository.metrics, log=log)],
         exception_handlers={HTTPException: answer_unknown},
         lifespan=live,
@@ -108,3 +118,316 @@ def describe_api(models: Sequence[str]) -> dict[str, Any]:
 
 def _read_resource(name: str) -> str:
     return resources.files("exitlens.serving.http").joinpath(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request of people: samples, the model, version and exit that it names, and its own terms."""
+
+    samples: Sequence[Sample]
+    model: str
+    version: str
+    exit: str | None
+    terms: Mapping[str, Any]
+    is_form: bool
+
+
+class _Routes:
+    """All routes, with two threads for decoding."""
+
+    def __init__(self, repository: Repository, limits: Limits) -> None:
+        self.repository, self.limits = repository, limits
+        self.threads = ThreadPoolExecutor(2, "exitlens-decode")
+        self._page, self._description = _read_resource("page.html"), describe_api(repository.names)
+
+    def list_routes(self) -> list[Route]:
+        """Return the routes, those of most requests first."""
+        paths = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+        return [
+            *(_make_route(f"{path}/infer", self._infer, "POST") for path in paths),
+            *(_make_route(f"{path}/ready", self._tell_model_ready) for path in paths),
+            *(_make_route(path, self._describe_model) for path in paths),
+            _make_route("/v2", self._describe_server),
+            _make_route("/v2/health/live", self._tell_live),
+            _make_route("/v2/health/ready", self._tell_ready),
+            _make_route("/models", self._describe_models),
+            _make_route("/classify", self._classify, "POST"),
+            _make_route("/explain", self._explain, "POST"),
+            _make_route("/metrics", self._show_metrics),
+            _make_route("/", self._show_page),
+            _make_route("/openapi.json", self._show_api),
+        ]
+
+    async def _run_aside(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a call on another thread, so that other requests go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(call, *args))
+
+    def _check_count(self, count: int) -> None:
+        if not 0 < count <= self.limits.max_batch:
+            status = 413 if count else 400
+            raise RequestError(f"inputs: expected 1 to {self.limits.max_batch} samples in a request, got {count}", status)
+
+    async def _answer(self, request: Request, endpoint: Endpoint, activations: Activations, terms: Terms) -> Ticket:
+        """Return the answers to a request, and note them for the access log."""
+        ticket = await endpoint.answer(activations, terms)
+        find_exchange(request.scope).facts |= {
+            "model": endpoint.model.name,
+            "version": endpoint.model.version,
+            "policy": terms.policy,
+            "exits": ticket.exits[:16].tolist(),
+            "samples": len(ticket),
+            "answer_ms": round(1000 * (ticket.done - ticket.since), 3),
+        }
+        return ticket
+
+    async def _show_page(self, _: Request) -> Response:
+        return HTMLResponse(self._page, headers=_PAGE_HEADERS)
+
+    async def _show_metrics(self, _: Request) -> Response:
+        content, kind = self.repository.metrics.render()
+        return Response(content, media_type=kind)
+
+    async def _show_api(self, _: Request) -> Response:
+        return JSONResponse(self._description)
+
+    # The Open Inference Protocol:
+
+    async def _infer(self, request: Request) -> Response:
+        exchange = find_exchange(request.scope)
+        with self.repository.enter(*_name(request)) as endpoint:  # refuses before the body is read
+            model = endpoint.model
+            exchange.model = model.name
+            body, length = await request.body(), request.headers.get(HEADER_LENGTH)
+            if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
+                raise RequestError(f"{HEADER_LENGTH}: expected a number of bytes, got {length!r:.60}")
+            is_quick = length is not None and len(body) <= QUICK_BYTES
+            most = self.limits.max_body_bytes  # a request may have as many numbers as its body may have bytes
+            read = partial(read_infer, body, None if length is None else int(length), max_elements=most)
+            given = read() if is_quick else await self._run_aside(read)
+            for name in given.outputs:
+                if name not in answers.OUTPUTS:
+                    known, hint = ", ".join(answers.OUTPUTS), suggest(name[:20], answers.OUTPUTS)
+                    raise RequestError(f"outputs: expected some of {known}, got {name!r:.60}.{hint}")
+            wanted = [*given.outputs] or answers.DEFAULT_OUTPUTS
+            terms = answers.read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*answers.MAPS}))
+            if is_quick and IMAGE not in given.inputs:
+                activations = self._make_inputs(model, given)
+            else:
+                activations = await self._run_aside(self._make_inputs, model, given)
+            ticket = await self._answer(request, endpoint, activations, terms)
+        outputs = [(name, answers.OUTPUTS[name].write(model, ticket)) for name in wanted]
+        binary = {name for name in wanted if given.outputs.get(name, given.binary_output)}
+        parameters = answers.describe_terms(model, terms)
+        content, size = write_infer(model.name, model.version, given.id, outputs, binary=binary, parameters=parameters)
+        if size is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={HEADER_LENGTH: str(size)}, media_type="application/octet-stream")
+
+    def _make_inputs(self, model: ServedModel, given: InferRequest) -> Activations:
+        if given.model_name and given.model_name != model.name:
+            raise RequestError(f"model_name: the address says {model.name}, the body {given.model_name!r:.60}")
+        for array in given.inputs.values():
+            self._check_count(len(array) if array.ndim else 0)
+        if set(given.inputs) == {IMAGE}:
+            return model.read_images(_flatten_bytes(given.inputs[IMAGE], IMAGE), self.limits.max_pixels)
+        if set(given.inputs) == {TEXT} and isinstance(model.info.preprocess, TextPreprocess):
+            return model.read_texts([_decode_text(text) for text in _flatten_bytes(given.inputs[TEXT], TEXT)])
+        return model.check_arrays(given.inputs)
+
+    async def _describe_server(self, _: Request) -> Response:
+        extensions = ["binary_tensor_data"]
+        return JSONResponse({"name": "exitlens", "version": exitlens.__version__, "extensions": extensions})
+
+    async def _tell_live(
+        self, _: Request
+    ) -> Response:  # false once the thread of a model has ended: only a restart cures it
+        alive = self.repository.is_alive
+        return JSONResponse({"live": alive}, 200 if alive else 503)
+
+    async def _tell_ready(self, _: Request) -> Response:
+        ready = self.repository.is_ready
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def _tell_model_ready(self, request: Request) -> Response:
+        endpoint = self.repository.find(*_name(request))
+        return JSONResponse({"name": endpoint.model.name, "ready": endpoint.is_ready}, 200 if endpoint.is_ready else 503)
+
+    async def _describe_model(self, request: Request) -> Response:
+        """Describe a model; a dimension of any size is -1."""
+        model = self.repository.find(*_name(request)).model
+        inputs = [(x.name, name_datatype(np.empty(0, x.dtype), x.name), (-1, *x.shape)) for x in model.inputs]
+        for kind, name in ((Preprocess, IMAGE), (TextPreprocess, TEXT)):
+            if isinstance(model.info.preprocess, kind):
+                inputs.append((name, "BYTES", (-1,)))
+        outputs = [(name, output.datatype, answers.shape_output(model, name)) for name, output in answers.OUTPUTS.items()]
+        tensors = {
+            side: [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in rows]
+            for side, rows in (("inputs", inputs), ("outputs", outputs))
+        }
+        return JSONResponse({"name": model.name, "versions": [model.version], "platform": "exitlens", **tensors})
+
+    # For people:
+
+    async def _describe_models(self, _: Request) -> Response:
+        """Describe every model with its policies, and what they promise."""
+        models = [self.repository.find(name).model for name in self.repository.names]
+        facts = [
+            {
+                "name": model.name,
+                "version": model.version,
+                "takes": model.info.modality.plural,
+                "classes": list(model.info.classes) or model.info.num_classes,
+                "cost": list(model.cost),
+                "policies": {
+                    name: {
+                        "thresholds": policy.to_dict()["thresholds"],
+                        "score": policy.score,
+                        "certificate": policy.certificate(),
+                    }
+                    for name, policy in model.policies.items()
+                },
+            }
+            for model in models
+        ]
+        return JSONResponse({"models": facts})
+
+    async def _classify(self, request: Request) -> Response:
+        """Answer one sample, or several as a form."""
+        asked, model, ticket = await self._ask(request, is_explanation=False)
+        rows = [answers.write_row(model, ticket, i) for i in range(len(ticket))]
+        answer = {"model": model.name, "version": model.version, **answers.describe_terms(model, ticket.terms)}
+        return JSONResponse(answer | (rows[0] if not asked.is_form or len(rows) == 1 else {"answers": rows}))
+
+    async def _explain(self, request: Request) -> Response:
+        """Show where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
+        asked, model, ticket = await self._ask(request, is_explanation=True)
+        why, attention, preprocess = None, ticket.maps[0], model.info.preprocess
+        if model.net is None or ticket.terms.changes_policy:  # no more is known than the map of the exit that answered
+            assert attention is not None
+        else:
+            names = model.spec.names
+            given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
+            why = (await self._run_aside(explain_batch, model.net, given, model.policies[ticket.terms.policy]))[0]
+            attention = why.exits[why.answered].attention
+        if "application/json" in request.headers.get("accept", ""):
+            if why is not None:
+                return JSONResponse(why.to_dict() | answers.describe_terms(model, ticket.terms))
+            return JSONResponse(answers.write_row(model, ticket, 0) | {"attention": attention.tolist()})
+        if not isinstance(preprocess, Preprocess):
+            raise RequestError("explain: these inputs have no picture. Fix: ask with Accept: application/json.", 406)
+        if why is not None and asked.exit is not None:
+            if asked.exit not in {str(view.exit) for view in why.exits}:
+                raise RequestError(f"exit: expected 0 to {model.num_exits - 1}, got {asked.exit!r:.60}")
+            attention = why.exits[int(asked.exit)].attention
+
+        def draw() -> bytes:
+            if why is not None and asked.exit is None:
+                picture = draw_strip(why, preprocess)
+            else:
+                picture = draw_overlay(draw_image(ticket.activations[0][0], preprocess, side=224), attention)
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            return file.getvalue()
+
+        return Response(await self._run_aside(draw), media_type="image/png")
+
+    async def _ask(self, request: Request, is_explanation: bool) -> tuple[_Asked, ServedModel, Ticket]:
+        exchange, query = find_exchange(request.scope), dict(request.query_params)
+        asked, name, version = None, query.get("model", ""), query.get("version", "")
+        if not name and len(self.repository.names) > 1:  # only the body can name the model
+            asked = await self._read_request(request, query, is_explanation)
+            name, version = asked.model, asked.version
+        with self.repository.enter(name, version) as endpoint:
+            model = endpoint.model
+            exchange.model = model.name
+            if asked is None:
+                asked = await self._read_request(request, query, is_explanation)
+                self.repository.find(asked.model or model.name, asked.version)
+            terms = answers.read_terms(model, asked.terms, exchange.started, is_explanation)
+            activations = await self._run_aside(self._decode, model, asked.samples)
+            return asked, model, await self._answer(request, endpoint, activations, terms)
+
+    async def _read_request(self, request: Request, query: Mapping[str, str], is_explanation: bool) -> _Asked:
+        given: dict[str, Any] = dict(query)
+        kind, most = request.headers.get("content-type", "").partition(";")[0].strip().lower(), self.limits.max_batch
+        samples: list[Sample] = []
+        if is_form := kind == "multipart/form-data":
+            async with request.form(max_files=most, max_fields=most) as form:
+                for name, value in form.multi_items():
+                    if isinstance(value, UploadFile):
+                        samples.append(await value.read())
+                    elif name == "text":
+                        samples.append(value)
+                    else:
+                        given[name] = value
+            if not samples:
+                raise RequestError("file: expected a file or text in the form, got none")
+        else:
+            read = partial(_read_body, await request.body(), kind, given)
+            is_quick = kind != "application/json" or len(await request.body()) <= QUICK_JSON_BYTES
+            samples.append(read() if is_quick else await self._run_aside(read))
+        if len(samples) > 1 and is_explanation:
+            raise RequestError(f"file: expected one, got {len(samples)}. Fix: send a request for each.")
+        self._check_count(len(samples))
+        model, version = (str(given.pop(name, "")) for name in ("model", "version"))
+        exit_ = given.pop("exit", None) if is_explanation else None
+        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given, is_form)
+
+    def _decode(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:
+        if not isinstance(model.info.preprocess, Preprocess | TextPreprocess):
+            plural, known = model.info.modality.plural, model.info.preprocess is not None
+            why = f"it takes {plural}" if known else f"its bundle does not say how {plural} become inputs"
+            raise RequestError(f"{model.name}: {why}. Fix: use /v2/models/{model.name}/infer")
+        if isinstance(model.info.preprocess, TextPreprocess):
+            return model.read_texts([sample if isinstance(sample, str) else _decode_text(sample) for sample in samples])
+        if any(isinstance(sample, str) for sample in samples):
+            raise RequestError(f"text: {model.name} takes images, got a text. Fix: send an image file.")
+        return model.read_images([sample for sample in samples if isinstance(sample, bytes)], self.limits.max_pixels)
+
+
+def _make_route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
+    """Return a route that gives the guard its name: its path, without a version."""
+    name = path.replace("/versions/{version}", "")
+
+    async def endpoint(request: Request) -> Response:
+        find_exchange(request.scope).route = name
+        return await handler(request)
+
+    return Route(path, endpoint, methods=[method])
+
+
+def _name(request: Request) -> tuple[str, str]:
+    return request.path_params["name"], request.path_params.get("version", "")
+
+
+def _flatten_bytes(array: Array, name: str) -> list[bytes]:
+    if array.dtype != object or array.ndim not in (1, 2) or array.size != len(array):
+        raise RequestError(f"{name}: expected BYTES of shape (B) or (B,1), got {array.dtype} of {list(array.shape)}")
+    return list(array.reshape(-1))
+
+
+def _decode_text(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{TEXT}: expected UTF-8, got other bytes ({error.reason})") from error
+
+
+def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
+    """Return the sample in a body; parameters beside a text are added to ``given``."""
+    if not body:
+        raise RequestError("body: expected an image file or a text, got nothing")
+    if kind == "text/plain":
+        return _decode_text(body)
+    if kind != "application/json":
+        return body
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"body: expected JSON, got something else ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("text"), str):
+        expected = '{"text": "..."}, with parameters beside it; images come as they are, or as a form'
+        raise RequestError(f"body: expected {expected}")
+    text: str = values.pop("text")
+    given |= values
+    return text

@@ -71,7 +71,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, limits: Limits, metrics: Metrics | None = None, log: Callable[[dict[str, Any]], None] | None = None
+        self, app: App, limits: Limits, metrics: Metrics, log: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self.app, self.limits, self.metrics, self.log = app, limits, metrics, log
         self._authorization = limits.token.encode()
@@ -91,8 +91,7 @@ class Guard:
                 connection.end(exchange)
             status, seconds = exchange.status or _CLOSED_BY_CLIENT, time.monotonic() - exchange.started
             try:
-                if self.metrics is not None:
-                    self.metrics.count_request(exchange.model, exchange.route, status, seconds)
+                self.metrics.count_request(exchange.model, exchange.route, status, seconds)
                 if self.log is not None:
                     self.log(exchange.describe(status, seconds))
             except Exception:
@@ -113,8 +112,7 @@ class Guard:
             if not (exchange.refusal or exchange.is_abandoned):
                 await self._answer_error(exchange, error)
         if (refusal := exchange.refusal) is not None:
-            if self.metrics is not None:
-                self.metrics.reject(exchange.model, refusal.reason)
+            self.metrics.reject(exchange.model, refusal.reason)
             if not (exchange.status or exchange.is_abandoned):
                 headers = (*refusal.headers, (b"connection", b"close"))
                 await exchange.answer(refusal.status, {"error": str(refusal)}, headers)
@@ -295,10 +293,9 @@ def find_exchange(scope: Scope) -> Exchange:
 
 
 class Connection(asyncio.Protocol):
-    """A connection that is held to the limits, whatever protocol of uvicorn (``inner``) reads its requests.
+    """A connection that is held to the limits, around the protocol of uvicorn (``inner``) that reads its requests.
 
-    uvicorn's settings have no time-out for a head that does not arrive or an answer that is not taken, and no limit on
-    headers. The clocks here stand around its protocol and use nothing but asyncio's interface of protocols and transports.
+    uvicorn has no time-out for a head that does not arrive or an answer that is not taken, and no limit on headers.
 
     The head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
     connection was made, or after its first byte on a connection that was used before (408, or nothing if not a byte of it
@@ -315,15 +312,15 @@ class Connection(asyncio.Protocol):
     _count = 0  # bytes since the last request began, without its body
 
     def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
-        self._inner, self._limits, self._metrics, self._connections = inner, gate.limits, gate.metrics, gate.connections
+        self._gate, self._inner, self._limits = gate, inner, gate.limits
         self.is_parsing = self.is_refused = self._has_inner = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock of the first head."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast(asyncio.Transport, transport)
-        self._connections.add(self)
-        if len(self._connections) > self._limits.max_connections:
+        self._gate.connections.add(self)
+        if len(self._gate.connections) > self._limits.max_connections:
             self.refuse(503, "connections")
             return
         self._has_inner = True
@@ -332,7 +329,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks, and the request that is being answered."""
-        self._connections.discard(self)
+        self._gate.connections.discard(self)
         for clock in (self._head_clock, self._write_clock):
             if clock is not None:
                 clock.cancel()
@@ -402,9 +399,6 @@ class Connection(asyncio.Protocol):
     def refuse_unread(self) -> None:
         """Say why a request could not be parsed; called while the error is handled."""
         error = sys.exception()
-        if getattr(error, "error_status_hint", 400) == 431:  # h11 counts for itself
-            self.refuse(431, "header_bytes")
-            return
         text = "" if error is None or error.__context__ is not None else str(error)
         self.refuse(400, "http", f": {text:.200}" if text.isprintable() and text else "")
 
@@ -417,8 +411,7 @@ class Connection(asyncio.Protocol):
         if self.is_refused:
             return
         self.is_refused = True
-        if self._metrics is not None:
-            self._metrics.reject("", reason)
+        self._gate.count_refusal(reason)
         exchange = self._exchange
         if not status or (exchange is not None and (exchange.is_whole or exchange.status)):
             self._transport.close()
@@ -462,8 +455,7 @@ class Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size() != self._unsent:
             self._watch_writing()
             return
-        if self._metrics is not None:
-            self._metrics.reject("", "write_seconds")
+        self._gate.count_refusal("write_seconds")
         self._transport.abort()
 
 
@@ -495,14 +487,17 @@ class Gate:
     ``metrics`` counts refusals by reason; it may be set until the first connection is made.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics | None = None, protocol: Callable[..., Any] | None = None) -> None:
-        self.limits, self.metrics, self.protocol = limits, metrics, protocol
+    def __init__(self, limits: Limits, metrics: Metrics | None = None) -> None:
+        self.limits, self.metrics = limits, metrics
         self.connections: set[Connection] = set()
 
     def __call__(self, **settings: Any) -> Connection:
         """Make a connection."""
-        if self.protocol is None:
-            from uvicorn.protocols.http.auto import AutoHTTPProtocol
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-            self.protocol = AutoHTTPProtocol
-        return Connection(self, self.protocol(**settings))
+        return Connection(self, HttpToolsProtocol(**settings))
+
+    def count_refusal(self, reason: str) -> None:
+        """Count a client that was refused before its request had a model."""
+        if self.metrics is not None:
+            self.metrics.reject("", reason)

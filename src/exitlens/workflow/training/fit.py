@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import Progress
 from torchvision.transforms import v2
 
 from exitlens.data.batches import read_labels, weigh_classes
@@ -40,10 +39,9 @@ class FitResult:
     Attributes:
         history: one row per epoch: loss terms, validation accuracy per exit (with several labels per sample also micro-F1),
             validation CC with the final map per early exit, seconds.
-        best_epoch: the epoch (from 1) of the best ``monitor``.
+        best_epoch, kept_epoch: the epochs (from 1) of the best ``monitor`` and of the weights that the network has.
         seconds: time spent in all epochs, earlier calls included.
         out_dir: directory of checkpoints and log, or ``None``.
-        kept_epoch: the epoch whose weights the network has.
 
     Examples:
         >>> result = xl.fit(net, scenes, scenes.first(16), epochs=2, progress=False)
@@ -112,11 +110,9 @@ def fit(  # noqa: PLR0913
 
     A run that was killed at any time and is called again with ``resume=True`` and the same arguments continues after the
     last whole epoch and ends with the weights it would have had, on the CPU bit for bit (``share_cores=False`` keeps that
-    true where other processes are busy): the order of data and all random
-    numbers of an epoch depend on ``seed`` and the epoch only. A resumed run may also have more ``epochs`` than before.
-
-    Called in every process that ``torchrun`` starts, or in a process group, it trains data-parallel: each process takes its
-    rows of the same batches, and all end with the same weights (docs/guides/several_machines.md).
+    true where other processes are busy). It may also have more ``epochs`` than before. In the processes of ``torchrun`` or
+    of a process group, it trains data-parallel: each takes its rows of the same batches, and all end with the same weights
+    (docs/guides/several_machines.md).
 
     Args:
         net: trained in place; left in evaluation mode and in its own memory format.
@@ -193,7 +189,12 @@ def run_training(
             if run.note:
                 note(run.note)
             if settings.freeze_backbone and settings.cache_features is not False and not run.is_over:
-                _keep_features(run, train, val, no_cache, bar, note)
+                if no_cache:
+                    note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
+                else:
+                    folder = options.out_dir if ranks.is_first else None
+                    with ranks.together():
+                        run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
                 run.save(row)
@@ -246,13 +247,3 @@ def _choose_augment(augment: Augment | str, net: ExitNet, train: Any) -> Augment
         )
     preprocess = net.info.preprocess or getattr(train, "preprocess", None)
     return Augmentation(augment, preprocess if isinstance(preprocess, Preprocess) else None)
-
-
-def _keep_features(run: TrainingRun, train: Any, val: Any, reason: str, bar: Progress, note: Callable[[str], None]) -> None:
-    """Run a frozen backbone once instead of in every epoch, unless there is a reason against it, which is printed."""
-    if reason:
-        note(f"--freeze-backbone: every epoch runs the backbone again: {reason}")
-        return
-    folder = run.out_dir if run.ranks.is_first else None
-    with run.ranks.together():
-        run.frozen = keep_features(run.net, run.loss, run.settings, train, val, folder=folder, workers=run.workers, bar=bar)

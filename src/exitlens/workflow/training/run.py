@@ -136,12 +136,9 @@ class TrainingRun:
             self.overall = bar.add_task("training", total=(self.settings.epochs - epoch) * len(loader))
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
 
-        def step() -> None:
+        def advance() -> None:
             SHARED_CORES.adapt()
             bar.advance(task)
-
-        def advance() -> None:
-            step()
             if self.overall is not None:
                 bar.advance(self.overall)
 
@@ -151,16 +148,9 @@ class TrainingRun:
                 loss = self._take_steps(epoch, loader, advance)
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
                 distributed.average_statistics(self.net, state, self.ranks)
+            bar.update(task, description=f"validating {epoch + 1}")
             with nullcontext() if self.average is None else self.average.applied():
-                model: ExitNet | CachedHeads = self.net
-                data = val
-                if self.frozen is not None and self.frozen.val is not None:
-                    model, data = self.frozen.heads, self.frozen.val
-                batch_size = max(self.settings.batch_size, 64)
-                with self.ranks.together():
-                    data = batches.take_share(data, batch_size, self.ranks, "val")
-                bar.reset(task, description=f"validating {epoch + 1}", total=batches.count_batches(data, batch_size))
-                means = validate(model, data, self.loss, batch_size, self.workers, advance=step, ranks=self.ranks)
+                means = self.validate(val, bar, task)
             for source in (train, val):
                 batches.share_bad(source, self.ranks)
         bar.remove_task(task)
@@ -223,6 +213,46 @@ class TrainingRun:
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
         return train if self.ranks.size == 1 else distributed.SharedLoader(train, self.ranks)
+
+    def validate(self, val: Any, bar: Progress, bar_task: TaskID) -> dict[str, Any]:
+        """Return means over the validation data, as the history has them.
+
+        ``accuracy`` and ``cc`` (correlation with the final exit's map) are lists by exit; with several labels per sample,
+        ``accuracy`` is subset accuracy and ``f1`` the micro-F1. ``val_loss`` is the loss's classification term.
+        """
+        net: ExitNet | CachedHeads = self.net
+        if self.frozen is not None and self.frozen.val is not None:
+            net, val = self.frozen.heads, self.frozen.val
+        correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
+        total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        hits, marks = torch.zeros(net.num_exits, dtype=torch.float64), torch.zeros(net.num_exits, dtype=torch.float64)
+        batch_size = max(self.settings.batch_size, 64)
+        with self.ranks.together(), switch_mode(net, False), torch.no_grad():
+            val = batches.take_share(val, batch_size, self.ranks, "val")
+            bar.reset(bar_task, total=batches.count_batches(val, batch_size))
+            for inputs, target, _ in iterate_batches(val, batch_size, net.device, self.workers, "val"):
+                labels = require_labels(target, "val")
+                net.check_input(inputs, "val")
+                outputs: Sequence[ExitOutput] = net(inputs)
+                check_truth(labels, count_rows(inputs), outputs[0].logits.shape[1], name="val labels")
+                task = task_of_labels(labels)
+                count += len(labels)
+                total += self.loss.classify(outputs, labels).item() * len(labels)
+                for k, out in enumerate(outputs):
+                    answers = find_answers(out.logits, task)
+                    correct[k] += are_same(answers, labels, task).sum().cpu()
+                    if task == "multilabel":
+                        hits[k] += (answers & labels.bool()).sum().cpu()
+                        marks[k] += answers.sum().cpu() + labels.sum().cpu()
+                    if k < len(cc):
+                        cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+                SHARED_CORES.adapt()
+                bar.advance(bar_task)
+        self.ranks.add([correct, cc, total, count, hits, marks])
+        if not count:
+            raise InputError("val: expected at least one batch, got none")
+        row = {"accuracy": (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
+        return row | {"f1": (2 * hits / marks.clamp_min(1)).tolist()} if marks.any() else row
 
     def save(self, row: dict[str, Any]) -> None:
         """Add an epoch to the history, and write checkpoint and log."""
@@ -309,51 +339,8 @@ def list_floats(terms: LossTerms) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in terms._asdict().items()}
 
 
-def validate(
-    net: ExitNet | CachedHeads,
-    val: Any,
-    loss: EGTLoss,
-    batch_size: int,
-    workers: int | None = None,
-    *,
-    advance: Advance = lambda: None,
-    ranks: DistributedContext = ALONE,
-) -> dict[str, Any]:
-    """Return means over the validation data, of which ``val`` is this rank's share, as the history has them.
-
-    ``accuracy`` and ``cc`` (correlation with the final exit's map) are lists by exit; with several labels per sample,
-    ``accuracy`` is subset accuracy and ``f1`` the micro-F1. ``val_loss`` is the classification term of the training loss.
-    """
-    correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
-    total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    hits, marks = torch.zeros(net.num_exits, dtype=torch.float64), torch.zeros(net.num_exits, dtype=torch.float64)
-    with ranks.together(), switch_mode(net, False), torch.no_grad():
-        for inputs, target, _ in iterate_batches(val, batch_size, net.device, workers, "val"):
-            labels = require_labels(target, "val")
-            net.check_input(inputs, "val")
-            outputs: Sequence[ExitOutput] = net(inputs)
-            check_truth(labels, count_rows(inputs), outputs[0].logits.shape[1], name="val labels")
-            task = task_of_labels(labels)
-            count += len(labels)
-            total += loss.classify(outputs, labels).item() * len(labels)
-            for k, out in enumerate(outputs):
-                answers = find_answers(out.logits, task)
-                correct[k] += are_same(answers, labels, task).sum().cpu()
-                if task == "multilabel":
-                    hits[k] += (answers & labels.bool()).sum().cpu()
-                    marks[k] += answers.sum().cpu() + labels.sum().cpu()
-                if k < len(cc):
-                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
-            advance()
-    ranks.add([correct, cc, total, count, hits, marks])
-    if not count:
-        raise InputError("val: expected at least one batch, got none")
-    row = {"accuracy": (correct / count).tolist(), "cc": (cc / count).tolist(), "val_loss": (total / count).item()}
-    return row | {"f1": (2 * hits / marks.clamp_min(1)).tolist()} if marks.any() else row
-
-
 def check_validation(net: ExitNet, val: Any) -> Task:
-    """Return the task that the labels imply; raise now what :func:`validate` would raise after an epoch of training.
+    """Return the task that the labels imply; raise now what validation would raise after an epoch of training.
 
     Only the first sample or batch is read; an iterator, which could not be read again, is left alone.
     """

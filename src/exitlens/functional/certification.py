@@ -22,9 +22,8 @@ from torch import Tensor
 from exitlens.functional.groups import count_groups
 from exitlens.functional.risk import Risk
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.thresholds.path import Candidate, approximate_p_values, find_candidates, order_path
-from exitlens.functional.thresholds.search import Cuts, quantise
-from exitlens.types.calibrations import Certification, RiskTest
+from exitlens.functional.search import Candidate, Cuts, approximate_p_values, find_candidates, order_path, quantise
+from exitlens.types.policies import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting", "signed_betting"]
 TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from exitlens.functional import certification
 from exitlens.functional.risk import Risk
-from exitlens.functional.thresholds import certification
-from exitlens.functional.thresholds.path import Candidate, approximate_p_values, find_candidates, order_path
+from exitlens.functional.search import Candidate, approximate_p_values, find_candidates, order_path
 
 slow = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Every verb on a set that is read while it is asked for."""
+"""Every verb takes every kind of data, also sets that are read while it is asked for, and changes neither data nor network."""
 
 import os
 import shutil
@@ -6,16 +6,73 @@ import signal
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import exitlens as xl
 from exitlens.data.readers import ImageFiles
 from exitlens.delivery.run_directory import build_network
-from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings
-from tests.conftest import TinyNet
+from tests.conftest import make_net
+from tests.workflow.training.networks import QUICK, fresh, weights
+
+POLICY = xl.Policy((0.5, 0.4))
+SOURCES = {
+    "set": lambda data: data,
+    "loader": lambda data: DataLoader(data, 8),
+    "list": lambda data: list(data.inputs.split(8)),
+    "tensor": lambda data: data.inputs,
+}
+
+
+def explain(net: xl.ExitNet, data: object) -> torch.Tensor:
+    return torch.stack([why.exits[0].probabilities for why in xl.explain_batch(net, data, POLICY)])
+
+
+def judge(net: xl.ExitNet, data: object) -> torch.Tensor:
+    return torch.tensor(xl.measure_faithfulness(net, data, samples=8, oracle_samples=0, grid=(2, 2)).deletion)
+
+
+VERBS = {
+    "collect": lambda net, data: xl.collect(net, data).logits,
+    "predict_stream": lambda net, data: torch.cat([pred.probabilities for pred in xl.predict_stream(net, data, POLICY)]),
+    "explain_batch": explain,
+    "faithfulness": judge,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_every_kind_of_data(tiny_set, verb):
+    net, data = make_net(), tiny_set.first(20)
+    expected, *others = (VERBS[verb](net, source(data)) for source in SOURCES.values())
+    for result in others:
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_network_its_inputs_and_the_mode_of_torch_are_left_alone(images, verb, whole):
+    net = make_net()
+    (net if whole else net.stage(1)).train()
+    modes, before, given = [module.training for module in net.modules()], weights(net), images.clone()
+    assert not VERBS[verb](net, given).requires_grad
+    with pytest.raises(xl.errors.InputError):
+        VERBS[verb](net, given[:, :1])
+    assert [module.training for module in net.modules()] == modes
+    assert torch.is_grad_enabled()
+    assert torch.equal(images, given)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("data", [3, [["a", "b"]]])
+def test_other_types_are_refused(verb, data):
+    with pytest.raises(
+        (xl.errors.InputError, xl.errors.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"
+    ):
+        VERBS[verb](make_net(), data)
+
 
 PREPROCESS = xl.data.Preprocess((16, 16))
-FIT = {"epochs": 2, "batch_size": 8, "progress": False, "amp": False}
 
 
 @pytest.fixture
@@ -35,15 +92,10 @@ def _open(folder, workers=0, skip_bad=False):
     return xl.data.split_set(data, (0.7, 0.3))
 
 
-def _attach():
-    torch.manual_seed(0)
-    return xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16))
-
-
 def _train(train, val, **options):
-    net = _attach()
-    result = xl.fit(net, train, val, **FIT | options)
-    return unique_state(net), result.history
+    net = fresh(classes=2)
+    result = xl.fit(net, train, val, **QUICK | {"epochs": 2} | options)
+    return weights(net), result.history
 
 
 def _equal(first, second):
@@ -79,7 +131,7 @@ def test_batches_that_become_too_small_are_skipped(own):
     _spoil(own, *range(30))
     train, val = _open(own, skip_bad=True)
     _train(train, val)
-    trace = xl.collect(_attach().eval(), train)
+    trace = xl.collect(fresh(classes=2), train)
     assert len(trace) == int((train.labels == train.classes.index("bright")).sum())
 
 
@@ -106,7 +158,7 @@ def test_a_fit_resumes_after_a_killed_worker(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_other_verbs_give_what_they_give_in_memory(folder):
     lazy, whole = _open(folder, 2)[0], _open(folder)[0].load()
-    net = _attach().eval()
+    net = fresh(classes=2)
     first, second = xl.collect(net, lazy, batch_size=8), xl.collect(net, whole, batch_size=8)
     assert torch.equal(first.logits, second.logits)
     assert torch.equal(first.labels, second.labels)

@@ -1,1 +1,0 @@
-"""Choosing thresholds: the search, cross-validation, and the tests behind a certificate."""
