@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -237,12 +238,18 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):
 
 
 @pytest.mark.slow
-def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
-    monkeypatch.setattr(calibration, "measure_likeness", lambda _: Likeness(1, 0.2, 30.0))
+@pytest.mark.filterwarnings("always")
+def test_samples_that_look_alike_are_told_and_no_other_warning_is_lost(again, folder, call, monkeypatch):
+    def find_them_alike(_):
+        warnings.warn("of a library", UserWarning, stacklevel=2)
+        return Likeness(1, 0.2, 30.0)
+
+    monkeypatch.setattr(calibration, "measure_likeness", find_them_alike)
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     shown = call.ok(*words)
     assert "warning: trace: samples of one answer that follow one another look alike" in " ".join(shown.split())
-    (told,) = call.json(*words)["warnings"]
+    of_a_library, told = call.json(*words)["warnings"]
+    assert of_a_library == "of a library"
     assert "name the groups" in told
     assert "--equal-groups: this trace names no groups" in call.error(*words, "--equal-groups")
 
