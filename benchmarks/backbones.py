@@ -43,8 +43,6 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone that is tried."""
-
     family: str  # of the networks of its kind
     source: str  # its name for :func:`exitlens.build_backbone`, or what it is called here
     size: (

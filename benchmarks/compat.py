@@ -44,8 +44,6 @@ SURROUNDINGS = {"PYTHONPATH": ":".join(str(ROOT / path) for path in PATHS), "OMP
 
 @dataclass(frozen=True)
 class Cell:
-    """One environment."""
-
     python: str  # major and minor version
     torch: str  # major and minor version; torchvision goes with it
     lowest: tuple[str, ...] = ()  # packages at their lower bound; ``("all",)``: every direct dependency is
@@ -170,9 +168,8 @@ def write_check(measured: Tree, check: str) -> str:
     if check not in measured:
         return "not installed" if measured else "not run"
     tests, failed = measured[check]["tests"], measured[check]["failed"]
-    if check == "readme":
-        return "**fail**" if failed else "work"
-    return f"**{failed} of {tests} fail**" if failed else f"{tests} pass"
+    good, bad = ("work", "**fail**") if check == "readme" else (f"{tests} pass", f"**{failed} of {tests} fail**")
+    return bad if failed else good
 
 
 STUDY = Study("compat", list_cells, tables={"compat": write_table})

@@ -57,8 +57,6 @@ BACKBONE, SIZE = "timm:tf_efficientnet_lite0", 128  # the network for which pict
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing."""
-
     name: str  # letters, digits and hyphens, before ``__`` in the names of its pictures
     label: str  # its class
     pixels: Image.Image  # RGBA, cropped to what is visible, the longer side ``SIDE``
@@ -126,12 +124,6 @@ def hash_drawing(drawing: Drawing) -> np.ndarray:  # -> (2,64) bool: as drawn an
 # Backgrounds that carry no answer: gradients, noise with the spectrum of photographs, stripes, and clutter of flat shapes
 
 
-def draw_background(size: int, rng: Generator) -> np.ndarray:  # -> (size,size,3) in [0, 1]
-    picture = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](size, rng, draw_palette(5, rng))
-    light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(size, rng)[..., None]
-    return np.clip(picture * light + rng.normal(0, 0.02, picture.shape), 0, 1)
-
-
 def draw_palette(count: int, rng: Generator) -> np.ndarray:  # -> (count,3)
     """Draw colours that are near one another as often as not, since few photographs have all colours."""
     base, spread = rng.uniform(), rng.choice([0.08, 0.5])
@@ -193,8 +185,6 @@ BACKGROUNDS: tuple[Callable[[int, Generator, np.ndarray], np.ndarray], ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the pixels, besides the drawings."""
-
     size: int = 128  # height and width in pixels
     seed: int = 0  # of places, sizes, turns, backgrounds and of the split
 
@@ -215,7 +205,9 @@ def make_picture(drawing: Drawing, number: int, recipe: Recipe) -> tuple[Image.I
     layer = place_drawing(drawing.pixels, recipe.size, rng)  # (S,S,4)
     ink, alpha = layer[..., :3], layer[..., 3:]
     for _ in range(10):
-        background = draw_background(recipe.size, rng)
+        flat = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](recipe.size, rng, draw_palette(5, rng))
+        light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(recipe.size, rng)[..., None]
+        background = np.clip(flat * light + rng.normal(0, 0.02, flat.shape), 0, 1)
         contrast = np.linalg.norm((ink - background) * alpha, axis=-1).sum() / max(alpha.sum(), 1)
         if contrast >= LEAST_CONTRAST:
             break
@@ -264,8 +256,6 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split in memory."""
-
     images: xl.data.ImageSet  # with masks
     drawings: Tensor  # ``(N,)`` which drawing each picture shows
 

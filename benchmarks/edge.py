@@ -31,18 +31,7 @@ from torch.nn.functional import interpolate
 import exitlens as xl
 import exitlens_runtime
 from benchmarks.backbones import wake
-from benchmarks.harness import (
-    ROOT,
-    Job,
-    Promise,
-    Study,
-    load_study,
-    promise_mean,
-    promise_table,
-    show_interval,
-    spread,
-    table,
-)
+from benchmarks.harness import Job, Promise, Study, load_study, promise_mean, promise_table, show_interval, spread, table
 from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, Network, force_shares, make_earlyon, make_scenes
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
@@ -58,13 +47,8 @@ from exitlens_runtime.sessions import open_openvino
 
 THREADS, COUNT, SIZES, NEAR = 2, 10_000, (1, 3, 64), 1e-5
 COUNTS = {1: 20, 8: 40, 32: 64}  # samples of a round, by those in a call
-TORCH, LIBRARY, PLAIN, RUNTIME, CASCADE = (
-    "exits, PyTorch",
-    "exits, library on ONNX Runtime",
-    "plain, ONNX Runtime",
-    "runtime",
-    "cascade",
-)
+TORCH, LIBRARY, PLAIN = "exits, PyTorch", "exits, library on ONNX Runtime", "plain, ONNX Runtime"
+RUNTIME, CASCADE = "runtime", "cascade"
 NOBODY, ALL, OPENVINO, EARLYON = "nobody leaves", "all at exit 0", "OpenVINO", "earlyon"
 POINTS = {"scenes": "agreeing", "fashion": "test"}  # tasks, and the test set whose exit shares are taken
 Array = np.ndarray[Any, Any]
@@ -253,26 +237,20 @@ def make_works(
     works: dict[str, Work] = {"steps": steps}
     for name, run in {TORCH: net, LIBRARY: onnx_net}.items():
         works[name] = time_calls(lambda x, run=run: xl.predict(run, x, policy), images.split(size), run.tuning.keep_memory)
-    works[PLAIN] = time_calls(make_plain(plain, images, threads), arrays)
+    written = write_plain(plain, images)
+    session = open_file(written.path, threads)
+
+    def answer_plain(batch: Array) -> object:  # the label and its probability, with the runtime's settings
+        p = find_probabilities(session.run(list(written.outputs), {written.inputs[0]: batch})[0], 1.0)
+        return p.argmax(1), p.max(1)
+
+    works[PLAIN] = time_calls(answer_plain, arrays)
     for name, chosen in {"": policy, f", {NOBODY}": nobody, f", {ALL}": everybody}.items():
         works[f"{RUNTIME}{name}"] = time_calls(runtime.with_policy(chosen.to_dict()).predict, arrays)
         works[f"{CASCADE}{name}"] = time_calls(Cascade(edge, chosen, threads), arrays)
     works[f"{RUNTIME}, {OPENVINO}"] = time_calls(openvino.with_policy(policy.to_dict()).predict, arrays)
     works[f"{CASCADE}, {OPENVINO}"] = time_calls(Cascade(edge, policy, threads, "openvino"), arrays)
     return works, steps
-
-
-def make_plain(plain: nn.Module, images: Tensor, threads: int) -> Callable[[Array], object]:
-    """Return the plain backbone in ONNX Runtime with the runtime's settings, and its label and probability."""
-    written = write_plain(plain, images)
-    session = open_file(written.path, threads)
-    name, output = written.inputs[0], list(written.outputs)
-
-    def answer(batch: Array) -> object:
-        p = find_probabilities(session.run(output, {name: batch})[0], 1.0)
-        return p.argmax(1), p.max(1)
-
-    return answer
 
 
 def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: int) -> Tree:
@@ -398,7 +376,7 @@ def measure_install(rounds: int = 7) -> Tree:
         np.save(folder / "images.npy", make_scenes(net, 4).numpy())
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "v")], check=True)
         python = str(folder / "v" / "bin" / "python")
-        subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", str(ROOT / "runtime")], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "./runtime"], check=True)
         files = [path for path in (folder / "v" / "lib").rglob("*") if path.is_file() and not path.is_symlink()]
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         probe = [python, "-c", PROBE, str(edge), str(folder / "images.npy")]
@@ -517,15 +495,15 @@ COLUMNS = {  # of the table of times, and what they show
 
 
 def write_speed(runs: Runs) -> list[str]:
-    rows, threads = [], THREADS
+    rows = []
     for run, measured in runs.items():
         for size, speed in measured.items() if run.startswith("speed-") else ():
-            threads, ms = speed["machine"]["threads"], speed["ms"] | {"ideal": speed["ideal_ms"]}
+            ms = speed["ms"] | {"ideal": speed["ideal_ms"]}
             values = [ms[key] for key in COLUMNS.values()]
             cells = [show_interval(v, 3 if v[0] < 1 else 2 if v[0] < 10 else 1) for v in values]
             rows.append([run.removeprefix("speed-"), size, *cells])
-    note = f"Milliseconds a sample, median and 95 % interval; 50 / 30 / 0 / 20 % leave at exits 0 to 3. {threads} threads."
-    return [note, "", *table(["network", "batch", *COLUMNS], rows)] if rows else []
+    note = f"Milliseconds a sample, median and 95 % interval; 50 / 30 / 0 / 20 % leave at exits 0 to 3. {THREADS} threads."
+    return [note, "", *table(["network", "batch", *COLUMNS], rows)]
 
 
 def write_decisions(runs: Runs) -> list[str]:

@@ -36,11 +36,16 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 def measure(rounds: int) -> Tree:
     torch.set_num_threads(1)
+    scenes = xl.demo.load_scenes("test", limit=1)
     measured: Tree = {"unit": "ms: median, 95 % interval", "rounds": rounds, "explained": {}}
     with tempfile.TemporaryDirectory() as folder:
         for title, (source, size) in NETWORKS.items():
-            bundle = make_bundle(source, size, Path(folder) / source.rpartition(":")[2])
-            measured["explained"][title] = time_explanations(bundle, rounds)
+            torch.manual_seed(0)
+            net = xl.attach(source, 3, len(scenes.classes), torch.zeros(1, 3, size, size)).eval()
+            net.describe(classes=scenes.classes, preprocess=xl.data.Preprocess((size, size)))
+            run = Path(folder) / source.rpartition(":")[2]
+            xl.save(net, xl.Policy((0.5,) * 3), run / "bundle")  # thresholds that nothing chose
+            measured["explained"][title] = time_explanations(run, rounds)
         chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         if chromium is not None:
             pages = [time_first_page(Path(folder) / "small", chromium) for _ in range(max(1, rounds // 6))]
@@ -48,16 +53,6 @@ def measure(rounds: int) -> Tree:
                 interval(s).to_list() for s in zip(*pages, strict=True)
             )
     return measured
-
-
-def make_bundle(source: str, size: int, folder: Path) -> Path:
-    """Write a bundle of a network with three early exits, with thresholds that nothing chose."""
-    torch.manual_seed(0)
-    scenes = xl.demo.load_scenes("test", limit=1)
-    net = xl.attach(source, 3, len(scenes.classes), torch.zeros(1, 3, size, size)).eval()
-    net.describe(classes=scenes.classes, preprocess=xl.data.Preprocess((size, size)))
-    xl.save(net, xl.Policy((0.5,) * 3), folder / "bundle")
-    return folder
 
 
 def time_first_page(folder: Path, chromium: str) -> tuple[float, float]:

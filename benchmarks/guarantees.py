@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from statistics import mean, median_high
+from statistics import fmean, mean, median_high
 
 import numpy as np
 import torch
@@ -23,17 +23,10 @@ from torchvision.transforms import v2
 
 import exitlens as xl
 from benchmarks import populations
-from benchmarks.harness import Job, Promise, Study, table
+from benchmarks.harness import Job, Promise, Study, table, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
-from exitlens.functional.certification import (
-    PATH_SHARE,
-    betting,
-    choose_tests,
-    hoeffding_bentkus,
-    paired,
-    run_fixed_sequence_test,
-)
+from exitlens.functional import certification
 from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
@@ -54,6 +47,9 @@ GROUP_KINDS = ("size says nothing", "large groups lose more", "copies of one sam
 EQUAL = "named, all the same"  # groups count the same, whatever their size
 MODES = {"named": ("accuracy drop", "all three"), EQUAL: ("accuracy drop",), "not named": ("accuracy drop", "all three")}
 Rows = list[list[float]]  # limit, delta, 1 if a risk is above its limit, cost
+Thresholds = dict[tuple[float, float], tuple[float, ...]]  # by limit and delta
+ListRisks = Callable[[float], list[Risk]]  # for a limit
+Halves = tuple[Tensor, Tensor]  # rows that propose a path, and that test it
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -62,9 +58,9 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
     return {
         "drift": partial(measure_drift, count(200)),
-        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in sorted(populations.TRACES)},
-        **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in sorted(populations.TRACES)},
-        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in sorted(populations.TRACES)},
+        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in populations.TRACES},
+        **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in populations.TRACES},
+        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in populations.TRACES},
         "synthetic": partial(count_draws, "synthetic", count(2000), count(300)),
         "labels": partial(count_draws, "labels", count(1000), count(150)),
         "groups": partial(count_on_groups, count(1000)),
@@ -88,16 +84,8 @@ def list_risks(population: str, names: Sequence[str], limit: float) -> list[Risk
     return [Risk(name, find_losses(population)[name], limit, KINDS[name]) for name in names]  # type: ignore[arg-type]
 
 
-Thresholds = dict[tuple[float, float], tuple[float, ...]]  # by limit and delta
-
-
 def certify(
-    scores: Tensor,
-    cost: Tensor,
-    list_risks: Callable[[float], list[Risk]],
-    limits: Sequence[float],
-    halves: tuple[Tensor, Tensor],
-    further: int = 0,
+    scores: Tensor, cost: Tensor, list_risks: ListRisks, limits: Sequence[float], halves: Halves, further: int = 0
 ) -> Thresholds:
     """Return what ``calibrate`` finds: rows of one half propose a path, those of the other test it; then ``further`` steps beyond."""
     first, second = halves
@@ -108,8 +96,10 @@ def certify(
         risks = list_risks(limit)
         path = order_path(pool, [limit] * len(risks))
         for delta in DELTAS:
-            tests = choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
-            cuts = run_fixed_sequence_test(applied, [risk.at(second) for risk in risks], path, tests, delta).cuts
+            tests = certification.choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
+            cuts = certification.run_fixed_sequence_test(
+                applied, [risk.at(second) for risk in risks], path, tests, delta
+            ).cuts
             if further:
                 at = [candidate.cuts for candidate in path].index(cuts) if cuts is not None else -1
                 cuts = path[min(at + further, len(path) - 1)].cuts if path else None
@@ -131,8 +121,8 @@ def judge(
     return rows
 
 
-def split_halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    cut = max(1, round(PATH_SHARE * len(rows)))
+def split_halves(rows: Tensor) -> Halves:
+    cut = max(1, round(certification.PATH_SHARE * len(rows)))
     return rows[:cut], rows[cut:]
 
 
@@ -180,7 +170,6 @@ def summarise(outcomes: Sequence[dict[str, Rows]]) -> Tree:
                 "delta": float(deltas[0]),
                 "violations": float(broken.mean()),
                 "cost": round(float(costs.mean()), 4),
-                "never": float((costs > 0.999).mean()),
                 "draws": len(rows),
             }
     return summary
@@ -222,17 +211,15 @@ def count_one_group_draw(seed: int) -> dict[str, Rows]:
     ranks, judged = shuffle_groups(drawn, seed), {}
     halves = split_halves(torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)))
     for mode, label in ((mode, label) for mode, labels in MODES.items() for label in labels):
-        parts = halves if mode == "not named" else split_groups(ranks, PATH_SHARE)
+        parts = halves if mode == "not named" else split_groups(ranks, certification.PATH_SHARE)
 
         def list_drawn(limit: float, mode: str = mode, label: str = label, first: Tensor = parts[0]) -> list[Risk]:
             risks, equal = [risk.at(rows) for risk in list_risks(population, SETS[label], limit)], mode == EQUAL
             return risks if mode == "not named" else [risk.name_groups(ranks, first, equal=equal) for risk in risks]
 
         thresholds = certify(scores[rows], trace.cost, list_drawn, GROUP_LIMITS, parts)
-        risks = list_risks(population, SETS[label], 0.0)
-        judged[f"{GROUP_KINDS[seed % 3]}, {mode}, {label}"] = judge(
-            scores, trace.cost, risks, thresholds, weights[mode == EQUAL]
-        )
+        risks, name = list_risks(population, SETS[label], 0.0), f"{GROUP_KINDS[seed % 3]}, {mode}, {label}"
+        judged[name] = judge(scores, trace.cost, risks, thresholds, weights[mode == EQUAL])
     return judged
 
 
@@ -320,7 +307,7 @@ def measure_orders(logits: Tensor, labels: Tensor) -> Tree:  # (N,K,C), (N,)
         likeness = measure_likeness(trace)
         assert likeness is not None
         rank, deviation = round(likeness.rank, 3), round(likeness.deviation, 1)
-        measured[order] = {"lag": likeness.lag, "rank": rank, "deviation": deviation, "warned": likeness.is_suspicious}
+        measured[order] = {"rank": rank, "deviation": deviation, "warned": likeness.is_suspicious}
     return measured
 
 
@@ -354,9 +341,11 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dic
     rows = [select_exits(losses, find_first_firing(scores, (t,) * scores.shape[1])).double().numpy() for t in grid]
     count, half = len(trace), (1 + limit) / 2
     accepts: dict[str, Callable[[np.ndarray], bool]] = {
-        "UCB (betting)": lambda v: betting((v + 1) / 2, half, delta) <= delta,
-        "LTT (Hoeffding-Bentkus)": lambda v: hoeffding_bentkus((v.mean() + 1) / 2, count, half) <= delta,
-        "LTT (our paired test)": lambda v: paired(int((v > 0).sum()), int((v < 0).sum()), count, limit) <= delta,
+        "UCB (betting)": lambda v: certification.betting((v + 1) / 2, half, delta) <= delta,
+        "LTT (Hoeffding-Bentkus)": lambda v: certification.hoeffding_bentkus((v.mean() + 1) / 2, count, half) <= delta,
+        "LTT (our paired test)": lambda v: (
+            certification.paired(int((v > 0).sum()), int((v < 0).sum()), count, limit) <= delta
+        ),
         "CRC (in expectation only)": lambda v: count / (count + 1) * v.mean() + 1 / (count + 1) <= limit,
     }
     policies = {}
@@ -457,14 +446,10 @@ def time_calibration(rounds: int) -> Tree:
     divergence = torch.rand(count, 4, generator=rng) * torch.tensor([0.5, 0.3, 0.1, 0.0])
     trace = xl.Trace(logits, labels, divergence, torch.tensor([0.1, 0.3, 0.6, 1.0]))
     limits = {"max_accuracy_drop": 0.01, "max_disagreement": 0.1, "max_divergence": 0.1}
-    seconds = []
-    for seed in range(rounds):
-        started = time.perf_counter()
-        policy = xl.calibrate(replace(trace), **limits, delta=0.1, seed=seed)  # type: ignore[arg-type]
-        seconds.append(round(time.perf_counter() - started, 3))
+    works = {"calibrate": lambda seed: xl.calibrate(replace(trace), **limits, delta=0.1, seed=seed)}  # type: ignore[arg-type]
+    seconds = [round(s, 3) for s in take_turns(works, rounds, warm_up=0, clock=time.perf_counter)["calibrate"]]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    cost = policy.calibration.cost if policy.calibration else None
-    return {"samples": count, "exits": 4, "seconds": seconds, "peak_mb_of_the_process": round(peak), "cost": cost}
+    return {"samples": count, "exits": 4, "seconds": seconds, "peak_mb_of_the_process": round(peak)}
 
 
 # Promises
@@ -498,14 +483,9 @@ def find_worst(sets: Tree, label: str, delta: float) -> float:
 def pool_worst(sets: Tree, risks: str, delta: float) -> float:
     """Return the share of broken promises over the draws of all populations, at the worst limit."""
     by_limit: dict[float, list[Tree]] = {}
-    for label, rows in sets.items():
-        for row in rows.values() if label.endswith(f", {risks}") else ():
-            if row["delta"] == delta:
-                by_limit.setdefault(row["limit"], []).append(row)
-    return max(
-        sum(row["violations"] * row["draws"] for row in rows) / sum(row["draws"] for row in rows)
-        for rows in by_limit.values()
-    )
+    for row in (row for label, rows in sets.items() if label.endswith(f", {risks}") for row in rows.values()):
+        by_limit.setdefault(row["limit"], []).extend([row] if row["delta"] == delta else [])
+    return max(fmean([r["violations"] for r in rows], [r["draws"] for r in rows]) for rows in by_limit.values())
 
 
 def promise_risks(run: str, measured: Tree) -> Iterator[Promise]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import count
 from statistics import median
 from typing import Any
 
@@ -50,8 +49,6 @@ def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: An
 
 @dataclass(frozen=True)
 class Spec:
-    """A trial."""
-
     port: int
     requests: Sequence[bytes]  # bytes of each
     due: Array = field(default_factory=lambda: np.zeros(0))  # ``(N,)`` seconds from the start, ascending
@@ -318,9 +315,3 @@ def find_capacity(
             return Capacity(low, p99, any(busy for rate, busy in too_busy.items() if rate > low))
         low /= 1 + spread
     return Capacity(0.0, (float("inf"),) * 3, any(too_busy.values()))
-
-
-def make_trials(spec: Spec, seconds: float) -> Callable[[float], Trial]:
-    """Return a function for :func:`find_capacity` that runs the requests of a spec at a rate, with a new seed each time."""
-    seeds = count()
-    return lambda rate: run_load(spec.plan([(rate, spec.warmup + seconds)], seed=next(seeds)))

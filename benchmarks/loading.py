@@ -83,9 +83,8 @@ def measure_first_batch(many: int) -> Tree:
 
 
 def measure_memory(verb: str, many: int, few: int) -> Tree:
-    (large, large_mb), (_, small_mb) = (watch(verb, find_folder(draw_small, count)) for count in (many, few))
-    sizes = {"peak_mb": large_mb, "peak_mb_few": small_mb, "growth_mb": large_mb - small_mb, "seconds": large["seconds"]}
-    return {"files": many, "few": few, **{name: round(value, 1) for name, value in sizes.items()}}
+    peaks = [watch(verb, find_folder(draw_small, count))[1] for count in (many, few)]
+    return {"files": many, "few": few, "growth_mb": round(peaks[0] - peaks[1], 1)}
 
 
 def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:

@@ -47,7 +47,6 @@ def measure_network(kind: str, seed: int) -> Tree:
     net, result = train(task, KINDS[kind], seed, find_folder("pictures", KINDS[kind], seed))
     test = load_pictures(PICTURES, "test")
     trace = xl.collect(net, test.images)
-    right = find_right(trace, test.images.labels)
     report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
     measured: Tree = {
         "epochs": len(result.history),
@@ -55,7 +54,6 @@ def measure_network(kind: str, seed: int) -> Tree:
         "drawings": len(test.drawings.unique()),
         "cost": net.cost.tolist(),
         "accuracy": [row.accuracy for row in report.exits],
-        "accuracy_error": spread_by_drawing(right.double(), test.drawings).tolist(),
     }
     if kind == "exits":
         measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
@@ -63,7 +61,7 @@ def measure_network(kind: str, seed: int) -> Tree:
         calibration = load_pictures(PICTURES, "calibration")
         known = xl.collect(net, calibration.images, groups=calibration.drawings)
         measured["calibration_pictures"], measured["calibration_drawings"] = len(known), len(calibration.drawings.unique())
-        measured["policies"] = {name: try_policy(known, trace, limit, named) for name, limit, named in list_policies()}
+        measured["policies"] = {name: try_policy(known, trace, *asked) for name, asked in POLICIES.items()}
     return measured
 
 
@@ -85,16 +83,15 @@ def measure_maps(net: xl.ExitNet, images: xl.data.ImageSet) -> Tree:
     return {"area": sample.masks.float().mean().item(), "energy": energy}
 
 
-def list_policies() -> list[tuple[str, float, bool]]:
-    pairs = [(limit, named) for limit in LIMITS for named in (True, False)]
-    return [(f"{limit}, {'by drawing' if named else 'by picture'}", limit, named) for limit, named in pairs]
+POLICIES = {  # by name: limit, and whether it is said which pictures show one drawing
+    f"{limit}, {'by drawing' if named else 'by picture'}": (limit, named) for limit in LIMITS for named in (True, False)
+}
 
 
 def try_policy(calibration: xl.Trace, test: xl.Trace, limit: float, named: bool) -> Tree:
     trace = replace(calibration) if named else replace(calibration, groups=None)  # each limit is asked alone
     report = xl.evaluate(test, xl.calibrate(trace, max_accuracy_drop=limit, delta=DELTA))
-    measured = {"cost": report.cost, "accuracy": report.accuracy, "drop": report.accuracy_drop}
-    return {**measured, "exit_shares": list(report.exit_shares)}
+    return {"cost": report.cost, "drop": report.accuracy_drop}
 
 
 def compare(seed: int) -> Tree:
@@ -206,7 +203,7 @@ def show_points(values: Sequence[float]) -> list[str]:
 def write_policies(runs: Runs) -> list[str]:
     exits = list_seeds(runs, "exits")
     rows = []
-    for name, limit, _ in list_policies():
+    for name, (limit, _) in POLICIES.items():
         costs, drops = ([run["policies"][name][key] for run in exits] for key in ("cost", "drop"))
         broken = f"{sum(drop > limit for drop in drops)} of {len(exits)}"
         shown = ", ".join(f"{100 * drop:.1f}" for drop in drops)

@@ -21,7 +21,7 @@ from exitlens.delivery.demo import EGT, WITHOUT
 from exitlens.functional.risk import select_exits
 
 FOLDER = Path("runs/guarantees")
-TRACES = ("scenes-egt", "scenes-baseline", "garments-egt")
+TRACES = ("garments-egt", "scenes-baseline", "scenes-egt")
 CALIBRATION = 2000  # samples that choose a policy
 GROUPS, LARGEST = 4000, 50  # in a population of groups; samples in the largest
 

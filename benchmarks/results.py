@@ -77,15 +77,11 @@ def list_seeds(runs: Runs, condition: str) -> list[Tree]:
 
 
 def read_results(path: Path) -> dict[str, Tree]:
-    return _read(path, path.stat().st_mtime_ns) if path.exists() else {}
+    return {cell: grow(rows) for cell, rows in _read_rows(path, path.stat().st_mtime_ns).items()} if path.exists() else {}
 
 
 @lru_cache(maxsize=32)
-def _read(path: Path, _changed: int) -> dict[str, Tree]:
-    return {cell: grow(rows) for cell, rows in _read_rows(path).items()}
-
-
-def _read_rows(path: Path) -> dict[str, list[Row]]:
+def _read_rows(path: Path, _changed: int) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     with path.open(newline="") as file:
         for condition, seed, *row in list(csv.reader(file))[1:]:
@@ -99,7 +95,7 @@ def write_result(path: Path, cell: str, tree: Tree, order: Iterable[str] = ()) -
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = (_read_rows(path) if path.exists() else {}) | {cell: new}
+        rows = (_read_rows(path, path.stat().st_mtime_ns) if path.exists() else {}) | {cell: new}
         ordered = {name: rows[name] for name in dict.fromkeys([*order, *rows]) if name in rows}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

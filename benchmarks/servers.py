@@ -47,8 +47,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
-
     port: int
     path: str  # where requests go
     process: subprocess.Popen[bytes] = field(repr=False)  # the first of its processes

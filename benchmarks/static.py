@@ -11,11 +11,11 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,8 +44,6 @@ TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
 
 @dataclass(frozen=True)
 class Candidate:
-    """A static network."""
-
     family: str  # what is made smaller; accuracy at a given time is interpolated between the members of a family
     title: str  # for tables
     make: Callable[[Task], xl.ExitNet]  # makes the untrained network of one exit for a task
@@ -232,8 +230,6 @@ def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> T
     settings: dict[str, Any] = {"seed": seed, "out_dir": folder, "resume": True, "progress": False, **task.settings}
     xl.fit(net, task.train, watch(task), loss=make_loss(teacher), augment=teacher, **settings)
     return {
-        "title": candidate.title,
-        "parameters": sum(p.numel() for p in net.parameters()),
         "validation": rate(answer(net, task.validation), task.validation)["accuracy"],
         "tests": {test: rate(answer(net, data), data, answer(full, data)) for test, data in task.tests.items()},
     }
@@ -281,7 +277,10 @@ def make_works(
     task: Task, candidates: Mapping[str, Candidate], adapted: Adapted, seed: int, samples: int, seconds: float
 ) -> dict[str, Work]:
     net, policy, fast = adapted.net, adapted.policy, adapted.fast
-    drawn = {test: draw_inputs(data, samples) for test, data in task.tests.items()}
+    drawn: dict[str, Inputs] = {}
+    for test, data in task.tests.items():
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        drawn[test] = data.subset(order[torch.arange(samples) % len(order)]).inputs
     whole = next(iter(drawn.values()))
     first = split_rows(whole, TIMED_BATCH)
     settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
@@ -307,12 +306,6 @@ def make_works(
     return works
 
 
-def draw_inputs(data: Any, samples: int) -> Inputs:
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    inputs: Inputs = data.subset(order[torch.arange(samples) % len(order)]).inputs
-    return inputs
-
-
 # A static network of the time that ours took: accuracy between the two neighbours in time, linearly
 
 Pick = Callable[[Tree], float]
@@ -324,27 +317,17 @@ def find_timed_seeds(runs: Runs, task: str) -> list[int]:
 
 def find_whole_seeds(runs: Runs, task: str) -> list[int]:
     """Return the seeds of which everything is there: ours, all static networks, and the times of them all."""
-    whole = []
-    for seed in find_timed_seeds(runs, task):
-        names = list_candidates(task, seed)
-        if names and all(f"{task}/{name}-{seed}" in runs for name in names):
-            whole += [seed] if names.keys() <= runs[f"{task}/{TIME}-{seed}"]["ms"].keys() else []
-    return whole
+    candidates = {seed: list_candidates(task, seed) for seed in find_timed_seeds(runs, task)}
+    done = [seed for seed, names in candidates.items() if names and all(f"{task}/{name}-{seed}" in runs for name in names)]
+    return [seed for seed in done if candidates[seed].keys() <= runs[f"{task}/{TIME}-{seed}"]["ms"].keys()]
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
-    """Return the value at ``at`` on the line through the two neighbours of (place, value).
+    """Return the value at ``at`` on the line through the two neighbours of (place, value); beyond the ends, that of the end.
 
-    Before the first point it is the first one's: a static network that takes longer than ours is compared with, in its
-    favour. Beyond the last one it is the last one's: the full network's, which takes less time than ours.
+    A static network that takes longer than ours is compared with, in its favour; so is the full one where ours takes longer.
     """
-    ordered = sorted(points)
-    if at <= ordered[0][0]:
-        return ordered[0][1]
-    for (low, first), (high, second) in pairwise(ordered):
-        if at <= high:
-            return first + (second - first) * (at - low) / (high - low)
-    return ordered[-1][1]
+    return float(np.interp(at, *zip(*sorted(points), strict=True)))
 
 
 def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -> float:

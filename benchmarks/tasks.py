@@ -43,8 +43,6 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone, its data, and how it is trained."""
-
     train: SampleSet
     validation: SampleSet
     tests: Mapping[str, SampleSet]  # maps are judged on the first of them
@@ -63,14 +61,7 @@ def from_scratch(train: Any, validation: Any, tests: Mapping[str, Any], epochs: 
 
 
 def make_scene_set(
-    split: Split,
-    seed: int,
-    draws: int,
-    agreement: float,
-    *,
-    most: int | None = None,
-    palette: str = "standard",
-    keep: int = 10,
+    split: Split, seed: int, draws: int, agreement: float, most: int | None, palette: str = "standard", keep: int = 10
 ) -> xl.data.ImageSet:
     """Return every garment of a split in ``draws`` scenes, of the first ``keep`` classes; ``agreement``: share with the class's colour."""
     garments, labels = (part[:most] for part in load_garments(split))
@@ -88,12 +79,12 @@ def make_scene_set(
 def scenes(seed: int, most: int | None = None) -> Task:
     """12,000 scenes of 40 pixels; in 80 % of them the background's colour tells the class."""
     tests = {
-        "agreeing": make_scene_set("test", seed, 2, 0.8, most=most),
-        "disagreeing": make_scene_set("test", seed, 2, 0.1, most=most),
-        "unseen": make_scene_set("test", seed, 1, 0.1, most=most, palette="unseen"),
+        "agreeing": make_scene_set("test", seed, 2, 0.8, most),
+        "disagreeing": make_scene_set("test", seed, 2, 0.1, most),
+        "unseen": make_scene_set("test", seed, 1, 0.1, most, palette="unseen"),
     }
-    train = make_scene_set("train", seed, 1, 0.8, most=most)
-    validation = make_scene_set("validation", seed, 3, 0.8, most=most)
+    train = make_scene_set("train", seed, 1, 0.8, most)
+    validation = make_scene_set("validation", seed, 3, 0.8, most)
     return from_scratch(train, validation, tests, epochs=6)
 
 
@@ -101,11 +92,11 @@ def small(seed: int, most: int | None = None) -> Task:
     """Few scenes, of the sizes of arXiv 2601.08891: 9 classes, 1,363 to train on, 1,364 to test on; other ones for every seed."""
     rng, keep = torch.Generator().manual_seed(seed), SMALL_CLASSES
     rows = torch.randperm(2700 if most is None else most // 2, generator=rng)[:SMALL_TEST]
-    train = make_scene_set("train", seed, 1, 0.8, most=most, keep=keep)
+    train = make_scene_set("train", seed, 1, 0.8, most, keep=keep)
     train = train.subset(torch.randperm(len(train), generator=rng)[:SMALL_TRAIN])
-    validation = make_scene_set("validation", seed, 1, 0.8, most=most, keep=keep)
+    validation = make_scene_set("validation", seed, 1, 0.8, most, keep=keep)
     tests = {
-        name: make_scene_set("test", seed, 1, agreement, most=most, keep=keep).subset(rows)
+        name: make_scene_set("test", seed, 1, agreement, most, keep=keep).subset(rows)
         for name, agreement in (("agreeing", 0.8), ("disagreeing", 0.1))
     }
     return from_scratch(train, validation, tests, epochs=30, batch_size=32)
@@ -124,13 +115,11 @@ def fashion(seed: int) -> Task:
 
 
 def read_idx(root: Path, part: str) -> tuple[Tensor, Tensor]:
-    images, labels = (
-        torch.from_numpy(
-            np.frombuffer(gzip.decompress((root / f"{part}-{kind}.gz").read_bytes()), np.uint8, offset=offset).copy()
-        )
-        for kind, offset in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
-    )
-    return images.view(-1, 1, 28, 28), labels.long()
+    def read(kind: str, offset: int) -> Tensor:
+        content = gzip.decompress((root / f"{part}-{kind}.gz").read_bytes())
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=offset).copy())
+
+    return read("images-idx3-ubyte", 16).view(-1, 1, 28, 28), read("labels-idx1-ubyte", 8).long()
 
 
 def digits(seed: int) -> Task:
@@ -201,13 +190,7 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
 
 
 TASKS: dict[str, Callable[[int], Task]] = {
-    "scenes": scenes,
-    "small": small,
-    "digits": digits,
-    "fashion": fashion,
-    "pictures": pictures,
-    "vit": vit,
-    "reviews": reviews,
+    task.__name__: task for task in (scenes, small, digits, fashion, pictures, vit, reviews)
 }
 
 

@@ -20,22 +20,13 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import (
-    Job,
-    Promise,
-    Study,
-    join_means,
-    load_study,
-    promise_mean,
-    promise_table,
-    table,
-    use_one_thread,
-)
+from benchmarks.harness import Job, Promise, Study, join_means, promise_mean, promise_table, table, use_one_thread
 from benchmarks.populations import answer_on_paper
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
 from benchmarks.tasks import TOKENS, load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
+from benchmarks.truth import STUDY as TRUTH
 from exitlens.functional.maps import as_distribution, draw_random_map, energy_in_mask, pearson, pointing_game, skill
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import perturb
@@ -59,7 +50,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def measure_cell(condition: str, seed: int) -> Tree:
     use_one_thread()
     task = reviews(seed)
-    net, result = train(task, condition, seed, find_folder("reviews", condition, seed))
+    net, _ = train(task, condition, seed, find_folder("reviews", condition, seed))
     test = next(iter(task.tests.values()))
     assert isinstance(test, xl.data.TextSet)
     parts = {"films": test, "calibration": load_review_set("calibration", test.preprocess)}
@@ -69,8 +60,6 @@ def measure_cell(condition: str, seed: int) -> Tree:
     sets = {name: measure_set(policy, trace) for name, trace in traces.items()}
     shares = zip(net.cost.tolist(), sets["films"]["exit_shares"], strict=True)
     return {
-        "title": CONDITIONS[condition][1],
-        "epochs": len(result.history),
         **measure_lengths(test.texts, test.preprocess),
         "cost": net.cost.tolist(),
         "texts": len(test),
@@ -271,7 +260,6 @@ def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
         "texts": len(trace),
         "positive": trace.require_labels("labels").float().mean().item(),
         "accuracy": [row.accuracy for row in report.exits],
-        "routed": report.accuracy,
         "drop": report.accuracy_drop,
         "cost": report.cost,
         "exit_shares": list(report.exit_shares),
@@ -306,7 +294,7 @@ def read_plain(truth: Runs) -> list[float]:
 
 def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
     """Promises of means over seeds, paired by seed, once the networks with EGT are there, and those of ``truth``."""
-    truth = load_study("truth").read() if truth is None else truth
+    truth = TRUTH.read() if truth is None else truth
     ours, (egt, without) = list_seeds(runs, f"reviews/{EGT}"), (list_seeds(truth, f"reviews/{c}") for c in (EGT, WITHOUT))
     plain = read_plain(truth)
     if min(map(len, (ours, egt, without, plain))) < len(SEEDS):
@@ -350,7 +338,7 @@ def point(run: Tree, words: str) -> float:
 
 
 def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
-    plain = read_plain(load_study("truth").read() if truth is None else truth)
+    plain = read_plain(TRUTH.read() if truth is None else truth)
     rows, note = [], []
     if plain:
         by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in plain)

@@ -66,8 +66,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
     task = open_task(name, seed, 96 if quick else 0)
-    net, result = train(task, condition, seed, find_folder(name, condition, seed, quick))
-    return {"title": CONDITIONS[condition][1], "epochs": len(result.history), **measure(net, task)}
+    return measure(train(task, condition, seed, find_folder(name, condition, seed, quick))[0], task)
 
 
 def find_folder(task: str, condition: str, seed: int, quick: bool = False) -> Path:
@@ -103,7 +102,7 @@ def watch(task: Task) -> SampleSet:
 
 
 def measure(net: xl.ExitNet, task: Task) -> Tree:
-    measured: Tree = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
+    measured: Tree = {"cost": net.cost.tolist(), "tests": {}}
     for name, data in task.tests.items():
         report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
         measured["tests"][name] = {"samples": len(data), "accuracy": [row.accuracy for row in report.exits]}

@@ -90,11 +90,9 @@ def test_each_notebook_is_here():
 
 
 @pytest.mark.parametrize("name", TRUE)
-def test_it_is_committed_without_outputs_and_uses_names_that_exist(name):
+def test_it_uses_names_that_exist(name):
     for cell in read_notebook(name).cells:
-        assert not cell.get("outputs")
         if cell.cell_type == "code":
-            assert cell.execution_count is None
             for node in ast.walk(ast.parse(cell.source)):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xl":
                     assert node.attr in (*xl.__all__, *xl._SPACES)
@@ -122,10 +120,5 @@ def test_it_runs_and_what_it_says_is_true(name, tmp_path, monkeypatch):
     assert shown.count("<svg") == MAPS[name]
     assert "<table>" in shown
     if name == "tour":
-        for word in (
-            "ExitNet(small, 4 exits",
-            "Trace(400 labelled samples",
-            "threshold (max_probability)",
-            "routed: accuracy",
-        ):
-            assert word in shown
+        words = ("ExitNet(small, 4 exits", "Trace(400 labelled samples", "threshold (max_probability)", "routed: accuracy")
+        assert all(word in shown for word in words)

@@ -88,11 +88,10 @@ def every(seconds, count):
 def test_arrivals_are_poisson_and_seeded():
     spec = Spec(0, [b"a", b"b"])
     plan = spec.plan([(2000.0, 5.0), (500.0, 4.0)], seed=3)
-    early, late = plan.due[plan.due < 5], plan.due[plan.due >= 5]
     assert (np.diff(plan.due) >= 0).all()
-    assert len(early) == pytest.approx(10_000, abs=400)
-    assert len(late) == pytest.approx(2_000, abs=180)
-    gaps = np.diff(early)
+    assert (plan.due < 5).sum() == pytest.approx(10_000, abs=400)
+    assert (plan.due >= 5).sum() == pytest.approx(2_000, abs=180)
+    gaps = np.diff(plan.due[plan.due < 5])
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as exponential ones
     assert np.bincount(plan.which) / len(plan.which) == pytest.approx([0.5, 0.5], abs=0.02)
     assert (spec.plan([(2000.0, 5.0), (500.0, 4.0)], seed=3).due == plan.due).all()
@@ -105,12 +104,9 @@ def test_every_request_is_answered_once_and_by_its_kind(chunked):
     assert (trial.status == 200).all()
     assert sorted(map(len, server.bodies)) == sorted(3 + 2 * trial.which)
     assert server.connections == 4
-    sizes = [b'"size": %d' % (3 + 2 * which) in answer for which, answer in zip(trial.which, trial.answers, strict=True)]
-    assert all(sizes)
-    assert (trial.sent >= trial.due).all()
-    assert (trial.finished > trial.sent).all()
-    assert trial.failures == 0
-    assert trial.quantile(0.99, "deep") > 0
+    assert all(b'"size": %d' % (3 + 2 * which) in trial.answers[i] for i, which in enumerate(trial.which))
+    assert ((trial.due <= trial.sent) & (trial.sent < trial.finished)).all()
+    assert trial.failures == 0 < trial.quantile(0.99, "deep")
     assert 0 < trial.busy <= 1.01
 
 
@@ -131,30 +127,25 @@ def test_too_few_connections_queue_in_the_load():
 
 def test_lost_connections_are_retried_or_count_as_failures():
     kept, server = put_load(every(0.002, 30), server=Server(reset=(5, 11)), retries=2)
-    assert kept.failures == 0
-    assert kept.retries.sum() == 2
-    assert len(server.bodies) == 32
+    assert (kept.failures, kept.retries.sum(), len(server.bodies)) == (0, 2, 32)
     lost, _ = put_load(every(0.002, 30), server=Server(reset=(5, 11)))
     assert (lost.failures, lost.retries.sum()) == (2, 0)
     assert np.isinf(lost.p99)
 
 
 def test_a_connection_that_the_server_closed_in_between_loses_nothing():
-    trial, server = put_load(every(0.02, 10), server=Server(closes=True), connections=1)
+    trial, server = put_load(every(0.05, 6), server=Server(closes=True), connections=1)
     assert trial.failures == 0
-    assert server.connections >= 10
+    assert server.connections >= 6
 
 
 def test_other_answers_and_a_hard_end():
     refused, _ = put_load(every(0.001, 5), server=Server(status=503))
-    assert refused.status.tolist() == [503] * 5
-    assert refused.failures == 5
+    assert (refused.status.tolist(), refused.failures) == ([503] * 5, 5)
     again, server = put_load(every(0.001, 5), server=Server(status=503), retries=2, again=(503,))
-    assert again.retries.tolist() == [2] * 5
-    assert len(server.bodies) == 15
+    assert (again.retries.tolist(), len(server.bodies)) == ([2] * 5, 15)
     late, _ = put_load(every(0.001, 5), server=Server(seconds=5.0), grace=0.1)
-    assert late.failures == 5
-    assert np.isnan(late.finished).all()
+    assert late.failures == np.isnan(late.finished).sum() == 5
 
 
 def test_the_warm_up_does_not_count():

@@ -64,9 +64,8 @@ def test_one_of_the_drawings_that_look_alike_stays_and_none_of_two_classes(tmp_p
     assert [drawing.name for drawing in made] == ["cross", "plus", "roof", "slash", "back"]
     assert [drawing.name for drawing in drawings.select_drawings(made)] == ["cross", "roof"]
     assert drawings.strip_marks("pizza-cheese-bw") == drawings.strip_marks("pizza-cheese") != drawings.strip_marks("pizza")
-    versions = [
-        drawings.Drawing(n, "a", draw(shape)) for n, shape in (("pie", "cross"), ("pie-bw", "roof"), ("pie-02", "slash"))
-    ]
+    shapes = {"pie": "cross", "pie-bw": "roof", "pie-02": "slash"}
+    versions = [drawings.Drawing(name, "a", draw(shape)) for name, shape in shapes.items()]
     assert [drawing.name for drawing in drawings.select_drawings(versions)] == ["pie"]
 
 
@@ -79,14 +78,13 @@ def test_no_drawing_is_in_two_splits_and_every_class_in_all():
 
 
 def test_a_picture_depends_on_drawing_number_and_recipe_only():
-    picture, mask = drawings.make_picture(DRAWINGS[0], 3, drawings.Recipe(64))
+    (picture, mask), (again, _), (other, _) = (drawings.make_picture(DRAWINGS[0], n, drawings.Recipe(64)) for n in (3, 3, 4))
     assert picture.size == mask.size == (64, 64)
-    assert np.array_equal(picture, drawings.make_picture(DRAWINGS[0], 3, drawings.Recipe(64))[0])
-    assert not np.array_equal(picture, drawings.make_picture(DRAWINGS[0], 4, drawings.Recipe(64))[0])
+    assert np.array_equal(picture, again)
+    assert not np.array_equal(picture, other)
     inside = np.asarray(mask) > 0
-    red = np.asarray(picture)[inside].astype(float).mean(0)
-    assert red[0] > 200
-    assert red[1:].max() < 60
+    red, *others = np.asarray(picture)[inside].astype(float).mean(0)
+    assert red > 200 > 60 > max(others)
     assert 0.05 < inside.mean() < 0.6
 
 

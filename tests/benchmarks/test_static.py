@@ -1,5 +1,6 @@
 """A static network of equal time, on made-up runs computed by hand; ours and static networks on a tiny task."""
 
+import re
 from functools import partial
 
 import pytest
@@ -21,14 +22,10 @@ def task(tiny_set):
 
 def test_cells():
     assert set(tasks.SEEDS) == set(tasks.TITLES) == set(static.CANDIDATES) == set(static.RIVALS)
-    assert all(
-        candidate.family in static.FAMILIES for candidates in static.CANDIDATES.values() for candidate in candidates.values()
-    )
-    cells = list(static.list_cells())
+    assert all(part.family in static.FAMILIES for candidates in static.CANDIDATES.values() for part in candidates.values())
+    cells, later = list(static.list_cells()), static.list_candidates("scenes", 1)
     assert {f"scenes/{name}-0" for name in ("adaptive", *static.CANDIDATES["scenes"])} <= set(cells)
-    assert sum(cell.startswith("scenes/") and cell.endswith("-1") for cell in cells) == 2 + len(
-        static.list_candidates("scenes", 1)
-    )
+    assert {f"scenes/{name}-1" for name in ("adaptive", "time", *later)} == {c for c in cells if re.match("scenes/.*-1$", c)}
     assert sum("/time-" in cell for cell in cells) == sum(tasks.SEEDS.values())
 
 
@@ -77,9 +74,8 @@ def test_the_loss_follows_the_teacher_on_the_same_batch(task):
 
 @pytest.mark.slow
 def test_ours_and_a_static_network_are_measured_and_timed(task, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        static.CANDIDATES, "digits", {"cut-b": static.Candidate("cut", "short", partial(static.make_cut, name="b"))}
-    )
+    candidate = static.Candidate("cut", "short", partial(static.make_cut, name="b"))
+    monkeypatch.setitem(static.CANDIDATES, "digits", {"cut-b": candidate})
     monkeypatch.setattr(static, "open_task", lambda *words: task)
     monkeypatch.chdir(tmp_path)
     ours = static.measure_adaptive("digits", 0, quick=True)
@@ -163,17 +159,15 @@ def test_values_lie_on_the_line_between_neighbours():
 def test_every_test_set_has_its_own_time_and_the_full_network_is_the_end_of_every_family():
     runs = make_runs(1)
     for test, expected in (("agreeing", 0.89), ("unseen", (0.52 + 0.6) / 2)):
-        assert static.at_equal_time(runs, "scenes", 0, "width", test, static.pick_test(test, "accuracy")) == pytest.approx(
-            expected
-        )
+        at_equal_time = static.at_equal_time(runs, "scenes", 0, "width", test, static.pick_test(test, "accuracy"))
+        assert at_equal_time == pytest.approx(expected)
 
 
 def test_later_seeds_have_the_family_that_the_first_one_chose():
     runs = static.STUDY.read()
     for task, rival in static.RIVALS.items():
-        assert {candidate.family for candidate in static.list_candidates(task, 1).values()} == (
-            set() if task in static.ONCE else {rival}
-        )
+        families = {candidate.family for candidate in static.list_candidates(task, 1).values()}
+        assert families == (set() if task in static.ONCE else {rival})
         if 0 in static.find_whole_seeds(runs, task):
             rest = static.list_tests(runs, task)[0], lambda run: run["validation"], True
             rates = {family: static.at_equal_time(runs, task, 0, family, *rest) for family in static.list_families(task)}

@@ -171,7 +171,7 @@ def test_unsure_answers_raise_an_alarm_soon_and_the_same_kind_none():
 @pytest.mark.slow
 def test_a_cell(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    sentences = make_sentences(60)
+    sentences = make_sentences(40)
     preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer([sentence.text for sentence in sentences]), 12)
     labels = torch.tensor([int(sentence.label == "positive") for sentence in sentences])
     data = xl.data.TextSet([sentence.text for sentence in sentences], labels, ("negative", "positive"), preprocess)
@@ -185,5 +185,5 @@ def test_a_cell(tmp_path, monkeypatch):
     measured = grow(flatten(texts.measure_cell("egt", 0)))
     assert len(measured["accuracy"]) == 3
     assert set(measured["sets"]) == {"films", *texts.OTHERS}
-    assert measured["maps"]["attention"]["texts"] == measured["maps"]["carried"]["texts"] == 60
+    assert measured["maps"]["attention"]["texts"] == measured["maps"]["carried"]["texts"] == 40
     assert 0 <= measured["early"] <= 1

@@ -103,12 +103,16 @@ def test_the_warm_up_compiles_what_the_router_calls_and_nothing_else(compiled_na
 @pytest.mark.slow
 @needs_compiler
 def test_an_untuned_network_compiles_nothing_while_it_answers(monkeypatch):
-    net, policy = make_net(), POLICIES[3]
+    net, eager, policy = make_net(), make_net(), POLICIES[3]
     net.compile(policy)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled while it answered"))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for size in (1, 2, 15, 16, 30, 300):  # from 16 on PyTorch chooses convolutions in another way
-            assert len(xl.predict(net, MANY[:size], policy)) == size
+            pred, expected = (xl.predict(model, MANY[:size], policy, attention=True) for model in (net, eager))
+            assert pred.exits.tolist() == expected.exits.tolist()
+            torch.testing.assert_close(pred.divergence_estimate, expected.divergence_estimate, atol=1e-5, rtol=1e-4)
+            for compiled, plain in zip(pred.attention, expected.attention, strict=True):
+                torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

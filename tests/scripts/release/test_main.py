@@ -45,9 +45,8 @@ def test_every_python_twice_and_what_was_not_tried(pretended, tmp_path, capsys):
     assert "a release can be made" in out
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["sizes"] == [{"archive": "a.whl", "megabytes": 0.5}]
-    assert {(one["python"], one["dependencies"]) for one in said["outcomes"]} == {
-        (python, which) for python in ("3.11", "3.13") for which in ("newest", "lowest")
-    }
+    pairs = {(outcome["python"], outcome["dependencies"]) for outcome in said["outcomes"]}
+    assert pairs == {(python, which) for python in ("3.11", "3.13") for which in ("newest", "lowest")}
 
 
 def test_what_fails_is_shown_and_the_rest_goes_on(pretended, monkeypatch, capsys):

@@ -12,7 +12,7 @@ PATH = ROOT / ".github" / "workflows" / "publish.yml"
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="a source archive has no workflows")
 
 
-def test_it_checks_before_it_publishes():
+def test_it_checks_before_it_publishes_and_pins_actions():
     text = PATH.read_text()
     check, publish = text.split("\n  publish:\n")
     assert "run: make release-check" in check
@@ -20,12 +20,9 @@ def test_it_checks_before_it_publishes():
     assert "id-token: write" in publish
     assert "id-token" not in check
     assert "password" not in text
-
-
-def test_actions_are_pinned_by_major_version():
-    used = re.findall(r"uses: (\S+)", PATH.read_text())
+    used = re.findall(r"uses: (\S+)", text)
     assert len(used) == 5
-    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@(v\d+|release/v\d+)", one) for one in used)
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@(v\d+|release/v\d+)", action) for action in used)  # by major version
 
 
 def test_the_version_is_read_as_there():

