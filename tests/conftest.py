@@ -120,6 +120,11 @@ def images() -> Tensor:
 
 @pytest.fixture
 def tiny_set() -> xl.data.ImageSet:
+    return make_tiny_set()
+
+
+def make_tiny_set() -> xl.data.ImageSet:
+    """32 images of four classes, brighter from class to class, with masks."""
     rng = torch.Generator().manual_seed(3)
     labels = torch.arange(32) % 4
     pixels = torch.randint(0, 60, (32, 3, 16, 16), generator=rng)

@@ -1,3 +1,4 @@
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -92,6 +93,12 @@ def test_what_is_unknown_is_left_out(net, images):
 def test_contrast_of_known_colours():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)  # the example of WCAG's understanding pages
+
+
+def test_words_stand_out_on_every_shade():
+    for _, _, style in shade_names(tuple(map(str, range(201))), torch.linspace(0, 1, 201)):
+        behind = "#{:02x}{:02x}{:02x}".format(*map(int, re.search(r"rgb\((\d+),(\d+),(\d+)\)", style).groups()))
+        assert contrast(behind, "#ffffff" if "#fff" in style else "#000000") >= 4.5, style
 
 
 def test_colours_of_exits_are_seen_on_white_and_black_and_carry_text():

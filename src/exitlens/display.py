@@ -53,10 +53,7 @@ def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
 
 
 def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
-    """Draws a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``.
-
-    ``label`` is the alternative text; ``width`` that of the drawing in the page, by default as wide as there is room.
-    """
+    """Draws a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``."""
     rows, columns = attention.shape
     heat = shades(attention).tolist()
     across, down = base.width / columns, base.height / rows
@@ -78,10 +75,7 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
 
 
 def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
-    """Scales a map by its largest value, but at least by three times that of a uniform map.
-
-    So a map that looks everywhere alike is pale, not bright everywhere.
-    """
+    """Scales a map by its largest value, but at least by three times that of a uniform map, which so remains pale."""
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
 
 

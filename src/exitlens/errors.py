@@ -41,13 +41,6 @@ class ExitlensError(Exception):
 
     Attributes:
         is_told: true once every process that shares the work has raised the error, so that only the first prints it.
-
-    Examples:
-        >>> try:
-        ...     xl.load("nothing")
-        ... except xl.ExitlensError as error:
-        ...     print(type(error).__name__)
-        BundleError
     """
 
     is_told = False
@@ -100,17 +93,7 @@ class ExportError(ExitlensError):
 
 
 class StreamError(ExitlensError):
-    """A stream of inputs broke off; everything before that was answered.
-
-    Examples:
-        >>> def break_off():
-        ...     yield images
-        ...     raise OSError("the camera was unplugged")
-        >>> for pred in xl.predict_stream(net, break_off(), policy):
-        ...     print(len(pred))
-        Traceback (most recent call last):
-        exitlens.errors.StreamError: ...
-    """
+    """A stream of inputs broke off; everything before that was answered."""
 
 
 class BundleError(ExitlensError):

@@ -38,10 +38,9 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_directory(target: Path, replaced: Collection[str]) -> Iterator[Path]:
-    """Yields a temporary directory: what is written there takes the place of ``target``, complete or not at all.
+    """Yields a temporary directory, which takes the place of ``target``, complete or not at all.
 
-    Files in an existing ``target`` stay, except those whose names are in ``replaced``. Raises :class:`BundleError` if it
-    cannot be written.
+    Files in an existing ``target`` stay, except those whose names are in ``replaced``.
     """
     temporary = target.with_name(f".{target.name}.tmp")
     try:
@@ -84,10 +83,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], name: str = "out") -> None:
-    """Writes tensors and a JSON note as safetensors, atomically.
-
-    Raises :class:`OutputError`, which names the argument ``name``, if the disk is full or the directory does not exist.
-    """
+    """Writes tensors and a JSON note as safetensors, atomically; ``name`` is the argument that an error is about."""
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         with replace_atomically(path) as temporary:
@@ -132,10 +128,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class RowStore:
-    """Rows of tensors that come batch by batch: up to ``limit`` bytes in memory, then in nameless files in ``folder``.
-
-    The files are mapped into memory when the rows are taken, and vanish with the last tensor made of them.
-    """
+    """Rows of tensors that come batch by batch: up to ``limit`` bytes in memory, then in nameless, mapped files."""
 
     def __init__(self, folder: Path | None = None, limit: int = 1 << 26) -> None:
         self._folder, self._limit, self._held = folder, limit, 0

@@ -12,9 +12,8 @@ WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}  # PyTorch's wheels h
 def let_threads_sleep() -> None:
     """Make OpenMP threads sleep soon when they wait for one another; has to run before PyTorch is imported.
 
-    By default they spin for milliseconds at every barrier. With another busy process on the machine, the thread that is
-    waited for has lost its processor, and training takes several times as long as its share of the machine would explain.
-    The user's own settings are left alone.
+    By default they spin at every barrier; beside another busy process, training then takes several times as long as its
+    share would explain. The user's own settings are left alone.
     """
     if not {"OMP_WAIT_POLICY", *WAITING} & os.environ.keys():
         os.environ.update(WAITING)

@@ -55,8 +55,7 @@ class _ProgressLines(Progress):
                 print("; ".join(parts), file=sys.stderr, flush=True)
 
 
-def _describe(task: Task) -> str:
-    """Return for example ``epoch 3: 120/800, 0:02:10 left``."""
+def _describe(task: Task) -> str:  # epoch 3: 120/800, 0:02:10 left
     elapsed = timedelta(seconds=int(task.elapsed or 0))
     if task.total is None:
         return f"{task.description}: {elapsed} so far"

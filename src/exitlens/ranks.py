@@ -37,11 +37,6 @@ class DistributedContext:
     Attributes:
         rank: the number of this process, from 0; rank 0 alone prints and writes.
         size: number of processes.
-
-    Examples:
-        >>> ranks = xl.DistributedContext(rank=1, size=4)  # made by fit and collect under torchrun
-        >>> ranks.is_first, list(range(8))[ranks.rows]
-        (False, [1, 5])
     """
 
     rank: int = 0
@@ -194,10 +189,9 @@ ALONE = DistributedContext()
 
 
 def find_ranks(given: DistributedContext | None = None) -> DistributedContext:
-    """Return ``given``, or this process's place in the process group, if there is one or ``torchrun`` asks for it.
+    """Return ``given``, or this process's place in the process group, which it joins if ``torchrun`` asks for it.
 
-    Joins the group on first use: gloo for tensors on CPUs, NCCL if every process has a GPU of its own. Waiting for another
-    rank ends after 30 minutes, or ``EXITLENS_TIMEOUT_S`` seconds.
+    The group is gloo for tensors on CPUs, NCCL if every process has a GPU; ranks wait 30 minutes, or ``EXITLENS_TIMEOUT_S``.
     """
     require(given, DistributedContext | None, "ranks")
     if given is not None or not dist.is_available():

@@ -22,8 +22,7 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
     monkeypatch.setattr("exitlens.model.cutting.placement.SECONDS", 0.0)
     monkeypatch.setattr("exitlens.model.cutting.placement.NodeTimer.time_parts", time_equally)
     words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--exits", "2", "--placement", "time", "--out")
-    out = call.ok(*words, tmp_path / "r", "--json")
-    assert len(json.loads(out)["accuracy"]) == 3
+    assert len(call.json(*words, tmp_path / "r")["accuracy"]) == 3
     at = xl.load(tmp_path / "r")[0].info.at
     monkeypatch.setattr(placement, "NodeTimer", lambda *args: pytest.fail("timed again"))
     call.ok(*words, tmp_path / "r", "--resume")
@@ -121,25 +120,21 @@ def test_bad_files_and_the_cache(folder, tmp_path, call):
     err = call.error(*words)
     assert "cannot be read as an image" in err
     assert "--skip-bad" in err
-    shown = call.ok(*words, "--skip-bad", "--cache", tmp_path / "cache", "--resume", "--json")
-    bad = json.loads(shown)["bad"]
+    bad = call.json(*words, "--skip-bad", "--cache", tmp_path / "cache", "--resume")["bad"]
     assert bad
     assert all("own/dark" in reason for reason in bad)
     assert count_cached() == 42 + 6 - len(bad)  # training and validation
     for verb in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
         line = (*verb, "--bundle", out, "--data", own, "--cache", tmp_path / "cache", "--skip-bad")
-        shown = call.ok(*line, "--json")
-        assert len(json.loads(shown)["bad"]) == 12
+        assert len(call.json(*line)["bad"]) == 12
     assert count_cached() == 60 - 12
     assert "skipped" in call(*line)[1]
     assert "in memory" in call("evaluate", "--bundle", out, "--data", "scenes", "--cache", tmp_path / "cache")[2]
-    shown = call.ok("report", out, "--data", own, "--skip-bad", "--out", tmp_path / "report.html", "--json")
-    assert len(json.loads(shown)["bad"]) == 12
+    assert len(call.json("report", out, "--data", own, "--skip-bad", "--out", tmp_path / "report.html")["bad"]) == 12
     assert "without 12 that cannot be read" in (tmp_path / "report.html").read_text()
     bad_parts = set()
     for verb in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):  # the run remembers it, for its own data
-        shown = call.ok(*verb, "--bundle", out, "--json")
-        bad_parts |= set(json.loads(shown)["bad"])
+        bad_parts |= set(call.json(*verb, "--bundle", out)["bad"])
     assert bad_parts
     assert bad_parts <= set(call.json("predict", "--bundle", out, "--data", own)["bad"])
     shown = call.ok("explain", "--bundle", out, "--data", own, "--out", tmp_path / "why")
@@ -204,8 +199,7 @@ def again(trained, tmp_path):
 @pytest.mark.slow
 def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
-    shown = call.ok(*words, "--json")
-    found = json.loads(shown)
+    found = call.json(*words)
     assert found["calibration"]["certification"]["delta"] == 0.2
     assert found["calibration"]["samples"] == 60
     assert "confidence" in found["certificate"]
@@ -220,8 +214,7 @@ def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
 def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, call):
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     more = ("--group-by", r"\d(\d)\.png$", "--trace-dir", tmp_path / "t", "--compact", "--cache", tmp_path / "pixels")
-    shown = call.ok(*words, *more, "--json")
-    assert json.loads(shown)["calibration"]["groups"] == 10
+    assert call.json(*words, *more)["calibration"]["groups"] == 10
     trace = xl.Trace.load(tmp_path / "t" / "trace.safetensors")
     assert (len(trace), trace.num_groups, trace.labels) == (60, 10, None)
     assert isinstance(trace.logits, xl.types.CompactLogits)
@@ -237,8 +230,7 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):
     if gate is None:  # every map is near enough: the simpler rule; here one is made by hand
         gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 3, (1.0,) * 3)
         xl.save(net, xl.Policy(policy.thresholds, network=policy.network, gate=gate), again, overwrite=True)
-    shown = call.ok("predict", "--bundle", again, "--data", folder, "--json")
-    rows = json.loads(shown)["predictions"]
+    rows = call.json("predict", "--bundle", again, "--data", folder)["predictions"]
     assert all(0 <= row["divergence_estimate"] <= 1 for row in rows)
     shown = call.ok("explain", "--bundle", again, "--image", next(folder.rglob("*.png")))
     assert "(limit" in shown
@@ -267,19 +259,16 @@ def test_policies_by_name(again, folder, call):
     strict = xl.load_policies(again)["default"]
     assert xl.load_policies(again) == {"default": strict, "fast": fast}
     assert strict != own
-    net, costs = xl.load(again)[0], []
+    net = xl.load(again)[0]
     xl.save(net, xl.Policy.never(net.num_exits), again, policies={"fast": fast}, overwrite=True)
-    for name in ("", "default", "fast"):
-        shown = call.ok("evaluate", "--bundle", again, "--data", folder, "--policy", name, "--json")
-        costs.append(json.loads(shown)["cost"])
+    words = ("evaluate", "--bundle", again, "--data", folder, "--policy")
+    costs = [call.json(*words, name)["cost"] for name in ("", "default", "fast")]
     assert costs[0] == costs[1] > costs[2]
     shown = call.ok("predict", "--bundle", again, "--data", folder, "--policy", "fast", "--json")
     assert min(row["exit"] for row in json.loads(shown)["predictions"]) < net.num_exits - 1
     shown = call.ok("explain", "--bundle", again, "--image", next(folder.rglob("*.png")), "--policy", "fast", "--json")
     assert [one["threshold"] for one in json.loads(shown)["exits"]][:1] == [fast.to_dict()["thresholds"][0]]
-    assert "none named 'slow', but ['default', 'fast']" in call.error(
-        "evaluate", "--bundle", again, "--data", folder, "--policy", "slow"
-    )
+    assert "none named 'slow', but ['default', 'fast']" in call.error(*words, "slow")
 
 
 @pytest.mark.slow
@@ -335,10 +324,9 @@ def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, mes
 
 
 @pytest.mark.slow
-def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
-    call.ok("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--json")
-    assert "exitlens calibrate" in call.error("evaluate", "--bundle", tmp_path / "r")
-    call.ok("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--resume")
+def test_a_bundle_without_policy_says_what_to_run(again, call):
+    xl.save(xl.load(again)[0], None, again, overwrite=True)
+    assert "exitlens calibrate" in call.error("evaluate", "--bundle", again)
 
 
 @pytest.mark.slow
@@ -402,8 +390,7 @@ def test_limits_in_milliseconds(again, folder, call, monkeypatch):
 
     monkeypatch.setattr(collection, "measure_exits", measure)
     timed = ("--bundle", again, "--data", folder, "--cost", "time", "--timed-batch", "1")
-    out = call.ok("calibrate", *timed, "--max-ms", "4", "--percentile", "90", "--json")
-    record = json.loads(out)["calibration"]
+    record = call.json("calibrate", *timed, "--max-ms", "4", "--percentile", "90")["calibration"]
     assert (record["request"]["max_ms"], record["request"]["percentile"], record["timing"]["ms"]) == (4, 90, list(ms))
     out = call.ok("calibrate", *timed, "--max-ms", "4")
     assert "ms at the exits, single samples on Slow 9000, 1 thread" in " ".join(out.split())

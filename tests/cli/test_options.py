@@ -106,10 +106,9 @@ def test_errors_are_one_line_with_exit_code_2(tmp_path, call):
 
 
 def test_tables_show_text_as_it_is(capsys):
-    show(False, {"[red]a[/red]": 0.123456, "b": "\udcff", "x:train:0": 1})
+    show(False, {}, "", [["", "value"], ["[red]a[/red]", "\udcff"], ["x:train:0", "1"]])
     shown = capsys.readouterr().out
     assert "[red]a[/red]" in shown
-    assert "0.1235" in shown
     assert "x:train:0" in shown  # no picture of a train
     assert "\\udcff" in shown
     assert literal("[x]") == "\\[x]"

@@ -144,8 +144,7 @@ def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
 
 
 def test_inspect_a_network_of_texts(call, model):
-    out = call.ok("inspect", "--backbone", f"hf:{model}", "--size", 12, "--json")
-    names = [point["name"] for point in json.loads(out)["points"]]
+    names = [point["name"] for point in call.json("inspect", "--backbone", f"hf:{model}", "--size", 12)["points"]]
     assert "bert.encoder.layer.0" in names
 
 

@@ -6,6 +6,7 @@ import exitlens as xl
 from exitlens.data.batches import iterate_batches
 from exitlens.data.files import hash_files, list_files, stamp_files
 from exitlens.data.sources import open_source
+from exitlens.errors import DataError, InputError
 from tests.data.conftest import PREPROCESS
 
 
@@ -18,7 +19,7 @@ def test_files_are_listed_in_order_without_hidden_ones(tmp_path):
     assert list_files(tmp_path / "b.tar") == [tmp_path / "b.tar"]
     assert len(stamp_files(list_files(tmp_path))) == 4
     (tmp_path / "i.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(xl.errors.DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         stamp_files(list_files(tmp_path))
 
 
@@ -30,7 +31,7 @@ def test_a_hash_tells_other_names_sizes_and_ends(tmp_path):
         found.add(hash_files([path]))
     found.add(hash_files([path.rename(tmp_path / "y")]))
     assert len(found) == 7
-    with pytest.raises(xl.errors.DataError, match=r"x cannot be read \(FileNotFoundError"):
+    with pytest.raises(DataError, match=r"x cannot be read \(FileNotFoundError"):
         hash_files([path])
 
 
@@ -60,7 +61,7 @@ def _spoil(folder):
 
 def test_bad_files_are_named_counted_and_skipped_only_when_asked(folder):
     _spoil(folder)
-    with pytest.raises(xl.errors.DataError, match="3 of 36 files") as error:
+    with pytest.raises(DataError, match="3 of 36 files") as error:
         xl.data.load_unlabelled(folder, PREPROCESS)
     for name in ("00.png", "03.png", "05.png", "--skip-bad"):
         assert name in str(error.value)
@@ -72,7 +73,7 @@ def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
     _spoil(folder)
     data = xl.data.load_folder(folder, PREPROCESS)
     assert data.bad == ()
-    with pytest.raises(xl.errors.DataError, match=r"cat/00.png.*--skip-bad"):
+    with pytest.raises(DataError, match=r"cat/00.png.*--skip-bad"):
         list(iterate_batches(data, 5))
     assert ["00.png" in line for line in data.bad] == [True]
     data = xl.data.load_folder(folder, PREPROCESS, skip_bad=True)
@@ -86,9 +87,9 @@ def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
 def test_a_folder_of_nothing_but_bad_files(folder):
     for path in folder.rglob("*.png"):
         path.write_text("x")
-    with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
+    with pytest.raises(DataError, match="36 of 36 files"):
         list(iterate_batches(xl.data.load_folder(folder, PREPROCESS, skip_bad=True)))
-    with pytest.raises(xl.errors.DataError, match="36 of 36 files"):
+    with pytest.raises(DataError, match="36 of 36 files"):
         xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
 
 
@@ -101,24 +102,24 @@ def test_hidden_files_are_not_data(folder):
 
 
 def test_folders_that_do_not_fit(folder, tmp_path):
-    with pytest.raises(xl.errors.DataError, match="no folder"):
+    with pytest.raises(DataError, match="no folder"):
         xl.data.load_folder(tmp_path / "none", PREPROCESS)
     (tmp_path / "one" / "cat").mkdir(parents=True)
-    with pytest.raises(xl.errors.DataError, match=r"1 class folder\(s\)"):
+    with pytest.raises(DataError, match=r"1 class folder\(s\)"):
         xl.data.load_folder(tmp_path / "one", PREPROCESS)
     (tmp_path / "one" / "dog").mkdir()
-    with pytest.raises(xl.errors.DataError, match="no image files"):
+    with pytest.raises(DataError, match="no image files"):
         xl.data.load_folder(tmp_path / "one", PREPROCESS)
-    with pytest.raises(xl.errors.DataError, match="the network does not"):
+    with pytest.raises(DataError, match="the network does not"):
         xl.data.load_folder(folder, PREPROCESS, classes=("cat", "dog"))
-    with pytest.raises(xl.errors.DataError, match="no file or folder"):
+    with pytest.raises(DataError, match="no file or folder"):
         xl.data.load_unlabelled(tmp_path / "none", PREPROCESS)
 
 
 def test_torchvision_sets(tmp_path, monkeypatch):
-    with pytest.raises(xl.errors.DataError, match="download=True"):
+    with pytest.raises(DataError, match="download=True"):
         xl.data.load_torchvision("CIFAR10", tmp_path, train=True)
-    with pytest.raises(xl.errors.InputError, match="no data set"):
+    with pytest.raises(InputError, match="no data set"):
         xl.data.load_torchvision("CIFAR1", tmp_path, train=True)
 
     class Fake:

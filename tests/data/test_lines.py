@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.lines import classify_field, find_ts_files, iterate_rows, peek_kinds, read_file, read_ts
-from exitlens.data.rows import Columns
+from exitlens.data.lines import classify_field, find_ts_files, iterate_rows, peek_kinds, read_ts
 from exitlens.data.sources import open_source
+from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VECTOR
 from tests.data.conftest import TS
 
@@ -14,25 +14,6 @@ from tests.data.conftest import TS
 def _write(folder, name, content):
     (folder / name).write_text(content)
     return folder / name
-
-
-TEXTS = Columns("text", ("text",), ("label",))
-
-
-def test_rows_know_their_lines(tmp_path):
-    table = _write(tmp_path, "a.csv", 'text,label\n one ,x\n\n"two\nlines",y\n')
-    rows = read_file(table, TEXTS)
-    assert rows.texts == ["one", "two\nlines"]
-    assert rows.labels == ["x", "y"]
-    assert rows.names == [f"{table}:2", f"{table}:5"]
-    lines = _write(tmp_path, "a.txt", "one\n\ntwo")
-    assert read_file(lines, TEXTS._replace(labels=())).names == [f"{lines}:1", f"{lines}:3"]
-
-
-def test_numbers_are_labels_but_no_texts(tmp_path):
-    rows = read_file(_write(tmp_path, "a.jsonl", '{"text": "one", "label": 1}\n{"text": 2, "label": 1}'), TEXTS)
-    assert (rows.texts, rows.labels) == (["one", ""], ["1", "1"])
-    assert rows.faults == {1: "text: expected a string that is not empty, got 2"}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +46,7 @@ def test_columns_are_what_most_of_their_first_fields_are(tmp_path):
     kinds = peek_kinds(tmp_path / "x.csv")
     assert kinds == {"a": "integer", "b": "float", "c": "string", "d": "integer", "e": "other", "f": "other"}
     assert [line for line, _ in iterate_rows(tmp_path / "x.csv", ("a",))] == list(range(2, 33))
-    with pytest.raises(xl.errors.DataError, match=r"no column 'z', it has .*. Fix: name columns in line 1, or by --columns"):
+    with pytest.raises(DataError, match=r"no column 'z', it has .*. Fix: name columns in line 1, or by --columns"):
         list(iterate_rows(tmp_path / "x.csv", ("z",)))
 
 
@@ -106,7 +87,7 @@ def test_an_existing_network_takes_its_own_features(tmp_path):
     data = open_source(path).load("train", preprocess=own)
     assert (data.preprocess, data.values.shape) == (own, (28, 2))
     assert (data.values[:, 0] == (data.values[:, 1] / 4).floor()).all()
-    with pytest.raises(xl.errors.DataError, match="expected 1 features as in training, got 3"):
+    with pytest.raises(DataError, match="expected 1 features as in training, got 3"):
         open_source(path).load("train", preprocess=xl.data.VectorPreprocess((0.0,), (1.0,), ("weight",)))
 
 
@@ -121,7 +102,7 @@ def test_an_existing_network_takes_its_own_features(tmp_path):
 )
 def test_bad_rows_of_vectors(row, message, tmp_path):
     source = open_source(write(tmp_path, "x.csv", make_vectors(wrong=[(39, row)])))
-    with pytest.raises(xl.errors.DataError, match=rf"1 of 40 rows cannot be read.*\n.*x.csv:41: .*{message}"):
+    with pytest.raises(DataError, match=rf"1 of 40 rows cannot be read.*\n.*x.csv:41: .*{message}"):
         source.load("train")
     assert sum(len(source.load(split, skip_bad=True)) for split in ("train", "test")) == 31
 
@@ -131,9 +112,9 @@ def test_splits_of_a_column(tmp_path):
     source = open_source(write(tmp_path, "x.csv", "a,b,label,fold\n" + rows), split_by="fold")
     assert source.modality is VECTOR
     assert source.load("validation").values[:, 0].tolist() == list(range(2, 40, 4))
-    with pytest.raises(xl.errors.DataError, match=r"split_by: .*x.csv has no column 'folds'.*Did you mean 'fold'"):
+    with pytest.raises(DataError, match=r"split_by: .*x.csv has no column 'folds'.*Did you mean 'fold'"):
         open_source(str(tmp_path / "x.csv"), split_by="folds", columns="features=a|b,label=label").load("train")
-    with pytest.raises(xl.errors.InputError, match=r"group_by: .* give a column, not a regular expression"):
+    with pytest.raises(InputError, match=r"group_by: .* give a column, not a regular expression"):
         open_source(str(tmp_path / "x.csv"), group_by=r"\d+", columns="features=a|b,label=label").load("train")
 
 
@@ -160,7 +141,7 @@ def test_bad_rows_of_series(tmp_path):
     good = "".join(f"u,1 2 {i}\nv,3 4 {i}\n" for i in range(20))
     source = open_source(write(tmp_path, "x.csv", f"kind,signal\n{good}u,1 nan 3\nu,word\nu,[1\n"))
     message = r":42: a gap .NaN. at step 1(.|\n)*:43: expected a list of numbers, got word(.|\n)*:44"
-    with pytest.raises(xl.errors.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         source.load("train")
 
 
@@ -181,7 +162,7 @@ def test_parquet_of_vectors_and_series(hf, tmp_path):
     assert ((data.values[:, 0, 0] // 4).long() == data.groups[:, None].squeeze(1)).float().mean() > 0.1
     columns["a"][3] = None
     hf.Dataset.from_dict(columns).to_parquet(tmp_path / "n.parquet")
-    with pytest.raises(xl.errors.DataError, match=r"n.parquet:3: a gap .NaN. for feature 'a'"):
+    with pytest.raises(DataError, match=r"n.parquet:3: a gap .NaN. for feature 'a'"):
         open_source(str(tmp_path / "n.parquet")).load("train")
 
 
@@ -225,9 +206,9 @@ def test_the_same_as_aeon(tmp_path):
     ],
 )
 def test_headers_that_cannot_be_read(old, new, message, tmp_path):
-    with pytest.raises(xl.errors.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         read_ts(_write(tmp_path, "x.ts", TS.replace(old, new)))
-    with pytest.raises(xl.errors.DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_ts(tmp_path / "none.ts")
 
 
@@ -245,7 +226,7 @@ def test_headers_that_cannot_be_read(old, new, message, tmp_path):
 def test_rows_that_cannot_be_read(line, message, tmp_path):
     many = TS + "1,2,3:4,5,6:run\n7,8,9:1,1,1:Walk\n" * 10 + line + "\n"
     source = open_source(str(_write(tmp_path, "x.ts", many)))
-    with pytest.raises(xl.errors.DataError, match=rf"1 of 23 rows cannot be read.*\n.*x.ts:31: .*{message}"):
+    with pytest.raises(DataError, match=rf"1 of 23 rows cannot be read.*\n.*x.ts:31: .*{message}"):
         source.load("train")
     assert len(source.load("train", skip_bad=True)) == 16
 
@@ -271,20 +252,20 @@ def test_train_and_test_files_of_a_folder(tmp_path):
     assert test.values[:, 0, 0].tolist() == [20, 21, 22, 23, 24, 25]
     assert test.preprocess.mean[0] < 10.5  # of the training split alone
     assert sum(len(source.load(split)) for split in ("train", "validation", "calibration")) == 20
-    with pytest.raises(xl.errors.InputError, match=r"is a .ts file, without columns"):
+    with pytest.raises(InputError, match=r"is a .ts file, without columns"):
         open_source(str(tmp_path), group_by="x").load("test")
     _write(tmp_path, "Made_TEST.ts", make_ts(5, 20))
-    with pytest.raises(xl.errors.DataError, match="are not those of training"):
+    with pytest.raises(DataError, match="are not those of training"):
         source.load("test")
     _write(tmp_path, "Other_TRAIN.ts", make_ts(5))
-    with pytest.raises(xl.errors.DataError, match=r"expected NAME_TRAIN.ts and NAME_TEST.ts"):
+    with pytest.raises(DataError, match=r"expected NAME_TRAIN.ts and NAME_TEST.ts"):
         find_ts_files(tmp_path)
 
 
 def test_series_of_different_length(tmp_path):
     text = make_ts(20) + make_ts(20, length=6).split("@data\n")[1]
     path = str(_write(tmp_path, "x.ts", text))
-    with pytest.raises(xl.errors.DataError, match=r"x.ts has series of 6 to 8 steps, .*pass --size STEPS"):
+    with pytest.raises(DataError, match=r"x.ts has series of 6 to 8 steps, .*pass --size STEPS"):
         open_source(path).load("train")
     found = open_source(path, size=7).load_splits(("train",))
     assert found.sets["train"].inputs.shape == (28, 1, 7)
@@ -296,11 +277,11 @@ def test_what_an_existing_network_takes(tmp_path):
     own = xl.data.SeriesPreprocess((1.0,), (2.0,), length=5)
     found = open_source(path).load("test", preprocess=own, classes=("b", "c"))
     assert (found.preprocess, found.values.shape, found.classes) == (own, (4, 1, 5), ("b", "c"))
-    with pytest.raises(xl.errors.DataError, match=r"40 of 40 rows .*\n.*expected 2 channel\(s\) as in training, got 1"):
+    with pytest.raises(DataError, match=r"40 of 40 rows .*\n.*expected 2 channel\(s\) as in training, got 1"):
         open_source(path).load("test", preprocess=xl.data.SeriesPreprocess((1.0,) * 2, (2.0,) * 2))
-    with pytest.raises(xl.errors.InputError, match=r"preprocess: it is for images, and .*x.ts gives series"):
+    with pytest.raises(InputError, match=r"preprocess: it is for images, and .*x.ts gives series"):
         open_source(path).load("test", preprocess=xl.data.Preprocess((8, 8)))
-    with pytest.raises(xl.errors.DataError, match="has the class 'b', the network does not"):
+    with pytest.raises(DataError, match="has the class 'b', the network does not"):
         open_source(path).load("test", classes=("c", "d"))
-    with pytest.raises(xl.errors.InputError, match="mel: it is for folders of sounds"):
+    with pytest.raises(InputError, match="mel: it is for folders of sounds"):
         open_source(path, mel=16).load("test")

@@ -1,18 +1,18 @@
 import pytest
 
-import exitlens as xl
 from exitlens.data.rows import Columns, find_columns, find_inputs, looks_like_pattern, match_groups, parse_columns
+from exitlens.errors import DataError, InputError
 
 
 def test_groups_from_file_names():
     names = ["cat/p1_01.png", "cat/p1_02.png", "dog/p12_01.png"]
     assert match_groups(r"(p\d+)_", names) == ["p1", "p1", "p12"]
     assert match_groups(r"p\d+", names) == ["p1", "p1", "p12"]
-    with pytest.raises(xl.errors.DataError, match=r"finds no group in 2 of 3 file names, such as 'cat/p1_01.png'"):
+    with pytest.raises(DataError, match=r"finds no group in 2 of 3 file names, such as 'cat/p1_01.png'"):
         match_groups(r"p\d\d", names)
-    with pytest.raises(xl.errors.DataError, match="finds no group"):
+    with pytest.raises(DataError, match="finds no group"):
         match_groups(r"(x)?p", names)
-    with pytest.raises(xl.errors.InputError, match="expected a column or a regular expression, got"):
+    with pytest.raises(InputError, match="expected a column or a regular expression, got"):
         match_groups("(p", names)
     assert looks_like_pattern(r"p\d+")
     assert not looks_like_pattern("patient_id")
@@ -43,9 +43,7 @@ def test_columns_are_found_by_type_and_usual_name(kinds, expected):
 
 def test_named_columns_come_first_and_reserved_ones_are_not_guessed():
     kinds = {"img": "image", "fine_label": "class", "coarse_label": "class"}
-    with pytest.raises(
-        xl.errors.DataError, match=r"several columns could hold the label \(fine_label, coarse_label\).*--columns"
-    ):
+    with pytest.raises(DataError, match=r"several columns could hold the label \(fine_label, coarse_label\).*--columns"):
         find_columns(kinds, "", "x")
     assert find_columns(kinds, "label=coarse_label", "x") == Columns("image", ("img",), ("coarse_label",))
     kinds = {"image": "image", "patient": "string", "grade": "integer"}
@@ -62,13 +60,13 @@ def test_named_series_and_features():
     assert str(find_columns(many, "", "x")) == "vectors of 9 features (f0, f1, f2, ..., f8), labels from 'label'"
     found = find_columns(kinds, "series=z,label=b", "x")
     assert str(found) == "series from 'z', labels from 'b'"
-    with pytest.raises(xl.errors.DataError, match=r"no column 'c' for the features; it has a"):
+    with pytest.raises(DataError, match=r"no column 'c' for the features; it has a"):
         find_columns(kinds, "features=a|c,label=id", "x")
     with pytest.raises(
-        xl.errors.InputError, match=r"expected several different columns as features=A\|B\|C, got 'features=a\|a,label=id'"
+        InputError, match=r"expected several different columns as features=A\|B\|C, got 'features=a\|a,label=id'"
     ):
         find_columns(kinds, "features=a|a,label=id", "x")
-    with pytest.raises(xl.errors.DataError, match=r"several columns could hold the series \(q, z\)"):
+    with pytest.raises(DataError, match=r"several columns could hold the series \(q, z\)"):
         find_columns({"q": "list", "z": "list", "label": "class"}, "", "x")
 
 
@@ -79,10 +77,10 @@ def test_arrays_without_labels():
     assert find_inputs(kinds, "features=label|b", "x", "features").inputs == ("label", "b")
     assert find_inputs(kinds, "", "x", "series") == Columns("series", ("s",))
     with pytest.raises(
-        xl.errors.DataError, match=r"no column seems to hold the features, .*. Fix: name the columns by --columns feat"
+        DataError, match=r"no column seems to hold the features, .*. Fix: name the columns by --columns feat"
     ):
         find_inputs({"id": "string"}, "", "x", "features")
-    with pytest.raises(xl.errors.InputError, match=r"the network takes series, got image=NAME. Fix: give series=NAME"):
+    with pytest.raises(InputError, match=r"the network takes series, got image=NAME. Fix: give series=NAME"):
         find_inputs(kinds, "image=s", "x", "series")
 
 
@@ -97,7 +95,7 @@ def test_arrays_without_labels():
     ],
 )
 def test_unclear_columns_are_refused_with_what_is_there(kinds, given, message):
-    with pytest.raises(xl.errors.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         find_columns(kinds, given, "x")
 
 
@@ -105,7 +103,7 @@ def test_unclear_columns_are_refused_with_what_is_there(kinds, given, message):
     "words", ["image", "image=", "picture=a", "image=a,image=b", "image=a,text=b", "text=a,series=b", "=a"]
 )
 def test_words_that_name_no_columns(words):
-    with pytest.raises(xl.errors.InputError, match=r"columns: expected image=NAME"):
+    with pytest.raises(InputError, match=r"columns: expected image=NAME"):
         parse_columns(words)
     assert parse_columns(" image=a , label=b,") == {"image": ("a",), "label": ("b",)}
     assert parse_columns("") == {}
@@ -113,7 +111,7 @@ def test_words_that_name_no_columns(words):
 
 @pytest.mark.parametrize("words", ["label=a||b", "label=a|a", "label=|"])
 def test_labels_have_different_columns(words):
-    with pytest.raises(xl.errors.InputError, match="several different columns as label="):
+    with pytest.raises(InputError, match="several different columns as label="):
         parse_columns(words)
 
 
@@ -135,15 +133,13 @@ def test_inputs_need_no_label(kinds, given, wanted, expected):
 
 
 def test_unclear_inputs_are_refused():
-    with pytest.raises(
-        xl.errors.DataError, match=r"several columns could hold the text \(a, b\), it has .*--columns text=NAME"
-    ):
+    with pytest.raises(DataError, match=r"several columns could hold the text \(a, b\), it has .*--columns text=NAME"):
         find_inputs({"a": "string", "b": "string"}, "", "x", "text")
-    with pytest.raises(xl.errors.DataError, match=r"no column seems to hold the image"):
+    with pytest.raises(DataError, match=r"no column seems to hold the image"):
         find_inputs({"a": "string"}, "", "x", "image")
-    with pytest.raises(xl.errors.InputError, match=r"the network takes images, got text=NAME. Fix: give image=NAME"):
+    with pytest.raises(InputError, match=r"the network takes images, got text=NAME. Fix: give image=NAME"):
         find_inputs({"a": "string"}, "text=a", "x", "image")
-    with pytest.raises(xl.errors.InputError, match="and key=NAME, with commas"):
+    with pytest.raises(InputError, match="and key=NAME, with commas"):
         find_inputs({"a": "string"}, "keys=a", "x", "image")
-    with pytest.raises(xl.errors.InputError, match="and label=NAME, with commas"):
+    with pytest.raises(InputError, match="and label=NAME, with commas"):
         parse_columns("key=a")  # labelled rows need no names

@@ -7,6 +7,7 @@ import torch
 import exitlens as xl
 from exitlens.data.batches import iterate_batches, make_epoch_loader
 from exitlens.data.sets import measure_scaling
+from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES
 
 OWN = xl.data.SeriesPreprocess((1.0, 2.0), (2.0, 4.0))
@@ -28,7 +29,7 @@ class Ramps:
     def read(self, index):
         self.seen.append(index)
         if index in self.bad:
-            raise xl.errors.DataError(f"ramp {index}: damaged")
+            raise DataError(f"ramp {index}: damaged")
         return index + torch.arange(10.0).view(2, 5)
 
 
@@ -84,7 +85,7 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert part[1][0].equal(OWN.normalise(Ramps(8).read(7)))
     assert lazy.reader.seen == [7]
     for name, values in (("labels", {"labels": torch.zeros(2).long()}), ("groups", {"groups": torch.zeros(2).long()})):
-        with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
+        with pytest.raises(InputError, match=f"{name}: expected"):
             xl.data.LazySet(
                 **{"reader": Ramps(3), "labels": torch.zeros(3).long(), "classes": CLASSES, "preprocess": OWN} | values
             )
@@ -92,7 +93,7 @@ def test_nothing_is_read_before_it_is_asked_for():
 
 def test_bad_samples_are_named_or_left_out():
     lazy = make_lazy(bad=(3,))
-    with pytest.raises(xl.errors.DataError, match="data: ramp 3: damaged"):
+    with pytest.raises(DataError, match="data: ramp 3: damaged"):
         lazy.load()
     lazy.skip_bad = True
     assert len(lazy.load()) == 39
@@ -125,7 +126,7 @@ def test_a_million_samples_are_decoded_a_few_at_a_time():
 )
 def test_what_does_not_fit(change, message):
     whole = {"values": torch.zeros(4, 2, 5), "labels": torch.zeros(4).long(), "classes": CLASSES, "preprocess": OWN}
-    with pytest.raises(xl.errors.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         xl.data.ArraySet(**(whole | change))
 
 
@@ -138,12 +139,12 @@ def test_the_shape_of_samples_is_known_or_that_of_the_first():
     assert xl.data.LazySet(Shaped(4), labels, CLASSES, OWN).shape == (2, 6)
     assert xl.data.LazySet(Ramps(0), labels[:0], CLASSES, OWN).shape == (2, 0)
     cut = xl.data.SeriesPreprocess((1.0, 2.0), (2.0, 4.0), length=6)
-    with pytest.raises(xl.errors.InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
+    with pytest.raises(InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
         xl.data.LazySet(Ramps(4), labels, CLASSES, cut).load()
     assert xl.data.LazySet(Ramps(4), labels, CLASSES, xl.data.VectorPreprocess((0.0,) * 3, (1.0,) * 3)).shape == (3,)
-    with pytest.raises(xl.errors.InputError, match=r"reader: expected \(1,T\) of series, got \(2,5\)"):
+    with pytest.raises(InputError, match=r"reader: expected \(1,T\) of series, got \(2,5\)"):
         xl.data.LazySet(Ramps(4), labels, CLASSES, xl.data.SeriesPreprocess((0.0,), (1.0,)))
-    with pytest.raises(xl.errors.InputError, match="preprocess: expected"):
+    with pytest.raises(InputError, match="preprocess: expected"):
         xl.data.LazySet(Ramps(4), labels, CLASSES, None)
 
 
@@ -158,16 +159,16 @@ def test_image_set_checks_and_subsets(tiny_set):
     torch.testing.assert_close(
         tiny_set.preprocess.restore(tiny_set.inputs), tiny_set.images.float() / 255, atol=1e-6, rtol=0
     )
-    with pytest.raises(xl.errors.InputError, match="uint8"):
+    with pytest.raises(InputError, match="uint8"):
         xl.data.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
     for labels, message in ((tiny_set.labels + 1, r"\[0, 4\)"), (tiny_set.labels.float(), "integers")):
-        with pytest.raises(xl.errors.InputError, match=message):
+        with pytest.raises(InputError, match=message):
             xl.data.ImageSet(tiny_set.images, labels, tiny_set.classes)
-    with pytest.raises(xl.errors.InputError, match="channels"):
+    with pytest.raises(InputError, match="channels"):
         xl.data.ImageSet(
             tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.data.Preprocess((16, 16), (0.5,), (0.2,))
         )
-    with pytest.raises(xl.errors.InputError, match="one per image"):
+    with pytest.raises(InputError, match="one per image"):
         xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, tiny_set.masks[:3])
 
 
@@ -196,7 +197,7 @@ def test_vectors_and_constant_channels():
     )
     found = measure_scaling(vectors)
     assert (found.mean, found.std) == ((2.0, 7.0), (1.0, 1.0))
-    with pytest.raises(xl.errors.DataError, match="the training split is empty"):
+    with pytest.raises(DataError, match="the training split is empty"):
         measure_scaling(vectors.first(0))
 
 
@@ -216,5 +217,5 @@ def test_files_are_read_in_batches(series_folder, monkeypatch):
     assert measure_scaling(data).mean == measure_scaling(data.load()).mean
     for path in series_folder.rglob("*.npy"):
         path.write_bytes(b"")
-    with pytest.raises(xl.errors.DataError, match="24 of 24 files cannot be read"):
+    with pytest.raises(DataError, match="24 of 24 files cannot be read"):
         measure_scaling(data)

@@ -12,6 +12,7 @@ from exitlens.data.rows import Reading, Rows, join_flags, number_labels
 from exitlens.data.sources import DataSource, Target, arrange_arrays, make_sets, open_source, read_parts
 from exitlens.data.splits import SPLITS, find_rarest
 from exitlens.data.texts import TextSet, word_tokenizer
+from exitlens.errors import DataError, InputError
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME
 from exitlens.types.preprocessing import TextPreprocess
 from tests.data.conftest import SMALL as PREPROCESS
@@ -97,72 +98,45 @@ def test_a_file_that_has_changed_is_refused(jsonl):
     assert again == source
     assert len(source.contents) == 16
     jsonl.write_text(jsonl.read_text().replace("number7 ", "number8 "))
-    with pytest.raises(xl.errors.DataError, match="are not those of training"):
+    with pytest.raises(DataError, match="are not those of training"):
         again.load("test")
     jsonl.unlink()
-    with pytest.raises(xl.errors.DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         again.load("test")
 
 
 def test_classes_and_bad_rows_of_a_file(jsonl):
-    with pytest.raises(xl.errors.DataError, match="the network does not"):
+    with pytest.raises(DataError, match="the network does not"):
         open_source(str(jsonl)).load("test", classes=("a", "b"))
     assert open_source(str(jsonl)).load("test", classes=("c", "b", "a", "z")).classes == ("c", "b", "a", "z")
     jsonl.write_text(jsonl.read_text() + "{\n")
     source = open_source(str(jsonl))
-    with pytest.raises(xl.errors.DataError, match=":61: not JSON"):
+    with pytest.raises(DataError, match=":61: not JSON"):
         source.load("train")
     assert len(source.load("train", skip_bad=True)) == 42
 
 
-def test_a_class_with_too_few_texts(tmp_path):
-    (tmp_path / "few.csv").write_text("text,label\n" + "x,a\n" * 9 + "y,b\n" * 3)
-    with pytest.raises(xl.errors.DataError, match=r"class 'b' has 3 sample\(s\), need 4"):
-        open_source(str(tmp_path / "few.csv")).load("train")
-
-
 def test_sources_that_do_not_fit(tmp_path, jsonl):
-    with pytest.raises(
-        xl.errors.DataError, match=r"it can also be scenes, .*reviews.*\.csv or \.jsonl.*Did you mean 'reviews'"
-    ):
+    with pytest.raises(DataError, match=r"it can also be scenes, .*reviews.*\.csv or \.jsonl.*Did you mean 'reviews'"):
         open_source("review")
     for name in ("none.csv", "none.jsonl"):
-        with pytest.raises(xl.errors.DataError, match="cannot be read"):
+        with pytest.raises(DataError, match="cannot be read"):
             open_source(str(tmp_path / name))
     preprocess = TextPreprocess(word_tokenizer(["a"]), 8)
-    with pytest.raises(xl.errors.InputError, match="preprocess: it is for texts, and scenes gives images"):
+    with pytest.raises(InputError, match="preprocess: it is for texts, and scenes gives images"):
         open_source("scenes").load("validation", preprocess=preprocess)
-    with pytest.raises(xl.errors.InputError, match="preprocess: it is for images, and reviews gives texts"):
+    with pytest.raises(InputError, match="preprocess: it is for images, and reviews gives texts"):
         open_source("reviews").load("validation", preprocess=xl.data.Preprocess((8, 8)))
     for name in ("reviews", str(jsonl)):
-        with pytest.raises(xl.errors.InputError, match="split"):
+        with pytest.raises(InputError, match="split"):
             open_source(name).load("dev")
-    with pytest.raises(xl.errors.InputError, match="shop_agreement"):
+    with pytest.raises(InputError, match="shop_agreement"):
         open_source("reviews", background_agreement=2.0).load("test")
-    with pytest.raises(xl.errors.InputError, match="length"):
+    with pytest.raises(InputError, match="length"):
         open_source("reviews", size=1).load("test")
-
-
-def test_a_source_splits_a_folder_the_same_way_each_time_and_notices_changes(folder):
-    source = open_source(str(folder), size=16, seed=1)
-    parts = {split: source.load(split) for split in ("train", "validation", "calibration", "test")}
-    assert torch.equal(parts["test"].inputs, source.load("test").inputs)
-    assert sum(map(len, parts.values())) == 36
-    assert parts["train"].inputs.shape[2:] == (16, 16)
-    (folder / "cat" / "new.png").write_bytes((folder / "cat" / "00.png").read_bytes())
-    with pytest.raises(xl.errors.DataError, match="not those of training"):
-        source.load("test")
-
-
-def test_sources_by_name():
-    assert len(open_source("scenes").load("validation")) == 1000
-    assert open_source("fashion").load("validation").images.shape[1] == 1
-    with pytest.raises(xl.errors.DataError, match="it can also be scenes"):
-        open_source("scene")
-    with pytest.raises(xl.errors.InputError, match="root"):
+    with pytest.raises(InputError, match="root: torchvision:CIFAR10 needs the folder"):
         open_source("torchvision:CIFAR10")
-    with pytest.raises(xl.errors.InputError, match="split"):
-        open_source("scenes").load("dev")
+    assert open_source("fashion").load("validation").images.shape[1] == 1
 
 
 class _Plain:
@@ -195,13 +169,13 @@ def test_images_labels_and_groups_stay_together():
 
 def test_rows_that_miss_something_are_left_out_or_named():
     rows = {"x": _rows(("a", None, "b"), groups=["g", "g", "f"])}
-    with pytest.raises(xl.errors.DataError, match=r"1 of 3 rows cannot be read[^#]*row 1: no label"):
+    with pytest.raises(DataError, match=r"1 of 3 rows cannot be read[^#]*row 1: no label"):
         make_sets(rows, "it", PREPROCESS)
     data = make_sets(rows, "it", PREPROCESS, skip_bad=True).sets["x"]
     assert data.load().images[:, 0, 0, 0].tolist() == [0, 20]
     assert data.labels.tolist() == [0, 1]
     assert data.groups.tolist() == [1, 0]
-    with pytest.raises(xl.errors.DataError, match="row 2: no text"):
+    with pytest.raises(DataError, match="row 2: no text"):
         make_sets({"x": _rows(images=None, texts=["one", "two", " "])}, "it", PREPROCESS)
     texts = make_sets({"x": _rows(images=None, texts=[" one", "two", "three"])}, "it", PREPROCESS).sets["x"]
     assert texts.texts == ["one", "two", "three"]
@@ -213,21 +187,21 @@ def test_classes_of_all_parts_and_of_an_existing_network():
     assert make_sets({name: rows._replace(classes=("c", "b", "a")) for name, rows in parts.items()}, "it", PREPROCESS).sets[
         "test"
     ].labels.tolist() == [0, 2, 2]
-    with pytest.raises(xl.errors.DataError, match="it has the class 'c', the network does not"):
+    with pytest.raises(DataError, match="it has the class 'c', the network does not"):
         make_sets(parts, "it", PREPROCESS, classes=("a", "b"))
 
 
 def test_a_column_says_the_parts():
     parts = make_sets({"": _rows(splits=["val", "train", "val"])}, "it", PREPROCESS)
     assert {name: part.labels.tolist() for name, part in parts.sets.items()} == {"train": [1], "val": [0, 0]}
-    with pytest.raises(xl.errors.DataError, match="split_by: it has the split 'other'"):
+    with pytest.raises(DataError, match="split_by: it has the split 'other'"):
         make_sets({"": _rows(splits=["other", "train", "val"])}, "it", PREPROCESS)
 
 
 def test_parts_without_labels():
     parts = make_sets({"train": _rows(), "test": _rows((None, None, None))}, "it", PREPROCESS)
     assert (tuple(parts.sets), parts.unlabelled) == (("train",), ("test",))
-    with pytest.raises(xl.errors.DataError, match="has no labels"):
+    with pytest.raises(DataError, match="has no labels"):
         make_sets({"test": _rows((None, None, None))}, "it", PREPROCESS)
 
 
@@ -254,9 +228,9 @@ def test_groups_of_a_folder_by_file_names(animals):
     alone = open_source(str(animals), size=8, group_by=r"(animal.+)").load_splits(SPLITS)
     assert alone.notes[1].endswith("no two samples are in one group")
     assert not torch.equal(source.load("train").labels, open_source(str(animals), size=8).load("train").labels)
-    with pytest.raises(xl.errors.DataError, match=r"finds no group in 48 of 48 file names, such as 'ant/animal00_0.png'"):
+    with pytest.raises(DataError, match=r"finds no group in 48 of 48 file names, such as 'ant/animal00_0.png'"):
         open_source(str(animals), group_by=r"bird\d").load("train")
-    with pytest.raises(xl.errors.InputError, match="is a folder of class folders, without columns"):
+    with pytest.raises(InputError, match="is a folder of class folders, without columns"):
         open_source(str(animals), split_by="fold").load("train")
 
 
@@ -275,7 +249,7 @@ def test_folders_of_splits(animals, tmp_path):
     assert loaded.notes[0].startswith("splits: validation: all of 'val'; cut from 'train' by exitlens")
     assert sum(len(part) for part in loaded.sets.values()) == 48
     (tmp_path / "split" / "val" / "ant" / "animal00_99.png").write_bytes(encode(0))
-    with pytest.raises(xl.errors.DataError, match=r"has the group '00' in train and in val \(1 group"):
+    with pytest.raises(DataError, match=r"has the group '00' in train and in val \(1 group"):
         open_source(str(tmp_path / "split"), group_by=r"animal(\d+)").load("train")
 
 
@@ -296,9 +270,9 @@ def test_groups_and_splits_of_texts(suffix, tmp_path):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     source = open_source(str(path), split_by="fold", columns="text=author,label=label")
     assert source.load("validation").texts == tuple(f"a{i // 2}" for i in range(30, 40))
-    with pytest.raises(xl.errors.DataError, match=r"no column 'writer'|40 of 40 rows"):
+    with pytest.raises(DataError, match=r"no column 'writer'|40 of 40 rows"):
         open_source(str(path), group_by="writer").load("train")
-    with pytest.raises(xl.errors.InputError, match=r"holds texts. Fix: give text=NAME"):
+    with pytest.raises(InputError, match=r"holds texts. Fix: give text=NAME"):
         open_source(str(path), columns="image=text").load("train")
 
 
@@ -310,20 +284,20 @@ def test_files_of_texts_that_are_named_by_split(tmp_path):
     loaded = source.load_splits(SPLITS)
     assert [len(loaded.sets[split]) for split in SPLITS] == [18, 20, 2, 20]
     assert loaded.notes[0].startswith("splits: validation: all of 'dev'; test: all of 'test'; cut from 'train' by exitlens")
-    with pytest.raises(xl.errors.InputError, match=r"split_by: .* has a file for each split \(dev, test, train\)"):
+    with pytest.raises(InputError, match=r"split_by: .* has a file for each split \(dev, test, train\)"):
         open_source(str(tmp_path), split_by="author").load("train")
     (tmp_path / "test.csv").write_text("text,label,author\nchanged,a,a99\n")
-    with pytest.raises(xl.errors.DataError, match="are not those of training"):
+    with pytest.raises(DataError, match="are not those of training"):
         source.load("test")
     (tmp_path / "test.jsonl").write_text("{}")
-    with pytest.raises(xl.errors.DataError, match="two files of one name"):
+    with pytest.raises(DataError, match="two files of one name"):
         open_source(str(tmp_path))
 
 
 def test_texts_without_a_group_or_split(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("text,label,author\n" + "".join(f"t{i},{'ab'[i % 2]},{'' if i == 3 else i // 2}\n" for i in range(20)))
-    with pytest.raises(xl.errors.DataError, match=r"1 of 20 rows cannot be read[^#]*:5: author: expected"):
+    with pytest.raises(DataError, match=r"1 of 20 rows cannot be read[^#]*:5: author: expected"):
         read_parts(str(path), "texts", Reading(group_by="author"), Target())
     parts = read_parts(str(path), "texts", Reading(group_by="author"), Target(), skip_bad=True)
     assert len(parts.sets[""].texts) == 19
@@ -376,7 +350,7 @@ def test_columns_of_0_and_1_in_a_table(hf, tmp_path):
     check_images(open_source(str(tmp_path / "x"), size=8, columns=columns))
     notes = open_source(str(tmp_path / "x"), size=8, columns=columns).load_splits(SPLITS).notes
     assert "with 3 labels, any number to a sample" in notes[-1]
-    with pytest.raises(xl.errors.DataError, match="no column 'horse' for the labels"):
+    with pytest.raises(DataError, match="no column 'horse' for the labels"):
         open_source(str(tmp_path / "x"), columns="label=cat|horse").load("train")
 
 
@@ -442,7 +416,7 @@ def test_texts(tmp_path, kind):
 def test_bad_label_columns(tmp_path, lines, columns, message):
     path = tmp_path / "x.csv"
     path.write_text("\n".join(lines))
-    with pytest.raises(xl.errors.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         open_source(str(path), columns=columns, task="multilabel").load("train")
 
 
@@ -450,11 +424,11 @@ def test_what_has_one_class_a_sample(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(encode(0))
-    with pytest.raises(xl.errors.InputError, match="has one class for an image, its folder"):
+    with pytest.raises(InputError, match="has one class for an image, its folder"):
         open_source(str(tmp_path), task="multilabel").load("train")
-    with pytest.raises(xl.errors.InputError, match="scenes has no columns"):
+    with pytest.raises(InputError, match="scenes has no columns"):
         open_source("scenes", task="multilabel")
-    with pytest.raises(xl.errors.InputError, match="task: expected one of"):
+    with pytest.raises(InputError, match="task: expected one of"):
         open_source("scenes", task="ordinal")
 
 
@@ -463,7 +437,7 @@ def test_sets_of_labels_by_hand():
     assert names == ("a", "b", "c")
     assert labels.tolist() == [[True, True, False], [False, False, False], [True, False, True]]
     assert number_labels(["10;9"], (), "x", several=True)[1] == ("9", "10")
-    with pytest.raises(xl.errors.DataError, match="has the label 'd', the network does not"):
+    with pytest.raises(DataError, match="has the label 'd', the network does not"):
         number_labels(["a;d"], ("a", "b"), "x", several=True)
     assert join_flags({"a": ["1", "0", None], "b": ["True", "0", "1"]}, "xyz") == ["a;b", "", None]
 
@@ -494,11 +468,10 @@ def test_class_folders_are_read_when_asked_for(series_folder):
     assert data.name(0).endswith("calm/p0_00.npy")
     assert data.first(3).load().inputs.equal(data.inputs[:3])
     (series_folder / "empty").mkdir()
-    with pytest.raises(xl.errors.DataError, match=r"no series files below .*empty \(looked for .npy"):
+    with pytest.raises(DataError, match=r"no series files below .*empty \(looked for .npy"):
         xl.data.load_folder(series_folder, OWN)
     with pytest.raises(
-        xl.errors.InputError,
-        match="preprocess: expected one of Preprocess, SeriesPreprocess, VolumePreprocess, got VectorPr",
+        InputError, match="preprocess: expected one of Preprocess, SeriesPreprocess, VolumePreprocess, got VectorPr"
     ):
         xl.data.load_folder(series_folder, xl.data.VectorPreprocess((0.0,), (1.0,)))
 
@@ -506,7 +479,7 @@ def test_class_folders_are_read_when_asked_for(series_folder):
 def test_a_source_of_series_in_class_folders(series_folder):
     source = open_source(str(series_folder), group_by=r"(p\d+)_", seed=1)
     assert source.modality is SERIES
-    with pytest.raises(xl.errors.DataError, match=r"class 'calm' has 1 group\(s\), need 4"):
+    with pytest.raises(DataError, match=r"class 'calm' has 1 group\(s\), need 4"):
         open_source(str(series_folder), group_by=r"^(\w)").load("train")
     found = source.load_splits(("train", "validation", "test"))
     train = found.sets["train"]
@@ -516,7 +489,7 @@ def test_a_source_of_series_in_class_folders(series_folder):
     assert found.sets["test"].preprocess == train.preprocess
     assert not set(train.groups.tolist()) & set(found.sets["test"].groups.tolist())
     np.save(series_folder / "calm" / "p9_new.npy", np.zeros((2, 30)))
-    with pytest.raises(xl.errors.DataError, match="are not those of training"):
+    with pytest.raises(DataError, match="are not those of training"):
         source.load("test")
 
 
@@ -531,13 +504,13 @@ def test_files_of_another_length_or_kind(series_folder):
     cut = open_source(str(series_folder), size=20).load_splits(("train",), skip_bad=True)
     assert cut.sets["train"].shape == (2, 20)
     assert cut.notes[-1] == "series: longer ones are cut to 20 steps, shorter ones filled with zeros, at the end"
-    with pytest.raises(xl.errors.InputError, match=r"mel: it is for sounds, .*p0_01.npy says no sampling rate"):
+    with pytest.raises(InputError, match=r"mel: it is for sounds, .*p0_01.npy says no sampling rate"):
         open_source(str(series_folder), mel=8).load("train")
     for path in series_folder.rglob("*.npy"):
         path.write_bytes(b"")
-    with pytest.raises(xl.errors.DataError, match="has no file that can be read as a series or a volume"):
+    with pytest.raises(DataError, match="has no file that can be read as a series or a volume"):
         open_source(str(series_folder)).load("train")
-    with pytest.raises(xl.errors.DataError, match=r"data: .*p0_00.npy: not a .npy file"):
+    with pytest.raises(DataError, match=r"data: .*p0_00.npy: not a .npy file"):
         ArrayFiles(series_folder, ["calm/p0_00.npy"], OWN)
 
 
@@ -555,9 +528,9 @@ def test_volumes_have_the_size_of_the_first(tmp_path):
     own = xl.data.VolumePreprocess((1.0,), (2.0,), (2, 2, 2))
     assert source.load("test", preprocess=own).inputs.shape[1:] == (1, 2, 2, 2)
     wrong = xl.data.VolumePreprocess((1.0,) * 2, (2.0,) * 2, (2, 2, 2))
-    with pytest.raises(xl.errors.DataError, match=r"expected 2 channel\(s\) as in training, got 1"):
+    with pytest.raises(DataError, match=r"expected 2 channel\(s\) as in training, got 1"):
         source.load("test", preprocess=wrong).load()
-    with pytest.raises(xl.errors.InputError, match="mel: it is for sounds"):
+    with pytest.raises(InputError, match="mel: it is for sounds"):
         open_source(str(tmp_path), mel=8).load("train")
 
 
@@ -573,7 +546,7 @@ def test_sounds_become_spectrograms(tmp_path):
     assert data.preprocess.mel == xl.data.MelSpectrogram(bands=8)
     torch.testing.assert_close(data.inputs.std(), torch.tensor(1.0), atol=0.05, rtol=0)
     soundfile.write(tmp_path / "a" / "9.wav", rng.normal(size=1600) * 0.1, 16000)
-    with pytest.raises(xl.errors.DataError, match=r"9.wav: its sampling rate is 16000 Hz, the network's 8000 Hz"):
+    with pytest.raises(DataError, match=r"9.wav: its sampling rate is 16000 Hz, the network's 8000 Hz"):
         xl.data.load_folder(tmp_path, data.preprocess).load()
 
 
@@ -588,7 +561,7 @@ def test_the_first_file_says_what_a_folder_holds(tmp_path, name, kind):
         (tmp_path / "a.npy").write_bytes(b"damaged")
         np.save(tmp_path / name, np.zeros((2, 3, 4) if kind is VOLUME else (2, 3)))
     assert find_folder_kind(tmp_path) is kind
-    with pytest.raises(xl.errors.DataError, match="no files"):
+    with pytest.raises(DataError, match="no files"):
         describe_folder(tmp_path / ".hidden" / "none", SERIES, 0, None)
 
 
@@ -605,7 +578,7 @@ def test_series_get_one_length():
     assert parts[""].arrays[:, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert preprocess == xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, length=4)
     assert note == "series: 4 steps; 1 longer ones are cut, 1 shorter ones filled with zeros, at the end"
-    with pytest.raises(xl.errors.DataError, match="x has series of 3 to 5 steps"):
+    with pytest.raises(DataError, match="x has series of 3 to 5 steps"):
         arrange_arrays({"train": make_part([three]), "test": make_part([five])}, "x", Target())
     assert arrange_arrays({"": make_part([three])}, "x", Target())[2] == ""
 
@@ -617,7 +590,7 @@ def test_series_with_faults():
         0: "no list", 2: "a gap (NaN) at step 1 of", 3: "expected 1 channel(s) as"
     }  # fmt: skip
     assert rows.arrays.shape == (4, 1, 3)
-    with pytest.raises(xl.errors.DataError, match="x has no series that can be read: no list"):
+    with pytest.raises(DataError, match="x has no series that can be read: no list"):
         arrange_arrays({"": make_part([None], {0: "no list"})}, "x", Target())
 
 
@@ -627,7 +600,7 @@ def test_vectors_with_gaps_or_other_features():
     assert preprocess == xl.data.VectorPreprocess((0.0,) * 2, (1.0,) * 2, ("u", "v"))
     assert list(parts[""].faults) == [1]
     assert parts[""].faults[1].startswith("a gap (NaN) for feature 'v'")
-    with pytest.raises(xl.errors.DataError, match="expected 1 features as in training, got 2"):
+    with pytest.raises(DataError, match="expected 1 features as in training, got 2"):
         arrange_arrays({"": rows}, "x", Target(known=xl.data.VectorPreprocess((0.0,), (1.0,))))
 
 
@@ -641,14 +614,6 @@ def test_what_a_source_has(tmp_path, series_folder):
     path = str(tmp_path / "x.csv")
     assert find_samples(path, "numbers", Reading(group_by="patient")) is VECTOR
     assert open_source(path, group_by="patient").modality is VECTOR
-
-
-def test_parts_have_no_scale_yet(series_folder):
-    parts = read_parts(str(series_folder), "arrays", Reading(), Target())
-    assert (list(parts.sets), parts.note) == ([""], "")
-    assert parts.sets[""].preprocess == xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2)
-    with pytest.raises(xl.errors.InputError, match="is a folder of class folders, without columns"):
-        read_parts(str(series_folder), "arrays", Reading("series=a"), Target())
 
 
 @pytest.mark.parametrize(("name", "kind", "shape"), [("motifs", SERIES, (2, 128)), ("blobs", VOLUME, (1, 20, 20, 20))])
@@ -666,7 +631,7 @@ def test_generated_data_by_name(name, kind, shape):
         own = xl.data.SeriesPreprocess(own.mean, own.std, length=16)
     again = open_source(name).load("validation", preprocess=own)
     np.testing.assert_allclose(again.inputs.numpy(), (small.values.numpy() - 1) / 2, rtol=1e-5, atol=1e-6)
-    with pytest.raises(xl.errors.InputError, match="mel: it is for sounds"):
+    with pytest.raises(InputError, match="mel: it is for sounds"):
         open_source(name, mel=8).load("test")
-    with pytest.raises(xl.errors.InputError, match="they are for data from files"):
+    with pytest.raises(InputError, match="they are for data from files"):
         open_source(name, columns="label=a")

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.demo.reviews import load_reviews
 from exitlens.data.splits import SPLITS, assign_groups, check_disjoint, name_split, plan_splits, share_out, take_split
 from exitlens.data.texts import RawTexts
 from tests.data.conftest import PREPROCESS
@@ -21,14 +20,6 @@ def test_split_set_is_disjoint_and_keeps_every_class(folder):
         xl.data.split_set(data, (0.5, 0.2))
     with pytest.raises(xl.errors.DataError, match="need 13 or more"):
         xl.data.split_set(data, (1 / 13,) * 13)
-
-
-def test_split_set_takes_encoded_texts_too():
-    pytest.importorskip("tokenizers")
-    data = load_reviews("validation", limit=40)
-    parts = xl.data.split_set(data, (0.5, 0.5))
-    assert sorted([*parts[0].texts, *parts[1].texts]) == sorted(data.texts)
-    assert parts[0].masks.shape == (20, 32)
 
 
 def _texts(count=80, groups=None):

@@ -12,6 +12,7 @@ from exitlens.data.files import list_images
 from exitlens.data.readers import ImageFiles
 from exitlens.data.rows import Reading
 from exitlens.data.streams import Listing, SampleStream, list_samples, open_stream
+from exitlens.errors import DataError, InputError
 from tests.data.conftest import PREPROCESS, SMALL, TS, encode, list_members, write_tar
 
 TWO = xl.data.SeriesPreprocess((5.0,) * 2, (2.0,) * 2)
@@ -75,14 +76,12 @@ def test_bad_files_are_left_out_or_end_the_stream_after_those_before(flat, skip_
         assert [path.stem for path in stream.files] == ["0", "1", "3", "4", "6", "7", "8"]
         assert [reason.split(":")[0] for reason in stream.bad] == [str(files[i]) for i in (2, 5, 9)]
         return
-    with pytest.raises(
-        xl.errors.DataError, match=r"2\.png: cannot be read as an image .*. Fix: remove it, or pass --skip-bad"
-    ):
+    with pytest.raises(DataError, match=r"2\.png: cannot be read as an image .*. Fix: remove it, or pass --skip-bad"):
         batches.extend(stream)
     assert [len(batch) for batch in batches] == [2]
     assert list(stream.files) == files[:2]
     assert len(stream.bad) == 1
-    with pytest.raises(xl.errors.DataError, match="give another one"):
+    with pytest.raises(DataError, match="give another one"):
         list(xl.data.ImageStream([files[2]], PREPROCESS, 4))
 
 
@@ -120,14 +119,14 @@ def test_texts_are_encoded_batch_by_batch(tokens):
 
 @pytest.mark.parametrize("size", [0, -1, 1.5])
 def test_wrong_arguments(size, tokens):
-    with pytest.raises(xl.errors.InputError, match="batch_size: expected an integer of 1 or more"):
+    with pytest.raises(InputError, match="batch_size: expected an integer of 1 or more"):
         xl.data.ImageStream([], PREPROCESS, size)
-    with pytest.raises(xl.errors.InputError, match="preprocess: expected Preprocess"):
+    with pytest.raises(InputError, match="preprocess: expected Preprocess"):
         xl.data.ImageStream([], None, 4)
-    with pytest.raises(xl.errors.InputError, match="preprocess: expected one of"):
+    with pytest.raises(InputError, match="preprocess: expected one of"):
         open_stream(None, "x", 4)
     for listing, message in ((Listing([], ["a"]), "content: expected 0"), (Listing(["x"], ["a"], groups=[]), "groups: exp")):
-        with pytest.raises(xl.errors.InputError, match=message):
+        with pytest.raises(InputError, match=message):
             SampleStream(listing, tokens, 2)
 
 
@@ -164,18 +163,18 @@ def test_keys_name_the_rows_and_have_to_tell_them_apart(hf, tmp_path):
     path = str(tmp_path / "x.parquet")
     rows = {"image": [encode(i) for i in range(4)], "id": ["a", "b", " ", "d"], "twice": ["a", "b", "c", "b"]}
     hf.Dataset.from_dict(rows).to_parquet(path)
-    with pytest.raises(xl.errors.DataError, match=r"1 of 4 rows cannot be read[^#]*x.parquet:2: no key"):
+    with pytest.raises(DataError, match=r"1 of 4 rows cannot be read[^#]*x.parquet:2: no key"):
         list_samples(SMALL, path, Reading("image=image,key=id"))
     found = list_samples(SMALL, path, Reading("image=image,key=id"), skip_bad=True)
     assert ([found.names[i] for i in found.rows], len(found.bad)) == (["a", "b", "d"], 1)
-    with pytest.raises(xl.errors.DataError, match=r"the key 'b' stands in 2 rows of 'twice'"):
+    with pytest.raises(DataError, match=r"the key 'b' stands in 2 rows of 'twice'"):
         list_samples(SMALL, path, Reading("image=image,key=twice"))
 
 
 def test_texts_of_a_table_are_read_when_asked_for(hf, tokens, tmp_path):
     path = str(tmp_path / "x.parquet")
     hf.Dataset.from_dict({"review": ["good ", "bad", None, " "], "who": ["a", "b", "c", "d"]}).to_parquet(path)
-    with pytest.raises(xl.errors.DataError, match=r"2 of 4 rows cannot be read"):
+    with pytest.raises(DataError, match=r"2 of 4 rows cannot be read"):
         list_samples(tokens, path, Reading("text=review"))
     found = list_samples(tokens, path, Reading("text=review", "who"), skip_bad=True)
     assert (list(found.content), found.content[:2], found.rows) == (["good", "bad", "", ""], ["good", "bad"], [0, 1])
@@ -189,16 +188,16 @@ def test_members_of_shards(tokens, tmp_path):
     assert found.names[0] == f"{tmp_path}/s/train-0.tar/0000.png"
     assert found.groups == ["0"] * 4 + ["1"] * 2 + ["p"]
     assert first_pixels(found._replace(rows=range(6))) == list(range(6))
-    with pytest.raises(xl.errors.DataError, match="9: has no image"):
+    with pytest.raises(DataError, match="9: has no image"):
         found.content.read(6)
     assert list_samples(SMALL, str(tmp_path / "s"), Reading(group_by=r"(\d)$")).groups == list("0123459")
-    with pytest.raises(xl.errors.DataError, match=r"group_by: .* has no column 'patients'; it has image, label, patient"):
+    with pytest.raises(DataError, match=r"group_by: .* has no column 'patients'; it has image, label, patient"):
         list_samples(SMALL, str(tmp_path / "s"), Reading(group_by="patients"))
     write_tar(tmp_path / "t.tar", [(f"{i}.txt", b"word") for i in range(3)])
     found = list_samples(tokens, str(tmp_path / "t.tar"))
     assert (list(found.content), list(found.names)) == (["word"] * 3, [f"{tmp_path}/t.tar/{i}" for i in range(3)])
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:2000])
-    with pytest.raises(xl.errors.DataError, match=r"t.tar is damaged"):
+    with pytest.raises(DataError, match=r"t.tar is damaged"):
         list_samples(tokens, str(tmp_path / "t.tar"))
     assert "t.tar is damaged" in list_samples(tokens, str(tmp_path / "t.tar"), skip_bad=True).bad[0]
 
@@ -210,7 +209,7 @@ def test_a_folder_of_images_at_any_depth(folder):
     assert found.groups == ["cat"] * 12 + ["dog"] * 12 + ["emu"] * 12
     one = str(folder / "cat" / "00.png")
     assert list(list_samples(PREPROCESS, one).names) == [one]
-    with pytest.raises(xl.errors.InputError, match=r"columns: .*00.png holds files of one image each, without columns"):
+    with pytest.raises(InputError, match=r"columns: .*00.png holds files of one image each, without columns"):
         list_samples(PREPROCESS, one, Reading("image=x"))
 
 
@@ -223,12 +222,12 @@ def test_lines_of_files_of_texts(tokens, tmp_path):
     assert list_samples(tokens, table, Reading(group_by=r":(\d)")).groups == ["2", "3", "6"]
     named = list_samples(tokens, table, Reading("text=who,key=id"))
     assert (list(named.content), list(named.names)) == (["ann", "bob", "ann"], ["x", "y", "z"])
-    with pytest.raises(xl.errors.DataError, match=r"the key 'ann' stands in 2 rows"):
+    with pytest.raises(DataError, match=r"the key 'ann' stands in 2 rows"):
         list_samples(tokens, table, Reading("key=who"))
     lines = write(tmp_path, "a.txt", "one line, as it is\r\n\n  another\n")
     assert list(list_samples(tokens, lines).names) == [f"{lines}:1", f"{lines}:3"]
     bad = write(tmp_path, "bad.txt", b"good\n\xff\n")
-    with pytest.raises(xl.errors.DataError, match=r"bad.txt:2: text: has bytes that are not UTF-8"):
+    with pytest.raises(DataError, match=r"bad.txt:2: text: has bytes that are not UTF-8"):
         list_samples(tokens, bad)
     found = list_samples(tokens, bad, skip_bad=True)
     assert ([found.content[i] for i in found.rows], "bad.txt:2" in found.bad[0]) == (["good"], True)
@@ -259,7 +258,7 @@ def test_what_cannot_be_read(tmp_path, tokens, name, kind, columns, message):
     write(tmp_path, "x.csv", "a\nb\n")
     write(tmp_path, "n.csv", "a,b,label\n1.5,2,x\n")
     write(tmp_path, "empty.txt", "\n \n")
-    with pytest.raises((xl.errors.DataError, xl.errors.InputError), match=message):
+    with pytest.raises((DataError, InputError), match=message):
         list_samples(tokens if kind == "text" else SMALL, str(tmp_path / name), Reading(columns))
 
 
@@ -275,7 +274,7 @@ def test_a_folder_of_series(series_folder):
     assert torch.cat(rest).equal(torch.cat(batches)[20:])
     _, (batch,) = read(TWO, series_folder, group_by=r"(p\d)_", batch_size=24)
     assert batch.groups.tolist() == [i // 3 % 4 for i in range(24)]
-    with pytest.raises(xl.errors.InputError, match="cache: it is for images, these data are series"):
+    with pytest.raises(InputError, match="cache: it is for images, these data are series"):
         read(TWO, series_folder, cache=series_folder)
 
 
@@ -284,13 +283,13 @@ def test_one_series_and_bad_ones(series_folder):
     stream, (batch,) = read(TWO, path)
     assert (batch.shape, list(stream.files)) == ((1, 2, 30), [str(path)])
     path.write_bytes(b"")
-    with pytest.raises(xl.errors.DataError, match=r"p0_00.npy: not a .npy file"):
+    with pytest.raises(DataError, match=r"p0_00.npy: not a .npy file"):
         read(TWO, path)
     stream, batches = read(TWO, series_folder, skip_bad=True)
     assert (sum(map(len, batches)), len(stream.bad)) == (23, 1)
-    with pytest.raises(xl.errors.DataError, match=r"no file or folder .*none. Fix: give a file of a series"):
+    with pytest.raises(DataError, match=r"no file or folder .*none. Fix: give a file of a series"):
         read(TWO, series_folder / "none")
-    with pytest.raises(xl.errors.InputError, match=r"columns: .*without columns. Fix: leave them out"):
+    with pytest.raises(InputError, match=r"columns: .*without columns. Fix: leave them out"):
         read(TWO, series_folder, "series=a")
 
 
@@ -299,14 +298,14 @@ def test_files_of_many_series(tmp_path):
     stream, (batch,) = read(TWO, path, group_by=r":(\d+)$")
     assert (list(stream.files), batch.groups.tolist()) == ([f"{path}:9", f"{path}:10"], [1, 0])
     assert TWO.restore(batch.inputs)[1].tolist() == [[7, 8, 9], [10, 11, 12]]
-    with pytest.raises(xl.errors.InputError, match=r"is a .ts file, without columns"):
+    with pytest.raises(InputError, match=r"is a .ts file, without columns"):
         read(TWO, path, "series=a")
     (tmp_path / "parts").mkdir()
     for part in ("TRAIN", "TEST"):
         write(tmp_path / "parts", f"X_{part}.ts", TS)
     assert len(read(TWO, tmp_path / "parts")[1][0]) == 4
     path = write(tmp_path, "x.csv", 'id,signal\nu,"[[1, 2], [3, 4]]"\nv,"[[5, 6], [7, 8]]"\nw,"[1, 2]"\n')
-    with pytest.raises(xl.errors.DataError, match=r"1 of 3 rows cannot .*\n.*x.csv:4: expected 2 channel"):
+    with pytest.raises(DataError, match=r"1 of 3 rows cannot .*\n.*x.csv:4: expected 2 channel"):
         read(TWO, path)
     stream, (batch,) = read(TWO, path, "key=id,series=signal", skip_bad=True)
     assert list(stream.files) == ["u", "v"]
@@ -318,7 +317,7 @@ def test_files_of_many_series(tmp_path):
 def test_tables_of_vectors(tmp_path):
     own = xl.data.VectorPreprocess((0.0, 0.0), (1.0, 1.0), ("b", "a"))
     path = write(tmp_path, "x.csv", "a,b,site,id\n1,2,x,p\n3,4,y,q\n5,,y,r\n")
-    with pytest.raises(xl.errors.DataError, match=r"x.csv:4: a gap .NaN. for feature 'b'"):
+    with pytest.raises(DataError, match=r"x.csv:4: a gap .NaN. for feature 'b'"):
         read(own, path)
     stream, (batch,) = read(own, path, "key=id", "site", skip_bad=True)
     assert batch.inputs.tolist() == [[2, 1], [4, 3]]
@@ -332,7 +331,7 @@ def test_tables_of_vectors(tmp_path):
         (own, path, "text=id", "the network takes vectors, got text=NAME. Fix: give features=NAME"),
         (own, tmp_path, "", "is not a table of numbers"),
     ):
-        with pytest.raises((xl.errors.DataError, xl.errors.InputError), match=message):
+        with pytest.raises((DataError, InputError), match=message):
             read(preprocess, data, columns, skip_bad=True)
 
 

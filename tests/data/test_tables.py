@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import exitlens as xl
 from exitlens.data.batches import iterate_batches
 from exitlens.data.rows import Columns, Reading
 from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.tables import open_table, to_word
+from exitlens.errors import DataError
 from tests.data.conftest import SMALL as PREPROCESS
 from tests.data.conftest import encode, read_numbers
 
@@ -61,9 +61,9 @@ def test_groups_by_column_and_by_file_name(make_table, tmp_path):
         assert loaded.notes[2] == (
             f"groups by '{group_by}': 20, of which 14 in train, 2 in validation, 2 in calibration, 2 in test"
         )
-    with pytest.raises(xl.errors.DataError, match=r"group_by: .* has no column 'patients'.*Did you mean 'patient'"):
+    with pytest.raises(DataError, match=r"group_by: .* has no column 'patients'.*Did you mean 'patient'"):
         open_source(path, group_by="patients").load("train")
-    with pytest.raises(xl.errors.DataError, match="finds no group in 80 of 80"):
+    with pytest.raises(DataError, match="finds no group in 80 of 80"):
         open_source(path, group_by=r"q\d+").load("train")
 
 
@@ -81,14 +81,14 @@ def test_named_parts_stay_and_others_are_cut_from_train(make_table, hf, tmp_path
         assert loaded.notes[0].startswith("splits: test: all of 'test'; cut from 'train' by exitlens: 78% train")
     shared = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 38)})
     shared.save_to_disk(str(tmp_path / "shared"))
-    with pytest.raises(xl.errors.DataError, match="has the group 'p9' in train and in test"):
+    with pytest.raises(DataError, match="has the group 'p9' in train and in test"):
         open_source(str(tmp_path / "shared"), group_by="patient").load("train")
     empty = hf.DatasetDict({"train": make_table(40), "test": make_table(0)})
     empty.save_to_disk(str(tmp_path / "empty"))
-    with pytest.raises(xl.errors.DataError, match="a part has no rows"):  # datasets cannot open it
+    with pytest.raises(DataError, match="a part has no rows"):  # datasets cannot open it
         open_source(str(tmp_path / "empty")).load("train")
     make_table(0).to_parquet(str(tmp_path / "files" / "test-00000-of-00001.parquet"))
-    with pytest.raises(xl.errors.DataError, match="a part has no rows"):
+    with pytest.raises(DataError, match="a part has no rows"):
         open_source(str(tmp_path / "files")).load("train")
 
 
@@ -104,7 +104,7 @@ def test_texts_of_a_table(hf, tmp_path):
     assert test.input_ids.shape == (4, 6)
     assert test.preprocess == train.preprocess
     assert len(set(train.groups.tolist()) & set(test.groups.tolist())) == 0
-    with pytest.raises(xl.errors.DataError, match="no file names for a regular expression"):
+    with pytest.raises(DataError, match="no file names for a regular expression"):
         open_source(str(tmp_path / "t.parquet"), columns="text=review", group_by=r"a\d").load("train")
 
 
@@ -115,7 +115,7 @@ def test_rows_without_labels(hf, tmp_path):
     part = hf.Dataset.from_dict({"image": images, "label": labels}, features=features)
     part.to_parquet(str(tmp_path / "some.parquet"))
     source = open_source(str(tmp_path / "some.parquet"), size=8)
-    with pytest.raises(xl.errors.DataError, match=r"2 of 12 rows cannot be read.*--skip-bad[^#]*:10: no label"):
+    with pytest.raises(DataError, match=r"2 of 12 rows cannot be read.*--skip-bad[^#]*:10: no label"):
         source.load("train")
     assert sum(len(source.load(split, skip_bad=True)) for split in SPLITS) == 10
     hidden = hf.Dataset.from_dict({"image": images[:4], "label": [-1] * 4}, features=features)
@@ -124,7 +124,7 @@ def test_rows_without_labels(hf, tmp_path):
     assert len(loaded.sets["test"]) > 0
     assert loaded.notes[-1] == "'test' has no labels and is not used"
     hidden.save_to_disk(str(tmp_path / "none"))
-    with pytest.raises(xl.errors.DataError, match="has no labels"):
+    with pytest.raises(DataError, match="has no labels"):
         open_source(str(tmp_path / "none")).load("train")
 
 
@@ -138,7 +138,7 @@ def test_bad_images_are_named_by_row(hf, tmp_path):
     reader = table.list_rows(table.find_columns(Reading()))[""].images(PREPROCESS)
     assert [tuple(reader.read(i).shape) for i in range(6)] == [(3, 8, 8)] * 6
     for row in range(6, 10):
-        with pytest.raises(xl.errors.DataError, match=rf"x.parquet:{row}: (cannot be read|has no image)"):
+        with pytest.raises(DataError, match=rf"x.parquet:{row}: (cannot be read|has no image)"):
             reader.read(row)
     found = open_source(str(tmp_path / "x.parquet"), size=8).load("train", skip_bad=True)
     rows = sum(len(batch.labels) for batch in iterate_batches(found, 4, workers=0))
@@ -155,7 +155,7 @@ def test_paths_of_images_are_relative_to_the_table(hf, tmp_path):
     source = open_source(str(tmp_path / "x.parquet"), size=8)
     assert sorted(n for split in SPLITS for n in read_numbers(source.load(split))) == list(range(8))
     (tmp_path / "pictures" / "3.png").unlink()
-    with pytest.raises(xl.errors.DataError, match=r":3: cannot be read \(FileNotFoundError"):
+    with pytest.raises(DataError, match=r":3: cannot be read \(FileNotFoundError"):
         [read_numbers(source.load(split)) for split in SPLITS]
 
 
@@ -171,7 +171,7 @@ def test_a_folder_of_images_with_metadata(hf, tmp_path):
     assert sorted(n for part in found.values() for n in read_numbers(part)) == list(range(16))
     assert all(part.classes == ("a", "b") for part in found.values())
     (tmp_path / "metadata.csv").write_text("\n".join(lines).replace("p0", "p1"))
-    with pytest.raises(xl.errors.DataError, match="not those of training"):
+    with pytest.raises(DataError, match="not those of training"):
         source.load("test")
 
 
@@ -180,17 +180,17 @@ def test_damaged_and_changed_tables(make_table, tmp_path):
     source = open_source(str(path))
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(xl.errors.DataError, match="not those of training"):
+    with pytest.raises(DataError, match="not those of training"):
         source.load("train")
-    with pytest.raises(xl.errors.DataError, match=r"x.parquet cannot be read as parquet \("):
+    with pytest.raises(DataError, match=r"x.parquet cannot be read as parquet \("):
         open_source(str(path)).load("train")
     saved = _write("saved", make_table(), tmp_path / "other")
     (arrow,) = saved.glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:300])
-    with pytest.raises(xl.errors.DataError, match="cannot be read as saved"):
+    with pytest.raises(DataError, match="cannot be read as saved"):
         open_source(str(saved)).load("train")
     make_table(0).to_parquet(str(tmp_path / "none.parquet"))
-    with pytest.raises(xl.errors.DataError, match=r"none.parquet has no rows|cannot be read as parquet"):
+    with pytest.raises(DataError, match=r"none.parquet has no rows|cannot be read as parquet"):
         open_source(str(tmp_path / "none.parquet")).load("train")
 
 
@@ -200,14 +200,14 @@ def test_the_hub_where_it_cannot_be_reached(hf, monkeypatch):
         raise ConnectionError("Couldn't reach it")
 
     monkeypatch.setattr(hf, "load_dataset", fail)
-    with pytest.raises(xl.errors.DataError, match=r"hf:owner/name:small is not in the local cache.*save_to_disk\(DIR\)"):
+    with pytest.raises(DataError, match=r"hf:owner/name:small is not in the local cache.*save_to_disk\(DIR\)"):
         open_source("hf:owner/name:small")
 
     def refuse(path, config):
         raise ValueError("no such config")
 
     monkeypatch.setattr(hf, "load_dataset", refuse)
-    with pytest.raises(xl.errors.DataError, match=r"hf:other cannot be loaded from the hub \(ValueError: no such config\)"):
+    with pytest.raises(DataError, match=r"hf:other cannot be loaded from the hub \(ValueError: no such config\)"):
         open_source("hf:other")
 
 
@@ -218,7 +218,7 @@ def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
     assert read_numbers(source.load("test")) == list(range(40, 50))
     assert len(source.contents) == 16
     changed = DataSource(**source.to_dict() | {"contents": "0" * 16})
-    with pytest.raises(xl.errors.DataError, match="not those of training"):
+    with pytest.raises(DataError, match="not those of training"):
         changed.load("test")
 
 

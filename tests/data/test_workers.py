@@ -1,8 +1,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -114,22 +112,20 @@ def test_who_stops_early_leaves_no_process_behind():
     assert not _processes()
 
 
-@pytest.mark.slow
 def test_processes_end_by_themselves_when_their_parent_is_killed():
-    code = """
-import os, sys
-from exitlens.data.workers import decode_batches
-from tests.data.test_workers import SHAPE, Numbers
-import multiprocessing
-found = decode_batches(Numbers(), [[i] for i in range(30)], SHAPE, 2)
-next(found)
-print(*[p.pid for p in multiprocessing.active_children()], flush=True)
-os.kill(os.getpid(), 9)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    pids = [int(word) for word in done.stdout.split()]
-    assert len(pids) == 2
+    ours, theirs = multiprocessing.Pipe()
+
+    def run():
+        batches = decode_batches(Numbers(), [[i] for i in range(30)], SHAPE, 2)
+        next(batches)
+        theirs.send([process.pid for process in _processes()])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parent = multiprocessing.get_context("fork").Process(target=run)
+    parent.start()
+    pids = ours.recv()
+    parent.join()
+    assert (len(pids), parent.exitcode) == (2, -signal.SIGKILL)
     deadline = time.monotonic() + 30
     while any(map(_is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from exitlens.delivery import demo
 from exitlens.delivery.demo import CONDITIONS, EGT, DemoSettings, _describe_epochs, build_network, load_data
 from tests.ranks import call
 
-FEW = DemoSettings(epochs=1, limit=64, batch_size=8, samples=8, oracle_samples=2, rounds=1, timed=128)
+FEW = DemoSettings(epochs=1, limit=64, batch_size=16, samples=8, oracle_samples=2, rounds=1, timed=128)
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_it_trains_compares_reports_and_saves(tmp_path, monkeypatch):
     for total, completed in tasks:
         assert sorted(completed) == completed
         assert completed[-1] == total
-    assert [total for total, _ in tasks] == [8, 8, 8, demo.TESTING_STEPS]
+    assert [total for total, _ in tasks] == [4, 4, 4, demo.TESTING_STEPS]
     assert len(tasks[-1][1]) == demo.TESTING_STEPS + 1  # every step was reached
     assert xl.load(out)[1] == xl.Policy.from_dict(result["policy"])
     assert (out / "report.html").read_text().count("<svg") == 4

@@ -14,7 +14,6 @@ from exitlens.delivery.report import (
     INK,
     PAPER,
     Provenance,
-    Series,
     Subject,
     describe_provenance,
     measure_subjects,
@@ -27,10 +26,23 @@ from exitlens.delivery.report import (
     write_report,
 )
 from exitlens.display import pick_exit_colour
-from tests.conftest import TinyNet, make_timing
-from tests.delivery.subjects import POLICY, make_subject
+from tests.conftest import TinyNet, make_net, make_timing
 
 MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
+POLICY = xl.Policy((0.9, 0.6))
+
+
+def make_subject(name, data, *, faithful=False, at=None, policy=POLICY, head="evidence"):
+    """A network with two early exits, or those named in ``at``, measured on a few images."""
+    net = make_net() if at is None else xl.attach(TinyNet(), at, 4, data.first(1).inputs, head=head)
+    net.describe(classes=data.classes, preprocess=data.preprocess)
+    checks = {"test": xl.measure_faithfulness(net, data)} if faithful else {}
+    return Subject(name, net, policy, {"test": xl.evaluate(xl.collect(net, data), policy)}, checks)
+
+
+def write(path, data, *subjects, **more):
+    """The report as text."""
+    return write_report(path / "deep" / "report.html", subjects, {"test": data}, MADE, overwrite=True, **more).read_text()
 
 
 class _Page(HTMLParser):
@@ -52,13 +64,10 @@ class _Page(HTMLParser):
 
 @pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
-    subjects = [make_subject("with <EGT>", tiny_set)] + ([make_subject("without", tiny_set)] if pair else [])
+    subjects = [make_subject(name, tiny_set, faithful=True) for name in ("with <EGT>", "without")[: 1 + pair]]
     times = {"speedup": 2.5, "low": 2.4, "high": 2.6, "plain_ms": 1.0, "ours_ms": 0.4, "images": 256, "rounds": 5}
     speed = {"batch size 1": times | {"accuracy_drop": 0.01, "cost": 0.3}}
-    path = write_report(
-        tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, MADE, speed=speed, plain_accuracy=0.9
-    )
-    text = path.read_text()
+    text = write(tmp_path, tiny_set, *subjects, speed=speed, plain_accuracy=0.9)
     page = _Page()
     page.feed(text)
     assert page.external == []
@@ -79,103 +88,75 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
             assert "training seed 0" in part
             assert "<code>exitlens report a</code>" in part
     with pytest.raises(xl.errors.OutputExistsError):
-        write_report(path, subjects, {"test": tiny_set}, MADE)
+        write_report(tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, MADE)
 
 
 @pytest.mark.slow
 def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
-    subjects = [make_subject("run", tiny_set, faithful=False)]
-    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
-    assert text.count("<svg") == 3
-    with pytest.raises(xl.errors.InputError, match="subjects"):
-        write_report(tmp_path / "x.html", [], {}, MADE)
+    assert write(tmp_path, tiny_set, make_subject("run", tiny_set)).count("<svg") == 3
 
 
 @pytest.mark.slow
 def test_milliseconds_stand_beside_the_cost(tmp_path, tiny_set):
-    subject, timing = make_subject("run", tiny_set, faithful=False), make_timing()
-    assert "ms of a batch" not in write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
+    subject, timing = make_subject("run", tiny_set), make_timing()
+    assert "ms of a batch" not in write(tmp_path, tiny_set, subject)
     trace = replace(xl.collect(subject.net, tiny_set), timing=timing)
     policy = xl.calibrate(trace, max_ms=5, percentile=95)
     timed = replace(subject, policy=policy, reports={"test": xl.evaluate(trace, policy)})
-    text = write_report(tmp_path / "t.html", [timed], {"test": tiny_set}, MADE).read_text()
+    text = write(tmp_path, tiny_set, timed)
     assert "ms of a batch" in text
     assert "<td>10.500</td>" in text
     assert "medians of 20 rounds, batches of 64 on Slow 9000, 2 threads; quartiles 1.900 – 2.100, 4.900 – 5.100" in text
     assert "time of 95 % of the samples at most 5 ms for batches of 64 on Slow 9000" in text
 
 
-def test_a_report_compares_equals(tmp_path, tiny_set):
-    one = make_subject("one", tiny_set)
-    net = xl.attach(TinyNet(), ["a"], 4, tiny_set.first(1).inputs)
-    net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
-    policy = xl.Policy((0.9,))
-    other = Subject("other", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
-    with pytest.raises(xl.errors.InputError, match="equally many exits"):
-        write_report(tmp_path / "x.html", [one, other], {"test": tiny_set}, MADE)
+def test_what_a_report_cannot_compare(tmp_path, tiny_set):
+    one, other = make_subject("one", tiny_set), make_subject("other", tiny_set, at=["a"], policy=xl.Policy((0.9,)))
+    plain = make_subject("plain", tiny_set, at=[], policy=xl.Policy(()))
+    for subjects, words in (([], "subjects"), ([one, other], "equally many exits"), ([plain], "early exit")):
+        with pytest.raises(xl.errors.InputError, match=words):
+            write(tmp_path, tiny_set, *subjects)
 
 
 @pytest.mark.slow
 def test_names_are_only_names(tmp_path, tiny_set):
-    subjects = [
-        make_subject(name, tiny_set) for name in ("a$x^$ <b>", "a very long name of a run that leaves no room for a plot")
-    ]
-    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
+    names = "a$x^$ <b>", "a very long name of a run that leaves no room for a plot"
+    text = write(tmp_path, tiny_set, *(make_subject(name, tiny_set) for name in names))
     assert "a$x^$ &lt;b&gt;" in text
     assert "a very long name of a r…" in text
 
 
 @pytest.mark.slow
 def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
-    one = make_subject("gated", tiny_set)
     gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
-    policy = xl.Policy((0.26, 0.26), gate=gate)
-    report = xl.evaluate(xl.collect(one.net, tiny_set), policy)
-    subject = Subject("gated", one.net, policy, {"test": report}, one.faithfulness)
-    text = write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
+    text = write(tmp_path, tiny_set, make_subject("gated", tiny_set, policy=xl.Policy((0.26, 0.26), gate=gate)))
     assert 'id="w-gate"' in text
     assert "<td>0.100</td><td>none</td>" in text
     assert "gate: 0.250, limit 0.100" in text
     assert "was not trusted: its estimated divergence from the final one is 0.250, over the limit 0.100" in text
-    assert 'id="w-gate"' not in write_report(tmp_path / "s.html", [one], {"test": tiny_set}, MADE).read_text()
+    assert 'id="w-gate"' not in write(tmp_path, tiny_set, make_subject("free", tiny_set))
 
 
 @pytest.mark.slow
 def test_words_fit_the_heads(tmp_path, tiny_set):
     for head, said in (("evidence", "not a picture drawn afterwards"), ("average", "energy of their features")):
-        net = xl.attach(TinyNet(), ["a", "b"], 4, tiny_set.first(1).inputs, head=head)
-        net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
-        subject = Subject(head, net, POLICY, {"test": xl.evaluate(xl.collect(net, tiny_set), POLICY)})
-        text = write_report(tmp_path / f"{head}.html", [subject], {"test": tiny_set}, MADE).read_text()
+        text = write(tmp_path, tiny_set, make_subject(head, tiny_set, at=["a", "b"], head=head))
         assert said in text
         assert ("not a picture drawn afterwards" in text) == (head == "evidence")
 
 
 @pytest.mark.slow
 def test_one_image_has_no_chance_level(tmp_path, tiny_set):
-    text = write_report(
-        tmp_path / "r.html", [make_subject("x", tiny_set.first(1))], {"test": tiny_set.first(1)}, MADE
-    ).read_text()
+    text = write(tmp_path, tiny_set.first(1), make_subject("x", tiny_set.first(1), faithful=True))
     assert ">nan<" not in text
     assert "Early exits look" not in text
-
-
-def test_a_network_without_early_exits_has_no_report(tmp_path, tiny_set):
-    net = xl.attach(TinyNet(), [], 4, tiny_set.first(1).inputs)
-    policy = xl.Policy(())
-    subject = Subject("plain", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
-    with pytest.raises(xl.errors.InputError, match="early exit"):
-        write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE)
 
 
 @pytest.mark.slow
 def test_large_images_keep_the_report_small(tmp_path):
     pixels = torch.randint(0, 255, (6, 3, 640, 480), dtype=torch.uint8)  # noise: the worst case
     data = xl.data.ImageSet(pixels, torch.arange(6) % 4, ("a", "b", "c", "d"))
-    net = xl.attach(TinyNet(), ["a", "b"], 4, data.first(1).inputs)
-    net.describe(classes=data.classes, preprocess=data.preprocess)
-    subject = Subject("x", net, POLICY, {"test": xl.evaluate(xl.collect(net, data), POLICY)})
-    assert write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).stat().st_size < 5e6 / 6
+    assert len(write(tmp_path, data, make_subject("x", data, at=["a", "b"]))) < 5e6 / 6
     assert max(draw_image(data.first(1).inputs[0], data.preprocess).size) == 320
 
 
@@ -230,7 +211,7 @@ def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
 
 
 def test_three_sentences_with_links_to_their_terms(tiny_set):
-    subjects = [make_subject(name, tiny_set) for name in ("one", "other")]
+    subjects = [make_subject(name, tiny_set, faithful=True) for name in ("one", "other")]
     saving, agreement, faithful = summarize(subjects, "test", {"batch size 1": {"speedup": 2.5}}, plain_accuracy=0.5)
     assert saving.startswith("one: <b>")
     assert '2.50 <a href="#w-speed">times faster</a></b> at batch size 1' in saving
@@ -239,7 +220,7 @@ def test_three_sentences_with_links_to_their_terms(tiny_set):
     assert f"<b>{skill:.2f}</b> at exit 0" in agreement
     assert "; other, " in agreement
     assert f"<b>{subjects[0].faithfulness['test'].deletion[0]:.2f}</b>" in faithful
-    assert len(summarize([make_subject("x", tiny_set, faithful=False)], "test", {})) == 2
+    assert len(summarize([make_subject("x", tiny_set)], "test", {})) == 2
 
 
 @pytest.mark.slow
@@ -247,7 +228,7 @@ def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
     images = tiny_set.images.repeat(40, 1, 1, 1)
     labels = torch.arange(len(images)) // (len(images) // 4)
     data = xl.data.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
-    chosen = pick_images(make_subject("x", tiny_set, faithful=False), data, 12)
+    chosen = pick_images(make_subject("x", tiny_set), data, 12)
     assert len(chosen) == 12
     assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
 
@@ -268,7 +249,7 @@ def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
 
     labels = torch.arange(24) % len(tiny_set.classes)
     data = xl.data.LazySet(Reader(), labels, tiny_set.classes, tiny_set.preprocess, skip_bad=True, workers=0)
-    subject = make_subject("x", tiny_set, faithful=False)
+    subject = make_subject("x", tiny_set)
     chosen = pick_images(subject, data, 16)
     assert sorted(chosen) == [i for i in range(24) if i % 3]
     whys = [xl.explain(subject.net, data.subset(torch.tensor([i])).inputs, subject.policy) for i in chosen]
@@ -278,7 +259,7 @@ def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
 
 @pytest.mark.slow
 def test_mistakes_come_first_and_are_half_of_the_gallery(tmp_path, tiny_set):
-    subject = make_subject("x", tiny_set, faithful=False)
+    subject = make_subject("x", tiny_set)
     net = subject.net
     answers = torch.tensor([why.exits[why.answered].label for why in xl.explain_batch(net, tiny_set.inputs, POLICY)])
     labels = answers.clone()
@@ -291,31 +272,28 @@ def test_mistakes_come_first_and_are_half_of_the_gallery(tmp_path, tiny_set):
     labels[:9] = answers[:9]  # one mistake
     data = xl.data.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
     assert [i == 9 for i in pick_images(subject, data, 6)] == [True] + [False] * 5
-    text = write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).read_text()
-    assert text.count('<span class="wrong">mistake</span>') == 1
+    assert write(tmp_path, data, subject).count('<span class="wrong">mistake</span>') == 1
 
 
 @pytest.mark.slow
 def test_confidences_that_are_far_from_accuracies_have_a_word_of_warning(tmp_path, tiny_set):
-    subject = make_subject("x", tiny_set, faithful=False)
+    subject = make_subject("x", tiny_set)
     exits = subject.reports["test"].exits
     for errors, words in (((0.01, 0.15, 0.049), "exit 1 by 15 % on average ("), ((0.01, 0.02, 0.03), "")):
         rows = tuple(replace(row, calibration_error=error) for row, error in zip(exits, errors, strict=True))
         other = replace(subject, reports={"test": replace(subject.reports["test"], exits=rows)})
-        text = write_report(tmp_path / "r.html", [other], {"test": tiny_set}, MADE, overwrite=True).read_text()
+        text = write(tmp_path, tiny_set, other)
         assert text.count("Take confidences with care") == (2 if words else 0)
         assert words in text
 
 
 @pytest.mark.slow
 def test_legends_and_tables_name_what_there_is(tmp_path, tiny_set):
-    two = [make_subject(name, tiny_set) for name in ("one", "two")]
-    text = write_report(tmp_path / "two.html", two, {"test": tiny_set}, MADE).read_text()
+    text = write(tmp_path, tiny_set, *(make_subject(name, tiny_set, faithful=True) for name in ("one", "two")))
     assert "Dots (one) and squares (two): each exit alone" in text
     assert "attention on object (%)" in text
     without = xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=tiny_set.preprocess)
-    one = make_subject("one", without)
-    text = write_report(tmp_path / "one.html", [one], {"test": without}, MADE).read_text()
+    text = write(tmp_path, without, make_subject("one", without, faithful=True))
     assert "Dots: each exit alone" in text
     assert "squares" not in text
     assert "attention on object (%)" not in text  # there are no masks, and so no column of dashes
@@ -324,11 +302,10 @@ def test_legends_and_tables_name_what_there_is(tmp_path, tiny_set):
 
 @pytest.mark.slow
 def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):
-    subjects = [make_subject(name, tiny_set) for name in ("one", 'the "other"')]
-    series = [Series(s.name, s.reports["test"], s.faithfulness["test"]) for s in subjects]
+    subjects = [make_subject(name, tiny_set, faithful=True) for name in ("one", 'the "other"')]
     bars = {plot_exit_shares: 3, plot_accuracy_cost: 3, plot_consistency: 2, plot_deletion: 3}
     for draw, exits in bars.items():
-        svg = draw(series)
+        svg = draw(subjects, "test")
         ElementTree.fromstring(svg)
         drawn = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
         colours = {pick_exit_colour(k, 3).lower() for k in range(exits)}

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.modalities import SERIES
 from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings, ReadSettings
+from tests.conftest import make_tiny_set
 from tests.ranks import call
 
 
@@ -202,16 +204,26 @@ def test_run_directories(tmp_path):
         read_source(run)
 
 
+def set_epochs(run, **changes):
+    settings = json.loads((run / "settings.json").read_text())
+    settings["settings"] |= changes
+    (run / "settings.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    run, data = tmp_path_factory.mktemp("stopped") / "run", make_tiny_set()
+    net = build_network(NetworkSettings(exits="layer1"), data)
+    write_source(run, DataSource("scenes"))
+    xl.fit(net, data, data, epochs=2, out_dir=run, progress=False)
+    set_epochs(run, epochs=3)
+    return run, net
+
+
 @pytest.fixture
-def unfinished(tmp_path, tiny_set):
+def unfinished(stopped, tmp_path):
     """A run that was stopped after two of three epochs, and the network as it was then."""
-    net = build_network(NetworkSettings(exits="layer1"), tiny_set)
-    write_source(tmp_path / "run", DataSource("scenes"))
-    xl.fit(net, tiny_set, tiny_set, epochs=2, out_dir=tmp_path / "run", progress=False)
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    settings["settings"]["epochs"] = 3
-    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
-    return tmp_path / "run", net
+    return Path(shutil.copytree(stopped[0], tmp_path / "run")), copy.deepcopy(stopped[1])
 
 
 def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished):
@@ -250,9 +262,7 @@ def test_an_unfinished_run_that_goes_on_has_another_best_epoch(unfinished):
 @pytest.mark.parametrize("changes", [{"epochs": 2}, {"patience": 0}], ids=["all epochs", "out of patience"])
 def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished, changes):
     run, _ = unfinished
-    settings = json.loads((run / "settings.json").read_text())
-    settings["settings"] |= changes
-    (run / "settings.json").write_text(json.dumps(settings))
+    set_epochs(run, **changes)
     assert xl.load(run)[0].num_exits == 2
 
 
@@ -272,9 +282,7 @@ def test_a_tuned_network_of_an_unfinished_run_remains_marked(unfinished):
 def test_the_command_line_goes_on_with_an_unfinished_run(trained_once, tmp_path):
     run = Path(shutil.copytree(trained_once, tmp_path / "run"))
     shutil.rmtree(run / "bundle")
-    settings = json.loads((run / "settings.json").read_text())
-    settings["settings"]["epochs"] = 5
-    (run / "settings.json").write_text(json.dumps(settings))
+    set_epochs(run, epochs=5)
     for words in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
         code, _, told = call([words[0], "--bundle", str(run), *words[1:], "--json"])
         assert code == 0, told

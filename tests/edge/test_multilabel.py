@@ -15,13 +15,13 @@ from exitlens.edge.int8 import export_int8
 from exitlens.functional.scores import score
 from exitlens.model.engine.onnx_files import open_file
 from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.endpoint import Watch
 from exitlens.serving.http.answers import OUTPUTS, shape_output
 from exitlens.serving.http.application import make_app
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Watching
-from exitlens.serving.watching import Watch
 from exitlens_runtime.cli import main
 from tests.conftest import make_net
 from tests.edge.test_cascade import answer

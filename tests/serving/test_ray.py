@@ -77,28 +77,16 @@ def test_the_example_is_accepted():
     assert replicas.bundle == "/models/demo"
 
 
-@pytest.mark.slow
-def test_ray_accepts_the_example_and_the_deployment():
-    pytest.importorskip("ray.serve")
-    check = """
-import sys, yaml
-from ray.serve.schema import ServeDeploySchema
-from exitlens.serving.ray import app
-described = ServeDeploySchema(**yaml.safe_load(open(sys.argv[1])))
-(application,) = described.applications
-assert application.import_path == "exitlens.serving.ray:app"
-for arguments in (application.args, {"bundle": "x", "replicas": 3}, {"bundle": "x", "min_replicas": 2, "max_replicas": 5}):
-    app(arguments)
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", check, str(EXAMPLE)], check=True, timeout=120)
-
-
 DRIVER = """
 import json, sys
-import ray
+import ray, yaml
 from ray import serve
+from ray.serve.schema import ServeDeploySchema
 from exitlens.serving.ray import app
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+(application,) = ServeDeploySchema(**yaml.safe_load(open(sys.argv[2]))).applications
+assert application.import_path == "exitlens.serving.ray:app"
+app(application.args)
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 for line in sys.stdin:
     name, arguments = json.loads(line)
@@ -115,7 +103,7 @@ class Local:
     def __init__(self, process, client):
         self.process, self.client, self.name = process, client, f"tested-{uuid.uuid4().hex[:8]}"
 
-    def deploy(self, arguments):
+    def deploy(self, **arguments):
         self.process.stdin.write(json.dumps([self.name, arguments]) + "\n")
         self.process.stdin.flush()
         while (line := self.process.stdout.readline()) != "ready\n":  # Ray says things there, too
@@ -129,48 +117,65 @@ class Local:
                     replicas.append(int(path.name))
         return replicas
 
+    def wait_for_replicas(self, count, without):
+        until = time.monotonic() + 90
+        while len(replicas := self.list_replicas()) < count or without in replicas:
+            assert time.monotonic() < until, "not replaced"
+            time.sleep(0.2)
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return save_small(tmp_path_factory.mktemp("served") / "b", 0.35, 0.36)
+    def infer(self, images):
+        tensor = {"name": "inputs", "shape": list(images.shape), "datatype": "FP32", "data": images.flatten().tolist()}
+        return self.client.post("/v2/models/x/infer", json={"inputs": [tensor]}, headers={"x-request-id": "mine"})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local():
     pytest.importorskip("ray.serve")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", DRIVER, str(port)]
+    command = [sys.executable, "-c", DRIVER, str(port), str(EXAMPLE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             yield Local(process, client)
         process.stdin.close()
 
 
-def write_body(images):
-    tensor = {"name": "inputs", "shape": list(images.shape), "datatype": "FP32", "data": images.flatten().tolist()}
-    return {"inputs": [tensor]}
+@pytest.mark.slow
+def test_replicas_from_the_first_to_the_last(local, tmp_path):
+    """One Ray and few deployments serve all checks, because each takes seconds."""
+    bundle = save_small(tmp_path / "b", 0.35, 0.36)
+    common = {"bundle": f"x={bundle}", "max_wait_ms": 600_000, "max_waiting": 10_000, "request_seconds": 120}
+    local.deploy(**common, replicas=1, batch=1)  # one sample at a time, so that much is left to do at any time
+    (first,) = local.list_replicas()
+    check_answers(local, *xl.load(bundle))
+    check_that_open_requests_are_answered(local, first, lambda: local.deploy(**common, replicas=2, batch=2))
+    local.wait_for_replicas(2, first)
+    check_that_retries_lose_nothing(local, *xl.load(bundle))
+    local.deploy(bundle=f"x={bundle}", replicas=1, batch=1, max_waiting=4, max_wait_ms=10)
+    check_that_requests_without_room_are_refused(local)
 
 
 def read_output(response, name):
     return next(output["data"] for output in response.json()["outputs"] if output["name"] == name)
 
 
-@pytest.mark.slow
-def test_the_same_routes_and_answers_behind_rays_proxy(local, bundle):
-    local.deploy({"bundle": f"x={bundle}", "replicas": 1})
-    client, (net, policy) = local.client, xl.load(bundle)
-    images = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+def check_answers(local, net, policy):
+    """The same routes and answers as without Ray's proxy."""
+    images, client = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1)), local.client
     expected = xl.predict(net, images, policy)
     assert client.get("/v2/health/ready").json() == {"ready": True}
-    found = client.post("/v2/models/x/infer", json=write_body(images), headers={"x-request-id": "mine"})
+    found = local.infer(images)
     assert found.status_code == 200, found.text
     assert read_output(found, "label") == expected.labels.tolist()
     assert read_output(found, "exit") == expected.exits.tolist()
     assert found.headers.get_list("x-request-id") == ["mine"]
     assert len(client.get("/models").headers.get_list("x-request-id")) == 1
-    check_binary(client.base_url.port, images, expected)
+    http = pytest.importorskip("tritonclient.http")
+    with http.InferenceServerClient(f"127.0.0.1:{client.base_url.port}") as triton:
+        given = http.InferInput("inputs", list(images.shape), "FP32")
+        given.set_data_from_numpy(images.numpy(), binary_data=True)
+        assert np.allclose(triton.infer("x", [given]).as_numpy("probabilities"), expected.probabilities, atol=1e-5)
     file = io.BytesIO()
     Image.new("RGB", (40, 30), (200, 30, 90)).save(file, "PNG")
     answer = client.post("/classify", content=file.getvalue(), headers={"content-type": "image/png"}).json()
@@ -183,89 +188,59 @@ def test_the_same_routes_and_answers_behind_rays_proxy(local, bundle):
     assert 'exitlens_answers_total{exit="' in client.get("/metrics").text
 
 
-def check_binary(port, images, expected):
-    http = pytest.importorskip("tritonclient.http")
-    with http.InferenceServerClient(f"127.0.0.1:{port}") as client:
-        assert client.is_model_ready("x")
-        given = http.InferInput("inputs", list(images.shape), "FP32")
-        given.set_data_from_numpy(images.numpy(), binary_data=True)
-        found = client.infer("x", [given])
-    assert found.as_numpy("label").tolist() == expected.labels.tolist()
-    assert np.allclose(found.as_numpy("probabilities"), expected.probabilities, atol=1e-5)
+def check_that_open_requests_are_answered(local, before, deploy):
+    """A replica ends after it has answered."""
+    images, over = torch.randn(32, 3, 28, 28), threading.Event()
+
+    def ask():
+        found = list[int]()
+        while not over.is_set():
+            found.append(local.infer(images).status_code)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask) for _ in range(4)]
+        try:
+            deploy()
+            local.wait_for_replicas(1, before)
+        finally:
+            over.set()
+        found = [status for future in asked for status in future.result()]
+    assert len(found) > 4
+    assert set(found) == {200}
 
 
-@pytest.mark.slow
-def test_requests_without_room_are_refused(local, bundle):
-    local.deploy({"bundle": f"x={bundle}", "replicas": 1, "batch": 1, "max_waiting": 4, "max_wait_ms": 10})
-    body = json.dumps(write_body(torch.randn(16, 3, 28, 28)))
-    with ThreadPoolExecutor(48) as pool:
-        found = list(pool.map(lambda _: local.client.post("/v2/models/x/infer", content=body), range(144)))
-    counts = Counter(answer.status_code for answer in found)
-    assert set(counts) <= {200, 429, 503}, counts
-    assert counts[200] >= 1
-    assert counts[429] + counts[503] >= 1
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in found if answer.status_code == 429)
-    assert local.client.post("/v2/models/x/infer", content=body).status_code == 200
-
-
-@pytest.mark.slow
-def test_a_replica_that_is_killed_is_replaced_and_retries_lose_nothing(local, bundle):
-    local.deploy({"bundle": f"x={bundle}", "replicas": 2})
-    before = local.list_replicas()
-    assert len(before) == 2
-    net, policy = xl.load(bundle)
+def check_that_retries_lose_nothing(local, net, policy):
+    """A replica that is killed is replaced."""
     images = torch.randn(64, 3, 28, 28, generator=torch.Generator().manual_seed(2))
-    expected, until = xl.predict(net, images, policy).labels.tolist(), time.monotonic() + 60
+    (killed, _), until = local.list_replicas(), time.monotonic() + 60
 
-    def ask(i):
+    def ask(image):
         while time.monotonic() < until:
             with suppress(httpx.TransportError):
-                found = local.client.post("/v2/models/x/infer", json=write_body(images[i : i + 1]))
+                found = local.infer(image[None])
                 if found.status_code == 200:
                     return read_output(found, "label")[0]
             time.sleep(0.05)
         return None
 
     with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(ask, range(64))
-        os.kill(before[0], signal.SIGKILL)
-        assert list(answers) == expected
-    while len(local.list_replicas()) < 2 or before[0] in local.list_replicas():
-        assert time.monotonic() < until, "not replaced"
-        time.sleep(0.2)
+        answers = pool.map(ask, images)
+        os.kill(killed, signal.SIGKILL)
+        assert list(answers) == xl.predict(net, images, policy).labels.tolist()
+    local.wait_for_replicas(2, killed)
 
 
-@pytest.mark.slow
-def test_open_requests_are_answered_before_a_replica_ends(local, bundle):
-    arguments = {
-        "bundle": f"x={bundle}",
-        "replicas": 1,
-        "max_wait_ms": 600_000,
-        "max_waiting": 10_000,
-        "request_seconds": 120,
-    }
-    local.deploy(arguments | {"batch": 1})  # one sample at a time, so that much is left to do at any time
-    (before,) = local.list_replicas()
-    body, over, until = json.dumps(write_body(torch.randn(32, 3, 28, 28))), threading.Event(), time.monotonic() + 90
-
-    def ask():
-        found = list[int]()
-        while not over.is_set():
-            found.append(local.client.post("/v2/models/x/infer", content=body).status_code)
-        return found
-
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask) for _ in range(4)]
-        try:
-            local.deploy(arguments | {"batch": 2})
-            while before in local.list_replicas():
-                assert time.monotonic() < until, "it does not end"
-                time.sleep(0.2)
-        finally:
-            over.set()
-        found = [status for future in asked for status in future.result()]
-    assert len(found) > 4
-    assert set(found) == {200}
+def check_that_requests_without_room_are_refused(local):
+    images = torch.randn(16, 3, 28, 28)
+    with ThreadPoolExecutor(48) as pool:
+        found = list(pool.map(lambda _: local.infer(images), range(144)))
+    counts = Counter(answer.status_code for answer in found)
+    assert set(counts) <= {200, 429, 503}, counts
+    assert counts[200] >= 1
+    assert counts[429] + counts[503] >= 1
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in found if answer.status_code == 429)
+    assert local.infer(images).status_code == 200
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -1,6 +1,5 @@
 """The server in this process and as a command: it answers, drains on SIGTERM, and replaces a worker that was killed."""
 
-import asyncio
 import io
 import json
 import logging
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -20,7 +19,7 @@ import pytest
 import uvicorn
 
 import exitlens as xl
-from exitlens.serving.server import make_config
+from exitlens.serving.server import make_config, serve
 from exitlens.serving.settings import Limits, ServerSettings
 from tests.serving.conftest import save_small
 
@@ -37,84 +36,87 @@ def _switches_stay():
     sys.setswitchinterval(before)
 
 
-def test_the_last_connection_that_is_allowed_is_served(bundle):
-    settings = ServerSettings({"b": bundle}, limits=Limits(max_connections=1), access_log=False)
-    server = uvicorn.Server(pickle.loads(pickle.dumps(make_config(settings))))  # as workers get it
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=10) as client:
-                for _ in range(3):
-                    assert client.get("/v2/health/ready").status_code == 200
-        finally:
-            server.should_exit = True
-            thread.join(10)
+def test_one_process_serves_the_last_connection_that_is_allowed(bundle, monkeypatch):
+    servers = []
+
+    class Server(uvicorn.Server):
+        def __init__(self, config):
+            super().__init__(config)
+            servers.append(self)
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+    port = find_port()
+    settings = ServerSettings({"b": bundle}, port=port, limits=Limits(max_connections=1), access_log=False)
+    thread = threading.Thread(target=serve, args=(settings,), daemon=True)
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            wait_until_ready(client, thread.is_alive)
+            for _ in range(2):
+                assert client.get("/v2/health/ready").status_code == 200
+    finally:
+        servers[0].should_exit = True
+        thread.join(10)
+
+
+def find_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def wait_until_ready(client, is_alive):
+    until, is_ready = time.monotonic() + 60, False
+    while not is_ready:
+        assert is_alive()
+        assert time.monotonic() < until, "not ready within a minute"
+        time.sleep(0.05)
+        with suppress(httpx.TransportError):
+            is_ready = client.get("/v2/health/ready").status_code == 200
 
 
 def test_logging_that_others_set_up_stays(tmp_path, capsys):
     other, closed = logging.StreamHandler(io.StringIO()), []
     logging.getLogger("mine").addHandler(other)
     other.close = lambda: closed.append(True)
+    config = pickle.loads(pickle.dumps(make_config(ServerSettings({"a": tmp_path}))))  # as workers get it
     with pytest.raises(xl.errors.BundleError, match="bundle"):
-        make_config(ServerSettings({"a": tmp_path})).load()
+        config.load()
     assert not closed
     logging.getLogger("exitlens.serving").warning("seen once")
     assert capsys.readouterr().err.count("seen once") == 1
     logging.getLogger("mine").removeHandler(other)
 
 
-@contextmanager
-def start(bundle, *options):
-    """Start the command in a process of its own; yields a client and the process."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "exitlens", "serve", "--bundle", str(bundle), "--port", str(port), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-                until, is_ready = time.monotonic() + 60, False
-                while not is_ready:
-                    assert process.poll() is None, process.stderr.read()
-                    assert time.monotonic() < until, "not ready within a minute"
-                    time.sleep(0.1)
-                    with suppress(httpx.TransportError):
-                        is_ready = client.get("/v2/health/ready").status_code == 200
-                yield client, process
-        finally:
-            process.kill()
-
-
 BODY = {"inputs": [{"name": "inputs", "shape": [1, 3, 28, 28], "datatype": "FP32", "data": [0.0] * (3 * 28 * 28)}]}
 
 
 @pytest.mark.slow
-def test_one_process(bundle):
-    with start(bundle) as (client, process):
-        found = client.post("/v2/models/b/infer", json=BODY).json()
-        assert found["outputs"][0]["name"] == "label"
-        process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=20)
-        assert process.returncode in (0, -signal.SIGTERM)
-        assert json.loads(output.splitlines()[-1])["path"] == "/v2/models/b/infer"
-        assert "Traceback" not in errors
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced(bundle):
-    with start(bundle, "--workers", "2", "--no-access-log") as (client, process):
-        workers = list_children(process.pid)
-        os.kill(workers[0], signal.SIGKILL)
-        answered, until = 0, time.monotonic() + 60
-        while time.monotonic() < until and (answered < 20 or len(set(list_children(process.pid)) - {*workers}) < 1):
-            try:  # a client that tries again
-                answered += client.post("/v2/models/b/infer", json=BODY).status_code == 200
-            except httpx.TransportError:
-                continue
-        assert answered >= 20
-        assert set(list_children(process.pid)) - {*workers}
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle):
+    port = find_port()
+    command = [sys.executable, "-m", "exitlens", "serve", "--bundle", str(bundle), "--port", str(port), "--workers", "2"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        try:
+            wait_until_ready(client, lambda: process.poll() is None)
+            workers = list_children(process.pid)
+            os.kill(workers[0], signal.SIGKILL)
+            answered, until = 0, time.monotonic() + 60
+            while time.monotonic() < until and (answered < 20 or len(set(list_children(process.pid)) - {*workers}) < 1):
+                try:  # a client that tries again
+                    answered += client.post("/v2/models/b/infer", json=BODY).status_code == 200
+                except httpx.TransportError:
+                    continue
+            assert answered >= 20
+            assert set(list_children(process.pid)) - {*workers}
+            process.send_signal(signal.SIGTERM)
+            output, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert json.loads(output.splitlines()[-1])["path"] == "/v2/models/b/infer"
+    assert "Traceback" not in errors
 
 
 def list_children(pid):

@@ -47,10 +47,7 @@ def check_processes(
 
 
 def main() -> None:
-    """Run the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2.
-
-    Of several processes, the first alone prints and warns.
-    """
+    """Run the command line; an error of ours is one line (and its notes) on standard error, in the first process alone."""
     let_threads_sleep()
     try:
         with ExitStack() as stack:

@@ -135,7 +135,10 @@ def fit(
     from exitlens.workflow.training.fit import RunOptions, run_training
     from exitlens.workflow.training.record import is_restarted
 
-    say = partial(_say, json_)
+    def say(line: str) -> None:  # to people, in the first of several processes
+        if read_rank() == 0:
+            print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if json_ else sys.stdout)
+
     wanted = network()
     settings = training(recipe=recipe or ("pretrained" if wanted.has_weights else "scratch"))
     samples, ranks = reading(), find_ranks()
@@ -166,14 +169,9 @@ def fit(
         weights: Any = class_weights or None
         if class_weights not in ("", "balanced"):
             weights = [part.strip() for part in class_weights.split(",")]
-        loss = xl.EGTLoss(
-            xl.EGTLoss().weight if egt_weight is None else egt_weight,
-            target=egt_target,  # type: ignore[arg-type]
-            reach=egt_reach,  # type: ignore[arg-type]
-            every=egt_every,
-            label_smoothing=label_smoothing,
-            class_weights=weights,
-        )
+        given: dict[str, Any] = {"target": egt_target, "reach": egt_reach, "every": egt_every, "class_weights": weights}
+        weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
+        loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
         run_options = RunOptions(out, resume, samples.workers, not json_, tensorboard, ranks)
         with record_source(out, source, resume=resume, skip_bad=samples.skip_bad, ranks=ranks):
             result = run_training(net, train, validation, settings, run_options, loss=loss)
@@ -218,12 +216,6 @@ def _build_alike(
     with ranks.together(), warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.errors.WeightsWarning)  # what did not fit is said
         return build(network)
-
-
-def _say(as_json: bool, line: str) -> None:
-    """Print a line for people, in the first of several processes; with --json on standard error."""
-    if read_rank() == 0:
-        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)
 
 
 @dataclass(frozen=True)
@@ -318,7 +310,6 @@ def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: lis
 
 
 def _explain_temperatures(policy: xl.Policy) -> str:
-    """Return what a temperature does, where some were fitted, and how far confidences still are from accuracy."""
     if set(policy.temperatures) == {1.0}:
         return ""
     error = policy.calibration.calibration_error if policy.calibration else None
@@ -329,7 +320,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
-    """Return why the first exit answers everything, if it does and no budget of cost or time is the reason."""
+    """Return why the first exit answers everything, if no budget of cost or time is the reason."""
     limits = policy.calibration.limits if policy.calibration else {}
     if report.exit_shares[0] < 1 or limits.keys() & {"max_cost", "max_ms"}:
         return ""

@@ -54,7 +54,6 @@ console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
 
 # options in panels of the help
 of_data = partial(Option, rich_help_panel="Data")
-of_network = partial(Option, rich_help_panel="Network")
 of_training = partial(Option, rich_help_panel="Training")
 of_more = partial(Option, rich_help_panel="More about training")
 
@@ -134,10 +133,7 @@ def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Para
 
 
 def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options of a settings object, in place of its parameter annotated as ``Callable[..., settings]``.
-
-    The verb is passed a function that makes the object from the options, and takes further fields.
-    """
+    """Give a verb a settings object's options; its parameter ``Callable[..., settings]`` gets what makes the object."""
     options = make_options(settings, panels)
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -161,14 +157,13 @@ def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., 
     return decorate
 
 
-def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
-    """Print ``values`` as JSON, or as a table: ``rows`` with the head first, or a line for each value."""
+def show(as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[list[str]] = ()) -> None:
+    """Print ``values`` as JSON, or ``rows`` as a table, the head first."""
     if as_json:
         sys.stdout.write(json.dumps(values) + "\n")
         return
     from rich.table import Table
 
-    rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
     rows = [[_as_text(cell) for cell in row] for row in rows]
     target = console if console.is_terminal else Console(emoji=False, width=UNBOUNDED)
     if title:
@@ -180,19 +175,13 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
         if name == "file":
             room = max(LEAST_NAME, target.width - 3 * len(rows[0]) - 1 - sum(widths) + widths[number])
             for row in rows[1:]:
-                row[number] = _keep_end(row[number], room)
+                if cell_len(row[number]) > room:  # its end tells it from others
+                    while cell_len(row[number]) >= room:
+                        row[number] = row[number][1:]
+                    row[number] = f"…{row[number]}"
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     target.print(table)
-
-
-def _keep_end(name: str, room: int) -> str:
-    """Return the name, or as much of its end, which tells it from others, as fits after an ellipsis."""
-    if cell_len(name) <= room:
-        return name
-    while cell_len(name) >= room:
-        name = name[1:]
-    return f"…{name}"
 
 
 def tell(line: str) -> None:

@@ -164,7 +164,6 @@ def explain(
 def _explain_one(
     net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
 ) -> None:
-    """Explain a text, or what is in a file."""
     from exitlens.delivery.explanations import save_explanation, tabulate_tokens, write_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
@@ -188,7 +187,6 @@ def _explain_one(
 
 
 def _tabulate(why: xl.Explanation) -> list[list[str]]:
-    """Return a row per exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
@@ -388,7 +386,7 @@ def serve(
 
 
 def read_token(path: Path | None) -> str:
-    """Return the token in a file; empty if none is wanted."""
+    """Return the token in a file, or an empty one."""
     if path is None:
         return ""
     try:

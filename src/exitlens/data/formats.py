@@ -9,16 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from exitlens.data.files import (
-    EXTENSIONS,
-    find_folder_kind,
-    hash_files,
-    hash_folder,
-    iterate_files,
-    list_files,
-    list_folders,
-    name_failures,
-)  # fmt: skip
+from exitlens.data import files
 from exitlens.data.lines import TABLES, NumberFile, TextFiles, TsFiles, peek_kinds
 from exitlens.data.rows import (
     KEY,
@@ -35,7 +26,7 @@ from exitlens.data.shards import find_shards, open_shards
 from exitlens.data.splits import find_split_tables
 from exitlens.data.tables import HUB, open_table
 from exitlens.errors import DataError
-from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
+from exitlens.modalities import IMAGE, SERIES, TEXT, Modality
 from exitlens.modalities.series import SERIES_FILES, list_columns
 from exitlens.modalities.volume import VOLUME_FILES
 
@@ -59,8 +50,8 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> F
 
     A folder is, in this order: what ``datasets`` saved; images with metadata; images in two subfolders or more; texts in
     ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or tar file below it; series or
-    volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` (of
-    ``--columns``) say so, or its columns without the ``reserved`` ones do.
+    volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` say so, or its
+    columns without the ``reserved`` ones do.
     """
     if name.startswith(HUB):
         return "hub"
@@ -73,10 +64,10 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> F
         return kind if path.is_file() or kind in ("texts", "shards") else None
     if any((path / file).is_file() for file in SAVED):
         return "saved"
-    folders = list_folders(path)
+    folders = files.list_folders(path)
     if any(_names_files(folder / file) for folder in (path, *folders) for file in METADATA):
         return "imagefolder"
-    if sum(_find_first(folder, EXTENSIONS) is not None for folder in folders) >= 2:
+    if sum(_find_first(folder, files.EXTENSIONS) is not None for folder in folders) >= 2:
         return "folder"
     if find_split_tables(path, TABLES):
         return "texts"
@@ -100,11 +91,11 @@ def find_unlabelled_format(name: str, columns: str, group_by: str) -> Format | N
         return kind
     if kind == "imagefolder" and group_by and not looks_like_pattern(group_by):
         return kind
-    return "folder" if _find_first(Path(name), EXTENSIONS) else kind
+    return "folder" if _find_first(Path(name), files.EXTENSIONS) else kind
 
 
 def _find_first(root: Path, suffixes: tuple[str, ...]) -> Path | None:
-    return next(iterate_files(root, suffixes), None)
+    return next(files.iterate_files(root, suffixes), None)
 
 
 def _holds_arrays(folders: Sequence[Path]) -> bool:
@@ -162,31 +153,27 @@ def open_rows(name: str, kind: Format, task: str = "") -> Source:
 
 def find_samples(name: str, kind: Format, reading: Reading) -> Modality:
     """Return the kind of a source's samples; a table, a shard or the first file of a folder is opened for it."""
-    if kind in ("texts", "folder"):
-        return TEXT if kind == "texts" else IMAGE
-    if kind == "series":
-        return SERIES
     if kind == "arrays":
-        return find_folder_kind(Path(name))
-    role = open_rows(name, kind).find_columns(reading).role
-    return {"image": IMAGE, "text": TEXT, "series": SERIES, "features": VECTOR}[role]
+        return files.find_folder_kind(Path(name))
+    known: dict[Format, Modality] = {"texts": TEXT, "folder": IMAGE, "series": SERIES}
+    return known[kind] if kind in known else SAMPLES[open_rows(name, kind).find_columns(reading).role]
 
 
 def hash_source(name: str, kind: Format) -> str:
     """Return SHA-256 over the names and contents that decide the splits, without reading images."""
     path = Path(name)
     if kind == "texts" and path.is_dir():
-        return hash_files(list(find_split_tables(path, TABLES).values()))
+        return files.hash_files(list(find_split_tables(path, TABLES).values()))
     if kind in ("texts", "numbers"):
-        with name_failures(path), path.open("rb") as file:
+        with files.name_failures(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if kind in ("folder", "arrays"):
-        return hash_folder(path)
+        return files.hash_folder(path)
     if kind == "hub":
         return open_table(name, kind).hash()
     if kind == "shards":
-        return hash_files(find_shards(name))
+        return files.hash_files(find_shards(name))
     if kind == "imagefolder":  # images are told by their names, as in other folders
-        facts = hash_folder(path) + hash_files(list_files(path, METADATA))
+        facts = files.hash_folder(path) + files.hash_files(files.list_files(path, METADATA))
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
-    return hash_files(list_files(path))
+    return files.hash_files(files.list_files(path))

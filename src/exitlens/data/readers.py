@@ -44,9 +44,8 @@ class Reader(Protocol):
 class PixelCache:
     """Decoded and resized pixels in a directory, one file for each image, which any number of processes may share.
 
-    The key is a hash of the encoded bytes and of the shape, so that a changed file is decoded anew. A file appears complete
-    or not at all, and carries a checksum; a damaged one is decoded again. Nothing is ever deleted: the directory holds
-    ``C*H*W`` bytes for every image, and any file may be deleted at any time.
+    The key is a hash of the encoded bytes and of the shape; a file appears complete or not at all, and carries a checksum.
+    Nothing is ever deleted: the directory holds ``C*H*W`` bytes for every image, and any file may be deleted at any time.
     """
 
     def __init__(self, directory: Path | str) -> None:

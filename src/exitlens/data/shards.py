@@ -91,8 +91,9 @@ class Index(NamedTuple):
     bad: tuple[str, ...]  # what is wrong with files
 
 
-def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
-    """Read tar files once, for the images' places and the ``wanted`` values."""
+@lru_cache(maxsize=2)
+def index_shards(paths: tuple[Path, ...], wanted: frozenset[str], stamp: tuple[object, ...] = ()) -> Index:
+    """Read tar files once, for the images' places and the ``wanted`` values; another ``stamp`` says that a file changed."""
     members, places, bad = list[str](), array("q"), list[str]()
     values: dict[str, list[str | None]] = {name: [] for name in wanted}
     seen: dict[str, str] = {}  # equal words are kept once
@@ -208,7 +209,7 @@ class Shards(Source):
         return {part: self._list_part(part, parts, index, columns) for part in dict.fromkeys(parts)}
 
     def _index(self, wanted: frozenset[str], skip_bad: bool) -> Index:
-        index = _index(self._paths, self._stamp, wanted)
+        index = index_shards(self._paths, wanted, self._stamp)
         if index.bad and not (skip_bad and len(index.members)):
             fix = "repair it, or pass --skip-bad (skip_bad=True) to take what is whole"
             raise DataError(f"data: {index.bad[0]}. Fix: {fix}")
@@ -229,9 +230,6 @@ class Shards(Source):
 
 
 _open = lru_cache(maxsize=2)(Shards)
-
-
-_index = lru_cache(maxsize=2)(lambda paths, stamp, wanted: index_shards(paths, wanted))
 
 
 def open_shards(name: str) -> Shards:

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.data.demo.garments import load_fashion, load_scenes
-from exitlens.data.demo.reviews import load_reviews
-from exitlens.data.demo.signals import load_blobs, load_motifs
+from exitlens.data.demo import garments, reviews, signals
 from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
@@ -36,7 +34,6 @@ from exitlens.types.preprocessing import (
     SeriesPreprocess,
     TextPreprocess,
     VectorPreprocess,
-    VolumePreprocess,
 )
 from exitlens.types.tasks import TASKS
 
@@ -397,31 +394,31 @@ class DataSource:
         lines += [f"{name!r} has no labels and is not used" for name in parts.unlabelled]
         return (*lines, *filter(None, [parts.note]))
 
-    def _load_built_in(self, split: Split, preprocess: Preprocessing | None) -> SampleSet:
+    def _load_built_in(self, split: Split, preprocess: Any) -> SampleSet:
         agreement, seed, size = self.background_agreement, self.seed, self.size
         if self.name == "reviews":
-            length = preprocess.length if isinstance(preprocess, TextPreprocess) else size or 32
-            data = load_reviews(split, shop_agreement=agreement, seed=seed, length=length)
-            if not isinstance(preprocess, TextPreprocess) or preprocess == data.preprocess:
+            length = preprocess.length if preprocess else size or 32
+            data = reviews.load_reviews(split, shop_agreement=agreement, seed=seed, length=length)
+            if preprocess in (None, data.preprocess):
                 return data
             return TextSet(data.texts, data.labels, data.classes, preprocess)
-        if self.name == "motifs":
-            length = (preprocess.length if isinstance(preprocess, SeriesPreprocess) else 0) or size or 128
-            series = load_motifs(split, offset_agreement=agreement, seed=seed, length=length)
-            return series.scaled(preprocess) if isinstance(preprocess, SeriesPreprocess) else series
-        if self.name == "blobs":
-            side = preprocess.size[0] if isinstance(preprocess, VolumePreprocess) else size or 20
-            volumes = load_blobs(split, offset_agreement=agreement, seed=seed, size=side)
-            return volumes.scaled(preprocess) if isinstance(preprocess, VolumePreprocess) else volumes
+        if self.name in ("motifs", "blobs"):
+            if self.name == "motifs":
+                length = (preprocess.length if preprocess else 0) or size or 128
+                arrays = signals.load_motifs(split, offset_agreement=agreement, seed=seed, length=length)
+            else:
+                side = preprocess.size[0] if preprocess else size or 20
+                arrays = signals.load_blobs(split, offset_agreement=agreement, seed=seed, size=side)
+            return arrays.scaled(preprocess) if preprocess else arrays
         if self.name == "scenes":
-            images = load_scenes(split, background_agreement=agreement, seed=seed, size=size or 40)
+            images = garments.load_scenes(split, background_agreement=agreement, seed=seed, size=size or 40)
         elif self.name == "fashion":
-            images = load_fashion(split)
+            images = garments.load_fashion(split)
         else:
             images = load_torchvision(self.name.removeprefix(TORCHVISION), self.root, train=split != "test")
             if split != "test":
                 images = split_set(images, (0.8, 0.1, 0.1), seed)[SPLITS.index(split)]
-        if not isinstance(preprocess, Preprocess):
+        if preprocess is None:
             return images
         scaling = preprocess.fit_to(images.preprocess.size, images.images.shape[1])
         return ImageSet(images.images, images.labels, images.classes, images.masks, scaling, images.groups)

@@ -215,14 +215,11 @@ def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
     if kind not in (IMAGE, TEXT):
         return _open_arrays(kind, path, reading)
     form = find_unlabelled_format(data, reading.columns, reading.group_by)
-    if form in ("numbers", "series", "arrays"):
-        has = f"{data} holds series, volumes or vectors, the network takes {kind.plural}"
-        raise InputError(f"data: {has}. Fix: give {kind.plural}")
     if kind is TEXT and form in (None, "folder", "texts"):
         return TextFiles(path)
-    if form == "texts":
-        fix = "give a folder of images, a table or shards"
-        raise InputError(f"data: {data} holds texts, the network takes images. Fix: {fix}")
+    if form in ("numbers", "series", "arrays", "texts"):
+        has = "texts" if form == "texts" else "series, volumes or vectors"
+        raise InputError(f"data: {data} holds {has}, the network takes {kind.plural}. Fix: give {kind.plural}")
     if form is None and not path.exists():
         fix = "give a folder of images, Parquet, a saved data set or tar shards"
         raise DataError(f"data: no file or folder {data}. Fix: {fix}")
@@ -235,13 +232,11 @@ def _open_arrays(kind: Modality, path: Path, reading: Reading) -> Source | None:
     ):
         return NumberFile(path)
     form = find_format(str(path), reading.columns, [reading.group_by])
-    if form == "series" and kind is SERIES:
+    kinds = list_columns(path) if path.suffix.lower() == ".parquet" else {}
+    is_one_series = kind is SERIES and bool(kinds) and all(kinds.values())
+    is_table = form in ("parquet", "arrow", "saved", "hub") and kind in (VECTOR, SERIES) and not is_one_series
+    if form is not None and (is_table or (form == "series" and kind is SERIES)):
         return open_rows(str(path), form)
-    if form in ("parquet", "arrow", "saved", "hub") and kind in (VECTOR, SERIES):
-        kinds = list_columns(path) if path.suffix.lower() == ".parquet" else {}
-        is_one_series = kind is SERIES and bool(kinds) and all(kinds.values())
-        if not is_one_series:
-            return open_rows(str(path), form)
     if kind is VECTOR:
         raise DataError(f"data: {path} is not a table of numbers: expected .csv, Parquet or Arrow, a vector in each row")
     return None

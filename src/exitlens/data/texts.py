@@ -135,14 +135,10 @@ class RawTexts(SampleSet):
 
 
 def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
-    """Make a tokenizer of lower-case words and punctuation marks; the same texts give the same one.
+    """Make a tokenizer of lower-case words and punctuation marks, which frames each text by ``[CLS]`` and ``[SEP]``.
 
-    Args:
-        texts: where the words come from.
-        max_words: only the most frequent words are known (ties: alphabetical); others become ``[UNK]``.
-
-    Returns:
-        The JSON of a ``tokenizers.Tokenizer`` that frames each text by ``[CLS]`` and ``[SEP]``, for :class:`TextPreprocess`.
+    Only the ``max_words`` most frequent words are known (ties: alphabetical); others become ``[UNK]``. The result is JSON,
+    for :class:`TextPreprocess`.
 
     Examples:
         >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp", "a bad lamp"]), length=6)

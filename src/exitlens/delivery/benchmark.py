@@ -50,9 +50,9 @@ UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never
 
 
 def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
-    """Returns the work of running each batch in order; the first of several runs once before, untimed.
+    """Returns the work of running each batch in order, after an untimed first one where there are several or memory changes.
 
-    With ``kept`` the process keeps its memory meanwhile; after a change the first batch runs once untimed, too.
+    With ``kept`` the process keeps its memory meanwhile.
     """
 
     def work() -> list[float]:
@@ -70,15 +70,11 @@ def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool 
 
 @dataclass(frozen=True)
 class Speed:
-    """Two functions timed side by side: the second is ``speedup`` times as fast as the first.
-
-    ``speedup`` is the ratio of their times in the same round, the median over rounds, and ``low`` to ``high`` its 95 %
-    interval.
-    """
+    """Two functions timed side by side: the second is ``speedup`` times as fast as the first."""
 
     batch_size: int  # samples in a call
-    speedup: float
-    low: float
+    speedup: float  # ratio of the times in the same round, the median over rounds
+    low: float  # of its 95 % interval
     high: float
     plain_ms: float  # for each sample, of the first function; the median
     ours_ms: float  # of the second
@@ -172,10 +168,7 @@ def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  #
 
 
 class Bench:
-    """A network with its tuning against its plain backbone, on ``inputs`` ``(N,...)``, repeated where a batch needs more.
-
-    A ``policy`` is timed, too; ``compiled`` adds compiled stages and a compiled backbone, which take a minute or two.
-    """
+    """A network against its plain backbone, on inputs ``(N,...)``; compiling both as well takes a minute or two."""
 
     def __init__(
         self, plain: nn.Module, net: ExitNet, inputs: Inputs, policy: Policy | None = None, compiled: bool = False

@@ -218,11 +218,6 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
 
     Returns:
         By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
-
-    Examples:
-        >>> path = xl.save(net, policy, "bundle", policies={"last": xl.Policy.never(3)})
-        >>> list(xl.load_policies("bundle"))
-        ['default', 'last']
     """
     require(directory, str | Path, "directory")
     source = find_bundle(Path(directory))
@@ -316,8 +311,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
 def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
     """Returns ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raises ``BundleError``.
 
-    A training that was stopped has left no bundle: then it is written here, from the best epoch so far, and again when the
-    run has gone on since. :func:`load` warns of it. ``backbone`` is the plain module, if it is one of your own.
+    A training that was stopped has left none: it is written here, from the best epoch so far, again when the run goes on.
     """
     for candidate in (path, path / "bundle"):
         if (candidate / MANIFEST).is_file():
@@ -364,10 +358,7 @@ def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
 
 
 def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:
-    """Saves a network where a bundle may be, with the bundle's policies that were chosen for the same weights.
-
-    Returns the names of the policies that are left out: they are for other weights, or another precision.
-    """
+    """Saves a network with the policies of the bundle it replaces that fit it; returns the names of the others."""
     kept, dropped = _keep_policies(net, directory)
     save(net, kept.pop(DEFAULT, None), directory, policies=kept, overwrite=overwrite)
     return dropped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 import multiprocessing
 import os
 import platform
@@ -93,11 +94,7 @@ class DemoSettings:
 
 
 def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Trains, calibrates, tests, times and reports; writes ``result.json``, ``report.html`` and ``bundle`` to ``out``.
-
-    Raises:
-        OutputExistsError: if ``out`` holds a finished demo, or is not empty and ``resume`` is not set.
-    """
+    """Trains, calibrates, tests, times and reports; writes ``result.json``, ``report.html`` and ``bundle`` to ``out``."""
     if (out / RESULT).exists():
         raise OutputExistsError(f"out: {out} holds a finished demo. Fix: remove it, or choose another directory with --out.")
     started = time.perf_counter()
@@ -162,22 +159,23 @@ def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> d
     counters = {name: context.Value("q", 0, lock=False) for name in RUNS}
     batches = -(-samples // settings.batch_size)
     with context.Pool(min(len(RUNS), cores), _start_worker, (counters,)) as pool, show_progress(not quiet) as bar:
-        jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
+        runs = {name: out / "training" / name for name in RUNS}
+        jobs = [pool.apply_async(_train_one, (name, settings, run)) for name, run in runs.items()]
         tasks = {name: bar.add_task(name, total=settings.epochs * batches, start=False) for name in RUNS}
         is_over = False
         while not is_over:
-            is_over = all(job.ready() for job in jobs.values())
+            is_over = all(job.ready() for job in jobs)
             for name, task in tasks.items():
                 if done := counters[name].value:
                     bar.start_task(task)
-                state = _describe_epochs(out / "training" / name / LOG) if done else "waiting for a core"
+                state = _describe_epochs(runs[name] / LOG) if done else "waiting for a core"
                 bar.update(task, completed=done, description=f"{name:8} {state}")
             time.sleep(0.2)
-        for job in jobs.values():
+        for job in jobs:
             job.get()
         pool.close()
         pool.join()  # so that no worker outlives this function
-    return {name: load(_find_bundle(out, name))[0] for name in RUNS}
+    return {name: load(run / "bundle")[0] for name, run in runs.items()}
 
 
 def _start_worker(counters: dict[str, c_longlong]) -> None:
@@ -189,13 +187,13 @@ def _start_worker(counters: dict[str, c_longlong]) -> None:
 _counters: dict[str, c_longlong] = {}  # in a worker: batches that each training has seen
 
 
-def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
+def _train_one(name: str, settings: DemoSettings, run: Path) -> None:
     loss, data, counter = RUNS[name], load_data(settings), _counters[name]
     batches = -(-len(data["train"]) // settings.batch_size)
-    if _find_bundle(out, name).exists():
+    if (run / "bundle").exists():
         counter.value = settings.epochs * batches
         return
-    counter.value = len(_read_log(out / "training" / name / LOG)) * batches
+    counter.value = len(_read_log(run / LOG)) * batches
 
     def count(images: Tensor) -> Tensor:
         counter.value += 1
@@ -208,7 +206,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
         data["validation"],
         loss=loss or WITHOUT,
         epochs=settings.epochs,
-        out_dir=out / "training" / name,
+        out_dir=run,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         seed=settings.seed,
@@ -216,7 +214,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
         resume=True,
         progress=False,
     )
-    save(net, None, _find_bundle(out, name))
+    save(net, None, run / "bundle")
 
 
 def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
@@ -227,10 +225,6 @@ def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
     net = attach(backbone, at, len(train.classes), example, final="keep" if loss is None else "head", head="context")
     net.describe(source="small", classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _find_bundle(out: Path, name: str) -> Path:
-    return out / "training" / name / "bundle"
 
 
 def _read_log(log: Path) -> list[dict[str, str]]:
@@ -296,8 +290,10 @@ def _measure_speed(
     nets: Mapping[str, ExitNet], policy: Policy, traces: Traces, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
     step("the stricter policy")
-    stricter = calibrate(traces["egt", "calibration"], max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
-    policies = {"one_point": policy, "half_point": stricter}
+    policies = {"one_point": policy, "half_point": policy}
+    if min(policy.thresholds) < math.inf:  # else the loose limit was refused, and the strict one would be
+        trace = traces["egt", "calibration"]
+        policies["half_point"] = calibrate(trace, max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
     plain = SmallResNet(num_classes=nets["plain"].info.num_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain.load_state_dict({name.split("body.", 1)[1]: value for name, value in nets["plain"].state_dict().items()})
     plain_accuracy = _measure_accuracy(traces["plain", "agreeing"])

@@ -46,10 +46,7 @@ def load_template(name: str) -> jinja2.Template:
 
 
 def render_explanations(title: str, whys: Sequence[tuple[str, Explanation]]) -> str:
-    """Renders explanations of samples that are no pictures, each under its heading.
-
-    Texts have their tokens shaded by every exit's attention; series, volumes and vectors have maps drawn over them.
-    """
+    """Renders explanations of samples that are no pictures, each under its heading: tokens shaded, or maps drawn."""
     if isinstance(whys[0][1].preprocess, TextPreprocess):
         tools = {"shade": shade_names, "exit_name": exit_name}
         return load_template("tokens.html.j2").render(title=title, parts=whys, **tools)
@@ -103,8 +100,7 @@ def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path
 def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation") -> list[Path]:
     """Writes every map of an image's explanation (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
 
-    The maps are those of the exits; with several labels, what speaks for each label that the answering exit gives; and the
-    relevance, if the explanation has it. No file may exist.
+    The maps are those of the exits, of the answer's labels if there are several, and the relevance if there is one.
     """
     base = draw_image(why.inputs, preprocess, side=224)
     maps: list[tuple[str, Tensor, Tensor, str]] = [  # end of the name, map, what each place is worth, caption
@@ -134,10 +130,7 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
 
 @dataclass(frozen=True)
 class ExplanationRow:
-    """A row of the table.
-
-    ``final`` is the final exit's answer; ``divergence`` and ``cc`` compare its map with that of the exit that answered.
-    """
+    """A row of the table; ``divergence`` and ``cc`` compare the final exit's map with that of the exit that answered."""
 
     file: str
     answer: str
@@ -194,16 +187,8 @@ def explain_folder(
 ) -> list[ExplanationRow]:
     """Explains batches of samples and writes a table, a contact sheet (if they are no images, a page) and a manifest.
 
-    Memory holds the table's rows of all samples, and the maps of the most remarkable ones.
-
-    Args:
-        net: a network; every exit runs.
-        policy: a policy of this network.
-        samples: batches of network input.
-        name: gives the i-th sample's name, once it has been read.
-        preprocess: how samples became inputs, undone to show images.
-        out: a directory without the three files.
-        advance: called with the number of samples done.
+    Every exit runs. Memory holds the table's rows of all samples, and the maps of the most remarkable ones. ``name`` gives
+    the i-th sample's name, once it has been read; ``advance`` is called with the number of samples done.
 
     Returns:
         The rows of the table, the most remarkable first.

@@ -19,10 +19,7 @@ SCALE = 160  # pixels, the side of a gallery picture
 
 
 def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
-    """Turns network input ``(C,H,W)`` back into a picture.
-
-    Small images are enlarged by a whole number to about ``side`` pixels, large ones shrunk to twice that at most.
-    """
+    """Turns network input ``(C,H,W)`` back into a picture of about ``side`` pixels, or twice that if the image is large."""
     shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
     picture = to_picture(shown)
     picture.thumbnail((2 * side, 2 * side))
@@ -77,10 +74,7 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
 def draw_contact_sheet(
     explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, titles: Sequence[str] = ()
 ) -> Image.Image:
-    """Draws a row for each image: the input, then every exit's overlay under each network's name, the answer framed.
-
-    ``explanations`` of the same images are by network; ``titles`` has a line of text under each row.
-    """
+    """Draws a row for each image, with its title under it: the input, then every exit's overlay, network by network."""
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))
     side, gap, head = 120, 6, 40  # pixels; side: of each picture

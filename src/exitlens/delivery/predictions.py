@@ -24,25 +24,19 @@ from exitlens.types.tasks import name_answers
 
 
 class Row(NamedTuple):
-    """An answer: the file (or ``file:line``), the class (or ``a;b``, the labels), the exit and its confidence.
+    """An answer."""
 
-    ``divergence_estimate``, of the exit's attention map from the final one, is there under a gated policy.
-    """
-
-    file: str
-    label: str
+    file: str  # or file:line
+    label: str  # the class, or a;b, the labels
     exit: int
     confidence: float
-    divergence_estimate: float | None = None
+    divergence_estimate: float | None = None  # of the exit's map from the final one, under a gated policy
 
 
 def name_rows(
     net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream, monitor: DriftMonitor | None = None
 ) -> Iterator[list[Row]]:
-    """Turns predictions into rows with the names of their samples, which may have been read further ahead.
-
-    The monitor, if there is one, is updated with each prediction and its groups.
-    """
+    """Turns predictions into rows with the names of their samples, which may be read further ahead; updates the monitor."""
     count = 0
     for pred in predictions:
         part = slice(count, count + len(pred))
@@ -184,19 +178,12 @@ class PredictionFile:
     While the run lasts, ``.NAME.run.json`` beside the file records what made the rows, and the rows of a ``.parquet`` file,
     which cannot be appended to, are kept in ``.NAME.partial.jsonl``; :meth:`finish` removes both. Leaving the context
     manager without :meth:`finish` cuts off a row that was only partly written, writes the ``.parquet`` file of the rows so
-    far, and adds their number to the exception.
+    far, and adds their number to the exception. Nothing is written before the first row.
 
     Args:
-        path: a file ``.csv``, ``.jsonl`` or ``.parquet``; nothing is written before the first row.
+        path: a file ``.csv``, ``.jsonl`` or ``.parquet``.
         made_by: JSON-ready values by name, which must be the same when a run is resumed.
-        resume: continue after the rows that the file holds.
-
-    Attributes:
-        rows: rows that the file held at the start.
-        count: number of rows it holds now.
-
-    Raises:
-        OutputExistsError: the file exists (with ``resume``: it holds, or was made by, something else).
+        resume: continue after the ``rows`` that the file held at the start.
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -235,10 +222,7 @@ class PredictionFile:
         self.count = len(self.rows)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows; once it returns, they are with the operating system and survive this process.
-
-        Raises :class:`OutputError` if they cannot be written (a full disk); earlier rows are safe.
-        """
+        """Adds rows; once it returns, they survive this process. If they cannot be written, earlier rows are safe."""
         if rows and self._sealed:
             raise OutputExistsError(
                 f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}. "
@@ -261,7 +245,7 @@ class PredictionFile:
         self.count += len(rows)
 
     def finish(self) -> None:
-        """Completes the run: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need."""
+        """Completes the run: writes the ``.parquet`` file and removes what only resuming needs."""
         try:
             if self._handle is not None:
                 os.fsync(self._handle.fileno())

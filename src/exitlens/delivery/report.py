@@ -86,6 +86,11 @@ class Subject:
     reports: Mapping[str, Report]
     faithfulness: Mapping[str, Faithfulness] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """The name, shortened if it would leave no room for a plot."""
+        return self.name if len(self.name) <= LONGEST else self.name[: LONGEST - 1] + "…"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -167,15 +172,9 @@ def write_report(
 ) -> Path:
     """Writes the report of one network, or of two or three side by side, as an HTML file.
 
-    Args:
-        path: the file.
-        subjects: the network the report is about, then those to compare it with; all have equally many exits.
-        images: test images, or other samples, by condition; the gallery is picked from them.
-        made: where the numbers come from.
-        speed: the values of a ``Speed`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
-        plain_accuracy: of the plain backbone, trained without exits, under the main condition.
-        overwrite: replace an existing file.
-        progress: show a progress bar.
+    ``subjects`` have equally many exits; the report is about the first. ``images`` are samples by condition; ``speed``
+    has values of a ``Speed`` with ``accuracy_drop`` and ``cost`` by a title such as "batch size 1"; ``plain_accuracy`` is
+    that of the plain backbone, trained without exits, under the main condition.
     """
     if not 1 <= len(subjects) <= MOST_NETWORKS:
         raise InputError(f"subjects: expected 1 to {MOST_NETWORKS}, got {len(subjects)}")
@@ -187,7 +186,6 @@ def write_report(
     if path.exists() and not overwrite:
         raise OutputExistsError(f"report: {path} exists. Fix: choose another file.")
     main = next(iter(subjects[0].reports))
-    series = [Series(s.name, s.reports[main], s.faithfulness.get(main)) for s in subjects]
     with show_progress(progress) as bar:
         task = bar.add_task("gallery", total=len(images) * (POOL + IMAGES))
         gallery = build_gallery(subjects, images, lambda count: bar.advance(task, count))
@@ -213,10 +211,10 @@ def write_report(
         made=made,
         speed=speed or {},
         plain_accuracy=plain_accuracy,
-        plot_cost=Markup(plot_accuracy_cost(series, plain_accuracy)),
-        plot_shares=Markup(plot_exit_shares(series)),
-        plot_consistency=Markup(plot_consistency(series)) if series[0].report.exits[0].consistency else "",
-        plot_deletion=Markup(plot_deletion(series)) if series[0].faithfulness else "",
+        plot_cost=Markup(plot_accuracy_cost(subjects, main, plain_accuracy)),
+        plot_shares=Markup(plot_exit_shares(subjects, main)),
+        plot_consistency=Markup(plot_consistency(subjects, main)) if subjects[0].reports[main].exits[0].consistency else "",
+        plot_deletion=Markup(plot_deletion(subjects, main)) if subjects[0].faithfulness else "",
         gallery=gallery,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,10 +275,9 @@ def _name_truth(data: SampleSet) -> list[str]:
 def pick_images(
     subject: Subject, data: SampleSet, count: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[int]:
-    """Returns the indices of gallery samples, picked from ``POOL`` drawn at random.
+    """Returns the indices of gallery samples, picked from ``POOL`` drawn at random: mistakes first, up to a half.
 
-    Mistakes come first: up to half of ``count`` are samples that are answered wrongly. Each part is sorted by the exit that
-    answers, and takes the first samples of each exit in turn.
+    Each part is sorted by the exit that answers, and takes the first samples of each exit in turn.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
     pool, answers = order[:POOL], list[Explanation]()
@@ -338,34 +335,21 @@ def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
 # --- plots ---
 
 
-@dataclass(frozen=True)
-class Series:
-    """One network's results under its name in every legend."""
-
-    name: str
-    report: Report
-    faithfulness: Faithfulness | None = None
-
-    @property
-    def label(self) -> str:
-        """The name, shortened if it would leave no room for the plot."""
-        return self.name if len(self.name) <= LONGEST else self.name[: LONGEST - 1] + "…"
-
-
-def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None) -> str:
+def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: float | None = None) -> str:
     """Draws accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(4.2)
-        for line, marker, network in zip(LINES, MARKERS, series, strict=False):
-            xs, ys = zip(*network.report.curve, strict=True)
+        for line, marker, network in zip(LINES, MARKERS, subjects, strict=False):
+            report = network.reports[main]
+            xs, ys = zip(*report.curve, strict=True)
             axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{network.label}: best thresholds")
-            for row in network.report.exits:
+            for row in report.exits:
                 if row.accuracy is not None:
-                    colour = pick_exit_colour(row.exit, len(network.report.exits))
+                    colour = pick_exit_colour(row.exit, len(report.exits))
                     axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
-            if network.report.accuracy is not None:
+            if report.accuracy is not None:
                 fill, label = INK if line == "-" else PAPER, f"{network.label}: chosen policy"
-                at = network.report.cost, 100 * network.report.accuracy
+                at = report.cost, 100 * report.accuracy
                 axes.plot(*at, marker="*", ms=15, mfc=fill, mec=INK, ls="none", label=label, zorder=4)
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
@@ -373,19 +357,21 @@ def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = 
         axes.set_ylabel("accuracy (%)")
         axes.set_xlim(left=0)
         figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower left")
-        _exit_legend(figure, len(series[0].report.exits))
-    results = "; ".join(f"{s.name}: {_percent(s.report.accuracy)} at cost {s.report.cost:.2f}" for s in series)
+        _exit_legend(figure, len(subjects[0].reports[main].exits))
+    results = "; ".join(
+        f"{s.name}: {_percent(s.reports[main].accuracy)} at cost {s.reports[main].cost:.2f}" for s in subjects
+    )
     return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {results}")
 
 
-def plot_exit_shares(series: Sequence[Series]) -> str:
+def plot_exit_shares(subjects: Sequence[Subject], main: str) -> str:
     """Draws the share of samples that each exit answers, with a bar for each network."""
-    count = len(series[0].report.exits)
+    count = len(subjects[0].reports[main].exits)
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(1.0 + 0.55 * len(series))
-        for row, network in enumerate(series):
+        figure, axes = _figure(1.0 + 0.55 * len(subjects))
+        for row, network in enumerate(subjects):
             left = 0.0
-            for k, share in enumerate(network.report.exit_shares):
+            for k, share in enumerate(network.reports[main].exit_shares):
                 colour = pick_exit_colour(k, count)
                 axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
                 if share > 0.06:
@@ -394,31 +380,31 @@ def plot_exit_shares(series: Sequence[Series]) -> str:
                         left + 50 * share, row, f"{100 * share:.0f}", color=ink, ha="center", va="center", weight="bold"
                     )
                 left += 100 * share
-        axes.set_yticks(range(len(series)), [network.label for network in series])
+        axes.set_yticks(range(len(subjects)), [network.label for network in subjects])
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the test samples answered there (%)")
         _exit_legend(figure, count)
-    results = "; ".join(f"{s.name}: {', '.join(_percent(v, 0) for v in s.report.exit_shares)}" for s in series)
+    results = "; ".join(f"{s.name}: {', '.join(_percent(v, 0) for v in s.reports[main].exit_shares)}" for s in subjects)
     return _svg(figure, f"Share of samples answered by exit, first to final. {results}")
 
 
-def plot_consistency(series: Sequence[Series]) -> str:
+def plot_consistency(subjects: Sequence[Subject], main: str) -> str:
     """Draws Pearson's CC of every early exit's map with the final map; a line across each bar is the null."""
-    rows = [(network.label, [row.consistency["cc"] for row in network.report.exits[:-1]]) for network in series]
+    rows = [(network.label, [row.consistency["cc"] for row in network.reports[main].exits[:-1]]) for network in subjects]
     bars = [(name, [cc["value"] for cc in row], [cc["null"] for cc in row]) for name, row in rows]
     unit, control = "correlation with the final map", "null: another sample's map"
     alt = "Correlation of early exits' attention maps with the final map"
-    return _bars(bars, len(series[0].report.exits), unit, control, alt)
+    return _bars(bars, len(subjects[0].reports[main].exits), unit, control, alt)
 
 
-def plot_deletion(series: Sequence[Series]) -> str:
+def plot_deletion(subjects: Sequence[Subject], main: str) -> str:
     """Draws the drop in the answer's probability after deleting the map's top cells; lines are for random cells."""
-    checked = [(network.label, network.faithfulness) for network in series if network.faithfulness is not None]
+    checked = [(network.label, network.faithfulness[main]) for network in subjects if main in network.faithfulness]
     bars = [(name, checks.deletion, checks.deletion_random) for name, checks in checked]
     alt = "Drop in the answer's probability when the most attended 20 % of places are blanked"
-    return _bars(bars, len(series[0].report.exits), "drop in probability", "random places", alt)
+    return _bars(bars, len(subjects[0].reports[main].exits), "drop in probability", "random places", alt)
 
 
 def _bars(

@@ -268,10 +268,7 @@ def remembers_skipping(path: Path, data: str = "") -> bool:
 
 
 def read_source(path: Path) -> tuple[DataSource, bool]:
-    """Reads which data a run was trained on, and whether it left out what could not be read of them.
-
-    Raises :class:`DataError` without a readable record.
-    """
+    """Reads which data a run was trained on, and whether it left out what could not be read of them."""
     record = path / DATA
     if not record.is_file():
         record = find_bundle(path).parent / DATA
@@ -354,10 +351,7 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
-    """Loads a split of the own data of a run (or bundle) at ``path``, or other labelled data, for its network.
-
-    Other data are taken whole; if they come in named parts, the one for ``split`` is taken, or cut from their ``train``.
-    """
+    """Loads a split of the own data of a run (or bundle), or other labelled data, whole unless they come in named parts."""
     data = reading.data
     if not data and (reading.columns or reading.group_by):
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
@@ -383,10 +377,7 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
 def stream_samples(
     net: ExitNet, reading: ReadSettings, *, batch_size: int, without: Collection[str] = (), run: Path | None = None
 ) -> SampleStream:
-    """Streams the samples of a source without labels, in batches, except those whose names are in ``without``.
-
-    If these are the own data of ``run`` and it left out what cannot be read, so does this.
-    """
+    """Streams unlabelled samples in batches, without those named in ``without`` and what ``run`` left out of its data."""
     preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
     return open_stream(
         preprocess,

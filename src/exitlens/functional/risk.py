@@ -20,24 +20,15 @@ ROOM = 1e-6  # costs are float32
 
 @dataclass(frozen=True)
 class Risk:
-    """One risk of a routing, and the limit on it.
-
-    Attributes:
-        values: ``(N,K)``: each sample's loss at each exit; 0 at the final one, unless spending is the risk.
-        limit: on the mean, in [0, 1].
-        kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1]; ``signed``: in [-1, 1].
-        rows: ``(N,)`` bool: the samples in the mean; ``None``: all.
-        groups: ``(N,)`` in [0, G), in an order that says nothing about the losses; ``None``: all samples are independent.
-        largest: a group counts as its size, but at most as this; ``None``: every group counts the same.
-    """
+    """One risk of a routing, and the limit on it."""
 
     name: str
-    values: Tensor
-    limit: float
-    kind: Literal["binary", "ternary", "unit", "signed"]
-    rows: Tensor | None = None
-    groups: Tensor | None = None
-    largest: int | None = None
+    values: Tensor  # (N,K) each sample's loss at each exit; 0 at the final one, unless spending is the risk
+    limit: float  # on the mean, in [0, 1]
+    kind: Literal["binary", "ternary", "unit", "signed"]  # losses are 0 or 1; -1, 0 or 1; in [0, 1]; in [-1, 1]
+    rows: Tensor | None = None  # (N,) bool: the samples in the mean; None: all
+    groups: Tensor | None = None  # (N,) in [0, G), numbered at random; None: all samples are independent
+    largest: int | None = None  # a group counts as its size, but at most as this; None: all groups count the same
 
     def at(self, where: Tensor) -> Risk:
         """Return the same risk on some of the samples (indices)."""
@@ -93,19 +84,13 @@ class Risk:
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on the mean price of the exits that are taken.
+    """A limit on the mean price of the exits that are taken."""
 
-    Attributes:
-        name: in words, for the records of tests. asked: the request in words, for errors.
-        prices: ``(K,)`` in [0, 1], never falling. limit: on their mean.
-        is_promised: whether a certificate covers it; otherwise it holds on the samples at hand.
-    """
-
-    name: str
-    asked: str
-    prices: Tensor
-    limit: float
-    is_promised: bool = False
+    name: str  # in words, for the records of tests
+    asked: str  # the request in words, for errors
+    prices: Tensor  # (K,) in [0, 1], never falling
+    limit: float  # on their mean
+    is_promised: bool = False  # by a certificate; otherwise it holds on the samples at hand
 
     @property
     def is_kept_by_all(self) -> bool:

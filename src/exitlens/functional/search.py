@@ -181,10 +181,14 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
     points = [evaluate_cuts(levels.index, columns[0], cost, cuts) for cuts in kept if is_within(levels.index, cuts, budgets)]
     if not points:
-        limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
-        raise CalibrationError(f"limits: no policy found keeps {limits} within {spent}: raise one of the limits")
+        raise _refuse(risks, budgets)
     cheapest = min(points, key=lambda p: p.cost)
     return refine(levels, columns[0], cost, cheapest, lambda c: is_within(levels.index, c, budgets) and keeps_risks(c))
+
+
+def _refuse(risks: Sequence[Risk], budgets: Sequence[Budget], where: str = "", fix: str = "") -> CalibrationError:
+    limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
+    return CalibrationError(f"limits: no policy found keeps {limits}{where} within {spent}: raise one of the limits{fix}")
 
 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
@@ -228,10 +232,8 @@ def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk
     if trace.num_exits < 2:
         return None
     fitted = routing.fit_gate(trace, rows, policy.temperatures)
-    plain, estimates = (
-        routing.score_early_exits(trace, policy)[rows],
-        routing.estimate_trace(trace, policy.temperatures, fitted)[rows],
-    )
+    plain = routing.score_early_exits(trace, policy)[rows]
+    estimates = routing.estimate_trace(trace, policy.temperatures, fitted)[rows]
     fitted_risks, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
     for share in routing.SHARES:
         gate = routing.limit_gate(fitted, estimates, share)
@@ -244,19 +246,14 @@ def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk
 
 @dataclass(frozen=True)
 class Candidate:
-    """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part.
-
-    ``smoothed_losses`` are the means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
-    share of samples that leave early counts as the loss of one more unit, so that of two vectors without any loss the safer
-    is the one that lets fewer samples leave.
-    """
+    """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part."""
 
     cuts: Cuts
     cost: float
     means: tuple[float, ...]
     variances: tuple[float, ...]
     counts: tuple[int, ...]
-    smoothed_losses: tuple[float, ...]
+    smoothed_losses: tuple[float, ...]  # without gains, and with the share that leaves early as one more unit's loss
 
 
 def find_candidates(
@@ -375,11 +372,7 @@ def find_held_out(
         whole = torch.tensor([risk.mean(exits) for exits in routed], dtype=torch.float64)
         kept &= torch.stack([column, smooth, whole]).amax(0) <= risk.limit + 1e-12
     if not kept.any():  # never-exit, where the path starts, loses nothing, but it may take too long
-        limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
-        raise CalibrationError(
-            f"limits: no policy found keeps {limits} on held-out samples within {spent}: raise one of the limits, or leave "
-            "folds out"
-        )
+        raise _refuse(risks, budgets, " on held-out samples", ", or leave folds out")
     step = int(kept.nonzero()[-1])
     return path.thresholds[step], {risk.name: mean for risk, mean in zip(risks, means[step].tolist(), strict=True)}
 

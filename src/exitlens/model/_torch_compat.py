@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 # layers over any number of axes; a transposed convolution is a convolution, too
-CONVOLUTION, TRANSPOSED_CONVOLUTION, BATCH_NORM = _ConvNd, _ConvTransposeNd, _NormBase
+CONVOLUTION, TRANSPOSED_CONVOLUTION, BATCH_NORM, DROPOUT = _ConvNd, _ConvTransposeNd, _NormBase, _DropoutNd
 MAX_POOL, AVERAGE_POOL, ADAPTIVE_POOLS = _MaxPoolNd, _AvgPoolNd, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 PADS = (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import get_args
 
 import torch
@@ -102,8 +103,15 @@ def attach(  # noqa: PLR0913
         heads = _make_heads(pieces, num_classes, final, head, plain, named)
         cost, head_share = _measure_cost(pieces, heads, final, plain)
         geometry = find_map_geometry(pieces, heads)
-    config, spec = read_config(module), _specify_inputs(pieces, shape, named)
-    exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
+    tensors, last = list_tensors(example), pieces.features[-1].layout
+    is_mixed = len({t.dtype for t in tensors}) > 1
+    spec = InputSpec(
+        list_input_names(example), shape, pieces.exact_size, tuple(count_embedding_rows(pieces.traced)),
+        last.prefix if last.grid is None else 0,
+        tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed),
+        channels_last=has_channels_last(pieces.traced), groups=named, shapes=list_shapes(example),
+    )  # fmt: skip
+    exits, config, dtypes = tuple(at), read_config(module), tuple(str(d).removeprefix("torch.") for d in spec.dtypes)
     moved = geometry if any(any(m.offset + m.feature_offset) for m in geometry) else []
     info = NetworkInfo(
         exits, num_classes, final, shape, source or ("hf:" if config else ""), layout=layout, inputs=spec.names,
@@ -140,27 +148,14 @@ def _split_and_verify(
     pieces = split(module, at, example, layout, least_side=least_side, carry_input=carry_input)
     try:
         verify(pieces)
-    except TraceMismatchError as mismatch:
-        if pieces.exact_size:  # it was cut by torch.export
-            raise
-        try:
-            pieces = split(module, at, example, layout, export=True, least_side=least_side, carry_input=carry_input)
-            verify(pieces)
-        except AttachError:
-            raise mismatch from None
+    except TraceMismatchError:
+        with suppress(AttachError):
+            if not pieces.exact_size:  # it was not cut by torch.export
+                pieces = split(module, at, example, layout, export=True, least_side=least_side, carry_input=carry_input)
+                verify(pieces)
+                return pieces
+        raise
     return pieces
-
-
-def _specify_inputs(pieces: Pieces, shape: tuple[int, ...], groups: Groups) -> InputSpec:
-    example, last = pieces.traced.example, pieces.features[-1].layout
-    tensors = list_tensors(example)
-    is_mixed = len({t.dtype for t in tensors}) > 1
-    vocabulary, prefix = tuple(count_embedding_rows(pieces.traced)), last.prefix if last.grid is None else 0
-    dtypes = tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed)
-    return InputSpec(
-        list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes,
-        channels_last=has_channels_last(pieces.traced), groups=groups, shapes=list_shapes(example),
-    )  # fmt: skip
 
 
 def _make_heads(

@@ -71,10 +71,7 @@ class NetworkInfo:
         return self.modality.count_channels(self.input_shape)
 
     def place(self, k: int, maps: Tensor) -> Tensor:
-        """Move maps ``(...,*S)`` of exit k to their place in the image, to be drawn, deleted or compared with a mask.
-
-        Maps that exits return, and maps in losses, gates and divergences, are not moved.
-        """
+        """Move maps ``(...,*S)`` of exit k to their place in the image, to be drawn, deleted or compared with a mask."""
         return place(maps, self.map_offsets[k]) if self.map_offsets else maps
 
     def place_relevance(self, k: int, maps: Tensor) -> Tensor:

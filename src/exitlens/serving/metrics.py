@@ -21,16 +21,11 @@ _DIVERGENCE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
 class Metrics:
     """Counters, gauges and histograms of one server, apart from all others in the process; safe between threads.
 
-    Where the environment variable ``PROMETHEUS_MULTIPROC_DIR`` names a directory, processes share their metrics through
-    files there: :meth:`render` then gives the metrics of all, with waiting samples summed over the live processes, and the
-    largest drift. Set it before ``prometheus_client`` is imported, with an empty directory, and call
-    ``prometheus_client.multiprocess.mark_process_dead(pid)`` when a process has ended.
+    Where the environment variable ``PROMETHEUS_MULTIPROC_DIR`` names an empty directory, processes share their metrics
+    through files there: :meth:`render` then gives the metrics of all, with waiting samples summed over the live processes,
+    and the largest drift. Raises :class:`InputError` if it is no directory, or was set after ``prometheus_client`` read it.
 
     Every new combination of labels takes memory until the process ends, so no text from a client may become a label.
-
-    Raises:
-        MissingExtraError: without the package ``prometheus_client``.
-        InputError: for a ``PROMETHEUS_MULTIPROC_DIR`` that is no directory, or was set too late.
     """
 
     def __init__(self) -> None:

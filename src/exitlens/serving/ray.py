@@ -74,12 +74,8 @@ def app(arguments: Mapping[str, Any]) -> Any:
     wait at Ray's proxies, up to ``max_waiting`` at each. Requests beyond that get 503 from the proxy, and requests that
     reach a replica with too many samples get 429 with ``Retry-After``. ``/metrics`` is about the replica that answers it.
 
-    Args:
-        arguments: the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching` and :class:`Limits`, as text or
-            values, without the limits on connections, which Ray's proxies keep.
-
-    Raises:
-        InputError: for an unknown argument or a bad value. MissingExtraError: without the extra ``ray``.
+    ``arguments`` are the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching` and :class:`Limits`, as text or
+    values, without the limits on connections, which Ray's proxies keep; raises :class:`InputError` for others.
     """
     serve = import_extra("ray.serve", "ray", "serving by Ray")
     replicas, batching, watching, limits = read_arguments(arguments)

@@ -81,8 +81,7 @@ class Repository:
     def enter(self, name: str = "", version: str = "") -> Iterator[Endpoint]:
         """Find the model that is to answer a request, and keep this version of it open until it has.
 
-        Room is checked before the body of the request is read, and for all its samples once they are known. Raises
-        :class:`RequestError`: 404 for an unknown model, 429 if it has no room, 503 if it is closed.
+        Raises :class:`RequestError`: 404 for an unknown model, 429 if it has no room, 503 if it is closed.
         """
         with self._lock:
             endpoint = self.find(name, version)
@@ -95,8 +94,7 @@ class Repository:
     def reload(self) -> list[str]:
         """Replace the models whose bundles have changed, and return their names.
 
-        A bundle that cannot be read, or has no policy, is logged, and the version before goes on answering. It is tried
-        again when its files change, as they do while a bundle is being copied.
+        A bundle that cannot be read is logged, and tried again when its files change, as they do while it is being copied.
         """
         replaced = []
         for name, path in self._directories.items():

@@ -12,13 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from exitlens.errors import ExitlensError, import_extra
-from exitlens.serving.http.guard import Gate
 from exitlens.serving.metrics import SHARED, Metrics
 from exitlens.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from uvicorn import Config
+
+    from exitlens.serving.http.guard import Gate
 
 SWITCH_SECONDS = 0.0005  # after which a thread makes way, so that the network and the connections take turns
 KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they close it first
@@ -58,6 +59,8 @@ def serve(settings: ServerSettings) -> None:
 def make_config(settings: ServerSettings) -> Config:
     """Return uvicorn's configuration, which can be pickled: models are opened in the process that serves them."""
     from uvicorn import Config
+
+    from exitlens.serving.http.guard import Gate
 
     gate = Gate(settings.limits)
     return Config(

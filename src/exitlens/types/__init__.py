@@ -1,7 +1,5 @@
 """The values that the verbs exchange. Tensors here are never changed after they are made.
 
-Plotting is imported only where a value shows itself in a notebook.
-
 Names are imported on first use: the command line reads the settings here without waiting for PyTorch.
 """
 

@@ -147,7 +147,7 @@ class Explanation:
         return f"Explanation({self.reason})"
 
     def _repr_html_(self) -> str:
-        from exitlens.display import html_table
+        from exitlens.display import caption, html_table
 
         rows = []
         for view in self.exits:
@@ -159,16 +159,16 @@ class Explanation:
             )
         second = "runner-up" if self.exits[0].labels is None else "least decided"
         head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final"]
-        maps = ""
+        drawn = []
         if self.draw_map is not None:
-            for view in self.exits:
-                maps += _caption(self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}")
-            for label_view in self.labels:
-                label = f"what speaks for {self.name(label_view.label)}"
-                maps += _caption(self._draw(label_view.speaks_for, label_view.evidence, label), label)
+            drawn = [
+                (self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}") for view in self.exits
+            ]
+            evidence = {f"what speaks for {self.name(view.label)}": view.evidence for view in self.labels}
             if self.relevance is not None:
-                label = f"what the answer depends on: {self.name_answer()}"
-                maps += _caption(self._draw(self.speaks_for, self.relevance, label), label)
+                evidence[f"what the answer depends on: {self.name_answer()}"] = self.relevance
+            drawn += [(self._draw(_keep_positive(values), values, label), label) for label, values in evidence.items()]
+        maps = "".join(caption(figure, label) for figure, label in drawn if figure)
         maps = f'<div style="display:flex;flex-wrap:wrap;gap:8px">{maps}</div>' if maps else ""
         return html_table(head, rows, self.reason) + maps
 
@@ -289,9 +289,3 @@ class Explanation:
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(item["evidence"] for item in top),
         }
-
-
-def _caption(drawn: str, text: str) -> str:
-    from exitlens.display import caption
-
-    return caption(drawn, text) if drawn else ""

@@ -18,29 +18,17 @@ MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 @dataclass(frozen=True)
 class InputFormat:
-    """The kind of inputs that a network takes.
+    """The kind of inputs that a network takes."""
 
-    Attributes:
-        names: of the tensors; empty for one tensor alone.
-        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text; with several inputs, of the first.
-        exact_size: samples of another size do not fit (texts never do).
-        vocabulary: for every tensor, the number of tokens that its embedding knows, or ``None``.
-        prefix: tokens in front of a text that get no attention.
-        dtypes: of the tensors that the network was traced with; tokens and masks are converted to them.
-        channels_last: a sample of a series is ``(T,C)``, not ``(C,T)``.
-        groups: groups of a vector's features that maps lie on, by name.
-        shapes: of a sample of each of several inputs; empty if all have ``shape``.
-    """
-
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    exact_size: bool = False
-    vocabulary: tuple[int | None, ...] = (None,)
-    prefix: int = 0
-    dtypes: tuple[torch.dtype, ...] = ()
-    channels_last: bool = False
-    groups: Groups = ()
-    shapes: tuple[tuple[int, ...], ...] = ()
+    names: tuple[str, ...]  # of the tensors; empty for one tensor alone
+    shape: tuple[int, ...]  # of one sample: (C,H,W) of an image, (N,) of a text; with several inputs, of the first
+    exact_size: bool = False  # samples of another size do not fit (texts never do)
+    vocabulary: tuple[int | None, ...] = (None,)  # for every tensor, the number of tokens that its embedding knows
+    prefix: int = 0  # tokens in front of a text that get no attention
+    dtypes: tuple[torch.dtype, ...] = ()  # of the traced tensors; tokens and masks are converted to them
+    channels_last: bool = False  # a sample of a series is (T,C), not (C,T)
+    groups: Groups = ()  # of a vector's features, by name, that maps lie on
+    shapes: tuple[tuple[int, ...], ...] = ()  # of a sample of each of several inputs; empty if all have the same
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,59 +21,41 @@ FORMAT = 1  # of Calibration.to_dict
 
 @dataclass(frozen=True)
 class RiskTest:
-    """The test of one risk, on samples that did not propose the policy.
-
-    ``mean`` is ``None`` if there were no such samples; ``groups`` is ``None`` if all samples are independent.
-    """
+    """The test of one risk, on samples that did not propose the policy."""
 
     name: str
     limit: float
     test: str
     samples: int
-    mean: float | None
+    mean: float | None  # None: there were no such samples
     p_value: float
-    groups: int | None = None
+    groups: int | None = None  # None: all samples are independent
 
 
 @dataclass(frozen=True)
 class Certification:
-    """The record of a certification, or of why it was refused.
+    """The record of a certification, or of why it was refused."""
 
-    Attributes:
-        delta: chance that the promise is wrong. level: of the tests; less than ``delta`` where it covers earlier askings.
-        asking: number of certificates that these samples were asked for, this one included.
-        path_samples: samples that proposed the path; the others tested it.
-        path_length: policies on the path. steps_tested: of these.
-        tests: of the accepted policy; without one, of the first that was refused.
-        reason: why the early exits never fire; empty if a policy was accepted.
-        samples_needed: estimate of the samples (or groups) that a certificate takes; ``None`` if no number would do.
-        path_groups: groups that proposed the path; ``None`` if all samples are independent.
-        largest_group: a group counts as its size, but at most as this; ``None``: every group counts the same.
-    """
-
-    delta: float
-    level: float
-    asking: int
-    path_samples: int
-    path_length: int
+    delta: float  # the chance that the promise is wrong
+    level: float  # of the tests; less than delta where it covers earlier askings
+    asking: int  # the number of certificates that these samples were asked for, this one included
+    path_samples: int  # proposed the path; the others tested it
+    path_length: int  # in policies
     steps_tested: int
-    tests: tuple[RiskTest, ...]
-    reason: str = ""
-    samples_needed: int | None = None
-    path_groups: int | None = None
-    largest_group: int | None = None
+    tests: tuple[RiskTest, ...]  # of the accepted policy; without one, of the first that was refused
+    reason: str = ""  # why the early exits never fire; empty if a policy was accepted
+    samples_needed: int | None = None  # estimate of the samples (or groups) for a certificate; None: no number would do
+    path_groups: int | None = None  # proposed the path; None: all samples are independent
+    largest_group: int | None = None  # a group counts as its size, but at most as this; None: all groups count the same
 
 
 @dataclass(frozen=True)
 class DriftReference:
-    """Counts of calibration samples by exit and by score at that exit, highest score first, for the drift monitor.
+    """Counts of calibration samples by exit and by score at that exit, highest score first, for the drift monitor."""
 
-    ``edges`` between the cells of each exit increase; ``confidence`` is the mean score.
-    """
-
-    edges: tuple[tuple[float, ...], ...]
+    edges: tuple[tuple[float, ...], ...]  # between the cells of each exit, increasing
     counts: tuple[tuple[int, ...], ...]
-    confidence: float
+    confidence: float  # the mean score
 
     def __post_init__(self) -> None:
         fits = [len(edges) + 1 for edges in self.edges] == [len(counts) for counts in self.counts]
@@ -91,7 +73,7 @@ class Calibration:
         cost: mean cost on these samples. rule: hash of the policy that the record is about.
         calibration_error: mean gap between confidence and accuracy on these samples; ``None`` without labels.
         classes: number of classes tested, and of all classes, if every class has a limit.
-        fitted_on: samples that the temperatures were fitted on, through all policies that handed them on.
+        fitted_on: the samples that the temperatures were fitted on, here or for the policies that they were taken from.
         reference: for the drift monitor.
         certification: ``None`` if the limits hold on these samples only (empirical mode).
         groups: number of independent groups of samples; ``None`` if all samples are independent.
@@ -159,10 +141,12 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
     limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
     if tested is None and record.request.folds is not None:
+        losses = {f"{_name(name)} {loss:.4f}": loss for name, loss in (record.held_out or {}).items()}
+        held_out = _list_worst(losses, "the largest")
         drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
         return (
             f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
-            f"{record.request.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new "
+            f"{record.request.folds} folds, each routed by what the others chose ({held_out}). Expect new "
             "data to lose about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a "
             "certificate."
         )
@@ -183,13 +167,14 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
         _describe_promise(name, limit, record, task) for name, limit in record.limits.items() if name != "max_cost"
     )
     rest = record.samples - tested.path_samples
+    seen = _list_worst({_describe_test(test): test.p_value for test in tested.tests}, "nearest to failing")
     drawn, tests = f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
     if record.groups is not None and tested.path_groups is not None:
         drawn = f"new groups drawn like the {record.groups:,} groups of the calibration ({record.samples:,} samples)"
         tests = f"{record.groups - tested.path_groups:,} groups ({rest:,} samples)"
     text = (
         f"With {sure} confidence, on {drawn}, the network{f' {network}' if network else ''} under this policy {promises}. "
-        f"This was tested on {tests} that did not propose the thresholds ({_list_tests(tested.tests)}), and early exits "
+        f"This was tested on {tests} that did not propose the thresholds ({seen}), and early exits "
         f"made the mean cost {100 * record.cost:.3g} % of the full network's."
     )
     return text + _list_caveats(record, tested)
@@ -252,23 +237,14 @@ def _describe_promise(name: str, limit: float, record: Calibration, task: Task) 
     }[name]
 
 
-def _list_held_out(record: Calibration) -> str:
-    """Return the losses of held-out samples; of many risks (one for each class) the largest."""
-    lost = record.held_out or {}
-    shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda item: item[1])])
-    words = ", ".join(f"{_name(k)} {v:.4f}" for k, v in shown.items())
-    return words if shown is lost else f"the largest of {len(lost)}: {words}"
+def _list_worst(numbers: Mapping[str, float], label: str) -> str:
+    """Return all texts, or of many (one for each class) that with the largest number."""
+    return "; ".join(numbers) if len(numbers) <= 4 else f"{label} of {len(numbers)}: {max(numbers, key=numbers.__getitem__)}"
 
 
-def _list_tests(tests: Sequence[RiskTest]) -> str:
-    """Return all tests, or of many (one for each class) the one that came nearest to failing."""
-    shown = tests if len(tests) <= 4 else [max(tests, key=lambda test: test.p_value)]
-    words = "; ".join(
-        f"{_name(test.name)} {'none seen' if test.mean is None else f'{test.mean:.4f} seen'}, {_TESTS[test.test]}, "
-        f"p = {test.p_value:.2g}"
-        for test in shown
-    )
-    return words if shown is tests else f"nearest to failing of {len(tests)}: {words}"
+def _describe_test(test: RiskTest) -> str:
+    seen = "none seen" if test.mean is None else f"{test.mean:.4f} seen"
+    return f"{_name(test.name)} {seen}, {_TESTS[test.test]}, p = {test.p_value:.2g}"
 
 
 def _name(name: str) -> str:
@@ -476,12 +452,7 @@ def check_fit(policy: Policy, num_exits: int, network: str, place: str, task: Ta
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A mean over samples, with its confidence band.
-
-    Examples:
-        >>> xl.sweep(trace)[0].cost
-        ConfidenceInterval(value=..., low=..., high=...)
-    """
+    """A mean over samples, with its confidence band."""
 
     value: float
     low: float
@@ -515,12 +486,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class CostAccuracy:
-    """A point of a paper's curve: mean cost and accuracy on the test data.
-
-    Examples:
-        >>> xl.measure_anytime(trace)[0]
-        CostAccuracy(cost=..., accuracy=...)
-    """
+    """A point of a paper's curve: mean cost and accuracy on the test data, as :func:`exitlens.measure_anytime` gives it."""
 
     cost: float
     accuracy: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import fmean
 from typing import Any, ClassVar, Self
 
@@ -133,10 +133,10 @@ class TextPreprocess(Preprocessing):
             tokens.append(token)
         return tokens
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """Number of rows of an embedding: the largest token id plus 1."""
-        return _count_tokens(self.tokenizer)
+        return 1 + max(_open_tokenizer(self.tokenizer).get_vocab().values(), default=0)
 
 
 def import_tokenizers() -> Any:
@@ -161,11 +161,6 @@ def _open_encoder(description: str, length: int) -> Any:  # -> tokenizers.Tokeni
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=tokenizer.token_to_id(token) or 0, pad_token=token)
     return tokenizer
-
-
-@lru_cache(maxsize=8)
-def _count_tokens(description: str) -> int:
-    return 1 + max(_open_tokenizer(description).get_vocab().values(), default=0)
 
 
 @dataclass(frozen=True)

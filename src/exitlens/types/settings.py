@@ -91,16 +91,9 @@ class SampleSketch:
 
 @dataclass(frozen=True)
 class Temperatures:
-    """Temperatures fitted by an earlier calibration.
+    """Temperatures ``values``, one for each exit, that an earlier calibration fitted.
 
-    Attributes:
-        values: one for each exit.
-        fitted_on: samples that they were fitted on.
-        network: fingerprint of their network; empty fits any.
-
-    Examples:
-        >>> xl.types.Temperatures((1.4, 1.2, 1.1)).values
-        (1.4, 1.2, 1.1)
+    ``fitted_on`` are the samples that they were fitted on; ``network`` is their network's fingerprint, empty for any.
     """
 
     values: tuple[float, ...]
@@ -236,17 +229,11 @@ _REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), _SHARE) | {
 
 @dataclass(frozen=True)
 class Asking:
-    """One certificate that the samples of a trace were asked for.
-
-    Attributes:
-        request: verbatim.
-        level: level of the tests: the request's ``delta`` less the levels that refused askings had spent.
-        granted: whether it was given; its level is then free again for the next asking.
-    """
+    """One certificate that the samples of a trace were asked for."""
 
     request: CalibrationRequest
-    level: float
-    granted: bool
+    level: float  # of the tests: the request's delta less the levels that refused askings had spent
+    granted: bool  # its level is then free again for the next asking
 
 
 def check_score(score: str | None) -> None:

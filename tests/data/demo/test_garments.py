@@ -74,25 +74,27 @@ def _hue_of_background(scene: xl.data.ImageSet) -> torch.Tensor:
     return (scene.images.float() * outside).sum((2, 3)) / outside.sum((2, 3))
 
 
+@pytest.fixture(scope="module")
+def agreeing():
+    """Scenes whose backgrounds all have the colour of their class."""
+    return make_scenes(*load_garments("validation"), CLASSES, background_agreement=1.0, seed=5, size=20)
+
+
 @pytest.mark.parametrize("agreement", [0.0, 0.1, 0.8, 1.0])
-def test_background_agreement_is_how_often_the_colour_tells_the_class(agreement):
+def test_background_agreement_is_how_often_the_colour_tells_the_class(agreement, agreeing):
     """A nearest-colour classifier on the background alone is right as often as the background agrees."""
-    garments, labels = load_garments("validation")
-    always = make_scenes(garments, labels, CLASSES, background_agreement=1.0, seed=5)
-    colours = _hue_of_background(always)
+    labels, colours = agreeing.labels, _hue_of_background(agreeing)
     table = torch.stack([colours[labels == c].mean(0) for c in range(10)])
-    scene = make_scenes(garments, labels, CLASSES, background_agreement=agreement, seed=6)
+    scene = make_scenes(*load_garments("validation"), CLASSES, background_agreement=agreement, seed=6, size=20)
     guess = torch.cdist(_hue_of_background(scene), table).argmin(1)
     assert (guess == labels).float().mean().item() == pytest.approx(agreement, abs=0.08)
 
 
-def test_the_unseen_palette_is_another():
-    garments, labels = load_garments("validation")
-    common = {"background_agreement": 1.0, "seed": 5}
-    seen = make_scenes(garments, labels, CLASSES, **common)
-    unseen = make_scenes(garments, labels, CLASSES, palette="unseen", **common)
-    assert torch.equal(seen.masks, unseen.masks)
-    assert (_hue_of_background(seen) - _hue_of_background(unseen)).abs().mean() > 10
+def test_the_unseen_palette_is_another(agreeing):
+    common = {"background_agreement": 1.0, "seed": 5, "size": 20}
+    unseen = make_scenes(*load_garments("validation"), CLASSES, palette="unseen", **common)
+    assert torch.equal(agreeing.masks, unseen.masks)
+    assert (_hue_of_background(agreeing) - _hue_of_background(unseen)).abs().mean() > 10
 
 
 def test_the_mask_is_where_the_garment_is():

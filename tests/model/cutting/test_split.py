@@ -229,18 +229,6 @@ def test_pieces_that_differ_are_found(change, message, backbone):
         verify(pieces)
 
 
-def test_buffers_must_change_as_in_the_plain_backbone(backbone):
-    pieces = split(backbone, ["a"], X)
-
-    def shift_statistics(features):
-        backbone.a[1].running_mean.add_(1.0)
-        return features
-
-    pieces.stages[0] = change_features(pieces.stages[0], shift_statistics)
-    with pytest.raises(TraceMismatchError, match=r"buffer 'a\.1\.running_mean'"):
-        verify(pieces)
-
-
 def test_plain_and_staged_runs_are_seeded(backbone):
     backbone = nn.Sequential(nn.Dropout(0.5), backbone)
     pieces = split(backbone, ["1.a"], X)

@@ -1,6 +1,5 @@
 """A server on this machine's own network, and a client that speaks to it byte by byte."""
 
-import asyncio
 import socket
 import threading
 import time
@@ -12,12 +11,11 @@ import uvicorn
 @contextmanager
 def serve(app, **options):
     """Run uvicorn in a thread; yields its port."""
-    config = uvicorn.Config(
-        app, **{"lifespan": "off", "ws": "none", "loop": "asyncio", "log_config": None, "access_log": False, **options}
+    server = uvicorn.Server(
+        uvicorn.Config(app, **{"lifespan": "off", "ws": "none", "log_config": None, "access_log": False} | options)
     )
-    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
             yield listener.getsockname()[1]

@@ -36,9 +36,13 @@ def metrics():
 
 
 @pytest.fixture
-def port(metrics):
-    with serve(Guard(app, LIMITS, metrics), http=Gate(LIMITS, metrics)) as port:
+def port(metrics, request):
+    loop = getattr(request, "param", "auto")  # uvloop, where it is installed
+    with serve(Guard(app, LIMITS, metrics), http=Gate(LIMITS, metrics), loop=loop) as port:
         yield port
+
+
+on_both_loops = pytest.mark.parametrize("port", ["auto", pytest.param("asyncio", marks=pytest.mark.slow)], indirect=True)
 
 
 def count_rejected(metrics):
@@ -50,6 +54,7 @@ def status(answer):
     return int(answer.split()[1]) if answer else None
 
 
+@on_both_loops
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\nx-"])
 def test_a_head_that_does_not_come_is_not_waited_for(port, metrics, sent):
     with connect(port) as client:
@@ -112,6 +117,7 @@ def test_a_large_head_is_refused_at_once(port, metrics, head, is_second):
     assert count_rejected(metrics) == {"header_bytes": 1}
 
 
+@on_both_loops
 def test_a_large_head_that_comes_in_pieces_is_refused(port):
     with connect(port) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,6 +167,7 @@ def test_a_client_cannot_send_any_number_of_bytes_ahead(port, metrics):
 
 
 @pytest.mark.slow
+@on_both_loops
 def test_a_client_that_does_not_take_its_answer_is_cut_off(port, metrics):
     with connect(port, receive_buffer=4096) as client:
         client.sendall(GET.replace(b"/ ", b"/large "))
@@ -201,30 +208,6 @@ def test_more_connections_than_allowed_are_closed_and_room_is_given_back(port, m
                 return
         time.sleep(0.05)
     raise AssertionError("no room was given back")
-
-
-@pytest.mark.slow
-def test_the_limits_hold_on_uvloop():
-    pytest.importorskip("uvloop")
-    import uvloop
-
-    from tests.serving.http import sockets
-
-    metrics = Metrics()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sockets.asyncio, "run", uvloop.run)
-        with serve(Guard(app, LIMITS, metrics), http=Gate(LIMITS, metrics)) as port:
-            with connect(port) as client:
-                client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 200_000)
-                assert status(read_all(client)[0]) == 431
-            with connect(port) as client:
-                client.sendall(b"GET / HT")
-                assert status(read_all(client)[0]) == 408
-            with connect(port, receive_buffer=4096) as client:
-                client.sendall(GET.replace(b"/ ", b"/large "))
-                time.sleep(1.0)
-                assert len(read_all(client)[0]) < len(LARGE)
-    assert count_rejected(metrics) == {"header_bytes": 1, "header_seconds": 1, "write_seconds": 1}
 
 
 POST = b"POST /read HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -51,20 +51,17 @@ RESULT, TRAINING, MAIN = "result.json", "training", "egt"  # of a demo: its file
 
 
 class Share(NamedTuple):
-    """A deletion share: the part of what the occlusion oracle gains over random cells that a map gains.
-
-    ``error`` is its standard error, ``samples`` the number of images that it was measured on.
-    """
+    """A deletion share: the part of what the occlusion oracle gains over random cells that a map gains."""
 
     value: float
-    error: float
+    error: float  # standard error
     samples: int
 
 
 def read_shares(directory: Path, fingerprint: str, exits: int) -> tuple[Share | None, ...]:
-    """Reads the share of every exit from the result that a demo stored beside its runs; ``None`` where it is not known.
+    """Reads every exit's share from the result that a demo stored beside its runs; ``None`` where it is not known.
 
-    ``directory`` is that of a run or of its bundle; ``fingerprint`` is the network's, which the demo's own has to have.
+    ``fingerprint`` is the network's, which the demo's own has to have.
     """
     unknown = (None,) * exits
     run = directory.resolve()
@@ -96,10 +93,7 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class Answer:
-    """A network's answer: every exit's view, and the time of this answer and of the full network (medians).
-
-    ``relevance``: if it was asked for, the places of exit 0's features on which every exit's answer depends, ``(*S)`` each.
-    """
+    """A network's answer, its median time and that of the full network, and every exit's relevance ``(*S)`` if asked for."""
 
     run: LoadedRun
     why: Explanation
@@ -110,12 +104,9 @@ class Answer:
 
 
 class Explorer:
-    """Bundles side by side, to read and ask; nothing is written.
+    """One or two bundles of one kind of input, to read and ask; nothing is written.
 
-    Args:
-        bundles: run directories or bundles, one or two, of one kind of input.
-        data: a labelled folder, file or name to use in place of the first run's test and calibration data.
-        root: folder of torchvision's files.
+    ``data`` (with ``root``, torchvision's folder) replaces the first run's test and calibration data.
     """
 
     def __init__(self, bundles: Sequence[Path], data: str = "", root: str = "") -> None:
@@ -125,13 +116,11 @@ class Explorer:
         paths = [Path(path) for path in bundles]
         for name, path in zip(shorten_names(paths), paths, strict=True):
             net, policy = load(path)
-            if policy is None:  # start with the first run's thresholds, if they fit
-                fits = self.runs and (self.runs[0].policy.num_exits, self.runs[0].policy.task) == (
-                    net.num_exits,
-                    net.info.task,
-                )
-                like = self.runs[0].policy if fits else Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[net.info.task])
-                policy = Policy(like.thresholds, like.score)
+            if policy is None:
+                policy = Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[net.info.task])
+                first = self.runs[0].policy if self.runs else policy
+                if (first.num_exits, first.task) == (net.num_exits, net.info.task):
+                    policy = Policy(first.thresholds, first.score)
             shares = read_shares(path, net.cached_fingerprint(), net.num_exits)
             self.runs.append(LoadedRun(name, path, net, policy, shares))
         kinds = [run.net.input_spec.modality for run in self.runs]
@@ -149,10 +138,7 @@ class Explorer:
     # --- inputs ---
 
     def examples(self) -> list[tuple[Shown, str]]:
-        """Returns test samples of the first run's data with their classes, which texts do not show.
-
-        Without a record of data, they are scenes, if those are installed.
-        """
+        """Returns test samples of the first run's data (else scenes) with their classes, which texts do not show."""
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
@@ -202,7 +188,7 @@ class Explorer:
     def answer(
         self, index: int, shown: Shown, thresholds: Sequence[float] | None = None, *, relevance: bool = False
     ) -> Answer:
-        """Answers what is shown, under ``thresholds`` if they are given and not under those of the run's policy."""
+        """Answers what is shown, under ``thresholds`` or those of the run's policy."""
         run = self.runs[index]
         policy = self.policy(index, thresholds)
         inputs = self.encode(run, shown)

@@ -185,10 +185,7 @@ def _choose_ticks(low: float, high: float) -> list[float]:
 
 
 class View:
-    """The actions of the page: each method takes the page's values and returns new ones.
-
-    ``relevance`` says whether to show what every exit's answer depends on.
-    """
+    """The actions of the page: each method takes the page's values and returns new ones."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
@@ -196,7 +193,7 @@ class View:
         self.starts_with_relevance = not explorer.is_relevance_slow()
 
     def example_buttons(self) -> str:
-        """Returns buttons with the examples: images, texts, or the classes of other samples."""
+        """Returns buttons with images, texts, or the classes of other samples."""
         button = Markup('<button type="button" data-example="{}">{}</button>')
         image = Markup('<img src="{}" alt="Example: {}">')
         rows = []
@@ -358,12 +355,16 @@ def build(explorer: Explorer) -> Any:
                 label = "Relevance: what every answer depends on"
                 relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
                 message = gradio.HTML(elem_id="xl-message")
-            answers, columns, routed = [], [], []
+            answers, columns, routed = [], list[list[Any]](), []
             with gradio.Column(scale=3, min_width=320), gradio.Row():
                 for i, run in enumerate(explorer.runs):
                     with gradio.Column(min_width=320):
                         answers.append(gradio.HTML(elem_id=f"xl-answer-{i}"))
-                        columns.append([_add_slider(gradio, run, i, k) for k in range(len(run.policy.thresholds))])
+                        columns.append([])
+                        for k, threshold in enumerate(run.policy.thresholds):
+                            label = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)"
+                            place = {"label": label, "elem_id": f"xl-threshold-{i}-{k}"}
+                            columns[-1].append(gradio.Slider(0, SLIDER_END, _place_slider(threshold), step=0.001, **place))
                         routed.append(gradio.HTML(elem_id=f"xl-routed-{i}"))
         outputs, every = [*answers, message], [slider for sliders in columns for slider in sliders]
         again, repeat = wire(page, [relevance, *every], outputs)
@@ -374,12 +375,6 @@ def build(explorer: Explorer) -> Any:
                 slider.change(again, repeat, outputs, show_progress="hidden", **LATEST)
         page.load(view.start_routed, every, routed)  # apart from the answers: the trace may still be collected
     return page
-
-
-def _add_slider(gradio: Any, run: LoadedRun, index: int, k: int) -> Any:
-    label, place = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)", f"{index}-{k}"
-    value = _place_slider(run.policy.thresholds[k])
-    return gradio.Slider(0, SLIDER_END, value, step=0.001, label=label, elem_id=f"xl-threshold-{place}")
 
 
 def _add_hidden_box(gradio: Any, name: str) -> Any:

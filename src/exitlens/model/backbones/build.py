@@ -246,11 +246,9 @@ def _read_settings(transformers: Any, name: str) -> Any:
         return transformers.AutoConfig.from_pretrained(name)
     except Exception as error:  # a damaged configuration raises many kinds
         if Path(name).is_dir():
-            is_there = (Path(name) / "config.json").is_file()
-            unread = (
-                f"transformers cannot read its config.json ({first_line(error)})" if is_there else "it holds no config.json"
-            )
-            raise InputError(f"backbone: hf:{name} is a folder, but {unread}") from error
+            problem = f"transformers cannot read its config.json ({first_line(error)})"
+            problem = problem if (Path(name) / "config.json").is_file() else "it holds no config.json"
+            raise InputError(f"backbone: hf:{name} is a folder, but {problem}") from error
         hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else suggest(name, known)
         raise InputError(
             f"backbone: hf:{name} has no configuration here and none can be downloaded ({first_line(error)}). Fix: give a "

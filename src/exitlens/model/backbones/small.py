@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
 
 
-class SmallResNet(nn.Module):
+class SmallResNet(nn.Sequential):
     """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
 
     Early groups see little of the image and are cheap; the last one is deep and sees most of it. There are 1, 2 or 3
@@ -51,46 +52,25 @@ class SmallResNet(nn.Module):
     def __init__(
         self, num_classes: int = 10, in_channels: int = 3, stem: int = 32, widths: Widths = (48, 96, 128, 128), axes: int = 2
     ) -> None:
-        super().__init__()
         convolve, norm, _, pool = _LAYERS[axes]
-        side = _SIDES[axes][1]
+        channels, side = stem, _SIDES[axes][1]
         first = convolve(in_channels, stem, side, 2, (side - 1) // 2, bias=False)
-        self.stem = nn.Sequential(first, norm(stem), nn.ReLU(inplace=True))
-        channels = stem
+        layers: dict[str, nn.Module] = {"stem": nn.Sequential(first, norm(stem), nn.ReLU(inplace=True))}
         for group, (width, count, stride) in enumerate(zip(widths, BLOCKS, STRIDES, strict=True), 1):
-            layers = [ResidualBlock(channels, width, stride, axes)]
-            layers += [ResidualBlock(width, width, 1, axes) for _ in range(count - 1)]
-            self.add_module(f"layer{group}", nn.Sequential(*layers))
-            channels = width
-        self.groups = tuple(f"layer{group}" for group in range(1, len(widths) + 1))
-        self.pool = pool(1)
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B,num_classes)`` from ``(B,in_channels,H,W)``."""
-        x = self.stem(x)
-        for name in self.groups:
-            x = self.get_submodule(name)(x)
-        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+            blocks = [ResidualBlock(channels, width, stride, axes)]
+            blocks += [ResidualBlock(width, width, 1, axes) for _ in range(count - 1)]
+            layers[f"layer{group}"], channels = nn.Sequential(*blocks), width
+        super().__init__(OrderedDict(layers, pool=pool(1), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes)))
+        self.groups = tuple(layers)[1:]
 
 
-class SmallMLP(nn.Module):
+class SmallMLP(nn.Sequential):
     """A residual perceptron for standardised vectors: embedding and blocks ``layer1`` to ``layer4`` (arXiv 2106.11959)."""
 
     def __init__(self, num_classes: int, features: int, width: int = 128) -> None:
-        super().__init__()
-        self.embed = nn.Linear(features, width)
-        for i in range(1, 5):
-            self.add_module(f"layer{i}", _VectorBlock(width))
-        self.norm = nn.BatchNorm1d(width)
-        self.fc = nn.Linear(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B,num_classes)`` from ``(B,features)``."""
-        x = self.embed(x)
-        for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
-        return self.fc(F.relu(self.norm(x)))  # type: ignore[no-any-return]
+        layers = {"embed": nn.Linear(features, width)} | {f"layer{i}": _VectorBlock(width) for i in range(1, 5)}
+        norm, fc = nn.BatchNorm1d(width), nn.Linear(width, num_classes)
+        super().__init__(OrderedDict(layers, norm=norm, act=nn.ReLU(), fc=fc))
 
 
 class _VectorBlock(nn.Module):

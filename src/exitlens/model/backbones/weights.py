@@ -36,8 +36,7 @@ class WeightsReport:
         source: the file, or the name of the pretrained weights.
         loaded: names of the backbone's tensors that were set.
         anew: tensors of its classifier that stay random, because the source has another number of classes or no classifier.
-        missing: other tensors that stay random, because the source does not have them.
-        misshapen: other tensors that stay random, because they have another shape in the source.
+        missing, misshapen: others that stay random, because the source lacks them, or has them in another shape.
         unused: tensors of the source that went nowhere.
         seen_through: wrappers and prefixes of names that were ignored, in words.
 
@@ -76,7 +75,7 @@ class WeightsReport:
         return "\n".join(f"weights: {line}" for line in self.lines())
 
     def tell_misfits(self, say: Say | None) -> None:
-        """Say which pretrained weights did not fit; nothing if all did."""
+        """Say which pretrained weights did not fit, if any."""
         if say is not None:
             for line in self.lines()[1:]:
                 say(f"weights: {self.source}: {line}")

@@ -15,19 +15,17 @@ from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError, suggest
 from exitlens.model import layouts
-from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, BATCH_NORM, CONVOLUTION, MAX_POOL
+from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, BATCH_NORM, CONVOLUTION, DROPOUT, MAX_POOL
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.layouts import Kind, Layout
 from exitlens.types.inputs import MASK, list_tensors
 
 _POOLING = (MAX_POOL, AVERAGE_POOL, *ADAPTIVE_POOLS)
-_PASSING = (*_POOLING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+_PASSING = (*_POOLING, DROPOUT, nn.Identity)
 _CHANNELS_FIRST = (CONVOLUTION, BATCH_NORM, *_POOLING, nn.GroupNorm)
 _FIRST_NAMES = ("conv", "batch_norm", "instance_norm", "group_norm", "max_pool", "avg_pool", "adaptive_")
-_CHANNELS_LAST = (
-    *(nn.LayerNorm, nn.Linear, nn.RNNBase, nn.MultiheadAttention),
-    *(nn.TransformerEncoderLayer, nn.TransformerEncoder),
-)
+_TRANSFORMERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_CHANNELS_LAST = (nn.LayerNorm, nn.Linear, nn.RNNBase, *_TRANSFORMERS)
 _LAST_NAMES = ("linear", "layer_norm", "rms_norm", "lstm", "gru", "rnn_", "embedding", "addmm")
 SHOWN = 12  # places in a message
 
@@ -114,7 +112,7 @@ def find_input_channel_axis(traced: TracedBackbone, node: fx.Node) -> int | None
 
 
 def _tell_axis(traced: TracedBackbone, node: fx.Node, count: int) -> int | None:
-    """Return where a layer has its channels in tensors of ``count`` axes; ``None`` if it is no such layer."""
+    """Return where a layer has its channels in tensors of ``count`` axes; ``None`` if it does not tell."""
     module, name = traced.module_of(node), get_operation(node)
     if name == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0] not in traced.values.shapes:
         return _tell_axis(traced, node.args[0], count)  # a recurrent layer gives a tuple

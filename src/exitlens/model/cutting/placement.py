@@ -126,10 +126,7 @@ def _find_points(
 def place_exits(
     backbone: nn.Module, example: Inputs, count: int, layout: Kind | None = None, *, placement: Placement = "cost"
 ) -> list[str]:
-    """Return the names of ``count`` places closest to equal shares, 1/(count+1) and so on, of cost or of measured time.
-
-    The two differ where few multiply-accumulates work on large maps.
-    """
+    """Return the names of ``count`` places closest to equal shares, 1/(count+1) and so on, of cost or of measured time."""
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
     traced, nodes, points = _find_points(backbone, example, layout)
@@ -145,10 +142,7 @@ def place_exits(
 
 
 def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer) -> list[str]:
-    """Choose by the times of all runs, once each half of the runs chooses the same places or places as good (``TIE``).
-
-    Raises :class:`AttachError` if they do not agree before ``MOST_SECONDS`` have passed.
-    """
+    """Choose by the times of all runs, once each half of the runs chooses the same places or places as good (``TIE``)."""
     choose_points(points, count, "time")  # raises if they do not fit
     while True:
         timer.run(2 * RUNS, SECONDS)
@@ -189,10 +183,7 @@ def choose_points(points: Sequence[ExitCandidate], count: int, placement: Placem
 
 
 def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
-    """Return the MACs of one call (half of ``torch.utils.flop_counter``'s FLOPs), and what the call returned.
-
-    Convolutions, matrix products and attention count; normalisation, activations and pooling do not, as is usual.
-    """
+    """Return the MACs of one call, by ``torch.utils.flop_counter`` (not of normalisation or pooling), and its result."""
     with torch.no_grad(), _disable_fused_kernels(), FlopCounterMode(display=False) as counter:
         out = run(*args)
     return int(counter.get_total_flops()) // 2, out

@@ -109,7 +109,7 @@ async def _reload(repository: Repository, seconds: float) -> None:
 
 
 def describe_api(models: Sequence[str]) -> dict[str, Any]:
-    """Return the routes as an OpenAPI 3.1 description, from which clients can be generated."""
+    """Return the routes as an OpenAPI 3.1 description."""
     description: dict[str, Any] = json.loads(_read_resource("openapi.json"))
     description["info"]["version"] = exitlens.__version__
     description["components"]["parameters"]["model"]["schema"]["enum"] = list(models)
@@ -241,16 +241,14 @@ class _Routes:
     async def _tell_live(
         self, _: Request
     ) -> Response:  # false once the thread of a model has ended: only a restart cures it
-        alive = self.repository.is_alive
-        return JSONResponse({"live": alive}, 200 if alive else 503)
+        return _tell(live=self.repository.is_alive)
 
     async def _tell_ready(self, _: Request) -> Response:
-        ready = self.repository.is_ready
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        return _tell(ready=self.repository.is_ready)
 
     async def _tell_model_ready(self, request: Request) -> Response:
         endpoint = self.repository.find(*_name(request))
-        return JSONResponse({"name": endpoint.model.name, "ready": endpoint.is_ready}, 200 if endpoint.is_ready else 503)
+        return _tell(name=endpoint.model.name, ready=endpoint.is_ready)
 
     async def _describe_model(self, request: Request) -> Response:
         """Describe a model; a dimension of any size is -1."""
@@ -394,6 +392,10 @@ def _make_route(path: str, handler: Callable[[Request], Awaitable[Response]], me
         return await handler(request)
 
     return Route(path, endpoint, methods=[method])
+
+
+def _tell(**facts: str | bool) -> Response:
+    return JSONResponse(facts, 200 if all(facts.values()) else 503)
 
 
 def _name(request: Request) -> tuple[str, str]:

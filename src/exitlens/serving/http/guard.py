@@ -10,22 +10,20 @@ import math
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, cast
 
-from exitlens.errors import DataError, ExitlensError, InputError, RequestError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from exitlens.errors import DataError, InputError, RequestError
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.settings import Limits
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # need no token
@@ -44,12 +42,12 @@ _MESSAGES = {
 _logger = logging.getLogger("exitlens.serving")
 
 
-class _RefusedError(ExitlensError):
+class _RefusedError(RequestError):
     """A request that goes over a limit; the connection is closed after the answer."""
 
-    def __init__(self, status: int, reason: str, message: str, headers: tuple[Header, ...] = ()) -> None:
-        super().__init__(message)
-        self.status, self.reason, self.headers = status, reason, headers
+    def __init__(self, status: int, reason: str, message: str, *headers: Header) -> None:
+        super().__init__(message, status)
+        self.reason, self.headers = reason, (*headers, (b"connection", b"close"))
 
 
 def write_log(record: dict[str, Any]) -> None:
@@ -61,8 +59,8 @@ def write_log(record: dict[str, Any]) -> None:
 class Guard:
     """ASGI middleware that holds every request to the limits and brings every answer into one form.
 
-    It belongs between Starlette's handler of unforeseen errors and the routes: ``Middleware(Guard, limits=...)``. Routes get
-    the :class:`Exchange` from :func:`find_exchange`, and fill it in; they check pixels and samples themselves.
+    It stands between Starlette's handler of unforeseen errors and the routes, which get the :class:`Exchange` from
+    :func:`find_exchange` and fill it in.
 
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
@@ -71,7 +69,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, limits: Limits, metrics: Metrics, log: Callable[[dict[str, Any]], None] | None = None
+        self, app: ASGIApp, limits: Limits, metrics: Metrics, log: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self.app, self.limits, self.metrics, self.log = app, limits, metrics, log
         self._authorization = limits.token.encode()
@@ -102,20 +100,15 @@ class Guard:
             self._check_head(exchange)
             async with exchange.patience:
                 await self.app(exchange.scope, exchange.receive, exchange.send)
-            if not (exchange.status or exchange.refusal or exchange.is_abandoned):
+            if not (exchange.status or exchange.is_abandoned):
                 raise RuntimeError("the route gave no answer")
         except asyncio.CancelledError:
             if not exchange.has_left:
                 raise
             exchange.task.uncancel()
         except Exception as error:
-            if not (exchange.refusal or exchange.is_abandoned):
+            if not exchange.is_abandoned:
                 await self._answer_error(exchange, error)
-        if (refusal := exchange.refusal) is not None:
-            self.metrics.reject(exchange.model, refusal.reason)
-            if not (exchange.status or exchange.is_abandoned):
-                headers = (*refusal.headers, (b"connection", b"close"))
-                await exchange.answer(refusal.status, {"error": str(refusal)}, headers)
 
     def _check_head(self, exchange: Exchange) -> None:
         """Check the head of a request; raises :class:`_RefusedError`."""
@@ -130,32 +123,35 @@ class Guard:
             elif name == b"content-length" and len(value) < 20 and value.isdigit():
                 expected = int(value)
             elif name == b"content-length":
-                raise exchange.refuse(400, "length", "Content-Length: expected a number of bytes")
+                raise _RefusedError(400, "length", "Content-Length: expected a number of bytes")
             elif name == b"transfer-encoding":
                 is_chunked = True
         exchange.has_body = expected > 0 or is_chunked
         if size > self.limits.max_header_bytes:
-            raise exchange.refuse(431, "header_bytes", _MESSAGES[431])
+            raise _RefusedError(431, "header_bytes", _MESSAGES[431])
         if self._authorization and scope["path"] not in OPEN_PATHS:
             scheme, _, secret = token.partition(b" ")
             if not hmac.compare_digest(secret.strip(), self._authorization) or scheme.lower() != b"bearer":
                 message = "Authorization: expected 'Bearer' and the token of this server"
-                raise exchange.refuse(401, "token", message, (b"www-authenticate", b'Bearer realm="exitlens"'))
+                raise _RefusedError(401, "token", message, (b"www-authenticate", b'Bearer realm="exitlens"'))
         if encoding:
             message = f"Content-Encoding: expected none, got {encoding.decode('latin-1')!r}. Fix: send the body as it is."
-            raise exchange.refuse(415, "encoding", message)
+            raise _RefusedError(415, "encoding", message)
         exchange.check_size(expected)
 
     async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
         if exchange.patience.expired() and not exchange.status:
-            exchange.refuse(504, "request_seconds", f"no answer within {self.limits.request_seconds:g} seconds")
-            return
+            words = f"no answer within {self.limits.request_seconds:g} seconds"
+            error = _RefusedError(504, "request_seconds", words)
         status, content, headers = 500, {"error": "internal error", "request_id": exchange.id}, list[Header]()
         is_the_clients = isinstance(error, RequestError | InputError | DataError)  # others may name the server's files
         if is_the_clients:
             status, content = getattr(error, "status", 400), {"error": str(error)}
             if (seconds := getattr(error, "retry_after", None)) is not None:
                 headers.append((b"retry-after", b"%d" % max(0, math.ceil(seconds))))
+        if isinstance(error, _RefusedError):
+            self.metrics.reject(exchange.model, error.reason)
+            headers += error.headers
         if exchange.status or not is_the_clients:
             _logger.error("request %s failed", exchange.id, exc_info=error)
         if not exchange.status:
@@ -172,7 +168,6 @@ class Exchange:
         model: name of a model that is served, never the unchecked text of a client; set by the route.
         facts: further entries of the access log; filled by the route.
         status: status of the answer that has begun, else 0.
-        refusal: why the client is refused, whatever the route makes of it.
         has_body: True if the head announces a body. is_read: True once all of it was read.
         is_abandoned: True if the client has gone. has_left: True if that cancelled the route.
     """
@@ -185,7 +180,6 @@ class Exchange:
         self.started = time.monotonic()
         self.route, self.model, self.facts = "other", "", dict[str, Any]()
         self.received = self.sent = self.status = 0
-        self.refusal: _RefusedError | None = None
         self.is_read = self.is_abandoned = self.has_left = False
         self.has_body = True
         self.patience = asyncio.timeout(limits.request_seconds)
@@ -200,24 +194,17 @@ class Exchange:
 
     def leave(self) -> None:
         """End the route because its client has gone, unless an answer has begun."""
-        if not (self.status or self.has_left or self.refusal):
+        if not (self.status or self.has_left):
             self.is_abandoned = self.has_left = True
             self.task.cancel()
-
-    def refuse(self, status: int, reason: str, message: str, *headers: Header) -> _RefusedError:
-        """Note a refusal, which the client gets whatever the app makes of the error; return the error to raise."""
-        self.refusal = _RefusedError(status, reason, message, headers)
-        return self.refusal
 
     def check_size(self, count: int) -> None:
         """Raise :class:`_RefusedError` for a body of more bytes than the limit."""
         if count > (most := self.limits.max_body_bytes):
-            raise self.refuse(413, "body_bytes", f"the body has more than {most} bytes: send fewer samples at a time")
+            raise _RefusedError(413, "body_bytes", f"the body has more than {most} bytes: send fewer samples at a time")
 
     async def receive(self) -> Message:
         """Return the next part of the body; raises :class:`_RefusedError` for one that is too large or too slow."""
-        if self.refusal is not None:
-            raise self.refusal
         if self.is_read:
             return await self._receive()
         if self._until is None:
@@ -227,7 +214,7 @@ class Exchange:
                 message = await self._receive()
         except TimeoutError:
             words = f"the body did not come within {self.limits.body_seconds:g} seconds"
-            raise self.refuse(408, "body_seconds", words) from None
+            raise _RefusedError(408, "body_seconds", words) from None
         if message["type"] == "http.disconnect":
             self.is_abandoned = True
         else:
@@ -237,9 +224,9 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass a part of the answer on, unless the request was refused meanwhile."""
+        """Pass a part of the answer on, unless its time is up."""
         if message["type"] == "http.response.start":
-            if self.refusal is not None or self.patience.expired():
+            if self.patience.expired():
                 return
             self.status = message["status"]
             self.patience.reschedule(None)
@@ -260,7 +247,7 @@ class Exchange:
         await self._send(message)
 
     async def answer(self, status: int, content: Any, headers: Iterable[Header] = ()) -> None:
-        """Send JSON, even if the request was refused."""
+        """Send JSON, even if the time is up."""
         body = json.dumps(content).encode()
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         head += [*headers, (b"x-request-id", self.id.encode())]
@@ -295,9 +282,8 @@ def find_exchange(scope: Scope) -> Exchange:
 class Connection(asyncio.Protocol):
     """A connection that is held to the limits, around the protocol of uvicorn (``inner``) that reads its requests.
 
-    uvicorn has no time-out for a head that does not arrive or an answer that is not taken, and no limit on headers.
-
-    The head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
+    uvicorn has no time-out for a head that does not arrive or an answer that is not taken, and no limit on headers. Here the
+    head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
     connection was made, or after its first byte on a connection that was used before (408, or nothing if not a byte of it
     came). A client that takes nothing of its answer for ``write_seconds`` is cut off, and connections over
     ``max_connections`` are closed at once (503). Between requests uvicorn's ``timeout_keep_alive`` holds. The app has to be
@@ -359,14 +345,15 @@ class Connection(asyncio.Protocol):
             self.is_parsing = False
             _CURRENT.reset(token)
         if self._exchange is None:
-            self._loop.call_soon(self._look_for_request)  # which the loop has to start first
+            self._loop.call_soon(self._look_for_request, self._count)  # which the loop has to start first
         elif self._count > self._limits.max_header_bytes + _AHEAD:
             self.refuse(431, "header_bytes")
 
-    def _look_for_request(self) -> None:
-        if self._exchange is not None or self._transport.is_closing() or not self._count:
+    def _look_for_request(self, count: int) -> None:
+        """Judge the bytes of a head, unless a request has begun, or more came, for which there is another call."""
+        if self._exchange is not None or self._transport.is_closing() or not count or count != self._count:
             return
-        if self._count > self._limits.max_header_bytes:
+        if count > self._limits.max_header_bytes:
             self.refuse(431, "header_bytes")
         elif self._head_clock is None:
             self._start_head_clock()
@@ -382,7 +369,7 @@ class Connection(asyncio.Protocol):
         """Wait for the next head, and for the client to take the answer."""
         if self._exchange is exchange:
             self._exchange = None
-            self._loop.call_soon(self._look_for_request)
+            self._loop.call_soon(self._look_for_request, self._count)
         if not (exchange.is_whole or self.is_refused):  # the rest of its body would be taken for the next head
             self._transport.close()
         elif self._transport.get_write_buffer_size():
@@ -405,8 +392,7 @@ class Connection(asyncio.Protocol):
     def refuse(self, status: int, reason: str, why: str = "") -> None:
         """Close the connection, with an answer if there is a status and no other answer is on its way.
 
-        What the client still sends is read for a moment and thrown away: closed at once, the connection would be reset, and
-        the client might never read the answer. If there are too many connections, none is kept for that.
+        What the client still sends is read for a moment, as in :meth:`Exchange.send`, unless there are too many connections.
         """
         if self.is_refused:
             return
@@ -493,8 +479,6 @@ class Gate:
 
     def __call__(self, **settings: Any) -> Connection:
         """Make a connection."""
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
         return Connection(self, HttpToolsProtocol(**settings))
 
     def count_refusal(self, reason: str) -> None:
