@@ -1,16 +1,13 @@
 """Against the full logits, in float64: ordinary logits, and hostile ones."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import exitlens as xl
 from exitlens.functional import compact as compact_logits
-from exitlens.functional.compact import compress, hash_rows, restore_logits
+from exitlens.functional.compact import compress, restore_logits
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of
-from tests.conftest import random_trace
 
 
 def test_the_largest_logits_are_kept_as_they_are():
@@ -54,12 +51,6 @@ def test_labels_out_of_range_are_refused():
         compress(torch.randn(3, 20), torch.tensor([0, 1, 20]))
     with pytest.raises(xl.errors.InputError, match=r"labels: expected \(3,\) integers"):
         compress(torch.randn(3, 20), torch.tensor([0, 1]))
-
-
-def test_hashes_are_those_of_the_whole_logits():
-    trace = random_trace(10, 3, 120)
-    compact = replace(trace, logits=compress(trace.logits, trace.labels), sample_hashes=hash_rows(trace.logits))
-    assert compact.hash_samples() == trace.hash_samples()
 
 
 TEMPERATURES = (0.05, 0.1, 0.4, 1.0, 3.0, 10.0, 20.0)

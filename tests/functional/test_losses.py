@@ -34,11 +34,7 @@ def test_total_by_hand():
     torch.testing.assert_close(terms.total, ce + 0.5 * distance)
     torch.testing.assert_close(terms.classification, ce.detach())
     torch.testing.assert_close(terms.consistency, distance.detach())
-
-
-def test_the_final_map_is_detached():
-    outs, y = _outputs()
-    xl.EGTLoss(weight=1.0)(outs, y).total.backward()
+    terms.total.backward()
     assert outs[0].attention.grad is not None
     assert outs[1].attention.grad is None
 
@@ -202,10 +198,6 @@ def test_the_mean_is_as_sharp_as_asked_for():
     maps = [one.attention for one in _outputs()[0]]
     (target, *_), (flat, *_) = (xl.EGTLoss(target="mean", sharpness=p).make_targets(maps, None) for p in (3.0, 1.0))
     assert torch.allclose(target, as_distribution(flat**3), atol=1e-6)
-    assert xl.EGTLoss(sharpness=2.0).for_network(attends=False).sharpness == 2.0
-    assert xl.EGTLoss().for_network(attends=False).sharpness == 1.03
-    for unused in (xl.EGTLoss(weight=0.0).for_network(attends=False), xl.EGTLoss().for_network(attends=True)):
-        assert unused.sharpness is None
     with pytest.raises(xl.errors.InputError, match="sharpness: it is for targets"):
         xl.EGTLoss(sharpness=2.0).for_network(attends=False, keeps_final=True)
 
@@ -214,11 +206,9 @@ def test_targets_of_texts_are_softer():
     maps = [one.attention for one in _outputs()[0]]
     relevance = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     loss = xl.EGTLoss().for_network(attends=True, of_images=False)
-    assert (loss.target, loss.sharpness) == ("product", 0.5)
     sharp = xl.EGTLoss(target="product", sharpness=1.0).make_targets(maps, relevance)
     for soft, one in zip(loss.make_targets(maps, relevance), sharp, strict=True):
         torch.testing.assert_close(soft, as_distribution(one.sqrt()), atol=1e-6, rtol=1e-5)
-    assert xl.EGTLoss(sharpness=1.0).for_network(attends=True, of_images=False).sharpness == 1.0
 
 
 def test_consistency_of_every_other_step_has_twice_the_weight():
@@ -232,40 +222,44 @@ def test_consistency_of_every_other_step_has_twice_the_weight():
     assert found[1].total.item() == pytest.approx(each.classification.item(), rel=1e-5)
 
 
-def test_only_targets_that_cost_a_backward_pass_are_asked_for_every_other_step():
-    assert xl.EGTLoss().for_network(attends=True).every == 2
-    assert xl.EGTLoss(every=1).for_network(attends=True).every == 1
-    assert xl.EGTLoss().for_network(attends=True, of_images=False).every == 1
+class Own(xl.EGTLoss):
+    """May count on being asked at every step."""
 
-    class Own(xl.EGTLoss):
-        pass  # may count on being asked every time
 
-    for loss in (xl.EGTLoss().for_network(attends=False), xl.EGTLoss(weight=0.0).for_network(attends=True)):
-        assert loss.every == 1
-    assert Own().for_network(attends=True).every == 1
+@pytest.mark.parametrize(
+    ("loss", "network", "target", "sharpness", "every"),
+    [
+        (xl.EGTLoss(), {"attends": False}, "mean", 1.03, 1),
+        (xl.EGTLoss(), {"attends": True}, "product", None, 2),
+        (xl.EGTLoss(), {"attends": True, "of_images": False}, "product", 0.5, 1),
+        (xl.EGTLoss(), {"attends": False, "keeps_final": True}, "attention", None, 1),
+        (xl.EGTLoss(), {"attends": True, "keeps_final": True}, "product", None, 2),
+        (xl.EGTLoss(every=1), {"attends": True}, "product", None, 1),
+        (xl.EGTLoss(sharpness=2.0), {"attends": False}, "mean", 2.0, 1),
+        (xl.EGTLoss(sharpness=1.0), {"attends": True, "of_images": False}, "product", 1.0, 1),
+        (xl.EGTLoss(weight=0.0), {"attends": False}, "mean", None, 1),
+        (xl.EGTLoss(weight=0.0), {"attends": True}, "product", None, 1),
+        (xl.EGTLoss(of="evidence", distance="pearson"), {"attends": False}, "attention", None, 1),
+        (xl.EGTLoss(of="evidence", distance="pearson"), {"attends": True}, "attention", None, 1),
+        (Own(), {"attends": True}, "product", None, 1),
+    ],
+)
+def test_target_sharpness_and_steps_suit_the_network_unless_given(loss, network, target, sharpness, every):
+    chosen = loss.for_network(**network)
+    assert (chosen.target, chosen.sharpness, chosen.every, chosen.reach) == (target, sharpness, every, "heads")
+    assert chosen.needs_relevance == (target == "product" and loss.weight > 0)
+    assert chosen.separates_maps == (loss.of == "attention" and loss.weight > 0)
+
+
+def test_what_is_given_stays():
+    given = xl.EGTLoss(target="attention", reach="network", every=1)
+    assert given.for_network(True) == given
     assert xl.EGTLoss(every=2).at_step(0).at_step(0).weight == 2.0
     assert not xl.EGTLoss(target="product", every=2).at_step(1).needs_relevance
 
 
-def test_target_and_reach_suit_the_network_unless_given():
-    conv, attends = (xl.EGTLoss().for_network(value) for value in (False, True))
-    assert (conv.target, attends.target) == ("mean", "product")
-    assert conv.reach == attends.reach == "heads"
-    assert conv.separates_maps
-    assert attends.separates_maps
-    assert (conv.needs_relevance, attends.needs_relevance) == (False, True)
-    assert xl.EGTLoss().for_network(False, keeps_final=True).target == "attention"
-    assert xl.EGTLoss().for_network(True, keeps_final=True).target == "product"
-    given = xl.EGTLoss(target="attention", reach="network", every=1)
-    assert given.for_network(True) == given
-    for attends in (False, True):
-        assert xl.EGTLoss(of="evidence", distance="pearson").for_network(attends).target == "attention"
-    assert not xl.EGTLoss(weight=0.0, reach="heads").separates_maps
-
-
 def test_labels_of_several_by_hand():
-    outs, _ = _outputs()
-    y = MATRIX
+    (outs, _), y = _outputs(), MATRIX
     terms = xl.EGTLoss(weight=0.5, exit_weights=(1.0, 2.0), distill=0.1)(outs, y.bool())
     each = [F.binary_cross_entropy_with_logits(out.logits, y.float()) for out in outs]
     torch.testing.assert_close(terms.classification, ((each[0] + 2 * each[1]) / 2).detach())

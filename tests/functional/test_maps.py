@@ -20,9 +20,6 @@ def test_as_distribution_by_hand():
     x = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
     expected = torch.tensor([[[0.25, 0.75], [0.0, 0.0]], [[0.25, 0.25], [0.25, 0.25]]])
     torch.testing.assert_close(maps.as_distribution(x), expected)
-
-
-def test_energy_is_squared_channels_normalised():
     features = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]]).permute(1, 0, 2)  # (1,2,2): location 0 -> (1,0), 1 -> (0,2)
     torch.testing.assert_close(maps.energy(features), torch.tensor([[0.2, 0.8]]))
 
@@ -44,11 +41,6 @@ def test_regrid_tokens_and_refusals():
         maps.regrid(torch.rand(1, 2, 2), (4, 4))
     with pytest.raises(xl.errors.InputError, match="fraction"):
         maps.top_cells(torch.rand(1, 4), 0)
-
-
-def test_class_evidence_is_centred_over_classes():
-    evidence = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])  # (1, 2 classes, 2 locations)
-    torch.testing.assert_close(maps.class_evidence(evidence, torch.tensor([1])), torch.tensor([[1.0, 2.0]]))
 
 
 @given(st.integers(1, 30), st.floats(0.01, 1.0))
@@ -78,9 +70,6 @@ def test_the_mean_of_maps_is_geometric_on_the_coarsest_grid_and_detached():
     assert mean.flatten().tolist() == pytest.approx([0.5, 0.5])
     sharp, flat = torch.tensor([[0.8, 0.2, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
     assert maps.geometric_mean([sharp, flat]).flatten().tolist() == pytest.approx([2 / 3, 1 / 3, 0])  # roots of 0.4 and 0.1
-
-
-def test_the_mean_of_maps_is_that_of_the_scores():
     scores = torch.randn(3, 2, 7, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(maps.geometric_mean(list(scores.softmax(2))), scores.mean(0).softmax(1), atol=1e-6)
 
@@ -112,15 +101,12 @@ def test_placing_by_hand():
     torch.testing.assert_close(maps.place(x, (2.0,)), torch.tensor([[0.0, 0.0, 0.0, 12.0]]))  # nothing leaves
     signed = torch.tensor([[[-1.0, 1.0], [0.0, 2.0]]])  # (B,C,S): the axes before stay
     torch.testing.assert_close(maps.place(signed, (0.5,)), torch.tensor([[[-0.5, 0.5], [0.0, 2.0]]]))
+    assert maps.place(x, (0.0,)) is maps.place(x, ()) is x
 
 
-def test_a_map_that_is_not_moved_is_the_same_tensor():
-    x = torch.rand(2, 3, 3)
-    assert maps.place(x, (0.0, 0.0)) is x
-    assert maps.place(x, ()) is x
-
-
-def test_evidence_of_several_labels_by_hand():
+def test_evidence_of_labels_by_hand():
+    one = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])  # (1, 2 classes, 2 locations)
+    torch.testing.assert_close(maps.class_evidence(one, torch.tensor([1])), torch.tensor([[1.0, 2.0]]))  # centred
     evidence = torch.arange(12.0).view(2, 3, 2)
     labels = torch.tensor([[True, False, True], [False, False, False]])
     assert maps.label_evidence(evidence, labels).tolist() == [[2.0, 3.0], [-8.0, -9.0]]

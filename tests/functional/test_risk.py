@@ -25,13 +25,6 @@ def test_risks_by_hand():
     assert select_exits(accuracy_drop(trace), torch.tensor([0, 1, 0])).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_a_column_has_the_mean_of_its_rows():
-    rows = torch.tensor([True, False, True, False])
-    one = Risk("r", torch.tensor([[1.0, 0], [1.0, 0], [0.0, 0], [1.0, 0]]), 0.1, "binary", rows)
-    assert one.column()[:, 0].mean().item() == pytest.approx(0.5)
-    assert one.losses(torch.zeros(4).long()).tolist() == [1.0, 0.0]
-
-
 def test_a_limit_on_every_class_is_about_the_classes_that_are_there():
     trace = random_trace(200, c=4)
     rows = (trace.labels != 2).nonzero().squeeze(1)

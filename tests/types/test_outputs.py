@@ -1,13 +1,4 @@
-import torch
-
-import exitlens as xl
 from exitlens.types.outputs import exit_name, tell_apart
-
-
-def test_a_prediction_is_as_long_as_its_batch():
-    pred = xl.Prediction(torch.zeros(5).long(), torch.zeros(5).long(), torch.ones(5), torch.ones(5, 2))
-    assert len(pred) == 5
-    assert pred.attention is pred.divergence_estimate is None
 
 
 def test_the_last_exit_is_the_final_one():

@@ -73,51 +73,45 @@ def test_the_tokenizer_is_read_once_for_each_length(monkeypatch):
     assert len(calls) == 3  # as it is, and with each length
 
 
-@pytest.mark.parametrize("description", ["", "{", "{}", "3", "[" * 100_000, '{"version": "1.0"}', "a path.json"])
-def test_a_json_that_is_no_tokenizer(description):
+NO_JSON = ("", "{", "{}", "3", "[" * 100_000, '{"version": "1.0"}', "a path.json")
+PIXELS = ((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        *((lambda text=text: TextPreprocess(text, 8), r"tokenizer: .* the JSON .* use its to_str\(\)") for text in NO_JSON),
+        (lambda: TextPreprocess(_tokenizer(), -4), "length: expected 3 tokens or more"),
+        (lambda: TextPreprocess(_tokenizer(), 2), "got 2"),
+        (lambda: TextPreprocess(_tokenizer(), 8.0), "length: expected int, got float"),
+        (lambda: TextPreprocess(None, 8), "tokenizer: expected str, got NoneType"),
+        *(
+            (lambda texts=texts: TextPreprocess(_tokenizer(), 8).encode(texts), message)
+            for texts, message in (
+                ([], "one text or more"),
+                ("a lamp", "expected a list"),
+                (["a", 3], r"texts\[1\]: expected str, got int"),
+                (["a", ("a", "b")], r"texts\[1\]"),
+                (["a", "\ud800"], "Unicode"),
+            )
+        ),
+        (lambda: TextPreprocess(_tokenizer({"a": 0}, framed=False), 8).encode(["b"]), "unknown token"),
+        *(
+            (lambda ids=ids: TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(ids)), "input_ids")
+            for ids in ([7], [-1], [2**40], [[1, 2]], [0.5])
+        ),
+        *(
+            (lambda values=values: xl.data.Preprocess(*values), "expected")
+            for values in (((0, 8), (0.5,), (0.5,)), ((8, 8), (0.5,), (0.0,)), ((8, 8), (0.5, 0.5), (0.2, 0.2)))
+        ),
+        (lambda: xl.data.Preprocess(*PIXELS).normalise(torch.ones(3, 8, 9, dtype=torch.int64)), "uint8"),
+        (lambda: xl.data.Preprocess(*PIXELS).normalise(torch.ones(1, 8, 9)), "pixels"),
+    ],
+)
+def test_texts_and_pixels_that_do_not_fit(make, message):
     pytest.importorskip("tokenizers")
-    with pytest.raises(xl.errors.InputError, match=r"tokenizer: expected the JSON .* use its to_str\(\)"):
-        TextPreprocess(description, 8)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"length": -4}, "length: expected 3 tokens or more"),
-        ({"length": 2}, "got 2"),
-        ({"length": 8.0}, "length: expected int, got float"),
-        ({"tokenizer": None}, "tokenizer: expected str, got NoneType"),
-    ],
-)
-def test_bad_text_preprocess(values, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        TextPreprocess(**{"tokenizer": _tokenizer(), "length": 8, **values})
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ([], "one text or more"),
-        ("a lamp", "expected a list"),
-        (["a", 3], r"texts\[1\]: expected str, got int"),
-        (["a", ("a", "b")], r"texts\[1\]"),
-        (["a", "\ud800"], "Unicode"),
-    ],
-)
-def test_texts_that_cannot_be_encoded(texts, message):
-    with pytest.raises(xl.errors.InputError, match=message):
-        TextPreprocess(_tokenizer(), 8).encode(texts)
-
-
-def test_a_tokenizer_without_an_unknown_token():
-    with pytest.raises(xl.errors.InputError, match="unknown token"):
-        TextPreprocess(_tokenizer({"a": 0}, framed=False), 8).encode(["b"])
-
-
-def test_ids_that_are_no_tokens():
-    for bad in ([7], [-1], [2**40], [[1, 2]], [0.5]):
-        with pytest.raises(xl.errors.InputError, match="input_ids"):
-            TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
+        make()
 
 
 def test_text_without_the_tokenizers_package(monkeypatch):
@@ -125,17 +119,6 @@ def test_text_without_the_tokenizers_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[hf\]"):
         TextPreprocess(description, 8)
-
-
-def test_pixels_that_do_not_fit():
-    values = xl.data.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    for bad in (((0, 8), (0.5,), (0.5,)), ((8, 8), (0.5,), (0.0,)), ((8, 8), (0.5, 0.5), (0.2, 0.2))):
-        with pytest.raises(xl.errors.InputError, match="expected"):
-            xl.data.Preprocess(*bad)
-    with pytest.raises(xl.errors.InputError, match="uint8"):
-        values.normalise(torch.ones(3, 8, 9, dtype=torch.int64))
-    with pytest.raises(xl.errors.InputError, match="pixels"):
-        values.normalise(torch.ones(1, 8, 9))
 
 
 def test_the_same_for_another_size_and_number_of_channels():

@@ -21,13 +21,6 @@ GOOD = {
 }
 
 
-def test_a_trace_by_hand_takes_lists_and_makes_its_tensors():
-    trace = xl.Trace([[[0.0, 1.0], [1.0, 0.0]]], [1], [[0.1, 0.0]], [0.5, 1.0])
-    assert len(trace) == 1
-    assert trace.num_exits == 2
-    assert trace.labels.dtype == torch.int64
-
-
 def test_times_stay_with_the_trace(tmp_path):
     trace = timed_trace(20)
     trace.save(tmp_path / "t.safetensors")
@@ -86,6 +79,7 @@ def test_equal_samples_have_equal_hashes():
 
 def test_samples_with_one_id_are_one_group():
     trace = xl.Trace(**GOOD, groups=[7, 7, -1, 3, 7])
+    assert xl.Trace([[[0.0, 1.0], [1.0, 0.0]]], [1], [[0.1, 0.0]], [0.5, 1.0]).labels.dtype == torch.int64
     assert trace.groups.tolist() == [7, 7, -1, 3, 7]
     assert trace.num_groups == 3
     assert repr(trace) == "Trace(5 labelled samples in 3 groups, 3 exits, 4 classes)"
@@ -248,6 +242,7 @@ def test_it_is_indexed_like_the_tensor_that_it_stands_for():
         assert len(one) == len(expected)
         assert torch.equal(one.argmax(-1), expected.argmax(-1))
     assert [len(part) for part in compact.split(4)] == [4, 4, 1]
+    assert repr(compact) == "CompactLogits(9, 3, 40: the 16 largest)"
 
 
 def test_what_is_not_kept_is_refused():
@@ -261,7 +256,3 @@ def test_what_is_not_kept_is_refused():
         compact.argmax(0)
     with pytest.raises(xl.errors.InputError, match="expected classes"):
         CompactLogits(compact.top, compact.classes[:3], None, compact.span, compact.weights, 40)
-
-
-def test_it_says_what_it_is():
-    assert repr(compress(torch.randn(9, 3, 40))) == "CompactLogits(9, 3, 40: the 16 largest)"

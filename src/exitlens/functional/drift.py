@@ -35,11 +35,6 @@ class Drift:
         evidence: the largest factor by which the bet against "nothing changed" has multiplied its stake so far.
         alarm: whether that reached ``1 / false_alarm``. since: the sample at which it did.
         groups: number of groups, if they are counted: shares and confidences are then of the first sample of each.
-
-    Examples:
-        >>> state = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5)).state()
-        >>> state.alarm, state.samples
-        (False, 0)
     """
 
     samples: int
@@ -90,9 +85,6 @@ class DriftMonitor:
         false_alarm: in (0, 1).
         seed: of the ties.
 
-    Raises:
-        PolicyError: for a policy that was not calibrated on a trace, or was changed since.
-
     Examples:
         >>> monitor = xl.DriftMonitor(xl.calibrate(trace, max_disagreement=0.5))
         >>> monitor.update(xl.predict(net, images, policy)).samples
@@ -126,9 +118,7 @@ class DriftMonitor:
     def update(self, pred: Prediction, groups: Tensor | Sequence[Hashable] | None = None) -> Drift:
         """Count predictions, in the order in which the samples came; warns once, by :class:`DriftWarning`, on alarm.
 
-        Args:
-            pred: of the next samples.
-            groups: the group of each of them, ``(B,)`` integers or names; needed if the calibration counted groups.
+        ``groups`` ``(B,)`` are integers or names, needed if the calibration counted groups.
         """
         require(pred, Prediction, "pred", "what exitlens.predict returns")
         exits, scores = pred.exits.tolist(), pred.confidence.double().tolist()

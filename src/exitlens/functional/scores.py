@@ -105,10 +105,10 @@ def fit_temperature(logits: Logits, labels: Tensor) -> float:
             return entropy(full / temperature, truth).item()
 
     low, high = 0.05, 20.0
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log: loss(math.exp(log)), bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-5}
     )
-    return low if loss(low) <= found.fun else math.exp(found.x)  # of separable data a whole range has no loss
+    return low if loss(low) <= minimum.fun else math.exp(minimum.x)  # of separable data a whole range has no loss
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:  # (N,), (N,) 0 or 1

@@ -5,8 +5,7 @@ exactly from one cumulative sum. Going round the exits until nothing changes giv
 sweeping the price gives a frontier from the cheapest to the safest policy. Scores are replaced by *levels*, the index of the
 interval they fall in (:func:`quantise`), and a policy by a tuple of levels, its *cuts*.
 
-A certificate tests a path from the safest thresholds to the cheapest on samples that did not propose it. With folds, all
-samples propose it, and every fold is routed by the path of the others, up to the same smoothed loss.
+A path leads from the safest thresholds to the cheapest. With folds, every fold is routed by the path of the others.
 """
 
 from __future__ import annotations

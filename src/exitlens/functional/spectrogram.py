@@ -1,7 +1,4 @@
-"""Log-mel spectrograms of sounds, computed by PyTorch alone.
-
-The filters are those of ``librosa.filters.mel(htk=True, norm=None)`` and of torchaudio's defaults.
-"""
+"""Log-mel spectrograms of sounds, with the filters of ``librosa.filters.mel(htk=True, norm=None)`` and of torchaudio."""
 
 from __future__ import annotations
 

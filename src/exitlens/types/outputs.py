@@ -29,13 +29,7 @@ class ExitOutput(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """Scalars by name: call ``backward`` on ``total``; the others are detached parts for logging.
-
-    Examples:
-        >>> terms = xl.EGTLoss(weight=0.5)(net(images), labels)
-        >>> terms.total.requires_grad, terms.classification.requires_grad
-        (True, False)
-    """
+    """Scalars by name: call ``backward`` on ``total``; the others are detached parts for logging."""
 
     total: Tensor
     classification: Tensor

@@ -466,11 +466,6 @@ class SweepPoint:
     Attributes:
         cost: mean, in units of the plain backbone. agreement: share of answers that equal the final exit's.
         divergence: mean, of the map at the exit taken. accuracy: ``None`` without labels.
-
-    Examples:
-        >>> point = xl.sweep(trace)[0]
-        >>> point.policy.num_exits, point.accuracy.low <= point.accuracy.value <= point.accuracy.high
-        (3, True)
     """
 
     policy: Policy

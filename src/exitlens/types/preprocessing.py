@@ -82,9 +82,6 @@ class TextPreprocess(Preprocessing):
         tokenizer: the JSON of a Hugging Face ``tokenizers.Tokenizer`` (its ``to_str()``).
         length: tokens N of every input, including those that the tokenizer adds (``[CLS]``, ``[SEP]``).
 
-    Raises:
-        MissingExtraError: if the package ``tokenizers`` is not installed.
-
     Examples:
         >>> preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp"]), length=8)
         >>> preprocess.encode(["a good lamp", "good"])["input_ids"].shape
@@ -173,10 +170,6 @@ class MelSpectrogram:
         hop_ms: from one step of the series to the next.
         low_hz: lower end of the lowest band.
         high_hz: upper end of the highest band; 0: half the sampling rate.
-
-    Examples:
-        >>> mel = xl.data.MelSpectrogram(bands=40, high_hz=4000.0)
-        >>> scaling = xl.data.SeriesPreprocess(mean=(0.0,) * 40, std=(1.0,) * 40, rate=16000.0, mel=mel)
     """
 
     bands: int = 64
@@ -287,11 +280,6 @@ class VolumePreprocess(_Scaling):
     Attributes:
         mean: of each of C channels, in the training data. std: the standard deviations.
         size: ``(D,H,W)`` voxels of every input; files of another size are resized.
-
-    Examples:
-        >>> scaling = xl.data.VolumePreprocess(mean=(0.0,), std=(2.0,), size=(8, 8, 8))
-        >>> scaling.normalise(torch.ones(1, 8, 8, 8)).mean()
-        tensor(0.5000)
     """
 
     size: tuple[int, int, int]

@@ -116,9 +116,8 @@ class CalibrationRequest:
         max_divergence: Mean divergence allowed between the attention map that answers and the final one, in [0, 1].
         max_cost: Mean cost allowed on these samples, as a fraction of the plain backbone's.
         max_ms: Milliseconds that a batch may take at the exits taken, on average. Needs a trace with measured times
-            (``collect(..., cost="time")``). Every sample counts with the time of a batch that leaves at its exit: for
-            ``timing.batch_size`` 1 their mean is the mean latency, for larger batches about the mean time of a batch.
-            Times are taken as measured; a certificate covers which exits samples take.
+            (``collect(..., cost="time")``). Every sample counts with the time of a batch that leaves at its exit. Times are
+            taken as measured; a certificate covers which exits samples take.
         percentile: Share of samples, in (0, 100], that must keep max_ms; without it, their mean must.
         delta: Certify the limits for new data, with this chance of being wrong, such as 0.1. Needs a limit on a risk, or
             ``max_ms``. Without it the limits hold on these samples only (empirical mode).
@@ -126,18 +125,13 @@ class CalibrationRequest:
         temperature_scaling: Fit a temperature to each exit first, by likelihood. Needs labels and is skipped without them.
             Certified mode fits on the samples that propose thresholds, which do not test them.
         temperatures: Temperatures fitted on other data, used instead.
-        gate: Let an exit fire only where its attention map can be trusted. Needs ``max_divergence``. A
-            :class:`~exitlens.types.Gate` estimates how far the map is from the final one; it is fitted on the same samples
-            as the temperatures, and kept if it makes the policy cheaper.
+        gate: Let an exit fire only where its attention map can be trusted. Needs ``max_divergence``. The
+            :class:`~exitlens.types.Gate` is fitted as the temperatures are, and kept if it makes the policy cheaper.
         equal_groups: Certify means over groups, large or small, instead of over samples. Needs ``delta`` and groups. By
-            default a group counts as its size (at most that of the largest group that proposed thresholds), so that the
-            promise is about new samples, as reports measure it.
+            default a group counts as its size (at most that of the largest group that proposed thresholds).
         folds: Number of cross-validation folds, such as 5, so that the limits also hold on held-out samples. Each part is
             routed by thresholds that the others choose. Temperatures and gate are fitted on all samples.
         seed: Seed of the split into samples (or groups) that propose thresholds and those that test them, or into folds.
-
-    Raises:
-        InputError: if no limit is given, a value is out of range, or two of them do not go together.
 
     Examples:
         >>> request = xl.calibrate(trace, max_disagreement=0.5).calibration.request
@@ -164,7 +158,7 @@ class CalibrationRequest:
 
     def __post_init__(self) -> None:
         check_numbers(self, _REQUEST_NUMBERS)
-        check_score(self.score)
+        check_choice("score", self.score, (*ALL_SCORES, None))
         for name in ("temperature_scaling", "gate", "equal_groups"):
             require(getattr(self, name), bool, name)
         if self.temperatures is not None:
@@ -236,12 +230,6 @@ class Asking:
     granted: bool  # its level is then free again for the next asking
 
 
-def check_score(score: str | None) -> None:
-    """Raise :class:`InputError` for a score that does not exist; ``None`` is the usual one."""
-    if score is not None and score not in ALL_SCORES:
-        raise InputError(f"score: expected one of {ALL_SCORES}, got {score!r}")
-
-
 BatchNorm = Literal["update", "keep"]
 EpochMetric = Literal["accuracy", "final_accuracy", "loss"]
 RecipeName = Literal["scratch", "pretrained"]
@@ -249,10 +237,7 @@ RecipeName = Literal["scratch", "pretrained"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training values that belong together; docs/guides/pretrained.md has the trials that chose them.
-
-    A setting whose best value depends on where the weights come from has a field here, of the setting's own name.
-    """
+    """Training settings that depend on where the weights come from (docs/guides/pretrained.md has the trials)."""
 
     learning_rate: float
     head_learning_rate: float | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.types.inputs import check_labels
-from exitlens.types.settings import DECIDED, SCORES, check_score
+from exitlens.types.settings import ALL_SCORES, DECIDED, SCORES, check_choice
 
 Task = Literal["classes", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -32,7 +32,7 @@ def choose_score(score: str | None, task: Task) -> str:
     """Return the score, or the task's usual one; raises :class:`InputError` for a score of another task."""
     if score is None:
         return USUAL_SCORES[task]
-    check_score(score)
+    check_choice("score", score, ALL_SCORES)
     if task_of_score(score) != task:
         scores = SCORES if task == "classes" else (DECIDED,)
         raise InputError(f"score: expected one of {scores} for {ANSWERS[task]}, got {score!r}: leave it out")
@@ -86,12 +86,7 @@ def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = No
         either = "" if task == "multilabel" else f"({batch},) integers, or with several labels "
         got = f"{tuple(labels.shape)} {labels.dtype}"
         raise InputError(f"{name}: expected {either}({batch},{classes}) integers or bool, got {got}")
-    if labels.device.type == "cpu":
-        check_binary(labels, name)
-
-
-def check_binary(labels: Tensor, name: str) -> None:
-    """Raise :class:`InputError` for a label matrix with anything but 0 and 1 in it."""
-    if labels.dtype != torch.bool and labels.numel() and not bool(((labels == 0) | (labels == 1)).all()):
-        odd = labels[(labels != 0) & (labels != 1)][0].item()
-        raise InputError(f"{name}: expected 0 and 1 (whether a sample has the label), got {odd} among them")
+    if labels.device.type == "cpu" and labels.dtype != torch.bool:
+        odd = labels[(labels != 0) & (labels != 1)]
+        if len(odd):
+            raise InputError(f"{name}: expected 0 and 1 (whether a sample has the label), got {odd[0].item()} among them")

@@ -15,7 +15,7 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.outputs import exit_name
-from exitlens.types.settings import COUNT, Asking, SampleSketch, check_number, read_record
+from exitlens.types.settings import COUNT, Asking, SampleSketch, check_choice, check_number, read_record
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 FORMAT = 1  # of Trace.save
@@ -133,11 +133,6 @@ class ExitLatency:
         threads: of PyTorch.
         machine: processor, cores, device and versions.
         rounds: number of times that each exit was timed.
-
-    Examples:
-        >>> timing = xl.types.ExitLatency((1.0, 2.5), (0.9, 2.4), (1.1, 2.6), whole_ms=2.4, batch_size=1, threads=2)
-        >>> timing.spread
-        (0.2..., 0.08...)
     """
 
     ms: tuple[float, ...]
@@ -265,8 +260,7 @@ class Trace:
         n, k, c = self.logits.shape
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
-        if self.task not in TASKS:
-            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
+        check_choice("task", self.task, TASKS)
         self._check_labels(n, c)
         self._check_shapes(n, k)
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
