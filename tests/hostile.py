@@ -14,14 +14,12 @@ def noise(value: int = 90) -> Image.Image:
 
 
 def png(size=(40, 40), mode="RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG")
-    return buffer.getvalue()
+    return saved("PNG", Image.new(mode, size))
 
 
-def saved(form: str, image: Image.Image, **how) -> bytes:
+def saved(form: str, image: Image.Image, **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, form, **how)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -42,7 +40,7 @@ def hostile_files() -> dict[str, bytes]:
     exif[0x0112] = 6
     frames = [Image.new("P", (30, 30), i) for i in range(3)]
     good = saved("JPEG", Image.new("RGB", (60, 40), "red"))
-    found = {
+    files = {
         "empty.png": b"",
         "bomb.png": bomb(),
         "script.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
@@ -61,20 +59,13 @@ def hostile_files() -> dict[str, bytes]:
         "alpha.png": png(mode="RGBA"),
         "bits.png": png(mode="1"),
     }
-    sources = [
-        good,
-        png(),
-        found["moving.gif"],
-        saved("WEBP", noise()),
-        saved("BMP", noise()),
-        saved("TIFF", noise()),
-    ]
-    while len(found) < 200:  # cut off, or with bytes changed
+    sources = [good, png(), files["moving.gif"], *(saved(form, noise()) for form in ("WEBP", "BMP", "TIFF"))]
+    while len(files) < 200:  # cut off, or with bytes changed
         data = bytearray(rng.choice(sources))
         if rng.random() < 0.5:
             data = data[: rng.randrange(len(data))]
         for _ in range(rng.randrange(6)):
             if data:
                 data[rng.randrange(len(data))] = rng.randrange(256)
-        found[f"{len(found)}.img"] = bytes(data)
-    return found
+        files[f"{len(files)}.img"] = bytes(data)
+    return files

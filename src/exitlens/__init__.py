@@ -46,11 +46,10 @@ _MODULES = {
     "types": "CalibrationRequest ExitOutput Explanation Policy Prediction Trace TrainingSettings",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
-    "workflow.evaluation": "Report evaluate",
+    "workflow.evaluation": "Report evaluate measure_anytime measure_budgeted_batch sweep",
     "workflow.explanation": "explain explain_batch",
     "workflow.faithfulness": "Faithfulness measure_faithfulness",
     "workflow.inference": "predict predict_stream",
-    "workflow.sweeping": "measure_anytime measure_budgeted_batch sweep",
     "workflow.training.fit": "FitResult fit",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -37,15 +37,15 @@ from exitlens.workflow.calibration import calibrate as calibrate
 from exitlens.workflow.collection import collect as collect
 from exitlens.workflow.evaluation import Report as Report
 from exitlens.workflow.evaluation import evaluate as evaluate
+from exitlens.workflow.evaluation import measure_anytime as measure_anytime
+from exitlens.workflow.evaluation import measure_budgeted_batch as measure_budgeted_batch
+from exitlens.workflow.evaluation import sweep as sweep
 from exitlens.workflow.explanation import explain as explain
 from exitlens.workflow.explanation import explain_batch as explain_batch
 from exitlens.workflow.faithfulness import Faithfulness as Faithfulness
 from exitlens.workflow.faithfulness import measure_faithfulness as measure_faithfulness
 from exitlens.workflow.inference import predict as predict
 from exitlens.workflow.inference import predict_stream as predict_stream
-from exitlens.workflow.sweeping import measure_anytime as measure_anytime
-from exitlens.workflow.sweeping import measure_budgeted_batch as measure_budgeted_batch
-from exitlens.workflow.sweeping import sweep as sweep
 from exitlens.workflow.training.fit import FitResult as FitResult
 from exitlens.workflow.training.fit import fit as fit
 

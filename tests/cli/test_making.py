@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -237,12 +238,18 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):
 
 
 @pytest.mark.slow
-def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
-    monkeypatch.setattr(calibration, "measure_likeness", lambda _: Likeness(1, 0.2, 30.0))
+@pytest.mark.filterwarnings("always")
+def test_samples_that_look_alike_are_told_and_no_other_warning_is_lost(again, folder, call, monkeypatch):
+    def find_them_alike(_):
+        warnings.warn("of a library", UserWarning, stacklevel=2)
+        return Likeness(1, 0.2, 30.0)
+
+    monkeypatch.setattr(calibration, "measure_likeness", find_them_alike)
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     shown = call.ok(*words)
     assert "warning: trace: samples of one answer that follow one another look alike" in " ".join(shown.split())
-    (told,) = call.json(*words)["warnings"]
+    of_a_library, told = call.json(*words)["warnings"]
+    assert of_a_library == "of a library"
     assert "name the groups" in told
     assert "--equal-groups: this trace names no groups" in call.error(*words, "--equal-groups")
 
@@ -283,10 +290,6 @@ def test_class_folders_without_images(again, tmp_path, call):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--delta", "0.1"), "limits: expected at least one"),
-        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
-        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
-        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
         (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
@@ -297,18 +300,17 @@ def test_class_folders_without_images(again, tmp_path, call):
         ),
     ],
 )
-def test_what_it_refuses(again, folder, call, words, message):
-    if words[-1] == "--unlabelled":
-        words = (*words, folder)
-    elif "--data" not in words:
-        words = (*words, "--data", folder)
-    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words)
+def test_what_it_refuses_of_unlabelled_data(again, folder, call, words, message):
+    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words, folder)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "limits: expected at least one"),
+        (("--delta", "0.1"), "limits: expected at least one"),
+        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
+        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
+        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-divergence", "2"), "--max-divergence: expected a number in [0, 1]"),
         (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
         (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
+from exitlens.data.sources import open_source
 
 PREPROCESS = xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 SMALL = xl.data.Preprocess((8, 8), (0.5,) * 3, (0.25,) * 3)
@@ -55,6 +56,12 @@ def list_members(numbers, **values):
     for i in numbers:
         yield f"{i:04}.png", encode(i)
         yield f"{i:04}.json", json.dumps({"label": CLASSES[i % 2], "patient": i // 4, **values}).encode()
+
+
+def check_refused(name, error, message, split="train", **settings):
+    """Loading a split of a source has to fail."""
+    with pytest.raises(error, match=message):
+        open_source(str(name), **settings).load(split)
 
 
 @pytest.fixture

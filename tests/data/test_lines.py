@@ -8,7 +8,7 @@ from exitlens.data.lines import classify_field, find_ts_files, iterate_rows, pee
 from exitlens.data.sources import open_source
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VECTOR
-from tests.data.conftest import TS
+from tests.data.conftest import TS, check_refused
 
 
 def _write(folder, name, content):
@@ -162,8 +162,7 @@ def test_parquet_of_vectors_and_series(hf, tmp_path):
     assert ((data.values[:, 0, 0] // 4).long() == data.groups[:, None].squeeze(1)).float().mean() > 0.1
     columns["a"][3] = None
     hf.Dataset.from_dict(columns).to_parquet(tmp_path / "n.parquet")
-    with pytest.raises(DataError, match=r"n.parquet:3: a gap .NaN. for feature 'a'"):
-        open_source(str(tmp_path / "n.parquet")).load("train")
+    check_refused(tmp_path / "n.parquet", DataError, r"n.parquet:3: a gap .NaN. for feature 'a'")
 
 
 def make_ts(count, start=0, length=8, classes=2):
@@ -252,8 +251,7 @@ def test_train_and_test_files_of_a_folder(tmp_path):
     assert test.values[:, 0, 0].tolist() == [20, 21, 22, 23, 24, 25]
     assert test.preprocess.mean[0] < 10.5  # of the training split alone
     assert sum(len(source.load(split)) for split in ("train", "validation", "calibration")) == 20
-    with pytest.raises(InputError, match=r"is a .ts file, without columns"):
-        open_source(str(tmp_path), group_by="x").load("test")
+    check_refused(tmp_path, InputError, r"is a .ts file, without columns", group_by="x", split="test")
     _write(tmp_path, "Made_TEST.ts", make_ts(5, 20))
     with pytest.raises(DataError, match="are not those of training"):
         source.load("test")
@@ -265,8 +263,7 @@ def test_train_and_test_files_of_a_folder(tmp_path):
 def test_series_of_different_length(tmp_path):
     text = make_ts(20) + make_ts(20, length=6).split("@data\n")[1]
     path = str(_write(tmp_path, "x.ts", text))
-    with pytest.raises(DataError, match=r"x.ts has series of 6 to 8 steps, .*pass --size STEPS"):
-        open_source(path).load("train")
+    check_refused(path, DataError, r"x.ts has series of 6 to 8 steps, .*pass --size STEPS")
     found = open_source(path, size=7).load_splits(("train",))
     assert found.sets["train"].inputs.shape == (28, 1, 7)
     assert "7 steps; 20 longer ones are cut, 20 shorter ones filled with zeros, at the end" in found.notes[-1]
@@ -283,5 +280,4 @@ def test_what_an_existing_network_takes(tmp_path):
         open_source(path).load("test", preprocess=xl.data.Preprocess((8, 8)))
     with pytest.raises(DataError, match="has the class 'b', the network does not"):
         open_source(path).load("test", classes=("c", "d"))
-    with pytest.raises(InputError, match="mel: it is for folders of sounds"):
-        open_source(path, mel=16).load("test")
+    check_refused(path, InputError, "mel: it is for folders of sounds", mel=16, split="test")

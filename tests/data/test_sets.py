@@ -84,10 +84,10 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert lazy.reader.seen == []
     assert part[1][0].equal(OWN.normalise(Ramps(8).read(7)))
     assert lazy.reader.seen == [7]
-    for name, values in (("labels", {"labels": torch.zeros(2).long()}), ("groups", {"groups": torch.zeros(2).long()})):
+    for name in ("labels", "groups"):
         with pytest.raises(InputError, match=f"{name}: expected"):
             xl.data.LazySet(
-                **{"reader": Ramps(3), "labels": torch.zeros(3).long(), "classes": CLASSES, "preprocess": OWN} | values
+                Ramps(3), **{"labels": torch.zeros(3).long(), name: torch.zeros(2).long()}, classes=CLASSES, preprocess=OWN
             )
 
 
@@ -161,13 +161,9 @@ def test_image_set_checks_and_subsets(tiny_set):
     )
     with pytest.raises(InputError, match="uint8"):
         xl.data.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
-    for labels, message in ((tiny_set.labels + 1, r"\[0, 4\)"), (tiny_set.labels.float(), "integers")):
-        with pytest.raises(InputError, match=message):
-            xl.data.ImageSet(tiny_set.images, labels, tiny_set.classes)
+    grey = xl.data.Preprocess((16, 16), (0.5,), (0.2,))
     with pytest.raises(InputError, match="channels"):
-        xl.data.ImageSet(
-            tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.data.Preprocess((16, 16), (0.5,), (0.2,))
-        )
+        xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=grey)
     with pytest.raises(InputError, match="one per image"):
         xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, tiny_set.masks[:3])
 
@@ -189,12 +185,8 @@ def test_each_channel_has_its_own_scale():
 
 
 def test_vectors_and_constant_channels():
-    vectors = xl.data.ArraySet(
-        torch.tensor([[1.0, 7.0], [3.0, 7.0]]),
-        torch.tensor([0, 1]),
-        ("a", "b"),
-        xl.data.VectorPreprocess((0.0, 0.0), (1.0, 1.0)),
-    )
+    unscaled = xl.data.VectorPreprocess((0.0, 0.0), (1.0, 1.0))
+    vectors = xl.data.ArraySet(torch.tensor([[1.0, 7.0], [3.0, 7.0]]), torch.tensor([0, 1]), ("a", "b"), unscaled)
     found = measure_scaling(vectors)
     assert (found.mean, found.std) == ((2.0, 7.0), (1.0, 1.0))
     with pytest.raises(DataError, match="the training split is empty"):

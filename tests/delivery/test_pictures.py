@@ -27,10 +27,10 @@ def test_pictures_restore_colours():
 
 def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
     rows = xl.explain_batch(net, images[:3], POLICY)
-    one = draw_contact_sheet({"a": rows}, None)
-    two = draw_contact_sheet({"a": rows, "b": rows}, None)
+    one, two = draw_contact_sheet({"a": rows}, None), draw_contact_sheet({"a": rows, "b": rows}, None)
     assert two.width > one.width
     assert one.height == two.height
+    assert draw_contact_sheet({"": rows}, None, titles=["a", "b", "c"]).height == one.height + 3 * 20
     frames = {ImageColor.getrgb(pick_exit_colour(why.answered, 3)) for why in rows}
     assert frames <= {colour for _, colour in one.getcolors(100_000)}
 
@@ -40,9 +40,3 @@ def test_a_uniform_map_is_as_pale_in_every_picture():
     bright = [np.asarray(draw_overlay(base, m)).max() for m in (uniform, sharp)]
     assert bright[0] < bright[1] - 60
     assert np.asarray(draw_heat(uniform))[..., 3].max() < np.asarray(draw_heat(sharp))[..., 3].max() - 60
-
-
-def test_titles_of_a_contact_sheet(net, images):
-    rows = xl.explain_batch(net, images[:3], POLICY)
-    plain, titled = draw_contact_sheet({"": rows}, None), draw_contact_sheet({"": rows}, None, titles=["a", "b", "c"])
-    assert titled.height == plain.height + 3 * 20

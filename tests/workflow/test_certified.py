@@ -304,26 +304,6 @@ def test_a_certificate_counts_groups():
     assert again == policy
 
 
-def test_no_group_is_in_both_parts(monkeypatch):
-    """Temperatures are fitted on whole groups, none of which tests."""
-    seen = {}
-
-    def watch(scores, risks, cost, first, second, delta):
-        seen.update(first=first, second=second)
-        return original(scores, risks, cost, first, second, delta)
-
-    from exitlens.workflow import calibration
-
-    original = calibration.certify
-    monkeypatch.setattr(calibration, "certify", watch)
-    trace = grouped(size=7)
-    xl.calibrate(trace, max_disagreement=0.1, delta=0.1)
-    first, second = (set(trace.groups[seen[name]].tolist()) for name in ("first", "second"))
-    assert not first & second
-    assert len(first) + len(second) == trace.num_groups
-    assert sorted([*seen["first"].tolist(), *seen["second"].tolist()]) == list(range(3000))
-
-
 def test_only_membership_of_groups_matters():
     trace = grouped(size=6)
     renamed = replace(trace, groups=trace.groups * 3 - 10)

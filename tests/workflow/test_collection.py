@@ -16,6 +16,8 @@ from exitlens.workflow import collection
 from tests.conftest import TinyNet, make_net, make_timing
 from tests.ranks import open_pair
 
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
 
 def test_traces_record_the_networks_outputs(net, images):
     labels = torch.arange(40) % 4
@@ -57,19 +59,6 @@ def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"cost": "seconds"}, "cost: expected 'macs'"),
-        ({"timed_batch": 1}, "timed_batch: it is about measured time"),
-        ({"cost": "time", "timed_batch": 0}, "timed_batch: expected samples, 1 or more"),
-    ],
-)
-def test_bad_costs_are_refused(net, options, message):
-    with pytest.raises(xl.errors.InputError, match=message):
-        xl.collect(net, [], **options)
-
-
 def test_sources_and_batch_sizes_agree(net, tiny_set):
     first = xl.collect(net, tiny_set, batch_size=7)
     second = xl.collect(net, DataLoader(tiny_set, 32), progress=True)
@@ -104,18 +93,21 @@ def test_pairing_is_a_derangement():
 
 
 @pytest.mark.parametrize(
-    ("net", "make", "message"),
+    ("data", "options", "message"),
     [
-        (make_net(), lambda x: [], "no batch"),
-        (make_net(), lambda x: [x, torch.randn(2, 3, 24, 24)], "differ in size"),
-        (None, lambda x: x, "net: expected ExitNet"),
-        (make_net(), lambda x: [(x, torch.zeros(40).long()), x], "labels and some have none"),
-        (make_net(), lambda x: [(x, torch.full((40,), 7))], r"labels: expected values in \[0, 4\)"),
+        ([], {}, "no batch"),
+        ([], {"net": None}, "net: expected ExitNet"),
+        ([IMAGES, torch.randn(2, 3, 24, 24)], {}, "differ in size"),
+        ([(IMAGES, torch.zeros(4).long()), IMAGES], {}, "labels and some have none"),
+        ([(IMAGES, torch.full((4,), 7))], {}, r"labels: expected values in \[0, 4\)"),
+        ([], {"cost": "seconds"}, "cost: expected one of \\('macs', 'time'\\)"),
+        ([], {"timed_batch": 1}, "timed_batch: it is about measured time"),
+        ([], {"cost": "time", "timed_batch": 0}, "timed_batch: expected a whole number of 1 or more"),
     ],
 )
-def test_bad_data(net, images, make, message):
+def test_bad_arguments(net, data, options, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        xl.collect(net, make(images))
+        xl.collect(**{"net": net, "data": data} | options)
 
 
 @pytest.fixture(scope="module")

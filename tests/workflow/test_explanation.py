@@ -37,14 +37,11 @@ def test_maps_are_placed_in_the_image_and_compared_as_they_are(net, images):
     assert [view.cc for view in raw.exits] == [view.cc for view in why.exits]
 
 
-def test_the_final_exit_says_why_it_had_to_answer(net, images):
+def test_the_final_exit_agrees_with_itself(net, images):
     why = xl.explain(net, images[:1], xl.Policy.never(3))
     assert why.answered == 2
-    assert "no earlier exit" in why.reason
-    assert why.to_dict()["exits"][0]["threshold"] == "never"
     assert why.exits[2].cc == pytest.approx(1, abs=1e-5)
     assert why.exits[2].divergence == pytest.approx(0, abs=1e-5)
-    assert why.name(3) == "class 3"
 
 
 def test_bad_calls(net, images):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from tests.model.kinds import make_network
 from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
 
 POLICY = xl.Policy((0.6, 0.5))
@@ -143,18 +144,14 @@ def test_faithfulness_of_texts(data):
     assert all(value is not None for value in outcome.randomised_cc)
 
 
-class Mean(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner, self.fc = torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.inner(x)).mean(1))
+def average_words(net, ids):
+    return net.fc(torch.relu(net.inner(net.embed(ids))).mean(1))
 
 
 def test_tokens_without_a_mask():
-    ids = torch.randint(0, 40, (5, LENGTH))
-    net = xl.attach(torch.nn.Sequential(torch.nn.Embedding(40, 8), Mean()), ["0"], 2, ids).eval()
+    ids, layers = torch.randint(0, 40, (5, LENGTH)), {"inner": torch.nn.Linear(8, 8), "fc": torch.nn.Linear(8, 2)}
+    words = make_network(average_words, embed=torch.nn.Embedding(40, 8), **layers)
+    net = xl.attach(words, ["embed"], 2, ids).eval()
     assert net.input_spec.vocabulary == (40,)
     outs = net(ids)
     assert outs[0].attention.shape == (5, LENGTH)

@@ -285,7 +285,7 @@ def calibrate(
         warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)  # xl.calibrate would build the request again
     replace_policy(bundle, policy, name)
-    notes = [str(warning.message) for warning in caught if warning.category is xl.errors.DataWarning]
+    notes = [str(warning.message) for warning in caught]
     _show_policy(net, trace, policy, notes, list_bad(samples), json_)
 
 

@@ -532,9 +532,8 @@ def bench(
 
 
 def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
-    """Draw ``count`` samples at random, since folders are in the order of their classes."""
     from exitlens.delivery.run_directory import load_samples
     from exitlens.types.inputs import draw_samples
 
-    data_set = load_samples(bundle, net, split, ReadSettings(data, root))
+    data_set = load_samples(bundle, net, split, ReadSettings(data, root))  # folders are in the order of their classes
     return data_set.subset(draw_samples(len(data_set), count)).inputs

@@ -121,11 +121,7 @@ def name_failures(path: Path, action: str = "read") -> Iterator[None]:
 
 
 class ArrayFiles:
-    """A reader of series or volumes in files with N names, relative to ``root``.
-
-    Attributes:
-        shape: of every sample; if ``preprocess`` leaves the length open, that of the first file that can be read.
-    """
+    """A reader of series or volumes in files with N names, relative to ``root``; all have the shape of the first one."""
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: ArrayPreprocess) -> None:
         self._root, self._names, self._preprocess = root, pack_strings(names), preprocess
@@ -205,8 +201,7 @@ def load_folder(
         folder: one subfolder per class.
         preprocess: how samples become inputs; its class says whether the files are images, series or volumes.
         classes: the names to use, in label order; by default the subfolders, sorted.
-        skip_bad: leave out files that cannot be read, instead of stopping at the first; ``bad`` of the set lists them as it
-            is read.
+        skip_bad: leave out files that cannot be read, and list them in ``bad`` of the set, instead of stopping at the first.
 
     Examples:
         >>> data = xl.data.load_folder("photos", xl.data.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
@@ -228,8 +223,7 @@ def load_folder(
     if unknown:
         raise DataError(f"data: {root} has the class {unknown[0]!r}, the network does not.{suggest(unknown[0], names)}")
     if not present:
-        where = f"no {kind.name} in a class folder ({', '.join(names[:3])}, ...)"
-        raise DataError(f"data: {root} has {where}: expected {layout}")
+        raise DataError(f"data: {root} has no class folder ({', '.join(names[:3])}, ...): expected {layout}")
     files = {name: list_names(root / name, kind) for name in present}
     numbers, counts = [names.index(name) for name in files], [len(listed) for listed in files.values()]
     labels = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))

@@ -221,7 +221,7 @@ def _refuse(role: str, names: list[str], kinds: Mapping[str, Kind], origin: str,
 class Reading(NamedTuple):
     """A user's choices for reading a source; an empty word leaves the choice to us."""
 
-    columns: str = ""  # which columns to read, see :func:`~exitlens.data.rows.parse_columns`
+    columns: str = ""  # which columns to read, see :func:`parse_columns`
     group_by: str = ""  # a column, or a regular expression on file names; samples that agree in it belong together
     split_by: str = ""  # a column that names the split of each sample
     task: str = ""  # ``multilabel``: the labels of a sample have ``;`` between them; ``classes``: a sample has one class

@@ -171,20 +171,20 @@ def make_sets(
 
     ``classes`` are those of an existing network; by default those that the source knows, or those that occur, sorted.
     """
-    counts = {name: (len(find_missing(rows.labels or (), several)), len(rows.names)) for name, rows in parts.items()}
-    unlabelled = tuple(name for name, (missing, total) in counts.items() if 0 < total == missing)
+    missing = {name: len(find_missing(rows.labels or (), several)) for name, rows in parts.items()}
+    unlabelled = tuple(name for name, rows in parts.items() if 0 < len(rows.names) == missing[name])
     parts = {name: rows for name, rows in parts.items() if name not in unlabelled}
     if not parts:
         raise DataError(f"data: {origin} has no labels: none of its rows has one")
     good, _ = check_rows(parts, skip_bad, several)
-    labels = {name: [(rows.labels or ())[i] or "" for i in good[name]] for name, rows in parts.items()}
     known = next((rows.classes for rows in parts.values() if rows.classes), ())
-    _, names = number_labels([word for words in labels.values() for word in words], classes or known, origin, several)
+    words = [(rows.labels or ())[i] or "" for name, rows in parts.items() for i in good[name]]
+    labels, names = number_labels(words, classes or known, origin, several)
     groups = {name: [rows.groups[i] or "" for i in good[name]] for name, rows in parts.items() if rows.groups is not None}
     ids, group_names = _number_groups(groups)
     sets: dict[str, Assembled] = {}
-    for name, rows in parts.items():
-        numbers, _ = number_labels(labels[name], names, origin, several)
+    counts = [len(good[name]) for name in parts]
+    for (name, rows), numbers in zip(parts.items(), labels.split(counts), strict=True):
         chosen = torch.tensor(good[name], dtype=torch.int64)
         whole: Assembled
         if rows.arrays is not None:
@@ -203,12 +203,12 @@ def make_sets(
         if rows.splits is None:
             sets[name] = whole
             continue
-        words = [rows.splits[i] or "" for i in good[name]]
-        for word in sorted(set(words)):
-            if name_split(word) is None:
+        splits = [rows.splits[i] or "" for i in good[name]]
+        for split in sorted(set(splits)):
+            if name_split(split) is None:
                 expected = "expected train, validation, calibration and test"
-                raise DataError(f"split_by: {origin} has the split {word!r}: {expected}")
-            sets[word] = whole.subset(torch.tensor([i for i, w in enumerate(words) if w == word]))
+                raise DataError(f"split_by: {origin} has the split {split!r}: {expected}")
+            sets[split] = whole.subset(torch.tensor([i for i, other in enumerate(splits) if other == split]))
     return Parts(sets, group_names, unlabelled)
 
 

@@ -200,11 +200,9 @@ def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOU
         if count > 1:
             where = f"{count} rows of {columns.key!r}"
             raise DataError(f"columns: the key {key!r} stands in {where}. Fix: name a column that tells rows apart")
-    content: Any = rows.texts
+    content: Any = rows.texts if rows.arrays is None else rows.arrays
     if rows.images is not None:
         content = rows.images(preprocess)  # type: ignore[arg-type]
-    elif rows.arrays is not None:
-        content = rows.arrays
     groups = None if rows.groups is None else [group or "" for group in rows.groups]
     return Listing(names, content, good[""], groups, (*rows.damage, *bad))
 

@@ -249,7 +249,7 @@ def _read_policy(values: Any, place: str) -> Policy:
 
 
 def _read_identity(source: Path) -> tuple[int, str, Any]:
-    """Reads how many exits the network has, the name that policies know it by, and its task."""
+    """Reads the number of exits, the name that policies know the network by, and its task."""
     values = read_json(source / NETWORK)
     try:
         precision = "float32" if values["tuning"] is None else Tuning.from_dict(values["tuning"]).numbers

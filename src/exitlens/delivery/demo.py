@@ -178,13 +178,13 @@ def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> d
     return {name: load(run / "bundle")[0] for name, run in runs.items()}
 
 
+_counters: dict[str, c_longlong] = {}  # in a worker: batches that each training has seen
+
+
 def _start_worker(counters: dict[str, c_longlong]) -> None:
     torch.set_num_threads(1)
     keep_memory()
     _counters.update(counters)
-
-
-_counters: dict[str, c_longlong] = {}  # in a worker: batches that each training has seen
 
 
 def _train_one(name: str, settings: DemoSettings, run: Path) -> None:

@@ -226,18 +226,15 @@ class Cascade:
 
     def advance(self) -> list[Ticket]:
         """Answer requests whose time is up and run one stage; return the requests that this ended."""
-        now, gone = time.monotonic(), list[int]()
-        for first, ticket in list(self._urgent.items()):
+        now = time.monotonic()
+        for ticket in list(self._urgent.values()):
             if not ticket.left:
-                del self._urgent[first]
+                del self._urgent[ticket.first]
             elif now + MARGIN > ticket.terms.deadline:
-                del self._urgent[first]
-                gone += self._forget(ticket)
+                self._drop(ticket)
                 if not ticket.answer_by_kept():
                     message = "deadline_ms: it passed before the first exit could answer. Fix: allow more milliseconds."
                     ticket.fail(RequestError(message, 504))
-                self._done.append(ticket)
-        self._discard(gone)
         soon = now + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
         urgent = any(ticket.terms.deadline < soon for ticket in self._urgent.values())
         pools = [
@@ -348,16 +345,14 @@ class Cascade:
 
     def _fail(self, tickets: Iterable[Ticket], why: str) -> None:
         for ticket in list(tickets):
-            self._discard(self._forget(ticket))
-            self._urgent.pop(ticket.first, None)
+            self._drop(ticket)
             ticket.fail(RequestError(f"{self.model.name}: {why}; the server's log says more", 500))
-            self._done.append(ticket)
 
-    def _forget(self, ticket: Ticket) -> list[int]:
-        """Return the places of its samples that had no answer."""
-        return [place for place in range(ticket.first, ticket.first + len(ticket)) if self._open.pop(place, None)]
-
-    def _discard(self, gone: list[int]) -> None:
+    def _drop(self, ticket: Ticket) -> None:
+        """End a request; its samples that have no answer run no further stage."""
+        gone = [place for place in range(ticket.first, ticket.first + len(ticket)) if self._open.pop(place, None)]
         for at, router in enumerate(self._routers if gone else ()):
             router.discard(torch.tensor(gone))
             self._note_waiting(at)
+        self._urgent.pop(ticket.first, None)
+        self._done.append(ticket)

@@ -23,6 +23,7 @@ from exitlens.progress import track
 from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
+from exitlens.types.settings import COUNT, check_choice, check_number
 from exitlens.types.tasks import check_truth
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
@@ -80,12 +81,11 @@ def collect(  # noqa: PLR0913
         EngineError: times cannot be measured because the machine is busy.
     """
     require(net, ExitNet, "net")
-    if cost not in ("macs", "time"):
-        raise InputError(f"cost: expected 'macs' (multiply-accumulates) or 'time' (measured), got {cost!r}")
-    if timed_batch is not None and cost != "time":
-        raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
-    if timed_batch is not None and (isinstance(timed_batch, bool) or not isinstance(timed_batch, int) or timed_batch < 1):
-        raise InputError(f"timed_batch: expected samples, 1 or more, got {timed_batch!r}")
+    check_choice("cost", cost, ("macs", "time"))
+    if timed_batch is not None:
+        check_number("timed_batch", timed_batch, COUNT)
+        if cost != "time":
+            raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     ranks = find_ranks(ranks)
     with ranks.together():
         recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
@@ -147,10 +147,8 @@ class _Recorder:
                 for rows in torch.arange(self._count).split(64):
                     self._compress(whole[rows], None if known is None else known[rows])
                     self._store.release()
-        if self._has_maps:
-            self._add_maps(seen)
-
-    def _add_maps(self, seen: _Observed) -> None:
+        if not self._has_maps:
+            return
         if seen.gate_features is not None:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]

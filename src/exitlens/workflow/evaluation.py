@@ -1,24 +1,27 @@
-"""evaluate: what a policy does on a trace, beside what chance would do."""
+"""evaluate: what a policy does on a trace, beside chance; sweep and its like: what a network offers at every cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exitlens.errors import require
+from exitlens.errors import InputError, require
 from exitlens.functional import scores
+from exitlens.functional.groups import shuffle_groups, split_groups
 from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
-from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.search import find_frontier, quantise
+from exitlens.functional.routing import find_first_firing, route, score_early_exits
+from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
-from exitlens.types.settings import DECIDED
+from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
+from exitlens.types.settings import COUNT, DECIDED, Rule, check_number
+from exitlens.types.tasks import choose_score
 from exitlens.types.traces import format_ms
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
@@ -30,11 +33,11 @@ class ExitRow:
 
     Attributes:
         calibration_error, brier, risk_coverage: expected calibration error (15 bins), Brier score (in [0, 2]) and the area
-            under the risk-coverage curve by maximum probability (the mean error rate over all coverages), with the policy's
-            temperatures. With several labels per sample the first two average over every label of every sample (``brier`` in
-            [0, 1]), and the curve ranks samples by how decided they are.
-        consistency: maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
-            uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
+            under the risk-coverage curve by maximum probability (mean error rate over all coverages), with the policy's
+            temperatures. With several labels per sample the first two average over labels (``brier`` in [0, 1]), and the
+            curve ranks samples by how decided they are.
+        consistency: by measure ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the uniform
+            null, and the skill over the shuffled-image null (only for measures where more is closer).
         ms: measured time of a batch that leaves here, if the trace has timings.
     """
 
@@ -76,9 +79,9 @@ class LabelReport:
     """Measures for several labels per sample, beside subset accuracy (all labels of a sample right).
 
     Attributes:
-        f1: micro-F1 of the routed answers. exit_f1: the same of every exit's answers.
-        false_negative_rate: mean over samples of the share of their labels that the routed answer lacks (0 for samples
-            without labels). exit_false_negative_rate: the same of every exit's answers.
+        f1, exit_f1: micro-F1 of the routed answers, and of every exit's.
+        false_negative_rate, exit_false_negative_rate: mean over samples of the share of their labels that the answer lacks
+            (0 for samples without labels), of the routed answers and of every exit's.
         false_negative_drop: the routed answers' rate less the final exit's.
     """
 
@@ -89,9 +92,8 @@ class LabelReport:
     exit_false_negative_rate: tuple[float, ...]
 
     def __str__(self) -> str:
-        drop = self.false_negative_drop
+        drop, exits = self.false_negative_drop, " ".join(f"{value:.3f}" for value in self.exit_f1)
         more = f"{abs(100 * drop):.1f} points {'fewer' if drop < -0.0005 else 'more'} than the final exit"
-        exits = " ".join(f"{value:.3f}" for value in self.exit_f1)
         return f"micro-F1 {self.f1:.3f} (exits {exits}), false negatives {_percent(self.false_negative_rate)} ({more})"
 
 
@@ -102,18 +104,16 @@ class Report:
     With several labels per sample, an answer counts as right if all of its labels are (subset accuracy).
 
     Attributes:
-        accuracy: of the routed answers. accuracy_drop: final exit's accuracy minus that.
+        accuracy, accuracy_drop: of the routed answers, and the final exit's accuracy minus that.
         disagreement: share of routed answers that differ from the final exit's.
         divergence: mean divergence of the map at the exit taken from the final map; 0 if the exits have no maps.
-        cost: mean cost in units of the plain backbone. exit_shares: per exit.
+        cost, exit_shares: mean cost in units of the plain backbone, and the share of samples at each exit.
         overthinking: shares of samples that an early exit had right already and the final one has right too (wasteful) or
             wrong (destructive).
-        exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each
-            better than those before it; (cost, agreement) without labels. It is fitted on this trace: optimistic.
-        samples: N.
+        curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each better than those before it;
+            (cost, agreement) without labels. It is fitted on this trace: optimistic.
         classes: one row per class that has samples, in label order; empty without labels.
-        ms: mean over samples of the time that a batch takes at their exit, if the trace has timings.
-        timing: these timings, and the machine, batch size and spread that belong to them.
+        ms, timing: mean over samples of the time that a batch takes at their exit, if the trace has timings, and these.
         calibration_error: distance between confidence and accuracy, averaged over the routed answers (15 bins).
         labels: further measures for several labels per sample; else, and without labels, ``None``.
 
@@ -281,3 +281,144 @@ def _find_curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]
         risk, best = accuracy_drop(trace), trace.correct[:, -1].float().mean().item()
     index = quantise(score_early_exits(trace, policy)).index
     return tuple((point.cost, best - point.risk) for point in find_frontier(index, risk, trace.cost))
+
+
+PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
+
+
+def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: int = 60, seed: int = 0) -> list[SweepPoint]:
+    """Return the frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
+
+    Policies are found on one half of the samples (or groups) and measured on the other, so no point flatters itself. The
+    bands hold for all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv
+    1212.6906).
+
+    Args:
+        trace: 10 samples (or groups) or more; without labels, agreement with the final exit takes the place of accuracy.
+        score: ``max_probability`` (the default), ``entropy`` or ``margin``; with several labels per sample ``decided``.
+        level: confidence level of the bands, in (0, 1).
+        most: maximum number of points.
+        seed: decides how the samples are split in halves.
+
+    Examples:
+        >>> points = xl.sweep(trace)
+        >>> points[0].cost.value <= points[-1].cost.value  # cheapest first
+        True
+    """
+    require(trace, Trace, "trace", "see exitlens.collect")
+    score = choose_score(score, trace.task)
+    if trace.num_groups < 10:
+        what = "samples" if trace.groups is None else "groups"
+        raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
+    check_number("level", level, Rule("a number between 0 and 1", lambda value: 0 < value < 1))
+    check_number("most", most, COUNT)
+    if trace.groups is not None and trace.num_groups < len(trace):
+        first, second = split_groups(shuffle_groups(trace.groups, seed), 0.5)
+    else:
+        order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+        first, second = order.tensor_split([len(order) // 2])
+    temperatures = () if trace.labels is None else scores.fit_temperatures(trace.logits, trace.labels, first)
+    base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
+    levels = quantise(score_early_exits(trace, base)[first])
+    risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
+    vectors: dict[Cuts, None] = {}
+    for mixed in [*(risk + price * trace.divergence for price in PRICES), trace.divergence]:
+        vectors |= {p.cuts: None for p in find_frontier(levels.index, mixed[first], trace.cost)}
+    cuts = _keep_undominated(list(vectors), levels.index, [risk[first], trace.divergence[first]], trace.cost)
+    if len(cuts) > most:
+        cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]
+    policies = [replace(base, thresholds=levels.thresholds(c)) for c in cuts]
+    exits = [find_first_firing(score_early_exits(trace, policy), policy.thresholds)[second] for policy in policies]
+    measures = {"cost": trace.cost[None].expand(len(second), -1), "agreement": 1 - disagreement(trace)[second]}
+    measures["divergence"] = trace.divergence[second]
+    if trace.labels is not None:
+        measures["accuracy"] = trace.correct.float()[second]
+    groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[second]
+    bands = {
+        name: _find_bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
+        for name, values in measures.items()
+    }
+    return [SweepPoint(policy, **{name: points[i] for name, points in bands.items()}) for i, policy in enumerate(policies)]
+
+
+def _keep_undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
+    """Return the cuts that no others beat in cost and in every risk, cheapest first."""
+    routed = [find_first_firing(index, cuts) for cuts in pool]
+    columns = [cost[None].expand(len(index), -1), *risks]
+    rows = [[select_exits(values, exits).double().mean() for values in columns] for exits in routed]
+    table = torch.tensor(rows, dtype=torch.float64)
+    beaten = (table[:, None] >= table[None]).all(2) & (table[:, None] > table[None]).any(2)
+    kept = (~beaten.any(1)).nonzero().squeeze(1)
+    return [pool[i] for i in kept[table[kept, 0].argsort()].tolist()]
+
+
+def _find_bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[ConfidenceInterval]:
+    """Return simultaneous bands for the means of all rows of ``values`` ``(P,n)``; ``groups`` is ``(n,)``."""
+    x = values.double()
+    means, count = x.mean(1), len(x[0])
+    residuals, errors = x - means[:, None], x.std(1, correction=0) / count**0.5
+    if groups is not None:
+        ids, numbers = groups.unique(return_inverse=True)
+        residuals = torch.zeros(len(x), len(ids), dtype=torch.float64).index_add(1, numbers, residuals)
+        errors = residuals.norm(dim=1) / count
+    noise = torch.randn(residuals.shape[1], draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    deviations = (residuals @ noise / count).abs() / errors.clamp_min(1e-12)[:, None]
+    width = deviations.amax(0).quantile(level) * errors
+    return [ConfidenceInterval(m, m - w, m + w) for m, w in zip(means.tolist(), width.tolist(), strict=True)]
+
+
+def measure_anytime(trace: Trace) -> list[CostAccuracy]:
+    """Return the accuracy of each exit if it answers every sample, on a labelled trace.
+
+    This is the anytime curve of MSDNet (arXiv 1703.09844, section 5.2).
+
+    Examples:
+        >>> [round(point.cost, 2) for point in xl.measure_anytime(trace)] == [round(cost, 2) for cost in trace.cost.tolist()]
+        True
+    """
+    require(trace, Trace, "trace", "see exitlens.collect")
+    trace.require_labels("measure_anytime")
+    correct = trace.correct.double().mean(0)
+    return [CostAccuracy(cost, right) for cost, right in zip(trace.cost.tolist(), correct.tolist(), strict=True)]
+
+
+def measure_budgeted_batch(
+    validation: Trace, test: Trace, *, score: str | None = None, points: int = 40
+) -> list[CostAccuracy]:
+    """Return accuracy at mean costs under MSDNet's protocol (arXiv 1703.09844, section 5.2), for comparison with papers.
+
+    Exit k answers a share proportional to ``q^k`` of the samples, the surest of those that reach it; the thresholds
+    that do so on ``validation`` are applied to ``test``. :func:`exitlens.calibrate` finds better thresholds, exit by exit.
+
+    Args:
+        validation: chooses thresholds; needs no labels. test: labelled.
+        score: ``max_probability`` (MSDNet's, the default), ``entropy`` or ``margin``; with several labels per sample
+            ``decided``; without temperatures.
+        points: number of values of ``q``, from almost all samples at the first exit to almost all at the last.
+
+    Examples:
+        >>> half = torch.arange(32)
+        >>> xl.measure_budgeted_batch(trace.select(half), trace.select(half + 32), points=2)
+        [CostAccuracy(cost=..., accuracy=...), ...]
+    """
+    for name, trace in (("validation", validation), ("test", test)):
+        require(trace, Trace, name, "see exitlens.collect")
+    networks = {validation.network, test.network} - {""}
+    if (validation.num_exits, validation.task) != (test.num_exits, test.task) or len(networks) > 1:
+        raise InputError("validation, test: expected traces of one network: collect both with it")
+    check_number("points", points, COUNT)
+    test.require_labels("measure_budgeted_batch")
+    policy = Policy.never(test.num_exits, score=choose_score(score, test.task))
+    known, tested = score_early_exits(validation, policy), score_early_exits(test, policy)
+    correct, curve = test.correct.double(), []
+    for q in torch.logspace(-1.5, 1.5, points).tolist():
+        shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
+        rest, thresholds = torch.arange(len(known)), []
+        for k, share in enumerate((shares / shares.sum()).tolist()[:-1]):
+            order = known[rest, k].argsort(descending=True)
+            leaving = min(len(rest), round(share * len(known)))
+            thresholds.append(known[rest[order[leaving - 1]], k].item() if leaving else math.inf)
+            rest = rest[order[leaving:]]
+        exits = find_first_firing(tested, thresholds)
+        curve.append(CostAccuracy(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
+    return curve

@@ -24,12 +24,12 @@ from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
+from exitlens.types.settings import Rule, check_choice, check_number
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 Of = Literal["attention", "relevance"]
-OF: tuple[Of, ...] = get_args(Of)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Faithfulness:
         deletion: drop in the probability of the exit's own answer after deleting the top 20 % of the map's cells.
         insertion: probability of the answer with only these cells kept.
         deletion_random, insertion_random: the same for random cells: the control.
-        randomised_cc: Pearson CC of the map with that of the same head with random weights; near 1 would mean that the
-            map does not depend on what the head learned. ``None`` for a kept classifier, and for relevance.
+        randomised_cc: Pearson CC of the map with that of the same head with random weights; near 1 if the map does not
+            depend on what the head learned. ``None`` for a kept classifier, and for relevance.
         energy_in_mask, pointing_game: ``None`` if the data has no masks.
         grid: the grid to which all maps are averaged before cells are chosen.
         deletion_oracle, insertion_oracle: as ``deletion`` and ``insertion``, for the cells whose deletion one by one costs
@@ -50,11 +50,6 @@ class Faithfulness:
             possible that the map reaches, 0 for a blind map. The oracle is a strong reference, not a strict maximum, so
             values a little above 1 occur. ``None`` at an exit where the oracle gains nothing over random cells.
         deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
-
-    Examples:
-        >>> result = xl.measure_faithfulness(net, scenes, samples=4, oracle_samples=0)
-        >>> result.grid, result.deletion_share is None
-        ((5, 5), True)
     """
 
     deletion: tuple[float, ...]
@@ -98,8 +93,8 @@ def measure_faithfulness(
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
-        data: a data set, a loader or another iterable of batches, or inputs; with masks, the mask measures are taken too.
-            The samples used are held in memory: as stored for our own data sets, as floats for anything else.
+        data: as for :func:`exitlens.collect`; with masks, the mask measures are taken too. The samples used are held in
+            memory: as stored for our own data sets, as floats for anything else.
         samples: maximum number of samples; if there are more, they are drawn at random with a fixed seed.
         fraction: share of cells deleted or inserted.
         grid: evaluation grid, by default (5, 5) for images, (16,) for series and (3, 3, 3) for volumes; an exit with a
@@ -108,7 +103,6 @@ def measure_faithfulness(
             times at 5x5, once for each token of a text); 0 for no oracle.
         of: the maps to judge: the exits' ``attention``, or the ``relevance`` of exit 0's features for an exit's answer
             (:func:`~exitlens.model.attribution.attribute`).
-        progress: show a progress bar.
 
     Examples:
         >>> result = xl.measure_faithfulness(net, scenes, samples=8, oracle_samples=2)
@@ -121,12 +115,10 @@ def measure_faithfulness(
     grid = modality.grid if grid is None else grid
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
         raise InputError(f"grid: expected positive integers such as {modality.grid}, got {grid!r}")
-    if not 0 < fraction < 1:
-        raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    if not isinstance(oracle_samples, int) or oracle_samples < 0:
-        raise InputError(f"oracle_samples: expected a number of samples from 0, got {oracle_samples!r}")
-    if of not in OF:
-        raise InputError(f"of: expected one of {OF}, got {of!r}")
+    check_number("fraction", fraction, Rule("a share in (0, 1)", lambda value: 0 < value < 1))
+    whole = Rule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
+    check_number("oracle_samples", oracle_samples, whole)
+    check_choice("of", of, get_args(Of))
     held = _hold(data, samples)
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net) if of == "attention" else [None] * net.num_exits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from exitlens.progress import track
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
+from exitlens.types.settings import COUNT, NOT_NEGATIVE, Rule, check_choice, check_number
 from exitlens.types.tasks import read_answers
 
 
@@ -133,8 +133,7 @@ def predict_stream(
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
         kind = type(batches).__name__
         raise InputError(f"batches: expected a folder, a Dataset, an iterable of batches or a tensor, got {kind}")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+    check_number("batch_size", batch_size, COUNT)
     stream, source = _Stream(net, policy, attention, order, max_delay_ms), batches
     if isinstance(batches, str | Path):
         if not isinstance(net.info.preprocess, Preprocess | TextPreprocess | ArrayPreprocess):
@@ -164,10 +163,9 @@ class _Stream:
     """Feeds a stream to the router, and hands out predictions when they are complete."""
 
     def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
-        if order not in ("input", "ready"):
-            raise InputError(f"order: expected 'input' or 'ready', got {order!r}")
-        if max_delay_ms is not None and not (isinstance(max_delay_ms, int | float) and 0 <= max_delay_ms < math.inf):
-            raise InputError(f"max_delay_ms: expected milliseconds of 0 or more, or None, got {max_delay_ms!r}")
+        check_choice("order", order, ("input", "ready"))
+        if max_delay_ms is not None:
+            check_number("max_delay_ms", max_delay_ms, Rule("milliseconds of 0 or more, or None", NOT_NEGATIVE.is_valid))
         self.net, self.policy, self.attention = net, policy, attention
         self.order, self.max_delay_ms = order, max_delay_ms
         self.router: Router | None = None

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.demo.signals import MOTIFS
+from exitlens.data.demo.signals import load_blobs, load_motifs, make_blobs, make_motifs
 from exitlens.modalities import SERIES, VOLUME
 
 
 def test_the_motif_is_where_the_mask_is():
-    data = xl.demo.make_motifs(400, offset_agreement=1.0, seed=3, length=64)
+    data = make_motifs(400, offset_agreement=1.0, seed=3, length=64)
     assert data.modality is SERIES
     assert data.values.shape == (400, 2, 64)
     assert data.labels.bincount().tolist() == [100] * 4
@@ -21,42 +21,45 @@ def test_the_motif_is_where_the_mask_is():
     assert means[3][:7].min() > 1 > -1 > means[3][9:].max()  # a step down
 
 
-@pytest.mark.parametrize(("agreement", "expected"), [(1.0, 1.0), (0.6, 0.6), (0.25, 0.25), (0.0, 0.0)])
-def test_the_level_agrees_as_often_as_asked(agreement, expected):
-    data = xl.demo.make_motifs(2000, offset_agreement=agreement, seed=1)
+@pytest.mark.parametrize("agreement", [1.0, 0.6, 0.25, 0.0])
+def test_the_level_agrees_as_often_as_asked(agreement):
+    data = make_motifs(2000, offset_agreement=agreement, seed=1)
     levels = torch.linspace(-1.5, 1.5, 4)
     found = (data.values[:, 1].mean(1)[:, None] - levels).abs().argmin(1)
-    assert (found == data.labels).float().mean() == pytest.approx(expected, abs=0.04)
-    other = xl.demo.make_motifs(2000, offset_agreement=0.5, seed=1)
+    assert (found == data.labels).float().mean() == pytest.approx(agreement, abs=0.04)
+    other = make_motifs(2000, offset_agreement=0.5, seed=1)
     assert data.values[:, 0].equal(other.values[:, 0])
     assert data.labels.equal(other.labels)
 
 
-def test_splits_are_disjoint_and_repeatable():
-    one, other = xl.demo.load_motifs("validation", seed=2), xl.demo.load_motifs("validation", seed=2, limit=10)
-    assert (len(one), len(other)) == (500, 10)
-    assert one.first(10).values.equal(other.values)
-    assert not xl.demo.load_motifs("test", limit=10).values.equal(xl.demo.load_motifs("validation", limit=10).values)
-    assert one.classes == MOTIFS
+@pytest.mark.parametrize(("load", "how", "count"), [(load_motifs, {}, 500), (load_blobs, {"size": 10}, 300)])
+def test_splits_are_disjoint_and_repeatable(load, how, count):
+    whole, few, test = (
+        load(split, seed=2, limit=limit, **how) for split, limit in (("validation", None), ("validation", 10), ("test", 10))
+    )
+    assert (len(whole), len(few)) == (count, 10)
+    assert whole.first(10).values.equal(few.values)
+    assert not test.values.equal(few.values)
+    with pytest.raises(xl.errors.InputError, match="split: expected one of"):
+        load("dev")
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("make", "how", "message"),
     [
-        ({"count": 0}, "count: expected 1 sample"),
-        ({"offset_agreement": 1.5}, "offset_agreement: expected a number in"),
-        ({"length": 8}, "length: expected 16 steps"),
+        (make_motifs, {"count": 0}, "count: expected 1 sample"),
+        (make_motifs, {"offset_agreement": 1.5}, "offset_agreement: expected a number in"),
+        (make_motifs, {"length": 8}, "length: expected 16 steps"),
+        (make_blobs, {"size": 4}, "size: expected 10 voxels"),
     ],
 )
-def test_numbers_out_of_range(how, message):
+def test_numbers_out_of_range(make, how, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        xl.demo.make_motifs(**({"count": 4, "offset_agreement": 0.5, "seed": 0} | how))
-    with pytest.raises(xl.errors.InputError, match="split: expected one of"):
-        xl.demo.load_motifs("dev")
+        make(**({"count": 4, "offset_agreement": 0.5, "seed": 0} | how))
 
 
 def test_the_solid_is_where_the_mask_is():
-    data = xl.demo.make_blobs(90, offset_agreement=1.0, seed=0, size=16)
+    data = make_blobs(90, offset_agreement=1.0, seed=0, size=16)
     assert data.modality is VOLUME
     assert data.values.shape == (90, 1, 16, 16, 16)
     assert data.labels.bincount().tolist() == [30] * 3
@@ -79,21 +82,9 @@ def test_the_solid_is_where_the_mask_is():
 
 
 def test_the_brightness_agrees_as_often_as_asked():
-    one, other = (xl.demo.make_blobs(300, offset_agreement=share, seed=5, size=10) for share in (0.5, 0.0))
+    one, other = (make_blobs(300, offset_agreement=share, seed=5, size=10) for share in (0.5, 0.0))
     levels = torch.linspace(-0.5, 0.5, 3)
     outside = torch.stack([one.values[i, 0][~one.masks[i]].mean() for i in range(300)])
     agreed = (outside[:, None] - levels).abs().argmin(1) == one.labels
     assert agreed.float().mean() == pytest.approx(0.5, abs=0.08)
     assert one.masks.equal(other.masks)
-
-
-def test_splits():
-    one, other = (
-        xl.demo.load_blobs("validation", seed=1, size=10),
-        xl.demo.load_blobs("validation", seed=1, size=10, limit=5),
-    )
-    assert (len(one), len(other)) == (300, 5)
-    assert one.first(5).values.equal(other.values)
-    for how, message in (({"split": "dev"}, "split"), ({"split": "test", "size": 4}, "size: expected 10 voxels")):
-        with pytest.raises(xl.errors.InputError, match=message):
-            xl.demo.load_blobs(**how)

@@ -50,6 +50,16 @@ def count_rejected(metrics):
     return {dict(labels)["reason"]: count for (sample, *labels), count in read(metrics).items() if sample == name}
 
 
+def send_bad(port, sent, is_second):
+    """Send something bad, perhaps after a good request; return all that the server answers to it, and the seconds."""
+    with connect(port) as client:
+        if is_second:
+            client.sendall(GET)
+            assert read_answer(client)[0] == 200
+        client.sendall(sent)
+        return read_all(client)
+
+
 def status(answer):
     return int(answer.split()[1]) if answer else None
 
@@ -106,12 +116,7 @@ def test_a_drip_does_not_renew_the_time_for_a_head(port, first, piece):
 )
 @pytest.mark.parametrize("is_second", [False, True])
 def test_a_large_head_is_refused_at_once(port, metrics, head, is_second):
-    with connect(port) as client:
-        if is_second:
-            client.sendall(GET)
-            assert read_answer(client)[0] == 200
-        client.sendall(head)
-        answer, _ = read_all(client)
+    answer, _ = send_bad(port, head, is_second)
     assert status(answer) == 431
     assert answer.endswith(b'send fewer or shorter ones"}')
     assert count_rejected(metrics) == {"header_bytes": 1}
@@ -226,12 +231,7 @@ POST = b"POST /read HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 @pytest.mark.parametrize("is_second", [False, True])
 def test_broken_http_is_refused_with_a_reason(port, metrics, sent, is_second):
-    with connect(port) as client:
-        if is_second:
-            client.sendall(GET)
-            assert read_answer(client)[0] == 200
-        client.sendall(sent)
-        answer, seconds = read_all(client)
+    answer, seconds = send_bad(port, sent, is_second)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert status(answer) == 400
     assert b"content-type: application/json" in head

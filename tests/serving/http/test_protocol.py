@@ -127,7 +127,6 @@ class TestRefusals:
             (GOOD + b"\0\0", len(GOOD), "got 2 bytes more"),
             (b"\xef\xbb\xbf" + GOOD, None, "expected JSON"),
             (GOOD.replace(b"image", b"\xff"), None, "utf-8"),
-            (b"[]", None, "request: expected `object`, got `array`"),
             (b"[" * DEEP, None, "request: expected `object`, got `array`"),
             (GOOD.replace(b"[1.0, 2.0]", b"[" * DEEP + b"]" * DEEP), None, "too many in one another"),
             (GOOD.replace(b"2.0", b"NaN"), None, "request: expected JSON"),
@@ -146,21 +145,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"inputs": None}, "inputs: expected `array`, got `null`"),
             ({"inputs": []}, "inputs: expected `array` of length >= 1"),
             ({"input": []}, "request: expected the fields inputs, .*, got 'input'. Did you mean 'inputs'"),
             ({"": 1}, "got ''"),
-            ({"id": 7}, "id: expected `str`, got `int`"),
-            ({"parameters": []}, "parameters: expected `object`"),
             ({"parameters": {"a": 1, "x": None}}, r"parameters\['x'\]: expected `bool . int . float . str`, got `null`"),
             ({"inputs": [tensor(), tensor(parameters={"x": []})]}, r"inputs\[1\].parameters\['x'\]: .* got `array`"),
-            ({"parameters": {"x": "\ud800"}}, "request: expected JSON"),
-            ({"parameters": {"\ud800": 1}}, "request: expected JSON"),
             ({"parameters": {"binary_data_output": 1}}, "binary_data_output: expected true or false, got 1"),
             ({"parameters": {"shared_memory_region": "x"}}, "shared memory is not supported"),
             ({"inputs": [tensor(["a", "\ud800"], datatype="BYTES")]}, "request: expected JSON"),
-            ({"outputs": ["label"]}, r"outputs\[0\]: expected `object`"),
-            ({"outputs": [{}]}, r"outputs\[0\]: object missing required field `name`"),
+            ({"inputs": [tensor(), tensor()]}, r"inputs\[1\].name: 'image' was there before"),
             ({"outputs": [{"name": "a"}, {"name": "a"}]}, r"outputs\[1\].name: 'a' was there before"),
             ({"outputs": [{"name": "a", "data": []}]}, r"outputs\[0\]: expected the fields name, parameters, got 'data'"),
             ({"outputs": [{"name": "a", "parameters": {"binary_data": "no"}}]}, r"outputs\[0\].parameters.binary_data"),
@@ -174,32 +167,21 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("entry", "message"),
         [
-            (3, "expected `object`, got `int`"),
             ({**tensor(), "name": ""}, "name: expected `str` of length >= 1"),
-            ({key: value for key, value in tensor().items() if key != "name"}, "missing required field `name`"),
             ({**tensor(), "dtype": "FP32"}, "got 'dtype'. Did you mean .*'datatype'"),
             (tensor(datatype="FLOAT"), "datatype: expected one of BOOL"),
-            (tensor(datatype="fp32"), "datatype: expected one of BOOL"),
-            (tensor(datatype=[]), "datatype: expected `str`, got `array`"),
             (tensor(datatype="FP16"), "FP16 has no form in JSON"),
-            ({**tensor(), "shape": None}, "shape: expected `array`"),
             (tensor(shape=[-2]), r"shape\[0\]: expected `int` >= 0"),
-            (tensor(shape=[True, 2]), r"shape\[0\]: expected `int`, got `bool`"),
             (tensor(shape=[2] + [1] * 32), "shape: expected `array` of length <= 32"),
             (tensor(shape=[3]), "expected 3 elements, flat or nested as the shape .3. says, got 2"),
             (tensor(shape=[]), "expected 1 elements"),
             (tensor(data=5), "data: expected `array`, got `int`"),
-            (tensor(data=None), "data: expected `array`, got `null`"),
             (tensor([[1], [2]], (1, 2)), "shape .1, 2. says, got arrays of other lengths"),
             (tensor([[1, 2], [3]], (2, 2)), "got arrays of other lengths"),
             (tensor([[1, 2], 3, 4], (2, 2)), r"data\[1\]: expected `array`, got `int`"),
             (tensor([1, [2]]), r"data\[1\]: expected `float`, got `array` for FP32"),
             (tensor([[[1], [2]]], (1, 2)), "expected `float`, got `array` for FP32"),
-            (tensor([[5]], ()), "expected `float`, got `array`"),
-            (tensor([1, "2"]), "expected `float`, got `str` for FP32"),
             (tensor([1, 2.0], datatype="INT64"), "expected `int`, got `float` for INT64"),
-            (tensor([1, True], datatype="UINT8"), "got `bool`"),
-            (tensor([True, 1], datatype="BOOL"), "expected `bool`, got `int` for BOOL"),
             (tensor(["a", 1], datatype="BYTES"), "expected `str`, got `int` for BYTES"),
             (tensor([0, 256], datatype="UINT8"), "expected `int` <= 255 for UINT8"),
             (tensor([0, -1], datatype="UINT64"), "expected `int` >= 0 for UINT64"),
@@ -211,10 +193,7 @@ class TestRefusals:
             ({key: value for key, value in tensor().items() if key != "data"}, "got neither"),
             (binary(-8), "expected a number of bytes, got -8"),
             (binary(8.0), "expected a number of bytes, got 8.0"),
-            (binary(True), "expected a number of bytes, got True"),
-            (binary("8"), "expected a number of bytes, got '8'"),
             (binary(8), "at most the 0 bytes that are left"),
-            (binary(2**63), "at most the 0 bytes"),
             (binary(0), r"expected 8 for FP32 of the shape \[2\], got 0"),
         ],
     )
@@ -231,7 +210,6 @@ class TestRefusals:
             (binary(8, (4,), "INT32"), bytes(8), "expected 16 for INT32"),
             (binary(2, (2,), "BOOL"), b"\1\2", "bytes of 0 and 1"),
             (binary(2, (2,), "BYTES"), bytes(2), "end in element 0"),
-            (binary(9, (2,), "BYTES"), pack(b"a") + bytes(4), None),
             (binary(8, (2,), "BYTES"), pack(b"a") + bytes(3), "end in element 1"),
             (binary(5, (1,), "BYTES"), b"\xff\xff\xff\xffa", "end in element 0"),
             (binary(10, (2,), "BYTES"), pack(b"a", b"") + bytes(1), "1 bytes are left"),
@@ -239,15 +217,8 @@ class TestRefusals:
         ],
     )
     def test_binary_data(self, entry, data, message):
-        if message is None:
-            assert read_one(entry, behind=data).tolist() == [b"a", b""]
-            return
         with pytest.raises(xl.errors.RequestError, match=message):
             read(entry, behind=data)
-
-    def test_an_input_that_comes_twice(self):
-        with pytest.raises(xl.errors.RequestError, match=r"inputs\[1\].name: 'image' was there before"):
-            read(tensor(), tensor())
 
     @pytest.mark.parametrize("shape", [(3,), (2**63, 2**63), (10**100,), (0, 2**62, 2**62), (2**32,) * 32])
     def test_too_many_elements_are_refused_before_they_are_looked_for(self, shape):
@@ -349,7 +320,7 @@ class TestWriting:
 @st.composite
 def arrays(draw, as_binary: bool):
     """An array of any datatype that goes into JSON, or into binary data."""
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
     datatype = draw(st.sampled_from(sorted(DATATYPES.keys() - (set() if as_binary else {"FP16"}))))
     if datatype == "BYTES":
         strings = st.binary(max_size=6) if as_binary else st.text(max_size=4).map(str.encode)
@@ -364,6 +335,7 @@ def are_equal(a, b) -> bool:
 
 
 class TestRoundTrip:
+    @settings(max_examples=50)
     @given(st.data(), st.booleans(), st.booleans())
     def test_what_is_written_is_read(self, data, as_binary, is_nested):
         """A response becomes a request by renaming its list."""

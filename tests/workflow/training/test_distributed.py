@@ -85,20 +85,16 @@ def assert_close(actual, expected):
     ids=["plain", "one uneven batch", "options", "frozen and uneven", "own generator", "in order"],
 )
 def test_two_processes_train_as_one_does(pair, options, words):
-    first, second = pair.run(_train, options, words)
+    first, second = pair.run(partial(train, **words), options)
     assert_equal(first[0], second[0])
     assert first[1] == second[1]
     assert_close(first, train(0, options | {"ranks": DistributedContext()}, **words))
 
 
-def _train(rank, options, words):
-    return train(rank, options, **words)
-
-
 @pytest.mark.slow
 def test_batch_norm_and_augmentation_are_reproducible(pair):
     options, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
-    runs = [pair.run(_train, options, words) for _ in range(2)]
+    runs = [pair.run(partial(train, **words), options) for _ in range(2)]
     for outcome in runs:
         for state, _ in outcome:
             assert_equal(runs[0][0][0], state)
@@ -124,9 +120,9 @@ def _draw(rank):
 
 @pytest.mark.slow
 def test_samplers_that_share_samples_are_respected_and_private_random_order_is_refused(pair):
-    first, second = pair.run(_train, {}, {"kind": "sampler"})
+    first, second = pair.run(partial(train, kind="sampler"), {})
     assert_equal(first[0], second[0])
-    for error in pair.run(_train, {}, {"kind": "no generator"}):
+    for error in pair.run(partial(train, kind="no generator"), {}):
         assert isinstance(error, xl.errors.InputError)
         assert "generator=torch.Generator()" in str(error)
 
@@ -208,7 +204,7 @@ def _train_until(rank, options, steps):
 def test_more_processes_than_samples_in_a_batch(pair):
     for error in pair.run(train, {"batch_size": 1}):
         assert "at least a sample for each of 2 processes" in str(error)
-    for error in pair.run(_train, {}, {"count": 1}):
+    for error in pair.run(partial(train, count=1), {}):
         assert "a sample for each of 2 processes" in str(error)
 
 

@@ -220,15 +220,6 @@ def test_nothing_to_train():
         xl.fit(net, [], [], freeze_backbone=True)
 
 
-def test_heads_move_farther_than_the_body(tiny_set):
-    net = fresh()
-    before = weights(net)
-    xl.fit(net, tiny_set, tiny_set, learning_rate=1e-5, head_learning_rate=1e-2, **QUICK)
-    moved = {name: (value - before[name]).abs().max().item() for name, value in weights(net).items()}
-    assert moved["heads.0.classifier.weight"] > 1e-3
-    assert 0 < moved["stages.0.body.a.0.weight"] < 1e-3
-
-
 @pytest.mark.parametrize(
     ("loss", "freeze"),
     [

@@ -13,7 +13,6 @@ from exitlens.workflow.training.optimizer import (
     make_optimizer,
     number_blocks,
     one_cycle_rate,
-    select_trainable,
 )
 from tests.conftest import make_net
 from tests.texts import make_text_net
@@ -127,12 +126,6 @@ def test_the_count_of_steps_is_not_rounded_to_the_parameter():
     assert optimizer.state[scale]["exp_avg"].dtype == torch.bfloat16
 
 
-def test_a_frozen_backbone_leaves_the_heads_to_train(net):
-    heads = {id(p) for p in net.heads.parameters()}
-    assert {id(p) for p in select_trainable(net, freeze_backbone=True)} == heads
-    assert len(select_trainable(net, freeze_backbone=False)) == len(list(net.parameters()))
-
-
 def test_warm_up_may_be_short_or_absent():
     assert one_cycle_rate(0.1, 1.0, 0.1) == 1.0
     assert one_cycle_rate(0.0, 1.0, 0.0) == 1.0
@@ -182,13 +175,3 @@ def test_averages_include_statistics_and_are_undone(net):
         assert net.cached_fingerprint() != before
     assert all(bool((value == 3).all()) for value in net.state_dict().values())
     assert net.cached_fingerprint() == before
-
-
-def test_averages_resume_from_their_dump(net):
-    average = WeightAverage(net, 0.99)
-    _fill(net, 1.0)
-    average.update()
-    other = WeightAverage(make_net(), 0.99)
-    other.restore(average.dump())
-    assert other.steps == 1
-    assert all(torch.equal(value, other.state[name]) for name, value in average.state.items())

@@ -50,7 +50,12 @@ def load_garments(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def load_fashion(split: Split) -> ImageSet:
-    """Load the garments of one split as grey images ``(N,1,28,28)`` on black, see :func:`load_garments`."""
+    """Load the garments of one split as grey images ``(N,1,28,28)`` on black, see :func:`load_garments`.
+
+    Examples:
+        >>> xl.demo.load_fashion("validation").images.shape
+        torch.Size([1000, 1, 28, 28])
+    """
     garments, labels = load_garments(split)
     return ImageSet(garments[:, None], labels, CLASSES)
 

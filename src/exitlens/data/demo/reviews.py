@@ -129,6 +129,10 @@ def load_reviews(
 
     ``train`` has 8,000, ``validation`` 1,000, ``calibration`` 2,000 and ``test`` 3,000, a few of the shortest by chance in
     two splits; ``limit`` takes only the first ones.
+
+    Examples:
+        >>> xl.demo.load_reviews("test", limit=3).classes
+        ('negative', 'positive')
     """
     check_split(split)
     count, offset = _SPLITS[split]

@@ -69,6 +69,10 @@ def load_motifs(
     """Make the series of one split, see :func:`make_motifs`; ``seed`` is one number for all splits.
 
     ``train`` has 4,000, ``validation`` 500, ``calibration`` and ``test`` 1,000 each; ``limit`` takes only the first ones.
+
+    Examples:
+        >>> xl.demo.load_motifs("test", limit=4).values.shape
+        torch.Size([4, 2, 128])
     """
     check_split(split)
     count, offset = _MOTIF_SPLITS[split]
@@ -134,6 +138,10 @@ def load_blobs(
     """Make the volumes of one split, see :func:`make_blobs`; ``seed`` is one number for all splits.
 
     ``train`` has 1,200, ``validation`` 300, ``calibration`` and ``test`` 600 each; ``limit`` takes only the first ones.
+
+    Examples:
+        >>> xl.demo.load_blobs("test", limit=6).values.shape
+        torch.Size([6, 1, 20, 20, 20])
     """
     check_split(split)
     count, offset = _BLOB_SPLITS[split]

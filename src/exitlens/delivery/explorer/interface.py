@@ -203,7 +203,7 @@ class View:
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
 
     def start(self, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers the first example when the page opens."""
+        """Answers the first example, when the page opens."""
         if not self.examples and not self.explorer.is_text:
             return [None, *self._alert(f"Choose a file of {self.explorer.modality.plural}.")]
         shown = self.examples[0][0] if self.examples else "Write a text and press Enter."
@@ -218,7 +218,8 @@ class View:
         """Answers an example that was picked."""
         number = choice.partition(":")[0]
         i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
-        return self._open(self.examples[i][0], relevance, thresholds)
+        shown = self.examples[i][0]
+        return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
     def say(self, text: str, relevance: bool, *thresholds: float) -> list[Any]:
         """Answers a text that was written."""
@@ -231,10 +232,10 @@ class View:
         if path is None:
             return self._refuse("No file was received.")
         try:
-            picture = self.explorer.read(Path(path))
+            shown = self.explorer.read(Path(path))
         except DataError as error:
             return self._refuse(str(error))
-        return self._open(picture, relevance, thresholds)
+        return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
     def say_again(self, text: str | Tensor | None, relevance: bool, *thresholds: float) -> list[Any]:
         """Answers a text or file once more when a threshold was moved."""
@@ -268,9 +269,6 @@ class View:
             return routed_page(run, report, by_hand, self.explorer.kind)
 
         return render
-
-    def _open(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[Any]:
-        return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
     def _answer(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[str]:
         pages, picture = [], shown if isinstance(shown, Image.Image) else None

@@ -28,7 +28,7 @@ Header = tuple[bytes, bytes]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # need no token
 _EXCHANGE = "exitlens.exchange"  # key of the exchange in the scope of its request
-_CURRENT: ContextVar[Connection | None] = ContextVar("connection", default=None)  # the connection that is being read
+_CURRENT: ContextVar[_Connection | None] = ContextVar("connection", default=None)  # the connection that is being read
 _LONGEST_ID, _LONGEST_PATH = 128, 512
 _LINGER = 1.0  # seconds for which a refused client's bytes are still read, so that it gets to the answer
 _AHEAD = 1 << 19  # bytes of further requests that may arrive before uvicorn stops reading
@@ -279,7 +279,7 @@ def find_exchange(scope: Scope) -> Exchange:
     return exchange
 
 
-class Connection(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """A connection that is held to the limits, around the protocol of uvicorn (``inner``) that reads its requests.
 
     uvicorn has no time-out for a head that does not arrive or an answer that is not taken, and no limit on headers. Here the
@@ -302,7 +302,6 @@ class Connection(asyncio.Protocol):
         self.is_parsing = self.is_refused = self._has_inner = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the clock of the first head."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast(asyncio.Transport, transport)
         self._gate.connections.add(self)
@@ -314,7 +313,6 @@ class Connection(asyncio.Protocol):
         self._start_head_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks, and the request that is being answered."""
         self._gate.connections.discard(self)
         for clock in (self._head_clock, self._write_clock):
             if clock is not None:
@@ -329,7 +327,6 @@ class Connection(asyncio.Protocol):
             self._inner.connection_lost(None)  # with an error it would leave its time-out running
 
     def eof_received(self) -> bool | None:
-        """Pass on that the client sends no more."""
         return self._inner.eof_received() if self._has_inner else None
 
     def data_received(self, data: bytes) -> None:
@@ -350,7 +347,7 @@ class Connection(asyncio.Protocol):
             self.refuse(431, "header_bytes")
 
     def _look_for_request(self, count: int) -> None:
-        """Judge the bytes of a head, unless a request has begun, or more came, for which there is another call."""
+        """Refuse a large head, or start its clock; if more bytes came meanwhile, another call looks at them all."""
         if self._exchange is not None or self._transport.is_closing() or not count or count != self._count:
             return
         if count > self._limits.max_header_bytes:
@@ -359,7 +356,6 @@ class Connection(asyncio.Protocol):
             self._start_head_clock()
 
     def begin(self, exchange: Exchange) -> None:
-        """Stop the clock of the head, because a request was read."""
         self._exchange, self._count = exchange, 0
         if self._head_clock is not None:
             self._head_clock.cancel()
@@ -417,13 +413,11 @@ class Connection(asyncio.Protocol):
         self._loop.call_later(_LINGER, self._transport.abort)
 
     def pause_writing(self) -> None:
-        """Start to watch whether the client takes its answer."""
         if self._has_inner:
             self._inner.pause_writing()
         self._watch_writing()
 
     def resume_writing(self) -> None:
-        """Stop watching, because the client takes its answer."""
         if self._has_inner:
             self._inner.resume_writing()
         if self._write_clock is not None:
@@ -448,14 +442,13 @@ class Connection(asyncio.Protocol):
 class _Transport:
     """The transport as uvicorn sees it: what uvicorn writes while it parses is its refusal, which the connection words."""
 
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+    def __init__(self, connection: _Connection, transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Write a part of an answer."""
         if self._connection.is_parsing:
             self._connection.refuse_unread()
         else:
@@ -475,11 +468,11 @@ class Gate:
 
     def __init__(self, limits: Limits, metrics: Metrics | None = None) -> None:
         self.limits, self.metrics = limits, metrics
-        self.connections: set[Connection] = set()
+        self.connections: set[_Connection] = set()
 
-    def __call__(self, **settings: Any) -> Connection:
+    def __call__(self, **settings: Any) -> _Connection:
         """Make a connection."""
-        return Connection(self, HttpToolsProtocol(**settings))
+        return _Connection(self, HttpToolsProtocol(**settings))
 
     def count_refusal(self, reason: str) -> None:
         """Count a client that was refused before its request had a model."""

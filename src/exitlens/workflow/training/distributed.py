@@ -23,10 +23,7 @@ from exitlens.types.inputs import count_rows, map_inputs
 
 
 class SharedGradients:
-    """Averages the gradients of ``parameters`` over the rows of all ranks.
-
-    The sums reuse memory from step to step: fresh memory in every step would double their time.
-    """
+    """Averages the gradients of ``parameters`` over the rows of all ranks, in memory that it reuses: new memory is slow."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: DistributedContext) -> None:
         self.parameters, self.ranks = list(parameters), ranks
@@ -43,8 +40,8 @@ class SharedGradients:
     def average(self, rows: int) -> float | None:
         """Replace the gradients, each a mean over this rank's ``rows``, by the mean over the rows of all ranks.
 
-        A parameter without a gradient on any rank keeps none, so that the optimiser skips it as in one process. A rank with
-        no batch left passes 0 rows. Returns this rank's share of the samples; ``None`` if no rank has a batch left.
+        A parameter without a gradient on any rank keeps none. A rank with no batch left passes 0 rows. Returns this rank's
+        share of the samples; ``None`` if no rank has a batch left.
         """
         if self.ranks.size == 1:
             return 1.0 if rows else None

@@ -125,10 +125,9 @@ class FeatureLoader:
 
 
 class CachedHeads(nn.Module):
-    """The heads of a network as a network of their own, whose inputs are features by name.
+    """The heads of ``net``, shared with it, as a network of their own, whose inputs are features by name.
 
-    Shares the heads of ``net``. Of heads that are frozen with the backbone (``final="keep"``) the outputs are kept. The loss
-    decides what else is kept; evidence costs time if there are many classes.
+    Of heads that are frozen with the backbone (``final="keep"``) the outputs are kept. The loss decides what else is kept.
     """
 
     def __init__(self, net: ExitNet, loss: EGTLoss) -> None:
@@ -154,10 +153,9 @@ class CachedHeads(nn.Module):
         """Accept anything: the inputs were checked when the backbone read them."""
 
     def extract(self, net: ExitNet, inputs: Inputs, training: bool) -> dict[str, Tensor]:
-        """Return what the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs.
+        """Return what the heads need, ``exit.position`` -> ``(B,...)``, from a batch; relevance for ``training`` only.
 
-        What several heads read (a padding mask, a lateral map) is kept once, under the first name. Relevance is computed for
-        ``training`` only.
+        What several heads read (a padding mask, a lateral map) is kept once, under the first name.
         """
         activations, features = net.unpack(inputs), dict[str, Tensor]()
         self.names = []
@@ -235,7 +233,7 @@ def keep_features(
 ) -> FrozenFeatures | None:
     """Run the backbone once over the training data, and over validation data that are the same in every epoch.
 
-    Features that exceed memory go to ``folder``, by default the system's for temporary files; ``None`` if that is full.
+    Features that exceed memory go to ``folder`` (by default the system's); if that is full, the result is ``None``.
     """
     heads, store = CachedHeads(net, loss), FeatureStore(folder)
 

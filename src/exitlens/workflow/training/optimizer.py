@@ -41,10 +41,9 @@ def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[nn.Parameter]:
 
 @contextmanager
 def enter_training_mode(net: ExitNet, freeze_backbone: bool, batch_norm: BatchNorm | None = "update") -> Iterator[None]:
-    """Switch a network to training mode.
+    """Switch to training mode, but leave the backbone in evaluation mode if it is frozen or keeps running statistics.
 
-    A frozen backbone stays in evaluation mode with its statistics, and takes no gradient. With ``batch_norm="keep"``, a
-    backbone with running statistics also stays in evaluation mode, but is trained.
+    A frozen backbone takes no gradient; one with ``batch_norm="keep"`` is trained.
     """
     bodies: list[nn.Module] = [*net.stages, *([net.heads[-1]] if net.info.final == "keep" else [])]
     trained = {id(p) for p in select_trainable(net, freeze_backbone)}

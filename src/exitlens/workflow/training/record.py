@@ -57,10 +57,7 @@ def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train:
 
 
 def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bool, str]:
-    """Write the record of a run in its directory, after comparing it with the one that is there.
-
-    Returns whether there is an epoch to resume from, and a line about settings that changed.
-    """
+    """Write a run's record; return whether there is an epoch to resume from, and a line about settings that changed."""
     path, note = out_dir / SETTINGS, ""
     if path.exists() and not resume:
         raise OutputExistsError(

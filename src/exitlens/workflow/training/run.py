@@ -100,11 +100,10 @@ class TrainingRun:
         if out_dir is not None:
             is_new = not (out_dir / record.SETTINGS).exists()
 
-            def prepare() -> tuple[bool, str]:
-                arguments = record.describe_run(self.net, self.loss, self.settings, train)
-                return record.open_record(out_dir, arguments, resume or record.is_restarted(out_dir))
-
-            has_epoch, self.note = self.ranks.share(prepare)
+            arguments = record.describe_run(self.net, self.loss, self.settings, train)
+            has_epoch, self.note = self.ranks.share(
+                lambda: record.open_record(out_dir, arguments, resume or record.is_restarted(out_dir))
+            )
             if has_epoch:
                 last = out_dir / record.LAST
                 note = record.load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
