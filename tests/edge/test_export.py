@@ -11,10 +11,8 @@ import torch
 
 import exitlens as xl
 from exitlens.edge import export as verb
-from exitlens.edge.export import draw_for, name_inputs
 from exitlens.model.engine.onnx_files import cut_segments, open_file
 from tests.conftest import make_net
-from tests.texts import make_text_net
 
 pytest.importorskip("onnxruntime")
 
@@ -39,20 +37,6 @@ def test_the_manifest_says_what_a_runtime_needs(edge):
     assert [part["exit"] for part in manifest["segments"]] == [0, 1, 2]
     assert manifest["segments"][0]["outputs"] == ["logits", "attention", *manifest["segments"][1]["inputs"]]
     assert xl.Policy.from_dict(json.loads((path / "policy.json").read_text())) == policy
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5, 40])
-def test_the_files_give_the_outputs_of_every_exit(edge, images, batch):
-    net, _, path = edge
-    values, names = (images[:batch].numpy(),), ["images"]
-    with torch.no_grad():
-        expected = net(images[:batch])
-    for k, out in enumerate(expected):
-        session = open_file(path / f"stage_{k}.onnx")
-        logits, attention, *values = session.run(None, dict(zip(names, values, strict=True)))
-        names = [value.name for value in session.get_outputs()][2:]
-        assert torch.allclose(out.logits, torch.from_numpy(logits), atol=1e-5)
-        assert torch.allclose(out.attention, torch.from_numpy(attention), atol=1e-6)
 
 
 def test_stages_whose_exit_never_fires_are_in_the_file_after_them(net, tmp_path):
@@ -101,24 +85,6 @@ def test_golden_samples_are_the_librarys_answers(edge):
     assert set(golden["parted_exits"].tolist()) == {0, 1, 2}
     outputs = net(images)
     assert torch.allclose(outputs[1].logits, torch.from_numpy(golden["logits_1"]), atol=1e-5)
-
-
-@pytest.mark.slow
-def test_texts(tmp_path):
-    net = make_text_net()
-    path = xl.export(net, xl.Policy((0.5,) * (net.num_exits - 1)), tmp_path / "e")
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert [(value["name"], value["dtype"]) for value in manifest["inputs"]] == [
-        ("input_ids", "int64"),
-        ("attention_mask", "int64"),
-    ]
-    assert manifest["modality"] == "text"
-    assert manifest["vocabulary"][0] > 0
-    session = open_file(path / "stage_0.onnx")
-    inputs = draw_for(net, 3)
-    logits = session.run(["logits"], dict(zip(name_inputs(net), (t.numpy() for t in inputs), strict=True)))[0]
-    expected = net(dict(zip(net.input_spec.names, inputs, strict=True)))[0].logits
-    assert torch.allclose(expected, torch.from_numpy(logits), atol=1e-4)
 
 
 def test_a_network_in_training_mode_is_exported_as_it_answers_and_left_so(net, tmp_path):

@@ -1,7 +1,6 @@
 """Several labels a sample without PyTorch: edge bundle, cascade in one file, runtime, server."""
 
 import copy
-import json
 import math
 
 import numpy as np
@@ -22,7 +21,6 @@ from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Watching
-from exitlens_runtime.cli import main
 from tests.conftest import make_net
 from tests.edge.test_cascade import answer
 from tests.exported import check_answers
@@ -46,11 +44,6 @@ def make() -> tuple[xl.ExitNet, xl.Policy]:
 
 
 NET, POLICY = make()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _written_once(files_written_once):
-    """For every test here."""
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +86,10 @@ def test_the_cascade_in_one_file(edge, images, thresholds):
     check_answers(answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy))
 
 
-@pytest.mark.slow
-def test_the_command_line_names_all_labels(edge, tmp_path, capsys):
-    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "a.png")
-    main([str(edge), str(tmp_path / "a.png"), "--json"])
-    label = json.loads(capsys.readouterr().out)["label"]
-    assert set(filter(None, label.split(";"))) <= set(NAMES)
-
-
 @pytest.mark.parametrize("kind", ["edge", "library"])
 def test_a_server_answers_with_labels(edge, images, kind):
     model = open_bundle("m", edge) if kind == "edge" else wrap_network("m", copy.deepcopy(NET), {"default": POLICY})
-    ticket = make_several(model, images)
-    run(model, [ticket])
+    ticket = answer_with(model, images)
     expected = xl.predict(NET, images, POLICY)
     assert ticket.labels.tolist() == expected.labels.tolist()
     assert ticket.exits.tolist() == expected.exits.tolist()
@@ -117,14 +101,14 @@ def test_a_server_answers_with_labels(edge, images, kind):
     assert OUTPUTS["class"].write(model, ticket)[3] == ";".join(NAMES[c] for c in classes)
 
 
-def make_several(model, images, **terms):
-    return Ticket(model.check_tensors(images), Terms(**terms), 4, several=model.gives_labels)
+def answer_with(model, images, **terms):
+    ticket = Ticket(model.check_tensors(images), Terms(**terms), 4, several=model.gives_labels)
+    run(model, [ticket])
+    return ticket
 
 
 def test_requests_with_terms_of_their_own(images):
-    model = wrap_network("m", copy.deepcopy(NET), {"default": POLICY})
-    ticket = make_several(model, images, last_exit=0)
-    run(model, [ticket])
+    ticket = answer_with(wrap_network("m", copy.deepcopy(NET), {"default": POLICY}), images, last_exit=0)
     assert set(ticket.exits.tolist()) == {0}
     assert ticket.labels.tolist() == (NET(images)[0].logits >= 0).tolist()
 
@@ -132,8 +116,7 @@ def test_requests_with_terms_of_their_own(images):
 def test_the_shadow_compares_all_labels(images):
     model, metrics = wrap_network("m", copy.deepcopy(NET), {"default": POLICY}), Metrics()
     watch = Watch(model, metrics, Watching(drift=False, shadow=1.0))
-    ticket = make_several(model, images[:4])
-    run(model, [ticket])
+    ticket = answer_with(model, images[:4])
     watch.see([ticket])
     with model.open_engine() as engine:
         while watch.run_idle(engine):

@@ -1,8 +1,22 @@
+"""The kinds of input: how they are recognised, the checks that they share, and several of them at once."""
+
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, find_modality, find_reader, recognise_example
+from exitlens.modalities import (
+    IMAGE,
+    SERIES,
+    TEXT,
+    VECTOR,
+    VOLUME,
+    SeveralInputs,
+    find_modality,
+    find_reader,
+    recognise_example,
+)  # fmt: skip
+from exitlens.modalities.series import TIME_FIRST
+from exitlens.types.inputs import InputFormat
 from tests.conftest import TinyNet
 from tests.texts import make_texts
 
@@ -49,17 +63,72 @@ def test_examples_of_no_known_kind(example):
         recognise_example(example)
 
 
-class Reader(torch.nn.Module):
-    def forward(self, input_ids, attention_mask):
-        return input_ids
-
-
 def test_the_arguments_of_a_backbone_tell_what_it_reads():
     assert find_reader(TinyNet().forward) is IMAGE
-    assert find_reader(Reader().forward) is TEXT
+    assert find_reader(lambda input_ids, attention_mask: input_ids) is TEXT
 
 
 @pytest.mark.parametrize("modality", [IMAGE, TEXT, SERIES, VOLUME, VECTOR])
 def test_examples_for_a_backbone_are_of_their_own_kind(modality):
     example = modality.make_example(size=12)
     assert recognise_example(example) is modality
+
+
+def test_networks_of_one_size():
+    with pytest.raises(xl.errors.InputError, match=r"\(3, 16, 16\) only"):
+        IMAGE.check(torch.zeros(2, 3, 20, 20), InputFormat((), (3, 16, 16), exact_size=True), "x", torch.zeros(1))
+
+
+def test_a_map_is_coarsened_but_never_refined():
+    assert IMAGE.coarsen(torch.rand(2, 9, 3), (5, 5)).shape == (2, 5, 3)
+
+
+FORMAT = InputFormat(("image", "vector"), (3, 8, 8), vocabulary=(None, None), shapes=((3, 8, 8), (4,)))
+BOTH = SeveralInputs((("image", IMAGE), ("vector", VECTOR)))
+
+
+def make_inputs(count=2):
+    return {"image": torch.randn(count, 3, 8, 8), "vector": torch.randn(count, 4)}
+
+
+def test_each_is_checked_by_its_own_kind():
+    inputs = make_inputs()
+    tensors = BOTH.check(dict(reversed(inputs.items())), FORMAT, "inputs", torch.zeros(1))
+    assert all(a is b for a, b in zip(tensors, inputs.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vector": torch.zeros(2, 5)}, r"inputs\['vector'\]: expected \(B,4\), got \(2, 5\)"),
+        ({"vector": torch.zeros(3, 4)}, "2 samples of 'image', 3 of 'vector'"),
+        ({"image": torch.full((2, 3, 8, 8), torch.inf)}, r"inputs\['image'\]: expected finite values"),
+        (["image"], r"expected a dict with \['image', 'vector'\], got \['image'\]"),
+        (None, "got Tensor"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, said):
+    inputs = make_inputs()
+    if isinstance(change, dict):
+        given = inputs | change
+    else:
+        given = inputs["image"] if change is None else {name: inputs[name] for name in change}
+    with pytest.raises(xl.errors.InputError, match=said):
+        BOTH.check(given, FORMAT, "inputs", torch.zeros(1))
+
+
+def test_maps_lie_on_the_first():
+    inputs, cells = make_inputs(), torch.ones(2, 2, 2, dtype=torch.bool)
+    deleted = BOTH.delete(inputs, cells)
+    assert deleted["vector"] is inputs["vector"]
+    torch.testing.assert_close(deleted["image"], IMAGE.delete(inputs["image"], cells))
+    assert BOTH.grid == (5, 5)
+    assert BOTH.coarsen(torch.ones(1, 10, 10), (5, 5)).shape == (1, 5, 5)
+    series = SeveralInputs((("series", SERIES), ("vector", VECTOR)))
+    assert series.adapt(InputFormat(("series", "vector"), (9, 2), channels_last=True)).first is TIME_FIRST
+    assert series.grid == (16,)
+
+
+def test_a_file_holds_only_one():
+    with pytest.raises(xl.errors.InputError, match=r"photo.jpg: the network takes \['image', 'vector'\]"):
+        BOTH.read("photo.jpg", None)

@@ -190,6 +190,7 @@ def test_attention_beside_a_map_leaves_its_place_and_shows_the_whole_image():
         lambda x: x.max(2, keepdim=True)[0],
         lambda x: x[:, :, torch.arange(24)],
         lambda x: x[:, :, list(range(24))],
+        lambda x: x.transpose(2, x.dim() - 1),
         lambda x: F.avg_pool2d(x, (x.shape[2] // 12, 2), 1, padding=x.shape[0] * 0),
         lambda x: F.pad(x, (0, x.shape[3] // 24)),
         lambda x: x.narrow(2, x.shape[2] // 12, 3),

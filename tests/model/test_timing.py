@@ -19,7 +19,7 @@ from exitlens.model.timing import (
     measure_exits,
     measure_quietly,
     summarize,
-)
+)  # fmt: skip
 from tests.conftest import make_net
 
 SECONDS = {"exit 0": 0.02, "exit 1": 0.05, "exit 2": 0.11, WHOLE: 0.1}
@@ -84,15 +84,15 @@ def test_answers_leave_where_they_should_and_batches_are_filled(monkeypatch):
     assert seen == [(7, [0, 1, 2], {0}), (7, [0, 1, 2], {1}), (7, [0, 1, 2], {2}), (7, [2], {2})]
 
 
-def works(**seconds):
-    """Works by name, each giving its seconds in order, again and again."""
-    cycles = {name.replace("_", " "): itertools.cycle(values) for name, values in seconds.items()}
-    return {name: lambda times=times: [next(times)] for name, times in cycles.items()}
-
-
 @pytest.fixture
 def no_time(monkeypatch):
     monkeypatch.setattr(exit_times, "SECONDS", 0.0)
+
+
+def works(*seconds):
+    """Works of exits 0, 1, ..., each giving its seconds in order, again and again."""
+    cycles = [itertools.cycle(values) for values in seconds]
+    return {f"exit {k}": lambda times=times: [next(times)] for k, times in enumerate(cycles)}
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,13 @@ def no_time(monkeypatch):
 )
 def test_spread_times_and_a_later_exit_that_is_faster_are_refused(no_time, times, message):
     with pytest.raises(xl.errors.EngineError, match=message):
-        measure_quietly(works(exit_0=[1.0], exit_1=times), lambda: 1.0)
+        measure_quietly(works([1.0], times), lambda: 1.0)
 
 
 def test_it_is_measured_again_until_it_is_quiet(no_time):
-    steady = works(exit_0=[1.0, 1.01, 0.99], exit_1=[2.0])
-    assert len(measure_quietly(steady, lambda: 1.0).rounds["exit 0"]) == exit_times.ROUNDS
+    assert len(measure_quietly(works([1.0, 1.01, 0.99], [2.0]), lambda: 1.0).rounds["exit 0"]) == exit_times.ROUNDS
     shares = iter([0.5, 0.7, 0.95])
-    assert measure_quietly(works(exit_0=[1.0]), lambda: next(shares)).seconds("exit 0")[0] == 1.0
+    assert measure_quietly(works([1.0]), lambda: next(shares)).seconds("exit 0")[0] == 1.0
     assert next(shares, None) is None
 
 

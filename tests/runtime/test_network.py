@@ -54,6 +54,10 @@ def test_texts(tmp_path):
     net = make_text_net()
     policy = xl.Policy((0.4,) * (net.num_exits - 1))
     edge, inputs = er.load(xl.export(net, policy, tmp_path / "e"), threads=1), make_texts(9)
+    described = [(tensor["name"], tensor["dtype"]) for tensor in edge.manifest["inputs"]]
+    assert described == [("input_ids", "int64"), ("attention_mask", "int64")]
+    assert edge.manifest["modality"] == "text"
+    assert edge.manifest["vocabulary"][0] > 0
     check_answers(edge.predict({name: t.numpy() for name, t in inputs.items()}), xl.predict(net, inputs, policy))
     with pytest.raises(er.InputError, match="texts"):
         edge.predict_texts(["a word"])

@@ -35,11 +35,8 @@ def find_modality(
 ) -> Modality:
     """Return the kind of input that a network takes, or raise :class:`InputError`.
 
-    Args:
-        names: of its tensors; empty for a single tensor.
-        shape: of one sample, or of the first of several inputs.
-        dtypes: of its tensors; empty for floats in the network's dtype.
-        shapes: of one sample of each of several inputs; empty if all have ``shape``.
+    A single tensor has no ``names``, floats in the network's dtype no ``dtypes``; ``shapes`` are those of samples of several
+    inputs, if they differ from ``shape``.
     """
     if shapes and len(shapes) == len(names):
         kinds = dtypes or [torch.float32] * len(names)

@@ -19,11 +19,7 @@ VECTOR_FILES = (".npy", ".csv", ".parquet")
 
 
 class VectorModality(Modality):
-    """Vectors with samples ``(F,)``.
-
-    The hidden units of a multi-layer perceptron mix features, so its exits have no maps, unless features are named as
-    ``groups`` (``xl.attach(..., groups=...)``) or the network has a token for each feature.
-    """
+    """Vectors with samples ``(F,)``, whose maps lie on ``groups`` of features or on tokens (hidden units mix features)."""
 
     name, plural, axes = "vector", "vectors", ("F",)
     expected = "a float tensor (B,F) of vectors of features"

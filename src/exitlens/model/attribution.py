@@ -45,7 +45,6 @@ def attribute(
     This says which places of *shallow* features the answer depends on. The network runs in evaluation mode and untuned.
 
     Args:
-        net: the network.
         inputs: B samples.
         exit: the exit whose answer is explained; by default the final one.
         labels: ``(B,)`` classes; by default the exit's own answers. In a multi-label network, one label for each sample; by

@@ -29,7 +29,7 @@ LEAST_SHARE = 0.25  # of the image's shorter side, that a location has to see
 _MIXING = (  # parts of the names of what mixes locations although it keeps the shape, or moves them
     *("softmax", "matmul", "bmm", "einsum", "attention", "attend", "tensordot", "linalg", "fft", "roll", "flip", "rot90"),
     *("cum", "sort", "topk", "gather", "scatter", "index", "unfold", "fold", "conv", "pool", "grid_sample", "shuffle"),
-    *("lstm", "gru", "rnn", "transformer", "upsample", "interpolate"),
+    *("lstm", "gru", "rnn", "transformer", "upsample", "interpolate", "transpose", "permute", "swap"),
 )
 _RESHAPING = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "unsafe_view")
 _TAKING = ("getitem", "slice", "select", "narrow")

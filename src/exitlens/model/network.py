@@ -115,10 +115,7 @@ class ExitNet(nn.Module):
         return outputs, features
 
     def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Return the output of every exit; gradients of the attention maps reach the heads only, not the backbone.
-
-        The heads run once more on detached activations; the maps have the same values.
-        """
+        """Return the output of every exit; gradients of the attention maps reach the heads only, not the backbone."""
         return tuple(self._walk(self.unpack(inputs), separate_maps=True))
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
@@ -151,10 +148,7 @@ class ExitNet(nn.Module):
         return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs[name] for name in self.input_spec.names)
 
     def walk(self, inputs: Inputs) -> Iterator[ExitOutput]:
-        """Yield one exit's output after the other; stage k+1 runs only when exit k+1 is asked for.
-
-        Raises :class:`InputError` at the call, before any stage runs, if the network cannot take the inputs.
-        """
+        """Check the inputs, then yield the exits' outputs; stage k+1 runs only when exit k+1 is asked for."""
         return self._walk(self.check_input(inputs))
 
     def _walk(self, activations: Activations, separate_maps: bool = False) -> Iterator[ExitOutput]:

@@ -137,15 +137,9 @@ def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -
     take turns in changing order, so that outside changes affect all alike; medians over rounds count. A measurement is
     refused if the quartiles of any of them are further apart than :data:`BUSY` of the median, if the answering thread was
     on a processor for less than :data:`ON_PROCESSOR` of the time (on a CPU), or if a later exit took clearly less time
-    than an earlier one. It is then repeated, up to :data:`ATTEMPTS` times in all.
+    than an earlier one. It is then repeated, up to :data:`ATTEMPTS` times in all, before :class:`EngineError` is raised.
 
-    Args:
-        net: tuned, compiled or neither, as it is to answer.
-        inputs: samples; the batch repeats them if it needs more.
-        batch_size: number of samples in the batch; by default as many as ``inputs``.
-
-    Raises:
-        EngineError: if the machine is too busy.
+    The batch has ``batch_size`` samples, by default as many as ``inputs``, which are repeated if it needs more.
     """
     rows = torch.arange(batch_size or count_rows(inputs)) % count_rows(inputs)
     batch = map_inputs(inputs, lambda t: t[rows.to(t.device)])

@@ -11,7 +11,7 @@ import exitlens as xl
 from exitlens.model.engine import onnx_files
 from exitlens.model.engine.onnx_files import Home, OnnxFile
 from tests.conftest import make_net, spread_policy
-from tests.texts import make_text_net, make_texts
+from tests.texts import AT, make_bert, make_texts
 
 pytest.importorskip("onnxruntime")
 ONNX = xl.Tuning(backend="onnx")
@@ -68,8 +68,8 @@ def test_weights_that_change_are_written_again(images):
 
 @pytest.mark.slow
 def test_texts():
-    net, inputs = make_text_net(), make_texts(9)
-    policy = xl.Policy((0.4,) * (net.num_exits - 1))
+    net, inputs = xl.attach(make_bert(num_hidden_layers=2), AT[:1], 3, make_texts()).eval(), make_texts(9)
+    policy = xl.Policy((0.4,))
     expected = xl.predict(net, inputs, policy)
     net.tuning = ONNX
     pred = xl.predict(net, inputs, policy)
@@ -142,13 +142,13 @@ def test_errors_are_ours(written):
 def test_attention_over_windows_of_several_axes():
     class Windows(nn.Module):
         def forward(self, *tensors):
-            groups = tensors[0].reshape(-1, 3, 2, 4, 8)
-            return (nn.functional.scaled_dot_product_attention(groups, groups, groups, dropout_p=0.0).flatten(1),)
+            groups, attend = tensors[0].reshape(-1, 3, 2, 4, 8), nn.functional.scaled_dot_product_attention
+            groups = attend(groups, groups, groups, dropout_p=0.0)
+            return (attend(groups, groups, groups, dropout_p=0.0).flatten(1),)
 
     x, module = torch.randn(5, 192), torch.fx.symbolic_trace(Windows())
-    for target in (nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
-        node = next(node for node in module.graph.nodes if "scaled_dot_product_attention" in str(node.target))
-        node.target = target  # as torch.fx and torch.export write it
-        module.recompile()
-        file = OnnxFile.write(module, (x[:1],), "windows")
-        assert torch.allclose(file((x,))[0], module(x)[0], atol=1e-5)
+    first = next(node for node in module.graph.nodes if "scaled_dot_product_attention" in str(node.target))
+    first.target = torch.ops.aten.scaled_dot_product_attention.default  # as torch.export writes it, and torch.fx the second
+    module.recompile()
+    file = OnnxFile.write(module, (x[:1],), "windows")
+    assert torch.allclose(file((x,))[0], module(x)[0], atol=1e-5)

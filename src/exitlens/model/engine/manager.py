@@ -107,11 +107,7 @@ class EngineManager:
     An untuned network answers with a static default, which is read from its graphs without running anything
     (:func:`~exitlens.model.engine.tuning.choose_default`). While any of its modules has hooks, nothing is changed, so
     that hooks see what the module itself would get. A copy of the network has the same tuning and an engine of its own,
-    which is not compiled.
-
-    Args:
-        example: returns one sample, as the first stage takes it.
-        tuning: ``None`` while the network is untuned.
+    which is not compiled. ``example`` returns one sample, as the first stage takes it.
     """
 
     def __init__(
@@ -177,12 +173,8 @@ class EngineManager:
     def select(self) -> Engine:
         """Return the engine to answer with; raises :class:`EngineError` if the weights changed after compiling.
 
-        ===========================  =============================================
-        compiled                     the cached engine, while its weights are those
-        tuned, weights as they are   a new engine on the network's own weights
-        untuned, with hooks          the same, with nothing changed
-        any other                    the cached engine; made anew when weights change
-        ===========================  =============================================
+        A tuning that leaves the weights as they are, and hooks in an untuned network, get a new engine in place. Otherwise
+        the cached engine answers, which is made anew when weights change.
         """
         cached = self._cached
         if cached is None or not cached[0].is_compiled:

@@ -98,15 +98,11 @@ class Written(NamedTuple):
 def write_segments(
     directory: Path, segments: Sequence[Segment], examples: Mapping[int, Activations], names: Sequence[str]
 ) -> list[Written]:
-    """Write ``stage_0.onnx`` and so on, each compared with its segment.
-
-    ``examples`` are samples by batch size, which includes 2; ``names`` those of the first stage's tensors.
-    """
+    """Write ``stage_0.onnx`` and so on; ``examples`` are samples by batch size, 2 included, of the tensors ``names``."""
     files, batches = list[Written](), examples
     for place, segment in enumerate(segments):
-        path, part = directory / f"stage_{place}.onnx", f"exit {segment.exit}"
-        known = [LOGITS, ATTENTION]
-        outputs, expected = write_module(segment, batches, path, names, known, f"features_{segment.exit}", part)
+        path, known, k = directory / f"stage_{place}.onnx", [LOGITS, ATTENTION], segment.exit
+        outputs, expected = write_module(segment, batches, path, names, known, f"features_{k}", f"exit {k}")
         files.append(Written(path, segment.exit, names, outputs, tuple(expected[2][1].shape[1:])))
         names, batches = outputs[2:], {size: tensors[2:] for size, tensors in expected.items()}
     return files
@@ -121,23 +117,16 @@ def write_module(
     rest: str,
     part: str,
 ) -> tuple[list[str], dict[int, Activations]]:
-    """Write a module (``*tensors`` -> a tuple of tensors) for any number of samples, and compare the two.
+    """Write a module (``*tensors`` -> a tuple of tensors) for any number of samples; compare the two on all ``batches``.
 
-    Args:
-        batches: samples by batch size, which includes 2 (with 1, torch.export would fix the batch size).
-        inputs, outputs: names of the tensors; further outputs are called ``rest``, with a number.
-        part: names the module in errors.
-
-    Returns:
-        Names of the outputs, and the module's outputs by batch size.
-
-    Raises:
-        ExportError: where the module cannot be exported for any number of samples, or the file gives something else.
+    ``inputs`` and ``outputs`` name the tensors; further outputs are called ``rest``, with a number. ``part`` names the
+    module in errors. Returns the names of all outputs, and the module's outputs by batch size. Raises :class:`ExportError`
+    where the module cannot be exported for any number of samples, or the file gives something else.
     """
     with torch.inference_mode():
         expected: dict[int, Activations] = {size: module(*batch) for size, batch in batches.items()}
     names = [*outputs, *(f"{rest}_{i}" for i in range(len(expected[2]) - len(outputs)))]
-    activations = tuple(t.clone() for t in batches[2])
+    activations = tuple(t.clone() for t in batches[2])  # two samples: with one, torch.export would fix the batch size
     try:
         with warnings.catch_warnings(), torch.no_grad(), _FlatAttention():
             warnings.simplefilter("ignore")
@@ -237,9 +226,7 @@ class Home:
 class OnnxFile:
     """An ONNX file, run on as many threads as PyTorch has at the call. Threads may share it.
 
-    Args:
-        inputs, outputs: names of its tensors.
-        home: the file's directory, if it is to exist as long as this object.
+    ``inputs`` and ``outputs`` name its tensors; ``home`` is its directory, if that is to exist as long as this object.
     """
 
     def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str], home: Home | None = None) -> None:
@@ -338,12 +325,8 @@ def build_engine(
 ) -> Engine:
     """Make an engine on copies of stages and heads in the tuning's form, with its backend.
 
-    Args:
-        example: one sample, as the first stage takes it.
-        files: ONNX files of these weights, which are used if they answer here as the network does.
-
-    Raises:
-        EngineError: with ONNX Runtime, unless the network is in float32 on the CPU and can be written as ONNX.
+    ``example`` is one sample; ``files`` of these weights are used if they answer here as the network does. With ONNX
+    Runtime, raises :class:`EngineError` unless the network is in float32 on the CPU and can be written as ONNX.
     """
     if tuning.precision == "int8":
         raise EngineError("tuning: the int8 files hold other weights. Fix: call exitlens.export_int8 again.")

@@ -141,9 +141,6 @@ def choose_default(stages: Sequence[Stage], heads: Sequence[ExitHead], example: 
     Convolutional networks for images, in float32 on a CPU, run in micro-batches of 16, in ``channels_last`` unless a graph
     takes views of tensors, which may not work in that format, and with batch normalisation folded where there is any.
     All others, such as networks with attention, run unchanged. Memory is not kept, because that affects the whole process.
-
-    Args:
-        example: one sample, as the first stage takes it.
     """
     graphs = [stage.evaluation for stage in stages] + [h.tail.evaluation for h in heads if isinstance(h, KeptHead)]
     tensors = [*example, *(t for part in (*stages, *heads) for t in (*part.parameters(), *part.buffers()))]
