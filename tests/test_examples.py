@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "load", "limit"), [("series", "load_motifs", 96), ("volumes", "load_blobs", 48)])
+@pytest.mark.parametrize(("page", "load", "limit"), [("series", "load_motifs", 48), ("volumes", "load_blobs", 24)])
 def test_an_example_runs(page, load, limit, monkeypatch, capsys):
     whole = getattr(xl.demo, load)
     monkeypatch.setattr(xl.demo, load, lambda split, **more: whole(split, limit=limit, **more))

@@ -147,25 +147,9 @@ def test_what_comes_of_a_hostile_request(monkeypatch, said, outcome, has_reason)
 # Servers
 
 
-def serve_nothing(settings):
-    raise RuntimeError(f"as told: {settings['why']}")
-
-
-def serve_without_end(settings):
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.send_response(200)
-            self.end_headers()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    HTTPServer(("127.0.0.1", settings["port"]), Answer).serve_forever()
-
-
 @pytest.mark.slow
 def test_a_server_that_fails_says_why_and_one_that_does_not_end_is_ended(monkeypatch):
-    where = "tests.benchmarks.test_serving"
+    where = "tests.benchmarks.hosts"
     with (
         pytest.raises(RuntimeError, match=r"(?s)ended with 1.*as told: no reason"),
         servers.start_server(f"{where}:serve_nothing", {"why": "no reason"}, path="/", probe=b""),

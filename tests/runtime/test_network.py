@@ -12,7 +12,7 @@ import exitlens_runtime as er
 from exitlens_runtime.reading import Preprocess
 from tests.exported import check_answers
 from tests.runtime.conftest import NET
-from tests.texts import make_text_net, make_texts
+from tests.texts import AT, make_bert, make_texts
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
@@ -51,8 +51,7 @@ def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
 
 @pytest.mark.slow
 def test_texts(tmp_path):
-    net = make_text_net()
-    policy = xl.Policy((0.4,) * (net.num_exits - 1))
+    net, policy = xl.attach(make_bert(num_hidden_layers=2), AT[:1], 3, make_texts()).eval(), xl.Policy((0.4,))
     edge, inputs = er.load(xl.export(net, policy, tmp_path / "e"), threads=1), make_texts(9)
     described = [(tensor["name"], tensor["dtype"]) for tensor in edge.manifest["inputs"]]
     assert described == [("input_ids", "int64"), ("attention_mask", "int64")]

@@ -75,8 +75,8 @@ def hold(model, monkeypatch):
     return hold_
 
 
-def wait_until(is_true):
-    until = time.monotonic() + 10
+def wait_until(is_true, seconds=10):
+    until = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < until
         time.sleep(0.002)

@@ -20,9 +20,10 @@ from exitlens.serving.http.answers import DEFAULT_OUTPUTS, OUTPUTS, TERMS
 from exitlens.serving.http.application import describe_api, make_app
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import Limits
+from exitlens.serving.settings import Batching, Limits
 from tests.serving.conftest import POLICIES, make_text_net, save_small
 from tests.serving.http.conftest import encode, open_client
+from tests.serving.test_endpoint import wait_until
 from tests.serving.test_metrics import parse
 
 triton = pytest.importorskip("tritonclient.http")
@@ -289,7 +290,7 @@ def test_a_log_line_says_which_model_answered_how(model, picture):
 @pytest.mark.slow
 def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
     save_small(tmp_path / "b", 0.0, 0.0)
-    repository = Repository({"b": tmp_path / "b"})
+    repository = Repository({"b": tmp_path / "b"}, Batching(max_wait_ms=60_000))  # opening a bundle may hold the loop up
     first = repository.find("b").model.version
     codes, stop = [], threading.Event()
     with open_client(make_app(repository, reload_seconds=0.05)) as client:
@@ -303,18 +304,17 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(0.1)
+        wait_until(lambda: codes)
         manifest = (tmp_path / "b" / "manifest.json").read_bytes()
         (tmp_path / "b" / "manifest.json").write_text("{")  # half copied, perhaps
         time.sleep(0.15)
         assert client.get("/v2/health/ready").status_code == 200
         (tmp_path / "b" / "manifest.json").write_bytes(manifest)
         save_small(tmp_path / "b", math.inf, math.inf)
-        until = time.monotonic() + 15
-        while repository.find("b").model.version == first and time.monotonic() < until:
-            assert client.get("/v2/health/ready").status_code == 200
-            time.sleep(0.02)
-        time.sleep(0.1)
+        wait_until(lambda: repository.find("b").model.version != first, 60)
+        assert client.get("/v2/health/ready").status_code == 200
+        answered = len(codes)
+        wait_until(lambda: len(codes) > answered + 3, 60)  # one from each thread may have been under way
         stop.set()
         for thread in threads:
             thread.join()
@@ -364,9 +364,7 @@ def test_the_lag_of_the_event_loop_counts_as_waiting(model, picture):
         while seen[-1] < 0.15 and time.monotonic() < until:
             seen.append(endpoint.lag)
         assert 0.15 < max(seen) < 3
-        while endpoint.lag > 0.05 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert endpoint.lag <= 0.05
+        wait_until(lambda: endpoint.lag <= 0.05)
         assert client.post("/classify", content=picture).status_code == 200
 
 
