@@ -204,12 +204,9 @@ def test_a_sample_that_stands_twice_is_kept_once_and_told(tmp_path):
 @pytest.mark.parametrize("words", [{"GNU.sparse.major": "1"}, {"GNU.sparse.map": "0,5", "GNU.sparse.size": "9"}])
 def test_members_stored_with_holes_are_no_samples(tmp_path, words):
     """Their bytes do not lie in the file as they are; Python's reader stumbles over some."""
+    sparse = words | {"GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, extra in (
-            ("0.png", {}),
-            ("a.png", {}),
-            ("b.png", words | {"GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}),
-        ):
+        for name, extra in (("0.png", {}), ("a.png", {}), ("b.png", sparse)):
             entry = tarfile.TarInfo(name)
             entry.size, entry.pax_headers = 5, extra
             archive.addfile(entry, io.BytesIO(b"99999"))

@@ -204,16 +204,6 @@ def test_waits_no_longer_than_it_is_told():
         assert items.next() == 1
 
 
-def test_leaving_early_stops_the_thread():
-    def source():
-        yield from range(1_000_000)
-
-    with Prefetch(source()) as items:
-        items.next()
-    names = [t.name for t in threading.enumerate()]
-    assert "exitlens-prefetch" not in names
-
-
 @pytest.mark.parametrize("depth", [1, 2, 20])
 def test_everything_is_read_ahead_in_order(depth):
     with Prefetch(iter(range(10)), depth) as items:

@@ -167,12 +167,9 @@ def test_a_class_that_one_fold_holds_alone():
     assert len(record.held_out) == 2
 
 
-def test_more_folds_than_samples():
+def test_requests_that_cannot_be_met_on_held_out_samples():
     with pytest.raises(xl.errors.InputError, match="folds: got 301 for 300 samples"):
         xl.calibrate(random_trace(300), max_accuracy_drop=0.1, folds=301)
-
-
-def test_limits_that_no_policy_keeps_within_the_cost():
     message = r"keeps {'max_disagreement': 0.0} on held-out samples within max_cost 0.21"
     with pytest.raises(xl.errors.CalibrationError, match=message):
         xl.calibrate(random_trace(300), max_disagreement=0.0, max_cost=0.21, folds=3)

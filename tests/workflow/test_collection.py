@@ -13,7 +13,7 @@ from exitlens.functional.maps import divergence, kl, on_common_grid, pair_sample
 from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
-from tests.conftest import TinyNet, make_net, make_timing
+from tests.conftest import TinyNet, make_net, make_timing, make_tiny_set
 from tests.ranks import open_pair
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -128,9 +128,8 @@ def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
 
 
 def _collect(rank, kind, folder, ranks=None):
-    rng = torch.Generator().manual_seed(3)
-    labels = torch.arange(37) % 4
-    data = xl.data.ImageSet(torch.randint(0, 255, (37, 3, 16, 16), generator=rng).to(torch.uint8), labels, tuple("wxyz"))
+    data = make_tiny_set(37)
+    labels = data.labels
     if kind == "lazy":
         data = xl.data.load_folder(folder, xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))
     source = {

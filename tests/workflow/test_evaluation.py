@@ -15,9 +15,7 @@ from tests.conftest import random_trace, timed_trace
 
 def test_report_by_hand():
     logits = torch.tensor([[[3.0, 0.0], [3.0, 0.0]], [[0.1, 0.0], [0.0, 3.0]], [[3.0, 0.0], [0.0, 3.0]]])
-    trace = xl.Trace(
-        logits, torch.tensor([0, 1, 1]), torch.tensor([[0.2, 0.0], [0.4, 0.0], [0.6, 0.0]]), torch.tensor([0.4, 1.0])
-    )
+    trace = xl.Trace(logits, [0, 1, 1], [[0.2, 0.0], [0.4, 0.0], [0.6, 0.0]], [0.4, 1.0])
     report = xl.evaluate(trace, xl.Policy((0.9,)))
     assert report.exit_shares == pytest.approx((2 / 3, 1 / 3))
     assert report.accuracy == pytest.approx(2 / 3)
@@ -73,17 +71,11 @@ def test_reports_show_the_traces_milliseconds():
     assert plain.to_dict()["timing"] is None
 
 
-def test_the_never_exit_policy_is_the_final_exit():
-    trace = random_trace()
-    report = xl.evaluate(trace, xl.Policy.never(3))
+def test_the_never_exit_policy_is_the_final_exit_and_the_curve_begins_at_the_first():
+    report = xl.evaluate(random_trace(), xl.Policy.never(3))
     assert report.accuracy == report.exits[-1].accuracy
     assert report.accuracy_drop == report.divergence == 0
     assert report.cost == pytest.approx(1.0)
-
-
-def test_curve_reaches_from_the_first_exit_to_the_best_that_thresholds_can_do():
-    trace = random_trace()
-    report = xl.evaluate(trace, xl.Policy.never(3))
     assert report.curve[0] == pytest.approx((0.2, report.exits[0].accuracy))
     assert report.curve[-1][0] <= 1.0
     assert list(report.curve) == sorted(report.curve)

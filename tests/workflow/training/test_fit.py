@@ -14,16 +14,12 @@ from torchvision.transforms import v2
 
 import exitlens as xl
 from exitlens.io import read_tensors
-from tests.conftest import TinyNet, make_net
+from tests.conftest import TinyNet, make_net, make_tiny_set
 from tests.ranks import end, fork
-from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh, weights
+from tests.workflow.training.networks import QUICK, WithoutStatistics, equal, fresh, raise_at, weights
 
 EVERYTHING = {"augment": "trivial", "balanced": True, "accumulate": 2, "clip_norm": 0.5, "ema": 0.9, "monitor": "loss"}
 EVERYTHING |= {"loss": xl.EGTLoss(label_smoothing=0.1, class_weights="balanced")}
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_learns_and_logs(tiny_set, tmp_path):
@@ -111,8 +107,7 @@ def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, o
 
 
 def train_to_the_end(out: Path) -> None:
-    pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
-    data, net = xl.data.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz")), fresh()
+    data, net = make_tiny_set(64), fresh()
     xl.fit(net, data, data, out_dir=out, resume=True, **QUICK | EVERYTHING | {"epochs": 12})
     torch.save(dict(net.state_dict()), out / "done.pt")
 
@@ -131,19 +126,6 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert end(fork(train_to_the_end, tmp_path / "part")) == 0
     whole, part = (torch.load(tmp_path / name / "done.pt", weights_only=True) for name in ("whole", "part"))
     assert equal(whole, part)
-
-
-def raise_at(error, *steps):
-    """Return an augmentation that raises at these steps."""
-    seen = []
-
-    def augment(x):
-        seen.append(1)
-        if len(seen) in steps:
-            raise error
-        return x
-
-    return augment
 
 
 def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):

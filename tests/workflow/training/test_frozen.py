@@ -2,6 +2,7 @@
 
 import errno
 import math
+import shutil
 from functools import partial
 
 import pytest
@@ -127,16 +128,12 @@ def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
-    import shutil
-
-    from exitlens.data.files import load_folder
-
     root = shutil.copytree(folder, tmp_path / "images")
     for name in ("dark/03.png", "bright/11.png"):
         (root / name).write_bytes(b"no image")
     nets = []
     for kept in (None, False):
-        data = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
+        data = xl.data.load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
         nets.append(fresh(classes=2))
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
         assert len(data.bad) == 2
