@@ -41,6 +41,7 @@ def test_load_folder(folder):
         (folder / "cat" / hidden).write_bytes((folder / "cat" / "00.png").read_bytes())
     data = xl.data.load_folder(folder, PREPROCESS)
     assert data.inputs.shape == (36, 3, 16, 16)
+    assert xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,))).inputs.shape == (36, 1, 8, 8)
     assert data.classes == ("cat", "dog", "emu")
     assert data.labels.bincount().tolist() == [12, 12, 12]
     images = xl.data.load_unlabelled(folder, PREPROCESS)
@@ -48,11 +49,6 @@ def test_load_folder(folder):
     assert [str(path) for path in images.files] == [data.name(i) for i in range(36)]
     alone = xl.data.load_unlabelled(images.files[3], PREPROCESS)
     torch.testing.assert_close(alone.inputs[0], data.inputs[3])
-
-
-def test_grey_images(folder):
-    data = xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,)))
-    assert data.inputs.shape == (36, 1, 8, 8)
 
 
 def _spoil(folder):

@@ -43,10 +43,8 @@ def _processes():
 
 def _decode(reader, count=2, size=4, **how):
     plan = [list(range(at, min(at + size, len(reader)))) for at in range(0, len(reader), size)]
-    return [
-        (found.values[:, 0, 0, 0].tolist(), found.good, found.bad)
-        for found in decode_batches(reader, plan, SHAPE, count, **how)
-    ]
+    batches = decode_batches(reader, plan, SHAPE, count, **how)
+    return [(found.values[:, 0, 0, 0].tolist(), found.good, found.bad) for found in batches]
 
 
 def test_batches_come_in_order_whatever_the_number_of_processes():

@@ -203,14 +203,11 @@ def test_groups_are_what_a_certificate_counts():
     assert (spend(trace, policy) <= 5).float().mean() >= 0.8
 
 
-def test_requests_that_cannot_be_met():
+def test_time_limits_that_cannot_be_met():
     with pytest.raises(xl.errors.CalibrationError, match=r"the first exit takes 2 ms \(batches of 64.*allow 2 ms or more"):
         xl.calibrate(timed_trace(), max_ms=1.5)
     with pytest.raises(xl.errors.InputError, match=r"max_ms: this trace has no measured times: collect it with cost='time'"):
         xl.calibrate(random_trace(), max_ms=5)
-
-
-def test_a_network_without_early_exits():
     timing = xl.types.ExitLatency((2.0,), (2.0,), (2.0,), 2.0, 1, 1)
     trace = replace(random_trace(k=1), timing=timing)
     assert xl.calibrate(trace, max_ms=3).thresholds == ()

@@ -42,12 +42,7 @@ def test_traces_record_the_networks_outputs(net, images):
 
 def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     asked = []
-
-    def measure(*words):
-        asked.append(words)
-        return make_timing()
-
-    monkeypatch.setattr(collection, "measure_exits", measure)
+    monkeypatch.setattr(collection, "measure_exits", lambda *words: asked.append(words) or make_timing())
     trace = xl.collect(net, tiny_set, batch_size=7, cost="time", timed_batch=3, trace_dir=tmp_path / "t")
     assert trace.timing == make_timing()
     assert trace.cost.tolist() == pytest.approx([0.2, 0.5, 1.05])
@@ -247,8 +242,7 @@ def test_large_columns_wait_in_files(net, tiny_set, monkeypatch, tmp_path, compa
 
 @pytest.mark.slow
 def test_compact_and_whole_traces_give_equal_policies_and_reports():
-    hundred = make_hundred_classes()
-    net, images, labels = hundred
+    net, images, labels = make_hundred_classes()
     data = [(a, b) for a, b in zip(images.split(50), labels.split(50), strict=True)]
     whole, compact = xl.collect(net, data), xl.collect(net, data, compact=True)
     for score in ("max_probability", "entropy", "margin"):

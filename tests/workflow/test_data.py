@@ -1,15 +1,12 @@
 """Every verb takes every kind of data, also sets that are read while it is asked for, and changes neither data nor network."""
 
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.readers import ImageFiles
 from exitlens.delivery.run_directory import build_network
 from exitlens.types.settings import NetworkSettings
 from tests.conftest import make_net
@@ -75,9 +72,8 @@ def test_the_network_its_inputs_and_the_mode_of_torch_are_left_alone(images, ver
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("data", [3, [["a", "b"]]])
 def test_other_types_are_refused(verb, data):
-    with pytest.raises(
-        (xl.errors.InputError, xl.errors.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"
-    ):
+    errors = (xl.errors.InputError, xl.errors.StreamError)
+    with pytest.raises(errors, match=r"expected (a Dataset|a folder|batches of inputs)"):
         VERBS[verb](make_net(), data)
 
 
@@ -138,26 +134,6 @@ def test_batches_that_become_too_small_are_skipped(own):
     _train(train, val)
     trace = xl.collect(fresh(classes=2), train)
     assert len(trace) == int((train.labels == train.classes.index("bright")).sum())
-
-
-@pytest.mark.slow
-def test_a_fit_resumes_after_a_killed_worker(folder, tmp_path, monkeypatch):
-    expected, _ = _train(*_open(folder))
-    original, here, train = ImageFiles.read, os.getpid(), _open(folder, 2)[0]
-    victim = int(train.rows[5])
-
-    def read(self, index):
-        if index == victim and os.getpid() != here and (tmp_path / "run" / "last.safetensors").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
-
-    monkeypatch.setattr(ImageFiles, "read", read)
-    with pytest.raises(xl.errors.DataError, match=r"SIGKILL.*--resume"):
-        _train(*_open(folder, 2), out_dir=tmp_path / "run")
-    monkeypatch.undo()
-    outcome, history = _train(*_open(folder, 2), out_dir=tmp_path / "run", resume=True)
-    assert len(history) == 2
-    assert equal(outcome, expected)
 
 
 @pytest.mark.slow

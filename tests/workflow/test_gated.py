@@ -96,9 +96,7 @@ def test_explanations_know_the_gate(made):
         assert item.exits[-1].estimate is None
         assert [v.fired for v in item.exits[:-1]] == [bool(decisive[i, k] >= policy.thresholds[k]) for k in range(2)]
     stopped = next(item for item in result if any(v.confidence >= v.threshold and not v.fired for v in item.exits[:-1]))
-    assert re.search(
-        r"reached the threshold too, but its map was not trusted: .* divergence .* over the limit", stopped.reason
-    )
+    assert re.search("reached the threshold too, but its map was not trusted: .* diverg.* over the limit", stopped.reason)
     assert [v.limit for v in stopped.exits] == [*policy.gate.limits, None]
     json.dumps(stopped.to_dict(), allow_nan=False)
 

@@ -174,10 +174,9 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
 def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
     options = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
+    failing = raise_at(RuntimeError("no such augmentation"), 1 + first_epoch_ends)
     with pytest.raises(RuntimeError, match="no such augmentation"):
-        xl.fit(
-            net, tiny_set, tiny_set, augment=raise_at(RuntimeError("no such augmentation"), 1 + first_epoch_ends), **options
-        )
+        xl.fit(net, tiny_set, tiny_set, augment=failing, **options)
     assert bool(list(tmp_path.iterdir())) == first_epoch_ends
     assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **options).history) == 2
 
@@ -194,12 +193,6 @@ def test_frozen_parts_do_not_change(tiny_set, final, options):
             kept = name.startswith("stages") or "tail" in name
         assert torch.equal(before[name], value) == kept, name
     assert all(p.requires_grad for p in net.parameters())
-
-
-def test_nothing_to_train():
-    net = xl.attach(TinyNet(), [], 4, torch.zeros(1, 3, 16, 16), final="keep")
-    with pytest.raises(xl.errors.TrainingError, match="nothing is left"):
-        xl.fit(net, [], [], freeze_backbone=True)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +351,7 @@ def _one_value(stage, _):
         raise ValueError("Expected more than 1 value per channel when training")
 
 
-def test_bad_data(tiny_set):
+def test_data_and_networks_that_cannot_be_trained(tiny_set):
     net = make_net()
     wrong, plain = (TensorDataset(tiny_set.inputs, tiny_set.labels + shift) for shift in (3, 0))
     loader = DataLoader(tiny_set, 8)
@@ -380,6 +373,9 @@ def test_bad_data(tiny_set):
         stage.register_forward_pre_hook(_one_value)
     with pytest.raises(xl.errors.TrainingError, match="drop_last"):
         xl.fit(small, tiny_set, tiny_set, **QUICK)
+    headless = xl.attach(TinyNet(), [], 4, torch.zeros(1, 3, 16, 16), final="keep")
+    with pytest.raises(xl.errors.TrainingError, match="nothing is left"):
+        xl.fit(headless, [], [], freeze_backbone=True)
 
 
 @pytest.mark.slow

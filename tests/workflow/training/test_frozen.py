@@ -33,11 +33,8 @@ def _assert_close(first: xl.ExitNet, second: xl.ExitNet) -> None:
 def _train_both(make, data, **options):
     """The same training with and without kept features: networks and results."""
     nets = [make(), make()]
-    results = [
-        xl.fit(net, data, data, cache_features=kept, **QUICK | options)
-        for net, kept in zip(nets, (None, False), strict=True)
-    ]
-    return nets, results
+    keeps = zip(nets, (None, False), strict=True)
+    return nets, [xl.fit(net, data, data, cache_features=kept, **QUICK | options) for net, kept in keeps]
 
 
 @pytest.mark.parametrize(
@@ -228,9 +225,8 @@ def read_words(net, input_ids, attention_mask):
 
 def test_features_read_by_several_heads_are_cached_once():
     texts, layers = make_texts(6), {"mix": nn.Linear(6, 6), "last": nn.Linear(6, 6), "fc": nn.Linear(6, 3)}
-    net = xl.attach(
-        make_network(read_words, embed=nn.Embedding(40, 6), **layers), ["embed", "mix"], 3, texts, head="context"
-    )
+    reader = make_network(read_words, embed=nn.Embedding(40, 6), **layers)
+    net = xl.attach(reader, ["embed", "mix"], 3, texts, head="context")
     heads = frozen.CachedHeads(net, xl.EGTLoss())
     with torch.no_grad():
         kept, whole = heads.extract(net.eval(), texts, training=True), net(texts)
