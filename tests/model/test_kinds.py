@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.layouts import Layout
 from tests.kinds import Both, Convolutional, Perceptron
 from tests.model.kinds import (
