@@ -33,7 +33,7 @@ from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.display import QUOTES, choose_text_colour, data_uri, pick_exit_colour
 from exitlens.errors import DataError, InputError, OutputExistsError
 from exitlens.io import write_text
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types import Explanation, Policy
