@@ -29,9 +29,9 @@ from benchmarks.harness import Job, Study, table
 from benchmarks.results import Runs, Tree
 from exitlens.edge.export import draw_for, name_inputs
 from exitlens.model.backbones.build import make_example
-from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.cutting.trace import pick_logits
+from exitlens.model.heads import have_maps
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 CLASSES, TOLERANCE = 5, 1e-5
