@@ -215,7 +215,7 @@ def count_one_group_draw(seed: int) -> dict[str, Rows]:
 
         def list_drawn(limit: float, mode: str = mode, label: str = label, first: Tensor = parts[0]) -> list[Risk]:
             risks, equal = [risk.at(rows) for risk in list_risks(population, SETS[label], limit)], mode == EQUAL
-            return risks if mode == "not named" else [risk.name_groups(ranks, first, equal=equal) for risk in risks]
+            return risks if mode == "not named" else [risk.with_groups(ranks, first, equal=equal) for risk in risks]
 
         thresholds = certify(scores[rows], trace.cost, list_drawn, GROUP_LIMITS, parts)
         risks, name = list_risks(population, SETS[label], 0.0), f"{GROUP_KINDS[seed % 3]}, {mode}, {label}"

@@ -108,14 +108,14 @@ def test_groups_needed():
     """Of groups of equal size as many as of samples, by the betting bound; a class of half of the groups twice as many."""
     groups, everyone = torch.arange(100) // 4, torch.arange(100)
     lossless = candidate(count=25)
-    one = risk_of(torch.zeros(100), 0.01).name_groups(groups, everyone, equal=False)
+    one = risk_of(torch.zeros(100), 0.01).with_groups(groups, everyone, equal=False)
     alone = math.log(10) / math.log1p(certification.SAFE * 0.01 / 0.99)
     assert certification.estimate_samples_needed([one], [lossless], 0.1) == math.ceil(alone) == 237
-    half = risk_of(torch.zeros(100), 0.01, rows=groups < 13).name_groups(groups, everyone, equal=False)
+    half = risk_of(torch.zeros(100), 0.01, rows=groups < 13).with_groups(groups, everyone, equal=False)
     assert certification.estimate_samples_needed([half], [lossless], 0.1) == math.ceil(alone * 25 / 13)
     near = candidate(loss=0.005, count=25)
     assert certification.estimate_samples_needed([one], [near], 0.1) == math.ceil(2 * math.log(10) * 0.005 / 0.005**2)
-    uneven = risk_of(torch.zeros(100), 0.01).name_groups(everyone.clamp_max(50), everyone, equal=False)
+    uneven = risk_of(torch.zeros(100), 0.01).with_groups(everyone.clamp_max(50), everyone, equal=False)
     assert certification.estimate_samples_needed([uneven], [lossless], 0.1) > 10 * alone
 
 
@@ -128,7 +128,7 @@ def test_correlated_groups_break_a_promise_that_counts_samples():
         groups = torch.arange(150).repeat_interleave(sizes)
         wrong = (torch.rand(150, generator=rng) < 0.1).float().repeat_interleave(sizes)
         index, plain = torch.zeros(len(groups), 1).long(), risk_of(wrong, limit)
-        named = plain.name_groups(groups, torch.arange(len(groups)), equal=False)
+        named = plain.with_groups(groups, torch.arange(len(groups)), equal=False)
         for name, risk, test in (("named", named, "group_betting"), ("not named", plain, "binomial")):
             broken[name] += certification.run_fixed_sequence_test(index, [risk], [candidate()], [test], 0.1).cuts is not None
     bound = 0.1 + 2 * math.sqrt(0.1 * 0.9 / draws)

@@ -37,14 +37,14 @@ def test_groups_are_the_units_of_a_risk():
     groups, exits = torch.tensor([1, 0, 1, 1, 2]), torch.zeros(5).long()
     one = Risk("r", torch.tensor([[1.0, 0], [1.0, 0], [0.0, 0], [-1.0, 0], [1.0, 0]]), 0.1, "ternary")
     assert torch.equal(one.units(exits), one.losses(exits))
-    equal = one.name_groups(groups, torch.arange(5), equal=True)
+    equal = one.with_groups(groups, torch.arange(5), equal=True)
     assert equal.units(exits).tolist() == [1.0, 0.0, 1.0]
     assert equal.mean(exits) == pytest.approx(2 / 3)
-    sized = one.name_groups(groups, torch.arange(5), equal=False)
+    sized = one.with_groups(groups, torch.arange(5), equal=False)
     assert sized.largest == 3
     assert sized.units(exits).tolist() == pytest.approx([0.1 + 0.9 / 3, 0.1 - 0.1, 0.1 + 0.9 / 3])
     assert sized.mean(exits) == pytest.approx(one.mean(exits)) == pytest.approx(0.4)
-    few = one.name_groups(groups, torch.tensor([1, 4]), equal=False)  # a later group is larger than all of these
+    few = one.with_groups(groups, torch.tensor([1, 4]), equal=False)  # a later group is larger than all of these
     assert few.largest == 1
     assert few.units(exits).tolist() == equal.units(exits).tolist()
     assert few.at(torch.tensor([0, 4])).units(exits[:2]).tolist() == [1.0, 1.0]
@@ -55,7 +55,7 @@ def test_a_column_weighs_groups_as_the_risk_does(equal):
     rng = torch.Generator().manual_seed(0)
     values, groups = torch.rand(60, 3, generator=rng), torch.randint(0, 9, (60,), generator=rng)
     for rows in (None, torch.rand(60, generator=rng) < 0.4):
-        one = Risk("r", values, 0.1, "unit", rows).name_groups(groups, torch.arange(20), equal=equal)
+        one = Risk("r", values, 0.1, "unit", rows).with_groups(groups, torch.arange(20), equal=equal)
         for k in range(3):
             mean = one.mean(torch.full((60,), k))
             assert one.column()[:, k].mean().item() == pytest.approx(mean, abs=1e-6)
@@ -72,7 +72,7 @@ def test_the_mean_of_the_units_is_above_the_limit_exactly_where_the_ratio_is():
     for _ in range(50):
         groups = torch.randint(0, 12, (80,), generator=rng)
         losses = (torch.rand(80, 2, generator=rng) < 0.2).float()
-        one = Risk("r", losses, 0.2, "binary").name_groups(groups, torch.arange(80), equal=False)
+        one = Risk("r", losses, 0.2, "binary").with_groups(groups, torch.arange(80), equal=False)
         exits = torch.zeros(80).long()
         assert (one.units(exits).mean() > 0.2 + 1e-9) == (losses[:, 0].double().mean() > 0.2 + 1e-9)
 

@@ -11,7 +11,7 @@ import exitlens as xl
 from exitlens.functional import search
 from exitlens.functional.risk import Risk, accuracy_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.search import find_held_out, split_folds
+from exitlens.functional.search import choose_by_folds, split_folds
 from exitlens.types import Policy
 from tests.conftest import random_trace, timed_trace
 
@@ -122,10 +122,10 @@ def test_by_hand():
     values = torch.zeros(64, 2)
     values[2::4, 0] = values[3::8, 0] = 1.0
     risk, cost, folds = Risk("max_disagreement", values, 0.1, "binary"), torch.tensor([0.5, 1.0]), torch.arange(64) // 32
-    (threshold,), held = find_held_out(scores, [risk], cost, [], folds)
+    (threshold,), held = choose_by_folds(scores, [risk], cost, [], folds)
     assert 0.7 < threshold <= 0.8
     assert held == {"max_disagreement": 0.0}
-    (threshold,), held = find_held_out(scores, [replace(risk, limit=0.4)], cost, [], folds)
+    (threshold,), held = choose_by_folds(scores, [replace(risk, limit=0.4)], cost, [], folds)
     assert threshold <= 0.6
     assert held == {"max_disagreement": pytest.approx(0.375)}
 

@@ -151,7 +151,7 @@ def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_all_work(model, i
 def test_a_stage_that_raises_ends_its_samples_alone(model, images, open_cascade, monkeypatch):
     tickets = [make_ticket(model, images[:2], policy=name) for name in ("full", "fast")]
     cascade = open_cascade(*tickets)
-    monkeypatch.setattr(cascade.engine, "advance", fail)
+    monkeypatch.setattr(cascade.engine, "run_stage", fail)
     assert set(cascade.advance() + cascade.advance()) == set(tickets)
     assert tickets[0].error.status == 500
     assert tickets[1].exits.tolist() == [0, 0]

@@ -159,7 +159,7 @@ def test_the_shadow_runs_when_nothing_waits(open_endpoint, send, images, monkeyp
 
 
 def test_a_network_that_cannot_run_raises_at_the_start(open_endpoint, model, monkeypatch):
-    monkeypatch.setattr(type(model.net.engine.select()), "answer", fail)
+    monkeypatch.setattr(type(model.net.engine.select()), "run_exit", fail)
     with pytest.raises(RuntimeError, match="no disk"):
         open_endpoint()
 

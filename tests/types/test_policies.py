@@ -168,9 +168,9 @@ def test_the_rule_is_everything_but_the_calibration():
     policy = xl.Policy((0.5, math.inf), network="abc")
     values = {"thresholds": [0.5, "never"], "score": "max_probability", "temperatures": [1.0] * 3, "network": "abc"}
     values["gate"] = None
-    assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    calibrated = replace(policy, calibration=xl.types.Calibration(COST, 10, rule=policy.rule()))
-    assert calibrated.rule() == policy.rule()
+    assert policy.rule_hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    calibrated = replace(policy, calibration=xl.types.Calibration(COST, 10, rule=policy.rule_hash()))
+    assert calibrated.rule_hash() == policy.rule_hash()
     assert not calibrated.is_changed
     assert replace(calibrated, score="margin").is_changed
     without_rule = replace(policy, calibration=xl.types.Calibration(COST, 10), score="margin")

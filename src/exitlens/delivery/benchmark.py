@@ -404,14 +404,17 @@ class Planned:
     def answer(self, engine: Engine, start: int, activations: Activations) -> None:
         """Answers samples ``start`` onwards with this engine."""
         count = len(activations[0])
-        size, rule = self.net.tuning.micro_batch, None
+        size, override = self.net.tuning.micro_batch, None
         if self.whole:
             last = int(self.plan[start : start + count].max())
-            size, rule = 0, lambda batch, _: (batch.where >= 0) & (batch.exit == last)  # the whole batch takes one decision
+            size, override = (
+                0,
+                lambda batch, _: (batch.where >= 0) & (batch.exit == last),
+            )  # the whole batch takes one decision
         elif not self.constant:
             leaves = [rows[start : start + count] for rows in self.leaves]
-            rule = lambda batch, _: leaves[batch.exit].index_select(0, batch.where)  # noqa: E731
-        router = Router(engine, self.policy, self.attention, size, rule)
+            override = lambda batch, _: leaves[batch.exit].index_select(0, batch.where)  # noqa: E731
+        router = Router(engine, self.policy, self.attention, size, override)
         merge_routed(self.net, router.run(torch.arange(count), activations))
 
 
@@ -421,8 +424,8 @@ def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
         for part in _split(net.unpack(batch), net.tuning):
             activations = engine.enter(part)
             for k in range(exit_):
-                activations = engine.advance(k, activations)
-            engine.answer(exit_, activations, 1.0, "max_probability")
+                activations = engine.run_stage(k, activations)
+            engine.run_exit(exit_, activations, 1.0, "max_probability")
 
 
 class StepTimes:
@@ -448,7 +451,7 @@ class StepTimes:
                     for k in range(self.net.num_exits):
                         started = time.perf_counter()
                         activations = engine.enter(activations) if k == 0 else activations
-                        activations = engine.answer(k, activations, 1.0, "max_probability").activations
+                        activations = engine.run_exit(k, activations, 1.0, "max_probability").activations
                         spent[k] += time.perf_counter() - started
         return spent
 

@@ -4,6 +4,9 @@ Pareto Testing (arXiv 2210.07913). The first part decides which vectors are wort
 The second part is used once, for a fixed-sequence test along the path. Each null hypothesis is "some risk is above its
 limit", with the largest of the risks' p-values, so the probability that a vector with a risk above its limit is accepted is
 at most delta, however many risks and vectors there are. The p-values hold for every number of independent bounded losses.
+
+The rows of the second part have to be in random order: betting sets each stake by the losses before it, which may say
+nothing about the next one. :func:`exitlens.calibrate` shuffles the samples, or numbers the groups at random.
 """
 
 from __future__ import annotations
@@ -35,12 +38,12 @@ TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
 PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/concepts/guarantees.md)
 FEWEST = 10  # samples to start from; so few can certify nothing, and the policy says how many it takes
 Array = NDArray[np.float64]
-SAFE = 0.97  # share of the stake with which a single loss of 1 takes all
-SPARE = 1e-3  # part of the level for the rate of differing pairs in the paired test
+SAFE = 0.97  # the largest stake, as a share of the one at which a single loss of 1 takes all that the bettor owns
+SPARE = 1e-3  # chance that the paired test leaves for its bound on the rate of differing pairs to be wrong
 
 
 class SequenceResult(NamedTuple):
-    """The vector that the fixed-sequence test accepted, and its tests; without one no ``cuts``, and the first vector's."""
+    """The vector that was accepted last, with its tests. If none was: no ``cuts``, and the tests of the first vector."""
 
     cuts: Cuts | None
     tests: tuple[RiskTest, ...]
@@ -87,9 +90,9 @@ def run_fixed_sequence_test(
 
 
 def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (n,), n > 0
-    """Return the p-value of the null hypothesis "the mean of these losses is above the risk's limit"."""
+    """Return the p-value of the null hypothesis "the mean of these losses, in random order, is above the risk's limit"."""
     values, count = losses.double().numpy(), len(losses)
-    if test in ("group_betting", "signed_betting"):  # in random order, as betting needs it
+    if test in ("group_betting", "signed_betting"):
         return group_betting(values, risk.limit, delta)
     if test == "paired":
         return paired(int((values > 0).sum()), int((values < 0).sum()), count, risk.limit, spare=min(SPARE, delta / 20))
@@ -127,12 +130,21 @@ def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> flo
 
 
 def certify(
-    scores: Tensor, risks: Sequence[Risk], price: Tensor, first: Tensor, second: Tensor, level: float
+    scores: Tensor,
+    risks: Sequence[Risk],
+    price: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    level: float,
+    delta: float,
+    asking: int,
 ) -> tuple[tuple[float, ...], Certification]:
-    """Return the cheapest thresholds that can be certified (never, if there are none), and the record of how.
+    """Return the cheapest thresholds that can be certified (never, if none can), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it. The
-    ``price`` to be made small is the cost ``(K,)``, or the harm ``(N,K)`` if only spending is limited.
+    ``price`` to minimise is the cost ``(K,)``, or a loss ``(N,K)`` if only spending is limited. ``delta`` and ``asking`` are
+    for the record.
     """
     price = price if price.ndim == 1 else price[first]
     levels = quantise(scores[first])
@@ -140,7 +152,15 @@ def certify(
     path = order_path(find_candidates(levels.index, proposing, price), [risk.limit for risk in risks])
     tests = choose_tests(levels.index, proposing, path, len(second), level)
     result = run_fixed_sequence_test(levels.apply(scores[second]), testing, path, tests, level)
-    record = Certification(level, level, 1, len(first), len(path), result.steps, result.tests)
+    record = Certification(
+        delta=delta,
+        level=level,
+        asking=asking,
+        path_samples=len(first),
+        path_length=len(path),
+        steps_tested=result.steps,
+        tests=result.tests,
+    )
     groups, count, unit = risks[0].groups, len(scores), "samples"
     if groups is not None:
         record = replace(record, path_groups=count_groups(groups[first]), largest_group=risks[0].largest)

@@ -16,7 +16,7 @@ from torch import Tensor
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
 from exitlens.types import Policy, Prediction
 from exitlens.types.policies import DriftReference
-from exitlens.types.settings import Rule, check_number
+from exitlens.types.settings import NumberRule, check_number
 
 BINS = 8  # of the scores at each exit
 STAKES = np.array([-0.9, -0.5, 0.5, 0.9])  # for tilted and for bent densities
@@ -98,7 +98,7 @@ class DriftMonitor:
         if policy.calibration is None or policy.calibration.reference is None:
             raise PolicyError("policy: it was made by hand, so there are no calibration samples to compare with: calibrate")
         reference = policy.calibration.reference
-        check_number("false_alarm", false_alarm, Rule("a number between 0 and 1", lambda value: 0 < value < 1))
+        check_number("false_alarm", false_alarm, NumberRule("a number between 0 and 1", lambda value: 0 < value < 1))
         self.false_alarm = false_alarm
         self._edges, expected = reference.edges, reference.counts
         total = sum(map(sum, expected))

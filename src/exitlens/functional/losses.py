@@ -14,7 +14,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional import maps as measures
 from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, Rule, check_choice, check_numbers
+from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
 from exitlens.types.tasks import check_truth
 
 
@@ -56,8 +56,8 @@ EARLY_WEIGHT = 0.25
 _NUMBERS = {
     "weight": NOT_NEGATIVE,
     "distill": NOT_NEGATIVE,
-    "ramp_share": Rule("a share in [0, 1]", lambda value: 0 <= value <= 1),
-    "label_smoothing": Rule("a share in [0, 1)", lambda value: 0 <= value < 1),
+    "ramp_share": NumberRule("a share in [0, 1]", lambda value: 0 <= value <= 1),
+    "label_smoothing": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
     "sharpness": POSITIVE,
     "every": COUNT,
 }

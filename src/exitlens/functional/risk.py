@@ -28,15 +28,15 @@ class Risk:
     kind: Literal["binary", "ternary", "unit", "signed"]  # losses are 0 or 1; -1, 0 or 1; in [0, 1]; in [-1, 1]
     rows: Tensor | None = None  # (N,) bool: the samples in the mean; None: all
     groups: Tensor | None = None  # (N,) in [0, G), numbered at random; None: all samples are independent
-    largest: int | None = None  # a group counts as its size, but at most as this; None: all groups count the same
+    largest: int | None = None  # a group's weight is its size, capped at this; None: all groups weigh the same
 
     def at(self, where: Tensor) -> Risk:
         """Return the same risk on some of the samples (indices)."""
         rows, groups = (None if column is None else column[where] for column in (self.rows, self.groups))
         return replace(self, values=self.values[where], rows=rows, groups=groups)
 
-    def name_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
-        """Return the risk with groups, which count as their size, but at most as the largest among ``first``."""
+    def with_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
+        """Return the risk over groups, weighted by size (at most the largest group's in ``first``), or all equally."""
         present = groups[first] if self.rows is None else groups[first][self.rows[first]]
         largest = int(present.bincount().max()) if len(present) else 1
         return replace(self, groups=groups, largest=None if equal else largest)
@@ -53,10 +53,10 @@ class Risk:
         return (self.losses(exits).double() * weights).mean().item()
 
     def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """Return a value for each independent unit, at most 1: the risk is above its limit exactly if their mean is.
+        """Return one value of at most 1 for each independent unit (a sample, or else a group), for a test of their mean.
 
-        A group's value is the mean of its losses, drawn towards the limit if it counts for less than the largest: with
-        sizes n and means m, E[n m] / E[n] is above the limit exactly if E[limit + n (m - limit) / largest] is.
+        The expected value exceeds the limit exactly if the risk does. For groups of size n (capped at ``largest``) and mean
+        loss m, the risk is E[n m] / E[n]. It exceeds the limit exactly if E[limit + n (m - limit) / largest] does.
         """
         losses, groups = self.losses(exits), self._select_groups()
         if groups is None:
@@ -103,11 +103,11 @@ class Budget:
 
     @property
     def last_free(self) -> int | None:
-        """The last exit that adds nothing, if the limit is on the share of samples that go further."""
+        """The last exit without a price, if the limit is on the share of samples that go further."""
         return None if self.is_kept_by_all or self.prices[0] > 0 else int((self.prices == 0).sum()) - 1
 
     def to_risk(self, count: int) -> Risk:
-        """Return it as a risk of ``count`` samples, for tests: unlike other risks, leaving early lowers it."""
+        """Return the budget as a risk of ``count`` samples, so that it can be tested; leaving early lowers this risk."""
         values = self.prices.float().expand(count, -1)
         return Risk(self.name, values, self.limit, "binary" if bool(((values == 0) | (values == 1)).all()) else "unit")
 
@@ -120,7 +120,7 @@ def accuracy_drop(trace: Trace) -> Tensor:  # -> (N,K)
 
 
 def false_negatives(answers: Tensor, labels: Tensor) -> Tensor:  # (N,...,C), (N,...,C) bool -> (N,...)
-    """Return the share of a sample's labels that an answer lacks; 0 for a sample that has none."""
+    """Return the share of a sample's labels that an answer lacks; 0 for a sample without labels."""
     return (labels & ~answers).sum(-1).float() / labels.sum(-1).clamp_min(1)
 
 

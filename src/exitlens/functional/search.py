@@ -192,22 +192,22 @@ def _refuse(risks: Sequence[Risk], budgets: Sequence[Budget], where: str = "", f
 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
     """Find the policy of least accuracy drop (without labels: disagreement) within the budgets."""
-    risk, (first, *others) = measure_harm(trace), budgets
+    loss, (first, *others) = default_loss(trace), budgets
     prices = [first.prices, *(item.prices for item in others), *(first.prices + item.prices for item in others)]
     cuts, tops = dict[Cuts, None](), levels.index.amax(0).tolist()
     for price in prices:
-        frontier = [point.cuts for point in find_frontier(levels.index, risk, price)]
+        frontier = [point.cuts for point in find_frontier(levels.index, loss, price)]
         cuts |= dict.fromkeys(frontier)
         for item, other in pairwise(frontier):  # the frontier has corners only, with policies between them
             if is_within(levels.index, item, budgets) and not is_within(levels.index, other, budgets):
                 cuts |= {mix_cuts(item, other, step / FINE_STEPS, tops): None for step in range(1, FINE_STEPS)}
-    cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, risk, trace.cost, budgets)])
-    points = [evaluate_cuts(levels.index, risk, trace.cost, item) for item in cuts if is_within(levels.index, item, budgets)]
+    cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, loss, trace.cost, budgets)])
+    points = [evaluate_cuts(levels.index, loss, trace.cost, item) for item in cuts if is_within(levels.index, item, budgets)]
     return min(points, key=lambda p: p.risk)
 
 
 def _find_truncated(levels: Levels, risk: Tensor, cost: Tensor, budgets: Sequence[Budget]) -> list[Cuts]:
-    """For budgets on the share of samples beyond an exit, return policies under which none goes beyond it."""
+    """Return policies that send no sample beyond an exit, for each budget on the share of samples that go beyond it."""
     vectors = []
     for last in (budget.last_free for budget in budgets if budget.last_free is not None):
         points = find_frontier(levels.index[:, :last], risk[:, : last + 1], cost[: last + 1])
@@ -221,13 +221,13 @@ def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # 
     return all(budget.keeps(exits) for budget in budgets)
 
 
-def measure_harm(trace: Trace) -> Tensor:  # -> (N,K)
-    """Return the harm that is made small if only spending is limited: accuracy drop, or without labels disagreement."""
+def default_loss(trace: Trace) -> Tensor:  # -> (N,K)
+    """Return the loss to minimise if only spending is limited: accuracy drop, or disagreement where there are no labels."""
     return accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
 
 
 def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
-    """Choose the gate that makes the cheapest policy for the samples at ``rows`` cheapest; ``None``: it trusts every map."""
+    """Return the gate whose cheapest policy costs least on the samples at ``rows``; ``None`` if it is to trust every map."""
     if trace.num_exits < 2:
         return None
     fitted = routing.fit_gate(trace, rows, policy.temperatures)
@@ -252,13 +252,13 @@ class Candidate:
     means: tuple[float, ...]
     variances: tuple[float, ...]
     counts: tuple[int, ...]
-    smoothed_losses: tuple[float, ...]  # without gains, and with the share that leaves early as one more unit's loss
+    smoothed_losses: tuple[float, ...]  # of each risk, gains as 0; plus one unit's loss times the share leaving early
 
 
 def find_candidates(
     index: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()
 ) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
-    """Return vectors worth testing that keep the budgets: the frontiers of each risk and their sum, with steps between."""
+    """Return vectors worth testing that keep the budgets: the frontier of each risk and of their sum, and steps between."""
     smoothed = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
     scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed, risks, strict=True)]).sum(0)
     whole = [losses for losses, risk in zip(smoothed, risks, strict=True) if risk.rows is None]
@@ -266,7 +266,7 @@ def find_candidates(
     vectors: dict[Cuts, None] = {}
     columns = [scaled] if len(risks) == 1 else [*whole, scaled]
     for column, price in product(columns, [cost, *(1e-3 * cost + budget.prices for budget in budgets)]):
-        # never-exit is beaten by whatever loses nothing here, but the path has to start next to it
+        # The frontier lacks never-exit if a cheaper vector loses nothing here. The path starts close to it, so it is added.
         ordered = [*(point.cuts for point in find_frontier(index, column, price)), (math.inf,) * index.shape[1]]
         vectors |= dict.fromkeys(ordered)
         for left, right in pairwise(ordered):
@@ -303,7 +303,7 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
 
 
 def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[float]:
-    """Return normal p-values of each risk, to order vectors by, with the variance of one more loss."""
+    """Return a normal p-value for each risk, to order vectors by; 1 / count is added to the variance, which may be 0."""
     rows = zip(candidate.means, candidate.variances, candidate.counts, limits, strict=True)
     return [
         float(ndtr((mean - limit) / math.sqrt((variance + 1 / max(count, 1)) / max(count, 1))))
@@ -335,12 +335,12 @@ class ThresholdPath(NamedTuple):
     losses: list[float]
 
     def at(self, loss: float) -> tuple[float, ...]:
-        """Return the cheapest thresholds that lose no more, apart from rounding."""
+        """Return the cheapest thresholds whose loss is at most ``loss``, apart from rounding."""
         return self.thresholds[bisect_right(self.losses, loss * (1 + 1e-6)) - 1]
 
 
 def split_folds(trace: Trace, folds: int, seed: int) -> Tensor:  # -> (N,)
-    """Return the fold of every sample, at random; samples of one group are in the same."""
+    """Assign every sample to a fold at random, samples of one group to the same one."""
     count, unit = (len(trace), "samples") if trace.groups is None else (trace.num_groups, "groups")
     if folds > count:
         raise InputError(f"folds: got {folds} for {count} {unit}: expected no more than these")
@@ -348,10 +348,10 @@ def split_folds(trace: Trace, folds: int, seed: int) -> Tensor:  # -> (N,)
     return shuffle_groups(units, seed) % folds
 
 
-def find_held_out(
+def choose_by_folds(
     scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], folds: Tensor
 ) -> tuple[tuple[float, ...], dict[str, float]]:  # (N,K-1), (K,), (N,) of split_folds
-    """Return the cheapest thresholds of the path that keep the limits on held-out samples, and their mean losses by name.
+    """Choose by cross-validation: the cheapest thresholds that keep the limits on held-out samples, and their mean losses.
 
     Means of held-out samples are noisy, so a step has to keep the limits with its means, with their isotonic regression over
     all steps, and with the means of all samples. Raises :class:`CalibrationError` if none of these keeps the budgets.
@@ -377,7 +377,10 @@ def find_held_out(
 
 
 def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> ThresholdPath:
-    """Return the path of these samples within the budgets, from never-exit; early exits count as one more of ``count``."""
+    """Return the path that these samples propose within the budgets, from never-exit on.
+
+    Its losses hold one unit's loss times the share leaving early, of ``count`` units, so the paths of all folds compare.
+    """
     levels = quantise(scores)
     risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
     limits = [risk.limit for risk in risks]

@@ -224,10 +224,10 @@ def _take(grid: Grid, node: fx.Node, before: Shape, after: Shape) -> Grid:
     return grid.move(axes) if grid.is_flat else Grid(tuple(axes), tuple(spacings), tuple(after[axis] for axis in axes))
 
 
-Rule = Callable[[int, Spacing], Spacing]  # what a window makes of the spacing along the i-th axis of locations
+WindowRule = Callable[[int, Spacing], Spacing]  # what a window makes of the spacing along the i-th axis of locations
 
 
-def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, after: Shape) -> Rule | None:
+def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, after: Shape) -> WindowRule | None:
     """Return what a layer or function makes of a spacing; ``None`` if it slides no window, or an unknown one."""
     module, name = traced.module_of(node), get_operation(node)
     if module is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.serving.models import Array, ServedModel
 from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import read_answers
@@ -212,10 +212,10 @@ class Cascade:
             self._urgent[ticket.first] = ticket
         key = terms.policy, terms.changes_policy
         if key not in self._router_of:
-            rule, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
+            override, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
             self._router_of[key] = len(self._routers)
             policy = self.model.policies[terms.policy]
-            self._routers.append(Router(self.engine, policy, self._with_maps > 0, self.size, rule, heads))
+            self._routers.append(Router(self.engine, policy, self._with_maps > 0, self.size, override, heads))
         at = self._router_of[key]
         if terms.attention:
             self._with_maps += 1
@@ -238,7 +238,7 @@ class Cascade:
         soon = now + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
         urgent = any(ticket.terms.deadline < soon for ticket in self._urgent.values())
         pools = [
-            Pool(at, k, count, self._entered.get((at, k), 0.0), urgent and router.rule is not None)
+            Pool(at, k, count, self._entered.get((at, k), 0.0), urgent and router.override is not None)
             for at, router in enumerate(self._routers)
             for k, (count, _) in enumerate(router.list_waiting())
             if count
@@ -284,14 +284,14 @@ class Cascade:
             else:
                 self._entered.setdefault((at, k), now)
 
-    def _assign(self, part: RoutedBatch) -> None:
+    def _assign(self, part: ExitBatch) -> None:
         for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
             ticket = self._open.pop(place)
             ticket.answer(place - ticket.first, *answer)
             if not ticket.left:
                 self._done.append(ticket)
 
-    def _read(self, part: RoutedBatch) -> Iterator[tuple[int, Any, float, Any, Tensor | None]]:
+    def _read(self, part: ExitBatch) -> Iterator[tuple[int, Any, float, Any, Tensor | None]]:
         """Return exit, label (or labels), score, probabilities and map of each sample."""
         p, k, maps = part.probabilities.cpu(), part.exit, part.attention
         placed: Iterable[Tensor | None] = [None] * len(p)
@@ -301,7 +301,7 @@ class Cascade:
         labels = labels.numpy() if self.model.gives_labels else labels.tolist()
         return zip([k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, strict=True)
 
-    def _leave(self, batch: RoutedBatch, fired: Tensor) -> Tensor:
+    def _leave(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         """Return which samples leave an exit by the requests' own terms."""
         out, now = fired.tolist(), time.monotonic()
         later = now + self.pace.forecast(batch.exit + 1, len(out)) + self.pace.forecast_longest() + MARGIN

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
-from exitlens.types.settings import COUNT, POSITIVE, Rule, check_number, check_numbers
+from exitlens.types.settings import COUNT, POSITIVE, NumberRule, check_number, check_numbers
 
-NATURAL = Rule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
-UNLIMITED = Rule("a number of 0 or more", lambda value: value >= 0)
+NATURAL = NumberRule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
+UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Watching:
     unready_on_drift: bool = False
 
     def __post_init__(self) -> None:
-        check_number("shadow", self.shadow, Rule("a number from 0 to 1", lambda value: 0 <= value <= 1))
+        check_number("shadow", self.shadow, NumberRule("a number from 0 to 1", lambda value: 0 <= value <= 1))
         check_number("drift_rate", self.drift_rate, POSITIVE)
 
 

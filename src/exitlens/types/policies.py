@@ -46,7 +46,7 @@ class Certification:
     reason: str = ""  # why the early exits never fire; empty if a policy was accepted
     samples_needed: int | None = None  # estimate of the samples (or groups) for a certificate; None: no number would do
     path_groups: int | None = None  # proposed the path; None: all samples are independent
-    largest_group: int | None = None  # a group counts as its size, but at most as this; None: all groups count the same
+    largest_group: int | None = None  # a group's weight is its size, capped at this; None: all groups weigh the same
 
 
 @dataclass(frozen=True)
@@ -381,8 +381,8 @@ class Policy:
                 f"policy: it was calibrated for network {self.network}, this is {network}: calibrate one for this network"
             )
 
-    def rule(self) -> str:
-        """Return a hash of everything that decides: all but the calibration."""
+    def rule_hash(self) -> str:
+        """Return a hash of everything that decides, which is all but the calibration record."""
         values = {name: value for name, value in self.to_dict().items() if name != "calibration"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -390,7 +390,7 @@ class Policy:
     def is_changed(self) -> bool:
         """True if it is not the policy that was calibrated."""
         record = self.calibration
-        return record is not None and bool(record.rule) and record.rule != self.rule()
+        return record is not None and bool(record.rule) and record.rule != self.rule_hash()
 
     def certificate(self) -> str:
         """Return the promise about this policy and what it rests on, in two sentences (docs/concepts/guarantees.md)."""

@@ -39,7 +39,7 @@ def _read_value(kind: Any, value: Any) -> Any:
     return float(value) if kind is float else value
 
 
-class Rule(NamedTuple):
+class NumberRule(NamedTuple):
     """What a number has to be: in words, as a test, and what to do about it."""
 
     expected: str
@@ -47,18 +47,18 @@ class Rule(NamedTuple):
     fix: str = ""
 
 
-COUNT = Rule("a whole number of 1 or more", lambda value: isinstance(value, int) and value >= 1)
-POSITIVE = Rule("a finite number above 0", lambda value: 0 < value < math.inf)
-NOT_NEGATIVE = Rule("a finite number of 0 or more", lambda value: 0 <= value < math.inf)
+COUNT = NumberRule("a whole number of 1 or more", lambda value: isinstance(value, int) and value >= 1)
+POSITIVE = NumberRule("a finite number above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = NumberRule("a finite number of 0 or more", lambda value: 0 <= value < math.inf)
 
 
-def check_number(name: str, value: object, rule: Rule) -> None:
+def check_number(name: str, value: object, rule: NumberRule) -> None:
     """Raise :class:`InputError` unless an argument's value is a number that keeps the rule."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not rule.is_valid(value):
         raise InputError(f"{name}: expected {rule.expected}, got {value!r}" + (f". Fix: {rule.fix}" if rule.fix else ""))
 
 
-def check_numbers(settings: object, rules: Mapping[str, Rule]) -> None:
+def check_numbers(settings: object, rules: Mapping[str, NumberRule]) -> None:
     """Check fields of a dataclass by their rules; ``None`` is allowed where it is the default."""
     for name, rule in rules.items():
         value = getattr(settings, name)
@@ -211,13 +211,13 @@ class CalibrationRequest:
         return self if self.temperatures is None else replace(self, temperatures=replace(self.temperatures, network=""))
 
 
-_SHARE = Rule("a number in [0, 1]", lambda value: 0 <= value <= 1, "pass 0.01 for one per cent.")
+_SHARE = NumberRule("a number in [0, 1]", lambda value: 0 <= value <= 1, "pass 0.01 for one per cent.")
 _REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), _SHARE) | {
-    "max_ms": Rule("milliseconds above 0", POSITIVE.is_valid),
-    "percentile": Rule("a number in (0, 100]", lambda value: 0 < value <= 100, "pass 95 for 95 of 100 samples."),
-    "delta": Rule("a number between 0 and 1", lambda value: 0 < value < 1, "pass 0.1 for 90 % confidence."),
-    "folds": Rule("an integer of 2 or more", lambda value: isinstance(value, int) and value >= 2, "pass folds=5."),
-    "seed": Rule("an integer from 0 to below 2**63", lambda value: isinstance(value, int) and 0 <= value < 2**63),
+    "max_ms": NumberRule("milliseconds above 0", POSITIVE.is_valid),
+    "percentile": NumberRule("a number in (0, 100]", lambda value: 0 < value <= 100, "pass 95 for 95 of 100 samples."),
+    "delta": NumberRule("a number between 0 and 1", lambda value: 0 < value < 1, "pass 0.1 for 90 % confidence."),
+    "folds": NumberRule("an integer of 2 or more", lambda value: isinstance(value, int) and value >= 2, "pass folds=5."),
+    "seed": NumberRule("an integer from 0 to below 2**63", lambda value: isinstance(value, int) and 0 <= value < 2**63),
 }
 
 
@@ -350,10 +350,10 @@ _TRAINING_NUMBERS = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience"), COUNT),
     **dict.fromkeys(("learning_rate", "head_learning_rate", "clip_norm"), POSITIVE),
     "weight_decay": NOT_NEGATIVE,
-    "layer_decay": Rule("a factor above 0 and up to 1", lambda value: 0 < value <= 1),
-    "warm_up": Rule("a share of training from 0 to below 1", lambda value: 0 <= value < 1),
-    "ema": Rule("a decay above 0 and below 1", lambda value: 0 < value < 1),
-    "seed": Rule("a whole number from 0 to below 2^40", lambda value: isinstance(value, int) and 0 <= value < 2**40),
+    "layer_decay": NumberRule("a factor above 0 and up to 1", lambda value: 0 < value <= 1),
+    "warm_up": NumberRule("a share of training from 0 to below 1", lambda value: 0 <= value < 1),
+    "ema": NumberRule("a decay above 0 and below 1", lambda value: 0 < value < 1),
+    "seed": NumberRule("a whole number from 0 to below 2^40", lambda value: isinstance(value, int) and 0 <= value < 2**40),
 }
 
 

@@ -19,11 +19,11 @@ from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, routed_calibration_error
 from exitlens.functional.scores import score as score_logits
 from exitlens.functional.search import (
+    choose_by_folds,
     choose_gate,
+    default_loss,
     find_cheapest,
-    find_held_out,
     find_safest,
-    measure_harm,
     quantise,
     split_folds,
 )
@@ -127,7 +127,7 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
 
 
 class _Choice(NamedTuple):
-    """The outcome of either mode: a policy without its record, and what the record is made of."""
+    """The outcome of either mode: a policy without its record, and what goes into the record."""
 
     policy: Policy
     fitted_on: tuple[SampleSketch, ...]
@@ -145,7 +145,7 @@ def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Seque
     draft, fitted_on = _draft(trace, request, every, risks)
     scores = score_early_exits(trace, draft)
     if folds is not None:
-        thresholds, held_out = find_held_out(scores, risks, trace.cost, budgets, folds)
+        thresholds, held_out = choose_by_folds(scores, risks, trace.cost, budgets, folds)
     else:
         levels = quantise(scores)
         best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
@@ -167,13 +167,14 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     level, asking = _find_level(trace, request, request.delta)
     if groups is not None:
         risks, spending = (
-            [risk.name_groups(groups, proposing, equal=request.equal_groups) for risk in part] for part in (risks, spending)
+            [risk.with_groups(groups, proposing, equal=request.equal_groups) for risk in part] for part in (risks, spending)
         )
     draft, fitted_on = _draft(trace, request, proposing, risks)
     scores = score_early_exits(trace, draft)
-    price = trace.cost if risks else measure_harm(trace)
-    thresholds, certification = certify(scores, [*risks, *spending], price, proposing, testing, level)
-    certification = replace(certification, delta=request.delta, asking=asking)
+    price = trace.cost if risks else default_loss(trace)
+    thresholds, certification = certify(
+        scores, [*risks, *spending], price, proposing, testing, level=level, delta=request.delta, asking=asking
+    )
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
     if asking > len(trace.askings):
@@ -211,7 +212,7 @@ def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tupl
 def _draft(
     trace: Trace, request: CalibrationRequest, rows: Tensor, risks: Sequence[Risk]
 ) -> tuple[Policy, tuple[SampleSketch, ...]]:
-    """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and what they rest on."""
+    """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and sketches of what they saw."""
     score, given = choose_score(request.score, trace.task), request.temperatures
     values: tuple[float, ...] = (1.0,) * trace.num_exits
     fitted_on: tuple[SampleSketch, ...] = ()
@@ -233,7 +234,7 @@ def _draft(
 
 
 def _split_samples(trace: Trace, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the groups in random order (``None`` if every sample is its own), and who proposes and who tests policies."""
+    """Return the groups in random order (``None`` if every sample is its own), and the rows that propose and that test."""
     grouped = trace.groups is not None and trace.num_groups < len(trace)
     if trace.num_groups < FEWEST:
         unit, samples = ("groups", f" (of {len(trace)} samples)") if grouped else ("samples", "")
@@ -244,6 +245,7 @@ def _split_samples(trace: Trace, seed: int) -> tuple[Tensor | None, Tensor, Tens
     if grouped and trace.groups is not None:
         groups = shuffle_groups(trace.groups, seed)
         return groups, *split_groups(groups, PATH_SHARE)
+    # the order of the rows has to be random, too: the tests that bet rely on it
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
     first = max(1, round(PATH_SHARE * len(trace)))
     return None, rows[:first], rows[first:]
@@ -269,7 +271,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         distinct_samples=distinct,
         data=trace.fingerprint(),
         cost=trace.cost[exits].double().mean().item(),
-        rule=policy.rule(),
+        rule=policy.rule_hash(),
         calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,

@@ -20,14 +20,14 @@ from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import track
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, TextPreprocess
-from exitlens.types.settings import COUNT, NOT_NEGATIVE, Rule, check_choice, check_number
+from exitlens.types.settings import COUNT, NOT_NEGATIVE, NumberRule, check_choice, check_number
 from exitlens.types.tasks import read_answers
 
 
@@ -69,7 +69,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         return merge_routed(net, router.run(where, activations))
 
 
-def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
+def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
     """Join what the router returned to a prediction in the order of places, with attention maps placed in the input."""
     where, order = torch.cat([part.where for part in routed]).sort()
     p = torch.cat([part.probabilities for part in routed])[order]
@@ -155,7 +155,7 @@ class _Open:
 
     start: int
     count: int
-    routed: list[RoutedBatch] = field(default_factory=list)
+    routed: list[ExitBatch] = field(default_factory=list)
     answered: int = 0
 
 
@@ -165,7 +165,9 @@ class _Stream:
     def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
         check_choice("order", order, ("input", "ready"))
         if max_delay_ms is not None:
-            check_number("max_delay_ms", max_delay_ms, Rule("milliseconds of 0 or more, or None", NOT_NEGATIVE.is_valid))
+            check_number(
+                "max_delay_ms", max_delay_ms, NumberRule("milliseconds of 0 or more, or None", NOT_NEGATIVE.is_valid)
+            )
         self.net, self.policy, self.attention = net, policy, attention
         self.order, self.max_delay_ms = order, max_delay_ms
         self.router: Router | None = None
@@ -208,7 +210,7 @@ class _Stream:
         if cause is not None:
             raise cause
 
-    def _feed(self, inputs: Inputs, number: int) -> list[RoutedBatch]:
+    def _feed(self, inputs: Inputs, number: int) -> list[ExitBatch]:
         with self.net.open_engine() as engine:
             activations = self.net.check_input(inputs, f"batches[{number}]")
             count = count_rows(inputs)
@@ -235,7 +237,7 @@ class _Stream:
             )
         self.router.engine = engine
 
-    def _flush(self) -> list[RoutedBatch]:
+    def _flush(self) -> list[ExitBatch]:
         if self.router is None or not self.router.waiting:
             return []
         with self.net.open_engine() as engine:
@@ -248,7 +250,7 @@ class _Stream:
             return None
         return max(0.0, self.router.oldest + self.max_delay_ms / 1000 - time.monotonic())
 
-    def _ready(self, routed: list[RoutedBatch]) -> Iterator[Prediction]:
+    def _ready(self, routed: list[ExitBatch]) -> Iterator[Prediction]:
         """Yield what is complete now that these micro-batches were answered."""
         for part in routed:
             ends = [batch.start + batch.count for batch in self.open]

@@ -40,9 +40,9 @@ def test_every_way_to_run_an_exit_gives_the_same(tuning, final):
         outputs, explained = engine.compute_outputs(entered), list(engine.iterate_explained(entered))
         activations = entered
         for k, out in enumerate(expected):
-            step = engine.answer(k, activations, 2.0, "margin", attention=True)
-            assert engine.answer(k, activations, 2.0, "margin").attention is None
-            activations = engine.advance(k, activations)
+            step = engine.run_exit(k, activations, 2.0, "margin", attention=True)
+            assert engine.run_exit(k, activations, 2.0, "margin").attention is None
+            activations = engine.run_stage(k, activations)
             for logits in (outputs[k][0], explained[k].logits, engine.compute_logits(k, entered)):
                 torch.testing.assert_close(logits, out.logits, atol=1e-4, rtol=1e-4)
             for attention in (outputs[k][1], explained[k].attention, step.attention):
@@ -84,12 +84,12 @@ def compiled_names(monkeypatch) -> list[str]:
 def test_the_warm_up_compiles_what_the_router_calls_and_nothing_else(compiled_names, policy, attention, tiny_set):
     net = make_net()
     net.compile(policy, attention=attention)
-    kinds = [name.split("_")[1] for name in compiled_names]
+    kinds = ["_".join(name.split("_")[1:3]) for name in compiled_names]
     assert len(kinds) == 3
     if policy == POLICIES[3]:  # a gate, and the last early exit never fires
-        assert kinds == ["answer", "advance", "answer"]
+        assert kinds == ["run_exit", "run_stage", "run_exit"]
     if policy == POLICIES[4]:  # the first exit's map is a gate feature of the second
-        assert kinds == ["answer", "answer", "answer"]
+        assert kinds == ["run_exit"] * 3
     for size in (1, 5, 60):
         xl.predict(net, MANY[:size], policy, attention=attention)
     list(xl.predict_stream(net, MANY.split(40), policy, attention=attention))

@@ -102,7 +102,7 @@ def test_survivors_of_several_micro_batches_run_together():
 def test_a_rule_can_force_who_leaves():
     running, _ = engine(3)
     plan = torch.tensor([2, 0, 1, 0, 2])
-    router = Router(running, xl.Policy((9.0, 9.0)), rule=lambda batch, fired: plan[batch.where] == batch.exit)
+    router = Router(running, xl.Policy((9.0, 9.0)), override=lambda batch, fired: plan[batch.where] == batch.exit)
     left = router.feed(torch.arange(5), (torch.full((5, 3), 0.6), torch.arange(5))) + router.flush()
     assert {i: part.exit for part in left for i in part.where.tolist()} == dict(enumerate(plan.tolist()))
 
@@ -125,15 +125,15 @@ def test_stages_run_one_at_a_time_on_those_that_wait():
     assert [len(calls[0]) for calls in ran] == [6, 3, 2]
 
 
-def test_a_rule_sees_what_an_exit_would_answer_and_needs_every_head():
+def test_an_override_sees_what_an_exit_would_answer_and_needs_every_head():
     running, _ = engine(3)
     seen = []
 
-    def rule(batch, fired):
+    def override(batch, fired):
         seen.append((batch.exit, batch.where.tolist(), fired.tolist(), len(batch.probabilities)))
         return fired | (batch.exit == 1)
 
-    router = Router(running, xl.Policy((math.inf, math.inf)), rule=rule, heads=(0, 1))
+    router = Router(running, xl.Policy((math.inf, math.inf)), override=override, heads=(0, 1))
     left = router.run(torch.arange(2), (torch.full((2, 3), 0.6), torch.arange(2)))
     assert [part.exit for part in left] == [1]
     assert seen == [(0, [0, 1], [False, False], 2), (1, [0, 1], [False, False], 2)]

@@ -92,7 +92,7 @@ def test_promises():
     ):
         assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
     assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")
-    record = xl.types.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule())
+    record = xl.types.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule_hash())
     calibrated = replace(by_hand, calibration=record)
     assert name_promise(calibrated, Terms()) == "calibrated"
     changed = replace(calibrated, thresholds=(0.1, 0.1))

@@ -57,11 +57,11 @@ class Engine:
         """Return the context to answer in: without autograd."""
         return torch.inference_mode()
 
-    def advance(self, k: int, activations: Activations) -> Activations:
+    def run_stage(self, k: int, activations: Activations) -> Activations:
         """Run stage k alone, for an exit whose head is not needed."""
         return cast(Activations, self.stages[k](*activations))
 
-    def answer(
+    def run_exit(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
         """Run stage k and the head of exit k; ``attention``: also return the map."""
@@ -139,28 +139,28 @@ class CompiledEngine(Engine):
         with torch.inference_mode(False), torch.no_grad():
             yield
 
-    def advance(self, k: int, activations: Activations) -> Activations:
+    def run_stage(self, k: int, activations: Activations) -> Activations:
         """Run stage k alone, for an exit whose head is not needed."""
         stage = self.stages[k]
 
-        def advance(activations: Activations) -> Any:
+        def run_stage(activations: Activations) -> Any:
             return stage(*activations)
 
-        return cast(Activations, self._compile((k,), advance)(activations))
+        return cast(Activations, self._compile((k,), run_stage)(activations))
 
-    def answer(
+    def run_exit(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
         """Run stage k and the head of exit k."""
         stage, head = self.stages[k], self.heads[k]
 
-        def answer(activations: Activations, temperature: Tensor) -> StepOutput:
+        def run_exit(activations: Activations, temperature: Tensor) -> StepOutput:
             activations = stage(*activations)
             return _score_step(activations, *_call_head(head, activations, attention), temperature, score)
 
         if temperature not in self._temperatures:
             self._temperatures[temperature] = torch.tensor(temperature, dtype=torch.float64)
-        step = self._compile((k, score, attention), answer)
+        step = self._compile((k, score, attention), run_exit)
         return cast(StepOutput, step(activations, self._temperatures[temperature]))
 
     def _compile(self, key: tuple[Any, ...], step: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,9 +187,9 @@ class CompiledEngine(Engine):
                         batch = tuple(t[:count] for t in rows)
                         batch = batch if count == 1 else tuple(map(mark_any_count, batch))
                         if needs_head(policy, k):
-                            following = self.answer(k, batch, 1.5, policy.score, maps).activations
+                            following = self.run_exit(k, batch, 1.5, policy.score, maps).activations
                         else:
-                            following = self.advance(k, batch)
+                            following = self.run_stage(k, batch)
                 except Exception as error:
                     reason = str(error).strip().partition("\n")[0]
                     raise EngineError(

@@ -423,13 +423,14 @@ class _Meter:
                 for at in range(0, count, tuning.micro_batch):
                     activations = tuple(t[at : at + tuning.micro_batch] for t in inputs)
                     for k in range(len(engine.heads)):
-                        activations, p, *_ = engine.answer(k, activations, 1.0, "max_probability")
+                        activations, p, *_ = engine.run_exit(k, activations, 1.0, "max_probability")
                 float(p.sum())  # waits for the device
                 spent = time.perf_counter() - started
         return spent / count
 
 
 def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label, or (N,1+C): exit and labels
+    # By the scores alone: a gate needs maps, which are not computed here. It could only send samples on to later exits.
     early = range(policy.num_exits - 1)
     scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
     exits = find_first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)

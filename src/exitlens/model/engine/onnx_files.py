@@ -291,7 +291,7 @@ class OnnxEngine(Engine):
         self.files = files
         self.opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
 
-    def advance(self, k: int, activations: Activations) -> Activations:
+    def run_stage(self, k: int, activations: Activations) -> Activations:
         """Run stage k alone; nothing runs if it is part of a later file."""
         return tuple(self.opened[k](activations)[2:]) if k in self.opened else activations
 
@@ -312,7 +312,7 @@ class OnnxEngine(Engine):
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
         """Return the logits of exit k; no later stage runs."""
         for i in range(k):
-            activations = self.advance(i, activations)
+            activations = self.run_stage(i, activations)
         return self.opened[k](activations)[0]
 
 

@@ -18,8 +18,8 @@ from exitlens.model.engine.engine import Engine
 from exitlens.types import Policy
 
 
-class RoutedBatch(NamedTuple):
-    """Samples that were answered together."""
+class ExitBatch(NamedTuple):
+    """Samples that reached an exit together, and what it answers."""
 
     where: Tensor  # (n,) their places in the input
     exit: int
@@ -28,14 +28,14 @@ class RoutedBatch(NamedTuple):
     attention: Tensor | None  # (n,*S)
     trust: Tensor | None = None  # (n,2): with a gate, divergence_estimate and last_divergence of the prediction
 
-    def select(self, rows: Tensor) -> RoutedBatch:
+    def select(self, rows: Tensor) -> ExitBatch:
         """Return the samples at ``rows`` (indices or a mask)."""
         maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
-        return RoutedBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
+        return ExitBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
 
 
-# what an exit would answer, which samples the policy lets leave (B,) -> which samples leave (B,)
-Rule = Callable[[RoutedBatch, Tensor], Tensor]
+# (an exit's answers, which samples the policy lets leave (B,)) -> which samples leave (B,)
+Override = Callable[[ExitBatch, Tensor], Tensor]
 
 
 class Router:
@@ -48,8 +48,8 @@ class Router:
     Args:
         attention: keep the attention maps of the exits that answer.
         micro_batch: number of samples that run together; 0: all of them.
-        rule: decides after the policy which samples leave: a request's own limits, or forced exit shares.
-        heads: exits whose heads are computed for the rule, even where the policy never lets them fire.
+        override: decides after the policy which samples leave: a request's own limits, or forced exit shares.
+        heads: exits whose heads are computed for the override, even where the policy never lets them fire.
     """
 
     def __init__(
@@ -58,20 +58,26 @@ class Router:
         policy: Policy,
         attention: bool = False,
         micro_batch: int = 0,
-        rule: Rule | None = None,
+        override: Override | None = None,
         heads: Collection[int] = (),
     ) -> None:
-        self.engine, self.policy, self.attention, self.micro_batch, self.rule = engine, policy, attention, micro_batch, rule
+        self.engine, self.policy, self.attention, self.micro_batch, self.override = (
+            engine,
+            policy,
+            attention,
+            micro_batch,
+            override,
+        )
         self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools = [Pool() for _ in range(policy.num_exits)]
         self._shapes: tuple[torch.Size, ...] = ()
-        self._routed: list[RoutedBatch] = []
+        self._routed: list[ExitBatch] = []
 
-    def run(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
+    def run(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
         """Answer these samples: :meth:`feed` and :meth:`flush` at once."""
         return self.feed(where, activations) + self.flush()
 
-    def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
+    def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
         """Take in samples at their places ``(B,)``, run all full micro-batches, and return what was answered."""
         shapes = tuple(t.shape[1:] for t in activations)
         if self.waiting and shapes != self._shapes:  # images of another size run separately
@@ -83,7 +89,7 @@ class Router:
             self._run_full()
         return self.take_routed()
 
-    def flush(self) -> list[RoutedBatch]:
+    def flush(self) -> list[ExitBatch]:
         """Run all waiting samples to the end."""
         self._run_all()
         return self.take_routed()
@@ -92,7 +98,7 @@ class Router:
         """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`."""
         self._pools[0].add(where, activations, since)
 
-    def run_stage(self, k: int) -> list[RoutedBatch]:
+    def run_stage(self, k: int) -> list[ExitBatch]:
         """Run stage k on a micro-batch of the samples that wait for it, or on all if fewer than two micro-batches wait."""
         self._run(k)
         return self.take_routed()
@@ -110,7 +116,7 @@ class Router:
         for pool in self._pools:
             pool.discard(gone)
 
-    def take_routed(self) -> list[RoutedBatch]:
+    def take_routed(self) -> list[ExitBatch]:
         """Return the answers not handed out yet; after an error, these are the ones from before it."""
         routed, self._routed = self._routed, []
         return routed
@@ -145,14 +151,14 @@ class Router:
         where, activations, since = self._pools[k].take(self.micro_batch)
         policy, is_gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations
-        if is_gated and k and self._needed[k - 1]:  # the last tensor is the previous exit's map
+        if is_gated and k and self._needed[k - 1]:  # the previous exit's map came along as the last tensor (see below)
             activations, previous = activations[:-1], activations[-1]
         if not self._needed[k]:
-            self._pools[k + 1].add(where, self.engine.advance(k, activations), since)
+            self._pools[k + 1].add(where, self.engine.run_stage(k, activations), since)
             return
-        step = self.engine.answer(k, activations, policy.temperatures[k], policy.score, self.attention or is_gated)
+        step = self.engine.run_exit(k, activations, policy.temperatures[k], policy.score, self.attention or is_gated)
         activations, p, scores, maps = step
-        batch = RoutedBatch(where, k, scores, p, maps if self.attention else None)
+        batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
         if k == policy.num_exits - 1:
             if is_gated and maps is not None:  # the final exit's map diverges from itself by 0
                 measured = torch.full_like(scores, math.nan)
@@ -165,8 +171,8 @@ class Router:
         decision = decide(policy, k, p, scores, features)
         if decision.estimates is not None and maps is not None:
             batch = batch._replace(trust=torch.stack([decision.estimates, torch.full_like(scores, math.nan)], 1))
-            activations = (*activations, maps)
-        fired = decision.fired if self.rule is None else self.rule(batch, decision.fired)
+            activations = (*activations, maps)  # the next exit's gate needs this map: it travels with the samples that stay
+        fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
             self._routed.append(batch)
