@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.demo.reviews import make_reviews
 from exitlens.data.texts import PackedTokens, TextSet, read_texts, word_tokenizer
+from exitlens.demo import make_reviews
 from exitlens.types.preprocessing import TextPreprocess
 
 pytest.importorskip("tokenizers")

@@ -25,6 +25,7 @@ from exitlens.errors import DataError, InputError, require
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
 from exitlens.modalities.series import list_columns
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
+from exitlens.types.settings import COUNT, check_number
 
 AS_FOUND = Reading()
 FileReader = EncodedImages | ArrayFiles
@@ -57,8 +58,7 @@ class SampleStream:
         self, listing: Listing, preprocess: Any, batch_size: int, skip_bad: bool = False, workers: int | None = None
     ) -> None:
         names, content, rows, groups, bad = listing
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        check_number("batch_size", batch_size, COUNT)
         for what, values in (("content", content), ("groups", groups)):
             if values is not None and len(values) != len(names):
                 raise InputError(f"{what}: expected {len(names)}, one per name; got {len(values)}")
