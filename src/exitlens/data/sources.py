@@ -14,7 +14,7 @@ from exitlens import demo
 from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
-from exitlens.data.packed import PackedStrings
+from exitlens.data.readers import PackedStrings
 from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
 from exitlens.data.sets import ArraySet, ImageSet, LazySet, SampleSet, measure_scaling
 from exitlens.data.splits import SPLITS, Split, check_split, name_split, plan_splits, split_set, take_split
