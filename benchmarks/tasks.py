@@ -23,7 +23,7 @@ from exitlens.demo import CLASSES, load_garments
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
-from exitlens.model.heads.exit_heads import HeadKind
+from exitlens.model.heads import HeadKind
 
 FASHION = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))
 SMALL_TRAIN, SMALL_TEST, SMALL_CLASSES = 1363, 1364, 9  # sizes of the data set of arXiv 2601.08891

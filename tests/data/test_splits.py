@@ -111,9 +111,8 @@ def test_splits_of_a_source_are_found_by_what_others_call_them():
     plan = plan_splits(["train", "val", "extra"], "x")
     assert plan.parts == {"train": "train", "validation": "val"}
     assert plan.carved == ("calibration", "test")
-    assert str(plan) == (
-        "validation: all of 'val'; cut from 'train' by exitlens: 78% train, 11% calibration, 11% test; 'extra' is not used"
-    )
+    cut = "cut from 'train' by exitlens: 78% train, 11% calibration, 11% test"
+    assert str(plan) == f"validation: all of 'val'; {cut}; 'extra' is not used"
     assert str(plan_splits([""], "x")) == "by exitlens: 70% train, 10% validation, 10% calibration, 10% test"
     with pytest.raises(xl.errors.DataError, match="has 'val' and 'dev' for one split"):
         plan_splits(["train", "val", "dev"], "x")

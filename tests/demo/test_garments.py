@@ -36,9 +36,8 @@ def test_the_images_are_small_licensed_and_apart_from_the_library():
 
 @pytest.mark.parametrize("load", [lambda: xl.demo.load_fashion("test"), lambda: xl.demo.load_scenes("train", limit=3)])
 def test_without_the_images_an_error_names_the_extra(load, no_images):
-    with pytest.raises(
-        xl.errors.MissingExtraError, match=r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"
-    ):
+    message = r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"
+    with pytest.raises(xl.errors.MissingExtraError, match=message):
         load()
 
 

@@ -18,15 +18,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from exitlens.errors import InputError
 from exitlens.model._torch_compat import mark_any_count
-from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.cutting.stage import Activations
-from exitlens.model.cutting.trace import trace
+from exitlens.model.cutting.split import Activations
+from exitlens.model.cutting.trace import pick_logits, trace
 from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.onnx_files import OnnxFile
 from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, apply_tuning, prepare_graph
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
 from exitlens.model.timing import Times, Work, interleave, interval

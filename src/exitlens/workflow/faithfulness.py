@@ -20,7 +20,7 @@ from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import attribute_exits, occlude, perturb
 from exitlens.model.engine.engine import Engine
-from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
+from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.cutting.graph import Recorder, pick_logits, run_real
 from exitlens.model.cutting.placement import count_node_macs
-from exitlens.model.cutting.trace import trace
+from exitlens.model.cutting.trace import Recorder, pick_logits, run_real, trace
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 

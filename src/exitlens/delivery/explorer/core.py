@@ -27,7 +27,7 @@ from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraEr
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
 from exitlens.model.attribution import attribute_exits
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import release_memory
 from exitlens.model.timing import interleave

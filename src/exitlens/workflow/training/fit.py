@@ -17,7 +17,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
-from exitlens.model.heads.exit_heads import have_maps, require_maps
+from exitlens.model.heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import SHARED_CORES, hold_memory
 from exitlens.progress import print_line, show_progress
