@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader
 
 import exitlens as xl
 from exitlens.data.texts import PackedTokens, TextSet, read_texts, word_tokenizer
-from exitlens.demo import make_reviews
 from exitlens.types.preprocessing import TextPreprocess
 from tests.data.conftest import write
 
