@@ -11,10 +11,9 @@ from exitlens.types.inputs import map_inputs
 from tests.kinds import KINDS
 
 
-def attach(kind, head="evidence"):
+def attach(kind):
     torch.manual_seed(0)
-    example = kind.make(2).inputs
-    return xl.attach(kind.build(), ["first", "second"], 3, example, head=head, groups=kind.groups)
+    return xl.attach(kind.build(), ["first", "second"], 3, kind.make(2).inputs, groups=kind.groups)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "series")) for name in KINDS])
@@ -87,14 +86,6 @@ def test_edge_bundles_say_the_same(name, tmp_path):
     expected = xl.predict(net, test.inputs, policy)
     assert found.exits.tolist() == expected.exits.tolist()
     assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["series", "series, time first", "volume", pytest.param("several", marks=pytest.mark.slow)])
-def test_context_heads(name):
-    kind = KINDS[name]
-    net = attach(kind, "context").eval()
-    for out, head in zip(net(kind.make(3).inputs), net.heads, strict=True):
-        torch.testing.assert_close(out.evidence.flatten(2).sum(2) + head.bias, out.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_without_maps_what_needs_them_is_refused():
