@@ -277,7 +277,7 @@ def test_policies_by_name(again, folder, call):
             "--max-disagreement 0.1 --columns image=x --unlabelled IMAGES",
             "columns: IMAGES holds files of one image each, without",
         ),
-        ("--max-accuracy-drop 0.1 --data EMPTY", "has no image in a class folder (bright, dark"),
+        ("--max-accuracy-drop 0.1 --data EMPTY", "has no class folder (bright, dark"),
     ],
 )
 def test_data_that_it_refuses(again, folder, tmp_path, call, words, message):
