@@ -65,10 +65,8 @@ class Promise:
 
     def __str__(self) -> str:
         verdict = "ok     " if self.is_kept else "known  " if self.reason else "MISSED "
-        is_undecided = (
-            self.half is not None and abs(self.measured - self.bar) < self.half
-        )  # other seeds could turn the verdict
-        undecided = f"  (undecided: ± {self.half:.2g})" if is_undecided else ""
+        could_turn = self.half is not None and abs(self.measured - self.bar) < self.half  # with other seeds
+        undecided = f"  (undecided: ± {self.half:.2g})" if could_turn else ""
         return f"{verdict} {self.what:88} {self.measured:9.4g} {self.sense} {self.bar:.4g}{undecided}"
 
 
@@ -162,9 +160,6 @@ def save_svg(figure: Figure, path: Path) -> None:
     path.write_text(re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text))
 
 
-# Times and their spread
-
-
 def take_turns(
     works: Mapping[str, Callable[[int], object]],
     rounds: int,
@@ -191,9 +186,6 @@ def run_alone(work: Callable[..., Tree], *arguments: Any) -> Tree:
     """Return what a function measures in a new process with one thread."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), use_one_thread) as pool:
         return pool.submit(work, *arguments).result()
-
-
-# Studies
 
 
 @dataclass(frozen=True)
@@ -265,10 +257,8 @@ def run_cells(
     for names, workers in ((side_by_side, processes or study.processes), (one_by_one, 1)):
         if not names:
             continue
-        settings: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": start}
-        with ProcessPoolExecutor(
-            workers, **settings, max_tasks_per_child=1
-        ) as pool:  # cells share neither memory nor settings
+        spawn = multiprocessing.get_context("spawn")  # cells share neither memory nor settings
+        with ProcessPoolExecutor(workers, spawn, start, max_tasks_per_child=1) as pool:
             futures = {pool.submit(call_job, jobs[name]): name for name in names}
             for future in as_completed(futures):
                 name, done = futures[future], done + 1

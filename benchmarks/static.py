@@ -84,7 +84,7 @@ def make_narrow(task: Task, width: float) -> xl.ExitNet:
 
 
 def make_resized(task: Task, pixels: int) -> xl.ExitNet:
-    """The backbone with its weights and its own classifier, on smaller images."""
+    """Return the backbone with its weights and its own classifier, on smaller images."""
     return attach_plain(task, Resized(task.build(), pixels), take_example(task))
 
 
@@ -182,9 +182,7 @@ class Adapted(NamedTuple):
     net: xl.ExitNet
     full: xl.ExitNet
     policy: xl.Policy  # loses at most :data:`LIMIT` against our own final exit
-    fast: (
-        xl.Policy
-    )  # loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already
+    fast: xl.Policy  # so much against the full network; nothing where our final exit has lost that already
     full_accuracy: float  # of the full network, on validation data
 
 
@@ -249,9 +247,6 @@ def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> d
     if reference is not None:
         measured["agreement"] = torch.eq(answers, reference).double().mean().item()
     return measured
-
-
-# Times
 
 
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
@@ -415,9 +410,6 @@ def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promi
             shares.append(max(within, default=0.0) / accuracy[-1])
         what = f"{task}: accuracy of the exit at {100 * most:.0f} % of the time over the final exit's"
         yield promise_mean(f"static|early|{task}|{most}", what, shares, ">=", bar)
-
-
-# Tables
 
 
 def write_tables(runs: Runs) -> list[str]:

@@ -77,7 +77,7 @@ def test_the_readme_is_one_screen_and_runs(readme):
 @pytest.mark.parametrize("page", [page for page in DOCS if read_blocks(page, "python")], ids=lambda page: page.name)
 def test_python_in_docs_runs_after_the_readme(page, readme, tmp_path, monkeypatch, files_written_once):
     monkeypatch.setattr("exitlens.model.cutting.placement.SECONDS", 0.0)
-    monkeypatch.setattr("exitlens.model.engine.autotune.MICRO_BATCHES", (1, 8))
+    monkeypatch.setattr("exitlens.model.engine.manager.MICRO_BATCHES", (1, 8))
     space = dict(readme[0], net=copy.deepcopy(readme[0]["net"]))
     for block in read_blocks(page, "python"):
         run(block.replace("seconds=0.5", "seconds=0.01"), page.name, space, tmp_path)

@@ -442,7 +442,7 @@ QUICK = ("--rounds", "1", "--seconds", "0")
 @pytest.fixture(autouse=True)
 def _little_is_timed(monkeypatch):
     monkeypatch.setattr("exitlens.model.cutting.placement.SECONDS", 0.0)
-    monkeypatch.setattr("exitlens.model.engine.autotune.MICRO_BATCHES", (1, 8))
+    monkeypatch.setattr("exitlens.model.engine.manager.MICRO_BATCHES", (1, 8))
 
 
 @pytest.mark.slow

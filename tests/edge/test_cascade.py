@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.edge import cascade
+from exitlens.edge import export
 from exitlens.model.engine.onnx_files import open_file
 from exitlens_runtime.sessions import open_openvino
 from tests.conftest import make_net
@@ -77,12 +77,12 @@ def test_later_stages_do_not_run_when_all_have_left(cascades, tmp_path):
 def test_a_gate_is_refused(tmp_path):
     gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
     with pytest.raises(xl.errors.ExportError, match="gate"):
-        cascade.write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))
+        export.write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))
 
 
 @pytest.mark.parametrize("name", ["labels", "exits", "scores", "maps"])
 def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path, name):
-    rate, move = cascade._Builder._rate, cascade._move
+    rate, move = export._Builder._rate, export._move
 
     def spoil(self, block, exit_, logits):
         outputs = rate(self, block, exit_, logits)
@@ -91,9 +91,9 @@ def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path,
         return outputs
 
     if name == "maps":
-        monkeypatch.setattr(cascade, "_move", lambda block, *a: block.add("Mul", move(block, *a), block.hold(2, np.float32)))
+        monkeypatch.setattr(export, "_move", lambda block, *a: block.add("Mul", move(block, *a), block.hold(2, np.float32)))
     else:
-        monkeypatch.setattr(cascade._Builder, "_rate", spoil)
+        monkeypatch.setattr(export._Builder, "_rate", spoil)
     with pytest.raises(xl.errors.ExportError, match=f"different {name}"):
         xl.export(make_net(), xl.Policy((0.5, 0.5)), tmp_path / "e")
     assert not (tmp_path / "e").exists()

@@ -130,7 +130,7 @@ def fit(
         record_source,
         remembers_skipping,
     )
-    from exitlens.model.heads.exit_heads import have_maps
+    from exitlens.model.heads import have_maps
     from exitlens.ranks import find_ranks
     from exitlens.workflow.training.fit import RunOptions, run_training
     from exitlens.workflow.training.record import is_restarted

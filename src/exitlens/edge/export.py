@@ -1,10 +1,11 @@
-"""export: write a network with its policy as a directory of ONNX files that answers without PyTorch."""
+"""export: write a network with its policy as ONNX files that answer without PyTorch, one of them the whole cascade."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,210 @@ import numpy as np
 import torch
 
 import exitlens
-from exitlens.edge.cascade import TEMPERATURES, THRESHOLDS, write_cascade
 from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.functional.maps import make_shift
 from exitlens.functional.routing import cover
 from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
-from exitlens.model.cutting.split import draw_inputs
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations, draw_inputs
 from exitlens.model.engine.onnx_files import (
     ATTENTION,
     BATCHES,
     LOGITS,
+    OPSET,
     Written,
     cut_segments,
     import_onnx,
     open_file,
     write_segments,
 )
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import check_named
+from exitlens.types.settings import DECIDED
 from exitlens.workflow.inference import predict
+
+THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
+ANSWERS = ("labels", "exits", "scores", "probabilities")
+IR_VERSION = 10
+
+
+@dataclass
+class _Block:
+    """Collects the nodes and constants of a graph, under names that no other graph uses."""
+
+    onnx: Any
+    prefix: str
+    nodes: list[Any] = field(default_factory=list)
+    constants: list[Any] = field(default_factory=list)
+
+    def add(self, kind: str, *inputs: str, name: str = "", count: int = 1, **attributes: Any) -> str:
+        """Add a node; return the name of its first output."""
+        first = name or f"{self.prefix}{kind}_{len(self.nodes)}"
+        names = [first, *(f"{first}_{i}" for i in range(1, count))]
+        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, **attributes))
+        return first
+
+    def hold(self, values: Any, dtype: Any) -> str:
+        """Add a constant; return its name."""
+        name = f"{self.prefix}constant_{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+
+def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
+    """Write a file that decides on its own; raises :class:`ExportError` for a policy with a gate.
+
+    Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
+    outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1), ``exits``,
+    ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image
+    (0 for samples that another exit answered). The score is the policy's. The weights of a stage are in the branch that
+    runs it, because elsewhere ONNX Runtime does not choose the fast layouts.
+    """
+    if policy.gate is not None:
+        raise ExportError(
+            "policy: a cascade in one file has no gate. Fix: calibrate without one, or use the files of the stages."
+        )
+    onnx = import_onnx()
+    helper, kinds = onnx.helper, onnx.TensorProto
+    models = [onnx.load(part.path) for part in parts]
+    inputs = [value for value in models[0].graph.input if value.name in parts[0].inputs]
+    inputs.append(helper.make_tensor_value_info(THRESHOLDS, kinds.FLOAT, [policy.num_exits - 1]))
+    inputs.append(helper.make_tensor_value_info(TEMPERATURES, kinds.FLOAT, [policy.num_exits]))
+    builder = _Builder(onnx, parts, models, policy.score)
+    block, outputs = builder.build(0, {name: name for name in parts[0].inputs})
+    for output, value in zip(builder.describe(0), outputs, strict=True):
+        block.add("Identity", value, name=output.name)
+    graph = helper.make_graph(block.nodes, "cascade", inputs, builder.describe(0), block.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="exitlens")
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+class _Builder:
+    """Builds the graph of a stage and of all later ones."""
+
+    def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str) -> None:
+        self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
+        self.classes = int(models[0].graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+
+    def describe(self, place: int) -> list[Any]:
+        """Describe the outputs of the graph from a stage on: answers, then the maps of this exit and of later ones."""
+        make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
+        rows, end = (f"rows_{place}", f"_from_{place}") if place else ("rows", "")
+        by_class, labels, parts = [rows, self.classes], self.score == DECIDED, self.parts[place:]
+        shapes = (by_class if labels else [rows], [rows], [rows], by_class)
+        types = (kinds.INT64, kinds.INT64, kinds.FLOAT, kinds.FLOAT)
+        answers = [make(f"{name}{end}", kind, shape) for name, kind, shape in zip(ANSWERS, types, shapes, strict=True)]
+        return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in parts]
+
+    def build(self, place: int, sources: dict[str, str]) -> tuple[_Block, list[str]]:
+        """Build the graph from stage ``place`` on; ``sources``: the outer names of its inputs.
+
+        Returns the block, and the names of its outputs in the order of :meth:`describe`.
+        """
+        part, prefix, block = self.parts[place], f"stage_{place}_", _Block(self.onnx, f"from_{place}_")
+        graph = self.onnx.compose.add_prefix_graph(self.models[place].graph, prefix)
+        for node in graph.node:
+            _rename(node, {f"{prefix}{name}": source for name, source in sources.items()})
+        block.nodes.extend(graph.node)
+        block.constants.extend(graph.initializer)
+        answers = self._rate(block, part.exit, f"{prefix}{LOGITS}")
+        maps = _move(block, f"{prefix}{ATTENTION}", part)
+        if place == len(self.parts) - 1:
+            return block, [*answers, maps]
+        zero, last = block.hold([0], np.int64), block.hold([1], np.int64)
+        limit = block.add("Gather", THRESHOLDS, block.hold(part.exit, np.int64), axis=0)
+        stays = block.add("Not", block.add("GreaterOrEqual", answers[2], limit))
+        rows = block.add("Squeeze", block.add("NonZero", stays), zero)  # (n,)
+        any_stays = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
+        flat = block.add("Flatten", maps, axis=1)
+        flat = block.add("Where", block.add("Unsqueeze", stays, last), block.hold(0, np.float32), flat)
+        maps = block.add("Reshape", flat, block.hold([-1, *part.map_shape], np.int64))
+        crossing, later = {name: f"{prefix}{name}" for name in part.outputs[2:]}, self.parts[place + 1 :]
+        goal = [f"{block.prefix}merged_{name}" for name in (*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in later))]
+        goes_on, end = self._go_on(place, answers, rows, crossing), _Block(self.onnx, f"end_{place}_")
+        count, same = end.add("Shape", answers[1]), [end.add("Identity", answer) for answer in answers]
+        ends = self._close(end, same + [self._make_empty(end, count, p) for p in later], place, "ends")
+        block.nodes.append(self.onnx.helper.make_node("If", [any_stays], goal, then_branch=goes_on, else_branch=ends))
+        return block, [*goal[:4], maps, *goal[4:]]
+
+    def _rate(self, block: _Block, exit_: int, logits: str) -> list[str]:
+        """Add labels, exits, scores and probabilities of an exit; return their names."""
+        axis = block.hold([1], np.int64)
+        temperature = block.add("Gather", TEMPERATURES, block.hold(exit_, np.int64), axis=0)
+        scaled = block.add("Div", logits, temperature)
+        p = block.add("Sigmoid", scaled) if self.score == DECIDED else block.add("Softmax", scaled, axis=1)
+        if self.score == DECIDED:
+            sure = block.add("Max", p, block.add("Sub", block.hold(1, np.float32), p))
+            score = block.add("ReduceMin", sure, axis, keepdims=0)
+        elif self.score == "max_probability":
+            score = block.add("ReduceMax", p, axis, keepdims=0)
+        elif self.score == "entropy":
+            logs = block.add("Log", block.add("Max", p, block.hold(1e-38, np.float32)))
+            nats = block.add("ReduceSum", block.add("Mul", p, logs), axis, keepdims=0)
+            share = block.add("Div", nats, block.hold(math.log(self.classes), np.float32))
+            score = block.add("Relu", block.add("Add", share, block.hold(1, np.float32)))
+        else:
+            two = block.add("TopK", p, block.hold([2], np.int64), count=2, axis=1)
+            first, second = (block.add("Gather", two, block.hold(i, np.int64), axis=1) for i in range(2))
+            score = block.add("Sub", first, second)
+        exits = block.add("Expand", block.hold([exit_], np.int64), block.add("Shape", score))
+        if self.score == DECIDED:  # 0 or 1 for each of several labels
+            is_label = block.add("GreaterOrEqual", p, block.hold(0.5, np.float32))
+            return [block.add("Cast", is_label, to=self.onnx.TensorProto.INT64), exits, score, p]
+        return [block.add("ArgMax", p, axis=1, keepdims=0), exits, score, p]
+
+    def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
+        """Build the branch in which samples stay: answers of later exits replace the early ones."""
+        gathered, make = {name: f"kept_{place}_{name}" for name in crossing}, self.onnx.helper.make_node
+        block, outputs = self.build(place + 1, gathered)
+        block.nodes[:0] = [make("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing]
+        where = block.add("Unsqueeze", rows, block.hold([1], np.int64))  # (n,1)
+        merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, outputs, strict=False)]
+        count = block.add("Shape", answers[1])
+        for part, new in zip(self.parts[place + 1 :], outputs[4:], strict=True):
+            merged.append(block.add("ScatterND", self._make_empty(block, count, part), where, new))
+        return self._close(block, merged, place, "goes_on")
+
+    def _make_empty(self, block: _Block, count: str, part: Written) -> str:
+        """Add maps of 0 for ``count`` samples."""
+        size = block.add("Concat", count, block.hold(list(part.map_shape), np.int64), axis=0)
+        return block.add("ConstantOfShape", size, value=self.onnx.numpy_helper.from_array(np.zeros(1, np.float32)))
+
+    def _close(self, block: _Block, values: Sequence[str], place: int, name: str) -> Any:
+        outputs = self.describe(place)
+        del outputs[4]  # this exit's own map, which the branches do not change
+        for info, value in zip(outputs, values, strict=True):
+            info.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{info.name}")
+        return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
+
+
+def _move(block: _Block, maps: str, part: Written) -> str:
+    """Place maps in the image, as :func:`exitlens.functional.maps.place` does."""
+    axes = len(part.map_shape)
+    for axis, by in enumerate(part.offset):
+        if not by:
+            continue
+        shift = block.hold(make_shift(part.map_shape[axis], by).numpy(), np.float32)
+        order = [0, *(i + 1 for i in range(axes) if i != axis), axis + 1]
+        last = block.add("MatMul", block.add("Transpose", maps, perm=order), shift)
+        maps = block.add("Transpose", last, perm=[order.index(i) for i in range(axes + 1)])
+    return maps
+
+
+def _rename(node: Any, renamed: dict[str, str]) -> None:
+    """Replace names among the inputs of a node and of the graphs inside it."""
+    for i, name in enumerate(node.input):
+        node.input[i] = renamed.get(name, name)
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for child in inner.node:
+                _rename(child, renamed)
+
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"

@@ -16,11 +16,22 @@ from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, place_exits
-from exitlens.model.cutting.split import Pieces, check_backbone, make_random_inputs, split, verify
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
-from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
-from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
+from exitlens.model.heads import (
+    HEADS,
+    LEAST_SIDE,
+    NECK_SHARE,
+    AverageHead,
+    EvidenceHead,
+    ExitHead,
+    HeadKind,
+    KeptHead,
+    check_groups,
+    fit_group_neck,
+    fit_neck,
+    fit_token_neck,
+)
 from exitlens.model.info import Final, InputSpec, NetworkInfo
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.network import ExitNet
@@ -56,12 +67,12 @@ def attach(  # noqa: PLR0913
         placement: with a number in ``at``, exits lie at equal shares of ``"cost"`` (multiply-accumulates), or of the
             ``"time"`` that the backbone takes on this machine, measured for 10 s at most and refused if it is too busy.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
-            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`) makes early
+            (:class:`~exitlens.model.heads.ContextNeck`, :class:`~exitlens.model.heads.TokenNeck`) makes early
             answers much better for some 4 % more cost, and puts all maps on one grid, if sizes divide. If the last features
             have fewer than 7 locations a side, the final head reads earlier, finer ones too; heads on tokens read those of
             the first exit beside their own. ``"average"``: average pooling, for comparison.
         groups: for a vector's features, the columns of each group by name: exits attend to the groups, and read the vector
-            itself beside hidden features (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups the exits of a
+            itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
 
     Raises:

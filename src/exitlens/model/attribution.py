@@ -13,9 +13,9 @@ from exitlens.errors import InputError, require
 from exitlens.functional.maps import answer_score, choose_explained, find_locations, gradient_x_input, top_cells
 from exitlens.functional.scores import probabilities
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.model.heads import ExitHead
 from exitlens.model.mixing import Mixing
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput

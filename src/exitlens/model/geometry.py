@@ -18,10 +18,9 @@ from torch import Tensor, fx, nn
 from exitlens.errors import ReachWarning
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, CONVOLUTION, MAX_POOL, PADS, TRANSPOSED_CONVOLUTION
 from exitlens.model.cutting.boundaries import call_on, find_input_locations, get_operation, has_channels_last, read_order
-from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.cutting.split import Features, Pieces
-from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
-from exitlens.model.heads.necks import DEPTH, KERNELS, ContextNeck
+from exitlens.model.cutting.trace import TracedBackbone, get_callee_name
+from exitlens.model.heads import DEPTH, KERNELS, ContextNeck, EvidenceHead, ExitHead
 
 LEAST_OFFSET = 0.2  # of a cell; less is not worth the blur, and random weights lean, too
 LEAST_SHARE = 0.25  # of the image's shorter side, that a location has to see

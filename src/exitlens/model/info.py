@@ -11,7 +11,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.maps import place
 from exitlens.modalities import Modality, find_modality
-from exitlens.model.heads.exit_heads import HeadKind
+from exitlens.model.heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocessing

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from exitlens.model.cutting.graph import get_callee_name
-from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.split import Activations, Stage
+from exitlens.model.cutting.trace import get_callee_name
 
 ATTENTION, SOFTMAX = ("scaled_dot_product_attention", "multi_head_attention_forward"), ("softmax", "_softmax")
 PRODUCTS = ("matmul", "bmm", "einsum")

@@ -14,12 +14,11 @@ from exitlens.display import html_table
 from exitlens.errors import require
 from exitlens.functional.maps import answer_score, gradient_x_input
 from exitlens.model._torch_compat import list_member_tables
-from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.autotune import tune
+from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.manager import EngineManager
+from exitlens.model.engine.manager import EngineManager, tune
 from exitlens.model.engine.tuning import Tuning, name_network
-from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.model.heads import ExitHead
 from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.mixing import Mixing, has_self_attention, open_inputs
 from exitlens.types import ExitOutput, Policy

@@ -1,25 +1,8 @@
-"""All state of the whole process that exitlens changes, in a list, and the code for threads and memory.
+"""PyTorch's number of threads, and the memory that malloc keeps; docs/guides/process.md lists what else exitlens changes.
 
-====================================  =============================================  ============================
-state                                 changed by                                     until
-====================================  =============================================  ============================
-PyTorch's number of threads           answers with ``Tuning.threads``                the answer is given
-the same                              ``fit``, where other processes are busy        it returns
-training mode of a network's modules  answers by the network's own weights           the last of them is given
-memory that malloc keeps              answers with ``Tuning.keep_memory``            the process ends
-filters of ``warnings``               ``net.compile``, ``attach``, writing ONNX      it returns
-mkldnn, fast path of attention        ``attach`` (it counts multiply-accumulates)    it returns
-standard error, a logger's level      ``attach``, where it uses ``torch.export``     it returns
-random state                          ``attach`` (weights of new heads), commands    the process ends
-threads, processors, standard error   ``exitlens bench``, ``exitlens demo``          it returns
-``GRADIO_*``, ``HF_HUB_OFFLINE``      ``exitlens app``                               the process ends
-Python's switch interval              ``exitlens serve``                             the process ends
-``PROMETHEUS_MULTIPROC_DIR``          ``exitlens serve``                             the process ends
-====================================  =============================================  ============================
-
-docs/guides/process.md says more about each. Several threads may answer with one network at the same time: the first two
-rows are counted, so no thread changes what another had set. The others change before threads start. One thing is up to
-PyTorch: a thread that first uses PyTorch outside our networks starts with the number of threads that was set last.
+Several threads may answer with one network at the same time: limits of threads are counted, so no thread changes what
+another had set. One thing is up to PyTorch: a thread that first uses PyTorch outside our networks starts with the number of
+threads that was set last.
 
 glibc returns large tensors to the system and gets them back with page faults, which on CPUs can cost as much as the
 arithmetic: a batch of 32 images takes half the time in ResNet-50 once memory is kept (docs/measured/performance.md).

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import RequestError
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.serving.models import Array, ServedModel

@@ -20,7 +20,7 @@ import torch
 from exitlens.errors import DriftWarning, PolicyError, RequestError
 from exitlens.functional.drift import DriftMonitor
 from exitlens.functional.maps import divergence, on_common_grid
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.serving.cascade import Cascade, Pace, Terms, Ticket
 from exitlens.serving.metrics import Metrics

@@ -21,7 +21,7 @@ from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestErro
 from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, OnnxFiles, Written, is_close
 from exitlens.model.engine.tuning import Tuning

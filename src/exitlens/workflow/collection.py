@@ -16,7 +16,7 @@ from exitlens.functional.groups import number_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
 from exitlens.functional.routing import compute_gate_features
 from exitlens.io import RowStore
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import measure_exits
 from exitlens.progress import track

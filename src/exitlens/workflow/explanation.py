@@ -15,9 +15,9 @@ from exitlens.functional.maps import all_finite, divergence, on_common_grid, pea
 from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.attribution import Recording, attribute
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs

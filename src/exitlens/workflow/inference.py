@@ -21,7 +21,7 @@ from exitlens.errors import EngineError, ExitlensError, InputError, StreamError,
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
-from exitlens.model.heads.exit_heads import require_maps
+from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import track
 from exitlens.types import Policy, Prediction

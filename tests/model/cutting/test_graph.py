@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.cutting.graph import Recorder, pick_logits, run_real
 from exitlens.model.cutting.placement import count_node_macs
-from exitlens.model.cutting.trace import trace
+from exitlens.model.cutting.trace import Recorder, pick_logits, run_real, trace
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 
@@ -114,17 +113,6 @@ def test_the_name_of_a_recurrent_layer_means_its_sequence():
     network = make_network(lambda n, ids: n.fc(n.rnn(n.e(ids))[0].mean(1)), **layers)
     traced = trace(network, False, torch.zeros(1, 7, dtype=torch.int64))
     assert traced.shape_of(traced.outputs["rnn"]) == (2, 7, 6)
-
-
-def test_looking_changes_no_buffer():
-    def forward(net, x):
-        net.calls.add_(1)
-        return TinyNet.forward(net, x)
-
-    backbone = make_network(forward, TinyNet, calls=torch.zeros(()))
-    assert trace(backbone, True, torch.zeros(1, 3, 16, 16)).values.logits.name == "fc"
-    assert backbone.calls == 0
-    assert backbone.a[1].num_batches_tracked == 0
 
 
 @torch.fx.wrap

@@ -75,7 +75,7 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
             raise refusal
         return build_engine(stages, heads, tuning, example)
 
-    monkeypatch.setattr("exitlens.model.engine.autotune.build_engine", refuse_onnx)
+    monkeypatch.setattr("exitlens.model.engine.manager.build_engine", refuse_onnx)
     tuning = net.tune(IMAGES, precision="float32", seconds=0.01)
     assert tuning.backend == "torch"
     assert "an odd layer" in tuning.measured["onnx"]
@@ -83,7 +83,7 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
         net.tune(IMAGES, seconds=0.01, backend="onnx")
     refusal = xl.errors.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")
     assert "onnxruntime" in net.tune(IMAGES, precision="float32", seconds=0.01).measured["onnx"]
-    monkeypatch.setattr("exitlens.model.engine.autotune.is_installed", lambda *names: False)
+    monkeypatch.setattr("exitlens.model.engine.manager.is_installed", lambda *names: False)
     assert "onnx" not in net.tune(IMAGES, precision="float32", seconds=0.01).measured
 
 

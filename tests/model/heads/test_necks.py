@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.heads import necks
-from exitlens.model.heads.necks import (
+from exitlens.model.heads import (
     ContextNeck,
     GroupNeck,
     TokenNeck,
     check_groups,
+    enlarge,
+    find_spread,
     fit_group_neck,
     fit_neck,
     fit_token_neck,
@@ -57,8 +58,8 @@ def test_a_neck_with_a_lateral_map_adds_the_enlarged_features():
 
 def test_spreading_is_enlarging():
     x = torch.randn(2, 3, 4, 5)
-    spread = necks.find_spread((4, 5), (7, 9), x)
-    torch.testing.assert_close((x.flatten(2) @ spread.t()).view(2, 3, 7, 9), necks.enlarge(x, (7, 9)))
+    spread = find_spread((4, 5), (7, 9), x)
+    torch.testing.assert_close((x.flatten(2) @ spread.t()).view(2, 3, 7, 9), enlarge(x, (7, 9)))
     torch.testing.assert_close(spread.sum(1), torch.ones(63))
 
 

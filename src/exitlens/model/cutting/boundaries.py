@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from exitlens.errors import AttachError, suggest
 from exitlens.model import layouts
 from exitlens.model._torch_compat import ADAPTIVE_POOLS, AVERAGE_POOL, BATCH_NORM, CONVOLUTION, DROPOUT, MAX_POOL
-from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
+from exitlens.model.cutting.trace import TracedBackbone, get_callee_name
 from exitlens.model.layouts import Kind, Layout
 from exitlens.types.inputs import MASK, list_tensors
 

@@ -18,9 +18,8 @@ from exitlens.errors import AttachError, InputError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, make_example
 from exitlens.model.cutting.boundaries import find_cut_nodes, find_exit_nodes
-from exitlens.model.cutting.graph import Interpreter, TracedBackbone, run_fake, run_real
 from exitlens.model.cutting.modes import preserve_state, switch_mode
-from exitlens.model.cutting.trace import trace
+from exitlens.model.cutting.trace import Interpreter, TracedBackbone, run_fake, run_real, trace
 from exitlens.model.layouts import Kind
 from exitlens.model.process import hold_memory
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs

@@ -15,9 +15,9 @@ from exitlens.errors import EngineError, first_line
 from exitlens.functional.routing import needs_head
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_count
-from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
-from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.model.heads import ExitHead
 from exitlens.types import ExitOutput, Policy
 
 Step = tuple[Activations, Tensor, Tensor | None]

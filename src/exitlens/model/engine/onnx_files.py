@@ -21,10 +21,10 @@ from torch.utils.dlpack import from_dlpack
 
 from exitlens.errors import EngineError, ExportError, import_extra
 from exitlens.functional.routing import needs_head
-from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
-from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.model.heads import ExitHead
 from exitlens.types import Policy
 
 OPSET = 18

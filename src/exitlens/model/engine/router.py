@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exitlens.functional.maps import divergence, on_common_grid
 from exitlens.functional.routing import compute_gate_features, decide, needs_head
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.types import Policy
 

@@ -21,9 +21,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from exitlens.errors import InputError, require
 from exitlens.model._torch_compat import has_hooks
-from exitlens.model.cutting.graph import get_callee_name
-from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.cutting.split import Activations, Stage
+from exitlens.model.cutting.trace import get_callee_name
+from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.model.mixing import has_self_attention
 from exitlens.model.process import THREAD_LIMIT, keep_memory
 from exitlens.types.inputs import set_channels_last

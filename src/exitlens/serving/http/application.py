@@ -27,7 +27,7 @@ from starlette.routing import Route
 import exitlens
 from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError, suggest
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.split import Activations
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.http import answers

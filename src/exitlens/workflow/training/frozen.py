@@ -24,7 +24,7 @@ from exitlens.data.workers import Plan
 from exitlens.errors import DataError, InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.heads.exit_heads import ExitHead, KeptHead
+from exitlens.model.heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet
 from exitlens.model.precision import use_half_precision
 from exitlens.model.process import SHARED_CORES

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from exitlens.errors import InputError, TrainingError
 from exitlens.model.backbones.weights import unique_state
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.heads.exit_heads import KeptHead
+from exitlens.model.heads import KeptHead
 from exitlens.model.network import ExitNet
 from exitlens.types.settings import BatchNorm, TrainingSettings
 

@@ -1,22 +1,241 @@
-"""Exit heads: class evidence at every location, pooled by learned attention, so that the map shows what the answer used."""
+"""Exit heads: class evidence pooled by learned attention, so that maps show what answers used; and necks before them."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, cast, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import energy
-from exitlens.model.cutting.stage import Stage
-from exitlens.model.heads.necks import Neck, find_spread
+from exitlens.model.cutting.split import Stage
 from exitlens.model.layouts import Layout
 from exitlens.types import ExitOutput
+from exitlens.types.inputs import Groups
+
+KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
+DEPTH, WIDEST, NARROWEST = 2, 256, 8
+NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
+LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features as fine
+
+
+class Neck(nn.Module):
+    """Layers before an exit head: ``neck(features, lateral, keep)``."""
+
+    width: int  # channels of the output
+    keeps_features: bool = False  # the classifier reads the features beside the output
+
+    def fuse(self) -> Self:
+        """Fold batch normalisations into the layers before them, for evaluation, in place; return this neck."""
+        return self
+
+
+class ContextNeck(Neck):
+    """Brings the features to the grid of the maps and mixes them over it: pairs of depthwise 5x5 and 1x1 convolutions.
+
+    An early stage sees a small part of the image at every location, so its exit can neither tell the object from the
+    background nor look where the final exit looks. Exits have layers of their own in MSDNet (arXiv 1703.09844) and
+    Shallow-Deep Networks (arXiv 1810.07052), too; depthwise-separable convolutions come from arXiv 1704.04861. A convolution
+    over whole cells, which stays centred, shrinks finer features by the factor ``shrink``. Coarser ones are enlarged and
+    added to ``lateral`` channels of an earlier stage, as in feature pyramids (arXiv 1612.03144). Volumes have 3 ``axes`` of
+    locations and 3x3x3 convolutions.
+    """
+
+    def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0, axes: int = 2) -> None:
+        super().__init__()
+        self.shrink, self.width, self.keeps_features = shrink, width, lateral > 0
+        self.inlet = _Step(channels, width, shrink, shrink, axes=axes)
+        self.lateral = _Step(lateral, width, axes=axes) if lateral else None
+        self.mixers = nn.Sequential(*(_Mixer(width, axes) for _ in range(DEPTH)))
+
+    def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Return features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width,h,w)``."""
+        dtype = self.inlet.conv.weight.dtype  # the head's precision, whatever the stages'
+        x = self.inlet(features.to(dtype))
+        if self.lateral is not None and lateral is not None:
+            beside = self.lateral(lateral.to(dtype))
+            x = enlarge(x, beside.shape[2:]) + beside
+        return cast(Tensor, self.mixers(F.relu(x)))
+
+    def fuse(self) -> Self:
+        """Fold the batch normalisations into the convolutions, for evaluation, in place; return this neck."""
+        for step in list(self.modules()):
+            if isinstance(step, _Step) and isinstance(step.norm, nn.BatchNorm2d | nn.BatchNorm3d):
+                step.conv, step.norm = fuse_conv_bn_eval(step.conv, step.norm), nn.Identity()
+        return self
+
+
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:  # (B,D,H,W) -> (B,D,*size)
+    """Enlarge linearly along every axis, about the centres of cells."""
+    return F.interpolate(x, tuple(size), mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False)
+
+
+def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tensor | None:
+    """Return the weights ``(N,M)`` of M coarse locations in N fine ones by :func:`enlarge`; ``None`` for equal sizes."""
+    if tuple(size) == tuple(onto):
+        return None
+    count = math.prod(size)
+    cells = torch.eye(count, dtype=torch.float32, device=like.device).view(count, 1, *size)
+    return enlarge(cells, onto).view(count, -1).t().to(like.dtype)
+
+
+class _Step(nn.Module):
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, axes: int = 2) -> None:
+        super().__init__()
+        padding = kernel // 2 if stride == 1 else 0
+        make, norm = (nn.Conv2d, nn.BatchNorm2d) if axes == 2 else (nn.Conv3d, nn.BatchNorm3d)
+        self.conv: nn.Conv2d | nn.Conv3d = make(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.norm: nn.Module = norm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.norm(self.conv(x)))
+
+
+class _Mixer(nn.Module):
+    """``relu(x + pointwise(relu(depthwise(x))))``."""
+
+    def __init__(self, width: int, axes: int = 2) -> None:
+        super().__init__()
+        self.depthwise = _Step(width, width, KERNELS[axes], groups=width, axes=axes)
+        self.pointwise = _Step(width, width, axes=axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
+
+
+class TokenNeck(Neck):
+    """Mixes neighbouring locations of a sequence: pairs of depthwise convolutions over 5 of them and linear layers.
+
+    Deep tokens are mixtures of all tokens, so attention to them says little about where an answer comes from. The neck
+    therefore also reads ``lateral`` channels of tokens of an early stage, which are hardly mixed yet. Unlike in
+    :class:`ContextNeck`, layer norms replace batch norms, and padding is never read.
+    """
+
+    keeps_features = True
+
+    def __init__(self, channels: int, width: int, lateral: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        self.inlet = _Inlet(channels, width)
+        self.lateral = _Inlet(lateral, width) if lateral else None
+        self.mixers = nn.ModuleList(_TokenMixer(width) for _ in range(DEPTH))
+
+    def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Return ``(B,width,N)`` from ``(B,D,N)``; ``keep``: ``(B or 1,N)`` bool, the positions that others may read."""
+        x: Tensor = self.inlet(features)
+        if self.lateral is not None and lateral is not None:
+            x = x + self.lateral(lateral)
+        x = F.relu(x)
+        for mixer in self.mixers:
+            x = mixer(x, keep)
+        return x
+
+
+class _Inlet(nn.Module):
+    """Linear layer and layer norm, in the precision of the head."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(channels, width, bias=False), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,D,N) -> (B,width,N), rows of memory
+        return cast(Tensor, self.norm(self.linear(x.transpose(1, 2).to(self.linear.weight.dtype)))).transpose(1, 2)
+
+
+class _TokenMixer(nn.Module):
+    """``relu(x + norm(linear(relu(norm(depthwise(x))))))``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, KERNELS[2], padding=KERNELS[2] // 2, groups=width, bias=False)
+        self.first, self.linear, self.second = nn.LayerNorm(width), nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:  # (B,width,N)
+        mixed = self.depthwise(x if keep is None else x * keep[:, None]).transpose(1, 2)
+        return F.relu(x + self.second(self.linear(F.relu(self.first(mixed)))).transpose(1, 2))
+
+
+class GroupNeck(Neck):
+    """Reads each group of a vector's features by itself, and the hidden features of the whole vector beside it.
+
+    ``g_j = relu(W_j x_j + b_j + V h)``, then ``relu(g_j + U relu(g_j))``: the location of group j sees its own features
+    ``x_j``, and through ``h`` what the network has made of all of them. So attention to it means that these features count
+    *given* the others; only deletion shows whether they count alone. Additive networks (arXiv 2004.13912) lack ``h``.
+    """
+
+    def __init__(self, channels: int, features: int, groups: Groups, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.members = [list(members) for _, members in groups]
+        self.inlet = nn.Linear(channels, width, bias=False)
+        self.readers = nn.ModuleList(nn.Linear(len(members), width) for members in self.members)
+        self.mixer = nn.Linear(width, width)
+
+    def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Return ``(B,width,G)`` from ``(B,D,1)`` and the vector ``(B,F,1)``."""
+        assert lateral is not None
+        dtype = self.inlet.weight.dtype
+        vector, whole = lateral[..., 0].to(dtype), self.inlet(features[..., 0].to(dtype))
+        pairs = zip(self.readers, self.members, strict=True)
+        read = torch.stack([reader(vector[:, members]) for reader, members in pairs], 1)  # (B,G,width)
+        x = F.relu(read + whole[:, None])
+        return F.relu(x + self.mixer(x)).transpose(1, 2)
+
+
+def find_width(count_macs: Callable[[int], int], budget: float) -> int:
+    """Return the largest width of a neck within a budget of multiply-accumulates: a multiple of 8, and at least 8."""
+    width = NARROWEST
+    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
+        width += 8
+    return width
+
+
+def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
+    """Make a neck that enlarges features to the grid of a lateral map, or shrinks them to the grid if that divides them."""
+    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
+    shrink = factors.pop() if len(factors) == 1 and not lateral else 1
+    locations = math.prod(grid if lateral else [n // shrink for n in size])
+    inlets, window = math.prod(size) * channels + locations * lateral, math.prod([KERNELS[len(size)]] * len(size))
+    width = find_width(lambda w: w * inlets + DEPTH * locations * (window * w + w**2), budget)
+    return ContextNeck(channels, width, shrink, lateral, len(size))
+
+
+def fit_token_neck(channels: int, locations: int, budget: float, lateral: int = 0) -> TokenNeck:
+    """Make a neck for a sequence of so many locations."""
+    width = find_width(lambda w: locations * (w * (channels + lateral) + DEPTH * (KERNELS[2] * w + w**2)), budget)
+    return TokenNeck(channels, width, lateral)
+
+
+def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) -> GroupNeck:
+    """Make a neck for groups of a vector's features."""
+    width = find_width(lambda w: w * (channels + features) + len(groups) * w**2, budget)
+    return GroupNeck(channels, features, groups, width)
+
+
+def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int], first: Tensor) -> Groups:
+    """Return groups of features in their order; raises :class:`InputError` unless they fit a vector of this shape."""
+    if groups is None:
+        return ()
+    if len(shape) != 1 or not first.is_floating_point():
+        raise InputError(f"groups: they are for vectors (B,F), the example has {tuple(shape)}. Fix: leave them out")
+    if not isinstance(groups, Mapping) or len(groups) < 2:
+        raise InputError(f"groups: expected a dict of two groups or more, such as {{'blood': [0, 1]}}, got {groups!r:.60}")
+    for name, members in groups.items():
+        is_list = isinstance(members, Sequence) and not isinstance(members, str) and len(members) > 0
+        if not is_list or not all(isinstance(i, int) and 0 <= i < shape[0] for i in members):
+            raise InputError(f"groups: {name!r}: expected columns from 0 to {shape[0] - 1}, got {members!r:.60}")
+    taken = [i for members in groups.values() for i in members]
+    if len(set(taken)) < len(taken):
+        twice = next(i for i in taken if taken.count(i) > 1)
+        raise InputError(f"groups: column {twice} is in two groups: every feature belongs to one at most")
+    return tuple((str(name), tuple(members)) for name, members in groups.items())
+
 
 HeadKind = Literal["evidence", "context", "average"]
 HEADS: tuple[HeadKind, ...] = get_args(HeadKind)

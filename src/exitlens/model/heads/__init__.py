@@ -1,1 +1,0 @@
-"""Exit heads, and the small layers (necks) before them."""
