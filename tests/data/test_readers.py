@@ -1,4 +1,5 @@
 import os
+import pickle
 import threading
 
 import pytest
@@ -6,8 +7,17 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
-from exitlens.data.readers import ImageFiles, PixelCache, check_bad, read_regular
-from tests.data.conftest import PREPROCESS
+from exitlens.data.readers import (
+    ImageFiles,
+    PackedStrings,
+    Picked,
+    PixelCache,
+    RowNames,
+    check_bad,
+    pack_strings,
+    read_regular,
+)
+from tests.data.conftest import PREPROCESS, Pixels
 
 
 def test_devices_and_pipes_are_no_images(tmp_path):
@@ -27,13 +37,16 @@ def test_devices_and_pipes_are_no_images(tmp_path):
 PIXELS = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
 
 
-def test_pixels_are_found_by_content_and_shape(tmp_path):
+def test_pixels_are_found_in_a_directory_by_content_and_shape(tmp_path):
     cache = PixelCache(tmp_path / "new" / "cache")
     assert cache.find(b"file", (3, 4, 4)) is None
     cache.keep(b"file", PIXELS)
     assert torch.equal(PixelCache(tmp_path / "new" / "cache").find(b"file", (3, 4, 4)), PIXELS)
     assert cache.find(b"file", (3, 2, 8)) is None
     assert cache.find(b"other file", (3, 4, 4)) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(xl.errors.OutputError, match="cannot be a directory"):
+        PixelCache(tmp_path / "file")
 
 
 def test_what_is_damaged_is_not_found_and_written_again(tmp_path):
@@ -61,12 +74,6 @@ def test_many_may_write_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 20
-
-
-def test_no_directory(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(xl.errors.OutputError, match="cannot be a directory"):
-        PixelCache(tmp_path / "file")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -98,10 +105,6 @@ def test_a_full_disk_is_told_once_and_images_are_decoded(folder, tmp_path, monke
 
 
 def test_readers_of_pixels_have_nothing_to_cache(tmp_path):
-    class Pixels(list):
-        def read(self, index):
-            return self[index]
-
     data = xl.data.LazySet(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.data.Preprocess((4, 4)))
     with pytest.raises(xl.errors.InputError, match="Pixels gives decoded samples"):
         data.cached(tmp_path)
@@ -125,3 +128,55 @@ def test_bad_files_may_be_skipped_if_others_remain():
             check_bad(bad, 3, skip_bad)
     with pytest.raises(xl.errors.DataError, match="and 5 more"):
         check_bad(["x"] * 15, 20, False)
+
+
+NAMES = ["a/b.png", "", "ä/ö.jpg", "not utf-8: \udcff", "half: \ud800"]
+
+
+def test_strings_come_back_as_they_were():
+    strings = PackedStrings(NAMES)
+    assert list(strings) == NAMES
+    assert strings[-1] == NAMES[-1]
+    assert strings[1:3] == NAMES[1:3]
+    with pytest.raises(IndexError):
+        strings[5]
+    assert len(PackedStrings([])) == 0
+    assert pickle.loads(pickle.dumps(strings)) == strings
+    assert pack_strings(strings) is strings
+    assert "5 strings" in repr(strings)
+
+
+def test_strings_are_compared_as_sequences_are():
+    strings = PackedStrings(["a", "b"])
+    assert strings == ("a", "b")
+    assert strings == ["a", "b"]
+    assert strings != ("a",)
+    assert strings != ("a", "c")
+    assert PackedStrings("ab") != "ab"
+    strings.append("c")
+    assert strings == ("a", "b", "c")
+
+
+def test_a_subset_shares_the_bytes():
+    strings = PackedStrings(NAMES)
+    part = strings.subset(torch.tensor([2, 0, -1]))
+    assert part == (NAMES[2], NAMES[0], NAMES[-1])
+    assert part.subset(torch.tensor([1])) == (NAMES[0],)
+    assert strings.subset(torch.arange(5) % 2 == 1) == (NAMES[1], NAMES[3])
+    assert part._bytes is strings._bytes
+
+
+def test_names_of_rows_are_made_when_asked_for():
+    names = RowNames([("a:", 2), ("b:", 0), ("c:", 3)])
+    assert list(names) == ["a:0", "a:1", "c:0", "c:1", "c:2"]
+    assert (len(names), names[-1], names[1:3]) == (5, "c:2", ["a:1", "c:0"])
+    with pytest.raises(IndexError):
+        names[5]
+
+
+def test_picked_values_grow_with_the_rows():
+    rows = [2, 0]
+    picked = Picked("abc", rows)
+    assert list(picked) == ["c", "a"]
+    rows.append(1)
+    assert (len(picked), picked[-1], picked[1:]) == (3, "b", ["a", "b"])

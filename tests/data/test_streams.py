@@ -114,7 +114,7 @@ def test_texts_are_encoded_batch_by_batch(tokens):
 
 @pytest.mark.parametrize("size", [0, -1, 1.5])
 def test_wrong_arguments(size, tokens):
-    with pytest.raises(InputError, match="batch_size: expected an integer of 1 or more"):
+    with pytest.raises(InputError, match="batch_size: expected a whole number of 1 or more"):
         xl.data.ImageStream([], PREPROCESS, size)
     with pytest.raises(InputError, match="preprocess: expected Preprocess"):
         xl.data.ImageStream([], None, 4)

@@ -148,7 +148,7 @@ def test_how_many_processes(monkeypatch):
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: {0})
     assert choose_workers(None, 100) == 0
     for wrong in (-1, 1.5, "2"):
-        with pytest.raises(xl.errors.InputError, match="workers: expected an integer"):
+        with pytest.raises(xl.errors.InputError, match="workers: expected a whole number"):
             choose_workers(wrong, 100)
     monkeypatch.setattr(workers.sys, "platform", "win32")
     assert choose_workers(None, 100) == 0

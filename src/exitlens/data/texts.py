@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.data.lines import read_file
-from exitlens.data.packed import PackedStrings, pack_strings
+from exitlens.data.readers import PackedStrings, pack_strings
 from exitlens.data.rows import Columns, check_rows, number_labels
 from exitlens.data.sets import SampleSet
 from exitlens.errors import InputError, import_extra, require

@@ -49,6 +49,8 @@ class NumberRule(NamedTuple):
 
 COUNT = NumberRule("a whole number of 1 or more", lambda value: isinstance(value, int) and value >= 1)
 POSITIVE = NumberRule("a finite number above 0", lambda value: 0 < value < math.inf)
+WHOLE = NumberRule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
+SHARE = NumberRule("a number in [0, 1]", lambda value: 0 <= value <= 1)
 NOT_NEGATIVE = NumberRule("a finite number of 0 or more", lambda value: 0 <= value < math.inf)
 
 
@@ -163,35 +165,25 @@ class CalibrationRequest:
             require(getattr(self, name), bool, name)
         if self.temperatures is not None:
             require(self.temperatures, Temperatures, "temperatures")
-        has_delta, has_risk = self.delta is not None, bool(self.risk_limits)
-        for is_wrong, message in (
-            (not self.limits, f"limits: expected at least one of {', '.join(RISK_LIMITS)}, max_cost or max_ms, got none"),
-            (
-                self.percentile is not None and self.max_ms is None,
-                "percentile: it is the share of samples to be answered within max_ms. Fix: pass max_ms, too.",
-            ),
-            (
-                self.percentile == 100 and has_delta,
-                "percentile: samples never show that all samples are fast. Fix: with delta, pass less than 100.",
-            ),
-            (
-                has_delta and not has_risk and self.max_ms is None,
-                "delta: it certifies limits on risks. Fix: pass max_accuracy_drop or another one, too.",
-            ),
-            (
-                self.equal_groups and not has_delta,
-                "equal_groups: it is about a certificate. Fix: pass delta, or leave equal_groups out.",
-            ),
-            (self.folds is not None and has_delta, "folds: delta promises more. Fix: pass one of the two."),
-            (
-                self.folds is not None and not has_risk,
-                "folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.",
-            ),
-            (
-                self.gate and self.max_divergence is None,
-                "gate: it lowers the divergence of early answers. Fix: pass max_divergence, too.",
-            ),
-        ):
+        has_delta, has_risk, is_timed = self.delta is not None, bool(self.risk_limits), self.max_ms is not None
+        has_share, has_folds, all_limits = self.percentile is not None, self.folds is not None, ", ".join(RISK_LIMITS)
+        refusals = {
+            f"limits: expected at least one of {all_limits}, max_cost or max_ms, got none": not self.limits,
+            "percentile: it is the share of samples to be answered within max_ms. Fix: pass max_ms, too.": has_share
+            and not is_timed,
+            "percentile: samples never show that all samples are fast. Fix: with delta, pass less than 100.": has_delta
+            and self.percentile == 100,
+            "delta: it certifies limits on risks. Fix: pass max_accuracy_drop or another one, too.": has_delta
+            and not (has_risk or is_timed),
+            "equal_groups: it is about a certificate. Fix: pass delta, or leave equal_groups out.": self.equal_groups
+            and not has_delta,
+            "folds: delta promises more. Fix: pass one of the two.": has_folds and has_delta,
+            "folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.": has_folds
+            and not has_risk,
+            "gate: it lowers the divergence of early answers. Fix: pass max_divergence, too.": self.gate
+            and self.max_divergence is None,
+        }
+        for message, is_wrong in refusals.items():
             if is_wrong:
                 raise InputError(message)
 
@@ -211,8 +203,7 @@ class CalibrationRequest:
         return self if self.temperatures is None else replace(self, temperatures=replace(self.temperatures, network=""))
 
 
-_SHARE = NumberRule("a number in [0, 1]", lambda value: 0 <= value <= 1, "pass 0.01 for one per cent.")
-_REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), _SHARE) | {
+_REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), SHARE._replace(fix="pass 0.01 for one per cent.")) | {
     "max_ms": NumberRule("milliseconds above 0", POSITIVE.is_valid),
     "percentile": NumberRule("a number in (0, 100]", lambda value: 0 < value <= 100, "pass 95 for 95 of 100 samples."),
     "delta": NumberRule("a number between 0 and 1", lambda value: 0 < value < 1, "pass 0.1 for 90 % confidence."),

@@ -14,6 +14,7 @@ from exitlens.model.engine.manager import WeightsRecord
 from exitlens.model.engine.tuning import DEFAULT_MICRO_BATCH, Tuning
 from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
+from tests.model.kinds import make_network
 from tests.texts import make_text_net, make_texts
 
 POLICY, NEVER = spread_policy(make_net(), IMAGES), xl.Policy.never(3)
@@ -43,13 +44,11 @@ def make_bare() -> TinyNet:
     return net
 
 
-class Viewing(TinyNet):
+def view(net, x):
     """A view that fits one memory format only."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.b(self.a(x))
-        x = x.view(x.shape[0], -1).unflatten(1, x.shape[1:])
-        return self.fc(self.pool(self.c(x)).flatten(1))
+    x = net.b(net.a(x))
+    x = x.view(x.shape[0], -1).unflatten(1, x.shape[1:])
+    return net.fc(net.pool(net.c(x)).flatten(1))
 
 
 def answers_as_plain(net: xl.ExitNet, inputs: xl.types.inputs.Inputs) -> None:
@@ -68,7 +67,12 @@ def answers_as_plain(net: xl.ExitNet, inputs: xl.types.inputs.Inputs) -> None:
 
 @pytest.mark.parametrize(
     ("make", "wanted"),
-    [(TinyNet, FOLDED), (make_own, FOLDED), (make_bare, LAST), (Viewing, Tuning(DEFAULT_MICRO_BATCH, folded=True))],
+    [
+        (TinyNet, FOLDED),
+        (make_own, FOLDED),
+        (make_bare, LAST),
+        (lambda: make_network(view, TinyNet), Tuning(DEFAULT_MICRO_BATCH, folded=True)),
+    ],
 )
 def test_untuned_convolutional_networks_answer_as_before_in_another_form(make, wanted, tmp_path):
     torch.manual_seed(1)
@@ -97,12 +101,8 @@ def test_the_default_is_chosen_without_running_the_network(monkeypatch):
 
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_views_of_a_kept_classifier_count_too(final):
-    class Flat(TinyNet):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.pool(self.c(self.b(self.a(x))))
-            return self.fc(x.view(x.shape[0], -1))
-
-    net = xl.attach(Flat(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final).eval()
+    flat = make_network(lambda net, x: net.fc(net.pool(net.c(net.b(net.a(x)))).view(x.shape[0], -1)), TinyNet)
+    net = xl.attach(flat, ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final).eval()
     assert net.tuning.channels_last is (final == "head")
     answers_as_plain(net, IMAGES)
 

@@ -63,10 +63,6 @@ def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment
     assert not equal(runs[0], runs[2])
 
 
-def make_loader(data):
-    return DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
-
-
 @pytest.mark.parametrize(
     ("options", "load"),
     [
@@ -74,7 +70,7 @@ def make_loader(data):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                ({}, make_loader),
+                ({}, lambda data: DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))),
                 ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
                 ({"freeze_backbone": True}, lambda data: data),
             )

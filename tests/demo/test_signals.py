@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.demo.signals import load_blobs, load_motifs, make_blobs, make_motifs
+from exitlens.demo import load_blobs, load_motifs, make_blobs, make_motifs
 from exitlens.modalities import SERIES, VOLUME
 
 
@@ -46,7 +46,7 @@ def test_splits_are_disjoint_and_repeatable(load, how, count):
 @pytest.mark.parametrize(
     ("make", "how", "message"),
     [
-        (make_motifs, {"count": 0}, "count: expected 1 sample"),
+        (make_motifs, {"count": 0}, "count: expected a whole number of 1 or more"),
         (make_motifs, {"offset_agreement": 1.5}, "offset_agreement: expected a number in"),
         (make_motifs, {"length": 8}, "length: expected 16 steps"),
         (make_blobs, {"size": 4}, "size: expected 10 voxels"),
