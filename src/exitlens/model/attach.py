@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
-from exitlens.model.cutting.boundaries import count_embedding_rows, has_channels_last, takes_vector
+from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, place_exits
 from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
@@ -32,10 +32,9 @@ from exitlens.model.heads import (
     fit_neck,
     fit_token_neck,
 )
-from exitlens.model.info import Final, InputSpec, NetworkInfo
-from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.network import ExitNet
+from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
+from exitlens.types.settings import check_choice
 
 
 def attach(  # noqa: PLR0913
@@ -86,10 +85,10 @@ def attach(  # noqa: PLR0913
         >>> [tuple(out.attention.shape) for out in net(images)]  # two early exits and the final one
         [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
-    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
-    for name, (word, known) in (words | {"placement": (placement, PLACEMENTS)}).items():
-        if word not in known:
-            raise InputError(f"{name}: expected one of {known}, got {word!r}")
+    check_choice("final", final, get_args(Final))
+    check_choice("head", head, HEADS)
+    check_choice("layout", layout, (*KINDS, None))
+    check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement)
     modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])
     named = check_groups(groups, shape, list_tensors(example)[0])

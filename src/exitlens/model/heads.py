@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import energy
+from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.cutting.split import Stage
-from exitlens.model.layouts import Layout
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Groups
 

@@ -49,6 +49,7 @@ class Rule(NamedTuple):
 
 COUNT = Rule("a whole number of 1 or more", lambda value: isinstance(value, int) and value >= 1)
 POSITIVE = Rule("a finite number above 0", lambda value: 0 < value < math.inf)
+WHOLE = Rule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
 NOT_NEGATIVE = Rule("a finite number of 0 or more", lambda value: 0 <= value < math.inf)
 
 

@@ -13,7 +13,7 @@ from torchvision import models
 import exitlens as xl
 from exitlens.model.backbones import build
 from exitlens.model.backbones.build import Normalisation, read_config, read_normalisation, read_tokenizer
-from exitlens.model.info import NetworkInfo
+from exitlens.model.network import NetworkInfo
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.texts import AT, config_values, make_bert, make_texts
 
