@@ -45,9 +45,7 @@ Tensors = tuple[Tensor, ...]
 class Backbone:
     family: str  # of the networks of its kind
     source: str  # its name for :func:`exitlens.build_backbone`, or what it is called here
-    size: (
-        int | Shape | Mapping[str, Shape]
-    )  # pixels a side, tokens of a text, or a sample's shape (by name of several inputs)
+    size: int | Shape | Mapping[str, Shape]  # pixels a side, tokens of a text, or a shape (by name of several inputs)
     make: Callable[[], nn.Module] | None = field(default=None, compare=False)  # builds it where it has no source
     groups: Mapping[str, list[int]] | None = None  # of a vector's features
     at: int | tuple[str, ...] = 3  # early exits, as :func:`exitlens.attach` takes them
@@ -103,7 +101,7 @@ IMAGES_AND_TEXTS = [  # family, source, pixels a side (tokens of a text)
 ]  # fmt: skip
 FIRST, LAST = (3, 128), (128, 3)  # series with channels first and last
 SHORT = (32, 3)  # of recurrent layers, which are exported step by step
-CLIP, SCAN = (3, 8, 32, 32), (1, 16, 24, 24)  # volumes
+CLIP = (3, 8, 32, 32)  # volumes
 IMAGE_AND_VECTOR = {"image": (3, 48, 48), "vector": (12,)}
 SERIES_AND_VECTOR = {"series": (3, 128), "vector": (12,)}
 INSIDE = ("modules_.1", "modules_.2", "modules_.4")  # within residual connections, whose shortcut crosses the cut
@@ -125,21 +123,16 @@ OTHERS = [
     Backbone("TCN", "TCN", FIRST, build(networks.TCN, 3)),
     Backbone("Transformer", "Transformer", LAST, build(networks.Transformer, 3, steps=128)),
     Backbone("Transformer", "Transformer, class token", LAST, build(networks.Transformer, 3, steps=128, class_token=True)),
-    Backbone("Patches", "PatchTransformer", FIRST, build(networks.PatchTransformer, 3, steps=128)),
     Backbone("Patches", "UnfoldedPatches", FIRST, build(networks.UnfoldedPatches, 3, steps=128)),
     Backbone("GRU", "GRU", SHORT, build(networks.Recurrent, 3, kind=nn.GRU)),
     Backbone("LSTM", "LSTM, mean", SHORT, build(networks.Recurrent, 3, kind=nn.LSTM, use_mean=True)),
     Backbone("GRU", "GRU, both ways", SHORT, build(networks.Recurrent, 3, kind=nn.GRU, both_ways=True, use_mean=True)),
     Backbone("Convolutions, then LSTM", "ConvolutionsThenLSTM", (3, 64), build(networks.ConvolutionsThenLSTM, 3)),
-    Backbone("wav2vec 2.0", "Wav2Vec2", (1, 1600), partial(networks.OfTransformers, "Wav2Vec2", CLASSES)),
-    Backbone("HuBERT", "Hubert", (1, 1600), partial(networks.OfTransformers, "Hubert", CLASSES)),
-    Backbone("ResNet", "ResNet3d", SCAN, build(networks.ResNet3d, 1)),
+    Backbone("wav2vec 2.0", "Wav2Vec2", (1, 1600), build(networks.Wav2Vec2)),
     Backbone("ResNet", "torchvision r3d_18", CLIP, build_video("r3d_18")),
     Backbone("Swin", "torchvision swin3d_t", CLIP, build_video("swin3d_t")),
-    Backbone("MViT", "MViT of 4 blocks", CLIP, networks.make_mvit),
     Backbone("MLP", "MLP", (32,), build(networks.MLP, 32)),
     Backbone("MLP", "MLP, groups", (32,), build(networks.MLP, 32), GROUPS),
-    Backbone("MLP", "ResidualMLP", (32,), build(networks.ResidualMLP, 32)),
     Backbone("FT-Transformer", "FeatureTokens", (32,), build(networks.FeatureTokens, 32)),
     Backbone("FT-Transformer", "FeatureTokens, class token", (32,), build(networks.FeatureTokens, 32, class_token=True)),
     Backbone("Image and vector", "ImageAndVector", IMAGE_AND_VECTOR, build(networks.ImageAndVector, 3, 12)),

@@ -268,21 +268,22 @@ def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
     return folder
 
 
-def load_pictures(folder: Path, split: str) -> Pictures:
-    root, scale = folder / "pictures" / split, read_normalisation(BACKBONE)
+def load_pictures(folder: Path, split: str, size: int = SIZE, most: int | None = None) -> Pictures:
+    """Return the pictures of a split; with ``most``, the first ones of every drawing."""
+    root, scale, sides = folder / "pictures" / split, read_normalisation(BACKBONE), (size, size)
     assert scale is not None
-    files = sorted(root.glob("*/*.jpg"))
-    names = sorted({path.name.rpartition("__")[0] for path in files})
-    classes = tuple(sorted({path.parent.name for path in files}))
+    files = [path for path in sorted(root.glob("*/*.jpg")) if most is None or int(path.stem.rpartition("__")[2]) < most]
+    shown, labels = [path.name.rpartition("__")[0] for path in files], [path.parent.name for path in files]
+    names, classes = sorted(set(shown)), tuple(sorted(set(labels)))
     masks = [Image.open((folder / "masks" / path.relative_to(folder / "pictures")).with_suffix(".png")) for path in files]
     images = xl.data.ImageSet(
-        torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files]),
-        torch.tensor([classes.index(path.parent.name) for path in files]),
+        torch.stack([read_image(path, sides, 3) for path in files]),
+        torch.tensor([classes.index(label) for label in labels]),
         classes,
-        torch.stack([torch.from_numpy(np.asarray(mask.resize((SIZE, SIZE))) > 127) for mask in masks]),
-        xl.data.Preprocess((SIZE, SIZE), scale.mean, scale.std),
+        torch.stack([torch.from_numpy(np.asarray(mask.resize(sides)) > 127) for mask in masks]),
+        xl.data.Preprocess(sides, scale.mean, scale.std),
     )
-    return Pictures(images, torch.tensor([names.index(path.name.rpartition("__")[0]) for path in files]))
+    return Pictures(images, torch.tensor([names.index(name) for name in shown]))
 
 
 def find_weights() -> Path:

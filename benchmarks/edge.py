@@ -6,7 +6,6 @@ an hour on an idle machine.
 
 from __future__ import annotations
 
-import copy
 import functools
 import http.server
 import itertools
@@ -35,8 +34,8 @@ from benchmarks.harness import Job, Promise, Study, load_study, promise_mean, pr
 from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, Network, force_shares, make_earlyon, make_scenes
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
-from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
+from exitlens.demo import CLASSES, load_garments
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
 from exitlens.functional.scores import score
@@ -47,7 +46,7 @@ from exitlens_runtime.sessions import open_openvino
 
 THREADS, COUNT, SIZES, NEAR = 2, 10_000, (1, 3, 64), 1e-5
 COUNTS = {1: 20, 8: 40, 32: 64}  # samples of a round, by those in a call
-TORCH, LIBRARY, PLAIN = "exits, PyTorch", "exits, library on ONNX Runtime", "plain, ONNX Runtime"
+TORCH, PLAIN = "exits, PyTorch", "plain, ONNX Runtime"
 RUNTIME, CASCADE = "runtime", "cascade"
 NOBODY, ALL, OPENVINO, EARLYON = "nobody leaves", "all at exit 0", "OpenVINO", "earlyon"
 POINTS = {"scenes": "agreeing", "fashion": "test"}  # tasks, and the test set whose exit shares are taken
@@ -227,16 +226,13 @@ def make_works(
 ) -> tuple[dict[str, Work], StageTimes]:
     edge = xl.export(net, policy, folder / "edge")
     arrays = [batch.numpy() for batch in images.split(size)]
-    onnx_net = copy.deepcopy(net)
-    onnx_net.tuning = xl.Tuning(backend="onnx")
     early = len(policy.thresholds)
     nobody, everybody = (replace(policy, thresholds=(limit,) * early) for limit in (UNREACHABLE, -1.0))
     runtime = exitlens_runtime.load(edge, threads=threads)
     openvino = exitlens_runtime.load(edge, threads=threads, backend="openvino")
     steps = StageTimes(runtime, arrays)
-    works: dict[str, Work] = {"steps": steps}
-    for name, run in {TORCH: net, LIBRARY: onnx_net}.items():
-        works[name] = time_calls(lambda x, run=run: xl.predict(run, x, policy), images.split(size), run.tuning.keep_memory)
+    predict = partial(xl.predict, net, policy=policy)
+    works: dict[str, Work] = {"steps": steps, TORCH: time_calls(predict, images.split(size), net.tuning.keep_memory)}
     written = write_plain(plain, images)
     session = open_file(written.path, threads)
 
@@ -245,11 +241,10 @@ def make_works(
         return p.argmax(1), p.max(1)
 
     works[PLAIN] = time_calls(answer_plain, arrays)
+    works[RUNTIME] = time_calls(runtime.predict, arrays)
+    works[f"{RUNTIME}, {OPENVINO}"] = time_calls(openvino.predict, arrays)
     for name, chosen in {"": policy, f", {NOBODY}": nobody, f", {ALL}": everybody}.items():
-        works[f"{RUNTIME}{name}"] = time_calls(runtime.with_policy(chosen.to_dict()).predict, arrays)
         works[f"{CASCADE}{name}"] = time_calls(Cascade(edge, chosen, threads), arrays)
-    works[f"{RUNTIME}, {OPENVINO}"] = time_calls(openvino.with_policy(policy.to_dict()).predict, arrays)
-    works[f"{CASCADE}, {OPENVINO}"] = time_calls(Cascade(edge, policy, threads, "openvino"), arrays)
     return works, steps
 
 
@@ -310,17 +305,13 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
     side = net.info.input_shape[-1]
     samples, images = (resize(make_scenes(net, n, seed=seed), side) for n, seed in ((256, 21), (test, 22)))
     with tempfile.TemporaryDirectory() as folder, pin_threads(1):
-        directories = {kind: Path(folder) / kind for kind in ("float32", "int8")}
-        for directory in directories.values():
-            directory.mkdir()
-        never = xl.Policy((0.0,) * (net.num_exits - 1))
-        walks = {"float32": Walk(write_stages(directories["float32"], net, never))}
-        walks["int8"] = Walk(quantise(net, samples, directories["int8"])[1])
+        whole, narrow = (Path(folder) / kind for kind in ("float32", "int8"))
+        whole.mkdir(), narrow.mkdir()
+        files = write_stages(whole, net, xl.Policy((0.0,) * (net.num_exits - 1)))
+        walks = {"float32": Walk(files), "int8": Walk(quantise(net, samples, narrow)[1])}
         batches = [batch.numpy() for batch in images.split(50)]
-        full, small = (
-            np.concatenate([np.stack([logits.argmax(1) for logits in walk(batch)]) for batch in batches], 1)
-            for walk in walks.values()
-        )
+        labels = ([np.stack([logits.argmax(1) for logits in walk(batch)]) for batch in batches] for walk in walks.values())
+        full, small = (np.concatenate(parts, 1) for parts in labels)
         flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
         known = " ".join(flag for flag in ("avx512_vnni", "avx_vnni", "amx_int8") if flag in flags)
         measured: Tree = {"machine": describe_machine(1), "int8_instructions": known or "none"}
@@ -329,8 +320,7 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
             batches = [batch.numpy() for batch in images[: max(size, 16)].split(size)]
             works = {kind: time_calls(walk, batches) for kind, walk in walks.items()}
             measured[str(size)] = interleave(works, rounds=5, seconds=seconds, most=200).ratio("float32", "int8").to_list()
-        sizes = {kind: sum(path.stat().st_size for path in part.glob("*.onnx")) for kind, part in directories.items()}
-    return measured | {"megabytes": {kind: size / 1e6 for kind, size in sizes.items()}}
+    return measured
 
 
 def train_resnet(count: int = 3_000, side: int = 160) -> xl.ExitNet:
@@ -402,21 +392,19 @@ def measure_browser(rounds: int = 7) -> Tree:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = tools.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        version, rows = browser.version, []
+        seconds = list[float]()
         for _ in range(rounds):
             page = browser.new_context().new_page()
-            started = time.perf_counter()
             page.goto(f"http://127.0.0.1:{server.server_address[1]}/", wait_until="load")
             page.wait_for_selector("body[data-ready]")
             ready = time.perf_counter()
             page.set_input_files("#files", str(picture))
             page.wait_for_selector("#answer:not([hidden])")
-            rows.append((ready - started, time.perf_counter() - ready))
+            seconds.append(time.perf_counter() - ready)
             page.context.close()
         browser.close()
         server.shutdown()
-    load, answer = map(spread, zip(*rows, strict=True))
-    return {"browser": version, "load_seconds": load, "first_answer_seconds": answer}
+    return {"first_answer_seconds": spread(seconds)}
 
 
 # Promises

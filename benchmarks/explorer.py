@@ -23,7 +23,6 @@ import exitlens as xl
 from benchmarks.harness import Job, Promise, Study, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.delivery.explorer.core import Explorer
-from exitlens.delivery.explorer.interface import answer_page
 from exitlens.display import from_pixels
 from exitlens.model.timing import interval
 
@@ -49,14 +48,12 @@ def measure(rounds: int) -> Tree:
         chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         if chromium is not None:
             pages = [time_first_page(Path(folder) / "small", chromium) for _ in range(max(1, rounds // 6))]
-            measured["first_answer_s"], measured["thresholds_live_s"] = (
-                interval(s).to_list() for s in zip(*pages, strict=True)
-            )
+            measured["first_answer_s"] = interval(pages).to_list()
     return measured
 
 
-def time_first_page(folder: Path, chromium: str) -> tuple[float, float]:
-    """Return the seconds from the loaded bundle to the first answer in the browser, and to the thresholds' effect on 2,000 scenes."""
+def time_first_page(folder: Path, chromium: str) -> float:
+    """Return the seconds from the loaded bundle to the first answer in the browser."""
     from playwright.sync_api import sync_playwright
 
     words = [sys.executable, "-m", "exitlens", "app", "--bundle", str(folder), "--data", "scenes"]
@@ -71,23 +68,20 @@ def time_first_page(folder: Path, chromium: str) -> tuple[float, float]:
             page = browser.new_page()
             page.goto(address[0])
             page.wait_for_selector("#xl-answer-0 .xl-exit")
-            answered = time.perf_counter() - started
-            page.wait_for_selector("#xl-routed-0 .xl-share", timeout=120_000)
-            return answered, time.perf_counter() - started
+            return time.perf_counter() - started
         finally:
             browser.close()
             process.terminate()
 
 
 def time_explanations(folder: Path, rounds: int) -> Tree:
-    """Time an explanation, and the explorer's whole panel, beside the network's forward pass."""
+    """Time an explanation beside the network's forward pass."""
     explorer = Explorer([folder])
     run, picture = explorer.runs[0], from_pixels(xl.demo.load_scenes("test", limit=1).images[0])
     x = explorer.encode(run, picture)
     works: dict[str, Callable[[int], Any]] = {
         "network": torch.inference_mode()(lambda _: run.net(x)),
         "explain": lambda _: xl.explain(run.net, x, run.policy),
-        "panel": lambda _: answer_page(explorer.answer(0, picture), picture),
     }
     seconds = take_turns(works, rounds, clock=time.perf_counter)
     seconds["explain_beyond_network"] = [a - b for a, b in zip(seconds["explain"], seconds["network"], strict=True)]

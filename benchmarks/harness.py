@@ -65,10 +65,8 @@ class Promise:
 
     def __str__(self) -> str:
         verdict = "ok     " if self.is_kept else "known  " if self.reason else "MISSED "
-        is_undecided = (
-            self.half is not None and abs(self.measured - self.bar) < self.half
-        )  # other seeds could turn the verdict
-        undecided = f"  (undecided: ± {self.half:.2g})" if is_undecided else ""
+        could_turn = self.half is not None and abs(self.measured - self.bar) < self.half  # with other seeds
+        undecided = f"  (undecided: ± {self.half:.2g})" if could_turn else ""
         return f"{verdict} {self.what:88} {self.measured:9.4g} {self.sense} {self.bar:.4g}{undecided}"
 
 
@@ -265,10 +263,8 @@ def run_cells(
     for names, workers in ((side_by_side, processes or study.processes), (one_by_one, 1)):
         if not names:
             continue
-        settings: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": start}
-        with ProcessPoolExecutor(
-            workers, **settings, max_tasks_per_child=1
-        ) as pool:  # cells share neither memory nor settings
+        spawn = multiprocessing.get_context("spawn")  # cells share neither memory nor settings
+        with ProcessPoolExecutor(workers, spawn, start, max_tasks_per_child=1) as pool:
             futures = {pool.submit(call_job, jobs[name]): name for name in names}
             for future in as_completed(futures):
                 name, done = futures[future], done + 1

@@ -33,9 +33,8 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 def measure(kind: str, rounds: int) -> Tree:
     """Measure seconds an epoch, alone and beside each neighbour in turn: the median of the rounds, and both ends."""
-    clean = {
-        name: value for name, value in os.environ.items() if name not in (*WAITING, "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-    }
+    ours = (*WAITING, "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
     seconds: dict[str, list[float]] = {name: [] for name in ("alone", *NEIGHBOURS)}
     for _ in range(rounds):
         for name, values in seconds.items():
@@ -43,9 +42,7 @@ def measure(kind: str, rounds: int) -> Tree:
                 command = [sys.executable, "-m", "benchmarks.neighbour", kind]
                 out = subprocess.run(command, env=clean, stdout=subprocess.PIPE, text=True, check=True).stdout
             values.append(statistics.median(json.loads(out.splitlines()[-1])[1:]))  # the first epoch warms up
-    ratios = {
-        name: [busy / alone for busy, alone in zip(seconds[name], seconds["alone"], strict=True)] for name in NEIGHBOURS
-    }
+    ratios = {name: [a / b for a, b in zip(seconds[name], seconds["alone"], strict=True)] for name in NEIGHBOURS}
     return {"seconds": spread(seconds["alone"]), "ratio": {name: spread(values) for name, values in ratios.items()}}
 
 
@@ -101,13 +98,8 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 def write_table(runs: Runs) -> list[str]:
     head = ["", "seconds an epoch alone", "beside a training, times as long", "beside a busy loop"]
-    return table(
-        head,
-        (
-            [KINDS[kind], show_interval(run["seconds"]), *(show_interval(run["ratio"][name]) for name in NEIGHBOURS)]
-            for kind, run in runs.items()
-        ),
-    )
+    rows = {kind: (run["seconds"], *(run["ratio"][name] for name in NEIGHBOURS)) for kind, run in runs.items()}
+    return table(head, ([KINDS[kind], *map(show_interval, row)] for kind, row in rows.items()))
 
 
 STUDY = Study("neighbour", list_cells, list_promises, {"neighbour": write_table})

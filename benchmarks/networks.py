@@ -1,4 +1,4 @@
-"""Networks for series, volumes, vectors and several inputs, written as users write them; those for images and texts come by name."""
+"""Networks for series, vectors and several inputs, written as users write them; those for images, texts and volumes come by name."""
 
 from __future__ import annotations
 
@@ -158,9 +158,9 @@ class ConvolutionsThenLSTM(nn.Module):
         return self.classifier(self.dropout(x[:, -1]))
 
 
-def make_layers(width: int, count: int, norm_first: bool = True) -> nn.ModuleList:
-    options = {"batch_first": True, "norm_first": norm_first}
-    return nn.ModuleList(nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, **options) for _ in range(count))
+def make_layers(width: int) -> nn.ModuleList:
+    layers = (nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, batch_first=True, norm_first=True) for _ in range(4))
+    return nn.ModuleList(layers)
 
 
 class Transformer(nn.Module):
@@ -168,7 +168,7 @@ class Transformer(nn.Module):
 
     def __init__(self, channels: int, classes: int, steps: int, class_token: bool = False, width: int = 64) -> None:
         super().__init__()
-        self.embed, self.layers = nn.Linear(channels, width), make_layers(width, 4)
+        self.embed, self.layers = nn.Linear(channels, width), make_layers(width)
         self.token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.position = nn.Parameter(0.02 * torch.randn(1, steps + class_token, width))
         self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
@@ -184,22 +184,6 @@ class Transformer(nn.Module):
         return self.classifier(x.mean(1) if self.token is None else x[:, 0])
 
 
-class PatchTransformer(nn.Module):
-    """A token for every patch of all channels: patches as in arXiv 2211.14730, channels mixed as in ViT."""
-
-    def __init__(self, channels: int, classes: int, steps: int, patch: int = 8, width: int = 64) -> None:
-        super().__init__()
-        self.patches = nn.Conv1d(channels, width, patch, patch)
-        self.position = nn.Parameter(0.02 * torch.randn(1, steps // patch, width))
-        self.layers, self.classifier = make_layers(width, 4, norm_first=False), nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
-        x = self.patches(x).transpose(1, 2) + self.position
-        for layer in self.layers:
-            x = layer(x)
-        return self.classifier(x.mean(1))
-
-
 class UnfoldedPatches(nn.Module):
     """Overlapping patches by ``unfold`` and a linear layer, each with all channels (as PatchTST's, arXiv 2211.14730)."""
 
@@ -208,7 +192,7 @@ class UnfoldedPatches(nn.Module):
         self.patch, self.stride = patch, stride
         self.embed = nn.Linear(channels * patch, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, (steps - patch) // stride + 1, width))
-        self.layers, self.classifier = make_layers(width, 4), nn.Linear(width, classes)
+        self.layers, self.classifier = make_layers(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
         x = x.unfold(2, self.patch, self.stride)  # (B,C,N,patch)
@@ -218,19 +202,19 @@ class UnfoldedPatches(nn.Module):
         return self.classifier(x.mean(1))
 
 
-class OfTransformers(nn.Module):
-    """A classifier of waveforms ``(B,T)`` from the package transformers, as a network of series of one channel."""
+class Wav2Vec2(nn.Module):
+    """The classifier of waveforms ``(B,T)`` from the package transformers, as a network of series of one channel."""
 
-    def __init__(self, name: str, classes: int) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        import transformers
+        from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
         small = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
         convolutions = {"conv_dim": (32, 32, 32), "conv_kernel": (10, 3, 3), "conv_stride": (5, 2, 2)}
         rest = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "classifier_proj_size": 32}
-        config = getattr(transformers, f"{name}Config")(**small, **convolutions, **rest, num_labels=classes)
+        config = Wav2Vec2Config(**small, **convolutions, **rest, num_labels=classes)
         config.mask_time_prob = config.layerdrop = 0.0  # both decide by NumPy's random numbers, batch by batch
-        self.model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+        self.model = Wav2Vec2ForSequenceClassification(config)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,1,T) -> (B,classes)
         return self.model(input_values=x[:, 0]).logits
@@ -252,31 +236,6 @@ class MLP(nn.Module):
         return self.classifier(self.layers(x))
 
 
-class ResidualFeatures(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.wide, self.narrow = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(torch.relu(self.wide(self.norm(x))))
-
-
-class ResidualMLP(nn.Module):
-    """Residual blocks on features (the ResNet of arXiv 2106.11959)."""
-
-    def __init__(self, features: int, classes: int, width: int = 128) -> None:
-        super().__init__()
-        self.embed = nn.Linear(features, width)
-        self.blocks = nn.ModuleList(ResidualFeatures(width) for _ in range(4))
-        self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,F) -> (B,classes)
-        x = self.embed(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.classifier(torch.relu(self.norm(x)))
-
-
 class FeatureTokens(nn.Module):
     """A token for every feature, then a transformer (FT-Transformer, arXiv 2106.11959), with or without a class token."""
 
@@ -285,7 +244,7 @@ class FeatureTokens(nn.Module):
         self.weight = nn.Parameter(torch.randn(features, width))
         self.bias = nn.Parameter(0.1 * torch.randn(features, width))
         self.token = nn.Parameter(torch.randn(1, 1, width)) if class_token else None
-        self.layers, self.classifier = make_layers(width, 4), nn.Linear(width, classes)
+        self.layers, self.classifier = make_layers(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,F) -> (B,classes)
         x = x[..., None] * self.weight + self.bias
@@ -329,45 +288,3 @@ class SeriesAndVector(nn.Module):
         for block in self.blocks:
             series = block(series)
         return self.classifier(torch.cat([series.mean(2), self.of_vector(vector)], 1))
-
-
-# A residual network of volumes (B,C,D,H,W); others are torchvision's
-
-
-class Residual3d(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv3d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm3d(outputs))
-        self.around = nn.Conv3d(inputs, outputs, 1, stride) if stride > 1 or inputs != outputs else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.second(self.first(x)) + self.around(x))
-
-
-class ResNet3d(nn.Module):
-    """Four residual blocks for scans of one channel."""
-
-    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv3d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm3d(width), nn.ReLU())
-        sizes = ((1, 1, 1), (1, 2, 2), (2, 4, 2), (4, 4, 1))
-        self.blocks = nn.Sequential(*(Residual3d(a * width, b * width, stride) for a, b, stride in sizes))
-        self.pool, self.classifier = nn.AdaptiveAvgPool3d(1), nn.Linear(4 * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,C,D,H,W) -> (B,classes)
-        return self.classifier(self.pool(self.blocks(self.stem(x))).flatten(1))
-
-
-def make_mvit() -> nn.Module:
-    """torchvision's MViT of four blocks, for volumes of 8x32x32."""
-    from torchvision.models.video import MViT
-    from torchvision.models.video.mvit import MSBlockConfig
-
-    blocks = [
-        MSBlockConfig(1, 96, 96, [3, 3, 3], [1, 4, 4], [], []),
-        MSBlockConfig(1, 96, 192, [3, 3, 3], [1, 4, 4], [], []),
-        MSBlockConfig(2, 192, 192, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 2, 2]),
-        MSBlockConfig(2, 192, 192, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 1, 1]),
-    ]
-    return MViT((32, 32), 8, blocks, False, False, False, 0.0, num_classes=5)

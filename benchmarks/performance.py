@@ -22,8 +22,8 @@ import exitlens as xl
 from benchmarks.backbones import wake
 from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, show_interval, table
 from benchmarks.results import Runs, Tree
-from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.benchmark import AS_IS, MIXED, TUNED, Bench, pin_threads, time_calls
+from exitlens.demo import CLASSES, load_garments
 from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types.inputs import Inputs, split_rows
 from exitlens.types.preprocessing import Preprocess

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 
 import exitlens as xl
-from benchmarks.drawings import BACKBONE, find_weights, open_folder
+from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
 from benchmarks.harness import Job, Study, join_means, table, use_one_thread
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
-from exitlens.modalities.image import read_image
-from exitlens.model.backbones.build import read_normalisation
 from exitlens.types.settings import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING, REVIEWS, VALIDATION = 96, 2, 600, 400
@@ -61,20 +59,11 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 
 def open_pictures() -> tuple[torch.nn.Module, xl.data.ImageSet, xl.data.ImageSet]:
-    folder, scale, parts = open_folder(PICTURES) / "pictures", read_normalisation(BACKBONE), []
-    assert scale is not None
-    for split in ("train", "validation"):
-        files = sorted((folder / split).glob("*/*.jpg"))
-        if split == "train":
-            files = [path for path in files if int(path.stem.rpartition("__")[2]) < PICTURES_OF_A_DRAWING]
-        classes = tuple(sorted({path.parent.name for path in files}))
-        pixels = torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files])
-        labels = torch.tensor([classes.index(path.parent.name) for path in files])
-        preprocess = xl.data.Preprocess((SIZE, SIZE), scale.mean, scale.std)
-        parts.append(xl.data.ImageSet(pixels, labels, classes, preprocess=preprocess))
-    body = xl.build_backbone(BACKBONE, len(classes))
+    parts = (("train", PICTURES_OF_A_DRAWING), ("validation", None))
+    train, validation = (load_pictures(open_folder(PICTURES), split, SIZE, most).images for split, most in parts)
+    body = xl.build_backbone(BACKBONE, len(train.classes))
     xl.load_weights(body, find_weights())
-    return body, parts[0], parts[1]
+    return body, train, validation
 
 
 def open_reviews() -> tuple[torch.nn.Module, xl.data.TextSet, xl.data.TextSet]:

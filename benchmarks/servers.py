@@ -221,19 +221,17 @@ def start_other(
     name: str, onnx: Path, shape: Sequence[int], processors: Sequence[int] = ()
 ) -> AbstractContextManager[Server]:
     """Start LitServe (a process for HTTP, one for the network) or Ray Serve (HAProxy and one replica with ``@serve.batch``)."""
-    delay = (
-        0.001 if name == "litserve" else 0.002
-    )  # seconds until a batch is full; LitServe's worker asks without a pause at 0
+    delay = 0.001 if name == "litserve" else 0.002  # seconds that a batch waits; LitServe's worker asks without a pause at 0
     settings = {"onnx": str(onnx), "shape": list(shape), "threads": 1, "max_batch": 16, "delay": delay}
-    serve, path = {"litserve": ("with_litserve:serve", "/predict"), "ray": ("with_ray:serve_backbone", "/")}[name]
+    path, environment = ("/", QUIET_RAY | HAPROXY) if name == "ray" else ("/predict", {})
     where: dict[str, Any] = {"path": path, "probe": bytes(4 * math.prod(shape)), "processors": processors}
-    return start_server(serve, settings, environment=QUIET_RAY | HAPROXY if name == "ray" else {}, **where)
+    return start_server(f"rivals:serve_by_{name}", settings, environment=environment, **where)
 
 
 def start_replicas(bundle: Path, sample: Array) -> AbstractContextManager[Server]:
     arguments = {"bundle": f"net={bundle.resolve()}", "replicas": 2, "cpus": 1, "reload_seconds": 0.0}
     where: dict[str, Any] = {"path": INFER, "probe": make_json_probe(sample), "environment": QUIET_RAY | PYTHON_PROXY}
-    return start_server("with_ray:serve_ours", {"arguments": arguments}, **where)
+    return start_server("rivals:serve_by_ray", {"arguments": arguments}, **where)
 
 
 def main() -> None:

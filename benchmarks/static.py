@@ -182,9 +182,7 @@ class Adapted(NamedTuple):
     net: xl.ExitNet
     full: xl.ExitNet
     policy: xl.Policy  # loses at most :data:`LIMIT` against our own final exit
-    fast: (
-        xl.Policy
-    )  # loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already
+    fast: xl.Policy  # so much against the full network; nothing where our final exit has lost that already
     full_accuracy: float  # of the full network, on validation data
 
 

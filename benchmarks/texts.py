@@ -27,11 +27,12 @@ from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_
 from benchmarks.tasks import TOKENS, load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
 from benchmarks.truth import STUDY as TRUTH
+from exitlens.errors import import_extra
 from exitlens.functional.maps import as_distribution, draw_random_map, energy_in_mask, pearson, pointing_game, skill
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import perturb
 from exitlens.types.inputs import MASK, Inputs
-from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
+from exitlens.types.preprocessing import TextPreprocess
 
 SEEDS, COMPARED = (0, 1, 2), (WITHOUT, EGT, PAPER)
 OTHERS = tuple(name for name in SETS if name != "films")
@@ -118,7 +119,7 @@ def add_up(text: str, lexicon: Mapping[str, float]) -> float:
 
 
 def open_tokenizer(preprocess: TextPreprocess) -> Any:
-    tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
+    tokenizer = import_extra("tokenizers", "hf", "text input").Tokenizer.from_str(preprocess.tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

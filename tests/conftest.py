@@ -123,13 +123,13 @@ def tiny_set() -> xl.data.ImageSet:
     return make_tiny_set()
 
 
-def make_tiny_set() -> xl.data.ImageSet:
-    """32 images of four classes, brighter from class to class, with masks."""
+def make_tiny_set(count: int = 32) -> xl.data.ImageSet:
+    """Images of four classes, brighter from class to class, with masks."""
     rng = torch.Generator().manual_seed(3)
-    labels = torch.arange(32) % 4
-    pixels = torch.randint(0, 60, (32, 3, 16, 16), generator=rng)
+    labels = torch.arange(count) % 4
+    pixels = torch.randint(0, 60, (count, 3, 16, 16), generator=rng)
     pixels += (labels * 40)[:, None, None, None]
-    masks = torch.zeros(32, 16, 16, dtype=torch.bool)
+    masks = torch.zeros(count, 16, 16, dtype=torch.bool)
     masks[:, 4:12, 4:12] = True
     return xl.data.ImageSet(pixels.to(torch.uint8), labels, ("w", "x", "y", "z"), masks)
 

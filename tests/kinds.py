@@ -45,9 +45,12 @@ class Convolutional(nn.Module):
 class Perceptron(nn.Module):
     """Three layers over vectors."""
 
-    def __init__(self):
+    def __init__(self, features=8):
         super().__init__()
-        self.first, self.second = nn.Sequential(nn.Linear(8, 16), nn.ReLU()), nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        self.first, self.second = (
+            nn.Sequential(nn.Linear(features, 16), nn.ReLU()),
+            nn.Sequential(nn.Linear(16, 16), nn.ReLU()),
+        )
         self.third, self.fc = nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 3)
 
     def forward(self, x):

@@ -89,14 +89,6 @@ def test_edge_bundles_say_the_same(name, tmp_path):
     assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["series", "series, time first", "volume", pytest.param("several", marks=pytest.mark.slow)])
-def test_context_heads(name):
-    kind = KINDS[name]
-    net = attach(kind, "context").eval()
-    for out, head in zip(net(kind.make(3).inputs), net.heads, strict=True):
-        torch.testing.assert_close(out.evidence.flatten(2).sum(2) + head.bias, out.logits, rtol=1e-4, atol=1e-4)
-
-
 def test_without_maps_what_needs_them_is_refused():
     kind = KINDS["vector"]
     net, data = attach(kind), kind.make(30)
@@ -109,18 +101,3 @@ def test_without_maps_what_needs_them_is_refused():
     for predict in (xl.predict, lambda *given, **more: list(xl.predict_stream(given[0], [given[1]], given[2], **more))):
         with pytest.raises(xl.errors.InputError, match="attention=True needs attention maps"):
             predict(net, data.inputs, xl.Policy((0.5, 0.5)), attention=True)
-
-
-def test_groups_that_are_none():
-    kind = KINDS["vector"]
-    x = kind.make(2).inputs
-    for groups, said in (
-        ({"a": [0]}, "two groups or more"),
-        ({"a": [0, 8], "b": [1]}, "'a': expected columns from 0 to 7"),
-        ({"a": [0, 1], "b": [1]}, "column 1 is in two groups"),
-        ({"a": "01", "b": [1]}, "'a': expected columns"),
-    ):
-        with pytest.raises(xl.errors.InputError, match=said):
-            xl.attach(kind.build(), ["first"], 3, x, groups=groups)
-    with pytest.raises(xl.errors.InputError, match="they are for vectors"):
-        xl.attach(KINDS["series"].build(), ["first"], 3, torch.zeros(1, 2, 32), groups={"a": [0], "b": [1]})

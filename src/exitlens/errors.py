@@ -5,6 +5,7 @@ A message names the argument, what was expected, what was received, and how to f
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -147,13 +148,7 @@ class MissingExtraError(ExitlensError, ImportError):
         )
 
     def __reduce__(self) -> Any:  # its constructor does not take its message
-        return _restore, (type(self), self.args)
-
-
-def _restore(kind: type[ExitlensError], arguments: tuple[Any, ...]) -> ExitlensError:
-    error = kind.__new__(kind)
-    error.args = arguments
-    return error
+        return copyreg.__newobj__, (type(self), *self.args)  # type: ignore[attr-defined]
 
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:
@@ -161,7 +156,8 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingExtraError(module.rpartition(".")[2], extra, purpose) from error
+        package = module.removeprefix("torch.utils.").partition(".")[0]
+        raise MissingExtraError(package, extra, purpose) from error
 
 
 def is_installed(*modules: str) -> bool:

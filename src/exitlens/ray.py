@@ -18,6 +18,7 @@ from exitlens.modalities import TEXT
 from exitlens.modalities.image import decode_image, read_image, to_pixels
 from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.types.settings import COUNT, check_number
 from exitlens.types.tasks import name_answers
 from exitlens.workflow.inference import predict
 
@@ -54,8 +55,7 @@ class Predictor:
         self, bundle: str | Path, column: str, *, keep: Sequence[str] | None = None, skip_bad: bool = False, threads: int = 1
     ) -> None:
         require(column, str, "column")
-        if not isinstance(threads, int) or threads < 1:
-            raise InputError(f"threads: expected an integer of 1 or more, got {threads!r}")
+        check_number("threads", threads, COUNT)
         if isinstance(keep, str):
             raise InputError(f"keep: expected a list of columns, got {keep!r}")
         torch.set_num_threads(threads)

@@ -35,6 +35,18 @@ def encode(number, mode="RGB", size=(10, 12), kind="PNG"):
     return found.getvalue()
 
 
+def write(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder / name)
+
+
+def write_rows(path, rows):
+    """A CSV or JSON Lines file of dicts with the same keys."""
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    path.write_text("\n".join(lines if path.suffix == ".csv" else map(json.dumps, rows)) + "\n")
+    return path
+
+
 def read_numbers(data):
     """Which images are in a set: see :func:`encode`."""
     return (data.preprocess.restore(data.inputs)[:, 0, 0, 0] * 255).round().int().tolist()

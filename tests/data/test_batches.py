@@ -47,13 +47,8 @@ def test_a_balanced_epoch_shows_all_classes_equally_often_and_is_as_long():
     assert shown[:90].max() == 1
     assert set(shown[90:97].tolist()) <= {4, 5}
     assert set(shown[97:].tolist()) <= {11, 12}
-
-
-def test_the_order_depends_on_the_seed_only():
-    for balanced in (False, True):
-        one, same, other = (draw_order(SKEWED, seed, balanced) for seed in (1, 1, 2))
-        torch.rand(1)
-        assert one == same != other
+    one, same, other = (draw_order(SKEWED, seed, balanced=True) for seed in (1, 1, 2))
+    assert one == same != other
     assert sorted(draw_order(SKEWED, 1)) == list(range(100))
     labels = torch.cat([labels for _, labels in make_epoch_loader(SKEWED, 10, 5, balanced=True)])
     assert torch.bincount(labels).min() >= 33

@@ -36,8 +36,12 @@ def test_a_hash_tells_other_names_sizes_and_ends(tmp_path):
 
 
 def test_load_folder(folder):
+    (folder / "cat" / ".ipynb_checkpoints").mkdir()
+    for hidden in (".ipynb_checkpoints/00-checkpoint.png", "._00.png"):
+        (folder / "cat" / hidden).write_bytes((folder / "cat" / "00.png").read_bytes())
     data = xl.data.load_folder(folder, PREPROCESS)
     assert data.inputs.shape == (36, 3, 16, 16)
+    assert xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,))).inputs.shape == (36, 1, 8, 8)
     assert data.classes == ("cat", "dog", "emu")
     assert data.labels.bincount().tolist() == [12, 12, 12]
     images = xl.data.load_unlabelled(folder, PREPROCESS)
@@ -45,11 +49,6 @@ def test_load_folder(folder):
     assert [str(path) for path in images.files] == [data.name(i) for i in range(36)]
     alone = xl.data.load_unlabelled(images.files[3], PREPROCESS)
     torch.testing.assert_close(alone.inputs[0], data.inputs[3])
-
-
-def test_grey_images(folder):
-    data = xl.data.load_folder(folder, xl.data.Preprocess((8, 8), (0.5,), (0.5,)))
-    assert data.inputs.shape == (36, 1, 8, 8)
 
 
 def _spoil(folder):
@@ -84,26 +83,10 @@ def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
     assert len(data.bad) == 3  # each is told once
 
 
-def test_a_folder_of_nothing_but_bad_files(folder):
-    for path in folder.rglob("*.png"):
-        path.write_text("x")
-    with pytest.raises(DataError, match="36 of 36 files"):
-        list(iterate_batches(xl.data.load_folder(folder, PREPROCESS, skip_bad=True)))
-    with pytest.raises(DataError, match="36 of 36 files"):
-        xl.data.load_unlabelled(folder, PREPROCESS, skip_bad=True)
-
-
-def test_hidden_files_are_not_data(folder):
-    (folder / "cat" / ".ipynb_checkpoints").mkdir()
-    whole = (folder / "cat" / "00.png").read_bytes()
-    (folder / "cat" / ".ipynb_checkpoints" / "00-checkpoint.png").write_bytes(whole)
-    (folder / "cat" / "._00.png").write_bytes(b"x")
-    assert len(xl.data.load_folder(folder, PREPROCESS)) == 36
-
-
 def test_folders_that_do_not_fit(folder, tmp_path):
-    with pytest.raises(DataError, match="no folder"):
-        xl.data.load_folder(tmp_path / "none", PREPROCESS)
+    for load, message in ((xl.data.load_folder, "no folder"), (xl.data.load_unlabelled, "no file or folder")):
+        with pytest.raises(DataError, match=message):
+            load(tmp_path / "none", PREPROCESS)
     (tmp_path / "one" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match=r"1 class folder\(s\)"):
         xl.data.load_folder(tmp_path / "one", PREPROCESS)
@@ -112,8 +95,6 @@ def test_folders_that_do_not_fit(folder, tmp_path):
         xl.data.load_folder(tmp_path / "one", PREPROCESS)
     with pytest.raises(DataError, match="the network does not"):
         xl.data.load_folder(folder, PREPROCESS, classes=("cat", "dog"))
-    with pytest.raises(DataError, match="no file or folder"):
-        xl.data.load_unlabelled(tmp_path / "none", PREPROCESS)
 
 
 def test_torchvision_sets(tmp_path, monkeypatch):

@@ -85,10 +85,9 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert part[1][0].equal(OWN.normalise(Ramps(8).read(7)))
     assert lazy.reader.seen == [7]
     for name in ("labels", "groups"):
+        values = {"labels": torch.zeros(3).long(), "classes": CLASSES, "preprocess": OWN, name: torch.zeros(2).long()}
         with pytest.raises(InputError, match=f"{name}: expected"):
-            xl.data.LazySet(
-                Ramps(3), **{"labels": torch.zeros(3).long(), name: torch.zeros(2).long()}, classes=CLASSES, preprocess=OWN
-            )
+            xl.data.LazySet(Ramps(3), **values)
 
 
 def test_bad_samples_are_named_or_left_out():
@@ -156,9 +155,8 @@ def test_image_set_checks_and_subsets(tiny_set):
     torch.testing.assert_close(image, tiny_set.inputs[3])
     assert label == tiny_set.labels[3]
     assert len(tiny_set.first(100)) == 32
-    torch.testing.assert_close(
-        tiny_set.preprocess.restore(tiny_set.inputs), tiny_set.images.float() / 255, atol=1e-6, rtol=0
-    )
+    restored = tiny_set.preprocess.restore(tiny_set.inputs)
+    torch.testing.assert_close(restored, tiny_set.images.float() / 255, atol=1e-6, rtol=0)
     with pytest.raises(InputError, match="uint8"):
         xl.data.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
     grey = xl.data.Preprocess((16, 16), (0.5,), (0.2,))
@@ -168,16 +166,11 @@ def test_image_set_checks_and_subsets(tiny_set):
         xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, tiny_set.masks[:3])
 
 
-def make(values, *, names=()):
-    channels = values.shape[1]
-    own = xl.data.SeriesPreprocess((0.0,) * channels, (1.0,) * channels, names=names)
-    return xl.data.ArraySet(values, torch.zeros(len(values)).long(), ("a", "b"), own)
-
-
 def test_each_channel_has_its_own_scale():
     rng = torch.Generator().manual_seed(0)
     values = torch.randn(3000, 2, 7, generator=rng) * torch.tensor([[[3.0], [0.01]]]) + torch.tensor([[[5.0], [1e4]]])
-    found = measure_scaling(make(values, names=("x", "y")))
+    unscaled = xl.data.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, names=("x", "y"))
+    found = measure_scaling(xl.data.ArraySet(values, torch.zeros(3000).long(), CLASSES, unscaled))
     expected = values.double().transpose(0, 1).flatten(1)
     np.testing.assert_allclose(found.mean, expected.mean(1), rtol=1e-6)
     np.testing.assert_allclose(found.std, expected.std(1, correction=0), rtol=1e-4)

@@ -65,10 +65,8 @@ def test_split_by_and_columns_of_shards(tmp_path):
     path = write_tar(tmp_path / "x.tar", members)
     source = open_source(str(path), size=8, split_by="fold")
     assert read_numbers(source.load("test")) == list(range(20, 30))
-    with pytest.raises(
-        DataError, match=r"split_by: .* has no column 'folds'; it has image, label, patient, fold, kind. Did you mean"
-    ):
-        open_source(str(path), split_by="folds").load("test")
+    message = "split_by: .* has no column 'folds'; it has image, label, patient, fold, kind. Did you mean"
+    check_refused(path, DataError, message, split_by="folds", split="test")
     check_refused(path, DataError, r"group_by: .* has no column 'patients'", group_by="patients", split="test")
     check_refused(path, DataError, "has 1 class", columns="label=kind", split="test")
     check_refused(path, DataError, "no column 'klass'", columns="label=klass", split="test")
@@ -120,9 +118,8 @@ def test_truncated_compressed_and_empty_shards(tmp_path):
     whole = write_tar(tmp_path / "w" / "x.tar", list_members(range(20))).read_bytes()
     for name, size, count in (("cut.tar", 18 * 1024 + 700, 9), ("even.tar", 18 * 1024, 8)):
         (tmp_path / name).write_bytes(whole[:size])
-        with pytest.raises(
-            DataError, match=f"{name} is damaged, compressed or not a tar file, after sample '00.*--skip-bad"
-        ):
+        message = f"{name} is damaged, compressed or not a tar file, after sample '00.*--skip-bad"
+        with pytest.raises(DataError, match=message):
             open_source(str(tmp_path / name)).load("train")
         kept = sum(len(open_source(str(tmp_path / name), size=8).load(split, skip_bad=True)) for split in SPLITS)
         assert kept == count  # the last sample before the damage may miss a member
@@ -167,9 +164,8 @@ def test_samples_of_a_shard(tmp_path):
 
 
 def test_an_index_keeps_what_is_wanted(tmp_path):
-    paths = [
-        write_tar(tmp_path / f"{i}.tar", [(f"{i}.png", b"123"), (f"{i}.cls", b"7"), (f"{i}.txt", b"x")]) for i in range(2)
-    ]
+    members = [[(f"{i}.png", b"123"), (f"{i}.cls", b"7"), (f"{i}.txt", b"x")] for i in range(2)]
+    paths = [write_tar(tmp_path / f"{i}.tar", values) for i, values in enumerate(members)]
     write_tar(tmp_path / "2.tar", [("2.cls", b"8")])
     index = index_shards((*paths, tmp_path / "2.tar", tmp_path / "none.tar"), frozenset(["cls", "other"]))
     assert list(index.members) == ["0.png", "1.png", "2"]
@@ -204,12 +200,9 @@ def test_a_sample_that_stands_twice_is_kept_once_and_told(tmp_path):
 @pytest.mark.parametrize("words", [{"GNU.sparse.major": "1"}, {"GNU.sparse.map": "0,5", "GNU.sparse.size": "9"}])
 def test_members_stored_with_holes_are_no_samples(tmp_path, words):
     """Their bytes do not lie in the file as they are; Python's reader stumbles over some."""
+    sparse = words | {"GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, extra in (
-            ("0.png", {}),
-            ("a.png", {}),
-            ("b.png", words | {"GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}),
-        ):
+        for name, extra in (("0.png", {}), ("a.png", {}), ("b.png", sparse)):
             entry = tarfile.TarInfo(name)
             entry.size, entry.pax_headers = 5, extra
             archive.addfile(entry, io.BytesIO(b"99999"))

@@ -13,7 +13,7 @@ from exitlens.data.readers import ImageFiles
 from exitlens.data.rows import Reading
 from exitlens.data.streams import Listing, SampleStream, list_samples, open_stream
 from exitlens.errors import DataError, InputError
-from tests.data.conftest import PREPROCESS, SMALL, TS, encode, list_members, write_tar
+from tests.data.conftest import PREPROCESS, SMALL, TS, encode, list_members, write, write_tar
 
 TWO = xl.data.SeriesPreprocess((5.0,) * 2, (2.0,) * 2)
 
@@ -35,11 +35,6 @@ def tokens():
 def read(preprocess, data, columns="", group_by="", **options):
     stream = open_stream(preprocess, str(data), options.pop("batch_size", 5), Reading(columns, group_by), **options)
     return stream, list(stream)
-
-
-def write(folder, name, content):
-    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(folder / name)
 
 
 def test_batches_are_those_of_the_whole(flat):
@@ -119,7 +114,7 @@ def test_texts_are_encoded_batch_by_batch(tokens):
 
 @pytest.mark.parametrize("size", [0, -1, 1.5])
 def test_wrong_arguments(size, tokens):
-    with pytest.raises(InputError, match="batch_size: expected an integer of 1 or more"):
+    with pytest.raises(InputError, match="batch_size: expected a whole number of 1 or more"):
         xl.data.ImageStream([], PREPROCESS, size)
     with pytest.raises(InputError, match="preprocess: expected Preprocess"):
         xl.data.ImageStream([], None, 4)

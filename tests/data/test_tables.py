@@ -17,18 +17,11 @@ from tests.data.conftest import check_refused, encode, read_numbers
 
 def _write(kind, table, folder):
     folder.mkdir()
-    if kind == "saved":
-        table.save_to_disk(str(folder / "x"))
-    elif kind == "parquet":
-        table.to_parquet(str(folder / "x"))
-        (folder / "x").rename(folder / "x.parquet")
+    if kind == "parquet":
+        table.to_parquet(str(folder / "x.parquet"))
         return folder / "x.parquet"
-    else:
-        table.save_to_disk(str(folder / "x"))
-        (source,) = (folder / "x").glob("*.arrow")
-        source.rename(folder / "x.arrow")
-        return folder / "x.arrow"
-    return folder / "x"
+    table.save_to_disk(str(folder / "x"))
+    return folder / "x" if kind == "saved" else next((folder / "x").glob("*.arrow")).rename(folder / "x.arrow")
 
 
 @pytest.mark.parametrize("kind", ["saved", "parquet", "arrow"])
@@ -58,9 +51,8 @@ def test_groups_by_column_and_by_file_name(make_table, tmp_path):
         assert [len(found) for found in groups] == [14, 2, 2, 2]
         assert all((part.groups.bincount() % 4 == 0).all() for part in loaded.sets.values())
         assert loaded.notes[1] == "images from 'image', labels from 'label'"
-        assert loaded.notes[2] == (
-            f"groups by '{group_by}': 20, of which 14 in train, 2 in validation, 2 in calibration, 2 in test"
-        )
+        counts = "20, of which 14 in train, 2 in validation, 2 in calibration, 2 in test"
+        assert loaded.notes[2] == f"groups by '{group_by}': {counts}"
     check_refused(path, DataError, r"group_by: .* has no column 'patients'.*Did you mean 'patient'", group_by="patients")
     check_refused(path, DataError, "finds no group in 80 of 80", group_by=r"q\d+")
 
@@ -188,19 +180,17 @@ def test_damaged_and_changed_tables(make_table, tmp_path):
 
 def test_the_hub_where_it_cannot_be_reached(hf, monkeypatch):
     def fail(path, config):
-        assert (path, config) == ("owner/name", "small")
-        raise ConnectionError("Couldn't reach it")
-
-    monkeypatch.setattr(hf, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"hf:owner/name:small is not in the local cache.*save_to_disk\(DIR\)"):
-        open_source("hf:owner/name:small")
-
-    def refuse(path, config):
+        if (path, config) == ("owner/name", "small"):
+            raise ConnectionError("Couldn't reach it")
         raise ValueError("no such config")
 
-    monkeypatch.setattr(hf, "load_dataset", refuse)
-    with pytest.raises(DataError, match=r"hf:other cannot be loaded from the hub \(ValueError: no such config\)"):
-        open_source("hf:other")
+    monkeypatch.setattr(hf, "load_dataset", fail)
+    for name, message in (
+        ("owner/name:small", r"is not in the local cache.*save_to_disk\(DIR\)"),
+        ("other", r"cannot be loaded from the hub \(ValueError: no such config\)"),
+    ):
+        with pytest.raises(DataError, match=f"hf:{name} {message}"):
+            open_source(f"hf:{name}")
 
 
 def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
@@ -215,18 +205,11 @@ def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "word"),
+    ("values", "words"),
     [
-        (0.125, "0.125"),
-        (3.0, "3"),
-        (-2, "-2"),
-        (float("nan"), None),
-        (float("inf"), None),
-        ([1], "1"),
-        (["b", "a"], "b;a"),
-        ([], ""),
-        ([None], None),
+        ((0.125, 3.0, -2, float("nan"), float("inf")), ("0.125", "3", "-2", None, None)),
+        (([1], ["b", "a"], [], [None]), ("1", "b;a", "", None)),
     ],
 )
-def test_values_as_words(value, word):
-    assert to_word(value) == word
+def test_values_as_words(values, words):
+    assert tuple(map(to_word, values)) == words

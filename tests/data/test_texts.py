@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.demo.reviews import make_reviews
 from exitlens.data.texts import PackedTokens, TextSet, read_texts, word_tokenizer
 from exitlens.types.preprocessing import TextPreprocess
+from tests.data.conftest import write
 
 pytest.importorskip("tokenizers")
 
@@ -22,11 +22,6 @@ def tiny_texts() -> TextSet:
     masks = torch.zeros(3, 6, dtype=torch.bool)
     masks[0, 2] = masks[1, 2] = masks[2, 1] = True
     return TextSet(TEXTS, torch.tensor([1, 0, 0]), ("negative", "positive"), preprocess, masks)
-
-
-@pytest.fixture(scope="module")
-def reviews() -> TextSet:
-    return make_reviews(2000, shop_agreement=0.8, seed=3)
 
 
 def test_a_word_tokenizer_by_hand(tiny_texts):
@@ -88,13 +83,7 @@ def test_text_set_items_subsets_and_batches(tiny_texts):
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(part.inputs[name], tiny_texts.inputs[name][[2, 0]])
     assert tiny_texts.first(2).texts == tuple(TEXTS[:2])
-    assert len(tiny_texts.first(9)) == 3
-    assert len(tiny_texts.subset(torch.tensor([], dtype=torch.int64))) == 0
-    assert len(tiny_texts) == 3  # as it was
-    inputs, labels = next(iter(DataLoader(tiny_texts, 3)))
-    assert torch.equal(inputs["input_ids"], tiny_texts.input_ids)
-    assert torch.equal(inputs["attention_mask"], tiny_texts.attention_mask)
-    assert labels.tolist() == [1, 0, 0]
+    assert (len(tiny_texts.first(9)), len(tiny_texts.subset(torch.tensor([], dtype=torch.int64)))) == (3, 0)
     assert TextSet(TEXTS, torch.zeros(3, dtype=torch.int64), ("a",), tiny_texts.preprocess).first(2).masks is None
 
 
@@ -105,7 +94,9 @@ def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):
     assert torch.equal(again.input_ids, tiny_texts.input_ids)
     assert torch.equal(again.masks, tiny_texts.masks)
     batches = list(DataLoader(tiny_texts, 2, num_workers=1))
-    assert torch.equal(torch.cat([inputs["input_ids"] for inputs, _ in batches]), tiny_texts.input_ids)
+    for name, values in tiny_texts.inputs.items():
+        assert torch.equal(torch.cat([inputs[name] for inputs, _ in batches]), values)
+    assert torch.cat([labels for _, labels in batches]).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -115,10 +106,7 @@ def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):
         ({"texts": "abc"}, "expected a list"),
         ({"texts": iter(TEXTS)}, "expected a list"),
         ({"texts": TEXTS[:2]}, r"labels: expected \(2,\) integers, got \(3,\)"),
-        ({"labels": [0, 1, 0]}, "labels: expected Tensor"),
-        ({"labels": torch.tensor([0.0, 1.0, 0.0])}, "integers"),
         ({"labels": torch.tensor([[0], [1], [0]])}, "integers"),
-        ({"labels": torch.tensor([0, 1, 2])}, r"\[0, 2\)"),
         ({"labels": torch.tensor([0, 1, -1])}, r"\[0, 2\)"),
         ({"masks": torch.zeros(3, 5, dtype=torch.bool)}, r"masks: expected \(3, 6\) bool"),
         ({"masks": torch.zeros(3, 6)}, "masks"),
@@ -135,21 +123,15 @@ CSV = 'id,text,label\n1,"good, very good",positive\n2,bad,negative\n\n3,"two\nli
 JSONL = '{"text": "good, very good", "label": "positive"}\n\n{"label": "negative", "text": "bad"}\n'
 
 
-def _write(folder, name, content):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
 def test_read_texts(tmp_path):
-    texts, labels, classes = read_texts(_write(tmp_path, "a.csv", CSV))
+    texts, labels, classes = read_texts(write(tmp_path, "a.csv", CSV))
     assert texts == ["good, very good", "bad", "two\nlines"]
     assert labels.tolist() == [1, 0, 0]
     assert classes == ("negative", "positive")
     _, labels, classes = read_texts(str(tmp_path / "a.csv"), ("positive", "neutral", "negative"))
     assert labels.tolist() == [0, 2, 2]
     assert classes == ("positive", "neutral", "negative")
-    texts, labels, classes = read_texts(_write(tmp_path, "a.JSONL", JSONL))
+    texts, labels, classes = read_texts(write(tmp_path, "a.JSONL", JSONL))
     assert texts == ["good, very good", "bad"]
     assert labels.tolist() == [1, 0]
 
@@ -166,12 +148,12 @@ def test_read_texts(tmp_path):
     ],
 )
 def test_files_as_other_programs_write_them(tmp_path, name, content):
-    texts, labels, classes = read_texts(_write(tmp_path, name, content))
+    texts, labels, classes = read_texts(write(tmp_path, name, content))
     assert (texts, labels.tolist(), classes) == (["naïve", "x"], [0, 1], ("a", "b"))
 
 
 def test_line_separators_inside_a_json_text_do_not_break_it(tmp_path):
-    texts, _, _ = read_texts(_write(tmp_path, "a.jsonl", '{"text":"a\u2028b","label":1}\n{"text":"c","label":0}'))
+    texts, _, _ = read_texts(write(tmp_path, "a.jsonl", '{"text":"a\u2028b","label":1}\n{"text":"c","label":0}'))
     assert texts == ["a\u2028b", "c"]
 
 
@@ -199,7 +181,7 @@ GOOD_CSV, GOOD_JSON = "text,label\na,x\nb,y\n", '{"text":"a","label":"x"}\n{"tex
     ],
 )
 def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content, message):
-    path = _write(tmp_path, name, content)
+    path = write(tmp_path, name, content)
     with pytest.raises(xl.errors.DataError, match=message) as error:
         read_texts(path)
     assert "1 of 3 rows cannot be read" in str(error.value)
@@ -230,7 +212,7 @@ def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_files_that_are_no_labelled_texts(tmp_path, name, content, message, skip_bad):
     with pytest.raises(xl.errors.DataError, match=message):
-        read_texts(_write(tmp_path, name, content), skip_bad=skip_bad)
+        read_texts(write(tmp_path, name, content), skip_bad=skip_bad)
 
 
 def test_a_missing_file_or_a_folder(tmp_path):
@@ -241,7 +223,7 @@ def test_a_missing_file_or_a_folder(tmp_path):
 
 
 def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
-    path = _write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
+    path = write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
     with pytest.raises(xl.errors.DataError, match=r"the class 'postive', the network does not. Did you mean 'positive'"):
         read_texts(path, ("negative", "positive"))
 

@@ -132,7 +132,7 @@ def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
     text = write(tmp_path, tiny_set, make_subject("gated", tiny_set, policy=xl.Policy((0.26, 0.26), gate=gate)))
     assert 'id="w-gate"' in text
     assert "<td>0.100</td><td>none</td>" in text
-    assert "gate: 0.250, limit 0.100" in text
+    assert "estimated divergence 0.250 &gt; 0.100, the gate" in text
     assert "was not trusted: its estimated divergence from the final one is 0.250, over the limit 0.100" in text
     assert 'id="w-gate"' not in write(tmp_path, tiny_set, make_subject("free", tiny_set))
 

@@ -12,14 +12,14 @@ import exitlens as xl
 from exitlens.serving.models import open_bundle
 from exitlens_runtime.errors import InputError
 from exitlens_runtime.reading import read_preprocess
-from tests.model.kinds import MLP, ConvSeries, ConvVolume
+from tests.kinds import Convolutional, Perceptron
 
 SCALES = {
     "series": (xl.data.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), length=24), (2, 24)),
     "volume": (xl.data.VolumePreprocess((0.5,), (2.0,), size=(8, 8, 8)), (1, 8, 8, 8)),
     "vector": (xl.data.VectorPreprocess((1.0,) * 6, (2.0,) * 6), (6,)),
 }
-NETWORKS = {"series": ConvSeries, "volume": ConvVolume, "vector": MLP}
+NETWORKS = {"series": Convolutional(), "volume": Convolutional(1, 3), "vector": Perceptron(6)}
 
 
 TIME_FIRST = (xl.data.SeriesPreprocess((1.0, 2.0), (0.5, 4.0), time_first=True), (2, 9))
@@ -39,7 +39,7 @@ def test_the_runtime_scales_as_the_library_does(preprocess, shape):
 def test_edge_bundles_are_run_and_served(kind, tmp_path):
     runtime = pytest.importorskip("exitlens_runtime")
     preprocess, shape = SCALES[kind]
-    net = xl.attach(NETWORKS[kind](), ["a"], 3, torch.zeros(2, *shape)).eval()
+    net = xl.attach(NETWORKS[kind], ["first"], 3, torch.zeros(2, *shape)).eval()
     net.describe(classes=("a", "b", "c"), preprocess=preprocess)
     xl.export(net, xl.Policy((0.4,)), tmp_path / "edge")
     inputs = preprocess.normalise(torch.randn(6, *shape))

@@ -45,12 +45,9 @@ def test_means_and_weights_by_hand():
     assert means.tolist() == [0.25, 0.5, 0.5]
     assert sizes.tolist() == [1, 2, 3]
     assert groups.weigh_samples(numbers, 3).tolist() == [1] * 6
-    torch.testing.assert_close(
-        groups.weigh_samples(numbers, None), torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2
-    )
-    torch.testing.assert_close(
-        groups.weigh_samples(numbers, 2), torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5
-    )
+    equal, capped = (groups.weigh_samples(numbers, largest) for largest in (None, 2))
+    torch.testing.assert_close(equal, torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2)
+    torch.testing.assert_close(capped, torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5)
 
 
 def test_the_first_sample_of_each_group():
@@ -112,9 +109,8 @@ def test_ranks_by_hand():
 def test_exits_count_alike_whatever_their_scale():
     trace = random_trace(50)
     scaled = xl.Trace(trace.logits * torch.tensor([0.1, 1.0, 40.0])[:, None] + 7, None, trace.divergence, trace.cost)
-    torch.testing.assert_close(
-        groups.embed(scaled, torch.arange(50)), groups.embed(trace, torch.arange(50)), atol=1e-4, rtol=1e-4
-    )
+    embedded = [groups.embed(item, torch.arange(50)) for item in (scaled, trace)]
+    torch.testing.assert_close(*embedded, atol=1e-4, rtol=1e-4)
 
 
 def test_compact_logits_say_the_same():

@@ -78,9 +78,7 @@ def test_an_undecided_label_keeps_a_sample_undecided(seed, temperature):
     assert values.min() >= 0.5
     assert values.max() <= 1
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(
-        scores.score(logits[:, order], "decided", temperature), values
-    )  # PyTorch's lanes round differently
+    torch.testing.assert_close(scores.score(logits[:, order], "decided", temperature), values)  # lanes round differently
     unsure = torch.cat([logits, torch.zeros(16, 1)], 1)
     assert (scores.score(unsure, "decided", temperature) == 0.5).all()
 

@@ -1,5 +1,6 @@
 import io
 import struct
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis.extra import numpy as arrays
 import exitlens as xl
 from exitlens.modalities import arrays as module
 from exitlens.modalities.arrays import check_finite, read_npy, read_shape
+from exitlens.modalities.series import read_sound
+from exitlens.modalities.volume import decode_volume
 
 
 def write(path, content):
@@ -98,3 +101,16 @@ def test_gaps_are_named_by_their_place():
     ):
         with pytest.raises(xl.errors.DataError, match=message):
             check_finite(torch.tensor(values), "x", channels)
+
+
+@pytest.mark.parametrize(
+    ("read", "file", "package", "extra"),
+    [
+        (lambda path: read_sound(path, "x"), "x.wav", "soundfile", "audio"),
+        (decode_volume, "x.nii", "nibabel", "volumes"),
+    ],
+)
+def test_packages_that_read_other_files_are_named_with_their_extra(read, file, package, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(xl.errors.MissingExtraError, match=rf"x.* needs the package '{package}'.*exitlens\[{extra}\]"):
+        read(tmp_path / file)

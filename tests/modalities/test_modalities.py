@@ -74,11 +74,6 @@ def test_examples_for_a_backbone_are_of_their_own_kind(modality):
     assert recognise_example(example) is modality
 
 
-def test_networks_of_one_size():
-    with pytest.raises(xl.errors.InputError, match=r"\(3, 16, 16\) only"):
-        IMAGE.check(torch.zeros(2, 3, 20, 20), InputFormat((), (3, 16, 16), exact_size=True), "x", torch.zeros(1))
-
-
 def test_a_map_is_coarsened_but_never_refined():
     assert IMAGE.coarsen(torch.rand(2, 9, 3), (5, 5)).shape == (2, 5, 3)
 

@@ -226,9 +226,3 @@ def test_bad_sounds(soundfile, tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "MOST_VALUES", 1)
     with pytest.raises(xl.errors.DataError, match="2 values are over the limit of 1"):
         read_sound(path, "x")
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
-    with pytest.raises(xl.errors.MissingExtraError, match=r"reading x needs the package 'soundfile'.*exitlens\[audio\]"):
-        read_sound(tmp_path / "x.wav", "x")

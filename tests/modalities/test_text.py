@@ -35,11 +35,12 @@ def test_what_is_a_text():
 
 
 def test_tokens_and_masks_take_the_dtypes_of_the_trace():
-    texts = make_texts()
-    short = {name: t.to(torch.int32) for name, t in texts.items()}
-    for found, expected in zip(TEXT.check(short, FORMAT, "texts", torch.zeros(1)), texts.values(), strict=True):
-        assert found.dtype == torch.int64
-        assert torch.equal(found, expected)
+    texts, masked = make_texts(), InputFormat(NAMES, (LENGTH,), True, (40, None), 1, (torch.int64, torch.bool))
+    for dtype in (torch.int64, torch.int32):
+        ids, mask = TEXT.check({name: t.to(dtype) for name, t in texts.items()}, masked, "texts", torch.zeros(1))
+        assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
+        assert torch.equal(ids, texts["input_ids"])
+        assert torch.equal(mask, texts["attention_mask"].bool())
 
 
 def test_maps_stay_as_they_are():

@@ -11,7 +11,7 @@ import exitlens as xl
 from exitlens import modalities
 from exitlens.data.sets import SampleSet
 from exitlens.modalities.base import Modality
-from tests.model.kinds import ConvSeries
+from tests.kinds import Convolutional
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def registered(monkeypatch):
 
 def attach() -> xl.ExitNet:
     torch.manual_seed(0)
-    net = xl.attach(ConvSeries(), ["a", "b"], 3, torch.zeros(1, 2, LENGTH))
+    net = xl.attach(Convolutional(), ["first", "second"], 3, torch.zeros(1, 2, LENGTH))
     net.describe(classes=CLASSES, preprocess=Scale(2.0))
     return net
 
@@ -83,7 +83,7 @@ def attach() -> xl.ExitNet:
 def test_the_network_takes_spectra():
     net = attach()
     assert net.input_spec.modality is net.info.modality is SPECTRUM
-    assert net(torch.randn(1, 2, 2 * LENGTH))[1].attention.shape == (1, LENGTH)  # of another length
+    assert net(torch.randn(1, 2, 2 * LENGTH))[1].attention.shape == (1, LENGTH // 2)  # of another length
     with pytest.raises(xl.errors.InputError, match=r"expected \(B,2,T\), got \(4, 3, 48\)"):
         net.walk(torch.zeros(4, 3, LENGTH))
     with pytest.raises(xl.errors.InputError, match="normalise them first"):
@@ -104,7 +104,7 @@ def test_every_verb(tmp_path):
     assert faithfulness.deletion[-1] > faithfulness.deletion_random[-1]
     assert faithfulness.energy_in_mask is not None
     xl.save(net, policy, tmp_path / "bundle")
-    again, policy = xl.load(tmp_path / "bundle", backbone=ConvSeries())
+    again, policy = xl.load(tmp_path / "bundle", backbone=Convolutional())
     assert again.info.preprocess == Scale(2.0)
     torch.testing.assert_close(xl.predict(again, test.inputs, policy).probabilities, pred.probabilities)
 
@@ -114,8 +114,8 @@ def test_explanations():
     spectra = SPECTRUM.read(" ".join(["1"] * LENGTH), Scale(2.0)).expand(1, 2, LENGTH)
     for inputs in (spectra, spectra[0]):
         why = xl.explain(net, inputs, policy)
-        assert [view.attention.shape for view in why.exits] == [(48,), (24,), (24,)]
-        assert why.exits[0].top(1)[0].at < (48,)
+        assert [view.attention.shape for view in why.exits] == [(24,), (12,), (12,)]
+        assert why.exits[0].top(1)[0].at < (24,)
         assert why._repr_html_().count("<svg") == 3
     with pytest.raises(xl.errors.InputError, match=r"a torch.Tensor \(C,T\), got str"):
         xl.explain(net, "spectra", policy)

@@ -106,9 +106,3 @@ def test_resizing():
     assert grown.shape == (1, 8, 4, 4)
     assert grown.min() == 0
     assert grown.max() == 63
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
-    with pytest.raises(xl.errors.MissingExtraError, match=r"exitlens\[volumes\]"):
-        decode_volume(tmp_path / "x.nii")

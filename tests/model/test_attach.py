@@ -47,6 +47,11 @@ def test_cost_by_hand():
         ({"head": "deep"}, "head: expected one of"),
         ({"layout": "chw"}, "layout: expected one of"),
         ({"backbone": 3}, "backbone: expected an"),
+        ({"at": 99}, "99 early exits do not fit"),
+        ({"at": 0}, "positive"),
+        ({"at": True}, "at: expected"),
+        ({"at": 1, "placement": "speed"}, r"placement: expected one of \('cost', 'time'\), got 'speed'"),
+        ({"placement": "time"}, "placement: only with a number in at"),
     ],
 )
 def test_bad_attach_arguments(arguments, message):

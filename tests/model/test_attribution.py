@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, LayerGradientXActivation
+from captum.attr import IntegratedGradients, LayerGradientXActivation
 from pytorch_grad_cam import LayerCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.functional.maps import class_score, place
+from exitlens.functional.maps import place
 from exitlens.model.attribution import METHODS, STEPS, attribute_exits, occlude, perturb
 from tests.conftest import make_net
 from tests.model.kinds import make_network
@@ -46,23 +46,6 @@ def test_by_hand_through_a_linear_stage():
     by_hand = (weight[0] - weight[1]) / 2 * 6 * x[0] / 16
     torch.testing.assert_close(xl.attribute(net, x, labels=torch.tensor([0])), by_hand)
     torch.testing.assert_close(xl.attribute(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
-
-
-@pytest.mark.parametrize("exit", [0, 1, 2])
-def test_integrated_gradients_add_up(net, images, exit):
-    """The sum over places is what the answer has gained over features of 0."""
-    found = xl.attribute(net, images, exit=exit, method="integrated_gradients")
-    labels = answer(net, images)[exit].argmax(1)
-    with torch.no_grad():
-        features = net.stage(0)(images)[0]
-
-        def score(values):
-            for stage in net.stages[1 : exit + 1]:
-                (values,) = stage(values)
-            return class_score(net.head(exit).classify(values), labels)
-
-        gained = score(features) - score(torch.zeros_like(features))
-    torch.testing.assert_close(found.sum((1, 2)), gained, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -109,7 +92,6 @@ def test_gradients_are_those_of_captum(net, images, at, exit):
     expected = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
     torch.testing.assert_close(relevance, expected.detach().sum(1))
     features = whole.before(x).detach().requires_grad_()
-    torch.testing.assert_close(relevance, InputXGradient(rest).attribute(features, target=labels).detach().sum(1))
     labels = torch.tensor([3, 2, 1, 0, 1, 2])
     settings = {"baselines": 0.0, "target": labels, "n_steps": STEPS, "method": "riemann_middle"}
     expected = IntegratedGradients(rest).attribute(features.detach(), **settings).sum(1)

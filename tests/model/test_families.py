@@ -34,7 +34,7 @@ SHALLOW = {
     "vit": make_timm("vit_tiny_patch16_224", depth=3),
     "mixer": make_timm("mixer_s32_224"),
 }
-TORCHVISION = [f"torchvision:{name}" for name in ("shufflenet_v2_x0_5", "vgg11", "squeezenet1_1", "mobilenet_v3_small")]
+TORCHVISION = [f"torchvision:{name}" for name in ("shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")]
 
 
 @pytest.mark.parametrize("source", [*SHALLOW, *TORCHVISION, "timm:poolformer_s12"])

@@ -201,11 +201,6 @@ def test_what_mixes_or_moves_all_locations_has_no_place(mixing):
     assert find_grid(make_net(conv(3, 2, 1), call(mixing)))[0] == Grid()
 
 
-def test_branches_that_are_added_weigh_the_same():
-    grid, _ = find_grid(make_net(add(conv(3, 2, 1), conv(2, 2))))
-    assert [(spacing.start, spacing.reach) for spacing in grid.spacings] == [(0.75, 3)] * 2  # 0.5 and 1
-
-
 @pytest.mark.slow
 def test_class_tokens_in_front_do_not_move_the_others():
     first = torch.zeros(1, 1, 2)

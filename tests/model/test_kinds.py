@@ -7,30 +7,47 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.heads import have_maps
-from tests.model import kinds
-from tests.model.kinds import MLP, STEPS, ConvSeries, Recurrent, Tokens, check_outputs, make_network
+from tests.kinds import Both, Convolutional, Perceptron
+from tests.model.kinds import (
+    STEPS,
+    Recurrent,
+    check_outputs,
+    embed_features,
+    embed_patches,
+    embed_steps,
+    make_network,
+)  # fmt: skip
 
 FIRST, LAST = torch.randn(3, 2, STEPS), torch.randn(3, STEPS, 2)
 VOLUME, VECTOR = torch.randn(3, 1, 8, 12, 16), torch.randn(3, 6)
+IMAGES = torch.randn(3, 1, 16, 16)
 GROUPS = {"left": [0, 1], "right": [2, 4, 5]}
 WHOLE, STEPS_AND_CLASS, PATCHES_AND_CLASS = Layout("tokens"), Layout("tokens", 1, (24,)), Layout("tokens", 1, (6,))
-INPUTS = {"series": FIRST, "vector": torch.randn(3, 5)}
-MAPS, VOLUMES = [(24,), (12,), (12,)], [(8, 12, 16), (4, 6, 8), (2, 3, 4)]
+MAPS, VOLUMES, PICTURES = [(12,), (6,), (6,)], [(4, 6, 8), (2, 3, 4), (2, 3, 4)], [(8, 8), (4, 4), (4, 4)]
+TRANSPOSED = make_network(lambda net, x: Convolutional.forward(net, x.transpose(1, 2)), Convolutional)
+TWO, SEVERAL = ["first", "second"], {"image": IMAGES, "vector": torch.randn(3, 4)}
 CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels last
-    "convolutions": (ConvSeries, ["a", "b"], FIRST, Layout("nchw"), MAPS, False),
-    "transposed": (kinds.Transposed, ["net.a", "net.b"], LAST, Layout("nchw"), MAPS, True),
+    "convolutions": (Convolutional, TWO, FIRST, Layout("nchw"), MAPS, False),
+    "transposed": (lambda: TRANSPOSED, TWO, LAST, Layout("nchw"), MAPS, True),
     "gru": (Recurrent, ["one"], LAST, WHOLE, [(24,)] * 2, True),
     "lstm": (lambda: Recurrent(nn.LSTM), ["one"], LAST, WHOLE, [(24,)] * 2, True),
     "square gru": (lambda: Recurrent(width=STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
-    "tokens": (Tokens, ["one"], LAST, WHOLE, [(24,)] * 2, True),
-    "square tokens": (lambda: Tokens(STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
-    "class token": (lambda: Tokens(class_token=True), ["one"], LAST, STEPS_AND_CLASS, [(24,)] * 2, True),
-    "patches": (lambda: Tokens(patch=4), ["one"], FIRST, WHOLE, [(6,)] * 2, False),
-    "patches, class": (lambda: Tokens(patch=4, class_token=True), ["one"], FIRST, PATCHES_AND_CLASS, [(6,)] * 2, False),
-    "volume": (kinds.ConvVolume, ["a", "b"], VOLUME, Layout("nchw"), VOLUMES, False),
-    "feature tokens": (kinds.FeatureTokens, ["one"], VECTOR, WHOLE, [(6,)] * 2, False),
-    "feature and class tokens": (lambda: kinds.FeatureTokens(True), ["one"], VECTOR, PATCHES_AND_CLASS, [(6,)] * 2, False),
-    "several": (kinds.SeriesAndVector, ["net.a", "net.b"], INPUTS, Layout("nchw"), MAPS, False),
+    "tokens": (embed_steps, ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "square tokens": (lambda: embed_steps(STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "class token": (lambda: embed_steps(class_token=True), ["one"], LAST, STEPS_AND_CLASS, [(24,)] * 2, True),
+    "patches": (embed_patches, ["one"], FIRST, WHOLE, [(6,)] * 2, False),
+    "patches, class": (lambda: embed_patches(class_token=True), ["one"], FIRST, PATCHES_AND_CLASS, [(6,)] * 2, False),
+    "volume": (lambda: Convolutional(1, 3), TWO, VOLUME, Layout("nchw"), VOLUMES, False),
+    "feature tokens": (embed_features, ["one"], VECTOR, WHOLE, [(6,)] * 2, False),
+    "feature and class tokens": (
+        lambda: embed_features(class_token=True),
+        ["one"],
+        VECTOR,
+        PATCHES_AND_CLASS,
+        [(6,)] * 2,
+        False,
+    ),
+    "several": (Both, TWO, SEVERAL, Layout("nchw"), PICTURES, False),
 }
 
 
@@ -65,16 +82,16 @@ def test_context_heads_of_each_kind(name):
 
 
 def test_hidden_units_are_no_locations_and_groups_are():
-    net = xl.attach(MLP(), ["a"], 3, VECTOR).eval()
+    net = xl.attach(Perceptron(6), ["first"], 3, VECTOR).eval()
     assert not have_maps(net.heads)
     assert net(VECTOR)[0].logits.shape == (3, 3)
     with pytest.raises(xl.errors.InputError, match=r"attention maps.*groups="):
         xl.predict(net, VECTOR, xl.Policy((0.5,)), attention=True)
-    net = xl.attach(MLP(), ["a"], 3, VECTOR, groups=GROUPS).eval()
+    net = xl.attach(Perceptron(6), ["first"], 3, VECTOR, groups=GROUPS).eval()
     assert [tuple(out.attention.shape) for out in net(VECTOR)] == [(3, 2), (3, 2)]
     assert net.info.groups == (("left", (0, 1)), ("right", (2, 4, 5)))
     # beside the hidden features, a location reads the columns of its group only: column 3 is in none
-    neck, hidden = net.head(0).neck, torch.zeros(1, 12, 1)
+    neck, hidden = net.head(0).neck, torch.zeros(1, 16, 1)
     vector, other = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
     other[:, [0, 1]] = vector[:, [0, 1]]
     first, second = neck(hidden, vector), neck(hidden, other)
@@ -93,16 +110,16 @@ def test_a_square_that_no_layer_explains_is_asked_about():
 
 
 def test_inputs_that_do_not_fit_name_the_argument():
-    series, several = xl.attach(ConvSeries(), ["a"], 3, FIRST), CASES["several"]
+    series, several = xl.attach(Convolutional(), ["first"], 3, FIRST), CASES["several"]
     with pytest.raises(xl.errors.InputError, match=r"expected \(B,2,T\), got \(3, 24, 2\)"):
         xl.predict(series.eval(), LAST, xl.Policy((0.5,)))
     with pytest.raises(xl.errors.InputError, match="add the batch axis"):
         xl.predict(series, FIRST[0], xl.Policy((0.5,)))
     net = xl.attach(several[0](), several[1], 3, several[2]).eval()
-    with pytest.raises(xl.errors.InputError, match=r"expected a dict with \['series', 'vector'\]"):
+    with pytest.raises(xl.errors.InputError, match=r"expected a dict with \['image', 'vector'\]"):
         xl.predict(net, FIRST, xl.Policy((0.5, 0.5)))
-    with pytest.raises(xl.errors.InputError, match="3 samples of 'series', 2 of 'vector'"):
-        xl.predict(net, {"series": FIRST, "vector": torch.zeros(2, 5)}, xl.Policy((0.5, 0.5)))
+    with pytest.raises(xl.errors.InputError, match="3 samples of 'image', 2 of 'vector'"):
+        xl.predict(net, SEVERAL | {"vector": torch.zeros(2, 4)}, xl.Policy((0.5, 0.5)))
 
 
 def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps():

@@ -57,32 +57,6 @@ def test_fingerprint_follows_the_weights(net):
     assert net.cached_fingerprint() == net.fingerprint()
 
 
-def test_relevance_is_the_first_order_effect_of_scaling_features(net, images):
-    """Relevance of a location: how fast the answer's logit, less the mean, grows when that location's features do."""
-    outs, relevance = net.eval().with_relevance(images)
-    for output, expected in zip(outs, net(images), strict=True):
-        assert torch.equal(output.logits, expected.logits)
-    factors = torch.ones_like(relevance).requires_grad_()
-    activations = net.stage(0)(images)[0] * factors[:, None]
-    for stage in net.stages[1:]:
-        (activations,) = stage(activations)
-    logits = net.head(2)(activations).logits
-    (logits.amax(1) - logits.mean(1)).sum().backward()
-    torch.testing.assert_close(relevance, factors.grad, atol=1e-6, rtol=1e-4)
-    assert not relevance.requires_grad
-
-
-@pytest.mark.slow
-def test_relevance_of_a_frozen_backbone_and_of_texts():
-    net, inputs = make_text_net().eval().requires_grad_(requires_grad=False), make_texts(5)
-    _, relevance = net.with_relevance(inputs)
-    padding = inputs["attention_mask"] == 0
-    assert relevance.shape == padding.shape
-    assert relevance[padding].eq(0).all()
-    assert relevance[:, 0].eq(0).all()  # the token that stands for the class
-    assert relevance[:, 1].ne(0).all()
-
-
 @pytest.mark.slow
 def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
     """The first-order effect of scaling a token's embedding, attention weights and scales of layer norms held."""

@@ -30,10 +30,14 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _switches_stay():
+def _process_stays():
     before = sys.getswitchinterval()
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "exitlens.serving")]
+    handlers = [list(logger.handlers) for logger in loggers]
     yield
     sys.setswitchinterval(before)
+    for logger, kept in zip(loggers, handlers, strict=True):
+        logger.handlers[:] = kept
 
 
 def test_one_process_serves_the_last_connection_that_is_allowed(bundle, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
+from exitlens.functional.risk import accuracy_drop, select_exits
 from tests.conftest import random_trace
 
 
@@ -139,7 +139,7 @@ def test_a_certificate_names_only_tested_classes():
     assert xl.calibrate(item, max_class_accuracy_drop=0.5).num_exits == 2
 
 
-def test_a_changed_policy_has_no_certificate(tmp_path):
+def test_a_changed_policy_has_no_certificate():
     policy = xl.calibrate(good_trace(), max_disagreement=0.05, delta=0.1)
     assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))).certificate() == policy.certificate()
     for change in ({"thresholds": (0.2, 0.2)}, {"score": "margin"}, {"temperatures": (2.0, 1.0, 1.0)}, {"network": "x"}):
@@ -171,11 +171,6 @@ def test_max_cost_beside_a_certificate():
         xl.calibrate(trace, max_disagreement=0.001, max_cost=0.21, delta=0.1)
 
 
-def test_too_few_samples_are_refused():
-    with pytest.raises(xl.errors.CalibrationError, match="trace: 9 samples can certify nothing"):
-        xl.calibrate(random_trace(9), max_accuracy_drop=0.1, delta=0.1)
-
-
 @pytest.mark.slow
 def test_temperatures_of_other_data_but_not_of_these():
     trace = good_trace()
@@ -189,19 +184,6 @@ def test_temperatures_of_other_data_but_not_of_these():
     second = replace(fitted, network="another")
     with pytest.raises(xl.errors.PolicyError, match="calibrated for network another"):
         xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=second)
-
-
-@pytest.mark.slow  # test_certification.py draws again, too, without the search
-def test_the_promise_holds_on_data_that_is_drawn_again():
-    """60 draws from a population whose risks are known: disagreement above its limit in at most delta of them."""
-    population, limit, delta, draws = good_trace(20_000, seed=9), 0.02, 0.2, 60
-    truth, broken = disagreement(population), 0
-    for seed in range(draws):
-        rows = torch.randint(len(population), (600,), generator=torch.Generator().manual_seed(seed))
-        trace = xl.Trace(population.logits[rows], None, population.divergence[rows], population.cost)
-        policy = xl.calibrate(trace, max_disagreement=limit, delta=delta, seed=seed)
-        broken += select_exits(truth, xl.route(population, policy)).mean().item() > limit
-    assert broken / draws <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
 
 
 def coin_trace(count: int, rate: float, seed: int) -> xl.Trace:
@@ -235,13 +217,13 @@ def test_delta_holds_when_users_ask_until_it_passes(requests):
             wrong += wrong_now
             if wrong_now:
                 break
-        for given in requests if "seed" in requests[0] and draw < 40 else ():
+        for given in requests if "seed" in requests[0] and draw < 16 else ():
             if not xl.calibrate(replace(trace), **given, delta=delta).calibration.certification.reason:
                 naive += 1
                 break
     assert wrong / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
     if "seed" in requests[0]:
-        assert naive / 40 > 0.5  # what asking until it passes does without counting
+        assert naive / 16 > 0.5  # what asking until it passes does without counting
 
 
 def test_refused_certificates_spend_delta_and_granted_ones_do_not():
@@ -321,9 +303,13 @@ def test_too_few_groups_are_refused_with_the_number_needed():
     assert 150 < result.samples_needed < 300
     assert f"in 30 groups, 1800 samples, p-value {result.tests[0].p_value:.2g}): about" in policy.certificate()
     assert f"about {result.samples_needed} groups would be needed" in policy.certificate()
-    with pytest.raises(xl.errors.CalibrationError, match=r"trace: 9 groups \(of 3000 samples\) can certify nothing"):
-        xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1, delta=0.1)
-    assert xl.calibrate(replace(grouped(), groups=torch.arange(3000) % 9), max_disagreement=0.1).calibration.groups == 9
+    few = replace(grouped(), groups=torch.arange(3000) % 9)
+    for trace, message in ((random_trace(9), "9 samples"), (few, r"9 groups \(of 3000 samples\)")):
+        with pytest.raises(xl.errors.CalibrationError, match=f"trace: {message} can certify nothing"):
+            xl.calibrate(trace, max_disagreement=0.1, delta=0.1)
+    assert xl.calibrate(few, max_disagreement=0.1).calibration.groups == 9
+    with pytest.raises(xl.errors.InputError, match="equal_groups: this trace names no groups"):
+        xl.calibrate(good_trace(50), max_disagreement=0.1, delta=0.1, equal_groups=True)
 
 
 def test_groups_count_by_size_or_equally():
@@ -360,10 +346,8 @@ def test_repeated_samples_matter_between_groups_only():
     trace = xl.Trace(item.logits[rows], None, item.divergence[rows], item.cost, groups=rows)
     assert "repeated samples" not in xl.calibrate(trace, max_disagreement=0.2, delta=0.1).certificate()
     mixed = replace(trace, groups=torch.arange(2000) % 400)
-    assert (
-        "But only 400 of the samples are in one group only"
-        in xl.calibrate(mixed, max_disagreement=0.2, delta=0.1).certificate()
-    )
+    words = xl.calibrate(mixed, max_disagreement=0.2, delta=0.1).certificate()
+    assert "But only 400 of the samples are in one group only" in words
 
 
 def test_unnamed_families_are_warned_about():
@@ -376,8 +360,3 @@ def test_unnamed_families_are_warned_about():
     xl.calibrate(replace(trace, groups=rows), max_disagreement=0.3, delta=0.1)
     xl.calibrate(replace(trace, groups=torch.arange(600)), max_disagreement=0.3, delta=0.1)  # said to be independent
     xl.calibrate(trace, max_disagreement=0.3)
-
-
-def test_equal_groups_need_groups():
-    with pytest.raises(xl.errors.InputError, match="equal_groups: this trace names no groups"):
-        xl.calibrate(good_trace(50), max_disagreement=0.1, delta=0.1, equal_groups=True)

@@ -13,7 +13,7 @@ from exitlens.functional.maps import divergence, kl, on_common_grid, pair_sample
 from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
-from tests.conftest import TinyNet, make_net, make_timing
+from tests.conftest import TinyNet, make_net, make_timing, make_tiny_set
 from tests.ranks import open_pair
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -42,12 +42,7 @@ def test_traces_record_the_networks_outputs(net, images):
 
 def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     asked = []
-
-    def measure(*words):
-        asked.append(words)
-        return make_timing()
-
-    monkeypatch.setattr(collection, "measure_exits", measure)
+    monkeypatch.setattr(collection, "measure_exits", lambda *words: asked.append(words) or make_timing())
     trace = xl.collect(net, tiny_set, batch_size=7, cost="time", timed_batch=3, trace_dir=tmp_path / "t")
     assert trace.timing == make_timing()
     assert trace.cost.tolist() == pytest.approx([0.2, 0.5, 1.05])
@@ -128,9 +123,8 @@ def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
 
 
 def _collect(rank, kind, folder, ranks=None):
-    rng = torch.Generator().manual_seed(3)
-    labels = torch.arange(37) % 4
-    data = xl.data.ImageSet(torch.randint(0, 255, (37, 3, 16, 16), generator=rng).to(torch.uint8), labels, tuple("wxyz"))
+    data = make_tiny_set(37)
+    labels = data.labels
     if kind == "lazy":
         data = xl.data.load_folder(folder, xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))
     source = {
@@ -248,8 +242,7 @@ def test_large_columns_wait_in_files(net, tiny_set, monkeypatch, tmp_path, compa
 
 @pytest.mark.slow
 def test_compact_and_whole_traces_give_equal_policies_and_reports():
-    hundred = make_hundred_classes()
-    net, images, labels = hundred
+    net, images, labels = make_hundred_classes()
     data = [(a, b) for a, b in zip(images.split(50), labels.split(50), strict=True)]
     whole, compact = xl.collect(net, data), xl.collect(net, data, compact=True)
     for score in ("max_probability", "entropy", "margin"):

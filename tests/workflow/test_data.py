@@ -1,23 +1,29 @@
 """Every verb takes every kind of data, also sets that are read while it is asked for, and changes neither data nor network."""
 
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.readers import ImageFiles
 from exitlens.delivery.run_directory import build_network
 from exitlens.types.settings import NetworkSettings
 from tests.conftest import make_net
-from tests.workflow.training.networks import QUICK, fresh, weights
+from tests.workflow.training.networks import QUICK, equal, fresh, weights
+
+
+class Pixels(list):
+    """A reader, so that images are read while they are asked for."""
+
+    def read(self, index):
+        return self[index]
+
 
 POLICY = xl.Policy((0.5, 0.4))
 SOURCES = {
     "set": lambda data: data,
+    "lazy": lambda data: xl.data.LazySet(Pixels(data.images), data.labels, data.classes, data.preprocess),
     "loader": lambda data: DataLoader(data, 8),
     "list": lambda data: list(data.inputs.split(8)),
     "tensor": lambda data: data.inputs,
@@ -66,9 +72,8 @@ def test_the_network_its_inputs_and_the_mode_of_torch_are_left_alone(images, ver
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("data", [3, [["a", "b"]]])
 def test_other_types_are_refused(verb, data):
-    with pytest.raises(
-        (xl.errors.InputError, xl.errors.StreamError), match=r"expected (a Dataset|a folder|batches of inputs)"
-    ):
+    errors = (xl.errors.InputError, xl.errors.StreamError)
+    with pytest.raises(errors, match=r"expected (a Dataset|a folder|batches of inputs)"):
         VERBS[verb](make_net(), data)
 
 
@@ -98,19 +103,15 @@ def _train(train, val, **options):
     return weights(net), result.history
 
 
-def _equal(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
-
-
 @pytest.mark.slow
 def test_lazy_sets_train_the_weights_of_sets_in_memory(folder):
     train, val = _open(folder)
     expected, history = _train(train.load(), val.load())
     for workers in (0, 3):
         outcome, same = _train(*_open(folder, workers))
-        assert _equal(outcome, expected)
+        assert equal(outcome, expected)
         assert [row["accuracy"] for row in same] == [row["accuracy"] for row in history]
-    assert _equal(_train(*_open(folder), workers=2)[0], expected)
+    assert equal(_train(*_open(folder), workers=2)[0], expected)
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_bad_files_stop_a_fit_which_resumes_without_them(own, tmp_path):
     outcome, history = _train(train, val, out_dir=tmp_path / "run", resume=True)
     assert len(train.bad) == 3
     assert len(history) == 2
-    assert _equal(outcome, _train(*_open(own, 0, skip_bad=True))[0])
+    assert equal(outcome, _train(*_open(own, 0, skip_bad=True))[0])
 
 
 def test_batches_that_become_too_small_are_skipped(own):
@@ -133,39 +134,6 @@ def test_batches_that_become_too_small_are_skipped(own):
     _train(train, val)
     trace = xl.collect(fresh(classes=2), train)
     assert len(trace) == int((train.labels == train.classes.index("bright")).sum())
-
-
-@pytest.mark.slow
-def test_a_fit_resumes_after_a_killed_worker(folder, tmp_path, monkeypatch):
-    expected, _ = _train(*_open(folder))
-    original, here, train = ImageFiles.read, os.getpid(), _open(folder, 2)[0]
-    victim = int(train.rows[5])
-
-    def read(self, index):
-        if index == victim and os.getpid() != here and (tmp_path / "run" / "last.safetensors").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
-
-    monkeypatch.setattr(ImageFiles, "read", read)
-    with pytest.raises(xl.errors.DataError, match=r"SIGKILL.*--resume"):
-        _train(*_open(folder, 2), out_dir=tmp_path / "run")
-    monkeypatch.undo()
-    outcome, history = _train(*_open(folder, 2), out_dir=tmp_path / "run", resume=True)
-    assert len(history) == 2
-    assert _equal(outcome, expected)
-
-
-@pytest.mark.slow
-def test_the_other_verbs_give_what_they_give_in_memory(folder):
-    lazy, whole = _open(folder, 2)[0], _open(folder)[0].load()
-    net = fresh(classes=2)
-    first, second = xl.collect(net, lazy, batch_size=8), xl.collect(net, whole, batch_size=8)
-    assert torch.equal(first.logits, second.logits)
-    assert torch.equal(first.labels, second.labels)
-    assert xl.measure_faithfulness(net, lazy, samples=20) == xl.measure_faithfulness(net, whole, samples=20)
-    policy = xl.Policy((0.6, 0.6))
-    predictions = [torch.cat([p.labels for p in xl.predict_stream(net, data, policy)]) for data in (lazy, whole)]
-    assert torch.equal(*predictions)
 
 
 @pytest.mark.slow

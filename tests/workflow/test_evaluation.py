@@ -15,9 +15,7 @@ from tests.conftest import random_trace, timed_trace
 
 def test_report_by_hand():
     logits = torch.tensor([[[3.0, 0.0], [3.0, 0.0]], [[0.1, 0.0], [0.0, 3.0]], [[3.0, 0.0], [0.0, 3.0]]])
-    trace = xl.Trace(
-        logits, torch.tensor([0, 1, 1]), torch.tensor([[0.2, 0.0], [0.4, 0.0], [0.6, 0.0]]), torch.tensor([0.4, 1.0])
-    )
+    trace = xl.Trace(logits, [0, 1, 1], [[0.2, 0.0], [0.4, 0.0], [0.6, 0.0]], [0.4, 1.0])
     report = xl.evaluate(trace, xl.Policy((0.9,)))
     assert report.exit_shares == pytest.approx((2 / 3, 1 / 3))
     assert report.accuracy == pytest.approx(2 / 3)
@@ -73,17 +71,11 @@ def test_reports_show_the_traces_milliseconds():
     assert plain.to_dict()["timing"] is None
 
 
-def test_the_never_exit_policy_is_the_final_exit():
-    trace = random_trace()
-    report = xl.evaluate(trace, xl.Policy.never(3))
+def test_the_never_exit_policy_is_the_final_exit_and_the_curve_begins_at_the_first():
+    report = xl.evaluate(random_trace(), xl.Policy.never(3))
     assert report.accuracy == report.exits[-1].accuracy
     assert report.accuracy_drop == report.divergence == 0
     assert report.cost == pytest.approx(1.0)
-
-
-def test_curve_reaches_from_the_first_exit_to_the_best_that_thresholds_can_do():
-    trace = random_trace()
-    report = xl.evaluate(trace, xl.Policy.never(3))
     assert report.curve[0] == pytest.approx((0.2, report.exits[0].accuracy))
     assert report.curve[-1][0] <= 1.0
     assert list(report.curve) == sorted(report.curve)
@@ -150,6 +142,9 @@ def test_the_sweep_goes_from_cheap_to_good():
         for band in (p.cost, p.accuracy, p.agreement, p.divergence):
             assert band.low <= band.value <= band.high
     assert points[0].to_dict()["accuracy"]["value"] == points[0].accuracy.value
+    unlabelled = xl.sweep(random_trace(300, labelled=False), score="entropy")
+    assert {point.accuracy for point in unlabelled} == {None}
+    assert unlabelled[-1].agreement.value > 0.9
 
 
 def test_swept_policies_perform_as_stated_on_the_other_half():
@@ -162,12 +157,6 @@ def test_swept_policies_perform_as_stated_on_the_other_half():
         assert report.accuracy == pytest.approx(point.accuracy.value)
         assert report.divergence == pytest.approx(point.divergence.value, abs=1e-6)
         assert 1 - report.disagreement == pytest.approx(point.agreement.value, abs=1e-6)
-
-
-def test_without_labels():
-    points = xl.sweep(random_trace(300, labelled=False), score="entropy")
-    assert all(p.accuracy is None for p in points)
-    assert points[-1].agreement.value > 0.9
 
 
 @pytest.mark.slow

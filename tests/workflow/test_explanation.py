@@ -37,13 +37,6 @@ def test_maps_are_placed_in_the_image_and_compared_as_they_are(net, images):
     assert [view.cc for view in raw.exits] == [view.cc for view in why.exits]
 
 
-def test_the_final_exit_agrees_with_itself(net, images):
-    why = xl.explain(net, images[:1], xl.Policy.never(3))
-    assert why.answered == 2
-    assert why.exits[2].cc == pytest.approx(1, abs=1e-5)
-    assert why.exits[2].divergence == pytest.approx(0, abs=1e-5)
-
-
 def test_bad_calls(net, images):
     with pytest.raises(xl.errors.InputError, match="one sample"):
         xl.explain(net, images, POLICY)
@@ -64,8 +57,11 @@ def test_evidence_bias_and_logit_add_up(net, kept, images):
             assert view.evidence.sum().item() + view.bias == pytest.approx(view.logit, rel=1e-4, abs=1e-4)
 
 
-def test_agreement_with_the_exit_before(net, images):
-    why = xl.explain(net, images[0], POLICY)
+def test_agreement_with_the_exit_before_and_the_final_one(net, images):
+    why = xl.explain(net, images[:1], xl.Policy.never(3))
+    assert why.answered == 2
+    assert why.exits[2].cc == pytest.approx(1, abs=1e-5)
+    assert why.exits[2].divergence == pytest.approx(0, abs=1e-5)
     assert why.exits[0].previous_cc is None
     assert why.exits[1].previous_divergence > 0
     assert why.exits[2].previous_cc == pytest.approx(why.exits[1].cc, abs=1e-5)  # the exit before the final one, both ways
@@ -112,19 +108,15 @@ def test_relevance_is_of_the_answer_of_the_exit_that_gave_it(net, images, final)
     json.dumps(why.to_dict())
 
 
-def test_explanations_without_relevance(net, images):
-    why = xl.explain(net, images[0], POLICY)
-    assert why.relevance is None
-    assert "relevance" not in why.to_dict()
-    with pytest.raises(xl.errors.InputError, match="relevance: it was not computed"):
-        _ = why.speaks_for
-
-
-def test_notebooks_show_relevance(net, images):
+def test_relevance_is_shown_where_it_was_asked_for(net, images):
     net.describe(preprocess=xl.data.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3))
-    pages = [xl.explain(net, images[0], POLICY, relevance=value)._repr_html_() for value in (False, True)]
-    assert [page.count("<svg") for page in pages] == [3, 4]
-    assert "what the answer depends on" in pages[1]
+    without, whole = (xl.explain(net, images[0], POLICY, relevance=value) for value in (False, True))
+    assert [why._repr_html_().count("<svg") for why in (without, whole)] == [3, 4]
+    assert "what the answer depends on" in whole._repr_html_()
+    assert without.relevance is None
+    assert "relevance" not in without.to_dict()
+    with pytest.raises(xl.errors.InputError, match="relevance: it was not computed"):
+        _ = without.speaks_for
 
 
 @pytest.mark.parametrize("relevance", [True, False])

@@ -12,7 +12,6 @@ from exitlens.functional.risk import select_exits
 from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
 from tests.conftest import make_net, spread_policy
 from tests.functional.test_routing import trace_with_gate_features
-from tests.texts import make_text_net, make_texts
 
 IMAGES = torch.randn(120, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
@@ -86,13 +85,6 @@ def test_compiled_steps_are_gated_alike(made, monkeypatch):
     net.tuning = xl.Tuning()
 
 
-@pytest.mark.slow
-def test_texts():
-    net, texts = make_text_net(), make_texts(60)
-    policy, trace = gated_policy(net, texts)
-    check(net, xl.predict(net, texts, policy), policy, trace)
-
-
 def test_explanations_know_the_gate(made):
     net, policy, trace = made
     result = xl.explain_batch(net, IMAGES[:30], policy)
@@ -104,9 +96,7 @@ def test_explanations_know_the_gate(made):
         assert item.exits[-1].estimate is None
         assert [v.fired for v in item.exits[:-1]] == [bool(decisive[i, k] >= policy.thresholds[k]) for k in range(2)]
     stopped = next(item for item in result if any(v.confidence >= v.threshold and not v.fired for v in item.exits[:-1]))
-    assert re.search(
-        r"reached the threshold too, but its map was not trusted: its estimated divergence .* over the limit", stopped.reason
-    )
+    assert re.search("reached the threshold too, but its map was not trusted: .* diverg.* over the limit", stopped.reason)
     assert [v.limit for v in stopped.exits] == [*policy.gate.limits, None]
     json.dumps(stopped.to_dict(), allow_nan=False)
 
@@ -131,10 +121,7 @@ def test_the_monitors_reference_is_what_predictions_report():
     trace = trace_with_gate_features(600)
     policy = xl.calibrate(trace, max_divergence=0.6 * trace.divergence[:, 0].mean().item(), max_disagreement=1.0, gate=True)
     exits = xl.route(trace, policy)
-    raw = torch.cat(
-        [score_early_exits(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures)), torch.ones(600, 1)], 1
-    )
-    raw[:, 2] = (trace.logits[:, 2] / policy.temperatures[2]).softmax(1).amax(1)
-    assert xl.DriftMonitor(policy).state().expected_confidence == pytest.approx(
-        select_exits(raw, exits).mean().item(), abs=1e-5
-    )
+    early = score_early_exits(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures))
+    final = (trace.logits[:, 2] / policy.temperatures[2]).softmax(1).amax(1, keepdim=True)
+    expected = select_exits(torch.cat([early, final], 1), exits).mean().item()
+    assert xl.DriftMonitor(policy).state().expected_confidence == pytest.approx(expected, abs=1e-5)

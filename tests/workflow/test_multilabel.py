@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,6 +171,8 @@ def test_predictions_are_those_on_paper(net, trace):
     assert pred.labels.dtype == torch.bool
     sure = torch.maximum(pred.probabilities, 1 - pred.probabilities).amin(1)
     torch.testing.assert_close(pred.confidence, sure)
+    (rows,) = name_rows(net, [pred], SimpleNamespace(files=[f"{i}.png" for i in range(60)]))
+    assert rows[0].label == ";".join(NAMES[c] for c in pred.labels[0].nonzero().flatten().tolist())
     streamed = list(xl.predict_stream(net, [data.inputs[:30], data.inputs[30:]], policy))
     assert torch.equal(torch.cat([item.labels for item in streamed]), pred.labels)
     assert xl.DriftMonitor(policy).update(pred).samples == 60
@@ -258,14 +261,6 @@ def test_relevance_is_about_the_labels_that_are_told(net):
 def test_deletion_is_judged_by_the_strongest_label(net):
     outcome = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
     assert all(math.isfinite(value) for value in outcome.deletion)
-
-
-def test_rows_name_all_labels(net):
-    data, policy = draw(6, 13), xl.Policy.never(3, score="decided")
-    pred = xl.predict(net, data.inputs, policy)
-    names = type("Names", (), {"files": [f"{i}.png" for i in range(6)]})
-    (rows,) = name_rows(net, [pred], names)
-    assert rows[0].label == ";".join(NAMES[c] for c in pred.labels[0].nonzero().flatten().tolist())
 
 
 def test_sets_keep_and_split_labels():

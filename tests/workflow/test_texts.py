@@ -89,16 +89,6 @@ def test_training_learns_and_brings_the_maps_together(data):
     assert divergence[1] < divergence[0]
 
 
-def test_cached_features_train_the_same_heads(data):
-    nets = []
-    for kept in (None, False):
-        nets.append(attach("keep"))
-        options = {"freeze_backbone": True, "cache_features": kept, "amp": False, "progress": False}
-        xl.fit(nets[-1], data, data, epochs=2, batch_size=8, **options)
-    for (name, a), (_, b) in zip(*(net.state_dict().items() for net in nets), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
-
-
 def test_explanations_name_the_tokens_without_padding(data):
     net, inputs = attach(), data.preprocess.encode(["a good word"])
     assert xl.explain(net, inputs, POLICY).tokens == ()
@@ -117,8 +107,6 @@ def test_explanations_name_the_tokens_without_padding(data):
         (lambda net: xl.explain(net, torch.zeros(1, 3, 8, 8), POLICY), "a dict with"),
         (lambda net: xl.explain(net, "text", POLICY), r"a dict with .*got str"),
         (lambda net: xl.explain(net, make_texts(), POLICY), "got a batch of 12"),
-        (lambda net: xl.fit(net, [torch.zeros(1)], None), "expected a Dataset"),
-        (lambda net: xl.collect(net, []), "no batch"),
     ],
 )
 def test_bad_calls(net, call, message):

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.data.packed import PackedStrings, pack_strings
-from exitlens.data.readers import ImageFiles, check_bad, find_shape
+from exitlens.data.readers import ImageFiles, NamedReader, PackedStrings, check_bad, find_shape, pack_strings
 from exitlens.data.sets import ImageSet, LazySet, find_kind
 from exitlens.data.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
@@ -120,27 +119,19 @@ def name_failures(path: Path, action: str = "read") -> Iterator[None]:
         raise DataError(f"data: {path} cannot be {action} ({type(error).__name__}: {error.strerror})") from error
 
 
-class ArrayFiles:
+class ArrayFiles(NamedReader):
     """A reader of series or volumes in files with N names, relative to ``root``; all have the shape of the first one."""
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: ArrayPreprocess) -> None:
-        self._root, self._names, self._preprocess = root, pack_strings(names), preprocess
-        self._kind = find_kind(preprocess)
-        self.shape = find_shape(preprocess)
+        super().__init__(pack_strings(names), root)
+        self._kind, self._preprocess, self.shape = find_kind(preprocess), preprocess, find_shape(preprocess)
         if not self.shape:
             paths = [root / name for name in self._names[:_TRIED]]
             self.shape = _try_first(paths, lambda path: tuple(self._kind.decode(path, preprocess).shape))
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        """Return the file's path."""
-        return str(self._root / self._names[index])
-
     def read(self, index: int) -> Tensor:
         """Return a sample before it is normalised."""
-        values = self._kind.decode(self._root / self._names[index], self._preprocess)
+        values = self._kind.decode(Path(self.name(index)), self._preprocess)
         if tuple(values.shape) != self.shape:
             raise DataError(
                 f"{self.name(index)}: it has {values.shape[1]} steps, the first file {self.shape[1]}. Fix: make them alike, "

@@ -45,13 +45,14 @@ _SUFFIXES: dict[str, Format] = {
 }
 
 
-def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> Format | None:
+def find_format(name: str, columns: str = "", reserved: Sequence[str] = (), labelled: bool = True) -> Format | None:
     """Return the format of the source that a name means, if it is known; files of texts and tar files need not exist.
 
     A folder is, in this order: what ``datasets`` saved; images with metadata; images in two subfolders or more; texts in
     ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or tar file below it; series or
     volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` say so, or its
-    columns without the ``reserved`` ones do.
+    columns without the ``reserved`` ones do. If samples are not ``labelled``, a folder with an image in it is a folder of
+    images: it may hold tables, too, such as predictions for these images.
     """
     if name.startswith(HUB):
         return "hub"
@@ -65,7 +66,11 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> F
     if any((path / file).is_file() for file in SAVED):
         return "saved"
     folders = files.list_folders(path)
-    if any(_names_files(folder / file) for folder in (path, *folders) for file in METADATA):
+    has_metadata = any(_names_files(folder / file) for folder in (path, *folders) for file in METADATA)
+    needs_metadata = columns or (has_metadata and any(word and not looks_like_pattern(word) for word in reserved))
+    if not labelled and not needs_metadata and _find_first(path, files.EXTENSIONS):
+        return "folder"
+    if has_metadata:
         return "imagefolder"
     if sum(_find_first(folder, files.EXTENSIONS) is not None for folder in folders) >= 2:
         return "folder"
@@ -78,20 +83,6 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> F
     if kind not in (None, "parquet") or not _holds_arrays(folders):
         return kind or "folder"
     return "arrays"
-
-
-def find_unlabelled_format(name: str, columns: str, group_by: str) -> Format | None:
-    """Return the format as :func:`find_format` does, but a folder with an image in it is a folder of images.
-
-    It may hold tables, too, such as predictions for these images. ``group_by`` is a column of the metadata, or a regular
-    expression.
-    """
-    kind = find_format(name, columns, [group_by])
-    if kind in ("saved", "hub") or columns or not Path(name).is_dir():
-        return kind
-    if kind == "imagefolder" and group_by and not looks_like_pattern(group_by):
-        return kind
-    return "folder" if _find_first(Path(name), files.EXTENSIONS) else kind
 
 
 def _find_first(root: Path, suffixes: tuple[str, ...]) -> Path | None:

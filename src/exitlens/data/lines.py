@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from exitlens.data.files import name_failures
-from exitlens.data.packed import PackedStrings
+from exitlens.data.readers import PackedStrings
 from exitlens.data.rows import (
     KEY,
     ROLES,

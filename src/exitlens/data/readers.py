@@ -1,4 +1,4 @@
-"""Readers, which decode samples one at a time and can be pickled; and errors about samples that cannot be read."""
+"""Readers, which decode samples one at a time and can be pickled; errors about bad samples; sequences made on demand."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.data.packed import pack_strings
 from exitlens.errors import DataError, OutputError
 from exitlens.modalities.image import decode_image
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
@@ -24,6 +26,103 @@ from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPrep
 MAX_BYTES = 1_000_000_000  # limit for one file
 DECODER = b"2"  # part of a cache's keys; counted up when a change of the decoder gives other pixels
 Shape = tuple[int, ...]
+T = TypeVar("T")
+
+
+class LazySequence(Sequence[T], ABC):
+    """A sequence whose items are made on demand by :meth:`get` of a subclass."""
+
+    @abstractmethod
+    def get(self, index: int) -> T:
+        """Return the item at a place in ``[0, len(self))``."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        places = range(len(self))[index]
+        return [self.get(i) for i in places] if isinstance(places, range) else self.get(places)
+
+
+class RowNames(LazySequence[str]):
+    """Names of the rows of several parts, each with a prefix, which comes before the number of a row, and a count."""
+
+    def __init__(self, parts: Sequence[tuple[str, int]]) -> None:
+        self._prefixes = [prefix for prefix, _ in parts]
+        self._starts = [0, *accumulate(count for _, count in parts)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def get(self, index: int) -> str:
+        """Return prefix and number."""
+        part = bisect_right(self._starts, index) - 1
+        return f"{self._prefixes[part]}{index - self._starts[part]}"
+
+
+class Picked(LazySequence[T]):
+    """The items of another sequence at given rows, to which more rows may be added."""
+
+    def __init__(self, values: Sequence[T], rows: Sequence[int]) -> None:
+        self._values, self._rows = values, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, index: int) -> T:
+        """Return the item at a row."""
+        return self._values[self._rows[index]]
+
+
+class PackedStrings(LazySequence[str]):
+    """Strings in one block of bytes: a million file names or texts take their bytes and sixteen more each.
+
+    Worker processes share the block, whereas every process would come to own a copy of a list of strings.
+    """
+
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        self._bytes = bytearray()
+        self._starts, self._ends = array("q"), array("q")
+        for string in strings:
+            self.append(string)
+
+    def append(self, string: str) -> None:
+        """Add a string at the end."""
+        self._starts.append(len(self._bytes))
+        self._bytes += string.encode("utf-8", "surrogatepass")  # file names have half a surrogate for odd bytes
+        self._ends.append(len(self._bytes))
+
+    def subset(self, indices: Tensor) -> PackedStrings:
+        """Return the strings at ``indices`` (``(n,)`` integers), which share the bytes."""
+        part = PackedStrings()
+        part._bytes = self._bytes
+        rows = torch.arange(len(self))[indices].numpy()
+        part._starts, part._ends = (array("q", np.array(at)[rows].tobytes()) for at in (self._starts, self._ends))
+        return part
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def get(self, index: int) -> str:
+        """Return the string at a place."""
+        return self._bytes[self._starts[index] : self._ends[index]].decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        """Tell if another sequence has the same strings."""
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # it can grow
+
+    def __repr__(self) -> str:
+        return f"PackedStrings({self[:3]}{'...' if len(self) > 3 else ''}, {len(self)} strings)"
+
+
+def pack_strings(strings: Iterable[str]) -> PackedStrings:
+    """Pack strings unless they are packed."""
+    return strings if isinstance(strings, PackedStrings) else PackedStrings(strings)
 
 
 class Reader(Protocol):
@@ -99,23 +198,31 @@ def find_shape(preprocess: Preprocess | ArrayPreprocess) -> tuple[int, ...]:
     return (channels,) if isinstance(preprocess, VectorPreprocess) else (channels, *preprocess.size)
 
 
-class EncodedImages(ABC):
-    """A reader of N encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
+class NamedReader:
+    """What all our readers have: N ``names``, which errors call the samples; below ``root`` they are files."""
 
-    ``names`` are what errors call the images; ``preprocess`` gives the size and number of channels of the pixels.
-    """
-
-    def __init__(self, names: Sequence[str], preprocess: Preprocess) -> None:
-        self._names = names
-        self.shape = (len(preprocess.mean), *preprocess.size)
-        self.cache: PixelCache | None = None
+    def __init__(self, names: Sequence[str], root: Path | None = None) -> None:
+        self._names, self._root = names, root
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """Return what errors call an image."""
-        return self._names[index]
+        """Return what errors call a sample."""
+        name = self._names[index]
+        return name if self._root is None else str(self._root / name)
+
+
+class EncodedImages(NamedReader, ABC):
+    """A reader of N encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
+
+    ``preprocess`` gives the size and number of channels of the pixels.
+    """
+
+    def __init__(self, names: Sequence[str], preprocess: Preprocess, root: Path | None = None) -> None:
+        super().__init__(names, root)
+        self.shape = (len(preprocess.mean), *preprocess.size)
+        self.cache: PixelCache | None = None
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
@@ -141,12 +248,7 @@ class ImageFiles(EncodedImages):
     """Image files with N names, relative to ``root``."""
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: Preprocess) -> None:
-        super().__init__(pack_strings(names), preprocess)
-        self._root = root
-
-    def name(self, index: int) -> str:
-        """Return the file's path."""
-        return str(self._root / self._names[index])
+        super().__init__(pack_strings(names), preprocess, root)
 
     def read_bytes(self, index: int) -> bytes:
         """Return the file's bytes."""

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exitlens.data.files import EXTENSIONS, list_files, stamp_files
-from exitlens.data.packed import PackedStrings
-from exitlens.data.readers import MAX_BYTES, EncodedImages
+from exitlens.data.readers import MAX_BYTES, EncodedImages, PackedStrings
 from exitlens.data.rows import SEPARATOR, Columns, Kind, Reading, Role, Rows, Source, label_rows
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError, InputError

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.data.demo import garments, reviews, signals
+from exitlens import demo
 from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
-from exitlens.data.packed import PackedStrings
+from exitlens.data.readers import PackedStrings
 from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
 from exitlens.data.sets import ArraySet, ImageSet, LazySet, SampleSet, measure_scaling
 from exitlens.data.splits import SPLITS, Split, check_split, name_split, plan_splits, split_set, take_split
@@ -398,22 +398,22 @@ class DataSource:
         agreement, seed, size = self.background_agreement, self.seed, self.size
         if self.name == "reviews":
             length = preprocess.length if preprocess else size or 32
-            data = reviews.load_reviews(split, shop_agreement=agreement, seed=seed, length=length)
+            data = demo.load_reviews(split, shop_agreement=agreement, seed=seed, length=length)
             if preprocess in (None, data.preprocess):
                 return data
             return TextSet(data.texts, data.labels, data.classes, preprocess)
         if self.name in ("motifs", "blobs"):
             if self.name == "motifs":
                 length = (preprocess.length if preprocess else 0) or size or 128
-                arrays = signals.load_motifs(split, offset_agreement=agreement, seed=seed, length=length)
+                arrays = demo.load_motifs(split, offset_agreement=agreement, seed=seed, length=length)
             else:
                 side = preprocess.size[0] if preprocess else size or 20
-                arrays = signals.load_blobs(split, offset_agreement=agreement, seed=seed, size=side)
+                arrays = demo.load_blobs(split, offset_agreement=agreement, seed=seed, size=side)
             return arrays.scaled(preprocess) if preprocess else arrays
         if self.name == "scenes":
-            images = garments.load_scenes(split, background_agreement=agreement, seed=seed, size=size or 40)
+            images = demo.load_scenes(split, background_agreement=agreement, seed=seed, size=size or 40)
         elif self.name == "fashion":
-            images = garments.load_fashion(split)
+            images = demo.load_fashion(split)
         else:
             images = load_torchvision(self.name.removeprefix(TORCHVISION), self.root, train=split != "test")
             if split != "test":

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from exitlens.data.batches import Batch
 from exitlens.data.files import ArrayFiles, list_names, make_reader
-from exitlens.data.formats import find_format, find_unlabelled_format, open_rows
+from exitlens.data.formats import find_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
-from exitlens.data.packed import PackedStrings, Picked
-from exitlens.data.readers import EncodedImages, ImageFiles, PixelCache, refuse_bad
+from exitlens.data.readers import EncodedImages, ImageFiles, PackedStrings, Picked, PixelCache, refuse_bad
 from exitlens.data.rows import SAMPLES, Reading, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
 from exitlens.data.sources import Target, arrange_arrays
 from exitlens.data.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
-from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
+from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality
 from exitlens.modalities.series import list_columns
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
+from exitlens.types.settings import COUNT, check_number
 
 AS_FOUND = Reading()
 FileReader = EncodedImages | ArrayFiles
@@ -57,8 +57,7 @@ class SampleStream:
         self, listing: Listing, preprocess: Any, batch_size: int, skip_bad: bool = False, workers: int | None = None
     ) -> None:
         names, content, rows, groups, bad = listing
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        check_number("batch_size", batch_size, COUNT)
         for what, values in (("content", content), ("groups", groups)):
             if values is not None and len(values) != len(names):
                 raise InputError(f"{what}: expected {len(names)}, one per name; got {len(values)}")
@@ -209,32 +208,27 @@ def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOU
 
 def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
     """Open a source whose rows are samples; ``None`` for files of one sample each."""
-    path = Path(data)
-    if kind not in (IMAGE, TEXT):
-        return _open_arrays(kind, path, reading)
-    form = find_unlabelled_format(data, reading.columns, reading.group_by)
+    path, is_array = Path(data), kind not in (IMAGE, TEXT)
+    form = find_format(data, reading.columns, [reading.group_by], labelled=is_array)
     if kind is TEXT and form in (None, "folder", "texts"):
         return TextFiles(path)
-    if form in ("numbers", "series", "arrays", "texts"):
-        has = "texts" if form == "texts" else "series, volumes or vectors"
-        raise InputError(f"data: {data} holds {has}, the network takes {kind.plural}. Fix: give {kind.plural}")
-    if form is None and not path.exists():
-        fix = "give a folder of images, Parquet, a saved data set or tar shards"
-        raise DataError(f"data: no file or folder {data}. Fix: {fix}")
-    return None if form in (None, "folder") else open_rows(data, form)
-
-
-def _open_arrays(kind: Modality, path: Path, reading: Reading) -> Source | None:
-    if path.suffix.lower() == ".csv" and (
-        kind is VECTOR or (kind is SERIES and (reading.columns or (path.is_file() and "list" in peek_kinds(path).values())))
-    ):
+    if not is_array:
+        if form in ("numbers", "series", "arrays", "texts"):
+            has = "texts" if form == "texts" else "series, volumes or vectors"
+            raise InputError(f"data: {data} holds {has}, the network takes {kind.plural}. Fix: give {kind.plural}")
+        if form is None and not path.exists():
+            fix = "give a folder of images, Parquet, a saved data set or tar shards"
+            raise DataError(f"data: no file or folder {data}. Fix: {fix}")
+        return None if form in (None, "folder") else open_rows(data, form)
+    suffix = path.suffix.lower()
+    may_have_rows = suffix == ".csv" and kind is not VOLUME
+    if may_have_rows and (kind is VECTOR or reading.columns or (path.is_file() and "list" in peek_kinds(path).values())):
         return NumberFile(path)
-    form = find_format(str(path), reading.columns, [reading.group_by])
-    kinds = list_columns(path) if path.suffix.lower() == ".parquet" else {}
+    kinds = list_columns(path) if suffix == ".parquet" else {}
     is_one_series = kind is SERIES and bool(kinds) and all(kinds.values())
     is_table = form in ("parquet", "arrow", "saved", "hub") and kind in (VECTOR, SERIES) and not is_one_series
     if form is not None and (is_table or (form == "series" and kind is SERIES)):
-        return open_rows(str(path), form)
+        return open_rows(data, form)
     if kind is VECTOR:
         raise DataError(f"data: {path} is not a table of numbers: expected .csv, Parquet or Arrow, a vector in each row")
     return None

@@ -18,8 +18,7 @@ import torch
 
 from exitlens.data.files import list_files, stamp_files
 from exitlens.data.lines import to_series
-from exitlens.data.packed import LazySequence, RowNames
-from exitlens.data.readers import EncodedImages, read_regular
+from exitlens.data.readers import EncodedImages, LazySequence, RowNames, read_regular
 from exitlens.data.rows import SEPARATOR, Columns, Kind, Rows, Source, label_rows
 from exitlens.errors import DataError, ExitlensError, import_extra
 from exitlens.types.preprocessing import Preprocess
@@ -219,7 +218,7 @@ class TableImages(EncodedImages):
 
     def __init__(self, rows: Any, names: Sequence[str], root: Path, preprocess: Preprocess) -> None:
         super().__init__(names, preprocess)
-        self._rows, self._root = rows, root
+        self._rows, self._folder = rows, root
 
     def read_bytes(self, index: int) -> bytes:
         """Return the bytes in the row, or those of its file."""
@@ -230,7 +229,7 @@ class TableImages(EncodedImages):
             if isinstance(content, bytes):
                 return content
             if isinstance(path, str):
-                return read_regular(self._root / path, self.name(index))
+                return read_regular(self._folder / path, self.name(index))
         except ExitlensError:
             raise
         except Exception as error:  # pyarrow and the system raise many kinds

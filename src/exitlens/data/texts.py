@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from exitlens.data.lines import read_file
-from exitlens.data.packed import PackedStrings, pack_strings
+from exitlens.data.readers import PackedStrings, pack_strings
 from exitlens.data.rows import Columns, check_rows, number_labels
 from exitlens.data.sets import SampleSet
-from exitlens.errors import InputError, require
-from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
+from exitlens.errors import InputError, import_extra, require
+from exitlens.types.preprocessing import TextPreprocess
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 ENCODED_AT_ONCE = 1024  # texts; the tokenizer's own record of each takes kilobytes
@@ -147,7 +147,7 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
     """
     if isinstance(texts, str) or max_words < 1:
         raise InputError(f"texts, max_words: expected several texts and 1 word or more, got {texts!r:.60} and {max_words}")
-    package = import_tokenizers()
+    package = import_extra("tokenizers", "hf", "text input")
     normalizer = package.normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     splitter = package.pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()

@@ -29,6 +29,7 @@ from torch import Tensor
 from exitlens.data.readers import Reader
 from exitlens.errors import DataError, InputError
 from exitlens.launch import count_local
+from exitlens.types.settings import WHOLE, check_number
 
 DEPTH = 2  # batches that a process decodes ahead
 TIMEOUT_S = 300.0  # limit for one sample
@@ -58,8 +59,7 @@ def choose_workers(workers: int | None, batches: int) -> int:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) // count_local() if can_fork else 1
         workers = min(MOST_WORKERS, cores) if cores > 1 else 0
-    if not isinstance(workers, int) or workers < 0:
-        raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
+    check_number("workers", workers, WHOLE)
     if workers and not can_fork:
         raise InputError(f"workers: processes that decode need Linux, this is {sys.platform}. Fix: leave workers out, or 0")
     return min(workers, batches) if batches > 1 else 0

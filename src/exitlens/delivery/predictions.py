@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from exitlens.data.streams import SampleStream
-from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError, OutputError, OutputExistsError
+from exitlens.errors import DataError, ExitlensError, InputError, OutputError, OutputExistsError, import_extra
 from exitlens.functional.drift import DriftMonitor
 from exitlens.io import replace_atomically, write_json
 from exitlens.model.network import ExitNet
@@ -134,12 +135,8 @@ def _parse_row(values: Collection[Any], number: int) -> Row:
 
 def import_pyarrow() -> Any:
     """Imports ``pyarrow`` with its module ``parquet``; raises :class:`MissingExtraError`."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet", "an output file .parquet") from error
-    return pyarrow
+    import_extra("pyarrow.parquet", "parquet", "an output file .parquet")
+    return import_module("pyarrow")
 
 
 def write_parquet(path: Path, rows: Iterable[Row]) -> None:

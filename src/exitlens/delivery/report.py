@@ -36,9 +36,9 @@ from exitlens.io import write_text
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
-from exitlens.types import ExitView, Explanation, Policy
+from exitlens.types import Explanation, Policy
 from exitlens.types.inputs import Inputs
-from exitlens.types.outputs import exit_name, tell_apart
+from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.tasks import name_answers
 from exitlens.workflow.collection import collect
@@ -311,25 +311,13 @@ def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool)
             "heat": "" if is_drawn else data_uri(draw_heat(view.attention)),
             "drawn": why.draw_exit(view) if is_drawn else "",
             "label": why.name_answer(view),
-            "rule": _explain_rule(view, view.exit == why.num_exits - 1),
+            "rule": why.explain_rule(view),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,
         }
         for view in why.exits
     ]
     return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": why.name_answer() != truth}
-
-
-def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
-    """Returns confidence, threshold and gate, with enough digits to see which is larger."""
-    if is_final:
-        return [f"confidence {view.confidence:.3f}"]
-    confidence, threshold = tell_apart(view.confidence, view.threshold)
-    lines = [f"confidence {confidence}", "threshold " + ("never" if view.threshold == math.inf else threshold)]
-    if view.estimate is not None and view.limit is not None:
-        guess, limit = tell_apart(view.estimate, view.limit)
-        lines.append(f"gate: {guess}, limit {'none' if view.limit == math.inf else limit}")
-    return lines
 
 
 # --- plots ---

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.formats import find_format, find_samples, find_unlabelled_format, hash_source
+from exitlens.data.formats import find_format, find_samples, hash_source
 from exitlens.data.rows import KEY, ROLES, Reading, parse_columns
 from exitlens.data.sets import KINDS, SampleSet, set_reading
 from exitlens.data.sources import NAMES, DataSource, Target, open_source, read_parts
@@ -395,7 +395,7 @@ def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") 
     """Describes what the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
-    kind = find_unlabelled_format(data, columns, "")
+    kind = find_format(data, columns, labelled=False)
     named = kind in (None, "folder", "arrays", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
     return {
         "network": net.identity(),

@@ -34,6 +34,19 @@ def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,)
     return order[:count], order[count:]
 
 
+def split_trace(trace: Trace, share: float, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the groups in random order (``None`` if every sample is its own), and indices of two parts of the samples.
+
+    The first part has this ``share`` of the samples, or of the groups as wholes, at least one.
+    """
+    if trace.groups is not None and trace.num_groups < len(trace):
+        groups = shuffle_groups(trace.groups, seed)
+        return groups, *split_groups(groups, share)
+    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    first = max(1, round(share * len(trace)))
+    return None, rows[:first], rows[first:]
+
+
 def count_groups(groups: Tensor) -> int:  # (N,) in [0, G)
     """Return the number of groups."""
     return int((groups.bincount() > 0).sum())

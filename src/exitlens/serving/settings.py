@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
+from exitlens.types.settings import COUNT, POSITIVE, Rule, check_number, check_numbers
 
-POSITIVE = math.ulp(0.0), sys.float_info.max  # limits of a finite number above 0
+NATURAL = Rule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
+UNLIMITED = Rule("a number of 0 or more", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ class Batching:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("batch", 1), ("max_waiting", 1), ("threads", 0)):
-            check_number(self, name, int, low)
-        for name in ("max_delay_ms", "max_wait_ms"):
-            check_number(self, name, float, 0)
+        rules = {"batch": COUNT, "max_waiting": COUNT, "threads": NATURAL, "max_delay_ms": UNLIMITED}
+        check_numbers(self, rules | {"max_wait_ms": UNLIMITED})
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Watching:
     unready_on_drift: bool = False
 
     def __post_init__(self) -> None:
-        check_number(self, "shadow", float, 0, 1)
-        check_number(self, "drift_rate", float, *POSITIVE)
+        check_number("shadow", self.shadow, Rule("a number from 0 to 1", lambda value: 0 <= value <= 1))
+        check_number("drift_rate", self.drift_rate, POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ class Limits:
     token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in ((each.name, each.type) for each in fields(self) if each.name != "token"):
-            check_number(self, name, *((int, 1) if kind == "int" else (float, *POSITIVE)))
+        numbers = {"int": COUNT, "float": POSITIVE}
+        check_numbers(self, {each.name: numbers[str(each.type)] for each in fields(self) if each.name != "token"})
         token = self.token
         if not isinstance(token, str) or not (token.isascii() and token.isprintable()) or " " in token:
             raise InputError("token: expected printable ASCII characters without spaces, as headers can carry them")
@@ -135,7 +133,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.bundles:
             raise InputError("bundles: expected at least one, got none. Fix: name the directory of a bundle.")
-        check_number(self, "workers", int, 1)
+        check_number("workers", self.workers, COUNT)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert, tls_key: expected both or neither, got one. Fix: give the certificate and its key.")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
@@ -164,14 +162,3 @@ def name_bundles(given: Sequence[str]) -> dict[str, Path]:
             raise InputError(f"bundle: two models are called {name}. Fix: give one of them another name with NAME=DIR.")
         bundles[name] = Path(directory)
     return bundles
-
-
-def check_number(settings: object, name: str, kind: type[int | float], low: float, high: float = math.inf) -> None:
-    """Raise :class:`InputError` unless a field is a number of this kind from ``low`` to ``high``."""
-    value = getattr(settings, name)
-    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high):
-        limits = (
-            "above 0" if (low, high) == POSITIVE else f"of {low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-        )
-        raise InputError(f"{name}: expected a {'whole ' if kind is int else ''}number {limits}, got {value!r}")

@@ -252,6 +252,21 @@ class Explanation:
             sentence += f" Confidences are off by {100 * error:.0f} % on average (on the calibration samples)."
         return sentence
 
+    def explain_rule(self, view: ExitView) -> list[str]:
+        """Return an exit's confidence against its threshold and, with a gate, its estimated divergence against the limit."""
+        confidence, threshold = tell_apart(view.confidence, view.threshold)
+        if view.exit == self.num_exits - 1:
+            return [f"confidence {confidence}", "it answers whatever comes to it"]
+        is_sure = view.fired or view.confidence >= view.threshold
+        rule = [f"confidence {confidence} {'≥' if is_sure else '<'} threshold {threshold}"]
+        if view.threshold == math.inf:
+            rule = [f"confidence {confidence}", "under these thresholds it never answers"]
+        if view.estimate is not None and view.limit is not None:
+            guess, limit = tell_apart(view.estimate, view.limit)
+            bound = f"{'≤' if view.estimate <= view.limit else '>'} {limit}, the gate's limit"
+            rule.append(f"estimated divergence {guess} {'without a limit' if view.limit == math.inf else bound}")
+        return rule
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with maps as nested lists; its ``schema`` is :data:`SCHEMA`."""
         values = {

@@ -136,14 +136,9 @@ class TextPreprocess(Preprocessing):
         return 1 + max(_open_tokenizer(self.tokenizer).get_vocab().values(), default=0)
 
 
-def import_tokenizers() -> Any:
-    """Import the optional package ``tokenizers``, or raise :class:`MissingExtraError`."""
-    return import_extra("tokenizers", "hf", "text input")
-
-
 @lru_cache(maxsize=8)
 def _open_tokenizer(description: str) -> Any:  # -> tokenizers.Tokenizer, never to be changed
-    package = import_tokenizers()
+    package = import_extra("tokenizers", "hf", "text input")
     try:
         return package.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises plain Exception
@@ -152,7 +147,7 @@ def _open_tokenizer(description: str) -> Any:  # -> tokenizers.Tokenizer, never 
 
 @lru_cache(maxsize=8)
 def _open_encoder(description: str, length: int) -> Any:  # -> tokenizers.Tokenizer that truncates and pads
-    tokenizer = import_tokenizers().Tokenizer.from_str(description)
+    tokenizer = import_extra("tokenizers", "hf", "text input").Tokenizer.from_str(description)
     names = ((tokenizer.padding or {}).get("pad_token", ""), *PADDING_TOKENS)
     token = next((name for name in names if tokenizer.token_to_id(name) is not None), "")
     tokenizer.enable_truncation(length)

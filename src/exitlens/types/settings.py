@@ -50,6 +50,7 @@ class Rule(NamedTuple):
 COUNT = Rule("a whole number of 1 or more", lambda value: isinstance(value, int) and value >= 1)
 POSITIVE = Rule("a finite number above 0", lambda value: 0 < value < math.inf)
 WHOLE = Rule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
+SHARE = Rule("a number in [0, 1]", lambda value: 0 <= value <= 1)
 NOT_NEGATIVE = Rule("a finite number of 0 or more", lambda value: 0 <= value < math.inf)
 
 
@@ -212,8 +213,7 @@ class CalibrationRequest:
         return self if self.temperatures is None else replace(self, temperatures=replace(self.temperatures, network=""))
 
 
-_SHARE = Rule("a number in [0, 1]", lambda value: 0 <= value <= 1, "pass 0.01 for one per cent.")
-_REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), _SHARE) | {
+_REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), SHARE._replace(fix="pass 0.01 for one per cent.")) | {
     "max_ms": Rule("milliseconds above 0", POSITIVE.is_valid),
     "percentile": Rule("a number in (0, 100]", lambda value: 0 < value <= 100, "pass 95 for 95 of 100 samples."),
     "delta": Rule("a number between 0 and 1", lambda value: 0 < value < 1, "pass 0.1 for 90 % confidence."),

@@ -13,7 +13,7 @@ from torch import Tensor
 from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyError, require
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
+from exitlens.functional.groups import find_firsts, measure_likeness, split_trace
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, routed_calibration_error
@@ -156,7 +156,14 @@ def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Seque
 def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
     """Choose in certified mode: some samples (or groups) propose a path of policies, and the others test it."""
     assert request.delta is not None
-    groups, proposing, testing = _split_samples(trace, request.seed)
+    if trace.num_groups < FEWEST:
+        is_grouped = trace.num_groups < len(trace)
+        unit, samples = ("groups", f" (of {len(trace)} samples)") if is_grouped else ("samples", "")
+        raise CalibrationError(
+            f"trace: {trace.num_groups} {unit}{samples} can certify nothing. Fix: collect {FEWEST} {unit} or more, "
+            "preferably some hundred."
+        )
+    groups, proposing, testing = split_trace(trace, PATH_SHARE, request.seed)
     risks = list_risks(trace, request.risk_limits, testing)
     promised = [budget for budget in budgets if budget.is_promised]
     spending = [budget.to_risk(len(trace)) for budget in promised if not budget.is_kept_by_all]
@@ -230,23 +237,6 @@ def _draft(
         values, fitted_on = fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
     policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
     return replace(policy, gate=choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
-
-
-def _split_samples(trace: Trace, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the groups in random order (``None`` if every sample is its own), and who proposes and who tests policies."""
-    grouped = trace.groups is not None and trace.num_groups < len(trace)
-    if trace.num_groups < FEWEST:
-        unit, samples = ("groups", f" (of {len(trace)} samples)") if grouped else ("samples", "")
-        raise CalibrationError(
-            f"trace: {trace.num_groups} {unit}{samples} can certify nothing. Fix: collect {FEWEST} {unit} or more, "
-            "preferably some hundred."
-        )
-    if grouped and trace.groups is not None:
-        groups = shuffle_groups(trace.groups, seed)
-        return groups, *split_groups(groups, PATH_SHARE)
-    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    first = max(1, round(PATH_SHARE * len(trace)))
-    return None, rows[:first], rows[first:]
 
 
 def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:

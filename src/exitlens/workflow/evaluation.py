@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional import scores
-from exitlens.functional.groups import shuffle_groups, split_groups
+from exitlens.functional.groups import split_trace
 from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import find_first_firing, route, score_early_exits
@@ -312,11 +312,7 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
         raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
     check_number("level", level, Rule("a number between 0 and 1", lambda value: 0 < value < 1))
     check_number("most", most, COUNT)
-    if trace.groups is not None and trace.num_groups < len(trace):
-        first, second = split_groups(shuffle_groups(trace.groups, seed), 0.5)
-    else:
-        order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-        first, second = order.tensor_split([len(order) // 2])
+    _, first, second = split_trace(trace, 0.5, seed)
     temperatures = () if trace.labels is None else scores.fit_temperatures(trace.logits, trace.labels, first)
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])

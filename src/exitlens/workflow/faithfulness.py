@@ -24,7 +24,7 @@ from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
-from exitlens.types.settings import Rule, check_choice, check_number
+from exitlens.types.settings import WHOLE, Rule, check_choice, check_number
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
@@ -116,8 +116,7 @@ def measure_faithfulness(
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
         raise InputError(f"grid: expected positive integers such as {modality.grid}, got {grid!r}")
     check_number("fraction", fraction, Rule("a share in (0, 1)", lambda value: 0 < value < 1))
-    whole = Rule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
-    check_number("oracle_samples", oracle_samples, whole)
+    check_number("oracle_samples", oracle_samples, WHOLE)
     check_choice("of", of, get_args(Of))
     held = _hold(data, samples)
     modality.check_deletion(net.input_spec)

@@ -17,7 +17,6 @@ from exitlens.delivery.explorer.interface import (
     TOP,
     View,
     _decode_strokes,
-    _explain_rule,
     _read_sliders,
     answer_page,
     draw_frontier,
@@ -87,10 +86,11 @@ def test_rules_have_as_many_digits_as_it_takes(explorer):
     answer = explorer.answer(0, noise())
     view = answer.why.exits[0]
     near = replace(view, confidence=0.99503, threshold=0.99505, fired=False)
-    assert _explain_rule(near, False) == "confidence 0.99503 < threshold 0.99505"
+    assert answer.why.explain_rule(near) == ["confidence 0.99503 < threshold 0.99505"]
     gated = replace(near, estimate=0.2504, limit=0.2501)
-    assert _explain_rule(gated, False).endswith("estimated divergence 0.2504 > 0.2501, the gate's limit")
-    assert "never" in _explain_rule(replace(view, threshold=math.inf), False)
+    assert answer.why.explain_rule(gated)[1] == "estimated divergence 0.2504 > 0.2501, the gate's limit"
+    assert answer.why.explain_rule(replace(gated, limit=math.inf))[1] == "estimated divergence 0.250 without a limit"
+    assert "never" in answer.why.explain_rule(replace(view, threshold=math.inf))[1]
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from torch import nn
 
 import exitlens as xl
 from tests.model.kinds import make_network
-from tests.texts import make_texts
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 AT = ["a", "b"]
@@ -182,27 +181,6 @@ def test_infinite_logits_are_equal_to_themselves_and_may_come_in_a_dataclass():
     off, answer = torch.tensor([False, True, False, False, False]), make_dataclass("Answer", ["logits"])
     network = make(lambda n, x: answer(Base.forward(n, x).masked_fill(n.off, -torch.inf)), off=off)
     assert torch.equal(attach(network)(X)[-1].logits, network(X).logits)
-
-
-def read_masked(net, input_ids, attention_mask):
-    return net.fc(torch.relu(net.l(net.e(input_ids))).masked_fill(~attention_mask[..., None], 0.0).sum(1))
-
-
-def make_masked():
-    return make_network(read_masked, e=nn.Embedding(40, 8), l=nn.Linear(8, 12), fc=nn.Linear(12, 5))
-
-
-def test_masks_of_other_types_are_converted(tmp_path):
-    texts = make_texts()
-    given = texts | {"attention_mask": texts["attention_mask"].bool()}
-    net = attach(make_masked(), ["e"], example=given)
-    policy = xl.Policy.never(2)
-    expected = xl.predict(net, given, policy).probabilities
-    for dtype in (torch.int64, torch.int32, torch.bool):
-        other = texts | {"attention_mask": texts["attention_mask"].to(dtype)}
-        assert torch.equal(xl.predict(net, other, policy).probabilities, expected)
-    back, _ = xl.load(xl.save(net, policy, tmp_path / "b"), backbone=make_masked())
-    assert torch.equal(xl.predict(back, given, policy).probabilities, expected)
 
 
 class SharedBuffer(Base):

@@ -58,12 +58,6 @@ def test_equal_shares_of_cost():
         assert abs(points[name] - (k + 1) / 4) == pytest.approx(best)
 
 
-@pytest.mark.parametrize(("at", "message"), [(99, "99 early exits do not fit"), (0, "positive"), (True, "at: expected")])
-def test_impossible_numbers_of_exits(at, message):
-    with pytest.raises(xl.ExitlensError, match=message):
-        xl.attach(TinyNet(), at, 4, X)
-
-
 def sort(net, x):
     for _ in range(10):  # much time, no multiply-accumulates
         x = x.sort(-1).values.sort(-2).values
@@ -155,14 +149,6 @@ def test_halves_that_never_agree_are_an_error_that_says_what_to_do():
         choose_by_time(PLACES, 1, busy)
     with pytest.raises(xl.errors.AttachError, match="9 early exits do not fit"):
         choose_by_time(PLACES, 9, Halves())
-
-
-def test_what_exits_are_placed_by():
-    with pytest.raises(xl.errors.InputError, match=r"placement: expected one of \('cost', 'time'\), got 'speed'"):
-        xl.attach(TinyNet(), 1, 4, X, placement="speed")
-    with pytest.raises(xl.errors.InputError, match="placement: only with a number in at"):
-        xl.attach(TinyNet(), ["a"], 4, X, placement="time")
-    assert xl.attach(TinyNet(), ["a"], 4, X, placement="cost").info.at == ("a",)
 
 
 @pytest.mark.slow

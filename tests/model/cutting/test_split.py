@@ -243,11 +243,11 @@ def test_random_inputs_are_like_the_example():
         return net.fc((net.a(net.e(input_ids)) * attention_mask[:, :, None]).mean(1))
 
     words = make_network(forward, e=nn.Embedding(7, 5), a=nn.Linear(5, 6), fc=nn.Linear(6, 2))
-    example = {name: torch.ones(1, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    example = {"input_ids": torch.ones(1, 8, dtype=torch.int64), "attention_mask": torch.ones(1, 8, dtype=torch.bool)}
     ids, mask = make_random_inputs(split(words, ["a"], example), 3)
     assert (ids.shape, ids.dtype) == ((3, 8), torch.int64)
     assert int(ids.max()) < 7
-    assert mask.sum(1).tolist() == [8, 6, 4]
+    assert (mask.dtype, mask.sum(1).tolist()) == (torch.bool, [8, 6, 4])
     (images,) = make_random_inputs(split(TinyNet(), [], X), 2)
     assert (images.shape, images.dtype) == ((2, 3, 16, 16), torch.float32)
 

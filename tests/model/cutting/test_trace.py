@@ -1,7 +1,6 @@
 """Tracing by torch.fx and by torch.export."""
 
 import copy
-import pickle
 import threading
 from collections import namedtuple
 
@@ -219,19 +218,6 @@ def test_what_stands_in_the_padding_changes_nothing():
         assert torch.equal(a.attention == 0, pads)
         assert (a.evidence.transpose(1, 2)[pads] == 0).all()
     assert (make_text_net("keep")(texts)[-1].attention[pads] == 0).all()
-
-
-def test_copies_pickles_and_state_dicts():
-    net, texts = make_text_net(), make_texts()
-    expected = net(texts)[-1].logits
-    other = make_text_net()
-    for parameter in other.parameters():
-        nn.init.normal_(parameter)
-    other.load_state_dict(net.state_dict())
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), other):
-        assert torch.equal(twin(texts)[-1].logits, expected)
-        assert torch.equal(net.train()(texts)[0].attention == 0, twin.train()(texts)[0].attention == 0)
-        net.eval(), twin.eval()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import exitlens as xl
 from exitlens.model.engine import onnx_files
 from exitlens.model.engine.onnx_files import Home, OnnxFile
 from tests.conftest import make_net, spread_policy
+from tests.model.kinds import make_network
 from tests.texts import AT, make_bert, make_texts
 
 pytest.importorskip("onnxruntime")
@@ -92,16 +93,10 @@ def test_what_it_cannot_run(monkeypatch, images, dtype, message):
         xl.predict(net, images.to(dtype), xl.Policy.never(3))
 
 
-class Two(nn.Module):
-    """Two tensors in, two out; the second input is not used."""
-
-    def forward(self, *tensors):
-        return 2 * tensors[0], tensors[0].sum(1)
-
-
 @pytest.fixture(scope="module")
 def written():
-    return OnnxFile.write(Two(), (torch.zeros(1, 3), torch.zeros(1, 2)), "a module")
+    two = make_network(lambda net, *tensors: (2 * tensors[0], tensors[0].sum(1)))  # it does not use its second input
+    return OnnxFile.write(two, (torch.zeros(1, 3), torch.zeros(1, 2)), "a module")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 50])
@@ -130,23 +125,19 @@ def test_errors_are_ours(written):
     with pytest.raises(xl.errors.EngineError, match=r"cannot run module\.onnx"):
         written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))
 
-    class Odd(nn.Module):
-        def forward(self, *tensors):
-            return tensors if float(tensors[0].sum()) > 0 else (-tensors[0],)
-
+    odd = make_network(lambda net, *tensors: tensors if float(tensors[0].sum()) > 0 else (-tensors[0],))
     with pytest.raises(xl.errors.ExportError, match="an odd one cannot be written as ONNX"):
-        OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
+        OnnxFile.write(odd, (torch.zeros(1, 3),), "an odd one")
 
 
 @pytest.mark.slow
 def test_attention_over_windows_of_several_axes():
-    class Windows(nn.Module):
-        def forward(self, *tensors):
-            groups, attend = tensors[0].reshape(-1, 3, 2, 4, 8), nn.functional.scaled_dot_product_attention
-            groups = attend(groups, groups, groups, dropout_p=0.0)
-            return (attend(groups, groups, groups, dropout_p=0.0).flatten(1),)
+    def forward(net, *tensors):
+        groups, attend = tensors[0].reshape(-1, 3, 2, 4, 8), nn.functional.scaled_dot_product_attention
+        groups = attend(groups, groups, groups, dropout_p=0.0)
+        return (attend(groups, groups, groups, dropout_p=0.0).flatten(1),)
 
-    x, module = torch.randn(5, 192), torch.fx.symbolic_trace(Windows())
+    x, module = torch.randn(5, 192), torch.fx.symbolic_trace(make_network(forward))
     first = next(node for node in module.graph.nodes if "scaled_dot_product_attention" in str(node.target))
     first.target = torch.ops.aten.scaled_dot_product_attention.default  # as torch.export writes it, and torch.fx the second
     module.recompile()

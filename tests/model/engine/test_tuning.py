@@ -26,6 +26,7 @@ from exitlens.model.engine.tuning import (
 )
 from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
+from tests.model.kinds import make_network
 
 TUNINGS = [
     Tuning(),
@@ -143,28 +144,20 @@ def test_every_batch_normalisation_after_a_convolution_without_hooks_is_folded(h
     torch.testing.assert_close(body(IMAGES[:4])[0], expected, atol=1e-5, rtol=1e-4)
 
 
-class Shared(nn.Module):
-    """One convolution used twice, a normalisation whose input is used twice, one without statistics, one before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.BatchNorm2d(3)
-        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
-        self.n, self.m = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-        self.free = nn.BatchNorm2d(3, track_running_stats=False)
-        self.fc = nn.Linear(3, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.a(self.first(x))
-        y = self.n(self.a(x))
-        z = self.b(y)
-        x = self.free(self.c(z + self.m(z)))
-        return self.fc(x.mean((2, 3)))
+def share(net, x):
+    """Use one convolution twice, and a normalisation's input twice; normalise first, and without statistics."""
+    x = net.a(net.first(x))
+    y = net.n(net.a(x))
+    z = net.b(y)
+    x = net.free(net.c(z + net.m(z)))
+    return net.fc(x.mean((2, 3)))
 
 
 def test_folding_leaves_what_it_cannot_fold():
     torch.manual_seed(0)
-    body = fx.symbolic_trace(Shared().eval())
+    layers = {name: nn.Conv2d(3, 3, 3, padding=1) for name in "abc"} | {"fc": nn.Linear(3, 4)}
+    norms = {name: nn.BatchNorm2d(3, track_running_stats=name != "free") for name in ("first", "n", "m", "free")}
+    body = fx.symbolic_trace(make_network(share, **layers, **norms).eval())
     expected = body(IMAGES[:4])
     fold(body)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 4
@@ -220,19 +213,14 @@ def test_functions_that_normalise_are_folded(trace, folds):
 
 @pytest.mark.parametrize("options", [{"training": True}, {"training": False, "weight": True}])
 def test_statistics_of_the_batch_and_computed_scales_are_not_folded(options):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    def normalise(net, x):
+        norm = net.norm
+        weight = norm.weight.exp() if "weight" in options else norm.weight
+        statistics = norm.running_mean, norm.running_var, weight, norm.bias
+        return F.batch_norm(net.conv(x), *statistics, training=options["training"])
 
-        def forward(self, x):
-            weight = self.norm.weight.exp() if "weight" in options else self.norm.weight
-            norm = self.norm
-            return nn.functional.batch_norm(
-                self.conv(x), norm.running_mean, norm.running_var, weight, norm.bias, training=options["training"]
-            )
-
-    body = fx.symbolic_trace(Net().eval())
+    net = make_network(normalise, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
+    body = fx.symbolic_trace(net.eval())
     assert not list(find_norms(body))
 
 
@@ -277,20 +265,17 @@ def test_zeros_on_one_side_by_hand():
     assert convolved.tolist() == [[[[3.0, 0.0], [3.0, 0.0]]]]
 
 
-class Same(nn.Module):
-    """Pads by hand, as networks ported from TensorFlow do."""
+def make_same(groups=4, zeros=(0, 1, 0, 1), value=0.0, changes=False):
+    """Return a network that pads by hand, as those ported from TensorFlow do."""
 
-    def __init__(self, groups=4, zeros=(0, 1, 0, 1), value=0.0, changes=False):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, 2, groups=groups)
-        self.zeros, self.value, self.changes = zeros, value, changes
-
-    def forward(self, x):
+    def forward(net, x):
         x = x * 1
-        padded = F.pad(x, self.zeros, "constant", self.value)
-        if self.changes:
+        padded = F.pad(x, zeros, "constant", value)
+        if changes:
             x.mul_(2)
-        return self.conv(padded) + x.sum()
+        return net.conv(padded) + x.sum()
+
+    return make_network(forward, conv=nn.Conv2d(4, 4, 3, 2, groups=groups))
 
 
 def count_pads(body):
@@ -306,7 +291,7 @@ def count_pads(body):
 def test_copies_before_depthwise_convolutions_go_and_others_stay(options, left):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 8, 8)
-    body = torch.export.export(Same(**options).eval(), (x,)).module()
+    body = torch.export.export(make_same(**options).eval(), (x,)).module()
     twin = copy.deepcopy(body)
     absorb(twin)
     assert (count_pads(body), count_pads(twin)) == (1, left)

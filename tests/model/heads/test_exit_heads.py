@@ -10,7 +10,7 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.cutting.boundaries import Layout
-from exitlens.model.heads import AverageHead, ContextNeck, EvidenceHead, GroupNeck, have_maps, require_maps
+from exitlens.model.heads import AverageHead, ContextNeck, EvidenceHead
 from tests.conftest import TinyNet
 from tests.model.kinds import check_outputs, make_network
 
@@ -192,17 +192,3 @@ def test_context_of_tokens_reads_the_first_exits_features_too_and_no_padding():
     for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):
         answers = xl.predict(net, words, xl.Policy(policy), attention=True)
         torch.testing.assert_close(answers.probabilities, outputs[k].logits.softmax(1))
-
-
-VECTOR = Layout("vector")
-
-
-def test_hidden_units_are_no_locations_and_groups_are():
-    hidden, map_ = EvidenceHead(4, 2, VECTOR), EvidenceHead(4, 2)
-    grouped = EvidenceHead(4, 2, VECTOR, GroupNeck(4, 3, (("a", (0,)), ("b", (1,))), 8), VECTOR)
-    assert have_maps([map_, grouped])
-    assert not have_maps([map_, hidden])
-    assert have_maps([nn.Linear(2, 2)])
-    require_maps([map_, grouped], "deletion")
-    with pytest.raises(xl.errors.InputError, match=r"net: deletion needs attention maps.*xl.attach\(..., groups="):
-        require_maps([hidden], "deletion")

@@ -38,3 +38,20 @@ def fresh(
 
 def weights(net: xl.ExitNet) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def raise_at(error, *steps):
+    """Return an augmentation that raises at these steps."""
+    seen = []
+
+    def augment(x):
+        seen.append(1)
+        if len(seen) in steps:
+            raise error
+        return x
+
+    return augment

@@ -32,15 +32,12 @@ def test_every_image_gets_a_draw_of_its_own_by_the_seed(name):
     assert type(result[0]) is torch.Tensor
 
 
-@pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
+@pytest.mark.parametrize("name", ["flip", "crop"])
 def test_masks_follow_the_object(name):
     images, masks = _images(64)
     views, moved = Augmentation(name, SQUARE).with_masks(images, masks)
     assert moved.shape == masks.shape
     assert moved.dtype == torch.bool
-    if name == "trivial":  # colours change: see below
-        assert not torch.equal(moved, masks)
-        return
     bright = SQUARE.restore(views).mean(1) > 0.5
     assert (bright == moved).float().mean() > 0.97
 
@@ -49,10 +46,10 @@ def test_masks_follow_what_trivial_augment_moves():
     masks = _images(64)[1]
     as_images = SQUARE.normalise(masks[:, None].expand(-1, 3, -1, -1).float())
     views, moved = Augmentation("trivial", SQUARE).with_masks(as_images, masks)
+    assert (moved.shape, moved.dtype) == (masks.shape, torch.bool)
+    assert not torch.equal(moved, masks)
     agreement = ((SQUARE.restore(views).mean(1) > 0.5) == moved).flatten(1).float().mean(1)
-    assert (
-        agreement > 0.93
-    ).float().mean() > 0.85  # one column at the border of a crop; the rest was solarised or made dark
+    assert (agreement > 0.93).float().mean() > 0.85  # a column at a crop's border; the rest was solarised or made dark
 
 
 def test_a_flip_is_exact_and_needs_no_preprocessing():
@@ -82,10 +79,3 @@ def test_custom_transforms_get_the_pixels_of_single_images():
 def test_grey_images():
     grey = xl.data.Preprocess((16, 16), (0.5,), (0.25,))
     assert Augmentation("trivial", grey)(torch.randn(20, 1, 16, 16)).shape == (20, 1, 16, 16)
-
-
-def test_bad_augmentations_are_refused():
-    with pytest.raises(xl.errors.InputError, match=r"Did you mean 'flip'"):
-        Augmentation("flips")
-    with pytest.raises(xl.errors.InputError, match=r"net\.describe\(preprocess="):
-        Augmentation("trivial")

@@ -14,16 +14,12 @@ import exitlens as xl
 from exitlens.ranks import DistributedContext
 from exitlens.workflow.training import distributed
 from exitlens.workflow.training.distributed import use_common_statistics
-from tests.conftest import TinyNet
+from tests.conftest import TinyNet, make_tiny_set
 from tests.ranks import open_pair
 from tests.texts import make_text_net, make_texts
-from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh, weights
+from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh, raise_at, weights
 
-
-def make_data(count: int = 29) -> xl.data.ImageSet:
-    labels = torch.arange(count) % 4
-    pixels = torch.randint(0, 60, (count, 3, 16, 16), generator=torch.Generator().manual_seed(3))
-    return xl.data.ImageSet((pixels + (labels * 40)[:, None, None, None]).to(torch.uint8), labels, ("w", "x", "y", "z"))
+make_data = partial(make_tiny_set, 29)
 
 
 def make_loader(kind: str, data: xl.data.ImageSet):
@@ -39,7 +35,7 @@ def make_loader(kind: str, data: xl.data.ImageSet):
 
 def train(rank: int, options: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
     """The weights and the history of a run; other ranks than the first begin with other weights."""
-    data = make_data(count)
+    data = make_tiny_set(count)
     net = fresh(backbone=plain, seed=7 + rank)
     result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **options})
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
@@ -189,15 +185,8 @@ def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
 
 
 def _train_until(rank, options, steps):
-    seen = []
-
-    def augment(images):
-        seen.append(1)
-        if len(seen) > steps:
-            raise xl.errors.TrainingError("stopped")
-        return images
-
-    xl.fit(fresh(backbone=WithoutStatistics), make_data(), make_data(), augment=augment, **{**QUICK, **options})
+    augment = raise_at(xl.errors.TrainingError("stopped"), steps + 1)
+    xl.fit(fresh(backbone=WithoutStatistics), make_data(), make_data(), augment=augment, **QUICK | options)
 
 
 @pytest.mark.slow

@@ -14,16 +14,12 @@ from torchvision.transforms import v2
 
 import exitlens as xl
 from exitlens.io import read_tensors
-from tests.conftest import TinyNet, make_net
+from tests.conftest import TinyNet, make_net, make_tiny_set
 from tests.ranks import end, fork
-from tests.workflow.training.networks import QUICK, WithoutStatistics, fresh, weights
+from tests.workflow.training.networks import QUICK, WithoutStatistics, equal, fresh, raise_at, weights
 
 EVERYTHING = {"augment": "trivial", "balanced": True, "accumulate": 2, "clip_norm": 0.5, "ema": 0.9, "monitor": "loss"}
 EVERYTHING |= {"loss": xl.EGTLoss(label_smoothing=0.1, class_weights="balanced")}
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_learns_and_logs(tiny_set, tmp_path):
@@ -67,10 +63,6 @@ def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment
     assert not equal(runs[0], runs[2])
 
 
-def make_loader(data):
-    return DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
-
-
 @pytest.mark.parametrize(
     ("options", "load"),
     [
@@ -78,7 +70,7 @@ def make_loader(data):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                ({}, make_loader),
+                ({}, lambda data: DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))),
                 ({"recipe": "pretrained", "batch_norm": "keep"}, lambda data: data),
                 ({"freeze_backbone": True}, lambda data: data),
             )
@@ -111,8 +103,7 @@ def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, o
 
 
 def train_to_the_end(out: Path) -> None:
-    pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
-    data, net = xl.data.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz")), fresh()
+    data, net = make_tiny_set(64), fresh()
     xl.fit(net, data, data, out_dir=out, resume=True, **QUICK | EVERYTHING | {"epochs": 12})
     torch.save(dict(net.state_dict()), out / "done.pt")
 
@@ -131,19 +122,6 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert end(fork(train_to_the_end, tmp_path / "part")) == 0
     whole, part = (torch.load(tmp_path / name / "done.pt", weights_only=True) for name in ("whole", "part"))
     assert equal(whole, part)
-
-
-def raise_at(error, *steps):
-    """Return an augmentation that raises at these steps."""
-    seen = []
-
-    def augment(x):
-        seen.append(1)
-        if len(seen) in steps:
-            raise error
-        return x
-
-    return augment
 
 
 def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
@@ -192,10 +170,9 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(tiny_set, tmp_path):
 @pytest.mark.parametrize("first_epoch_ends", [False, True])
 def test_errors_remove_only_runs_without_an_epoch(net, tiny_set, tmp_path, first_epoch_ends):
     options = {"epochs": 2, "batch_size": len(tiny_set), "out_dir": tmp_path, "progress": False}  # an epoch is a step
+    failing = raise_at(RuntimeError("no such augmentation"), 1 + first_epoch_ends)
     with pytest.raises(RuntimeError, match="no such augmentation"):
-        xl.fit(
-            net, tiny_set, tiny_set, augment=raise_at(RuntimeError("no such augmentation"), 1 + first_epoch_ends), **options
-        )
+        xl.fit(net, tiny_set, tiny_set, augment=failing, **options)
     assert bool(list(tmp_path.iterdir())) == first_epoch_ends
     assert len(xl.fit(net, tiny_set, tiny_set, resume=first_epoch_ends, **options).history) == 2
 
@@ -212,12 +189,6 @@ def test_frozen_parts_do_not_change(tiny_set, final, options):
             kept = name.startswith("stages") or "tail" in name
         assert torch.equal(before[name], value) == kept, name
     assert all(p.requires_grad for p in net.parameters())
-
-
-def test_nothing_to_train():
-    net = xl.attach(TinyNet(), [], 4, torch.zeros(1, 3, 16, 16), final="keep")
-    with pytest.raises(xl.errors.TrainingError, match="nothing is left"):
-        xl.fit(net, [], [], freeze_backbone=True)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +347,7 @@ def _one_value(stage, _):
         raise ValueError("Expected more than 1 value per channel when training")
 
 
-def test_bad_data(tiny_set):
+def test_data_and_networks_that_cannot_be_trained(tiny_set):
     net = make_net()
     wrong, plain = (TensorDataset(tiny_set.inputs, tiny_set.labels + shift) for shift in (3, 0))
     loader = DataLoader(tiny_set, 8)
@@ -398,6 +369,9 @@ def test_bad_data(tiny_set):
         stage.register_forward_pre_hook(_one_value)
     with pytest.raises(xl.errors.TrainingError, match="drop_last"):
         xl.fit(small, tiny_set, tiny_set, **QUICK)
+    headless = xl.attach(TinyNet(), [], 4, torch.zeros(1, 3, 16, 16), final="keep")
+    with pytest.raises(xl.errors.TrainingError, match="nothing is left"):
+        xl.fit(headless, [], [], freeze_backbone=True)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import shutil
 from functools import partial
 
 import pytest
@@ -32,11 +33,8 @@ def _assert_close(first: xl.ExitNet, second: xl.ExitNet) -> None:
 def _train_both(make, data, **options):
     """The same training with and without kept features: networks and results."""
     nets = [make(), make()]
-    results = [
-        xl.fit(net, data, data, cache_features=kept, **QUICK | options)
-        for net, kept in zip(nets, (None, False), strict=True)
-    ]
-    return nets, results
+    keeps = zip(nets, (None, False), strict=True)
+    return nets, [xl.fit(net, data, data, cache_features=kept, **QUICK | options) for net, kept in keeps]
 
 
 @pytest.mark.parametrize(
@@ -127,16 +125,12 @@ def test_training_continues_if_the_disk_is_full(tiny_set, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
-    import shutil
-
-    from exitlens.data.files import load_folder
-
     root = shutil.copytree(folder, tmp_path / "images")
     for name in ("dark/03.png", "bright/11.png"):
         (root / name).write_bytes(b"no image")
     nets = []
     for kept in (None, False):
-        data = load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
+        data = xl.data.load_folder(root, xl.data.Preprocess((16, 16)), skip_bad=True)
         nets.append(fresh(classes=2))
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
         assert len(data.bad) == 2
@@ -231,9 +225,8 @@ def read_words(net, input_ids, attention_mask):
 
 def test_features_read_by_several_heads_are_cached_once():
     texts, layers = make_texts(6), {"mix": nn.Linear(6, 6), "last": nn.Linear(6, 6), "fc": nn.Linear(6, 3)}
-    net = xl.attach(
-        make_network(read_words, embed=nn.Embedding(40, 6), **layers), ["embed", "mix"], 3, texts, head="context"
-    )
+    reader = make_network(read_words, embed=nn.Embedding(40, 6), **layers)
+    net = xl.attach(reader, ["embed", "mix"], 3, texts, head="context")
     heads = frozen.CachedHeads(net, xl.EGTLoss())
     with torch.no_grad():
         kept, whole = heads.extract(net.eval(), texts, training=True), net(texts)

@@ -91,9 +91,8 @@ def test_blocks_are_counted_in_the_order_of_execution():
     net = xl.attach(Crossed(), ["layer.2"], 4, torch.zeros(1, 3, 8, 8))
     depths = number_blocks(net)
     stages = dict(net.stages.named_parameters())
-    assert [
-        depths[id(stages[name])] for name in ("0.body.layer.2.0.weight", "1.body.layer.0.0.bias", "1.body.layer.1.0.bias")
-    ] == [1, 2, 3]
+    names = ("0.body.layer.2.0.weight", "1.body.layer.0.0.bias", "1.body.layer.1.0.bias")
+    assert [depths[id(stages[name])] for name in names] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("layout", ["parameter", "gradient", "gaps"])

@@ -1,14 +1,7 @@
 import torch
 from torch import nn
 
-from exitlens.workflow.training.record import (
-    format_epoch,
-    is_restarted,
-    load_checkpoint,
-    open_record,
-    save_checkpoint,
-    write_log,
-)
+from exitlens.workflow.training import record
 
 
 def make_conv():
@@ -26,9 +19,9 @@ def test_checkpoint_restores_module_and_optimiser(tmp_path):
 
     module, optimizer = make_conv()
     step(module, optimizer)
-    save_checkpoint(tmp_path / "c", module, optimizer, {"n": 1})
+    record.save_checkpoint(tmp_path / "c", module, optimizer, {"n": 1})
     other, other_optimizer = make_conv()
-    assert load_checkpoint(tmp_path / "c", other, other_optimizer) == {"n": 1}
+    assert record.load_checkpoint(tmp_path / "c", other, other_optimizer) == {"n": 1}
     step(module, optimizer)
     step(other, other_optimizer)
     assert torch.equal(module.weight, other.weight)
@@ -38,26 +31,26 @@ ROW = {"epoch": 2, "seconds": 1.234, "loss": {"total": 0.5}, "accuracy": [0.25, 
 
 
 def test_an_epoch_as_a_line_and_in_the_log(tmp_path):
-    assert format_epoch(ROW, 8) == "epoch 2/8: loss 0.500 | val accuracy 25.0 75.0 | map CC with final 0.50"
-    assert "CC" not in format_epoch(ROW | {"cc": []}, 8)
-    write_log(tmp_path / "log.csv", [ROW, ROW | {"epoch": 3}])
+    assert record.format_epoch(ROW, 8) == "epoch 2/8: loss 0.500 | val accuracy 25.0 75.0 | map CC with final 0.50"
+    assert "CC" not in record.format_epoch(ROW | {"cc": []}, 8)
+    record.write_log(tmp_path / "log.csv", [ROW, ROW | {"epoch": 3}])
     names = "epoch,seconds,loss_total,val_loss,accuracy_exit0,accuracy_exit1,cc_exit0\n"
     assert (tmp_path / "log.csv").read_text() == f"{names}2,1.23,0.5,1.5,0.25,0.75,0.5\n3,1.23,0.5,1.5,0.25,0.75,0.5\n"
 
 
 def test_only_its_own_launch_resumes_a_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    open_record(tmp_path, {}, resume=True)
+    record.open_record(tmp_path, {}, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     (tmp_path / "settings.json").unlink()
     for run in ("abc", "none"):  # torchrun without an id calls it none: then its process counts
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-        open_record(tmp_path, {}, resume=False)
+        record.open_record(tmp_path, {}, resume=False)
         (tmp_path / "settings.json").unlink()
-        assert not is_restarted(tmp_path)
+        assert not record.is_restarted(tmp_path)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        assert is_restarted(tmp_path)
-        assert not is_restarted(tmp_path / "other")
+        assert record.is_restarted(tmp_path)
+        assert not record.is_restarted(tmp_path / "other")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
-    assert not is_restarted(tmp_path)
+    assert not record.is_restarted(tmp_path)

@@ -69,12 +69,10 @@ def test_means_over_samples_whatever_the_batches(net, tiny_set):
     ],
 )
 def test_bad_validation_data_are_refused_before_training(net, tiny_set, tmp_path, make, message):
-    steps = []
-    val = make(tiny_set.inputs, tiny_set.labels)
+    steps, val = [], make(tiny_set.inputs, tiny_set.labels)
+    options = {"epochs": 1, "out_dir": tmp_path / "run", "augment": lambda x: steps.append(1) or x, "progress": False}
     with pytest.raises(xl.errors.InputError, match=message):
-        xl.fit(
-            net, tiny_set, val, epochs=1, out_dir=tmp_path / "run", augment=lambda x: steps.append(1) or x, progress=False
-        )
+        xl.fit(net, tiny_set, val, **options)
     assert not steps
     assert not (tmp_path / "run").exists()
 
@@ -95,9 +93,8 @@ def test_consistency_that_reaches_heads_leaves_the_backbone_alone(net, images, t
     optimizer, labels = make_optimizer([{"params": list(net.parameters()), "lr": 0.1}]), torch.tensor([0, 1, 2, 3] * 10)
 
     def find_gradients(loss):
-        compute_gradients(
-            net.train(), optimizer, loss, [(images, labels)], 0.5, TrainingSettings(amp=False, channels_last=False)
-        )
+        settings = TrainingSettings(amp=False, channels_last=False)
+        compute_gradients(net.train(), optimizer, loss, [(images, labels)], 0.5, settings)
         return {name: p.grad.clone() for name, p in net.named_parameters()}
 
     without, heads, whole = (
@@ -105,8 +102,7 @@ def test_consistency_that_reaches_heads_leaves_the_backbone_alone(net, images, t
         for weight, reach in ((0.0, "heads"), (1.0, "heads"), (1.0, "network"))
     )
     for name, gradient in without.items():
-        same = torch.allclose(heads[name], gradient, atol=1e-7)
-        assert same == (
-            name.startswith("stages") or "classifier" in name or (target, name) == ("attention", "heads.2.attend.weight")
-        )
+        is_apart = name.startswith("stages") or "classifier" in name
+        is_target = (target, name) == ("attention", "heads.2.attend.weight")
+        assert torch.allclose(heads[name], gradient, atol=1e-7) == (is_apart or is_target)
     assert not torch.allclose(whole["stages.0.body.a.0.weight"], without["stages.0.body.a.0.weight"], atol=1e-7)

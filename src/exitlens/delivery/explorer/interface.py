@@ -28,7 +28,7 @@ from exitlens.display import data_uri, pick_exit_colour, shade_names
 from exitlens.errors import DataError, ExitlensError, MissingExtraError
 from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation
-from exitlens.types.outputs import exit_name, tell_apart
+from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import TextPreprocess
 from exitlens.workflow.evaluation import Report
 
@@ -95,7 +95,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         "role": role,
         "probabilities": bars,
         "others": [(why.name(i), view.probabilities[i].item()) for i in others],
-        "rule": _explain_rule(view, is_final),
+        "rule": "; ".join(why.explain_rule(view)),
         "agreement": agreement,
         "alt": f"Where {name} looked for its answer {why.name_answer(view)}",
         **_draw_map(why, view.attention, why.draw_exit(view), with_map),
@@ -110,21 +110,6 @@ def _draw_map(why: Explanation, values: Tensor, drawn: str, with_map: bool) -> d
         "drawn": "" if with_map or is_text else Markup(drawn),
         "tokens": [] if with_map or (drawn and not is_text) else shade_names(why.tokens, values),
     }
-
-
-def _explain_rule(view: ExitView, is_final: bool) -> str:
-    if is_final:
-        return f"confidence {view.confidence:.3f}; it answers whatever comes to it"
-    confidence, threshold = tell_apart(view.confidence, view.threshold)
-    word = "≥" if view.fired or view.confidence >= view.threshold else "<"
-    rule = f"confidence {confidence} {word} threshold {threshold}"
-    if view.threshold == math.inf:
-        rule = f"confidence {confidence}; under these thresholds it never answers"
-    if view.estimate is None or view.limit is None:
-        return rule
-    guess, limit = tell_apart(view.estimate, view.limit)
-    word = "≤" if view.estimate <= view.limit else ">"
-    return f"{rule}; estimated divergence {guess} {word} {limit}, the gate's limit"
 
 
 def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) -> str:

@@ -24,7 +24,7 @@ from exitlens.progress import print_line, show_progress
 from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.settings import BatchNorm, EpochMetric, RecipeName, Rule, TrainingSettings, check_number
+from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, TrainingSettings, check_number
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import explain_no_cache, keep_features
@@ -165,7 +165,7 @@ def run_training(
     require(loss, EGTLoss | None, "loss")
     workers, ranks = options.workers, find_ranks(options.ranks)
     if workers is not None:
-        check_number("workers", workers, Rule("a whole number of 0 or more", lambda n: isinstance(n, int) and n >= 0))
+        check_number("workers", workers, WHOLE)
     if settings.amp is None:
         settings = replace(settings, amp=ranks.share(lambda: has_fast_bfloat16(net.device)))
     with use_memory_format(net, settings.channels_last), hold_memory():  # else a fifth of ResNet-18's step is page faults

@@ -6,9 +6,9 @@ import torch
 
 import exitlens as xl
 import exitlens_demo_data
-from exitlens.data.demo import garments as module
-from exitlens.data.demo.garments import CLASSES, load_garments, make_scenes
+from exitlens import demo as module
 from exitlens.data.splits import SPLITS
+from exitlens.demo import CLASSES, load_garments, make_scenes
 
 IMAGES = Path(exitlens_demo_data.__file__).parent
 
@@ -29,16 +29,15 @@ def test_splits_are_balanced_disjoint_and_of_the_promised_size():
 
 def test_the_images_are_small_licensed_and_apart_from_the_library():
     assert sum(p.stat().st_size for p in IMAGES.iterdir() if p.is_file()) < 8_000_000
-    assert "MIT License" in (Path(__file__).parents[3] / "demo-data" / "LICENSE.fashion-mnist").read_text()
+    assert "MIT License" in (Path(__file__).parents[2] / "demo-data" / "LICENSE.fashion-mnist").read_text()
     assert set(json.loads((IMAGES / "fashion.json").read_text())["splits"]) == set(SPLITS)
     assert not [p for p in Path(xl.__file__).parent.rglob("*.png") if p.stat().st_size > 100_000]
 
 
 @pytest.mark.parametrize("load", [lambda: xl.demo.load_fashion("test"), lambda: xl.demo.load_scenes("train", limit=3)])
 def test_without_the_images_an_error_names_the_extra(load, no_images):
-    with pytest.raises(
-        xl.errors.MissingExtraError, match=r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"
-    ):
+    message = r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"
+    with pytest.raises(xl.errors.MissingExtraError, match=message):
         load()
 
 

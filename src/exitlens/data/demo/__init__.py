@@ -1,1 +1,0 @@
-"""Demo data, generated or packaged, with masks of the parts that decide the class."""
