@@ -366,8 +366,6 @@ def choose_policy(net: xl.ExitNet, given: Any) -> xl.Policy:
     return xl.Policy(tuple(thresholds), temperatures=tuple(temperatures), network=net.identity())
 
 
-# Table
-
 GAPS, CHECKS = ("eval_gap", "train_gap", "gradient_gap"), ("egt_step", "bundle", "export", "compile", "edge")
 
 

@@ -407,8 +407,6 @@ def measure_browser(rounds: int = 7) -> Tree:
     return {"first_answer_seconds": spread(seconds)}
 
 
-# Promises
-
 OVER_TORCH = {"demo": 2.0, "resnet18": 1.6, "resnet50": 1.3, "deit_tiny": 1.1}  # one image
 OVER_PLAIN = {"demo": 2.5, "resnet50": 2.2}
 
@@ -469,8 +467,6 @@ def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
             what = f"{at}: cascade, all at exit 0: saving over the ideal one"
             yield Promise(f"edge|saving|{key}", what, speed["saving"][0], ">=", 0.85)
 
-
-# Tables
 
 COLUMNS = {  # of the table of times, and what they show
     "PyTorch, tuned": TORCH,

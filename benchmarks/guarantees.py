@@ -452,8 +452,6 @@ def time_calibration(rounds: int) -> Tree:
     return {"samples": count, "exits": 4, "seconds": seconds, "peak_mb_of_the_process": round(peak)}
 
 
-# Promises
-
 BROKEN_DELTA = 0.1
 
 
@@ -553,9 +551,6 @@ def list_warned(measured: Tree, is_independent: bool) -> list[float]:
 
 def list_changes(measured: Tree) -> Tree:
     return {key: figures for key, figures in measured.items() if isinstance(figures, dict) and "warned" in figures}
-
-
-# Tables
 
 
 def find_runs(runs: Runs, prefix: str) -> dict[str, Tree]:

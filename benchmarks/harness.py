@@ -160,9 +160,6 @@ def save_svg(figure: Figure, path: Path) -> None:
     path.write_text(re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text))
 
 
-# Times and their spread
-
-
 def take_turns(
     works: Mapping[str, Callable[[int], object]],
     rounds: int,
@@ -189,9 +186,6 @@ def run_alone(work: Callable[..., Tree], *arguments: Any) -> Tree:
     """Return what a function measures in a new process with one thread."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), use_one_thread) as pool:
         return pool.submit(work, *arguments).result()
-
-
-# Studies
 
 
 @dataclass(frozen=True)

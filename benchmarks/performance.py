@@ -252,9 +252,6 @@ def measure_memory(name: str, threads: int) -> Tree:
     return {"samples": network.stream, "resident_mb": resident}
 
 
-# Promises
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for run in sorted(name for name in runs if not name.startswith(MEMORY)):
         for size, batch in runs[run]["batches"].items():
@@ -318,9 +315,6 @@ def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
         if other := rows.get(f"earlyon, {MIXED}{form}"):
             what, bar = f"{at} earlyon's throughput{form or ', its own settings'}", 1.0 if size == 1 else 2.2
             yield Promise(f"earlyon{form}|{run}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", bar)
-
-
-# Tables
 
 
 def order_runs(runs: Runs) -> dict[tuple[str, int], Tree]:

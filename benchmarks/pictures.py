@@ -65,11 +65,6 @@ def measure_network(kind: str, seed: int) -> Tree:
     return measured
 
 
-def find_right(trace: xl.Trace, labels: Tensor) -> Tensor:  # -> (N,K) bool
-    assert isinstance(trace.logits, Tensor)
-    return trace.logits.argmax(2) == labels[:, None]
-
-
 def measure_maps(net: xl.ExitNet, images: xl.data.ImageSet) -> Tree:
     """Measure the share of every exit's attention on the drawing, beside the drawing's share of the picture."""
     sample = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES])
@@ -98,8 +93,8 @@ def compare(seed: int) -> Tree:
     """Subtract the plain network from the final exit on the same pictures, with the standard error over drawings."""
     task, test = TASKS["pictures"](seed), load_pictures(PICTURES, "test")
     nets = {kind: train(task, name, seed, find_folder("pictures", name, seed))[0] for kind, name in KINDS.items()}
-    right = {kind: find_right(xl.collect(net, test.images), test.images.labels)[:, -1:] for kind, net in nets.items()}
-    difference = right["exits"].double() - right["plain"].double()
+    plain, exits = (xl.collect(nets[kind], test.images).correct[:, -1:].double() for kind in KINDS)
+    difference = exits - plain
     return {"difference": difference.mean().item(), "error": spread_by_drawing(difference, test.drawings).item()}
 
 

@@ -157,9 +157,6 @@ def wait_until_ready(server: Server, probe: bytes) -> None:
     raise RuntimeError(f"the server was not ready within {STARTING:.0f} s")
 
 
-# Ours
-
-
 def start_ours(
     bundle: Path,
     sample: Array,
@@ -192,9 +189,6 @@ def serve_ours(settings: Mapping[str, Any]) -> None:
     bundles = {name: Path(path) for name, path in settings["bundles"].items()}
     parts = {"batching": Batching(**settings["batching"]), "limits": Limits(**settings["limits"])}
     serve(ServerSettings(bundles, port=settings["port"], **settings["rest"], **parts))
-
-
-# Others
 
 
 class Labels:

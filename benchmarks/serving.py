@@ -514,8 +514,6 @@ def describe_replies(replies: Sequence[Reply]) -> Tree:
     }
 
 
-# Promises and tables
-
 TITLES = {
     EXITS: "with exits",
     PLAIN: "plain backbone, same server",

@@ -84,7 +84,7 @@ def make_narrow(task: Task, width: float) -> xl.ExitNet:
 
 
 def make_resized(task: Task, pixels: int) -> xl.ExitNet:
-    """The backbone with its weights and its own classifier, on smaller images."""
+    """Return the backbone with its weights and its own classifier, on smaller images."""
     return attach_plain(task, Resized(task.build(), pixels), take_example(task))
 
 
@@ -249,9 +249,6 @@ def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> d
     return measured
 
 
-# Times
-
-
 def measure_times(name: str, seed: int, quick: bool = False) -> Tree:
     """Time batches of 64 on one core, all networks tuned and in turn. Static ones need no training, since weights change no time."""
     task, candidates = open_task(name, seed, 96 if quick else 0), list_candidates(name, seed)
@@ -413,9 +410,6 @@ def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promi
             shares.append(max(within, default=0.0) / accuracy[-1])
         what = f"{task}: accuracy of the exit at {100 * most:.0f} % of the time over the final exit's"
         yield promise_mean(f"static|early|{task}|{most}", what, shares, ">=", bar)
-
-
-# Tables
 
 
 def write_tables(runs: Runs) -> list[str]:

@@ -51,7 +51,6 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)  # arguments of ``fit``
     head: HeadKind = "context"  # kind of the exits' heads
     grid: tuple[int, int] = (5, 5)  # cells on which deletion is judged
-    groups: Tensor | None = field(default=None, compare=False)
 
 
 def from_scratch(train: Any, validation: Any, tests: Mapping[str, Any], epochs: int, batch_size: int = 64) -> Task:
@@ -164,7 +163,7 @@ def pictures(seed: int) -> Task:
 
     settings = {"recipe": "pretrained", "epochs": 4, "batch_size": 32, "amp": True, "channels_last": True}
     sets = train.images, validation.images, {"test": test.images}
-    return Task(*sets, build, 3, settings, grid=(7, 7), groups=test.drawings)
+    return Task(*sets, build, 3, settings, grid=(7, 7))
 
 
 def reviews(seed: int) -> Task:

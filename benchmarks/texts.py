@@ -71,9 +71,6 @@ def measure_cell(condition: str, seed: int) -> Tree:
     }
 
 
-# Texts and words
-
-
 @cache
 def find_source() -> Path:
     folder = STUDY.folder / "source"

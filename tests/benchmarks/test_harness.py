@@ -156,6 +156,7 @@ def test_reasons_are_those_of_the_first_pattern_that_matches(monkeypatch):
     lines = promise_table([PROMISE, Promise("b", "what", 0.0, ">=", 1, note="(n)")])
     assert lines[2:] == ["| what | 1 ± 0.4 | >= 0.5 | yes |", "| what | 0 (n) | >= 1 | no |", "", "- second"]
     assert promise_table([]) == []
+    assert harness.join_means([[None, 0.9, 1.0], [None, 0.7, None]], 1, 100) == "none / 80.0 / 100.0"
 
 
 def test_intervals_are_those_of_student():
@@ -187,12 +188,6 @@ def test_one_marker_without_the_other_is_an_error(tmp_path, text):
     page.write_text(text)
     with pytest.raises(SystemExit, match="got only one of them"):
         harness.fill("a", ["new"], [page])
-
-
-def test_cells_of_tables():
-    assert harness.table(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
-    assert harness.join_means([[None, 0.9, 1.0], [None, 0.7, None]], 1, 100) == "none / 80.0 / 100.0"
-    assert harness.show_interval([1.234, 1.2, 1.3]) == "1.23 (1.20 to 1.30)"
 
 
 def test_all_works_take_turns_and_the_first_rounds_do_not_count():

@@ -148,16 +148,11 @@ def test_other_answers_and_a_hard_end():
     assert late.failures == np.isnan(late.finished).sum() == 5
 
 
-def test_the_warm_up_does_not_count():
-    trial, _ = put_load(every(0.01, 10), warmup=0.05)
-    assert trial.counts.tolist() == [False] * 5 + [True] * 5
-    assert replace(trial, finished=np.where(trial.counts, trial.finished, 9.0)).p99 == trial.p99
-
-
-def test_quantiles_count_answers_that_never_came():
+def test_quantiles_count_answers_that_never_came_and_no_warm_up():
     due, status = np.arange(100.0), np.full(100, 200)
     trial = Trial(due, due, due + 0.1, status, np.zeros(100, int), np.zeros(100, int))
     assert trial.quantile(0.5) == pytest.approx(0.1)
+    assert replace(trial, finished=np.where(due < 5, due + 9.0, due + 0.1), warmup=5.0).p99 == pytest.approx(0.1)
     assert np.isfinite(replace(trial, status=np.where(due < 1, 0, status)).p99)  # one in a hundred
     assert np.isinf(replace(trial, status=np.where(due < 2, 503, status)).p99)
 

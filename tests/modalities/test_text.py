@@ -43,11 +43,6 @@ def test_tokens_and_masks_take_the_dtypes_of_the_trace():
         assert torch.equal(mask, texts["attention_mask"].bool())
 
 
-def test_maps_stay_as_they_are():
-    maps = torch.rand(2, LENGTH)
-    assert torch.equal(TEXT.coarsen(maps, (5, 5)), maps)
-
-
 def test_a_text_is_encoded_and_its_tokens_named_without_padding():
     pytest.importorskip("tokenizers")
     preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(["a good lamp"]), LENGTH)

@@ -46,16 +46,14 @@ def test_npy(tmp_path):
     assert VOLUME.read(tmp_path / "x.npy", ONE).equal(torch.arange(24.0).view(1, 1, 2, 3, 4))
     np.save(tmp_path / "c.npy", np.zeros((2, 2, 3, 4)))
     assert decode_volume(tmp_path / "c.npy").shape == (2, 2, 3, 4)
-    with pytest.raises(xl.errors.DataError, match=r"c.npy: expected 1 channel\(s\) as in training, got 2"):
-        VOLUME.decode(tmp_path / "c.npy", ONE)
-    np.save(tmp_path / "s.npy", np.zeros((3, 4)))
-    with pytest.raises(
-        xl.errors.DataError, match=r"expected one volume in a file, \(D,H,W\) or \(C,D,H,W\), got an array \(3, 4\)"
+    for values, message in (
+        (np.zeros((2, 2, 3, 4)), r"expected 1 channel\(s\) as in training, got 2"),
+        (np.zeros((3, 4)), r"expected one volume in a file, \(D,H,W\) or \(C,D,H,W\), got an array \(3, 4\)"),
+        (np.full((1, 1, 2), np.nan), r"a gap .NaN. at voxel \(0, 0, 0\)"),
     ):
-        decode_volume(tmp_path / "s.npy")
-    np.save(tmp_path / "n.npy", np.full((1, 1, 2), np.nan))
-    with pytest.raises(xl.errors.DataError, match=r"a gap .NaN. at voxel \(0, 0, 0\)"):
-        decode_volume(tmp_path / "n.npy")
+        np.save(tmp_path / "s.npy", values)
+        with pytest.raises(xl.errors.DataError, match=f"s.npy: {message}"):
+            VOLUME.decode(tmp_path / "s.npy", ONE)
     with pytest.raises(xl.errors.DataError, match=r"not a file of a volume: expected .npy, .nii"):
         decode_volume(tmp_path / "x.dcm")
 

@@ -109,19 +109,6 @@ def test_a_square_that_no_layer_explains_is_asked_about():
         xl.attach(network, ["mix"], 3, x)
 
 
-def test_inputs_that_do_not_fit_name_the_argument():
-    series, several = xl.attach(Convolutional(), ["first"], 3, FIRST), CASES["several"]
-    with pytest.raises(xl.errors.InputError, match=r"expected \(B,2,T\), got \(3, 24, 2\)"):
-        xl.predict(series.eval(), LAST, xl.Policy((0.5,)))
-    with pytest.raises(xl.errors.InputError, match="add the batch axis"):
-        xl.predict(series, FIRST[0], xl.Policy((0.5,)))
-    net = xl.attach(several[0](), several[1], 3, several[2]).eval()
-    with pytest.raises(xl.errors.InputError, match=r"expected a dict with \['image', 'vector'\]"):
-        xl.predict(net, FIRST, xl.Policy((0.5, 0.5)))
-    with pytest.raises(xl.errors.InputError, match="3 samples of 'image', 2 of 'vector'"):
-        xl.predict(net, SEVERAL | {"vector": torch.zeros(2, 4)}, xl.Policy((0.5, 0.5)))
-
-
 def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps():
     """Steps times gates times (inputs + state)."""
     (point,) = xl.list_exit_candidates(Recurrent().eval(), LAST, runs=0)

@@ -32,6 +32,8 @@ def test_other_operations_are_autocast():
             output = module(inputs)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(module(inputs), output)
+        with use_half_precision(CPU, False):
+            assert module(inputs).dtype == torch.float32
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -55,9 +57,3 @@ def test_exported_code_and_named_arguments_run():
     with use_half_precision(CPU, True):
         assert torch.equal(exported(x), conv(x))
         assert F.conv2d(input=x, weight=conv.weight, groups=4).shape == (2, 4, 3, 3)
-
-
-def test_without_it_nothing_changes():
-    conv, x = nn.Conv2d(4, 4, 3, groups=4), torch.ones(1, 4, 3, 3)
-    with use_half_precision(CPU, False):
-        assert conv(x).dtype == torch.float32

@@ -102,8 +102,16 @@ def compare(
 
 def measure_peak_bytes(work: Work) -> int:
     """Returns the most memory that a run of the work held for tensors at once, beyond what was held before (CPU)."""
-    with _silence_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-        work()
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # PyTorch's profiler writes to standard error whenever it starts and stops
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            work()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
     result = run.profiler.kineto_results
     changes = [(event.start_ns(), event.nbytes()) for event in result.events() if event.name() == "[memory]"]
     held = peak = 0
@@ -111,20 +119,6 @@ def measure_peak_bytes(work: Work) -> int:
         held += change
         peak = max(peak, held)
     return peak
-
-
-@contextmanager
-def _silence_stderr() -> Iterator[None]:
-    """Silences the process's standard error: PyTorch's profiler writes there whenever it starts and stops."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @contextmanager

@@ -78,13 +78,11 @@ def save(
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         fix = "pass overwrite=True, or " if (target / MANIFEST).exists() else "it is not a bundle: "
         raise OutputExistsError(f"directory: {target} exists. Fix: {fix}choose another directory.")
-    _write_bundle(net, policy, named, target, {})
+    _write_bundle(net, dict(named) if policy is None else {DEFAULT: policy, **named}, target, {})
     return target
 
 
-def _write_bundle(
-    net: ExitNet, policy: Policy | None, named: Mapping[str, Policy], target: Path, facts: Mapping[str, Any]
-) -> None:
+def _write_bundle(net: ExitNet, policies: Mapping[str, Policy], target: Path, facts: Mapping[str, Any]) -> None:
     network = net.info.to_dict() | {
         "fingerprint": net.fingerprint(),
         "channels_last": net.is_channels_last,
@@ -100,15 +98,16 @@ def _write_bundle(
         _write_json(temporary / NETWORK, network)
         parts = engine.files.files if isinstance(engine, OnnxEngine) else ()
         parts = [part._replace(path=Path(shutil.copy(part.path, temporary))) for part in parts]
-        files = [WEIGHTS, NETWORK, *_write_policies(temporary, policy, named), *(part.path.name for part in parts)]
+        files = [WEIGHTS, NETWORK, *_write_policies(temporary, policies), *(part.path.name for part in parts)]
         _write_manifest(temporary, files, {"onnx": [part.to_dict() for part in parts], **facts})
 
 
-def _write_policies(directory: Path, policy: Policy | None, named: Mapping[str, Policy]) -> list[str]:
-    _write_json(directory / POLICY, None if policy is None else policy.to_dict())
-    if named:
-        _write_json(directory / POLICIES, {name: each.to_dict() for name, each in named.items()})
-    return [POLICY, POLICIES] if named else [POLICY]
+def _write_policies(directory: Path, policies: Mapping[str, Policy]) -> list[str]:
+    values = {name: policy.to_dict() for name, policy in policies.items()}
+    _write_json(directory / POLICY, values.pop(DEFAULT, None))
+    if values:
+        _write_json(directory / POLICIES, values)
+    return [POLICY, POLICIES] if values else [POLICY]
 
 
 def _write_manifest(directory: Path, files: list[str], facts: Mapping[str, Any]) -> None:
@@ -136,9 +135,9 @@ def _replace_files(target: Path) -> AbstractContextManager[Path]:
 
 def replace_network(directory: Path, net: ExitNet, policies: Mapping[str, Policy]) -> None:
     """Replaces the network of a run or bundle and all its policies; an unfinished training remains marked as such."""
-    source, named = find_bundle(directory), dict(policies)
+    source = find_bundle(directory)
     facts = {name: fact for name, fact in _verify_files(source).items() if name == UNFINISHED}
-    _write_bundle(net, named.pop(DEFAULT, None), named, source, facts)
+    _write_bundle(net, policies, source, facts)
 
 
 def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
@@ -149,11 +148,10 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
     num_exits, network, task = _read_identity(source)
     check_fit(policy, num_exits, network, name or "policy", task)
     with _replace_files(source) as temporary:
-        default = policies.pop(DEFAULT, None)
         others = [file for file in manifest.pop("sha256") if file not in (POLICY, POLICIES)]
         for file in others:
             shutil.copy(source / file, temporary)
-        _write_manifest(temporary, others + _write_policies(temporary, default, policies), manifest)
+        _write_manifest(temporary, others + _write_policies(temporary, policies), manifest)
 
 
 def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
@@ -353,7 +351,7 @@ def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
     with (run / LOG).open(newline="") as file:
         count = sum(1 for _ in csv.DictReader(file))
     is_over = count >= epochs or (patience is not None and count - mark["epoch"] >= patience)
-    _write_bundle(net.eval(), kept.pop(DEFAULT, None), kept, run / "bundle", {} if is_over else {UNFINISHED: mark})
+    _write_bundle(net.eval(), kept, run / "bundle", {} if is_over else {UNFINISHED: mark})
 
 
 def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:

@@ -165,35 +165,25 @@ class CalibrationRequest:
             require(getattr(self, name), bool, name)
         if self.temperatures is not None:
             require(self.temperatures, Temperatures, "temperatures")
-        has_delta, has_risk = self.delta is not None, bool(self.risk_limits)
-        for is_wrong, message in (
-            (not self.limits, f"limits: expected at least one of {', '.join(RISK_LIMITS)}, max_cost or max_ms, got none"),
-            (
-                self.percentile is not None and self.max_ms is None,
-                "percentile: it is the share of samples to be answered within max_ms. Fix: pass max_ms, too.",
-            ),
-            (
-                self.percentile == 100 and has_delta,
-                "percentile: samples never show that all samples are fast. Fix: with delta, pass less than 100.",
-            ),
-            (
-                has_delta and not has_risk and self.max_ms is None,
-                "delta: it certifies limits on risks. Fix: pass max_accuracy_drop or another one, too.",
-            ),
-            (
-                self.equal_groups and not has_delta,
-                "equal_groups: it is about a certificate. Fix: pass delta, or leave equal_groups out.",
-            ),
-            (self.folds is not None and has_delta, "folds: delta promises more. Fix: pass one of the two."),
-            (
-                self.folds is not None and not has_risk,
-                "folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.",
-            ),
-            (
-                self.gate and self.max_divergence is None,
-                "gate: it lowers the divergence of early answers. Fix: pass max_divergence, too.",
-            ),
-        ):
+        has_delta, has_risk, is_timed = self.delta is not None, bool(self.risk_limits), self.max_ms is not None
+        has_share, has_folds, all_limits = self.percentile is not None, self.folds is not None, ", ".join(RISK_LIMITS)
+        refusals = {
+            f"limits: expected at least one of {all_limits}, max_cost or max_ms, got none": not self.limits,
+            "percentile: it is the share of samples to be answered within max_ms. Fix: pass max_ms, too.": has_share
+            and not is_timed,
+            "percentile: samples never show that all samples are fast. Fix: with delta, pass less than 100.": has_delta
+            and self.percentile == 100,
+            "delta: it certifies limits on risks. Fix: pass max_accuracy_drop or another one, too.": has_delta
+            and not (has_risk or is_timed),
+            "equal_groups: it is about a certificate. Fix: pass delta, or leave equal_groups out.": self.equal_groups
+            and not has_delta,
+            "folds: delta promises more. Fix: pass one of the two.": has_folds and has_delta,
+            "folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.": has_folds
+            and not has_risk,
+            "gate: it lowers the divergence of early answers. Fix: pass max_divergence, too.": self.gate
+            and self.max_divergence is None,
+        }
+        for message, is_wrong in refusals.items():
             if is_wrong:
                 raise InputError(message)
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from rich.progress import Progress
@@ -30,6 +30,7 @@ from exitlens.types.tasks import USUAL_SCORES
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 Of = Literal["attention", "relevance"]
+Prepare = Callable[[Tensor], Inputs]  # rows -> inputs
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,18 @@ def measure_faithfulness(
     check_number("fraction", fraction, Rule("a share in (0, 1)", lambda value: 0 < value < 1))
     check_number("oracle_samples", oracle_samples, WHOLE)
     check_choice("of", of, get_args(Of))
-    held = _hold(data, samples)
+    prepare, size, masks = _hold(data, samples)
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net) if of == "attention" else [None] * net.num_exits
     with show_progress(progress) as bar, net.open_engine() as engine:
-        every, rows = torch.arange(held.size), draw_samples(held.size, oracle_samples, seed=1).sort().values
-        batches = _Batches(held, every, bar, "judging the maps", PASSES)
+        every, rows = torch.arange(size), draw_samples(size, oracle_samples, seed=1).sort().values
+        batches = _Batches(prepare, every, bar, "judging the maps", PASSES)
         parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
         logits, attention = ([torch.cat([part[k][i] for part in parts]) for k in range(net.num_exits)] for i in range(2))
         if of == "attention":
             shown = [net.info.place(k, item) for k, item in enumerate(attention)]
         else:
-            shown = _find_relevance(net, _Batches(held, every, bar, "relevance", 1), attention)
+            shown = _find_relevance(net, _Batches(prepare, every, bar, "relevance", 1), attention)
         maps = [modality.coarsen(item, grid) for item in shown]
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
@@ -138,7 +139,7 @@ def measure_faithfulness(
         randomised = _correlate(net, engine, batches, attention, heads)
         oracle: dict[str, Any] = {}
         if len(rows):
-            judged = _Batches(held, rows, bar, "trying every cell", 2, ORACLE_BATCH)
+            judged = _Batches(prepare, rows, bar, "trying every cell", 2, ORACLE_BATCH)
             answers, judged_maps = [p[rows] for p in plain], [m[rows] for m in maps]
             losses = occlude(net, engine, judged, answers, judged_maps)
             ranked = [measures.rank_locations(d, find_locations(m)) for d, m in zip(losses, judged_maps, strict=True)]
@@ -149,31 +150,24 @@ def measure_faithfulness(
                 share, error = zip(*shares, strict=True)
                 oracle |= {f"{name}_oracle": _average(compared[2]), f"{name}_share": share, f"{name}_share_error": error}
     energy = pointing = None
-    if held.masks is not None:
-        energy = _average([measures.energy_in_mask(item, held.masks) for item in shown])
-        pointing = _average([measures.pointing_game(item, held.masks) for item in shown])
+    if masks is not None:
+        energy = _average([measures.energy_in_mask(item, masks) for item in shown])
+        pointing = _average([measures.pointing_game(item, masks) for item in shown])
     (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (guided, control))
     means = drops, drops_random, keeps, keeps_random, randomised
-    return Faithfulness(*means, energy, pointing, grid, held.size, len(rows), **oracle)
+    return Faithfulness(*means, energy, pointing, grid, size, len(rows), **oracle)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
     return tuple(column.mean().item() for column in values)
 
 
-class _Held(NamedTuple):
-    """Samples in memory."""
-
-    prepare: Callable[[Tensor], Inputs]  # rows -> inputs
-    size: int
-    masks: Tensor | None
-
-
-def _hold(data: Any, most: int) -> _Held:
+def _hold(data: Any, most: int) -> tuple[Prepare, int, Tensor | None]:
+    """Hold samples in memory; return a function from rows to inputs, the number of samples, and their masks."""
     if hasattr(data, "subset") and hasattr(data, "inputs"):
         part = data.subset(draw_samples(len(data), most).sort().values)
         part = part.load() if isinstance(part, LazySet) else part
-        return _Held(lambda rows: part.subset(rows).inputs, len(part), part.masks)
+        return lambda rows: part.subset(rows).inputs, len(part), part.masks
     batches = list(iterate_inputs(data))
     if not batches:
         raise InputError("data: it gave no batch. Fix: pass at least one sample.")
@@ -181,14 +175,16 @@ def _hold(data: Any, most: int) -> _Held:
     names = list_input_names(batches[0])
     inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
     drawn = draw_samples(count_rows(inputs), most).sort().values
-    return _Held(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), None)
+    return lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), None
 
 
 class _Batches:
     """Inputs batch by batch; each pass prepares them anew, so that only one batch is held as floats."""
 
-    def __init__(self, held: _Held, rows: Tensor, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
-        self._prepare, self._rows, self._size, self._bar = held.prepare, rows, size, bar
+    def __init__(
+        self, prepare: Prepare, rows: Tensor, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE
+    ) -> None:
+        self._prepare, self._rows, self._size, self._bar = prepare, rows, size, bar
         self._task = bar.add_task(what, total=passes * -(-len(rows) // size))
 
     def __iter__(self) -> Iterator[tuple[slice, Inputs]]:

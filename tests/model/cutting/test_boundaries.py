@@ -6,7 +6,7 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.cutting import boundaries
-from exitlens.model.cutting.boundaries import Layout, UncuttableError, find_channel_axis, find_input_channel_axis
+from exitlens.model.cutting.boundaries import Layout, find_channel_axis, find_input_channel_axis
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
@@ -105,16 +105,6 @@ def test_the_tensors_that_cross_by_hand():
     assert crossing(trace(TinyNet(), False, X), "a") == ["a_2"]
 
 
-def test_names_become_nodes_in_order_unless_a_module_is_used_twice():
-    traced = trace(TinyNet(), False, X)
-    assert [n.name for n in boundaries.find_cut_nodes(traced, ["a.0", "b"])] == ["a_0", "b_2"]
-    with pytest.raises(xl.errors.AttachError, match="different"):
-        boundaries.find_cut_nodes(traced, ["a", "a.2"])
-    network = make_network(lambda n, x: TinyNet.forward(n, n.a[1](n.a[0](x)).relu().repeat(1, 1, 2, 2)[:, :3]), TinyNet)
-    with pytest.raises(xl.errors.AttachError, match=r"'a\.0': it runs 2 times.*the nearest cut that works is 'a'"):
-        boundaries.find_cut_nodes(trace(network, False, X), ["a.0"])
-
-
 def test_layouts_at_nodes():
     layers = {"a": nn.Conv2d(3, 8, 1), "last": nn.Linear(8, 8), "fc": nn.Linear(8, 2)}  # as many channels as rows
     network = make_network(lambda n, x: n.fc(n.last(torch.relu(n.a(x)).permute(0, 2, 3, 1)).mean((1, 2))), **layers)
@@ -124,16 +114,6 @@ def test_layouts_at_nodes():
     with pytest.raises(xl.errors.AttachError, match="layout"):
         boundaries.find_node_layout(traced, traced.outputs["last"])
     assert boundaries.find_node_layout(traced, traced.outputs["last"], "nhwc") == Layout("nhwc")
-
-
-def test_what_a_cut_needs():
-    traced = trace(TinyNet(), False, X)
-    layout, tensors = boundaries.check_cut(traced, traced.outputs["a"])
-    assert layout == Layout("nchw")
-    assert tensors == [traced.outputs["a"]]
-    traced.backbone.double()
-    with pytest.raises(UncuttableError, match=r"torch.float32, .* torch.float64"):
-        boundaries.check_cut(traced, traced.outputs["a"])
 
 
 def test_the_last_features_and_the_nearest_cut():

@@ -115,17 +115,6 @@ def test_the_name_of_a_recurrent_layer_means_its_sequence():
     assert traced.shape_of(traced.outputs["rnn"]) == (2, 7, 6)
 
 
-def test_looking_changes_no_buffer():
-    def forward(net, x):
-        net.calls.add_(1)
-        return TinyNet.forward(net, x)
-
-    backbone = make_network(forward, TinyNet, calls=torch.zeros(()))
-    assert trace(backbone, True, torch.zeros(1, 3, 16, 16)).values.logits.name == "fc"
-    assert backbone.calls == 0
-    assert backbone.a[1].num_batches_tracked == 0
-
-
 @torch.fx.wrap
 def read_values(x):
     """Needs values: fake tensors have none."""

@@ -6,7 +6,6 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import exitlens as xl
-from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
 from exitlens.model.cutting.placement import (
     NodeTimer,
@@ -49,7 +48,7 @@ def test_the_middle_of_a_residual_block_is_no_place():
 
 @pytest.mark.slow
 def test_equal_shares_of_cost():
-    backbone = SmallResNet()
+    backbone = ResNet(BasicBlock, [1] * 4, num_classes=10)
     points = {p.name: p.cost for p in xl.list_exit_candidates(backbone, torch.zeros(1, 3, 40, 40), runs=0)}
     net = xl.attach(backbone, 3, 10, torch.zeros(1, 3, 40, 40))
     assert net.num_exits == 4

@@ -106,14 +106,6 @@ def test_both_modes_share_parameters_also_after_copy_and_pickle(network, at):
         assert twin.eval()(x.double())[-1].logits.dtype == torch.float64
 
 
-def test_loading_the_source_after_attaching_works(backbone):
-    net = xl.attach(backbone, ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final="keep").eval()
-    torch.manual_seed(9)
-    backbone.load_state_dict(TinyNet().state_dict())
-    x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(net(x)[-1].logits, backbone.eval()(x))
-
-
 def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw():
     layers = {"a": conv(3, 4), "act": nn.ReLU(inplace=True), "b": conv(4, 4), "fc": nn.Linear(4, 2)}
     network = make_network(lambda n, x: n.fc(n.b(n.act(n.a(x))).mean((2, 3))), **layers)

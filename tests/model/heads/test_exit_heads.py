@@ -28,17 +28,21 @@ def test_evidence_and_bias_sum_to_the_logits(seed, size, channels, classes):
     torch.testing.assert_close(head.classify(features), out.logits)
 
 
-def test_head_by_hand():
-    head = EvidenceHead(1, 2)
+def test_heads_by_hand():
+    evidence, average = heads = EvidenceHead(1, 2), AverageHead(1, 2)
     with torch.no_grad():
-        head.attend.weight.copy_(torch.tensor([[1.0]]))
-        head.classifier.weight.copy_(torch.tensor([[1.0], [-2.0]]))
-        head.classifier.bias.copy_(torch.tensor([0.5, 0.0]))
-    features = torch.log(torch.tensor([1.0, 3.0])).view(1, 1, 2)  # softmax -> 1/4, 3/4
-    out = head(features)
+        evidence.attend.weight.copy_(torch.tensor([[1.0]]))
+        for head in heads:
+            head.classifier.weight.copy_(torch.tensor([[1.0], [-2.0]]))
+            head.classifier.bias.copy_(torch.tensor([0.5, 0.0]))
+    out = evidence(torch.log(torch.tensor([1.0, 3.0])).view(1, 1, 2))  # softmax -> 1/4, 3/4
     torch.testing.assert_close(out.attention, torch.tensor([[0.25, 0.75]]))
     pooled = 0.75 * torch.log(torch.tensor(3.0))
     torch.testing.assert_close(out.logits, torch.stack([pooled + 0.5, -2 * pooled])[None])
+    out = average(torch.tensor([[[[1.0, 3.0]]]]))
+    torch.testing.assert_close(out.logits, torch.tensor([[2.5, -4.0]]))
+    torch.testing.assert_close(out.attention, torch.tensor([[[0.1, 0.9]]]))  # energy: 1 and 9
+    torch.testing.assert_close(out.evidence, torch.tensor([[[[0.5, 1.5]], [[-1.0, -3.0]]]]))
 
 
 def test_an_untrained_head_is_average_pooling():
@@ -95,17 +99,6 @@ def test_a_classifier_that_is_not_linear_says_so():
     assert net.head(0).exact_evidence
     out = net(torch.randn(2, 3, 16, 16))[-1]
     torch.testing.assert_close(out.evidence.sum((2, 3)), out.logits)
-
-
-def test_average_head_by_hand():
-    head = AverageHead(1, 2)
-    with torch.no_grad():
-        head.classifier.weight.copy_(torch.tensor([[1.0], [-2.0]]))
-        head.classifier.bias.copy_(torch.tensor([0.5, 0.0]))
-    out = head(torch.tensor([[[[1.0, 3.0]]]]))
-    torch.testing.assert_close(out.logits, torch.tensor([[2.5, -4.0]]))
-    torch.testing.assert_close(out.attention, torch.tensor([[[0.1, 0.9]]]))  # energy: 1 and 9
-    torch.testing.assert_close(out.evidence, torch.tensor([[[[0.5, 1.5]], [[-1.0, -3.0]]]]))
 
 
 def test_average_head_leaves_padding_out():
