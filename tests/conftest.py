@@ -32,8 +32,8 @@ from tests.ranks import call
 
 torch.set_num_threads(1)
 LONGEST = (
-    *("study/test_jobs.py", "test_main.py", "explorer/test_browser.py", "demo/test_demo.py", "test_photos.py"),
-    *("test_ray.py", "engine/test_compile.py", "workflow/test_gated.py"),
+    *("model/test_families.py", "delivery/test_demo.py", "test_examples.py", "cli/test_using.py", "test_start.py"),
+    *("engine/test_onnx_files.py", "website/test_pages.py", "workflow/test_texts.py", "explorer/test_browser.py"),
 )
 
 if "CI" not in os.environ:  # where Hypothesis has a profile of its own

@@ -11,10 +11,9 @@ from exitlens.types.inputs import map_inputs
 from tests.kinds import KINDS
 
 
-def attach(kind, head="evidence"):
+def attach(kind):
     torch.manual_seed(0)
-    example = kind.make(2).inputs
-    return xl.attach(kind.build(), ["first", "second"], 3, example, head=head, groups=kind.groups)
+    return xl.attach(kind.build(), ["first", "second"], 3, kind.make(2).inputs, groups=kind.groups)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "series")) for name in KINDS])

@@ -24,6 +24,15 @@ def read_lines() -> list[str]:
     return [line for block in read_blocks(PAGE, "sh") for line in block.splitlines()]
 
 
+def run_lines(lines: list[str]) -> None:
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program == "exitlens":
+            fewer = ["--epochs", "1"] if words[0] == "fit" else []
+            done = CliRunner().invoke(verbs, [*words, *fewer], catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+
+
 def test_there_are_ten_commands_at_most():
     lines = read_lines()
     assert len(lines) <= 10
@@ -39,12 +48,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.setattr(xl.demo, "load_scenes", lambda split, limit: load(split, limit=limit // 10))
     runpy.run_path(str(ROOT / "examples" / "write_scenes.py"), run_name="__main__")
     assert len(list(Path("photos").rglob("*.png"))) == 300
-    for line in read_lines():
-        program, *words = shlex.split(line)
-        if program == "exitlens":
-            more = ["--epochs", "1"] if words[0] == "fit" else []
-            found = CliRunner().invoke(verbs, [*words, *more], catch_exceptions=False)
-            assert found.exit_code == 0, found.output
+    run_lines(read_lines())
     assert Path("why/00015_strip.png").exists()
 
 
@@ -61,10 +65,5 @@ def test_photographs_from_a_pretrained_network(tmp_path, monkeypatch):
         for i in range(50):
             Image.new("RGB", (40 + i, 40), colour).save(Path("photos", label, f"{i}.jpg"))
     Path("photos/cat/0.jpg").rename("photos/cat/anything.jpg")
-    for line in lines:
-        program, *words = shlex.split(line.replace("$WEIGHTS", str(weights)).replace("--size 128 ", "--size 48 "))
-        if program == "exitlens":
-            fewer = ["--epochs", "1"] if words[0] == "fit" else []
-            done = CliRunner().invoke(verbs, [*words, *fewer], catch_exceptions=False)
-            assert done.exit_code == 0, done.output
+    run_lines([line.replace("$WEIGHTS", str(weights)).replace("--size 128 ", "--size 48 ") for line in lines])
     assert Path("why/anything_strip.png").exists()

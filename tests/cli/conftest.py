@@ -1,13 +1,12 @@
 """The verbs as a user types them, in this process."""
 
 import json
-import sys
 from typing import Any
 
 import pytest
 
-from exitlens import cli
 from tests.conftest import build_once
+from tests.ranks import call as call_main
 
 
 @pytest.fixture(autouse=True)
@@ -18,18 +17,8 @@ def _networks_are_built_once(monkeypatch):
 class Caller:
     """Runs a command line: its exit code, what it printed, and what it printed on standard error."""
 
-    def __init__(self, capsys, monkeypatch) -> None:
-        self.capsys, self.monkeypatch = capsys, monkeypatch
-
     def __call__(self, *words: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["exitlens", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = self.capsys.readouterr()
-        return code, out.out, out.err
+        return call_main(list(map(str, words)))
 
     def ok(self, *words: object) -> str:
         """What a command prints that succeeds."""
@@ -49,5 +38,5 @@ class Caller:
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    return Caller(capsys, monkeypatch)
+def call():
+    return Caller()

@@ -52,14 +52,6 @@ def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path,
 
 
 @pytest.mark.slow
-def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
-    words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
-    assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
-    assert "placement: expected one of ('cost', 'time')" in call(*words, "speed", "--exits", "2")[2]
-    assert not (tmp_path / "n").exists()
-
-
-@pytest.mark.slow
 def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkeypatch):
     words = ("fit", "--data", folder, "--size", "32", "--batch-size", "21", "--epochs", "2", "--out", tmp_path / "r")
     save, rows = TrainingRun.save, []
@@ -92,6 +84,8 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
         (("--data", "images/dark"), "class folder"),
         (("--exits", "layer9"), "error: --exits: the backbone has no module 'layer9' on its path. Did you mean"),
         (("--exits", "layer3,layer1"), "order"),
+        (("--placement", "time", "--exits", "layer1"), "only with a number in at"),
+        (("--placement", "speed", "--exits", "2"), "placement: expected one of ('cost', 'time')"),
         (("--epochs", "0"), "epochs"),
         (("--backbone", "resnet18"), "backbone"),
         (("--size", "-5"), "size"),
@@ -198,24 +192,17 @@ def again(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
+def test_a_certificate_from_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, call):
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     found = call.json(*words)
     assert found["calibration"]["certification"]["delta"] == 0.2
     assert found["calibration"]["samples"] == 60
     assert "confidence" in found["certificate"]
     assert found["temperatures"] == [1.0] * 4
-    policy = xl.load(again)[1]
-    assert policy.certificate() == found["certificate"]
-    shown = call.ok(*words)
-    assert "confidence" in " ".join(shown.split())
-
-
-@pytest.mark.slow
-def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, call):
-    words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
+    assert xl.load(again)[1].certificate() == found["certificate"]
     more = ("--group-by", r"\d(\d)\.png$", "--trace-dir", tmp_path / "t", "--compact", "--cache", tmp_path / "pixels")
-    assert call.json(*words, *more)["calibration"]["groups"] == 10
+    assert "confidence" in " ".join(call.ok(*words, *more).split())
+    assert xl.load(again)[1].calibration.groups == 10
     trace = xl.Trace.load(tmp_path / "t" / "trace.safetensors")
     assert (len(trace), trace.num_groups, trace.labels) == (60, 10, None)
     assert isinstance(trace.logits, xl.types.CompactLogits)
@@ -279,29 +266,24 @@ def test_policies_by_name(again, folder, call):
 
 
 @pytest.mark.slow
-def test_class_folders_without_images(again, tmp_path, call):
-    (tmp_path / "empty").mkdir()
-    assert "has no image in a class folder (bright, dark" in call.error(
-        "calibrate", "--bundle", again, "--data", tmp_path / "empty", "--max-accuracy-drop", "0.1"
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
-        (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
-        (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
-        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group-by: '(x)' finds no group in 60 of 60"),
+        ("--max-accuracy-drop 0.1 --unlabelled IMAGES", "labels"),
+        ("--max-disagreement 0.1 --data scenes --unlabelled IMAGES", "data, unlabelled: expected one"),
+        ("--max-disagreement 0.1 --root x --unlabelled IMAGES", "data, unlabelled: expected one"),
+        ("--max-disagreement 0.1 --group-by (x) --unlabelled IMAGES", "group-by: '(x)' finds no group in 60 of 60"),
         (
-            ("--max-disagreement", "0.1", "--columns", "image=x", "--unlabelled"),
+            "--max-disagreement 0.1 --columns image=x --unlabelled IMAGES",
             "columns: IMAGES holds files of one image each, without",
         ),
+        ("--max-accuracy-drop 0.1 --data EMPTY", "has no class folder (bright, dark"),
     ],
 )
-def test_what_it_refuses_of_unlabelled_data(again, folder, call, words, message):
-    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words, folder)
+def test_data_that_it_refuses(again, folder, tmp_path, call, words, message):
+    (tmp_path / "empty").mkdir()
+    words = words.replace("IMAGES", str(folder)).replace("EMPTY", str(tmp_path / "empty")).split()
+    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words)
 
 
 @pytest.mark.parametrize(
@@ -323,12 +305,6 @@ def test_what_it_refuses_of_unlabelled_data(again, folder, call, words, message)
 )
 def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):
     assert message in call.error("calibrate", "--bundle", tmp_path / "nothing", *words)
-
-
-@pytest.mark.slow
-def test_a_bundle_without_policy_says_what_to_run(again, call):
-    xl.save(xl.load(again)[0], None, again, overwrite=True)
-    assert "exitlens calibrate" in call.error("evaluate", "--bundle", again)
 
 
 @pytest.mark.slow
@@ -360,13 +336,6 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
-
-
-@pytest.mark.slow
-def test_limits_that_other_samples_keep(again, folder, call):
-    words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", "0.2", "--folds", "3")
-    assert "by cross-validation in 3 folds, each routed by what the others chose" in " ".join(call(*words)[1].split())
-    assert call.json(*words)["calibration"]["request"]["folds"] == 3
 
 
 @pytest.mark.slow
@@ -404,13 +373,16 @@ def test_limits_in_milliseconds(again, folder, call, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["1", "0"])
-def test_an_exit_that_answers_everything_is_told(again, folder, call, limit):
-    words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", limit, "--max-divergence", "1")
-    shown = call.ok(*words)
+def test_an_exit_that_answers_everything_is_told_and_what_else_to_do(again, folder, call, limit):
+    words = ("calibrate", "--bundle", again, "--data", folder)
+    shown = call.ok(*words, "--max-disagreement", limit, "--max-divergence", "1")
     told = [line for line in shown.splitlines() if line.startswith("exit 0 answers everything: ")]
     assert len(told) == (limit == "1")
     for line in told:
         assert " % are right at exit 0, " in line
         assert line.endswith("; longer training (fit --epochs) or more data may change that")
-    assert "exit 0 answers" not in call(*words, "--max-cost", "1")[1]  # a budget may be the reason
     assert "Calibrate with --folds 5 for limits that other samples keep, or with --delta 0.1 for a certificate." in shown
+    assert "exit 0 answers" not in call(*words, "--max-cost", "1")[1]  # a budget may be the reason
+    shown = call.ok(*words, "--max-disagreement", limit, "--folds", "3")
+    assert "by cross-validation in 3 folds, each routed by what the others chose" in " ".join(shown.split())
+    assert xl.load(again)[1].calibration.request.folds == 3

@@ -17,7 +17,7 @@ from exitlens.data.readers import (
     pack_strings,
     read_regular,
 )
-from tests.data.conftest import PREPROCESS
+from tests.data.conftest import PREPROCESS, Pixels
 
 
 def test_devices_and_pipes_are_no_images(tmp_path):
@@ -37,13 +37,16 @@ def test_devices_and_pipes_are_no_images(tmp_path):
 PIXELS = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
 
 
-def test_pixels_are_found_by_content_and_shape(tmp_path):
+def test_pixels_are_found_in_a_directory_by_content_and_shape(tmp_path):
     cache = PixelCache(tmp_path / "new" / "cache")
     assert cache.find(b"file", (3, 4, 4)) is None
     cache.keep(b"file", PIXELS)
     assert torch.equal(PixelCache(tmp_path / "new" / "cache").find(b"file", (3, 4, 4)), PIXELS)
     assert cache.find(b"file", (3, 2, 8)) is None
     assert cache.find(b"other file", (3, 4, 4)) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(xl.errors.OutputError, match="cannot be a directory"):
+        PixelCache(tmp_path / "file")
 
 
 def test_what_is_damaged_is_not_found_and_written_again(tmp_path):
@@ -71,12 +74,6 @@ def test_many_may_write_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 20
-
-
-def test_no_directory(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(xl.errors.OutputError, match="cannot be a directory"):
-        PixelCache(tmp_path / "file")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -108,10 +105,6 @@ def test_a_full_disk_is_told_once_and_images_are_decoded(folder, tmp_path, monke
 
 
 def test_readers_of_pixels_have_nothing_to_cache(tmp_path):
-    class Pixels(list):
-        def read(self, index):
-            return self[index]
-
     data = xl.data.LazySet(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.data.Preprocess((4, 4)))
     with pytest.raises(xl.errors.InputError, match="Pixels gives decoded samples"):
         data.cached(tmp_path)

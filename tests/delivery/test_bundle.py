@@ -30,21 +30,18 @@ def rewrite(bundle, change, name="policies.json"):
         (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_round_trip(bundle, net, images):
+def test_round_trip(bundle, net, images, recwarn):
     back, policy = xl.load(bundle, backbone=TinyNet())
     assert policy == POLICY
     assert back.info == net.info
     assert not back.training
     assert back.fingerprint() == net.fingerprint()
+    assert back.map_offsets == net.map_offsets
+    assert net.map_offsets[0] != (0.0, 0.0)
+    assert not [each for each in recwarn if each.category is xl.errors.ReachWarning]  # said where the network was made
     for a, b in zip(back(images), net(images), strict=True):
         assert torch.equal(a.logits, b.logits)
     assert {p.suffix for p in bundle.iterdir()} == {".json", ".safetensors"}
-
-
-def test_offsets_travel(bundle, net, recwarn):
-    assert net.map_offsets[0] != (0.0, 0.0)
-    assert xl.load(bundle, backbone=TinyNet())[0].map_offsets == net.map_offsets
-    assert not [one for one in recwarn if one.category is xl.errors.ReachWarning]  # it was said where the network was made
 
 
 @pytest.mark.parametrize(("final", "layout"), [("head", torch.contiguous_format), ("keep", torch.channels_last)])
@@ -291,26 +288,17 @@ def test_policies_of_another_network_are_refused(bundle, net):
     assert not (bundle.parent / "new").exists()
 
 
-def test_policies_are_of_the_precision_that_the_bundle_answers_in(tmp_path):
-    net = make_net()
-    net.tuning = xl.Tuning(precision="bfloat16")
-    policy = replace(FAST, network=net.identity())
-    saved = xl.save(net, None, tmp_path / "b", policies={"fast": policy})
-    assert xl.load_policies(saved) == {"fast": policy}
-    net.tuning = xl.Tuning()
-    with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network .*-bfloat16"):
-        xl.save(net, None, tmp_path / "c", policies={"fast": policy})
-
-
-def test_the_identity_is_that_of_the_network(tmp_path):
-    for tuning in (None, xl.Tuning(), xl.Tuning(precision="bfloat16"), xl.Tuning(backend="torch", folded=True)):
+def test_policies_are_of_the_network_in_the_precision_that_it_answers_in(tmp_path):
+    for tuning in (None, xl.Tuning(), xl.Tuning(backend="torch", folded=True), xl.Tuning(precision="bfloat16")):
         net = make_net()
         if tuning is not None:
             net.tuning = tuning
         own = replace(POLICY, network=net.identity())
-        saved = xl.save(net, own, tmp_path / "b", overwrite=True)
-        assert xl.load_policies(saved)["default"] == own
+        saved = xl.save(net, own, tmp_path / "b", policies={"fast": own}, overwrite=True)
+        assert xl.load_policies(saved) == {"default": own, "fast": own}
         with torch.no_grad():
             net.head(0).classifier.weight.mul_(-1)
         with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network"):
             xl.save(net, None, tmp_path / "b", policies={"fast": own}, overwrite=True)
+    with pytest.raises(xl.errors.PolicyError, match=r"policies, fast: it was calibrated for network .*-bfloat16"):
+        xl.save(make_net(), None, tmp_path / "c", policies={"fast": own})

@@ -30,7 +30,6 @@ from exitlens.modalities import SERIES
 from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings, ReadSettings
 from tests.conftest import make_tiny_set
-from tests.ranks import call
 
 
 def write_source(run, source, resume=False, skip_bad=False):
@@ -39,18 +38,12 @@ def write_source(run, source, resume=False, skip_bad=False):
 
 
 @pytest.mark.slow
-def test_heads_are_those_of_the_kind_of_input_unless_given(tiny_set):
-    assert build_network(NetworkSettings(exits="layer1"), tiny_set).info.head == "context"
-    assert build_network(NetworkSettings(exits="layer1", head="evidence"), tiny_set).info.head == "evidence"
-
-
-@pytest.mark.slow
-def test_what_is_built_is_in_channels_last_and_where_exits_stand(tiny_set):
+def test_what_is_built_is_in_channels_last_and_has_the_exits_and_heads_asked_for(tiny_set):
     net = build_network(NetworkSettings(exits="layer1, layer3"), tiny_set)
     assert net.is_channels_last
-    assert net.info.at == ("layer1", "layer3")
-    assert net.info.source == "small"
+    assert (net.info.at, net.info.source, net.info.head) == (("layer1", "layer3"), "small", "context")
     assert build_network(NetworkSettings(keep_final=True), tiny_set).info.at == ("layer1", "layer2", "layer3")
+    assert build_network(NetworkSettings(exits="layer1", head="evidence"), tiny_set).info.head == "evidence"
 
 
 @pytest.mark.parametrize(
@@ -71,29 +64,23 @@ def test_a_network_that_takes_one_size_only_gets_it(tmp_path):
     assert choose_size("small", True) == 0
     assert choose_size("torchvision:resnet18", False) == 128
     assert choose_size("hf:bert", True) == 0
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": [96, 96]}')
+    assert choose_size(f"hf:{tmp_path}", False) == 96
     (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 96}')
     assert choose_size(f"hf:{tmp_path}", False) == 96
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert choose_size(f"hf:{tmp_path}", True) == 0
     (tmp_path / "config.json").write_text("{")
     assert choose_size(f"hf:{tmp_path}", True) == 0
+    assert choose_size("torchvision:vit_b_16", False) == 224
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert [choose_size(f"hf:{tmp_path}", pretrained) for pretrained in (False, True)] == [0, 128]
     pytest.importorskip("timm")
     assert choose_size("timm:vit_tiny_patch16_224", False) == 224
     assert (choose_size("timm:resnet18", False), choose_size("timm:resnet18", True)) == (0, 128)
     assert choose_size("timm:nothing_like_it", True) == 128  # refused where it is built
     assert choose_size("timm:sam2_hiera_tiny", True) == 224  # its least
-
-
-def test_sizes_of_networks_that_others_describe(tmp_path):
-    assert choose_size("torchvision:vit_b_16", False) == 224
-    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": [96, 96]}')
-    assert choose_size(f"hf:{tmp_path}", False) == 96
-    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    (tmp_path / "preprocessor_config.json").write_text("{}")
-    assert (choose_size(f"hf:{tmp_path}", False), choose_size(f"hf:{tmp_path}", True)) == (
-        0,
-        128,
-    )
 
 
 def test_whose_mean_and_std():
@@ -239,6 +226,10 @@ def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished)
     replace_policy(run, xl.Policy((0.5,), network=loaded.identity()))
     with pytest.warns(xl.errors.WeightsWarning, match="has not ended"):  # for as long as it has not
         assert xl.load(run)[1].thresholds == (0.5,)
+    replace_network(run, loaded, {"fast": xl.Policy((0.5,), network=loaded.identity())})  # as tune does
+    with pytest.warns(xl.errors.WeightsWarning, match="has not ended"):
+        xl.load(run)
+    assert list(xl.load_policies(run)) == ["fast"]
 
 
 @pytest.mark.slow
@@ -264,29 +255,6 @@ def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished, ch
     run, _ = unfinished
     set_epochs(run, **changes)
     assert xl.load(run)[0].num_exits == 2
-
-
-@pytest.mark.slow
-def test_a_tuned_network_of_an_unfinished_run_remains_marked(unfinished):
-    run, _ = unfinished
-    with pytest.warns(xl.errors.WeightsWarning):
-        net, _ = xl.load(run)
-    replace_network(run, net, {"fast": xl.Policy((0.5,), network=net.identity())})
-    with pytest.warns(xl.errors.WeightsWarning, match="has not ended"):
-        xl.load(run)
-    assert list(xl.load_policies(run)) == ["fast"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("always::exitlens.errors.WeightsWarning")
-def test_the_command_line_goes_on_with_an_unfinished_run(trained_once, tmp_path):
-    run = Path(shutil.copytree(trained_once, tmp_path / "run"))
-    shutil.rmtree(run / "bundle")
-    set_epochs(run, epochs=5)
-    for words in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
-        code, _, told = call([words[0], "--bundle", str(run), *words[1:], "--json"])
-        assert code == 0, told
-        assert "the weights are those of epoch 1, the best so far" in told
 
 
 @pytest.mark.slow
@@ -430,17 +398,8 @@ def test_series_for_a_network_come_as_it_takes_them(series):
     (folder / "x.csv").write_text("text,label\nhello,calm\n")
     with pytest.raises(xl.errors.BundleError, match="its network takes series"):
         load_samples(folder, net, "test", ReadSettings(str(folder / "x.csv")))
-
-
-@pytest.mark.slow
-def test_generated_series_have_the_network_s_scale(series):
-    net, _ = series
-    data = load_samples(Path(), net, "validation", ReadSettings("motifs"))
-    assert data.preprocess == net.info.preprocess
-    assert data.values.shape[2] == 64
-
-
-SCENES = DataSource("scenes", seed=3)
+    generated = load_samples(Path(), net, "validation", ReadSettings("motifs"))
+    assert (generated.preprocess, generated.values.shape[2]) == (net.info.preprocess, 64)
 
 
 def test_a_run_remembers_that_bad_files_are_left_out(tmp_path, folder, monkeypatch):
@@ -477,25 +436,24 @@ def test_later_verbs_leave_out_what_training_left_out(tmp_path, folder):
         assert not load_samples(run, net, "test", other).skip_bad
 
 
-def _fail(run, error, begun):
-    with record_source(run, SCENES, resume=False):
+BAD_FILE = refuse_bad("x.png: cannot be read", "repair it")
+
+
+@pytest.mark.parametrize(
+    ("error", "begun", "is_told"),
+    [(BAD_FILE, True, True), (BAD_FILE, False, False), (xl.errors.DataError("data: gone"), True, False)],
+)
+def test_an_error_about_a_bad_file_says_how_to_go_on_where_there_is_a_run(tmp_path, error, begun, is_told):
+    run, error = tmp_path / "run", copy.copy(error)
+
+    def fail():
         if begun:
             (run / "settings.json").write_text("{}")
         raise error
 
-
-@pytest.mark.parametrize("begun", [True, False])
-def test_an_error_about_a_bad_file_says_how_to_go_on_where_there_is_a_run(tmp_path, begun):
-    run = tmp_path / "run"
-    with pytest.raises(xl.errors.DataError) as caught:
-        _fail(run, refuse_bad("x.png: cannot be read", "repair it"), begun)
+    with pytest.raises(xl.errors.DataError) as caught, record_source(run, DataSource("scenes"), resume=False):
+        fail()
     assert "--resume" not in str(caught.value)
     notes = getattr(caught.value, "__notes__", [])
-    assert notes == [f"the run so far is in {run}: the same command with --resume --skip-bad goes on"] * begun
+    assert notes == [f"the run so far is in {run}: the same command with --resume --skip-bad goes on"] * is_told
     assert run.exists() == begun
-
-
-def test_other_errors_do_not_speak_of_bad_files(tmp_path):
-    with pytest.raises(xl.errors.DataError) as caught:
-        _fail(tmp_path / "run", xl.errors.DataError("data: gone"), True)
-    assert not hasattr(caught.value, "__notes__")

@@ -17,6 +17,8 @@ def test_scores_by_hand():
     assert scores.score(logits, "margin").item() == pytest.approx(0.2)
     nats = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2))
     assert scores.score(logits, "entropy").item() == pytest.approx(1 - nats / math.log(3), abs=1e-6)
+    with pytest.raises(xl.errors.InputError, match="score"):
+        scores.score(logits, "confidence")
 
 
 @given(st.integers(0, 500), st.sampled_from(["max_probability", "entropy", "margin"]), st.floats(0.1, 10))
@@ -26,11 +28,6 @@ def test_scores_lie_in_the_unit_interval(seed, kind, temperature):
     values = scores.score(logits, kind, temperature)
     assert values.min() >= 0
     assert values.max() <= 1 + 1e-6
-
-
-def test_unknown_score():
-    with pytest.raises(xl.errors.InputError, match="score"):
-        scores.score(torch.rand(1, 3), "confidence")
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -4,7 +4,6 @@ from functools import cache
 
 import pytest
 import torch
-from torch import nn
 
 import exitlens as xl
 from exitlens.serving.models import wrap_network
@@ -19,26 +18,6 @@ def model():
     net = make_net()
     net.describe(preprocess=xl.data.Preprocess((16, 16)), classes=("ant", "bee", "cat", "dog"))
     return wrap_network("tiny", net, POLICIES)
-
-
-class TinyText(nn.Module):
-    """A classifier of texts of ten tokens."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.a, self.b = nn.Embedding(40, 8), nn.Linear(8, 8), nn.Linear(8, 8)
-        self.fc = nn.Linear(8, 3)
-
-    def forward(self, input_ids, attention_mask):
-        features = self.b(self.a(self.embed(input_ids)).relu()).relu() * attention_mask[..., None]
-        return self.fc(features.mean(1))
-
-
-def make_text_net():
-    torch.manual_seed(0)
-    tokens = torch.randint(4, 40, (12, 10))
-    texts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return xl.attach(TinyText(), ["a", "b"], 3, texts), texts
 
 
 @cache

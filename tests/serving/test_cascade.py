@@ -256,11 +256,8 @@ def test_the_pace_is_learnt():
     for _ in range(1000):
         pace.observe_work(2, 4.0)
     assert pace.seconds_each == pytest.approx(2.0)
-
-
-def test_the_pace_of_answers_is_that_of_all_not_of_the_last_step():
-    pace = Pace()
+    mixed = Pace()
     for _ in range(30):
-        pace.observe_work(16, 1.0)  # those that leave early, and the few that need the rest of the network
-        pace.observe_work(4, 9.0)
-    assert pace.seconds_each == pytest.approx(0.5, rel=0.1)
+        mixed.observe_work(16, 1.0)  # those that leave early, and the few that need the rest of the network
+        mixed.observe_work(4, 9.0)
+    assert mixed.seconds_each == pytest.approx(0.5, rel=0.1)  # of all, not of the last step

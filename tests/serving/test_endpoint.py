@@ -90,6 +90,7 @@ def test_many_requests_at_once_get_their_own_answers(open_endpoint, send, images
         zip(expected.labels.tolist(), expected.exits.tolist(), strict=True)
     )
     assert endpoint.waiting == 0
+    wait_until(lambda: read(endpoint.metrics)["exitlens_waiting_samples", ("model", "tiny")] == 0)
 
 
 def test_room_is_limited_in_number(open_endpoint, send, images, hold):
@@ -232,12 +233,6 @@ def test_a_loop_that_is_closed_does_not_end_the_others_answers(open_endpoint, se
     go.set()
     assert other.result(10).exits.tolist() == [2, 2]
     assert endpoint.is_alive
-
-
-def test_the_gauge_of_waiting_samples_goes_back_to_none(open_endpoint, send, images):
-    endpoint = open_endpoint()
-    send(endpoint, images[:3]).result(10)
-    wait_until(lambda: read(endpoint.metrics)["exitlens_waiting_samples", ("model", "tiny")] == 0)
 
 
 @pytest.fixture

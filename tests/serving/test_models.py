@@ -15,8 +15,9 @@ import exitlens as xl
 from exitlens.delivery.bundle import load_policies
 from exitlens.serving.models import open_bundle, read_version, wrap_network
 from tests.conftest import make_net
-from tests.serving.conftest import make_text_net, save_small
+from tests.serving.conftest import save_small
 from tests.serving.test_cascade import make_ticket, run
+from tests.texts import make_text_net, make_texts
 
 pytest.importorskip("onnxruntime")
 EDGE_POLICIES = {"default": xl.Policy((math.inf, 0.7)), "fast": xl.Policy((math.inf, 0.0)), "full": xl.Policy.never(3)}
@@ -137,7 +138,7 @@ def test_an_exit_without_a_file_is_passed_and_no_limit_of_cost(edge, images):
 
 @pytest.mark.slow
 def test_an_edge_bundle_of_texts(tmp_path):
-    (net, texts), policy = make_text_net(), xl.Policy((0.5, 0.5))
+    net, texts, policy = make_text_net(), make_texts(), xl.Policy((0.5, 0.5))
     model = open_bundle("t", xl.export(net, policy, tmp_path / "e"))
     ticket = make_ticket(model, texts)
     run(model, [ticket])

@@ -48,13 +48,6 @@ def test_a_token_is_not_shown():
     assert "secret" not in repr(ServerSettings({"a": Path()}, limits=Limits(token="secret")))
 
 
-@pytest.mark.parametrize("kind", [Batching, Watching, Limits, ServerSettings])
-def test_every_field_is_documented(kind):
-    lines = [line.strip() for line in kind.__doc__.splitlines()]
-    for each in fields(kind):
-        assert any(line.startswith(f"{each.name}: ") for line in lines), each.name
-
-
 def test_bundles_are_named_by_the_caller_or_by_their_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert name_bundles(["a=runs/x", "runs/b.1", "c-2=runs/lr=0.1", "."]) == {

@@ -150,16 +150,13 @@ def test_bad_policies(values, message):
         xl.Policy(**values)
 
 
-def test_policies_travel_as_json():
+def test_policies_travel_as_json_and_missing_values_are_named():
     gate = xl.types.Gate(((1.0, 0.0, 0.5, 0.1),) * 2, (0.2, math.inf))
     for policy in (
         xl.Policy((0.9, math.inf), "margin", (1.0, 2.0, 3.0), gate=gate),
         xl.calibrate(random_trace(50), max_cost=0.6),
     ):
         assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict(), allow_nan=False))) == policy
-
-
-def test_missing_values_are_named():
     with pytest.raises(xl.errors.PolicyError, match="thresholds, score, temperatures, network missing"):
         xl.Policy.from_dict({})
 

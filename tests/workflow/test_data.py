@@ -10,15 +10,8 @@ import exitlens as xl
 from exitlens.delivery.run_directory import build_network
 from exitlens.types.settings import NetworkSettings
 from tests.conftest import make_net
+from tests.data.conftest import Pixels
 from tests.workflow.training.networks import QUICK, equal, fresh, weights
-
-
-class Pixels(list):
-    """A reader, so that images are read while they are asked for."""
-
-    def read(self, index):
-        return self[index]
-
 
 POLICY = xl.Policy((0.5, 0.4))
 SOURCES = {

@@ -15,8 +15,8 @@ from PIL import Image
 import exitlens as xl
 from exitlens.delivery.report import describe_provenance, measure_subjects, write_report
 from exitlens.delivery.run_directory import load_samples
+from tests.delivery.explorer.conftest import save_texts
 from tests.hostile import hostile_files
-from tests.texts import LENGTH, make_text_net
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = [
@@ -67,9 +67,9 @@ def _address(log: Path, process: subprocess.Popen, seconds: float = 90) -> str:
 
 
 @contextmanager
-def _opened(browser, address: str, ready: str):
+def _opened(browser, address: str, ready: str, **options):
     """The page, once ``ready`` is there; afterwards, that it asked nothing of another machine and complained of nothing."""
-    opened = browser.new_page(viewport={"width": 1300, "height": 1000})
+    opened = browser.new_page(**{"viewport": {"width": 1300, "height": 1000}} | options)
     outside, complaints = [], []
     opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
     opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
@@ -78,8 +78,7 @@ def _opened(browser, address: str, ready: str):
     opened.wait_for_selector(ready, timeout=60_000)
     yield opened
     opened.close()
-    assert outside == []
-    assert complaints == []
+    assert outside == complaints == []
 
 
 @pytest.fixture
@@ -198,12 +197,9 @@ def test_everything_is_named_and_reachable(page):
 
 
 def test_texts_are_shaded_token_by_token(browser, tmp_path):
-    net = make_text_net()
-    words = xl.data.word_tokenizer(["the film was good", "a bad film"])
-    net.describe(classes=("good", "bad", "neither"), preprocess=xl.data.TextPreprocess(words, LENGTH))
-    xl.save(net, xl.Policy((0.99, 0.99)), tmp_path / "bundle")
+    bundle = save_texts(tmp_path, xl.Policy((0.99, 0.99)))
     with (
-        _served(tmp_path / "log.txt", "--bundle", str(tmp_path)) as (address, _),
+        _served(tmp_path / "log.txt", "--bundle", str(bundle)) as (address, _),
         _opened(browser, address, "#xl-answer-0 .xl-exit") as page,
     ):
         before = page.locator(ANSWER).inner_html()
@@ -280,29 +276,20 @@ def test_hostile_files_through_the_server(address):
 
 
 def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
-    net, _ = xl.load(trained / "bundle")
-    images = load_samples(trained, net, "test")
-    subjects = measure_subjects([trained, trained], images)
-    path = write_report(
-        tmp_path / "r.html",
-        subjects,
-        {"test": images},
-        describe_provenance([trained, trained], images, ["exitlens", "report"]),
+    images = load_samples(trained, xl.load(trained / "bundle")[0], "test")
+    subjects, made = (
+        measure_subjects([trained] * 2, images),
+        describe_provenance([trained] * 2, images, ["exitlens", "report"]),
     )
+    path = write_report(tmp_path / "r.html", subjects, {"test": images}, made)
     assert path.stat().st_size < 5e6
     for scheme in ("light", "dark"):
-        opened = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
-        outside, complaints = [], []
-        opened.on(
-            "request", lambda r, seen=outside: seen.append(r.url) if not r.url.startswith(("file:", "data:")) else None
-        )
-        opened.on("console", lambda m, seen=complaints: seen.append(m.text))
-        opened.goto(path.as_uri())
-        assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert opened.eval_on_selector_all("img:not([alt])", "found => found.length") == 0
-        assert opened.evaluate(CONTRAST.replace("SELECTOR", "h1, h2, p, td, th, th a, li, figcaption, nav a, .tile *")) == []
-        broken = "found => found.filter((a) => !document.querySelector(a.getAttribute('href'))).length"
-        assert opened.eval_on_selector_all("a[href^='#']", broken) == 0
-        opened.screenshot(path=SHOTS / f"report-{scheme}.png")
-        opened.close()
-        assert outside == complaints == []
+        with _opened(browser, path.as_uri(), "h1", viewport={"width": 390, "height": 800}, color_scheme=scheme) as page:
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            assert page.eval_on_selector_all("img:not([alt])", "found => found.length") == 0
+            assert (
+                page.evaluate(CONTRAST.replace("SELECTOR", "h1, h2, p, td, th, th a, li, figcaption, nav a, .tile *")) == []
+            )
+            broken = "found => found.filter((a) => !document.querySelector(a.getAttribute('href'))).length"
+            assert page.eval_on_selector_all("a[href^='#']", broken) == 0
+            page.screenshot(path=SHOTS / f"report-{scheme}.png")

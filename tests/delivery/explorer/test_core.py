@@ -13,8 +13,8 @@ import exitlens as xl
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, Share, cover, read_shares
 from exitlens.delivery.explorer.interface import View, answer_page, routed_page
 from tests.conftest import random_trace
+from tests.delivery.explorer.conftest import save_texts
 from tests.hostile import noise
-from tests.texts import LENGTH, make_text_net
 
 
 def save_small(folder: Path, classes: tuple[str, str]) -> Path:
@@ -128,11 +128,8 @@ def test_a_large_upload_is_shrunk(explorer, tmp_path):
 
 @pytest.mark.slow
 def test_an_image_bundle_and_a_text_bundle_do_not_go_together(trained, tmp_path):
-    net = make_text_net()
-    net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), LENGTH))
-    xl.save(net, None, tmp_path / "bundle")
     with pytest.raises(xl.errors.InputError, match="expected two of a kind"):
-        Explorer([trained, tmp_path])
+        Explorer([trained, save_texts(tmp_path)])
 
 
 ROW = {"deletion_share": [0.5, None], "deletion_share_error": [0.1, None], "oracle_samples": 200}
@@ -169,3 +166,53 @@ def test_another_network_is_not_known(demo):
 def test_a_file_that_is_no_result_says_nothing(demo, text):
     (demo / "result.json").write_text(text)
     assert read_shares(demo, "x", 2) == (None, None)
+
+
+# --- series, volumes and vectors: a file is answered ---
+
+SCALES = {
+    "series": (xl.data.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=64), (2, 64)),
+    "volume": (xl.data.VolumePreprocess((0.0,), (1.0,), size=(16, 16, 16)), (1, 16, 16, 16)),
+    "vector": (xl.data.VectorPreprocess((0.0,) * 5, (1.0,) * 5), (5,)),
+}
+
+
+@pytest.fixture(params=SCALES)
+def bundle(request, tmp_path):
+    preprocess, shape = SCALES[request.param]
+    net = xl.attach("small", ["layer1", "layer3"], 3, torch.zeros(2, *shape))
+    net.describe(classes=("a", "b", "c"), preprocess=preprocess)
+    xl.save(net, xl.Policy((0.2, 0.2)), tmp_path / "bundle")
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=shape).astype("float32"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_file_is_answered(bundle):
+    view = View(Explorer([bundle / "bundle"]))
+    assert view.examples == []
+    assert "Choose a file of" in view.start(False, 0.2, 0.2)[-1]
+    assert "Choose a file first" in view.say_again(None, False, 0.2, 0.2)[-1]
+    shown, page, message = view.upload(str(bundle / "one.npy"), True, 0.2, 0.2)
+    assert (shown.ndim, message) == (len(view.explorer.runs[0].net.input_spec.shape), "")
+    assert "exit 0 answered" in page
+    assert view.say_again(shown, False, 1.01, 1.01)[0].count("does not answer under these thresholds") == 2
+    assert ("<svg" in page) == (view.explorer.modality.name != "vector")
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_read_is_refused_without_its_path(bundle):
+    (bundle / "bad.npy").write_bytes(b"nothing")
+    *_, message = View(Explorer([bundle / "bundle"])).upload(str(bundle / "bad.npy"), False, 0.2, 0.2)
+    assert "bad.npy" in message
+    assert str(bundle) not in message
+
+
+@pytest.mark.slow
+def test_two_that_scale_differently_are_not_compared(bundle):
+    net, policy = xl.load(bundle / "bundle")
+    known = net.info.preprocess
+    net.describe(preprocess=known.scaled([1.0] * len(known.mean), known.std))
+    xl.save(net, policy, bundle / "other")
+    with pytest.raises(xl.errors.InputError, match=r"expected two that make inputs of .* alike"):
+        Explorer([bundle / "bundle", bundle / "other"])

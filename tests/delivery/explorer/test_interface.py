@@ -22,8 +22,8 @@ from exitlens.delivery.explorer.interface import (
     draw_frontier,
 )
 from tests.conftest import random_trace
+from tests.delivery.explorer.conftest import save_texts
 from tests.hostile import hostile_files, noise, saved
-from tests.texts import LENGTH, make_text_net
 
 
 def test_sliders_at_rest_are_the_calibrated_thresholds():
@@ -125,11 +125,7 @@ def test_slow_relevance_waits_until_it_is_asked_for(explorer, monkeypatch):
 
 @pytest.mark.slow
 def test_texts_are_shaded_token_by_token(tmp_path):
-    net = make_text_net()
-    words = xl.data.word_tokenizer(["the film was good", "<b> & bad food"])
-    net.describe(classes=("a", "b", "c"), preprocess=xl.data.TextPreprocess(words, LENGTH))
-    xl.save(net, xl.Policy((0.2, 0.5)), tmp_path / "bundle")
-    explorer = Explorer([tmp_path])
+    explorer = Explorer([save_texts(tmp_path, xl.Policy((0.2, 0.5)))])
     assert explorer.is_text
     assert explorer.examples() == []
     view = View(explorer)

@@ -1,6 +1,5 @@
 """A server with the tiny network on this machine's own network."""
 
-import io
 from contextlib import contextmanager
 
 import httpx
@@ -10,6 +9,7 @@ from PIL import Image
 from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
+from tests.hostile import saved
 from tests.serving.http.sockets import serve
 
 
@@ -27,12 +27,6 @@ def client(model):
         yield http_client
 
 
-def encode(picture, kind="PNG"):
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return file.getvalue()
-
-
 @pytest.fixture
 def picture():
-    return encode(Image.new("RGB", (24, 20), (200, 30, 90)))
+    return saved("PNG", Image.new("RGB", (24, 20), (200, 30, 90)))

@@ -21,10 +21,12 @@ from exitlens.serving.http.application import describe_api, make_app
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Batching, Limits
-from tests.serving.conftest import POLICIES, make_text_net, save_small
-from tests.serving.http.conftest import encode, open_client
+from tests.hostile import saved
+from tests.serving.conftest import POLICIES, save_small
+from tests.serving.http.conftest import open_client
 from tests.serving.test_endpoint import wait_until
 from tests.serving.test_metrics import parse
+from tests.texts import make_text_net
 
 triton = pytest.importorskip("tritonclient.http")
 
@@ -216,7 +218,7 @@ def test_a_picture_of_too_many_pixels(model, picture):
     with open_client(make_app(Repository({"tiny": model}), Limits(max_pixels=100))) as client:
         answer = client.post("/classify", content=picture)
         assert (answer.status_code, "pixels" in answer.json()["error"]) == (400, True)
-        assert client.post("/classify", content=encode(Image.new("L", (5, 5)))).status_code == 200
+        assert client.post("/classify", content=saved("PNG", Image.new("L", (5, 5)))).status_code == 200
 
 
 def test_bad_forms(client, picture):
@@ -230,7 +232,7 @@ def test_bad_forms(client, picture):
 
 @pytest.mark.slow
 def test_texts():
-    net, _ = make_text_net()
+    net = make_text_net()
     net.describe(preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a fine film", "a dull one"]), 10))
     model = wrap_network("texts", net, {"default": xl.Policy.never(3)})
     with open_client(make_app(Repository({"texts": model}))) as client:
@@ -368,29 +370,24 @@ def test_the_lag_of_the_event_loop_counts_as_waiting(model, picture):
         assert client.post("/classify", content=picture).status_code == 200
 
 
-def test_the_description_names_models_terms_and_outputs():
-    described = describe_api(["a", "b"])
-    parameters = described["components"]["parameters"]
-    assert parameters["model"]["schema"]["enum"] == ["a", "b"]
-    names = [place["$ref"].rpartition("/")[2] for place in described["paths"]["/classify"]["post"]["parameters"]]
-    assert names == ["model", *TERMS]
-    infer = described["paths"]["/v2/models/{name}/infer"]["post"]
-    assert all(f"`{name}` (" in infer["description"] for name in OUTPUTS)
-    assert all(f"`{name}`" in infer["description"] for name in TERMS)
-    assert ", ".join(DEFAULT_OUTPUTS) in infer["description"]
-    assert {"400", "404", "413", "429", "503", "504"} <= set(infer["responses"])
-
-
-def test_the_description_has_every_route_and_its_places(model):
+def test_the_description_has_every_route_with_its_places_terms_and_outputs(model):
     repository = Repository({"tiny": model})
     try:
         routes = {route.path for route in make_app(repository).routes} - {"/", "/openapi.json"}
     finally:
         repository.close()
-    described = describe_api([])
+    described = describe_api(["a", "b"])
     assert set(described["paths"]) == routes
-    places = {name for name, place in described["components"]["parameters"].items() if place["in"] == "path"}
+    parameters = described["components"]["parameters"]
+    assert parameters["model"]["schema"]["enum"] == ["a", "b"]
+    places = {name for name, place in parameters.items() if place["in"] == "path"}
     for path, verbs in described["paths"].items():
         for operation in verbs.values():
-            named = {place["$ref"].rpartition("/")[2] for place in operation.get("parameters", ())}
-            assert named & places == {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+            names = [place["$ref"].rpartition("/")[2] for place in operation.get("parameters", ())]
+            assert places & {*names} == {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+            assert path != "/classify" or names == ["model", *TERMS]
+    infer = described["paths"]["/v2/models/{name}/infer"]["post"]
+    assert all(f"`{name}` (" in infer["description"] for name in OUTPUTS)
+    assert all(f"`{name}`" in infer["description"] for name in TERMS)
+    assert ", ".join(DEFAULT_OUTPUTS) in infer["description"]
+    assert {"400", "404", "413", "429", "503", "504"} <= set(infer["responses"])
