@@ -6,7 +6,7 @@ import torch
 
 import exitlens as xl
 from exitlens.modalities import IMAGE, TEXT
-from exitlens.model.info import InputSpec, NetworkInfo
+from exitlens.model.network import InputSpec, NetworkInfo
 from tests.texts import LENGTH, WORDS, make_texts
 
 IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.data.Preprocess((8, 9)))

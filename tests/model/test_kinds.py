@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
+from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.heads import have_maps
-from exitlens.model.layouts import Layout
 from tests.kinds import Both, Convolutional, Perceptron
 from tests.model.kinds import (
     STEPS,

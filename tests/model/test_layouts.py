@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model import layouts
-from exitlens.model.layouts import Layout
+from exitlens.model.cutting import boundaries as layouts
+from exitlens.model.cutting.boundaries import Layout
 from tests.model.kinds import Encoder, check_outputs, make_network
 
 

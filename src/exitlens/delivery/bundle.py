@@ -31,8 +31,7 @@ from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.engine.onnx_files import Home, OnnxEngine, OnnxFiles, Written
 from exitlens.model.engine.tuning import Tuning, name_network
-from exitlens.model.info import NetworkInfo
-from exitlens.model.network import ExitNet
+from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named

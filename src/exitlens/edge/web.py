@@ -11,15 +11,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from exitlens.edge.export import (
-    CASCADE,
-    MANIFEST,
-    check_arguments,
-    name_inputs,
-    open_target,
-    write_checked_cascade,
-    write_stages,
-)
+from exitlens.edge import export
 from exitlens.errors import ExportError, InputError, require
 from exitlens.io import write_json, write_manifest
 from exitlens.model.network import ExitNet
@@ -65,7 +57,7 @@ def export_web(
         exitlens.errors.ExportError: ...
     """
     require(ort, str | Path | None, "ort")
-    check_arguments(net, policy, directory)
+    export.check_arguments(net, policy, directory)
     if not isinstance(net.info.preprocess, Preprocess):
         raise ExportError("net: the page has to know how pictures become inputs. Fix: call net.describe(preprocess=...).")
     if net.info.task == "multilabel":
@@ -73,7 +65,7 @@ def export_web(
             "net: the page shows one class for a picture, got a network of several labels. Fix: use xl.export."
         )
     pictures = _check_examples(examples)
-    with tempfile.TemporaryDirectory() as folder, open_target(directory, overwrite) as temporary:
+    with tempfile.TemporaryDirectory() as folder, export.open_target(directory, overwrite) as temporary:
         runtime = find_runtime(Path(folder)) if ort is None else Path(ort)
         for name, checksum in FILES.items():
             path = runtime / name
@@ -86,10 +78,10 @@ def export_web(
             shutil.copyfile(picture, temporary / picture.name)
         for name in PAGE:
             (temporary / name).write_bytes(resources.files("exitlens.edge").joinpath("site", name).read_bytes())
-        parts = write_stages(Path(folder), net, policy)
-        write_checked_cascade(temporary / CASCADE, net, policy, parts)
+        parts = export.write_stages(Path(folder), net, policy)
+        export.write_checked_cascade(temporary / export.CASCADE, net, policy, parts)
         described = {
-            "input": name_inputs(net)[0],
+            "input": export.name_inputs(net)[0],
             "classes": list(net.info.classes),
             "num_classes": net.info.num_classes,
             "num_exits": net.num_exits,
@@ -100,9 +92,9 @@ def export_web(
         values = policy.to_dict()
         described |= {name: values[name] for name in ("thresholds", "temperatures", "score")}
         write_json(temporary / NETWORK, described)
-        files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK, *(path.name for path in pictures))]
+        files = [temporary / name for name in (*FILES, *PAGE, export.CASCADE, NETWORK, *(path.name for path in pictures))]
         facts = {"segments": [part.exit for part in parts], "network": net.fingerprint()}
-        write_manifest(temporary / MANIFEST, files, facts)
+        write_manifest(temporary / export.MANIFEST, files, facts)
     return Path(directory).resolve()
 
 
@@ -127,7 +119,7 @@ def _check_examples(examples: Sequence[str | Path]) -> list[Path]:
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise InputError(f"examples: expected a list of image files, got {examples!r:.60}")
     paths = [Path(path) for path in examples]
-    taken = [*FILES, *PAGE, CASCADE, NETWORK, MANIFEST]
+    taken = [*FILES, *PAGE, export.CASCADE, NETWORK, export.MANIFEST]
     for path in paths:
         if not path.is_file():
             raise InputError(f"examples: expected image files, got {path}, which does not exist")

@@ -28,10 +28,7 @@ MODALITIES: tuple[Modality, ...] = (IMAGE, TEXT, SERIES, VOLUME, VECTOR)
 
 
 def find_modality(
-    names: Sequence[str],
-    shape: Sequence[int],
-    dtypes: Sequence[torch.dtype] = (),
-    shapes: Sequence[Sequence[int]] = (),
+    names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype] = (), shapes: Sequence[Sequence[int]] = ()
 ) -> Modality:
     """Return the kind of input that a network takes, or raise :class:`InputError`.
 

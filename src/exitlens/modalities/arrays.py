@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.errors import DataError
+from exitlens.errors import DataError, first_line
 
 MOST_VALUES = 250_000_000  # limit for one file: 1 GB as float32
 MOST_BYTES = 1_000_000_000  # limit for one file
@@ -69,7 +69,7 @@ def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, Any]
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0  # 3.0 is 2.0 in UTF-8
         shape, fortran, dtype = read(file)
     except Exception as error:  # numpy lets errors of Python's tokenizer and parser through
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{name}: not a .npy file, or a damaged one ({reason}). Fix: write it with numpy.save") from error
     if dtype.kind not in "biuf":
         raise DataError(f"{name}: it holds {dtype}, expected real numbers. Fix: save it as float32")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
 
-class Modality(ABC):
+class Modality:
     """One kind of input; a new one is a subclass in a file of its own and an entry in ``exitlens.modalities.MODALITIES``.
 
     By default a sample is one array of floats in the network's dtype, with its channels first.
@@ -30,7 +29,7 @@ class Modality(ABC):
         given: the sources that a command reads, for messages.
         argument: the argument of a backbone's ``forward`` that tells this kind; empty if none does.
         head: the kind of exit head that new networks get.
-        grid: the grid on which maps are judged by default.
+        grid: the grid on which maps are judged by default. side: the usual length of the axes of locations.
     """
 
     name: ClassVar[str]
@@ -43,6 +42,12 @@ class Modality(ABC):
     argument: ClassVar[str] = ""
     head: ClassVar[Literal["evidence", "context"]] = "evidence"
     grid: tuple[int, ...] = (5, 5)
+    side: ClassVar[int] = 224
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of channels or features in a sample."""
+        return self.axes.index("C") if "C" in self.axes else 0
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
         """True if tensors of these names, dtypes (none: floats) and shape of a sample are of this kind."""
@@ -74,7 +79,7 @@ class Modality(ABC):
             raise InputError(f"{name}: expected {like.dtype} on {like.device} as the network, got {got_dtype}. Fix: {fix}")
         if given.exact_size and got != shape:
             raise InputError(f"{name}: this network takes {shape} only, got {got}. Fix: resize the {self.plural}")
-        axis = self.axes.index("C") if "C" in self.axes else 0
+        axis = self.channel_axis
         sizes, expected = (each[:axis] + each[axis + 1 :] for each in (got, shape))
         if min(sizes, default=1) * 2 < min(expected, default=1):
             raise InputError(f"{name}: {sizes} is far below the network's {expected}")
@@ -83,13 +88,13 @@ class Modality(ABC):
             raise InputError(f"{name}: expected finite values, got NaN or Inf. Fix: {fix}")
         return (inputs,)
 
-    @abstractmethod
     def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
-        """Return an example of one sample for a backbone; size 0 takes the usual size."""
+        """Return zeros as an example of one sample for a backbone; size 0 takes the usual size."""
+        return torch.zeros(1, *(channels if axis == "C" else size or self.side for axis in self.axes))
 
     def count_channels(self, shape: Sequence[int]) -> int:
         """Return the channels of a sample, for building a backbone."""
-        return shape[0]
+        return shape[self.channel_axis]
 
     def decode(self, path: Path, preprocess: Any) -> Tensor:
         """Read the file of one sample before it is normalised."""
@@ -103,7 +108,7 @@ class Modality(ABC):
         """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""
         return coarsen_map(maps, grid)
 
-    def check_deletion(self, given: InputFormat) -> None:  # noqa: B027
+    def check_deletion(self, given: InputFormat) -> None:
         """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
@@ -160,11 +165,6 @@ class SeveralInputs(Modality):
             if len(tensors[i]) != len(tensors[0]):
                 raise InputError(f"{name}: {len(tensors[0])} samples of {self.parts[0][0]!r}, {len(tensors[i])} of {part!r}")
         return tuple(tensors)
-
-    def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
-        """Return an example of each kind."""
-        examples = {name: kind.make_example(channels, size) for name, kind in self.parts}
-        return {name: example for name, example in examples.items() if isinstance(example, Tensor)}
 
     def count_channels(self, shape: Sequence[int]) -> int:
         """Return the channels of the first."""

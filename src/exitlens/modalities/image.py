@@ -13,7 +13,6 @@ from torch import Tensor
 
 from exitlens.errors import DataError
 from exitlens.modalities.base import Modality
-from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import Preprocess
 
 MAX_PIXELS = 100_000_000
@@ -30,10 +29,6 @@ class ImageModality(Modality):
     reader = "xl.data.read_image and xl.data.Preprocess.normalise"
     given = "an image, or a folder of images"
     head = "context"
-
-    def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
-        """Return a black image, 224 pixels a side by default."""
-        return torch.zeros(1, channels, size or 224, size or 224)
 
     def decode(self, path: Path, preprocess: Preprocess) -> Tensor:
         """Read an image file."""

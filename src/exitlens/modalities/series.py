@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.errors import DataError, import_extra, is_installed
+from exitlens.errors import DataError, first_line, import_extra, is_installed
 from exitlens.functional.spectrogram import compute_log_mel, count_samples
 from exitlens.modalities.arrays import check_count, check_finite, open_regular, pick_rows, read_npy
 from exitlens.modalities.base import Modality
@@ -42,20 +42,12 @@ class SeriesModality(Modality):
     reader = "xl.data.SeriesPreprocess.normalise"
     given = "a file of a series, or a folder of them"
     head = "context"
-    grid = (16,)
+    grid, side = (16,), 128
     time_axis: ClassVar[int] = 2
 
     def adapt(self, given: InputFormat) -> Modality:
         """Take the axis of time from the network's layers."""
         return TIME_FIRST if given.channels_last else SERIES
-
-    def count_channels(self, shape: Sequence[int]) -> int:
-        """Return C."""
-        return shape[2 - self.time_axis]
-
-    def make_example(self, channels: int = 1, size: int = 0) -> Inputs:
-        """Return zeros, 128 steps by default."""
-        return torch.zeros(1, channels, size or 128).movedim(2, self.time_axis)
 
     def decode(self, path: Path, preprocess: SeriesPreprocess) -> Tensor:
         """Read a file of one series with the channels, spectrogram and length of ``preprocess``."""
@@ -286,8 +278,7 @@ def _read_parquet(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
         except DataError:
             raise
         except Exception as error:  # pyarrow raises many kinds
-            reason = str(error).splitlines()[0] if str(error) else ""
-            raise DataError(f"{name}: cannot be read as Parquet ({type(error).__name__}: {reason})") from error
+            raise DataError(f"{name}: cannot be read as Parquet ({type(error).__name__}: {first_line(error)})") from error
     if not columns:
         raise DataError(f"{name}: no columns of numbers. Fix: give each channel one")
     return np.stack(columns, 1), tuple(kept)

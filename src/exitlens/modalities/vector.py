@@ -26,6 +26,7 @@ class VectorModality(Modality):
     preprocess = VectorPreprocess
     reader = "xl.data.VectorPreprocess.normalise"
     given = "a table of features"
+    side = 16
 
     def __init__(self, groups: Groups = ()) -> None:
         self.groups = groups
@@ -33,10 +34,6 @@ class VectorModality(Modality):
     def adapt(self, given: InputFormat) -> Modality:
         """Take the groups of features from the network."""
         return VectorModality(given.groups) if given.groups else self
-
-    def make_example(self, channels: int = 16, size: int = 0) -> Inputs:
-        """Return zeros."""
-        return torch.zeros(1, size or channels)
 
     def decode(self, path: Path, preprocess: VectorPreprocess) -> Tensor:
         """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row."""

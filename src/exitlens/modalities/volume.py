@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.errors import DataError, import_extra
+from exitlens.errors import DataError, first_line, import_extra
 from exitlens.modalities.arrays import check_count, check_finite, open_regular, read_npy
 from exitlens.modalities.base import Modality
-from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import VolumePreprocess
 
 NIFTI_FILES = (".nii", ".nii.gz")
@@ -31,11 +30,7 @@ class VolumeModality(Modality):
     reader = "xl.data.VolumePreprocess.normalise"
     given = "a file of a volume, or a folder of them"
     head = "context"
-    grid = (3, 3, 3)
-
-    def make_example(self, channels: int = 1, size: int = 0) -> Inputs:
-        """Return zeros, 32 voxels a side by default."""
-        return torch.zeros(1, channels, *(size or 32,) * 3)
+    grid, side = (3, 3, 3), 32
 
     def decode(self, path: Path, preprocess: VolumePreprocess) -> Tensor:
         """Read a file of one volume, and resize it."""
@@ -120,6 +115,6 @@ def _read_nifti(path: Path, name: str) -> Any:  # -> (C,D,H,W) float32
     except (EOFError, zlib.error) as error:
         raise DataError(f"{name}: it is truncated ({error}). Fix: copy it again") from error
     except Exception as error:  # nibabel raises many kinds for hostile files
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise DataError(f"{name}: truncated or damaged, or not NIfTI ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{name}: truncated or damaged, or not NIfTI ({reason})") from error
     return np.ascontiguousarray(array.reshape(*array.shape[:3], -1).transpose(3, 2, 1, 0))

@@ -13,29 +13,15 @@ from torch import Tensor, nn
 from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
-from exitlens.model.cutting.boundaries import count_embedding_rows, has_channels_last, takes_vector
+from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, place_exits
 from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
-from exitlens.model.heads import (
-    HEADS,
-    LEAST_SIDE,
-    NECK_SHARE,
-    AverageHead,
-    EvidenceHead,
-    ExitHead,
-    HeadKind,
-    KeptHead,
-    check_groups,
-    fit_group_neck,
-    fit_neck,
-    fit_token_neck,
-)
-from exitlens.model.info import Final, InputSpec, NetworkInfo
-from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.network import ExitNet
+from exitlens.model.heads import HEADS, LEAST_SIDE, ExitHead, HeadKind, KeptHead, check_groups, make_head
+from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
+from exitlens.types.settings import check_choice
 
 
 def attach(  # noqa: PLR0913
@@ -86,10 +72,10 @@ def attach(  # noqa: PLR0913
         >>> [tuple(out.attention.shape) for out in net(images)]  # two early exits and the final one
         [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
-    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
-    for name, (word, known) in (words | {"placement": (placement, PLACEMENTS)}).items():
-        if word not in known:
-            raise InputError(f"{name}: expected one of {known}, got {word!r}")
+    check_choice("final", final, get_args(Final))
+    check_choice("head", head, HEADS)
+    check_choice("layout", layout, (*KINDS, None))
+    check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement)
     modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])
     named = check_groups(groups, shape, list_tensors(example)[0])
@@ -173,7 +159,7 @@ def _make_heads(
     pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups
 ) -> list[ExitHead]:
     like, count = next(pieces.traced.backbone.parameters()), len(pieces.stages)
-    heads = [_make_head(pieces, k, num_classes, kind, plain, groups).to(like.device, like.dtype) for k in range(count)]
+    heads = [make_head(pieces, k, num_classes, kind, plain, groups).to(like.device, like.dtype) for k in range(count)]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:
@@ -186,28 +172,6 @@ def _make_heads(
         is_exact = kept.linear is None or _is_exact(pieces, kept, kept.linear)
         heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)
     return heads
-
-
-def _make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups) -> ExitHead:
-    """Make one head; its neck may take a share of the plain backbone's multiply-accumulates."""
-    features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
-    channels, layout, size = features.channels, features.layout, features.size
-    is_plane, budget = len(size) >= 2, NECK_SHARE * plain
-    if kind == "average":
-        return AverageHead(channels, num_classes, layout)
-    if groups and lateral is not None:
-        neck = fit_group_neck(channels, lateral.channels, groups, budget / count)
-        return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
-    final_has_none = is_plane and lateral is None  # its own features are fine enough
-    if kind == "evidence" or math.prod(size) == 1 or (k == count - 1 and final_has_none):
-        return EvidenceHead(channels, num_classes, layout)
-    budget /= count - final_has_none
-    grid, lateral = (lateral or pieces.features[-1]).size, pieces.lateral_at(k)
-    beside = lateral.channels if lateral else 0
-    fitted = (
-        fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
-    )
-    return EvidenceHead(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
 
 
 def _is_exact(pieces: Pieces, head: ExitHead, linear: nn.Linear) -> bool:

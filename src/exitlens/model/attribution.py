@@ -20,6 +20,7 @@ from exitlens.model.mixing import Mixing
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, check_labels
+from exitlens.types.settings import check_choice
 from exitlens.types.tasks import USUAL_SCORES
 
 Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
@@ -69,8 +70,7 @@ def attribute(
     for name, value, top in (("exit", exit, last), ("at", at, exit)):
         if not isinstance(value, int) or not 0 <= value <= top:
             raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
-    if method not in METHODS:
-        raise InputError(f"method: expected one of {METHODS}, got {method!r}")
+    check_choice("method", method, METHODS)
     detached = net.has_self_attention if detached is None else detached
     activations = net.check_input(inputs)
     if labels is not None:

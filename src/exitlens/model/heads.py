@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import energy
-from exitlens.model.cutting.split import Stage
-from exitlens.model.layouts import Layout
+from exitlens.model.cutting.boundaries import Layout
+from exitlens.model.cutting.split import Pieces, Stage
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Groups
 
@@ -484,6 +484,28 @@ class KeptHead(_EnergyHead):
         features = self.layout.canonical(activations[0])
         evidence = torch.einsum("cd,bd...->bc...", self.linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)
+
+
+def make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: int, groups: Groups) -> ExitHead:
+    """Make one head; its neck may take a share of the plain backbone's multiply-accumulates."""
+    features, lateral, count = pieces.features[k], pieces.lateral, len(pieces.stages)
+    channels, layout, size = features.channels, features.layout, features.size
+    is_plane, budget = len(size) >= 2, NECK_SHARE * plain
+    if kind == "average":
+        return AverageHead(channels, num_classes, layout)
+    if groups and lateral is not None:
+        neck = fit_group_neck(channels, lateral.channels, groups, budget / count)
+        return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
+    final_has_none = is_plane and lateral is None  # its own features are fine enough
+    if kind == "evidence" or math.prod(size) == 1 or (k == count - 1 and final_has_none):
+        return EvidenceHead(channels, num_classes, layout)
+    budget /= count - final_has_none
+    grid, lateral = (lateral or pieces.features[-1]).size, pieces.lateral_at(k)
+    beside = lateral.channels if lateral else 0
+    fitted = (
+        fit_neck(channels, size, grid, budget, beside) if is_plane else fit_token_neck(channels, size[0], budget, beside)
+    )
+    return EvidenceHead(channels, num_classes, layout, fitted, lateral.layout if lateral else None)
 
 
 def have_maps(heads: Iterable[nn.Module]) -> bool:

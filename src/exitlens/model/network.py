@@ -1,10 +1,10 @@
-"""ExitNet: the stages of a backbone with an exit head after each."""
+"""ExitNet: the stages of a backbone with an exit head after each; its inputs, and the record of how it was made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -12,19 +12,108 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.functional.maps import answer_score, gradient_x_input
+from exitlens.functional.maps import answer_score, gradient_x_input, place
+from exitlens.modalities import Modality, find_modality
 from exitlens.model._torch_compat import list_member_tables
+from exitlens.model.cutting.boundaries import Kind
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.manager import EngineManager, tune
 from exitlens.model.engine.tuning import Tuning, name_network
-from exitlens.model.heads import ExitHead
-from exitlens.model.info import InputSpec, NetworkInfo
+from exitlens.model.heads import ExitHead, HeadKind
 from exitlens.model.mixing import Mixing, has_self_attention, open_inputs
 from exitlens.types import ExitOutput, Policy
-from exitlens.types.inputs import Inputs
+from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs
 from exitlens.types.outputs import exit_name
-from exitlens.types.tasks import USUAL_SCORES
+from exitlens.types.preprocessing import Preprocessing
+from exitlens.types.settings import check_choice
+from exitlens.types.tasks import TASKS, USUAL_SCORES, Task
+
+Final = Literal["head", "keep"]
+
+
+class InputSpec(InputFormat):
+    """The inputs that a network takes, with their check."""
+
+    @property
+    def modality(self) -> Modality:
+        """Their modality."""
+        return find_modality(self.names, self.shape, self.dtypes, self.shapes).adapt(self)
+
+    def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors in the first stage's order; see :meth:`exitlens.modalities.base.Modality.check`."""
+        return self.modality.check(inputs, self, name, like)
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """Record of how a network was made, sufficient to build it again, and of what its inputs and outputs mean."""
+
+    at: tuple[str, ...]  # names of the modules that early exits follow
+    num_classes: int
+    final: Final
+    input_shape: tuple[int, ...]  # of a sample: (C,H,W) for an image, (N,) for a text; with several inputs, the first's
+    source: str = ""  # empty for the user's own module, which ``xl.load(dir, backbone=...)`` takes
+    classes: tuple[str, ...] = ()
+    preprocess: Preprocessing | None = None
+    layout: Kind | None = None
+    inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
+    dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's dtype
+    config: dict[str, Any] | None = None  # of a transformers model
+    head: HeadKind = "evidence"
+    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map from its cells, in cells; empty if there is none
+    feature_offsets: tuple[tuple[float, ...], ...] = ()  # the same for its features, whose grid a neck may change
+    input_shapes: tuple[tuple[int, ...], ...] = ()  # of several inputs of different kinds
+    groups: Groups = ()  # for a vector, the groups of features that maps lie on
+    task: Task = "classes"
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.task, TASKS)
+
+    @property
+    def modality(self) -> Modality:
+        """Modality of the inputs."""
+        dtypes = [getattr(torch, name) for name in self.dtypes]
+        return find_modality(self.inputs, self.input_shape, dtypes, self.input_shapes)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a sample, for building the backbone again."""
+        return self.modality.count_channels(self.input_shape)
+
+    def place(self, k: int, maps: Tensor) -> Tensor:
+        """Move maps ``(...,*S)`` of exit k to their place in the image, to be drawn, deleted or compared with a mask."""
+        return place(maps, self.map_offsets[k]) if self.map_offsets else maps
+
+    def place_relevance(self, k: int, maps: Tensor) -> Tensor:
+        """Move maps on the grid of exit k's features, as :meth:`place` does."""
+        return place(maps, self.feature_offsets[k]) if self.feature_offsets else maps
+
+    def example(self, like: Tensor) -> Inputs:
+        """Return an example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
+        dtypes = [getattr(torch, name) for name in self.dtypes] or [like.dtype] * max(1, len(self.inputs))
+        shapes = self.input_shapes or [self.input_shape] * len(dtypes)
+        pairs = zip(shapes, dtypes, strict=True)
+        zeros = [torch.zeros(1, *shape, dtype=dtype, device=like.device) for shape, dtype in pairs]
+        named = dict(zip(self.inputs, zeros, strict=False))
+        if MASK in named:
+            named[MASK] = torch.ones_like(named[MASK])
+        return named or zeros[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
+        """Inverse of :meth:`to_dict`."""
+        info = cls(**{name: _to_tuples(value) for name, value in values.items() if name != "preprocess"})
+        preprocess = values["preprocess"]
+        return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 class ExitNet(nn.Module):
@@ -95,9 +184,9 @@ class ExitNet(nn.Module):
 
     def _repr_html_(self) -> str:
         rows = []
-        for k, place in enumerate([*self.info.at, "the end"]):
+        for k, module in enumerate([*self.info.at, "the end"]):
             count = f"{sum(p.numel() for p in self.stage(k).parameters()):,}"
-            rows.append([exit_name(k, self.num_exits), place, f"{self.cost[k]:.3f}", type(self.head(k)).__name__, count])
+            rows.append([exit_name(k, self.num_exits), module, f"{self.cost[k]:.3f}", type(self.head(k)).__name__, count])
         return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:

@@ -25,8 +25,7 @@ from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, OnnxFiles, Written, is_close
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.info import InputSpec, NetworkInfo
-from exitlens.model.network import ExitNet
+from exitlens.model.network import ExitNet, InputSpec, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT, check_fit

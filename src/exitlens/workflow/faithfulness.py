@@ -30,7 +30,7 @@ from exitlens.types.tasks import USUAL_SCORES
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 Of = Literal["attention", "relevance"]
-Prepare = Callable[[Tensor], Inputs]  # rows -> inputs
+Maker = Callable[[Tensor], Inputs]  # rows -> inputs
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
     return tuple(column.mean().item() for column in values)
 
 
-def _hold(data: Any, most: int) -> tuple[Prepare, int, Tensor | None]:
+def _hold(data: Any, most: int) -> tuple[Maker, int, Tensor | None]:
     """Hold samples in memory; return a function from rows to inputs, the number of samples, and their masks."""
     if hasattr(data, "subset") and hasattr(data, "inputs"):
         part = data.subset(draw_samples(len(data), most).sort().values)
@@ -181,9 +181,7 @@ def _hold(data: Any, most: int) -> tuple[Prepare, int, Tensor | None]:
 class _Batches:
     """Inputs batch by batch; each pass prepares them anew, so that only one batch is held as floats."""
 
-    def __init__(
-        self, prepare: Prepare, rows: Tensor, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE
-    ) -> None:
+    def __init__(self, prepare: Maker, rows: Tensor, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
         self._prepare, self._rows, self._size, self._bar = prepare, rows, size, bar
         self._task = bar.add_task(what, total=passes * -(-len(rows) // size))
 

@@ -15,7 +15,7 @@ from exitlens.modalities import SERIES, TEXT, VECTOR, VOLUME
 from exitlens.model.backbones import build
 from exitlens.model.backbones.build import Normalisation, read_config, read_normalisation, read_tokenizer
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.info import NetworkInfo
+from exitlens.model.network import NetworkInfo
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.texts import AT, config_values, make_bert, make_texts
 

@@ -6,9 +6,8 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.cutting import boundaries
-from exitlens.model.cutting.boundaries import find_channel_axis, find_input_channel_axis
+from exitlens.model.cutting.boundaries import Layout, find_channel_axis, find_input_channel_axis
 from exitlens.model.cutting.trace import trace
-from exitlens.model.layouts import Layout
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 

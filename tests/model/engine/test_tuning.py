@@ -72,7 +72,7 @@ def test_bfloat16_runs_the_stages_and_leaves_heads_and_softmax():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"micro_batch": -1}, "micro_batch: expected an integer of 0 or more, got -1"),
+        ({"micro_batch": -1}, "micro_batch: expected a whole number of 0 or more, got -1"),
         ({"threads": 1.5}, "threads"),
         ({"micro_batch": True}, "micro_batch"),
         ({"folded": "no"}, "folded: expected bool, got str"),

@@ -9,8 +9,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
+from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.heads import AverageHead, ContextNeck, EvidenceHead
-from exitlens.model.layouts import Layout
 from tests.conftest import TinyNet
 from tests.model.kinds import check_outputs, make_network
 

@@ -18,7 +18,7 @@ from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, Say, load_state, report_match
-from exitlens.model.info import NetworkInfo
+from exitlens.model.network import NetworkInfo
 from exitlens.types.inputs import Inputs
 
 Config = dict[str, Any] | None  # of a transformers model

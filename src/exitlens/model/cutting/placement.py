@@ -17,10 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from exitlens.errors import AttachError, InputError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, make_example
-from exitlens.model.cutting.boundaries import find_cut_nodes, find_exit_nodes
+from exitlens.model.cutting.boundaries import Kind, find_cut_nodes, find_exit_nodes
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.model.cutting.trace import Interpreter, TracedBackbone, run_fake, run_real, trace
-from exitlens.model.layouts import Kind
 from exitlens.model.process import hold_memory
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 

@@ -17,10 +17,9 @@ from torch.nn.parameter import UninitializedParameter
 from exitlens.errors import AttachError, TraceMismatchError
 from exitlens.model._torch_compat import DROPOUT, list_member_tables
 from exitlens.model.cutting import boundaries
-from exitlens.model.cutting.boundaries import find_node_layout
+from exitlens.model.cutting.boundaries import Kind, Layout, find_node_layout
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.trace import TracedBackbone, get_callee_name, pick_logits, trace
-from exitlens.model.layouts import Kind, Layout
 from exitlens.types.inputs import MASK, Inputs, list_input_names, list_tensors
 
 Activations = tuple[Tensor, ...]
@@ -57,25 +56,20 @@ class Stage(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), cuda() and so on call
         moved: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0)).device
+        replaced: set[torch.device] = set()
+
+        def retarget(value: Any) -> Any:  # torch.export writes the example's device into the graph
+            if not isinstance(value, torch.device) or value == device:
+                return value
+            replaced.add(value)
+            return device
+
         for body in (self.body, self.evaluation):
-            _retarget(body, device)
+            for node in body.graph.nodes:
+                node.args, node.kwargs = map_aggregate(node.args, retarget), map_aggregate(node.kwargs, retarget)
+            if replaced:
+                body.recompile()
         return moved
-
-
-def _retarget(body: fx.GraphModule, device: torch.device) -> None:
-    """Make the graph's own tensors on ``device`` instead of the example's, which torch.export writes into the graph."""
-    replaced: set[torch.device] = set()
-
-    def retarget(value: Any) -> Any:
-        if not isinstance(value, torch.device) or value == device:
-            return value
-        replaced.add(value)
-        return device
-
-    for node in body.graph.nodes:
-        node.args, node.kwargs = map_aggregate(node.args, retarget), map_aggregate(node.kwargs, retarget)
-    if replaced:
-        body.recompile()
 
 
 def _merge(into: nn.Module, other: nn.Module) -> None:

@@ -191,10 +191,9 @@ class CompiledEngine(Engine):
                         else:
                             following = self.run_stage(k, batch)
                 except Exception as error:
-                    reason = str(error).strip().partition("\n")[0]
                     raise EngineError(
-                        f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: {reason:.200}). "
-                        "Fix: install a C++ compiler such as g++, or leave compile() out."
+                        f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: {first_line(error):.200})."
+                        " Fix: install a C++ compiler such as g++, or leave compile() out."
                     ) from error
             rows = tuple(t.clone() for t in following)
             yield k, time.perf_counter() - started

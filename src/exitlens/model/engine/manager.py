@@ -28,6 +28,7 @@ from exitlens.model.heads import ExitHead
 from exitlens.model.process import can_keep_memory, keep_memory
 from exitlens.progress import track
 from exitlens.types import Policy
+from exitlens.types.settings import POSITIVE, Rule, check_choice, check_number
 from exitlens.types.tasks import are_same, find_answers
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -289,14 +290,10 @@ def tune(
     backend: str = "auto",
 ) -> Engine:
     """Return the fastest engine for stages and heads; see :meth:`~exitlens.model.network.ExitNet.tune`."""
-    if backend not in ("auto", *BACKENDS):
-        raise InputError(f"backend: expected 'auto' or one of {BACKENDS}, got {backend!r}")
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
-    if not 0 < min_agreement <= 1:
-        raise InputError(f"min_agreement: expected a share in (0, 1], got {min_agreement}")
-    if not seconds > 0:
-        raise InputError(f"seconds: expected a time above 0, got {seconds}")
+    check_choice("backend", backend, ("auto", *BACKENDS))
+    check_choice("precision", precision, ("auto", "float32", "bfloat16"))
+    check_number("min_agreement", min_agreement, Rule("a share in (0, 1]", lambda value: 0 < value <= 1))
+    check_number("seconds", seconds, POSITIVE)
     meter = _Meter(parts, activations, seconds / 4)
     torch_forms = [] if backend == "onnx" else meter.list_torch_forms(policy, precision, min_agreement)
     groups = [forms for forms in (meter.list_onnx_forms(backend, precision), torch_forms) if forms]

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.dlpack import from_dlpack
 
-from exitlens.errors import EngineError, ExportError, import_extra
+from exitlens.errors import EngineError, ExportError, first_line, import_extra
 from exitlens.functional.routing import needs_head
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import Engine, Step
@@ -185,8 +185,7 @@ def shorten(error: Exception) -> str:
     """Return the class and first line of the error that caused this one."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
 def open_file(path: Path, threads: int = 1) -> Any:
@@ -317,11 +316,7 @@ class OnnxEngine(Engine):
 
 
 def build_engine(
-    stages: Sequence[Stage],
-    heads: Sequence[ExitHead],
-    tuning: Tuning,
-    example: Activations,
-    files: OnnxFiles | None = None,
+    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations, files: OnnxFiles | None = None
 ) -> Engine:
     """Make an engine on copies of stages and heads in the tuning's form, with its backend.
 

@@ -27,6 +27,7 @@ from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.model.mixing import has_self_attention
 from exitlens.model.process import THREAD_LIMIT, keep_memory
 from exitlens.types.inputs import set_channels_last
+from exitlens.types.settings import WHOLE, check_choice, check_numbers
 
 PRECISIONS, BACKENDS = ("float32", "bfloat16", "int8"), ("torch", "onnx")
 ATEN = torch.ops.aten
@@ -85,16 +86,12 @@ class Tuning:
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "threads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise InputError(f"{name}: expected an integer of 0 or more, got {value!r}")
+        check_numbers(self, {"micro_batch": WHOLE, "threads": WHOLE})
         for name in ("channels_last", "folded", "keep_memory"):
             require(getattr(self, name), bool, name)
         require(self.measured, Mapping, "measured")
-        for name, known in (("precision", PRECISIONS), ("backend", BACKENDS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("backend", self.backend, BACKENDS)
         if (self.backend, self.precision) in (("torch", "int8"), ("onnx", "bfloat16")):
             raise InputError(f"backend: {self.backend!r} does not run in {self.precision}. Fix: choose another of the two.")
         if self.backend == "onnx" and self.channels_last:
