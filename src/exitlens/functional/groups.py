@@ -37,7 +37,8 @@ def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,)
 def split_trace(trace: Trace, share: float, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the groups in random order (``None`` if every sample is its own), and indices of two parts of the samples.
 
-    The first part has this ``share`` of the samples, or of the groups as wholes, at least one.
+    The first part has this ``share`` of the samples, or of the groups as wholes, at least one. The indices are in random
+    order (groups: numbered at random), on which tests by betting rely.
     """
     if trace.groups is not None and trace.num_groups < len(trace):
         groups = shuffle_groups(trace.groups, seed)

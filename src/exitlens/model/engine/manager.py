@@ -28,7 +28,7 @@ from exitlens.model.heads import ExitHead
 from exitlens.model.process import can_keep_memory, keep_memory
 from exitlens.progress import track
 from exitlens.types import Policy
-from exitlens.types.settings import POSITIVE, Rule, check_choice, check_number
+from exitlens.types.settings import POSITIVE, NumberRule, check_choice, check_number
 from exitlens.types.tasks import are_same, find_answers
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -292,7 +292,7 @@ def tune(
     """Return the fastest engine for stages and heads; see :meth:`~exitlens.model.network.ExitNet.tune`."""
     check_choice("backend", backend, ("auto", *BACKENDS))
     check_choice("precision", precision, ("auto", "float32", "bfloat16"))
-    check_number("min_agreement", min_agreement, Rule("a share in (0, 1]", lambda value: 0 < value <= 1))
+    check_number("min_agreement", min_agreement, NumberRule("a share in (0, 1]", lambda value: 0 < value <= 1))
     check_number("seconds", seconds, POSITIVE)
     meter = _Meter(parts, activations, seconds / 4)
     torch_forms = [] if backend == "onnx" else meter.list_torch_forms(policy, precision, min_agreement)
