@@ -178,8 +178,8 @@ def fit(
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if out.exists():
-            place = getattr(stop, "__notes__", ["before the first epoch"])[0].partition(":")[0]
-            stop.__notes__ = [f"{place}; go on with: exitlens {shlex.join(words)} --resume"]
+            place = getattr(stop, "__notes__", ["before the first epoch"])[0]
+            stop.__notes__ = [place, f"go on with: exitlens {shlex.join(words)} --resume"]
         raise
     dropped = ranks.share(lambda: save_trained(net, out / "bundle", overwrite=resume))
     if dropped:

@@ -45,8 +45,8 @@ def attach(  # noqa: PLR0913
         num_classes: ``C`` of every exit.
         example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
             ``(B,C,D,H,W)``, vectors ``(B,F)``, or tokens ``(B,N)``, alone or by name
-            (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough. Several inputs come by name, the one that
-            maps are to lie on first.
+            (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough. Several inputs come by name, first the
+            one that maps lie on.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default it is inferred from the shapes.
@@ -103,18 +103,34 @@ def attach(  # noqa: PLR0913
     tensors, last = list_tensors(example), pieces.features[-1].layout
     is_mixed = len({t.dtype for t in tensors}) > 1
     spec = InputSpec(
-        list_input_names(example), shape, pieces.exact_size, tuple(count_embedding_rows(pieces.traced)),
-        last.prefix if last.grid is None else 0,
-        tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed),
-        channels_last=has_channels_last(pieces.traced), groups=named, shapes=list_shapes(example),
-    )  # fmt: skip
+        names=list_input_names(example),
+        shape=shape,
+        exact_size=pieces.exact_size,
+        vocabulary=tuple(count_embedding_rows(pieces.traced)),
+        prefix=last.prefix if last.grid is None else 0,
+        dtypes=tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed),
+        channels_last=has_channels_last(pieces.traced),
+        groups=named,
+        shapes=list_shapes(example),
+    )
     exits, config, dtypes = tuple(at), read_config(module), tuple(str(d).removeprefix("torch.") for d in spec.dtypes)
     moved = geometry if any(any(m.offset + m.feature_offset) for m in geometry) else []
     info = NetworkInfo(
-        exits, num_classes, final, shape, source or ("hf:" if config else ""), layout=layout, inputs=spec.names,
-        dtypes=dtypes, config=config, head=head, input_shapes=spec.shapes, groups=named,
-        map_offsets=tuple(m.offset for m in moved), feature_offsets=tuple(m.feature_offset for m in moved),
-    )  # fmt: skip
+        at=exits,
+        num_classes=num_classes,
+        final=final,
+        input_shape=shape,
+        source=source or ("hf:" if config else ""),
+        layout=layout,
+        inputs=spec.names,
+        dtypes=dtypes,
+        config=config,
+        head=head,
+        input_shapes=spec.shapes,
+        groups=named,
+        map_offsets=tuple(m.offset for m in moved),
+        feature_offsets=tuple(m.feature_offset for m in moved),
+    )
     warn_of_small_reach(geometry, exits, shape[1:], head)
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
     net.heads.train(module.training)

@@ -94,7 +94,7 @@ def attribute(
         for k in range(at + 1):
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
-            shares = _explain(method, score, activations[0])
+            shares = _attribute(method, score, activations[0])
         head = net.head(at)
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
     relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
@@ -107,7 +107,7 @@ def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
     with switch_mode(net, False):
         exits = range(net.num_exits)
         recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits], net)
-        outputs = list(recording.iterate_explained(activations))
+        outputs = list(recording.iterate_outputs(activations))
         return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
 
 
@@ -118,8 +118,8 @@ class Recording:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
         self._detached, self._info = net.has_self_attention, net.info
 
-    def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
-        """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_explained` does, detached."""
+    def iterate_outputs(self, activations: Activations) -> Iterator[ExitOutput]:
+        """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_outputs` does, detached."""
         activations = _leave_inference_mode(activations)
         for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
             with torch.inference_mode(False):  # its tensors have no gradients
@@ -156,7 +156,7 @@ def _leave_inference_mode(activations: Activations) -> Activations:
         return tuple(t.clone() if t.is_inference() else t for t in activations)
 
 
-def _explain(method: Method, score: Score, features: Tensor) -> Tensor:
+def _attribute(method: Method, score: Score, features: Tensor) -> Tensor:
     """Return what features add to a score, by gradients; integrated ones are taken at the midpoints of equal steps."""
     if method != "integrated_gradients":
         features = features.detach().requires_grad_()

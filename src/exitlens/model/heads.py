@@ -269,7 +269,10 @@ class ExitHead(nn.Module, ABC):
     def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
         """Return the output; with ``separate_map``, gradients of the attention do not reach the activations."""
         out: ExitOutput = self(*activations)
-        return out._replace(attention=self.find_attention(*(t.detach() for t in activations))) if separate_map else out
+        if not separate_map:
+            return out
+        # the map is computed once more, neck included: gradients of the logits still have to reach the activations
+        return out._replace(attention=self.find_attention(*(t.detach() for t in activations)))
 
     @abstractmethod
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,7 +362,7 @@ class EvidenceHead(ExitHead):
         attention = self._weigh(flat, activations)
         weights = attention.to(flat.dtype).transpose(1, 2)  # (B,1,N)
         pooled, deep, spread = torch.bmm(weights, rows), None, None
-        if self.keeps_features:  # enlarging features and pooling them is pooling them by attention that is summed up
+        if self.keeps_features:  # each is pooled by the sum of the attention of its copies, so it is not enlarged
             features = self.layout.canonical(activations[0]).to(flat.dtype)
             deep, spread = features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], flat)
             pooled = torch.cat([pooled, torch.bmm(weights if spread is None else weights @ spread, deep)], 2)
@@ -379,16 +382,16 @@ class EvidenceHead(ExitHead):
 
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention and evidence."""
-        return self._explain(self._pool(*activations))
+        return self._add_evidence(self._pool(*activations))
 
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """Return the output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
         pooled = self._pool(*activations)
         rows = pooled.rows if pooled.deep is None else torch.cat([pooled.rows, pooled.enlarge(pooled.deep)], 2)
         keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, pooled.attention.shape[1:])
-        return self._explain(pooled), features if keep is None else features * keep[:, None]
+        return self._add_evidence(pooled), features if keep is None else features * keep[:, None]
 
-    def _explain(self, pooled: _Pooled) -> ExitOutput:
+    def _add_evidence(self, pooled: _Pooled) -> ExitOutput:
         rows = pooled.rows
         weight = self.classifier.weight.to(rows.dtype).t()  # (width + D, C)
         evidence = rows @ weight[: rows.shape[2]]  # (B,N,C)
@@ -499,7 +502,7 @@ def make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: i
     final_has_none = is_plane and lateral is None  # its own features are fine enough
     if kind == "evidence" or math.prod(size) == 1 or (k == count - 1 and final_has_none):
         return EvidenceHead(channels, num_classes, layout)
-    budget /= count - final_has_none
+    budget /= count - 1 if final_has_none else count
     grid, lateral = (lateral or pieces.features[-1]).size, pieces.lateral_at(k)
     beside = lateral.channels if lateral else 0
     fitted = (

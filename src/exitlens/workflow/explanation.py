@@ -73,9 +73,9 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
     with net.open_engine() as engine:
         records = relevance and engine.tuning.precision == "float32"
         recording = Recording(engine.stages, engine.heads, net) if records else None
-        seen = _look(engine, engine.enter(tensors), policy, final, recording)
-    early = [view.decision.scores for view in seen if view.decision is not None]
-    scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
+        results = _run_exits(engine, engine.enter(tensors), policy, final, recording)
+    early = [view.decision.scores for view in results if view.decision is not None]
+    scores = torch.stack(early, 1) if early else results[0].scores.new_empty(len(results[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     relevances: list[Tensor | None] = [None] * len(answered)
     if recording is not None:
@@ -85,20 +85,29 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
             rows = [i for i, exit in enumerate(answered) if exit == k]
             for i, item in zip(rows, attribute(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
                 relevances[i] = item
-    columns = [_make_views(net, policy, seen, k) for k in range(len(seen))]
+    columns = [_make_views(net, policy, results, k) for k in range(len(results))]
     error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
-    count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
+    count, modality, explanations = net.num_exits, net.input_spec.modality, []
     for i, (sample, item) in enumerate(zip(tensors[0], relevances, strict=True)):
         run = count if final else answered[i] + 1
         views = tuple(column(i, run == count) for column in columns[:run])
-        tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
-        network = info.classes, count, tokens, info.preprocess, modality.draw_map
-        shown = None if item is None else item.clone()
-        result.append(Explanation(sample.clone(), views, answered[i], *network, shown, error))
-    return result
+        explanation = Explanation(
+            inputs=sample.clone(),
+            exits=views,
+            answered=answered[i],
+            classes=net.info.classes,
+            num_exits=count,
+            tokens=modality.name_locations([t[i] for t in tensors], net.input_spec, net.info.preprocess),
+            preprocess=net.info.preprocess,
+            draw_map=modality.draw_map,
+            relevance=None if item is None else item.clone(),
+            calibration_error=error,
+        )
+        explanations.append(explanation)
+    return explanations
 
 
-class _Seen(NamedTuple):
+class _ExitResult(NamedTuple):
     """The output, probabilities and scores of an exit for a batch, and its decision (``None`` for the final exit)."""
 
     out: ExitOutput
@@ -107,10 +116,12 @@ class _Seen(NamedTuple):
     decision: Decision | None
 
 
-def _look(engine: Engine, activations: Activations, policy: Policy, final: bool, recording: Recording | None) -> list[_Seen]:
+def _run_exits(
+    engine: Engine, activations: Activations, policy: Policy, final: bool, recording: Recording | None
+) -> list[_ExitResult]:
     """Run all exits; unless ``final``, only until every sample has an answer."""
-    outputs = (engine if recording is None else recording).iterate_explained(activations)
-    seen: list[_Seen] = []
+    outputs = (engine if recording is None else recording).iterate_outputs(activations)
+    results: list[_ExitResult] = []
     waiting: Tensor | None = None
     for k, output in enumerate(outputs):
         out = ExitOutput(*(t.clone() for t in output))  # ordinary tensors
@@ -119,30 +130,30 @@ def _look(engine: Engine, activations: Activations, policy: Policy, final: bool,
         p = probabilities(out.logits, policy.temperatures[k], policy.score)
         scores = score_of(p, policy.score)
         if k == len(policy.thresholds):
-            seen.append(_Seen(out, p, scores, None))
+            results.append(_ExitResult(out, p, scores, None))
             break
-        previous = seen[-1].out.attention if seen else None
+        previous = results[-1].out.attention if results else None
         features = None if policy.gate is None else compute_gate_features(out.attention, previous)
         decision = decide(policy, k, p, scores, features)
-        seen.append(_Seen(out, p, scores, decision))
+        results.append(_ExitResult(out, p, scores, decision))
         waiting = ~decision.fired if waiting is None else waiting & ~decision.fired
         if not waiting.any():
             if not final:
                 break
             if recording is not None:
                 recording.stop()
-    return seen
+    return results
 
 
-def _make_views(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
+def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k: int) -> Callable[[int, bool], ExitView]:
     """Return a function that makes an exit's view of sample i, compared with the final exit or not."""
-    out, p, scores, decision = seen[k]
+    out, p, scores, decision = results[k]
     head = net.head(k)
     attention, evidence = (net.info.place(k, maps.float()) for maps in (out.attention, out.evidence))
     estimates = None if decision is None else decision.estimates
     labels, compares = p.argmax(1), have_maps(net.heads)
-    to_final = _compare_maps(out, seen[-1].out) if compares and len(seen) == net.num_exits else None
-    to_previous = _compare_maps(out, seen[k - 1].out) if compares and k else None
+    to_final = _compare_maps(out, results[-1].out) if compares and len(results) == net.num_exits else None
+    to_previous = _compare_maps(out, results[k - 1].out) if compares and k else None
 
     def view_label(i: int, c: int) -> LabelView:
         bias = 0.0 if head.bias is None else head.bias[c].item()

@@ -37,7 +37,7 @@ def test_every_way_to_run_an_exit_gives_the_same(tuning, final):
     engine = Engine.prepare(*net.engine.parts, tuning)
     with engine.mode():
         entered = engine.enter((IMAGES[:9],))
-        outputs, explained = engine.compute_outputs(entered), list(engine.iterate_explained(entered))
+        outputs, explained = engine.compute_outputs(entered), list(engine.iterate_outputs(entered))
         activations = entered
         for k, out in enumerate(expected):
             step = engine.run_exit(k, activations, 2.0, "margin", attention=True)
@@ -59,7 +59,7 @@ def test_a_stage_runs_when_its_exit_is_asked_for():
     net, ran = make_net(), []
     stages = [lambda *a, k=k: (ran.append(k), net.stage(k)(*a))[1] for k in range(3)]
     engine = Engine(stages, [net.head(k) for k in range(3)], Tuning())
-    next(engine.iterate_explained((IMAGES[:2],)))
+    next(engine.iterate_outputs((IMAGES[:2],)))
     assert ran == [0]
     engine.compute_logits(1, (IMAGES[:2],))
     assert ran == [0, 0, 1]

@@ -14,7 +14,7 @@ import exitlens as xl
 from exitlens.model.attribution import attribute
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import frozen
-from exitlens.workflow.training.frozen import FeatureCache, FeatureLoader, FeatureStore, explain_no_cache
+from exitlens.workflow.training.frozen import FeatureCache, FeatureLoader, FeatureStore, find_cache_obstacle
 from tests.conftest import make_net
 from tests.model.kinds import make_network
 from tests.texts import make_text_net, make_texts
@@ -135,7 +135,7 @@ def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
         assert len(data.bad) == 2
     _assert_close(*nets)
-    assert explain_no_cache(data, FROZEN, False) == ""  # pictures in a folder are kept by default
+    assert find_cache_obstacle(data, FROZEN, False) == ""  # pictures in a folder are kept by default
 
 
 def test_features_take_half_of_the_free_disk_at_most(tmp_path, monkeypatch):
@@ -156,12 +156,12 @@ class Own(Dataset):
 
 def test_changing_features_are_not_cached(tiny_set, capsys):
     fixed = TensorDataset(tiny_set.inputs, tiny_set.labels)
-    assert explain_no_cache(tiny_set, FROZEN, False) == ""
-    assert explain_no_cache(fixed, FROZEN, False) == ""
-    assert explain_no_cache(Own(), FORCED, False) == ""
-    assert "Own may give other inputs" in explain_no_cache(Own(), FROZEN, False)
-    assert "DataLoader" in explain_no_cache(DataLoader(fixed), FROZEN, False)
-    assert "augmentation" in explain_no_cache(fixed, FROZEN, True)
+    assert find_cache_obstacle(tiny_set, FROZEN, False) == ""
+    assert find_cache_obstacle(fixed, FROZEN, False) == ""
+    assert find_cache_obstacle(Own(), FORCED, False) == ""
+    assert "Own may give other inputs" in find_cache_obstacle(Own(), FROZEN, False)
+    assert "DataLoader" in find_cache_obstacle(DataLoader(fixed), FROZEN, False)
+    assert "augmentation" in find_cache_obstacle(fixed, FROZEN, True)
     xl.fit(make_net(), tiny_set, tiny_set, augment="flip", **QUICK | {"epochs": 1, "progress": True})
     assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
 

@@ -85,7 +85,7 @@ class Engine:
 
     # The following methods never run compiled steps, so nothing is compiled for them.
 
-    def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
+    def iterate_outputs(self, activations: Activations) -> Iterator[ExitOutput]:
         """Yield logits, attention and evidence exit by exit; a stage runs only when its exit is asked for."""
         for stage, head in zip(self.stages, self.heads, strict=True):
             activations = stage(*activations)

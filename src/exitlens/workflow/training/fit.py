@@ -27,7 +27,7 @@ from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, TrainingSettings, check_number
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
-from exitlens.workflow.training.frozen import explain_no_cache, keep_features
+from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
 from exitlens.workflow.training.record import format_epoch, open_tensorboard
 from exitlens.workflow.training.run import Augment, TrainingRun, check_validation
 
@@ -172,7 +172,9 @@ def run_training(
         loss = _choose_loss(loss, net, settings, train)
         augmentation = _choose_augment(settings.augment if augment is None else augment, net, train)
         moves_relevance = loss.needs_relevance and net.info.final != "keep"
-        no_cache = explain_no_cache(train, settings, augmentation is not None, moves_relevance)  # before anything is written
+        no_cache = find_cache_obstacle(
+            train, settings, augmentation is not None, moves_relevance
+        )  # before anything is written
         run = TrainingRun(net, loss, settings, augmentation, workers, options.out_dir, ranks)
         with ranks.together():
             net.describe(task=check_validation(net, val))

@@ -39,7 +39,7 @@ IN_MEMORY = 2 * 2**30  # bytes of features in memory
 DISK_SHARE = 0.5  # of the free space, at most
 
 
-def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, moves_relevance: bool = False) -> str:
+def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: bool, moves_relevance: bool = False) -> str:
     """Return why a frozen backbone's features cannot be kept from epoch to epoch; empty if they can.
 
     Raises :class:`InputError` if ``settings.cache_features`` asks for the impossible.

@@ -62,7 +62,7 @@ class TrainingRun:
         if batch_size < size:
             raise InputError(f"batch_size: expected at least a sample for each of {size} processes, got {batch_size}")
         self.optimizer = optimizer.make_optimizer(optimizer.group_parameters(self.net, self.settings))
-        self.losses = [self.loss.at_step(step) for step in range(min(self.loss.every or 1, 2))]  # with maps, and without
+        self.losses = self.loss.at_step(0), self.loss.at_step(1)  # with consistency, and of the steps in between
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
@@ -123,7 +123,8 @@ class TrainingRun:
         except KeyboardInterrupt as stop:
             at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
             kept = f"resume=True (--resume) goes on in {out_dir}" if out_dir else "nothing was written without out_dir"
-            stop.add_note(f"{at}: {kept}")
+            stop.add_note(at)  # the command line keeps this note, and says in its own words how to go on
+            stop.add_note(kept)
             raise
 
     def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class TrainingRun:
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             done = epoch * steps + step
-            progress, loss = done / (self.settings.epochs * steps), self.losses[done % (self.loss.every or 1) > 0]
+            progress, loss = done / (self.settings.epochs * steps), self._loss_of(done)
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
@@ -182,8 +183,16 @@ class TrainingRun:
         *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
         factor = total / max(taken, 1)  # lazy sets leave out bad batches
         means = {name: value * factor for name, value in zip(sums, totals, strict=True)}
-        asked = taken / compared if compared else 1.0 if self.loss.weight == 0 else math.nan
-        return means | {"consistency": means["consistency"] * asked}
+        if compared:
+            means["consistency"] *= taken / compared
+        elif self.loss.weight:  # no step was one that compares maps
+            means["consistency"] = math.nan
+        return means
+
+    def _loss_of(self, step: int) -> EGTLoss:
+        """Return the loss of a step; maps are compared in one of ``every`` steps."""
+        with_consistency, without = self.losses
+        return without if step % (self.loss.every or 1) else with_consistency
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
@@ -294,18 +303,18 @@ def compute_gradients(
     net: ExitNet | CachedHeads,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
-    batches: Sequence[tuple[Inputs, Tensor]],
+    group: Sequence[tuple[Inputs, Tensor]],
     progress: float,
     settings: TrainingSettings,
 ) -> list[LossTerms]:
-    """Compute the mean gradient over the samples of all batches, at ``progress`` in [0, 1) of training.
+    """Compute the mean gradient over the samples of a group of batches, at ``progress`` in [0, 1) of training.
 
     Returns the loss of each batch; raises :class:`TrainingError` for one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    samples, losses = sum(count_rows(inputs) for inputs, _ in batches), []
+    samples, losses = sum(count_rows(inputs) for inputs, _ in group), []
     separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
-    for inputs, labels in batches:
+    for inputs, labels in group:
         net.check_input(inputs, "train")
         given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
         outputs: Sequence[ExitOutput]
