@@ -23,6 +23,7 @@ import exitlens as xl
 from benchmarks.backbones import wake
 from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, show_interval, table
 from benchmarks.results import Runs, Tree
+from exitlens.data.demo import CLASSES, load_garments
 from exitlens.delivery.benchmark import (
     AS_IS,
     MIXED,
@@ -34,7 +35,6 @@ from exitlens.delivery.benchmark import (
     plan_exits,
     time_calls,
 )
-from exitlens.demo import CLASSES, load_garments
 from exitlens.model.engine.engine import Activations, Engine, Step
 from exitlens.model.timing import Work, describe_machine, interleave, interval
 from exitlens.types.inputs import Inputs, split_rows
