@@ -34,8 +34,8 @@ from benchmarks.harness import Job, Promise, Study, load_study, promise_mean, pr
 from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, Network, force_shares, make_earlyon, make_scenes
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
+from exitlens.data.demo import CLASSES, load_garments
 from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
-from exitlens.demo import CLASSES, load_garments
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
 from exitlens.functional.scores import score

@@ -25,7 +25,7 @@ import exitlens as xl
 from benchmarks import populations
 from benchmarks.harness import Job, Promise, Study, table, take_turns
 from benchmarks.results import Runs, Tree
-from exitlens.demo import CLASSES, load_garments
+from exitlens.data.demo import CLASSES, load_garments
 from exitlens.functional import certification
 from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits

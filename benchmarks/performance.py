@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,20 @@ import exitlens as xl
 from benchmarks.backbones import wake
 from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, show_interval, table
 from benchmarks.results import Runs, Tree
-from exitlens.delivery.benchmark import AS_IS, MIXED, TUNED, Bench, pin_threads, time_calls
-from exitlens.demo import CLASSES, load_garments
-from exitlens.model.timing import Work, describe_machine, interleave
+from exitlens.data.demo import CLASSES, load_garments
+from exitlens.delivery.benchmark import (
+    AS_IS,
+    MIXED,
+    TUNED,
+    Bench,
+    Planned,
+    list_exit_shares,
+    pin_threads,
+    plan_exits,
+    time_calls,
+)
+from exitlens.model.engine.engine import Activations, Engine, Step
+from exitlens.model.timing import Work, describe_machine, interleave, interval
 from exitlens.types.inputs import Inputs, split_rows
 from exitlens.types.preprocessing import Preprocess
 
@@ -82,6 +94,40 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
     return cells | ({} if quick else {f"{MEMORY}small-2": partial(measure_memory, "small", 2)})
 
 
+class Clocked(Engine):
+    """An engine that sums the time spent in stages, heads and the tuning's memory formats."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.stages, engine.heads, engine.tuning, in_place=engine.in_place)
+        self.inner, self.spent = engine, 0.0
+
+    def enter(self, activations: Activations) -> Activations:
+        started = time.perf_counter()
+        activations = super().enter(activations)
+        self.spent += time.perf_counter() - started
+        return activations
+
+    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
+        started = time.perf_counter()
+        step = self.inner.run_step(k, activations, attention)
+        self.spent += time.perf_counter() - started
+        return step
+
+
+def measure_router_share(net: xl.ExitNet, inputs: Tensor, runs: int = 15) -> list[float]:
+    """Return median, low and high of the share of time spent outside stages and heads, at mixed exit shares."""
+    shares = list(list_exit_shares(net.num_exits).values())[min(2, net.num_exits - 1)]
+    planned, values = Planned(net, plan_exits(shares, len(inputs))), []
+    for _ in range(runs + 1):
+        with net.open_engine() as engine:
+            clocked, activations = Clocked(engine), net.check_input(inputs)
+            started = time.perf_counter()
+            planned.answer(clocked, 0, activations)
+            total = time.perf_counter() - started
+        values.append((total - clocked.spent) / total)
+    return interval(values[1:]).to_list()
+
+
 def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
     """Time batches of all sizes against the plain backbone and earlyon, bfloat16, and for some networks decisions and a stream."""
     warnings.filterwarnings("ignore", module="earlyon")
@@ -95,7 +141,7 @@ def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
             "tuning": {key: value for key, value in tuning.items() if key != "measured"},
         }
         bench = Bench(plain, net, images, policy, compiled=True)
-        measured["router_share"] = bench.router_time()
+        measured["router_share"] = measure_router_share(net, images[:32])
         measured["batches"] = time_batches(bench, network, threads, quick)
         twin = copy.deepcopy(net)
         twin.tune(images[:64], precision="bfloat16", backend="torch")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
+from exitlens.data.demo import CLASSES, load_garments
 from exitlens.delivery.demo import EGT, WITHOUT
-from exitlens.demo import CLASSES, load_garments
 from exitlens.functional.risk import select_exits
 
 FOLDER = Path("runs/guarantees")

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import exitlens as xl
 from benchmarks import reviews as review_files
 from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
+from exitlens.data.demo import CLASSES, load_garments
 from exitlens.data.sets import SampleSet
 from exitlens.data.splits import Split
-from exitlens.demo import CLASSES, load_garments
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.data.demo import load_reviews
 from exitlens.data.files import ArrayFiles, describe_folder, find_folder_kind
 from exitlens.data.formats import hash_source
 from exitlens.data.rows import Reading, Rows, join_flags, number_labels
 from exitlens.data.sources import DataSource, Target, arrange_arrays, make_sets, open_source, read_parts
 from exitlens.data.splits import SPLITS, find_rarest
 from exitlens.data.texts import TextSet, word_tokenizer
-from exitlens.demo import load_reviews
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, TEXT, VOLUME
 from exitlens.types.preprocessing import TextPreprocess

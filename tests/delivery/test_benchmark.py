@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from benchmarks.performance import measure_router_share
 from exitlens.delivery.benchmark import (
     AS_IS,
     MIXED,
@@ -16,7 +17,6 @@ from exitlens.delivery.benchmark import (
     compare_adaptive,
     list_exit_shares,
     measure_peak_bytes,
-    measure_router_share,
     pin_threads,
     plan_exits,
     split_whole_batches,
@@ -77,8 +77,6 @@ def test_a_bench_has_every_contender_with_figures():
     assert len(tabulate(found)) == len(names) + 1
     few = bench.run(2, rounds=1, seconds=0, memory=False, keep=lambda name: "80/20" in name)
     assert {row["name"] for row in few["rows"]} == {AS_IS, TUNED, "exits, 80/20", "exits, 80/20, whole batches"}
-    assert 0 < bench.router_time(8, runs=2)[0] < 1
-    assert 0 < measure_router_share(Planned(net, plan_exits((1, 1, 1), 6)), images)() < 1
 
 
 def test_plans_have_the_shares():
@@ -138,5 +136,4 @@ def test_on_onnx_runtime_both_sides_are(images):
     rival = Plain(plain, images, net.tuning)
     assert torch.allclose(rival.body(images)[0], plain(images), atol=1e-5)
     rival(images)
-    plan = plan_exits((0.5, 0.25, 0.25), 16)
-    assert 0 < measure_router_share(Planned(net, plan), images[:16])() < 1
+    assert 0 < measure_router_share(net, images[:16], runs=2)[0] < 1

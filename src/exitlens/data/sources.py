@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens import demo
+from exitlens.data import demo
 from exitlens.data.files import describe_folder, find_folder_kind, list_folders, load_folder, load_torchvision
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES

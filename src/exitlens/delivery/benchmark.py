@@ -21,7 +21,7 @@ from exitlens.model._torch_compat import mark_any_count
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.split import Activations
 from exitlens.model.cutting.trace import pick_logits, trace
-from exitlens.model.engine.engine import Engine, Step
+from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import OnnxFile
 from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, apply_tuning, prepare_graph
@@ -239,13 +239,6 @@ class Bench:
                 works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
         return works
 
-    def router_time(self, size: int = 32, runs: int = 15) -> list[float]:
-        """Returns median, low and high of the share of time spent outside stages and heads, at mixed exit shares."""
-        shares = list(list_exit_shares(self.net.num_exits).values())[min(2, self.net.num_exits - 1)]
-        share = measure_router_share(Planned(self.net, plan_exits(shares, size)), self.samples(size))
-        share()
-        return interval([share() for _ in range(runs)]).to_list()
-
 
 def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: str, plan: Tensor) -> dict[str, Any]:
     """Returns a plan's time if only stages took any, the ideal time over the measured one, and the share of its saving."""
@@ -453,37 +446,3 @@ class StepTimes:
         """Returns each round's seconds for the plan: over exits, the share of samples that reach it times its time."""
         reached = [(plan >= k).double().mean().item() for k in range(self.net.num_exits)]
         return [sum(share * seconds for share, seconds in zip(reached, spent, strict=True)) for spent in self.rounds]
-
-
-class _Clocked(Engine):
-    """An engine that sums the time spent in stages, heads and the tuning's memory formats."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.stages, engine.heads, engine.tuning, in_place=engine.in_place)
-        self.inner, self.spent = engine, 0.0
-
-    def enter(self, activations: Activations) -> Activations:
-        started = time.perf_counter()
-        activations = super().enter(activations)
-        self.spent += time.perf_counter() - started
-        return activations
-
-    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        started = time.perf_counter()
-        step = self.inner.run_step(k, activations, attention)
-        self.spent += time.perf_counter() - started
-        return step
-
-
-def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
-    """Returns a function that answers all inputs in one call, and returns the share of time outside stages and heads."""
-
-    def run() -> float:
-        with planned.net.open_engine() as engine:
-            clocked, activations = _Clocked(engine), planned.net.check_input(inputs)
-            started = time.perf_counter()
-            planned.answer(clocked, 0, activations)
-            total = time.perf_counter() - started
-        return (total - clocked.spent) / total
-
-    return run

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import exitlens
 from exitlens.data.batches import as_batch, make_epoch_loader
+from exitlens.data.demo import load_scenes
 from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SPLITS
@@ -31,7 +32,6 @@ from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report import Provenance, Subject, pick_images, write_report
 from exitlens.delivery.run_directory import record_source
-from exitlens.demo import load_scenes
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from exitlens.data.demo import load_scenes
 from exitlens.data.sets import ImageSet, LazySet, SampleSet
 from exitlens.data.splits import Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.benchmark import time_calls
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
-from exitlens.demo import load_scenes
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.demo import load_blobs, load_motifs, make_blobs, make_motifs
+from exitlens.data.demo import load_blobs, load_motifs, make_blobs, make_motifs
 from exitlens.modalities import SERIES, VOLUME
 
 

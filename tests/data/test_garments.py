@@ -6,9 +6,9 @@ import torch
 
 import exitlens as xl
 import exitlens_demo_data
-from exitlens import demo as module
+from exitlens.data import demo as module
+from exitlens.data.demo import CLASSES, load_garments, make_scenes
 from exitlens.data.splits import SPLITS
-from exitlens.demo import CLASSES, load_garments, make_scenes
 
 IMAGES = Path(exitlens_demo_data.__file__).parent
 

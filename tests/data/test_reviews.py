@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.data.demo import ADJECTIVES, MOST_TOKENS, NEGATIONS, SHOPS, list_words, load_reviews, make_reviews
 from exitlens.data.splits import SPLITS
 from exitlens.data.texts import TextSet
-from exitlens.demo import ADJECTIVES, MOST_TOKENS, NEGATIONS, SHOPS, list_words, load_reviews, make_reviews
 
 pytest.importorskip("tokenizers")
 
