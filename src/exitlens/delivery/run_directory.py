@@ -15,7 +15,7 @@ import torch
 
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.formats import find_format, find_samples, hash_source
-from exitlens.data.rows import KEY, ROLES, Reading, parse_columns
+from exitlens.data.rows import KEY, ROLES, ColumnChoice, parse_columns
 from exitlens.data.sets import KINDS, SampleSet, set_reading
 from exitlens.data.sources import NAMES, DataSource, Target, open_source, read_parts
 from exitlens.data.splits import Split, take_split
@@ -357,7 +357,7 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
     skip_bad = reading.skip_bad or remembers_skipping(path, data)
     if data and data not in NAMES and (kind := find_format(data, reading.columns, [reading.group_by])) is not None:
-        rows = Reading(reading.columns, reading.group_by, task=net.info.task)
+        rows = ColumnChoice(reading.columns, reading.group_by, task=net.info.task)
         preprocess = require_preprocess(net, find_samples(data, kind, rows).preprocess)
         parts = read_parts(data, kind, rows, Target(known=preprocess), net.info.classes, skip_bad)
         only = len(parts.sets) == 1
@@ -383,7 +383,7 @@ def stream_samples(
         preprocess,
         reading.data,
         batch_size,
-        Reading(reading.columns, reading.group_by),
+        ColumnChoice(reading.columns, reading.group_by),
         skip_bad=reading.skip_bad or (run is not None and remembers_skipping(run, reading.data)),
         workers=reading.workers,
         cache=reading.cache,
