@@ -41,7 +41,7 @@ KIND, FORMAT = "exitlens", 1
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 POLICIES = "policies.json"  # only where there are policies with names
 UNFINISHED = "unfinished"  # in the manifest: the epoch of a training run that has not ended, and the time of its file
-DAMAGES = (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as we write it
+DAMAGES = (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError)  # raised by damaged JSON
 
 
 def save(
@@ -306,7 +306,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
 
 
 def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
-    """Return ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raises ``BundleError``.
+    """Return ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raise ``BundleError``.
 
     A training that was stopped has left none: it is written here, from the best epoch so far, again when the run goes on.
     """
