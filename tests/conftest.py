@@ -32,7 +32,7 @@ from tests.ranks import call
 
 torch.set_num_threads(1)
 LONGEST = (
-    *("model/test_families.py", "delivery/test_demo.py", "test_examples.py", "cli/test_using.py", "test_start.py"),
+    *("model/test_families.py", "delivery/test_demo.py", "test_examples.py", "cli/test_answering.py", "test_start.py"),
     *("engine/test_onnx_files.py", "website/test_pages.py", "workflow/test_texts.py", "explorer/test_browser.py"),
 )
 

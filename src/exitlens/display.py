@@ -23,7 +23,7 @@ QUOTES = {'"': "&quot;"}
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Renders a table with a caption; colours are the page's own, so that it is legible in dark mode."""
+    """Render a table with a caption; colours are the page's own, so that it is legible in dark mode."""
     cells = "".join(f'<th scope="col" style="text-align:left">{escape(name)}</th>' for name in head)
     lines = ["".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -32,7 +32,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str)
 
 
 def data_uri(image: Image.Image, small: bool = True, photo: bool = False) -> str:
-    """Encodes a picture as a ``data:`` URI: PNG, or for a ``photo`` the smaller of PNG and JPEG; ``small`` takes longer."""
+    """Encode a picture as a ``data:`` URI: PNG, or for a ``photo`` the smaller of PNG and JPEG; ``small`` takes longer."""
     buffer, form = io.BytesIO(), "png"
     image.save(buffer, "PNG", **({"optimize": True} if small else {"compress_level": 1}))
     if photo:
@@ -43,17 +43,17 @@ def data_uri(image: Image.Image, small: bool = True, photo: bool = False) -> str
 
 
 def to_picture(shown: Tensor) -> Image.Image:  # (1 or 3,H,W) in [0, 1]
-    """Turns pixels into a picture."""
+    """Turn pixels into a picture."""
     return from_pixels((shown * 255).round().byte().cpu())
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
-    """Turns pixels into a colour picture."""
+    """Turn pixels into a colour picture."""
     return Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
 
 
 def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
-    """Draws a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``."""
+    """Draw a map ``(h,w)`` as vector squares over a greyed picture; pointing at a square shows its evidence ``(h,w)``."""
     rows, columns = attention.shape
     heat = shades(attention).tolist()
     across, down = base.width / columns, base.height / rows
@@ -75,23 +75,23 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
 
 
 def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
-    """Scales a map by its largest value, but at least by three times that of a uniform map, which so remains pale."""
+    """Scale a map by its largest value, but at least by three times that of a uniform map, which so remains pale."""
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
 
 
 def scale_attention(attention: Tensor, count: int) -> list[float]:
-    """Divides the attention of the first ``count`` locations by the largest."""
+    """Divide the attention of the first ``count`` locations by the largest."""
     return (attention.flatten()[:count] / attention.max().clamp_min(1e-12)).tolist()
 
 
 def pick_shade(shade: float) -> tuple[str, str]:
-    """Returns the colours of a name's background and text for a shade in [0, 1]."""
+    """Return the colours of a name's background and text for a shade in [0, 1]."""
     r, g, b = (round(255 + (c - 255) * shade) for c in SHADE)
     return f"rgb({r},{g},{b})", "#fff" if shade > DARK else "#000"
 
 
 def shade_names(names: Sequence[str], attention: Tensor) -> list[tuple[str, str, str]]:
-    """Returns each name with its share of the attention and the CSS style that shows it."""
+    """Return each name with its share of the attention and the CSS style that shows it."""
     shaded = []
     for name, share, shade in zip(names, attention.flatten(), scale_attention(attention, len(names)), strict=False):
         background, text = pick_shade(shade)
@@ -100,12 +100,12 @@ def shade_names(names: Sequence[str], attention: Tensor) -> list[tuple[str, str,
 
 
 def caption(drawn: str, text: str) -> str:
-    """Puts a caption above a drawing."""
+    """Put a caption above a drawing."""
     return f'<figure style="margin:0"><figcaption style="font-size:0.85em">{escape(text)}</figcaption>{drawn}</figure>'
 
 
 def names_html(names: Sequence[str], attention: Tensor) -> str:
-    """Renders names (tokens, groups of features), darker the more attention they have."""
+    """Render names (tokens, groups of features), darker the more attention they have."""
     spans = [
         f'<span style="{style};padding:2px 4px;border-radius:3px" title="{share} of the attention">{escape(name)}</span>'
         for name, share, style in shade_names(names, attention)
@@ -114,12 +114,12 @@ def names_html(names: Sequence[str], attention: Tensor) -> str:
 
 
 def pick_exit_colour(k: int, count: int) -> str:
-    """Returns the colour that stands for exit ``k`` of ``count`` everywhere, as ``#rrggbb``."""
+    """Return the colour that stands for exit ``k`` of ``count`` everywhere, as ``#rrggbb``."""
     return FINAL if k == count - 1 else EARLY[k % len(EARLY)]
 
 
 def contrast(first: str, second: str) -> float:
-    """Returns the contrast of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.2, relative luminance)."""
+    """Return the contrast of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.2, relative luminance)."""
     luminances = []
     for colour in (first, second):
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -129,5 +129,5 @@ def contrast(first: str, second: str) -> float:
 
 
 def choose_text_colour(background: str) -> str:
-    """Returns black or white, whichever is easier to read on ``background``."""
+    """Return black or white, whichever is easier to read on ``background``."""
     return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, background))

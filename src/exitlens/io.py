@@ -24,7 +24,7 @@ from exitlens.errors import BundleError, OutputError
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path: what is written there replaces ``path``, or is removed after an error."""
+    """Yield a temporary path: what is written there replaces ``path``, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -38,7 +38,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_directory(target: Path, replaced: Collection[str]) -> Iterator[Path]:
-    """Yields a temporary directory, which takes the place of ``target``, complete or not at all.
+    """Yield a temporary directory, which takes the place of ``target``, complete or not at all.
 
     Files in an existing ``target`` stay, except those whose names are in ``replaced``.
     """
@@ -64,18 +64,18 @@ def replace_directory(target: Path, replaced: Collection[str]) -> Iterator[Path]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Write a text file atomically."""
     with replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; raises :class:`BundleError` if it is not valid."""
+    """Read a JSON file; raise :class:`BundleError` if it is not valid."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], name: str = "out") -> None:
-    """Writes tensors and a JSON note as safetensors, atomically; ``name`` is the argument that an error is about."""
+    """Write tensors and a JSON note as safetensors, atomically; ``name`` is the argument that an error is about."""
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         with replace_atomically(path) as temporary:
@@ -96,13 +96,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
 
 
 def write_manifest(path: Path, files: Sequence[Path], facts: Mapping[str, Any]) -> None:
-    """Writes ``facts`` and the SHA-256 of every file as JSON, atomically."""
+    """Write ``facts`` and the SHA-256 of every file as JSON, atomically."""
     sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     write_json(path, {**facts, "sha256": sums})
 
 
 def verify_checksums(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises :class:`BundleError` unless every file that a manifest lists exists and is as it was written."""
+    """Raise :class:`BundleError` unless every file that a manifest lists exists and is as it was written."""
     sums = manifest.get("sha256")
     if not isinstance(sums, dict):
         raise BundleError(f"{directory}: its manifest has no checksums. Fix: copy it again.")
@@ -116,7 +116,7 @@ def verify_checksums(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`write_tensors` wrote; raises :class:`BundleError` for a missing, truncated or other file."""
+    """Read what :func:`write_tensors` wrote; raise :class:`BundleError` for a missing, truncated or other file."""
     if not path.is_file():
         raise BundleError(f"{path}: no such file. Fix: check the path.")
     try:
@@ -137,7 +137,7 @@ class RowStore:
         self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # those of tensors that are still alive
 
     def add(self, name: str, rows: Tensor) -> None:  # (n,*S), of one shape and dtype for each name
-        """Adds rows; raises :class:`OutputError` if the disk is full."""
+        """Add rows; raise :class:`OutputError` if the disk is full."""
         if name not in self._files and self._held <= self._limit:
             self._rows.setdefault(name, []).append(rows)
             self._held += rows.nbytes
@@ -160,7 +160,7 @@ class RowStore:
         self._files[name][0].write(rows.contiguous().numpy().data)
 
     def take(self, name: str) -> Tensor:
-        """Returns all rows of that name; the store forgets them."""
+        """Return all rows of that name; the store forgets them."""
         if name not in self._files:
             return torch.cat(self._rows.pop(name))
         file, empty = self._files.pop(name)
@@ -171,7 +171,7 @@ class RowStore:
         return torch.frombuffer(memory, dtype=empty.dtype).view(-1, *empty.shape[1:])
 
     def release(self) -> None:
-        """Releases the memory of rows that were taken and read, until they are read again."""
+        """Release the memory of rows that were taken and read, until they are read again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for memory in self._maps:
                 memory.madvise(mmap.MADV_DONTNEED)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exitlens.data.batches import iterate_batches
-from exitlens.data.rows import Reading
+from exitlens.data.rows import ColumnChoice
 from exitlens.data.shards import ShardImages, find_shards, index_shards, open_shards, read_shard
 from exitlens.data.sources import open_source
 from exitlens.data.splits import SPLITS
@@ -137,7 +137,7 @@ def test_what_is_not_found_behind_damage_is_told_with_the_damage(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("0.png", encode(0)), ("a.png", encode(1)), ("b.png", encode(2))])
     os.truncate(path, 2600)
     with pytest.raises(DataError, match=r"no column seems to hold the label, .*; .*x.tar is damaged"):
-        open_shards(str(path)).find_columns(Reading())
+        open_shards(str(path)).find_columns(ColumnChoice())
 
 
 def test_shards_of_a_name(tmp_path):

@@ -8,7 +8,7 @@ import exitlens as xl
 from exitlens.data.demo import load_reviews
 from exitlens.data.files import ArrayFiles, describe_folder, find_folder_kind
 from exitlens.data.formats import hash_source
-from exitlens.data.rows import Reading, Rows, join_flags, number_labels
+from exitlens.data.rows import ColumnChoice, Rows, join_flags, number_labels
 from exitlens.data.sources import DataSource, Target, arrange_arrays, make_sets, open_source, read_parts
 from exitlens.data.splits import SPLITS, find_rarest
 from exitlens.data.texts import TextSet, word_tokenizer
@@ -248,8 +248,8 @@ def test_texts_without_a_group_or_split(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("text,label,author\n" + "".join(f"t{i},{'ab'[i % 2]},{'' if i == 3 else i // 2}\n" for i in range(20)))
     with pytest.raises(DataError, match=r"1 of 20 rows cannot be read[^#]*:5: author: expected"):
-        read_parts(str(path), "texts", Reading(group_by="author"), Target())
-    parts = read_parts(str(path), "texts", Reading(group_by="author"), Target(), skip_bad=True)
+        read_parts(str(path), "texts", ColumnChoice(group_by="author"), Target())
+    parts = read_parts(str(path), "texts", ColumnChoice(group_by="author"), Target(), skip_bad=True)
     assert len(parts.sets[""].texts) == 19
     assert len(parts.group_names) == 10
 

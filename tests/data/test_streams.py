@@ -10,7 +10,7 @@ import torch
 import exitlens as xl
 from exitlens.data.files import list_images
 from exitlens.data.readers import ImageFiles
-from exitlens.data.rows import Reading
+from exitlens.data.rows import ColumnChoice
 from exitlens.data.streams import Listing, SampleStream, list_samples, open_stream
 from exitlens.errors import DataError, InputError
 from tests.data.conftest import PREPROCESS, SMALL, TS, encode, list_members, write, write_tar
@@ -33,7 +33,7 @@ def tokens():
 
 
 def read(preprocess, data, columns="", group_by="", **options):
-    stream = open_stream(preprocess, str(data), options.pop("batch_size", 5), Reading(columns, group_by), **options)
+    stream = open_stream(preprocess, str(data), options.pop("batch_size", 5), ColumnChoice(columns, group_by), **options)
     return stream, list(stream)
 
 
@@ -132,12 +132,12 @@ def first_pixels(listing):
 def test_rows_of_parquet(make_table, tmp_path):
     path = str(tmp_path / "x.parquet")
     make_table(10).to_parquet(path)
-    found = list_samples(SMALL, path, Reading(group_by="patient"))
+    found = list_samples(SMALL, path, ColumnChoice(group_by="patient"))
     assert list(found.names) == [f"{path}:{i}" for i in range(10)]
     assert first_pixels(found) == list(range(10))
     assert found.groups == ["p0"] * 4 + ["p1"] * 4 + ["p2"] * 2
     assert found.content.name(3) == f"{path}:3"
-    assert list_samples(SMALL, path, Reading(group_by=r"^(p\d+)_")).groups == found.groups
+    assert list_samples(SMALL, path, ColumnChoice(group_by=r"^(p\d+)_")).groups == found.groups
     stream, _ = read(SMALL, path, without={f"{path}:{i}" for i in range(8)}, cache=tmp_path / "cache")
     assert list(stream.files) == [f"{path}:8", f"{path}:9"]
     assert len([p for p in (tmp_path / "cache").rglob("*") if p.is_file()]) == 2
@@ -159,19 +159,19 @@ def test_keys_name_the_rows_and_have_to_tell_them_apart(hf, tmp_path):
     rows = {"image": [encode(i) for i in range(4)], "id": ["a", "b", " ", "d"], "twice": ["a", "b", "c", "b"]}
     hf.Dataset.from_dict(rows).to_parquet(path)
     with pytest.raises(DataError, match=r"1 of 4 rows cannot be read[^#]*x.parquet:2: no key"):
-        list_samples(SMALL, path, Reading("image=image,key=id"))
-    found = list_samples(SMALL, path, Reading("image=image,key=id"), skip_bad=True)
+        list_samples(SMALL, path, ColumnChoice("image=image,key=id"))
+    found = list_samples(SMALL, path, ColumnChoice("image=image,key=id"), skip_bad=True)
     assert ([found.names[i] for i in found.rows], len(found.bad)) == (["a", "b", "d"], 1)
     with pytest.raises(DataError, match=r"the key 'b' stands in 2 rows of 'twice'"):
-        list_samples(SMALL, path, Reading("image=image,key=twice"))
+        list_samples(SMALL, path, ColumnChoice("image=image,key=twice"))
 
 
 def test_texts_of_a_table_are_read_when_asked_for(hf, tokens, tmp_path):
     path = str(tmp_path / "x.parquet")
     hf.Dataset.from_dict({"review": ["good ", "bad", None, " "], "who": ["a", "b", "c", "d"]}).to_parquet(path)
     with pytest.raises(DataError, match=r"2 of 4 rows cannot be read"):
-        list_samples(tokens, path, Reading("text=review"))
-    found = list_samples(tokens, path, Reading("text=review", "who"), skip_bad=True)
+        list_samples(tokens, path, ColumnChoice("text=review"))
+    found = list_samples(tokens, path, ColumnChoice("text=review", "who"), skip_bad=True)
     assert (list(found.content), found.content[:2], found.rows) == (["good", "bad", "", ""], ["good", "bad"], [0, 1])
     assert found.groups == ["a", "b", "c", "d"]
 
@@ -179,15 +179,15 @@ def test_texts_of_a_table_are_read_when_asked_for(hf, tokens, tmp_path):
 def test_members_of_shards(tokens, tmp_path):
     write_tar(tmp_path / "s" / "train-0.tar", list_members(range(4)))
     write_tar(tmp_path / "s" / "val-0.tar", [*list_members(range(4, 6)), ("9.json", b'{"patient": "p"}')])
-    found = list_samples(SMALL, str(tmp_path / "s"), Reading(group_by="patient"))
+    found = list_samples(SMALL, str(tmp_path / "s"), ColumnChoice(group_by="patient"))
     assert found.names[0] == f"{tmp_path}/s/train-0.tar/0000.png"
     assert found.groups == ["0"] * 4 + ["1"] * 2 + ["p"]
     assert first_pixels(found._replace(rows=range(6))) == list(range(6))
     with pytest.raises(DataError, match="9: has no image"):
         found.content.read(6)
-    assert list_samples(SMALL, str(tmp_path / "s"), Reading(group_by=r"(\d)$")).groups == list("0123459")
+    assert list_samples(SMALL, str(tmp_path / "s"), ColumnChoice(group_by=r"(\d)$")).groups == list("0123459")
     with pytest.raises(DataError, match=r"group_by: .* has no column 'patients'; it has image, label, patient"):
-        list_samples(SMALL, str(tmp_path / "s"), Reading(group_by="patients"))
+        list_samples(SMALL, str(tmp_path / "s"), ColumnChoice(group_by="patients"))
     write_tar(tmp_path / "t.tar", [(f"{i}.txt", b"word") for i in range(3)])
     found = list_samples(tokens, str(tmp_path / "t.tar"))
     assert (list(found.content), list(found.names)) == (["word"] * 3, [f"{tmp_path}/t.tar/{i}" for i in range(3)])
@@ -199,26 +199,26 @@ def test_members_of_shards(tokens, tmp_path):
 
 def test_a_folder_of_images_at_any_depth(folder):
     (folder / "predictions.parquet").write_bytes(b"")  # a table beside images changes nothing
-    found = list_samples(PREPROCESS, str(folder), Reading(group_by=r"^(\w+)/"))
+    found = list_samples(PREPROCESS, str(folder), ColumnChoice(group_by=r"^(\w+)/"))
     assert list(found.names) == sorted(map(str, folder.rglob("*.png")))
     assert found.groups == ["cat"] * 12 + ["dog"] * 12 + ["emu"] * 12
     one = str(folder / "cat" / "00.png")
     assert list(list_samples(PREPROCESS, one).names) == [one]
     with pytest.raises(InputError, match=r"columns: .*00.png holds files of one image each, without columns"):
-        list_samples(PREPROCESS, one, Reading("image=x"))
+        list_samples(PREPROCESS, one, ColumnChoice("image=x"))
 
 
 def test_lines_of_files_of_texts(tokens, tmp_path):
     table = write(tmp_path, "a.csv", 'text,who,id\n"good, very good",ann,x\nbad,bob,y\n\n"two\nlines",ann,z\n')
-    found = list_samples(tokens, table, Reading(group_by="who"))
+    found = list_samples(tokens, table, ColumnChoice(group_by="who"))
     assert list(found.content) == ["good, very good", "bad", "two\nlines"]
     assert list(found.names) == [f"{table}:{line}" for line in (2, 3, 6)]
     assert found.groups == ["ann", "bob", "ann"]
-    assert list_samples(tokens, table, Reading(group_by=r":(\d)")).groups == ["2", "3", "6"]
-    named = list_samples(tokens, table, Reading("text=who,key=id"))
+    assert list_samples(tokens, table, ColumnChoice(group_by=r":(\d)")).groups == ["2", "3", "6"]
+    named = list_samples(tokens, table, ColumnChoice("text=who,key=id"))
     assert (list(named.content), list(named.names)) == (["ann", "bob", "ann"], ["x", "y", "z"])
     with pytest.raises(DataError, match=r"the key 'ann' stands in 2 rows"):
-        list_samples(tokens, table, Reading("key=who"))
+        list_samples(tokens, table, ColumnChoice("key=who"))
     lines = write(tmp_path, "a.txt", "one line, as it is\r\n\n  another\n")
     assert list(list_samples(tokens, lines).names) == [f"{lines}:1", f"{lines}:3"]
     bad = write(tmp_path, "bad.txt", b"good\n\xff\n")
@@ -254,7 +254,7 @@ def test_what_cannot_be_read(tmp_path, tokens, name, kind, columns, message):
     write(tmp_path, "n.csv", "a,b,label\n1.5,2,x\n")
     write(tmp_path, "empty.txt", "\n \n")
     with pytest.raises((DataError, InputError), match=message):
-        list_samples(tokens if kind == "text" else SMALL, str(tmp_path / name), Reading(columns))
+        list_samples(tokens if kind == "text" else SMALL, str(tmp_path / name), ColumnChoice(columns))
 
 
 def test_a_folder_of_series(series_folder):

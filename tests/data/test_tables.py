@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exitlens.data.batches import iterate_batches
-from exitlens.data.rows import Columns, Reading
+from exitlens.data.rows import ColumnChoice, Columns
 from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.tables import open_table, to_word
@@ -121,8 +121,8 @@ def test_bad_images_are_named_by_row(hf, tmp_path):
     values = {"picture": images, "kind": ["ant", "bee"] * 5, "size": [1.5] * 10}
     hf.Dataset.from_dict(values).to_parquet(str(tmp_path / "x.parquet"))
     table = open_table(str(tmp_path / "x.parquet"), "parquet")
-    assert table.find_columns(Reading()) == Columns("image", ("picture",), ("kind",))
-    reader = table.list_rows(table.find_columns(Reading()))[""].images(PREPROCESS)
+    assert table.find_columns(ColumnChoice()) == Columns("image", ("picture",), ("kind",))
+    reader = table.list_rows(table.find_columns(ColumnChoice()))[""].images(PREPROCESS)
     assert [tuple(reader.read(i).shape) for i in range(6)] == [(3, 8, 8)] * 6
     for row in range(6, 10):
         with pytest.raises(DataError, match=rf"x.parquet:{row}: (cannot be read|has no image)"):

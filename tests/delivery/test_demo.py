@@ -1,4 +1,4 @@
-"""The demo on few scenes; tests/cli/test_using.py has what the command prints."""
+"""The demo on few scenes; tests/cli/test_answering.py has what the command prints."""
 
 import json
 import multiprocessing

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from typer import Context, Exit, Option
 
-from exitlens.cli import making, using  # registers their verbs
+from exitlens.cli import answering, training  # registers their verbs
 from exitlens.cli.options import complain, name_options, verbs
 from exitlens.errors import DataWarning, ExitlensError, InputError, WeightsWarning
 from exitlens.launch import is_launched, let_threads_sleep, read_rank
 
-__all__ = ["main", "making", "using", "verbs"]
+__all__ = ["answering", "main", "training", "verbs"]
 
 SHARED = ("fit", "calibrate", "evaluate")  # verbs that several processes can share
 

@@ -133,7 +133,7 @@ def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Para
 
 
 def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb a settings object's options; its parameter ``Callable[..., settings]`` gets what makes the object."""
+    """Give a verb the options of a settings object; its parameter ``Callable[..., settings]`` makes the object from them."""
     options = make_options(settings, panels)
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:

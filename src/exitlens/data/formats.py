@@ -16,7 +16,7 @@ from exitlens.data.rows import (
     LABEL_NAMES,
     ROLES,
     SAMPLES,
-    Reading,
+    ColumnChoice,
     Source,
     find_columns,
     looks_like_pattern,
@@ -142,12 +142,12 @@ def open_rows(name: str, kind: Format, task: str = "") -> Source:
     return open_shards(name) if kind == "shards" else open_table(name, kind)
 
 
-def find_samples(name: str, kind: Format, reading: Reading) -> Modality:
+def find_samples(name: str, kind: Format, choice: ColumnChoice) -> Modality:
     """Return the kind of a source's samples; a table, a shard or the first file of a folder is opened for it."""
     if kind == "arrays":
         return files.find_folder_kind(Path(name))
     known: dict[Format, Modality] = {"texts": TEXT, "folder": IMAGE, "series": SERIES}
-    return known[kind] if kind in known else SAMPLES[open_rows(name, kind).find_columns(reading).role]
+    return known[kind] if kind in known else SAMPLES[open_rows(name, kind).find_columns(choice).role]
 
 
 def hash_source(name: str, kind: Format) -> str:

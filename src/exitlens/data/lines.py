@@ -24,9 +24,9 @@ from exitlens.data.rows import (
     KEY,
     ROLES,
     SEPARATOR,
+    ColumnChoice,
     Columns,
     Kind,
-    Reading,
     Role,
     Rows,
     Source,
@@ -225,22 +225,22 @@ class TextFiles(Source):
         self.files = (find_split_tables(path, TABLES) if path.is_dir() else {}) or {"": path}
         self._task = task
 
-    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+    def find_columns(self, choice: ColumnChoice, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
         """Take the named columns, or ``text`` and ``label``; missing ones are found when the files are read."""
-        if reading.split_by and list(self.files) != [""]:
+        if choice.split_by and list(self.files) != [""]:
             has = f"{self.name} has a file for each split ({', '.join(self.files)})"
             raise InputError(f"split_by: {has}. Fix: leave it out")
-        named = parse_columns(reading.columns, ROLES if wanted is None else (*ROLES, KEY))
+        named = parse_columns(choice.columns, ROLES if wanted is None else (*ROLES, KEY))
         if wanted is not None:
             check_wanted(named, wanted)
         elif "image" in named:
             raise InputError(f"columns: {self.name} holds texts. Fix: give text=NAME and label=NAME")
         (text,), (key,) = named.get("text", ("text",)), named.get(KEY, ("",))
         labels = named.get("label", ("label",)) if wanted is None else ()
-        group, pattern = reading.group_by, ""
+        group, pattern = choice.group_by, ""
         if wanted is not None and looks_like_pattern(group):
             group, pattern = "", group
-        return Columns("text", (text,), labels, key, group, reading.split_by, pattern)
+        return Columns("text", (text,), labels, key, group, choice.split_by, pattern)
 
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
         """Read every file."""
@@ -354,10 +354,10 @@ class TsFiles(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), {})
 
-    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+    def find_columns(self, choice: ColumnChoice, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
         """Refuse names of columns, which these files do not have; samples without labels may be grouped by their names."""
-        pattern = reading.group_by if wanted is not None and looks_like_pattern(reading.group_by) else ""
-        if any(reading._replace(group_by="" if pattern else reading.group_by)):
+        pattern = choice.group_by if wanted is not None and looks_like_pattern(choice.group_by) else ""
+        if any(choice._replace(group_by="" if pattern else choice.group_by)):
             words = "columns, group_by, split_by, task"
             raise InputError(f"{words}: {self.name} is a .ts file, without columns. Fix: leave them out")
         return Columns("series", ("series",), ("label",) if wanted is None else (), pattern=pattern)

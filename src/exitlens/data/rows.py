@@ -218,8 +218,8 @@ def _refuse(role: str, names: list[str], kinds: Mapping[str, Kind], origin: str,
     raise DataError(f"data: {origin}: {problem}, {_list_kinds(kinds)}. Fix: name the columns by --columns {fix}")
 
 
-class Reading(NamedTuple):
-    """A user's choices for reading a source; an empty word leaves the choice to us."""
+class ColumnChoice(NamedTuple):
+    """A user's choice of columns of a source, and what they mean; where a field is empty, we choose."""
 
     columns: str = ""  # which columns to read, see :func:`parse_columns`
     group_by: str = ""  # a column, or a regular expression on file names; samples that agree in it belong together
@@ -272,9 +272,9 @@ class Source(ABC):
     def __init__(self, name: str, kinds: Mapping[str, Kind]) -> None:
         self.name, self.kinds = name, dict(kinds)
 
-    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+    def find_columns(self, choice: ColumnChoice, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
         """Choose the columns of samples and labels; or, without labels, of the samples that a network takes (``wanted``)."""
-        group, split, pattern = reading.group_by, reading.split_by, ""
+        group, split, pattern = choice.group_by, choice.split_by, ""
         if looks_like_pattern(group) and group not in self.kinds:
             group, pattern = "", group
         for column, argument in ((split, "split_by"), (group, "group_by")):
@@ -282,9 +282,9 @@ class Source(ABC):
                 known = f"it has {', '.join(self.kinds)}.{suggest(column, self.kinds)}"
                 raise DataError(f"{argument}: {self.name} has no column {column!r}; {known}")
         if wanted is None:
-            columns = find_columns(self.kinds, reading.columns, self.name, (group, split))
+            columns = find_columns(self.kinds, choice.columns, self.name, (group, split))
         else:
-            columns = find_inputs(self.kinds, reading.columns, self.name, wanted, features, (group, split))
+            columns = find_inputs(self.kinds, choice.columns, self.name, wanted, features, (group, split))
         return columns._replace(group=group, split=split, pattern=pattern)
 
     @abstractmethod

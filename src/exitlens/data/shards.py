@@ -24,7 +24,7 @@ import numpy as np
 
 from exitlens.data.files import EXTENSIONS, list_files, stamp_files
 from exitlens.data.readers import MAX_BYTES, EncodedImages, PackedStrings
-from exitlens.data.rows import SEPARATOR, Columns, Kind, Reading, Role, Rows, Source, label_rows
+from exitlens.data.rows import SEPARATOR, ColumnChoice, Columns, Kind, Role, Rows, Source, label_rows
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError, InputError
 from exitlens.types.preprocessing import Preprocess
@@ -184,12 +184,12 @@ class Shards(Source):
         kinds: dict[str, Kind] = {"image": "image"} if any(sample.image for sample in first) else {}
         super().__init__(name, kinds | dict.fromkeys((name for sample in first for name in sample.values), "string"))
 
-    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+    def find_columns(self, choice: ColumnChoice, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
         """Choose what is image or text, and what label; a damaged file is part of the error if that is unclear."""
         if not self.kinds:
             self._index(frozenset(), skip_bad=False)  # says what is wrong with them
         try:
-            columns = super().find_columns(reading, wanted, features)
+            columns = super().find_columns(choice, wanted, features)
         except DataError as error:
             raise DataError("; ".join([str(error), *self._damage[:1]])) from error
         if columns.role not in ("image", "text"):

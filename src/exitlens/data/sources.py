@@ -15,7 +15,7 @@ from exitlens.data.files import describe_folder, find_folder_kind, list_folders,
 from exitlens.data.formats import Format, find_format, find_samples, hash_source, open_rows
 from exitlens.data.lines import TABLES
 from exitlens.data.readers import PackedStrings
-from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
+from exitlens.data.rows import ColumnChoice, Rows, check_rows, find_missing, match_groups, number_labels, parse_columns
 from exitlens.data.sets import ArraySet, ImageSet, LazySet, SampleSet, measure_scaling
 from exitlens.data.splits import SPLITS, Split, check_split, name_split, plan_splits, split_set, take_split
 from exitlens.data.tables import HUB
@@ -69,28 +69,28 @@ class Parts(NamedTuple):
 
 
 def read_parts(
-    name: str, kind: Format, reading: Reading, target: Target, classes: Sequence[str] = (), skip_bad: bool = False
+    name: str, kind: Format, choice: ColumnChoice, target: Target, classes: Sequence[str] = (), skip_bad: bool = False
 ) -> Parts:
     """Return the sets of a source by part; arrays are not scaled yet unless ``target`` knows their preprocessing.
 
     ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network.
     """
     if kind in ("folder", "arrays"):
-        return _read_folder(Path(name), kind, reading, target, classes, skip_bad)
+        return _read_folder(Path(name), kind, choice, target, classes, skip_bad)
     if target.mel is not None:
         raise InputError(f"mel: it is for folders of sounds, {name} is not one. Fix: leave it out")
-    source = open_rows(name, kind, reading.task)
-    columns = source.find_columns(reading)
+    source = open_rows(name, kind, choice.task)
+    columns = source.find_columns(choice)
     known = target.known.names if isinstance(target.known, VectorPreprocess) else ()
     if columns.role == "features" and known and set(known) <= source.kinds.keys():
         columns = columns._replace(inputs=known)
     parts = source.list_rows(columns, skip_bad=skip_bad)
     several = any(rows.several for rows in parts.values())
-    if reading.task == "classes" and several:
+    if choice.task == "classes" and several:
         fix = "name one column of classes"
         raise InputError(f"task: {name} gives several labels a sample, the network one class. Fix: {fix}")
     arranged, preprocess, note = arrange_arrays(parts, name, target)
-    assembled = make_sets(arranged, name, preprocess, classes, skip_bad, several or reading.task == "multilabel")
+    assembled = make_sets(arranged, name, preprocess, classes, skip_bad, several or choice.task == "multilabel")
     return assembled._replace(columns="" if kind in ("texts", "series") else str(columns), note=note)
 
 
@@ -221,7 +221,7 @@ def _number_groups(parts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Tensor
 
 
 def _read_folder(
-    root: Path, kind: Format, reading: Reading, target: Target, classes: Sequence[str], skip_bad: bool
+    root: Path, kind: Format, choice: ColumnChoice, target: Target, classes: Sequence[str], skip_bad: bool
 ) -> Parts:
     """Return the sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them."""
     preprocess: Preprocess | ArrayPreprocess = target.pixels
@@ -232,9 +232,9 @@ def _read_folder(
         if isinstance(preprocess, SeriesPreprocess) and preprocess.length:
             cut = f"longer ones are cut to {preprocess.length} steps"
             note = f"series: {cut}, shorter ones filled with zeros, at the end"
-    if reading.columns or reading.split_by:
+    if choice.columns or choice.split_by:
         raise InputError(f"columns, split_by: {root} is a folder of class folders, without columns. Fix: leave them out")
-    if reading.task == "multilabel":
+    if choice.task == "multilabel":
         fix = "for several labels give a table of the images"
         raise InputError(f"task: {root} has one class for an image, its folder. Fix: {fix}")
     if not root.is_dir():
@@ -246,9 +246,9 @@ def _read_folder(
     classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
     sets = {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad) for word, path in folders.items()}
     groups: dict[str, list[str]] = {}
-    for word, data in sets.items() if reading.group_by else ():
+    for word, data in sets.items() if choice.group_by else ():
         start = len(str(folders[word])) + 1
-        groups[word] = match_groups(reading.group_by, [data.reader.name(i)[start:] for i in range(len(data))])
+        groups[word] = match_groups(choice.group_by, [data.reader.name(i)[start:] for i in range(len(data))])
     ids, names = _number_groups(groups)
     for word in ids:
         sets[word].groups = ids[word]
@@ -317,15 +317,15 @@ class DataSource:
         return find_format(self.name, self.columns, (self.group_by, self.split_by)) or "folder"
 
     @property
-    def reading(self) -> Reading:
+    def choice(self) -> ColumnChoice:
         """The columns to read, and those of groups and splits."""
-        return Reading(self.columns, self.group_by, self.split_by, self.task)
+        return ColumnChoice(self.columns, self.group_by, self.split_by, self.task)
 
     @property
     def modality(self) -> Modality:
         """The kind of its samples."""
         kind = self.format
-        return _MODALITIES.get(self.name, IMAGE) if kind is None else find_samples(self.name, kind, self.reading)
+        return _MODALITIES.get(self.name, IMAGE) if kind is None else find_samples(self.name, kind, self.choice)
 
     def load(
         self, split: Split, *, classes: Sequence[str] = (), skip_bad: bool = False, preprocess: Preprocessing | None = None
@@ -365,7 +365,7 @@ class DataSource:
         if kind is None:
             return Loaded({split: self._load_built_in(split, preprocess) for split in splits}, ())
         target = Target(self.size, MelSpectrogram(self.mel) if self.mel else None, preprocess)
-        parts = read_parts(self.name, kind, self.reading, target, classes, skip_bad)
+        parts = read_parts(self.name, kind, self.choice, target, classes, skip_bad)
 
         def take(split: Split) -> Any:
             return take_split(parts.sets, split, self.seed, self.name, parts.group_names)

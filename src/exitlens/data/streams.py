@@ -16,7 +16,7 @@ from exitlens.data.files import ArrayFiles, list_names, make_reader
 from exitlens.data.formats import find_format, open_rows
 from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
 from exitlens.data.readers import EncodedImages, ImageFiles, PackedStrings, Picked, PixelCache, refuse_bad
-from exitlens.data.rows import SAMPLES, Reading, Source, check_rows, join_rows, match_groups
+from exitlens.data.rows import SAMPLES, ColumnChoice, Source, check_rows, join_rows, match_groups
 from exitlens.data.sets import find_kind
 from exitlens.data.sources import Target, arrange_arrays
 from exitlens.data.workers import choose_workers, decode_batches
@@ -26,7 +26,7 @@ from exitlens.modalities.series import list_columns
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
 from exitlens.types.settings import COUNT, check_number
 
-AS_FOUND = Reading()
+AS_FOUND = ColumnChoice()
 FileReader = EncodedImages | ArrayFiles
 
 
@@ -156,7 +156,7 @@ def open_stream(
     preprocess: Preprocessing,
     data: str,
     batch_size: int,
-    reading: Reading = AS_FOUND,
+    choice: ColumnChoice = AS_FOUND,
     *,
     skip_bad: bool = False,
     workers: int | None = None,
@@ -171,7 +171,7 @@ def open_stream(
     """
     if cache is not None and not isinstance(preprocess, Preprocess):
         raise InputError(f"cache: it is for images, these data are {find_kind(preprocess).plural}. Fix: leave it out")
-    listing = list_samples(preprocess, data, reading, skip_bad)
+    listing = list_samples(preprocess, data, choice, skip_bad)
     if cache is not None and isinstance(listing.content, EncodedImages):
         listing.content.cache = PixelCache(cache)
     if without:
@@ -180,14 +180,14 @@ def open_stream(
     return SampleStream(listing, preprocess, batch_size, skip_bad, workers)
 
 
-def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOUND, skip_bad: bool = False) -> Listing:
+def list_samples(preprocess: Preprocessing, data: str, choice: ColumnChoice = AS_FOUND, skip_bad: bool = False) -> Listing:
     """List the samples of a source without reading images and files; the arguments are those of :func:`open_stream`."""
     kind = find_kind(preprocess)
-    source = _open_source(kind, data, reading)
+    source = _open_source(kind, data, choice)
     if source is None:
-        return _list_files(Path(data), kind, preprocess, reading)
+        return _list_files(Path(data), kind, preprocess, choice)
     role = next(role for role, modality in SAMPLES.items() if modality is kind)
-    columns = source.find_columns(reading, role, preprocess.names if isinstance(preprocess, VectorPreprocess) else ())
+    columns = source.find_columns(choice, role, preprocess.names if isinstance(preprocess, VectorPreprocess) else ())
     rows = join_rows([*source.list_rows(columns, joined=True, skip_bad=skip_bad).values()])
     if isinstance(preprocess, ArrayPreprocess):
         rows = arrange_arrays({"": rows}, data, Target(known=preprocess))[0][""]
@@ -206,10 +206,10 @@ def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOU
     return Listing(names, content, good[""], groups, (*rows.damage, *bad))
 
 
-def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
+def _open_source(kind: Modality, data: str, choice: ColumnChoice) -> Source | None:
     """Open a source whose rows are samples; ``None`` for files of one sample each."""
     path, is_array = Path(data), kind not in (IMAGE, TEXT)
-    form = find_format(data, reading.columns, [reading.group_by], labelled=is_array)
+    form = find_format(data, choice.columns, [choice.group_by], labelled=is_array)
     if kind is TEXT and form in (None, "folder", "texts"):
         return TextFiles(path)
     if not is_array:
@@ -222,7 +222,7 @@ def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
         return None if form in (None, "folder") else open_rows(data, form)
     suffix = path.suffix.lower()
     may_have_rows = suffix == ".csv" and kind is not VOLUME
-    if may_have_rows and (kind is VECTOR or reading.columns or (path.is_file() and "list" in peek_kinds(path).values())):
+    if may_have_rows and (kind is VECTOR or choice.columns or (path.is_file() and "list" in peek_kinds(path).values())):
         return NumberFile(path)
     kinds = list_columns(path) if suffix == ".parquet" else {}
     is_one_series = kind is SERIES and bool(kinds) and all(kinds.values())
@@ -234,12 +234,12 @@ def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
     return None
 
 
-def _list_files(path: Path, kind: Modality, preprocess: Any, reading: Reading) -> Listing:
-    if reading.columns:
+def _list_files(path: Path, kind: Modality, preprocess: Any, choice: ColumnChoice) -> Listing:
+    if choice.columns:
         raise InputError(f"columns: {path} holds files of one {kind.name} each, without columns. Fix: leave them out")
     if not path.exists():
         raise DataError(f"data: no file or folder {path}. Fix: give {kind.given}")
     root, files = (path, list_names(path, kind)) if path.is_dir() else (Path(), [str(path)])
     names = PackedStrings(str(root / name) for name in files)
-    groups = match_groups(reading.group_by, files) if reading.group_by else None
+    groups = match_groups(choice.group_by, files) if choice.group_by else None
     return Listing(names, make_reader(Path(), names, preprocess), groups=groups)

@@ -49,7 +49,7 @@ UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never
 
 
 def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
-    """Returns the work of running each batch in order, after an untimed first one where there are several or memory changes.
+    """Return the work of running each batch in order, after an untimed first one where there are several or memory changes.
 
     With ``kept`` the process keeps its memory meanwhile.
     """
@@ -88,7 +88,7 @@ def compare(
     rounds: int,
     kept: bool = False,
 ) -> Speed:
-    """Times two functions on the same batches of arguments; ``kept`` as in :func:`time_calls`, for the second."""
+    """Time two functions on the same batches of arguments; ``kept`` as in :func:`time_calls`, for the second."""
     works = {
         "first": time_calls(lambda batch: first(*batch), batches),
         "second": time_calls(lambda batch: second(*batch), batches, kept),
@@ -101,7 +101,7 @@ def compare(
 
 
 def measure_peak_bytes(work: Work) -> int:
-    """Returns the most memory that a run of the work held for tensors at once, beyond what was held before (CPU)."""
+    """Return the most memory that a run of the work held for tensors at once, beyond what was held before (CPU)."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)  # PyTorch's profiler writes to standard error whenever it starts and stops
@@ -123,7 +123,7 @@ def measure_peak_bytes(work: Work) -> int:
 
 @contextmanager
 def pin_threads(threads: int) -> Iterator[None]:
-    """Gives PyTorch ``threads`` threads on as many processors inside the block."""
+    """Give PyTorch ``threads`` threads on as many processors inside the block."""
     before, allowed = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(threads)
     if allowed is not None:
@@ -140,7 +140,7 @@ def pin_threads(threads: int) -> Iterator[None]:
 
 
 def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
-    """Returns the exit shares to force on a network with this many exits."""
+    """Return the exit shares to force on a network with this many exits."""
     if num_exits == 4:
         return SHARES
     shares = {"nobody leaves": (0.0,) * (num_exits - 1) + (1.0,)}
@@ -151,7 +151,7 @@ def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
 
 
 def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
-    """Plans exits for ``count`` samples in these shares (by largest remainders), in random order."""
+    """Plan exits for ``count`` samples in these shares (by largest remainders), in random order."""
     exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
     counts = exact.floor()
     for k in (exact - counts).argsort(descending=True)[: count - int(counts.sum())].tolist():
@@ -175,7 +175,7 @@ class Bench:
             self.compiled_net.compile()
 
     def samples(self, count: int) -> Inputs:
-        """Returns ``count`` inputs."""
+        """Return ``count`` inputs."""
         rows = torch.arange(count) % count_rows(self.inputs)
         return map_inputs(self.inputs, lambda t: t[rows])
 
@@ -189,7 +189,7 @@ class Bench:
         others: Mapping[str, Callable[[Inputs, int, Mapping[str, Tensor]], Work]] | None = None,
         keep: Callable[[str], bool] = lambda name: True,
     ) -> dict[str, Any]:
-        """Times every contender in calls of ``size`` samples, for ``rounds`` and ``seconds`` at least; JSON-ready.
+        """Time every contender in calls of ``size`` samples, for ``rounds`` and ``seconds`` at least; JSON-ready.
 
         ``memory`` adds each contender's peak. ``others`` makes further contenders from the inputs, the size and the plans;
         ``keep`` selects contenders by name, apart from the first two, which always run.
@@ -241,7 +241,7 @@ class Bench:
 
 
 def _compare_with_ideal(times: Times, name: str, ideal: list[float], reference: str, plan: Tensor) -> dict[str, Any]:
-    """Returns a plan's time if only stages took any, the ideal time over the measured one, and the share of its saving."""
+    """Return a plan's time if only stages took any, the ideal time over the measured one, and the share of its saving."""
     ideal = ideal[-len(times.rounds[name]) :]  # without the warm-up
     triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
     row: dict[str, Any] = {"ideal_ms": round(1000 * interval(ideal).median / len(plan), 4)}
@@ -260,7 +260,7 @@ def _list_ratios(times: Times) -> dict[str, Any]:
 
 
 def tabulate(measured: Mapping[str, Any]) -> list[list[str]]:
-    """Returns rows of a table for people from the result of :meth:`Bench.run`."""
+    """Return rows of a table for people from the result of :meth:`Bench.run`."""
     rows = [["", "ms/sample", "p95 ms", "x plain", "x tuned", "ideal ms", "MB"]]
     for row in measured["rows"]:
         cells = [f"{row['ms'][0]:.3f}", f"{row['call_p95_ms']:.2f}", f"{row['speedup'][0]:.2f}"]
@@ -272,14 +272,14 @@ def tabulate(measured: Mapping[str, Any]) -> list[list[str]]:
 def compare_adaptive(
     plain: nn.Module, net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7
 ) -> Speed:
-    """Times the plain backbone against :func:`predict`; both in evaluation mode, images in channels_last."""
+    """Time the plain backbone against :func:`predict`; both in evaluation mode, images in channels_last."""
     batches, kept = split_whole_batches(inputs, batch_size), net.tuning.keep_memory
     with switch_mode(plain, False), switch_mode(net, False):
         return compare(partial(answer_plainly, plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)
 
 
 def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
-    """Returns full batches, images in channels_last."""
+    """Return full batches, images in channels_last."""
 
     def lay_out(t: Tensor) -> Tensor:
         last = t.ndim == 4 and t.shape[1] > 1
@@ -295,7 +295,7 @@ def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
 
 
 def answer_plainly(backbone: nn.Module, batch: Inputs) -> None:
-    """Answers a batch as PyTorch runs the backbone: float32, its own memory format, the whole batch."""
+    """Answer a batch as PyTorch runs the backbone: float32, its own memory format, the whole batch."""
     with torch.inference_mode():
         output = backbone(batch) if isinstance(batch, Tensor) else backbone(**batch)
         pick_logits(output).softmax(1).max(1)
@@ -323,7 +323,7 @@ class Plain:
                 self.body(*(t[:1] for t in several))
 
     def __call__(self, batch: Inputs) -> None:
-        """Answers one batch in micro-batches."""
+        """Answer one batch in micro-batches."""
         with apply_tuning(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
             parts = _split(list_tensors(batch), self.tuning)
             logits = [_take_logits(self.body(*self.tuning.convert(part))).float() for part in parts]
@@ -331,7 +331,7 @@ class Plain:
 
 
 def write_plain(backbone: nn.Module, example: Inputs) -> OnnxFile:
-    """Writes the plain backbone, batch normalisation folded, as an ONNX file that gives logits."""
+    """Write the plain backbone, batch normalisation folded, as an ONNX file that gives logits."""
     body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
     folded = _Logits(prepare_graph(body, Tuning(folded=True)).float()).eval()
     return OnnxFile.write(folded, tuple(t[:1] for t in list_tensors(example)), "the plain backbone")
@@ -378,18 +378,18 @@ class Planned:
         )
 
     def work(self, inputs: Inputs, size: int) -> Work:
-        """Returns the work of answering all the inputs in calls of ``size``."""
+        """Return the work of answering all the inputs in calls of ``size``."""
         starts = range(0, len(self.plan), size)
         return time_calls(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
 
     def __call__(self, call: tuple[int, Inputs]) -> None:
-        """Answers a batch, whose first sample is number ``call[0]``."""
+        """Answer a batch, whose first sample is number ``call[0]``."""
         start, batch = call
         with self.net.open_engine() as engine:
             self.answer(engine, start, self.net.check_input(batch))
 
     def answer(self, engine: Engine, start: int, activations: Activations) -> None:
-        """Answers samples ``start`` onwards with this engine."""
+        """Answer samples ``start`` onwards with this engine."""
         count = len(activations[0])
         size, override = self.net.tuning.micro_batch, None
         if self.whole:
@@ -406,7 +406,7 @@ class Planned:
 
 
 def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
-    """Answers a batch at one exit, in micro-batches: the smaller static network of the same kind."""
+    """Answer a batch at one exit, in micro-batches: the smaller static network of the same kind."""
     with net.open_engine() as engine:
         for part in _split(net.unpack(batch), net.tuning):
             activations = engine.enter(part)
@@ -423,7 +423,7 @@ class StepTimes:
         self.rounds: list[list[float]] = []
 
     def __call__(self) -> list[float]:
-        """Runs all samples through all stages and records the seconds of each."""
+        """Run all samples through all stages and record the seconds of each."""
         if keep_memory(self.net.tuning.keep_memory) or len(self.batches) > 1:
             self._run(self.batches[:1])
         self.rounds.append(self._run(self.batches))
@@ -443,6 +443,6 @@ class StepTimes:
         return spent
 
     def ideal(self, plan: Tensor) -> list[float]:
-        """Returns each round's seconds for the plan: over exits, the share of samples that reach it times its time."""
+        """Return each round's seconds for the plan: over exits, the share of samples that reach it times its time."""
         reached = [(plan >= k).double().mean().item() for k in range(self.net.num_exits)]
         return [sum(share * seconds for share, seconds in zip(reached, spent, strict=True)) for spent in self.rounds]

@@ -41,7 +41,7 @@ KIND, FORMAT = "exitlens", 1
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 POLICIES = "policies.json"  # only where there are policies with names
 UNFINISHED = "unfinished"  # in the manifest: the epoch of a training run that has not ended, and the time of its file
-DAMAGES = (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as we write it
+DAMAGES = (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError)  # raised by damaged JSON
 
 
 def save(
@@ -52,7 +52,7 @@ def save(
     policies: Mapping[str, Policy] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a bundle: weights, how the network is built, its policies, and a checksum of each file.
+    """Write a bundle: weights, how the network is built, its policies, and a checksum of each file.
 
     A network that is tuned to ``backend="onnx"`` takes its ONNX files along.
 
@@ -125,7 +125,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _replace_files(target: Path) -> AbstractContextManager[Path]:
-    """Yields a temporary directory, which replaces the files that an existing bundle lists; others in its directory stay."""
+    """Yield a temporary directory, which replaces the files that an existing bundle lists; others in its directory stay."""
     manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     return replace_directory(
@@ -134,14 +134,14 @@ def _replace_files(target: Path) -> AbstractContextManager[Path]:
 
 
 def replace_network(directory: Path, net: ExitNet, policies: Mapping[str, Policy]) -> None:
-    """Replaces the network of a run or bundle and all its policies; an unfinished training remains marked as such."""
+    """Replace the network of a run or bundle and all its policies; an unfinished training remains marked as such."""
     source = find_bundle(directory)
     facts = {name: fact for name, fact in _verify_files(source).items() if name == UNFINISHED}
     _write_bundle(net, policies, source, facts)
 
 
 def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
-    """Replaces the default policy of a run or bundle, or the one of that name; the others stay."""
+    """Replace the default policy of a run or bundle, or the one of that name; the others stay."""
     source = find_bundle(directory)
     manifest = _verify_files(source)
     policies = _read_policies(source, manifest) | {name or DEFAULT: policy}
@@ -155,7 +155,7 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
 
 
 def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
-    """Reads a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
+    """Read a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
 
     Args:
         directory: what :func:`save` wrote, or a run directory. Of a run that has not ended, the best epoch so far is taken,
@@ -208,7 +208,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
 
 
 def load_policies(directory: str | Path) -> dict[str, Policy]:
-    """Reads the policies of a bundle, without building its network.
+    """Read the policies of a bundle, without building its network.
 
     Args:
         directory: what :func:`save` wrote, or the run directory that holds it.
@@ -246,7 +246,7 @@ def _read_policy(values: Any, place: str) -> Policy:
 
 
 def _read_identity(source: Path) -> tuple[int, str, Any]:
-    """Reads the number of exits, the name that policies know the network by, and its task."""
+    """Read the number of exits, the name that policies know the network by, and its task."""
     values = read_json(source / NETWORK)
     try:
         precision = "float32" if values["tuning"] is None else Tuning.from_dict(values["tuning"]).numbers
@@ -256,7 +256,7 @@ def _read_identity(source: Path) -> tuple[int, str, Any]:
 
 
 def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
-    """Copies ONNX files that have a checksum to a place that remains when the bundle is replaced."""
+    """Copy ONNX files that have a checksum to a place that remains when the bundle is replaced."""
     home = Home()
     try:
         parts = [Written.from_dict(values, home.path) for values in manifest["onnx"]]
@@ -273,7 +273,7 @@ def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
 
 
 def _verify_files(source: Path) -> dict[str, Any]:
-    """Returns the manifest; raises :class:`BundleError` unless the bundle's files are those that it lists."""
+    """Return the manifest; raise :class:`BundleError` unless the bundle's files are those that it lists."""
     manifest = read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{source / MANIFEST}: expected checksums. Fix: copy the bundle again.")
@@ -306,7 +306,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
 
 
 def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
-    """Returns ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raises ``BundleError``.
+    """Return ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raise ``BundleError``.
 
     A training that was stopped has left none: it is written here, from the best epoch so far, again when the run goes on.
     """
@@ -334,7 +334,7 @@ def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
 
 
 def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
-    """Writes a run's bundle from its best epoch so far; policies of the same weights stay."""
+    """Write a run's bundle from its best epoch so far; policies of the same weights stay."""
     record, (state, note) = read_json(run / SETTINGS), read_tensors(run / BEST)
     try:
         info = NetworkInfo.from_dict(record["network"])
@@ -355,14 +355,14 @@ def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
 
 
 def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:
-    """Saves a network with the policies of the bundle it replaces that fit it; returns the names of the others."""
+    """Save a network with the policies of the bundle it replaces that fit it; return the names of the others."""
     kept, dropped = _keep_policies(net, directory)
     save(net, kept.pop(DEFAULT, None), directory, policies=kept, overwrite=overwrite)
     return dropped
 
 
 def _keep_policies(net: ExitNet, bundle: Path) -> tuple[dict[str, Policy], list[str]]:
-    """Returns the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
+    """Return the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
     policies = _read_policies(bundle, _verify_files(bundle)) if (bundle / MANIFEST).is_file() else {}
     network = net.identity()
     kept = {name: policy for name, policy in policies.items() if policy.network == network}

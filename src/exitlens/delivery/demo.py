@@ -83,18 +83,18 @@ class DemoSettings:
 
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
-        """Returns the settings behind the documentation's figures: a quarter of an hour on two cores."""
+        """Return the settings behind the documentation's figures: a quarter of an hour on two cores."""
         training = cls(seed, epochs=6, limit=None, size=40, batch_size=64, learning_rate=4e-3)
         return replace(training, samples=3000, oracle_samples=200, rounds=7, timed=2048)
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:
-        """Returns the settings of a run of seconds that shows the flow."""
+        """Return the settings of a run of seconds that shows the flow."""
         return cls(seed, epochs=1, limit=256, samples=64, oracle_samples=16, rounds=1, timed=256)
 
 
 def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Trains, calibrates, tests, times and reports; writes ``result.json``, ``report.html`` and ``bundle`` to ``out``."""
+    """Train, calibrate, test, time and report; write ``result.json``, ``report.html`` and ``bundle`` to ``out``."""
     if (out / RESULT).exists():
         raise OutputExistsError(f"out: {out} holds a finished demo. Fix: remove it, or choose another directory with --out.")
     started = time.perf_counter()
@@ -140,7 +140,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 
 def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
-    """Loads scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
+    """Load scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
     scenes = partial(load_scenes, seed=settings.seed, size=settings.size, limit=settings.limit)
     data: dict[str, ImageSet] = {split: scenes(split, background_agreement=0.8) for split in SPLITS if split != "test"}
     return data | {name: scenes("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
@@ -150,7 +150,7 @@ def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
 
 
 def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
-    """Trains whatever is not trained yet, each network in a single-threaded process, and shows a bar for each.
+    """Train whatever is not trained yet, each network in a single-threaded process, and show a bar for each.
 
     So the weights do not depend on the number of cores, and two side by side are faster than in turn on two threads each.
     """
@@ -218,7 +218,7 @@ def _train_one(name: str, settings: DemoSettings, run: Path) -> None:
 
 
 def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
-    """Returns the demo's network before training: with three early exits, or plain if there is no loss."""
+    """Return the demo's network before training: with three early exits, or plain if there is no loss."""
     torch.manual_seed(seed)
     backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs
     at = [] if loss is None else list(backbone.groups[:-1])

@@ -34,7 +34,7 @@ SHOWN = 24  # samples on the contact sheet or page
 
 @cache
 def load_template(name: str) -> jinja2.Template:
-    """Loads a template from ``delivery/templates``; leaving out one of its variables is an error."""
+    """Load a template from ``delivery/templates``; leaving out one of its variables is an error."""
     loader, undefined = jinja2.PackageLoader("exitlens.delivery"), jinja2.StrictUndefined
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
@@ -46,7 +46,7 @@ def load_template(name: str) -> jinja2.Template:
 
 
 def render_explanations(title: str, whys: Sequence[tuple[str, Explanation]]) -> str:
-    """Renders explanations of samples that are no pictures, each under its heading: tokens shaded, or maps drawn."""
+    """Render explanations of samples that are no pictures, each under its heading: tokens shaded, or maps drawn."""
     if isinstance(whys[0][1].preprocess, TextPreprocess):
         tools = {"shade": shade_names, "exit_name": exit_name}
         return load_template("tokens.html.j2").render(title=title, parts=whys, **tools)
@@ -55,7 +55,7 @@ def render_explanations(title: str, whys: Sequence[tuple[str, Explanation]]) -> 
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
-    """Returns a row for each exit: its answer, and the tokens shaded by its attention (without colour: in per cent)."""
+    """Return a row for each exit: its answer, and the tokens shaded by its attention (without colour: in per cent)."""
     head = "tokens, darker: more attention" if colour else "tokens, with their share of the attention in %"
     table = Table("exit", "answer", "confidence", head, title=why.reason, title_justify="left", caption="* answered")
     for view in why.exits:
@@ -88,7 +88,7 @@ def _refuse_existing(paths: Iterable[Path]) -> None:
 
 
 def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path]:
-    """Writes ``NAME.html`` and ``NAME.json``, which must not exist, of a sample that is no picture; returns both paths."""
+    """Write ``NAME.html`` and ``NAME.json``, which must not exist, of a sample that is no picture; return both paths."""
     page, values = directory / f"{name}.html", directory / f"{name}.json"
     _refuse_existing((page, values))
     directory.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path
 
 
 def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation") -> list[Path]:
-    """Writes every map of an image's explanation (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
+    """Write every map of an image's explanation (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
 
     The maps are those of the exits, of the answer's labels if there are several, and the relevance if there is one.
     """
@@ -158,7 +158,7 @@ class ExplanationRow:
 
 
 def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
-    """Turns an explanation that includes the final exit into a row of the table."""
+    """Turn an explanation that includes the final exit into a row of the table."""
     view, final = why.exits[why.answered], why.exits[-1]
     return ExplanationRow(
         file,
@@ -185,7 +185,7 @@ def explain_folder(
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ExplanationRow]:
-    """Explains batches of samples and writes a table, a contact sheet (if they are no images, a page) and a manifest.
+    """Explain batches of samples and write a table, a contact sheet (if they are no images, a page) and a manifest.
 
     Every exit runs. Memory holds the table's rows of all samples, and the maps of the most remarkable ones. ``name`` gives
     the i-th sample's name, once it has been read; ``advance`` is called with the number of samples done.
@@ -227,5 +227,5 @@ def explain_folder(
 
 
 def name_sheet(preprocess: Preprocessing) -> str:
-    """Returns the name of the file that shows the most remarkable samples."""
+    """Return the name of the file that shows the most remarkable samples."""
     return SHEET if isinstance(preprocess, Preprocess) else TOKENS if isinstance(preprocess, TextPreprocess) else PAGE

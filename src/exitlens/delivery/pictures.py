@@ -19,7 +19,7 @@ SCALE = 160  # pixels, the side of a gallery picture
 
 
 def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
-    """Turns network input ``(C,H,W)`` back into a picture of about ``side`` pixels, or twice that if the image is large."""
+    """Turn network input ``(C,H,W)`` back into a picture of about ``side`` pixels, or twice that if the image is large."""
     shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
     picture = to_picture(shown)
     picture.thumbnail((2 * side, 2 * side))
@@ -28,7 +28,7 @@ def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) 
 
 
 def draw_overlay(base: Image.Image, attention: Tensor) -> Image.Image:
-    """Draws an attention map ``(h,w)`` in colour over the picture in grey, as bright as in :func:`draw_heat`."""
+    """Draw an attention map ``(h,w)`` in colour over the picture in grey, as bright as in :func:`draw_heat`."""
     share = upsample(shades(attention.float())[None], (base.height, base.width))[0].numpy()
     colour = colormaps[COLOURS](share)[..., :3]
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
@@ -37,7 +37,7 @@ def draw_overlay(base: Image.Image, attention: Tensor) -> Image.Image:
 
 
 def draw_heat(attention: Tensor) -> Image.Image:
-    """Draws a map ``(h,w)`` with a pixel for each location, for pages to enlarge; transparent without attention."""
+    """Draw a map ``(h,w)`` with a pixel for each location, for pages to enlarge; transparent without attention."""
     share = shades(attention).numpy()
     pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
     pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
@@ -45,7 +45,7 @@ def draw_heat(attention: Tensor) -> Image.Image:
 
 
 def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
-    """Draws the image and every exit's overlay side by side, with captions and a frame around the exit that answered."""
+    """Draw the image and every exit's overlay side by side, with captions and a frame around the exit that answered."""
     base = draw_image(explanation.inputs, preprocess, side=224)
     tiles = [base, *(draw_overlay(base, view.attention) for view in explanation.exits)]
     captions = ["input"]
@@ -74,7 +74,7 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
 def draw_contact_sheet(
     explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, titles: Sequence[str] = ()
 ) -> Image.Image:
-    """Draws a row for each image, with its title under it: the input, then every exit's overlay, network by network."""
+    """Draw a row for each image, with its title under it: the input, then every exit's overlay, network by network."""
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))
     side, gap, head = 120, 6, 40  # pixels; side: of each picture

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 def name_rows(
     net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream, monitor: DriftMonitor | None = None
 ) -> Iterator[list[Row]]:
-    """Turns predictions into rows with the names of their samples, which may be read further ahead; updates the monitor."""
+    """Turn predictions into rows with the names of their samples, which may be read further ahead; update the monitor."""
     count = 0
     for pred in predictions:
         part = slice(count, count + len(pred))
@@ -53,7 +53,7 @@ def name_rows(
 
 
 def start_watch(policy: Policy, wanted: bool, group_by: str) -> DriftMonitor | None:
-    """Returns a drift monitor of the policy, if one is wanted; raises :class:`InputError` if ``group_by`` does not fit."""
+    """Return a drift monitor of the policy, if one is wanted; raise :class:`InputError` if ``group_by`` does not fit."""
     if not wanted:
         if group_by:
             raise InputError("group_by: it says what --monitor counts. Fix: pass --monitor, too, or leave it out.")
@@ -134,13 +134,13 @@ def _parse_row(values: Collection[Any], number: int) -> Row:
 
 
 def import_pyarrow() -> Any:
-    """Imports ``pyarrow`` with its module ``parquet``; raises :class:`MissingExtraError`."""
+    """Import ``pyarrow`` with its module ``parquet``; raise :class:`MissingExtraError`."""
     import_extra("pyarrow.parquet", "parquet", "an output file .parquet")
     return import_module("pyarrow")
 
 
 def write_parquet(path: Path, rows: Iterable[Row]) -> None:
-    """Writes all rows, atomically; bytes of file names that are not UTF-8 become ``\\udcXX``."""
+    """Write all rows, atomically; bytes of file names that are not UTF-8 become ``\\udcXX``."""
     arrow = import_pyarrow()
     kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.float64(), arrow.float64())
     schema = arrow.schema(list(zip(Row._fields, kinds, strict=True)))
@@ -219,7 +219,7 @@ class PredictionFile:
         self.count = len(self.rows)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows; once it returns, they survive this process. If they cannot be written, earlier rows are safe."""
+        """Add rows; once it returns, they survive this process. If they cannot be written, earlier rows are safe."""
         if rows and self._sealed:
             raise OutputExistsError(
                 f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}. "
@@ -242,7 +242,7 @@ class PredictionFile:
         self.count += len(rows)
 
     def finish(self) -> None:
-        """Completes the run: writes the ``.parquet`` file and removes what only resuming needs."""
+        """Complete the run: write the ``.parquet`` file and remove what only resuming needs."""
         try:
             if self._handle is not None:
                 os.fsync(self._handle.fileno())
@@ -258,7 +258,7 @@ class PredictionFile:
         self._finished = True
 
     def _describe_rows(self, options: str = "") -> str:
-        """Says how many rows there are, and how to continue; ``options`` are those that keep it from stopping again."""
+        """Say how many rows there are, and how to continue; ``options`` are those that keep it from stopping again."""
         if self._sealed or not self.count:
             return f"no row was written to {self.path}"
         return f"{self.count} rows are in {self._place}: the same command with --resume{options} goes on"
@@ -275,7 +275,7 @@ class PredictionFile:
             error.add_note(self._describe_rows(" --skip-bad" if is_skippable else ""))
 
     def _reopen(self) -> None:
-        """Reads the rows of a run to resume, if there is one."""
+        """Read the rows of a run to resume, if there is one."""
         if not self.path.exists() and not self._lines.exists():
             return
         self._ours = self._record.exists()
@@ -297,7 +297,7 @@ class PredictionFile:
                 temporary.write_bytes(self._format.encode(self.rows))
 
     def _read_lines(self) -> list[Row]:
-        """Reads the complete rows; if the file is ours, anything after them is cut off."""
+        """Read the complete rows; if the file is ours, anything after them is cut off."""
         content, start = self._lines.read_bytes(), self._format.start
         if content[: len(start)] != start[: len(content)]:
             raise OutputExistsError(
@@ -325,7 +325,7 @@ class PredictionFile:
         )
 
     def _stop(self) -> None:
-        """Leaves the file closed and valid, as far as the disk lets it."""
+        """Leave the file closed and valid, as far as the disk lets it."""
         with suppress(OSError):
             if self._handle is not None:
                 self._handle.close()
@@ -345,7 +345,7 @@ class PredictionFile:
 
 
 def open_lines(path: Path, new: bool) -> BinaryIO:
-    """Opens a file to append to without a buffer: what is written is in the file at once."""
+    """Open a file to append to without a buffer: what is written is in the file at once."""
     return path.open("xb" if new else "ab", buffering=0)
 
 

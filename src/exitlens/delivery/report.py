@@ -110,7 +110,7 @@ def measure_subjects(
     cost: Literal["macs", "time"] = "macs",
     timed_batch: int | None = None,
 ) -> list[Subject]:
-    """Evaluates runs or bundles on the same samples; what cannot be compared is refused before anything is measured."""
+    """Evaluate runs or bundles on the same samples; what cannot be compared is refused before anything is measured."""
     loaded = [load_calibrated(path) for path in paths]
     counts = [net.num_exits for net, _ in loaded]
     if len(set(counts)) > 1:
@@ -137,7 +137,7 @@ def can_delete(net: ExitNet) -> bool:
 
 
 def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Sequence[str], data: str = "") -> Provenance:
-    """Describes how runs were made, as far as they record it; ``command`` writes the report, ``data`` is its ``--data``."""
+    """Describe how runs were made, as far as they record it; ``command`` writes the report, ``data`` is its ``--data``."""
     facts, seeds = {}, []
     for path in paths:
         record = find_bundle(path).parent / SETTINGS
@@ -170,7 +170,7 @@ def write_report(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes the report of one network, or of two or three side by side, as an HTML file.
+    """Write the report of one network, or of two or three side by side, as an HTML file.
 
     ``subjects`` have equally many exits; the report is about the first. ``images`` are samples by condition; ``speed``
     has values of a ``Speed`` with ``accuracy_drop`` and ``cost`` by a title such as "batch size 1"; ``plain_accuracy`` is
@@ -225,7 +225,7 @@ def write_report(
 def summarize(
     subjects: Sequence[Subject], main: str, speed: Mapping[str, Any], plain_accuracy: float | None = None
 ) -> list[Markup]:
-    """Writes three sentences on the first subject: what early answers save, whether exits agree and maps are faithful."""
+    """Write three sentences on the first subject: what early answers save, whether exits agree and maps are faithful."""
     first, modality = subjects[0], subjects[0].net.info.modality
     words = {"thing": modality.name, "things": modality.plural}
     write: Any = load_template("report_summary.html.j2").make_module(words)
@@ -248,7 +248,7 @@ def summarize(
 def build_gallery(
     subjects: Sequence[Subject], sets: Mapping[str, SampleSet], advance: Callable[[int], None] = lambda count: None
 ) -> list[dict[str, Any]]:
-    """Picks ``IMAGES`` samples of each test set, and returns a row for the template: a sample as every subject sees it."""
+    """Pick ``IMAGES`` samples of each test set, and return a row for the template: a sample as every subject sees it."""
     rows = []
     for condition, data in sets.items():
         for i in pick_images(subjects[0], data, IMAGES, advance):
@@ -265,7 +265,7 @@ def build_gallery(
 
 
 def _name_truth(data: SampleSet) -> list[str]:
-    """Returns the label of each sample, in the words of :meth:`Explanation.name_answer`."""
+    """Return the label of each sample, in the words of :meth:`Explanation.name_answer`."""
     names = name_answers(data.labels, data.classes)
     if data.labels.ndim == 2:  # any number of labels
         return [name.replace(";", ", ") or "none of the labels" for name in names]
@@ -275,7 +275,7 @@ def _name_truth(data: SampleSet) -> list[str]:
 def pick_images(
     subject: Subject, data: SampleSet, count: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[int]:
-    """Returns the indices of gallery samples, picked from ``POOL`` drawn at random: mistakes first, up to a half.
+    """Return the indices of gallery samples, picked from ``POOL`` drawn at random: mistakes first, up to a half.
 
     Each part is sorted by the exit that answers, and takes the first samples of each exit in turn.
     """
@@ -295,14 +295,14 @@ def pick_images(
 
 
 def _take_turns(subject: Subject, answers: Sequence[Explanation], rows: Sequence[int]) -> list[int]:
-    """Orders samples so that each exit's first comes before any exit's second."""
+    """Order samples so that each exit's first comes before any exit's second."""
     queues = [[i for i in rows if answers[i].answered == k] for k in range(subject.net.num_exits)]
     turns = [(turn, k, i) for k, queue in enumerate(queues) for turn, i in enumerate(queue)]
     return [i for _, _, i in sorted(turns)]
 
 
 def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool) -> Mapping[str, Any]:
-    """Describes a sample's exits: heat maps to lay over its picture, or drawings of their own."""
+    """Describe a sample's exits: heat maps to lay over its picture, or drawings of their own."""
     why = explain_batch(subject.net, inputs, subject.policy)[0]
     tiles = [
         {
@@ -324,7 +324,7 @@ def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool)
 
 
 def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: float | None = None) -> str:
-    """Draws accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
+    """Draw accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(4.2)
         for line, marker, network in zip(LINES, MARKERS, subjects, strict=False):
@@ -353,7 +353,7 @@ def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: f
 
 
 def plot_exit_shares(subjects: Sequence[Subject], main: str) -> str:
-    """Draws the share of samples that each exit answers, with a bar for each network."""
+    """Draw the share of samples that each exit answers, with a bar for each network."""
     count = len(subjects[0].reports[main].exits)
     with mpl.rc_context(STYLE):
         figure, axes = _figure(1.0 + 0.55 * len(subjects))
@@ -379,7 +379,7 @@ def plot_exit_shares(subjects: Sequence[Subject], main: str) -> str:
 
 
 def plot_consistency(subjects: Sequence[Subject], main: str) -> str:
-    """Draws Pearson's CC of every early exit's map with the final map; a line across each bar is the null."""
+    """Draw Pearson's CC of every early exit's map with the final map; a line across each bar is the null."""
     rows = [(network.label, [row.consistency["cc"] for row in network.reports[main].exits[:-1]]) for network in subjects]
     bars = [(name, [cc["value"] for cc in row], [cc["null"] for cc in row]) for name, row in rows]
     unit, control = "correlation with the final map", "null: another sample's map"
@@ -388,7 +388,7 @@ def plot_consistency(subjects: Sequence[Subject], main: str) -> str:
 
 
 def plot_deletion(subjects: Sequence[Subject], main: str) -> str:
-    """Draws the drop in the answer's probability after deleting the map's top cells; lines are for random cells."""
+    """Draw the drop in the answer's probability after deleting the map's top cells; lines are for random cells."""
     checked = [(network.label, network.faithfulness[main]) for network in subjects if main in network.faithfulness]
     bars = [(name, checks.deletion, checks.deletion_random) for name, checks in checked]
     alt = "Drop in the answer's probability when the most attended 20 % of places are blanked"
@@ -398,7 +398,7 @@ def plot_deletion(subjects: Sequence[Subject], main: str) -> str:
 def _bars(
     bars: Sequence[tuple[str, Sequence[float], Sequence[float]]], num_exits: int, unit: str, control: str, alt: str
 ) -> str:
-    """Draws a group of bars for each exit; ``bars`` are each network's name, its values and the control's, by exit."""
+    """Draw a group of bars for each exit; ``bars`` are each network's name, its values and the control's, by exit."""
     names, values, controls = zip(*bars, strict=True)
     width, count = 0.8 / len(names), len(values[0])
     with mpl.rc_context(STYLE):
@@ -442,7 +442,7 @@ def _exit_legend(figure: Figure, count: int) -> None:
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """Renders the figure as an accessible ``<svg>`` element that takes ink, paper and font from the page."""
+    """Render the figure as an accessible ``<svg>`` element that takes ink, paper and font from the page."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)

@@ -15,7 +15,7 @@ import torch
 
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.formats import find_format, find_samples, hash_source
-from exitlens.data.rows import KEY, ROLES, Reading, parse_columns
+from exitlens.data.rows import KEY, ROLES, ColumnChoice, parse_columns
 from exitlens.data.sets import KINDS, SampleSet, set_reading
 from exitlens.data.sources import NAMES, DataSource, Target, open_source, read_parts
 from exitlens.data.splits import Split, take_split
@@ -80,7 +80,7 @@ NORMALISATIONS = {
 
 
 def choose_size(backbone: str, has_weights: bool) -> int:
-    """Returns the pixels of an image's sides for a backbone when nobody has chosen them; 0 means the data's own default.
+    """Return the pixels of an image's sides for a backbone when nobody has chosen them; 0 means the data's own default.
 
     Large networks shrink small images to a map of a few cells, so torchvision's, and others with pretrained weights, get 128
     unless they take one size only. Most weights saw 224 pixels, which cost three times as much.
@@ -105,7 +105,7 @@ def choose_size(backbone: str, has_weights: bool) -> int:
 
 
 def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | None, str]:
-    """Chooses mean and std of a new network's images (``None``: the data's usual), with a line that says whose they are."""
+    """Choose mean and std of a new network's images (``None``: the data's usual), with a line that says whose they are."""
     word, backbone = settings.normalise, settings.backbone
     if word not in ("", OWN, *NORMALISATIONS):
         raise InputError(f"normalise: expected one of {', '.join((OWN, *NORMALISATIONS))}, got {word!r}")
@@ -124,7 +124,7 @@ def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | Non
 def load_training_sets(
     settings: NetworkSettings, source: DataSource, reading: ReadSettings = AS_RECORDED, say: Say | None = None
 ) -> tuple[SampleSet, SampleSet]:
-    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
+    """Load the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
     preprocess, line = _choose_preprocess(settings, source)
     splits = source.load_splits(("train", "validation"), skip_bad=reading.skip_bad, preprocess=preprocess)
     if say is not None:
@@ -135,7 +135,7 @@ def load_training_sets(
 
 
 def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[Preprocessing | None, str]:
-    """Chooses how samples become inputs (``None``: the data's usual way), with a line that says so."""
+    """Choose how samples become inputs (``None``: the data's usual way), with a line that says so."""
     modality, backbone = source.modality, settings.backbone
     if settings.normalise and (modality is TEXT or modality in KINDS):
         raise InputError(f"normalise: it is for images, {source.name} has {modality.plural}. Fix: leave it out.")
@@ -156,7 +156,7 @@ def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[P
 
 
 def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0, say: Say | None = None) -> ExitNet:
-    """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format."""
+    """Build the backbone for the data's classes and attach exits; convolutions are in the fast channels_last format."""
     torch.manual_seed(seed)
     backbone = settings.backbone
     if train.modality is TEXT and not backbone.startswith("hf:"):
@@ -202,7 +202,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
 
 
 def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
-    """Reads groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each."""
+    """Read groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each."""
     names = preprocess.names if isinstance(preprocess, VectorPreprocess) else ()
     if not names:
         raise InputError("groups: expected data that are vectors of named features. Fix: leave the groups out.")
@@ -226,7 +226,7 @@ def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
 def record_source(
     out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: DistributedContext = ALONE
 ) -> Iterator[None]:
-    """Records a run's data in its directory before training starts, and whether what cannot be read is left out.
+    """Record a run's data in its directory before training starts, and whether what cannot be read is left out.
 
     If training fails before it writes anything, the record is taken back, so that a corrected call can use ``out`` again.
     Once it has begun, an error about a file that cannot be read says how to go on. Raises :class:`OutputExistsError` if the
@@ -268,7 +268,7 @@ def remembers_skipping(path: Path, data: str = "") -> bool:
 
 
 def read_source(path: Path) -> tuple[DataSource, bool]:
-    """Reads which data a run was trained on, and whether it left out what could not be read of them."""
+    """Read which data a run was trained on, and whether it left out what could not be read of them."""
     record = path / DATA
     if not record.is_file():
         record = find_bundle(path).parent / DATA
@@ -287,7 +287,7 @@ def _parse_record(path: Path) -> tuple[DataSource, bool]:
 
 
 def read_recorded_exits(out: Path, network: NetworkSettings) -> NetworkSettings:
-    """Returns the settings to resume a run with: the exits are those placed when it began, if there are as many."""
+    """Return the settings to resume a run with: the exits are those placed when it began, if there are as many."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
         names = json.loads((out / SETTINGS).read_text())["network"]["at"]
         if str(len(names)) == (network.exits or "3"):
@@ -309,7 +309,7 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
 
 
 def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
-    """Loads the network and a policy of a run or bundle (the default one, or that of the name), or raises PolicyError."""
+    """Load the network and a policy of a run or bundle (the default one, or that of the name), or raise PolicyError."""
     net, policy = load(path)
     policies = load_policies(path) if name or policy is None else {DEFAULT: policy}
     if (policy := policies.get(name or DEFAULT)) is not None:
@@ -323,7 +323,7 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
 
 @contextmanager
 def keep_askings(path: Path, trace: Trace) -> Iterator[None]:
-    """Gives a trace the certificates that its samples were asked for before, and stores those asked for meanwhile."""
+    """Give a trace the certificates that its samples were asked for before, and store those asked for meanwhile."""
     ledger, key = find_bundle(path) / ASKINGS, trace.fingerprint()
     known = read_json(ledger) if ledger.is_file() else {}
     trace.askings[:] = (read_record(Asking, asking) for asking in known.get(key, ()))
@@ -339,7 +339,7 @@ def keep_askings(path: Path, trace: Trace) -> Iterator[None]:
 
 
 def require_preprocess(net: ExitNet, kind: type[P]) -> P:
-    """Returns how samples become inputs; raises :class:`BundleError` without a record, or for a network of another kind."""
+    """Return how samples become inputs; raise :class:`BundleError` without a record, or for a network of another kind."""
     if isinstance(net.info.preprocess, kind):
         return net.info.preprocess
     modality = net.input_spec.modality
@@ -351,13 +351,13 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
-    """Loads a split of the own data of a run (or bundle), or other labelled data, whole unless they come in named parts."""
+    """Load a split of the own data of a run (or bundle), or other labelled data, whole unless they come in named parts."""
     data = reading.data
     if not data and (reading.columns or reading.group_by):
         raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
     skip_bad = reading.skip_bad or remembers_skipping(path, data)
     if data and data not in NAMES and (kind := find_format(data, reading.columns, [reading.group_by])) is not None:
-        rows = Reading(reading.columns, reading.group_by, task=net.info.task)
+        rows = ColumnChoice(reading.columns, reading.group_by, task=net.info.task)
         preprocess = require_preprocess(net, find_samples(data, kind, rows).preprocess)
         parts = read_parts(data, kind, rows, Target(known=preprocess), net.info.classes, skip_bad)
         only = len(parts.sets) == 1
@@ -377,13 +377,13 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
 def stream_samples(
     net: ExitNet, reading: ReadSettings, *, batch_size: int, without: Collection[str] = (), run: Path | None = None
 ) -> SampleStream:
-    """Streams unlabelled samples in batches, without those named in ``without`` and what ``run`` left out of its data."""
+    """Stream unlabelled samples in batches, without those named in ``without`` and what ``run`` left out of its data."""
     preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
     return open_stream(
         preprocess,
         reading.data,
         batch_size,
-        Reading(reading.columns, reading.group_by),
+        ColumnChoice(reading.columns, reading.group_by),
         skip_bad=reading.skip_bad or (run is not None and remembers_skipping(run, reading.data)),
         workers=reading.workers,
         cache=reading.cache,
@@ -392,7 +392,7 @@ def stream_samples(
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") -> dict[str, Any]:
-    """Describes what the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
+    """Describe what the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     kind = find_format(data, columns, labelled=False)

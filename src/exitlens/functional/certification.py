@@ -268,9 +268,9 @@ def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SP
     chance = np.where(inside, np.exp(ways + xlogy(m, q) + xlog1py(count - m, -q)), 0.0)
     spread = count * limit / 2 + 0.5
     z = (total - count * limit) / math.sqrt(differ + spread)
-    most = np.floor((m + count * limit + z * np.sqrt(m + spread)) / 2 + 1e-9)  # so many of m are +1 where Z is at most z
-    tail = bdtr(np.clip(most, 0, np.maximum(m - 1, 0)), np.maximum(m, 1).astype(np.int64), (q + limit) / (2 * q))
-    below = np.where(most < 0, 0.0, np.where(most >= m, 1.0, tail))
+    wins = np.floor((m + count * limit + z * np.sqrt(m + spread)) / 2 + 1e-9)  # the most +1 among m where Z is at most z
+    tail = bdtr(np.clip(wins, 0, np.maximum(m - 1, 0)), np.maximum(m, 1).astype(np.int64), (q + limit) / (2 * q))
+    below = np.where(wins < 0, 0.0, np.where(wins >= m, 1.0, tail))
     left_out = np.clip(1 - chance.sum(1), 0, 1)
     return float(min(1.0, spare + ((chance * below).sum(1) + left_out).max()))
 

@@ -125,7 +125,7 @@ class EGTLoss:
             that more words are read; else 1.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
-        every: steps from one that asks for consistency to the next, which multiply its weight (:meth:`at_step`; used by
+        every: compare maps in one of this many steps only, with this many times the weight (:meth:`at_step`; used by
             ``fit``). The default is 2 for images and targets made of relevance, which costs a backward pass, else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567), or with

@@ -29,7 +29,7 @@ def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
 
 
 def find_locations(*maps: Tensor) -> Tensor | None:  # (B,*S) each -> (B,*S) bool
-    """Return which positions of maps of the same samples are locations, not padding (where all are 0); ``None``: all."""
+    """Return the positions of a sequence that are no padding: where any of the maps is not 0; ``None`` for grids."""
     return torch.stack([m != 0 for m in maps]).any(0) if maps[0].ndim == 2 else None
 
 
@@ -173,7 +173,7 @@ MEASURES = {"cc": pearson, "cosine": cosine, "sim": sim, "iou": top_iou, "kl": k
 
 
 def uniform(maps: Tensor) -> Tensor:
-    """Return uniform maps of the same shape (0 at padding), as of a head that looks nowhere in particular."""
+    """Return uniform maps of the same shape (0 at padding): those of a head that looks nowhere in particular."""
     real = find_locations(maps)
     return as_distribution(torch.ones_like(maps) if real is None else real.to(maps.dtype))
 

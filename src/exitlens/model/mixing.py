@@ -1,4 +1,4 @@
-"""What transformers mix by, attention weights and the scales of layer norms, may count as constant on the way back."""
+"""Backward passes through transformers with attention weights and the scales of layer norms held constant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRODUCTS = ("matmul", "bmm", "einsum")
 
 
 class Mixing(TorchFunctionMode):
-    """Watches a forward pass; while it is fixed, gradients go back through it as if what mixes were constant.
+    """Watches a forward pass. While ``is_fixed``, gradients take its attention weights and layer-norm scales as constants.
 
     Gradients then say which of the mixed values an answer comes from, not how they were weighed (arXiv 2202.07304).
     """
@@ -30,14 +30,14 @@ class Mixing(TorchFunctionMode):
         self._is_mixed = False
 
     def find_unmixed(self, features: Tensor) -> Tensor:
-        """Return, once, the first tensor of this shape that a layer norm took before mixing; else the features."""
-        seen, self._normalised = self._normalised, None  # held any longer, it would hold the whole pass
+        """Return the first input of this shape to a layer norm before any attention, or else the features; call it once."""
+        seen, self._normalised = self._normalised, None  # else these tensors keep the whole pass in memory
         unmixed = (seen or {}).get(features.shape, features)
         return unmixed if unmixed.requires_grad else features
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Let gradients that are asked for in this context take attention weights and scales as constants."""
+        """Compute gradients in this context with attention weights and scales as constants."""
         self.is_fixed = True
         try:
             yield
@@ -48,14 +48,14 @@ class Mixing(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]
         self._is_mixed |= name in ATTENTION or name in SOFTMAX
-        if name in ATTENTION:  # query and key are the first two, or named
+        if name in ATTENTION:  # query and key: the first two arguments, or by keyword
             held = {word: self._hold(kwargs[word]) for word in ("query", "key") if word in kwargs}
             return func(*map(self._hold, args[:2]), *args[2:], **kwargs | held)
         if name == "layer_norm":
             return self._normalise(*args, **kwargs)
         result = func(*args, **kwargs)
         if name == "embedding" and self._normalised is not None and torch.is_grad_enabled():
-            result.requires_grad_()  # of frozen weights, too
+            result.requires_grad_()  # even if the embedding is frozen
         return self._hold(result) if name in SOFTMAX else result
 
     def _hold(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Mixing(TorchFunctionMode):
 
 
 class _Hold(torch.autograd.Function):
-    """The same values; no gradient while the mixing is fixed."""
+    """The identity, which passes no gradient back while the mixing is fixed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mixing: Mixing) -> Tensor:
@@ -116,14 +116,14 @@ class _Normalise(torch.autograd.Function):
 
 
 def open_inputs(activations: Activations, stage: Stage) -> Activations:
-    """Return inputs that gradients reach if the stage has frozen weights, which would let none through; else unchanged."""
+    """Return inputs that require gradients if the stage has frozen weights, so that it is recorded; else the same inputs."""
     if all(p.requires_grad for p in stage.parameters()):
         return activations
     return tuple(t.detach().requires_grad_() if t.is_floating_point() and not t.requires_grad else t for t in activations)
 
 
 def has_self_attention(stages: Iterable[Stage]) -> bool:
-    """Return whether any stage mixes locations: by a module or function of attention, or a softmax before a product."""
+    """Return whether any stage mixes locations: by an attention module or function, or a softmax before a product."""
 
     def mixes(graph: fx.GraphModule, node: fx.Node) -> bool:
         if node.op == "call_module":

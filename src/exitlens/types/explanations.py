@@ -35,7 +35,7 @@ class Location(NamedTuple):
 
 
 class LabelView(NamedTuple):
-    """One of several labels that an exit tells: its number and probability, and the evidence for it.
+    """One label of an exit's answer: its number and probability, and the evidence for it.
 
     ``evidence`` is ``(h,w)``; if the exit's evidence is exact, its sum and ``bias`` are ``logit``.
     """
@@ -60,7 +60,7 @@ class LabelView(NamedTuple):
 class ExitView:
     """One exit's view of the sample.
 
-    If the network gives several labels, all but ``labels`` is about the strongest one, told or not.
+    If the network gives several labels, all but ``labels`` is about the strongest one, in the answer or not.
 
     Attributes:
         exit: k. label: its answer. confidence: the policy's score. threshold: that it had to reach (0 for the final exit,

@@ -37,15 +37,15 @@ class Certification:
     """The record of a certification, or of why it was refused."""
 
     delta: float  # the chance that the promise is wrong
-    level: float  # of the tests; less than delta where it covers earlier askings
-    asking: int  # the number of certificates that these samples were asked for, this one included
-    path_samples: int  # proposed the path; the others tested it
-    path_length: int  # in policies
+    level: float  # the tests' level: delta, less what earlier requests on these samples have spent
+    asking: int  # counts the certificates requested from these samples, from 1
+    path_samples: int  # number of samples that proposed the path; the others tested it
+    path_length: int  # number of policies
     steps_tested: int
-    tests: tuple[RiskTest, ...]  # of the accepted policy; without one, of the first that was refused
+    tests: tuple[RiskTest, ...]  # those that the accepted policy passed; if there is none, those of the first policy
     reason: str = ""  # why the early exits never fire; empty if a policy was accepted
-    samples_needed: int | None = None  # estimate of the samples (or groups) for a certificate; None: no number would do
-    path_groups: int | None = None  # proposed the path; None: all samples are independent
+    samples_needed: int | None = None  # estimated samples (or groups) for a certificate; None: no number is enough
+    path_groups: int | None = None  # number of groups that proposed the path; None: all samples are independent
     largest_group: int | None = None  # a group's weight is its size, capped at this; None: all groups weigh the same
 
 
@@ -251,7 +251,7 @@ def _name(name: str) -> str:
     return name.removeprefix("max_").replace("_", " ")
 
 
-GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
+GATE_FEATURES = ("confidence", "entropy", "change")  # the answer's; the map's; how the map changed since the exit before
 
 
 @dataclass(frozen=True)

@@ -214,11 +214,11 @@ _REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), SHARE._replace(fix=
 
 @dataclass(frozen=True)
 class Asking:
-    """One certificate that the samples of a trace were asked for."""
+    """A request for a certificate from the samples of a trace, and its outcome."""
 
     request: CalibrationRequest
-    level: float  # of the tests: the request's delta less the levels that refused askings had spent
-    granted: bool  # its level is then free again for the next asking
+    level: float  # the tests' level: the request's delta, less the levels of earlier requests that were refused
+    granted: bool  # if so, the level is available to the next request
 
 
 BatchNorm = Literal["update", "keep"]

@@ -59,7 +59,7 @@ class Share(NamedTuple):
 
 
 def read_shares(directory: Path, fingerprint: str, exits: int) -> tuple[Share | None, ...]:
-    """Reads every exit's share from the result that a demo stored beside its runs; ``None`` where it is not known.
+    """Read every exit's share from the result that a demo stored beside its runs; ``None`` where it is not known.
 
     ``fingerprint`` is the network's, which the demo's own has to have.
     """
@@ -138,7 +138,7 @@ class Explorer:
     # --- inputs ---
 
     def examples(self) -> list[tuple[Shown, str]]:
-        """Returns test samples of the first run's data (else scenes) with their classes, which texts do not show."""
+        """Return test samples of the first run's data (else scenes) with their classes, which texts do not show."""
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
@@ -160,7 +160,7 @@ class Explorer:
         return list(zip(shown, names, strict=True))
 
     def read(self, path: Path) -> Image.Image | Tensor:
-        """Reads an uploaded file; if it cannot be read or is too large, raises a :class:`DataError` that hides its path."""
+        """Read an uploaded file; if it cannot be read or is too large, raise a :class:`DataError` that hides its path."""
         try:
             if not self.is_picture:
                 return list_tensors(self.modality.read(path, self.runs[0].net.info.preprocess))[0][0]
@@ -171,7 +171,7 @@ class Explorer:
             release_memory()  # else every thread that once read a large file would keep its memory
 
     def encode(self, run: LoadedRun, shown: Shown) -> Inputs:
-        """Turns what is shown into the input of a run's network."""
+        """Turn what is shown into the input of a run's network."""
         if isinstance(shown, Tensor):
             return shown[None]
         if isinstance(shown, str):
@@ -188,7 +188,7 @@ class Explorer:
     def answer(
         self, index: int, shown: Shown, thresholds: Sequence[float] | None = None, *, relevance: bool = False
     ) -> Answer:
-        """Answers what is shown, under ``thresholds`` or those of the run's policy."""
+        """Answer what is shown, under ``thresholds`` or those of the run's policy."""
         run = self.runs[index]
         policy = self.policy(index, thresholds)
         inputs = self.encode(run, shown)
@@ -215,7 +215,7 @@ class Explorer:
         return sum(times.median_ms(name) for name in works) > SLOW_MS
 
     def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:
-        """Returns a run's policy; with other thresholds it has no calibration record: nothing was promised for them."""
+        """Return a run's policy; with other thresholds it has no calibration record: nothing was promised for them."""
         policy = self.runs[index].policy
         if thresholds is None or tuple(thresholds) == policy.thresholds:
             return policy
@@ -227,7 +227,7 @@ class Explorer:
     # --- the calibration trace ---
 
     def trace(self, index: int) -> Trace | str:
-        """Returns the trace of a run's calibration split, collected once, or the reason why there is none."""
+        """Return the trace of a run's calibration split, collected once, or the reason why there is none."""
         with self._lock:
             if index not in self._traces:
                 self._traces[index] = self._collect(self.runs[index])
@@ -246,13 +246,13 @@ class Explorer:
         return f"There is no calibration data to show shares and accuracy on: {reason}"
 
     def evaluate(self, index: int, thresholds: Sequence[float]) -> Report | str:
-        """Evaluates thresholds on the calibration trace, or says why there is none."""
+        """Evaluate thresholds on the calibration trace, or say why there is none."""
         trace = self.trace(index)
         return trace if isinstance(trace, str) else evaluate(trace, self.policy(index, thresholds))
 
 
 def cover(picture: Image.Image, strokes: Image.Image | None) -> Image.Image:
-    """Replaces everything that was painted (alpha of ``strokes``) by the picture's mean colour."""
+    """Replace everything that was painted (alpha of ``strokes``) by the picture's mean colour."""
     if strokes is None:
         return picture
     mask = strokes.convert("RGBA").getchannel("A").resize(picture.size).point(lambda a: 255 if a > 60 else 0)

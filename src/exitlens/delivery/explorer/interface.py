@@ -50,7 +50,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 26, HEIGHT - 40  # where the axes are
 
 
 def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) -> str:
-    """Renders a network's answer to ``picture``, if it is one; ``side`` is the least width of a map in pixels."""
+    """Render a network's answer to ``picture``, if it is one; ``side`` is the least width of a map in pixels."""
     base, ratio = "", answer.full_ms / answer.ours_ms
     if picture is not None:
         width, height = (max(1, round(length * DISPLAY / max(picture.size))) for length in picture.size)
@@ -103,7 +103,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
 
 
 def _draw_map(why: Explanation, values: Tensor, drawn: str, with_map: bool) -> dict[str, Any]:
-    """Draws a map in the form that suits the input: to lay over the picture, a drawing of its own, or shaded tokens."""
+    """Draw a map in the form that suits the input: to lay over the picture, a drawing of its own, or shaded tokens."""
     is_text = isinstance(why.preprocess, TextPreprocess)
     return {
         "heat": data_uri(draw_heat(values), small=False) if with_map else "",
@@ -113,7 +113,7 @@ def _draw_map(why: Explanation, values: Tensor, drawn: str, with_map: bool) -> d
 
 
 def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) -> str:
-    """Renders the effect of thresholds on a trace of ``kind`` samples, and where it lies on the frontier."""
+    """Render the effect of thresholds on a trace of ``kind`` samples, and where it lies on the frontier."""
     if isinstance(report, str):
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
@@ -129,7 +129,7 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
 
 
 def draw_frontier(report: Report) -> str:
-    """Draws accuracy against cost: the best thresholds at every cost, each exit alone, and the report's thresholds."""
+    """Draw accuracy against cost: the best thresholds at every cost, each exit alone, and the report's thresholds."""
     labelled = report.accuracy is not None
     exits = [(row.cost, row.agreement if row.accuracy is None else row.accuracy) for row in report.exits]
     now = (report.cost, 1 - report.disagreement if report.accuracy is None else report.accuracy)
@@ -178,7 +178,7 @@ class View:
         self.starts_with_relevance = not explorer.is_relevance_slow()
 
     def example_buttons(self) -> str:
-        """Returns buttons with images, texts, or the classes of other samples."""
+        """Return buttons with images, texts, or the classes of other samples."""
         button = Markup('<button type="button" data-example="{}">{}</button>')
         image = Markup('<img src="{}" alt="Example: {}">')
         rows = []
@@ -188,32 +188,32 @@ class View:
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
 
     def start(self, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers the first example, when the page opens."""
+        """Answer the first example, when the page opens."""
         if not self.examples and not self.explorer.is_text:
             return [None, *self._alert(f"Choose a file of {self.explorer.modality.plural}.")]
         shown = self.examples[0][0] if self.examples else "Write a text and press Enter."
         return [shown, *_place(shown)[:1], *self._answer(shown, relevance, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
-        """Evaluates each network's thresholds when the page opens."""
+        """Evaluate each network's thresholds when the page opens."""
         pages = [self.route(i)(*values) for i, values in enumerate(self._split(thresholds))]
         return pages if len(pages) > 1 else pages[0]
 
     def choose(self, choice: str, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers an example that was picked."""
+        """Answer an example that was picked."""
         number = choice.partition(":")[0]
         i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
         shown = self.examples[i][0]
         return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
     def say(self, text: str, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers a text that was written."""
+        """Answer a text that was written."""
         if not text.strip():
             return [None, *self._alert("Write a text first.")]
         return [text, *self._answer(text, relevance, thresholds)]
 
     def upload(self, path: str | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers a file of any kind that was uploaded."""
+        """Answer a file of any kind that was uploaded."""
         if path is None:
             return self._refuse("No file was received.")
         try:
@@ -223,12 +223,12 @@ class View:
         return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
     def say_again(self, text: str | Tensor | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers a text or file once more when a threshold was moved."""
+        """Answer a text or file once more when a threshold was moved."""
         wanted = "Write a text first." if self.explorer.is_text else "Choose a file first."
         return self._alert(wanted) if text is None else self._answer(text, relevance, thresholds)
 
     def paint(self, shown: Image.Image | None, strokes: str, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers the picture with what is painted over, when the brush or a threshold was moved."""
+        """Answer the picture with what is painted over, when the brush or a threshold was moved."""
         if shown is None:
             return self._alert("Choose an image first.")
         try:
@@ -238,13 +238,13 @@ class View:
         return self._answer(cover(shown, painted), relevance, thresholds)
 
     def uncover(self, shown: Image.Image | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """Answers the picture when all strokes were removed."""
+        """Answer the picture when all strokes were removed."""
         if shown is None:
             return ["", "", *self._alert("Choose an image first.")]
         return [_draw_board(shown), "", *self._answer(shown, relevance, thresholds)]
 
     def route(self, index: int) -> Any:
-        """Returns the callback that evaluates a network's thresholds."""
+        """Return the callback that evaluates a network's thresholds."""
 
         def render(*values: float) -> str:
             run = self.explorer.runs[index]
@@ -279,7 +279,7 @@ class View:
 
 
 def _place(shown: Shown) -> list[str]:
-    """Returns what the page shows beside the answers: the text, or a picture to paint on, without strokes; else nothing."""
+    """Return what the page shows beside the answers: the text, or a picture to paint on, without strokes; else nothing."""
     if isinstance(shown, Image.Image):
         return [_draw_board(shown), ""]
     return [shown] if isinstance(shown, str) else []
@@ -290,7 +290,7 @@ def _place_slider(threshold: float) -> float:
 
 
 def _read_sliders(values: Sequence[float], calibrated: Sequence[float]) -> tuple[float, ...]:
-    """Reads thresholds from sliders; one that was not moved stands for the calibrated number, exactly."""
+    """Read thresholds from sliders; one that was not moved stands for the calibrated number, exactly."""
     pairs = zip(values, calibrated, strict=True)
     thresholds = [exact if abs(value - _place_slider(exact)) < 1e-9 else value for value, exact in pairs]
     return tuple(math.inf if threshold > 1.0 else float(threshold) for threshold in thresholds)
@@ -307,7 +307,7 @@ def _draw_board(picture: Image.Image) -> str:
 
 
 def _decode_strokes(strokes: str) -> Image.Image | None:
-    """Decodes what was painted from the page's data URI; raises :class:`DataError` for anything else."""
+    """Decode what was painted from the page's data URI; raise :class:`DataError` for anything else."""
     if not strokes:
         return None
     head, _, body = strokes.partition(",")
@@ -327,7 +327,7 @@ def _decode_strokes(strokes: str) -> Image.Image | None:
 
 
 def build(explorer: Explorer) -> Any:
-    """Builds the page without serving it; needs what :func:`import_gradio` imports."""
+    """Build the page without serving it; needs what :func:`import_gradio` imports."""
     gradio = import_gradio()
     view = View(explorer)
     with gradio.Blocks(title="exitlens", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
@@ -365,7 +365,7 @@ def _add_hidden_box(gradio: Any, name: str) -> Any:
 
 
 def _add_inputs(gradio: Any, view: View) -> Wire:
-    """Adds what a sample is given by: a box for a text, a board for a picture, a file for anything else; and examples."""
+    """Add what a sample is given by: a box for a text, a board for a picture, a file for anything else; and examples."""
     is_text, is_picture = view.explorer.is_text, view.explorer.is_picture
     shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
     boxes = []  # what shows the sample
@@ -405,7 +405,7 @@ def _add_inputs(gradio: Any, view: View) -> Wire:
 
 
 def serve(explorer: Explorer, *, port: int | None = None, ready: Callable[[str], None] = lambda address: None) -> None:
-    """Serves the page on this machine only, until the server is stopped; ``ready`` is called with the address."""
+    """Serve the page on this machine only, until the server is stopped; ``ready`` is called with the address."""
     gradio = import_gradio()
     page = build(explorer)
     for i in range(len(explorer.runs)):
@@ -434,7 +434,7 @@ def serve(explorer: Explorer, *, port: int | None = None, ready: Callable[[str],
 
 
 def import_gradio() -> Any:
-    """Imports Gradio with its calls to other machines switched off, or raises :class:`MissingExtraError` (extra ``app``)."""
+    """Import Gradio with its calls to other machines switched off, or raise :class:`MissingExtraError` (extra ``app``)."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -137,7 +137,7 @@ def split(
     least_side: int = 0,
     carry_input: bool = False,
 ) -> Pieces:
-    """Cut ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
+    """Cut ``backbone`` after the modules named in ``at`` and before its classifier, by torch.fx (``export``: torch.export).
 
     If the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to the
     end. For tokens on one grid, and texts, the features of the first exit are carried; with ``carry_input``, the input.

@@ -122,8 +122,8 @@ def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str,
 
     The exits' heads, and the classifier of a kept final exit, get ``head_learning_rate``. A block of the body, counted from
     its end, gets ``learning_rate`` times ``layer_decay`` to that count (arXiv 2003.10555, A.5); stem and embeddings count as
-    one more block, and what follows the last block belongs to it. Without ``decay_vectors``, biases and norms have no weight
-    decay.
+    one more block, and layers after the last block belong to that block. Without ``decay_vectors``, biases and norms have no
+    weight decay.
     """
     trainable = {id(p) for p in select_trainable(net, settings.freeze_backbone)}
     rates, depths = settings.rates, number_blocks(net)

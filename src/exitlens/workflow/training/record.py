@@ -29,7 +29,7 @@ LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "
 LAUNCH = "launch"  # file that names the torchrun to which the run belongs
 FREE = ("cache_features", "keep", "share_cores")  # settings that may change from one call to the next
 PYTHON_ONLY = ("amp", "channels_last", "weight_decay")  # settings without an option on the command line
-_OPTIONS = {  # options of the command line that are not called as what they set
+_OPTIONS = {  # settings of the loss by their options on the command line
     "weight": "--egt-weight",
     "target": "--egt-target",
     "reach": "--egt-reach",

@@ -44,7 +44,7 @@ from exitlens.types.settings import ReadSettings
 @takes(ReadSettings, {"Data": "skip_bad workers"})
 def predict(
     bundle: Bundle,
-    reading: Callable[..., ReadSettings],
+    make_reading: Callable[..., ReadSettings],
     data: Annotated[
         str,
         of_data(
@@ -86,9 +86,9 @@ def predict(
     done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    where = reading(data=data, columns=columns, group_by=group_by)
+    reading = make_reading(data=data, columns=columns, group_by=group_by)
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, where, batch_size=batch_size, without={row.file for row in before}, run=bundle)
+        samples = stream_samples(net, reading, batch_size=batch_size, without={row.file for row in before}, run=bundle)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
@@ -100,7 +100,7 @@ def predict(
                 shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
                 bar.update(task, completed=done + len(samples.bad))
             if not done:
-                check_bad(samples.bad, samples.total, where.skip_bad)
+                check_bad(samples.bad, samples.total, reading.skip_bad)
             if file is not None:
                 file.finish()
     except KeyboardInterrupt as stop:
@@ -123,7 +123,7 @@ def predict(
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
 @takes(ReadSettings, {"Data": "skip_bad workers"})
 def explain(
-    reading: Callable[..., ReadSettings],
+    make_reading: Callable[..., ReadSettings],
     image: Annotated[
         Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
     ] = None,
@@ -151,12 +151,12 @@ def explain(
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
         raise xl.errors.InputError("relevance: it is for one sample. Fix: pass --image or --text, or leave it out.")
-    where = reading(data=data, columns=columns)
-    if not data and (where.skip_bad or columns):
+    reading = make_reading(data=data, columns=columns)
+    if not data and (reading.skip_bad or columns):
         raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
-        _explain_many(net, policy, bundle, where, out, json_)
+        _explain_many(net, policy, bundle, reading, out, json_)
     else:
         _explain_one(net, policy, text if image is None else image, out, json_, relevance)
 
@@ -359,10 +359,10 @@ def serve(
         list[str],
         Option(help="A bundle, run directory or edge bundle; NAME=DIR names the model. As often as there are models."),
     ],
-    server: Callable[..., ServerSettings],
-    batching: Callable[..., Batching],
-    limits: Callable[..., Limits],
-    watching: Callable[..., Watching],
+    make_server: Callable[..., ServerSettings],
+    make_batching: Callable[..., Batching],
+    make_limits: Callable[..., Limits],
+    make_watching: Callable[..., Watching],
     timeout: Annotated[float, Option(help="Seconds for one request.", rich_help_panel="Limits of requests")] = 30.0,
     token_file: Annotated[
         Path | None,
@@ -376,11 +376,11 @@ def serve(
     from exitlens.serving.server import serve as run
 
     run(
-        server(
+        make_server(
             bundles=name_bundles(bundle),
-            batching=batching(),
-            watching=watching(),
-            limits=limits(request_seconds=timeout, token=read_token(token_file)),
+            batching=make_batching(),
+            watching=make_watching(),
+            limits=make_limits(request_seconds=timeout, token=read_token(token_file)),
         )
     )
 

@@ -68,9 +68,9 @@ LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta e
 def fit(
     data: Data,
     out: Annotated[Path, Option(help="New run directory: checkpoints, log and bundle.")],
-    reading: Callable[..., ReadSettings],
-    network: Callable[..., NetworkSettings],
-    training: Callable[..., TrainingSettings],
+    make_reading: Callable[..., ReadSettings],
+    make_network: Callable[..., NetworkSettings],
+    make_training: Callable[..., TrainingSettings],
     resume: Annotated[
         bool, Option("--resume", help="Continue a run that was stopped; --epochs may be more than before.")
     ] = False,
@@ -139,30 +139,30 @@ def fit(
         if read_rank() == 0:
             print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if json_ else sys.stdout)
 
-    wanted = network()
-    settings = training(recipe=recipe or ("pretrained" if wanted.has_weights else "scratch"))
-    samples, ranks = reading(), find_ranks()
+    network = make_network()
+    settings = make_training(recipe=recipe or ("pretrained" if network.has_weights else "scratch"))
+    reading, ranks = make_reading(), find_ranks()
     resume = ranks.share(lambda: resume or is_restarted(out))
-    if resume and not samples.skip_bad:  # it leaves out what it did before
-        samples = replace(samples, skip_bad=ranks.share(lambda: remembers_skipping(out)))
+    if resume and not reading.skip_bad:  # a resumed run leaves out the same samples as before
+        reading = replace(reading, skip_bad=ranks.share(lambda: remembers_skipping(out)))
     try:
         with wait(json_, "listing the data"), ranks.together():
             source = open_source(
                 data,
-                root=samples.root,
-                size=size or choose_size(wanted.backbone, wanted.has_weights),
+                root=reading.root,
+                size=size or choose_size(network.backbone, network.has_weights),
                 seed=settings.seed,
-                columns=samples.columns,
-                group_by=samples.group_by,
+                columns=reading.columns,
+                group_by=reading.group_by,
                 split_by=split_by,
                 mel=mel,
                 task=task,
             )
-            train, validation = load_training_sets(wanted, source, samples, say)
-        if resume and wanted.placement == "time":  # measured again, they could differ
-            wanted = ranks.share(lambda: read_recorded_exits(out, wanted))
+            train, validation = load_training_sets(network, source, reading, say)
+        if resume and network.placement == "time":  # measured times vary, and with them the places of exits
+            network = ranks.share(lambda: read_recorded_exits(out, network))
         with wait(json_, "building the network"):
-            net = _build_alike(ranks, partial(build_network, train=train, seed=settings.seed, say=say), wanted)
+            net = _build_alike(ranks, partial(build_network, train=train, seed=settings.seed, say=say), network)
         if egt_weight is None and not have_maps(net.heads):
             say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
             egt_weight = 0.0
@@ -172,8 +172,8 @@ def fit(
         given: dict[str, Any] = {"target": egt_target, "reach": egt_reach, "every": egt_every, "class_weights": weights}
         weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
         loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
-        run_options = RunOptions(out, resume, samples.workers, not json_, tensorboard, ranks)
-        with record_source(out, source, resume=resume, skip_bad=samples.skip_bad, ranks=ranks):
+        run_options = RunOptions(out, resume, reading.workers, not json_, tensorboard, ranks)
+        with record_source(out, source, resume=resume, skip_bad=reading.skip_bad, ranks=ranks):
             result = run_training(net, train, validation, settings, run_options, loss=loss)
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -214,7 +214,7 @@ def _build_alike(
     if network.placement == "time" and ranks.size > 1:
         network = ranks.share(lambda: replace(network, exits=",".join(build(network).info.at), placement="cost"))
     with ranks.together(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.errors.WeightsWarning)  # what did not fit is said
+        warnings.simplefilter("ignore", xl.errors.WeightsWarning)  # build_network tells which weights did not fit
         return build(network)
 
 
@@ -243,7 +243,7 @@ def calibrate(
     bundle: Bundle,
     make_request: Callable[..., CalibrationRequest],
     make_reading: Callable[..., ReadSettings],
-    make_options: Callable[..., CollectOptions],
+    make_trace_options: Callable[..., CollectOptions],
     json_: Json = False,
     unlabelled: Annotated[
         str, of_data(help="Samples without labels, as for predict: for disagreement and divergence.")
@@ -261,12 +261,12 @@ def calibrate(
     from exitlens.workflow.calibration import run_calibration
 
     request = make_request()  # refuses what makes no sense before anything is collected
-    where, trace_options = make_reading(), make_options()
+    reading, trace_options = make_reading(), make_trace_options()
     if name:
         check_name(name, "name")
     if request.max_ms is not None and trace_options.cost != "time":
         raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
-    if unlabelled and (where.data or where.root):
+    if unlabelled and (reading.data or reading.root):
         raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
         raise xl.errors.InputError(
@@ -275,9 +275,9 @@ def calibrate(
     net, _ = xl.load(bundle)
     with wait(json_, "listing the data"):
         samples: Any = (
-            stream_samples(net, replace(where, data=unlabelled), batch_size=64, run=bundle)
+            stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
             if unlabelled
-            else load_samples(bundle, net, "calibration", where)
+            else load_samples(bundle, net, "calibration", reading)
         )
     if (trace := _collect(net, samples, trace_options, json_)) is None:
         return
@@ -338,7 +338,7 @@ def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
 def evaluate(
     bundle: Bundle,
     make_reading: Callable[..., ReadSettings],
-    make_options: Callable[..., CollectOptions],
+    make_trace_options: Callable[..., CollectOptions],
     json_: Json = False,
     name: PolicyName = "",
 ) -> None:
@@ -348,7 +348,7 @@ def evaluate(
     net, policy = load_calibrated(bundle, name)
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", make_reading())
-    if (trace := _collect(net, samples, make_options(), json_)) is None:
+    if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
         return
     result = xl.evaluate(trace, policy)
     if json_:
@@ -380,7 +380,7 @@ def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_
 def report(
     run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
     make_reading: Callable[..., ReadSettings],
-    make_options: Callable[..., CollectOptions],
+    make_trace_options: Callable[..., CollectOptions],
     compare: Compare = None,
     out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     json_: Json = False,
@@ -389,22 +389,23 @@ def report(
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
-    where, timing = make_reading(), make_options()
+    reading, trace_options = make_reading(), make_trace_options()
     if out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
-        samples = load_samples(run, net, "test", where)
-    cost = "" if timing.cost == "macs" else timing.cost
-    given: dict[str, Any] = {"--compare": compare, "--data": where.data, "--columns": where.columns}
-    given |= {"--group-by": where.group_by, "--root": where.root, "--out": out, "--cost": cost}
-    given |= {"--timed-batch": timing.timed_batch}
+        samples = load_samples(run, net, "test", reading)
+    cost = "" if trace_options.cost == "macs" else trace_options.cost
+    given: dict[str, Any] = {"--compare": compare, "--data": reading.data, "--columns": reading.columns}
+    given |= {"--group-by": reading.group_by, "--root": reading.root, "--out": out, "--cost": cost}
+    given |= {"--timed-batch": trace_options.timed_batch}
     command = ["exitlens", "report", str(run), *(str(word) for pair in given.items() if pair[1] for word in pair)]
-    command += ["--skip-bad"] * where.skip_bad
-    made = describe_provenance(runs, samples, command, where.data)
-    subjects = measure_subjects(runs, samples, progress=not json_, cost=timing.cost, timed_batch=timing.timed_batch)
+    command += ["--skip-bad"] * reading.skip_bad
+    made = describe_provenance(runs, samples, command, reading.data)
+    timing: dict[str, Any] = {"cost": trace_options.cost, "timed_batch": trace_options.timed_batch}
+    subjects = measure_subjects(runs, samples, progress=not json_, **timing)
     bad = list_bad(samples)
     if bad:
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
