@@ -19,7 +19,7 @@ TRUE = {
 assert len(why.exits) == 4
 """,
     "own_images": """
-assert len(listing.bad) == 1 and "broken.png" in listing.bad[0]
+assert len(data.bad) == 1 and "broken.png" in data.bad[0]
 assert len(answers) == 1000 and {row["label"] for row in answers} == set(data.classes)
 assert sum(row["label"] in row["file"] for row in answers) > 700  # in the folder of that name
 assert not policy.calibration.certification.reason  # there is a promise

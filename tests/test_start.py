@@ -66,4 +66,4 @@ def test_photographs_from_a_pretrained_network(tmp_path, monkeypatch):
             Image.new("RGB", (40 + i, 40), colour).save(Path("photos", label, f"{i}.jpg"))
     Path("photos/cat/0.jpg").rename("photos/cat/anything.jpg")
     run_lines([line.replace("$WEIGHTS", str(weights)).replace("--size 128 ", "--size 48 ") for line in lines])
-    assert Path("why/anything_strip.png").exists()
+    assert Path("runs/why/anything_strip.png").exists()
