@@ -62,7 +62,7 @@ def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # 
 
 
 def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0, G) -> (N,)
-    """Return weights of mean 1, float64: a group counts as its size, at most ``largest``; ``None``: all groups alike."""
+    """Return float64 weights of mean 1: a group weighs its size, capped at ``largest``; ``None``: all groups the same."""
     sizes = groups.bincount().double()
     share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[groups]
     return share / share.mean()

@@ -49,7 +49,7 @@ def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> T
 
 
 def require_gate_features(trace: Trace) -> Tensor:
-    """Return the trace's gate features; raises :class:`InputError` if it has none."""
+    """Return the trace's gate features; raise :class:`InputError` if it has none."""
     if trace.gate_features is None:
         raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
     return trace.gate_features

@@ -219,7 +219,7 @@ def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) 
 
 
 def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int], first: Tensor) -> Groups:
-    """Return groups of features in their order; raises :class:`InputError` unless they fit a vector of this shape."""
+    """Return groups of features in their order; raise :class:`InputError` unless they fit a vector of this shape."""
     if groups is None:
         return ()
     if len(shape) != 1 or not first.is_floating_point():

@@ -245,7 +245,7 @@ class ExitNet(nn.Module):
             yield self.head(k).answer(activations, separate_maps)
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
-        """Return the tensors that the first stage takes; raises :class:`InputError` for inputs it cannot take."""
+        """Return the tensors that the first stage takes; raise :class:`InputError` for inputs it cannot take."""
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
     def check_policy(self, policy: Policy) -> None:

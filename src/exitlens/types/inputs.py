@@ -73,9 +73,9 @@ def set_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
-    """Draw at most ``most`` of ``count`` indices, in random order (folders are sorted by class)."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+def draw_samples(count: int, limit: int, seed: int = 0) -> Tensor:
+    """Draw at most ``limit`` of ``count`` indices, in random order (folders are sorted by class)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit]
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:

@@ -117,7 +117,7 @@ class TextPreprocess(Preprocessing):
         return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
-        """Return the tokens that the ids stand for, padding included; raises :class:`InputError` for unknown ids."""
+        """Return the tokens that the ids stand for, padding included; raise :class:`InputError` for unknown ids."""
         require(input_ids, Tensor, "input_ids")
         if input_ids.ndim != 1 or input_ids.is_floating_point():
             raise InputError(f"input_ids: expected (N,) integers, got {tuple(input_ids.shape)} {input_ids.dtype}")

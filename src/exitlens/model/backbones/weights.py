@@ -229,7 +229,7 @@ def _find_classifier(expected: State, loaded: Iterable[str]) -> str:
 
 
 def report_match(source: str, expected: State, state: State, match: Match, *, strict: bool = False) -> WeightsReport:
-    """Return what a match sets and what it leaves, by kind; raises and warns as :func:`load_weights` does."""
+    """Return what a match sets and what it leaves, by kind; raise and warn as :func:`load_weights` does."""
     set_ = {id(expected[name]) for name in match.fits}  # a tensor may have several names
     head = _find_classifier(expected, match.fits)
     shapes = {name: (expected[name].shape, state[other].shape) for name, other in match.clashes.items()}

@@ -36,7 +36,7 @@ TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
 
 
 def import_onnx() -> Any:
-    """Import ``onnx`` and the packages that writing needs; raises :class:`MissingExtraError`."""
+    """Import ``onnx`` and the packages that writing needs; raise :class:`MissingExtraError`."""
     import_extra("onnxscript", "onnx", "writing ONNX files")
     import_extra("onnxruntime", "onnx", "comparing ONNX files with the network")
     return import_extra("onnx", "onnx", "writing ONNX files")
@@ -244,7 +244,7 @@ class OnnxFile:
         return cls(home.path / "module.onnx", names, outputs, home)
 
     def __call__(self, activations: Activations) -> list[Tensor]:
-        """Return every output; raises :class:`EngineError` where ONNX Runtime cannot run the file."""
+        """Return every output; raise :class:`EngineError` where ONNX Runtime cannot run the file."""
         threads = torch.get_num_threads()
         if threads not in self._sessions:
             session = open_file(self.path, threads)
