@@ -95,7 +95,7 @@ def test_it_uses_names_that_exist(name):
         if cell.cell_type == "code":
             for node in ast.walk(ast.parse(cell.source)):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xl":
-                    assert node.attr in (*xl.__all__, *xl._SPACES)
+                    assert node.attr in xl.__all__
 
 
 @pytest.mark.parametrize("name", TRUE)

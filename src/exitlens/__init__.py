@@ -17,56 +17,7 @@ The flow, with ``import exitlens as xl``::
 ``xl.types`` the values inside the results of the verbs.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import Any
+from lazy_loader import attach_stub
 
 __version__ = "0.2.0"
-
-# Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch.
-# Type checkers and editors read __init__.pyi; a test compares the two.
-_MODULES = {
-    "delivery.bundle": "load load_policies save",
-    "edge.export": "export",
-    "edge.int8": "export_int8 Int8Report",
-    "edge.web": "export_web",
-    "errors": "ExitlensError",
-    "functional.drift": "Drift DriftMonitor",
-    "functional.losses": "EGTLoss",
-    "functional.routing": "route",
-    "model.attach": "attach",
-    "model.attribution": "attribute",
-    "model.backbones.build": "build_backbone",
-    "model.backbones.weights": "load_weights WeightsReport",
-    "model.cutting.placement": "ExitCandidate list_exit_candidates",
-    "model.engine.tuning": "Tuning",
-    "model.network": "ExitNet",
-    "ranks": "DistributedContext",
-    "types": "CalibrationRequest ExitOutput Explanation Policy Prediction Trace TrainingSettings",
-    "workflow.calibration": "calibrate",
-    "workflow.collection": "collect",
-    "workflow.evaluation": "Report evaluate measure_anytime measure_budgeted_batch sweep",
-    "workflow.explanation": "explain explain_batch",
-    "workflow.faithfulness": "Faithfulness measure_faithfulness",
-    "workflow.inference": "predict predict_stream",
-    "workflow.training.fit": "FitResult fit",
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
-_SPACES = ("data", "demo", "errors", "types")
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _SPACES:
-        return import_module(f"exitlens.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'exitlens' has no attribute {name!r}")
-    value = getattr(import_module(f"exitlens.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_SPACES})
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)  # __init__.pyi: each name is imported when it is first used

@@ -22,6 +22,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {page.stem: page.read_text() for page in sorted(REFERENCE.glob("*.md"))}
 SPACES = (xl, xl.data, xl.demo, xl.errors, xl.types, exitlens_runtime)
 PUBLIC = {f"{space.__name__}.{name}": getattr(space, name) for space in SPACES for name in space.__all__}
+PUBLIC = {name: value for name, value in PUBLIC.items() if not inspect.ismodule(value)}
 NAMES = {name: value for name, value in PUBLIC.items() if name == next(n for n, v in PUBLIC.items() if v is value)}
 SLOW = {"runtime", *(f"exitlens.{name}" for name in ("export", "export_int8", "ExitCandidate", "list_exit_candidates"))}
 ALIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
