@@ -248,7 +248,7 @@ class Candidate:
     """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part.
 
     Paths are ordered by ``smoothed_losses``, one for each risk: the mean of its smoothed losses, gains counted as 0, plus
-    the share of samples that leave early times the weight of one unit, so that every sample that leaves adds to them.
+    the share of samples that leave early over the number of units, so that every sample that leaves adds to it.
     """
 
     cuts: Cuts
@@ -322,9 +322,7 @@ def order_path(pool: Sequence[Candidate], limits: Sequence[float], max_length: i
     by risk it would start where gains happen to be largest. Candidates that are likely above their limit are left out.
     """
     likely = [i for i, candidate in enumerate(pool) if max(approximate_p_values(candidate, limits)) < 0.9]
-    losses = {
-        i: max(loss / max(limit, LEAST) for loss, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely
-    }
+    losses = {i: _compare_losses(pool[i], limits) for i in likely}
     kept: list[int] = []
     for i in sorted(likely, key=lambda i: (pool[i].cost, losses[i])):  # cheapest first
         if not kept or losses[i] < losses[kept[-1]]:
@@ -391,7 +389,8 @@ def choose_by_folds(
 def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> ThresholdPath:
     """Return the path that these samples propose within the budgets, from never-exit on.
 
-    Its losses hold one unit's loss times the share leaving early, of ``count`` units, so the paths of all folds compare.
+    Its losses add the share of samples that leave early over ``count``, the number of all samples, rather than of these, so
+    that paths of different folds can be compared.
     """
     levels = quantise(scores)
     risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
