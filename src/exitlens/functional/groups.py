@@ -85,7 +85,7 @@ class Likeness(NamedTuple):
     """The likeness of samples at one distance in the order."""
 
     lag: int  # distance, among the samples of one answer, at which they are most alike
-    rank: float  # of the distance between their logits among those to all samples of the answer, in [0, 1]; 0.5: chance
+    rank: float  # of their distance (in logits) among the distances to all samples of that answer, in [0, 1]; 0.5: chance
     deviation: float  # standard errors by which the rank is below 0.5
 
     @property

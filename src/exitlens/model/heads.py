@@ -21,8 +21,8 @@ from exitlens.types.inputs import Groups
 
 KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
 DEPTH, WIDEST, NARROWEST = 2, 256, 8
-NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
-LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features as fine
+NECK_SHARE = 0.04  # share of the plain backbone's MACs for all necks together
+LEAST_SIDE = 7  # least side of context heads' maps, where the backbone has features as fine
 
 
 class Neck(nn.Module):

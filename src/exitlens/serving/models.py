@@ -33,7 +33,7 @@ from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TINY = 1e-6  # of a cost, rounding
+TINY = 1e-6  # rounding of costs
 INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # names in requests of a network's one tensor, encoded files, and texts
 
 

@@ -187,7 +187,7 @@ class _Scaling(Preprocessing):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    axes: ClassVar[str]  # of a sample behind its channels, for errors
+    axes: ClassVar[str]  # a sample's axes after its channels, for errors
 
     def __post_init__(self) -> None:
         numbers = [*self.mean, *self.std]

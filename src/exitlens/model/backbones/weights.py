@@ -23,7 +23,7 @@ WRAPPERS = (  # keys of weights in checkpoints, in order of preference; averaged
 )
 COUNTER = "num_batches_tracked"  # of batch norm: files from before it existed lack it, and nothing depends on it
 SHOWN = 4  # names in a line
-LEAST_SHARE = 0.5  # of a backbone's tensors that a file has to set
+LEAST_SHARE = 0.5  # share of a backbone's tensors that a file has to set
 Say = Callable[[str], None]  # what to do with a line for people
 State = Mapping[str, Tensor]
 

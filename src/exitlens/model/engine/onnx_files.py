@@ -32,7 +32,7 @@ LOGITS, ATTENTION = "logits", "attention"
 BATCHES = (1, 2, 3, 17, 64)  # sizes at which exported files are compared with PyTorch; size 0 crashes some (MaxViT's)
 COMPARED = (1, 2, 9)  # the same for files of an engine
 ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
-TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
+TOLERANCE = 1e-4  # relative to a tensor's largest absolute value
 
 
 def import_onnx() -> Any:
@@ -80,8 +80,8 @@ class Written(NamedTuple):
     exit: int
     inputs: Sequence[str]  # names of its tensors
     outputs: Sequence[str]  # logits and attention come first
-    map_shape: Sequence[int]  # of the exit's attention, without the batch axis
-    offset: Sequence[float] = ()  # of the map from its cells, along each axis
+    map_shape: Sequence[int]  # the attention's shape without the batch axis
+    offset: Sequence[float] = ()  # how far the map is off its cells, along each axis
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, without the directory."""
