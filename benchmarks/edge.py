@@ -216,7 +216,7 @@ def measure_speed(
         policy = force_shares(net, images, shares)
         works, steps = make_works(plain, net, images, policy, size, threads, Path(folder))
         works |= {name: make(images, policy) for name, make in (others or {}).items()}
-        times = interleave(works, rounds=5, seconds=seconds, most=200)
+        times = interleave(works, rounds=5, seconds=seconds, max_rounds=200)
     facts = {"machine": describe_machine(threads), "samples": count, "rounds": len(times.rounds[TORCH])}
     return facts | summarise(times, steps, shares, count)
 
@@ -319,7 +319,9 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
         for size in (1, 32):
             batches = [batch.numpy() for batch in images[: max(size, 16)].split(size)]
             works = {kind: time_calls(walk, batches) for kind, walk in walks.items()}
-            measured[str(size)] = interleave(works, rounds=5, seconds=seconds, most=200).ratio("float32", "int8").to_list()
+            measured[str(size)] = (
+                interleave(works, rounds=5, seconds=seconds, max_rounds=200).ratio("float32", "int8").to_list()
+            )
     return measured
 
 

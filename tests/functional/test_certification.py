@@ -63,7 +63,7 @@ def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
         candidate(5.0, 0.2, 1000, 0.1),  # hopeless
     ]
     assert [one.cuts for one in order_path(pool, [0.01])] == [(1.0,), (2.0,), (4.0,)]
-    assert len(order_path(pool, [0.01], most=2)) == 2
+    assert len(order_path(pool, [0.01], max_length=2)) == 2
 
 
 def test_the_approximate_p_value_has_a_floor_of_variance():

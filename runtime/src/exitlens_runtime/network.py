@@ -208,7 +208,7 @@ class EdgeNetwork:
         return outputs
 
     def check(self, inputs: Inputs) -> dict[str, Array]:
-        """Return contiguous tensors by name; raises :class:`InputError` for inputs that the network cannot take."""
+        """Return contiguous tensors by name; raise :class:`InputError` for inputs that the network cannot take."""
         arrays: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {self.input_names[0]: inputs}
         if set(arrays) != set(self.input_names):
             raise InputError(f"inputs: expected arrays named {self.input_names}, got {sorted(arrays)}")

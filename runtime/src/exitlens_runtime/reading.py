@@ -26,7 +26,7 @@ class Preprocess:
     std: tuple[float, ...]
 
     def read(self, path: Path) -> Array:  # -> (C,H,W) float32
-        """Read an image file; raises :class:`InputError` if it is missing, broken, no image or too large."""
+        """Read an image file; raise :class:`InputError` if it is missing, broken, no image or too large."""
         from PIL import Image, ImageOps  # slow to import, and not needed for arrays
 
         channels = len(self.mean)

@@ -49,7 +49,7 @@ class Policy:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
-        """Read the values of ``exitlens.Policy.to_dict``; raises :class:`PolicyError` for anything else."""
+        """Read the values of ``exitlens.Policy.to_dict``; raise :class:`PolicyError` for anything else."""
         try:
             gate, given = None, values.get("gate")
             if given is not None:

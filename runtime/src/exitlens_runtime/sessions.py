@@ -18,7 +18,7 @@ BACKENDS = ("onnxruntime", "openvino")
 
 
 def import_onnxruntime() -> Any:
-    """Import the package; raises :class:`BackendError` where it is missing or too old."""
+    """Import the package; raise :class:`BackendError` where it is missing or too old."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -73,10 +73,10 @@ class Speed:
 
     batch_size: int  # samples in a call
     speedup: float  # ratio of the times in the same round, the median over rounds
-    low: float  # of its 95 % interval
+    low: float  # lower end of its 95 % interval
     high: float
-    plain_ms: float  # for each sample, of the first function; the median
-    ours_ms: float  # of the second
+    plain_ms: float  # median time per sample of the first function
+    ours_ms: float  # that of the second
     images: int  # in a round
     rounds: int
 

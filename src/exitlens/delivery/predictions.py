@@ -31,7 +31,7 @@ class Row(NamedTuple):
     label: str  # the class, or a;b, the labels
     exit: int
     confidence: float
-    divergence_estimate: float | None = None  # of the exit's map from the final one, under a gated policy
+    divergence_estimate: float | None = None  # estimated, of the exit's map from the final one; by a policy's gate
 
 
 def name_rows(

@@ -67,7 +67,7 @@ class _Block:
 
 
 def write_cascade(path: Path, parts: Sequence[Written], policy: Policy) -> None:
-    """Write a file that decides on its own; raises :class:`ExportError` for a policy with a gate.
+    """Write a file that decides on its own; raise :class:`ExportError` for a policy with a gate.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
     outputs have a row for each sample: ``labels`` (``(B,)`` classes; for several labels ``(B,C)`` of 0 and 1), ``exits``,

@@ -99,7 +99,7 @@ def export_web(
 
 
 def find_runtime(folder: Path) -> Path:
-    """Fetch ``onnxruntime-web`` into ``folder`` with npm and return its ``dist``; raises :class:`ExportError` on failure."""
+    """Fetch ``onnxruntime-web`` into ``folder`` with npm and return its ``dist``; raise :class:`ExportError` on failure."""
     fix = f"Fix: pass a folder with its files (--ort): `npm pack onnxruntime-web@{VERSION}`, unpacked, package/dist."
     try:
         words = ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
@@ -115,7 +115,7 @@ def find_runtime(folder: Path) -> Path:
 
 
 def _check_examples(examples: Sequence[str | Path]) -> list[Path]:
-    """Return the files; raises :class:`InputError` unless each can be copied into the folder."""
+    """Return the files; raise :class:`InputError` unless each can be copied into the folder."""
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise InputError(f"examples: expected a list of image files, got {examples!r:.60}")
     paths = [Path(path) for path in examples]

@@ -35,7 +35,7 @@ TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
     "unit": ("hoeffding_bentkus", "betting"),
     "signed": ("signed_betting", "betting"),
 }
-PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/concepts/guarantees.md)
+PATH_SHARE = 0.4  # share of samples that propose the path; the others test it (docs/concepts/guarantees.md)
 FEWEST = 10  # samples to start from; so few can certify nothing, and the policy says how many it takes
 Array = NDArray[np.float64]
 SAFE = 0.97  # the largest stake, as a share of the one at which a single loss of 1 takes all that the bettor owns

@@ -18,7 +18,7 @@ from exitlens.types import Policy, Prediction
 from exitlens.types.policies import DriftReference
 from exitlens.types.settings import NumberRule, check_number
 
-BINS = 8  # of the scores at each exit
+BINS = 8  # cells for the scores at each exit
 STAKES = np.array([-0.9, -0.5, 0.5, 0.9])  # for tilted and for bent densities
 PERIOD = 25  # samples between two times at which new bets start
 TOTAL = 2.10974  # the sum of 1 / (n ln(n)^2) over n >= 2

@@ -62,7 +62,7 @@ def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # 
 
 
 def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0, G) -> (N,)
-    """Return weights of mean 1, float64: a group counts as its size, at most ``largest``; ``None``: all groups alike."""
+    """Return float64 weights of mean 1: a group weighs its size, capped at ``largest``; ``None``: all groups the same."""
     sizes = groups.bincount().double()
     share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[groups]
     return share / share.mean()
@@ -85,7 +85,7 @@ class Likeness(NamedTuple):
     """The likeness of samples at one distance in the order."""
 
     lag: int  # distance, among the samples of one answer, at which they are most alike
-    rank: float  # of the distance between their logits among those to all samples of the answer, in [0, 1]; 0.5: chance
+    rank: float  # of their distance (in logits) among the distances to all samples of that answer, in [0, 1]; 0.5: chance
     deviation: float  # standard errors by which the rank is below 0.5
 
     @property

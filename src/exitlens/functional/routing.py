@@ -15,8 +15,8 @@ from exitlens.functional.scores import score, score_of
 from exitlens.types import Gate, Policy, Trace
 from exitlens.types.tasks import USUAL_SCORES
 
-RIDGE = 1e-4  # of the mean square of each gate feature
-SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the samples that a gate trusts, tried in turn
+RIDGE = 1e-4  # damping, as a share of each gate feature's sum of squares
+SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # shares of samples that a gate trusts, tried in turn
 
 
 def compute_gate_features(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), (B,*S') -> (B,2)
@@ -49,7 +49,7 @@ def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> T
 
 
 def require_gate_features(trace: Trace) -> Tensor:
-    """Return the trace's gate features; raises :class:`InputError` if it has none."""
+    """Return the trace's gate features; raise :class:`InputError` if it has none."""
     if trace.gate_features is None:
         raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
     return trace.gate_features

@@ -245,14 +245,18 @@ def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk
 
 @dataclass(frozen=True)
 class Candidate:
-    """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part."""
+    """A threshold vector with its mean cost, and the mean, variance and number of each risk's units, on the first part.
+
+    Paths are ordered by ``smoothed_losses``, one for each risk: the mean of its smoothed losses, gains counted as 0, plus
+    the share of samples that leave early over the number of units, so that every sample that leaves adds to it.
+    """
 
     cuts: Cuts
     cost: float
     means: tuple[float, ...]
     variances: tuple[float, ...]
     counts: tuple[int, ...]
-    smoothed_losses: tuple[float, ...]  # of each risk, gains as 0; plus one unit's loss times the share leaving early
+    smoothed_losses: tuple[float, ...]
 
 
 def find_candidates(
@@ -311,21 +315,27 @@ def approximate_p_values(candidate: Candidate, limits: Sequence[float]) -> list[
     ]
 
 
-def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
+def order_path(pool: Sequence[Candidate], limits: Sequence[float], max_length: int = 60) -> list[Candidate]:
     """Return the candidates that no other beats in both cost and smoothed loss (over its limit), safest first.
 
     The smoothed loss grows with every sample that leaves, so the path starts next to never-exit and goes on in small steps;
     by risk it would start where gains happen to be largest. Candidates that are likely above their limit are left out.
     """
     likely = [i for i, candidate in enumerate(pool) if max(approximate_p_values(candidate, limits)) < 0.9]
-    loss = {i: max(h / max(limit, LEAST) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
+    losses = {i: _compare_losses(pool[i], limits) for i in likely}
     kept: list[int] = []
-    for i in sorted(likely, key=lambda i: (pool[i].cost, loss[i])):  # cheapest first
-        if not kept or loss[i] < loss[kept[-1]]:
+    for i in sorted(likely, key=lambda i: (pool[i].cost, losses[i])):  # cheapest first
+        if not kept or losses[i] < losses[kept[-1]]:
             kept.append(i)
-    if len(kept) > most:
-        kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
+    if len(kept) > max_length:
+        kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, max_length).round().astype(int))]
     return [pool[i] for i in reversed(kept)]
+
+
+def _compare_losses(candidate: Candidate, limits: Sequence[float], surplus: float = 0.0) -> float:
+    """Return the largest ratio of a smoothed loss, less ``surplus``, to its limit."""
+    pairs = zip(candidate.smoothed_losses, limits, strict=True)
+    return max((loss - surplus) / max(limit, LEAST) for loss, limit in pairs)
 
 
 class ThresholdPath(NamedTuple):
@@ -379,7 +389,8 @@ def choose_by_folds(
 def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> ThresholdPath:
     """Return the path that these samples propose within the budgets, from never-exit on.
 
-    Its losses hold one unit's loss times the share leaving early, of ``count`` units, so the paths of all folds compare.
+    Its losses add the share of samples that leave early over ``count``, the number of all samples, rather than of these, so
+    that paths of different folds can be compared.
     """
     levels = quantise(scores)
     risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
@@ -388,7 +399,6 @@ def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Seque
     for step in order_path(find_candidates(levels.index, risks, cost, budgets), limits) if risks else ():
         early = (find_first_firing(levels.index, step.cuts) < len(cost) - 1).double().mean().item()
         surplus = early / len(scores) - early / count
-        loss = max((h - surplus) / max(limit, LEAST) for h, limit in zip(step.smoothed_losses, limits, strict=True))
         path.thresholds.append(levels.thresholds(step.cuts))
-        path.losses.append(max(path.losses[-1], loss))
+        path.losses.append(max(path.losses[-1], _compare_losses(step, limits, surplus)))
     return path

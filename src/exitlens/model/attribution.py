@@ -27,7 +27,7 @@ Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Score = Callable[[Tensor], Tensor]  # features -> (B,)
 Rows = Iterable[tuple[slice, Inputs]]
-STEPS = 16  # of the path of integrated gradients
+STEPS = 16  # points on the path of integrated gradients
 
 
 def attribute(

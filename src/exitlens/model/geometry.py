@@ -22,8 +22,8 @@ from exitlens.model.cutting.split import Features, Pieces
 from exitlens.model.cutting.trace import TracedBackbone, get_callee_name
 from exitlens.model.heads import DEPTH, KERNELS, ContextNeck, EvidenceHead, ExitHead
 
-LEAST_OFFSET = 0.2  # of a cell; less is not worth the blur, and random weights lean, too
-LEAST_SHARE = 0.25  # of the image's shorter side, that a location has to see
+LEAST_OFFSET = 0.2  # in cells; less is not worth the blur, and random weights lean, too
+LEAST_SHARE = 0.25  # share of the image's shorter side that a location has to see
 
 _MIXING = (  # parts of the names of what mixes locations although it keeps the shape, or moves them
     *("softmax", "matmul", "bmm", "einsum", "attention", "attend", "tensordot", "linalg", "fft", "roll", "flip", "rot90"),
@@ -90,7 +90,7 @@ class Spacing:
 class Grid:
     """Where the locations of a tensor lie; empty: every element may depend on the whole image, and has no place in it."""
 
-    axes: tuple[int, ...] = ()  # of the tensor: one for each spacing, or one for them all, flattened
+    axes: tuple[int, ...] = ()  # the tensor's axes: one for each spacing, or one for them all, flattened
     spacings: tuple[Spacing, ...] = ()  # one for each axis of the image
     sizes: tuple[int, ...] = ()  # locations along each of these
 
@@ -291,8 +291,8 @@ def _slide(spacing: Spacing, i: int, window: Sequence[Any], weight: Tensor | Non
 class MapGeometry:
     """One exit's map along each axis of the image; offsets are in cells, 0 if less than a fifth of a cell."""
 
-    offset: tuple[float, ...]  # of the map's locations
-    feature_offset: tuple[float, ...]  # of the features', which a neck may have brought to another grid
+    offset: tuple[float, ...]  # the map's
+    feature_offset: tuple[float, ...]  # that of the features, which a neck may have brought to another grid
     reach: tuple[float, ...]  # the pixels that a location of the map sees
 
 

@@ -21,8 +21,8 @@ from exitlens.types.inputs import Groups
 
 KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
 DEPTH, WIDEST, NARROWEST = 2, 256, 8
-NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
-LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features as fine
+NECK_SHARE = 0.04  # share of the plain backbone's MACs for all necks together
+LEAST_SIDE = 7  # least side of context heads' maps, where the backbone has features as fine
 
 
 class Neck(nn.Module):
@@ -219,7 +219,7 @@ def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) 
 
 
 def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int], first: Tensor) -> Groups:
-    """Return groups of features in their order; raises :class:`InputError` unless they fit a vector of this shape."""
+    """Return groups of features in their order; raise :class:`InputError` unless they fit a vector of this shape."""
     if groups is None:
         return ()
     if len(shape) != 1 or not first.is_floating_point():

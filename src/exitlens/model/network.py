@@ -52,18 +52,18 @@ class NetworkInfo:
     at: tuple[str, ...]  # names of the modules that early exits follow
     num_classes: int
     final: Final
-    input_shape: tuple[int, ...]  # of a sample: (C,H,W) for an image, (N,) for a text; with several inputs, the first's
+    input_shape: tuple[int, ...]  # one sample's: (C,H,W) for an image, (N,) for a text; with several inputs, the first's
     source: str = ""  # empty for the user's own module, which ``xl.load(dir, backbone=...)`` takes
     classes: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
     layout: Kind | None = None
     inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
-    dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's dtype
-    config: dict[str, Any] | None = None  # of a transformers model
+    dtypes: tuple[str, ...] = ()  # those of tokens and masks; empty for floats, which have the network's dtype
+    config: dict[str, Any] | None = None  # a transformers model's
     head: HeadKind = "evidence"
-    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map from its cells, in cells; empty if there is none
+    map_offsets: tuple[tuple[float, ...], ...] = ()  # how far each exit's map is off its cells, in cells; empty: not at all
     feature_offsets: tuple[tuple[float, ...], ...] = ()  # the same for its features, whose grid a neck may change
-    input_shapes: tuple[tuple[int, ...], ...] = ()  # of several inputs of different kinds
+    input_shapes: tuple[tuple[int, ...], ...] = ()  # one sample's, for several inputs of different kinds
     groups: Groups = ()  # for a vector, the groups of features that maps lie on
     task: Task = "classes"
 
@@ -245,7 +245,7 @@ class ExitNet(nn.Module):
             yield self.head(k).answer(activations, separate_maps)
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
-        """Return the tensors that the first stage takes; raises :class:`InputError` for inputs it cannot take."""
+        """Return the tensors that the first stage takes; raise :class:`InputError` for inputs it cannot take."""
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
     def check_policy(self, policy: Policy) -> None:

@@ -112,18 +112,18 @@ class Times:
 
 
 def interleave(
-    works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0.0, most: int = 60, warm_up: bool = True
+    works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0.0, max_rounds: int = 60, warm_up: bool = True
 ) -> Times:
     """Run all works in turn, each round in another (seeded) random order, because each work affects the next one's caches.
 
-    At least ``rounds`` run, and at most ``most`` until ``seconds`` have passed; ``warm_up`` runs each work once before.
+    At least ``rounds`` run, and up to ``max_rounds`` until ``seconds`` have passed; ``warm_up`` runs each work once before.
     """
     for work in works.values() if warm_up else ():
         work()
     calls: dict[str, list[list[float]]] = {name: [] for name in works}
     names, started, done = list(works), time.perf_counter(), 0
     rng = torch.Generator().manual_seed(0)
-    while done < rounds or (time.perf_counter() - started < seconds and done < most):
+    while done < rounds or (time.perf_counter() - started < seconds and done < max_rounds):
         for i in torch.randperm(len(names), generator=rng).tolist():
             calls[names[i]].append(list(works[names[i]]()))
         done += 1
@@ -201,13 +201,13 @@ class _Call:
 
 
 def measure_quietly(works: Mapping[str, Work], presence: Callable[[], float]) -> Times:
-    """Return times that show no sign of other load; raises :class:`EngineError`.
+    """Return times that show no sign of other load; raise :class:`EngineError`.
 
     ``works`` are the exits in order, and the whole network; ``presence`` returns the share of the time that the answering
     thread was on a processor.
     """
     for attempt in range(ATTEMPTS):
-        times = interleave(works, rounds=ROUNDS, seconds=SECONDS, most=MOST_ROUNDS, warm_up=attempt == 0)
+        times = interleave(works, rounds=ROUNDS, seconds=SECONDS, max_rounds=MOST_ROUNDS, warm_up=attempt == 0)
         if not (reason := _find_noise(times, presence())):
             return times
     raise EngineError(

@@ -69,7 +69,7 @@ class Endpoint:
         return self._taken - self._ended
 
     def expect(self) -> None:
-        """Stay open for a request that is about to be read, until :meth:`release`; raises like :meth:`answer`."""
+        """Stay open for a request that is about to be read, until :meth:`release`; raise like :meth:`answer`."""
         with self._lock:
             self._check_open(self.is_alive)
             self.check_room(1)

@@ -33,7 +33,7 @@ from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TINY = 1e-6  # of a cost, rounding
+TINY = 1e-6  # rounding of costs
 INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # names in requests of a network's one tensor, encoded files, and texts
 
 
@@ -89,7 +89,7 @@ class ServedModel:
         return self.info.task == "multilabel"
 
     def find_last_exit(self, max_cost: float) -> int:
-        """Return the deepest exit that costs at most ``max_cost``; raises :class:`RequestError` if there is none."""
+        """Return the deepest exit that costs at most ``max_cost``; raise :class:`RequestError` if there is none."""
         known = sorted(self.exits)
         if not max_cost >= self.cost[known[0]] - TINY:
             least = math.ceil(1000 * self.cost[known[0]]) / 1000
@@ -97,7 +97,7 @@ class ServedModel:
         return max(k for k in known if self.cost[k] <= max_cost + TINY)
 
     def check_arrays(self, arrays: Mapping[str, Array]) -> Activations:
-        """Return the tensors that the first stage takes; raises :class:`InputError` or :class:`RequestError` for others."""
+        """Return the tensors that the first stage takes; raise :class:`InputError` or :class:`RequestError` for others."""
         names, tensors = [tensor.name for tensor in self.inputs], dict[str, Tensor]()
         if arrays.keys() != set(names):
             raise RequestError(f"inputs: expected tensors named {names}, got {sorted(arrays)}")
@@ -111,11 +111,11 @@ class ServedModel:
         return self.check_tensors(tensors if self.spec.names else tensors[INPUTS])
 
     def check_tensors(self, inputs: Inputs) -> Activations:
-        """Return the tensors that the first stage takes; raises :class:`InputError` for values that are not finite."""
+        """Return the tensors that the first stage takes; raise :class:`InputError` for values that are not finite."""
         return self.spec.check(inputs, INPUTS, self._like)
 
     def read_images(self, files: Sequence[bytes], max_pixels: int) -> Activations:
-        """Return encoded image files as inputs; raises :class:`RequestError` or :class:`DataError` for bad ones."""
+        """Return encoded image files as inputs; raise :class:`RequestError` or :class:`DataError` for bad ones."""
         preprocess = self.info.preprocess
         if not isinstance(preprocess, Preprocess):
             raise RequestError(f"image: {self.name} takes {[tensor.name for tensor in self.inputs]}, got image files")
@@ -124,7 +124,7 @@ class ServedModel:
         return self.check_tensors(preprocess.normalise(torch.stack(pixels)))
 
     def read_texts(self, texts: Sequence[str]) -> Activations:
-        """Return texts as inputs; raises :class:`RequestError` or :class:`InputError` for bad ones."""
+        """Return texts as inputs; raise :class:`RequestError` or :class:`InputError` for bad ones."""
         preprocess = self.info.preprocess
         if not isinstance(preprocess, TextPreprocess):
             raise RequestError(f"text: {self.name} takes {[tensor.name for tensor in self.inputs]}, got texts")
@@ -135,7 +135,7 @@ class ServedModel:
 
 
 def open_bundle(name: str, directory: Path) -> ServedModel:
-    """Open a bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` without a policy."""
+    """Open a bundle, run directory or edge bundle; raise :class:`BundleError`, or :class:`PolicyError` without a policy."""
     source = find_bundle(directory)
     version, manifest = read_version(source), read_json(source / MANIFEST)
     if isinstance(manifest, dict) and "segments" in manifest:
@@ -151,7 +151,7 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
 
 
 def read_version(source: Path) -> str:
-    """Return a name for the contents of a bundle; raises :class:`BundleError` if there is no bundle."""
+    """Return a name for the contents of a bundle; raise :class:`BundleError` if there is no bundle."""
     try:
         return hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
     except OSError as error:
@@ -159,7 +159,7 @@ def read_version(source: Path) -> str:
 
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
-    """Return a network in memory with its policies, one of them ``default``; raises :class:`PolicyError` for misfits."""
+    """Return a network in memory with its policies, one of them ``default``; raise :class:`PolicyError` for misfits."""
     for policy in policies.values():
         net.check_policy(policy)
     exits, cost, version = frozenset(range(net.num_exits)), tuple(net.cost.tolist()), net.fingerprint()[:12]

@@ -108,7 +108,7 @@ class Replica:
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Limits]:
-    """Return settings from their fields by name, as text or values; raises :class:`InputError`."""
+    """Return settings from their fields by name, as text or values; raise :class:`InputError`."""
     kinds: tuple[Any, ...] = (Replicas, Batching, Watching, Limits)
     owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _LEFT_TO_RAY}
     given: dict[Any, dict[str, Any]] = {kind: {} for kind in kinds}

@@ -67,7 +67,7 @@ class Repository:
             endpoint.lag = seconds
 
     def find(self, name: str = "", version: str = "") -> Endpoint:
-        """Return a model by its name, which may be left out if there is only one; raises :class:`RequestError` (404)."""
+        """Return a model by its name, which may be left out if there is only one; raise :class:`RequestError` (404)."""
         if not name and len(self._endpoints) == 1:
             name = next(iter(self._endpoints))
         endpoint = self._endpoints.get(name)

@@ -139,9 +139,9 @@ class Explanation:
     num_exits: int
     tokens: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
-    draw_map: Callable[..., str] | None = None  # of the modality
+    draw_map: Callable[..., str] | None = None  # the modality's way to draw a map
     relevance: Tensor | None = None
-    calibration_error: float | None = None  # of confidences, on average, on the policy's calibration samples
+    calibration_error: float | None = None  # mean gap of confidence and accuracy on the policy's calibration samples
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"

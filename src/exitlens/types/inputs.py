@@ -20,15 +20,15 @@ MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 class InputFormat:
     """The kind of inputs that a network takes."""
 
-    names: tuple[str, ...]  # of the tensors; empty for one tensor alone
-    shape: tuple[int, ...]  # of one sample: (C,H,W) of an image, (N,) of a text; with several inputs, of the first
+    names: tuple[str, ...]  # the tensors' names; empty for one tensor alone
+    shape: tuple[int, ...]  # one sample's: (C,H,W) of an image, (N,) of a text; with several inputs, the first's
     exact_size: bool = False  # samples of another size do not fit (texts never do)
-    vocabulary: tuple[int | None, ...] = (None,)  # for every tensor, the number of tokens that its embedding knows
+    vocabulary: tuple[int | None, ...] = (None,)  # each tensor's number of tokens that its embedding knows
     prefix: int = 0  # tokens in front of a text that get no attention
-    dtypes: tuple[torch.dtype, ...] = ()  # of the traced tensors; tokens and masks are converted to them
+    dtypes: tuple[torch.dtype, ...] = ()  # those of the traced tensors, to which tokens and masks are converted
     channels_last: bool = False  # a sample of a series is (T,C), not (C,T)
-    groups: Groups = ()  # of a vector's features, by name, that maps lie on
-    shapes: tuple[tuple[int, ...], ...] = ()  # of a sample of each of several inputs; empty if all have the same
+    groups: Groups = ()  # named groups of a vector's features, on which maps lie
+    shapes: tuple[tuple[int, ...], ...] = ()  # one sample's, for each of several inputs; empty if all have the same
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
@@ -73,9 +73,9 @@ def set_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
-    """Draw at most ``most`` of ``count`` indices, in random order (folders are sorted by class)."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+def draw_samples(count: int, limit: int, seed: int = 0) -> Tensor:
+    """Draw at most ``limit`` of ``count`` indices, in random order (folders are sorted by class)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit]
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:

@@ -117,7 +117,7 @@ class TextPreprocess(Preprocessing):
         return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
-        """Return the tokens that the ids stand for, padding included; raises :class:`InputError` for unknown ids."""
+        """Return the tokens that the ids stand for, padding included; raise :class:`InputError` for unknown ids."""
         require(input_ids, Tensor, "input_ids")
         if input_ids.ndim != 1 or input_ids.is_floating_point():
             raise InputError(f"input_ids: expected (N,) integers, got {tuple(input_ids.shape)} {input_ids.dtype}")
@@ -187,7 +187,7 @@ class _Scaling(Preprocessing):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    axes: ClassVar[str]  # of a sample behind its channels, for errors
+    axes: ClassVar[str]  # a sample's axes after its channels, for errors
 
     def __post_init__(self) -> None:
         numbers = [*self.mean, *self.std]

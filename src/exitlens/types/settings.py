@@ -130,7 +130,7 @@ class CalibrationRequest:
         gate: Let an exit fire only where its attention map can be trusted. Needs ``max_divergence``. The
             :class:`~exitlens.types.Gate` is fitted as the temperatures are, and kept if it makes the policy cheaper.
         equal_groups: Certify means over groups, large or small, instead of over samples. Needs ``delta`` and groups. By
-            default a group counts as its size (at most that of the largest group that proposed thresholds).
+            default a group weighs its size, capped at that of the largest group that proposed thresholds.
         folds: Number of cross-validation folds, such as 5, so that the limits also hold on held-out samples. Each part is
             routed by thresholds that the others choose. Temperatures and gate are fitted on all samples.
         seed: Seed of the split into samples (or groups) that propose thresholds and those that test them, or into folds.

@@ -29,7 +29,7 @@ def task_of_labels(labels: Tensor) -> Task:
 
 
 def choose_score(score: str | None, task: Task) -> str:
-    """Return the score, or the task's usual one; raises :class:`InputError` for a score of another task."""
+    """Return the score, or the task's usual one; raise :class:`InputError` for a score of another task."""
     if score is None:
         return USUAL_SCORES[task]
     check_choice("score", score, ALL_SCORES)

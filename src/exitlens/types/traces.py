@@ -365,7 +365,7 @@ class Trace:
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
-        """Write the trace as one safetensors file, atomically; raises :class:`OutputError` if that fails."""
+        """Write the trace as one safetensors file, atomically; raise :class:`OutputError` if that fails."""
         tensors: dict[str, Tensor] = {}
         for name in (item.name for item in fields(self) if item.name not in ("network", "timing", "task", "askings")):
             value = getattr(self, name)

@@ -162,10 +162,10 @@ def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
     return tuple(column.mean().item() for column in values)
 
 
-def _hold(data: Any, most: int) -> tuple[Maker, int, Tensor | None]:
+def _hold(data: Any, limit: int) -> tuple[Maker, int, Tensor | None]:
     """Hold samples in memory; return a function from rows to inputs, the number of samples, and their masks."""
     if hasattr(data, "subset") and hasattr(data, "inputs"):
-        part = data.subset(draw_samples(len(data), most).sort().values)
+        part = data.subset(draw_samples(len(data), limit).sort().values)
         part = part.load() if isinstance(part, LazySet) else part
         return lambda rows: part.subset(rows).inputs, len(part), part.masks
     batches = list(iterate_inputs(data))
@@ -174,7 +174,7 @@ def _hold(data: Any, most: int) -> tuple[Maker, int, Tensor | None]:
     columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
     names = list_input_names(batches[0])
     inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
-    drawn = draw_samples(count_rows(inputs), most).sort().values
+    drawn = draw_samples(count_rows(inputs), limit).sort().values
     return lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), None
 
 

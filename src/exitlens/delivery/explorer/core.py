@@ -198,7 +198,7 @@ class Explorer:
             name: time_calls(partial(predict, run.net, policy=chosen), [inputs], run.net.tuning.keep_memory)
             for name, chosen in (("ours", policy), ("full", full))
         }
-        times = interleave(works, rounds=1, seconds=PATIENCE, most=ROUNDS, warm_up=False)
+        times = interleave(works, rounds=1, seconds=PATIENCE, max_rounds=ROUNDS, warm_up=False)
         maps = attribute_exits(run.net, inputs) if relevance and have_maps(run.net.heads) else ()
         medians = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
         return Answer(run, why, *medians, tuple(batch[0] for batch in maps))
@@ -211,7 +211,7 @@ class Explorer:
         for i, run in enumerate(self.runs):
             example = run.net.info.example(next(run.net.parameters()))
             works[str(i)] = time_calls(partial(attribute_exits, run.net), [example])
-        times = interleave(works, rounds=1, seconds=SLOW_MS / 1000, most=3)
+        times = interleave(works, rounds=1, seconds=SLOW_MS / 1000, max_rounds=3)
         return sum(times.median_ms(name) for name in works) > SLOW_MS
 
     def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:

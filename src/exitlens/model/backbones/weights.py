@@ -23,7 +23,7 @@ WRAPPERS = (  # keys of weights in checkpoints, in order of preference; averaged
 )
 COUNTER = "num_batches_tracked"  # of batch norm: files from before it existed lack it, and nothing depends on it
 SHOWN = 4  # names in a line
-LEAST_SHARE = 0.5  # of a backbone's tensors that a file has to set
+LEAST_SHARE = 0.5  # share of a backbone's tensors that a file has to set
 Say = Callable[[str], None]  # what to do with a line for people
 State = Mapping[str, Tensor]
 
@@ -229,7 +229,7 @@ def _find_classifier(expected: State, loaded: Iterable[str]) -> str:
 
 
 def report_match(source: str, expected: State, state: State, match: Match, *, strict: bool = False) -> WeightsReport:
-    """Return what a match sets and what it leaves, by kind; raises and warns as :func:`load_weights` does."""
+    """Return what a match sets and what it leaves, by kind; raise and warn as :func:`load_weights` does."""
     set_ = {id(expected[name]) for name in match.fits}  # a tensor may have several names
     head = _find_classifier(expected, match.fits)
     shapes = {name: (expected[name].shape, state[other].shape) for name, other in match.clashes.items()}

@@ -327,7 +327,7 @@ def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
 
 
 def check_cut(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> tuple[Layout, list[fx.Node]]:
-    """Return the layout of the features at a node and the tensors that cross there; raises if it cannot be cut there."""
+    """Return the layout of the features at a node and the tensors that cross there; raise if it cannot be cut there."""
     layout = find_node_layout(traced, node, kind)
     if node not in traced.values.batched:
         raise UncuttableError(f"its features have the shape {traced.shape_of(node)} for two samples: no row for each")

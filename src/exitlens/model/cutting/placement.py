@@ -30,7 +30,7 @@ SAMPLES = 4  # in a timed run, so that calls and the reading of weights do not h
 SECONDS = 1.5
 MOST_SECONDS = 10.0  # of all runs together, if two runs take no longer
 SAME_TIME = 0.05
-TIE = 0.02  # of the backbone's time: places whose distances from an exit's share differ by less are equally good
+TIE = 0.02  # share of the backbone's time: places whose distances from an exit's share differ by less are equally good
 
 
 @dataclass(frozen=True)

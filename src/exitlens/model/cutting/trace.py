@@ -238,7 +238,7 @@ def run_fake(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tens
 
 
 def run_real(make: Callable[[fx.GraphModule], Run], module: fx.GraphModule, tensors: Sequence[Tensor]) -> Run:
-    """Run a graph for real; raises :class:`AttachError` if it fails on the tensors."""
+    """Run a graph for real; raise :class:`AttachError` if it fails on the tensors."""
     interpreter = make(module)
     try:
         interpreter.run(*tensors)
@@ -383,7 +383,7 @@ class FxTracer(fx.Tracer):
 
 
 def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBackbone:
-    """Trace by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
+    """Trace by torch.fx (the training flag is baked into the graph); raise whatever fx or the forward raises."""
     before = set(vars(backbone))
     with preserve_state(backbone):
         with switch_mode(backbone, True), switch_mode(backbone, training):  # in training, modules forget what they cached
@@ -422,7 +422,7 @@ class _LogitsOnly(nn.Module):
 
 
 def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> TracedBackbone:
-    """Trace by torch.export with a dynamic batch axis; raises whatever export raises."""
+    """Trace by torch.export with a dynamic batch axis; raise whatever export raises."""
     tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
     wrapped, shapes = _LogitsOnly(backbone, list_input_names(example)), (tuple({0: batch} for _ in tensors),)

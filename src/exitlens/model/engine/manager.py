@@ -180,7 +180,7 @@ class EngineManager:
             self._cached = None
 
     def select(self) -> Engine:
-        """Return the engine to answer with; raises :class:`EngineError` if the weights changed after compiling.
+        """Return the engine to answer with; raise :class:`EngineError` if the weights changed after compiling.
 
         A tuning that leaves the weights as they are, and hooks in an untuned network, get a new engine in place. Otherwise
         the cached engine answers, which is made anew when weights change.
@@ -427,7 +427,7 @@ class _Meter:
 
 
 def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label, or (N,1+C): exit and labels
-    # By the scores alone: a gate needs maps, which are not computed here. It could only send samples on to later exits.
+    # A gate needs maps, which are not computed here. It only sends samples on, and every exit's answers are compared, too.
     early = range(policy.num_exits - 1)
     scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
     exits = find_first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)

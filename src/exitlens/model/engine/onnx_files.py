@@ -32,11 +32,11 @@ LOGITS, ATTENTION = "logits", "attention"
 BATCHES = (1, 2, 3, 17, 64)  # sizes at which exported files are compared with PyTorch; size 0 crashes some (MaxViT's)
 COMPARED = (1, 2, 9)  # the same for files of an engine
 ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
-TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
+TOLERANCE = 1e-4  # relative to a tensor's largest absolute value
 
 
 def import_onnx() -> Any:
-    """Import ``onnx`` and the packages that writing needs; raises :class:`MissingExtraError`."""
+    """Import ``onnx`` and the packages that writing needs; raise :class:`MissingExtraError`."""
     import_extra("onnxscript", "onnx", "writing ONNX files")
     import_extra("onnxruntime", "onnx", "comparing ONNX files with the network")
     return import_extra("onnx", "onnx", "writing ONNX files")
@@ -80,8 +80,8 @@ class Written(NamedTuple):
     exit: int
     inputs: Sequence[str]  # names of its tensors
     outputs: Sequence[str]  # logits and attention come first
-    map_shape: Sequence[int]  # of the exit's attention, without the batch axis
-    offset: Sequence[float] = ()  # of the map from its cells, along each axis
+    map_shape: Sequence[int]  # the attention's shape without the batch axis
+    offset: Sequence[float] = ()  # how far the map is off its cells, along each axis
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, without the directory."""
@@ -244,7 +244,7 @@ class OnnxFile:
         return cls(home.path / "module.onnx", names, outputs, home)
 
     def __call__(self, activations: Activations) -> list[Tensor]:
-        """Return every output; raises :class:`EngineError` where ONNX Runtime cannot run the file."""
+        """Return every output; raise :class:`EngineError` where ONNX Runtime cannot run the file."""
         threads = torch.get_num_threads()
         if threads not in self._sessions:
             session = open_file(self.path, threads)

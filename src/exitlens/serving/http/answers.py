@@ -22,7 +22,7 @@ TOP = 5  # classes in an answer for people
 
 
 def read_terms(model: ServedModel, given: Mapping[str, Any], started: float, attention: bool) -> Terms:
-    """Return a request's own terms, from its parameters; raises :class:`RequestError` for unknown ones and bad values."""
+    """Return a request's own terms, from its parameters; raise :class:`RequestError` for unknown ones and bad values."""
     for name in given:
         if name not in TERMS:
             hint = suggest(name[:20], TERMS)

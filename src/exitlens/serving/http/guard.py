@@ -111,7 +111,7 @@ class Guard:
                 await self._answer_error(exchange, error)
 
     def _check_head(self, exchange: Exchange) -> None:
-        """Check the head of a request; raises :class:`_RefusedError`."""
+        """Check the head of a request; raise :class:`_RefusedError`."""
         scope, token, encoding, expected, is_chunked = exchange.scope, b"", b"", 0, False
         size = len(scope["path"]) + len(scope.get("query_string", b""))
         for name, value in scope["headers"]:
@@ -204,7 +204,7 @@ class Exchange:
             raise _RefusedError(413, "body_bytes", f"the body has more than {most} bytes: send fewer samples at a time")
 
     async def receive(self) -> Message:
-        """Return the next part of the body; raises :class:`_RefusedError` for one that is too large or too slow."""
+        """Return the next part of the body; raise :class:`_RefusedError` for one that is too large or too slow."""
         if self.is_read:
             return await self._receive()
         if self._until is None:

@@ -333,7 +333,7 @@ def name_datatype(array: Array, where: str) -> str:
 
 
 def write_binary_data(array: Array, where: str) -> bytes:
-    """Return the bytes that :func:`read_binary_data` reads; raises :class:`InputError` for other dtypes."""
+    """Return the bytes that :func:`read_binary_data` reads; raise :class:`InputError` for other dtypes."""
     if (datatype := name_datatype(array, where)) != "BYTES":
         return array.astype(DATATYPES[datatype], copy=False).tobytes()
     texts = [text if isinstance(text, bytes) else text.encode() for text in array.ravel().tolist()]

@@ -14,7 +14,7 @@ from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop", "trivial")
-SMALLEST_CROP = 0.35  # of the image's area
+SMALLEST_CROP = 0.35  # share of the image's area
 _MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _SPACE = v2.TrivialAugmentWide._AUGMENTATION_SPACE
 

@@ -36,7 +36,7 @@ from exitlens.workflow.training.optimizer import enter_training_mode
 
 RELEVANCE = "relevance"  # its name among the features
 IN_MEMORY = 2 * 2**30  # bytes of features in memory
-DISK_SHARE = 0.5  # of the free space, at most
+DISK_SHARE = 0.5  # share of the free space that features may take
 
 
 def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: bool, moves_relevance: bool = False) -> str:
