@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -135,8 +134,8 @@ def _parse_row(values: Collection[Any], number: int) -> Row:
 
 def import_pyarrow() -> Any:
     """Import ``pyarrow`` with its module ``parquet``; raise :class:`MissingExtraError`."""
-    import_extra("pyarrow.parquet", "parquet", "an output file .parquet")
-    return import_module("pyarrow")
+    arrow, _ = (import_extra(name, "parquet", "an output file .parquet") for name in ("pyarrow", "pyarrow.parquet"))
+    return arrow
 
 
 def write_parquet(path: Path, rows: Iterable[Row]) -> None:
