@@ -393,11 +393,8 @@ class Planned:
         count = len(activations[0])
         size, override = self.net.tuning.micro_batch, None
         if self.whole:
-            last = int(self.plan[start : start + count].max())
-            size, override = (
-                0,
-                lambda batch, _: (batch.where >= 0) & (batch.exit == last),
-            )  # the whole batch takes one decision
+            last = int(self.plan[start : start + count].max())  # the whole batch takes one decision
+            size, override = 0, lambda batch, _: (batch.where >= 0) & (batch.exit == last)
         elif not self.constant:
             leaves = [rows[start : start + count] for rows in self.leaves]
             override = lambda batch, _: leaves[batch.exit].index_select(0, batch.where)  # noqa: E731

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedParameter
 
-from exitlens.errors import AttachError, TraceMismatchError
+from exitlens.errors import AttachError
 from exitlens.model._torch_compat import DROPOUT, list_member_tables
 from exitlens.model.cutting import boundaries
 from exitlens.model.cutting.boundaries import Kind, Layout, find_node_layout
@@ -295,6 +295,10 @@ def _find_problem(tensor: Tensor) -> str:  # and the fix
     if is_strided and any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return "an expanded tensor, whose elements cannot differ. Fix: clone() it"
     return ""
+
+
+class TraceMismatchError(AttachError):
+    """The traced graph does not compute what the backbone computes."""
 
 
 def verify(pieces: Pieces) -> None:
