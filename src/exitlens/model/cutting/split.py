@@ -19,7 +19,7 @@ from exitlens.model._torch_compat import DROPOUT, list_member_tables
 from exitlens.model.cutting import boundaries
 from exitlens.model.cutting.boundaries import Kind, Layout, find_node_layout
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
-from exitlens.model.cutting.trace import TracedBackbone, get_callee_name, pick_logits, trace
+from exitlens.model.cutting.trace import TracedBackbone, TraceMismatchError, get_callee_name, pick_logits, trace
 from exitlens.types.inputs import MASK, Inputs, list_input_names, list_tensors
 
 Activations = tuple[Tensor, ...]
@@ -295,10 +295,6 @@ def _find_problem(tensor: Tensor) -> str:  # and the fix
     if is_strided and any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return "an expanded tensor, whose elements cannot differ. Fix: clone() it"
     return ""
-
-
-class TraceMismatchError(AttachError):
-    """The traced graph does not compute what the backbone computes."""
 
 
 def verify(pieces: Pieces) -> None:
