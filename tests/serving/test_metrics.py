@@ -98,7 +98,7 @@ from exitlens.serving.metrics import Metrics
 metrics = Metrics()
 metrics.count_request("photos", "other", 200, 0.1)
 metrics.observe_answers("photos", [0, 1], [0.1, 0.2])
-metrics.set_waiting("photos", 3)
+metrics.waiting("photos").set(3)
 metrics.set_drift("photos", float(sys.argv[1]), False)
 metrics.set_version("photos", "2")
 print(end="", flush=True)

@@ -171,7 +171,7 @@ def write_report(
 ) -> Path:
     """Write the report of one network, or of two or three side by side, as an HTML file.
 
-    ``subjects``, of :func:`measure_subjects`, have equally many exits; the report is about the first. ``images`` are samples by condition; ``speed``
+    ``subjects`` have equally many exits; the report is about the first. ``images`` are samples by condition; ``speed``
     has values of a ``Speed`` with ``accuracy_drop`` and ``cost`` by a title such as "batch size 1"; ``plain_accuracy`` is
     that of the plain backbone, trained without exits, under the main condition.
     """
