@@ -117,7 +117,9 @@ def time_steps(rounds: int = 9, batch: int = 64, size: int = SIZE, classes: int 
     exits = xl.attach(build_backbone(BACKBONE, classes), 3, classes, images[:1], head="context")
     steps = {
         "plain": prepare_step(plain, lambda logits: F.cross_entropy(logits.float(), labels), images),
-        "exits": prepare_step(exits, lambda outputs: loss(outputs, labels, 0.5).total, images, exits.with_separate_maps),
+        "exits": prepare_step(
+            exits, lambda outputs: loss(outputs, labels, 0.5).total, images, partial(exits, separate_maps=True)
+        ),
     }
     seconds = take_turns(steps, rounds)
     ratios = [e / p for e, p in zip(seconds["exits"], seconds["plain"], strict=True)]

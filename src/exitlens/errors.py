@@ -13,29 +13,6 @@ from importlib.util import find_spec
 from types import UnionType
 from typing import Any
 
-__all__ = [
-    "AttachError",
-    "BundleError",
-    "CalibrationError",
-    "DataError",
-    "DataWarning",
-    "DistributedError",
-    "DriftWarning",
-    "EngineError",
-    "ExitlensError",
-    "ExportError",
-    "InputError",
-    "MissingExtraError",
-    "OutputError",
-    "OutputExistsError",
-    "PolicyError",
-    "ReachWarning",
-    "RequestError",
-    "StreamError",
-    "TrainingError",
-    "WeightsWarning",
-]
-
 
 class ExitlensError(Exception):
     """Base of all errors of this library; catch it to catch them all.
@@ -63,10 +40,6 @@ class DataError(ExitlensError):
 
 class AttachError(ExitlensError):
     """A backbone cannot be cut into stages, or the stages do not compute what the backbone computes."""
-
-
-class TraceMismatchError(AttachError):
-    """The traced graph does not compute what the backbone computes."""
 
 
 class TrainingError(ExitlensError):
@@ -181,3 +154,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
     close = get_close_matches(word, list(known), n=3, cutoff=0.4)
     return f" Did you mean {', '.join(repr(name) for name in close)}?" if close else ""
+
+
+__all__ = sorted(n for n, kind in globals().items() if isinstance(kind, type) and issubclass(kind, ExitlensError | Warning))

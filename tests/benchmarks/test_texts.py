@@ -135,7 +135,7 @@ def data():
 def test_deletion_is_that_of_faithfulness_and_each_token_alone_is_masked_out(data):
     net = make_text_net()
     answers, attention = texts.collect_maps(net, data)
-    partner = texts.match_lengths(data.attention_mask.sum(1))
+    partner = texts.match_lengths(data.inputs["attention_mask"].sum(1))
     measured = texts.delete_tokens(net, data, answers, attention, partner)
     checks = xl.measure_faithfulness(net, data, oracle_samples=0)
     assert measured["deletion"] == pytest.approx(checks.deletion, abs=1e-5)
@@ -143,7 +143,7 @@ def test_deletion_is_that_of_faithfulness_and_each_token_alone_is_masked_out(dat
     itself = texts.delete_tokens(net, data, answers, attention, torch.arange(12))
     assert itself["deletion_matched"] == itself["deletion"]
     drops = texts.occlude_tokens(net, data)
-    assert not bool(drops[data.attention_mask == 0].any())
+    assert not bool(drops[data.inputs["attention_mask"] == 0].any())
     inputs = {name: value[3:4].clone() for name, value in data.inputs.items()}
     before = net(inputs)[0].logits.softmax(1)
     inputs["attention_mask"][:, 2] = 0

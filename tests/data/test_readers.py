@@ -15,7 +15,6 @@ from exitlens.data.readers import (
     RowNames,
     check_bad,
     pack_strings,
-    read_regular,
 )
 from tests.data.conftest import PREPROCESS, Pixels
 
@@ -25,13 +24,10 @@ def test_devices_and_pipes_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     for name in ("pipe.png", "zero.png"):
-        with pytest.raises(xl.errors.DataError, match=r"row 3: .* is a device or a pipe"):
-            read_regular(tmp_path / name, "row 3")
-    for name, message in (("none.png", "FileNotFoundError"), (".", "IsADirectoryError")):
-        with pytest.raises(xl.errors.DataError, match=f"row 3: cannot be read .{message}"):
-            read_regular(tmp_path / name, "row 3")
+        with pytest.raises(xl.errors.DataError, match=rf"{name}: not a file but a folder, device or pipe"):
+            ImageFiles(tmp_path, [name], PREPROCESS).read_bytes(0)
     (tmp_path / "a.png").write_bytes(b"12")
-    assert read_regular(tmp_path / "a.png", "row 3") == b"12"
+    assert ImageFiles(tmp_path, ["a.png"], PREPROCESS).read_bytes(0) == b"12"
 
 
 PIXELS = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
@@ -115,7 +111,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(xl.errors.DataError, match=r"gone\.png: cannot be read \(FileNotFoundError"):
         reader.read(0)
     (tmp_path / "large.png").write_bytes(bytes(11))
-    monkeypatch.setattr("exitlens.data.readers.MAX_BYTES", 10)
+    monkeypatch.setattr("exitlens.modalities.arrays.MOST_BYTES", 10)
     with pytest.raises(xl.errors.DataError, match=r"large\.png: it has more than 10 bytes"):
         reader.read(1)
 

@@ -26,13 +26,13 @@ def test_reviews_are_repeatable_and_differ_by_seed(reviews):
 
 
 def test_every_word_is_known_and_reviews_differ_in_length(reviews):
-    assert 1 not in reviews.input_ids  # [UNK]
-    lengths = reviews.attention_mask.sum(1)
+    assert 1 not in reviews.inputs["input_ids"]  # [UNK]
+    lengths = reviews.inputs["attention_mask"].sum(1)
     assert lengths.min() <= 9
     assert lengths.max() == MOST_TOKENS
     assert lengths.float().std() > 4
     assert 120 <= len(list_words()) <= 160
-    assert len(set(reviews.input_ids.flatten().tolist())) == len(list_words()) + 3  # all but [UNK] are used
+    assert len(set(reviews.inputs["input_ids"].flatten().tolist())) == len(list_words()) + 3  # all but [UNK] are used
     assert reviews.preprocess.vocabulary_size == len(list_words()) + 4
 
 
@@ -43,14 +43,14 @@ def _masked_tokens(data: TextSet, i: int, ids: torch.Tensor) -> list[str]:
 
 def test_masks_are_exactly_on_the_opinion_words(reviews):
     opinion_words = {*NEGATIONS, *ADJECTIVES[0], *ADJECTIVES[1]}
-    ids = reviews.input_ids
+    ids = reviews.inputs["input_ids"]
     for i in range(300):
         tokens = reviews.preprocess.tokens(ids[i])
         assert [token in opinion_words for token in tokens] == reviews.masks[i].tolist(), reviews.texts[i]
 
 
 def test_opinions_with_their_negations_say_the_class_and_adjectives_alone_mislead(reviews):
-    right_alone, opinions, ids = 0, [], reviews.input_ids
+    right_alone, opinions, ids = 0, [], reviews.inputs["input_ids"]
     for i, label in enumerate(reviews.labels.tolist()):
         words = _masked_tokens(reviews, i, ids)
         places = [k for k, word in enumerate(words) if word not in NEGATIONS]
@@ -76,7 +76,7 @@ def test_two_agreements_show_the_same_reviews_from_other_shops(reviews):
     other = make_reviews(2000, shop_agreement=0.5, seed=3)
     assert torch.equal(reviews.masks, other.masks)
     assert torch.equal(reviews.labels, other.labels)
-    changed = reviews.input_ids != other.input_ids
+    changed = reviews.inputs["input_ids"] != other.inputs["input_ids"]
     assert changed.sum(1).max() == 1
     assert 400 < changed.sum() < 800  # about 30 % of 2000
 
@@ -84,10 +84,10 @@ def test_two_agreements_show_the_same_reviews_from_other_shops(reviews):
 def test_reviews_that_are_cut(reviews):
     data = make_reviews(2000, shop_agreement=0.8, seed=3, length=12)
     assert data.texts == reviews.texts
-    same = data.input_ids != 3
+    same = data.inputs["input_ids"] != 3
     assert torch.equal(data.masks, reviews.masks[:, :12] & same)
     assert not data.masks[:, 0].any()
-    assert not (data.masks & (data.input_ids == 3)).any()
+    assert not (data.masks & (data.inputs["input_ids"] == 3)).any()
     longer = make_reviews(10, shop_agreement=0.8, seed=3, length=50)
     assert longer.masks.shape == (10, 50)
 
@@ -115,6 +115,6 @@ def test_review_splits_are_of_the_promised_size_and_share_next_to_nothing():
         assert sum(text in elsewhere for text in parts[split].texts) <= len(parts[split]) // 200
     assert load_reviews("validation", seed=1).texts != parts["validation"].texts
     assert load_reviews("validation", limit=50).texts == parts["validation"].texts[:50]
-    assert load_reviews("test", length=16, limit=4).input_ids.shape == (4, 16)
+    assert load_reviews("test", length=16, limit=4).inputs["input_ids"].shape == (4, 16)
     with pytest.raises(xl.errors.InputError, match="split"):
         load_reviews("dev")

@@ -85,7 +85,7 @@ def test_class_members_captions_and_texts(tmp_path):
     members = [m for i in range(40) for m in ((f"{i}.txt", f"number {i}".encode()), (f"{i}.cls", f"{i % 2}".encode()))]
     source = open_source(str(write_tar(tmp_path / "b.tar", members)), size=6)
     assert source.modality.name == "text"
-    assert source.load("test").input_ids.shape == (4, 6)
+    assert source.load("test").inputs["input_ids"].shape == (4, 6)
 
 
 def test_samples_that_cannot_be_used(tmp_path):

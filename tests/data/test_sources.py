@@ -38,14 +38,14 @@ def test_reviews_by_name_and_in_the_words_of_an_existing_network():
     assert isinstance(data, TextSet)
     assert data.texts == expected.texts
     assert torch.equal(data.masks, expected.masks)
-    assert data.input_ids.shape == (1000, 32)
-    assert open_source("reviews", size=20).load("validation").input_ids.shape == (1000, 20)
+    assert data.inputs["input_ids"].shape == (1000, 32)
+    assert open_source("reviews", size=20).load("validation").inputs["input_ids"].shape == (1000, 20)
     same = open_source("reviews", size=20, seed=2).load("validation", preprocess=data.preprocess)
     assert same.preprocess == data.preprocess  # it comes before size
     assert torch.equal(same.masks, data.masks)
     other = open_source("reviews", seed=2).load("validation", preprocess=TextPreprocess(word_tokenizer(["it is good"]), 24))
     assert other.texts == same.texts
-    assert other.input_ids.shape == (1000, 24)
+    assert other.inputs["input_ids"].shape == (1000, 24)
     assert other.masks is None
 
 
@@ -61,20 +61,20 @@ def test_a_file_is_split_per_class_the_same_way_each_time(suffix, tmp_path):
     for data in parts.values():
         assert data.classes == ("a", "b", "c")
         assert len(set(data.labels.bincount().tolist())) == 1
-        assert data.input_ids.shape[1] == 64
+        assert data.inputs["input_ids"].shape[1] == 64
         assert data.preprocess == parts["train"].preprocess
         assert all("abc"[int(text[-1])] == data.classes[y] for text, y in zip(data.texts, data.labels, strict=True))
     assert source.load("test").texts == parts["test"].texts
     assert open_source(str(path), seed=2).load("test").texts != parts["test"].texts
-    assert open_source(str(path), size=7).load("test").input_ids.shape == (6, 7)
+    assert open_source(str(path), size=7).load("test").inputs["input_ids"].shape == (6, 7)
 
 
 def test_the_tokenizer_knows_the_words_of_the_training_split_only(jsonl):
     source = open_source(str(jsonl))
     train, test = source.load("train"), source.load("test")
     assert train.preprocess.tokenizer == word_tokenizer(train.texts)
-    assert 1 not in train.input_ids
-    assert (test.input_ids == 1).sum(1).tolist() == [1] * 6  # each has a number of its own
+    assert 1 not in train.inputs["input_ids"]
+    assert (test.inputs["input_ids"] == 1).sum(1).tolist() == [1] * 6  # each has a number of its own
     other = TextPreprocess(word_tokenizer(["text of"]), 9)
     assert source.load("test", preprocess=other).preprocess == other
 

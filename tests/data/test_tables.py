@@ -89,7 +89,7 @@ def test_texts_of_a_table(hf, tmp_path):
     train, test = source.load("train"), source.load("test")
     assert train.classes == ("0", "1")
     assert all(int(text[-1]) == label for text, label in zip(test.texts, test.labels, strict=True))
-    assert test.input_ids.shape == (4, 6)
+    assert test.inputs["input_ids"].shape == (4, 6)
     assert test.preprocess == train.preprocess
     assert len(set(train.groups.tolist()) & set(test.groups.tolist())) == 0
     with pytest.raises(DataError, match="no file names for a regular expression"):

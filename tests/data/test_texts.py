@@ -28,8 +28,8 @@ def test_a_word_tokenizer_by_hand(tiny_texts):
     vocabulary = json.loads(tiny_texts.preprocess.tokenizer)["model"]["vocab"]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "bad", "a", "lamp", "!", ",", ".", "good"]  # 3, 2, 2, then once each
     assert sorted(vocabulary, key=vocabulary.get) == words
-    assert tiny_texts.input_ids.tolist() == [[2, 5, 10, 6, 9, 3], [2, 5, 4, 6, 7, 3], [2, 4, 8, 4, 3, 0]]
-    assert tiny_texts.attention_mask.tolist() == [[1] * 6, [1] * 6, [1, 1, 1, 1, 1, 0]]
+    assert tiny_texts.inputs["input_ids"].tolist() == [[2, 5, 10, 6, 9, 3], [2, 5, 4, 6, 7, 3], [2, 4, 8, 4, 3, 0]]
+    assert tiny_texts.inputs["attention_mask"].tolist() == [[1] * 6, [1] * 6, [1, 1, 1, 1, 1, 0]]
 
 
 def test_only_the_most_frequent_words_are_known():
@@ -91,7 +91,7 @@ def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):
     again = pickle.loads(pickle.dumps(tiny_texts))
     assert again.texts == tiny_texts.texts
     assert again.preprocess == tiny_texts.preprocess
-    assert torch.equal(again.input_ids, tiny_texts.input_ids)
+    assert torch.equal(again.inputs["input_ids"], tiny_texts.inputs["input_ids"])
     assert torch.equal(again.masks, tiny_texts.masks)
     batches = list(DataLoader(tiny_texts, 2, num_workers=1))
     for name, values in tiny_texts.inputs.items():

@@ -83,7 +83,7 @@ def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
 @pytest.mark.parametrize("relevance", [False, True])
 def test_gradients_of_separate_maps_end_at_the_heads(net, images, relevance):
     whole = net.train()(images)
-    outs = net.with_relevance(images, True)[0] if relevance else net.with_separate_maps(images)
+    outs = net.with_relevance(images, True)[0] if relevance else net(images, separate_maps=True)
     for out, plain in zip(outs, whole, strict=True):
         for output, expected in zip(out, plain, strict=True):
             torch.testing.assert_close(output, expected)

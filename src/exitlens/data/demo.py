@@ -125,11 +125,10 @@ def make_scenes(
     check_choice("palette", palette, sorted(PALETTES))
     rng = torch.Generator().manual_seed(seed)
     count = len(classes)
-    agrees = torch.rand(len(labels), generator=rng) < background_agreement
-    other = (labels + torch.randint(1, max(count, 2), labels.shape, generator=rng)) % count
+    agreed = _draw_agreement(labels, count, background_agreement, rng)
     offset, saturation = PALETTES[palette]
     table = torch.tensor([colorsys.hsv_to_rgb((i / count + offset) % 1.0, saturation, 0.75) for i in range(count)])
-    colour = table[torch.where(agrees, labels, other)]  # (N,3)
+    colour = table[agreed]  # (N,3)
     colour = (colour + 0.06 * torch.randn(colour.shape, generator=rng)).clamp(0, 1)
     noise = [torch.randn(len(labels), 1, side, side, generator=rng) for side in (5, size // 2)]
     coarse, fine = (F.interpolate(x, (size, size), mode="bilinear", align_corners=False) for x in noise)
@@ -257,7 +256,8 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
     masks = torch.zeros(count, max(length, MOST_TOKENS), dtype=torch.bool)
     rows = [(row, i + 1) for row, words in enumerate(reviews) for i, (_, opinion) in enumerate(words) if opinion]
     masks[tuple(torch.tensor(rows).T)] = True  # + 1: [CLS] comes first, and every word is one token
-    data.masks = masks[:, :length] & (data.input_ids != SPECIAL_TOKENS.index("[SEP]"))  # which comes early where cut
+    is_end = data.inputs["input_ids"] == SPECIAL_TOKENS.index("[SEP]")  # it comes early where the review is cut
+    data.masks = masks[:, :length] & ~is_end
     return data
 
 
@@ -293,9 +293,8 @@ def _make_split(
 MOTIFS = ("rise", "peak", "wave", "step")
 CHANNELS = ("signal", "level")
 BLOBS = ("ball", "box", "rod")
-_LENGTH = NumberRule(
-    "16 steps or more", lambda steps: isinstance(steps, int) and steps >= 16
-)  # a motif has a quarter of them
+# a motif has a quarter of the steps
+_LENGTH = NumberRule("16 steps or more", lambda steps: isinstance(steps, int) and steps >= 16)
 _SIDE = NumberRule("10 voxels or more", lambda voxels: isinstance(voxels, int) and voxels >= 10)
 _MADE_AT_ONCE = 256
 _MOTIF_SPLITS = {"train": (4000, 31), "validation": (500, 32), "calibration": (1000, 33), "test": (1000, 34)}  # size, seed
@@ -364,7 +363,7 @@ def _draw_labels(count: int, offset_agreement: float, classes: int, rng: torch.G
 def _draw_agreement(labels: Tensor, classes: int, share: float, rng: torch.Generator) -> Tensor:  # (N,) -> (N,)
     """Return a share of the labels as they are, and one of the other classes, uniformly, for the rest."""
     agrees = torch.rand(len(labels), generator=rng) < share
-    other = (labels + torch.randint(1, classes, labels.shape, generator=rng)) % classes
+    other = (labels + torch.randint(1, max(classes, 2), labels.shape, generator=rng)) % classes
     return torch.where(agrees, labels, other)
 
 

@@ -51,7 +51,9 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_folders(path: Path) -> list[Path]:
-    """Return the subfolders that are not hidden, sorted."""
+    """Return the subfolders that are not hidden, sorted; raise :class:`DataError` if there is no such folder."""
+    if not path.is_dir():
+        raise DataError(f"data: no folder {path}. Fix: give a folder with one subfolder of files per class")
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -203,8 +205,6 @@ def load_folder(
         ('idle', 'running')
     """
     root, kind = Path(folder), find_kind(preprocess, tuple(SUFFIXES))
-    if not root.is_dir():
-        raise DataError(f"data: no folder {root}. Fix: give a folder with one subfolder of {kind.name} files per class")
     layout = f"folder/class/name{SUFFIXES[kind][0]}"
     present = [path.name for path in list_folders(root)]
     names = tuple(classes) or tuple(present)

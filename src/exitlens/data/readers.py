@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import DataError, OutputError
+from exitlens.modalities.arrays import open_regular
 from exitlens.modalities.image import decode_image
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 
-MAX_BYTES = 1_000_000_000  # limit for one file
 DECODER = b"2"  # part of a cache's keys; counted up when a change of the decoder gives other pixels
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -253,19 +253,8 @@ class ImageFiles(EncodedImages):
     def read_bytes(self, index: int) -> bytes:
         """Return the file's bytes."""
         name = self.name(index)
-        return read_regular(Path(name), name)
-
-
-def read_regular(path: Path, name: str) -> bytes:
-    """Return a file's bytes; a device, a pipe or a huge file is a :class:`DataError` that begins with ``name``."""
-    try:
-        if not path.is_file() and path.exists() and not path.is_dir():
-            raise DataError(f"{name}: {path} is a device or a pipe, not a file")
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{name}: it has more than {MAX_BYTES:,} bytes: no image is that large")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({type(error).__name__}: {error.strerror})") from error
+        with open_regular(Path(name), name) as file:
+            return file.read()
 
 
 def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:

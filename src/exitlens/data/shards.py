@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exitlens.data.files import EXTENSIONS, list_files, stamp_files
-from exitlens.data.readers import MAX_BYTES, EncodedImages, PackedStrings
+from exitlens.data.readers import EncodedImages, PackedStrings
 from exitlens.data.rows import SEPARATOR, ColumnChoice, Columns, Kind, Role, Rows, Source, label_rows
 from exitlens.data.splits import name_split
 from exitlens.errors import DataError, InputError
+from exitlens.modalities.arrays import MOST_BYTES
 from exitlens.types.preprocessing import Preprocess
 
 _MOST_VALUE_BYTES = 1_000_000  # limit for a label, text or JSON member
@@ -251,8 +252,8 @@ class ShardImages(EncodedImages):
         shard, offset, size = (int(value) for value in self._places[index])
         if size < 0:
             raise DataError(f"{self.name(index)}: has no image")
-        if size > MAX_BYTES:
-            raise DataError(f"{self.name(index)}: it has more than {MAX_BYTES:,} bytes: no image is that large")
+        if size > MOST_BYTES:
+            raise DataError(f"{self.name(index)}: it has more than {MOST_BYTES:,} bytes: no image is that large")
         try:
             with self._paths[shard].open("rb", buffering=0) as file:
                 content = os.pread(file.fileno(), size, offset)

@@ -237,8 +237,6 @@ def _read_folder(
     if choice.task == "multilabel":
         fix = "for several labels give a table of the images"
         raise InputError(f"task: {root} has one class for an image, its folder. Fix: {fix}")
-    if not root.is_dir():
-        raise DataError(f"data: no folder {root}. Fix: give a folder with one subfolder of images per class")
     folders = {path.name: path for path in list_folders(root)}
     splits = {word: path for word, path in folders.items() if name_split(word)}
     whole = len(splits) == len(folders) or set(SPLITS) <= folders.keys()

@@ -18,9 +18,10 @@ import torch
 
 from exitlens.data.files import list_files, stamp_files
 from exitlens.data.lines import to_series
-from exitlens.data.readers import EncodedImages, LazySequence, RowNames, read_regular
+from exitlens.data.readers import EncodedImages, LazySequence, RowNames
 from exitlens.data.rows import SEPARATOR, Columns, Kind, Rows, Source, label_rows
 from exitlens.errors import DataError, ExitlensError, import_extra
+from exitlens.modalities.arrays import open_regular
 from exitlens.types.preprocessing import Preprocess
 
 HUB = "hf:"
@@ -229,7 +230,8 @@ class TableImages(EncodedImages):
             if isinstance(content, bytes):
                 return content
             if isinstance(path, str):
-                return read_regular(self._folder / path, self.name(index))
+                with open_regular(self._folder / path, self.name(index)) as file:
+                    return file.read()
         except ExitlensError:
             raise
         except Exception as error:  # pyarrow and the system raise many kinds

@@ -97,18 +97,11 @@ class TextSet(SampleSet):
         self.set_labels(len(texts), labels, classes, groups)
 
     @property
-    def input_ids(self) -> Tensor:
-        """Token ids ``(N,L)``, padded at the end."""
-        return self.inputs["input_ids"]
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """``(N,L)``: 1 for a token, 0 for padding."""
-        return self.inputs["attention_mask"]
-
-    @property
     def inputs(self) -> dict[str, Tensor]:
-        """All texts as network input: ``input_ids`` and ``attention_mask``, ``(N,L)`` each, made anew at each call."""
+        """All texts as network input, made anew at each call.
+
+        ``input_ids`` ``(N,L)`` are padded at the end; ``attention_mask`` ``(N,L)`` is 1 for a token and 0 for padding.
+        """
         return self._tokens.take(slice(None))
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -174,11 +174,6 @@ class Bench:
         if self.compiled_net is not None:
             self.compiled_net.compile()
 
-    def samples(self, count: int) -> Inputs:
-        """Return ``count`` inputs."""
-        rows = torch.arange(count) % count_rows(self.inputs)
-        return map_inputs(self.inputs, lambda t: t[rows])
-
     def run(
         self,
         size: int,
@@ -195,7 +190,8 @@ class Bench:
         ``keep`` selects contenders by name, apart from the first two, which always run.
         """
         count = {1: 20, 8: 40}.get(size, size)
-        inputs = self.samples(count)
+        rows = torch.arange(count) % count_rows(self.inputs)
+        inputs = map_inputs(self.inputs, lambda t: t[rows])
         plans = {name: plan_exits(shares, count) for name, shares in list_exit_shares(self.net.num_exits).items()}
         steps = StepTimes(self.net, inputs, size)
         works = self._list_works(inputs, size, plans) | {STEPS: steps}
@@ -206,7 +202,7 @@ class Bench:
         works |= {name: make(inputs, size, plans) for name, make in (others or {}).items()}
         works = {name: work for name, work in works.items() if keep(name) or name in (AS_IS, TUNED)}
         times = interleave(works, rounds=rounds, seconds=seconds)
-        rows = []
+        results = []
         for name in works:
             row = {"name": name} | times.summary(name, count)
             row["speedup"] = times.ratio(AS_IS, name).to_list()
@@ -217,8 +213,8 @@ class Bench:
                     row |= _compare_with_ideal(times, name, meter.ideal(plan), reference, plan)
             if memory and not name.startswith(STEPS):
                 row["peak_mb"] = round(measure_peak_bytes(works[name]) / 1e6, 3)
-            rows.append(row)
-        return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | _list_ratios(times)
+            results.append(row)
+        return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": results} | _list_ratios(times)
 
     def _list_works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
         kept, batches = self.net.tuning.keep_memory, split_rows(inputs, size)
@@ -393,11 +389,8 @@ class Planned:
         count = len(activations[0])
         size, override = self.net.tuning.micro_batch, None
         if self.whole:
-            last = int(self.plan[start : start + count].max())
-            size, override = (
-                0,
-                lambda batch, _: (batch.where >= 0) & (batch.exit == last),
-            )  # the whole batch takes one decision
+            last = int(self.plan[start : start + count].max())  # the whole batch takes one decision
+            size, override = 0, lambda batch, _: (batch.where >= 0) & (batch.exit == last)
         elif not self.constant:
             leaves = [rows[start : start + count] for rows in self.leaves]
             override = lambda batch, _: leaves[batch.exit].index_select(0, batch.where)  # noqa: E731

@@ -146,7 +146,7 @@ def certify(
     ``price`` to minimise is the cost ``(K,)``, or a loss ``(N,K)`` if only spending is limited. ``delta`` and ``asking`` are
     for the record.
     """
-    price = price if price.ndim == 1 else price[first]
+    price, groups = price if price.ndim == 1 else price[first], risks[0].groups
     levels = quantise(scores[first])
     proposing, testing = ([risk.at(rows) for risk in risks] for rows in (first, second))
     path = order_path(find_candidates(levels.index, proposing, price), [risk.limit for risk in risks])
@@ -160,13 +160,12 @@ def certify(
         path_length=len(path),
         steps_tested=result.steps,
         tests=result.tests,
+        path_groups=None if groups is None else count_groups(groups[first]),
+        largest_group=risks[0].largest,
     )
-    groups, count, unit = risks[0].groups, len(scores), "samples"
-    if groups is not None:
-        record = replace(record, path_groups=count_groups(groups[first]), largest_group=risks[0].largest)
-        count, unit = count_groups(groups), "groups"
     if result.cuts is not None:
         return levels.thresholds(result.cuts), record
+    count, unit = (len(scores), "samples") if groups is None else (count_groups(groups), "groups")
     needed = estimate_samples_needed(proposing, path, level)
     total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
     reason = _explain_refusal(result.tests, count, unit, total) if scores.shape[1] else "the network has no early exits"

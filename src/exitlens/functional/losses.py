@@ -119,7 +119,7 @@ class EGTLoss:
             ``relevance`` towards the locations of exit 0's features (of tokens, before any attention) that speak for the
             final exit's answer, to first order; ``product`` towards that times the attention of exit 0.
         reach: part that the consistency of attention maps trains. ``heads``, the default in :func:`exitlens.fit`, trains the
-            exits' heads only, which needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
+            exits' heads only, which needs maps without gradients into the backbone: ``net(x, separate_maps=True)``.
             ``network`` trains all of it (the paper, and the default elsewhere).
         sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default, for ``product`` of texts 0.5, so
             that more words are read; else 1.

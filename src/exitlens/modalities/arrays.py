@@ -24,7 +24,9 @@ def open_regular(path: Path, name: str) -> Iterator[BinaryIO]:
     """Open a file that is neither a device nor huge; the :class:`DataError` for any other begins with ``name``."""
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"{name}: it is not a file. Fix: give a file, or a folder of class folders to train on")
+            raise DataError(
+                f"{name}: not a file but a folder, device or pipe. Fix: give a file, or class folders to train on"
+            )
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise DataError(f"{name}: it has more than {MOST_BYTES:,} bytes. Fix: give each sample a file of its own")

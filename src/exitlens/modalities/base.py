@@ -105,8 +105,11 @@ class Modality:
         return preprocess.normalise(self.decode(Path(source), preprocess))[None]  # type: ignore[no-any-return]
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
-        """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""
-        return coarsen_map(maps, grid)
+        """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares.
+
+        Maps of tokens or groups of features stay as they are, because all exits have the same.
+        """
+        return maps.float() if len(self.axes) == 1 else coarsen_map(maps, grid)
 
     def check_deletion(self, given: InputFormat) -> None:
         """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""

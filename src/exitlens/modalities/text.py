@@ -59,10 +59,6 @@ class TextModality(Modality):
         """Encode the text itself."""
         return preprocess.encode([str(source)])
 
-    def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,N) -> (B,N)
-        """Return the maps unchanged, because all exits have the same tokens."""
-        return maps.float()
-
     def check_deletion(self, given: InputFormat) -> None:
         """Raise :class:`InputError` for a network without a padding mask."""
         if MASK not in given.names:

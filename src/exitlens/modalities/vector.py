@@ -55,10 +55,6 @@ class VectorModality(Modality):
         check_finite(values, name, preprocess.names)
         return values
 
-    def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,G) -> (B,G)
-        """Return the maps unchanged, because all exits have the same groups."""
-        return maps.float()
-
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
         """Set the features of the chosen groups to 0: the mean of standardised features."""
         assert isinstance(inputs, Tensor)

@@ -10,13 +10,14 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import AttachError, InputError, TraceMismatchError
+from exitlens.errors import AttachError, InputError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, place_exits
 from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
+from exitlens.model.cutting.trace import TraceMismatchError
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads import HEADS, LEAST_SIDE, ExitHead, HeadKind, KeptHead, check_groups, make_head
 from exitlens.model.network import ExitNet, Final, InputSpec, NetworkInfo

@@ -189,9 +189,12 @@ class ExitNet(nn.Module):
             rows.append([exit_name(k, self.num_exits), module, f"{self.cost[k]:.3f}", type(self.head(k)).__name__, count])
         return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))
 
-    def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Return the outputs of every exit for images ``(B,C,H,W)`` or tensors by name; the final exit comes last."""
-        return tuple(self._walk(self.unpack(inputs)))
+    def forward(self, inputs: Inputs, separate_maps: bool = False) -> tuple[ExitOutput, ...]:
+        """Return the outputs of every exit for images ``(B,C,H,W)`` or tensors by name; the final exit comes last.
+
+        With ``separate_maps``, gradients of the attention maps reach the heads only, not the backbone.
+        """
+        return tuple(self._walk(self.unpack(inputs), separate_maps))
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """Return the output of every exit, and the features ``(B,D,*S)`` it was computed from (0 at padding)."""
@@ -201,10 +204,6 @@ class ExitNet(nn.Module):
             pairs.append(self.head(k).with_features(*activations))
         outputs, features = zip(*pairs, strict=True)
         return outputs, features
-
-    def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Return the output of every exit; gradients of the attention maps reach the heads only, not the backbone."""
-        return tuple(self._walk(self.unpack(inputs), separate_maps=True))
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Return the output of every exit, and the relevance of exit 0's features for the final exit's answer.

@@ -186,7 +186,7 @@ class Endpoint:
     def _count_step(self, stage: int, count: int, seconds: float) -> None:
         with self._go_on_after_errors():
             self.metrics.observe_step(self.model.name, stage, count, seconds)
-            self.metrics.set_waiting(self.model.name, self.waiting)
+            self.metrics.waiting(self.model.name).set(self.waiting)
 
     def _hand_out(self, done: list[Ticket]) -> None:
         if not done:
@@ -197,7 +197,7 @@ class Endpoint:
             with suppress(RuntimeError):  # nobody waits in a loop that is closed
                 loop.call_soon_threadsafe(_finish, futures)
         with self._go_on_after_errors():
-            self.metrics.set_waiting(self.model.name, self.waiting)
+            self.metrics.waiting(self.model.name).set(self.waiting)
             good = [ticket for ticket in done if ticket.error is None]
             exits = [k for ticket in good for k in ticket.exits.tolist()]
             seconds = [ticket.done - ticket.since for ticket in good for _ in range(len(ticket))]

@@ -26,6 +26,10 @@ class Metrics:
     and the largest drift. Raises :class:`InputError` if it is no directory, or was set after ``prometheus_client`` read it.
 
     Every new combination of labels takes memory until the process ends, so no text from a client may become a label.
+
+    Attributes:
+        waiting: gauge of the samples that wait, by model.
+        rejected: counter of refused requests, by model and reason (a word from a short list).
     """
 
     def __init__(self) -> None:
@@ -46,23 +50,21 @@ class Metrics:
             metric = metric(f"exitlens_{name}", text, ("model", *labels), registry=self._registry, **options)
             return cache(metric.labels)  # a tenth of the time
 
-        def make_gauge(name: str, text: str, *labels: str, over: str = "livemax") -> Callable[..., Any]:
-            return make("Gauge", name, text, *labels, multiprocess_mode=over)
-
+        largest = {"multiprocess_mode": "livemax"}
         self._requests = make("Counter", "requests", "Requests that were answered.", "route", "status")
         text = "Time from the head of a request to the end of its answer."
         self._request_seconds = make("Histogram", "request_seconds", text, "route", buckets=_SECONDS)
-        self._rejected = make("Counter", "rejected", "Requests that were refused, by reason.", "reason")
-        self._waiting = make_gauge("waiting_samples", "Samples that wait for a batch.", over="livesum")
-        self._version = make_gauge("model_info", "1 for the version that answers now.", "version")
+        self.rejected = make("Counter", "rejected", "Requests that were refused, by reason.", "reason")
+        self.waiting = make("Gauge", "waiting_samples", "Samples that wait for a batch.", multiprocess_mode="livesum")
+        self._version = make("Gauge", "model_info", "1 for the version that answers now.", "version", **largest)
         self._answers = make("Counter", "answers", "Samples that were answered, by the exit they left at.", "exit")
         text = "Time from a sample's arrival to its answer."
         self._answer_seconds = make("Histogram", "answer_seconds", text, "exit", buckets=_SECONDS)
         self._step_samples = make("Histogram", "step_samples", "Samples in a batch, by stage.", "stage", buckets=_SAMPLES)
         text = "Time of one batch in one stage."
         self._step_seconds = make("Histogram", "step_seconds", text, "stage", buckets=_STEP_SECONDS)
-        self._evidence = make_gauge("drift_evidence", "Evidence that the samples have changed.")
-        self._alarm = make_gauge("drift_alarm", "1 if the samples have changed, else 0.")
+        self._evidence = make("Gauge", "drift_evidence", "Evidence that the samples have changed.", **largest)
+        self._alarm = make("Gauge", "drift_alarm", "1 if the samples have changed, else 0.", **largest)
         text = "Early answers that were compared with the final exit's."
         self._shadow = make("Counter", "shadow_answers", text, "exit", "agrees")
         text = "Divergence of an early exit's map from the final one."
@@ -85,14 +87,6 @@ class Metrics:
         """Note that a batch of ``count`` samples went through a stage."""
         self._step_samples(model, stage).observe(count)
         self._step_seconds(model, stage).observe(seconds)
-
-    def set_waiting(self, model: str, count: int) -> None:
-        """Set how many samples wait now."""
-        self._waiting(model).set(count)
-
-    def reject(self, model: str, reason: str) -> None:
-        """Count a request that was refused; ``reason`` is a word from a short list."""
-        self._rejected(model, reason).inc()
 
     def set_drift(self, model: str, evidence: float, alarm: bool) -> None:
         """Set the state of the drift monitor."""

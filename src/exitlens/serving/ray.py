@@ -18,8 +18,8 @@ import msgspec
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import NATURAL, UNLIMITED, Batching, Limits, Watching, name_bundles
-from exitlens.types.settings import COUNT, check_numbers
+from exitlens.serving.settings import UNLIMITED, Batching, Limits, Watching, name_bundles
+from exitlens.types.settings import COUNT, WHOLE, check_numbers
 
 _LEFT_TO_RAY = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # limits for Ray's proxy to keep
 _OPENED: list[Any] = []  # the app of the replica in this process; Ray starts a process for each
@@ -48,7 +48,7 @@ class Replicas:
         if not self.bundle:
             raise InputError("bundle: expected DIR or NAME=DIR, got none. Fix: add bundle=runs/x to serve run.")
         name_bundles(self.bundle.split(","))
-        check_numbers(self, {"cpus": COUNT, "replicas": NATURAL, "min_replicas": NATURAL, "max_replicas": COUNT})
+        check_numbers(self, {"cpus": COUNT, "replicas": WHOLE, "min_replicas": WHOLE, "max_replicas": COUNT})
         check_numbers(self, {"reload_seconds": UNLIMITED})
         if self.min_replicas > self.max_replicas:
             raise InputError(f"min_replicas: expected max_replicas ({self.max_replicas}) or less, got {self.min_replicas}")

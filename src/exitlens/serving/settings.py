@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
-from exitlens.types.settings import COUNT, POSITIVE, NumberRule, check_number, check_numbers
+from exitlens.types.settings import COUNT, POSITIVE, WHOLE, NumberRule, check_number, check_numbers
 
-NATURAL = NumberRule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
 UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)
 
 
@@ -34,7 +33,7 @@ class Batching:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        rules = {"batch": COUNT, "max_waiting": COUNT, "threads": NATURAL, "max_delay_ms": UNLIMITED}
+        rules = {"batch": COUNT, "max_waiting": COUNT, "threads": WHOLE, "max_delay_ms": UNLIMITED}
         check_numbers(self, rules | {"max_wait_ms": UNLIMITED})
 
 
@@ -148,9 +147,7 @@ def name_bundles(given: Sequence[str]) -> dict[str, Path]:
     """
     bundles: dict[str, Path] = {}
     for text in given:
-        name, is_named, directory = text.partition("=")
-        if not is_named:
-            name, directory = "", text
+        name, directory = text.split("=", 1) if "=" in text else ("", text)
         if not directory:
             raise InputError(f"bundle: expected DIR or NAME=DIR, got {text!r}")
         name = name or Path(directory).resolve().name

@@ -3,24 +3,6 @@
 Names are imported on first use: the command line reads the settings here without waiting for PyTorch.
 """
 
-from importlib import import_module
-from typing import Any
+from lazy_loader import attach_stub
 
-_HOMES = {
-    "explanations": "ExitView Explanation LabelView Location",
-    "outputs": "ExitOutput LossTerms Prediction",
-    "policies": "Calibration ConfidenceInterval CostAccuracy Gate Policy SweepPoint",
-    "settings": "CalibrationRequest Temperatures TrainingSettings",
-    "traces": "CompactLogits ExitLatency Trace",
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

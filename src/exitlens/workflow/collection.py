@@ -143,7 +143,7 @@ class _Recorder:
             self._store.add("logits", logits)
             is_many = self._classes >= MANY_CLASSES and self._count * logits[0].numel() > MANY_LOGITS
             if self._compact is None and is_many:  # the result is the same as if it had been compact from the beginning
-                self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
+                self._is_compact, whole, known = True, self._store.take("logits"), _join(self._labels)
                 for rows in torch.arange(self._count).split(64):
                     self._compress(whole[rows], None if known is None else known[rows])
                     self._store.release()
@@ -166,24 +166,16 @@ class _Recorder:
                 self._store.add(f"logits.{name}", part)
         self._store.add("sample_hashes", hash_rows(logits))
 
-    def _join_labels(self) -> Tensor | None:
-        known = [labels for labels in self._labels if labels is not None]
-        return torch.cat(known) if known else None
-
     def finish(
         self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: ExitLatency | None
     ) -> Trace:
         """Return the trace of all batches."""
-        ids = [part for part in self._ids if part is not None]
         if not self._ids:
             raise InputError("data: it gave no batch. Fix: pass at least one sample.")
-        if groups is None and 0 < len(ids) < len(self._ids):
+        if groups is None and len({part is None for part in self._ids}) > 1:
             raise InputError("data: some batches have groups and some have none. Fix: give all of them groups, or none.")
-        if groups is not None:
-            joined: Tensor | None = number_groups(groups)
-        else:
-            joined = torch.cat(ids) if ids else None
-        labels, hashes, logits = self._join_labels(), None, None
+        ids = _join(self._ids) if groups is None else number_groups(groups)
+        labels, hashes, logits = _join(self._labels), None, None
         if self._is_compact:
             names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
             parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
@@ -200,13 +192,18 @@ class _Recorder:
             timing=timing,
             network=self._net.identity(),
             gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
-            groups=joined,
+            groups=ids,
             task=self._net.info.task,
         )
         if self._folder is None:
             return trace
         trace.save(self._folder / FILE)
         return Trace.load(self._folder / FILE)
+
+
+def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 class _Observed(NamedTuple):

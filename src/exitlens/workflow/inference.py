@@ -88,6 +88,7 @@ def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
 
 Order = Literal["input", "ready"]
 MAX_WAITING = 4096  # samples that may arrive after one that still waits
+DELAY = NumberRule("milliseconds of 0 or more, or None", NOT_NEGATIVE.is_valid)
 
 
 def predict_stream(
@@ -165,9 +166,7 @@ class _Stream:
     def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
         check_choice("order", order, ("input", "ready"))
         if max_delay_ms is not None:
-            check_number(
-                "max_delay_ms", max_delay_ms, NumberRule("milliseconds of 0 or more, or None", NOT_NEGATIVE.is_valid)
-            )
+            check_number("max_delay_ms", max_delay_ms, DELAY)
         self.net, self.policy, self.attention = net, policy, attention
         self.order, self.max_delay_ms = order, max_delay_ms
         self.router: Router | None = None

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.errors import TraceMismatchError
 from exitlens.model.cutting.split import check_backbone, make_random_inputs, run_plain, run_staged, split, verify
+from exitlens.model.cutting.trace import TraceMismatchError
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
 

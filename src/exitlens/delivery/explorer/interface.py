@@ -25,7 +25,7 @@ from exitlens.delivery.explanations import load_template
 from exitlens.delivery.explorer.core import DISPLAY, Answer, Explorer, LoadedRun, Shown, cover
 from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour, shade_names
-from exitlens.errors import DataError, ExitlensError, MissingExtraError
+from exitlens.errors import DataError, ExitlensError, import_extra
 from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation
 from exitlens.types.outputs import exit_name
@@ -437,8 +437,4 @@ def import_gradio() -> Any:
     """Import Gradio with its calls to other machines switched off, or raise :class:`MissingExtraError` (extra ``app``)."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import gradio
-    except ImportError as error:
-        raise MissingExtraError("gradio", "app", "exitlens app") from error
-    return gradio
+    return import_extra("gradio", "app", "exitlens app")

@@ -14,12 +14,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedParameter
 
-from exitlens.errors import AttachError, TraceMismatchError
+from exitlens.errors import AttachError
 from exitlens.model._torch_compat import DROPOUT, list_member_tables
 from exitlens.model.cutting import boundaries
 from exitlens.model.cutting.boundaries import Kind, Layout, find_node_layout
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
-from exitlens.model.cutting.trace import TracedBackbone, get_callee_name, pick_logits, trace
+from exitlens.model.cutting.trace import TracedBackbone, TraceMismatchError, get_callee_name, pick_logits, trace
 from exitlens.types.inputs import MASK, Inputs, list_input_names, list_tensors
 
 Activations = tuple[Tensor, ...]

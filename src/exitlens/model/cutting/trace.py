@@ -34,6 +34,10 @@ _RECURRENT = ("gru", "lstm", "rnn_")
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
 
+class TraceMismatchError(AttachError):
+    """The traced graph does not compute what the backbone computes."""
+
+
 @dataclass(frozen=True)
 class NodeValues:
     """Facts about the value at every node, from running the graph with two samples and with three."""

@@ -41,6 +41,7 @@ class Engine:
         self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], tuning: Tuning, *, in_place: bool = False
     ) -> None:
         self.stages, self.heads, self.tuning, self.in_place = stages, heads, tuning, in_place
+        self.exits: Sequence[int] = range(len(heads))  # that can answer
 
     @classmethod
     def prepare(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning) -> Self:
@@ -92,11 +93,11 @@ class Engine:
             yield cast(ExitOutput, head(*activations))
 
     def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
-        """Return logits and attention of every exit."""
+        """Return logits and attention of every exit that can answer."""
         outputs = []
-        for stage, head in zip(self.stages, self.heads, strict=True):
-            activations = stage(*activations)
-            outputs.append(head.with_attention(*activations))
+        for k in self.exits:
+            activations, *output = self.run_step(k, activations, attention=True)
+            outputs.append(cast(tuple[Tensor, Tensor], tuple(output)))
         return outputs
 
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)

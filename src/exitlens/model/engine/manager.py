@@ -283,11 +283,11 @@ NEARLY = 1.03  # times within this ratio count as equal
 def tune(
     parts: tuple[Sequence[Stage], Sequence[ExitHead]],
     activations: Activations,
-    policy: Policy | None,
+    policy: Policy,
     precision: str,
     min_agreement: float,
     seconds: float,
-    backend: str = "auto",
+    backend: str,
 ) -> Engine:
     """Return the fastest engine for stages and heads; see :meth:`~exitlens.model.network.ExitNet.tune`."""
     check_choice("backend", backend, ("auto", *BACKENDS))
@@ -336,7 +336,7 @@ class _Meter:
             return []
         return [tuning]
 
-    def list_torch_forms(self, policy: Policy | None, precision: str, min_agreement: float) -> list[Tuning]:
+    def list_torch_forms(self, policy: Policy, precision: str, min_agreement: float) -> list[Tuning]:
         """Return the memory formats and precisions that the network may run in; record the measured agreement."""
         forms = [Tuning(micro_batch=FEW)]
         if any(t.ndim == 4 for t in self.example):
@@ -353,11 +353,10 @@ class _Meter:
                 fix = "Fix: leave it at 'float32'."
                 raise InputError(f"precision: this network does not run in bfloat16. {fix}") from error
             return forms
-        full, task, count = self.compute_logits(forms[-1]), "classes" if policy is None else policy.task, len(half)
+        full, task, count = self.compute_logits(forms[-1]), policy.task, len(half)
         agreement = are_same(find_answers(half, task), find_answers(full, task), task).float().mean(0).min().item()
-        if policy is not None:
-            same = (_decide(half, policy) == _decide(full, policy)).all(1)
-            agreement = min(agreement, same.float().mean().item())
+        decided = (_decide(half, policy) == _decide(full, policy)).all(1)
+        agreement = min(agreement, decided.float().mean().item())
         self.record["bfloat16_agreement"], self.record["bfloat16_samples"] = agreement, count
         if precision == "bfloat16":
             return halves

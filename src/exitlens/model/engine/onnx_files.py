@@ -289,6 +289,7 @@ class OnnxEngine(Engine):
         super().__init__(stages, heads, tuning)
         self.files = files
         self.opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
+        self.exits = tuple(self.opened)
 
     def run_stage(self, k: int, activations: Activations) -> Activations:
         """Run stage k alone; nothing runs if it is part of a later file."""
@@ -298,15 +299,6 @@ class OnnxEngine(Engine):
         """Run stage k and the head of exit k."""
         logits, maps, *crossing = self.opened[k](activations)
         return tuple(crossing), logits, maps if attention else None
-
-    def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
-        """Return logits and attention of every exit that has a file."""
-        outputs = []
-        for file in self.opened.values():
-            logits, maps, *crossing = file(activations)
-            outputs.append((logits, maps))
-            activations = tuple(crossing)
-        return outputs
 
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
         """Return the logits of exit k; no later stage runs."""

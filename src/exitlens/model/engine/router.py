@@ -61,13 +61,8 @@ class Router:
         override: Override | None = None,
         heads: Collection[int] = (),
     ) -> None:
-        self.engine, self.policy, self.attention, self.micro_batch, self.override = (
-            engine,
-            policy,
-            attention,
-            micro_batch,
-            override,
-        )
+        self.engine, self.policy, self.attention = engine, policy, attention
+        self.micro_batch, self.override = micro_batch, override
         self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools = [Pool() for _ in range(policy.num_exits)]
         self._shapes: tuple[torch.Size, ...] = ()

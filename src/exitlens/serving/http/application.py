@@ -238,10 +238,8 @@ class _Routes:
         extensions = ["binary_tensor_data"]
         return JSONResponse({"name": "exitlens", "version": exitlens.__version__, "extensions": extensions})
 
-    async def _tell_live(
-        self, _: Request
-    ) -> Response:  # false once the thread of a model has ended: only a restart cures it
-        return _tell(live=self.repository.is_alive)
+    async def _tell_live(self, _: Request) -> Response:
+        return _tell(live=self.repository.is_alive)  # false once the thread of a model has ended: only a restart cures it
 
     async def _tell_ready(self, _: Request) -> Response:
         return _tell(ready=self.repository.is_ready)

@@ -150,7 +150,7 @@ class Guard:
             if (seconds := getattr(error, "retry_after", None)) is not None:
                 headers.append((b"retry-after", b"%d" % max(0, math.ceil(seconds))))
         if isinstance(error, _RefusedError):
-            self.metrics.reject(exchange.model, error.reason)
+            self.metrics.rejected(exchange.model, error.reason).inc()
             headers += error.headers
         if exchange.status or not is_the_clients:
             _logger.error("request %s failed", exchange.id, exc_info=error)
@@ -477,4 +477,4 @@ class Gate:
     def count_refusal(self, reason: str) -> None:
         """Count a client that was refused before its request had a model."""
         if self.metrics is not None:
-            self.metrics.reject("", reason)
+            self.metrics.rejected("", reason).inc()

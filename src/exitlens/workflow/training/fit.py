@@ -172,9 +172,8 @@ def run_training(
         loss = _choose_loss(loss, net, settings, train)
         augmentation = _choose_augment(settings.augment if augment is None else augment, net, train)
         moves_relevance = loss.needs_relevance and net.info.final != "keep"
-        no_cache = find_cache_obstacle(
-            train, settings, augmentation is not None, moves_relevance
-        )  # before anything is written
+        # before anything is written
+        no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
         run = TrainingRun(net, loss, settings, augmentation, workers, options.out_dir, ranks)
         with ranks.together():
             net.describe(task=check_validation(net, val))

@@ -164,7 +164,8 @@ class TrainingRun:
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             done = epoch * steps + step
-            progress, loss = done / (self.settings.epochs * steps), self._loss_of(done)
+            progress = done / (self.settings.epochs * steps)
+            loss = self.losses[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
@@ -188,11 +189,6 @@ class TrainingRun:
         elif self.loss.weight:  # no step was one that compares maps
             means["consistency"] = math.nan
         return means
-
-    def _loss_of(self, step: int) -> EGTLoss:
-        """Return the loss of a step; maps are compared in one of ``every`` steps."""
-        with_consistency, without = self.losses
-        return without if step % (self.loss.every or 1) else with_consistency
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
@@ -327,7 +323,7 @@ def compute_gradients(
                 elif loss.of == "activation":
                     outputs, features = net.with_features(given)
                 else:
-                    outputs = net.with_separate_maps(given) if separate and isinstance(net, ExitNet) else net(given)
+                    outputs = net(given, separate_maps=True) if separate and isinstance(net, ExitNet) else net(given)
             except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
                 fix = "Fix: use larger batches (drop_last=True for a loader) or larger images."
                 raise TrainingError(f"batch of {len(labels)}: {error}. {fix}") from error
