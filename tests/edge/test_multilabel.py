@@ -24,6 +24,7 @@ from exitlens.serving.settings import Watching
 from tests.conftest import make_net
 from tests.edge.test_cascade import answer
 from tests.exported import check_answers
+from tests.hostile import saved
 from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
@@ -129,11 +130,11 @@ def test_the_shadow_compares_all_labels(images):
 
 def test_people_get_names_and_numbers(images):
     pytest.importorskip("starlette")
-    from tests.serving.http.conftest import encode, open_client
+    from tests.serving.http.conftest import open_client
 
     repository = Repository({"m": wrap_network("m", copy.deepcopy(NET), {"default": POLICY})})
     with open_client(make_app(repository)) as client:
-        picture = encode(Image.new("RGB", (16, 16), (200, 30, 90)))
+        picture = saved("PNG", Image.new("RGB", (16, 16), (200, 30, 90)))
         reply = client.post("/classify", content=picture).json()
         assert reply["class"] == ";".join(NAMES[c] for c in reply["label"])
         why = client.post("/explain", content=picture, headers={"Accept": "application/json"}).json()
