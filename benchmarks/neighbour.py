@@ -73,11 +73,11 @@ def train(kind: str) -> list[float]:
     if kind != "plain":
         data = xl.data.ImageSet(images, labels, tuple("abcdefghij"))
         net = xl.attach(SmallResNet(), ["layer1", "layer2", "layer3"], CLASSES, data.first(1).inputs)
-        result = xl.fit(net, data, data.first(64), epochs=4, batch_size=BATCH, progress=False, share_cores=kind == "shared")
+        result = xl.fit(net, data, data.first(64), epochs=3, batch_size=BATCH, progress=False, share_cores=kind == "shared")
         return [row["seconds"] for row in result.history]
     backbone = SmallResNet(CLASSES).to(memory_format=torch.channels_last)
     optimizer, seconds = torch.optim.AdamW(backbone.parameters()), []
-    for _ in range(4):
+    for _ in range(3):
         started = time.perf_counter()
         for batch, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True):
             with torch.autocast("cpu", torch.bfloat16):

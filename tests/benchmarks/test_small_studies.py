@@ -46,7 +46,7 @@ def test_neighbour(monkeypatch):
     assert [promise.is_kept for promise in neighbour.list_promises({"shared": shared})] == [True, False]
     assert neighbour.write_table({"shared": shared})[2].startswith("| `fit` | 1.80 (1.70 to 1.90) | 1.50 (1.40 to 1.60) |")
     monkeypatch.setattr(neighbour, "SAMPLES", 64)
-    assert len(neighbour.train("shared")) == len(neighbour.train("plain")) == 4
+    assert len(neighbour.train("shared")) == len(neighbour.train("plain")) == 3
 
 
 def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypatch):
