@@ -93,3 +93,11 @@ def test_tensors_on_a_full_disk_are_an_error_of_ours(tmp_path, monkeypatch, caus
     with pytest.raises(xl.errors.OutputError, match=r"x\.safetensors cannot be written .*No space left.*: make room"):
         io.write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"n": 2})
     assert io.read_tensors(tmp_path / "x.safetensors")[1] == {"n": 1}  # what was there stays
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    io.make_directory(tmp_path / "a" / "b", "out")
+    io.make_directory(tmp_path / "a" / "b", "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(xl.errors.OutputError, match=r"out: .*file cannot be a directory .* Fix: choose another"):
+        io.make_directory(tmp_path / "file", "out")

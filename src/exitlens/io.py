@@ -36,6 +36,14 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
+def make_directory(path: Path, argument: str) -> None:
+    """Make a directory unless it is there already; :class:`OutputError` names the argument if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{argument}: {path} cannot be a directory ({error}). Fix: choose another.") from error
+
+
 @contextmanager
 def replace_directory(target: Path, replaced: Collection[str]) -> Iterator[Path]:
     """Yield a temporary directory, which takes the place of ``target``, complete or not at all.

@@ -222,7 +222,7 @@ def test_a_trace_dir_is_made_and_keeps_the_trace(net, tiny_set, tmp_path):
     trace = xl.collect(net, tiny_set, trace_dir=tmp_path / "a" / "b")
     assert_equal_traces(xl.Trace.load(tmp_path / "a" / "b" / "trace.safetensors"), trace)
     (tmp_path / "file").touch()
-    with pytest.raises(xl.errors.OutputError, match=r"trace_dir: .*file cannot be made"):
+    with pytest.raises(xl.errors.OutputError, match=r"trace_dir: .*file cannot be a directory"):
         xl.collect(net, tiny_set, trace_dir=tmp_path / "file")
 
 

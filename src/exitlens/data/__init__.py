@@ -16,22 +16,7 @@ from exitlens.types.preprocessing import (
 )
 
 __all__ = [
-    "ArraySet",
-    "ImageSet",
-    "ImageStream",
-    "LazySet",
-    "MelSpectrogram",
-    "Preprocess",
-    "SeriesPreprocess",
-    "TextPreprocess",
-    "TextSet",
-    "VectorPreprocess",
-    "VolumePreprocess",
-    "load_folder",
-    "load_torchvision",
-    "load_unlabelled",
-    "read_image",
-    "read_texts",
-    "split_set",
-    "word_tokenizer",
-]
+    "ArraySet", "ImageSet", "ImageStream", "LazySet", "MelSpectrogram", "Preprocess", "SeriesPreprocess", "TextPreprocess",
+    "TextSet", "VectorPreprocess", "VolumePreprocess", "load_folder", "load_torchvision", "load_unlabelled", "read_image",
+    "read_texts", "split_set", "word_tokenizer",
+]  # fmt: skip

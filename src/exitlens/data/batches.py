@@ -35,11 +35,7 @@ class Loader(Protocol):
 
 
 def iterate_batches(
-    source: Any,
-    batch_size: int = 64,
-    device: torch.device | None = None,
-    workers: int | None = None,
-    name: str = "data",
+    source: Any, batch_size: int = 64, device: torch.device | None = None, workers: int | None = None, name: str = "data"
 ) -> Iterator[Batch]:
     """Yield batches in order, on ``device`` if one is given; errors call the source ``name``.
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.errors import DataError, OutputError
+from exitlens.errors import DataError
+from exitlens.io import make_directory
 from exitlens.modalities.arrays import open_regular
 from exitlens.modalities.image import decode_image
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
@@ -150,10 +151,7 @@ class PixelCache:
     def __init__(self, directory: Path | str) -> None:
         self._root = Path(directory)
         self.trouble = ""  # why nothing is written any more
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cache: {directory} cannot be a directory ({error}). Fix: choose another") from error
+        make_directory(self._root, "cache")
 
     def find(self, content: bytes, shape: Shape) -> Tensor | None:
         """Return the pixels ``(C,H,W)`` ``uint8`` of an encoded image, if they are there and whole."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from exitlens.delivery.pictures import draw_contact_sheet, draw_image, draw_overlay, draw_strip
 from exitlens.display import map_svg, pick_shade, scale_attention, shade_names
 from exitlens.errors import OutputExistsError
-from exitlens.io import write_json, write_manifest, write_text
+from exitlens.io import make_directory, write_json, write_manifest, write_text
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy
 from exitlens.types.explanations import SCHEMA
@@ -91,7 +91,7 @@ def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path
     """Write ``NAME.html`` and ``NAME.json``, which must not exist, of a sample that is no picture; return both paths."""
     page, values = directory / f"{name}.html", directory / f"{name}.json"
     _refuse_existing((page, values))
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory, "out")
     write_text(page, render_explanations(why.reason, [("", why)]))
     write_json(values, why.to_dict())
     return [page, values]
@@ -118,7 +118,7 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
     drawings = {out / f"{stem}_{name}.svg": map_svg(base, *rest) + "\n" for name, *rest in maps}  # type: ignore[arg-type]
     paths = [*pictures, *drawings, out / f"{stem}.json", out / f"{stem}_manifest.json"]
     _refuse_existing(paths)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out, "out")
     for path, picture in pictures.items():
         picture.save(path)
     for path, drawing in drawings.items():
@@ -207,7 +207,7 @@ def explain_folder(
         advance(count_rows(batch))
     rows.sort(key=lambda row: row.interest, reverse=True)  # stable
     if rows:
-        out.mkdir(parents=True, exist_ok=True)
+        make_directory(out, "out")
         shown.sort(key=lambda item: item[:2], reverse=True)
         titled = [(row.title, why) for *_, row, why in shown]
         if isinstance(preprocess, Preprocess):

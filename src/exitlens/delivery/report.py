@@ -32,7 +32,7 @@ from exitlens.delivery.pictures import draw_heat, draw_image
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.display import QUOTES, choose_text_colour, data_uri, pick_exit_colour
 from exitlens.errors import DataError, InputError, OutputExistsError
-from exitlens.io import write_text
+from exitlens.io import make_directory, write_text
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
@@ -211,7 +211,7 @@ def write_report(
         plot_deletion=Markup(plot_deletion(subjects, main)) if subjects[0].faithfulness else "",
         gallery=gallery,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent, "out")
     write_text(path, page)
     return path
 

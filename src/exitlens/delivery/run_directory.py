@@ -32,7 +32,7 @@ from exitlens.errors import (
     import_extra,
     suggest,
 )
-from exitlens.io import read_json, write_json
+from exitlens.io import make_directory, read_json, write_json
 from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import (
@@ -252,7 +252,7 @@ def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool) -
         raise DataError(
             f"data: {path} was made with other data. Fix: pass the same files (none added or removed), or another --out."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out, "out")
     write_json(path, source.to_dict() | ({SKIP_BAD: True} if skip_bad else {}))
 
 

@@ -5,8 +5,7 @@ another had set. One thing is up to PyTorch: a thread that first uses PyTorch ou
 threads that was set last.
 
 glibc returns large tensors to the system and gets them back with page faults, which on CPUs can cost as much as the
-arithmetic: a batch of 32 images takes half the time in ResNet-50 once memory is kept (docs/measured/performance.md).
-PyTorch's tuning guide preloads jemalloc or tcmalloc for that; here two settings of glibc itself do it.
+arithmetic (docs/measured/performance.md). Two settings of glibc keep the memory; no other malloc has to be preloaded.
 """
 
 from __future__ import annotations

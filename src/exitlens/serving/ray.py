@@ -1,10 +1,6 @@
 """Ray Serve: replicas of the whole network, each with its own router, behind the same routes (extra ``ray``).
 
-::
-
-    serve run exitlens.serving.ray:app bundle=runs/demo
-
-``examples/serving/serve.yaml`` is a configuration for ``serve deploy`` and KubeRay.
+``serve run exitlens.serving.ray:app bundle=runs/demo``; ``examples/serving/serve.yaml`` is for ``serve deploy`` and KubeRay.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
-from exitlens.errors import InputError, OutputError, OutputExistsError, require
+from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress, hash_rows
 from exitlens.functional.groups import number_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
 from exitlens.functional.routing import compute_gate_features
-from exitlens.io import RowStore
+from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import measure_exits
@@ -113,10 +113,7 @@ class _Recorder:
                 raise OutputExistsError(
                     f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load), or pass another one."
                 )
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"trace_dir: {folder} cannot be made ({error}). Fix: choose another directory.") from error
+            make_directory(folder, "trace_dir")
         self._net, self._folder, self._store = net, folder, RowStore(folder)
         if net.info.task == "multilabel":
             if compact:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from exitlens.errors import ExitlensError, OutputExistsError, TrainingError, import_extra
 from exitlens.functional.losses import EGTLoss
-from exitlens.io import read_tensors, write_json, write_tensors, write_text
+from exitlens.io import make_directory, read_tensors, write_json, write_tensors, write_text
 from exitlens.launch import count_restarts, name_launch
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.network import ExitNet
@@ -63,10 +63,7 @@ def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bo
         raise OutputExistsError(
             f"out_dir: {out_dir} holds a run already. Fix: pass resume=True (--resume) to go on, or another directory."
         )
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputExistsError(f"out_dir: {out_dir} cannot be a directory ({error}). Fix: choose another.") from error
+    make_directory(out_dir, "out_dir")
     if path.exists():
         note = _compare(path, record)
     if name := name_launch():
