@@ -1,5 +1,6 @@
 """PyTorch's number of threads, lowered by several threads at once; and memory that the process keeps."""
 
+import multiprocessing
 import os
 import threading
 import time
@@ -162,7 +163,34 @@ def test_the_time_of_the_cores_is_that_of_psutil(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {core})
     times = psutil.cpu_times(percpu=True)[core]
     now, free = process._look_at_cores()
-    assert free == pytest.approx(times.idle + times.iowait + time.process_time(), abs=0.5)
+    assert free == pytest.approx(times.idle + times.iowait + sum(os.times()[:4]), abs=0.5)
     assert now == pytest.approx(time.perf_counter(), abs=5)
     monkeypatch.delattr(os, "sched_getaffinity")
     assert process._look_at_cores() is None
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux tells how busy its cores are")
+def test_the_work_of_our_own_workers_counts_as_ours_while_they_run_and_afterwards():
+    stop = multiprocessing.get_context("fork").Event()
+    worker = multiprocessing.get_context("fork").Process(target=_work_until, args=(stop,))
+    worker.start()
+    spent = Path(f"/proc/{worker.pid}/stat")
+    while sum(map(int, spent.read_text().split()[13:15])) < 20:  # ticks
+        time.sleep(0.01)
+    without = _look_without_workers()
+    with_worker = process._look_at_cores()[1]
+    assert with_worker - without > 0.19
+    stop.set()
+    worker.join()
+    assert process._look_at_cores()[1] >= with_worker  # nothing is lost when it ends
+
+
+def _look_without_workers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "active_children", list)
+        return process._look_at_cores()[1]
+
+
+def _work_until(stop):
+    while not stop.is_set():
+        pass

@@ -1,9 +1,5 @@
 """PyTorch's number of threads, and the memory that malloc keeps; docs/guides/process.md lists what else exitlens changes.
 
-Several threads may answer with one network at the same time: limits of threads are counted, so no thread changes what
-another had set. One thing is up to PyTorch: a thread that first uses PyTorch outside our networks starts with the number of
-threads that was set last.
-
 glibc returns large tensors to the system and gets them back with page faults, which on CPUs can cost as much as the
 arithmetic (docs/measured/performance.md). Two settings of glibc keep the memory; no other malloc has to be preloaded.
 """
@@ -11,12 +7,13 @@ arithmetic (docs/measured/performance.md). Two settings of glibc keep the memory
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -116,8 +113,8 @@ class SharedCores:
     """Lowers PyTorch's number of threads while other processes keep the cores busy, and raises it again afterwards.
 
     Threads of one operation wait for the last of them. If another process holds the core of one, the step takes several
-    times as long as on one thread (docs/guides/training.md). Where the system does not tell how busy its cores are
-    (``/proc/stat`` of Linux), nothing changes.
+    times as long as on one thread (docs/guides/training.md). Processes that read data for this one count as it
+    does. Where the system does not tell how busy its cores are (``/proc/stat`` of Linux), nothing changes.
     """
 
     PERIOD = 1.0  # seconds between two looks
@@ -150,14 +147,20 @@ class SharedCores:
 
 
 def _look_at_cores() -> tuple[float, float] | None:
-    """Return the time, and the seconds that the cores this process may use have idled or worked for it."""
+    """Return the time, and the seconds that the cores this process may use have idled, or worked for it or its workers."""
     try:
         table = dict(line.split(maxsplit=1) for line in Path("/proc/stat").read_text().splitlines())
         rows = [table[f"cpu{core}"].split() for core in os.sched_getaffinity(0)]
-        idle = sum(int(row[3]) + int(row[4]) for row in rows) / os.sysconf("SC_CLK_TCK")
+        ticks = sum(int(row[3]) + int(row[4]) for row in rows)
     except (OSError, AttributeError, LookupError, ValueError):
         return None
-    return time.perf_counter(), idle + time.process_time()
+    for worker in multiprocessing.active_children():
+        with suppress(OSError):  # it has just ended
+            ticks += sum(map(int, Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    spent = os.times()
+    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK") + sum(
+        spent[:4]
+    )  # of this process, and of workers that ended
 
 
 SHARED_CORES = SharedCores()

@@ -283,8 +283,8 @@ class TrainingSettings:
             data are sure to be the same in every epoch).
         keep: Weights that the network has afterwards: those of the ``last`` or of the ``best`` epoch (default: the best with
             ``patience``, else the last).
-        share_cores: Use fewer threads while other processes keep the cores busy, which is several times as fast. The last
-            digits of the weights depend on the number of threads.
+        share_cores: Use fewer threads while other processes keep the cores busy, which is several times as fast (Linux, one
+            process). The last digits of the weights depend on the number of threads.
 
     Examples:
         >>> xl.TrainingSettings(recipe="pretrained").head_learning_rate

@@ -182,7 +182,7 @@ def run_training(
         with (
             run.open(options.resume, train),
             use_common_statistics(net, ranks),
-            SHARED_CORES.share(settings.share_cores),
+            SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
             show_progress(shown) as bar,
             open_tensorboard(events) as write_events,
         ):
