@@ -157,10 +157,8 @@ def _look_at_cores() -> tuple[float, float] | None:
     for worker in multiprocessing.active_children():
         with suppress(OSError):  # it has just ended
             ticks += sum(map(int, Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    spent = os.times()
-    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK") + sum(
-        spent[:4]
-    )  # of this process, and of workers that ended
+    ours = sum(os.times()[:4])  # this process, and workers that have ended
+    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK") + ours
 
 
 SHARED_CORES = SharedCores()
