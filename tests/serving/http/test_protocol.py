@@ -126,7 +126,7 @@ class TestRefusals:
             (GOOD + b"\0\0", None, "Inference-Header-Content-Length where binary data follow"),
             (GOOD + b"\0\0", len(GOOD), "got 2 bytes more"),
             (b"\xef\xbb\xbf" + GOOD, None, "expected JSON"),
-            (GOOD.replace(b"image", b"\xff"), None, "utf-8"),
+            (GOOD.replace(b"image", b"\xff"), None, "(?i)utf-8"),
             (b"[" * DEEP, None, "request: expected `object`, got `array`"),
             (GOOD.replace(b"[1.0, 2.0]", b"[" * DEEP + b"]" * DEEP), None, "too many in one another"),
             (GOOD.replace(b"2.0", b"NaN"), None, "request: expected JSON"),
