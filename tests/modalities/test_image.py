@@ -88,6 +88,17 @@ def test_delete_and_insert_are_complements_on_the_mean_colour():
     assert inserted[0, 0, 2:].unique().tolist() == [7.5]
 
 
+def test_a_region_is_a_share_of_the_pixels_and_is_exchanged_whole():
+    images, donors = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
+    maps = torch.zeros(2, 2, 2)
+    maps[0, 0, 1] = maps[1, 1, 0] = 1
+    chosen = IMAGE.choose_region(maps, images, 0.25)
+    assert chosen.flatten(1).sum(1).tolist() == [16, 16]
+    assert chosen[0, :3, 5:].all() and chosen[1, 5:, :3].all()  # around the map's corner, as it is enlarged linearly
+    exchanged = IMAGE.exchange(images, donors, chosen)
+    assert torch.equal(exchanged, chosen[:, None].expand(-1, 3, -1, -1).float())
+
+
 def test_a_file_is_read_as_a_batch_of_one(folder):
     preprocess = xl.data.Preprocess((8, 9))
     found = IMAGE.read(folder / "dark" / "00.png", preprocess)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.maps import all_finite, coarsen_map
+from exitlens.functional.maps import all_finite, coarsen_map, enlarge, top_cells
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
@@ -114,11 +114,28 @@ class Modality:
     def check_deletion(self, given: InputFormat) -> None:
         """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""
 
+    def spread(self, cells: Tensor, inputs: Tensor) -> Tensor:  # (B,*grid) bool -> (B,1,*S) bool, to broadcast
+        """Spread cells of a grid over the locations of the inputs that they cover."""
+        axis = 1 + self.channel_axis
+        size = inputs.shape[1:axis] + inputs.shape[axis + 1 :]
+        return (F.interpolate(cells[:, None].float(), size, mode="nearest") > 0.5).movedim(1, axis)
+
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells have the mean of their channel."""
         assert isinstance(inputs, Tensor)
-        chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,*S)
-        return torch.where(chosen, inputs.mean(tuple(range(2, inputs.ndim)), keepdim=True), inputs)
+        axes = tuple(i for i in range(1, inputs.ndim) if i != 1 + self.channel_axis)
+        return torch.where(self.spread(cells, inputs), inputs.mean(axes, keepdim=True), inputs)
+
+    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+        """Return a batch in which the chosen cells come from other samples, the donors ``(B,...)``."""
+        assert isinstance(inputs, Tensor) and isinstance(donors, Tensor)
+        return torch.where(self.spread(cells, inputs), donors, inputs)
+
+    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
+        """Mark the top share ``area`` of the inputs' locations by maps enlarged to them, for :meth:`exchange`."""
+        assert isinstance(inputs, Tensor)
+        axis = 1 + self.channel_axis
+        return top_cells(enlarge(maps, (*inputs.shape[1:axis], *inputs.shape[axis + 1 :])), area)
 
     def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which only the chosen cells are kept."""
@@ -186,6 +203,17 @@ class SeveralInputs(Modality):
         assert isinstance(inputs, Mapping)
         name = self.parts[0][0]
         return {**inputs, name: self.first.delete(inputs[name], cells)}  # type: ignore[dict-item]
+
+    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:
+        """Exchange cells of the first; the others stay."""
+        assert isinstance(inputs, Mapping) and isinstance(donors, Mapping)
+        name = self.parts[0][0]
+        return {**inputs, name: self.first.exchange(inputs[name], donors[name], cells)}  # type: ignore[dict-item]
+
+    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:
+        """Choose locations of the first."""
+        assert isinstance(inputs, Mapping)
+        return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw the map over the first."""
