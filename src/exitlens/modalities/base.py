@@ -128,7 +128,8 @@ class Modality:
 
     def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells come from other samples, the donors ``(B,...)``."""
-        assert isinstance(inputs, Tensor) and isinstance(donors, Tensor)
+        assert isinstance(inputs, Tensor)
+        assert isinstance(donors, Tensor)
         return torch.where(self.spread(cells, inputs), donors, inputs)
 
     def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
@@ -206,7 +207,8 @@ class SeveralInputs(Modality):
 
     def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:
         """Exchange cells of the first; the others stay."""
-        assert isinstance(inputs, Mapping) and isinstance(donors, Mapping)
+        assert isinstance(inputs, Mapping)
+        assert isinstance(donors, Mapping)
         name = self.parts[0][0]
         return {**inputs, name: self.first.exchange(inputs[name], donors[name], cells)}  # type: ignore[dict-item]
 

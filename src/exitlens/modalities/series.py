@@ -23,7 +23,7 @@ from exitlens.errors import DataError, first_line, import_extra, is_installed
 from exitlens.functional.spectrogram import compute_log_mel, count_samples
 from exitlens.modalities.arrays import check_count, check_finite, open_regular, pick_rows, read_npy
 from exitlens.modalities.base import Modality
-from exitlens.types.inputs import InputFormat, Inputs
+from exitlens.types.inputs import InputFormat
 from exitlens.types.preprocessing import MelSpectrogram, SeriesPreprocess
 
 SOUND_FILES = (".wav", ".flac", ".ogg")

@@ -82,7 +82,8 @@ class TextModality(Modality):
 
         The first and the last token of a text mark its ends: they stay, and donors give theirs to nobody.
         """
-        assert not isinstance(inputs, Tensor) and not isinstance(donors, Tensor)
+        assert not isinstance(inputs, Tensor)
+        assert not isinstance(donors, Tensor)
         ids = next(name for name in inputs if name != MASK)
         position = torch.arange(cells.shape[1], device=cells.device)
         ends, lengths = ((each[MASK] * position).amax(1, keepdim=True) for each in (inputs, donors))  # (B,1) each
