@@ -122,18 +122,12 @@ def fit(
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.bundle import save_trained
-    from exitlens.delivery.run_directory import (
-        build_network,
-        choose_size,
-        load_training_sets,
-        read_recorded_exits,
-        record_source,
-        remembers_skipping,
-    )
+    from exitlens.delivery.run_directory import read_recorded_exits, record_source, remembers_skipping
     from exitlens.model.heads import have_maps
     from exitlens.ranks import find_ranks
     from exitlens.workflow.training.fit import RunOptions, run_training
     from exitlens.workflow.training.record import is_restarted
+    from exitlens.workflow.training.setup import build_network, choose_size, load_training_sets
 
     def say(line: str) -> None:  # to people, in the first of several processes
         if read_rank() == 0:
@@ -256,7 +250,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import keep_askings, load_samples, stream_samples
+    from exitlens.delivery.run_directory import keep_certificate_requests, load_samples, stream_samples
     from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
@@ -281,7 +275,11 @@ def calibrate(
         )
     if (trace := _collect(net, samples, trace_options, json_)) is None:
         return
-    with keep_askings(bundle, trace), wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
+    with (
+        keep_certificate_requests(bundle, trace),
+        wait(json_, "choosing thresholds"),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)  # xl.calibrate would build the request again
     replace_policy(bundle, policy, name)

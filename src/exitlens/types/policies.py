@@ -38,7 +38,7 @@ class Certification:
 
     delta: float  # the chance that the promise is wrong
     level: float  # the tests' level: delta, less what earlier requests on these samples have spent
-    asking: int  # counts the certificates requested from these samples, from 1
+    request_number: int  # counts the certificates requested from these samples, from 1
     path_samples: int  # number of samples that proposed the path; the others tested it
     path_length: int  # number of policies
     steps_tested: int
@@ -181,12 +181,12 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
 
 
 def _list_caveats(record: Calibration, tested: Certification) -> str:
-    """Return sentences about earlier askings, groups and repeated samples; empty if there are none."""
+    """Return sentences about earlier requests, groups and repeated samples; empty if there are none."""
     text, largest = "", tested.largest_group
-    if tested.asking > 1:
+    if tested.request_number > 1:
         text += (
-            f" It is certificate {tested.asking} that these samples were asked for: the confidence is that in all that were "
-            f"given, and this one was tested at level {tested.level:.3g}."
+            f" It is certificate {tested.request_number} that these samples were asked for: the confidence is that in all "
+            f"that were given, and this one was tested at level {tested.level:.3g}."
         )
     if record.groups is not None:
         larger = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}" if largest else ""
