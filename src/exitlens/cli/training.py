@@ -266,8 +266,8 @@ def calibrate(
         raise xl.errors.InputError(
             "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
         )
-    net, _ = xl.load(bundle)
-    with wait(json_, "listing the data"):
+    with wait(json_, "loading the network and listing the data"):
+        net, _ = xl.load(bundle)
         samples: Any = (
             stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
             if unlabelled
@@ -282,13 +282,17 @@ def calibrate(
     ):
         warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)  # xl.calibrate would build the request again
-    replace_policy(bundle, policy, name)
+        replace_policy(bundle, policy, name)
     notes = [str(warning.message) for warning in caught]
     _show_policy(net, trace, policy, notes, list_bad(samples), json_)
+    if not json_:
+        options = f"--bundle {shlex.quote(str(bundle))}" + (f" --policy {name}" if name else "")
+        tell(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
 
 
 def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: list[str], bad: list[str], json_: bool) -> None:
-    report, certificate = xl.evaluate(trace, policy), policy.certificate()
+    with wait(json_, "evaluating the policy"):
+        report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
     for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
@@ -311,7 +315,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
     if set(policy.temperatures) == {1.0}:
         return ""
     error = policy.calibration.calibration_error if policy.calibration else None
-    left = "" if error is None else f"; after it confidences are off by {100 * error:.1f} % on average"
+    left = "" if error is None else f"; calibration error of the routed answers on these samples: {100 * error:.1f} %"
     return (
         f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
     )

@@ -71,7 +71,9 @@ class Calibration:
         request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
         samples: number of samples. distinct_samples: number of different logits among them. data: the trace's fingerprint.
         cost: mean cost on these samples. rule: hash of the policy that the record is about.
-        calibration_error: mean gap between confidence and accuracy on these samples; ``None`` without labels.
+        calibration_error: mean gap between confidence and accuracy of the routed answers on these samples, which also fitted
+            the temperatures; ``None`` without labels.
+        map_null: mean correlation of each exit's map with the final map of another sample; ``None`` without maps.
         classes: number of classes tested, and of all classes, if every class has a limit.
         fitted_on: the samples that the temperatures were fitted on, here or for the policies that they were taken from.
         reference: for the drift monitor.
@@ -92,6 +94,7 @@ class Calibration:
     cost: float = 1.0
     rule: str = ""
     calibration_error: float | None = None
+    map_null: tuple[float, ...] | None = None
     classes: tuple[int, int] | None = None
     fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
     reference: DriftReference | None = field(default=None, repr=False)

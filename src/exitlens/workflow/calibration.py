@@ -263,6 +263,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule_hash(),
         calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
+        map_null=tuple(trace.null["cc"].mean(0).tolist()) if "cc" in trace.null else None,
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,
         reference=summarize_reference(exits[units], scores[units], trace.num_exits),
