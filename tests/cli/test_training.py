@@ -336,6 +336,8 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
+    assert "calibration error of the routed answers on these samples: " in shown
+    assert f"next: exitlens evaluate --bundle {again} (or predict --data DATA, explain --image FILE" in shown
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
         "exit": name_exits(net),
         "validation accuracy %": [f"{100 * value:.1f}" for value in last["accuracy"]],
         "micro-F1": [f"{value:.3f}" for value in last.get("f1", ())],
-        "attention CC with final": [*(f"{value:.2f}" for value in last["cc"]), ""],
+        "attention CC with final (evaluate: by chance)": [*(f"{value:.2f}" for value in last["cc"]), ""],
     }
     filled = {name: cells for name, cells in columns.items() if cells}
     rows = [list(filled), *map(list, zip(*filled.values(), strict=True))]

@@ -181,12 +181,7 @@ def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
 
 
 def explain_folder(
-    net: ExitNet,
-    policy: Policy,
-    samples: Iterable[Inputs],
-    name: Callable[[int], str],
-    preprocess: Preprocessing,
-    out: Path,
+    net: ExitNet, policy: Policy, samples: Iterable[Inputs], name: Callable[[int], str], preprocess: Preprocessing, out: Path
 ) -> list[ExplanationRow]:
     """Explain batches of samples and write a table, a contact sheet (if they are no images, a page) and a manifest.
 

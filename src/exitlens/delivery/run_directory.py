@@ -18,23 +18,13 @@ from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import find_bundle, load, load_policies
-from exitlens.errors import (
-    BundleError,
-    DataError,
-    ExitlensError,
-    InputError,
-    OutputExistsError,
-    PolicyError,
-)
+from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import make_directory, read_json, write_json
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import DEFAULT
-from exitlens.types.preprocessing import (
-    Preprocessing,
-    TextPreprocess,
-)
+from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.settings import AS_RECORDED, CertificateRequest, NetworkSettings, ReadSettings, read_record
 from exitlens.workflow.training.record import SETTINGS
 

@@ -300,8 +300,6 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     Args:
         trace: 10 samples (or groups) or more; without labels, agreement with the final exit takes the place of accuracy.
         score: ``max_probability`` (the default), ``entropy`` or ``margin``; with several labels per sample ``decided``.
-        level: confidence level of the bands, in (0, 1).
-        most: maximum number of points.
         seed: decides how the samples are split in halves.
 
     Examples:

@@ -17,7 +17,7 @@ from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import (
-    HALF,
+    NORMALISATIONS,
     PROCESSOR,
     TOKENIZER,
     Normalisation,
@@ -29,24 +29,13 @@ from exitlens.model.backbones.weights import Say, load_weights
 from exitlens.model.cutting.placement import check_places
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import can_be_channels_last, list_tensors
-from exitlens.types.preprocessing import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Preprocess,
-    Preprocessing,
-    TextPreprocess,
-    VectorPreprocess,
-)
+from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.settings import AS_RECORDED, NetworkSettings, ReadSettings
 
 TEXT_LENGTH = 64
 BAD_AT_START = 100
 LARGE = 128  # pixels of a side, for networks made for 224 and more
 OWN = "own"
-NORMALISATIONS = {
-    "imagenet": Normalisation(IMAGENET_MEAN, IMAGENET_STD, "of ImageNet"),
-    "half": Normalisation(HALF, HALF, "0.5 and 0.5, as asked for"),
-}
 
 
 def choose_size(backbone: str, has_weights: bool) -> int:
