@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich.progress import Progress
 
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.formats import find_format, find_samples, hash_source
 from exitlens.data.rows import KEY, ROLES, ColumnChoice, parse_columns
-from exitlens.data.sets import KINDS, SampleSet, set_reading
+from exitlens.data.sets import KINDS, SampleSet, check_files, set_reading
 from exitlens.data.sources import NAMES, DataSource, Target, open_source, read_parts
 from exitlens.data.splits import Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
@@ -76,9 +77,6 @@ NORMALISATIONS = {
 }
 
 
-# --- setting up ---
-
-
 def choose_size(backbone: str, has_weights: bool) -> int:
     """Return the pixels of an image's sides for a backbone when nobody has chosen them; 0 means the data's own default.
 
@@ -122,14 +120,23 @@ def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | Non
 
 
 def load_training_sets(
-    settings: NetworkSettings, source: DataSource, reading: ReadSettings = AS_RECORDED, say: Say | None = None
+    settings: NetworkSettings,
+    source: DataSource,
+    reading: ReadSettings = AS_RECORDED,
+    say: Say | None = None,
+    bar: Progress | None = None,
 ) -> tuple[SampleSet, SampleSet]:
-    """Load the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
+    """Load the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
+
+    With a ``bar``, bad image files of all splits are looked for first, unless they may be skipped.
+    """
     preprocess, line = _choose_preprocess(settings, source)
     splits = source.load_splits(("train", "validation"), skip_bad=reading.skip_bad, preprocess=preprocess)
     if say is not None:
         for note in filter(None, (*splits.notes, line)):
             say(note)
+    if bar is not None and not reading.skip_bad:
+        check_files(splits.parts, reading.workers, bar)
     train, validation = (set_reading(splits.sets[name], reading.workers, reading.cache) for name in ("train", "validation"))
     return train, validation
 
@@ -219,9 +226,6 @@ def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
     return groups
 
 
-# --- the record of a run's data ---
-
-
 @contextmanager
 def record_source(
     out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: DistributedContext = ALONE
@@ -295,9 +299,6 @@ def read_recorded_exits(out: Path, network: NetworkSettings) -> NetworkSettings:
     return network
 
 
-# --- networks and their policies ---
-
-
 def shorten_names(paths: Sequence[Path]) -> list[str]:
     """Names each run or bundle after its directory; equal names get numbers."""
     names: list[str] = []
@@ -333,9 +334,6 @@ def keep_askings(path: Path, trace: Trace) -> Iterator[None]:
     finally:
         if len(trace.askings) > before:
             write_json(ledger, known | {key: [asdict(asking) for asking in trace.askings]})
-
-
-# --- samples ---
 
 
 def require_preprocess(net: ExitNet, kind: type[P]) -> P:
