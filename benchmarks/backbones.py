@@ -103,7 +103,6 @@ FIRST, LAST = (3, 128), (128, 3)  # series with channels first and last
 SHORT = (32, 3)  # of recurrent layers, which are exported step by step
 CLIP = (3, 8, 32, 32)  # volumes
 IMAGE_AND_VECTOR = {"image": (3, 48, 48), "vector": (12,)}
-SERIES_AND_VECTOR = {"series": (3, 128), "vector": (12,)}
 INSIDE = ("modules_.1", "modules_.2", "modules_.4")  # within residual connections, whose shortcut crosses the cut
 GROUPS = {"first": list(range(8)), "second": list(range(8, 20)), "third": list(range(20, 32))}
 
@@ -127,7 +126,6 @@ OTHERS = [
     Backbone("GRU", "GRU", SHORT, build(networks.Recurrent, 3, kind=nn.GRU)),
     Backbone("LSTM", "LSTM, mean", SHORT, build(networks.Recurrent, 3, kind=nn.LSTM, use_mean=True)),
     Backbone("GRU", "GRU, both ways", SHORT, build(networks.Recurrent, 3, kind=nn.GRU, both_ways=True, use_mean=True)),
-    Backbone("Convolutions, then LSTM", "ConvolutionsThenLSTM", (3, 64), build(networks.ConvolutionsThenLSTM, 3)),
     Backbone("wav2vec 2.0", "Wav2Vec2", (1, 1600), build(networks.Wav2Vec2)),
     Backbone("ResNet", "torchvision r3d_18", CLIP, build_video("r3d_18")),
     Backbone("Swin", "torchvision swin3d_t", CLIP, build_video("swin3d_t")),
@@ -136,7 +134,6 @@ OTHERS = [
     Backbone("FT-Transformer", "FeatureTokens", (32,), build(networks.FeatureTokens, 32)),
     Backbone("FT-Transformer", "FeatureTokens, class token", (32,), build(networks.FeatureTokens, 32, class_token=True)),
     Backbone("Image and vector", "ImageAndVector", IMAGE_AND_VECTOR, build(networks.ImageAndVector, 3, 12)),
-    Backbone("Series and vector", "SeriesAndVector", SERIES_AND_VECTOR, build(networks.SeriesAndVector, 3, 12)),
 ]
 BACKBONES = [*(Backbone(*entry, AUXILIARY.get(entry[1])) for entry in IMAGES_AND_TEXTS), *OTHERS]
 

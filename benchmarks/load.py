@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import uvloop
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RECONNECT = 0.02  # seconds between attempts, while nobody listens
@@ -207,22 +208,14 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
 
 
 def drive(spec: Spec) -> Trial:
-    """Run a trial in this process, in uvloop where it is installed, which takes half the time of Python's own loop."""
+    """Run a trial in this process, in uvloop, which takes half the time of Python's own loop."""
     if spec.processors:
         os.sched_setaffinity(0, spec.processors)
     gc.collect()
     gc.freeze()
     gc.disable()  # collecting takes milliseconds; the process ends with the trial
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        from asyncio import new_event_loop
-
-    async def main() -> Trial:
-        return await Load(spec).run()
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Load(spec).run())
 
 
 @contextmanager
@@ -268,7 +261,6 @@ class Capacity:
 
     rate: float  # requests a second; 0: none passed
     p99: tuple[float, float, float]  # seconds, of the trials that confirmed it: median, least, most
-    is_of_the_load: bool  # the load was at its own limit when a rate failed, so the server may sustain more
 
 
 def find_capacity(
@@ -284,16 +276,17 @@ def find_capacity(
     """Find the highest rate whose 99th percentile is within the limit (seconds), with no failure.
 
     Doubles or halves, bisects until the rate is known to ``spread``, and confirms it by the median of ``repeats`` trials. A rate is too
-    high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail.
+    high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail. Raises ``RuntimeError`` if
+    the load was at its own limit when a rate failed, because the server may sustain more.
     """
-    too_busy: dict[float, bool] = {}
 
     def passes(rate: float) -> bool:
         for _ in range(tries):
             trial = run_at(rate)
             if not trial.failures and trial.p99 <= limit:
                 return True
-            too_busy[rate] = too_busy.get(rate, False) or trial.busy > BUSY
+            if trial.busy > BUSY:
+                raise RuntimeError(f"at {rate:.0f} requests a second the load computed for {trial.busy:.0%} of the time")
         return False
 
     low, high = start, 2 * start
@@ -311,7 +304,6 @@ def find_capacity(
         trials = [run_at(low) for _ in range(repeats)]
         ordered = sorted(trial.p99 for trial in trials)
         if median(ordered) <= limit and median(trial.failures for trial in trials) == 0:
-            p99 = median(ordered), ordered[0], ordered[-1]
-            return Capacity(low, p99, any(busy for rate, busy in too_busy.items() if rate > low))
+            return Capacity(low, (median(ordered), ordered[0], ordered[-1]))
         low /= 1 + spread
-    return Capacity(0.0, (float("inf"),) * 3, any(too_busy.values()))
+    return Capacity(0.0, (float("inf"),) * 3)

@@ -142,22 +142,6 @@ class Recurrent(nn.Module):
         return self.classifier(x.mean(1) if self.use_mean else x[:, -1])
 
 
-class ConvolutionsThenLSTM(nn.Module):
-    """Convolutions, then recurrent layers, as DeepConvLSTM for wearable sensors (Ordonez and Roggen, 2016)."""
-
-    def __init__(self, channels: int, classes: int, width: int = 96) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = make_block(channels, width, 5), make_block(width, width, 5, 2)
-        self.lstm1, self.lstm2 = (nn.LSTM(width, width, batch_first=True) for _ in range(2))
-        self.between, self.dropout, self.classifier = nn.Dropout(0.2), nn.Dropout(0.2), nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
-        x = self.conv2(self.conv1(x)).transpose(1, 2)
-        x, _ = self.lstm1(x)
-        x, _ = self.lstm2(self.between(x))
-        return self.classifier(self.dropout(x[:, -1]))
-
-
 def make_layers(width: int) -> nn.ModuleList:
     layers = (nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, batch_first=True, norm_first=True) for _ in range(4))
     return nn.ModuleList(layers)
@@ -271,20 +255,3 @@ class ImageAndVector(nn.Module):
         x = self.blocks[1](self.blocks[0](image))
         x = x * (1 + self.scale(vector)[..., None, None]) + self.shift(vector)[..., None, None]
         return self.classifier(self.blocks[3](self.blocks[2](x)).mean((2, 3)))
-
-
-class SeriesAndVector(nn.Module):
-    """Convolutions on a series, and a vector that is read at the end."""
-
-    def __init__(self, channels: int, features: int, classes: int, width: int = 64) -> None:
-        super().__init__()
-        double = 2 * width
-        sizes = ((channels, width, 7, 1), (width, double, 5, 2), (double, double, 5, 1), (double, double, 3, 1))
-        self.blocks = nn.ModuleList(make_block(*size) for size in sizes)
-        self.of_vector = nn.Sequential(nn.Linear(features, 32), nn.ReLU())
-        self.classifier = nn.Linear(2 * width + 32, classes)
-
-    def forward(self, series: Tensor, vector: Tensor) -> Tensor:  # (B,C,T), (B,F) -> (B,classes)
-        for block in self.blocks:
-            series = block(series)
-        return self.classifier(torch.cat([series.mean(2), self.of_vector(vector)], 1))

@@ -161,12 +161,6 @@ def draw_groups(trace: xl.Trace, count: int, rng: torch.Generator) -> tuple[Tens
     return starts[chosen][drawn] + within, drawn
 
 
-def take(trace: xl.Trace, rows: Tensor) -> xl.Trace:
-    labels = None if trace.labels is None else trace.labels[rows]
-    gate_features = None if trace.gate_features is None else trace.gate_features[rows]
-    return xl.Trace(trace.logits[rows], labels, trace.divergence[rows], trace.cost, gate_features=gate_features)
-
-
 def split_randomly(name: str, first: int, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(recall_trace(name)), generator=torch.Generator().manual_seed(seed))
     return order[:first], order[first:]

@@ -1,7 +1,6 @@
 """Series: what exits cost the final answer and save, on data sets that come with aeon, and whether maps find a known motif.
 
-Cells are TASK/CONDITION-SEED; training goes on from its last epoch. Cells ``trial/…`` chose how long to train and whether to distil,
-with other seeds and on validation series alone. The data sets come with ``aeon`` (extra ``benchmark``). Two hours on one core.
+Cells are TASK/CONDITION-SEED; training goes on from its last epoch. The data sets come with ``aeon`` (extra ``benchmark``). Two hours on one core.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.harness import Job, Promise, Study, join_means, promise_end, promise_mean, promise_table, table
 from benchmarks.networks import ResNet1d
-from benchmarks.results import Runs, Tree, list_seeds
+from benchmarks.results import Runs, Tree
 from benchmarks.tasks import Task, build_network
 from exitlens.data.lines import read_ts
 from exitlens.data.sets import measure_scaling
 
 MOTIFS, SEEDS = "motifs", 5
-UPDATES, BATCH, DISTILL = 1280, 16, 1.0  # of the archive's sets: least updates of the weights; chosen by the trials
+UPDATES, BATCH, DISTILL = 1280, 16, 1.0  # of the archive's sets: least updates of the weights; see docs/measured/series.md
 AGREEMENT = 0.9  # share of the motifs' training series whose level says the class, too
 ARCHIVE = {  # every set of aeon 1.6 for classification with series of equal length up to 200 steps
     "basicmotions": "BasicMotions/BasicMotions",
@@ -35,14 +34,9 @@ ARCHIVE = {  # every set of aeon 1.6 for classification with series of equal len
     "italypower": "ItalyPowerDemand/ItalyPowerDemand",
     "vowels": "JapaneseVowels/JapaneseVowels_eq",
 }
-TRIALS = (
-    *(("gunpoint", updates, distill) for updates, distill in ((320, 0.0), (1280, 0.0), (1280, 1.0), (2560, 1.0))),
-    *(("vowels", updates, distill) for updates, distill in ((320, 0.0), (1280, 0.0), (1280, 1.0))),
-)
-TRIAL_SEEDS, HALVINGS = range(10, 15), 20
 EGT, WITHOUT, PLAIN = "egt", "without", "plain"
-LOSSES: dict[str, xl.EGTLoss | None] = {
-    PLAIN: None,
+LOSSES = {
+    PLAIN: xl.EGTLoss(weight=0.0),  # of one exit: cross-entropy alone
     WITHOUT: xl.EGTLoss(weight=0.0),
     EGT: xl.EGTLoss(target="mean", sharpness=1.15),  # chosen on validation data of another seed, see docs/measured/series.md
 }
@@ -58,18 +52,12 @@ def list_conditions(task: str) -> tuple[str, ...]:
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
     """All cells, seed by seed: what is there after any time is complete for some seeds."""
-    cells: dict[str, Job] = {
+    return {
         f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
         for seed in range(SEEDS)
         for task in (MOTIFS, *ARCHIVE)
         for condition in list_conditions(task)
     }
-    trials = {f"{name_trial(*trial)}-{seed}": partial(run_trial, *trial, seed) for trial in TRIALS for seed in TRIAL_SEEDS}
-    return cells | ({} if quick else trials)
-
-
-def name_trial(task: str, updates: int, distill: float) -> str:
-    return f"trial/{task}, {updates} updates, distillation {distill:g}"
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
@@ -78,23 +66,23 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
         task = replace(task, train=task.train.first(32), settings={**task.settings, "epochs": 1})
     net = build_network(task, seed, exits=condition != PLAIN)
     folder = Path("runs") / ("series-quick" if quick else "series") / name / f"{condition}-{seed}"
-    loss = choose_loss(condition, 0.0 if name == MOTIFS else DISTILL)
+    loss = replace(LOSSES[condition], distill=DISTILL if condition == EGT and name != MOTIFS else 0.0)
     xl.fit(net, task.train, task.validation, loss=loss, seed=seed, out_dir=folder / "fit", resume=True, **task.settings)
     _, channels, steps = task.train.values.shape  # type: ignore[attr-defined]
     sizes = {"train": len(task.train), "validation": len(task.validation), "steps": steps, "channels": channels}
     return {**sizes, "classes": len(task.train.classes), **measure(net, task)}
 
 
-def load_task(name: str, seed: int, updates: int = UPDATES) -> Task:
-    """Return the data of one cell, and how to train on it; ``updates`` is for the archive's sets."""
+def load_task(name: str, seed: int) -> Task:
+    """Return the data of one cell, and how to train on it."""
     if name != MOTIFS:
-        return load_archive(name, seed, updates)
+        return load_archive(name, seed)
     load = partial(xl.demo.load_motifs, offset_agreement=AGREEMENT, seed=seed)
     tests = {"agreeing": load("test"), "independent": load("test", offset_agreement=0.25)}
     return make_task(load("train", limit=1000), load("validation", limit=500), tests, epochs=12, batch_size=32)
 
 
-def load_archive(name: str, seed: int, updates: int) -> Task:
+def load_archive(name: str, seed: int) -> Task:
     """Split all series of a set anew by seed: half of each class to train with, a quarter each for validation and test."""
     whole, rng = read_archive(name), torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[], [], []]
@@ -107,7 +95,7 @@ def load_archive(name: str, seed: int, updates: int) -> Task:
     train, validation, test = (whole.subset(torch.cat(rows)) for rows in parts)
     scaling = measure_scaling(train)
     train, validation, test = (part.scaled(scaling) for part in (train, validation, test))
-    epochs = math.ceil(updates / math.ceil(len(train) / BATCH))
+    epochs = math.ceil(UPDATES / math.ceil(len(train) / BATCH))
     return make_task(train, validation, {"test": test}, epochs=epochs, batch_size=BATCH)
 
 
@@ -123,11 +111,6 @@ def read_archive(name: str) -> xl.data.ArraySet:
     classes, channels = tuple(sorted(set(names))), values.shape[1]
     preprocess = xl.data.SeriesPreprocess((0.0,) * channels, (1.0,) * channels)
     return xl.data.ArraySet(values, torch.tensor([classes.index(label) for label in names]), classes, preprocess)
-
-
-def choose_loss(condition: str, distill: float) -> xl.EGTLoss:
-    loss = LOSSES[condition] or xl.EGTLoss(weight=0.0)  # the plain network has one exit and classifies
-    return replace(loss, distill=distill) if condition == EGT else loss
 
 
 def make_task(
@@ -153,21 +136,6 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
     measured["routed"] = {"cost": report.cost, "accuracy_drop": report.accuracy_drop}
     judged = xl.measure_faithfulness(net, next(iter(task.tests.values())), samples=500, oracle_samples=200).to_dict()
     return measured | {"maps": {name: judged[name] for name in MAPS}}
-
-
-def run_trial(name: str, updates: int, distill: float, seed: int) -> Tree:
-    """Train on a set; judge by validation series, of which one half chooses thresholds for the other (means of 20 halvings)."""
-    task = load_task(name, seed, updates)
-    net = build_network(task, seed, exits=True)
-    xl.fit(net, task.train, task.validation, loss=choose_loss(EGT, distill), seed=seed, **task.settings)
-    trace = xl.collect(net, task.validation, batch_size=250)
-    rng, lost, cost = torch.Generator().manual_seed(0), 0.0, 0.0
-    for _ in range(HALVINGS):
-        first, second = torch.randperm(len(trace), generator=rng).tensor_split([len(trace) // 2])
-        report = xl.evaluate(trace.select(second), xl.calibrate(trace.select(first), max_accuracy_drop=MOST_LOST))
-        lost, cost = lost + report.accuracy_drop / HALVINGS, cost + report.cost / HALVINGS
-    exit_0 = trace.correct[:, 0].float().mean().item()
-    return {"exit_0": round(100 * exit_0, 1), "lost": round(100 * lost, 2), "cost": round(cost, 3)}
 
 
 COST, LOST, ENERGY = 0.6, 0.5, 0.7
@@ -241,14 +209,4 @@ def write_tables(runs: Runs) -> list[str]:
     return [*write_answers(runs), *write_maps(runs), *promise_table(list_promises(runs))]
 
 
-def write_trials(runs: Runs) -> list[str]:
-    rows = []
-    for task, updates, distill in TRIALS:
-        name = name_trial(task, updates, distill)
-        if measured := list_seeds(runs, name):
-            lost, exit_0 = (f"{mean(run[key] for run in measured):.1f}" for key in ("lost", "exit_0"))
-            rows.append([task, f"{updates:,}", f"{distill:g}", str(len(measured)), lost, exit_0])
-    return table(["data", "updates", "distillation", "splits", "points lost", "exit 0, %"], rows)
-
-
-STUDY = Study("series", list_cells, list_promises, {"series": write_tables, "series-trials": write_trials}, processes=2)
+STUDY = Study("series", list_cells, list_promises, {"series": write_tables}, processes=2)

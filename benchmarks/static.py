@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import exitlens as xl
 from benchmarks.harness import Job, Promise, Study, interval, join_means, promise_mean, promise_table, table
-from benchmarks.results import Runs, Tree, list_seeds
+from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
 from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
 from exitlens.data.sets import SampleSet
@@ -45,9 +44,7 @@ TEMPERATURE, TEACHER_WEIGHT = 2.0, 1.0  # of the distillation
 @dataclass(frozen=True)
 class Candidate:
     family: str  # what is made smaller; accuracy at a given time is interpolated between the members of a family
-    title: str  # for tables
     make: Callable[[Task], xl.ExitNet]  # makes the untrained network of one exit for a task
-    pixels: int = 0  # side to which it shrinks images first; 0: it takes them as they are
 
     def build(self, task: Task, seed: int) -> xl.ExitNet:
         torch.manual_seed(seed)
@@ -55,48 +52,20 @@ class Candidate:
         net.describe(classes=tuple(task.train.classes), preprocess=task.train.preprocess)
         return net
 
-    def build_timed(self, task: Task, inputs: Inputs) -> tuple[xl.ExitNet, Inputs]:
-        """Return a network and inputs to time it with: shrinking images beforehand costs it nothing."""
-        if not self.pixels:
-            return self.make(task), inputs
-        small = shrink(inputs, self.pixels)  # type: ignore[arg-type]
-        return attach_plain(task, task.build(), small), small
-
-
-class Resized(nn.Module):
-    def __init__(self, backbone: nn.Module, pixels: int) -> None:
-        super().__init__()
-        self.backbone, self.pixels = backbone, pixels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.backbone(shrink(x, self.pixels))  # type: ignore[no-any-return]
-
-
-def shrink(x: Tensor, pixels: int) -> Tensor:  # (B,C,H,W) -> (B,C,pixels,pixels)
-    return F.interpolate(x, (pixels, pixels), mode="bilinear", antialias=True)
-
 
 def make_narrow(task: Task, width: float) -> xl.ExitNet:
-    """Our small network with fewer channels (in steps of 8) and its own classifier."""
+    """Return our small network with fewer channels (in steps of 8) and its own classifier."""
     stem, *widths = (8 * round(channels * width / 8) for channels in (STEM, *WIDTHS))
-    channels = take_example(task).shape[1]  # type: ignore[union-attr]
-    return attach_plain(task, SmallResNet(len(task.train.classes), channels, stem, widths), take_example(task))
-
-
-def make_resized(task: Task, pixels: int) -> xl.ExitNet:
-    """Return the backbone with its weights and its own classifier, on smaller images."""
-    return attach_plain(task, Resized(task.build(), pixels), take_example(task))
+    example, classes = take_example(task), len(task.train.classes)
+    backbone = SmallResNet(classes, example.shape[1], stem, widths)  # type: ignore[union-attr]
+    return xl.attach(backbone, [], classes, example, final="keep")
 
 
 def make_cut(task: Task, name: str) -> xl.ExitNet:
-    """The backbone with its weights up to one module, and the head that an exit has there, without the rest."""
+    """Return the backbone with its weights up to one module, and the head that an exit has there, without the rest."""
     net = xl.attach(task.build(), [name], len(task.train.classes), take_example(task), head=task.head)
     info = replace(net.info, at=())
     return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
-
-
-def attach_plain(task: Task, backbone: nn.Module, inputs: Inputs) -> xl.ExitNet:
-    return xl.attach(backbone, [], len(task.train.classes), split_rows(inputs, 1)[0], final="keep")
 
 
 def take_example(task: Task) -> Inputs:
@@ -104,24 +73,19 @@ def take_example(task: Task) -> Inputs:
 
 
 def list_cuts(*names: str) -> dict[str, Candidate]:
-    return {f"cut-{name}": Candidate("cut", f"cut after `{name}`", partial(make_cut, name=name)) for name in names}
+    return {f"cut-{name}": Candidate("cut", partial(make_cut, name=name)) for name in names}
 
 
-WIDTH_CANDIDATES = {
-    f"width-{n}": Candidate("width", f"{n} % of the channels", partial(make_narrow, width=n / 100)) for n in (33, 50, 71)
-}
-PIXEL_CANDIDATES = {
-    f"pixels-{n}": Candidate("pixels", f"images of {n} pixels", partial(make_resized, pixels=n), n) for n in (64, 96, 112)
-}
+WIDTH_CANDIDATES = {f"width-{n}": Candidate("width", partial(make_narrow, width=n / 100)) for n in (33, 50, 71)}
 CANDIDATES: dict[str, dict[str, Candidate]] = {
     **dict.fromkeys(("scenes", "small", "digits", "fashion"), WIDTH_CANDIDATES | list_cuts("layer1", "layer2")),
-    "pictures": PIXEL_CANDIDATES | list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
+    "pictures": list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1"),
     "vit": list_cuts("blocks.1", "blocks.3"),
     "reviews": list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
 }
 RIVALS = {**dict.fromkeys(CANDIDATES, "cut"), "digits": "width"}  # by validation data of seed 0
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only
-FAMILIES = {"width": "narrower", "cut": "cut early", "pixels": "smaller images"}
+FAMILIES = {"width": "narrower", "cut": "cut early"}
 
 
 def list_candidates(task: str, seed: int) -> dict[str, Candidate]:
@@ -276,8 +240,7 @@ def make_works(
     for test, data in task.tests.items():
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         drawn[test] = data.subset(order[torch.arange(samples) % len(order)]).inputs
-    whole = next(iter(drawn.values()))
-    first = split_rows(whole, TIMED_BATCH)
+    first = split_rows(next(iter(drawn.values())), TIMED_BATCH)
     settings: dict[str, Any] = {"precision": "float32", "seconds": seconds, "backend": "torch"}
     net.tune(first[0], policy=policy, **settings)
     works: dict[str, Work] = {}
@@ -292,12 +255,11 @@ def make_works(
     add(FAST, twin, partial(xl.predict, twin, policy=fast))
     for k in range(net.num_exits):
         add(f"{EXIT}{k}", twin, partial(answer_at, twin, k))
-    others = {FULL: (build_network(task, seed, exits=False), whole)}
-    others |= {name: candidate.build_timed(task, whole) for name, candidate in candidates.items()}
-    for name, (other, inputs) in others.items():
-        batches = split_rows(inputs, TIMED_BATCH)
-        other.eval().tune(batches[0], **settings)
-        add(name, other, partial(answer_at, other, 0), batches)
+    others = {FULL: build_network(task, seed, exits=False)}
+    others |= {name: candidate.make(task) for name, candidate in candidates.items()}
+    for name, other in others.items():
+        other.eval().tune(first[0], **settings)
+        add(name, other, partial(answer_at, other, 0))
     return works
 
 
@@ -418,12 +380,8 @@ def write_tables(runs: Runs) -> list[str]:
 
 
 def write_task(runs: Runs, task: str) -> list[str]:
-    seeds, networks = find_whole_seeds(runs, task), write_networks(runs, task)
-    if not networks:
-        return []
-    lines = [*write_equal_time(runs, task, seeds), ""] if seeds else []
-    folded = ["<details><summary>Every static network</summary>", "", *networks, "", "</details>", ""]
-    return [f"**{TITLES[task]}**", "", *lines, *folded]
+    seeds = find_whole_seeds(runs, task)
+    return [f"**{TITLES[task]}**", "", *write_equal_time(runs, task, seeds), ""] if seeds else []
 
 
 def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
@@ -499,30 +457,6 @@ def write_winners(differences: Mapping[str, Sequence[float]]) -> str:
         verdict = "Ours wins" if middle > half else "The static network wins" if -middle > half else "Not decided"
         places[verdict].append(test)
     return " ".join(f"{verdict}: {', '.join(tests)}." for verdict, tests in places.items() if tests)
-
-
-def write_networks(runs: Runs, task: str) -> list[str]:
-    """Every static network by itself, with its time where that was measured, and where it is the nearest that is not faster."""
-    rows: list[list[str]] = []
-    timed = list_seeds(runs, f"{task}/{TIME}")
-    for name, candidate in CANDIDATES[task].items():
-        if trained := list_seeds(runs, f"{task}/{name}"):
-            tests = list(trained[0]["tests"])
-            times = [run for run in timed if name in run["ms"]]
-            ms = f"{mean(run['ms'][name][0] for run in times):.3f}" if times else ""
-            near = [test for test in tests for run in times if find_nearest(run, task, candidate.family, test) == name]
-            nearest = ", ".join(f"{test} ({near.count(test)})" for test in dict.fromkeys(near))
-            shares = write_row("", [], *average(trained, tests)[:2])[2:]
-            rows.append([candidate.title, str(len(trained)), ms, *shares, nearest])
-    head = ["static network", "seeds", "ms a sample", "accuracy, %", "agreement, %"]
-    return table([*head, "nearest to ours, not faster, on (seeds)"], rows) if rows else []
-
-
-def find_nearest(times: Tree, task: str, family: str, test: str) -> str:
-    """Return the network of a family, or the full one, whose time is the nearest that is not below ours."""
-    ms = {name: times["ms"][name][0] for name in times["ms"] if name == FULL or CANDIDATES[task][name].family == family}
-    slower = [name for name in ms if ms[name] >= times["adaptive_ms"][test][0]]
-    return min(slower, key=ms.__getitem__) if slower else max(ms, key=ms.__getitem__)  # ours may be slower than the full one
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

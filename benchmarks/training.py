@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import exitlens as xl
@@ -28,7 +27,7 @@ from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, map_inputs
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.fit import use_memory_format
-from exitlens.workflow.training.frozen import FeatureCache, keep_features
+from exitlens.workflow.training.frozen import keep_features
 from exitlens.workflow.training.optimizer import apply_gradients, enter_training_mode, group_parameters, make_optimizer
 from exitlens.workflow.training.run import TrainingRun, compute_gradients
 
@@ -79,7 +78,7 @@ def measure_frozen(case: Case, rounds: int = 3) -> Tree:
     use_one_thread()
     train, val = (make_data(count, case.pixels, seed) for seed, count in enumerate((case.samples, case.validation)))
     plain, kept = (start_run(case, train, rounds + 1) for _ in range(2))
-    seconds: dict[str, list[float]] = {"every epoch": [], "kept": [], "probe": []}
+    seconds: dict[str, list[float]] = {"every epoch": [], "kept": []}
     with use_memory_format(plain.net, True), use_memory_format(kept.net, True), show_progress(False) as bar:
         started = time.process_time()
         kept.frozen = keep_features(kept.net, kept.loss, kept.settings, train, val, bar=bar)
@@ -90,7 +89,6 @@ def measure_frozen(case: Case, rounds: int = 3) -> Tree:
                 started = time.process_time()
                 run.save(run.train_epoch(epoch, train, val, bar))
                 seconds[name].append(time.process_time() - started)
-            seconds["probe"].append(time_probe(kept.frozen.train))
     size = sum(value.numel() * value.element_size() for value in kept.frozen.train.columns.values())
     weights = [torch.cat([p.detach().flatten() for p in run.net.heads.parameters()]) for run in (plain, kept)]
     ratios = [a / b for a, b in zip(seconds["every epoch"][1:], seconds["kept"][1:], strict=True)]
@@ -103,21 +101,6 @@ def measure_frozen(case: Case, rounds: int = 3) -> Tree:
         "kb_a_sample": round(size / case.samples / 1e3, 1),
         "furthest_weight": float((weights[0] - weights[1]).abs().max()),
     }
-
-
-def time_probe(features: FeatureCache) -> float:
-    """Return the seconds of an epoch of one linear layer for each exit, on its averaged features."""
-    pooled = [value.flatten(2).mean(2) for name, value in features.columns.items() if name.endswith(".0")]
-    layers = [torch.nn.Linear(x.shape[1], CLASSES) for x in pooled]
-    optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=1e-3)
-    started = time.process_time()
-    for rows in torch.randperm(len(features.labels)).split(BATCH):
-        outputs: list[Tensor] = [layer(x[rows]) for layer, x in zip(layers, pooled, strict=True)]
-        loss = torch.stack([F.cross_entropy(out, features.labels[rows]) for out in outputs]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return time.process_time() - started
 
 
 def measure_steps(name: str, rounds: int = 9) -> Tree:
@@ -173,10 +156,10 @@ def write_frozen(runs: Runs) -> list[str]:
         seconds = measured["seconds"]
         cells = [name.replace("-evidence", ", evidence heads"), f"{measured['samples']} of {measured['pixels']} px"]
         cells += [f"{seconds['every epoch'][0]:.2f}", f"{measured['seconds_once']:.2f}", f"{seconds['kept'][0]:.3f}"]
-        cells += [show_interval(measured["speedup"], 1), f"{seconds['probe'][0]:.3f}", f"{measured['kb_a_sample']:.0f}"]
+        cells += [show_interval(measured["speedup"], 1), f"{measured['kb_a_sample']:.0f}"]
         rows.append(cells)
     head = ["network", "images", "every epoch, s", "once, s", "an epoch on kept features, s"]
-    return table([*head, "times as fast", "linear probe, s", "kB an image"], rows)
+    return table([*head, "times as fast", "kB an image"], rows)
 
 
 def write_steps(runs: Runs) -> list[str]:

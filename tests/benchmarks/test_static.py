@@ -30,28 +30,18 @@ def test_cells():
 
 
 def test_a_narrow_network(task):
-    net = static.Candidate("width", "", partial(static.make_narrow, width=0.25)).build(task, 0)
+    net = static.Candidate("width", partial(static.make_narrow, width=0.25)).build(task, 0)
     assert net(task.train.first(2).inputs)[0].logits.shape == (2, 4)
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     assert (convolutions[0].out_channels, convolutions[-1].out_channels) == (8, 32)  # of 32 and 128
 
 
 def test_a_cut_network_is_the_beginning_of_the_backbone(task):
-    net = static.Candidate("cut", "", partial(static.make_cut, name="b")).build(task, 0).eval()
+    net = static.Candidate("cut", partial(static.make_cut, name="b")).build(task, 0).eval()
     torch.manual_seed(0)
     x, whole = task.train.first(2).inputs, TinyNet().eval()
     assert torch.allclose(net.stage(0)(x)[0], whole.b(whole.a(x)), atol=1e-5)
     assert net.num_exits == len(net(x)) == 1
-
-
-def test_images_are_shrunk_but_are_small_already_where_time_is_measured(task):
-    candidate = static.Candidate("pixels", "", partial(static.make_resized, pixels=8), 8)
-    images = task.train.first(2).inputs
-    timed, small = candidate.build_timed(task, images)
-    assert small.shape == (2, 3, 8, 8)
-    net = candidate.build(task, 0).eval()
-    timed.load_state_dict({name.replace("backbone.", ""): value for name, value in net.state_dict().items()})
-    assert torch.allclose(net(images)[0].logits, timed.eval()(small)[0].logits, atol=1e-5)
 
 
 def test_the_loss_follows_the_teacher_on_the_same_batch(task):
@@ -74,7 +64,7 @@ def test_the_loss_follows_the_teacher_on_the_same_batch(task):
 
 @pytest.mark.slow
 def test_ours_and_a_static_network_are_measured_and_timed(task, tmp_path, monkeypatch):
-    candidate = static.Candidate("cut", "short", partial(static.make_cut, name="b"))
+    candidate = static.Candidate("cut", partial(static.make_cut, name="b"))
     monkeypatch.setitem(static.CANDIDATES, "digits", {"cut-b": candidate})
     monkeypatch.setattr(static, "open_task", lambda *words: task)
     monkeypatch.chdir(tmp_path)
@@ -103,13 +93,6 @@ def test_the_fast_policy_is_held_to_the_full_networks_accuracy(task, tmp_path, m
     assert limits[1] > static.LIMIT
     assert limits[3] == 0.0
     assert truth.CONDITIONS[truth.PLAIN][0] is None
-
-
-def test_the_nearest_network_is_not_faster_or_the_slowest():
-    ms = {name: [value] for name, value in (("width-50", 1.0), ("width-71", 3.0), ("full", 4.0), ("cut-layer1", 2.0))}
-    times = {"ms": ms, "adaptive_ms": {"near": [2.0], "far": [3.5], "slow": [5.0]}}
-    nearest = {test: static.find_nearest(times, "scenes", "width", test) for test in times["adaptive_ms"]}
-    assert nearest == {"near": "width-71", "far": "full", "slow": "full"}
 
 
 # Made-up runs

@@ -273,6 +273,8 @@ def test_confidences_that_are_far_from_accuracies_have_a_word_of_warning(tmp_pat
         text = write(tmp_path, tiny_set, other)
         assert text.count("Take confidences with care") == (2 if words else 0)
         assert words in text
+        routed = f"calibration error</a> of {100 * other.reports['test'].calibration_error:.1f} %, as evaluate tells"
+        assert routed in " ".join(text.split())
 
 
 @pytest.mark.slow

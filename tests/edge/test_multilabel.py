@@ -22,7 +22,7 @@ from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Watching
 from tests.conftest import make_net
-from tests.edge.test_cascade import answer
+from tests.edge.test_export import answer
 from tests.exported import check_answers
 from tests.hostile import saved
 from tests.serving.test_cascade import run

@@ -63,9 +63,6 @@ def save(
         policies: further policies of this network by name, which :func:`load_policies` reads. A name has 1 to 40 characters
             a-z, 0-9, _ and -; ``default`` is reserved for ``policy``.
         overwrite: replace an existing bundle, with all its policies.
-
-    Raises:
-        OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
     """
     require(net, ExitNet, "net")
     require(policy, Policy | None, "policy", "see exitlens.calibrate")

@@ -213,8 +213,8 @@ _REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), SHARE._replace(fix=
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A request for a certificate from the samples of a trace, and its outcome."""
+class CertificateRequest:
+    """A request for a certificate from the samples of a trace, and its outcome: repeated requests are corrected for."""
 
     request: CalibrationRequest
     level: float  # the tests' level: the request's delta, less the levels of earlier requests that were refused
@@ -408,3 +408,6 @@ class ReadSettings:
     skip_bad: bool = False
     workers: int | None = None
     cache: Path | None = None
+
+
+AS_RECORDED = ReadSettings()  # the run's own data

@@ -83,7 +83,9 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     agreement = "the map that the others are compared with" if is_final else ""
     if not is_final and view.divergence is not None:
         before = "" if view.previous_cc is None else f"; with the exit before, correlation {view.previous_cc:.2f}"
-        agreement = f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
+        value, null = view.format_cc()
+        agreement = f"map against the final one: divergence {view.divergence:.3f}, correlation {value} "
+        agreement += f"(another sample's map: {null}){before}"
     return {
         "name": name,
         "colour": pick_exit_colour(view.exit, why.num_exits),

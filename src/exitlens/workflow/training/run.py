@@ -25,7 +25,6 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
-from exitlens.model.precision import use_half_precision
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import Advance
 from exitlens.ranks import ALONE, DistributedContext
@@ -35,6 +34,7 @@ from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
+from exitlens.workflow.training.optimizer import use_half_precision
 
 Augment = Callable[[Any], Any]
 
