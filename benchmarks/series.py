@@ -51,7 +51,7 @@ def list_conditions(task: str) -> tuple[str, ...]:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
     return {
         f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
         for seed in range(SEEDS)
@@ -149,7 +149,7 @@ def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Promises of the means over seeds, differences paired by seed, of tasks all of whose seeds are there."""
+    """Promise means over seeds, with differences paired by seed, of tasks all of whose seeds are there."""
     for task in (MOTIFS, *ARCHIVE):
         ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
         if len(ours) < SEEDS:

@@ -154,9 +154,7 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
             raise RequestError(f"{where}.datatype: expected one of {known}, got {shorten(given.datatype)}.{hint}")
         if (given.data is msgspec.UNSET) != ("binary_data_size" in given.parameters):
             got = "neither" if given.data is msgspec.UNSET else "both"
-            raise RequestError(
-                f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one of them."
-            )
+            raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one.")
     return request
 
 
