@@ -22,11 +22,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import uvloop
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RECONNECT = 0.02  # seconds between attempts, while nobody listens
 BUSY = 0.85  # share of its time for which the load may compute before it is what limits
-DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}  # NumPy's names and those of the Open Inference Protocol
+INFER = "/v2/models/net/infer"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
@@ -35,16 +37,16 @@ def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = Non
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: Any) -> bytes:
-    """Return a request for inference by the model ``net``, with the numbers as bytes after the JSON (binary tensor extension)."""
-    data = samples.tobytes()
-    tensor = {"name": "inputs", "shape": list(samples.shape), "datatype": DATATYPES[samples.dtype.name]}
-    content = {"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}], **fields}
-    if outputs:
-        content["outputs"] = [{"name": name} for name in outputs]
-    head = json.dumps(content).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return make_request("/v2/models/net/infer", head + data, headers)
+def make_infer_request(samples: Array, outputs: Sequence[str]) -> bytes:
+    """Return a request for inference by the model ``net`` on float32 samples."""
+    return make_tensor(samples.shape, samples.tobytes(), outputs=[{"name": name} for name in outputs])
+
+
+def make_tensor(shape: Sequence[Any], data: bytes, datatype: str = "FP32", **fields: Any) -> bytes:
+    """Return a request with one tensor, its numbers as bytes after the JSON (binary tensor extension); anything may be wrong in it."""
+    tensor = {"name": "inputs", "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [tensor], **fields}).encode()
+    return make_request(INFER, head + data, {HEADER_LENGTH: str(len(head))})
 
 
 @dataclass(frozen=True)
@@ -207,22 +209,14 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
 
 
 def drive(spec: Spec) -> Trial:
-    """Run a trial in this process, in uvloop where it is installed, which takes half the time of Python's own loop."""
+    """Run a trial in this process, in uvloop, which takes half the time of Python's own loop."""
     if spec.processors:
         os.sched_setaffinity(0, spec.processors)
     gc.collect()
     gc.freeze()
     gc.disable()  # collecting takes milliseconds; the process ends with the trial
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        from asyncio import new_event_loop
-
-    async def main() -> Trial:
-        return await Load(spec).run()
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Load(spec).run())
 
 
 @contextmanager

@@ -1,28 +1,39 @@
 """Serve applications by Ray Serve, in the server's process."""
 
+import math
 import signal
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import ray
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.servers import Labels
+from exitlens_runtime.sessions import import_onnxruntime, make_options
 
 
 @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
 class Replica:
-    """Labels of the plain backbone, in batches."""
+    """Answers with labels of the plain backbone (an ONNX file), in batches."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.labels = Labels(settings)
+        runtime, self.shape = import_onnxruntime(), settings["shape"]
+        options = make_options(runtime, threads=1)
+        self.session = runtime.InferenceSession(settings["onnx"], options, providers=["CPUExecutionProvider"])
+        self.name = self.session.get_inputs()[0].name
+        self.label([bytes(4 * math.prod(self.shape))] * 2)  # the first call takes longer
         self.answer.set_max_batch_size(settings["max_batch"])
         self.answer.set_batch_wait_timeout_s(settings["delay"])
 
+    def label(self, bodies: list[bytes]) -> list[int]:
+        samples = np.frombuffer(b"".join(bodies), np.float32).reshape(-1, *self.shape)
+        labels: list[int] = self.session.run(None, {self.name: samples})[0].argmax(1).tolist()
+        return labels
+
     @serve.batch
     async def answer(self, bodies: list[bytes]) -> list[int]:
-        return self.labels([self.labels.read(body) for body in bodies])
+        return self.label(bodies)
 
     async def __call__(self, request: Request) -> dict[str, int]:
         return {"label": await self.answer(await request.body())}

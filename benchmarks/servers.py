@@ -23,14 +23,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import psutil
 
 from benchmarks.harness import ROOT
-from benchmarks.load import Array
+from benchmarks.load import INFER, Array
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
-INFER = "/v2/models/net/infer"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 PYTHON_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # what takes the requests in front of Ray Serve's replicas
 HAPROXY = {
@@ -191,29 +189,9 @@ def serve_ours(settings: Mapping[str, Any]) -> None:
     serve(ServerSettings(bundles, port=settings["port"], **settings["rest"], **parts))
 
 
-class Labels:
-    """Computes labels for bodies of requests by an ONNX file, a batch at a time."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        from exitlens_runtime.sessions import import_onnxruntime, make_options
-
-        runtime = import_onnxruntime()
-        options = make_options(runtime, settings["threads"])
-        self.session = runtime.InferenceSession(settings["onnx"], options, providers=["CPUExecutionProvider"])
-        self.shape, self.name = tuple(settings["shape"]), self.session.get_inputs()[0].name
-        self(np.zeros((2, *self.shape), np.float32))  # the first call takes longer
-
-    def read(self, body: bytes) -> Array:
-        return np.frombuffer(body, np.float32).reshape(self.shape)
-
-    def __call__(self, samples: Sequence[Array] | Array) -> list[int]:
-        labels: list[int] = self.session.run(None, {self.name: np.stack(samples)})[0].argmax(1).tolist()
-        return labels
-
-
 def start_ray(onnx: Path, shape: Sequence[int], processors: Sequence[int] = ()) -> AbstractContextManager[Server]:
     """Start Ray Serve with the plain backbone: HAProxy and one replica with ``@serve.batch``."""
-    settings = {"onnx": str(onnx), "shape": list(shape), "threads": 1, "max_batch": 16, "delay": 0.002}
+    settings = {"onnx": str(onnx), "shape": list(shape), "max_batch": 16, "delay": 0.002}
     where: dict[str, Any] = {"path": "/", "probe": bytes(4 * math.prod(shape)), "processors": processors}
     return start_server("rivals:serve_by_ray", settings, environment=QUIET_RAY | HAPROXY, **where)
 

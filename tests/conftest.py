@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,25 @@ if "CI" not in os.environ:  # where Hypothesis has a profile of its own
     busy = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
     hypothesis.settings.register_profile("busy", **busy)
     hypothesis.settings.load_profile("busy")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """The second worker imports all tests from the last to the first, so that the two do not compile each file twice.
+
+    What is there afterwards stays to the end: no collection of garbage has to look at it.
+    """
+    root = Path(__file__).parent
+    gc.disable()
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and [Path(arg).resolve() for arg in session.config.args] == [root]:
+        for path in sorted(root.rglob("test_*.py"), reverse=True):
+            with suppress(BaseException):  # the collection comes to it again, and says what is wrong or missing
+                import_module(".".join(path.relative_to(root.parent).with_suffix("").parts))
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -195,8 +218,20 @@ def shared(tmp_path_factory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
+@pytest.fixture(scope="session")
+def operators_read_once():
+    """PyTorch's exporter reads its table of operators anew for every file, which is a third of its time."""
+    with pytest.MonkeyPatch.context() as patch, suppress(ImportError, AttributeError):  # private: another version may differ
+        from torch.onnx._internal.exporter._registration import onnxscript_apis
+
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
+        yield
+        return
+    yield
+
+
 @pytest.fixture(scope="module")
-def files_written_once(shared):
+def files_written_once(shared, operators_read_once):
     """ONNX files are copied where they were written before."""
     export, engine = pytest.importorskip("exitlens.edge.export"), pytest.importorskip("exitlens.model.engine.onnx_files")
     (shared / "onnx").mkdir(exist_ok=True)

@@ -39,8 +39,8 @@ def load_template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
-    environment.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:.{digits}f}"
+    environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:z.{digits}f}"
+    environment.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:z.{digits}f}"
     environment.filters["threshold"] = lambda v: "never" if v > 1e9 else f"{v:.5f}"
     return environment.get_template(name)
 

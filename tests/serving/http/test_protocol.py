@@ -236,6 +236,12 @@ class TestRefusals:
         error = pickle.loads(pickle.dumps(xl.errors.RequestError("shape: wrong", status=413)))
         assert (str(error), error.status) == ("shape: wrong", 413)
 
+    @pytest.mark.parametrize("rest", [b"}]", b'}], "inputs": []}', b'}], "inputs": 3}', b'}], "a\xff": 3}'])
+    def test_a_wrong_parameter_before_something_worse(self, rest):
+        good = json.dumps({"inputs": [tensor(parameters={"x": []})]}).encode()
+        with pytest.raises(xl.errors.RequestError, match=r"inputs\[0\].parameters\['x'\]:|parameters\[\.\.\.\]:"):
+            read_infer(good[: good.rindex(b"}]")] + rest, None, max_elements=100)
+
     @settings(max_examples=150)
     @given(st.data())
     def test_damaged_requests_raise_nothing_else(self, data):
