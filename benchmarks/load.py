@@ -27,7 +27,8 @@ import uvloop
 Array = np.ndarray[Any, np.dtype[Any]]
 RECONNECT = 0.02  # seconds between attempts, while nobody listens
 BUSY = 0.85  # share of its time for which the load may compute before it is what limits
-DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}  # NumPy's names and those of the Open Inference Protocol
+INFER = "/v2/models/net/infer"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
@@ -36,16 +37,16 @@ def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = Non
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: Any) -> bytes:
-    """Return a request for inference by the model ``net``, with the numbers as bytes after the JSON (binary tensor extension)."""
-    data = samples.tobytes()
-    tensor = {"name": "inputs", "shape": list(samples.shape), "datatype": DATATYPES[samples.dtype.name]}
-    content = {"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}], **fields}
-    if outputs:
-        content["outputs"] = [{"name": name} for name in outputs]
-    head = json.dumps(content).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return make_request("/v2/models/net/infer", head + data, headers)
+def make_infer_request(samples: Array, outputs: Sequence[str]) -> bytes:
+    """Return a request for inference by the model ``net`` on float32 samples."""
+    return make_tensor(samples.shape, samples.tobytes(), outputs=[{"name": name} for name in outputs])
+
+
+def make_tensor(shape: Sequence[Any], data: bytes, datatype: str = "FP32", **fields: Any) -> bytes:
+    """Return a request with one tensor, its numbers as bytes after the JSON (binary tensor extension); anything may be wrong in it."""
+    tensor = {"name": "inputs", "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [tensor], **fields}).encode()
+    return make_request(INFER, head + data, {HEADER_LENGTH: str(len(head))})
 
 
 @dataclass(frozen=True)

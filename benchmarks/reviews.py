@@ -1,4 +1,4 @@
-"""Makes files of sentences that people rated, good or bad: by default those of film reviews, as train.csv, validation.csv, calibration.csv, test.csv.
+"""Make files of sentences that people rated, good or bad: by default those of film reviews, as train.csv, validation.csv, calibration.csv, test.csv.
 
 Usage: python -m benchmarks.reviews OUT [--set films] [--flat] [--source FILE] [--least 0.5] [--seed 0]
 
@@ -51,7 +51,7 @@ class Sentence:
 
     @property
     def key(self) -> str:
-        """Its letters and digits: sentences that agree in it count as one."""
+        """Return its letters and digits: sentences that agree in them count as one."""
         return "".join(sign for sign in self.text.casefold() if sign.isalnum())
 
 

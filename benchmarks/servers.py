@@ -26,10 +26,9 @@ from typing import Any, TypeVar
 import psutil
 
 from benchmarks.harness import ROOT
-from benchmarks.load import Array
+from benchmarks.load import INFER, Array
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
-INFER = "/v2/models/net/infer"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 PYTHON_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # what takes the requests in front of Ray Serve's replicas
 HAPROXY = {

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks import servers, serving
-from benchmarks.attacks import INFER, Hostile, list_kinds, make_good, make_hostile
-from benchmarks.load import Spec, Trial, make_request, run_load
+from benchmarks.attacks import Hostile, list_kinds, make_good, make_hostile
+from benchmarks.load import INFER, Spec, Trial, make_request, run_load
 from benchmarks.serving import Expected, compare, cut, find_recovery, read_answer
 from exitlens.delivery.benchmark import write_plain
 from tests.conftest import TinyNet

@@ -80,7 +80,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--data", "none"), "no folder"),
+        (("--data", "none"), "no file or folder none. Fix: give a folder"),
         (("--data", "images/dark"), "class folder"),
         (("--exits", "layer9"), "error: --exits: the backbone has no module 'layer9' on its path. Did you mean"),
         (("--exits", "layer3,layer1"), "order"),

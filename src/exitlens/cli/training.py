@@ -140,7 +140,7 @@ def fit(
     if resume and not reading.skip_bad:  # a resumed run leaves out the same samples as before
         reading = replace(reading, skip_bad=ranks.share(lambda: remembers_skipping(out)))
     try:
-        with wait(json_, "listing the data"), ranks.together():
+        with wait(json_, "reading the data") as bar, ranks.together():
             source = open_source(
                 data,
                 root=reading.root,
@@ -152,7 +152,7 @@ def fit(
                 mel=mel,
                 task=task,
             )
-            train, validation = load_training_sets(network, source, reading, say)
+            train, validation = load_training_sets(network, source, reading, say, bar if ranks.is_first else None)
         if resume and network.placement == "time":  # measured times vary, and with them the places of exits
             network = ranks.share(lambda: read_recorded_exits(out, network))
         with wait(json_, "building the network"):

@@ -37,7 +37,8 @@ def list_names(folder: Path, kind: Modality) -> list[str]:
     with name_failures(folder, "listed"):
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     if not names:
-        raise DataError(f"data: no {kind.name} files below {folder} (looked for {', '.join(suffixes)})")
+        looked = f"no {kind.name} files below {folder} (looked for {', '.join(suffixes)})"
+        raise DataError(f"data: {looked}. Fix: put some there, or remove the folder")
     return names
 
 

@@ -299,9 +299,6 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
         return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
 
 
-# --- run directories, whose training may not have ended ---
-
-
 def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
     """Return ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raise ``BundleError``.
 

@@ -33,9 +33,6 @@ P = TypeVar("P", bound=Preprocessing)
 DATA, SKIP_BAD = "data.json", "skip_bad"
 
 
-# --- the record of a run's data ---
-
-
 @contextmanager
 def record_source(
     out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: DistributedContext = ALONE
@@ -109,9 +106,6 @@ def read_recorded_exits(out: Path, network: NetworkSettings) -> NetworkSettings:
     return network
 
 
-# --- networks and their policies ---
-
-
 def shorten_names(paths: Sequence[Path]) -> list[str]:
     """Names each run or bundle after its directory; equal names get numbers."""
     names: list[str] = []
@@ -147,9 +141,6 @@ def keep_certificate_requests(path: Path, trace: Trace) -> Iterator[None]:
     finally:
         if len(trace.certificate_requests) > before:
             write_json(ledger, known | {key: [asdict(request) for request in trace.certificate_requests]})
-
-
-# --- samples ---
 
 
 def require_preprocess(net: ExitNet, kind: type[P]) -> P:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.progress import Progress
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.sets import KINDS, SampleSet, set_reading
+from exitlens.data.sets import KINDS, SampleSet, check_files, set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.texts import TextSet
 from exitlens.errors import InputError, import_extra, suggest
@@ -81,14 +82,23 @@ def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | Non
 
 
 def load_training_sets(
-    settings: NetworkSettings, source: DataSource, reading: ReadSettings = AS_RECORDED, say: Say | None = None
+    settings: NetworkSettings,
+    source: DataSource,
+    reading: ReadSettings = AS_RECORDED,
+    say: Say | None = None,
+    bar: Progress | None = None,
 ) -> tuple[SampleSet, SampleSet]:
-    """Load the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
+    """Load the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
+
+    With a ``bar``, bad image files of all splits are looked for first, unless they may be skipped.
+    """
     preprocess, line = _choose_preprocess(settings, source)
     splits = source.load_splits(("train", "validation"), skip_bad=reading.skip_bad, preprocess=preprocess)
     if say is not None:
         for note in filter(None, (*splits.notes, line)):
             say(note)
+    if bar is not None and not reading.skip_bad:
+        check_files(splits.parts, reading.workers, bar)
     train, validation = (set_reading(splits.sets[name], reading.workers, reading.cache) for name in ("train", "validation"))
     return train, validation
 
