@@ -89,7 +89,7 @@ class TinyNet(nn.Module):
 @pytest.fixture(autouse=True)
 def _same_process_for_every_test() -> None:
     """Neither random numbers nor the memory that malloc keeps depend on the tests that ran before."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed takes milliseconds, for other devices' generators
     keep_memory(False)
 
 
@@ -110,7 +110,7 @@ def make_net(final: str = "head") -> xl.ExitNet:
     Built once in a process, and copied. The random state afterwards is always the same.
     """
     built = _build_net(final)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     net = copy.deepcopy(built)
     net.__dict__["_source"] = copy.deepcopy(built.__dict__["_source"])
     return net
