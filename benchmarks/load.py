@@ -14,8 +14,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -233,27 +233,24 @@ def run_load(spec: Spec) -> Trial:
     return trial
 
 
-class Poll:
-    """Asks repeatedly on a separate thread until the block ends. ``answers`` has the answers, and errors by the name of their class."""
+@contextmanager
+def poll(ask: Callable[[], Any], seconds: float) -> Iterator[list[Any]]:
+    """Ask repeatedly on a separate thread until the block ends; yield the list of answers, with errors by the name of their class."""
+    answers, over = list[Any](), threading.Event()
 
-    def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
-        self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
-        self._over, self._thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> Poll:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._over.wait(self.seconds):
+    def work() -> None:
+        while not over.wait(seconds):
             try:
-                self.answers.append(self.ask())
+                answers.append(ask())
             except OSError as error:  # urllib's errors are OSErrors, too
-                self.answers.append(type(getattr(error, "reason", error)).__name__)
+                answers.append(type(getattr(error, "reason", error)).__name__)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work)
+        try:
+            yield answers
+        finally:
+            over.set()
 
 
 @dataclass(frozen=True)

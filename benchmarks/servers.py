@@ -43,25 +43,31 @@ HAPROXY = {
 T = TypeVar("T")
 
 
+def list_family(pid: int) -> list[psutil.Process]:
+    """Return a process and its descendants; none once it has ended."""
+    with contextlib.suppress(psutil.Error):
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def read_family(pid: int, read: Callable[[psutil.Process], T]) -> list[T]:
+    """Read something of a process and of each of its descendants that still runs."""
+    values = []
+    for process in list_family(pid):
+        with contextlib.suppress(psutil.Error):
+            values.append(read(process))
+    return values
+
+
 @dataclass(frozen=True)
 class Server:
     port: int
     path: str  # where requests go
     process: subprocess.Popen[bytes] = field(repr=False)  # the first of its processes
 
-    def list_processes(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            first = psutil.Process(self.process.pid)
-            return [first, *first.children(recursive=True)]
-        return []
-
     def read(self, read: Callable[[psutil.Process], T]) -> list[T]:
-        """Read something of each of its processes that still runs."""
-        values = []
-        for process in self.list_processes():
-            with contextlib.suppress(psutil.Error):
-                values.append(read(process))
-        return values
+        return read_family(self.process.pid, read)
 
     def read_cpu_seconds(self) -> float:
         return sum(self.read(lambda process: sum(process.cpu_times()[:2])))
@@ -87,7 +93,7 @@ class Server:
 
     def stop(self) -> None:
         """Ask it to end, and end what is left of its processes after that."""
-        processes = self.list_processes()
+        processes = list_family(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(2)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -33,7 +33,7 @@ import exitlens as xl
 from benchmarks.attacks import Hostile, make_hostile
 from benchmarks.edge import RESNET, find_near
 from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table, take_turns
-from benchmarks.load import Array, Poll, Spec, Trial, find_capacity, make_infer_request, make_request, run_load, start_load
+from benchmarks.load import Array, Spec, Trial, find_capacity, make_infer_request, make_request, poll, run_load, start_load
 from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_ours, start_ray, start_replicas
@@ -296,11 +296,11 @@ def run_with(
     """Run a load of single samples and act in its middle; return the trial, and counts of requests and readiness checks."""
     spec = Spec(server.port, make_requests(prepared), connections=16, keep=True, **{"grace": 15.0, **settings})
     planned = spec.plan([(rate, seconds)], seed=3)
-    with Poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
+    with poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
         time.sleep(seconds / 2)
         act()
         trial = load.result()
-    lost, codes = int((trial.status != 200).sum()), dict(sorted(Counter(map(str, ready.answers)).items()))
+    lost, codes = int((trial.status != 200).sum()), dict(sorted(Counter(map(str, ready)).items()))
     return trial, {"requests": len(trial.status), "lost": lost, "ready_codes": codes}
 
 
@@ -383,13 +383,13 @@ def measure_overload(name: str, seconds: float = 60.0) -> Tree:
     with start_ours(prepared.exits, prepared.samples[0], processors=SERVER, batching=batching) as server:
         spec = Spec(server.port, make_requests(prepared), connections=512, warmup=1.0, processors=LOAD)
         before = server.read_memory()
-        with Poll(server.read_memory, 0.5) as memory:
+        with poll(server.read_memory, 0.5) as memory:
             trial = run_load(spec.plan(phases, seed=7))
         after = server.read_memory()
     end = CALM_SECONDS + seconds
     return {
         "limit_ms": 1000 * limit,
-        "memory_mb": {"before": before, "peak": max([before, after, *memory.answers])},
+        "memory_mb": {"before": before, "peak": max([before, after, *memory])},
         "recovery_seconds": find_recovery(trial, end, limit),
         "overload": describe_part(trial, CALM_SECONDS, end),
     }

@@ -185,9 +185,6 @@ def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor) -> 
     }
 
 
-# A network for film reviews on other texts
-
-
 def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
     """Measure the exits and the policy on some texts, and whether and when the drift watch raises an alarm."""
     report = xl.evaluate(trace, policy)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.load import Load, Poll, Spec, Trial, find_capacity, make_infer_request, make_request, run_load
+from benchmarks.load import Load, Spec, Trial, find_capacity, make_infer_request, make_request, poll, run_load
 
 
 class Server:
@@ -203,10 +203,10 @@ def test_a_poll_keeps_answers_and_errors():
             raise answer
         return answer
 
-    with Poll(ask, 0.005) as poll:
-        while len(poll.answers) < 4:
+    with poll(ask, 0.005) as polled:
+        while len(polled) < 4:
             os.sched_yield()
-    assert poll.answers[:4] == [200, 200, "ConnectionRefusedError", 503]
+    assert polled[:4] == [200, 200, "ConnectionRefusedError", 503]
 
 
 @pytest.mark.slow
