@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load import make_request
+from benchmarks.load import HEADER_LENGTH, INFER, make_request, make_tensor
 
-INFER, CLASSIFY = "/v2/models/net/infer", "/classify"
+CLASSIFY = "/classify"
 JSON, FORM, PNG = "application/json", "multipart/form-data; boundary=x", "image/png"
-LENGTH = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,6 @@ def make_image(body: bytes, content_type: str = PNG) -> bytes:
     return make_request(CLASSIFY, body, {"Content-Type": content_type})
 
 
-def make_tensor(shape: Sequence[Any], data: bytes, datatype: str = "FP32", **fields: Any) -> bytes:
-    """Return a request with binary data, in which anything may be wrong."""
-    tensor = {"name": "inputs", "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
-    head = json.dumps({"inputs": [tensor], **fields}).encode()
-    return make_infer(head + data, {LENGTH: str(len(head))})
-
-
 def make_good(shape: Sequence[int], **fields: Any) -> bytes:
     """Return a request to which nothing is wrong but the fields that are added."""
     return make_tensor((1, *shape), bytes(4 * math.prod(shape)), **fields)
@@ -94,8 +86,8 @@ def list_wire() -> dict[str, list[bytes]]:
     return {
         "body too large": [announced.replace(b"h: 100", b"h: %d" % (1 << bits)) for bits in (33, 40, 50)],
         "bad chunks": [start + b"Transfer-Encoding: chunked\r\n\r\n" + body for body in chunks],
-        "huge headers": [make_request(INFER, b"{}", {"X-Large": "a" * size}) for size in (100_000, 400_000)],
-        "many headers": [make_request(INFER, b"{}", {f"X-{i}": "a" for i in range(n)}) for n in (5_000, 20_000)],
+        "huge headers": [make_request(INFER, b"{}", {"X-Large": "a" * 400_000})],
+        "many headers": [make_request(INFER, b"{}", {f"X-{i}": "a" for i in range(20_000)})],
         "bad Content-Length": [start + b"Content-Length: %s\r\n\r\n" % length + b"{}" * 20 for length in lengths],
         "smuggling": [both % (len(smuggled), coding, smuggled) for coding in codings],
         "bad header lines": [start + line + b"\r\n\r\n{}" for line in lines],
@@ -144,17 +136,16 @@ def list_tensors(shape: Sequence[int]) -> dict[str, list[bytes]]:
         "wrong shape": [make_tensor(dims, bytes(4 * math.prod(dims))) for dims in wrong],
         "huge shape": [make_tensor(dims, bytes(64)) for dims in huge],
         "too many samples": [make_tensor((n, *shape), bytes(4 * n * size)) for n in (257, 300)],
-        "NaN": place([math.nan]),
-        "Inf": place([math.inf, -math.inf]),
+        "NaN or Inf": place([math.nan, math.inf, -math.inf]),
         "numbers that JSON has not": [
             make_infer((numbers % ([1, *shape], ",".join([word] + ["0"] * (size - 1)))).encode()) for word in words
         ],
         "lying BYTES": [
-            make_infer(head + struct.pack("<I", n) + b"abcd", {LENGTH: str(len(head))})
+            make_infer(head + struct.pack("<I", n) + b"abcd", {HEADER_LENGTH: str(len(head))})
             for n in (0xFFFFFFFF, 0x7FFFFFFF, 1 << 20)
         ],
         "bad header length": [
-            make_infer(b'{"inputs": []}' + bytes(40), {LENGTH: length})
+            make_infer(b'{"inputs": []}' + bytes(40), {HEADER_LENGTH: length})
             for length in ("-1", "0", "999999999", "1e3", "abc", "9" * 40, "12 13", "\u00b2")
         ],
     }

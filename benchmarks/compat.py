@@ -52,10 +52,6 @@ class Cell:
     def name(self) -> str:
         return " ".join([f"python-{self.python}", f"torch-{self.torch}", *(f"lowest-{name}" for name in self.lowest)])
 
-    @property
-    def is_lowest(self) -> bool:
-        return self.lowest == ("all",)
-
     def list_requirements(self) -> list[str]:
         pinned = [f"torch=={self.torch}.*", *(find_lowest(name) for name in self.lowest if name in CHOSEN)]
         return [*list_dependencies(), *pinned]
@@ -98,7 +94,7 @@ def attempt(cell: Cell) -> Tree:
         folder = Path(name)
         try:
             environment = Environment.make(folder / "environment", pythons[cell.python])
-            environment.install(cell.list_requirements(), lowest=cell.is_lowest)
+            environment.install(cell.list_requirements(), lowest=cell.lowest == ("all",))
             environment.install(NEEDED_BY_TESTS)  # the newest that go with the others
         except StepError as error:
             return {"fault": shorten(error)}
@@ -156,7 +152,7 @@ def write_table(runs: Runs) -> list[str]:
 def write_row(cell: Cell, measured: Tree) -> list[str]:
     installed = {"torch": cell.torch} | measured.get("installed", {})
     versions = [installed.get(package, "").partition("+")[0] for package in ("torch", "torchvision", *CHOSEN)]
-    others = "lowest" if cell.is_lowest else "newest"
+    others = "lowest" if cell.lowest == ("all",) else "newest"
     return [cell.python, *versions, others, *(write_check(measured, check) for check in TITLES)]
 
 

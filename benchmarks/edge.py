@@ -51,8 +51,6 @@ RUNTIME, CASCADE = "runtime", "cascade"
 NOBODY, ALL, OPENVINO = "nobody leaves", "all at exit 0", "OpenVINO"
 POINTS = {"scenes": "agreeing", "fashion": "test"}  # tasks, and the test set whose exit shares are taken
 Array = np.ndarray[Any, Any]
-
-
 RESNET, BLOCKS = ("layer1", "layer2", "layer3"), ("blocks.2", "blocks.5", "blocks.8")
 NETWORKS = {
     "demo": Network("bundle", 40),

@@ -14,8 +14,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -27,7 +27,8 @@ import uvloop
 Array = np.ndarray[Any, np.dtype[Any]]
 RECONNECT = 0.02  # seconds between attempts, while nobody listens
 BUSY = 0.85  # share of its time for which the load may compute before it is what limits
-DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}  # NumPy's names and those of the Open Inference Protocol
+INFER = "/v2/models/net/infer"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
@@ -36,16 +37,16 @@ def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = Non
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: Any) -> bytes:
-    """Return a request for inference by the model ``net``, with the numbers as bytes after the JSON (binary tensor extension)."""
-    data = samples.tobytes()
-    tensor = {"name": "inputs", "shape": list(samples.shape), "datatype": DATATYPES[samples.dtype.name]}
-    content = {"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}], **fields}
-    if outputs:
-        content["outputs"] = [{"name": name} for name in outputs]
-    head = json.dumps(content).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return make_request("/v2/models/net/infer", head + data, headers)
+def make_infer_request(samples: Array, outputs: Sequence[str]) -> bytes:
+    """Return a request for inference by the model ``net`` on float32 samples."""
+    return make_tensor(samples.shape, samples.tobytes(), outputs=[{"name": name} for name in outputs])
+
+
+def make_tensor(shape: Sequence[Any], data: bytes, datatype: str = "FP32", **fields: Any) -> bytes:
+    """Return a request with one tensor, its numbers as bytes after the JSON (binary tensor extension); anything may be wrong in it."""
+    tensor = {"name": "inputs", "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [tensor], **fields}).encode()
+    return make_request(INFER, head + data, {HEADER_LENGTH: str(len(head))})
 
 
 @dataclass(frozen=True)
@@ -232,27 +233,24 @@ def run_load(spec: Spec) -> Trial:
     return trial
 
 
-class Poll:
-    """Asks repeatedly on a separate thread until the block ends. ``answers`` has the answers, and errors by the name of their class."""
+@contextmanager
+def poll(ask: Callable[[], Any], seconds: float) -> Iterator[list[Any]]:
+    """Ask repeatedly on a separate thread until the block ends; yield the list of answers, with errors by the name of their class."""
+    answers, over = list[Any](), threading.Event()
 
-    def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
-        self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
-        self._over, self._thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> Poll:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._over.wait(self.seconds):
+    def work() -> None:
+        while not over.wait(seconds):
             try:
-                self.answers.append(self.ask())
+                answers.append(ask())
             except OSError as error:  # urllib's errors are OSErrors, too
-                self.answers.append(type(getattr(error, "reason", error)).__name__)
+                answers.append(type(getattr(error, "reason", error)).__name__)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work)
+        try:
+            yield answers
+        finally:
+            over.set()
 
 
 @dataclass(frozen=True)

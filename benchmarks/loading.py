@@ -6,7 +6,6 @@ photographs; both cores should be quiet). The files are made on first use, in ru
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 from torch import nn
@@ -29,6 +27,7 @@ from torchvision.datasets import ImageFolder
 import exitlens as xl
 from benchmarks.harness import Job, Promise, Study, spread, take_turns
 from benchmarks.results import Runs, Tree
+from benchmarks.servers import read_family
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.sources import open_source
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -101,13 +100,7 @@ def watch(verb: str, folder: Path) -> tuple[float, float]:
 
 def read_resident(pid: int) -> float:
     """Return the megabytes that a process and its descendants hold; 0 once it has ended."""
-    total = 0.0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss / 1e6
-    return total
+    return sum(read_family(pid, lambda process: process.memory_info().rss / 1e6))
 
 
 def measure_throughput(count: int, rounds: int) -> Tree:
@@ -174,8 +167,9 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             ratio = measured["over_torchvision"]["exitlens"][0]
             yield Promise("loading|throughput", "images a second over torchvision's, 2 processes", ratio, ">=", 0.95)
         else:
-            files, few = f"{measured['files']:,}", f"{measured['few']:,}"
-            what = f"{files} JPEGs: peak memory of {run.partition('-')[2]} above that of {few}, MB"
+            what = (
+                f"{measured['files']:,} JPEGs: peak memory of {run.partition('-')[2]} above that of {measured['few']:,}, MB"
+            )
             yield Promise(f"loading|{run}", what, measured["growth_mb"], "<=", 300)
 
 

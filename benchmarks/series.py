@@ -74,16 +74,14 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
 
 
 def load_task(name: str, seed: int) -> Task:
-    """Return the data of one cell, and how to train on it."""
-    if name != MOTIFS:
-        return load_archive(name, seed)
-    load = partial(xl.demo.load_motifs, offset_agreement=AGREEMENT, seed=seed)
-    tests = {"agreeing": load("test"), "independent": load("test", offset_agreement=0.25)}
-    return make_task(load("train", limit=1000), load("validation", limit=500), tests, epochs=12, batch_size=32)
+    """Return the data of one cell, and how to train on it.
 
-
-def load_archive(name: str, seed: int) -> Task:
-    """Split all series of a set anew by seed: half of each class to train with, a quarter each for validation and test."""
+    All series of an archive's set are split anew by seed: half of each class to train with, a quarter each for validation and test.
+    """
+    if name == MOTIFS:
+        load = partial(xl.demo.load_motifs, offset_agreement=AGREEMENT, seed=seed)
+        tests = {"agreeing": load("test"), "independent": load("test", offset_agreement=0.25)}
+        return make_task(load("train", limit=1000), load("validation", limit=500), tests, epochs=12, batch_size=32)
     whole, rng = read_archive(name), torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[], [], []]
     for label in range(len(whole.classes)):

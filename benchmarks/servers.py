@@ -26,10 +26,9 @@ from typing import Any, TypeVar
 import psutil
 
 from benchmarks.harness import ROOT
-from benchmarks.load import Array
+from benchmarks.load import INFER, Array
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
-INFER = "/v2/models/net/infer"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 PYTHON_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # what takes the requests in front of Ray Serve's replicas
 HAPROXY = {
@@ -44,25 +43,31 @@ HAPROXY = {
 T = TypeVar("T")
 
 
+def list_family(pid: int) -> list[psutil.Process]:
+    """Return a process and its descendants; none once it has ended."""
+    with contextlib.suppress(psutil.Error):
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def read_family(pid: int, read: Callable[[psutil.Process], T]) -> list[T]:
+    """Read something of a process and of each of its descendants that still runs."""
+    values = []
+    for process in list_family(pid):
+        with contextlib.suppress(psutil.Error):
+            values.append(read(process))
+    return values
+
+
 @dataclass(frozen=True)
 class Server:
     port: int
     path: str  # where requests go
     process: subprocess.Popen[bytes] = field(repr=False)  # the first of its processes
 
-    def list_processes(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            first = psutil.Process(self.process.pid)
-            return [first, *first.children(recursive=True)]
-        return []
-
     def read(self, read: Callable[[psutil.Process], T]) -> list[T]:
-        """Read something of each of its processes that still runs."""
-        values = []
-        for process in self.list_processes():
-            with contextlib.suppress(psutil.Error):
-                values.append(read(process))
-        return values
+        return read_family(self.process.pid, read)
 
     def read_cpu_seconds(self) -> float:
         return sum(self.read(lambda process: sum(process.cpu_times()[:2])))
@@ -88,7 +93,7 @@ class Server:
 
     def stop(self) -> None:
         """Ask it to end, and end what is left of its processes after that."""
-        processes = self.list_processes()
+        processes = list_family(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(2)
         with contextlib.suppress(subprocess.TimeoutExpired):

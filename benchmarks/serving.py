@@ -33,7 +33,7 @@ import exitlens as xl
 from benchmarks.attacks import Hostile, make_hostile
 from benchmarks.edge import RESNET, find_near
 from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table, take_turns
-from benchmarks.load import Array, Poll, Spec, Trial, find_capacity, make_infer_request, make_request, run_load, start_load
+from benchmarks.load import Array, Spec, Trial, find_capacity, make_infer_request, make_request, poll, run_load, start_load
 from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
 from benchmarks.servers import Server, ask, start_ours, start_ray, start_replicas
@@ -280,28 +280,28 @@ def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
 
 def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
     prepared = prepare("small")
-    bundle, sample = prepared.exits, prepared.samples[0]
-    match kind:
-        case "kill_worker":
-            return kill(start_ours(bundle, sample, workers=2), prepared, "multiprocessing.spawn", rate, seconds)
-        case "kill_replica":
-            return kill(start_replicas(bundle, sample), prepared, "ray::ServeReplica", rate, seconds)
-        case "reload":
-            return reload_under_load(prepared, rate, seconds)
-    return terminate_under_load(prepared, rate, seconds / 2)
+    if kind == "reload":
+        return reload_under_load(prepared, rate, seconds)
+    if kind == "terminate":
+        return terminate_under_load(prepared, rate, seconds / 2)
+    served = prepared.exits, prepared.samples[0]
+    if kind == "kill_worker":
+        return kill(start_ours(*served, workers=2), prepared, "multiprocessing.spawn", rate, seconds)
+    return kill(start_replicas(*served), prepared, "ray::ServeReplica", rate, seconds)
 
 
 def run_with(
     server: Server, prepared: Prepared, act: Callable[[], None], rate: float, seconds: float, **settings: Any
 ) -> tuple[Trial, Tree]:
-    """Run a load of single samples and act in its middle; return the trial, and counts of the readiness checks during it."""
+    """Run a load of single samples and act in its middle; return the trial, and counts of requests and readiness checks."""
     spec = Spec(server.port, make_requests(prepared), connections=16, keep=True, **{"grace": 15.0, **settings})
     planned = spec.plan([(rate, seconds)], seed=3)
-    with Poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
+    with poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
         time.sleep(seconds / 2)
         act()
         trial = load.result()
-    return trial, {"ready_codes": dict(sorted(Counter(map(str, ready.answers)).items()))}
+    lost, codes = int((trial.status != 200).sum()), dict(sorted(Counter(map(str, ready)).items()))
+    return trial, {"requests": len(trial.status), "lost": lost, "ready_codes": codes}
 
 
 def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, rate: float, seconds: float) -> Tree:
@@ -310,14 +310,8 @@ def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, r
         server.wait_until_idle()  # when the second one is ready, too
         act = partial(os.kill, server.find_processes(word)[-1], signal.SIGKILL)
         again = (500, 502, 503) if "ray" in word else ()
-        trial, ready = run_with(server, prepared, act, rate, seconds, retries=5, again=again)
-    return {**describe(trial, {"": predict(prepared.exits, prepared.samples)}), **ready}
-
-
-def describe(trial: Trial, expected: Mapping[str, Expected]) -> Tree:
-    """Count requests: all, lost (no answer with status 200), wrong."""
-    lost = int((trial.status != 200).sum())
-    return {"requests": len(trial.status), "lost": lost, "wrong": count_wrong(trial, expected)}
+        trial, counts = run_with(server, prepared, act, rate, seconds, retries=5, again=again)
+    return counts | {"wrong": count_wrong(trial, {"": predict(prepared.exits, prepared.samples)})}
 
 
 def count_wrong(trial: Trial, expected: Mapping[str, Expected]) -> int:
@@ -351,8 +345,8 @@ def reload_under_load(prepared: Prepared, rate: float, seconds: float, times: in
                 time.sleep(seconds / 2 / (times + 1))
 
         with start_ours(bundle, prepared.samples[0], reload_seconds=0.2) as server:
-            trial, ready = run_with(server, prepared, act, rate, seconds)
-    return {**describe(trial, {version: answers[i % 2] for i, version in enumerate(versions)}), **ready}
+            trial, counts = run_with(server, prepared, act, rate, seconds)
+    return counts | {"wrong": count_wrong(trial, {version: answers[i % 2] for i, version in enumerate(versions)})}
 
 
 def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tree:
@@ -366,9 +360,9 @@ def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tre
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(60)
 
-        trial, ready = run_with(server, prepared, act, rate, seconds, grace=1.0)
-    lost = count_lost(trial, told[0] - trial.started)
-    return {**describe(trial, {"": predict(prepared.exits, prepared.samples)}), "lost": lost, **ready}
+        trial, counts = run_with(server, prepared, act, rate, seconds, grace=1.0)
+    wrong = count_wrong(trial, {"": predict(prepared.exits, prepared.samples)})
+    return counts | {"lost": count_lost(trial, told[0] - trial.started), "wrong": wrong}
 
 
 def count_lost(trial: Trial, at: float) -> int:
@@ -389,13 +383,13 @@ def measure_overload(name: str, seconds: float = 60.0) -> Tree:
     with start_ours(prepared.exits, prepared.samples[0], processors=SERVER, batching=batching) as server:
         spec = Spec(server.port, make_requests(prepared), connections=512, warmup=1.0, processors=LOAD)
         before = server.read_memory()
-        with Poll(server.read_memory, 0.5) as memory:
+        with poll(server.read_memory, 0.5) as memory:
             trial = run_load(spec.plan(phases, seed=7))
         after = server.read_memory()
     end = CALM_SECONDS + seconds
     return {
         "limit_ms": 1000 * limit,
-        "memory_mb": {"before": before, "peak": max([before, after, *memory.answers])},
+        "memory_mb": {"before": before, "peak": max([before, after, *memory])},
         "recovery_seconds": find_recovery(trial, end, limit),
         "overload": describe_part(trial, CALM_SECONDS, end),
     }

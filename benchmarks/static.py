@@ -287,19 +287,14 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     return float(np.interp(at, *zip(*sorted(points), strict=True)))
 
 
-def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -> float:
-    """Return the milliseconds a sample that ours took on a test set; by the fast thresholds, on the first."""
-    times = runs[f"{task}/{TIME}-{seed}"]
-    return float(times["fast_ms"][0] if fast else times["adaptive_ms"][test][0])
-
-
 def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick, fast: bool = False) -> float:
-    """Return a figure of the static network of a family that takes as long as ours does on ``test``."""
-    ms, candidates = runs[f"{task}/{TIME}-{seed}"]["ms"], list_candidates(task, seed).items()
+    """Return a figure of the static network of a family that takes as long as ours on ``test``; ``fast``: by the fast thresholds."""
+    times, candidates = runs[f"{task}/{TIME}-{seed}"], list_candidates(task, seed).items()
+    ms, ours = times["ms"], times["fast_ms"] if fast else times["adaptive_ms"][test]
     members = [name for name, candidate in candidates if candidate.family == family]
     points = [(ms[name][0], pick(runs[f"{task}/{name}-{seed}"])) for name in members]
     points.append((ms[FULL][0], pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"])))
-    return interpolate(points, find_time(runs, task, seed, test, fast))
+    return interpolate(points, ours[0])
 
 
 def pick_test(test: str, measure: str) -> Pick:
@@ -414,7 +409,7 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
 
 
 def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:
-    return [mean(find_time(runs, task, seed, test) for seed in seeds) for test in tests]
+    return [mean(runs[f"{task}/{TIME}-{seed}"]["adaptive_ms"][test][0] for seed in seeds) for test in tests]
 
 
 def average(measured: Sequence[Tree], tests: Sequence[str]) -> tuple[list[float], ...]:

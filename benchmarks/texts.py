@@ -29,14 +29,14 @@ from benchmarks.tasks import load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
 from benchmarks.truth import STUDY as TRUTH
 from exitlens.errors import import_extra
-from exitlens.functional.maps import as_distribution, pointing_game
+from exitlens.functional.maps import pointing_game
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import occlude
 from exitlens.types.preprocessing import TextPreprocess
 
 SEEDS, COMPARED = (0, 1, 2), (WITHOUT, EGT, PAPER)
 OTHERS = tuple(name for name in SETS if name != "films")
-SAMPLES, ORACLE, OTHER_SAMPLES = 400, 300, 1000  # for relevance; for the oracle; of each other set
+ORACLE, OTHER_SAMPLES = 300, 1000  # for the oracle; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
 BATCH_SIZE = 250
 ORDERS = 50  # in which texts come to the drift watch
@@ -128,7 +128,7 @@ def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPr
 
 
 def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
-    """Measure how often maps lie on rated words: those of all exits, of relevance, and of the occlusion oracle for exit 0."""
+    """Measure how often maps lie on rated words: those of all exits, and of the occlusion oracle for exit 0."""
     (answers, attention), lexicon = collect_maps(net, test), read_lexicon(find_source())
     masks = mark_words(test.texts, lexicon, test.preprocess)
     signs = 2 * (test.labels == test.classes.index("positive")).int() - 1
@@ -144,9 +144,7 @@ def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
         oracle = occlude(net, engine, whole, [answers[0][rows]], beside)
     for name, (maps,) in {"oracle": oracle, "beside_oracle": beside}.items():
         measured[name] = {"texts": len(rows), "pointing": [pointing_game(maps, masks[rows]).mean().item()]}
-    parts = (test.subset(rows).inputs for rows in torch.arange(min(SAMPLES, len(test))).split(BATCH_SIZE))
-    relevance = as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
-    return measured | {"relevance": point_at_words([relevance], masks[:SAMPLES], locations[:SAMPLES])}
+    return measured
 
 
 def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers -> (N,)
@@ -185,9 +183,6 @@ def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor) -> 
         "pointing": [pointing_game(values[marked], masks[marked]).mean().item() for values in maps],
         "matched": [pointing_game(values[partner[both]], masks[both]).mean().item() for values in maps],
     }
-
-
-# A network for film reviews on other texts
 
 
 def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
@@ -295,7 +290,6 @@ def write_maps(runs: Runs) -> list[str]:
         "largest token on a rated word": ("attention", "pointing"),
         "of another text's map": ("attention", "matched"),
         "carried: on a rated word": ("carried", "pointing"),
-        "of the final answer's relevance": ("relevance", "pointing"),
     }
     by_title = {CONDITIONS[name][1]: part for name in COMPARED if (part := list_seeds(runs, f"reviews/{name}"))}
     if not by_title:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.load import Load, Poll, Spec, Trial, find_capacity, make_infer_request, make_request, run_load
+from benchmarks.load import Load, Spec, Trial, find_capacity, make_infer_request, make_request, poll, run_load
 
 
 class Server:
@@ -159,14 +159,14 @@ def test_quantiles_count_answers_that_never_came_and_no_warm_up():
 
 def test_requests_are_whole():
     sample = np.arange(4, dtype=np.float32).reshape(1, 4)
-    head, _, body = make_infer_request(sample, ["label"], parameters={"priority": 1}).partition(b"\r\n\r\n")
+    head, _, body = make_infer_request(sample, ["label"]).partition(b"\r\n\r\n")
     fields = dict(line.split(": ") for line in head.decode().split("\r\n")[1:])
     size = int(fields["Inference-Header-Content-Length"])
     assert head.startswith(b"POST /v2/models/net/infer HTTP/1.1\r\n")
     assert int(fields["Content-Length"]) == len(body) == size + 16
     content = json.loads(body[:size])
     tensor = {"name": "inputs", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
-    assert content == {"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": {"priority": 1}}
+    assert content == {"inputs": [tensor], "outputs": [{"name": "label"}]}
     assert (np.frombuffer(body[size:], np.float32) == sample).all()
 
 
@@ -203,10 +203,10 @@ def test_a_poll_keeps_answers_and_errors():
             raise answer
         return answer
 
-    with Poll(ask, 0.005) as poll:
-        while len(poll.answers) < 4:
+    with poll(ask, 0.005) as polled:
+        while len(polled) < 4:
             os.sched_yield()
-    assert poll.answers[:4] == [200, 200, "ConnectionRefusedError", 503]
+    assert polled[:4] == [200, 200, "ConnectionRefusedError", 503]
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks import servers, serving
-from benchmarks.attacks import INFER, Hostile, list_kinds, make_good, make_hostile
-from benchmarks.load import Spec, Trial, make_request, run_load
+from benchmarks.attacks import Hostile, list_kinds, make_good, make_hostile
+from benchmarks.load import INFER, Spec, Trial, make_request, run_load
 from benchmarks.serving import Expected, compare, cut, find_recovery, read_answer
 from exitlens.delivery.benchmark import write_plain
 from tests.conftest import TinyNet
@@ -176,7 +176,7 @@ def test_ray_serve_answers_with_labels_of_the_plain_backbone_and_is_gone_afterwa
         requests = [make_request(server.path, sample.tobytes()) for sample in SAMPLES]
         which = np.arange(36) % 12
         trial = run_load(Spec(server.port, requests, np.arange(36) * 0.01, which, connections=12, grace=15.0, keep=True))
-        processes = server.list_processes()
+        processes = servers.list_family(server.process.pid)
     with torch.inference_mode():
         labels = backbone(samples).argmax(1)[which].tolist()
     assert [int(re.search(rb'"label": ?(\d+)', answer)[1]) for answer in trial.answers] == labels  # bodies are chunked

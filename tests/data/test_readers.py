@@ -7,15 +7,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
-from exitlens.data.readers import (
-    ImageFiles,
-    PackedStrings,
-    Picked,
-    PixelCache,
-    RowNames,
-    check_bad,
-    pack_strings,
-)
+from exitlens.data.readers import ImageFiles, PackedStrings, Picked, PixelCache, RowNames, check_bad, pack_strings
 from tests.data.conftest import PREPROCESS, Pixels
 
 

@@ -68,10 +68,7 @@ def test_thresholds_by_hand():
 
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [
-        ({"max_cost": 0.1}, "first exit alone"),
-        ({"max_cost": 0.21, "max_disagreement": 0.0}, "raise one of the limits"),
-    ],
+    [({"max_cost": 0.1}, "first exit alone"), ({"max_cost": 0.21, "max_disagreement": 0.0}, "raise one of the limits")],
 )
 def test_limits_that_no_policy_keeps(limits, message):
     with pytest.raises(xl.errors.CalibrationError, match=message):

@@ -104,8 +104,7 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
     """
     base = draw_image(why.inputs, preprocess, side=224)
     maps: list[tuple[str, Tensor, Tensor, str]] = [  # end of the name, map, what each place is worth, caption
-        (f"exit{v.exit}", v.attention, v.evidence, f"Where exit {v.exit} looked for its answer {why.name_answer(v)}")
-        for v in why.exits
+        (f"exit{v.exit}", v.attention, v.evidence, why.caption_exit(v)) for v in why.exits
     ]
     maps += [
         (f"label{label.label}", label.speaks_for, label.evidence, f"What speaks for {why.name(label.label)}")
@@ -130,9 +129,9 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
 
 @dataclass(frozen=True)
 class ExplanationRow:
-    """A row of the table; ``divergence`` and ``cc`` compare the final exit's map with that of the exit that answered.
+    """A row of the table; ``divergence`` and ``cc`` compare the map at the exit taken with the final one.
 
-    ``cc_null`` is the correlation with another sample's map.
+    ``cc_null`` is the mean correlation with another sample's map.
     """
 
     file: str

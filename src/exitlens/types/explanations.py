@@ -167,9 +167,7 @@ class Explanation:
         head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final", "another sample's"]
         drawn = []
         if self.draw_map is not None:
-            drawn = [
-                (self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}") for view in self.exits
-            ]
+            drawn = [(self.draw_exit(view), self.caption_exit(view)) for view in self.exits]
             evidence = {f"what speaks for {self.name(view.label)}": view.evidence for view in self.labels}
             if self.relevance is not None:
                 evidence[f"what the answer depends on: {self.name_answer()}"] = self.relevance
@@ -180,7 +178,11 @@ class Explanation:
 
     def draw_exit(self, view: ExitView) -> str:
         """Draw an exit's map over the sample, or over the names of its locations, as HTML; empty if it cannot be drawn."""
-        return self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name_answer(view)}")
+        return self._draw(view.attention, view.evidence, self.caption_exit(view))
+
+    def caption_exit(self, view: ExitView) -> str:
+        """Return what an exit's map shows."""
+        return f"{exit_name(view.exit, self.num_exits)}, where it looked: {self.name_answer(view)}"
 
     def draw_relevance(self, relevance: Tensor) -> str:
         """Draw the positive part of a relevance map ``(*S)`` as :meth:`draw_exit` draws an exit's map."""

@@ -185,8 +185,7 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
     if number > len(trace.certificate_requests):
-        granted = not certification.reason and is_affordable
-        trace.certificate_requests.append(CertificateRequest(request, level, granted))
+        trace.certificate_requests.append(CertificateRequest(request, level, not certification.reason and is_affordable))
     if spending and certification.reason:  # the full network, which may always answer, is too slow
         raise CalibrationError(f"max_ms: no policy could be certified within {request.max_ms:g} ms: {certification.reason}")
     if not is_affordable:
