@@ -210,7 +210,7 @@ def load_folder(
     present = [path.name for path in list_folders(root)]
     names = tuple(classes) or tuple(present)
     if len(names) < 2:
-        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: expected {layout}")
+        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more. Fix: give a folder as in {layout}")
     unknown = [name for name in present if name not in names]
     if unknown:
         raise DataError(f"data: {root} has the class {unknown[0]!r}, the network does not.{suggest(unknown[0], names)}")

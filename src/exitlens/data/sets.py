@@ -329,7 +329,6 @@ def check_files(parts: Iterable[SampleSet], workers: int | None, bar: Progress) 
         for batch in decode_batches(FileCheck(part.reader), plan, (0,), choose_workers(workers, len(plan))):  # type: ignore[arg-type]
             bad += [reason for _, reason in batch.bad]
             bar.advance(task, len(batch.good) + len(batch.bad))
-    bar.remove_task(task)
     check_bad(bad, total, skip_bad=False)
 
 

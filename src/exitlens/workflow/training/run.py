@@ -122,6 +122,7 @@ class TrainingRun:
             raise
         except KeyboardInterrupt as stop:
             at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
+            at += "; the pass of the frozen backbone is repeated" if self.settings.freeze_backbone else ""
             kept = f"resume=True (--resume) goes on in {out_dir}" if out_dir else "nothing was written without out_dir"
             stop.add_note(at)  # the command line keeps this note, and says in its own words how to go on
             stop.add_note(kept)
