@@ -115,6 +115,7 @@ def test_makers_agree_where_libraries_compute_the_same(net, images):
     torch.testing.assert_close(scaled, maps["torchcam, GradCAM"], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_explanations_are_timed_by_the_exit_that_answers(net, images):
     explained = relevance.time_explanations(net.eval(), images[:2], rounds=1)
     assert list(explained) == ["0", "1", "2"]

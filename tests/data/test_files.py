@@ -98,6 +98,7 @@ def test_bad_files_of_every_split_are_named_before_training(folder, tmp_path, wo
         assert re.search(f"calibration/{name}", str(error.value))
 
 
+@pytest.mark.slow
 def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
     _spoil(folder)
     data = xl.data.load_folder(folder, PREPROCESS)

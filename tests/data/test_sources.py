@@ -30,6 +30,7 @@ def jsonl(tmp_path):
     return write_rows(tmp_path / "data.jsonl", _list_texts())
 
 
+@pytest.mark.slow
 def test_reviews_by_name_and_in_the_words_of_an_existing_network():
     source = open_source("reviews", seed=2, background_agreement=0.6)
     assert source.modality is TEXT

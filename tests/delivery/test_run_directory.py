@@ -94,6 +94,7 @@ def unfinished(stopped, tmp_path):
     return Path(shutil.copytree(stopped[0], tmp_path / "run")), copy.deepcopy(stopped[1])
 
 
+@pytest.mark.slow
 def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished):
     run, net = unfinished
     best, note = read_tensors(run / "best.safetensors")

@@ -131,6 +131,7 @@ def test_the_percentile_of_samples_is_within_the_limit(percentile, labelled):
     assert policy.calibration.request.percentile == percentile
 
 
+@pytest.mark.slow
 def test_beside_other_limits_the_cheapest_that_keeps_all():
     trace = timed_trace(1000)
     alone = xl.calibrate(trace, max_accuracy_drop=0.06)

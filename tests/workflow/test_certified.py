@@ -65,6 +65,7 @@ def test_a_smaller_delta_or_limit_never_saves_more():
     assert limits == sorted(limits)
 
 
+@pytest.mark.slow
 def test_without_labels_disagreement_and_divergence_are_certified():
     trace = good_trace(labelled=False)
     policy = xl.calibrate(trace, max_disagreement=0.05, max_divergence=0.1, delta=0.1)

@@ -49,6 +49,7 @@ def freeze_the_stem(net, x):
     return net.tail(F.relu(net.b(x)))
 
 
+@pytest.mark.slow
 def test_no_grad_in_the_forward_is_kept():
     network = make(freeze_the_stem)
     net = attach(network, ["b"])

@@ -205,6 +205,7 @@ def test_control_flow_on_shapes(at):
         assert buffers[0]["norm.running_mean"].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_padding_changes_nothing():
     net, texts = make_text_net(), make_texts()
     noise = torch.randint(4, 40, texts["input_ids"].shape)

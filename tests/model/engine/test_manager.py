@@ -318,6 +318,7 @@ def test_tune_measures_and_sets_what_was_fastest():
     assert Tuning.from_dict(tuning.to_dict()) == tuning
 
 
+@pytest.mark.slow
 def test_tune_takes_bfloat16_only_with_enough_samples_and_where_decisions_are_kept():
     net = make_net()
     net.tune(IMAGES, seconds=0.01, backend="torch")  # 70 without a difference show no more than 95.8 %

@@ -42,6 +42,7 @@ def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
 
 
+@pytest.mark.slow
 def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
     expected, trace = xl.collect(net, tiny_set), xl.collect(tuned, tiny_set)
     assert torch.allclose(expected.logits, trace.logits, atol=1e-4)

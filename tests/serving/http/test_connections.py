@@ -182,6 +182,7 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(port, metrics):
     assert count_rejected(metrics) == {"write_seconds": 1}
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(port, metrics):
     size = 0
     with connect(port, receive_buffer=1 << 18) as client:
