@@ -93,6 +93,7 @@ def test_rows_that_cannot_be_read(bundle, folder, tmp_path):
     assert nothing["exit"].tolist() == [-1] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "columns", "message"),
     [

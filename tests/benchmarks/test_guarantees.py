@@ -9,6 +9,7 @@ from benchmarks import guarantees, populations
 from tests.conftest import random_trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("population", "sets"), [("synthetic", guarantees.SETS), ("labels", guarantees.LABEL_SETS)])
 def test_a_draw_has_a_row_for_every_set_limit_and_delta(population, sets):
     outcome = guarantees.count_one_draw(population, 0, 1)

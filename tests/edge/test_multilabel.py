@@ -75,6 +75,7 @@ def test_gates_take_how_decided_the_labels_are(images, tmp_path):
     check_answers(pred, xl.predict(NET, images, gated))
 
 
+@pytest.mark.slow
 def test_a_network_of_one_class_refuses_the_score(tmp_path):
     plain = er.load(xl.export(make_net(), xl.Policy((0.8, 0.7)), tmp_path / "e"))
     with pytest.raises(er.PolicyError, match="its score is 'decided', the network gives one class a sample"):

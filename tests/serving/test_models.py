@@ -180,6 +180,7 @@ def test_damaged_edge_bundles(copied, thresholds, change, error, words):
         open_bundle("e", path)
 
 
+@pytest.mark.slow
 def test_files_that_answer_differently_here_are_refused(copied):
     path, change_manifest = copied
     golden = dict(np.load(path / "golden.npz"))

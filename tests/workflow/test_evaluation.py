@@ -170,6 +170,7 @@ def test_bands_cover_all_means_at_once():
     assert _find_bands(torch.ones(2, 50), 0.95)[0] == xl.types.ConfidenceInterval(1.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_bands_count_groups():
     rng, covered, alone = torch.Generator().manual_seed(0), 0, 0
     for _ in range(100):

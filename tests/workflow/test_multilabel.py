@@ -252,6 +252,7 @@ def test_a_sample_without_a_label_says_so(net):
     assert why.reason.startswith("none of the labels: ")
 
 
+@pytest.mark.slow
 def test_relevance_is_about_the_labels_that_are_told(net):
     inputs = draw(6, 11).inputs
     told = choose_explained(net(inputs)[-1].logits, "multilabel")

@@ -83,6 +83,7 @@ def test_strokes_cover(explorer):
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]
 
 
+@pytest.mark.slow
 def test_rules_have_as_many_digits_as_it_takes(explorer):
     answer = explorer.answer(0, noise())
     view = answer.why.exits[0]

@@ -114,6 +114,7 @@ NORMS = {"a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3), "w": nn.Parameter(torch
 UNCOUNTED = make_network(lambda n, x: (n.b(n.a(x))[:, None] * n.w).sum((2, 3, 4)), **NORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "at", "message"),
     [

@@ -110,6 +110,7 @@ def test_it_gives_what_the_module_gives(written, batch):
         assert torch.equal(written((x, torch.zeros(batch, 2)))[0], 2 * x)
 
 
+@pytest.mark.slow
 def test_files_go_with_their_home_but_not_in_a_forked_process(written):
     home = Home()
     path, process = home.path, multiprocessing.get_context("fork").Process(target=home.finalizer)
