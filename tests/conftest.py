@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +41,6 @@ if "CI" not in os.environ:  # where Hypothesis has a profile of its own
     busy = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
     hypothesis.settings.register_profile("busy", **busy)
     hypothesis.settings.load_profile("busy")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """The second worker imports all tests from the last to the first, so that the two do not compile each file twice.
-
-    What is there afterwards stays to the end: no collection of garbage has to look at it.
-    """
-    root = Path(__file__).parent
-    gc.disable()
-    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and [Path(arg).resolve() for arg in session.config.args] == [root]:
-        for path in sorted(root.rglob("test_*.py"), reverse=True):
-            with suppress(Exception, pytest.skip.Exception):  # the collection comes to it again, and says what is wrong
-                import_module(".".join(path.relative_to(root.parent).with_suffix("").parts))
-    try:
-        return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
