@@ -128,7 +128,7 @@ def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict
     total = max(1, counts.total())
     shares = [counts[k] / total for k in range(net.num_exits)]
     cost = sum(share * cost for share, cost in zip(shares, net.cost.tolist(), strict=True))
-    return {"samples": counts.total(), "exit_shares": shares, "cost": cost, "confidence": confidence / total}
+    return {"samples": counts.total(), "exit_shares": shares, "cost": cost, "confidence": round(confidence / total, 9)}
 
 
 def _word_summary(net: xl.ExitNet, summary: Mapping[str, Any]) -> str:
