@@ -4,6 +4,7 @@ PYTHON ?= python3
 PYTHONS ?= # other interpreters than those on PATH, for release-check and compat
 VENV := .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE  # compiled tests are kept: compiling them takes as long as a tenth of them
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-full app test test-slow test-all lint bench tables check-results docs release-check compat clean

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import math
-import pickle
 import random
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load import make_request
+from benchmarks.load import HEADER_LENGTH, INFER, make_request, make_tensor
 
-INFER, CLASSIFY = "/v2/models/net/infer", "/classify"
+CLASSIFY = "/classify"
 JSON, FORM, PNG = "application/json", "multipart/form-data; boundary=x", "image/png"
-LENGTH = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,6 @@ def make_image(body: bytes, content_type: str = PNG) -> bytes:
     return make_request(CLASSIFY, body, {"Content-Type": content_type})
 
 
-def make_tensor(shape: Sequence[Any], data: bytes, datatype: str = "FP32", **fields: Any) -> bytes:
-    """Return a request with binary data, in which anything may be wrong."""
-    tensor = {"name": "inputs", "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
-    head = json.dumps({"inputs": [tensor], **fields}).encode()
-    return make_infer(head + data, {LENGTH: str(len(head))})
-
-
 def make_good(shape: Sequence[int], **fields: Any) -> bytes:
     """Return a request to which nothing is wrong but the fields that are added."""
     return make_tensor((1, *shape), bytes(4 * math.prod(shape)), **fields)
@@ -97,8 +86,8 @@ def list_wire() -> dict[str, list[bytes]]:
     return {
         "body too large": [announced.replace(b"h: 100", b"h: %d" % (1 << bits)) for bits in (33, 40, 50)],
         "bad chunks": [start + b"Transfer-Encoding: chunked\r\n\r\n" + body for body in chunks],
-        "huge headers": [make_request(INFER, b"{}", {"X-Large": "a" * size}) for size in (100_000, 400_000)],
-        "many headers": [make_request(INFER, b"{}", {f"X-{i}": "a" for i in range(n)}) for n in (5_000, 20_000)],
+        "huge headers": [make_request(INFER, b"{}", {"X-Large": "a" * 400_000})],
+        "many headers": [make_request(INFER, b"{}", {f"X-{i}": "a" for i in range(20_000)})],
         "bad Content-Length": [start + b"Content-Length: %s\r\n\r\n" % length + b"{}" * 20 for length in lengths],
         "smuggling": [both % (len(smuggled), coding, smuggled) for coding in codings],
         "bad header lines": [start + line + b"\r\n\r\n{}" for line in lines],
@@ -147,17 +136,16 @@ def list_tensors(shape: Sequence[int]) -> dict[str, list[bytes]]:
         "wrong shape": [make_tensor(dims, bytes(4 * math.prod(dims))) for dims in wrong],
         "huge shape": [make_tensor(dims, bytes(64)) for dims in huge],
         "too many samples": [make_tensor((n, *shape), bytes(4 * n * size)) for n in (257, 300)],
-        "NaN": place([math.nan]),
-        "Inf": place([math.inf, -math.inf]),
+        "NaN or Inf": place([math.nan, math.inf, -math.inf]),
         "numbers that JSON has not": [
             make_infer((numbers % ([1, *shape], ",".join([word] + ["0"] * (size - 1)))).encode()) for word in words
         ],
         "lying BYTES": [
-            make_infer(head + struct.pack("<I", n) + b"abcd", {LENGTH: str(len(head))})
+            make_infer(head + struct.pack("<I", n) + b"abcd", {HEADER_LENGTH: str(len(head))})
             for n in (0xFFFFFFFF, 0x7FFFFFFF, 1 << 20)
         ],
         "bad header length": [
-            make_infer(b'{"inputs": []}' + bytes(40), {LENGTH: length})
+            make_infer(b'{"inputs": []}' + bytes(40), {HEADER_LENGTH: length})
             for length in ("-1", "0", "999999999", "1e3", "abc", "9" * 40, "12 13", "\u00b2")
         ],
     }
@@ -170,7 +158,6 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
     names = ("timeout", "polcy", "shared_memory_region", "sequence_id", "", "\n" * 5000)
     bodies = (b"", b"null", b"[]", b"3", b'"a"', b'{"inputs": 3}', b'{"inputs": [3]}', b"{'inputs': []}", b'{"inputs": []')
     bad = (b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80")
-    pickled = pickle.dumps({"inputs": [0.0] * math.prod(shape)}) + b"cos\nsystem\n(S'true'\ntR."
     return {
         "unknown field": [make_good(shape, **{key: 1}) for key in ("input", "__proto__", "model", "x" * 10_000, "\ud800")],
         "unknown parameter": [make_good(shape, parameters={name: value}) for name in names for value in (1, True, "x", 2.5)],
@@ -184,7 +171,6 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
             *(make_infer(b'{"id": "%s", "inputs": []}' % text) for text in bad),
             *(make_image(text, "text/plain") for text in bad),
         ],
-        "pickle": [make_request(path, pickled, {"Content-Type": "application/octet-stream"}) for path in (INFER, CLASSIFY)],
     }
 
 
@@ -201,9 +187,6 @@ def write_chunk(name: bytes, content: bytes) -> bytes:
 
 def list_files() -> dict[str, list[bytes]]:
     """Files that are no images, or far too large ones."""
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("image.png"), bytes(10 << 20))
     bomb, flat = gzip.compress(bytes(10 << 20), mtime=0), zlib.compress(bytes(30_000 * 100))
     inflated = write_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(64 << 20))) * 4
     texts = make_png(8, 8, zlib.compress(bytes(72)), inflated)
@@ -221,7 +204,6 @@ def list_files() -> dict[str, list[bytes]]:
             for coding in ("gzip", "GZIP", "gzip, gzip", "x-gzip")
         ],
         "pixel bomb": [make_image(make_png(side, side, flat)) for side in (30_000, 65_000, 1_000_000)],
-        "zip bomb": [make_image(zipped.getvalue(), kind) for kind in (PNG, "application/zip")],
         "text bomb in an image": [make_image(texts[: len(texts) - end]) for end in (20, 40, 60)],
         "no image": [make_image(body) for body in no_images],
         "many parts": [make_image(part % name * 3000 + b"--x--\r\n", FORM) for name in (b'; filename="a.png"', b"")],

@@ -116,7 +116,6 @@ def build_video(name: str) -> Callable[[], nn.Module]:
 
 
 OTHERS = [
-    Backbone("FCN", "FCN", FIRST, build(networks.FCN, 3)),
     Backbone("ResNet", "ResNet1d", FIRST, build(networks.ResNet1d, 3)),
     Backbone("InceptionTime", "InceptionTime", FIRST, build(networks.InceptionTime, 3), at=INSIDE),
     Backbone("TCN", "TCN", FIRST, build(networks.TCN, 3)),
@@ -374,15 +373,20 @@ def passes(row: Tree) -> bool:
 
 
 def write_backbones(runs: Runs) -> list[str]:
-    """A table for each kind of input, then what was not exported, and what was refused."""
+    """Write a table for each kind of input, then what was not exported, and what was refused."""
     lines, done = [], [(backbone, runs[backbone.source]) for backbone in BACKBONES if backbone.source in runs]
     head = ["family", "source", "trace", "exits after", "eval", "train", "gradient"]
     head += ["step", "bundle", "export", "compile", "edge", "heads", "attach"]
     for kind in dict.fromkeys(backbone.inputs for backbone, _ in done):
         chosen = [(backbone, row) for backbone, row in done if backbone.inputs == kind]
-        families = {backbone.family.split(" (")[0] for backbone, _ in chosen}
+        families = len({backbone.family.split(" (")[0] for backbone, _ in chosen})
         good = sum(passes(row) for _, row in chosen)
-        lines += [f"## {kind}", "", f"{good} of {len(chosen)} pass everything, from {len(families)} families.", ""]
+        lines += [
+            f"## {kind}",
+            "",
+            f"{good} of {len(chosen)} pass everything, from {families} famil{'ies' if families > 1 else 'y'}.",
+            "",
+        ]
         lines += [*table(head, (write_row(backbone, row) for backbone, row in chosen if "error" not in row)), ""]
     for title, key in (("Not exported:", "edge_error"), ("Refused:", "error")):
         if faults := [f"- `{source}`: {row[key]}" for source, row in runs.items() if key in row]:

@@ -52,10 +52,6 @@ class Cell:
     def name(self) -> str:
         return " ".join([f"python-{self.python}", f"torch-{self.torch}", *(f"lowest-{name}" for name in self.lowest)])
 
-    @property
-    def is_lowest(self) -> bool:
-        return self.lowest == ("all",)
-
     def list_requirements(self) -> list[str]:
         pinned = [f"torch=={self.torch}.*", *(find_lowest(name) for name in self.lowest if name in CHOSEN)]
         return [*list_dependencies(), *pinned]
@@ -98,7 +94,7 @@ def attempt(cell: Cell) -> Tree:
         folder = Path(name)
         try:
             environment = Environment.make(folder / "environment", pythons[cell.python])
-            environment.install(cell.list_requirements(), lowest=cell.is_lowest)
+            environment.install(cell.list_requirements(), lowest=cell.lowest == ("all",))
             environment.install(NEEDED_BY_TESTS)  # the newest that go with the others
         except StepError as error:
             return {"fault": shorten(error)}
@@ -144,29 +140,25 @@ def shorten(error: StepError) -> str:
 
 def write_table(runs: Runs) -> list[str]:
     head = ("Python", "PyTorch", "torchvision", *CHOSEN, "all others", *TITLES.values())
+    measured = {cell: runs[cell.name] for cell in CELLS if cell.name in runs}
     faults = []
-    for cell in CELLS:
-        measured = runs.get(cell.name, {})
-        parts = {"installing": measured} | {TITLES[check]: measured[check] for check in TITLES if check in measured}
+    for cell, run in measured.items():
+        parts = {"installing": run} | {TITLES[check]: run[check] for check in TITLES if check in run}
         faults += [f"- {cell.name}, {title}: `{part['fault']}`" for title, part in parts.items() if "fault" in part]
-    rows = (write_row(cell, runs.get(cell.name, {})) for cell in CELLS)
+    rows = (write_row(cell, run) for cell, run in measured.items())
     return [*table(head, rows), "", *(faults or ["Nothing that was run failed."])]
 
 
 def write_row(cell: Cell, measured: Tree) -> list[str]:
-    def wanted(package: str) -> str:
-        return find_lowest(package).partition("==")[2] if {package, "all"} & set(cell.lowest) else "newest"
-
-    installed = measured.get("installed", {})
-    torch = [installed.get("torch", cell.torch).partition("+")[0], installed.get("torchvision", "").partition("+")[0]]
-    chosen = [installed.get(package) or wanted(package) for package in CHOSEN]
-    others = "lowest" if cell.is_lowest else "newest"
-    return [cell.python, *torch, *chosen, others, *(write_check(measured, check) for check in TITLES)]
+    installed = {"torch": cell.torch} | measured.get("installed", {})
+    versions = [installed.get(package, "").partition("+")[0] for package in ("torch", "torchvision", *CHOSEN)]
+    others = "lowest" if cell.lowest == ("all",) else "newest"
+    return [cell.python, *versions, others, *(write_check(measured, check) for check in TITLES)]
 
 
 def write_check(measured: Tree, check: str) -> str:
     if check not in measured:
-        return "not installed" if measured else "not run"
+        return "not installed"
     tests, failed = measured[check]["tests"], measured[check]["failed"]
     good, bad = ("work", "**fail**") if check == "readme" else (f"{tests} pass", f"**{failed} of {tests} fail**")
     return bad if failed else good

@@ -1,6 +1,6 @@
-"""Makes a folder of pictures: each drawing several times, at random places, sizes and turns, on backgrounds of its own.
+"""Make a folder of pictures: each drawing several times, at random places, sizes and turns, on backgrounds of its own.
 
-Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--drawings DIR] [--limit N]
+Usage: python -m benchmarks.drawings OUT [--size 128] [--seed 0] [--flat] [--drawings DIR]
 
 OUT/pictures/SPLIT/CLASS/DRAWING__03.jpg and OUT/masks/SPLIT/CLASS/DRAWING__03.png (white where the drawing is). No drawing is in two
 splits. With --flat there is no level SPLIT, so that `--group-by '(.+)__'` has something to do. The same arguments give the same files.
@@ -150,7 +150,7 @@ def draw_gradient(size: int, rng: Generator, palette: np.ndarray) -> np.ndarray:
 
 
 def draw_noise(size: int, rng: Generator, palette: np.ndarray) -> np.ndarray:
-    """Noise whose amplitudes fall with frequency to the power of about one, as in photographs (Field 1987)."""
+    """Draw noise whose amplitudes fall with frequency to the power of about one, as in photographs (Field 1987)."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = np.inf
     phases = np.exp(2j * np.pi * rng.uniform(size=frequency.shape))
@@ -167,7 +167,7 @@ def draw_stripes(size: int, rng: Generator, palette: np.ndarray) -> np.ndarray:
 
 
 def draw_clutter(size: int, rng: Generator, palette: np.ndarray) -> np.ndarray:
-    """Many ellipses and bars of flat colour, a little out of focus."""
+    """Draw many ellipses and bars of flat colour, a little out of focus."""
     picture = np.broadcast_to(palette[0], (size, size, 3)).copy()
     y, x = np.mgrid[0 : 1 : 1j * size, 0 : 1 : 1j * size]
     for _ in range(rng.integers(8, 40)):
@@ -300,14 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--flat", action="store_true", help="class folders without a level for the splits")
     parser.add_argument("--drawings", type=Path, default=OPENCLIPART, metavar="DIR")
-    parser.add_argument("--limit", type=int, help="drawings of a class, for tries")
     given = parser.parse_args(arguments)
     if not given.drawings.is_dir():
         raise SystemExit(f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png")
     drawings = select_drawings(find_drawings(given.drawings))
-    if given.limit:
-        by_class = [[drawing for drawing in drawings if drawing.label == label][: given.limit] for label in CLASSES]
-        drawings = [drawing for chosen in by_class for drawing in chosen]
     total = make_folder(given.out, drawings, Recipe(given.size, given.seed), given.flat)
     print(f"{given.out}: {total:,} pictures of {len(drawings)} drawings in {len({d.label for d in drawings})} classes")
 

@@ -31,10 +31,10 @@ import exitlens as xl
 import exitlens_runtime
 from benchmarks.backbones import wake
 from benchmarks.harness import Job, Promise, Study, load_study, promise_mean, promise_table, show_interval, spread, table
-from benchmarks.performance import BUNDLE, MIXED, SHARES, UNREACHABLE, Network, force_shares, make_earlyon, make_scenes
+from benchmarks.performance import BUNDLE, SHARES, UNREACHABLE, Network, force_shares, make_scenes
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
-from exitlens.data.demo import CLASSES, load_garments
+from exitlens.data.demo import CLASSES
 from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
@@ -48,11 +48,9 @@ THREADS, COUNT, SIZES, NEAR = 2, 10_000, (1, 3, 64), 1e-5
 COUNTS = {1: 20, 8: 40, 32: 64}  # samples of a round, by those in a call
 TORCH, PLAIN = "exits, PyTorch", "plain, ONNX Runtime"
 RUNTIME, CASCADE = "runtime", "cascade"
-NOBODY, ALL, OPENVINO, EARLYON = "nobody leaves", "all at exit 0", "OpenVINO", "earlyon"
+NOBODY, ALL, OPENVINO = "nobody leaves", "all at exit 0", "OpenVINO"
 POINTS = {"scenes": "agreeing", "fashion": "test"}  # tasks, and the test set whose exit shares are taken
 Array = np.ndarray[Any, Any]
-
-
 RESNET, BLOCKS = ("layer1", "layer2", "layer3"), ("blocks.2", "blocks.5", "blocks.8")
 NETWORKS = {
     "demo": Network("bundle", 40),
@@ -184,17 +182,8 @@ class StageTimes:
 
 def time_network(name: str, quick: bool) -> Tree:
     built = NETWORKS[name].build()[:3]
-    measured = {}
-    for size in (1,) if quick else COUNTS:
-        rivals = {EARLYON: partial(make_rival, *built[:2])} if size == 1 else {}
-        measured[str(size)] = measure_speed(built, size, THREADS, seconds=0.0 if quick else 20.0, others=rivals)
-    return measured
-
-
-def make_rival(plain: nn.Module, net: xl.ExitNet, images: Tensor, policy: xl.Policy) -> Work:
-    """earlyon 0.3.0, one image a call, with the memory format and kept memory that tuning chose for ours in PyTorch."""
-    exits = torch.cat([xl.predict(net, batch, policy).exits for batch in images.split(8)])
-    return make_earlyon(plain, net, images.shape[-1], tuned=True)(images, 1, {MIXED: exits})
+    sizes, seconds = ((1,), 0.0) if quick else (COUNTS, 20.0)
+    return {str(size): measure_speed(built, size, THREADS, seconds=seconds) for size in sizes}
 
 
 def measure_speed(
@@ -205,7 +194,6 @@ def measure_speed(
     shares: tuple[float, ...] = SHARES,
     count: int = 0,
     seconds: float = 20.0,
-    others: Mapping[str, Callable[[Tensor, xl.Policy], Work]] | None = None,
 ) -> Tree:
     plain, net, images = built
     count = count or COUNTS[size]
@@ -215,7 +203,6 @@ def measure_speed(
         net.tune(images, precision="float32", backend="torch", seconds=max(0.01, min(2.0, seconds)))
         policy = force_shares(net, images, shares)
         works, steps = make_works(plain, net, images, policy, size, threads, Path(folder))
-        works |= {name: make(images, policy) for name, make in (others or {}).items()}
         times = interleave(works, rounds=5, seconds=seconds, max_rounds=200)
     facts = {"machine": describe_machine(threads), "samples": count, "rounds": len(times.rounds[TORCH])}
     return facts | summarise(times, steps, shares, count)
@@ -254,9 +241,8 @@ def summarise(times: Times, steps: StageTimes, shares: Sequence[float], count: i
         "torch_over_runtime": (TORCH, RUNTIME),
         "plain_over_runtime": (PLAIN, RUNTIME),
         "runtime_over_cascade": (RUNTIME, CASCADE),
-        "earlyon_over_runtime": (EARLYON, RUNTIME),
     }
-    summary |= {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
+    summary |= {key: times.ratio(*pair).to_list() for key, pair in pairs.items()}
     last = len(times.rounds["steps"])
     ideal = steps.find_ideal(shares)[-last:]
     summary["ideal_ms"] = interval([1000 * seconds / count for seconds in ideal]).to_list()
@@ -328,8 +314,7 @@ def measure_int8(name: str, seconds: float = 15.0, test: int = 2_000) -> Tree:
 def train_resnet(count: int = 3_000, side: int = 160) -> xl.ExitNet:
     """Train a ResNet-18: with random weights there are no labels to agree on."""
     torch.manual_seed(0)
-    garments, labels = load_garments("train")
-    made = xl.demo.make_scenes(garments[:count], labels[:count], CLASSES, background_agreement=0.8, seed=5)
+    made = xl.demo.load_scenes("train", limit=count)
     images = xl.data.ImageSet(resize(made.images.float(), side).round().to(torch.uint8), made.labels, CLASSES)
     parts = (images.subset(rows) for rows in torch.arange(count).split([count - 200, 200]))
     net = xl.attach("torchvision:resnet18", RESNET, len(CLASSES), images.first(1).inputs)
@@ -384,8 +369,7 @@ def measure_browser(rounds: int = 7) -> Tree:
 
     net, policy = xl.load(BUNDLE)
     assert policy is not None
-    garments, labels = load_garments("test")
-    scene = xl.demo.make_scenes(garments[:1], labels[:1], CLASSES, background_agreement=0.8, seed=1).images[0]
+    scene = xl.demo.load_scenes("test", limit=1).images[0]
     with tempfile.TemporaryDirectory() as name, sync_playwright() as tools:
         site = xl.export_web(net, policy, Path(name) / "site")
         picture = Path(name) / "picture.png"
@@ -463,8 +447,6 @@ def promise_speed(name: str, measured: Tree) -> Iterator[Promise]:
         if size in ("1", "32"):
             what = f"{at}: cascade, times the runtime"
             yield Promise(f"edge|cascade|{key}", what, speed["runtime_over_cascade"][0], ">=", 0.9)
-        if "earlyon_over_runtime" in speed:
-            yield Promise(f"edge|earlyon|{key}", f"{at}: times earlyon", speed["earlyon_over_runtime"][0], ">=", 1.5)
         if (name, size) == ("resnet50", "1"):
             what = f"{at}: cascade, all at exit 0: saving over the ideal one"
             yield Promise(f"edge|saving|{key}", what, speed["saving"][0], ">=", 0.85)

@@ -1,4 +1,4 @@
-"""How long a visitor of the explorer waits: for the first page, and for an explained answer.
+"""Measure how long a visitor of the explorer waits for the first page and for an explained answer.
 
 Networks have random weights, which change no time. An explained answer is timed on one core, in turn with the network's own forward
 pass over all exits, so that their difference is what explaining adds. Nothing else should run; the first page needs Chromium.

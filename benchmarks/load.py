@@ -14,19 +14,21 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
+import uvloop
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RECONNECT = 0.02  # seconds between attempts, while nobody listens
 BUSY = 0.85  # share of its time for which the load may compute before it is what limits
-DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}  # NumPy's names and those of the Open Inference Protocol
+INFER = "/v2/models/net/infer"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST") -> bytes:
@@ -35,16 +37,16 @@ def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = Non
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def make_infer_request(samples: Array, outputs: Sequence[str] = (), **fields: Any) -> bytes:
-    """Return a request for inference by the model ``net``, with the numbers as bytes after the JSON (binary tensor extension)."""
-    data = samples.tobytes()
-    tensor = {"name": "inputs", "shape": list(samples.shape), "datatype": DATATYPES[samples.dtype.name]}
-    content = {"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}], **fields}
-    if outputs:
-        content["outputs"] = [{"name": name} for name in outputs]
-    head = json.dumps(content).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return make_request("/v2/models/net/infer", head + data, headers)
+def make_infer_request(samples: Array, outputs: Sequence[str]) -> bytes:
+    """Return a request for inference by the model ``net`` on float32 samples."""
+    return make_tensor(samples.shape, samples.tobytes(), outputs=[{"name": name} for name in outputs])
+
+
+def make_tensor(shape: Sequence[Any], data: bytes, datatype: str = "FP32", **fields: Any) -> bytes:
+    """Return a request with one tensor, its numbers as bytes after the JSON (binary tensor extension); anything may be wrong in it."""
+    tensor = {"name": "inputs", "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [tensor], **fields}).encode()
+    return make_request(INFER, head + data, {HEADER_LENGTH: str(len(head))})
 
 
 @dataclass(frozen=True)
@@ -207,22 +209,14 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
 
 
 def drive(spec: Spec) -> Trial:
-    """Run a trial in this process, in uvloop where it is installed, which takes half the time of Python's own loop."""
+    """Run a trial in this process, in uvloop, which takes half the time of Python's own loop."""
     if spec.processors:
         os.sched_setaffinity(0, spec.processors)
     gc.collect()
     gc.freeze()
     gc.disable()  # collecting takes milliseconds; the process ends with the trial
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        from asyncio import new_event_loop
-
-    async def main() -> Trial:
-        return await Load(spec).run()
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Load(spec).run())
 
 
 @contextmanager
@@ -239,27 +233,24 @@ def run_load(spec: Spec) -> Trial:
     return trial
 
 
-class Poll:
-    """Asks repeatedly on a separate thread until the block ends. ``answers`` has the answers, and errors by the name of their class."""
+@contextmanager
+def poll(ask: Callable[[], Any], seconds: float) -> Iterator[list[Any]]:
+    """Ask repeatedly on a separate thread until the block ends; yield the list of answers, with errors by the name of their class."""
+    answers, over = list[Any](), threading.Event()
 
-    def __init__(self, ask: Callable[[], Any], seconds: float) -> None:
-        self.ask, self.seconds, self.answers = ask, seconds, list[Any]()
-        self._over, self._thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> Poll:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._over.wait(self.seconds):
+    def work() -> None:
+        while not over.wait(seconds):
             try:
-                self.answers.append(self.ask())
+                answers.append(ask())
             except OSError as error:  # urllib's errors are OSErrors, too
-                self.answers.append(type(getattr(error, "reason", error)).__name__)
+                answers.append(type(getattr(error, "reason", error)).__name__)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work)
+        try:
+            yield answers
+        finally:
+            over.set()
 
 
 @dataclass(frozen=True)
@@ -268,7 +259,6 @@ class Capacity:
 
     rate: float  # requests a second; 0: none passed
     p99: tuple[float, float, float]  # seconds, of the trials that confirmed it: median, least, most
-    is_of_the_load: bool  # the load was at its own limit when a rate failed, so the server may sustain more
 
 
 def find_capacity(
@@ -284,16 +274,17 @@ def find_capacity(
     """Find the highest rate whose 99th percentile is within the limit (seconds), with no failure.
 
     Doubles or halves, bisects until the rate is known to ``spread``, and confirms it by the median of ``repeats`` trials. A rate is too
-    high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail.
+    high after ``tries`` failed trials, since other work on the machine only ever makes a trial fail. Raises ``RuntimeError`` if
+    the load was at its own limit when a rate failed, because the server may sustain more.
     """
-    too_busy: dict[float, bool] = {}
 
     def passes(rate: float) -> bool:
         for _ in range(tries):
             trial = run_at(rate)
             if not trial.failures and trial.p99 <= limit:
                 return True
-            too_busy[rate] = too_busy.get(rate, False) or trial.busy > BUSY
+            if trial.busy > BUSY:
+                raise RuntimeError(f"at {rate:.0f} requests a second the load computed for {trial.busy:.0%} of the time")
         return False
 
     low, high = start, 2 * start
@@ -311,7 +302,6 @@ def find_capacity(
         trials = [run_at(low) for _ in range(repeats)]
         ordered = sorted(trial.p99 for trial in trials)
         if median(ordered) <= limit and median(trial.failures for trial in trials) == 0:
-            p99 = median(ordered), ordered[0], ordered[-1]
-            return Capacity(low, p99, any(busy for rate, busy in too_busy.items() if rate > low))
+            return Capacity(low, (median(ordered), ordered[0], ordered[-1]))
         low /= 1 + spread
-    return Capacity(0.0, (float("inf"),) * 3, any(too_busy.values()))
+    return Capacity(0.0, (float("inf"),) * 3)

@@ -1,4 +1,4 @@
-"""How image folders are read: seconds to the first batch, memory, and images a second against torchvision's loader.
+"""Measure how image folders are read: seconds to the first batch, memory, and images a second against torchvision's loader.
 
 Cells: first-batch, memory-fit, memory-collect, memory-evaluate (200,000 small JPEGs against 2,000), throughput (600 JPEGs like
 photographs; both cores should be quiet). The files are made on first use, in runs/loading.
@@ -6,8 +6,6 @@ photographs; both cores should be quiet). The files are made on first use, in ru
 
 from __future__ import annotations
 
-import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -30,6 +27,7 @@ from torchvision.datasets import ImageFolder
 import exitlens as xl
 from benchmarks.harness import Job, Promise, Study, spread, take_turns
 from benchmarks.results import Runs, Tree
+from benchmarks.servers import read_family
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.sources import open_source
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -79,7 +77,7 @@ def draw_photograph(rng: np.random.Generator) -> Image.Image:
 
 def measure_first_batch(many: int) -> Tree:
     runs = [watch("first-batch", find_folder(draw_small, many))[0] for _ in range(3)]
-    return {"files": many, **{name: spread([run[name] for run in runs]) for name in ("seconds", "listing_seconds")}}
+    return {"files": many, "seconds": spread(runs)}
 
 
 def measure_memory(verb: str, many: int, few: int) -> Tree:
@@ -87,8 +85,8 @@ def measure_memory(verb: str, many: int, few: int) -> Tree:
     return {"files": many, "few": few, "growth_mb": round(peaks[0] - peaks[1], 1)}
 
 
-def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
-    """Do one piece of work in a new process; return its printed result, and the peak memory (MB) of it and its children."""
+def watch(verb: str, folder: Path) -> tuple[float, float]:
+    """Do one piece of work in a new process; return its seconds, and the peak memory (MB) of it and its children."""
     command = [sys.executable, "-m", "benchmarks.loading", verb, str(folder)]
     process, peak = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), 0.0
     while process.poll() is None:
@@ -97,18 +95,12 @@ def watch(verb: str, folder: Path) -> tuple[dict[str, float], float]:
     assert process.stdout is not None
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
-    return json.loads(process.stdout.read()), peak
+    return float(process.stdout.read()), peak
 
 
 def read_resident(pid: int) -> float:
     """Return the megabytes that a process and its descendants hold; 0 once it has ended."""
-    total = 0.0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss / 1e6
-    return total
+    return sum(read_family(pid, lambda process: process.memory_info().rss / 1e6))
 
 
 def measure_throughput(count: int, rounds: int) -> Tree:
@@ -139,33 +131,23 @@ def measure_throughput(count: int, rounds: int) -> Tree:
     }
 
 
-class Least(nn.Module):
-    """Two convolutions: nearly all time goes into reading."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU())
-        self.b = nn.Sequential(nn.Conv2d(4, 8, 3, 1, 1), nn.ReLU())
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.b(self.a(x))).flatten(1))
+def make_least() -> nn.Module:
+    """Make two convolutions and a classifier, so that nearly all time goes into reading."""
+    first, second = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(4, 8, 3, 1, 1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
 
 
-def do_work(verb: str, folder: Path) -> dict[str, float]:
-    """Read the first batch of a folder, or fit, collect or evaluate on it."""
-    side, batch = SMALL
+def do_work(verb: str, folder: Path) -> float:
+    """Read the first batch of a folder, or fit, collect or evaluate on it; return the seconds that it took."""
+    (side, batch), started = SMALL, time.perf_counter()
     torch.manual_seed(0)
-    started = time.perf_counter()
     if verb == "first-batch":
         train = open_source(str(folder), size=side).load("train")
-        listed = time.perf_counter() - started
         assert len(next(iter(make_epoch_loader(train, batch, 0, WORKERS))).labels) == batch  # type: ignore[arg-type]
-        return {"seconds": time.perf_counter() - started, "listing_seconds": listed, "images": len(train)}
-    net = xl.attach(Least(), ["a"], CLASSES, torch.zeros(1, 3, side, side))
+        return time.perf_counter() - started
+    net = xl.attach(make_least(), ["1"], CLASSES, torch.zeros(1, 3, side, side))
     data = xl.data.load_folder(folder, Preprocess((side, side)))
     data.workers = WORKERS
-    started = time.perf_counter()
     if verb == "fit":
         train, val = xl.data.split_set(data, (0.9, 0.1))
         xl.fit(net, train, val, epochs=1, batch_size=batch, progress=False)
@@ -173,7 +155,7 @@ def do_work(verb: str, folder: Path) -> dict[str, float]:
         trace = xl.collect(net.eval(), data, batch_size=batch)
         if verb == "evaluate":
             xl.evaluate(trace, xl.Policy((0.5,)))
-    return {"seconds": time.perf_counter() - started, "images": len(data)}
+    return time.perf_counter() - started
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
@@ -185,12 +167,13 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             ratio = measured["over_torchvision"]["exitlens"][0]
             yield Promise("loading|throughput", "images a second over torchvision's, 2 processes", ratio, ">=", 0.95)
         else:
-            files, few = f"{measured['files']:,}", f"{measured['few']:,}"
-            what = f"{files} JPEGs: peak memory of {run.partition('-')[2]} above that of {few}, MB"
+            what = (
+                f"{measured['files']:,} JPEGs: peak memory of {run.partition('-')[2]} above that of {measured['few']:,}, MB"
+            )
             yield Promise(f"loading|{run}", what, measured["growth_mb"], "<=", 300)
 
 
 STUDY = Study("loading", list_cells, list_promises)
 
 if __name__ == "__main__":
-    print(json.dumps(do_work(sys.argv[1], Path(sys.argv[2]))))
+    print(do_work(sys.argv[1], Path(sys.argv[2])))

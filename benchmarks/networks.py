@@ -16,20 +16,6 @@ def make_block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
     return nn.Sequential(convolution, nn.BatchNorm1d(outputs), nn.ReLU())
 
 
-class FCN(nn.Module):
-    """Three blocks of convolutions and global average pooling (arXiv 1611.06455)."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.block1, self.block2 = make_block(channels, 128, 7), make_block(128, 256, 5)
-        self.block3 = make_block(256, 128, 3)
-        self.pool, self.classifier = nn.AdaptiveAvgPool1d(1), nn.Linear(128, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
-        x = self.block3(self.block2(self.block1(x)))
-        return self.classifier(self.pool(x).flatten(1))
-
-
 class Residual1d(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

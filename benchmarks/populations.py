@@ -1,4 +1,4 @@
-"""Populations of samples for the study of guarantees: traces of trained networks, and synthetic ones whose risks are known.
+"""Make populations of samples for the study of guarantees: traces of trained networks, and synthetic ones whose risks are known.
 
 The networks are the demo's (runs/demo-full) and one on garments without backgrounds, trained here on first use (some minutes).
 """
@@ -47,17 +47,13 @@ def make_unseen(data: str, agreement: float) -> xl.data.ImageSet:
 
 
 def train_garment_net(kind: str) -> xl.ExitNet:
-    folder = FOLDER / f"net-{kind}"
-    if not (folder / "manifest.json").exists():
-        torch.manual_seed(0)
-        train, validation = xl.demo.load_fashion("train"), xl.demo.load_fashion("validation")
-        net = xl.attach(xl.build_backbone("small", 10, 1), ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 1, 28, 28))
-        net.describe(source="small", classes=CLASSES, preprocess=xl.data.Preprocess((28, 28), (0.5,), (0.25,)))
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fit gives it back as it was
-        loss = EGT if kind == "egt" else WITHOUT
-        xl.fit(net, train, validation, loss=loss, epochs=4, out_dir=FOLDER / f"fit-{kind}", resume=True)
-        xl.save(net, None, folder)
-    return xl.load(folder)[0]
+    torch.manual_seed(0)
+    train, validation = xl.demo.load_fashion("train"), xl.demo.load_fashion("validation")
+    net = xl.attach(xl.build_backbone("small", 10, 1), ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 1, 28, 28))
+    net.describe(classes=CLASSES, preprocess=xl.data.Preprocess((28, 28), (0.5,), (0.25,)))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fit gives it back as it was
+    xl.fit(net, train, validation, loss=EGT if kind == "egt" else WITHOUT, epochs=4, progress=False)
+    return net.eval()
 
 
 @cache
@@ -159,12 +155,6 @@ def draw_groups(trace: xl.Trace, count: int, rng: torch.Generator) -> tuple[Tens
     drawn = torch.arange(count).repeat_interleave(sizes[chosen])
     within = torch.arange(len(drawn)) - (sizes[chosen].cumsum(0) - sizes[chosen])[drawn]
     return starts[chosen][drawn] + within, drawn
-
-
-def take(trace: xl.Trace, rows: Tensor) -> xl.Trace:
-    labels = None if trace.labels is None else trace.labels[rows]
-    gate_features = None if trace.gate_features is None else trace.gate_features[rows]
-    return xl.Trace(trace.logits[rows], labels, trace.divergence[rows], trace.cost, gate_features=gate_features)
 
 
 def split_randomly(name: str, first: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Training by two processes on this machine: seconds against one process, weights, and processes that are killed or hang.
+"""Compare training by two processes on this machine with one: seconds, weights, and what happens if a process is killed or hangs.
 
 Cells: seconds-NET (an epoch of two processes of one thread against one process of two, in turn), weights (how far apart they are),
 kill-RANK and hang-RANK (a process is killed, or stopped). Linux, two cores, nothing else running; about five minutes.

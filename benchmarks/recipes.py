@@ -16,7 +16,7 @@ import exitlens as xl
 from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
 from benchmarks.harness import Job, Study, join_means, table, use_one_thread
 from benchmarks.results import Runs, Tree, list_seeds
-from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
+from benchmarks.tasks import PICTURES, reviews
 from exitlens.types.settings import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING, REVIEWS, VALIDATION = 96, 2, 600, 400
@@ -67,12 +67,8 @@ def open_pictures() -> tuple[torch.nn.Module, xl.data.ImageSet, xl.data.ImageSet
 
 
 def open_reviews() -> tuple[torch.nn.Module, xl.data.TextSet, xl.data.TextSet]:
-    model = find_minilm()
-    preprocess = xl.data.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
-    train, validation = (
-        load_review_set(part, preprocess).first(n) for part, n in (("train", REVIEWS), ("validation", VALIDATION))
-    )
-    return xl.build_backbone(f"hf:{model}", len(train.classes), pretrained=True), train, validation
+    task = reviews(0)
+    return task.build(), task.train.first(REVIEWS), task.validation.first(VALIDATION)  # type: ignore[attr-defined]
 
 
 OPEN = {"pictures": open_pictures, "reviews": open_reviews}

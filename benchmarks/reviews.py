@@ -1,10 +1,10 @@
-"""Makes files of sentences that people rated, good or bad: by default those of film reviews, as train.csv, validation.csv, calibration.csv, test.csv.
+"""Make files of sentences that people rated, good or bad: by default those of film reviews, as train.csv, validation.csv, calibration.csv, test.csv.
 
-Usage: python -m benchmarks.reviews OUT [--set films] [--flat] [--source FILE] [--least 0.5] [--seed 0]
+Usage: python -m benchmarks.reviews OUT [--set films] [--flat] [--source FILE]
 
 The sentences are in the source distribution of vaderSentiment (MIT licence), each with the mean of some twenty people's ratings from
 -4 to 4: 10,605 of film reviews (rotten.tomatoes.com), 3,708 of product reviews, 5,190 of editorials, 4,200 tweets. FILE is that
-distribution; without it, pip downloads it. Sentences whose mean is nearer to 0 than --least are left out. Those that differ only in
+distribution; without it, pip downloads it. Sentences whose mean is nearer to 0 than 0.5 are left out. Those that differ only in
 case, blanks and marks count as one. Sets of products and editorials say which sentences are of one review or article (column
 ``group``); splits keep these together. Of films that is not recorded, so sentences of one review can be in two splits. A file's rows are
 in random order; the same arguments give the same files. With --flat, all are in one file, OUT/SET.csv.
@@ -51,7 +51,7 @@ class Sentence:
 
     @property
     def key(self) -> str:
-        """Its letters and digits: sentences that agree in it count as one."""
+        """Return its letters and digits: sentences that agree in them count as one."""
         return "".join(sign for sign in self.text.casefold() if sign.isalnum())
 
 
@@ -141,13 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", choices=list(SETS), default="films", help="whose sentences")
     parser.add_argument("--flat", action="store_true", help="one file, not split")
     parser.add_argument("--source", type=Path, metavar="FILE", help=f"the source distribution of {PACKAGE}")
-    parser.add_argument("--least", type=float, default=LEAST, help="distance from 0 that a mean rating has to have")
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
         content = read_ratings(given.source or download(Path(folder)), given.set)
-    sentences = parse_ratings(content, given.least)
-    parts = {given.set: shuffle(sentences, given.seed)} if given.flat else split_sentences(sentences, given.seed)
+    sentences = parse_ratings(content)
+    parts = {given.set: shuffle(sentences)} if given.flat else split_sentences(sentences)
     for split, part in parts.items():
         write_file(given.out / f"{split}.csv", part)
     print(f"{given.out}: " + ", ".join(f"{len(part):,} sentences in {split}.csv" for split, part in parts.items()))

@@ -1,69 +1,39 @@
-"""The plain backbone in LitServe, and applications of Ray Serve: run in the server's process."""
+"""Serve applications by Ray Serve, in the server's process."""
 
-# annotations are not postponed here: LitServe looks at what they are
-
+import math
 import signal
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import litserve
 import numpy as np
 import ray
-from fastapi import Depends, Request
 from ray import serve
+from starlette.requests import Request
 
-from benchmarks.servers import Labels
-
-
-async def read_body(request: Request) -> bytes:
-    """Return the bytes as they came: by itself LitServe takes JSON and forms."""
-    return await request.body()
-
-
-class LabelApi(litserve.LitAPI):
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        super().__init__(max_batch_size=settings["max_batch"], batch_timeout=settings["delay"])
-        self.settings = settings
-
-    def setup(self, device: str) -> None:
-        self.labels = Labels(self.settings)
-
-    def decode_request(self, request: Annotated[bytes, Depends(read_body)]) -> np.ndarray:
-        return self.labels.read(request)
-
-    def batch(self, inputs: list) -> np.ndarray:
-        return np.stack(inputs)
-
-    def predict(self, x: Any) -> list:
-        return self.labels(x) if x.ndim > len(self.labels.shape) else self.labels(x[None])
-
-    def unbatch(self, output: list) -> list:
-        return output
-
-    def encode_response(self, output: Any) -> dict:
-        return {"label": output if isinstance(output, int) else output[0]}
-
-
-def serve_by_litserve(settings: Mapping[str, Any]) -> None:
-    # fast_queue changes nothing in 0.2.19: the name under which it is passed on is not read, and what it would choose
-    # (ZeroMQ) connects senders where receivers belong, so that no answer ever comes
-    server = litserve.LitServer(LabelApi(settings), accelerator="cpu", timeout=False, disable_openapi_url=True)
-    words = {"log_level": "warning", "access_log": False, "generate_client_file": False}
-    server.run(host="127.0.0.1", port=settings["port"], num_api_servers=1, **words)
+from exitlens_runtime.sessions import import_onnxruntime, make_options
 
 
 @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
 class Replica:
-    """Labels of the plain backbone, in batches."""
+    """Answers with labels of the plain backbone (an ONNX file), in batches."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.labels = Labels(settings)
+        runtime, self.shape = import_onnxruntime(), settings["shape"]
+        options = make_options(runtime, threads=1)
+        self.session = runtime.InferenceSession(settings["onnx"], options, providers=["CPUExecutionProvider"])
+        self.name = self.session.get_inputs()[0].name
+        self.label([bytes(4 * math.prod(self.shape))] * 2)  # the first call takes longer
         self.answer.set_max_batch_size(settings["max_batch"])
         self.answer.set_batch_wait_timeout_s(settings["delay"])
 
+    def label(self, bodies: list[bytes]) -> list[int]:
+        samples = np.frombuffer(b"".join(bodies), np.float32).reshape(-1, *self.shape)
+        labels: list[int] = self.session.run(None, {self.name: samples})[0].argmax(1).tolist()
+        return labels
+
     @serve.batch
     async def answer(self, bodies: list[bytes]) -> list[int]:
-        return self.labels([self.labels.read(body) for body in bodies])
+        return self.label(bodies)
 
     async def __call__(self, request: Request) -> dict[str, int]:
         return {"label": await self.answer(await request.body())}

@@ -51,7 +51,7 @@ def list_conditions(task: str) -> tuple[str, ...]:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
     return {
         f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
         for seed in range(SEEDS)
@@ -74,16 +74,14 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
 
 
 def load_task(name: str, seed: int) -> Task:
-    """Return the data of one cell, and how to train on it."""
-    if name != MOTIFS:
-        return load_archive(name, seed)
-    load = partial(xl.demo.load_motifs, offset_agreement=AGREEMENT, seed=seed)
-    tests = {"agreeing": load("test"), "independent": load("test", offset_agreement=0.25)}
-    return make_task(load("train", limit=1000), load("validation", limit=500), tests, epochs=12, batch_size=32)
+    """Return the data of one cell, and how to train on it.
 
-
-def load_archive(name: str, seed: int) -> Task:
-    """Split all series of a set anew by seed: half of each class to train with, a quarter each for validation and test."""
+    All series of an archive's set are split anew by seed: half of each class to train with, a quarter each for validation and test.
+    """
+    if name == MOTIFS:
+        load = partial(xl.demo.load_motifs, offset_agreement=AGREEMENT, seed=seed)
+        tests = {"agreeing": load("test"), "independent": load("test", offset_agreement=0.25)}
+        return make_task(load("train", limit=1000), load("validation", limit=500), tests, epochs=12, batch_size=32)
     whole, rng = read_archive(name), torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[], [], []]
     for label in range(len(whole.classes)):
@@ -149,7 +147,7 @@ def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Promises of the means over seeds, differences paired by seed, of tasks all of whose seeds are there."""
+    """Promise means over seeds, with differences paired by seed, of tasks all of whose seeds are there."""
     for task in (MOTIFS, *ARCHIVE):
         ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
         if len(ours) < SEEDS:

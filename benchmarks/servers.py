@@ -1,6 +1,6 @@
-"""Servers as processes: ours and the alternatives, the plain backbone behind LitServe or Ray Serve with dynamic batching.
+"""Start servers as processes: ours, and the plain backbone behind Ray Serve with dynamic batching.
 
-Requests to the others are one sample's numbers as float32; the answer is ``{"label": 3}``.
+A request to the latter is one sample's numbers as float32; the answer is ``{"label": 3}``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import psutil
 
 from benchmarks.harness import ROOT
-from benchmarks.load import Array
+from benchmarks.load import INFER, Array
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
-INFER = "/v2/models/net/infer"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 PYTHON_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # what takes the requests in front of Ray Serve's replicas
 HAPROXY = {
@@ -45,25 +43,31 @@ HAPROXY = {
 T = TypeVar("T")
 
 
+def list_family(pid: int) -> list[psutil.Process]:
+    """Return a process and its descendants; none once it has ended."""
+    with contextlib.suppress(psutil.Error):
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def read_family(pid: int, read: Callable[[psutil.Process], T]) -> list[T]:
+    """Read something of a process and of each of its descendants that still runs."""
+    values = []
+    for process in list_family(pid):
+        with contextlib.suppress(psutil.Error):
+            values.append(read(process))
+    return values
+
+
 @dataclass(frozen=True)
 class Server:
     port: int
     path: str  # where requests go
     process: subprocess.Popen[bytes] = field(repr=False)  # the first of its processes
 
-    def list_processes(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            first = psutil.Process(self.process.pid)
-            return [first, *first.children(recursive=True)]
-        return []
-
     def read(self, read: Callable[[psutil.Process], T]) -> list[T]:
-        """Read something of each of its processes that still runs."""
-        values = []
-        for process in self.list_processes():
-            with contextlib.suppress(psutil.Error):
-                values.append(read(process))
-        return values
+        return read_family(self.process.pid, read)
 
     def read_cpu_seconds(self) -> float:
         return sum(self.read(lambda process: sum(process.cpu_times()[:2])))
@@ -89,7 +93,7 @@ class Server:
 
     def stop(self) -> None:
         """Ask it to end, and end what is left of its processes after that."""
-        processes = self.list_processes()
+        processes = list_family(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(2)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -191,38 +195,15 @@ def serve_ours(settings: Mapping[str, Any]) -> None:
     serve(ServerSettings(bundles, port=settings["port"], **settings["rest"], **parts))
 
 
-class Labels:
-    """From bodies of requests to labels by an ONNX file, a batch at a time; the same for all other servers."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        from exitlens_runtime.sessions import import_onnxruntime, make_options
-
-        runtime = import_onnxruntime()
-        options = make_options(runtime, settings["threads"])
-        self.session = runtime.InferenceSession(settings["onnx"], options, providers=["CPUExecutionProvider"])
-        self.shape, self.name = tuple(settings["shape"]), self.session.get_inputs()[0].name
-        self(np.zeros((2, *self.shape), np.float32))  # the first call takes longer
-
-    def read(self, body: bytes) -> Array:
-        return np.frombuffer(body, np.float32).reshape(self.shape)
-
-    def __call__(self, samples: Sequence[Array] | Array) -> list[int]:
-        labels: list[int] = self.session.run(None, {self.name: np.stack(samples)})[0].argmax(1).tolist()
-        return labels
-
-
-def start_other(
-    name: str, onnx: Path, shape: Sequence[int], processors: Sequence[int] = ()
-) -> AbstractContextManager[Server]:
-    """Start LitServe (a process for HTTP, one for the network) or Ray Serve (HAProxy and one replica with ``@serve.batch``)."""
-    delay = 0.001 if name == "litserve" else 0.002  # seconds that a batch waits; LitServe's worker asks without a pause at 0
-    settings = {"onnx": str(onnx), "shape": list(shape), "threads": 1, "max_batch": 16, "delay": delay}
-    path, environment = ("/", QUIET_RAY | HAPROXY) if name == "ray" else ("/predict", {})
-    where: dict[str, Any] = {"path": path, "probe": bytes(4 * math.prod(shape)), "processors": processors}
-    return start_server(f"rivals:serve_by_{name}", settings, environment=environment, **where)
+def start_ray(onnx: Path, shape: Sequence[int], processors: Sequence[int] = ()) -> AbstractContextManager[Server]:
+    """Start Ray Serve with the plain backbone: HAProxy and one replica with ``@serve.batch``."""
+    settings = {"onnx": str(onnx), "shape": list(shape), "max_batch": 16, "delay": 0.002}
+    where: dict[str, Any] = {"path": "/", "probe": bytes(4 * math.prod(shape)), "processors": processors}
+    return start_server("rivals:serve_by_ray", settings, environment=QUIET_RAY | HAPROXY, **where)
 
 
 def start_replicas(bundle: Path, sample: Array) -> AbstractContextManager[Server]:
+    """Start Ray Serve with two replicas of our own application."""
     arguments = {"bundle": f"net={bundle.resolve()}", "replicas": 2, "cpus": 1, "reload_seconds": 0.0}
     where: dict[str, Any] = {"path": INFER, "probe": make_json_probe(sample), "environment": QUIET_RAY | PYTHON_PROXY}
     return start_server("rivals:serve_by_ray", {"arguments": arguments}, **where)

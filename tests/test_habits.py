@@ -1,4 +1,4 @@
-"""The files around the code: make says what it does; workflows and hooks call what exists."""
+"""The files around the code: make says what it does; workflows call what exists."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ if not (ROOT / ".github").is_dir():
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = {name for line in re.findall(r"^\.PHONY:(.*)$", MAKEFILE, re.M) for name in line.split()}
 DESCRIBED = dict(re.findall(r"^([a-z][a-z-]*):.*?  ## (.+)$", MAKEFILE, re.M))
-HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
@@ -55,13 +53,3 @@ def test_workflows_call_targets_and_files_that_exist(workflow):
                 assert is_target(target), f"{workflow.name}: {line}"
             for path in re.findall(r"(?:^|\s)(\.ci/\S+)", line):
                 assert (ROOT / path).stat().st_mode & 0o100, f"{workflow.name}: {line}"
-
-
-def test_hooks_use_the_projects_own_tools():
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        dev = tomllib.load(file)["project"]["optional-dependencies"]["dev"]
-    installed = {re.split(r"[\[<>=~!;]", line)[0] for line in dev} | {"python"}
-    for repo in HOOKS:
-        assert repo["repo"] == "local"  # nothing from another host
-        for hook in repo["hooks"]:
-            assert hook["entry"].split()[0].removeprefix(".venv/bin/") in installed, hook["id"]

@@ -122,3 +122,9 @@ def test_it_runs_and_what_it_says_is_true(name, tmp_path, monkeypatch):
     if name == "tour":
         words = ("ExitNet(small, 4 exits", "Trace(400 labelled samples", "threshold (max_probability)", "routed: accuracy")
         assert all(word in shown for word in words)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]

@@ -150,9 +150,9 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """Return ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
-    close = get_close_matches(word, list(known), n=3, cutoff=0.4)
+    close = get_close_matches(word, list(known), n=3, cutoff=cutoff)
     return f" Did you mean {', '.join(repr(name) for name in close)}?" if close else ""
 
 

@@ -45,10 +45,6 @@ class Predictor:
         keep: the other columns to keep, such as keys; by default all but ``column``.
         skip_bad: give a row that cannot be read an ``error``, an empty label, exit -1 and cost 0, instead of ending the job.
         threads: PyTorch's threads in every actor: as many as the CPUs that Ray reserves for it.
-
-    Raises:
-        InputError: for arguments or columns that do not fit. DataError: for a row that cannot be read.
-        BundleError, PolicyError: for a bundle that cannot be read or has no policy.
     """
 
     def __init__(

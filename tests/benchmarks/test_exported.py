@@ -44,13 +44,10 @@ def test_samples_leave_in_the_shares_that_are_forced(images, shares):
 @pytest.mark.slow
 def test_everything_is_timed_side_by_side(images, files_written_once):
     pytest.importorskip("openvino")
-    built, sizes = (TinyNet().eval(), make_net(), images), []
-    rivals = {edge.EARLYON: lambda images, policy: lambda: [sizes.append(len(images)) or 1.0]}
-    measured = edge.measure_speed(built, 8, 1, shares=(0.5, 0.3, 0.2), count=16, seconds=0.0, others=rivals)
+    built = TinyNet().eval(), make_net(), images
+    measured = edge.measure_speed(built, 8, 1, shares=(0.5, 0.3, 0.2), count=16, seconds=0.0)
     assert measured["rounds"] == 5
-    assert sizes == [16] * 6  # once to warm up
     assert {"runtime", "cascade", "plain, ONNX Runtime", "exits, PyTorch", "runtime, OpenVINO"} < set(measured["ms"])
-    assert measured["earlyon_over_runtime"][0] > 1  # a second a call
     assert list(flatten(json.loads(json.dumps(measured))))
 
 
@@ -118,6 +115,7 @@ def test_makers_agree_where_libraries_compute_the_same(net, images):
     torch.testing.assert_close(scaled, maps["torchcam, GradCAM"], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_explanations_are_timed_by_the_exit_that_answers(net, images):
     explained = relevance.time_explanations(net.eval(), images[:2], rounds=1)
     assert list(explained) == ["0", "1", "2"]

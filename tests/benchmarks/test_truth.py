@@ -84,6 +84,7 @@ def make_task(tiny_set):
     return tasks.Task(tiny_set, tiny_set, {"test": tiny_set}, build, ("layer1", "layer3"), settings, grid=(4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["plain", "permuted"])
 def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "digits", lambda seed: make_task(tiny_set))
@@ -99,6 +100,7 @@ def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monk
     assert len(short.train) == len(short.tests["test"]) == 8
 
 
+@pytest.mark.slow
 def test_all_networks_of_a_seed_start_alike(tiny_set):
     task = make_task(tiny_set)
     first, second = (tasks.build_network(task, 0, exits=True) for _ in range(2))

@@ -7,13 +7,15 @@ import math
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery import demo
+from exitlens.delivery import demo, explanations
+from exitlens.delivery.bundle import replace_policy
 from exitlens.delivery.demo import DemoSettings
 from exitlens.delivery.explorer import interface
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
@@ -22,15 +24,27 @@ from tests.data.conftest import write_tar
 
 def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
     words = ("predict", "--bundle", trained, "--data")
-    assert len(call.json(*words, folder, "--out", tmp_path / "p.csv")["predictions"]) == 60
+    found = call.json(*words, folder, "--out", tmp_path / "p.csv")
+    exits = [row["exit"] for row in found["predictions"]]
+    assert (len(exits), found["samples"]) == (60, 60)
+    assert found["exit_shares"] == [exits.count(k) / 60 for k in range(4)]
+    assert found["confidence"] == pytest.approx(sum(row["confidence"] for row in found["predictions"]) / 60)
+    assert found["cost"] == pytest.approx(xl.load(trained)[0].cost[exits].mean().item())
     written = (tmp_path / "p.csv").read_text()
     assert written.startswith("file,label,exit,confidence,divergence_estimate\n")
     assert {row["label"] for row in csv.DictReader(written.splitlines())} <= {"dark", "bright"}
     shown = call.ok(*words, folder, "--monitor")
     assert "samples, the first" in shown
+    assert re.search(r"│ exit 0 +│ [01]\.\d+", shown)
+    assert re.search(r"\n60 samples answered: exit 0 [\d.]+ %, .*, final [\d.]+ %; mean cost [\d.]+, mean confidence", shown)
     assert "drift" in shown
     assert "divergence_estimate" not in shown  # there is no gate
     assert str(folder / "bright" / "00.png") in shown  # in one piece
+    run = shutil.copytree(trained, tmp_path / "run")
+    replace_policy(run, xl.Policy.never(4), "never")
+    shown = call.ok("predict", "--bundle", run, "--data", folder, "--policy", "never")
+    assert re.search(r"│ final +│ [01]\.\d+", shown)
+    assert "60 samples answered: exit 0 0.0 %, exit 1 0.0 %, exit 2 0.0 %, final 100.0 %; mean cost 1." in shown
 
 
 @pytest.mark.slow
@@ -179,15 +193,22 @@ def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
 
 
 @pytest.mark.slow
-def test_explaining_a_folder(trained, folder, tmp_path, call):
+def test_explaining_a_folder(trained, folder, tmp_path, call, monkeypatch):
     words = ("explain", "--bundle", trained, "--data", folder / "dark", "--out", tmp_path / "why")
     found = call.json(*words)["explanations"]
     assert len(found) == 30
     assert [line["disagrees"] for line in found] == sorted((line["disagrees"] for line in found), reverse=True)
     assert {p.name for p in (tmp_path / "why").iterdir()} == {"explanations.csv", "contact_sheet.png", "manifest.json"}
     assert "exists" in call.error(*words)
-    shown = call.ok(*words[:-1], tmp_path / "again")
+    monkeypatch.setattr("exitlens.progress.INTERVAL", 0.001)
+    draw = explanations.draw_contact_sheet
+    monkeypatch.setattr(explanations, "draw_contact_sheet", lambda *args, **given: time.sleep(0.1) or draw(*args, **given))
+    code, shown, progress = call(*words[:-1], tmp_path / "again")
+    assert code == 0
     assert "what deserves a look first" in " ".join(shown.split())
+    assert "drawing what deserves a look: 0:00:00 so far" in progress  # to the very end
+    with (tmp_path / "again" / "explanations.csv").open() as file:
+        assert all(-1 <= float(row["cc_null"]) <= 1 for row in csv.DictReader(file))
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def test_errors_name_options_in_place_of_arguments():
         "--cache-features: pass --freeze-backbone."
     )
     assert name_options("out_dir (--out) was a/batch_size.csv") == "--out was a/batch_size.csv"
+    assert name_options("pass --skip-bad (skip_bad=True) or --size STEPS (size=STEPS)") == "pass --skip-bad or --size STEPS"
     assert name_options("epochs, bundle: 3") == "--epochs, bundle: 3"
     assert name_options("at: no module max_nothing") == "--exits: no module max_nothing"
 

@@ -80,7 +80,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--data", "none"), "no folder"),
+        (("--data", "none"), "no file or folder none. Fix: give a folder"),
         (("--data", "images/dark"), "class folder"),
         (("--exits", "layer9"), "error: --exits: the backbone has no module 'layer9' on its path. Did you mean"),
         (("--exits", "layer3,layer1"), "order"),
@@ -336,10 +336,12 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
+    assert "calibration error of the routed answers on these samples: " in shown
+    assert f"next: exitlens evaluate --bundle {again} (or predict --data DATA, explain --image FILE" in shown
 
 
 @pytest.mark.slow
-def test_askings_are_counted_across_processes(again, folder, call):
+def test_requests_for_certificates_are_counted_across_processes(again, folder, call):
     words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
     out = call.ok(*words, "0.001")
     assert "spent a level of 0.1 on this" in " ".join(out.split())
@@ -347,8 +349,8 @@ def test_askings_are_counted_across_processes(again, folder, call):
     assert "delta: these samples refused a certificate before" in call.error(*words, "0.002")
     words[6] = "0.15"
     found = call.json(*words, "0.3")["calibration"]["certification"]
-    assert (found["asking"], round(found["level"], 6)) == (2, 0.05)
-    assert len(json.loads((again / "askings.json").read_text())) == 1
+    assert (found["request_number"], round(found["level"], 6)) == (2, 0.05)
+    assert len(json.loads((again / "certificate_requests.json").read_text())) == 1
 
 
 @pytest.mark.slow

@@ -1,12 +1,18 @@
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
 from exitlens.data.files import hash_files, list_files, stamp_files
+from exitlens.data.sets import check_files
 from exitlens.data.sources import open_source
 from exitlens.errors import DataError, InputError
+from exitlens.progress import show_progress
 from tests.data.conftest import PREPROCESS
 
 
@@ -68,6 +74,31 @@ def test_bad_files_are_named_counted_and_skipped_only_when_asked(folder):
     assert (len(images.inputs), len(images.files), len(images.bad)) == (33, 33, 3)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_files_of_every_split_are_named_before_training(folder, tmp_path, workers):
+    for name, kind in (("cat/01.png", "JPEG"), ("cat/02.png", "BMP"), ("cat/03.png", "WEBP")):
+        with Image.open(folder / name) as image:
+            image.save(folder / name, format=kind)  # whole files, whatever their names say
+    with (folder / "cat" / "01.png").open("ab") as file:
+        file.write(b"what a camera adds")
+    for part in ("train", "calibration"):
+        shutil.copytree(folder, tmp_path / "all" / part)
+    source = open_source(str(tmp_path / "all"), size=8)
+    with show_progress(False) as bar:
+        check_files(source.load_splits(["train"]).parts, workers, bar)
+        _spoil(tmp_path / "all" / "calibration")
+        loaded = source.load_splits(["train"], skip_bad=True)
+        with pytest.raises(DataError, match=r"3 of 72 files cannot be read\. Fix: repair them, or pass --skip-bad") as error:
+            check_files(loaded.parts, workers, bar)
+    for name in (
+        "cat/00.png: cannot be",
+        "dog/03.png: cannot be read as an image .it is empty, or none of PNG",
+        "emu/05.png",
+    ):
+        assert re.search(f"calibration/{name}", str(error.value))
+
+
+@pytest.mark.slow
 def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
     _spoil(folder)
     data = xl.data.load_folder(folder, PREPROCESS)

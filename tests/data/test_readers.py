@@ -7,15 +7,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
-from exitlens.data.readers import (
-    ImageFiles,
-    PackedStrings,
-    Picked,
-    PixelCache,
-    RowNames,
-    check_bad,
-    pack_strings,
-)
+from exitlens.data.readers import ImageFiles, PackedStrings, Picked, PixelCache, RowNames, check_bad, pack_strings
 from tests.data.conftest import PREPROCESS, Pixels
 
 
@@ -72,6 +64,7 @@ def test_many_may_write_at_once(tmp_path):
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_set_is_decoded_once(folder, tmp_path, monkeypatch, workers):
     data = xl.data.load_folder(folder, PREPROCESS)
@@ -86,6 +79,7 @@ def test_a_set_is_decoded_once(folder, tmp_path, monkeypatch, workers):
     assert torch.equal(cached[0][0], cached[12][0])  # a changed file is another file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_is_told_once_and_images_are_decoded(folder, tmp_path, monkeypatch, workers):
     def refuse(*_):

@@ -63,6 +63,7 @@ def test_opinions_with_their_negations_say_the_class_and_adjectives_alone_mislea
     assert set(opinions) == {1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agreement", [0.0, 0.5, 0.8, 1.0])
 def test_shop_agreement_is_how_often_the_shop_tells_the_class(agreement):
     data = make_reviews(2000, shop_agreement=agreement, seed=6)

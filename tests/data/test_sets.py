@@ -59,6 +59,7 @@ def test_samples_in_memory(held):
     assert held.preprocess == OWN
 
 
+@pytest.mark.slow
 def test_lazy_samples_are_the_same_whatever_the_number_of_processes(held):
     lazy = make_lazy()
     assert (lazy.modality, lazy.shape) == (SERIES, (2, 5))

@@ -30,6 +30,7 @@ def jsonl(tmp_path):
     return write_rows(tmp_path / "data.jsonl", _list_texts())
 
 
+@pytest.mark.slow
 def test_reviews_by_name_and_in_the_words_of_an_existing_network():
     source = open_source("reviews", seed=2, background_agreement=0.6)
     assert source.modality is TEXT
@@ -92,8 +93,19 @@ def test_a_file_that_has_changed_is_refused(jsonl):
         again.load("test")
 
 
+def test_only_close_names_are_suggested(tmp_path):
+    (tmp_path / "my photos").mkdir()
+    for name, close in (("photos", ""), ("scene", " Did you mean 'scenes'?"), (str(tmp_path / "my photo"), "my photos'?")):
+        with pytest.raises(DataError, match="there is no file or folder") as error:
+            open_source(name)
+        assert str(error.value).endswith(close or "motifs, blobs.")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError, match=r"a.txt is a file of another kind. Fix: give a folder .*motifs, blobs\.$"):
+        open_source(str(tmp_path / "a.txt"))
+
+
 def test_sources_that_do_not_fit(tmp_path, jsonl):
-    with pytest.raises(DataError, match=r"it can also be scenes, .*reviews.*\.csv or \.jsonl.*Did you mean 'reviews'"):
+    with pytest.raises(DataError, match=r"no file or folder .*\.csv or \.jsonl.*scenes, .*Did you mean 'reviews'"):
         open_source("review")
     for name in ("none.csv", "none.jsonl"):
         with pytest.raises(DataError, match="cannot be read"):

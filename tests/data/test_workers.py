@@ -47,6 +47,7 @@ def _decode(reader, count=2, size=4, **how):
     return [(found.values[:, 0, 0, 0].tolist(), found.good, found.bad) for found in batches]
 
 
+@pytest.mark.slow
 def test_batches_come_in_order_whatever_the_number_of_processes():
     expected = _decode(Numbers(), 0)
     assert [pixels for pixels, *_ in expected][-1] == [28, 29]
@@ -96,6 +97,7 @@ def test_a_process_killed_from_outside_between_two_batches():
         list(found)
 
 
+@pytest.mark.slow
 def test_an_image_that_takes_for_ever_is_named():
     with pytest.raises(xl.errors.DataError, match=r"number 6: reading it takes more than 0\.2 s"):
         _decode(Numbers(odd={6: lambda: time.sleep(60)}), timeout_s=0.2)

@@ -44,6 +44,7 @@ def test_round_trip(bundle, net, images, recwarn):
     assert {p.suffix for p in bundle.iterdir()} == {".json", ".safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("final", "layout"), [("head", torch.contiguous_format), ("keep", torch.channels_last)])
 def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):
     x = torch.randn(2, 3, 40, 40)

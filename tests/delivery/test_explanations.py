@@ -37,11 +37,8 @@ def policy(net, images):
 
 def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
     files = [tmp_path / f"{i:02}.png" for i in range(len(images))]
-    done = []
-    lines = explain_folder(
-        net, policy, images.split(7), lambda i: str(files[i]), PREPROCESS, tmp_path / "out", advance=done.append
-    )
-    assert sum(done) == len(lines) == len(images)
+    lines = explain_folder(net, policy, images.split(7), lambda i: str(files[i]), PREPROCESS, tmp_path / "out")
+    assert len(lines) == len(images)
     expected = xl.explain_batch(net, images, policy)
     ranks = sorted(
         range(len(images)), key=lambda i: (not expected[i].disagrees, -summarize_explanation("", expected[i]).divergence)

@@ -18,13 +18,7 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery import predictions
-from exitlens.delivery.predictions import (
-    PredictionFile,
-    Row,
-    name_rows,
-    read_parquet,
-    start_watch,
-)
+from exitlens.delivery.predictions import PredictionFile, Row, name_rows, read_parquet, start_watch
 from tests.conftest import random_trace
 
 MADE_BY = {"network": "abc", "policy": {"thresholds": [0.5, "never"]}}

@@ -83,10 +83,11 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     assert len(text) < 5e6
     ids = re.findall(r'<(?:\w+) id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
     assert len(ids) == len(set(ids))
-    for part in text.split("<h2 ")[1:]:  # every number with its data, seed and command
+    assert text.count("<code>exitlens report a</code>") == 2  # in the summary, and where every table's footer leads
+    for part in text.split("<h2 ")[1:]:  # every number with its data and seed
         if "<td>" in part or 'id="gallery"' in part:
             assert "training seed 0" in part
-            assert "<code>exitlens report a</code>" in part
+            assert 'href="#facts">how it was made' in part
     with pytest.raises(xl.errors.OutputExistsError):
         write_report(tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, MADE)
 
@@ -272,6 +273,8 @@ def test_confidences_that_are_far_from_accuracies_have_a_word_of_warning(tmp_pat
         text = write(tmp_path, tiny_set, other)
         assert text.count("Take confidences with care") == (2 if words else 0)
         assert words in text
+        routed = f"calibration error</a> of {100 * other.reports['test'].calibration_error:.1f} %, as evaluate tells"
+        assert routed in " ".join(text.split())
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Watching
 from tests.conftest import make_net
-from tests.edge.test_cascade import answer
+from tests.edge.test_export import answer
 from tests.exported import check_answers
 from tests.hostile import saved
 from tests.serving.test_cascade import run
@@ -53,6 +53,7 @@ def edge(tmp_path_factory):
     return xl.export(NET, POLICY, tmp_path_factory.mktemp("edge") / "out", policies=named)
 
 
+@pytest.mark.slow
 def test_the_runtime_answers_as_the_library(edge, images):
     net = er.load(edge, threads=1)
     assert net.gives_labels
@@ -66,6 +67,7 @@ def test_the_runtime_answers_as_the_library(edge, images):
         net.with_policy(xl.Policy((0.5, 0.5)).to_dict())
 
 
+@pytest.mark.slow
 def test_gates_take_how_decided_the_labels_are(images, tmp_path):
     gate = xl.types.Gate(((-0.5, 0.5, 0.4, 0.3), (0.1, 0.2, 0.9, 0.0)), (0.25, 0.3))
     gated = xl.Policy(POLICY.thresholds, "decided", POLICY.temperatures, gate=gate)
@@ -73,6 +75,7 @@ def test_gates_take_how_decided_the_labels_are(images, tmp_path):
     check_answers(pred, xl.predict(NET, images, gated))
 
 
+@pytest.mark.slow
 def test_a_network_of_one_class_refuses_the_score(tmp_path):
     plain = er.load(xl.export(make_net(), xl.Policy((0.8, 0.7)), tmp_path / "e"))
     with pytest.raises(er.PolicyError, match="its score is 'decided', the network gives one class a sample"):
@@ -81,15 +84,20 @@ def test_a_network_of_one_class_refuses_the_score(tmp_path):
         xl.export(make_net(), POLICY, tmp_path / "f")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thresholds", [POLICY.thresholds, (0.0, 2.0), (math.inf, 0.55)])
 def test_the_cascade_in_one_file(edge, images, thresholds):
     policy = xl.Policy(thresholds, "decided", POLICY.temperatures)
     check_answers(answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy))
 
 
-@pytest.mark.parametrize("kind", ["edge", "library"])
-def test_a_server_answers_with_labels(edge, images, kind):
-    model = open_bundle("m", edge) if kind == "edge" else wrap_network("m", copy.deepcopy(NET), {"default": POLICY})
+@pytest.mark.parametrize("kind", [pytest.param("edge", marks=pytest.mark.slow), "library"])
+def test_a_server_answers_with_labels(request, images, kind):
+    model = (
+        open_bundle("m", request.getfixturevalue("edge"))
+        if kind == "edge"
+        else wrap_network("m", copy.deepcopy(NET), {"default": POLICY})
+    )
     ticket = answer_with(model, images)
     expected = xl.predict(NET, images, POLICY)
     assert ticket.labels.tolist() == expected.labels.tolist()

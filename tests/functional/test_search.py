@@ -105,6 +105,7 @@ def test_new_samples_lose_what_was_asked_for():
     assert lost[5] <= limit < 1.5 * limit < lost[None]
 
 
+@pytest.mark.slow
 def test_what_is_recorded_was_measured_on_held_out_samples():
     trace = random_trace(400)
     record = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.2, folds=5).calibration

@@ -105,10 +105,7 @@ def test_gaps_are_named_by_their_place():
 
 @pytest.mark.parametrize(
     ("read", "file", "package", "extra"),
-    [
-        (lambda path: read_sound(path, "x"), "x.wav", "soundfile", "audio"),
-        (decode_volume, "x.nii", "nibabel", "volumes"),
-    ],
+    [(lambda path: read_sound(path, "x"), "x.wav", "soundfile", "audio"), (decode_volume, "x.nii", "nibabel", "volumes")],
 )
 def test_packages_that_read_other_files_are_named_with_their_extra(read, file, package, extra, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -63,6 +63,7 @@ def test_what_is_transparent_lies_on_white(mode, tmp_path):
         assert rows[1] == (255 if more else pytest.approx(127, abs=2))
 
 
+@pytest.mark.slow
 def test_pictures_are_shrunk_on_request(tmp_path):
     whole = Image.effect_noise((900, 600), 40).convert("RGB")
     for name, mode in (("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.png", "P"), ("d.tiff", "CMYK")):

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.spectrogram import compute_log_mel
 from exitlens.modalities import arrays
 from exitlens.modalities.series import (
     SERIES,
     TIME_FIRST,
     RawSeries,
     arrange_series,
+    compute_log_mel,
     decode_series,
     fit_length,
     list_columns,

@@ -199,6 +199,7 @@ def parts():
         yield net, inputs, (engine, batches, classify(net, inputs), maps)
 
 
+@pytest.mark.slow
 def test_every_cell_by_itself_and_none_of_the_padding(parts):
     net, inputs, (*_, plain, maps) = parts
     found = occlude(net, *parts[2])

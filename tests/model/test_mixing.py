@@ -79,6 +79,7 @@ def test_weights_are_trained_as_without_it_and_arguments_may_be_named():
     torch.testing.assert_close(normalised, F.layer_norm(x, (4,), eps=1e-3))
 
 
+@pytest.mark.slow
 def test_networks_know_whether_they_attend():
     assert make_text_net().has_self_attention
     assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_self_attention

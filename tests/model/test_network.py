@@ -1,10 +1,15 @@
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 import exitlens as xl
+from exitlens.modalities import IMAGE, TEXT
 from exitlens.model.mixing import Mixing
+from exitlens.model.network import InputSpec, NetworkInfo
 from tests.conftest import make_net
-from tests.texts import make_text_net, make_texts
+from tests.texts import LENGTH, WORDS, make_text_net, make_texts
 
 
 def test_outputs_have_the_promised_shapes_and_are_computed_from_the_features(net, images):
@@ -92,3 +97,95 @@ def test_gradients_of_separate_maps_end_at_the_heads(net, images, relevance):
     assert all(head.attend.weight.grad is not None for head in net.heads)
     outs[-1].logits.sum().backward()
     assert any(p.grad is not None for p in net.stages.parameters())
+
+
+IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.data.Preprocess((8, 9)))
+TEXTS = NetworkInfo(("a",), 4, "head", (7,), inputs=("input_ids", "attention_mask"), dtypes=("int32", "bool"))
+
+
+OFFSETS = {"map_offsets": ((-0.25, 0.0), (-0.5, 0.5)), "feature_offsets": ((-0.25, 0.0), (0.0, 1.0))}
+GROUPS = {"groups": (("first", (0, 1)), ("second", (2,))), "config": {"sizes": [1, 2]}}
+
+
+@pytest.mark.parametrize("info", [IMAGES, TEXTS, replace(IMAGES, **OFFSETS), replace(TEXTS, **GROUPS)])
+def test_round_trips(info):
+    assert NetworkInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+
+
+def test_text_preprocessing_is_read_back():
+    pytest.importorskip("tokenizers")
+    test_round_trips(replace(TEXTS, preprocess=xl.data.TextPreprocess(xl.data.word_tokenizer(["a b"]), 7)))
+
+
+def test_maps_are_placed_by_the_exits_own_offset():
+    x = torch.tensor([[[0.0, 1.0, 3.0]]])
+    info = replace(IMAGES, map_offsets=((0.0, 0.0), (0.0, -0.5)), feature_offsets=((0.0, 1.0), (0.0, 0.0)))
+    assert info.place(0, x) is x
+    torch.testing.assert_close(info.place(1, x), torch.tensor([[[0.5, 2.0, 1.5]]]))
+    torch.testing.assert_close(info.place_relevance(0, x), torch.tensor([[[0.0, 0.0, 4.0]]]))
+    assert IMAGES.place(1, x) is x
+
+
+def test_modality_and_example_follow_from_the_record():
+    assert (IMAGES.modality, IMAGES.channels) == (IMAGE, 3)
+    assert TEXTS.modality is TEXT
+    image = IMAGES.example(torch.zeros(1, dtype=torch.float64))
+    assert (image.shape, image.dtype, image.any()) == ((1, 3, 8, 9), torch.float64, False)
+    text = TEXTS.example(torch.zeros(1))
+    assert (text["input_ids"].dtype, text["attention_mask"].dtype) == (torch.int32, torch.bool)
+    assert text["attention_mask"].all()
+    alone = NetworkInfo(("a",), 4, "head", (7,), dtypes=("int64",)).example(torch.zeros(1))
+    assert alone.tolist() == [[0] * 7]
+
+
+SPEC = InputSpec(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1, (torch.int64, torch.int64))
+
+
+def test_texts_come_in_the_order_of_the_network():
+    texts = make_texts()
+    backwards = {name: texts[name] for name in ("attention_mask", "input_ids")} | {"other": torch.zeros(1)}
+    ids, mask = SPEC.check(backwards, "texts", torch.zeros(1))
+    assert ids is texts["input_ids"]
+    assert mask is texts["attention_mask"]
+
+
+def _change(**changes):
+    return make_texts() | changes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.zeros(2, LENGTH, dtype=torch.long), "a dict with"),
+        ({"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}, r"got \['input_ids'\]"),
+        (_change(input_ids=torch.zeros(12, LENGTH)), r"texts\['input_ids'\]: expected integers"),
+        (_change(input_ids=torch.zeros(12, LENGTH + 1, dtype=torch.long)), "pad or cut the texts to 10"),
+        (_change(attention_mask=torch.ones(11, LENGTH).long()), r"\['attention_mask'\]: expected integers \(12,10\)"),
+        (_change(input_ids=torch.full((12, LENGTH), WORDS)), r"values in \[0, 40\), got 40 to 40.*tokenizer"),
+        (_change(input_ids=torch.full((12, LENGTH), -1)), r"got -1 to -1"),
+        (_change(attention_mask=torch.full((12, LENGTH), 2)), "1 for a token and 0 for padding"),
+        (_change(attention_mask=torch.zeros(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        (_change(attention_mask=torch.eye(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        ({name: value[:0] for name, value in make_texts().items()}, "the batch is empty"),
+        (_change(input_ids=make_texts()["input_ids"].to("meta")), "on cpu as the network, got meta"),
+        (_change(input_ids="words"), "expected integers"),
+    ],
+)
+def test_bad_texts_are_one_clear_error(inputs, message):
+    with pytest.raises(xl.errors.InputError, match=message):
+        SPEC.check(inputs, "texts", torch.zeros(1))
+
+
+def test_tokens_without_names():
+    plain = InputSpec((), (5,), vocabulary=(9,), dtypes=(torch.int64,))
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    assert plain.check(ids, "x", torch.zeros(1)) == (ids,)
+    with pytest.raises(xl.errors.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):
+        plain.check({"ids": ids}, "x", torch.zeros(1))
+
+
+def test_a_network_traced_for_one_size_says_so():
+    input_spec = InputSpec((), (3, 32, 32), exact_size=True)
+    input_spec.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
+    with pytest.raises(xl.errors.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
+        input_spec.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))

@@ -1,5 +1,6 @@
 """The network of the start page: which scenes go with it, and that it is narrow."""
 
+import pytest
 import torch
 from PIL import Image
 
@@ -21,6 +22,7 @@ def test_two_scenes_of_each_kind_and_no_class_twice(tmp_path):
     assert [Image.open(path).getpixel((0, 0))[0] for path in written] == [0, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_the_network_is_narrow_and_says_how_pictures_become_inputs():
     scenes = xl.data.ImageSet(torch.zeros(2, 3, 40, 40, dtype=torch.uint8), torch.tensor([0, 1]), ("A", "B"))
     net = build(scenes)

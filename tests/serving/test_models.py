@@ -30,6 +30,7 @@ def bundle(tmp_path_factory):
     return xl.save(net, xl.Policy((0.9, 0.9), network=net.identity()), path, policies={"fast": fast}, overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_bundle_with_its_policies(bundle):
     model = open_bundle("b", bundle)
     assert {*model.policies} == {"default", "fast"}
@@ -160,6 +161,7 @@ def copied(edge, tmp_path):
     return path, change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("thresholds", "change", "error", "words"),
     [
@@ -178,6 +180,7 @@ def test_damaged_edge_bundles(copied, thresholds, change, error, words):
         open_bundle("e", path)
 
 
+@pytest.mark.slow
 def test_files_that_answer_differently_here_are_refused(copied):
     path, change_manifest = copied
     golden = dict(np.load(path / "golden.npz"))

@@ -190,7 +190,7 @@ def check_answers(local, net, policy):
 
 def check_that_open_requests_are_answered(local, before, deploy):
     """A replica ends after it has answered."""
-    images, over = torch.randn(32, 3, 28, 28), threading.Event()
+    images, over = torch.randn(8, 3, 28, 28), threading.Event()
 
     def ask():
         found = list[int]()
@@ -198,8 +198,8 @@ def check_that_open_requests_are_answered(local, before, deploy):
             found.append(local.infer(images).status_code)
         return found
 
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask) for _ in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask) for _ in range(2)]
         try:
             deploy()
             local.wait_for_replicas(1, before)

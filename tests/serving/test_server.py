@@ -40,6 +40,7 @@ def _process_stays():
         logger.handlers[:] = kept
 
 
+@pytest.mark.slow
 def test_one_process_serves_the_last_connection_that_is_allowed(bundle, monkeypatch):
     servers = []
 

@@ -48,6 +48,8 @@ def test_top_locations_and_the_runner_up():
     [
         (explain(VIEW, FINAL), ["dog: exit 0 answered", "0.700 reached the threshold 0.600", "25 %", "final exit says cat"]),
         (explain(VIEW), ["exit 0 answered"]),
+        (explain(VIEW, FINAL), ["maps correlate at 0.80 (another sample's map: not measured)"]),
+        (explain(replace(VIEW, cc_null=0.62), FINAL), ["maps correlate at 0.80 (another sample's map: 0.62)"]),
         (explain(replace(VIEW, threshold=0.0)), ["answers everything under this policy"]),
         (explain(replace(VIEW, estimate=0.1, limit=0.2)), ["its map is estimated to be near the final one", "0.100"]),
         (

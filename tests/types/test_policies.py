@@ -124,7 +124,7 @@ def test_of_many_tests_the_nearest_to_failing_is_shown():
 
 
 def test_a_certificate_counts_what_the_samples_were_asked_before():
-    third = replace(RECORD, certification=replace(RECORD.certification, asking=3, level=0.04))
+    third = replace(RECORD, certification=replace(RECORD.certification, request_number=3, level=0.04))
     text, count = write_certificate(third, ""), "It is certificate 3 that these samples were asked for"
     assert text.startswith("With 90 % confidence")
     assert text.endswith(f"{count}: the confidence is that in all that were given, and this one was tested at level 0.04.")

@@ -24,7 +24,6 @@ SPACES = (xl, xl.data, xl.demo, xl.errors, xl.types, exitlens_runtime)
 PUBLIC = {f"{space.__name__}.{name}": getattr(space, name) for space in SPACES for name in space.__all__}
 PUBLIC = {name: value for name, value in PUBLIC.items() if not inspect.ismodule(value)}
 NAMES = {name: value for name, value in PUBLIC.items() if name == next(n for n, v in PUBLIC.items() if v is value)}
-SLOW = {"runtime", *(f"exitlens.{name}" for name in ("export", "export_int8", "ExitCandidate", "list_exit_candidates"))}
 ALIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -65,9 +64,8 @@ def list_examples() -> Mapping[str, str]:
     return examples | {page: read_sessions(page) for page in PAGES if read_sessions(page)}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in list_examples()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_examples())
 def test_an_example_gives_what_it_says(name, start, tmp_path, files_written_once):
     shutil.copytree(start[0], tmp_path, dirs_exist_ok=True)
     names = dict(start[1], net=copy.deepcopy(start[1]["net"]))

@@ -68,10 +68,7 @@ def test_thresholds_by_hand():
 
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [
-        ({"max_cost": 0.1}, "first exit alone"),
-        ({"max_cost": 0.21, "max_disagreement": 0.0}, "raise one of the limits"),
-    ],
+    [({"max_cost": 0.1}, "first exit alone"), ({"max_cost": 0.21, "max_disagreement": 0.0}, "raise one of the limits")],
 )
 def test_limits_that_no_policy_keeps(limits, message):
     with pytest.raises(xl.errors.CalibrationError, match=message):
@@ -134,6 +131,7 @@ def test_the_percentile_of_samples_is_within_the_limit(percentile, labelled):
     assert policy.calibration.request.percentile == percentile
 
 
+@pytest.mark.slow
 def test_beside_other_limits_the_cheapest_that_keeps_all():
     trace = timed_trace(1000)
     alone = xl.calibrate(trace, max_accuracy_drop=0.06)

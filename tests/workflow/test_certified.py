@@ -65,6 +65,7 @@ def test_a_smaller_delta_or_limit_never_saves_more():
     assert limits == sorted(limits)
 
 
+@pytest.mark.slow
 def test_without_labels_disagreement_and_divergence_are_certified():
     trace = good_trace(labelled=False)
     policy = xl.calibrate(trace, max_disagreement=0.05, max_divergence=0.1, delta=0.1)
@@ -231,7 +232,7 @@ def test_refused_certificates_spend_delta_and_granted_ones_do_not():
     for limit in (0.3, 0.2, 0.15):  # loosest first: nothing is spent
         tested = xl.calibrate(trace, max_disagreement=limit, delta=0.1).calibration.certification
         assert (tested.level, tested.reason) == (0.1, "")
-    assert tested.asking == 3
+    assert tested.request_number == 3
     refused = xl.calibrate(trace, max_disagreement=0.01, delta=0.1)
     assert refused.calibration.certification.reason
     assert "spent a level of 0.1 on this" in refused.certificate()
@@ -241,11 +242,11 @@ def test_refused_certificates_spend_delta_and_granted_ones_do_not():
     assert more.calibration.certification.level == pytest.approx(0.05)
     assert "certificate 5 that these samples were asked for" in more.certificate()
     again = xl.calibrate(trace, max_disagreement=0.3, delta=0.1)  # the same request is no new one
-    assert again.calibration.certification.asking == 1
+    assert again.calibration.certification.request_number == 1
     assert xl.calibrate(trace, max_disagreement=0.01, delta=0.1) == refused
-    assert len(trace.askings) == 5
+    assert len(trace.certificate_requests) == 5
     assert xl.calibrate(trace, max_disagreement=0.02).calibration.certification is None  # empirical mode spends nothing
-    assert len(trace.askings) == 5
+    assert len(trace.certificate_requests) == 5
 
 
 def grouped(n: int = 3000, size: int = 5, **values) -> xl.Trace:

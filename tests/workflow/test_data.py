@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.delivery.run_directory import build_network
 from exitlens.types.settings import NetworkSettings
+from exitlens.workflow.training.setup import build_network
 from tests.conftest import make_net
 from tests.data.conftest import Pixels
 from tests.workflow.training.networks import QUICK, equal, fresh, weights

@@ -62,7 +62,7 @@ def test_reports_show_the_traces_milliseconds():
     assert json.loads(json.dumps(report.to_dict()))["timing"]["batch_size"] == 64
     head, first, *_, last, _ = repr(report).splitlines()
     assert head.split()[:3] == ["exit", "ms", "cost"]
-    assert first.split()[:3] == ["0", "2", "0.200"]
+    assert first.split()[:4] == ["exit", "0", "2", "0.200"]
     assert "10.5 ms on average, 2 (1.9 to 2.1), 5 (4.9 to 5.1), 10.5 (10.4 to 10.6) ms at the exits, with quartiles" in last
     assert ">ms</th>" in report._repr_html_()
     plain = xl.evaluate(random_trace(), xl.Policy.never(3))
@@ -93,7 +93,8 @@ def test_unlabelled_traces_have_no_accuracy(net, images):
     assert cc["skill"] == pytest.approx((cc["value"] - cc["null"]) / (1 - cc["null"]))
     assert "skill" not in report.exits[0].consistency["kl"]
     json.dumps(report.to_dict())
-    assert "final" not in str(report)
+    assert "final exit" not in str(report)
+    assert [line[:7].strip() for line in str(report).splitlines()[1:4]] == ["exit 0", "exit 1", "final"]
     assert "routed" in str(report)
 
 
@@ -125,7 +126,7 @@ def test_calibration_error_of_routed_answers_by_hand(task):
     assert xl.route(trace, policy).tolist() == [0] * 4 + [1] * 4
     report = xl.evaluate(trace, policy)
     assert report.calibration_error == pytest.approx((0.3 + 0.1) / 2, abs=1e-6)
-    assert repr(report).endswith("\nconfidences are off by 20.0% on average")
+    assert repr(report).endswith("\ncalibration error of the routed answers: confidences are off by 20.0% on average")
     assert xl.evaluate(replace(trace, labels=None), policy).calibration_error is None
 
 
@@ -169,6 +170,7 @@ def test_bands_cover_all_means_at_once():
     assert _find_bands(torch.ones(2, 50), 0.95)[0] == xl.types.ConfidenceInterval(1.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_bands_count_groups():
     rng, covered, alone = torch.Generator().manual_seed(0), 0, 0
     for _ in range(100):

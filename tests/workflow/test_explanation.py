@@ -37,6 +37,18 @@ def test_maps_are_placed_in_the_image_and_compared_as_they_are(net, images):
     assert [view.cc for view in raw.exits] == [view.cc for view in why.exits]
 
 
+def test_correlations_stand_beside_what_another_samples_map_has(net, images):
+    trace = xl.collect(net, images)
+    policy = xl.calibrate(trace, max_disagreement=0.5)
+    policy = xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict())))
+    nulls = trace.null["cc"].mean(0).tolist()
+    assert policy.calibration.map_null == pytest.approx(nulls)
+    assert [view.cc_null for view in xl.explain(net, images[0], policy).exits] == pytest.approx(nulls)
+    assert [view.cc_null for view in xl.explain(net, images[0], POLICY).exits] == [None] * 3
+    single = xl.collect(net, images[:1])  # there is no other sample
+    assert xl.calibrate(single, max_disagreement=0.5).calibration.map_null is None
+
+
 def test_bad_calls(net, images):
     with pytest.raises(xl.errors.InputError, match="one sample"):
         xl.explain(net, images, POLICY)

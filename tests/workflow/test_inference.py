@@ -74,6 +74,7 @@ def test_channels_last_stays_and_agrees():
     _same_as_on_paper(xl.predict(NET, x, POLICY), torch.arange(64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", [None, xl.Tuning(), xl.Tuning(micro_batch=5), xl.Tuning(folded=True, channels_last=True)])
 def test_threads_share_a_network_that_is_in_training_mode(tuning):
     net = make_net().train()

@@ -141,6 +141,7 @@ def test_figures_by_hand(trace):
     assert row.accuracy == row.final_accuracy == pytest.approx((told & labels)[:, 2].sum().item() / row.samples)
 
 
+@pytest.mark.slow
 def test_limits_of_other_kinds(trace):
     every = xl.calibrate(trace, max_class_accuracy_drop=0.05, max_disagreement=0.2, max_divergence=0.9, gate=True)
     assert every.calibration.classes == (4, 4)
@@ -207,6 +208,7 @@ def test_a_bundle_keeps_the_task(net, trace, tmp_path):
     assert set(xl.load_policies(tmp_path / "b")) == {"default", "full"}
 
 
+@pytest.mark.slow
 def test_every_answered_label_has_its_evidence(net, tmp_path):
     policy, data = xl.Policy((0.95, 0.95), "decided"), draw(20, 9)
     pred = xl.predict(net, data.inputs, policy)
@@ -250,6 +252,7 @@ def test_a_sample_without_a_label_says_so(net):
     assert why.reason.startswith("none of the labels: ")
 
 
+@pytest.mark.slow
 def test_relevance_is_about_the_labels_that_are_told(net):
     inputs = draw(6, 11).inputs
     told = choose_explained(net(inputs)[-1].logits, "multilabel")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,6 +85,7 @@ def predict(
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
     before = [] if file is None else file.rows
     done, shown = len(before), before[: None if json_ else SHOWN]
+    counts, confidence = Counter(row.exit for row in before), sum(row.confidence for row in before)
     if compiled:
         net.compile(policy, progress=not json_)
     reading = make_reading(data=data, columns=columns, group_by=group_by)
@@ -97,6 +99,8 @@ def predict(
                 if file is not None:
                     file.append(batch)
                 done += len(batch)
+                counts.update(row.exit for row in batch)
+                confidence += sum(row.confidence for row in batch)
                 shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
                 bar.update(task, completed=done + len(samples.bad))
             if not done:
@@ -107,17 +111,39 @@ def predict(
         if file is None:
             stop.add_note("nothing was written: --out FILE keeps the answers so far")
         raise
-    fields = shown[0]._fields if shown else ()
-    names = [name for name in fields if any(getattr(row, name) is not None for row in shown)]  # estimates: of gates only
-    rows = [names, *[["" if (v := getattr(row, name)) is None else str(v) for name in names] for row in shown[:SHOWN]]]
     resumed = f", {len(before)} of them from before" if before else ""
-    values: dict[str, Any] = {"predictions": [row._asdict() for row in shown], "bad": samples.bad}
-    if watch is not None:
-        values["drift"] = watch.state().to_dict()
+    drift = None if watch is None else watch.state()
+    values = {"predictions": [row._asdict() for row in shown], "bad": samples.bad} | _summarize(net, counts, confidence)
+    if drift is not None:
+        values["drift"] = drift.to_dict()
+    rows = _tabulate_rows(net, shown[:SHOWN])
     show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", rows)
-    if watch is not None and not json_:
-        tell(watch.state().summary)
+    for line in [] if json_ else [_word_summary(net, values), *([] if drift is None else [drift.summary])]:
+        tell(line)
     show_skipped(json_, samples.bad)
+
+
+def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict[str, Any]:
+    """Return the number of samples, the share answered at each exit, and means; ``confidence`` is a sum."""
+    total = max(1, counts.total())
+    shares = [counts[k] / total for k in range(net.num_exits)]
+    cost = sum(share * cost for share, cost in zip(shares, net.cost.tolist(), strict=True))
+    return {"samples": counts.total(), "exit_shares": shares, "cost": cost, "confidence": round(confidence / total, 9)}
+
+
+def _word_summary(net: xl.ExitNet, summary: Mapping[str, Any]) -> str:
+    named = zip(name_exits(net), summary["exit_shares"], strict=True)
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in named)
+    means = f"mean cost {summary['cost']:.3f}, mean confidence {summary['confidence']:.3f}"
+    return f"{summary['samples']} samples answered: {shares}; {means}"
+
+
+def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
+    """Return a table of answers; estimates are those of gates, and left out if there are none."""
+    exits = name_exits(net)
+    cells = [row._asdict() | {"exit": exits[row.exit]} for row in rows]
+    names = [name for name in (cells[0] if cells else ()) if any(row[name] is not None for row in cells)]
+    return [names, *[["" if row[name] is None else str(row[name]) for name in names] for row in cells]]
 
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
@@ -154,7 +180,8 @@ def explain(
     reading = make_reading(data=data, columns=columns)
     if not data and (reading.skip_bad or columns):
         raise xl.errors.InputError("skip_bad, columns: they are for many samples. Fix: pass --data, or leave them out.")
-    net, policy = load_calibrated(bundle, name)
+    with wait(json_, "loading the network"):
+        net, policy = load_calibrated(bundle, name)
     if data and out is not None:
         _explain_many(net, policy, bundle, reading, out, json_)
     else:
@@ -174,12 +201,13 @@ def _explain_one(
     if isinstance(sample, Path) and not sample.is_file():
         problem = "is a folder. Fix: pass it as --data." if sample.is_dir() else "does not exist. Fix: check the path."
         raise xl.errors.DataError(f"image: expected a file, {sample} {problem}")
-    why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
     stem = sample.stem if isinstance(sample, Path) else "text"
-    if out is not None and isinstance(preprocess, xl.data.Preprocess):
-        save_explanation(why, out, preprocess, stem)
-    elif out is not None:
-        write_explanation(why, out, stem)
+    with wait(json_, "explaining"):
+        why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
+        if out is not None and isinstance(preprocess, xl.data.Preprocess):
+            save_explanation(why, out, preprocess, stem)
+        elif out is not None:
+            write_explanation(why, out, stem)
     if is_text and not json_:
         console.print(tabulate_tokens(why, colour=console.color_system is not None))
     else:
@@ -190,7 +218,18 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
-    rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]
+    rows = [
+        [
+            "exit",
+            "answer",
+            "confidence",
+            "threshold",
+            *(["gate"] if gated else []),
+            "map CC with final",
+            "another sample's",
+            "",
+        ]
+    ]
     for view in why.exits:
         confidence, threshold = tell_apart(view.confidence, view.threshold)
         if view.exit == why.num_exits - 1:
@@ -200,8 +239,7 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
             estimate, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
             cells.append("" if view.estimate is None else f"{estimate} (limit {limit.replace('inf', 'none')})")
         mark = "answered" if view.exit == why.answered else ""
-        cells.append("" if view.cc is None else f"{view.cc:.2f}")
-        rows.append([exit_name(view.exit, why.num_exits), why.name_answer(view), *cells, mark])
+        rows.append([exit_name(view.exit, why.num_exits), why.name_answer(view), *cells, *view.format_cc(), mark])
     return rows
 
 
@@ -209,21 +247,30 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
     from exitlens.data.readers import check_bad
     from exitlens.delivery.explanations import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
+    from exitlens.types.inputs import count_rows
+    from exitlens.types.outputs import exit_name
 
     with wait(json_, "listing the data"):
         samples = stream_samples(net, reading, batch_size=64, run=bundle)
     preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
-        task = bar.add_task("explaining", total=samples.total)
-        names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
-        lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
+
+        def read() -> Iterator[Inputs]:
+            task = bar.add_task("explaining", total=samples.total)
+            for batch in samples:
+                yield batch
+                bar.advance(task, count_rows(batch))
+            bar.remove_task(task)
+            bar.add_task("drawing what deserves a look", total=None)
+
+        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), preprocess, out)
     if not lines:
         check_bad(samples.bad, samples.total, reading.skip_bad)
     disagreeing = sum(line.disagrees for line in lines)
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
     for line in lines[:SHOWN]:
         numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
-        rows.append([line.file, line.answer, str(line.exit), line.final, *numbers])
+        rows.append([line.file, line.answer, exit_name(line.exit, net.num_exits), line.final, *numbers])
     count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
     title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
@@ -400,6 +447,7 @@ def read_token(path: Path | None) -> str:
 
 if TYPE_CHECKING:
     from exitlens.data.splits import Split
+    from exitlens.delivery.predictions import Row
     from exitlens.model.cutting.placement import Placement
     from exitlens.types.inputs import Inputs
 

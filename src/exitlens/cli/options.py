@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from typer import Exit, Option, Typer, rich_utils
 from typer.core import TyperGroup
 
@@ -101,6 +102,7 @@ def _flag(name: str) -> str:
 def name_options(text: str) -> str:
     """Return a text with options in place of arguments: ``--out`` for ``out_dir (--out)``, ``--max-ms`` for ``max_ms``."""
     text = re.sub(r"\b[a-z_]+(?:=[\w'.]+)? \((?:option )?(--[a-z-]+)\)", r"\1", text)
+    text = re.sub(r"(--[a-z-]+(?: \w+)?) \([a-z_]+=[\w'.]+\)", r"\1", text)  # --skip-bad (skip_bad=True)
     leading = re.match(r"(?:\w+, )*\w+(?=: )", text)  # the arguments that an error is about
     if leading:
         names = leading[0].split(", ")
@@ -197,11 +199,11 @@ def complain(kind: Literal["error", "warning", "stopped"], text: str) -> None:
 
 
 @contextmanager
-def wait(as_json: bool, what: str) -> Iterator[None]:
-    """Show what is being waited for, while it lasts."""
+def wait(as_json: bool, what: str) -> Iterator[Progress]:
+    """Show what is being waited for, while it lasts, and yield the display for more tasks."""
     with show_progress(not as_json, console) as bar:
         bar.add_task(what, total=None)
-        yield
+        yield bar
 
 
 def show_skipped(as_json: bool, bad: Sequence[str]) -> None:

@@ -122,18 +122,12 @@ def fit(
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.bundle import save_trained
-    from exitlens.delivery.run_directory import (
-        build_network,
-        choose_size,
-        load_training_sets,
-        read_recorded_exits,
-        record_source,
-        remembers_skipping,
-    )
+    from exitlens.delivery.run_directory import read_recorded_exits, record_source, remembers_skipping
     from exitlens.model.heads import have_maps
     from exitlens.ranks import find_ranks
     from exitlens.workflow.training.fit import RunOptions, run_training
     from exitlens.workflow.training.record import is_restarted
+    from exitlens.workflow.training.setup import build_network, choose_size, load_training_sets
 
     def say(line: str) -> None:  # to people, in the first of several processes
         if read_rank() == 0:
@@ -146,7 +140,7 @@ def fit(
     if resume and not reading.skip_bad:  # a resumed run leaves out the same samples as before
         reading = replace(reading, skip_bad=ranks.share(lambda: remembers_skipping(out)))
     try:
-        with wait(json_, "listing the data"), ranks.together():
+        with wait(json_, "reading the data") as bar, ranks.together():
             source = open_source(
                 data,
                 root=reading.root,
@@ -158,7 +152,7 @@ def fit(
                 mel=mel,
                 task=task,
             )
-            train, validation = load_training_sets(network, source, reading, say)
+            train, validation = load_training_sets(network, source, reading, say, bar if ranks.is_first else None)
         if resume and network.placement == "time":  # measured times vary, and with them the places of exits
             network = ranks.share(lambda: read_recorded_exits(out, network))
         with wait(json_, "building the network"):
@@ -197,7 +191,7 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
         "exit": name_exits(net),
         "validation accuracy %": [f"{100 * value:.1f}" for value in last["accuracy"]],
         "micro-F1": [f"{value:.3f}" for value in last.get("f1", ())],
-        "attention CC with final": [*(f"{value:.2f}" for value in last["cc"]), ""],
+        "attention CC with final (evaluate: by chance)": [*(f"{value:.2f}" for value in last["cc"]), ""],
     }
     filled = {name: cells for name, cells in columns.items() if cells}
     rows = [list(filled), *map(list, zip(*filled.values(), strict=True))]
@@ -256,7 +250,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import keep_askings, load_samples, stream_samples
+    from exitlens.delivery.run_directory import keep_certificate_requests, load_samples, stream_samples
     from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
@@ -272,8 +266,8 @@ def calibrate(
         raise xl.errors.InputError(
             "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
         )
-    net, _ = xl.load(bundle)
-    with wait(json_, "listing the data"):
+    with wait(json_, "loading the network and listing the data"):
+        net, _ = xl.load(bundle)
         samples: Any = (
             stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
             if unlabelled
@@ -281,16 +275,24 @@ def calibrate(
         )
     if (trace := _collect(net, samples, trace_options, json_)) is None:
         return
-    with keep_askings(bundle, trace), wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
+    with (
+        keep_certificate_requests(bundle, trace),
+        wait(json_, "choosing thresholds"),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)  # xl.calibrate would build the request again
-    replace_policy(bundle, policy, name)
+        replace_policy(bundle, policy, name)
     notes = [str(warning.message) for warning in caught]
     _show_policy(net, trace, policy, notes, list_bad(samples), json_)
+    if not json_:
+        options = f"--bundle {shlex.quote(str(bundle))}" + (f" --policy {name}" if name else "")
+        tell(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
 
 
 def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: list[str], bad: list[str], json_: bool) -> None:
-    report, certificate = xl.evaluate(trace, policy), policy.certificate()
+    with wait(json_, "evaluating the policy"):
+        report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
     for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
@@ -313,7 +315,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
     if set(policy.temperatures) == {1.0}:
         return ""
     error = policy.calibration.calibration_error if policy.calibration else None
-    left = "" if error is None else f"; after it confidences are off by {100 * error:.1f} % on average"
+    left = "" if error is None else f"; calibration error of the routed answers on these samples: {100 * error:.1f} %"
     return (
         f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
     )

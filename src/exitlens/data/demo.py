@@ -107,11 +107,9 @@ def make_scenes(
     Args:
         garments: ``(N,28,28)`` ``uint8``, bright garment on black.
         labels: ``(N,)`` integers below ``len(classes)``.
-        classes: class names.
         background_agreement: in [0, 1]; how often the background has the colour of the scene's class. Otherwise it has
             one of the other classes' colours, uniformly; so ``1 / len(classes)`` makes colour and class independent.
         seed: of the places, sizes, colours and textures.
-        size: height and width of a scene in pixels.
         scale: smallest and largest side of the garment as a fraction of ``size``.
         palette: ``"standard"``, or ``"unseen"`` for backgrounds that no training scene has.
 
@@ -235,10 +233,8 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
     nothing. Three opinions in ten are negated ("not good"), so single words mislead. The shop's name is the shortcut.
 
     Args:
-        count: number of reviews.
         shop_agreement: share in [0, 1] of reviews whose shop is one of the four of their class; the others have one of the
             other class, so 0.5 makes shop and class independent.
-        seed: of everything in the reviews.
         length: tokens of an input; reviews have 8 to 30, longer ones than ``length`` are cut.
 
     Examples:
@@ -308,10 +304,8 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
     The shortcut is the channel ``level``: noise around one of four levels.
 
     Args:
-        count: number of series.
         offset_agreement: share in [0, 1] of series with the level of their class; the others have that of another class,
             uniformly, so 1/4 makes level and class independent.
-        seed: of everything in the series.
         length: steps T.
 
     Examples:
@@ -373,10 +367,8 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
     A ball, a box, or a rod along one of the axes (``masks`` is True there) tells the class. The shortcut is brightness.
 
     Args:
-        count: number of volumes.
         offset_agreement: share in [0, 1] of volumes with the brightness of their class; the others have that of another
             class, uniformly, so 1/3 makes brightness and class independent.
-        seed: of everything in the volumes.
         size: voxels of a side.
 
     Examples:

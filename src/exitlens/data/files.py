@@ -37,7 +37,8 @@ def list_names(folder: Path, kind: Modality) -> list[str]:
     with name_failures(folder, "listed"):
         names = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     if not names:
-        raise DataError(f"data: no {kind.name} files below {folder} (looked for {', '.join(suffixes)})")
+        looked = f"no {kind.name} files below {folder} (looked for {', '.join(suffixes)})"
+        raise DataError(f"data: {looked}. Fix: put some there, or remove the folder")
     return names
 
 
@@ -209,7 +210,7 @@ def load_folder(
     present = [path.name for path in list_folders(root)]
     names = tuple(classes) or tuple(present)
     if len(names) < 2:
-        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: expected {layout}")
+        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more. Fix: give a folder as in {layout}")
     unknown = [name for name in present if name not in names]
     if unknown:
         raise DataError(f"data: {root} has the class {unknown[0]!r}, the network does not.{suggest(unknown[0], names)}")

@@ -17,12 +17,13 @@ from typing import Protocol, TypeVar, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from exitlens.errors import DataError
 from exitlens.io import make_directory
 from exitlens.modalities.arrays import open_regular
-from exitlens.modalities.image import decode_image
+from exitlens.modalities.image import FORMATS, decode_image
 from exitlens.types.preprocessing import ArrayPreprocess, Preprocess, SeriesPreprocess, VectorPreprocess
 
 DECODER = b"2"  # part of a cache's keys; counted up when a change of the decoder gives other pixels
@@ -242,6 +243,9 @@ class EncodedImages(NamedReader, ABC):
         return "" if self.cache is None else self.cache.trouble
 
 
+_WHOLE = ((b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"), (b"\xff\xd8\xff", b"\xff\xd9"))  # both ends of a PNG and of a JPEG
+
+
 class ImageFiles(EncodedImages):
     """Image files with N names, relative to ``root``."""
 
@@ -255,11 +259,36 @@ class ImageFiles(EncodedImages):
             return file.read()
 
 
+class FileCheck:
+    """A reader of empty samples: reading one only tells whether an image file is bad, and mostly by its two ends."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files, self.name = files, files.name
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> Tensor:
+        """Return no values, or raise a :class:`DataError` about a bad file; only a suspicious file is decoded for that."""
+        name = self.name(index)
+        with open_regular(Path(name), name) as file:
+            start, size = file.read(8), file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 12))
+            tail = next((tail for head, tail in _WHOLE if start.startswith(head)), None)
+            is_good = tail is not None and file.read().endswith(tail)
+            with suppress(Exception):
+                file.seek(0)
+                is_good = is_good or (tail is None and bool(Image.open(file, formats=FORMATS)))
+        if not is_good:
+            self._files.read(index)  # says what is wrong, if anything is
+        return torch.empty(0, dtype=torch.uint8)
+
+
 def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
     """Raise a :class:`DataError` that names unreadable files, unless they may be skipped and others remain."""
     if bad and (not skip_bad or len(bad) == total):
         shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
-        fix = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
+        fix = "" if len(bad) == total else ". Fix: repair them, or pass --skip-bad (skip_bad=True) to leave them out"
         error = DataError(f"data: {len(bad)} of {total} {kind} cannot be read{fix}:\n  {shown}")
         error.is_skippable = bool(fix)
         raise error

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.readers import EncodedImages, PixelCache, Reader, check_bad, find_shape, refuse_bad
+from exitlens.data.readers import EncodedImages, FileCheck, ImageFiles, PixelCache, Reader, check_bad, find_shape, refuse_bad
 from exitlens.data.workers import Decoded, choose_workers, decode_batches
 from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, VECTOR, VOLUME, Modality
@@ -316,6 +317,19 @@ class LazySet(SampleSet):
         self.unreadable |= dict(batch.bad)
         if batch.bad and not (skip and self.skip_bad):
             raise refuse_bad(batch.bad[0][1], "repair it")
+
+
+def check_files(parts: Iterable[SampleSet], workers: int | None, bar: Progress) -> None:
+    """Raise a :class:`DataError` that names the image files that are bad, as far as :meth:`ImageFiles.check` can tell."""
+    sets = [part for part in parts if isinstance(part, LazySet) and isinstance(part.reader, ImageFiles)]
+    total, bad = sum(map(len, sets)), list[str]()
+    task = bar.add_task("checking the files", total=total)
+    for part in sets:
+        plan = [rows.tolist() for rows in part.rows.split(LOADED_AT_ONCE)]
+        for batch in decode_batches(FileCheck(part.reader), plan, (0,), choose_workers(workers, len(plan))):  # type: ignore[arg-type]
+            bad += [reason for _, reason in batch.bad]
+            bar.advance(task, len(batch.good) + len(batch.bad))
+    check_bad(bad, total, skip_bad=False)
 
 
 def _check_shape(shape: Sequence[int], preprocess: Preprocess | ArrayPreprocess, kind: Modality, name: str) -> None:

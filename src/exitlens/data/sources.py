@@ -254,10 +254,11 @@ def _read_folder(
 
 
 class Loaded(NamedTuple):
-    """Splits by name, and lines for people on where they come from."""
+    """Splits by name, lines for people on where they come from, and the parts of the source that all splits come from."""
 
     sets: Mapping[Split, SampleSet]
     notes: tuple[str, ...]
+    parts: tuple[SampleSet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,8 @@ class DataSource:
                 sets = {split: part.scaled(scaling) for split, part in sets.items()}
         if modality is TEXT:
             sets = {split: part.encode(preprocess) for split, part in sets.items()}
-        return Loaded(sets, self._describe(parts, sets))
+        used = [parts.sets[name] for name in plan_splits(tuple(parts.sets), self.name).parts.values()]
+        return Loaded(sets, self._describe(parts, sets), tuple(part for part in used if isinstance(part, LazySet)))
 
     def _describe(self, parts: Parts, sets: Mapping[Split, SampleSet]) -> tuple[str, ...]:
         """Return lines for people on the origin of the splits, their samples, classes and groups, and unused parts."""
@@ -440,9 +442,12 @@ def open_source(name: str, **settings: Any) -> DataSource:
     if not source.is_built_in:
         kind = find_format(name, source.columns, (source.group_by, source.split_by))
         if kind is None:
+            there = f"{name} is a file of another kind" if Path(name).exists() else f"there is no file or folder {name}"
             files = f"a {' or '.join(TABLES)} file of texts or numbers, Parquet, .ts or .tar files"
-            known = f"{', '.join(NAMES)}, {TORCHVISION}NAME, {HUB}NAME, {files}"
-            raise DataError(f"data: no folder {name}; it can also be {known}.{suggest(name, NAMES)}")
+            fix = f"give a folder with a subfolder of files for each class, {files}, {TORCHVISION}NAME or {HUB}NAME"
+            beside = sorted({path.name for path in Path(name).parent.glob("*")} - {Path(name).name})
+            close = suggest(Path(name).name, [*NAMES, *beside], cutoff=0.7)
+            raise DataError(f"data: {there}. Fix: {fix}; or generated data: {', '.join(NAMES)}.{close}")
         return replace(source, contents=hash_source(name, kind))
     if name.startswith(TORCHVISION) and not source.root:
         raise InputError(f"root: {name} needs the folder that holds its files")

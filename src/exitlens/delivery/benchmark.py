@@ -45,9 +45,6 @@ MIXED = "50/30/0/20"
 UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never answer
 
 
-# --- timing ---
-
-
 def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
     """Return the work of running each batch in order, after an untimed first one where there are several or memory changes.
 
@@ -134,9 +131,6 @@ def pin_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
         if allowed is not None:
             os.sched_setaffinity(0, allowed)
-
-
-# --- shares of exits ---
 
 
 def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
@@ -287,9 +281,6 @@ def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
     return [(map_inputs(chunk, lay_out),) for chunk in chunks]
 
 
-# --- the plain backbone ---
-
-
 def answer_plainly(backbone: nn.Module, batch: Inputs) -> None:
     """Answer a batch as PyTorch runs the backbone: float32, its own memory format, the whole batch."""
     with torch.inference_mode():
@@ -353,9 +344,6 @@ def _split(activations: Activations, tuning: Tuning) -> Iterator[Activations]:
     size = tuning.micro_batch or len(activations[0])
     for at in range(0, len(activations[0]), size):
         yield tuple(t[at : at + size] for t in activations)
-
-
-# --- the network with exits ---
 
 
 class Planned:

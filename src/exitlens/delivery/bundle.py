@@ -63,9 +63,6 @@ def save(
         policies: further policies of this network by name, which :func:`load_policies` reads. A name has 1 to 40 characters
             a-z, 0-9, _ and -; ``default`` is reserved for ``policy``.
         overwrite: replace an existing bundle, with all its policies.
-
-    Raises:
-        OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
     """
     require(net, ExitNet, "net")
     require(policy, Policy | None, "policy", "see exitlens.calibrate")
@@ -300,9 +297,6 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
         shape: dict[str, Any] = {"final": info.final, "layout": info.layout, "head": info.head}
         return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
-
-
-# --- run directories, whose training may not have ended ---
 
 
 def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:

@@ -146,9 +146,6 @@ def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
     return data | {name: scenes("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
 
 
-# --- training ---
-
-
 def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
     """Train whatever is not trained yet, each network in a single-threaded process, and show a bar for each.
 
@@ -240,9 +237,6 @@ def _describe_epochs(log: Path) -> str:
     cc = [f"{float(value):.2f}" for name, value in rows[-1].items() if name.startswith("cc_exit")]
     agreement = f", map CC with final {' '.join(cc)}" if cc else ""
     return f"epoch {len(rows)}: val accuracy {' '.join(accuracy)} %{agreement}"
-
-
-# --- testing ---
 
 
 def _measure_subject(

@@ -22,7 +22,7 @@ from exitlens.io import make_directory, write_json, write_manifest, write_text
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy
 from exitlens.types.explanations import SCHEMA
-from exitlens.types.inputs import Inputs, count_rows
+from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.explanation import explain_batch
@@ -39,8 +39,8 @@ def load_template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
-    environment.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:.{digits}f}"
+    environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:z.{digits}f}"
+    environment.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:z.{digits}f}"
     environment.filters["threshold"] = lambda v: "never" if v > 1e9 else f"{v:.5f}"
     return environment.get_template(name)
 
@@ -104,8 +104,7 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
     """
     base = draw_image(why.inputs, preprocess, side=224)
     maps: list[tuple[str, Tensor, Tensor, str]] = [  # end of the name, map, what each place is worth, caption
-        (f"exit{v.exit}", v.attention, v.evidence, f"Where exit {v.exit} looked for its answer {why.name_answer(v)}")
-        for v in why.exits
+        (f"exit{v.exit}", v.attention, v.evidence, why.caption_exit(v)) for v in why.exits
     ]
     maps += [
         (f"label{label.label}", label.speaks_for, label.evidence, f"What speaks for {why.name(label.label)}")
@@ -130,7 +129,10 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
 
 @dataclass(frozen=True)
 class ExplanationRow:
-    """A row of the table; ``divergence`` and ``cc`` compare the final exit's map with that of the exit that answered."""
+    """A row of the table; ``divergence`` and ``cc`` compare the map at the exit taken with the final one.
+
+    ``cc_null`` is the mean correlation with another sample's map.
+    """
 
     file: str
     answer: str
@@ -141,6 +143,7 @@ class ExplanationRow:
     disagrees: bool
     divergence: float
     cc: float
+    cc_null: float | None
     cost: float
     reason: str
 
@@ -149,12 +152,12 @@ class ExplanationRow:
         """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps."""
         return self.disagrees, self.divergence
 
-    @property
-    def title(self) -> str:
-        """The sample and its answer, for the contact sheet."""
+    def write_title(self, num_exits: int) -> str:
+        """Return the sample and its answer, for the contact sheet."""
         name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
         final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
-        return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
+        place = exit_name(self.exit, num_exits)
+        return f"{name}: {self.answer} ({self.confidence:.2f}) at {place}{final}, divergence {self.divergence:.2f}"
 
 
 def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
@@ -170,25 +173,19 @@ def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
         why.disagrees,
         round(view.divergence or 0.0, 6),
         round(view.cc or 0.0, 6),
+        None if view.cc_null is None else round(view.cc_null, 6),
         round(view.cost, 6),
         why.reason,
     )
 
 
 def explain_folder(
-    net: ExitNet,
-    policy: Policy,
-    samples: Iterable[Inputs],
-    name: Callable[[int], str],
-    preprocess: Preprocessing,
-    out: Path,
-    *,
-    advance: Callable[[int], None] = lambda count: None,
+    net: ExitNet, policy: Policy, samples: Iterable[Inputs], name: Callable[[int], str], preprocess: Preprocessing, out: Path
 ) -> list[ExplanationRow]:
     """Explain batches of samples and write a table, a contact sheet (if they are no images, a page) and a manifest.
 
     Every exit runs. Memory holds the table's rows of all samples, and the maps of the most remarkable ones. ``name`` gives
-    the i-th sample's name, once it has been read; ``advance`` is called with the number of samples done.
+    the i-th sample's name, once it has been read.
 
     Returns:
         The rows of the table, the most remarkable first.
@@ -204,12 +201,11 @@ def explain_folder(
             if len(shown) > SHOWN:
                 heapq.heappop(shown)
             rows.append(row)
-        advance(count_rows(batch))
     rows.sort(key=lambda row: row.interest, reverse=True)  # stable
     if rows:
         make_directory(out, "out")
         shown.sort(key=lambda item: item[:2], reverse=True)
-        titled = [(row.title, why) for *_, row, why in shown]
+        titled = [(row.write_title(net.num_exits), why) for *_, row, why in shown]
         if isinstance(preprocess, Preprocess):
             titles, whys = zip(*titled, strict=True)
             draw_contact_sheet({"": whys}, preprocess, titles=titles).save(sheet)

@@ -20,8 +20,6 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.tasks import name_answers
 
-# --- rows ---
-
 
 class Row(NamedTuple):
     """An answer."""
@@ -64,9 +62,6 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> DriftMonitor | N
             "regular expression on file names: its first parentheses, or all that it matches)."
         )
     return monitor
-
-
-# --- formats ---
 
 
 class _CsvFormat:
@@ -163,9 +158,6 @@ def read_parquet(path: Path) -> list[Row]:
 
 def _escape(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-# --- the file ---
 
 
 class PredictionFile:

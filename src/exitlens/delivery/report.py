@@ -72,9 +72,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-# --- what is reported ---
-
-
 @dataclass(frozen=True)
 class Subject:
     """A trained network with its policy, and what was measured of it under each test condition, the main one first."""
@@ -155,9 +152,6 @@ def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Seque
     return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)
 
 
-# --- the page ---
-
-
 def write_report(
     path: Path,
     subjects: Sequence[Subject],
@@ -236,9 +230,6 @@ def summarize(
     return sentences
 
 
-# --- the gallery ---
-
-
 def build_gallery(
     subjects: Sequence[Subject], sets: Mapping[str, SampleSet], advance: Callable[[int], None] = lambda count: None
 ) -> list[dict[str, Any]]:
@@ -312,9 +303,6 @@ def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool)
         for view in why.exits
     ]
     return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": why.name_answer() != truth}
-
-
-# --- plots ---
 
 
 def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: float | None = None) -> str:

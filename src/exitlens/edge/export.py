@@ -249,9 +249,6 @@ def export(
 
     Raises:
         ExportError: if the network cannot be written as ONNX, or the files give something else.
-        MissingExtraError: without the extra ``onnx``.
-        OutputExistsError: if the directory exists.
-        PolicyError: for a policy of another network.
 
     Examples:
         >>> sorted(file.name for file in xl.export(net, policy, "edge").glob("*.onnx"))

@@ -138,13 +138,13 @@ def certify(
     *,
     level: float,
     delta: float,
-    asking: int,
+    request_number: int,
 ) -> tuple[tuple[float, ...], Certification]:
     """Return the cheapest thresholds that can be certified (never, if none can), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it. The
-    ``price`` to minimise is the cost ``(K,)``, or a loss ``(N,K)`` if only spending is limited. ``delta`` and ``asking`` are
-    for the record.
+    ``price`` to minimise is the cost ``(K,)``, or a loss ``(N,K)`` if only spending is limited. ``delta`` and
+    ``request_number`` are for the record.
     """
     price, groups = price if price.ndim == 1 else price[first], risks[0].groups
     levels = quantise(scores[first])
@@ -155,7 +155,7 @@ def certify(
     record = Certification(
         delta=delta,
         level=level,
-        asking=asking,
+        request_number=request_number,
         path_samples=len(first),
         path_length=len(path),
         steps_tested=result.steps,

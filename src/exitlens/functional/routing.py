@@ -140,9 +140,6 @@ def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
 def route(trace: Trace, policy: Policy) -> Tensor:
     """Return the exit that each sample of the trace takes: ``(N,)`` integers in ``[0, K)``.
 
-    Raises:
-        PolicyError: if the policy has another number of exits or was calibrated for another network.
-
     Examples:
         >>> xl.route(trace, xl.Policy(thresholds=(0.0, math.inf))).unique()  # 0: always fires at exit 0
         tensor([0])

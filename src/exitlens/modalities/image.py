@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from exitlens.errors import DataError
@@ -107,8 +107,10 @@ def open_picture(
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
-        reason = str(error).replace(repr(file), repr(name)) if name else str(error)
-        raise DataError(f"{name or file}: cannot be read as an image ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is empty, or none of {', '.join(FORMATS)}"
+        raise DataError(f"{name or file}: cannot be read as an image ({reason})") from error
     if longest is not None:
         picture.thumbnail((longest, longest))
     return picture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import struct
 from collections.abc import Sequence
 from html import escape
@@ -19,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.errors import DataError, first_line, import_extra, is_installed
-from exitlens.functional.spectrogram import compute_log_mel, count_samples
+from exitlens.errors import DataError, InputError, first_line, import_extra, is_installed
 from exitlens.modalities.arrays import check_count, check_finite, open_regular, pick_rows, read_npy
 from exitlens.modalities.base import Modality
 from exitlens.types.inputs import InputFormat
@@ -30,6 +30,7 @@ SOUND_FILES = (".wav", ".flac", ".ogg")
 SERIES_FILES = (".npy", ".csv", ".parquet", *SOUND_FILES)
 CLOCKS = ("time", "timestamp", "datetime", "date", "", "__index_level_0__")  # columns of times, which are no channels
 WIDTH, HEIGHT, MOST_CURVES, MOST_POINTS = 320, 90, 6, 640  # of a drawing, in pixels
+FLOOR = 1e-10  # power of a mel band: silence is log(FLOOR)
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes that programs write when they cannot go back to the start of a file
 
 
@@ -175,6 +176,42 @@ def read_sound(path: Path, name: str) -> tuple[Tensor, float]:  # -> (C,N) float
     values = torch.from_numpy(samples.T.copy())
     check_finite(values, name)
     return values, rate
+
+
+def count_samples(settings: MelSpectrogram, rate: float) -> tuple[int, int, int]:
+    """Return the samples of the window, of the hop, and of the transform, which is the next power of two."""
+    window, hop = (max(1, round(rate * ms / 1000)) for ms in (settings.window_ms, settings.hop_ms))
+    return window, hop, 1 << (window - 1).bit_length()
+
+
+def make_mel_filters(settings: MelSpectrogram, rate: float) -> Tensor:  # -> (bins, bands)
+    """Return the filters of ``librosa.filters.mel(htk=True, norm=None)`` and of torchaudio.
+
+    They are triangles over the bins of the transform, of equal width on the mel scale ``2595 log10(1 + f / 700)``.
+    """
+    high = settings.high_hz or rate / 2
+    if high > rate / 2 or settings.low_hz >= high:
+        raise InputError(f"low_hz, high_hz: expected bands below half the rate, {rate / 2:g} Hz, got up to {high:g} Hz")
+    size = count_samples(settings, rate)[2]
+    low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (settings.low_hz, high))
+    mels = torch.linspace(low_mel, high_mel, settings.bands + 2, dtype=torch.float64)
+    edges = 700 * (10 ** (mels / 2595) - 1)  # (bands + 2,) Hz
+    bins = torch.linspace(0, rate / 2, size // 2 + 1, dtype=torch.float64)[:, None]  # (bins,1) Hz
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])  # (bins,bands)
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    filters = torch.minimum(rising, falling).clamp(min=0)
+    if bool((filters.sum(0) == 0).any()):
+        raise InputError(f"bands: {settings.bands} are too many for {settings.window_ms:g} ms at {rate:g} Hz: use fewer")
+    return filters.float()
+
+
+def compute_log_mel(waveform: Tensor, settings: MelSpectrogram, rate: float) -> Tensor:  # (..., N) -> (..., bands, T)
+    """Return each band's log power, ``T = 1 + N // hop``; step ``t`` is centred at sample ``t * hop``, with silent ends."""
+    filters = make_mel_filters(settings, rate)
+    window, hop, size = count_samples(settings, rate)
+    options: dict[str, Any] = {"center": True, "pad_mode": "constant", "return_complex": True}
+    spectrum = torch.stft(waveform.float(), size, hop, window, torch.hann_window(window), **options)  # (...,bins,T)
+    return (filters.T @ spectrum.abs().square()).clamp(min=FLOOR).log()
 
 
 def make_spectrogram(waveform: Tensor, mel: MelSpectrogram, rate: float, length: int, name: str) -> Tensor:

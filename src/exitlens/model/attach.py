@@ -62,9 +62,6 @@ def attach(  # noqa: PLR0913
             itself beside hidden features (:class:`~exitlens.model.heads.GroupNeck`). Without groups the exits of a
             multi-layer perceptron have no maps, because hidden units are not locations.
 
-    Raises:
-        AttachError: if the backbone cannot be cut.
-
     Warns:
         ReachWarning: if the locations of an early exit see less than a quarter of the image's shorter side.
 

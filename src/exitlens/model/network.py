@@ -337,10 +337,6 @@ class ExitNet(nn.Module):
             min_agreement: share of decisions that bfloat16 has to keep, with 95 % confidence (exact binomial bound).
             seconds: approximate time to measure; large networks take longer, and writing ONNX files a few seconds more.
             backend: ``auto`` also tries ONNX Runtime if the extra ``onnx`` is installed.
-
-        Raises:
-            InputError: for a precision in which the network does not run.
-            EngineError: for a backend in which the network does not run.
         """
         policy, activations = self._choose_policy(policy), self.check_input(example, "example")
         self.engine.use(tune(self.engine.parts, activations, policy, precision, min_agreement, seconds, backend))

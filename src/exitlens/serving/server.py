@@ -26,11 +26,7 @@ KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connecti
 
 
 def serve(settings: ServerSettings) -> None:
-    """Serve until the process is told to end (SIGTERM, SIGINT), then answer what was taken in.
-
-    Raises:
-        BundleError, PolicyError: for a bundle that cannot be served. MissingExtraError: without the extra ``serve``.
-    """
+    """Serve until the process is told to end (SIGTERM, SIGINT), then answer what was taken in."""
     uvicorn = import_extra("uvicorn", "serve", "exitlens serve")
     for name in ("httptools", "starlette", "msgspec", "python_multipart", "prometheus_client"):
         import_extra(name, "serve", "exitlens serve")

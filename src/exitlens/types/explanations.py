@@ -70,6 +70,7 @@ class ExitView:
         logit, bias: of its answer, before the policy's temperature.
         divergence, cc: of its attention map against the final exit's, before both are placed in the image
             (``net.map_offsets``). ``None`` if the final exit was not run.
+        cc_null: mean correlation with another sample's final map, measured by calibration; ``None``: not measured.
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
         estimate, limit: the gate's estimate of the divergence, and its limit (``math.inf``: everything is allowed); ``None``
             without a gate, and at the final exit.
@@ -90,6 +91,7 @@ class ExitView:
     bias: float
     divergence: float | None
     cc: float | None
+    cc_null: float | None = None
     previous_divergence: float | None = None
     previous_cc: float | None = None
     estimate: float | None = None
@@ -100,6 +102,12 @@ class ExitView:
         fires = "fires" if self.fired else "does not fire"
         answer = f"class {self.label}" if self.labels is None else f"labels {list(self.answer)}"
         return f"ExitView(exit {self.exit}: {answer}, confidence {self.confidence:.3f}, {fires})"
+
+    def format_cc(self) -> list[str]:
+        """Return the correlation with the final map, and what another sample's map has; empty if there is none."""
+        if self.cc is None:
+            return ["", ""]
+        return [f"{self.cc:.2f}", "not measured" if self.cc_null is None else f"{self.cc_null:.2f}"]
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -141,7 +149,7 @@ class Explanation:
     preprocess: Preprocessing | None = None
     draw_map: Callable[..., str] | None = None  # the modality's way to draw a map
     relevance: Tensor | None = None
-    calibration_error: float | None = None  # mean gap of confidence and accuracy on the policy's calibration samples
+    calibration_error: float | None = None  # of the routed answers, on the policy's calibration samples
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -153,17 +161,13 @@ class Explanation:
         for view in self.exits:
             name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")
             runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
-            cc = "" if view.cc is None else f"{view.cc:.2f}"
-            rows.append(
-                [name, self.name_answer(view), f"{view.confidence:.3f}", format_threshold(view.threshold, 3), runner_up, cc]
-            )
+            sure = [f"{view.confidence:.3f}", format_threshold(view.threshold, 3)]
+            rows.append([name, self.name_answer(view), *sure, runner_up, *view.format_cc()])
         second = "runner-up" if self.exits[0].labels is None else "least decided"
-        head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final"]
+        head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final", "another sample's"]
         drawn = []
         if self.draw_map is not None:
-            drawn = [
-                (self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}") for view in self.exits
-            ]
+            drawn = [(self.draw_exit(view), self.caption_exit(view)) for view in self.exits]
             evidence = {f"what speaks for {self.name(view.label)}": view.evidence for view in self.labels}
             if self.relevance is not None:
                 evidence[f"what the answer depends on: {self.name_answer()}"] = self.relevance
@@ -174,7 +178,11 @@ class Explanation:
 
     def draw_exit(self, view: ExitView) -> str:
         """Draw an exit's map over the sample, or over the names of its locations, as HTML; empty if it cannot be drawn."""
-        return self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name_answer(view)}")
+        return self._draw(view.attention, view.evidence, self.caption_exit(view))
+
+    def caption_exit(self, view: ExitView) -> str:
+        """Return what an exit's map shows."""
+        return f"{exit_name(view.exit, self.num_exits)}, where it looked: {self.name_answer(view)}"
 
     def draw_relevance(self, relevance: Tensor) -> str:
         """Draw the positive part of a relevance map ``(*S)`` as :meth:`draw_exit` draws an exit's map."""
@@ -246,10 +254,11 @@ class Explanation:
                     f"from the final one is {guess}, over the limit {limit}."
                 )
         if not is_final and self.final is not None:
-            agreement = "" if view.cc is None else f"; the two attention maps correlate at {view.cc:.2f}"
+            value, null = view.format_cc()
+            agreement = f"; the two attention maps correlate at {value} (another sample's map: {null})" if value else ""
             sentence += f" The final exit says {self.name_answer(self.final)}{agreement}."
         if (error := self.calibration_error or 0.0) >= 0.05:
-            sentence += f" Confidences are off by {100 * error:.0f} % on average (on the calibration samples)."
+            sentence += f" Confidences are off by {100 * error:.0f} % on average (calibration samples, routed answers)."
         return sentence
 
     def explain_rule(self, view: ExitView) -> list[str]:

@@ -38,7 +38,7 @@ class Certification:
 
     delta: float  # the chance that the promise is wrong
     level: float  # the tests' level: delta, less what earlier requests on these samples have spent
-    asking: int  # counts the certificates requested from these samples, from 1
+    request_number: int  # counts the certificates requested from these samples, from 1
     path_samples: int  # number of samples that proposed the path; the others tested it
     path_length: int  # number of policies
     steps_tested: int
@@ -71,7 +71,9 @@ class Calibration:
         request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
         samples: number of samples. distinct_samples: number of different logits among them. data: the trace's fingerprint.
         cost: mean cost on these samples. rule: hash of the policy that the record is about.
-        calibration_error: mean gap between confidence and accuracy on these samples; ``None`` without labels.
+        calibration_error: mean gap between confidence and accuracy of the routed answers on these samples, which also fitted
+            the temperatures; ``None`` without labels.
+        map_null: mean correlation of each exit's map with the final map of another sample; ``None`` without maps.
         classes: number of classes tested, and of all classes, if every class has a limit.
         fitted_on: the samples that the temperatures were fitted on, here or for the policies that they were taken from.
         reference: for the drift monitor.
@@ -92,6 +94,7 @@ class Calibration:
     cost: float = 1.0
     rule: str = ""
     calibration_error: float | None = None
+    map_null: tuple[float, ...] | None = None
     classes: tuple[int, int] | None = None
     fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
     reference: DriftReference | None = field(default=None, repr=False)
@@ -181,12 +184,12 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
 
 
 def _list_caveats(record: Calibration, tested: Certification) -> str:
-    """Return sentences about earlier askings, groups and repeated samples; empty if there are none."""
+    """Return sentences about earlier requests, groups and repeated samples; empty if there are none."""
     text, largest = "", tested.largest_group
-    if tested.asking > 1:
+    if tested.request_number > 1:
         text += (
-            f" It is certificate {tested.asking} that these samples were asked for: the confidence is that in all that were "
-            f"given, and this one was tested at level {tested.level:.3g}."
+            f" It is certificate {tested.request_number} that these samples were asked for: the confidence is that in all "
+            f"that were given, and this one was tested at level {tested.level:.3g}."
         )
     if record.groups is not None:
         larger = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}" if largest else ""

@@ -168,7 +168,7 @@ class CalibrationRequest:
         has_delta, has_risk, is_timed = self.delta is not None, bool(self.risk_limits), self.max_ms is not None
         has_share, has_folds, all_limits = self.percentile is not None, self.folds is not None, ", ".join(RISK_LIMITS)
         refusals = {
-            f"limits: expected at least one of {all_limits}, max_cost or max_ms, got none": not self.limits,
+            f"limits: expected at least one of {all_limits}, max_cost or max_ms, got none. Fix: pass one": not self.limits,
             "percentile: it is the share of samples to be answered within max_ms. Fix: pass max_ms, too.": has_share
             and not is_timed,
             "percentile: samples never show that all samples are fast. Fix: with delta, pass less than 100.": has_delta
@@ -213,8 +213,8 @@ _REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), SHARE._replace(fix=
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A request for a certificate from the samples of a trace, and its outcome."""
+class CertificateRequest:
+    """A request for a certificate from the samples of a trace, and its outcome: repeated requests are corrected for."""
 
     request: CalibrationRequest
     level: float  # the tests' level: the request's delta, less the levels of earlier requests that were refused
@@ -408,3 +408,6 @@ class ReadSettings:
     skip_bad: bool = False
     workers: int | None = None
     cache: Path | None = None
+
+
+AS_RECORDED = ReadSettings()  # the run's own data

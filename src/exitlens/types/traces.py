@@ -15,7 +15,7 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.outputs import exit_name
-from exitlens.types.settings import COUNT, Asking, SampleSketch, check_choice, check_number, read_record
+from exitlens.types.settings import COUNT, CertificateRequest, SampleSketch, check_choice, check_number, read_record
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 FORMAT = 1  # of Trace.save
@@ -223,8 +223,8 @@ class Trace:
         timing: time of a batch at each exit, if it was measured.
         task: ``classes``, one for each sample, or ``multilabel``, any number of labels, whose probabilities are sigmoids of
             the logits; labels ``(N,C)`` imply it.
-        askings: certificates that these samples were asked for so far (not an argument, and not saved with the trace).
-            Asking until one is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
+        certificate_requests: made of these samples so far (not an argument, and not saved with the trace). Asking until one
+            is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
         sample_hashes: ``(N,)`` of logits that are not kept whole (:meth:`hash_samples`).
 
     Examples:
@@ -247,7 +247,7 @@ class Trace:
     sample_hashes: Tensor | None = None
     timing: ExitLatency | None = None
     task: Task = "classes"
-    askings: list[Asking] = field(default_factory=list, init=False, compare=False)
+    certificate_requests: list[CertificateRequest] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
@@ -367,7 +367,9 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the trace as one safetensors file, atomically; raise :class:`OutputError` if that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (item.name for item in fields(self) if item.name not in ("network", "timing", "task", "askings")):
+        for name in (
+            item.name for item in fields(self) if item.name not in ("network", "timing", "task", "certificate_requests")
+        ):
             value = getattr(self, name)
             parts = value.parts() if isinstance(value, CompactLogits) else value
             named = {f"{name}.{part}": item for part, item in parts.items()} if isinstance(parts, Mapping) else {name: parts}

@@ -29,7 +29,7 @@ from exitlens.functional.search import (
 )
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
 from exitlens.types.policies import Certification
-from exitlens.types.settings import NEED_LABELS, Asking, SampleSketch
+from exitlens.types.settings import NEED_LABELS, CertificateRequest, SampleSketch
 from exitlens.types.tasks import choose_score
 
 
@@ -171,7 +171,7 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
         raise InputError(
             "delta: no exit takes longer than max_ms, so there is nothing to certify. Fix: leave delta out, or limit a risk."
         )
-    level, asking = _find_level(trace, request, request.delta)
+    level, number = _find_level(trace, request, request.delta)
     if groups is not None:
         risks, spending = (
             [risk.with_groups(groups, proposing, equal=request.equal_groups) for risk in part] for part in (risks, spending)
@@ -180,12 +180,12 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     scores = score_early_exits(trace, draft)
     price = trace.cost if risks else default_loss(trace)
     thresholds, certification = certify(
-        scores, [*risks, *spending], price, proposing, testing, level=level, delta=request.delta, asking=asking
+        scores, [*risks, *spending], price, proposing, testing, level=level, delta=request.delta, request_number=number
     )
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
-    if asking > len(trace.askings):
-        trace.askings.append(Asking(request, level, not certification.reason and is_affordable))
+    if number > len(trace.certificate_requests):
+        trace.certificate_requests.append(CertificateRequest(request, level, not certification.reason and is_affordable))
     if spending and certification.reason:  # the full network, which may always answer, is too slow
         raise CalibrationError(f"max_ms: no policy could be certified within {request.max_ms:g} ms: {certification.reason}")
     if not is_affordable:
@@ -203,17 +203,17 @@ def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tupl
     its level on to the next request, and one that was refused has spent it. So the probability that any certificate from
     these samples is wrong is at most the largest ``delta``.
     """
-    for number, asking in enumerate(trace.askings, 1):
-        if asking.request == request:
-            return asking.level, number
-    spent = sum(asking.level for asking in trace.askings if not asking.granted)
+    for number, earlier in enumerate(trace.certificate_requests, 1):
+        if earlier.request == request:
+            return earlier.level, number
+    spent = sum(earlier.level for earlier in trace.certificate_requests if not earlier.granted)
     if delta - spent < 1e-6:
         raise CalibrationError(
             f"delta: these samples refused a certificate before, which spent a level of {spent:.3g}, so nothing is left of "
             f"{delta:g}: asking until one is given would spoil it. Fix: collect new samples, or pass delta above "
             f"{spent:.3g}. Next time ask for the loosest limit first: stricter ones cost nothing until one is refused."
         )
-    return delta - spent, len(trace.askings) + 1
+    return delta - spent, len(trace.certificate_requests) + 1
 
 
 def _draft(
@@ -262,6 +262,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule_hash(),
         calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
+        map_null=tuple(trace.null["cc"].mean(0).tolist()) if "cc" in trace.null else None,
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,
         reference=summarize_reference(exits[units], scores[units], trace.num_exits),

@@ -19,7 +19,7 @@ from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import measure_exits
-from exitlens.progress import track
+from exitlens.progress import show_progress, track
 from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
@@ -98,7 +98,11 @@ def collect(  # noqa: PLR0913
     share_bad(data, ranks)
 
     def finish() -> Trace:
-        timing = measure_exits(net, first[0], timed_batch) if cost == "time" and first else None
+        timing = None
+        if cost == "time" and first:
+            with show_progress(progress) as bar:
+                bar.add_task("timing the exits", total=None)
+                timing = measure_exits(net, first[0], timed_batch)
         return recorder.finish(groups, seed, progress, timing)
 
     return ranks.share(finish)

@@ -159,7 +159,11 @@ class Report:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
         off, drop = self.calibration_error, self.accuracy_drop
-        error = "" if off is None else f"\nconfidences are off by {_percent(off)} on average"
+        error = (
+            ""
+            if off is None
+            else f"\ncalibration error of the routed answers: confidences are off by {_percent(off)} on average"
+        )
         change = f"drop {_percent(None if drop is None else abs(drop))}"
         if drop is not None and drop <= -0.0005:
             change = f"{-100 * drop:.1f} points more accurate than the final exit"
@@ -173,8 +177,8 @@ class Report:
     def __repr__(self) -> str:
         timed, wide = ([], []) if self.timing is None else (["ms"], [7])
         head = ["exit", *timed, "cost", "accuracy", "agrees", "share", "CC", "null", "skill"]
-        rows = [head, *([str(row.exit), *row.format_cells()] for row in self.exits)]
-        widths = (5, *wide, 6, 9, 7, 6, 6, 6, 6)
+        rows = [head, *([exit_name(row.exit, len(self.exits)), *row.format_cells()] for row in self.exits)]
+        widths = (7, *wide, 6, 9, 7, 6, 6, 6, 6)
         lines = [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([*lines, self._summary()])
 
@@ -296,8 +300,6 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     Args:
         trace: 10 samples (or groups) or more; without labels, agreement with the final exit takes the place of accuracy.
         score: ``max_probability`` (the default), ``entropy`` or ``margin``; with several labels per sample ``decided``.
-        level: confidence level of the bands, in (0, 1).
-        most: maximum number of points.
         seed: decides how the samples are split in halves.
 
     Examples:

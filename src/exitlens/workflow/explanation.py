@@ -86,7 +86,7 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
             for i, item in zip(rows, attribute(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
                 relevances[i] = item
     columns = [_make_views(net, policy, results, k) for k in range(len(results))]
-    error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
+    record = None if policy.is_changed else policy.calibration
     count, modality, explanations = net.num_exits, net.input_spec.modality, []
     for i, (sample, item) in enumerate(zip(tensors[0], relevances, strict=True)):
         run = count if final else answered[i] + 1
@@ -101,7 +101,7 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
             preprocess=net.info.preprocess,
             draw_map=modality.draw_map,
             relevance=None if item is None else item.clone(),
-            calibration_error=error,
+            calibration_error=None if record is None else record.calibration_error,
         )
         explanations.append(explanation)
     return explanations
@@ -153,6 +153,7 @@ def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k:
     estimates = None if decision is None else decision.estimates
     labels, compares = p.argmax(1), have_maps(net.heads)
     to_final = _compare_maps(out, results[-1].out) if compares and len(results) == net.num_exits else None
+    nulls = None if policy.calibration is None else policy.calibration.map_null
     to_previous = _compare_maps(out, results[k - 1].out) if compares and k else None
 
     def view_label(i: int, c: int) -> LabelView:
@@ -178,6 +179,7 @@ def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k:
             bias=top.bias,
             divergence=to_final[0][i].item() if to_final and with_final else None,
             cc=to_final[1][i].item() if to_final and with_final else None,
+            cc_null=nulls[k] if nulls else None,
             previous_divergence=None if to_previous is None else to_previous[0][i].item(),
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if estimates is None else estimates[i].item(),

@@ -74,6 +74,7 @@ def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
     assert 'role="alert"' in message
 
 
+@pytest.mark.slow
 def test_strokes_cover(explorer):
     view, picture = View(explorer), noise()
     strokes = "data:image/png;base64," + base64.b64encode(saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
@@ -82,6 +83,7 @@ def test_strokes_cover(explorer):
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]
 
 
+@pytest.mark.slow
 def test_rules_have_as_many_digits_as_it_takes(explorer):
     answer = explorer.answer(0, noise())
     view = answer.why.exits[0]

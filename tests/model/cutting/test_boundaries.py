@@ -1,4 +1,4 @@
-"""Boundaries of stages, and the axis of channels, by hand."""
+"""Layouts of features, boundaries of stages, and the axis of channels, by hand."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from exitlens.model.cutting import boundaries
 from exitlens.model.cutting.boundaries import Layout, find_channel_axis, find_input_channel_axis
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
-from tests.model.kinds import make_network
+from tests.model.kinds import Encoder, check_outputs, make_network
 
 SERIES = torch.zeros(1, 5, 7)
 
@@ -140,3 +140,143 @@ def test_inputs_of_texts(pool, first):
     assert boundaries.count_embedding_rows(traced) == [30, None]
     assert boundaries.reads_first_token(boundaries.find_last_features(traced)) is first
     assert boundaries.find_mask(trace(TinyNet(), False, X)) is None
+
+
+def find(shape, source, kind=None, grids=()):
+    """Find the layout of features of an image ``(H,W)`` or volume, a series ``(T,)``, a number of tokens or a vector."""
+    if isinstance(source, int):
+        return boundaries.find_sequence_layout("seen", shape, source, kind)
+    if not source:
+        return boundaries.find_vector_layout("seen", shape, 6, kind)
+    finder = boundaries.find_series_layout if len(source) == 1 else boundaries.find_map_layout
+    return finder("seen", shape, source[0] if len(source) == 1 else source, grids, kind)
+
+
+@pytest.mark.parametrize(
+    ("shape", "source", "kind", "grids", "expected"),
+    [
+        ((1, 64, 28, 28), (224, 224), None, [], Layout("nchw")),
+        ((1, 28, 28, 96), (224, 224), None, [], Layout("nhwc")),
+        ((1, 7, 7, 768), (224, 224), None, [], Layout("nhwc")),
+        ((1, 64, 10, 20), (80, 160), None, [], Layout("nchw")),
+        ((1, 10, 20, 64), (80, 160), None, [], Layout("nhwc")),
+        ((1, 16, 16, 16), (64, 64), "nhwc", [], Layout("nhwc")),
+        ((1, 197, 192), (224, 224), None, [(14, 14)], Layout("tokens", 1, (14, 14))),
+        ((1, 198, 192), (224, 224), None, [], Layout("tokens", 2, (14, 14))),
+        ((1, 201, 384), (224, 224), None, [(14, 14)], Layout("tokens", 5, (14, 14))),
+        ((1, 196, 512), (224, 224), None, [], Layout("tokens", 0, (14, 14))),
+        ((1, 201, 8), (160, 320), None, [(10, 20)], Layout("tokens", 1, (10, 20))),
+        ((2, 6, 24), (24,), None, [], Layout("nchw")),
+        ((2, 6, 8), 6, None, [], Layout("tokens")),
+        ((2, 8, 6), 6, None, [], Layout("nchw")),
+        ((2, 6, 6), 6, "tokens", [], Layout("tokens")),
+        ((2, 6, 6), 6, "nchw", [], Layout("nchw")),
+    ],
+)
+def test_layouts_are_found_by_looking_or_named_by_the_user(shape, source, kind, grids, expected):
+    assert find(shape, source, kind, grids) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "source", "kind", "message"),
+    [
+        ((1, 16, 16, 16), (64, 64), None, "channels first or last"),
+        ((1, 5, 9, 3), (64, 64), None, "no map"),
+        ((1, 10), (64, 64), None, "put the exit earlier"),
+        ((1, 49, 64, 64), (64, 64), None, "windows"),
+        ((1, 1000, 8), (60, 61), None, "make that number of tokens"),
+        ((1, 64, 8, 8), (64, 64), "tokens", "make that number of tokens"),
+        ((2, 4, 9, 9, 9), (8, 8, 8), None, r"for an input of \(8, 8, 8\): no map of it"),
+        ((2, 6), (24,), None, r"for a series of 24: expected \(B,D,T\) or \(B,T,D\)"),
+        ((2, 6, 99), (24,), "nchw", "more locations than the series"),
+        ((2, 3, 4, 5), (), None, r"expected \(B,D\), or tokens \(B,N,D\)"),
+        ((2, 6, 6), 6, None, "could be either"),
+        ((2, 3, 8), 6, None, "6 tokens"),
+        ((2, 6), 6, None, "6 tokens"),
+    ],
+)
+def test_shapes_that_fit_no_layout_or_several_are_refused(shape, source, kind, message):
+    with pytest.raises(xl.errors.AttachError, match=message):
+        find(shape, source, kind, [(32, 32), (16, 16)] if source == (64, 64) else [])
+
+
+def test_every_layout_has_the_same_canonical_form():
+    maps = torch.randn(2, 5, 3, 4)
+    tokens = torch.cat([torch.randn(2, 2, 5), maps.flatten(2).transpose(1, 2)], 1)
+    last = maps.permute(0, 2, 3, 1)
+    for layout, features in ((Layout("nchw"), maps), (Layout("nhwc"), last), (Layout("tokens", 2, (3, 4)), tokens)):
+        assert torch.equal(layout.canonical(features), maps)
+        assert layout.channels(features.shape) == 5
+        assert layout.size(features.shape) == (3, 4)
+    sequence = Layout("tokens", 2)
+    assert torch.equal(sequence.canonical(tokens), tokens.transpose(1, 2))
+    assert sequence.size(tokens.shape) == (14,)
+
+
+def test_padding_and_class_tokens_are_no_locations():
+    features, mask = torch.randn(2, 4, 5), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    assert Layout("tokens").locations(features, mask) is None
+    assert Layout("tokens", 1).locations(features).tolist() == [[False, True, True, True]]
+    both = Layout("tokens", 1, masked=True).locations(features, mask)
+    assert both.tolist() == [[False, True, True, False], [False, True, False, False]]
+    assert Layout("nchw", masked=True).locations(features.transpose(1, 2), mask).tolist() == mask.bool().tolist()
+    assert Layout("tokens", 1, (1, 3)).locations(features) is None
+
+
+def make_vit():
+    return Encoder(nn.Conv2d(3, 16, 4, 4), 16, 16, 4, class_token=True)
+
+
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_tokens_become_a_grid_without_the_class_token(final, tmp_path):
+    backbone = make_vit().eval()
+    x = torch.randn(6, 3, 16, 16)
+    net = xl.attach(backbone, ["one"], 4, x, final=final).eval()
+    outs = net(x)
+    assert [o.attention.shape for o in outs] == [(6, 4, 4)] * 2
+    check_outputs(outs[:1], net.heads[:1])
+    if final == "keep":
+        assert torch.equal(outs[1].logits, backbone(x))
+        assert not net.head(1).exact_evidence
+    pred = xl.predict(net, x, xl.Policy((0.3,)), attention=True)
+    assert pred.exits.tolist() == xl.route(xl.collect(net, x), xl.Policy((0.3,))).tolist()
+    xl.EGTLoss()(net.train()(x), torch.zeros(6).long()).total.backward()
+    assert backbone.one.linear1.weight.grad.abs().sum() > 0
+    back, _ = xl.load(xl.save(net.eval(), None, tmp_path / "b"), backbone=make_vit())
+    torch.testing.assert_close(back(x)[0].logits, net(x)[0].logits)
+
+
+def test_deep_exits_read_the_tokens_of_the_first_one_beside_their_own(tmp_path):
+    backbone, x = make_vit().eval(), torch.randn(6, 3, 16, 16)
+    net = xl.attach(backbone, ["one", "two"], 4, x, head="context").eval()
+    assert [head.lateral is None for head in net.heads] == [True, False, False]
+    assert net.map_offsets == ((0.0, 0.0),) * 3
+    outs = net(x)
+    assert {out.attention.shape for out in outs} == {(6, 4, 4)}
+    check_outputs(outs, net.heads)
+    tokens = net.stage(0)(x)[0]
+    _, lateral = net.stage(1)(tokens, *net.stage(0)(x)[1:])[:2]
+    assert torch.equal(lateral, tokens)
+    assert net.head(1).locate(torch.zeros_like(tokens), lateral).std() > 0
+    pred = xl.predict(net, x, xl.Policy((0.3, 0.3)), attention=True)
+    assert pred.exits.tolist() == xl.route(xl.collect(net, x), xl.Policy((0.3, 0.3))).tolist()
+    back, _ = xl.load(xl.save(net, None, tmp_path / "b"), backbone=make_vit())
+    torch.testing.assert_close(back(x)[2].logits, outs[2].logits)
+
+
+def test_a_finer_map_of_the_stem_comes_before_the_tokens_of_the_first_exit():
+    network = make_vit()
+    network.embed = nn.Sequential(nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, 16, 2, 2))
+    net = xl.attach(network, ["one", "two"], 4, torch.randn(2, 3, 16, 16), head="context").eval()
+    assert [tuple(out.attention.shape[1:]) for out in net(torch.randn(2, 3, 16, 16))] == [(8, 8)] * 3
+
+
+def test_channels_last_features():
+    def forward(net, x):
+        x = net.mlp(net.stem(x).permute(0, 2, 3, 1))
+        return net.fc(torch.relu(net.more(x)).mean((1, 2)))
+
+    layers = {"stem": nn.Conv2d(3, 24, 2, 2), "mlp": nn.Linear(24, 24), "more": nn.Linear(24, 24), "fc": nn.Linear(24, 4)}
+    net = xl.attach(make_network(forward, **layers), ["mlp"], 4, torch.zeros(1, 3, 16, 16), final="keep")
+    assert [o.attention.shape for o in net(torch.randn(2, 3, 16, 16))] == [(2, 8, 8)] * 2
+    assert net.head(0).layout.kind == "nhwc"

@@ -49,6 +49,7 @@ def freeze_the_stem(net, x):
     return net.tail(F.relu(net.b(x)))
 
 
+@pytest.mark.slow
 def test_no_grad_in_the_forward_is_kept():
     network = make(freeze_the_stem)
     net = attach(network, ["b"])
@@ -113,6 +114,7 @@ NORMS = {"a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3), "w": nn.Parameter(torch
 UNCOUNTED = make_network(lambda n, x: (n.b(n.a(x))[:, None] * n.w).sum((2, 3, 4)), **NORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "at", "message"),
     [

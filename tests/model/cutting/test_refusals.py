@@ -143,11 +143,13 @@ def count_calls(net, x):
     return TinyNet.forward(net, x) * net.calls
 
 
+@pytest.mark.slow
 def test_a_state_that_no_buffer_holds_is_found():
     with pytest.raises(xl.errors.AttachError, match="a second call: its forward keeps a state"):
         xl.attach(make_network(count_calls, TinyNet, calls=0), ["a"], 4, torch.zeros(1, 3, 16, 16))
 
 
+@pytest.mark.slow
 def test_a_new_classifier_of_zeros_does_not_hide_a_mismatch():
     network = make_network(lambda n, x: TinyNet.forward(n, x - x.mean(0, keepdim=True)), TinyNet)
     nn.init.zeros_(network.fc.weight), nn.init.zeros_(network.fc.bias)

@@ -78,13 +78,7 @@ def test_auxiliary_outputs_of_training_are_computed_and_left_out():
 
 @pytest.mark.parametrize(
     ("network", "at"),
-    [
-        (TinyNet(), ["a", "b"]),
-        (CROSSING, ["a"]),
-        (ModeDependent(), ["a"]),
-        (EvaluationOnly(), ["part.a"]),
-        (TinyNet(), []),
-    ],
+    [(TinyNet(), ["a", "b"]), (CROSSING, ["a"]), (ModeDependent(), ["a"]), (EvaluationOnly(), ["part.a"]), (TinyNet(), [])],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_stages_equal_the_plain_backbone(network, at, training):

@@ -42,6 +42,7 @@ def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
 
 
+@pytest.mark.slow
 def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
     expected, trace = xl.collect(net, tiny_set), xl.collect(tuned, tiny_set)
     assert torch.allclose(expected.logits, trace.logits, atol=1e-4)
@@ -109,6 +110,7 @@ def test_it_gives_what_the_module_gives(written, batch):
         assert torch.equal(written((x, torch.zeros(batch, 2)))[0], 2 * x)
 
 
+@pytest.mark.slow
 def test_files_go_with_their_home_but_not_in_a_forked_process(written):
     home = Home()
     path, process = home.path, multiprocessing.get_context("fork").Process(target=home.finalizer)

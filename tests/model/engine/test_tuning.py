@@ -14,16 +14,7 @@ from torch import fx, nn
 
 import exitlens as xl
 from exitlens.model.cutting.trace import trace
-from exitlens.model.engine.tuning import (
-    PADS,
-    Tuning,
-    absorb,
-    convolve_padded,
-    find_norms,
-    fold,
-    prepare_graph,
-    prepare_head,
-)
+from exitlens.model.engine.tuning import PADS, Tuning, absorb, convolve_padded, find_norms, fold, prepare_graph, prepare_head
 from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
 from tests.model.kinds import make_network

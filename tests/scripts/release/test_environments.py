@@ -34,6 +34,7 @@ def test_what_does_not_run_is_passed_over(tmp_path, monkeypatch):
     assert find_pythons([given]) == {"3.12": given}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OWN not in environments.VERSIONS, reason="another Python")
 def test_the_one_that_runs_this_is_found():
     assert OWN in find_pythons()

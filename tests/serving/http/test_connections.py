@@ -25,7 +25,7 @@ async def app(scope, receive, send):
         while (await receive()).get("more_body"):
             pass
     if scope["path"] == "/slow":
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.4)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -152,7 +152,7 @@ def test_an_answer_may_take_longer_than_a_head_and_idle_connections_stay(port):
     with connect(port) as client:
         client.sendall(GET.replace(b"/ ", b"/slow "))
         assert read_answer(client)[0] == 200
-        time.sleep(0.5)
+        time.sleep(0.4)
         client.sendall(GET)
         assert read_answer(client)[0] == 200
 
@@ -182,6 +182,7 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(port, metrics):
     assert count_rejected(metrics) == {"write_seconds": 1}
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(port, metrics):
     size = 0
     with connect(port, receive_buffer=1 << 18) as client:

@@ -170,6 +170,7 @@ def test_a_route_that_takes_too_long_is_cancelled(cleans_up):
     assert body == {"error": "no answer within 0.3 seconds"}
 
 
+@pytest.mark.slow
 def test_an_answer_that_has_begun_may_take_longer():
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -293,4 +294,4 @@ def test_inside_starlette_the_guard_sees_errors_before_anyone_answers_them(caplo
         status, head, _ = read_answer(client)
         assert status == 404
         assert b"x-request-id" in head
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

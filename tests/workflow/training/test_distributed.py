@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import exitlens as xl
 from exitlens.ranks import DistributedContext
-from exitlens.workflow.training import distributed
 from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet, make_tiny_set
 from tests.ranks import open_pair
@@ -202,7 +201,7 @@ def test_sync_batch_norm_on_gpus_is_undone_afterwards(monkeypatch):
     names = {name: type(module) for name, module in net.named_modules()}
     with use_common_statistics(net, DistributedContext(0, 2)):  # on a CPU
         assert {name: type(module) for name, module in net.named_modules()} == names
-    monkeypatch.setattr(distributed, "_is_on_gpu", lambda net: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     before = weights(net)
     with use_common_statistics(net, DistributedContext(0, 2)):
         assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == 2

@@ -125,12 +125,15 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
 
 
 def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
-    for out_dir, step, notes in (
-        (tmp_path / "r", 2, ["in the first epoch", f"resume=True (--resume) goes on in {tmp_path / 'r'}"]),
-        (None, 6, ["after epoch 1 of 3", "nothing was written without out_dir"]),
+    nothing, repeated = "nothing was written without out_dir", "; the pass of the frozen backbone is repeated"
+    for out_dir, step, frozen, notes in (
+        (tmp_path / "r", 2, False, ["in the first epoch", f"resume=True (--resume) goes on in {tmp_path / 'r'}"]),
+        (None, 6, False, ["after epoch 1 of 3", nothing]),
+        (None, 2, True, [f"in the first epoch{repeated}", nothing]),
     ):
+        options = QUICK | {"out_dir": out_dir, "freeze_backbone": frozen}
         with pytest.raises(KeyboardInterrupt) as stop:
-            xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=raise_at(KeyboardInterrupt(), step), **QUICK)
+            xl.fit(make_net(), tiny_set, tiny_set, augment=raise_at(KeyboardInterrupt(), step), **options)
         assert stop.value.__notes__ == notes
 
 

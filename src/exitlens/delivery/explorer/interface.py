@@ -46,9 +46,6 @@ WIDTH, HEIGHT = 380, 240  # of the plot
 LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 26, HEIGHT - 40  # where the axes are
 
 
-# --- panels as HTML: a network's answer, and the effect of thresholds on a trace with its plot ---
-
-
 def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) -> str:
     """Render a network's answer to ``picture``, if it is one; ``side`` is the least width of a map in pixels."""
     base, ratio = "", answer.full_ms / answer.ours_ms
@@ -86,7 +83,9 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     agreement = "the map that the others are compared with" if is_final else ""
     if not is_final and view.divergence is not None:
         before = "" if view.previous_cc is None else f"; with the exit before, correlation {view.previous_cc:.2f}"
-        agreement = f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
+        value, null = view.format_cc()
+        agreement = f"map against the final one: divergence {view.divergence:.3f}, correlation {value} "
+        agreement += f"(another sample's map: {null}){before}"
     return {
         "name": name,
         "colour": pick_exit_colour(view.exit, why.num_exits),
@@ -164,9 +163,6 @@ def draw_frontier(report: Report) -> str:
 def _choose_ticks(low: float, high: float) -> list[float]:
     ticks = MaxNLocator(5, min_n_ticks=2).tick_values(low, max(high, low + 1e-3))
     return [round(float(tick), 10) for tick in ticks]
-
-
-# --- actions ---
 
 
 class View:
@@ -321,9 +317,6 @@ def _decode_strokes(strokes: str) -> Image.Image | None:
     except Exception as error:  # Pillow raises many kinds for hostile files
         raise DataError(f"strokes: expected what the brush painted ({error})") from error
     return image
-
-
-# --- layout ---
 
 
 def build(explorer: Explorer) -> Any:

@@ -20,6 +20,7 @@ from exitlens.model.backbones.small import SmallMLP, SmallResNet
 from exitlens.model.backbones.weights import Match, Say, load_state, report_match
 from exitlens.model.network import NetworkInfo
 from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
@@ -53,10 +54,6 @@ def build_backbone(
         vocabulary: size of the vocabulary of a text classifier with random weights.
         say: called with a line for each kind of tensor that pretrained weights did not fit.
         modality: the kind of inputs; ``small`` takes images, series, volumes and vectors.
-
-    Raises:
-        InputError: for a source that does not exist, or is not for that kind of input.
-        MissingExtraError: without the library of the source.
 
     Examples:
         >>> backbone = xl.build_backbone("small", num_classes=10)
@@ -266,6 +263,12 @@ class Normalisation(NamedTuple):
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std} ({self.origin})"
+
+
+NORMALISATIONS = {
+    "imagenet": Normalisation(IMAGENET_MEAN, IMAGENET_STD, "of ImageNet"),
+    "half": Normalisation(HALF, HALF, "0.5 and 0.5, as asked for"),
+}
 
 
 def read_normalisation(source: str) -> Normalisation | None:

@@ -76,9 +76,6 @@ def list_exit_candidates(
             image of 3x224x224, or a text of 64 tokens.
         runs: the least number of timed runs, which take about 1.5 s; with 0 no time is measured.
 
-    Raises:
-        AttachError: if the backbone cannot be traced, or fails on the example.
-
     Examples:
         >>> [point.name for point in xl.list_exit_candidates("small", images[:1], runs=1)][2:5]
         ['stem', 'layer1', 'layer2']

@@ -67,9 +67,6 @@ class Tuning:
         keep_memory: from the first answer on, the process keeps the memory it has used (:mod:`exitlens.model.process`).
         measured: measurements behind the choice, for the record.
 
-    Raises:
-        InputError: for a value of the wrong kind, or a backend that does not run in the precision.
-
     Examples:
         >>> net.tuning = xl.Tuning(micro_batch=8, channels_last=True)  # by hand; net.tune(images) measures
         >>> net.tuning.micro_batch

@@ -11,6 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from reprlib import repr as shorten
@@ -153,9 +154,7 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
             raise RequestError(f"{where}.datatype: expected one of {known}, got {shorten(given.datatype)}.{hint}")
         if (given.data is msgspec.UNSET) != ("binary_data_size" in given.parameters):
             got = "neither" if given.data is msgspec.UNSET else "both"
-            raise RequestError(
-                f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one of them."
-            )
+            raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one.")
     return request
 
 
@@ -178,19 +177,19 @@ def _explain(error: Exception, where: str, hint: str = "", datatype: str = "", t
     return RequestError(f"{(where + path).lstrip('.') or 'request'}: {words}")
 
 
-def _find_wrong_parameter(text: bytes, path: str) -> str:
+def _find_wrong_parameter(place: bytes | msgspec.Raw, path: str) -> str:
     """Return the name of the first parameter at ``path`` of a wrong type, which msgspec does not tell."""
-    place: bytes | msgspec.Raw = text
-    for field, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
-        if field:
-            place = msgspec.json.decode(place, type=dict[str, msgspec.Raw])[field]
-        else:
-            place = msgspec.json.decode(place, type=list[msgspec.Raw])[int(index)]
-    for name, value in msgspec.json.decode(place, type=dict[str, msgspec.Raw]).items():
-        try:
-            msgspec.json.decode(value, type=Parameter)
-        except msgspec.ValidationError:
-            return shorten(name)
+    with suppress(
+        msgspec.DecodeError, UnicodeDecodeError, LookupError
+    ):  # what follows may not be JSON, or name a field again
+        for field, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+            fields = msgspec.json.decode(place, type=dict[str, msgspec.Raw]) if field else {}
+            place = fields[field] if field else msgspec.json.decode(place, type=list[msgspec.Raw])[int(index)]
+        for name, value in msgspec.json.decode(place, type=dict[str, msgspec.Raw]).items():
+            try:
+                msgspec.json.decode(value, type=Parameter)
+            except msgspec.ValidationError:
+                return shorten(name)
     return "..."
 
 

@@ -103,7 +103,7 @@ def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Distr
 @contextmanager
 def use_common_statistics(net: nn.Module, ranks: DistributedContext) -> Iterator[None]:
     """On GPUs, compute batch-norm statistics over the rows of all ranks (``SyncBatchNorm``, which CPUs do not have)."""
-    if ranks.size == 1 or not _is_on_gpu(net):
+    if ranks.size == 1 or not any(p.is_cuda for p in net.parameters()):
         yield
         return
     places = [
@@ -120,7 +120,3 @@ def use_common_statistics(net: nn.Module, ranks: DistributedContext) -> Iterator
     finally:
         for parent, name, child in places:
             setattr(parent, name, child.train(synced[id(child)].training))
-
-
-def _is_on_gpu(net: nn.Module) -> bool:
-    return any(p.is_cuda for p in net.parameters())

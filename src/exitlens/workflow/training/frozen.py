@@ -26,13 +26,12 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet
-from exitlens.model.precision import use_half_precision
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import print_line
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.optimizer import enter_training_mode
+from exitlens.workflow.training.optimizer import enter_training_mode, use_half_precision
 
 RELEVANCE = "relevance"  # its name among the features
 IN_MEMORY = 2 * 2**30  # bytes of features in memory

@@ -25,7 +25,6 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
-from exitlens.model.precision import use_half_precision
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import Advance
 from exitlens.ranks import ALONE, DistributedContext
@@ -35,6 +34,7 @@ from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
+from exitlens.workflow.training.optimizer import use_half_precision
 
 Augment = Callable[[Any], Any]
 
@@ -122,6 +122,7 @@ class TrainingRun:
             raise
         except KeyboardInterrupt as stop:
             at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
+            at += "; the pass of the frozen backbone is repeated" if self.settings.freeze_backbone else ""
             kept = f"resume=True (--resume) goes on in {out_dir}" if out_dir else "nothing was written without out_dir"
             stop.add_note(at)  # the command line keeps this note, and says in its own words how to go on
             stop.add_note(kept)

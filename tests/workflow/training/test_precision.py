@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exitlens.model.precision import use_half_precision
+from exitlens.workflow.training.optimizer import use_half_precision
 
 CPU = torch.device("cpu")
 

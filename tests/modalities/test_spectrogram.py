@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.spectrogram import FLOOR, compute_log_mel, count_samples, make_mel_filters
+from exitlens.modalities.series import FLOOR, compute_log_mel, count_samples, make_mel_filters
 
 RATE = 8000.0
 MEL = xl.data.MelSpectrogram(bands=20, low_hz=50.0)
