@@ -34,7 +34,7 @@ Job = Callable[[], Tree]  # importable or a partial: it is called in a process o
 Sense = Literal["<=", ">="]
 STUDIES = (
     "performance", "explorer", "edge", "guarantees", "loading", "processes", "relevance", "serving", "traces",
-    "training", "neighbour", "pictures", "series", "truth", "texts", "static", "recipes", "backbones", "compat", "demo",
+    "training", "neighbour", "cues", "pictures", "series", "truth", "texts", "static", "recipes", "backbones", "compat", "demo",
 )  # fmt: skip
 
 
