@@ -120,7 +120,7 @@ def build_backbone(kind: str, train: SampleSet) -> tuple[nn.Module, tuple[str, .
         return WordNet(train.preprocess.vocabulary_size, CLASSES[kind]), ("layer1", "layer2")
     if kind == "level":
         return PlainNet(1, 2, CLASSES[kind]), ("0", "1", "2")
-    return PlainNet(2, 3, CLASSES[kind]), ("0", "1", "2")
+    return PlainNet(2, 3, CLASSES[kind]), ("1", "2")
 
 
 def load_data(kind: str, split: Split, agreement: float, seed: int) -> SampleSet:

@@ -58,7 +58,12 @@ def test_a_background_has_nothing_of_the_donors_object():
     inputs, donors = torch.zeros(1, 1, 2, 2), torch.tensor([[[[9.0, 9.0], [1.0, 3.0]]]])
     samples = torch.tensor([[[True, False], [False, False]]])
     regions = parts_of.Regions(samples, torch.tensor([[[True, True], [False, False]]]))
-    assert parts_of.swap_background(inputs, donors, 1, regions).tolist() == [[[[0.0, 2.0], [1.0, 3.0]]]]
+    swapped = parts_of.swap_background(inputs, donors, 1, regions)
+    assert swapped[0, 0, 0, 0] == 0.0
+    assert swapped[0, 0, 0, 1] in (1.0, 3.0)
+    assert swapped[0, 0, 1].tolist() == [1.0, 3.0]
+    nothing = parts_of.Regions(samples, torch.ones(1, 2, 2, dtype=torch.bool))
+    assert parts_of.swap_background(inputs, donors, 1, nothing).tolist() == [[[[0.0, 0.0], [0.0, 0.0]]]]
 
 
 def test_words_in_the_same_places_are_of_a_kind():

@@ -104,11 +104,20 @@ def swap_textures(inputs: Tensor, donors: Tensor, axis: int) -> Tensor:  # (B,..
 
 
 def swap_background(inputs: Tensor, donors: Tensor, axis: int, regions: Regions) -> Tensor:  # (B,...) each
-    """Take all outside the samples' regions from the donors, whose own regions are filled with the mean around them."""
-    outside = ~regions.donors.unsqueeze(axis)
+    """Take all outside the samples' regions from the donors, whose own regions are filled with their background.
+
+    It is moved by a half and by quarters of every axis until all is filled; what no move fills gets the mean. A fill of one
+    colour would show the shape and size of the donor's object.
+    """
+    outside = ~regions.donors.unsqueeze(axis)  # (B,1,*S)
     places = tuple(i for i in range(1, inputs.ndim) if i != axis)
     mean = (donors * outside).sum(places, keepdim=True) / outside.sum(places, keepdim=True).clamp_min(1)
-    return torch.where(regions.samples.unsqueeze(axis), inputs, torch.where(outside, donors, mean))
+    filled, is_filled = torch.where(outside, donors, mean), outside
+    for quarters in sorted(product((0, 2, 1, 3), repeat=len(places)), key=sum, reverse=True)[:-1]:
+        shifts = [inputs.shape[i] * quarter // 4 for i, quarter in zip(places, quarters, strict=True)]
+        offers = outside.roll(shifts, places) & ~is_filled
+        filled, is_filled = torch.where(offers, donors.roll(shifts, places), filled), is_filled | offers
+    return torch.where(regions.samples.unsqueeze(axis), inputs, filled)
 
 
 def swap_place(inputs: Tensor, donors: Tensor, axis: int, mask: Tensor) -> Tensor:  # (B,...) each
