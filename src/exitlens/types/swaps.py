@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from exitlens.types.settings import check_choice
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -28,7 +31,7 @@ class Swaps:
 
 @dataclass(frozen=True)
 class Binding:
-    """How far answers rest on what maps show, beside maps that show nothing, and beside what is possible.
+    """Shares of answers that rest on what maps show, beside maps that show nothing, and beside what is possible.
 
     Attributes:
         areas: shares of the input's locations (of a text's tokens, at least one) that count as a map's top.
@@ -62,6 +65,13 @@ class Binding:
     oracle_error: tuple[float, ...] | None = None
     oracle_share: tuple[float | None, ...] | None = None
     oracle_share_error: tuple[float | None, ...] | None = None
+
+    def at(self, area: float = 0.2, of: Literal["maps", "another"] = "maps") -> tuple[float, ...]:
+        """Return the binding of every exit at one of the ``areas``, of the exits' own maps or of another sample's."""
+        check_choice("area", area, self.areas)
+        check_choice("of", of, ("maps", "another"))
+        swaps, column = self.maps if of == "maps" else self.another, self.areas.index(area)
+        return tuple(row[column] for row in swaps.binding)
 
 
 @dataclass(frozen=True)
