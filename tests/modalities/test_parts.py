@@ -54,18 +54,6 @@ def test_textures_are_exchanged_and_phases_and_means_stay():
     assert torch.allclose(swapped.mean((2, 3)), inputs.mean((2, 3)), atol=1e-5)
 
 
-def test_a_background_has_nothing_of_the_donors_object():
-    inputs, donors = torch.zeros(1, 1, 2, 2), torch.tensor([[[[9.0, 9.0], [1.0, 3.0]]]])
-    samples = torch.tensor([[[True, False], [False, False]]])
-    regions = parts_of.Regions(samples, torch.tensor([[[True, True], [False, False]]]))
-    swapped = parts_of.swap_background(inputs, donors, 1, regions)
-    assert swapped[0, 0, 0, 0] == 0.0
-    assert swapped[0, 0, 0, 1] in (1.0, 3.0)
-    assert swapped[0, 0, 1].tolist() == [1.0, 3.0]
-    nothing = parts_of.Regions(samples, torch.ones(1, 2, 2, dtype=torch.bool))
-    assert parts_of.swap_background(inputs, donors, 1, nothing).tolist() == [[[[0.0, 0.0], [0.0, 0.0]]]]
-
-
 def test_words_in_the_same_places_are_of_a_kind():
     """``1 a x b 2`` with x of 5 and 6, and ``1 c y d 2`` with y of 7 and 8."""
     rows = [[1, 10, x, 11, 2] for x in (5, 6)] * 3 + [[1, 12, y, 13, 2] for y in (7, 8)] * 3
@@ -81,7 +69,7 @@ def test_words_take_each_others_places():
     ids = torch.tensor([[1, 5, 9, 6, 5, 2], [1, 5, 2, 0, 0, 0]])
     donors = torch.tensor([[1, 9, 7, 9, 8, 2], [1, 9, 9, 2, 0, 0]])
     batches = [{"input_ids": each, "attention_mask": (each > 0).long()} for each in (ids, donors)]
-    swapped = parts_of.swap_words(*batches, None, torch.tensor([5, 6, 7, 8]))["input_ids"]
+    swapped = parts_of.swap_words(*batches, torch.tensor([5, 6, 7, 8]))["input_ids"]
     assert swapped.tolist() == [[1, 7, 9, 8, 7, 2], [1, 5, 2, 0, 0, 0]]  # the second donor has no such word
 
 
@@ -90,7 +78,7 @@ def test_every_kind_of_input_lists_its_parts():
         parts = modality.list_parts(inputs, preprocess, 1)
         donors = {name: part + 1 for name, part in inputs.items()} if isinstance(inputs, dict) else inputs + 1
         for part in parts:
-            swapped = part.swap(inputs, donors, None)
+            swapped = part.swap(inputs, donors)
             pairs = [(swapped, inputs)] if torch.is_tensor(inputs) else [(swapped[name], inputs[name]) for name in inputs]
             assert all(new.shape == old.shape for new, old in pairs)
             assert part.kind == "texture" or any(not torch.equal(*pair) for pair in pairs)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from exitlens.types.cues import CueKind, Ignored
+from exitlens.types.cues import CueKind, Ignorable
 from exitlens.types.inputs import MASK, Inputs
 
 SCALES = {1: (4, 8, 16), 2: (2, 4, 8), 3: (2, 4)}  # cells along every axis of places, by the number of axes
@@ -20,14 +20,7 @@ MOST_CHANNELS, MOST_WORDS = 64, 1000  # limits on the channels, and on the words
 ALIKE = 0.5  # of the neighbours of two words, at least as much is shared by words of a kind
 
 
-class Regions(NamedTuple):
-    """Where the answers of samples and of their donors should rest, ``(B,*S)`` ``bool`` each: the opposite of background."""
-
-    samples: Tensor
-    donors: Tensor
-
-
-Swap = Callable[[Inputs, Inputs, Regions | None], Inputs]  # samples and donors (B,...) -> samples with the donors' part
+Swap = Callable[[Inputs, Inputs], Inputs]  # samples and donors (B,...) -> samples with the donors' part
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Part:
 
     Attributes:
         kind: the kind of part. name: for people.
-        swap: takes samples, donors and the regions of both, and returns the samples with the part of the donors.
+        swap: takes samples and donors, and returns the samples with the part of the donors.
         ignore: what training should ignore if the part is a cue: a mask ``(*S)``, names of channels, or words.
         present: ``(N,)`` ``bool``, the samples that have it; ``None``: all have.
         spares_object: what should tell the class stays as it is, so that even the final exit should not go along.
@@ -45,7 +38,7 @@ class Part:
     kind: CueKind
     name: str
     swap: Swap
-    ignore: Ignored = None
+    ignore: Ignorable = None
     present: Tensor | None = None
     spares_object: bool = False
 
@@ -103,23 +96,6 @@ def swap_textures(inputs: Tensor, donors: Tensor, axis: int) -> Tensor:  # (B,..
     return swapped.to(inputs.dtype)
 
 
-def swap_background(inputs: Tensor, donors: Tensor, axis: int, regions: Regions) -> Tensor:  # (B,...) each
-    """Take all outside the samples' regions from the donors, whose own regions are filled with their background.
-
-    It is moved by a half and by quarters of every axis until all is filled; what no move fills gets the mean. A fill of one
-    colour would show the shape and size of the donor's object.
-    """
-    outside = ~regions.donors.unsqueeze(axis)  # (B,1,*S)
-    places = tuple(i for i in range(1, inputs.ndim) if i != axis)
-    mean = (donors * outside).sum(places, keepdim=True) / outside.sum(places, keepdim=True).clamp_min(1)
-    filled, is_filled = torch.where(outside, donors, mean), outside
-    for quarters in sorted(product((0, 2, 1, 3), repeat=len(places)), key=sum, reverse=True)[:-1]:
-        shifts = [inputs.shape[i] * quarter // 4 for i, quarter in zip(places, quarters, strict=True)]
-        offers = outside.roll(shifts, places) & ~is_filled
-        filled, is_filled = torch.where(offers, donors.roll(shifts, places), filled), is_filled | offers
-    return torch.where(regions.samples.unsqueeze(axis), inputs, filled)
-
-
 def swap_place(inputs: Tensor, donors: Tensor, axis: int, mask: Tensor) -> Tensor:  # (B,...) each
     """Take the places of a mask ``(*S)`` from the donors."""
     return torch.where(mask.to(inputs.device).unsqueeze(axis - 1), donors, inputs)
@@ -130,7 +106,7 @@ def list_array_parts(shape: Sequence[int], axis: int, names: Sequence[str]) -> l
     size, count = (*shape[1:axis], *shape[axis + 1 :]), shape[axis]
     names = names or [str(i) for i in range(count)]
 
-    def make(kind: CueKind, name: str, change: Callable[..., Tensor], ignore: Ignored = None, **rest: Any) -> Part:
+    def make(kind: CueKind, name: str, change: Callable[..., Tensor], ignore: Ignorable = None, **rest: Any) -> Part:
         swap = partial(_change, change=change, axis=axis, **rest)
         return Part(kind, name, swap, ignore)
 
@@ -157,34 +133,20 @@ def list_feature_parts(groups: Sequence[tuple[str, Sequence[int]]]) -> list[Part
     ]
 
 
-def make_background(axis: int, name: str, is_known: bool) -> Part:
-    """Return everything outside the regions as a part; ``is_known``: they are true masks, not maps."""
-
-    def swap(inputs: Inputs, donors: Inputs, regions: Regions | None) -> Inputs:
-        assert isinstance(inputs, Tensor)
-        assert isinstance(donors, Tensor)
-        assert regions is not None
-        return swap_background(inputs, donors, axis, regions)
-
-    return Part("background", name, swap, spares_object=is_known)
-
-
 def swap_within(name: str, swap: Swap | None = None) -> Swap:
     """Return a swap of one of several inputs, as a whole without a ``swap`` of its parts."""
 
-    def change(inputs: Inputs, donors: Inputs, regions: Regions | None) -> Inputs:
+    def change(inputs: Inputs, donors: Inputs) -> Inputs:
         assert isinstance(inputs, Mapping)
         assert isinstance(donors, Mapping)
-        changed = donors[name] if swap is None else swap(inputs[name], donors[name], regions)
+        changed = donors[name] if swap is None else swap(inputs[name], donors[name])
         assert isinstance(changed, Tensor)
         return {**inputs, name: changed}
 
     return change
 
 
-def _change(
-    inputs: Inputs, donors: Inputs, regions: Regions | None, *, change: Callable[..., Tensor], **rest: Any
-) -> Tensor:
+def _change(inputs: Inputs, donors: Inputs, *, change: Callable[..., Tensor], **rest: Any) -> Tensor:
     changed: Tensor = change(inputs, donors, **rest)
     return changed
 
@@ -237,7 +199,7 @@ def find_inner(mask: Tensor) -> Tensor:  # (N,L) of 1 and 0 -> (N,L) bool
     return (mask > 0) & (position > 0) & (position < (mask * position).amax(1, keepdim=True))
 
 
-def swap_words(inputs: Inputs, donors: Inputs, regions: Regions | None, words: Tensor) -> Inputs:
+def swap_words(inputs: Inputs, donors: Inputs, words: Tensor) -> Inputs:
     """Put the donors' tokens among ``words`` in the place of the samples' tokens among them, one after the other."""
     assert not isinstance(inputs, Tensor)
     assert not isinstance(donors, Tensor)

@@ -11,7 +11,7 @@ from torch import Tensor
 from exitlens.types.outputs import exit_name
 
 CueKind = Literal["place", "background", "channel", "level", "texture", "words", "input"]
-Ignored = Tensor | tuple[str, ...] | None
+Ignorable = Tensor | tuple[str, ...] | Literal["background"] | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Cue:
         excess: transfer less control at ``exit``, less the same at the final exit.
         interval: its confidence interval, for all parts that were tried at once.
         classes: names (or numbers) of the classes whose answer it carries: their own excess is half of ``excess`` or more.
-        ignore: what training should ignore: a mask ``(*S)`` ``bool`` of a place, names of channels, or words; ``None`` if
-            the part has no such form (colour, texture, background).
+        ignore: what ``xl.fit(ignore=)`` takes: a mask ``(*S)`` ``bool`` of a place, names of channels, words, or
+            ``"background"`` (outside the masks); ``None`` if the part has no such form (colour, texture).
         examples: a few samples whose answer went along.
     """
 
@@ -60,7 +60,7 @@ class Cue:
     excess: float
     interval: tuple[float, float]
     classes: tuple[str, ...]
-    ignore: Ignored = field(default=None, compare=False)
+    ignore: Ignorable = field(default=None, compare=False)
     examples: tuple[Swapped, ...] = field(default=(), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:

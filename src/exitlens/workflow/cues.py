@@ -10,9 +10,9 @@ from torch import Tensor
 
 from exitlens.data.batches import HeldSamples, hold_samples
 from exitlens.errors import InputError, require
-from exitlens.functional.maps import enlarge, geometric_mean, top_cells
+from exitlens.functional.maps import geometric_mean
 from exitlens.modalities.base import Modality
-from exitlens.modalities.parts import Part, Regions, make_background
+from exitlens.modalities.parts import Part
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
@@ -177,14 +177,13 @@ class _Trial:
 
     def exchange(self, part: Part, rows: Tensor, donors: Tensor) -> Inputs:
         """Return the samples with the donors' part."""
-        inputs, other, regions = self._held.prepare(rows), self._held.prepare(donors), None
-        if part.kind == "background" and self.regions is not None:
-            shown = self.regions[rows], self.regions[donors]
-            if self.regions.dtype != torch.bool:
-                size = list_tensors(inputs)[0].shape[2:]
-                shown = top_cells(enlarge(shown[0], size), KEPT), top_cells(enlarge(shown[1], size), KEPT)
-            regions = Regions(*shown)
-        return part.swap(inputs, other, regions)
+        inputs, other, modality = self._held.prepare(rows), self._held.prepare(donors), self._net.input_spec.modality
+        if part.kind != "background" or self.regions is None:
+            return part.swap(inputs, other)
+        kept, painted = self.regions[rows], self.regions[donors]
+        if self.regions.dtype != torch.bool:
+            kept, painted = (modality.choose_region(maps, inputs, KEPT) for maps in (kept, painted))
+        return modality.exchange(inputs, modality.paint_over(other, painted), ~kept)
 
     def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C) each -> (P,K)
         """Return which answers became the target, of those that were not; with several labels, the share of labels."""
@@ -259,6 +258,7 @@ def _list_parts(net: ExitNet, held: HeldSamples, trial: _Trial) -> list[Part]:
     whole = example if isinstance(example, Tensor) else held.prepare(torch.arange(len(held)))  # words are counted in all
     parts = modality.list_parts(whole, net.info.preprocess, min(WORD_TEXTS, len(held)))
     if trial.regions is not None and isinstance(example, Tensor):
-        name = "background" if held.masks is not None else "outside the maps"
-        parts.append(make_background(1 + modality.channel_axis, name, held.masks is not None))
+        is_known = held.masks is not None
+        name, ignore = ("background", "background") if is_known else ("outside the maps", None)
+        parts.append(Part("background", name, lambda inputs, donors: donors, ignore, spares_object=is_known))
     return parts
