@@ -237,7 +237,7 @@ class CueSettings:
         samples: Samples to use, at most; a quarter of them chooses what is tested on the others.
         donors: Donors for each sample.
         least: Share of answers, beyond the final exit's, that a cue carries at least.
-        delta: Chance of listing anything though no early exit hangs on it more than the final exit.
+        delta: Chance of listing anything that carries less.
         seed: Seed of the draws of samples and donors.
     """
 

@@ -43,7 +43,8 @@ class Cue:
         changed: for each exit, the share of answers that change when the part comes from a sample of another class.
         transfer: for each exit, the share that become the answer of that sample, among all pairs.
         control: the same answers, when the part comes from a third sample, of a class other than the second's.
-        excess: transfer less control at ``exit``, less the same at the final exit.
+        excess: transfer less control at ``exit``, less the same at the final exit (only transfers, if that is less); of a
+            background by masks, nothing is subtracted for the final exit.
         interval: its confidence interval, for all parts that were tried at once.
         classes: names (or numbers) of the classes whose answer it carries: their own excess is half of ``excess`` or more.
         ignore: what ``xl.fit(ignore=)`` takes: a mask ``(*S)`` ``bool`` of a place, names of channels, words, or
@@ -79,8 +80,8 @@ class Cues:
         cues: the clearest first: by the lower ends of their intervals.
         tried: number of parts that were tried. tested: those of them that were tested, on samples of their own.
         samples: samples that the parts were tested on. donors: donors for each of them.
-        delta: chance that any part is listed though no early exit hangs on it more than the final exit.
-        least: excess below which a part is not listed.
+        delta: chance that any part is listed whose excess is below ``least``.
+        least: the excess that a listed part has at least.
     """
 
     cues: tuple[Cue, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,13 +45,15 @@ def find_cues(
 
     A part of a sample is replaced by that of a donor, a sample of another class. If the exit then gives the donor's answer,
     the part carried it. Parts are places of a grid, the background, channels or groups of features, their levels (mean and
-    standard deviation), texture, and words of a kind. Every swap is in distribution: nothing is blacked out.
+    standard deviation), texture, and words of a kind. All of them come from other samples: nothing is blacked out.
 
-    Two things are subtracted. The control: the same part from a third sample, of a class other than the donor's, which turns
-    answers into the donor's only by disturbing them. And the final exit, for which the same is measured on the same swaps:
-    the object itself carries its answers as well. What is left is the excess. A quarter of the samples chooses which parts
-    are tested on the others; intervals are normal ones of paired differences with two samples added that contradict each
-    other (as in Agresti and Min, Biometrics 2005), and hold for all tested parts and exits at once (Bonferroni).
+    Two things are subtracted. The control: the same part from a third sample, of a class other than the donor's, which
+    turns answers into the donor's only by disturbing them. And the final exit, for which the same is measured on the
+    same swaps: the object itself carries its answers as well. What is left is the excess; an exit that goes along less
+    often than the final one has none, whatever the control. Where masks say what the background is, the final exit
+    should not hang on it either and is not subtracted. A quarter of the samples chooses which parts are tested on the
+    others; intervals are normal ones of paired differences with two samples added that contradict each other (as in
+    Agresti and Min, Biometrics 2005), and hold for all tested parts and exits at once (Bonferroni).
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
@@ -59,8 +61,8 @@ def find_cues(
             the background is what is outside them, otherwise outside the top 40 % of the exits' mean map.
         samples: maximum number of samples; if there are more, they are drawn at random.
         donors: donors of each sample.
-        least: the excess that a cue has at least.
-        delta: chance that any part is listed though its excess is 0, or below.
+        least: the excess that a cue has at least, by the lower end of its interval.
+        delta: chance that any part is listed though its excess is below ``least``.
         seed: of the draws of samples and donors.
 
     Raises:
@@ -87,16 +89,15 @@ def find_cues(
         first, rest = order.split([round(SCREENED * len(held)), len(held) - round(SCREENED * len(held))])
         task, scores = bar.add_task("trying every part", total=len(parts)), list[float]()
         for part in parts:
-            gains = trial.swap(part, first, 1, is_controlled=False).average(len(held))
-            gains = gains[:, :-1] - (0 if part.spares_object else gains[:, -1:])
-            scores.append(_bound(gains, 1.0)[0].max().item())
+            pairs = trial.swap(part, first, 1, is_controlled=False)
+            scores.append(_bound(pairs.subtract(len(held), part.spares_object), 1.0)[0].max().item())
             bar.advance(task)
         best = sorted(range(len(parts)), key=scores.__getitem__, reverse=True)[:TESTED]
         z = torch.special.ndtri(torch.tensor(1 - delta / (2 * max(1, len(best) * (net.num_exits - 1))))).item()
         task, cues = bar.add_task("testing the best", total=len(best)), list[Cue]()
         for i in best:
             cue = trial.judge(parts[i], rest, donors, z)
-            if cue.interval[0] > 0 and cue.excess >= least and len(cue.classes) > 1:
+            if cue.interval[0] >= least and len(cue.classes) > 1:
                 cues.append(cue)
             bar.advance(task)
     return Cues(_drop_overlaps(cues), len(parts), len(best), len(rest), donors, delta, least)
@@ -111,10 +112,14 @@ class _Pairs(NamedTuple):
     transfer: Tensor  # (P,K)
     control: Tensor  # (P,K)
 
-    def average(self, count: int) -> Tensor:  # -> (N,K)
-        """Return transfer less control, averaged over the donors of each of ``count`` samples; NaN for one without any."""
-        gain = (self.transfer - self.control).cpu()
-        total = torch.zeros(count, gain.shape[1]).index_add_(0, self.rows, gain)
+    def subtract(self, count: int, spares_object: bool) -> Tensor:  # -> (2,N,K-1), or (1,N,K-1) without the final exit
+        """Return what early exits go along with beyond the control, beyond the final exit, and beyond the final exit alone.
+
+        They are averaged over the donors of each of ``count`` samples; NaN for one without any.
+        """
+        gain, shares = (self.transfer - self.control).cpu(), self.transfer.cpu()  # (P,K)
+        beyond = [gain[:, :-1]] if spares_object else [each[:, :-1] - each[:, -1:] for each in (gain, shares)]
+        total = torch.zeros(len(beyond), count, gain.shape[1] - 1).index_add_(1, self.rows, torch.stack(beyond))
         return total / torch.bincount(self.rows, minlength=count)[:, None]
 
 
@@ -199,11 +204,10 @@ class _Trial:
         The final exit's gain is subtracted, unless the part spares the object.
         """
         pairs = self.swap(part, rows, donors)
-        gains = pairs.average(len(self._held))  # (N,K)
-        gains = gains[:, :-1] - (0 if part.spares_object else gains[:, -1:])
+        gains = pairs.subtract(len(self._held), part.spares_object)
         low, high = _bound(gains, z)
         k = int(low.argmax())
-        excess = gains[pairs.rows, k]
+        excess = gains[0, pairs.rows, k]
         kinds, middle = self.classes[pairs.donors], (low[k] + high[k]).item() / 2
         carried = [c for c in kinds.unique().tolist() if excess[kinds == c].nanmean() >= middle / 2]
         went = ((pairs.transfer[:, k] > 0) & (pairs.transfer[:, -1] == 0)).nonzero()[:SHOWN, 0]
@@ -233,12 +237,17 @@ class _Trial:
         )
 
 
-def _bound(values: Tensor, z: float) -> tuple[Tensor, Tensor]:  # (N,E), NaN: not measured -> (E,) each
-    """Return the ends of the intervals of means; two samples of 1 and -1 are added, so that no interval has width 0."""
-    values = values[~values.isnan().any(1)]
-    values = torch.cat([values, torch.ones(1, values.shape[1]), -torch.ones(1, values.shape[1])])
-    mean, half = values.mean(0), z * values.std(0) / len(values) ** 0.5
-    return mean - half, mean + half
+def _bound(values: Tensor, z: float) -> tuple[Tensor, Tensor]:  # (M,N,E), NaN: not measured -> (E,) each
+    """Return the ends of the lowest of the intervals of M means; two samples of 1 and -1 are added to each.
+
+    So no interval has width 0.
+    """
+    values = values[:, ~values[0].isnan().any(1)]
+    added = torch.ones(len(values), 1, values.shape[2])
+    values = torch.cat([values, added, -added], 1)
+    mean, half = values.mean(1), z * values.std(1) / values.shape[1] ** 0.5  # (M,E)
+    low, which = (mean - half).min(0)
+    return low, (mean + half).gather(0, which[None])[0]
 
 
 def _drop_overlaps(cues: Sequence[Cue]) -> tuple[Cue, ...]:
@@ -259,6 +268,7 @@ def _list_parts(net: ExitNet, held: HeldSamples, trial: _Trial) -> list[Part]:
     parts = modality.list_parts(whole, net.info.preprocess, min(WORD_TEXTS, len(held)))
     if trial.regions is not None and isinstance(example, Tensor):
         is_known = held.masks is not None
-        name, ignore = ("background", "background") if is_known else ("outside the maps", None)
+        name = "background" if is_known else "outside the maps"
+        ignore: Literal["background"] | None = "background" if is_known else None
         parts.append(Part("background", name, lambda inputs, donors: donors, ignore, spares_object=is_known))
     return parts
