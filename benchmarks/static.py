@@ -347,9 +347,9 @@ def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Prom
     pick = pick_test(first, "accuracy")
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
     full, finals = ([pick(run["full"]) for run in ours], [run["tests"][first]["exit_accuracy"][-1] for run in ours])
-    fast, own = ([run["full_over_fast"][0] for run in times], [run["full_over_adaptive"][first][0] for run in times])
+    fast, held = ([run["full_over_fast"][0] for run in times], [run["full_over_adaptive"][first][0] for run in times])
     by_full = "", "the full network", fast, full, [pick(run["fast"]) for run in ours]
-    by_own = "|own", "our own final exit", own, finals, [pick(run) for run in ours]
+    by_own = "|own", "our own final exit", held, finals, [pick(run) for run in ours]
     for key, words, ratios, before, after in (by_full, by_own):
         what = f"{task}: times as fast as the full network, batch 64, held to {words}"
         yield Promise.of_mean(f"static|speed|{task}{key}", what, ratios, ">=", SPEED[task])
