@@ -89,6 +89,18 @@ def test_delete_and_insert_are_complements_on_the_mean_colour():
     assert inserted[0, 0, 2:].unique().tolist() == [7.5]
 
 
+def test_a_region_is_a_share_of_the_pixels_and_is_exchanged_whole():
+    images, donors = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
+    maps = torch.zeros(2, 2, 2)
+    maps[0, 0, 1] = maps[1, 1, 0] = 1
+    chosen = IMAGE.choose_region(maps, images, 0.25)
+    assert chosen.flatten(1).sum(1).tolist() == [16, 16]
+    assert chosen[0, :3, 5:].all()
+    assert chosen[1, 5:, :3].all()
+    exchanged = IMAGE.exchange(images, donors, chosen)
+    assert torch.equal(exchanged, chosen[:, None].expand(-1, 3, -1, -1).float())
+
+
 def test_a_file_is_read_as_a_batch_of_one(folder):
     preprocess = xl.data.Preprocess((8, 9))
     found = IMAGE.read(folder / "dark" / "00.png", preprocess)
@@ -103,3 +115,11 @@ def test_maps_are_drawn_where_the_scale_is_known():
     assert 'viewBox="0 0 160 80"' in drawn
     assert 'aria-label="exit 0 &amp; co"' in drawn
     assert IMAGE.draw_map(sample, None, grid, grid, "exit 0") == ""
+
+
+def test_an_object_is_painted_over_with_what_is_next_to_its_rim():
+    image = torch.arange(8.0).repeat(1, 3, 8, 1)
+    cells = torch.zeros(1, 8, 8, dtype=torch.bool)
+    cells[0, :, 3] = True  # and the rim: columns 2 and 4
+    assert IMAGE.paint_over(image, cells)[0, 0, 0].tolist()[:3] == [0, 1, 1]
+    assert IMAGE.paint_over(image, cells)[0, 0, 0].tolist()[4:] == [5, 5, 6, 7]

@@ -39,6 +39,19 @@ def test_segments_take_the_mean_of_their_channel():
     torch.testing.assert_close(SERIES.insert(series, ~cells), expected)
 
 
+def test_regions_and_exchanges_follow_the_axis_of_time():
+    series, donors = torch.zeros(1, 2, 8), torch.ones(1, 2, 8)
+    chosen = SERIES.choose_region(torch.tensor([[0.1, 0.9]]), series, 0.25)
+    assert chosen.tolist() == [[*[False] * 6, True, True]]
+    assert SERIES.exchange(series, donors, chosen).sum(1).tolist() == [[0, 0, 0, 0, 0, 0, 2, 2]]
+    assert torch.equal(TIME_FIRST.choose_region(torch.tensor([[0.1, 0.9]]), series.mT, 0.25), chosen)
+    assert torch.equal(TIME_FIRST.exchange(series.mT, donors.mT, chosen), SERIES.exchange(series, donors, chosen).mT)
+    steps = torch.arange(8.0).repeat(1, 2, 1)
+    assert SERIES.paint_over(steps, chosen)[0, 1].tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
+    assert torch.equal(TIME_FIRST.paint_over(steps.mT, chosen), SERIES.paint_over(steps, chosen).mT)
+    assert TIME_FIRST.view_grid(steps.mT).shape == (1, 2, 8)
+
+
 def test_what_a_network_cannot_take_is_said():
     given = InputFormat((), (9, 2), channels_last=True)
     with pytest.raises(xl.errors.InputError, match=r"series: expected \(B,T,2\), got \(1, 9, 3\)"):

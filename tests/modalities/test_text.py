@@ -21,6 +21,31 @@ def test_deleting_tokens_masks_them_out():
     assert torch.equal(deleted["input_ids"], texts["input_ids"])
 
 
+def test_exchanged_tokens_come_from_the_donor_but_not_its_ends():
+    def make(*ids):
+        row = torch.tensor([[*ids, *[0] * (8 - len(ids))]])
+        return {"input_ids": row, "attention_mask": (row > 0).long()}
+
+    text, short, empty = make(1, 11, 12, 13, 14, 2), make(1, 21, 22, 2), make(1)
+    every = torch.ones(1, 8, dtype=torch.bool)
+    exchanged = TEXT.exchange(text, short, every)
+    assert exchanged["input_ids"].tolist() == [[1, 21, 22, 21, 22, 2, 0, 0]]
+    assert torch.equal(exchanged["attention_mask"], text["attention_mask"])
+    assert torch.equal(TEXT.exchange(text, empty, every)["input_ids"], text["input_ids"])  # it has nothing to give
+    chosen = TEXT.choose_region(torch.tensor([[0.0, 0.1, 0.2, 0.4, 0.2, 0.1, 0, 0]]), text, 0.2)
+    assert chosen.nonzero().tolist() == [[0, 3]]  # one of the five that the map lies on
+    assert TEXT.exchange(text, short, chosen)["input_ids"].tolist() == [[1, 11, 12, 21, 14, 2, 0, 0]]
+
+
+def test_tokens_are_painted_over_with_the_nearest_between_the_ends():
+    ids = torch.tensor([[1, 11, 12, 13, 14, 2, 0], [1, 21, 22, 2, 0, 0, 0]])
+    text = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    cells = torch.zeros(2, 7, dtype=torch.bool)
+    cells[0, 1:3] = cells[1] = True
+    assert TEXT.paint_over(text, cells)["input_ids"].tolist() == [[1, 13, 13, 13, 14, 2, 0], ids[1].tolist()]
+    assert TEXT.view_grid(text) is None
+
+
 def test_without_a_mask_nothing_can_be_deleted():
     TEXT.check_deletion(FORMAT)
     with pytest.raises(xl.errors.InputError, match="attention_mask"):

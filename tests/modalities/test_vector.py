@@ -14,6 +14,11 @@ def test_the_features_of_a_group_become_zero():
     grouped = VECTOR.adapt(InputFormat((), (4,), groups=(("blood", (0, 3)), ("heart", (1,)))))
     assert isinstance(grouped, VectorModality)
     assert grouped.delete(vectors, cells).tolist() == [[0, 1, 1, 0], [1, 0, 1, 1]]
+    assert grouped.exchange(vectors, vectors + 1, cells).tolist() == [[2, 1, 1, 2], [1, 2, 1, 1]]
+    assert grouped.choose_region(torch.tensor([[0.2, 0.8], [0.9, 0.1]]), vectors, 0.5).tolist() == [
+        [False, True],
+        [True, False],
+    ]
     assert grouped.insert(vectors, cells).tolist() == [[1, 0, 1, 1], [0, 1, 1, 0]]
     assert grouped.name_locations([vectors[0]], InputFormat((), (4,)), None) == ("blood", "heart")
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from exitlens.display import COLOURS, pick_exit_colour, shades, to_picture
-from exitlens.functional.maps import upsample
+from exitlens.functional.maps import enlarge
 from exitlens.types import Explanation
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
@@ -29,7 +29,7 @@ def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) 
 
 def draw_overlay(base: Image.Image, attention: Tensor) -> Image.Image:
     """Draw an attention map ``(h,w)`` in colour over the picture in grey, as bright as in :func:`draw_heat`."""
-    share = upsample(shades(attention.float())[None], (base.height, base.width))[0].numpy()
+    share = enlarge(shades(attention.float())[None], (base.height, base.width))[0].numpy()
     colour = colormaps[COLOURS](share)[..., :3]
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
     alpha = 0.75 * (0.25 + 0.75 * share[..., None])

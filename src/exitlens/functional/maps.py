@@ -83,9 +83,10 @@ def make_shift(count: int, by: float) -> Tensor:  # -> (count,count), rows sum t
     return (1 - (goal[:, None] - torch.arange(count)).abs()).clamp_min(0)
 
 
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,H,W)
-    """Enlarge maps bilinearly, for pictures only; measures compare maps on the coarser grid."""
-    return F.interpolate(x[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*size)
+    """Enlarge maps linearly, for pictures and regions of inputs; measures of agreement compare maps on the coarser grid."""
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    return F.interpolate(x[:, None].float(), tuple(size), mode=mode, align_corners=False)[:, 0]
 
 
 def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,) -> (B,*S)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.maps import all_finite, coarsen_map
+from exitlens.functional.maps import all_finite, coarsen_map, enlarge, top_cells
+from exitlens.functional.regions import find_nearest_outside, widen
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
@@ -114,11 +115,43 @@ class Modality:
     def check_deletion(self, given: InputFormat) -> None:
         """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""
 
+    def spread(self, cells: Tensor, inputs: Tensor) -> Tensor:  # (B,*grid) bool -> (B,1,*S) bool, to broadcast
+        """Spread cells of a grid over the locations of the inputs that they cover."""
+        axis = 1 + self.channel_axis
+        size = inputs.shape[1:axis] + inputs.shape[axis + 1 :]
+        return (F.interpolate(cells[:, None].float(), size, mode="nearest") > 0.5).movedim(1, axis)
+
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells have the mean of their channel."""
         assert isinstance(inputs, Tensor)
-        chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,*S)
-        return torch.where(chosen, inputs.mean(tuple(range(2, inputs.ndim)), keepdim=True), inputs)
+        axes = tuple(i for i in range(1, inputs.ndim) if i != 1 + self.channel_axis)
+        return torch.where(self.spread(cells, inputs), inputs.mean(axes, keepdim=True), inputs)
+
+    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+        """Return a batch in which the chosen cells come from other samples, the donors ``(B,...)``."""
+        assert isinstance(inputs, Tensor)
+        assert isinstance(donors, Tensor)
+        return torch.where(self.spread(cells, inputs), donors, inputs)
+
+    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
+        """Mark the top share ``area`` of the inputs' locations by maps enlarged to them, for :meth:`exchange`."""
+        assert isinstance(inputs, Tensor)
+        axis = 1 + self.channel_axis
+        return top_cells(enlarge(maps, (*inputs.shape[1:axis], *inputs.shape[axis + 1 :])), area)
+
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+        """Return a batch in which the chosen cells, and the rim that touches them, have the values of the nearest others."""
+        assert isinstance(inputs, Tensor)
+        axis = 1 + self.channel_axis
+        index = find_nearest_outside(widen(self.spread(cells, inputs).squeeze(axis)))  # (B,S)
+        values = inputs.movedim(axis, 1)
+        painted = values.flatten(2).gather(2, index[:, None].expand(-1, values.shape[1], -1))
+        return painted.view_as(values).movedim(1, axis)
+
+    def view_grid(self, inputs: Inputs) -> Tensor | None:  # -> (B,C,*S)
+        """Return the inputs with their channels first, or ``None`` if their locations are no grid."""
+        assert isinstance(inputs, Tensor)
+        return inputs.movedim(1 + self.channel_axis, 1)
 
     def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which only the chosen cells are kept."""
@@ -186,6 +219,29 @@ class SeveralInputs(Modality):
         assert isinstance(inputs, Mapping)
         name = self.parts[0][0]
         return {**inputs, name: self.first.delete(inputs[name], cells)}  # type: ignore[dict-item]
+
+    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:
+        """Exchange cells of the first; the others stay."""
+        assert isinstance(inputs, Mapping)
+        assert isinstance(donors, Mapping)
+        name = self.parts[0][0]
+        return {**inputs, name: self.first.exchange(inputs[name], donors[name], cells)}  # type: ignore[dict-item]
+
+    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:
+        """Choose locations of the first."""
+        assert isinstance(inputs, Mapping)
+        return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
+        """Paint over cells of the first."""
+        assert isinstance(inputs, Mapping)
+        name = self.parts[0][0]
+        return {**inputs, name: self.first.paint_over(inputs[name], cells)}  # type: ignore[dict-item]
+
+    def view_grid(self, inputs: Inputs) -> Tensor | None:
+        """View the first."""
+        assert isinstance(inputs, Mapping)
+        return self.first.view_grid(inputs[self.parts[0][0]])
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw the map over the first."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from exitlens.errors import DataError, InputError, first_line, import_extra, is_installed
 from exitlens.modalities.arrays import check_count, check_finite, open_regular, pick_rows, read_npy
 from exitlens.modalities.base import Modality
-from exitlens.types.inputs import InputFormat, Inputs
+from exitlens.types.inputs import InputFormat
 from exitlens.types.preprocessing import MelSpectrogram, SeriesPreprocess
 
 SOUND_FILES = (".wav", ".flac", ".ogg")
@@ -53,14 +53,6 @@ class SeriesModality(Modality):
     def decode(self, path: Path, preprocess: SeriesPreprocess) -> Tensor:
         """Read a file of one series with the channels, spectrogram and length of ``preprocess``."""
         return arrange_series(decode_series(path), preprocess, str(path))
-
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,T), (B,t) bool -> (B,C,T)
-        """Replace the chosen segments of time by the mean of their channel."""
-        assert isinstance(inputs, Tensor)
-        length = inputs.shape[self.time_axis]
-        steps = (torch.arange(length, device=cells.device) * cells.shape[1]).div(length, rounding_mode="floor")
-        chosen = cells[:, steps].unsqueeze(3 - self.time_axis)
-        return torch.where(chosen, inputs.mean(self.time_axis, keepdim=True), inputs)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw the first channels as curves, each scaled to its range, over bars that are darker where the exit attends."""

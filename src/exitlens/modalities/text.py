@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.functional.maps import find_locations, top_cells
 from exitlens.modalities.base import Modality
 from exitlens.types.inputs import MASK, InputFormat, Inputs
 from exitlens.types.preprocessing import TextPreprocess
@@ -75,6 +76,38 @@ class TextModality(Modality):
         others = ~cells
         others[:, 0] = False
         return self.delete(inputs, others)
+
+    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+        """Take the chosen tokens from the donors, whose own are repeated if they are fewer.
+
+        The first and the last token of a text mark its ends: they stay, and donors give theirs to nobody.
+        """
+        assert not isinstance(inputs, Tensor)
+        assert not isinstance(donors, Tensor)
+        ids = next(name for name in inputs if name != MASK)
+        position = torch.arange(cells.shape[1], device=cells.device)
+        ends, lengths = ((each[MASK] * position).amax(1, keepdim=True) for each in (inputs, donors))  # (B,1) each
+        source = 1 + (position - 1) % (lengths - 1).clamp_min(1)
+        chosen = cells & (position > 0) & (position < ends) & (lengths > 1)
+        return {**inputs, ids: torch.where(chosen, donors[ids].gather(1, source.clamp_max(cells.shape[1] - 1)), inputs[ids])}
+
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+        """Replace the chosen tokens by the nearest others between the ends of their text, if it has any."""
+        assert not isinstance(inputs, Tensor)
+        ids = next(name for name in inputs if name != MASK)
+        position = torch.arange(cells.shape[1], device=cells.device)
+        end = (inputs[MASK] * position).amax(1, keepdim=True)  # (B,1)
+        others = ~cells & (position > 0) & (position < end)
+        distance = (position[:, None] - position).abs().masked_fill(~others[:, None], len(position))  # (B,N,N)
+        nearest = torch.where(cells & others.any(1, keepdim=True), distance.argmin(2), position)
+        return {**inputs, ids: inputs[ids].gather(1, nearest)}
+
+    def view_grid(self, inputs: Inputs) -> None:
+        """Return nothing: tokens are no grid."""
+
+    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,N) -> (B,N) bool
+        """Mark the top share ``area`` of the tokens that are no padding."""
+        return top_cells(maps, area, find_locations(maps))
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the tokens without padding, if the network knows its tokenizer."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
+from exitlens.functional.maps import top_cells
 from exitlens.modalities.arrays import check_finite, pick_rows, read_npy
 from exitlens.modalities.base import Modality
 from exitlens.modalities.series import read_table
@@ -55,19 +56,30 @@ class VectorModality(Modality):
         check_finite(values, name, preprocess.names)
         return values
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
-        """Set the features of the chosen groups to 0: the mean of standardised features."""
-        assert isinstance(inputs, Tensor)
-        if not self.groups and cells.shape[1] != inputs.shape[1]:
-            problem = f"its maps have {cells.shape[1]} locations and its vectors {inputs.shape[1]} features"
-            fix = "name groups of features, xl.attach(..., groups={'blood': [0, 1], ...})"
-            raise InputError(f"net: {problem}. Fix: {fix}")
+    def spread(self, cells: Tensor, inputs: Tensor) -> Tensor:  # (B,G) bool -> (B,F) bool
+        """Spread groups over their features."""
         if not self.groups:
-            return inputs.masked_fill(cells, 0.0)
+            if cells.shape[1] != inputs.shape[1]:
+                problem = f"its maps have {cells.shape[1]} locations and its vectors {inputs.shape[1]} features"
+                fix = "name groups of features, xl.attach(..., groups={'blood': [0, 1], ...})"
+                raise InputError(f"net: {problem}. Fix: {fix}")
+            return cells
         members = torch.zeros(len(self.groups), inputs.shape[1], device=cells.device)  # (G,F)
         for row, (_, features) in enumerate(self.groups):
             members[row, list(features)] = 1.0
-        return inputs.masked_fill((cells.float() @ members) > 0, 0.0)
+        return (cells.float() @ members) > 0
+
+    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
+        """Set the features of the chosen groups to 0: the mean of standardised features."""
+        assert isinstance(inputs, Tensor)
+        return inputs.masked_fill(self.spread(cells, inputs), 0.0)
+
+    def view_grid(self, inputs: Inputs) -> None:
+        """Return nothing: features are no grid."""
+
+    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,G) -> (B,G) bool
+        """Mark the top share ``area`` of the groups."""
+        return top_cells(maps, area)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the names of the groups, or of the features if the network knows them."""
