@@ -254,6 +254,11 @@ class Ignored:
         background: Everything outside the training data's ``masks``.
         masks: Locations, the same in all samples, each packed as text ("8x8:..."), which `fit` makes of a mask.
         names: Channels of series and volumes, features or groups of vectors, or words of texts.
+
+    Examples:
+        >>> settings = xl.TrainingSettings(ignore=xl.types.Ignored(names=("lead 2",)))
+        >>> bool(settings.ignore), bool(xl.TrainingSettings().ignore)
+        (True, False)
     """
 
     background: bool = False

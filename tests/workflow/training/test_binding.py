@@ -195,7 +195,7 @@ def test_a_cue_that_is_easier_than_the_class_decides_fewer_answers():
     accuracy = []
     for rely_on in ("anything", "map"):
         net = fresh(classes=2)
-        xl.fit(net, train, wrong, rely_on=rely_on, learning_rate=0.01, **QUICK | {"epochs": 6, "batch_size": 32})
+        xl.fit(net, train, wrong, rely_on=rely_on, learning_rate=0.01, **QUICK | {"epochs": 15, "batch_size": 32})
         trace = xl.collect(net, wrong)
         accuracy.append((trace.logits.argmax(2) == trace.labels[:, None]).float().mean(0))
     assert (accuracy[1] > accuracy[0] + 0.1).all(), accuracy

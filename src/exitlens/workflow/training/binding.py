@@ -49,7 +49,7 @@ class BindingStrengths:
     difficulty: float = 0.5
     product: float = 0.5
     ramp_share: float = 0.3
-    recomposed: float = 0.5
+    recomposed: float = 0.3
     recomposed_from: float = 1 / 3
     least_area: float = 0.2
     most_area: float = 0.4
