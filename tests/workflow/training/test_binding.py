@@ -122,7 +122,7 @@ def test_recomposing_leaves_the_network_as_it_was(images):
 )
 def test_every_kind_of_input_trains(kind):
     net, data = attach_kind(kind), KINDS[kind].make(24)
-    result = xl.fit(net, data, data, rely_on="map", **QUICK | {"epochs": 2})
+    result = xl.fit(net, data, data, rely_on="map", **QUICK | {"epochs": 1})
     assert result.history[-1]["loss"]["total"] > 0
 
 
@@ -166,16 +166,19 @@ def test_kept_features_are_not_recomposed(tiny_set, capsys):
     assert "samples are not recomposed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [{"loss": xl.EGTLoss(target="relevance")}, {"amp": True, "accumulate": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": xl.EGTLoss(target="relevance")}, pytest.param({"amp": True, "accumulate": 2}, marks=pytest.mark.slow)],
+)
 def test_it_works_with_relevance_and_in_half_precision(tiny_set, options):
-    result = xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 2} | options)
+    result = xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 1} | options)
     assert result.history[-1]["loss"]["consistency"] > 0
 
 
 def test_several_labels_train(tiny_set):
     labels = F.one_hot(tiny_set.labels, 4)
     data = TensorDataset(tiny_set.inputs, labels)
-    assert xl.fit(fresh(), data, data, rely_on="map", **QUICK | {"epochs": 2}).history
+    assert xl.fit(fresh(), data, data, rely_on="map", **QUICK | {"epochs": 1}).history
 
 
 def make_shortcut(count, seed, right):
