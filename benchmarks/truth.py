@@ -26,6 +26,7 @@ from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
 SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
+SWAPPED = 500  # samples for binding
 SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
 
@@ -111,9 +112,23 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
     counts = {"attention": (SAMPLES, ORACLE, (*SHARES, *MAPS)), "relevance": (RELEVANCE, RELEVANCE, SHARES)}
     for of, (samples, oracle, kept) in counts.items() if net.num_exits > 1 else ():
         settings: dict[str, Any] = {"samples": samples, "oracle_samples": oracle, "grid": task.grid}
-        judged = measure_faithfulness(net, next(iter(task.tests.values())), of=of, **settings).to_dict()
-        measured[of] = {name: judged[name] for name in kept}
+        settings["binding_samples"] = SWAPPED if of == "attention" else 0
+        judged = measure_faithfulness(net, next(iter(task.tests.values())), of=of, **settings)
+        measured[of] = {name: getattr(judged, name) for name in kept}
+        if judged.binding is not None:
+            measured["swaps"] = list_swaps(judged, judged.binding)
     return measured
+
+
+def list_swaps(judged: xl.Faithfulness, binding: xl.types.Binding) -> Tree:
+    swaps = {"binding": binding.at(), "another": binding.at(of="another"), "area": binding.maps.area_under}
+    swaps |= {"error": tuple(row[2] for row in binding.above_another_error), "oracle_share": binding.oracle_share}
+    cue = judged.cue_swap
+    return {
+        **swaps,
+        "dependence": judged.dependence,
+        **({} if cue is None else {"cue": cue.change, "cue_error": cue.change_error}),
+    }
 
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond DEEP
@@ -205,8 +220,22 @@ def write_tables(runs: Runs) -> list[str]:
     return [*lines, *promise_table(list_promises(runs))]
 
 
+SWAPS = {"binding": "binding at 20 %", "another": "another's map", "cue": "changed with the background"}
+
+
+def join_swaps(measured: Sequence[Tree], name: str) -> str:
+    """Join the means over the runs that measured it; earlier ones did not."""
+    columns = [run["swaps"][name] for run in measured if name in run.get("swaps", {})]
+    return join_means(columns, 2) if columns else ""
+
+
 def write_task(runs: Runs, task: str) -> list[str]:
     rows, tests = [], []
+    swaps = {
+        name: title
+        for name, title in SWAPS.items()
+        if any(join_swaps(list_seeds(runs, f"{task}/{c}"), name) for c in CONDITIONS)
+    }
     for condition, (_, title) in CONDITIONS.items():
         if measured := list_seeds(runs, f"{task}/{condition}"):
             tests = list(measured[0]["tests"])
@@ -214,11 +243,12 @@ def write_task(runs: Runs, task: str) -> list[str]:
             if "attention" in measured[0]:
                 energy = [run["attention"]["energy_in_mask"] for run in measured]
                 shares = ([run[maps]["deletion_share"] for run in measured] for maps in ("attention", "relevance"))
+                cells += [join_swaps(measured, name) for name in swaps]
                 cells += [join_means(values, 2) for values in ([run["skill"] for run in measured], *shares)]
                 cells.append("" if None in energy else join_means(energy, 2))
-            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(tests) - len(cells))])
+            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(swaps) + len(tests) - len(cells))])
     head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
-    head += ["skill", "share of the oracle", "relevance's share", "energy in the object"]
+    head += [*swaps.values(), "skill", "share of the oracle", "relevance's share", "energy in the object"]
     return [f"**{TITLES[task]}**", "", *table(head, rows), ""] if rows else []
 
 

@@ -11,12 +11,15 @@ from tests.conftest import make_net
 
 def test_measures_by_exit(net, tiny_set):
     net.train()
-    result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4))
+    result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4), oracle_samples=4, binding_samples=4)
     assert net.training
     kinds = [f"{measure}{kind}" for measure in ("deletion", "insertion") for kind in ("", "_random", "_oracle")]
     for name in (*kinds, "energy_in_mask", "pointing_game"):
         assert len(getattr(result, name)) == 3, name
     assert result.samples == 20
+    assert (result.binding.samples, result.binding.oracle_samples) == (4, 1)
+    assert len(result.cue_swap.change) == 3
+    assert len(result.dependence) == 2
     assert all(-1 <= cc <= 1 for cc in result.randomised_cc)
     json.dumps(result.to_dict())
 
@@ -44,7 +47,7 @@ def make_bright_cell(attends: float, bias: float = -3.0) -> tuple[xl.ExitNet, xl
 
 def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
     net, data = make_bright_cell(4.0)
-    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
+    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, binding_samples=0)
     assert result.deletion[0] > 0.5
     assert result.deletion_random[0] < 0.2
     assert result.pointing_game == (1.0,)
@@ -59,9 +62,9 @@ def test_maps_are_placed_before_cells_are_judged():
     net, data = make_bright_cell(4.0)
     moved = data.images.roll(2, 2)
     shifted = xl.data.ImageSet(moved, data.labels, data.classes, data.masks)  # what it sees; the masks are where it is
-    off = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
+    off = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16, binding_samples=0)
     net.describe(map_offsets=((-1.0, 0.0),))
-    placed = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
+    placed = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16, binding_samples=0)
     assert placed.energy_in_mask[0] > 0.6 > 0.3 > off.energy_in_mask[0]
     assert placed.pointing_game[0] > 0.6 > 0.3 > off.pointing_game[0]
     assert placed.deletion[0] < 0.4 < off.deletion[0]  # here the cells of the image itself are the right ones
@@ -69,8 +72,9 @@ def test_maps_are_placed_before_cells_are_judged():
 
 
 def test_without_an_oracle_and_without_a_head_to_randomise(kept, tiny_set):
-    result = xl.measure_faithfulness(kept, tiny_set, samples=8, oracle_samples=0)
-    assert result.oracle_samples == 0
+    result = xl.measure_faithfulness(kept, tiny_set, samples=8, oracle_samples=0, binding_samples=2)
+    assert result.oracle_samples == result.binding.oracle_samples == 0
+    assert result.binding.oracle is result.dependence is None
     assert result.deletion_oracle is result.deletion_share is result.insertion_share_error is None
     assert result.randomised_cc[-1] is None  # the classifier is the backbone's
 
@@ -79,28 +83,30 @@ def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
     """Folders are sorted by class: the first samples would be of the first classes."""
     seen, subset = [], type(tiny_set).subset
     monkeypatch.setattr(type(tiny_set), "subset", lambda self, rows: seen.append(rows) or subset(self, rows))
-    xl.measure_faithfulness(net, tiny_set, samples=8)
+    xl.measure_faithfulness(net, tiny_set, samples=8, oracle_samples=0, binding_samples=0)
     assert len(seen[0]) == 8
     assert seen[0].max() > 16
     assert seen[0].tolist() == sorted(set(seen[0].tolist()))
 
 
 def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
-    whole = xl.measure_faithfulness(net, tiny_set).randomised_cc
-    halves = [xl.measure_faithfulness(net, tiny_set.subset(torch.arange(i, i + 16))).randomised_cc for i in (0, 16)]
+    options = {"oracle_samples": 0, "binding_samples": 0}
+    whole = xl.measure_faithfulness(net, tiny_set, **options).randomised_cc
+    parts = [tiny_set.subset(torch.arange(i, i + 16)) for i in (0, 16)]
+    halves = [xl.measure_faithfulness(net, part, **options).randomised_cc for part in parts]
     assert whole == pytest.approx([(a + b) / 2 for a, b in zip(*halves, strict=True)], abs=1e-5)
 
 
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_the_tuned_network_is_measured(final, tiny_set):
     net = make_net(final)
-    plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
+    plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0)
     net.tuning = xl.Tuning(folded=True, channels_last=True)
-    tuned = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
+    tuned = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0)
     for name in ("deletion", "insertion", "energy_in_mask"):
         assert getattr(tuned, name) == pytest.approx(getattr(plain, name), abs=1e-4)
     net.tuning = xl.Tuning(precision="bfloat16")
-    rough = xl.measure_faithfulness(net, tiny_set, grid=(4, 4))
+    rough = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0)
     assert rough.deletion != plain.deletion
     assert rough.deletion == pytest.approx(plain.deletion, abs=0.1)
     assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
@@ -109,7 +115,10 @@ def test_the_tuned_network_is_measured(final, tiny_set):
 def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
-    result, modality = xl.measure_faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
+    result, modality = (
+        xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0),
+        net.input_spec.modality,
+    )
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
             cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
@@ -126,6 +135,7 @@ def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
         ({"grid": 4}, "grid"),
         ({"fraction": 1.0}, "fraction"),
         ({"oracle_samples": -1}, "oracle_samples"),
+        ({"binding_samples": 0.5}, "binding_samples"),
         ({"of": "evidence"}, "of"),
     ],
 )
@@ -138,7 +148,7 @@ def test_bad_arguments_are_refused(net, tiny_set, values, name):
 def test_relevance_is_judged_as_attention_is():
     """The bright cell speaks for the answer, the dark ones against it: attention is on those, relevance finds the cell."""
     net, data = make_bright_cell(-0.1, 6.0)
-    options = {"grid": (4, 4), "fraction": 1 / 16, "oracle_samples": 20}
+    options = {"grid": (4, 4), "fraction": 1 / 16, "oracle_samples": 20, "binding_samples": 0}
     attention, relevance = (xl.measure_faithfulness(net, data, of=of, **options) for of in ("attention", "relevance"))
     assert attention.oracle_samples == 20
     assert attention.deletion_oracle[0] > attention.deletion_random[0]

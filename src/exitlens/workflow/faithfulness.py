@@ -22,13 +22,17 @@ from exitlens.model.attribution import attribute_exits, occlude, perturb
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
+from exitlens.model.swaps import Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
 from exitlens.types.settings import WHOLE, NumberRule, check_choice, check_number
+from exitlens.types.swaps import Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
+DONORS, OTHERS = (101, 102), 103  # seeds of partners: whose parts a sample takes, and whose map is its null
+GREEDY = 4  # the greedy oracle takes one of so many of the oracle's samples
 Of = Literal["attention", "relevance"]
 Maker = Callable[[Tensor], Inputs]  # rows -> inputs
 
@@ -51,6 +55,11 @@ class Faithfulness:
             possible that the map reaches, 0 for a blind map. The oracle is a strong reference, not a strict maximum, so
             values a little above 1 occur. ``None`` at an exit where the oracle gains nothing over random cells.
         deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
+        dependence: skill of each early exit's occlusion map (the fall of its answer's probability, cell by cell) with the
+            final exit's: the Pearson CC over that with another sample's. ``None`` with fewer than two oracle samples.
+        dependence_error: its standard error, over samples.
+        binding: what answers keep when what a map leaves out is swapped; ``None`` with fewer than two samples for it.
+        cue_swap: answers that change with the true background alone; ``None`` without masks.
     """
 
     deletion: tuple[float, ...]
@@ -69,13 +78,17 @@ class Faithfulness:
     insertion_share: tuple[float | None, ...] | None = None
     deletion_share_error: tuple[float | None, ...] | None = None
     insertion_share_error: tuple[float | None, ...] | None = None
+    dependence: tuple[float | None, ...] | None = None
+    dependence_error: tuple[float | None, ...] | None = None
+    binding: Binding | None = None
+    cue_swap: CueSwap | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
         return asdict(self)
 
 
-def measure_faithfulness(
+def measure_faithfulness(  # noqa: PLR0913
     net: ExitNet,
     data: Any,
     *,
@@ -83,6 +96,7 @@ def measure_faithfulness(
     fraction: float = 0.2,
     grid: tuple[int, ...] | None = None,
     oracle_samples: int = 200,
+    binding_samples: int = 250,
     of: Of = "attention",
     progress: bool = False,
 ) -> Faithfulness:
@@ -101,7 +115,9 @@ def measure_faithfulness(
         grid: evaluation grid, by default (5, 5) for images, (16,) for series and (3, 3, 3) for volumes; an exit with a
             coarser map is judged on its own grid.
         oracle_samples: maximum number of samples for the oracle, which runs the network once for each cell of the grid (25
-            times at 5x5, once for each token of a text); 0 for no oracle.
+            times at 5x5, once for each token of a text); 0 for no oracle. A quarter of them show what binding is possible.
+        binding_samples: maximum number of samples for ``binding``, each of which takes parts of two others, drawn at random
+            from ``data`` with fixed seeds: about 80 forward passes for a network of four exits.
         of: the maps to judge: the exits' ``attention``, or the ``relevance`` of exit 0's features for an exit's answer
             (:func:`~exitlens.model.attribution.attribute`).
 
@@ -117,7 +133,8 @@ def measure_faithfulness(
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
         raise InputError(f"grid: expected positive integers such as {modality.grid}, got {grid!r}")
     check_number("fraction", fraction, NumberRule("a share in (0, 1)", lambda value: 0 < value < 1))
-    check_number("oracle_samples", oracle_samples, WHOLE)
+    for name, value in (("oracle_samples", oracle_samples), ("binding_samples", binding_samples)):
+        check_number(name, value, WHOLE)
     check_choice("of", of, get_args(Of))
     prepare, size, masks = _hold(data, samples)
     modality.check_deletion(net.input_spec)
@@ -142,6 +159,7 @@ def measure_faithfulness(
             judged = _Batches(prepare, rows, bar, "trying every cell", 2, ORACLE_BATCH)
             answers, judged_maps = [p[rows] for p in plain], [m[rows] for m in maps]
             losses = occlude(net, engine, judged, answers, judged_maps)
+            oracle |= _compare_dependence(losses)
             ranked = [measures.rank_locations(d, find_locations(m)) for d, m in zip(losses, judged_maps, strict=True)]
             best = perturb(net, engine, judged, answers, ranked, fraction)
             for name, *compared in zip(("deletion", "insertion"), guided, control, best, strict=True):
@@ -149,13 +167,17 @@ def measure_faithfulness(
                 shares = [measures.share_of_possible(g[rows], c[rows], b) for g, c, b in pairs]
                 share, error = zip(*shares, strict=True)
                 oracle |= {f"{name}_oracle": _average(compared[2]), f"{name}_share": share, f"{name}_share_error": error}
+        swaps = _Swaps(net, engine, plain, prepare, bar)
+        greedy = draw_samples(size, -(-oracle_samples // GREEDY), seed=1).sort().values
+        binding = swaps.judge(shown, maps, draw_samples(size, binding_samples, seed=1).sort().values, greedy)
+        cue_swap = None if masks is None else swaps.change_background(masks)
     energy = pointing = None
     if masks is not None:
         energy = _average([measures.energy_in_mask(item, masks) for item in shown])
         pointing = _average([measures.pointing_game(item, masks) for item in shown])
     (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (guided, control))
     means = drops, drops_random, keeps, keeps_random, randomised
-    return Faithfulness(*means, energy, pointing, grid, size, len(rows), **oracle)
+    return Faithfulness(*means, energy, pointing, grid, size, len(rows), **oracle, binding=binding, cue_swap=cue_swap)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
@@ -190,6 +212,72 @@ class _Batches:
             rows = self._rows[start : start + self._size]
             yield slice(start, start + len(rows)), self._prepare(rows)
             self._bar.advance(self._task)
+
+
+class _Swaps:
+    """Swaps between samples, each of which has the same partners throughout: those of random cycles."""
+
+    def __init__(self, net: ExitNet, engine: Engine, plain: Sequence[Tensor], prepare: Maker, bar: Progress) -> None:
+        self._net, self._engine, self._plain, self._prepare, self._bar = net, engine, plain, prepare, bar
+        self._size = len(plain[0])
+
+    def judge(self, shown: Sequence[Tensor], maps: Sequence[Tensor], rows: Tensor, greedy: Tensor) -> Binding | None:
+        """Measure binding on some rows, and on fewer what is possible on the grids of ``maps``."""
+        if self._size < 2 or not len(rows):
+            return None
+        others = [_pass_on(m) for m in shown]
+        partners = [measures.pair_samples(self._size, seed) for seed in DONORS]
+        pairs = self._pair("swapping what maps leave out", rows, partners, self._prepare)
+        binding = judge_binding(self._take(rows), pairs, [m[rows] for m in shown], [m[rows] for m in others])
+        if not len(greedy):
+            return binding
+        pairs = self._pair("trying what could be left out", greedy, partners, self._prepare, ORACLE_BATCH)
+        judged = ([m[greedy] for m in several] for several in (maps, shown, others))
+        return add_oracle(binding, *try_binding(self._take(greedy), pairs, *judged))
+
+    def change_background(self, masks: Tensor) -> CueSwap | None:
+        """Swap the backgrounds of all samples that have an object and a background."""
+        rows = (masks.flatten(1).any(1) & ~masks.flatten(1).all(1)).nonzero().flatten()
+        if len(rows) < 2:
+            return None
+        partners = [torch.arange(self._size).scatter(0, rows, rows[measures.pair_samples(len(rows), s)]) for s in DONORS]
+
+        def paint(rows: Tensor) -> Inputs:
+            return self._net.input_spec.modality.paint_over(self._prepare(rows), masks[rows])
+
+        pairs = self._pair("swapping backgrounds", rows, partners, paint)
+        return judge_cue_swap(self._take(rows), pairs, masks[rows])
+
+    def _take(self, rows: Tensor) -> Swapper:
+        return Swapper(self._net, self._engine, [p[rows] for p in self._plain])
+
+    def _pair(
+        self, what: str, rows: Tensor, partners: Sequence[Tensor], prepare: Maker, size: int = BATCH_SIZE
+    ) -> Iterator[tuple[slice, Inputs, list[Inputs]]]:
+        for part, inputs in _Batches(self._prepare, rows, self._bar, what, 1, size):
+            yield part, inputs, [prepare(partner[rows[part]]) for partner in partners]
+
+
+def _pass_on(maps: Tensor) -> Tensor:  # (N,*S) -> (N,*S)
+    """Give every sample the map of another one; in a sequence, at the locations that the sample has."""
+    others, real = maps[measures.pair_samples(len(maps), OTHERS)], find_locations(maps)
+    return others if real is None else (others + TINY) * real
+
+
+def _compare_dependence(losses: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the skill of occlusion maps ``(N,*grid)`` with the final exit's, which another sample's are the null of."""
+    if len(losses[0]) < 2:
+        return {}
+    partner, pairs = measures.pair_samples(len(losses[0]), OTHERS), []
+    for item in losses[:-1]:
+        size = tuple(min(sides) for sides in zip(item.shape[1:], losses[-1].shape[1:], strict=True))
+        early, final = measures.regrid(item, size), measures.regrid(losses[-1], size)
+        real = find_locations(early, final)
+        other = final[partner] if real is None else final[partner] * real
+        value, null = measures.pearson(early, final), measures.pearson(early, other)
+        pairs.append(measures.share_of_possible(value, null, torch.ones_like(value)))
+    skill, error = zip(*pairs, strict=True) if pairs else ((), ())
+    return {"dependence": skill, "dependence_error": error}
 
 
 def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]) -> list[Tensor]:
