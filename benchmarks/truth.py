@@ -28,6 +28,12 @@ WATCHED = 500  # validation samples that show how a training goes
 SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
 SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
+LATER = {  # columns that runs of before lack, which are left out where no run has them
+    "its mean from 5 to 80 % of the cells": ("attention", "deletion_area_share"),
+    "share, blurred cells": ("blur", "deletion_share"),
+    "share, imputed cells": ("road", "deletion_share"),
+    "evidence's share": ("evidence", "deletion_share"),
+}
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,21 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
         measured["tests"][name] = {"samples": len(data), "accuracy": [row.accuracy for row in report.exits]}
         if "skill" not in measured and net.num_exits > 1:
             measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
-    counts = {"attention": (SAMPLES, ORACLE, (*SHARES, *MAPS)), "relevance": (RELEVANCE, RELEVANCE, SHARES)}
-    for of, (samples, oracle, kept) in counts.items() if net.num_exits > 1 else ():
-        settings: dict[str, Any] = {"samples": samples, "oracle_samples": oracle, "grid": task.grid}
-        judged = measure_faithfulness(net, next(iter(task.tests.values())), of=of, **settings).to_dict()
-        measured[of] = {name: judged[name] for name in kept}
+    if net.num_exits > 1:
+        measured["attention"] = judge(net, task, SAMPLES, ORACLE, MAPS)
+        for of in ("relevance", "evidence"):
+            measured[of] = judge(net, task, RELEVANCE, RELEVANCE, of=of)
+        for baseline in net.input_spec.modality.baselines[1:]:
+            measured[baseline] = judge(net, task, RELEVANCE, RELEVANCE, baseline=baseline)
     return measured
+
+
+def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, also: Sequence[str] = (), **settings: Any) -> Tree:
+    """Return the shares of one kind of map with one baseline, and other fields of the result."""
+    data = next(iter(task.tests.values()))
+    judged = measure_faithfulness(net, data, samples=samples, oracle_samples=oracle, grid=task.grid, **settings).to_dict()
+    areas = {f"{name}_share": judged[name]["share"] for name in ("deletion_area", "insertion_area")}
+    return {name: judged[name] for name in (*SHARES, *also)} | areas
 
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond DEEP
@@ -216,10 +231,15 @@ def write_task(runs: Runs, task: str) -> list[str]:
                 shares = ([run[maps]["deletion_share"] for run in measured] for maps in ("attention", "relevance"))
                 cells += [join_means(values, 2) for values in ([run["skill"] for run in measured], *shares)]
                 cells.append("" if None in energy else join_means(energy, 2))
-            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(tests) - len(cells))])
+                for part, name in LATER.values():
+                    values = [run[part][name] for run in measured if name in run.get(part, {})]
+                    cells.append(join_means(values, 2) if values else "")
+            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(LATER) + len(tests) - len(cells))])
     head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
-    head += ["skill", "share of the oracle", "relevance's share", "energy in the object"]
-    return [f"**{TITLES[task]}**", "", *table(head, rows), ""] if rows else []
+    head += ["skill", "share of the oracle", "relevance's share", "energy in the object", *LATER]
+    shown = [i for i, name in enumerate(head) if name not in LATER or any(row[i] for row in rows)]
+    lines = table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return [f"**{TITLES[task]}**", "", *lines, ""] if rows else []
 
 
 STUDY = Study("truth", list_cells, list_promises, {"truth": write_tables}, processes=2)

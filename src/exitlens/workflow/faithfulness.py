@@ -271,8 +271,12 @@ def _run(net: ExitNet, engine: Engine, batches: _Batches, of: Of) -> Iterator[li
     """Return logits, attention and the views of every exit: its attention, or its evidence for its answer."""
     parts = []
     for _, chunk in batches:
-        outputs = engine.iterate_outputs(engine.enter(net.check_input(chunk, "data")))
-        parts.append([(out.logits, out.attention, _view(out, out.logits.argmax(1), of)) for out in outputs])
+        activations = engine.enter(net.check_input(chunk, "data"))
+        if of == "evidence":
+            outputs = engine.iterate_outputs(activations)
+            parts.append([(out.logits, out.attention, _view(out, out.logits.argmax(1), of)) for out in outputs])
+        else:
+            parts.append([(logits, maps, maps) for logits, maps in engine.compute_outputs(activations)])
     return ([torch.cat([part[k][i] for part in parts]) for k in range(net.num_exits)] for i in range(3))
 
 
