@@ -14,6 +14,9 @@ RUN = Path("runs/demo-full")
 ROWS = (  # title, test set, measure, digits, scale
     ("accuracy, background agrees (%)", "agreeing", "accuracy", 1, 100),
     ("accuracy, background says nothing (%)", "disagreeing", "accuracy", 1, 100),
+    ("binding at 20 %", "agreeing", "binding", 2, 1),
+    ("binding at 20 %, another scene's map", "agreeing", "binding_another", 2, 1),
+    ("changed with the background", "agreeing", "cue_swap", 2, 1),
     ("attention skill over the shuffled-image null", "agreeing", "skill", 2, 1),
     ("KL(final ‖ exit), nats", "agreeing", "kl", 2, 1),
     ("attention on the garment (%)", "agreeing", "energy_in_mask", 0, 100),
@@ -75,6 +78,8 @@ def write_exits(result: Tree, chosen: Sequence[tuple[str, str, str, int, int]]) 
     exits = len(result["egt"]["agreeing"]["accuracy"])
     rows = []
     for title, test, measure, digits, scale in chosen:
+        if measure not in result["egt"][test]:  # an earlier run
+            continue
         pairs = zip(result["baseline"][test][measure], result["egt"][test][measure], strict=True)
         cells = [f"{scale * a:.{digits}f} → **{scale * b:.{digits}f}**" for a, b in pairs]
         rows.append([title, *cells, *[""] * (exits - len(cells))])

@@ -26,9 +26,15 @@ from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
 SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
+SWAPPED = 500  # samples for binding
 SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
-LATER = {  # columns that runs of before lack, which are left out where no run has them
+SWAPS = {  # columns that earlier runs lack are left out where no run has them
+    "binding at 20 %": ("swaps", "binding"),
+    "another's map": ("swaps", "another"),
+    "changed with the background": ("swaps", "cue"),
+}
+LATER = {
     "its mean from 5 to 80 % of the cells": ("attention", "deletion_area_share"),
     "share, blurred cells": ("blur", "deletion_share"),
     "share, imputed cells": ("road", "deletion_share"),
@@ -115,20 +121,41 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
         if "skill" not in measured and net.num_exits > 1:
             measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
     if net.num_exits > 1:
-        measured["attention"] = judge(net, task, SAMPLES, ORACLE, MAPS)
+        judged = judge(net, task, SAMPLES, ORACLE, SWAPPED)
+        measured["attention"] = list_shares_of(judged) | {name: getattr(judged, name) for name in MAPS}
+        if judged.binding is not None:
+            measured["swaps"] = list_swaps(judged, judged.binding)
         for of in ("relevance", "evidence"):
-            measured[of] = judge(net, task, RELEVANCE, RELEVANCE, of=of)
+            measured[of] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, of=of))
         for baseline in net.input_spec.modality.baselines[1:]:
-            measured[baseline] = judge(net, task, RELEVANCE, RELEVANCE, baseline=baseline)
+            measured[baseline] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, baseline=baseline))
     return measured
 
 
-def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, also: Sequence[str] = (), **settings: Any) -> Tree:
-    """Return the shares of one kind of map with one baseline, and other fields of the result."""
-    data = next(iter(task.tests.values()))
-    judged = measure_faithfulness(net, data, samples=samples, oracle_samples=oracle, grid=task.grid, **settings).to_dict()
-    areas = {f"{name}_share": judged[name]["share"] for name in ("deletion_area", "insertion_area")}
-    return {name: judged[name] for name in (*SHARES, *also)} | areas
+def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, binding: int = 0, **kind: Any) -> xl.Faithfulness:
+    """Judge one kind of map with one baseline on the task's first test."""
+    data, counts = (
+        next(iter(task.tests.values())),
+        {"samples": samples, "oracle_samples": oracle, "binding_samples": binding},
+    )
+    return measure_faithfulness(net, data, grid=task.grid, **counts, **kind)
+
+
+def list_shares_of(judged: xl.Faithfulness) -> Tree:
+    areas = {"deletion_area_share": judged.deletion_area, "insertion_area_share": judged.insertion_area}
+    shares: Tree = {name: getattr(judged, name) for name in SHARES}
+    return shares | {name: None if area is None else area.share for name, area in areas.items()}
+
+
+def list_swaps(judged: xl.Faithfulness, binding: xl.types.Binding) -> Tree:
+    swaps = {"binding": binding.at(), "another": binding.at(of="another"), "area": binding.maps.area_under}
+    swaps |= {"error": tuple(row[2] for row in binding.above_another_error), "oracle_share": binding.oracle_share}
+    cue = judged.cue_swap
+    return {
+        **swaps,
+        "dependence": judged.dependence,
+        **({} if cue is None else {"cue": cue.change, "cue_error": cue.change_error}),
+    }
 
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond DEEP
@@ -229,17 +256,22 @@ def write_task(runs: Runs, task: str) -> list[str]:
             if "attention" in measured[0]:
                 energy = [run["attention"]["energy_in_mask"] for run in measured]
                 shares = ([run[maps]["deletion_share"] for run in measured] for maps in ("attention", "relevance"))
+                cells += [join_part(measured, *column) for column in SWAPS.values()]
                 cells += [join_means(values, 2) for values in ([run["skill"] for run in measured], *shares)]
-                cells.append("" if None in energy else join_means(energy, 2))
-                for part, name in LATER.values():
-                    values = [run[part][name] for run in measured if name in run.get(part, {})]
-                    cells.append(join_means(values, 2) if values else "")
-            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(LATER) + len(tests) - len(cells))])
-    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
+                cells += ["" if None in energy else join_means(energy, 2)]
+                cells += [join_part(measured, *column) for column in LATER.values()]
+            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(SWAPS | LATER) + len(tests) - len(cells))])
+    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests), *SWAPS]
     head += ["skill", "share of the oracle", "relevance's share", "energy in the object", *LATER]
-    shown = [i for i, name in enumerate(head) if name not in LATER or any(row[i] for row in rows)]
+    shown = [i for i, name in enumerate(head) if name not in SWAPS | LATER or any(row[i] for row in rows)]
     lines = table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
     return [f"**{TITLES[task]}**", "", *lines, ""] if rows else []
+
+
+def join_part(measured: Sequence[Tree], part: str, name: str) -> str:
+    """Join the means over the runs that measured it; earlier ones did not."""
+    columns = [run[part][name] for run in measured if name in run.get(part, {})]
+    return join_means(columns, 2) if columns else ""
 
 
 STUDY = Study("truth", list_cells, list_promises, {"truth": write_tables}, processes=2)

@@ -71,6 +71,16 @@ def test_seeds_without_a_share_are_left_out_and_said():
     assert not judge(runs)  # not complete
 
 
+def test_swaps_stand_in_the_tables_of_what_measured_them():
+    runs = make_runs("scenes", 2)
+    assert "binding" not in "".join(truth.write_task(runs, "scenes"))
+    runs["scenes/egt-1"]["swaps"] = {"binding": [0.6, 0.7, 0.8], "another": [0.3, 0.4, 0.5]}
+    _, _, head, _, *rows = truth.write_task(runs, "scenes")
+    assert "| binding at 20 % | another's map | skill |" in head
+    assert [("0.60 / 0.70 / 0.80 | 0.30 / 0.40 / 0.50 | 0.50 / 0.97" in row) for row in rows[:3]] == [False, False, True]
+    assert {row.count(" | ") for row in (head, *rows[:3])} == {head.count(" | ")}
+
+
 def test_cells_come_seed_by_seed():
     assert set(tasks.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES)
     cells = list(truth.list_cells())
@@ -91,10 +101,12 @@ def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monk
     monkeypatch.setattr(truth, "find_folder", lambda *words: tmp_path)
     monkeypatch.setattr(truth, "SAMPLES", 8)
     monkeypatch.setattr(truth, "ORACLE", 4)
+    monkeypatch.setattr(truth, "SWAPPED", 4)
     measured = truth.measure_cell("digits", condition, 0)
     assert len(measured["tests"]["test"]["accuracy"]) == len(measured["cost"]) == (1 if condition == "plain" else 3)
     if condition != "plain":
         assert len(measured["skill"]) == 2
+        assert len(measured["swaps"]["binding"]) == len(measured["swaps"]["cue"]) == 3
         assert len(measured["attention"]["deletion_share"]) == len(measured["relevance"]["deletion"]) == 3
     short = truth.open_task("digits", 0, most=8)
     assert len(short.train) == len(short.tests["test"]) == 8

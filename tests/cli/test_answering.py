@@ -267,6 +267,9 @@ def test_tables_are_predicted_by_row_or_key(trained, folder, tmp_path, call, mon
 VALUES = {
     "accuracy": [0.5, 0.75],
     "skill": [0.25],
+    "binding": [0.75, 0.625],
+    "binding_another": [0.375, 0.25],
+    "cue_swap": [0.5, 0.25],
     "deletion": [0.5, 0.25],
     "deletion_random": [0.125, 0.0],
     "deletion_share": [0.5, None],
@@ -295,6 +298,7 @@ def test_the_comparison_is_printed(asked, tmp_path, call):
     out = " ".join(out.split())
     assert "12.5" in out
     assert "0.50 (0.12)" in out
+    assert "0.75 (0.38)" in out
     assert "batch size 64: 3.00x faster than the plain backbone, 0.50 points less accurate, cost 0.50" in out
     assert "7 s" in out
 

@@ -50,7 +50,7 @@ def check(result):
     for name in ("baseline", "egt"):
         for condition in ("agreeing", "disagreeing"):
             values = result[name][condition]
-            for measure in ("accuracy", "deletion", "deletion_random"):
+            for measure in ("accuracy", "deletion", "deletion_random", "binding", "binding_another", "cue_swap"):
                 assert len(values[measure]) == 4
             for measure in ("attention_cc", "attention_cc_null", "skill", "kl"):
                 assert len(values[measure]) == 3

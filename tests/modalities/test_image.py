@@ -115,3 +115,11 @@ def test_maps_are_drawn_where_the_scale_is_known():
     assert 'viewBox="0 0 160 80"' in drawn
     assert 'aria-label="exit 0 &amp; co"' in drawn
     assert IMAGE.draw_map(sample, None, grid, grid, "exit 0") == ""
+
+
+def test_an_object_is_painted_over_with_what_is_next_to_its_rim():
+    image = torch.arange(8.0).repeat(1, 3, 8, 1)
+    cells = torch.zeros(1, 8, 8, dtype=torch.bool)
+    cells[0, :, 3] = True  # and the rim: columns 2 and 4
+    assert IMAGE.paint_over(image, cells)[0, 0, 0].tolist()[:3] == [0, 1, 1]
+    assert IMAGE.paint_over(image, cells)[0, 0, 0].tolist()[4:] == [5, 5, 6, 7]

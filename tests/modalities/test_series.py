@@ -46,6 +46,10 @@ def test_regions_and_exchanges_follow_the_axis_of_time():
     assert SERIES.exchange(series, donors, chosen).sum(1).tolist() == [[0, 0, 0, 0, 0, 0, 2, 2]]
     assert torch.equal(TIME_FIRST.choose_region(torch.tensor([[0.1, 0.9]]), series.mT, 0.25), chosen)
     assert torch.equal(TIME_FIRST.exchange(series.mT, donors.mT, chosen), SERIES.exchange(series, donors, chosen).mT)
+    steps = torch.arange(8.0).repeat(1, 2, 1)
+    assert SERIES.paint_over(steps, chosen)[0, 1].tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
+    assert torch.equal(TIME_FIRST.paint_over(steps.mT, chosen), SERIES.paint_over(steps, chosen).mT)
+    assert TIME_FIRST.view_grid(steps.mT).shape == (1, 2, 8)
 
 
 def test_what_a_network_cannot_take_is_said():

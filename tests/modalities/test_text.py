@@ -37,6 +37,15 @@ def test_exchanged_tokens_come_from_the_donor_but_not_its_ends():
     assert TEXT.exchange(text, short, chosen)["input_ids"].tolist() == [[1, 11, 12, 21, 14, 2, 0, 0]]
 
 
+def test_tokens_are_painted_over_with_the_nearest_between_the_ends():
+    ids = torch.tensor([[1, 11, 12, 13, 14, 2, 0], [1, 21, 22, 2, 0, 0, 0]])
+    text = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    cells = torch.zeros(2, 7, dtype=torch.bool)
+    cells[0, 1:3] = cells[1] = True
+    assert TEXT.paint_over(text, cells)["input_ids"].tolist() == [[1, 13, 13, 13, 14, 2, 0], ids[1].tolist()]
+    assert TEXT.view_grid(text) is None
+
+
 def test_without_a_mask_nothing_can_be_deleted():
     TEXT.check_deletion(FORMAT)
     with pytest.raises(xl.errors.InputError, match="attention_mask"):

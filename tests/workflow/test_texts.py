@@ -124,12 +124,17 @@ def test_loaders_of_dicts(net, data):
 
 
 def test_faithfulness_of_texts(data):
-    outcome = xl.measure_faithfulness(train(4.0)[0], data)
+    outcome = xl.measure_faithfulness(train(4.0)[0], data, oracle_samples=48, binding_samples=24)
     assert len(outcome.deletion) == len(outcome.energy_in_mask) == 3
     assert all(best > blind for best, blind in zip(outcome.deletion_oracle, outcome.deletion_random, strict=True))
     assert 0 < outcome.deletion_share[0] < 1.5
     assert outcome.deletion[0] > outcome.deletion_random[0]
     assert all(value is not None for value in outcome.randomised_cc)
+    binding = outcome.binding
+    assert binding.centre is binding.edges is binding.saliency is None  # tokens are no grid
+    assert (binding.samples, binding.oracle_samples) == (24, 12)
+    assert all(best >= 0.5 for best in binding.oracle)
+    assert len(outcome.cue_swap.change) == 3
 
 
 def average_words(net, ids):

@@ -302,6 +302,9 @@ def demo(
             rows.append([run, f"accuracy %, {condition}", *[f"{100 * a:.1f}" for a in values["accuracy"]]])
         values = result[run]["agreeing"]
         rows.append([run, "attention skill", *[f"{a:.2f}" for a in values["skill"]], ""])
+        pairs = zip(values["binding"], values["binding_another"], strict=True)
+        rows.append([run, "binding at 20 % (another's map)", *[f"{share:.2f} ({other:.2f})" for share, other in pairs]])
+        rows.append([run, "changed with the background", *[f"{share:.2f}" for share in values["cue_swap"]]])
         pairs = zip(values["deletion"], values["deletion_random"], strict=True)
         rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
         shares = values["deletion_share"]

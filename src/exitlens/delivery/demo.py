@@ -264,7 +264,11 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
     measures: dict[str, Any] = {}
     for condition, report in subject.reports.items():
         early = [row.consistency for row in report.exits[:-1]]
-        checks = subject.faithfulness[condition].to_dict()
+        judged = subject.faithfulness[condition]
+        assert judged.binding is not None
+        assert judged.cue_swap is not None
+        swaps = {"binding": judged.binding.at(), "binding_another": judged.binding.at(of="another")}
+        checks = judged.to_dict() | swaps | {"cue_swap": judged.cue_swap.change}
         consistency = {"skill": [c["cc"]["skill"] for c in early]}
         for measure, name in (("cc", "attention_cc"), ("kl", "kl"), ("cosine", "cosine")):
             consistency[name] = [c[measure]["value"] for c in early]

@@ -14,6 +14,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.baselines import Baseline, fill
 from exitlens.functional.maps import all_finite, as_distribution, coarsen_map, enlarge, top_cells
+from exitlens.functional.regions import find_nearest_outside, widen
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
@@ -146,6 +147,20 @@ class Modality:
         axis = 1 + self.channel_axis
         return top_cells(enlarge(maps, (*inputs.shape[1:axis], *inputs.shape[axis + 1 :])), area)
 
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+        """Return a batch in which the chosen cells, and the rim that touches them, have the values of the nearest others."""
+        assert isinstance(inputs, Tensor)
+        axis = 1 + self.channel_axis
+        index = find_nearest_outside(widen(self.spread(cells, inputs).squeeze(axis)))  # (B,S)
+        values = inputs.movedim(axis, 1)
+        painted = values.flatten(2).gather(2, index[:, None].expand(-1, values.shape[1], -1))
+        return painted.view_as(values).movedim(1, axis)
+
+    def view_grid(self, inputs: Inputs) -> Tensor | None:  # -> (B,C,*S)
+        """Return the inputs with their channels first, or ``None`` if their locations are no grid."""
+        assert isinstance(inputs, Tensor)
+        return inputs.movedim(1 + self.channel_axis, 1)
+
     def insert(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which only the chosen cells are kept."""
         return self.delete(inputs, ~cells, baseline)
@@ -228,6 +243,17 @@ class SeveralInputs(Modality):
         """Choose locations of the first."""
         assert isinstance(inputs, Mapping)
         return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
+        """Paint over cells of the first."""
+        assert isinstance(inputs, Mapping)
+        name = self.parts[0][0]
+        return {**inputs, name: self.first.paint_over(inputs[name], cells)}  # type: ignore[dict-item]
+
+    def view_grid(self, inputs: Inputs) -> Tensor | None:
+        """View the first."""
+        assert isinstance(inputs, Mapping)
+        return self.first.view_grid(inputs[self.parts[0][0]])
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw the map over the first."""

@@ -94,6 +94,20 @@ class TextModality(Modality):
         chosen = cells & (position > 0) & (position < ends) & (lengths > 1)
         return {**inputs, ids: torch.where(chosen, donors[ids].gather(1, source.clamp_max(cells.shape[1] - 1)), inputs[ids])}
 
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+        """Replace the chosen tokens by the nearest others between the ends of their text, if it has any."""
+        assert not isinstance(inputs, Tensor)
+        ids = next(name for name in inputs if name != MASK)
+        position = torch.arange(cells.shape[1], device=cells.device)
+        end = (inputs[MASK] * position).amax(1, keepdim=True)  # (B,1)
+        others = ~cells & (position > 0) & (position < end)
+        distance = (position[:, None] - position).abs().masked_fill(~others[:, None], len(position))  # (B,N,N)
+        nearest = torch.where(cells & others.any(1, keepdim=True), distance.argmin(2), position)
+        return {**inputs, ids: inputs[ids].gather(1, nearest)}
+
+    def view_grid(self, inputs: Inputs) -> None:
+        """Return nothing: tokens are no grid."""
+
     def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,N) -> (B,N) bool
         """Mark the top share ``area`` of the tokens that are no padding."""
         return top_cells(maps, area, find_locations(maps))

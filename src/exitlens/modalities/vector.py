@@ -76,6 +76,9 @@ class VectorModality(Modality):
         assert isinstance(inputs, Tensor)
         return inputs.masked_fill(self.spread(cells, inputs), 0.0)
 
+    def view_grid(self, inputs: Inputs) -> None:
+        """Return nothing: features are no grid."""
+
     def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,G) -> (B,G) bool
         """Mark the top share ``area`` of the groups."""
         return top_cells(maps, area)

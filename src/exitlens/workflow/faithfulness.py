@@ -24,15 +24,19 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
+from exitlens.model.swaps import Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
 from exitlens.progress import show_progress
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
 from exitlens.types.settings import WHOLE, NumberRule, check_choice, check_number
+from exitlens.types.swaps import Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # points of the curves of deletion and insertion
+DONORS, OTHERS = (101, 102), 103  # seeds of partners: whose parts a sample takes, and whose map is its null
+GREEDY = 4  # the greedy oracle takes one of so many of the oracle's samples
 Of = Literal["attention", "relevance", "evidence"]
 M = TypeVar("M", bound=nn.Module)
 Maker = Callable[[Tensor], Inputs]  # rows -> inputs
@@ -80,6 +84,11 @@ class Faithfulness:
         deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
         deletion_area, insertion_area: means of ``deletion`` and ``insertion`` over shares of cells from 5 to 80 %, over
             ``oracle_samples`` of the samples; ``None`` if that is 0.
+        dependence: skill of each early exit's occlusion map (the fall of its answer's probability, cell by cell) with the
+            final exit's: the Pearson CC over that with another sample's. ``None`` with fewer than two oracle samples.
+        dependence_error: its standard error, over samples.
+        binding: what answers keep when what a map leaves out is swapped; ``None`` with fewer than two samples for it.
+        cue_swap: answers that change with the true background alone; ``None`` without masks.
         baseline: what stood in deleted cells.
     """
 
@@ -102,6 +111,10 @@ class Faithfulness:
     cascade_cc: tuple[tuple[float | None, ...], ...] | None = None
     deletion_area: AreaUnderCurve | None = None
     insertion_area: AreaUnderCurve | None = None
+    dependence: tuple[float | None, ...] | None = None
+    dependence_error: tuple[float | None, ...] | None = None
+    binding: Binding | None = None
+    cue_swap: CueSwap | None = None
     baseline: Baseline = "mean"
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +130,7 @@ def measure_faithfulness(  # noqa: PLR0913
     fraction: float = 0.2,
     grid: tuple[int, ...] | None = None,
     oracle_samples: int = 200,
+    binding_samples: int = 250,
     of: Of = "attention",
     baseline: Baseline = "mean",
     progress: bool = False,
@@ -135,7 +149,10 @@ def measure_faithfulness(  # noqa: PLR0913
         grid: evaluation grid, by default (5, 5) for images, (16,) for series and (3, 3, 3) for volumes; an exit with a
             coarser map is judged on its own grid.
         oracle_samples: maximum number of samples for the oracle, which runs the network once for each cell of the grid (25
-            times at 5x5, once for each token of a text); 0 for no oracle and no areas.
+            times at 5x5, once for each token of a text); 0 for no oracle and no areas. A quarter of them show what binding
+            is possible.
+        binding_samples: maximum number of samples for ``binding``, each of which takes parts of two others, drawn at random
+            from ``data`` with fixed seeds: about 80 forward passes for a network of four exits.
         of: the maps to judge: the exits' ``attention``, the ``relevance`` of exit 0's features for an exit's answer
             (:func:`~exitlens.model.attribution.attribute`), or the ``evidence`` for it (of several labels, the strongest).
         baseline: what stands in deleted cells. ``mean``: each channel's mean, the image's mean colour; features of a vector
@@ -155,7 +172,8 @@ def measure_faithfulness(  # noqa: PLR0913
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
         raise InputError(f"grid: expected positive integers such as {modality.grid}, got {grid!r}")
     check_number("fraction", fraction, NumberRule("a share in (0, 1)", lambda value: 0 < value < 1))
-    check_number("oracle_samples", oracle_samples, WHOLE)
+    for name, value in (("oracle_samples", oracle_samples), ("binding_samples", binding_samples)):
+        check_number(name, value, WHOLE)
     check_choice("of", of, get_args(Of))
     check_choice("baseline", baseline, get_args(Baseline))
     prepare, size, masks = _hold(data, samples)
@@ -169,7 +187,7 @@ def measure_faithfulness(  # noqa: PLR0913
             signed = _find_relevance(net, _Batches(prepare, every, bar, "relevance", 1))
         shown, maps = [as_distribution(item) for item in signed], [modality.coarsen(item, grid) for item in signed]
         if of != "attention":
-            maps = [_reach_all(item, seen) for item, seen in zip(maps, attention, strict=True)]
+            shown, maps = (list(map(_reach_all, each, attention)) for each in (shown, maps))
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
         judge = _Judge(net, engine, baseline, batches, plain)
@@ -184,6 +202,10 @@ def measure_faithfulness(  # noqa: PLR0913
             judged = _Batches(prepare, rows, bar, "trying every cell", passes, ORACLE_BATCH)
             judge = _Judge(net, engine, baseline, judged, [p[rows] for p in plain])
             oracle = judge.compare([m[rows] for m in maps], [m[rows] for m in blind], fraction)
+        swaps = _Swaps(net, engine, plain, prepare, bar)
+        greedy = draw_samples(size, -(-oracle_samples // GREEDY), seed=1).sort().values
+        binding = swaps.judge(shown, maps, draw_samples(size, binding_samples, seed=1).sort().values, greedy)
+        cue_swap = None if masks is None else swaps.change_background(masks)
     energy = pointing = None
     if masks is not None:
         energy = _average([measures.energy_in_mask(item, masks) for item in shown])
@@ -192,7 +214,8 @@ def measure_faithfulness(  # noqa: PLR0913
     randomised = (None,) * net.num_exits if cascade is None else tuple(curve[0] for curve in cascade)
     means = drops, drops_random, keeps, keeps_random, randomised
     counts = grid, size, len(rows)
-    return Faithfulness(*means, energy, pointing, *counts, **oracle, cascade_cc=cascade, baseline=baseline)
+    later = {"cascade_cc": cascade, "binding": binding, "cue_swap": cue_swap, "baseline": baseline}
+    return Faithfulness(*means, energy, pointing, *counts, **oracle, **later)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
@@ -229,6 +252,72 @@ class _Batches:
             self._bar.advance(self._task)
 
 
+class _Swaps:
+    """Swaps between samples, each of which has the same partners throughout: those of random cycles."""
+
+    def __init__(self, net: ExitNet, engine: Engine, plain: Sequence[Tensor], prepare: Maker, bar: Progress) -> None:
+        self._net, self._engine, self._plain, self._prepare, self._bar = net, engine, plain, prepare, bar
+        self._size = len(plain[0])
+
+    def judge(self, shown: Sequence[Tensor], maps: Sequence[Tensor], rows: Tensor, greedy: Tensor) -> Binding | None:
+        """Measure binding on some rows, and on fewer what is possible on the grids of ``maps``."""
+        if self._size < 2 or not len(rows):
+            return None
+        others = [_pass_on(m) for m in shown]
+        partners = [measures.pair_samples(self._size, seed) for seed in DONORS]
+        pairs = self._pair("swapping what maps leave out", rows, partners, self._prepare)
+        binding = judge_binding(self._take(rows), pairs, [m[rows] for m in shown], [m[rows] for m in others])
+        if not len(greedy):
+            return binding
+        pairs = self._pair("trying what could be left out", greedy, partners, self._prepare, ORACLE_BATCH)
+        judged = ([m[greedy] for m in several] for several in (maps, shown, others))
+        return add_oracle(binding, *try_binding(self._take(greedy), pairs, *judged))
+
+    def change_background(self, masks: Tensor) -> CueSwap | None:
+        """Swap the backgrounds of all samples that have an object and a background."""
+        rows = (masks.flatten(1).any(1) & ~masks.flatten(1).all(1)).nonzero().flatten()
+        if len(rows) < 2:
+            return None
+        partners = [torch.arange(self._size).scatter(0, rows, rows[measures.pair_samples(len(rows), s)]) for s in DONORS]
+
+        def paint(rows: Tensor) -> Inputs:
+            return self._net.input_spec.modality.paint_over(self._prepare(rows), masks[rows])
+
+        pairs = self._pair("swapping backgrounds", rows, partners, paint)
+        return judge_cue_swap(self._take(rows), pairs, masks[rows])
+
+    def _take(self, rows: Tensor) -> Swapper:
+        return Swapper(self._net, self._engine, [p[rows] for p in self._plain])
+
+    def _pair(
+        self, what: str, rows: Tensor, partners: Sequence[Tensor], prepare: Maker, size: int = BATCH_SIZE
+    ) -> Iterator[tuple[slice, Inputs, list[Inputs]]]:
+        for part, inputs in _Batches(self._prepare, rows, self._bar, what, 1, size):
+            yield part, inputs, [prepare(partner[rows[part]]) for partner in partners]
+
+
+def _pass_on(maps: Tensor) -> Tensor:  # (N,*S) -> (N,*S)
+    """Give every sample the map of another one; in a sequence, at the locations that the sample has."""
+    others, real = maps[measures.pair_samples(len(maps), OTHERS)], find_locations(maps)
+    return others if real is None else (others + TINY) * real
+
+
+def _compare_dependence(losses: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the skill of occlusion maps ``(N,*grid)`` with the final exit's, which another sample's are the null of."""
+    if len(losses[0]) < 2:
+        return {}
+    partner, pairs = measures.pair_samples(len(losses[0]), OTHERS), []
+    for item in losses[:-1]:
+        size = tuple(min(sides) for sides in zip(item.shape[1:], losses[-1].shape[1:], strict=True))
+        early, final = measures.regrid(item, size), measures.regrid(losses[-1], size)
+        real = find_locations(early, final)
+        other = final[partner] if real is None else final[partner] * real
+        value, null = measures.pearson(early, final), measures.pearson(early, other)
+        pairs.append(measures.share_of_possible(value, null, torch.ones_like(value)))
+    skill, error = zip(*pairs, strict=True) if pairs else ((), ())
+    return {"dependence": skill, "dependence_error": error}
+
+
 class _Judge:
     """Deletes and inserts cells of samples whose probabilities at every exit are known."""
 
@@ -245,7 +334,7 @@ class _Judge:
         ranked = [measures.rank_locations(loss, find_locations(m)) for loss, m in zip(losses, maps, strict=True)]
         points = sorted({*FRACTIONS, fraction})
         curves = [{point: self.perturb(kind, point) for point in points} for kind in (maps, blind, ranked)]
-        results: dict[str, Any] = {}
+        results = _compare_dependence(losses)
         for i, name in enumerate(("deletion", "insertion")):
             at_point = [curve[fraction][i] for curve in curves]
             areas = [

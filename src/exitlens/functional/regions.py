@@ -1,0 +1,81 @@
+"""Regions that no network chose: the middle, edges, the spectral residual; and means over them with their errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+SIDE, BLUR, REACH = 64, 2.5, 5  # of the spectral residual: width of the image, and of the Gaussian, in pixels
+TINY = 1e-12
+
+
+def centre_map(size: Sequence[int]) -> Tensor:  # -> (1,*size)
+    """Return a map that falls with the distance to the middle, in which every axis has the same length."""
+    axes = [torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in size]
+    return -torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()[None]
+
+
+def edge_energy(x: Tensor) -> Tensor:  # (B,C,*S) -> (B,*S)
+    """Return the magnitude of the gradient by central differences, over all channels and axes of locations."""
+    axes = [axis for axis in range(2, x.ndim) if x.shape[axis] > 1]
+    if not axes:
+        return torch.zeros_like(x[:, 0])
+    return torch.stack(torch.gradient(x.float(), dim=axes)).square().sum((0, 2)).sqrt()
+
+
+def spectral_residual(x: Tensor) -> Tensor:  # (B,C,H,W) -> (B,64,w)
+    """Return what stands out from an image's smooth log spectrum (Hou & Zhang, CVPR 2007, eq. 5 to 8).
+
+    As in the authors' program the image is grey, 64 pixels wide, the log amplitude is averaged over 3x3 frequencies, and the
+    result is blurred by a Gaussian with a standard deviation of 2.5 pixels; ours is 64 pixels along its shorter side.
+    """
+    scale = SIDE / min(x.shape[2:])
+    size = [max(SIDE, round(scale * n)) for n in x.shape[2:]]
+    grey = F.interpolate(x.float().mean(1, keepdim=True), size, mode="bilinear", antialias=True, align_corners=False)
+    spectrum = torch.fft.fft2(grey)
+    log_amplitude = spectrum.abs().clamp_min(TINY).log()
+    residual = log_amplitude - F.avg_pool2d(F.pad(log_amplitude, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    salient = torch.fft.ifft2(torch.polar(residual.exp(), spectrum.angle())).abs().square()
+    bell = torch.exp(-torch.arange(-REACH, REACH + 1, device=x.device).square() / (2 * BLUR**2))
+    kernel = (bell / bell.sum())[:, None] * (bell / bell.sum())
+    return F.conv2d(salient, kernel[None, None], padding=REACH)[:, 0]
+
+
+def find_nearest_outside(cells: Tensor) -> Tensor:  # (B,*S) bool -> (B,S) int64
+    """Return, for each location, the flat index of the nearest one that is not marked: its own if it is not.
+
+    Distances are Euclidean, in locations. Where everything is marked, each location is its own nearest.
+    """
+    shape = tuple(cells.shape[1:])
+    rows = list[Tensor]()
+    for row in cells.cpu().numpy():
+        if row.all():
+            rows.append(torch.arange(math.prod(shape)))
+            continue
+        places = distance_transform_edt(row, return_distances=False, return_indices=True)
+        rows.append(torch.from_numpy(np.ravel_multi_index(tuple(places), shape).reshape(-1)))
+    return torch.stack(rows).to(cells.device)
+
+
+def widen(cells: Tensor) -> Tensor:  # (B,*S) bool -> (B,*S) bool
+    """Mark the locations that touch a marked one, too, along axes or diagonally."""
+    pools = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+    return pools[cells.ndim - 2](cells[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0.5
+
+
+def average(values: Tensor) -> tuple[Tensor, Tensor]:  # (N,...) -> (...), (...)
+    """Return the mean over samples and its standard error, which is 0 for a single sample."""
+    values = values.double()
+    spread = values.std(0, correction=1) if len(values) > 1 else torch.zeros_like(values[0])
+    return values.mean(0), spread / len(values) ** 0.5
+
+
+def area_under(values: Tensor, points: Sequence[float]) -> Tensor:  # (...,P) -> (...)
+    """Return the area under a curve by trapezoids, over the width of its points: the mean height between them."""
+    return torch.trapezoid(values, torch.tensor(points, dtype=values.dtype)) / (points[-1] - points[0])

@@ -1,0 +1,193 @@
+"""Answers after parts of the inputs are replaced by other samples' parts: binding, necessity, and the cue swap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from exitlens.functional.maps import coarsen_map, find_locations, share_of_possible
+from exitlens.functional.regions import area_under, average, centre_map, edge_energy, spectral_residual
+from exitlens.functional.scores import probabilities
+from exitlens.model.engine.engine import Engine
+from exitlens.model.network import ExitNet
+from exitlens.types.inputs import Inputs
+from exitlens.types.swaps import Binding, CueSwap, Swaps
+from exitlens.types.tasks import USUAL_SCORES, are_same, read_answers
+
+AREAS = (0.05, 0.1, 0.2, 0.4)
+ORACLE_AREA, ORACLE_STEPS = 0.2, 5
+Pairs = Iterable[tuple[slice, Inputs, Sequence[Inputs]]]  # rows of N samples, their inputs, and those of each one's donors
+
+
+class Swapper:
+    """Compares answers of exits before and after a swap; ``plain`` are their probabilities ``(N,C)`` on whole inputs."""
+
+    def __init__(self, net: ExitNet, engine: Engine, plain: Sequence[Tensor]) -> None:
+        self.net, self.engine = net, engine
+        self.task, self.modality = net.info.task, net.input_spec.modality
+        self.answers = [read_answers(p, self.task) for p in plain]
+
+    def predict(self, inputs: Inputs, exits: Sequence[int]) -> list[Tensor]:
+        """Return the probabilities ``(B,C)`` at one exit, or at all."""
+        activations = self.engine.enter(self.net.check_input(inputs))
+        if len(exits) == 1:
+            logits = [self.engine.compute_logits(exits[0], activations)]
+        else:
+            logits = [output[0] for output in self.engine.compute_outputs(activations)]
+        return [probabilities(item, kind=USUAL_SCORES[self.task]) for item in logits]
+
+    def keep(self, rows: slice, inputs: Inputs, donors: Sequence[Inputs], cells: Tensor, exits: Sequence[int]) -> Tensor:
+        """Return ``(B,exits)``: the share of donors with which each answer stays if they give the chosen cells."""
+        total = torch.zeros(rows.stop - rows.start, len(exits))
+        for donor in donors:
+            swapped = self.predict(self.modality.exchange(inputs, donor, cells), exits)
+            for i, (k, p) in enumerate(zip(exits, swapped, strict=True)):
+                total[:, i] += are_same(read_answers(p, self.task), self.answers[k][rows], self.task).cpu()
+        return total / len(donors)
+
+    def support(self, rows: slice, inputs: Inputs, donors: Sequence[Inputs], cells: Tensor, k: int) -> Tensor:  # -> (B,)
+        """Return the probability of exit k's answer (with several labels: of all of it), on average over the donors."""
+        total, answers = torch.zeros(rows.stop - rows.start, device=cells.device), self.answers[k][rows]
+        for donor in donors:
+            (p,) = self.predict(self.modality.exchange(inputs, donor, cells), (k,))
+            if self.task == "multilabel":
+                total += torch.where(answers, p, 1 - p).prod(1)
+            else:
+                total += p.gather(1, answers[:, None]).squeeze(1)
+        return total / len(donors)
+
+
+def judge_binding(swapper: Swapper, pairs: Pairs, maps: Sequence[Tensor], others: Sequence[Tensor]) -> Binding:
+    """Swap what is outside, and what is inside, the top of every exit's map ``(N,*S)``, and of maps that are nulls.
+
+    ``others`` are the same maps, of other samples. A donor replaces what it has at the same place.
+    """
+    exits, count = range(len(maps)), len(maps[0])
+    shares: dict[str, tuple[Tensor, Tensor | None]] = {  # (exits,N,areas): outside replaced, inside replaced
+        name: (torch.zeros(len(maps), count, len(AREAS)), torch.zeros(len(maps), count, len(AREAS)))
+        for name in ("maps", "another")
+    }
+    donors_each = 0
+    for rows, inputs, donors in pairs:
+        donors_each = len(donors)
+        shown: list[tuple[str, tuple[int, ...], Tensor]] = [("maps", (k,), maps[k][rows]) for k in exits]
+        shown += [("another", (k,), others[k][rows]) for k in exits]
+        for name, item in draw_blind_maps(swapper, inputs, maps[0].shape[1:]).items():
+            shares.setdefault(name, (torch.zeros(len(maps), count, len(AREAS)), None))
+            shown.append((name, tuple(exits), item))
+        for name, judged, item in shown:
+            kept, changed = shares[name]
+            for a, area in enumerate(AREAS):
+                region = swapper.modality.choose_region(item, inputs, area)
+                kept[list(judged), rows, a] = swapper.keep(rows, inputs, donors, ~region, judged).T
+                if changed is not None:
+                    changed[list(judged), rows, a] = 1 - swapper.keep(rows, inputs, donors, region, judged).T
+    gain, error = average((shares["maps"][0] - shares["another"][0]).transpose(0, 1))
+    results = {name: summarize_swaps(*values) for name, values in shares.items()}
+    return Binding(
+        areas=AREAS,
+        **{name: results.get(name) for name in ("maps", "another", "centre", "edges", "saliency")},  # type: ignore[arg-type]
+        above_another=_to_table(gain),
+        above_another_error=_to_table(error),
+        samples=count,
+        donors=donors_each,
+    )
+
+
+def summarize_swaps(kept: Tensor, changed: Tensor | None) -> Swaps:  # (exits,N,areas) each
+    """Average shares over samples, and under the curve over areas."""
+    binding, binding_error = map(_to_table, average(kept.transpose(0, 1)))
+    necessity, necessity_error = (None, None) if changed is None else map(_to_table, average(changed.transpose(0, 1)))
+    under, under_error = (tuple(values.tolist()) for values in average(area_under(kept, AREAS).T))
+    return Swaps(binding, binding_error, necessity, necessity_error, under, under_error)
+
+
+def _to_table(values: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values.tolist())
+
+
+def draw_blind_maps(swapper: Swapper, inputs: Inputs, grid: Sequence[int]) -> dict[str, Tensor]:  # (B,*S) each, by name
+    """Draw maps that know no network, as far as the kind of input has them; edges and saliency on ``grid``."""
+    values = swapper.modality.view_grid(inputs)
+    if values is None:
+        return {}
+    size = tuple(values.shape[2:])
+    drawn = {
+        "centre": centre_map(size).to(values.device).expand(len(values), *size),
+        "edges": coarsen_map(edge_energy(values), grid),
+    }
+    return {**drawn, "saliency": coarsen_map(spectral_residual(values), grid)} if len(size) == 2 else drawn
+
+
+def try_binding(
+    swapper: Swapper, pairs: Pairs, maps: Sequence[Tensor], shown: Sequence[Tensor], others: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return binding at 20 %, ``(exits,N)`` each: of cells chosen greedily on grids, of the maps shown, and of others'.
+
+    Each of at most five steps adds the cells that, each by itself, most raise the probability of the answer with everything
+    else replaced: on grids of up to 25 cells one cell a step. ``maps`` are those shown, on the grids for the oracle.
+    """
+    best, mapped, blind = (torch.zeros(len(maps), len(maps[0])) for _ in range(3))
+    for rows, inputs, donors in pairs:
+        for k, (item, *compared) in enumerate(zip(maps, shown, others, strict=True)):
+            cells = choose_greedily(swapper, (rows, inputs, donors), k, item[rows])
+            best[k, rows] = swapper.keep(rows, inputs, donors, ~cells, (k,))[:, 0]
+            for kept, values in zip((mapped, blind), compared, strict=True):
+                region = swapper.modality.choose_region(values[rows], inputs, ORACLE_AREA)
+                kept[k, rows] = swapper.keep(rows, inputs, donors, ~region, (k,))[:, 0]
+    return best, mapped, blind
+
+
+def choose_greedily(
+    swapper: Swapper, batch: tuple[slice, Inputs, Sequence[Inputs]], k: int, maps: Tensor
+) -> Tensor:  # (B,*grid) -> (B,*grid) bool
+    """Choose cells of the maps' grid step by step, those that raise the support of exit k's answer most."""
+    rows, inputs, donors = batch
+    real = find_locations(maps)
+    free = torch.ones_like(maps, dtype=torch.bool).flatten(1) if real is None else real.flatten(1)
+    chosen = torch.zeros_like(free)
+    goals = (ORACLE_AREA * free.sum(1)).ceil().clamp_min(1)  # (B,), as top_cells counts
+    steps = min(ORACLE_STEPS, int(goals.max()))
+    for step in range(1, steps + 1):
+        support = maps.new_full(free.shape, -torch.inf)
+        for cell in range(free.shape[1]):
+            is_open = free[:, cell] & ~chosen[:, cell]
+            if is_open.any():
+                trial = chosen.clone()
+                trial[:, cell] = True
+                reached = swapper.support(rows, inputs, donors, ~trial.view(maps.shape), k)
+                support[:, cell] = torch.where(is_open, reached.to(support), support[:, cell])
+        wanted = (goals * step / steps).ceil() - chosen.sum(1)
+        rank = support.argsort(dim=1, descending=True, stable=True).argsort(1)
+        chosen |= (rank < wanted[:, None]) & free & ~chosen
+    return chosen.view(maps.shape)
+
+
+def add_oracle(binding: Binding, best: Tensor, mapped: Tensor, blind: Tensor) -> Binding:  # (exits,N) each
+    """Return the binding with what :func:`try_binding` found."""
+    mean, error = (tuple(values.tolist()) for values in average(best.T))
+    pairs = [share_of_possible(m, b, o) for o, m, b in zip(best, mapped, blind, strict=True)]
+    share, share_error = zip(*pairs, strict=True)
+    return replace(
+        binding,
+        oracle_samples=best.shape[1],
+        oracle=mean,
+        oracle_error=error,
+        oracle_share=share,
+        oracle_share_error=share_error,
+    )
+
+
+def judge_cue_swap(swapper: Swapper, pairs: Pairs, masks: Tensor) -> CueSwap:  # masks (N,*S) bool
+    """Replace everything outside the masks by donors that have been painted over where their own objects are."""
+    exits = range(len(swapper.answers))
+    changed, donors_each = torch.zeros(len(masks), len(exits)), 0
+    for rows, inputs, donors in pairs:
+        donors_each = len(donors)
+        changed[rows] = 1 - swapper.keep(rows, inputs, donors, ~masks[rows], exits)
+    change, error = (tuple(values.tolist()) for values in average(changed))
+    beyond, beyond_error = (tuple(values.tolist()) for values in average(changed - changed[:, -1:]))
+    return CueSwap(change, error, beyond, beyond_error, len(masks), donors_each)

@@ -1,0 +1,69 @@
+"""Against NumPy and SciPy, and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.stats import sem
+
+from exitlens.functional import regions
+
+
+def test_the_middle_is_nearest_to_the_middle():
+    (centre,) = regions.centre_map((3, 5))
+    assert centre[1].tolist() == pytest.approx([-1, -0.5, 0, -0.5, -1])
+    assert centre[:, 2].tolist() == pytest.approx([-1, 0, -1])
+    assert regions.centre_map((1, 3)).tolist() == [[[-1, 0, -1]]]
+
+
+@given(st.integers(2, 6), st.integers(2, 6))
+@settings(max_examples=20, deadline=None)
+def test_edges_are_gradients(h, w):
+    x = torch.rand(2, 3, h, w)
+    expected = np.sqrt(sum(np.square(part).sum(1) for part in np.gradient(x.numpy(), axis=(2, 3))))
+    np.testing.assert_allclose(regions.edge_energy(x), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_edges_of_series_and_of_single_locations():
+    assert regions.edge_energy(torch.tensor([[[0.0, 1.0, 4.0]]])).tolist() == [[1, 2, 3]]
+    assert regions.edge_energy(torch.ones(2, 1, 1)).tolist() == [[0], [0]]
+
+
+def test_spectral_residual_is_that_of_the_authors_program():
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    spectrum = np.fft.fft2(x.double().mean(1)[0].numpy())
+    logs = np.log(np.abs(spectrum))
+    residual = logs - ndimage.uniform_filter(logs, 3, mode="nearest")
+    salient = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
+    expected = ndimage.gaussian_filter(salient, 2.5, mode="constant", radius=5)
+    np.testing.assert_allclose(regions.spectral_residual(x)[0], expected, rtol=1e-3, atol=1e-6)
+    assert regions.spectral_residual(torch.rand(1, 1, 32, 16)).shape == (1, 128, 64)
+
+
+def test_the_nearest_outside():
+    cells = torch.tensor([[False, True, True, True, False], [True] * 5])
+    assert regions.find_nearest_outside(cells)[0, [0, 1, 3, 4]].tolist() == [0, 0, 4, 4]
+    assert regions.find_nearest_outside(cells)[1].tolist() == [0, 1, 2, 3, 4]
+    square = torch.zeros(1, 3, 4, dtype=torch.bool)
+    square[0, :, :2] = True
+    assert regions.find_nearest_outside(square).view(3, 4)[1].tolist() == [6, 6, 6, 7]
+
+
+def test_regions_widen_by_one_location():
+    assert regions.widen(torch.tensor([[False, False, True, False, False]])).tolist() == [[False, True, True, True, False]]
+    corner = torch.zeros(1, 3, 3, dtype=torch.bool)
+    corner[0, 0, 0] = True
+    assert regions.widen(corner)[0].int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+
+
+def test_means_errors_and_areas():
+    values = torch.rand(7, 2)
+    mean, error = regions.average(values)
+    np.testing.assert_allclose(mean, values.numpy().mean(0), rtol=1e-6)
+    np.testing.assert_allclose(error, sem(values.numpy()), rtol=1e-5)
+    assert regions.average(torch.ones(1, 2))[1].tolist() == [0, 0]
+    points = (0.1, 0.2, 0.6)
+    curve = torch.tensor([[0.0, 1.0, 1.0]])
+    assert regions.area_under(curve, points).item() == pytest.approx((0.05 + 0.4) / 0.5)
