@@ -42,8 +42,8 @@ hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
 test: $(VENV)/.test  ## the quick tests, in random order
 	$(PYTEST) -m "not slow and not long"
 
-test-slow: $(VENV)/.installed  ## the tests marked slow
-	$(PYTEST) -m slow $$(grep -rl --include='*.py' 'mark\.slow' tests)
+test-slow: $(VENV)/.installed  ## the tests marked slow but not long
+	$(PYTEST) -m "slow and not long" $$(grep -rl --include='*.py' 'mark\.slow' tests)
 
 test-all: $(VENV)/.installed  ## all tests, those marked long, too, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
@@ -78,7 +78,7 @@ clean:  ## remove the environment, runs, built packages and caches
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 PACKAGES := pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile  # modules are compiled when they are first imported
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -73,7 +73,7 @@ def test_bundles_say_the_same(trained, tmp_path):
     torch.testing.assert_close(found.probabilities, expected.probabilities)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["series, time first", "vector, groups", "several"]
 )  # tests/edge/test_kinds.py has the others

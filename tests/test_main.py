@@ -62,7 +62,7 @@ def whole(folder, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_which_the_first_process_is_killed_goes_on_by_itself_and_ends_the_same(whole, folder, tmp_path):
     out = tmp_path / "run"
     done = kill_during_training([*fit(folder, out), "--json"], out)
@@ -83,7 +83,7 @@ def pair(tmp_path):
         yield found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_calibrate_and_evaluate_are_shared_and_say_what_one_process_says(whole, pair):
     for words in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
         words = [*words, "--bundle", str(whole), "--json"]

@@ -141,7 +141,7 @@ def run_example():
         process.stdin.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_on_a_local_ray(run_example, bundle, folder, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow

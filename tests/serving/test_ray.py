@@ -141,7 +141,7 @@ def local():
         process.stdin.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replicas_from_the_first_to_the_last(local, tmp_path):
     """One Ray and few deployments serve all checks, because each takes seconds."""
     bundle = save_small(tmp_path / "b", 0.35, 0.36)
