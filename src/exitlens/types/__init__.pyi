@@ -16,6 +16,7 @@ from .policies import SweepPoint as SweepPoint
 from .settings import CalibrationRequest as CalibrationRequest
 from .settings import Temperatures as Temperatures
 from .settings import TrainingSettings as TrainingSettings
+from .swaps import AreaUnderCurve as AreaUnderCurve
 from .swaps import Binding as Binding
 from .swaps import CueSwap as CueSwap
 from .swaps import Swaps as Swaps

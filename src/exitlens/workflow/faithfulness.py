@@ -29,7 +29,7 @@ from exitlens.progress import show_progress
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
 from exitlens.types.settings import WHOLE, NumberRule, check_choice, check_number
-from exitlens.types.swaps import Binding, CueSwap
+from exitlens.types.swaps import AreaUnderCurve, Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
@@ -40,26 +40,6 @@ GREEDY = 4  # the greedy oracle takes one of so many of the oracle's samples
 Of = Literal["attention", "relevance", "evidence"]
 M = TypeVar("M", bound=nn.Module)
 Maker = Callable[[Tensor], Inputs]  # rows -> inputs
-
-
-@dataclass(frozen=True)
-class AreaUnderCurve:
-    """The mean of a curve over the share of deleted or inserted cells, a number for each exit, the final exit's last.
-
-    Curves have points at 5, 10, 20, 40 and 80 % of the cells; the mean is the area between the first and the last by the
-    trapezoid rule, over its width. RISE (arXiv 1806.07421) also takes the ends, which are the same for every map.
-
-    Attributes:
-        map, random, oracle: of the map's cells, of random cells, and of the oracle's.
-        share: ``(map - random) / (oracle - random)``; ``None`` at an exit where the oracle gains nothing.
-        share_error: its standard error, over samples.
-    """
-
-    map: tuple[float, ...]
-    random: tuple[float, ...]
-    oracle: tuple[float, ...]
-    share: tuple[float | None, ...]
-    share_error: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -213,9 +193,8 @@ def measure_faithfulness(  # noqa: PLR0913
     (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (guided, control))
     randomised = (None,) * net.num_exits if cascade is None else tuple(curve[0] for curve in cascade)
     means = drops, drops_random, keeps, keeps_random, randomised
-    counts = grid, size, len(rows)
-    later = {"cascade_cc": cascade, "binding": binding, "cue_swap": cue_swap, "baseline": baseline}
-    return Faithfulness(*means, energy, pointing, *counts, **oracle, **later)
+    oracle |= {"cascade_cc": cascade, "binding": binding, "cue_swap": cue_swap, "baseline": baseline}
+    return Faithfulness(*means, energy, pointing, grid, size, len(rows), **oracle)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
