@@ -90,4 +90,5 @@ def _add_neighbours(x: Tensor) -> Tensor:  # (B,C,*S) -> (B,C,*S)
         wider.narrow(axis, 0, last).add_(total.narrow(axis, 1, last))
         wider.narrow(axis, 1, last).add_(total.narrow(axis, 0, last))
         total = wider
-    return total - 2 ** (x.ndim - 2) * x
+    centre: int = 2 ** (x.ndim - 2)
+    return total - centre * x
