@@ -54,7 +54,7 @@ def test_data_of_processes_show_their_class_and_batch_norm_is_replaced():
 @pytest.mark.slow
 def test_neighbour(monkeypatch):
     shared = {"seconds": [1.8, 1.7, 1.9], "ratio": {"training": [1.5, 1.4, 1.6], "loop": [2.6, 2.0, 2.7]}}
-    assert [promise.is_kept for promise in neighbour.list_promises({"shared": shared})] == [True, False]
+    assert [promise.state for promise in neighbour.list_promises({"shared": shared})] == ["kept", "undecided"]
     assert neighbour.write_table({"shared": shared})[2].startswith("| `fit` | 1.80 (1.70 to 1.90) | 1.50 (1.40 to 1.60) |")
     monkeypatch.setattr(neighbour, "SAMPLES", 16)
     assert len(neighbour.train("shared")) == len(neighbour.train("plain")) == 3

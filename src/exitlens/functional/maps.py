@@ -122,6 +122,30 @@ def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:
     return (torch.zeros_like(locations).scatter_(1, order, first) & locations).view(x.shape)
 
 
+def fewest_cells(x: Tensor, mass: float) -> Tensor:  # (B,*S) -> (B,*S) bool
+    """Mark the largest cells of each distribution that together hold a share ``mass`` of it: as few as do, at least one."""
+    flat = x.flatten(1)
+    ordered, order = flat.sort(dim=1, descending=True, stable=True)
+    before = ordered.cumsum(1) - ordered
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, before < mass).view(x.shape)
+
+
+def pool_moments(features: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, standard deviation and maximum of features ``(B,D,*S)`` over locations, ``(B,D)`` each.
+
+    ``real`` ``(B,*S)`` bool chooses the locations, by default all; where a sample has none, all three are 0.
+    """
+    flat = features.flatten(2).float()
+    if real is None:
+        return flat.mean(2), flat.std(2, correction=0), flat.amax(2)
+    keep = real.flatten(1)[:, None]  # (B,1,N)
+    count = keep.sum(2).clamp_min(1)
+    mean = flat.masked_fill(~keep, 0).sum(2) / count
+    variance = ((flat - mean[..., None]).square() * keep).sum(2) / count
+    largest = flat.masked_fill(~keep, -torch.inf).amax(2)
+    return mean, variance.sqrt(), largest.masked_fill(~keep.any(2), 0)
+
+
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence KL(p ‖ q) in nats of two distributions over locations."""
     p, q = p.flatten(1), q.flatten(1)

@@ -14,6 +14,7 @@ from .policies import Gate as Gate
 from .policies import Policy as Policy
 from .policies import SweepPoint as SweepPoint
 from .settings import CalibrationRequest as CalibrationRequest
+from .settings import Ignored as Ignored
 from .settings import Temperatures as Temperatures
 from .settings import TrainingSettings as TrainingSettings
 from .swaps import AreaUnderCurve as AreaUnderCurve
