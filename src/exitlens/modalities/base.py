@@ -15,6 +15,7 @@ from exitlens.errors import InputError
 from exitlens.functional.baselines import Baseline, fill
 from exitlens.functional.maps import all_finite, as_distribution, coarsen_map, enlarge, top_cells
 from exitlens.functional.regions import find_nearest_outside, widen
+from exitlens.modalities.parts import Part, list_array_parts, swap_within
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
@@ -165,6 +166,14 @@ class Modality:
         """Return a batch in which only the chosen cells are kept."""
         return self.delete(inputs, ~cells, baseline)
 
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List the parts of samples that may carry a cue (see :mod:`exitlens.modalities.parts`).
+
+        ``inputs`` are the samples; words count as parts if ``least`` of them have one of a kind.
+        """
+        assert isinstance(inputs, Tensor)
+        return list_array_parts(inputs.shape, 1 + self.channel_axis, getattr(preprocess, "names", ()))
+
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Name the locations of a sample (its tensors without the batch axis), if they have names."""
         return ()
@@ -243,6 +252,15 @@ class SeveralInputs(Modality):
         """Choose locations of the first."""
         assert isinstance(inputs, Mapping)
         return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List the parts of the first, and each of the others as a whole."""
+        assert isinstance(inputs, Mapping)
+        name = self.parts[0][0]
+        listed = [
+            replace(part, swap=swap_within(name, part.swap)) for part in self.first.list_parts(inputs[name], None, least)
+        ]
+        return listed + [Part("input", other, swap_within(other)) for other, _ in self.parts[1:]]
 
     def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
         """Paint over cells of the first."""

@@ -12,6 +12,7 @@ from exitlens.errors import InputError
 from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import find_locations, top_cells
 from exitlens.modalities.base import Modality
+from exitlens.modalities.parts import Part, list_word_parts
 from exitlens.types.inputs import MASK, InputFormat, Inputs
 from exitlens.types.preprocessing import TextPreprocess
 
@@ -112,6 +113,11 @@ class TextModality(Modality):
         """Mark the top share ``area`` of the tokens that are no padding."""
         return top_cells(maps, area, find_locations(maps))
 
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List kinds of words that stand in the same places; without a tokenizer they are called by their numbers."""
+        assert isinstance(inputs, Mapping)
+        return list_word_parts(inputs, preprocess.tokens if isinstance(preprocess, TextPreprocess) else _number, least)
+
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the tokens without padding, if the network knows its tokenizer."""
         if not isinstance(preprocess, TextPreprocess):
@@ -122,6 +128,10 @@ class TextModality(Modality):
 
 
 TEXT = TextModality()
+
+
+def _number(ids: Tensor) -> list[str]:
+    return [str(i) for i in ids.tolist()]
 
 
 def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int | None, like: Tensor) -> None:

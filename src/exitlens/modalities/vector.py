@@ -13,6 +13,7 @@ from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import top_cells
 from exitlens.modalities.arrays import check_finite, pick_rows, read_npy
 from exitlens.modalities.base import Modality
+from exitlens.modalities.parts import Part, list_feature_parts
 from exitlens.modalities.series import read_table
 from exitlens.types.inputs import Groups, InputFormat, Inputs
 from exitlens.types.preprocessing import VectorPreprocess
@@ -82,6 +83,12 @@ class VectorModality(Modality):
     def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,G) -> (B,G) bool
         """Mark the top share ``area`` of the groups."""
         return top_cells(maps, area)
+
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List the groups of features, or every feature."""
+        assert isinstance(inputs, Tensor)
+        names = getattr(preprocess, "names", ()) or map(str, range(inputs.shape[1]))
+        return list_feature_parts(self.groups or [(name, (i,)) for i, name in enumerate(names)])
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the names of the groups, or of the features if the network knows them."""

@@ -1,5 +1,7 @@
 """The names of :mod:`exitlens.types`, for type checkers."""
 
+from .cues import Cue as Cue
+from .cues import Cues as Cues
 from .explanations import ExitView as ExitView
 from .explanations import Explanation as Explanation
 from .explanations import LabelView as LabelView
