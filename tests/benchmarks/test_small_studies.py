@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import cues, loading, neighbour, processes, recipes, series, tasks, traces, training
+from benchmarks import cues, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -31,6 +31,16 @@ def test_scaled_compact_logits_are_those_of_scaled_logits():
         for k in range(4):
             torch.testing.assert_close(score(trace.logits[few, k], kind, 0.7), score(expected[:, k], kind, 0.7))
     assert len(set(trace.hash_samples())) == 700
+
+
+def test_maps_on_garments_are_judged_by_every_way_to_delete(net):
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps = {"blind": [torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(k)) for k in range(3)]}
+    for name, replaced in fashion.list_fills(0.0).items():
+        judged = fashion.judge(net.eval(), images, maps, replaced)
+        assert list(judged) == ["blind", "oracle's drop", "random drop"], name
+        assert all(len(values) == 3 for values in judged.values())
+        assert all(float(best) >= float(control) for best, control in zip(*list(judged.values())[1:], strict=True))
 
 
 def test_data_of_processes_show_their_class_and_batch_norm_is_replaced():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import find_locations, top_cells
 from exitlens.modalities.base import Modality
 from exitlens.modalities.parts import Part, list_word_parts
@@ -26,6 +27,7 @@ class TextModality(Modality):
     given = "a file of texts, or a text"
     argument = "input_ids"
     head = "context"
+    baselines = ("mean",)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
         """True for integers: tokens and masks."""
@@ -61,18 +63,19 @@ class TextModality(Modality):
         """Encode the text itself."""
         return preprocess.encode([str(source)])
 
-    def check_deletion(self, given: InputFormat) -> None:
+    def check_deletion(self, given: InputFormat, baseline: Baseline = "mean") -> None:
         """Raise :class:`InputError` for a network without a padding mask."""
+        super().check_deletion(given, baseline)
         if MASK not in given.names:
             raise InputError(f"net: to delete from texts it has to take {MASK!r}. Fix: attach with an example that has it")
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
         """Mask the chosen tokens out like padding, as ERASER does (arXiv 1911.03429, section 4); no text loses all."""
         assert not isinstance(inputs, Tensor)
         left = inputs[MASK] * ~cells
         return {**inputs, MASK: torch.where(left[:, 1:].any(1, keepdim=True), left, inputs[MASK])}
 
-    def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+    def insert(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
         """Keep the chosen tokens, and the first, which stands for the class."""
         others = ~cells
         others[:, 0] = False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
+from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import top_cells
 from exitlens.modalities.arrays import check_finite, pick_rows, read_npy
 from exitlens.modalities.base import Modality
@@ -29,6 +30,7 @@ class VectorModality(Modality):
     reader = "xl.data.VectorPreprocess.normalise"
     given = "a table of features"
     side = 16
+    baselines = ("mean",)
 
     def __init__(self, groups: Groups = ()) -> None:
         self.groups = groups
@@ -70,7 +72,7 @@ class VectorModality(Modality):
             members[row, list(features)] = 1.0
         return (cells.float() @ members) > 0
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
+    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,F), (B,G) bool -> (B,F)
         """Set the features of the chosen groups to 0: the mean of standardised features."""
         assert isinstance(inputs, Tensor)
         return inputs.masked_fill(self.spread(cells, inputs), 0.0)
