@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.delivery.cues import write_cues
+from exitlens.workflow.training.ignoring import read_ignored
 
 COUNT, SIDE, STEPS = 160, 8, 16
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "alder", "harrow", "good", "bad", "from", "sent", "is", "very")
@@ -115,6 +116,7 @@ def test_a_corner_is_found_and_drawn(tmp_path):
     places = [cue for cue in result.cues if cue.kind == "place"]
     assert [bool(cue.ignore[0, 7]) for cue in places] == [True]  # overlapping ones are left out
     cue = places[0]
+    assert len(read_ignored(places).masks) == 1
     assert (cue.exit, cue.classes) == (0, ("dark", "bright"))
     assert cue.transfer[0] == cue.changed[0] > 0.3 > 0.0 == cue.transfer[1] == cue.changed[1]
     assert cue.interval[0] < cue.excess < cue.interval[1]
@@ -139,9 +141,10 @@ def test_a_channel_and_its_level_are_found_first(tmp_path):
     assert "<polyline" in (tmp_path / "cues.html").read_text()
 
 
-def test_a_kind_of_word_is_found_alone():
+def test_a_kind_of_word_is_found_alone_and_can_be_ignored():
     net, data = make_reviews("cue")
     result = xl.find_cues(net, data, samples=COUNT)
+    assert set(read_ignored(result.cues).names) == {"3", "4"}
     assert [(cue.kind, set(cue.ignore)) for cue in result.cues] == [("words", {"3", "4"})]
     assert result.cues[0].classes == ("0", "1")
 

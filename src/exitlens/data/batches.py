@@ -79,14 +79,17 @@ def hold_samples(data: Any, limit: int, seed: int = 0) -> HeldSamples:
         part = data.subset(draw_samples(len(data), limit, seed).sort().values)
         part = part.load() if isinstance(part, LazySet) else part
         return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks)
-    batches = list(iterate_batches(data))
+    batches, known = list[Inputs](), list[Tensor]()
+    for batch in _split(data, 64):
+        parts = batch if isinstance(batch, list | tuple) and batch else (batch,)
+        batches.append(as_batch(parts[0])[0])
+        known += [part for part in parts[1:2] if isinstance(part, Tensor)]
     if not batches:
         raise InputError("data: it gave no batch. Fix: pass at least one sample.")
-    columns = [torch.cat(column) for column in zip(*(list_tensors(batch.inputs) for batch in batches), strict=True)]
-    names = list_input_names(batches[0].inputs)
+    columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
+    names = list_input_names(batches[0])
     inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
     drawn = draw_samples(count_rows(inputs), limit, seed).sort().values
-    known = [batch.labels for batch in batches if batch.labels is not None]
     labels = torch.cat(known)[drawn] if len(known) == len(batches) else None
     return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), labels, None)
 

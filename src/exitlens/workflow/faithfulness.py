@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from exitlens.data.batches import iterate_inputs
-from exitlens.data.sets import LazySet
+from exitlens.data.batches import hold_samples
 from exitlens.errors import InputError, require
 from exitlens.functional import maps as measures
 from exitlens.functional.baselines import Baseline
@@ -27,7 +25,7 @@ from exitlens.model.network import ExitNet
 from exitlens.model.swaps import Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
 from exitlens.progress import show_progress
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
+from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.settings import WHOLE, NumberRule, check_choice, check_number
 from exitlens.types.swaps import AreaUnderCurve, Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
@@ -156,7 +154,8 @@ def measure_faithfulness(  # noqa: PLR0913
         check_number(name, value, WHOLE)
     check_choice("of", of, get_args(Of))
     check_choice("baseline", baseline, get_args(Baseline))
-    prepare, size, masks = _hold(data, samples)
+    held = hold_samples(data, samples)
+    prepare, size, masks = held.prepare, len(held), held.masks
     modality.check_deletion(net.input_spec, baseline)
     with show_progress(progress) as bar, net.open_engine() as engine:
         every, rows = torch.arange(size), draw_samples(size, oracle_samples, seed=1).sort().values
@@ -199,22 +198,6 @@ def measure_faithfulness(  # noqa: PLR0913
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
     return tuple(column.mean().item() for column in values)
-
-
-def _hold(data: Any, limit: int) -> tuple[Maker, int, Tensor | None]:
-    """Hold samples in memory; return a function from rows to inputs, the number of samples, and their masks."""
-    if hasattr(data, "subset") and hasattr(data, "inputs"):
-        part = data.subset(draw_samples(len(data), limit).sort().values)
-        part = part.load() if isinstance(part, LazySet) else part
-        return lambda rows: part.subset(rows).inputs, len(part), part.masks
-    batches = list(iterate_inputs(data))
-    if not batches:
-        raise InputError("data: it gave no batch. Fix: pass at least one sample.")
-    columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
-    names = list_input_names(batches[0])
-    inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
-    drawn = draw_samples(count_rows(inputs), limit).sort().values
-    return lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), None
 
 
 class _Batches:
