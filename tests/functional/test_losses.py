@@ -183,10 +183,12 @@ def test_a_target_pulls_every_map_the_final_one_too(target):
     loss = xl.EGTLoss(weight=2.0, target=target)
     assert loss.needs_relevance == (target != "mean")
     terms = loss(outputs, labels, relevance=relevance)
-    goal = mix_target(relevance, outputs[0].attention, share=target == "product")
+    given = relevance, outputs[0].attention, target == "product", 1.0
+    goals = [mix_target(*given, o.attention.shape[1:]) for o in outputs]  # each on its exit's grid
     if target == "mean":
-        goal = geometric_mean([o.attention for o in outputs], 1.03)
-    by_hand = torch.stack([divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
+        goals = [geometric_mean([o.attention for o in outputs], 1.03)] * len(outputs)
+    pairs = zip(goals, outputs, strict=True)
+    by_hand = torch.stack([divergence(*on_common_grid(goal, o.attention)).mean() for goal, o in pairs]).mean()
     assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert terms.total.item() == pytest.approx(terms.classification.item() + 2 * by_hand.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)
@@ -273,3 +275,45 @@ def test_distillation_of_labels_is_the_divergence_of_yes_and_no():
     found.backward()
     assert outs[1].logits.grad is None
     assert distillation_loss([outs[1], outs[1]], several=True).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_generalised_cross_entropy_by_hand():
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])  # probabilities 3/4 and 1/4; 1/2 and 1/2
+    labels = torch.tensor([0, 1])
+    expected = ((1 - 0.75**0.7) / 0.7 + (1 - 0.5**0.7) / 0.7) / 2
+    assert losses.generalised_cross_entropy(logits, labels).item() == pytest.approx(expected)
+    assert losses.generalised_cross_entropy(logits, labels, 1.0).item() == pytest.approx(1 - 0.625)
+    small = losses.generalised_cross_entropy(logits, labels, 1e-3).item()
+    assert small == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
+    several = losses.generalised_cross_entropy(torch.tensor([[math.log(3.0), -math.log(3.0)]]), torch.tensor([[1, 0]]))
+    assert several.item() == pytest.approx((1 - 0.75**0.7) / 0.7)
+
+
+def test_samples_that_the_expert_gets_wrong_count_more():
+    easy, exits = torch.tensor([1.0, 3.0]), torch.tensor([[1.0, 1.0], [3.0, 1.0]])
+    # exit 0: 1/2 and 3/4, of mean 5/8; exit 1: 1/4 and 3/4, of mean 1/2
+    torch.testing.assert_close(losses.weigh_difficulty(exits, easy), torch.tensor([[0.8, 1.2], [0.5, 1.5]]))
+    torch.testing.assert_close(losses.weigh_difficulty(exits, easy, 0.5), torch.tensor([[0.9, 1.1], [0.75, 1.25]]))
+    assert (losses.weigh_difficulty(exits, easy, 0.0) == 1).all()
+    assert (losses.weigh_difficulty(torch.zeros(1, 2), torch.zeros(2), 0.5) == 0.5).all()  # nothing is left to learn
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("class_weights", [None, (1.0, 2.0, 3.0, 4.0, 5.0)])
+def test_a_correction_weighs_samples_and_adds_a_prior(several, class_weights):
+    outs, y = _outputs()
+    y, loss = MATRIX if several else y, xl.EGTLoss(weight=0.0, class_weights=class_weights, label_smoothing=0.1)
+    plain, zeros = loss(outs, y), torch.zeros(3, 5)
+    torch.testing.assert_close(loss(outs, y, correction=losses.Correction(torch.ones(2, 3), zeros)), plain)
+    only = loss(outs, y, correction=losses.Correction(torch.tensor([[0.0, 3.0, 0.0]] * 2), zeros))
+    second = [ExitOutput(*(part[1:2] for part in out)) for out in outs]
+    torch.testing.assert_close(only.total, loss(second, y[1:2]).total)
+    prior = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    shifted = [out._replace(logits=out.logits + prior) for out in outs]
+    torch.testing.assert_close(loss(outs, y, correction=losses.Correction(torch.ones(2, 3), prior)), loss(shifted, y))
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 4, 2]), MATRIX])
+def test_losses_of_samples_have_the_classification_loss_as_their_mean(y):
+    logits = _outputs()[0][0].logits.detach()
+    torch.testing.assert_close(losses.sample_losses(logits, y).mean(), classification_loss(logits, y))

@@ -199,6 +199,24 @@ def test_targets_are_on_the_coarser_grid_and_tiny_values_do_not_vanish():
     torch.testing.assert_close(target, torch.tensor([[[0.25, 0.0], [0.0, 0.75]]]))
 
 
+def test_targets_take_the_positive_part_on_their_own_grid():
+    """What cancels within a cell is no mass, and each exit's grid has cells of its own."""
+    relevance = torch.tensor([[[5.0, -6.0, 2.0, 1.0]]])
+    attention = torch.tensor([[[0.4, 0.1, 0.25, 0.25]]])
+    fine, coarse = (maps.mix_target(relevance, attention, share=False, size=size) for size in ((1, 4), (1, 2)))
+    torch.testing.assert_close(fine, torch.tensor([[[0.625, 0.0, 0.25, 0.125]]]))
+    torch.testing.assert_close(coarse, torch.tensor([[[0.0, 1.0]]]))
+    product = maps.mix_target(relevance, attention, share=True, size=(1, 2))  # 2 - 0.6 and 0.5 + 0.25
+    torch.testing.assert_close(product, torch.tensor([[[1.4, 0.75]]]) / 2.15)
+    against = maps.mix_target(-relevance.abs(), attention, share=True, size=(1, 2))
+    torch.testing.assert_close(against, torch.tensor([[[0.5, 0.5]]]))
+
+
+def test_the_mean_of_a_curve_by_hand():
+    values = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0])]
+    torch.testing.assert_close(maps.average_over((0.1, 0.2, 0.5), values), torch.tensor([(0.05 + 0.6) / 0.4, 1.0]))
+
+
 def test_sequences_keep_their_padding_empty():
     relevance, attention = torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
     assert maps.mix_target(relevance, attention, share=True).tolist() == [[0.25, 0.75, 0.0]]
@@ -264,3 +282,26 @@ def test_the_share_of_random_maps_is_near_0_and_its_error_says_how_near():
     mean, spread = torch.tensor([s for s, _ in shares]), torch.tensor([e for _, e in shares])
     assert mean.mean().abs() < 0.02
     assert mean.std().item() == pytest.approx(spread.mean().item(), rel=0.2)
+
+
+def test_the_fewest_cells_that_hold_a_share_of_the_mass():
+    x = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]])
+    expected = {0.4: ("0", "01", "1"), 0.8: ("02", "0123", "1"), 0.9: ("012", "0123", "1")}
+    for mass, rows in expected.items():
+        marked = [{int(i) for i in cells} for cells in rows]
+        assert [set(row.nonzero().flatten().tolist()) for row in maps.fewest_cells(x, mass)] == marked
+    assert maps.fewest_cells(x.view(3, 2, 2), 0.9).shape == (3, 2, 2)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_moments_of_chosen_locations_are_those_of_the_features_there(channels, side, seed):
+    rng = torch.Generator().manual_seed(seed)
+    features, real = torch.randn(3, channels, side, 2, generator=rng), torch.rand(3, side, 2, generator=rng) < 0.6
+    moments = torch.stack(maps.pool_moments(features, real))
+    for row in range(3):
+        there = features[row][:, real[row]].numpy()  # (D,n)
+        expected = np.stack([there.mean(1), there.std(1), there.max(1)]) if there.size else np.zeros((3, channels))
+        np.testing.assert_allclose(moments[:, row], expected, rtol=1e-4, atol=1e-5)
+    whole = torch.stack(maps.pool_moments(features))
+    torch.testing.assert_close(whole, torch.stack(maps.pool_moments(features, torch.ones_like(real))), rtol=1e-4, atol=1e-5)

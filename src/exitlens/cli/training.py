@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 READING = "columns group_by root skip_bad workers cache"
 NETWORK = {"Network": "backbone exits placement groups head keep_final pretrained init_weights normalise strict_weights"}
 TRAINING = {
-    "Training": "epochs batch_size learning_rate freeze_backbone seed",
+    "Training": "epochs batch_size learning_rate freeze_backbone rely_on seed",
     "More about training": (
         "head_learning_rate layer_decay warm_up batch_norm cache_features augment balanced patience monitor accumulate "
         "clip_norm ema share_cores"
@@ -114,6 +114,17 @@ def fit(
         int | None,
         of_more(help="Apply that loss in one of this many steps (default: 2 for relevance and product of images, else 1)."),
     ] = None,
+    ignore: Annotated[
+        str, of_training(help="What must not matter: `background` (outside the masks of the data) comes from other samples.")
+    ] = "",
+    ignore_mask: Annotated[
+        Path | None,
+        of_training(help="A place that must not matter in any sample: a picture, white there, or a .npy file of 0 and 1."),
+    ] = None,
+    ignore_channels: Annotated[
+        str, of_training(help="Channels of series or volumes, or features of vectors, that must not matter: a,b.")
+    ] = "",
+    ignore_words: Annotated[str, of_training(help="Words of texts that must not matter: a,b.")] = "",
     label_smoothing: Annotated[float, of_more(help="Share of every label that is spread over all classes.")] = 0.0,
     class_weights: Annotated[
         str, of_more(help="`balanced` (rare classes count more), or a number per class: 1,2.5,1.")
@@ -126,6 +137,7 @@ def fit(
     from exitlens.model.heads import have_maps
     from exitlens.ranks import find_ranks
     from exitlens.workflow.training.fit import RunOptions, run_training
+    from exitlens.workflow.training.ignoring import read_ignored
     from exitlens.workflow.training.record import is_restarted
     from exitlens.workflow.training.setup import build_network, choose_size, load_training_sets
 
@@ -134,7 +146,9 @@ def fit(
             print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if json_ else sys.stdout)
 
     network = make_network()
-    settings = make_training(recipe=recipe or ("pretrained" if network.has_weights else "scratch"))
+    parts = [name.strip() for name in f"{ignore_channels},{ignore_words}".split(",") if name.strip()]
+    ignored = read_ignored([part for part in (ignore, ignore_mask, tuple(parts)) if part])
+    settings = make_training(ignore=ignored, recipe=recipe or ("pretrained" if network.has_weights else "scratch"))
     reading, ranks = make_reading(), find_ranks()
     resume = ranks.share(lambda: resume or is_restarted(out))
     if resume and not reading.skip_bad:  # a resumed run leaves out the same samples as before
@@ -227,6 +241,25 @@ class CollectOptions:
     trace_dir: Path | None = None
     cost: Literal["macs", "time"] = "macs"
     timed_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class CueSettings:
+    """Options of finding cues.
+
+    Attributes:
+        samples: Samples to use, at most; a quarter of them chooses what is tested on the others.
+        donors: Donors for each sample.
+        least: Share of answers, beyond the final exit's, that a cue carries at least.
+        delta: Chance of listing anything that carries less.
+        seed: Seed of the draws of samples and donors.
+    """
+
+    samples: int = 1000
+    donors: int = 2
+    least: float = 0.05
+    delta: float = 0.05
+    seed: int = 0
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -365,6 +398,34 @@ def evaluate(
             few = len(result.classes) > len(worst)
             title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
             show(False, {}, title, rows)
+    show_skipped(json_, list_bad(samples))
+
+
+@verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")
+@takes(ReadSettings, {"Data": f"data {READING}"})
+@takes(CueSettings, {"Swaps": "samples donors least delta seed"})
+def cues(
+    bundle: Bundle,
+    make_reading: Callable[..., ReadSettings],
+    make_settings: Callable[..., CueSettings],
+    out: Annotated[Path | None, Option(help="A new HTML file with the cues, and samples that they turned.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find places, colours, channels or words that early exits hang on more than the final exit (on validation data)."""
+    from exitlens.delivery.cues import write_cues
+    from exitlens.delivery.run_directory import load_samples
+
+    settings, reading = make_settings(), make_reading()
+    if out is not None and out.exists():
+        raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+    with wait(json_, "loading the network and listing the data"):
+        net, _ = xl.load(bundle)
+        samples = load_samples(bundle, net, "validation", reading)
+    result = xl.find_cues(net, samples, progress=not json_, **vars(settings))
+    if out is not None:
+        write_cues(result, net, out)
+    title = f"{len(result.cues)} found; {result.describe()}" + ("" if out is None else f": {out}")
+    show(json_, {**result.to_dict(), "bad": list_bad(samples)}, title, result.tabulate())
     show_skipped(json_, list_bad(samples))
 
 

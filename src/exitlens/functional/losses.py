@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +19,76 @@ from exitlens.types.tasks import check_truth
 
 
 def classification_loss(
-    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
-) -> Tensor:  # (B,C), (B,) or (B,C) -> ()
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    sample_weights: Tensor | None = None,
+) -> Tensor:  # (B,C), (B,) or (B,C), weights (B,) -> ()
     """Return the mean cross-entropy, or, for labels ``(B,C)`` of 0 and 1, binary cross-entropy (see :class:`EGTLoss`)."""
     logits = logits.float()
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
     if labels.ndim == 2:
         target = labels.float() * (1 - label_smoothing) + label_smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, target, weight=weights)
-    if weights is None:
+        if sample_weights is None:
+            return F.binary_cross_entropy_with_logits(logits, target, weight=weights)
+        each = F.binary_cross_entropy_with_logits(logits, target, weight=weights, reduction="none").mean(1)
+        return (each * sample_weights).mean()
+    if weights is None and sample_weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-    return (each * weights[labels]).mean()
+    each = each if weights is None else each * weights[labels]
+    return (each if sample_weights is None else each * sample_weights).mean()
+
+
+def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) or (B,C) -> (B,)
+    """Return each sample's cross-entropy, or of several labels the mean of its binary cross-entropies."""
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(1)
+    return F.cross_entropy(logits.float(), labels.long(), reduction="none")
+
+
+def generalised_cross_entropy(logits: Tensor, labels: Tensor, power: float = 0.7) -> Tensor:  # -> ()
+    """Return the mean of ``(1 - p^q) / q``, where ``p`` is the probability of the truth and ``q`` the ``power`` in (0, 1].
+
+    It is arXiv 1805.07836, eq. 6: near cross-entropy for small ``q``, and 1 - p for ``q = 1``. Samples that the network
+    gets wrong have small gradients, so that it learns what is easy and leaves the rest. Of several labels ``(B,C)``, the
+    mean is over the labels, too, each with the probability of its truth (our extension).
+    """
+    logits = logits.float()
+    if labels.ndim == 2:
+        log_truth = F.logsigmoid(torch.where(labels.bool(), logits, -logits))
+    else:
+        log_truth = -F.cross_entropy(logits, labels.long(), reduction="none")
+    return ((1 - (power * log_truth).exp()) / power).mean()
+
+
+class Correction(NamedTuple):
+    """What a step of training knows of easy cues, for :class:`EGTLoss` to work against; all detached, float32.
+
+    Attributes:
+        weights: ``(K,B)``, the weight of each sample in the classification term of each exit; 1 is the usual one.
+        prior: ``(B,C)``, logits that are added to every exit's before the classification term; 0 adds nothing.
+    """
+
+    weights: Tensor
+    prior: Tensor
+
+    def blend(self, logits: Tensor) -> Tensor:  # (B,C) -> (B,C)
+        """Return an exit's logits with the prior: a product of experts (arXiv 1909.03683, section 3.2)."""
+        return logits.float() + self.prior
+
+
+def weigh_difficulty(losses: Tensor, easy_losses: Tensor, strength: float = 1.0) -> Tensor:  # (K,B), (B,) -> (K,B)
+    """Return weights of samples by their relative difficulty, as Learning from Failure has them (arXiv 2007.02561, eq. 4).
+
+    ``w = CE_easy / (CE_easy + CE_k)``: samples that an expert in easy cues gets wrong count more. We scale the weights of
+    each exit to mean 1 over the samples, and mix them with 1 by the ``strength`` in [0, 1].
+    """
+    easy = easy_losses.detach().float()
+    difficulty = easy / (easy + losses.detach().float()).clamp_min(measures.EPS)
+    relative = difficulty / difficulty.mean(1, keepdim=True).clamp_min(measures.EPS)
+    return 1 + strength * (relative - 1)
 
 
 def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0, several: bool = False) -> Tensor:
@@ -216,6 +274,7 @@ class EGTLoss:
         progress: float = 1.0,
         features: Sequence[Tensor] | None = None,
         relevance: Tensor | None = None,
+        correction: Correction | None = None,
     ) -> LossTerms:
         """Return the loss of one batch.
 
@@ -226,6 +285,7 @@ class EGTLoss:
             progress: share of training that is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"``.
             relevance: ``(B,*S)`` signed (``net.with_relevance``), for targets made of it.
+            correction: changes the classification term (:meth:`classify`).
         """
         check_truth(labels, *outputs[0].logits.shape)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
@@ -236,7 +296,7 @@ class EGTLoss:
             )
         labels = labels if labels.ndim == 2 else labels.long()
         alpha = ramp(progress, self.ramp_share)
-        classification = self.classify(outputs, labels)
+        classification = self.classify(outputs, labels, correction)
         consistency = distillation = classification.new_zeros(())
         if self.weight > 0:
             maps = [out.attention.float() for out in outputs]
@@ -251,12 +311,18 @@ class EGTLoss:
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
 
-    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
-        """Return the classification term: the weighted mean of the exits' cross-entropies."""
+    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor, correction: Correction | None = None) -> Tensor:
+        """Return the classification term: the weighted mean of the exits' cross-entropies.
+
+        With a ``correction``, of their logits plus its prior, over samples with its weights.
+        """
         self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
-        terms = [w * classification_loss(out.logits, labels, *options) for w, out in zip(weights, outputs, strict=True)]
+        logits, samples = [out.logits for out in outputs], [None] * len(outputs)
+        if correction is not None:
+            logits, samples = [correction.blend(each) for each in logits], list(correction.weights)
+        terms = [w * classification_loss(x, labels, *options, n) for w, x, n in zip(weights, logits, samples, strict=True)]
         return torch.stack(terms).mean()
 
     def check_size(self, exits: int, classes: int) -> None:
@@ -273,4 +339,6 @@ class EGTLoss:
             return [measures.geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
-        return [measures.mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
+        given = relevance, maps[0], self.target == "product", self.sharpness or 1.0
+        targets = {size: measures.mix_target(*given, size) for size in {each.shape[1:] for each in maps}}
+        return [targets[each.shape[1:]] for each in maps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,22 @@ def _to_tuples(value: Any) -> Any:
     return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+class Observation(NamedTuple):
+    """What one pass in training computes.
+
+    Attributes:
+        outputs: of every exit, final last.
+        shallow: ``(B,D,*S)``, the backbone's features at exit 0, before any neck (0 at padding), detached.
+        features: ``(B,D,*S)`` of every exit, after its neck, if they were asked for.
+        relevance: ``(B,*S)``, see :meth:`ExitNet.with_relevance`, if it was asked for.
+    """
+
+    outputs: tuple[ExitOutput, ...]
+    shallow: Tensor
+    features: tuple[Tensor, ...] | None = None
+    relevance: Tensor | None = None
+
+
 class ExitNet(nn.Module):
     """Stages with an exit head after each; calling it runs them all.
 
@@ -198,12 +214,8 @@ class ExitNet(nn.Module):
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """Return the output of every exit, and the features ``(B,D,*S)`` it was computed from (0 at padding)."""
-        activations, pairs = self.unpack(inputs), []
-        for k, stage in enumerate(self.stages):
-            activations = stage(*activations)
-            pairs.append(self.head(k).with_features(*activations))
-        outputs, features = zip(*pairs, strict=True)
-        return outputs, features
+        seen = self.observe(inputs, features=True)
+        return seen.outputs, cast(tuple[Tensor, ...], seen.features)
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Return the output of every exit, and the relevance of exit 0's features for the final exit's answer.
@@ -213,22 +225,39 @@ class ExitNet(nn.Module):
         tensor of that shape that a layer norm reads before any attention, if there is any, and operations that mix
         locations are held constant (model/mixing.py).
         """
-        activations, outputs, mixing = self.unpack(inputs), list[ExitOutput](), Mixing()
-        if self.has_self_attention:
+        seen = self.observe(inputs, separate_maps, relevance=True)
+        return seen.outputs, cast(Tensor, seen.relevance)
+
+    def observe(
+        self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
+    ) -> Observation:
+        """Run all exits once, and return their outputs with what a loss may ask for besides."""
+        activations, outputs, pooled = self.unpack(inputs), list[ExitOutput](), list[Tensor]()
+        mixing = Mixing() if relevance and self.has_self_attention else None
+        if mixing:
             activations = open_inputs(activations, self.stage(0))
         for k, stage in enumerate(self.stages):
-            with mixing if self.has_self_attention else nullcontext():
+            with mixing or nullcontext():
                 activations = stage(*activations)
             if k == 0:
-                shallow = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
-                activations = (shallow, *activations[1:])
-                first, is_location = mixing.find_unmixed(shallow), self.head(0).locations(*activations)
-            outputs.append(self.head(k).answer(activations, separate_maps))
-        with mixing.fixed():
-            logits = outputs[-1].logits
-            shares = gradient_x_input(answer_score(logits, self.info.task), first, shallow, retain_graph=True)
-        relevance = self.head(0).layout.canonical(shares).sum(1)
-        return tuple(outputs), relevance if is_location is None else relevance * is_location
+                if relevance and not activations[0].requires_grad:
+                    activations = (activations[0].detach().requires_grad_(), *activations[1:])
+                start, first = activations, mixing.find_unmixed(activations[0]) if mixing else activations[0]
+            if features:
+                output, located = self.head(k).with_features(*activations)
+                outputs.append(output)
+                pooled.append(located)
+            else:
+                outputs.append(self.head(k).answer(activations, separate_maps))
+        shallow = self.head(0).features(*(tensor.detach() for tensor in start))
+        traced = None
+        if relevance:
+            score, head = answer_score(outputs[-1].logits, self.info.task), self.head(0)
+            with mixing.fixed() if mixing else nullcontext():
+                shares = gradient_x_input(score, first, start[0], retain_graph=True)
+            traced, is_location = head.layout.canonical(shares).sum(1), head.locations(*start)
+            traced = traced if is_location is None else traced * is_location
+        return Observation(tuple(outputs), shallow, tuple(pooled) if features else None, traced)
 
     def unpack(self, inputs: Inputs) -> Activations:
         """Return the tensors that the first stage takes, unchecked."""

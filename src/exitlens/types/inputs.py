@@ -63,6 +63,33 @@ def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
 
 
+def take_rows(inputs: Inputs, rows: Tensor) -> Inputs:  # (n,) integers
+    """Return the samples in these rows."""
+    return map_inputs(inputs, lambda tensor: tensor[rows.to(tensor.device)])
+
+
+def replace_rows(inputs: Inputs, rows: Tensor, others: Inputs) -> Inputs:  # (n,) integers
+    """Return the same inputs with other samples in these rows."""
+
+    def put(tensor: Tensor, values: Tensor) -> Tensor:
+        return tensor.index_copy(0, rows.to(tensor.device), values.to(tensor.dtype))
+
+    if isinstance(inputs, Tensor) or isinstance(others, Tensor):
+        assert isinstance(inputs, Tensor)
+        assert isinstance(others, Tensor)
+        return put(inputs, others)
+    return {name: put(value, others[name]) for name, value in inputs.items()}
+
+
+def draw_donors(count: int, share: float, tries: int = 1) -> tuple[Tensor, ...]:  # -> (n,) integers each
+    """Draw a share of the rows of a batch from the global generator, and ``tries`` times another row for each of them.
+
+    A batch of one sample has no other: then there are no rows.
+    """
+    rows = torch.randperm(count)[: round(share * count) if count > 1 else 0]
+    return rows, *((rows + torch.randint(1, max(count, 2), rows.shape)) % max(count, 1) for _ in range(tries))
+
+
 def can_be_channels_last(module: nn.Module) -> bool:
     """Return whether the weights can be in the memory format ``channels_last``: with five axes (volumes) they cannot."""
     return all(p.ndim < 5 for p in module.parameters())

@@ -222,6 +222,7 @@ class CertificateRequest:
 
 
 BatchNorm = Literal["update", "keep"]
+RelyOn = Literal["anything", "map"]
 EpochMetric = Literal["accuracy", "final_accuracy", "loss"]
 RecipeName = Literal["scratch", "pretrained"]
 
@@ -243,6 +244,38 @@ RECIPES: dict[str, Recipe] = {
     "scratch": Recipe(learning_rate=4e-3),
     "pretrained": Recipe(learning_rate=2e-4, head_learning_rate=4e-3, warm_up=0.1, decay_vectors=False),
 }
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """What must not matter to a network: parts of the inputs that :func:`exitlens.fit` takes from other samples.
+
+    Attributes:
+        background: Everything outside the training data's ``masks``.
+        masks: Locations, the same in all samples, each packed as text ("8x8:..."), which `fit` makes of a mask.
+        names: Channels of series and volumes, features or groups of vectors, or words of texts.
+
+    Examples:
+        >>> settings = xl.TrainingSettings(ignore=xl.types.Ignored(names=("lead 2",)))
+        >>> bool(settings.ignore), bool(xl.TrainingSettings().ignore)
+        (True, False)
+    """
+
+    background: bool = False
+    masks: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.background, bool, "background")
+        for name in ("masks", "names"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
+                raise InputError(f"{name}: expected a tuple of words, got {values!r:.60}")
+            object.__setattr__(self, name, tuple(values))
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything."""
+        return self.background or bool(self.masks or self.names)
 
 
 @dataclass(frozen=True)
@@ -273,6 +306,9 @@ class TrainingSettings:
         augment: Change training images at random: ``flip``, ``crop`` (and flip), ``trivial`` (both, and TrivialAugment) or
             ``none``.
         balanced: Show all classes equally often.
+        rely_on: Let answers rest on ``anything``, or on what the exits' attention maps show (``map``), which costs accuracy
+            where the rest of the input helps.
+        ignore: Parts of the inputs that must not matter, taken from other samples in most steps.
         accumulate: Batches in an optimiser step; the gradient is the mean over their samples.
         clip_norm: Largest norm of the gradient of all weights together (default: no limit).
         ema: Train as usual, but validate and keep a moving average of the weights with this decay per step, such as 0.999.
@@ -314,8 +350,14 @@ class TrainingSettings:
     cache_features: bool | None = None
     keep: Literal["last", "best"] | None = None
     share_cores: bool = True
+    rely_on: RelyOn = "anything"
+    ignore: Ignored = Ignored()
 
     def __post_init__(self) -> None:
+        if isinstance(self.ignore, Mapping):  # as a run's record has it
+            object.__setattr__(self, "ignore", Ignored(**self.ignore))
+        require(self.ignore, Ignored, "ignore")
+        check_choice("rely_on", self.rely_on, get_args(RelyOn))
         check_choice("recipe", self.recipe, RECIPES)
         for name, value in asdict(RECIPES[self.recipe]).items():
             if getattr(self, name, value) is None:

@@ -1,4 +1,4 @@
-"""Results of swaps: how far answers stay when parts of the inputs come from other samples."""
+"""Results of deletion and of swaps: what answers do when parts of the inputs are deleted, or come from other samples."""
 
 from __future__ import annotations
 
@@ -91,3 +91,23 @@ class CueSwap:
     beyond_final_error: tuple[float, ...]
     samples: int
     donors: int
+
+
+@dataclass(frozen=True)
+class AreaUnderCurve:
+    """The mean of a curve over the share of deleted or inserted cells, a number for each exit, the final exit's last.
+
+    Curves have points at 5, 10, 20, 40 and 80 % of the cells; the mean is the area between the first and the last by the
+    trapezoid rule, over its width. RISE (arXiv 1806.07421) also takes the ends, which are the same for every map.
+
+    Attributes:
+        map, random, oracle: of the map's cells, of random cells, and of the oracle's.
+        share: ``(map - random) / (oracle - random)``; ``None`` at an exit where the oracle gains nothing.
+        share_error: its standard error, over samples.
+    """
+
+    map: tuple[float, ...]
+    random: tuple[float, ...]
+    oracle: tuple[float, ...]
+    share: tuple[float | None, ...]
+    share_error: tuple[float | None, ...]

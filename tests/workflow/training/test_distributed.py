@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import exitlens as xl
-from exitlens.ranks import DistributedContext
+from exitlens.ranks import DistributedContext, find_ranks
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.binding import Binding
 from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet, make_tiny_set
 from tests.ranks import open_pair
@@ -84,6 +86,32 @@ def test_two_processes_train_as_one_does(pair, options, words):
     assert_equal(first[0], second[0])
     assert first[1] == second[1]
     assert_close(first, train(0, options | {"ranks": DistributedContext()}, **words))
+
+
+@pytest.mark.slow
+def test_expert_and_probe_learn_from_the_samples_of_both(pair):
+    first, second = pair.run(_train_expert)
+    assert_equal(first, second)
+    alone = _train_expert(0, DistributedContext())
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6)
+
+
+def _train_expert(rank, ranks=None):
+    ranks, data, net = find_ranks(ranks), make_data(), fresh(backbone=WithoutStatistics)
+    binding = Binding(net, TrainingSettings(rely_on="map"), ranks)
+    outputs, shallow, *_ = net.observe(data.inputs[ranks.rows])
+    for _ in range(3):
+        binding.weigh(outputs, shallow, data.labels[ranks.rows], 1.0)
+        binding.step(len(shallow))
+    return binding.dump()
+
+
+@pytest.mark.slow
+def test_rely_on_and_ignore_leave_both_with_the_same_weights(pair):
+    first, second = pair.run(train, {"rely_on": "map", "ignore": "background", "epochs": 2})
+    assert_equal(first[0], second[0])
+    assert first[1] == second[1]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +25,11 @@ from exitlens.progress import print_line, show_progress
 from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
-from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, TrainingSettings, check_number
+from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
+from exitlens.workflow.training.ignoring import Ignoring, read_ignored
 from exitlens.workflow.training.record import format_epoch, open_tensorboard
 from exitlens.workflow.training.run import Augment, TrainingRun, check_validation
 
@@ -102,6 +104,8 @@ def fit(  # noqa: PLR0913
     monitor: EpochMetric = "accuracy",
     cache_features: bool | None = None,
     share_cores: bool = True,
+    rely_on: RelyOn = "anything",
+    ignore: Any = None,
     ranks: DistributedContext | None = None,
 ) -> FitResult:
     """Train the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
@@ -127,6 +131,13 @@ def fit(  # noqa: PLR0913
             network takes them. In training only.
         workers: number of processes that read the data; by default one per core for sets that read files, else none. The
             weights do not depend on it.
+        rely_on: with ``"map"``, samples count by how far they need more than what is easy, exits gain nothing by what lies
+            outside their maps, and some batches are recomposed along them
+            (:class:`~exitlens.workflow.training.binding.Binding`, docs/guides/binding.md). Validation is as usual.
+        ignore: what must not matter: ``"background"`` (all outside the ``masks`` of ``train``); a mask ``(H,W)``, ``(T,)``
+            or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
+            or of words; or a list of these (or of objects with an attribute ``ignore``). In 70 % of each batch it comes
+            from another sample, label kept, before ``augment``.
         resume: continue the run in ``out_dir``, if there is one; otherwise an existing run is an error.
         progress: show a progress bar; without a terminal, a line every 30 seconds.
         tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
@@ -143,7 +154,8 @@ def fit(  # noqa: PLR0913
         (1, [...])
     """
     require(out_dir, str | Path | None, "out_dir")
-    arguments = locals() | {"augment": augment if isinstance(augment, str) else "none"}
+    replaced = {"augment": augment if isinstance(augment, str) else "none", "ignore": read_ignored(ignore)}
+    arguments = locals() | replaced
     settings = TrainingSettings(**{item.name: arguments[item.name] for item in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     options = RunOptions(directory, resume, workers, progress, tensorboard, ranks)
@@ -174,7 +186,8 @@ def run_training(
         moves_relevance = loss.needs_relevance and net.info.final != "keep"
         # before anything is written
         no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
-        run = TrainingRun(net, loss, settings, augmentation, workers, options.out_dir, ranks)
+        ignoring = Ignoring(settings.ignore, net, train) if settings.ignore else None
+        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, options.out_dir, ranks)
         with ranks.together():
             net.describe(task=check_validation(net, val))
         shown = options.progress and ranks.is_first
@@ -196,6 +209,9 @@ def run_training(
                     folder = options.out_dir if ranks.is_first else None
                     with ranks.together():
                         run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
+                    if run.binding is not None and run.frozen is not None:
+                        run.binding.recomposes = False
+                        note("rely_on: samples are not recomposed, because the features of a frozen backbone are kept")
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
                 run.save(row)
@@ -227,6 +243,14 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
     elif loss.weight > 0:
         require_maps(net.heads, "a loss with a weight above 0")
     attends = net.has_self_attention and not settings.freeze_backbone
+    if settings.rely_on == "map":
+        require_maps(net.heads, "rely_on='map'")
+        taken = signature(loss).parameters.values()
+        if not any(part.name == "correction" or part.kind is part.VAR_KEYWORD for part in taken):
+            fix = "take it as EGTLoss does, or leave rely_on out"
+            raise InputError(
+                f"loss: rely_on='map' passes correction=, which {type(loss).__name__} does not take. Fix: {fix}"
+            )
     loss = loss.for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
     if loss.class_weights == "balanced":
         loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), net.info.num_classes))

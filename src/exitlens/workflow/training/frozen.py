@@ -25,7 +25,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads import ExitHead, KeptHead
-from exitlens.model.network import ExitNet
+from exitlens.model.network import ExitNet, Observation
 from exitlens.model.process import SHARED_CORES
 from exitlens.progress import print_line
 from exitlens.types import ExitOutput
@@ -52,6 +52,8 @@ def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: boo
             "the target is relevance, which is traced back through the backbone from a final head that is trained. "
             "Fix: keep the backbone's own final head (final='keep', --keep-final)."
         )
+    elif settings.ignore:
+        reason = "what must not matter is exchanged anew in every epoch. Fix: leave out ignore (--ignore)."
     elif is_augmented:
         reason = "augmentation changes the inputs in every epoch. Fix: leave out augment (--augment)."
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
@@ -178,19 +180,23 @@ class CachedHeads(nn.Module):
             ExitOutput(*parts[:3]) if frozen else self._run(head, parts) for head, frozen, parts in self._distribute(inputs)
         )
 
-    def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
-        """Like :meth:`ExitNet.with_features`."""
-        pairs = [
-            (ExitOutput(*parts[:3]), parts[3]) if frozen else head.with_features(*parts)
-            for head, frozen, parts in self._distribute(inputs)
-        ]
-        outputs, features = zip(*pairs, strict=True)
-        return outputs, features
-
-    def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """Return the outputs, and the relevance that was kept."""
+    def observe(
+        self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
+    ) -> Observation:
+        """Like :meth:`ExitNet.observe`; relevance is what was kept, and maps are always separate."""
+        outputs, pooled, shallow = list[ExitOutput](), list[Tensor](), None
+        for head, frozen, parts in self._distribute(inputs):
+            if shallow is None:
+                shallow = head.features(*parts)
+            output = ExitOutput(*parts[:3]) if frozen else None
+            if features:
+                output, located = (output, parts[3]) if output else head.with_features(*parts)
+                pooled.append(located)
+            outputs.append(output or self._run(head, parts))
+        assert shallow is not None
         assert isinstance(inputs, dict)
-        return self(inputs), inputs[RELEVANCE]
+        traced = inputs[RELEVANCE] if relevance else None
+        return Observation(tuple(outputs), shallow, tuple(pooled) if features else None, traced)
 
     def _distribute(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
         assert isinstance(inputs, dict)

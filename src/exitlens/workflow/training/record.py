@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,7 +23,7 @@ from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.optimizer import WeightAverage, load_slots
+from exitlens.workflow.training.optimizer import load_slots
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 LAUNCH = "launch"  # file that names the torchrun to which the run belongs
@@ -42,6 +42,16 @@ _OPTIONS = {  # settings of the loss by their options on the command line
     "type": "--data",
     "length": "--data",
 }
+
+
+class Kept(Protocol):
+    """What a checkpoint holds besides network and optimiser, under names of its own."""
+
+    def dump(self) -> dict[str, Tensor]:
+        """Return its tensors."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`dump` returned."""
 
 
 def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train: Any) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def _compare(path: Path, record: dict[str, Any]) -> str:
     """Return a line if there are more epochs than before; raise :class:`TrainingError` for any other difference."""
     try:
         before = json.loads(path.read_text())
-        before["settings"] = asdict(TrainingSettings(**before["settings"]))
+        before["settings"] = json.loads(json.dumps(asdict(TrainingSettings(**before["settings"]))))
         changes = {
             name: (before[part].get(name), record[part].get(name))
             for part in record
@@ -113,11 +123,12 @@ def is_restarted(out_dir: Path) -> bool:
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, note: Mapping[str, Any], average: WeightAverage | None = None
+    path: Path, module: nn.Module, optimizer: Optimizer, note: Mapping[str, Any], others: Sequence[Kept] = ()
 ) -> None:
-    """Write the state of a module, its optimiser and the average of its weights, with a JSON note, atomically."""
+    """Write the state of a module, its optimiser and others, with a JSON note, atomically."""
     tensors = {f"net.{name}": value for name, value in unique_state(module).items()}
-    tensors |= {} if average is None else average.dump()
+    for other in others:
+        tensors |= other.dump()
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
     write_tensors(path, tensors, note)
@@ -127,15 +138,15 @@ def load_checkpoint(
     path: Path,
     module: nn.Module,
     optimizer: Optimizer,
-    average: WeightAverage | None = None,
+    others: Sequence[Kept] = (),
     ranks: DistributedContext = ALONE,
 ) -> dict[str, Any]:
     """Load what :func:`save_checkpoint` wrote in place, and return the note. Rank 0 alone reads the file."""
     tensors, note = ranks.share(lambda: read_tensors(path))
     state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
     load_unique_state(module, state, str(path))
-    if average is not None:
-        average.restore(tensors)
+    for other in others:
+        other.restore(tensors)
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_l
 from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
+from exitlens.workflow.training.binding import Binding
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
+from exitlens.workflow.training.ignoring import Ignoring
 from exitlens.workflow.training.optimizer import use_half_precision
 
 Augment = Callable[[Any], Any]
@@ -47,6 +49,7 @@ class TrainingRun:
     loss: EGTLoss
     settings: TrainingSettings
     augment: Augment | None = None
+    ignoring: Ignoring | None = None
     workers: int | None = None
     out_dir: Path | None = None
     ranks: DistributedContext = ALONE
@@ -66,6 +69,8 @@ class TrainingRun:
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
+        self.binding = Binding(self.net, self.settings, self.ranks) if self.settings.rely_on == "map" else None
+        self.kept: list[record.Kept] = [part for part in (self.average, self.binding) if part is not None]
 
     @property
     def epochs_done(self) -> int:
@@ -106,13 +111,15 @@ class TrainingRun:
             )
             if has_epoch:
                 last = out_dir / record.LAST
-                note = record.load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
+                note = record.load_checkpoint(last, self.net, self.optimizer, self.kept, self.ranks)
                 self.history, self.seconds = note["history"], note["seconds"]
         elif resume:
             raise TrainingError("resume: there is nothing to resume without out_dir. Fix: pass the run's directory.")
         distributed.copy_weights(self.net, self.ranks)
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
+        if self.binding is not None:
+            self.ranks.copy_first(list(self.binding.parts.parameters()))
         try:
             yield
         except Exception:
@@ -146,7 +153,7 @@ class TrainingRun:
         with torch.random.fork_rng():
             torch.manual_seed(self.ranks.vary_seed(seed))
             with optimizer.enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
-                loss = self._take_steps(epoch, loader, advance)
+                loss = self._take_steps(epoch, loader, self._draw_batches(train, loader, seed), advance)
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
                 distributed.average_statistics(self.net, state, self.ranks)
             bar.update(task, description=f"validating {epoch + 1}")
@@ -157,10 +164,12 @@ class TrainingRun:
         bar.remove_task(task)
         return {"epoch": epoch + 1, "loss": loss, **means, "seconds": time.perf_counter() - started}
 
-    def _take_steps(self, epoch: int, loader: Loader, advance: Advance) -> dict[str, float]:
+    def _take_steps(
+        self, epoch: int, loader: Loader, stream: Iterator[tuple[Inputs, Tensor]], advance: Advance
+    ) -> dict[str, float]:
         """Return the mean of every loss term over the batches; of consistency over the batches that computed it."""
         sums, total, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
-        at_once, stream = self.settings.accumulate, self._draw_batches(loader)
+        at_once = self.settings.accumulate
         steps = -(-total // at_once)
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
@@ -169,11 +178,14 @@ class TrainingRun:
             loss = self.losses[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
-            share = self.gradients.average(sum(len(labels) for _, labels in group))
+                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.binding)
+            rows = sum(len(labels) for _, labels in group)
+            share = self.gradients.average(rows)
             if share is None:
                 break
             optimizer.apply_gradients(self.optimizer, progress, self.settings)
+            if self.binding is not None:
+                self.binding.step(rows)
             for terms in losses:
                 for name, value in list_floats(terms).items():
                     sums[name] += value / total * share
@@ -191,12 +203,18 @@ class TrainingRun:
             means["consistency"] = math.nan
         return means
 
-    def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
-        for batch in loader:
+    def _draw_batches(self, train: Any, loader: Loader, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
+        masks: Iterator[Tensor | None] = repeat(None)
+        if self.ignoring is not None and (objects := self.ignoring.objects) is not None:
+            plan = batches.plan_epoch(train, self.settings.batch_size, seed, self.settings.balanced, self.ranks)
+            masks = (objects[part] for part in plan)
+        for batch, mask in zip(loader, masks, strict=False):
             inputs, labels, _ = as_batch(batch, self.net.device, "train")
             labels = require_labels(labels, "train")
             if type(self.loss) is EGTLoss:  # users' own losses may take other labels
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
+            if self.ignoring is not None:
+                inputs = self.ignoring.exchange(inputs, mask)
             yield self.augment(inputs) if self.augment else inputs, labels
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
@@ -275,7 +293,7 @@ class TrainingRun:
             if is_best:
                 write_tensors(out_dir / record.BEST, state, {"epoch": self.epochs_done})
             note = {"history": self.history, "seconds": self.seconds}
-            record.save_checkpoint(out_dir / record.LAST, self.net, self.optimizer, note, self.average)
+            record.save_checkpoint(out_dir / record.LAST, self.net, self.optimizer, note, self.kept)
             record.write_log(out_dir / record.LOG, self.history)
 
         self.ranks.share(write)
@@ -303,38 +321,39 @@ def compute_gradients(
     group: Sequence[tuple[Inputs, Tensor]],
     progress: float,
     settings: TrainingSettings,
+    binding: Binding | None = None,
 ) -> list[LossTerms]:
     """Compute the mean gradient over the samples of a group of batches, at ``progress`` in [0, 1) of training.
 
-    Returns the loss of each batch; raises :class:`TrainingError` for one that is not finite.
+    With ``binding``, that of its expert and probe, too. Returns the loss of each batch; raises :class:`TrainingError` for
+    one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
     samples, losses = sum(count_rows(inputs) for inputs, _ in group), []
     separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
     for inputs, labels in group:
         net.check_input(inputs, "train")
-        given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
-        outputs: Sequence[ExitOutput]
-        features: Sequence[Tensor] | None = None
-        relevance: dict[str, Tensor] = {}  # users' own losses need not know of relevance
+        given = inputs if binding is None else binding.prepare(inputs, progress)
+        given = map_inputs(given, set_channels_last) if settings.channels_last else given
         with use_half_precision(labels.device, bool(settings.amp)):
             try:
-                if loss.needs_relevance:
-                    outputs, relevance["relevance"] = net.with_relevance(given, separate)
-                elif loss.of == "activation":
-                    outputs, features = net.with_features(given)
-                else:
-                    outputs = net(given, separate_maps=True) if separate and isinstance(net, ExitNet) else net(given)
+                asked = {"features": loss.of == "activation", "relevance": loss.needs_relevance}
+                seen = net.observe(given, separate, **asked)
             except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
                 fix = "Fix: use larger batches (drop_last=True for a loader) or larger images."
                 raise TrainingError(f"batch of {len(labels)}: {error}. {fix}") from error
-        terms = loss(outputs, labels, progress, features, **relevance)
+        share, additions = count_rows(inputs) / samples, dict[str, Any]()  # users' own losses need not know of what is added
+        if seen.relevance is not None:
+            additions["relevance"] = seen.relevance
+        if binding is not None:
+            additions["correction"] = binding.weigh(seen.outputs, seen.shallow, labels, progress, share)
+        terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(
                 f"loss: expected a finite number, got {terms.total.item()} at {100 * progress:.0f} % of training (terms "
                 f"{list_floats(terms)}). Fix: lower learning_rate (now {settings.learning_rate})."
             )
-        (terms.total * (count_rows(inputs) / samples)).backward()
+        (terms.total * share).backward()
         losses.append(terms)
     return losses
 

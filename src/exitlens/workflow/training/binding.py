@@ -1,0 +1,183 @@
+"""Training that binds (``fit(rely_on="map")``): what a map leaves out, and what is too easy, must not decide the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from exitlens.functional.losses import (
+    Correction,
+    classification_loss,
+    generalised_cross_entropy,
+    ramp,
+    sample_losses,
+    weigh_difficulty,
+)
+from exitlens.functional.maps import enlarge, fewest_cells, find_locations, geometric_mean, place, pool_moments
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.network import ExitNet
+from exitlens.ranks import ALONE, DistributedContext
+from exitlens.types import ExitOutput
+from exitlens.types.inputs import Inputs, count_rows, draw_donors, replace_rows, take_rows
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.distributed import SharedGradients
+from exitlens.workflow.training.optimizer import load_slots, make_optimizer, use_half_precision
+
+PREFIX = "binding."
+OFFSETS = f"{PREFIX}offsets"
+
+
+@dataclass(frozen=True)
+class BindingStrengths:
+    """How strongly training works against easy cues; shares are of training, of samples or of locations.
+
+    Attributes:
+        difficulty: how far samples are weighed by their relative difficulty for the shallow expert, 0 (not) to 1.
+        product: power of the probe's probabilities in the product of experts; 0: none.
+        ramp_share: share of training over which both grow from 0.
+        recomposed: share of each batch that is recomposed; 0: none. recomposed_from: share of training before that.
+        least_area, most_area: range of the area of the map that is kept.
+        mass: share of the mean map that is inside; the probe reads what is outside.
+        power: of the generalised cross-entropy that the expert learns by.
+        hidden: hidden units of expert and probe. learning_rate: of both.
+    """
+
+    difficulty: float = 0.5
+    product: float = 0.5
+    ramp_share: float = 0.3
+    recomposed: float = 0.3
+    recomposed_from: float = 1 / 3
+    least_area: float = 0.2
+    most_area: float = 0.4
+    mass: float = 0.9
+    power: float = 0.7
+    hidden: int = 64
+    learning_rate: float = 1e-3
+
+
+STRENGTHS = BindingStrengths()
+
+
+@dataclass(eq=False)
+class Binding:
+    """What a run with ``rely_on="map"`` has besides the network, and throws away at its end.
+
+    - The *expert* is a small head on the mean, standard deviation and maximum over locations of the backbone's features at
+      exit 0. By generalised cross-entropy it learns what is easy there, wherever it lies: samples that it gets wrong count
+      more at every exit (Learning from Failure, arXiv 2007.02561; there the expert is a second network).
+    - The *probe* is the same on the features outside the exits' mean map, and learns by cross-entropy. Every exit is trained
+      together with it as a product of experts (arXiv 1909.03683), so that it gains nothing by what the probe knows already.
+    - *Recomposition* pastes the inside of a sample's own map on the outside of another sample, later in training.
+
+    No gradient of the expert or the probe reaches the network.
+    """
+
+    net: ExitNet
+    settings: TrainingSettings
+    ranks: DistributedContext = ALONE
+    strengths: BindingStrengths = STRENGTHS
+    recomposes: bool = True  # False: the inputs are kept features, which have no inside
+    parts: nn.ModuleDict = field(init=False)
+    offsets: tuple[tuple[float, ...], ...] = field(init=False)  # of maps from their cells, as at the start of the run
+
+    def __post_init__(self) -> None:
+        net, hidden, self.offsets = self.net, self.strengths.hidden, self.net.map_offsets
+        like = next(net.heads[0].parameters())
+        with switch_mode(net, False), torch.no_grad():
+            channels = net.observe(net.info.example(like)).shallow.shape[1]
+
+        def make_head(width: int) -> nn.Module:
+            return nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, net.info.num_classes)
+            )
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            parts = nn.ModuleDict({"expert": make_head(3 * channels), "probe": make_head(2 * channels)})
+        self.parts = parts.to(like.device)
+        parameters = list(self.parts.parameters())
+        rate = self.strengths.learning_rate
+        self.optimizer = make_optimizer([{"params": parameters, "lr": rate, "weight_decay": 0.01}])
+        self.gradients = SharedGradients(parameters, self.ranks)
+
+    def prepare(self, inputs: Inputs, progress: float) -> Inputs:
+        """Return a batch of which a share is recomposed: the inside of a sample's map on another sample's outside.
+
+        The map is the mean of the exits', from a pass in evaluation mode and without gradients over that share.
+        """
+        strengths, net, size = self.strengths, self.net, count_rows(inputs)
+        rows, donors = draw_donors(size, strengths.recomposed)
+        if not self.recomposes or progress < strengths.recomposed_from or not len(rows):
+            return inputs
+        area = strengths.least_area + (strengths.most_area - strengths.least_area) * torch.rand(()).item()
+        kept, others = (take_rows(inputs, at) for at in (rows, donors))
+        with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, bool(self.settings.amp)):
+            outputs = net(kept)
+        inside = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
+        modality = net.input_spec.modality
+        region = modality.choose_region(inside, kept, area)
+        return replace_rows(inputs, rows, modality.exchange(kept, others, ~region))
+
+    def weigh(
+        self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
+    ) -> Correction:
+        """Return what corrects the classification term of a batch, and add to the gradients of expert and probe.
+
+        Args:
+            outputs: of every exit.
+            shallow: ``(B,D,*S)``, the backbone's features at exit 0.
+            labels: ``(B,)`` integers, or ``(B,C)`` of 0 and 1.
+            progress: share of training that is done.
+            share: the batch's share of the samples of this step.
+        """
+        strengths = self.strengths
+        growth = ramp(progress, strengths.ramp_share)
+        shallow = shallow.detach().float()
+        real = find_locations(outputs[0].attention)
+        real = real if real is not None and real.shape[1:] == shallow.shape[2:] else None
+        guess = self.parts["expert"](torch.cat(pool_moments(shallow, real), 1))
+        loss = generalised_cross_entropy(guess, labels, strengths.power)
+        losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
+        weights = weigh_difficulty(losses, sample_losses(guess.detach(), labels), strengths.difficulty * growth)
+        prior = torch.zeros_like(guess)
+        if math.prod(shallow.shape[2:]) > 1:  # hidden features of a vector are one location: nothing is outside
+            inside = geometric_mean([out.attention.float() for out in outputs])
+            inside = inside if inside.shape[1:] == shallow.shape[2:] else enlarge(inside, shallow.shape[2:])
+            outside = ~fewest_cells(inside / inside.flatten(1).sum(1).view(-1, *[1] * (inside.ndim - 1)), strengths.mass)
+            outside = outside if real is None else outside & real
+            outer_guess = self.parts["probe"](torch.cat(pool_moments(shallow, outside)[:2], 1))
+            loss = loss + classification_loss(outer_guess, labels)
+            logits = outer_guess.detach()
+            prior = strengths.product * growth * (logits if labels.ndim == 2 else logits.log_softmax(1))
+        (loss * share).backward()
+        return Correction(weights, prior)
+
+    def step(self, rows: int) -> None:
+        """Take a step of expert and probe along the mean gradient over the ``rows`` of all ranks."""
+        self.gradients.average(rows)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def dump(self) -> dict[str, Tensor]:
+        """Return expert, probe and optimiser as tensors for a checkpoint."""
+        tensors = {f"{PREFIX}{name}": value.clone() for name, value in self.parts.state_dict().items()}
+        tensors[OFFSETS] = torch.tensor(self.offsets, dtype=torch.float64)
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{PREFIX}optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`dump` returned."""
+        held = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+        self.offsets = tuple(map(tuple, held.pop("offsets").tolist()))
+        self.parts.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in held.items():
+            if name.startswith("optimizer."):
+                _, index, slot = name.split(".", 2)
+                slots.setdefault(int(index), {})[slot] = value
+        load_slots(self.optimizer, slots)

@@ -1,0 +1,204 @@
+"""Training with ``rely_on="map"``: its expert, its probe, recomposed samples, and what a run with it promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+import exitlens as xl
+from exitlens.types import ExitOutput
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.binding import Binding, BindingStrengths
+from tests.conftest import make_net
+from tests.kinds import KINDS
+from tests.texts import make_text_net, make_texts
+from tests.workflow.training.networks import QUICK, equal, fresh, weights
+
+LABELS = torch.tensor([0, 1, 2, 3] * 2)
+
+
+def make_binding(net=None, **strengths):
+    return Binding(net or make_net(), TrainingSettings(rely_on="map", amp=False), strengths=BindingStrengths(**strengths))
+
+
+def observe(binding, images):
+    with torch.no_grad():
+        return binding.net.eval().observe(images)
+
+
+def test_weights_and_prior_follow_from_what_expert_and_probe_say(images):
+    binding = make_binding(difficulty=0.6, product=0.5, ramp_share=0.4)
+    outputs, shallow, *_ = observe(binding, images[:8])
+    assert shallow.shape == (8, 6, 8, 8)  # the backbone's features at exit 0
+    half, full = (binding.weigh(outputs, shallow, LABELS, progress) for progress in (0.2, 1.0))
+    torch.testing.assert_close(full.prior, 2 * half.prior)
+    torch.testing.assert_close(full.weights - 1, 2 * (half.weights - 1))
+    torch.testing.assert_close(full.weights.mean(1), torch.ones(3))
+    torch.testing.assert_close((2 * full.prior).exp().sum(1), torch.ones(8))  # probabilities to the power 0.5
+    flat = shallow.flatten(2)
+    moments = torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
+    easy = F.cross_entropy(binding.parts["expert"](moments), LABELS, reduction="none")
+    for out, given in zip(outputs, full.weights, strict=True):
+        ratio = easy / (easy + F.cross_entropy(out.logits, LABELS, reduction="none"))
+        torch.testing.assert_close(given, 0.4 + 0.6 * ratio / ratio.mean())
+    assert not full.weights.requires_grad
+    assert not full.prior.requires_grad
+
+
+def test_the_probe_reads_nothing_inside_the_map(images):
+    binding = make_binding()
+    outputs, shallow, *_ = observe(binding, images[:8])
+    attention = torch.zeros(8, 8, 8)
+    attention[:, 2:4, 2:4] = 0.25
+    outputs = [ExitOutput(out.logits, attention, out.evidence) for out in outputs]
+    changed = [shallow.clone() for _ in range(2)]
+    changed[0][:, :, 2:4, 2:4] += 5
+    changed[1][:, :, 5, 5] += 5
+    priors = [binding.weigh(outputs, each, LABELS, 1.0).prior for each in (shallow, *changed)]
+    torch.testing.assert_close(priors[0], priors[1])
+    assert not torch.allclose(priors[0], priors[2], atol=1e-3)
+
+
+def test_expert_and_probe_learn_and_the_network_gets_no_gradient(images):
+    binding = make_binding()
+    outputs = binding.net.train().observe(images[:8])
+    start = guess_loss(binding, outputs)
+    for _ in range(60):
+        binding.weigh(outputs.outputs, outputs.shallow, LABELS, 1.0)
+        binding.step(8)
+    assert guess_loss(binding, outputs) < 0.8 * start
+    assert all(p.grad is None for p in binding.net.parameters())
+
+
+def guess_loss(binding, seen):
+    flat = seen.shallow.flatten(2)
+    guess = binding.parts["expert"](torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
+    return F.cross_entropy(guess, LABELS).item()
+
+
+def test_several_labels_are_weighed_by_sample_and_have_a_prior_for_each(images):
+    binding = make_binding(product=1.0)
+    outputs, shallow, *_ = observe(binding, images[:8])
+    labels = (torch.arange(32).view(8, 4) % 3 == 0).long()
+    weights_, prior = binding.weigh(outputs, shallow, labels, 1.0)
+    assert weights_.shape == (3, 8)
+    assert prior.shape == (8, 4)
+    assert (prior > 0).any()  # logits, not logarithms of probabilities
+
+
+def test_samples_are_recomposed_along_their_maps(images):
+    binding = make_binding(recomposed=0.5, least_area=0.25, most_area=0.25)
+    inputs = images[:8]
+    assert binding.prepare(inputs, 0.2) is inputs  # too early
+    changed = binding.prepare(inputs, 0.9)
+    rows = (changed != inputs).flatten(1).any(1)
+    assert int(rows.sum()) == 4
+    for row in rows.nonzero().flatten().tolist():
+        kept = (changed[row] == inputs[row]).all(0)
+        assert int(kept.sum()) == 64  # a quarter of 16 x 16
+        donors = [i for i in range(8) if torch.equal(changed[row][:, ~kept], inputs[i][:, ~kept])]
+        assert len(donors) == 1
+        assert donors != [row]
+    assert binding.prepare(inputs[:1], 0.9) is not None
+    binding.recomposes = False
+    assert binding.prepare(inputs, 0.9) is inputs
+
+
+def test_recomposing_leaves_the_network_as_it_was(images):
+    binding = make_binding()
+    binding.net.train()
+    before = weights(binding.net)
+    binding.prepare(images[:8], 0.9)
+    assert equal(before, weights(binding.net))
+    assert all(module.training for module in binding.net.modules())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "vector, groups",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS if not name.startswith("vector")),
+    ],
+)
+def test_every_kind_of_input_trains(kind):
+    net, data = attach_kind(kind), KINDS[kind].make(24)
+    result = xl.fit(net, data, data, rely_on="map", **QUICK | {"epochs": 1})
+    assert result.history[-1]["loss"]["total"] > 0
+
+
+def attach_kind(kind):
+    entry = KINDS[kind]
+    return xl.attach(entry.build(), ["first", "second"], 3, entry.make(2).inputs, groups=entry.groups)
+
+
+@pytest.mark.slow
+def test_padding_of_texts_is_not_read():
+    binding, inputs = make_binding(make_text_net()), make_texts(8)
+    outputs, shallow, *_ = observe(binding, inputs)
+    noise = shallow + 7 * (inputs["attention_mask"] == 0)[:, None]
+    labels = torch.arange(8) % 3
+    pairs = zip(*(binding.weigh(outputs, each, labels, 1.0) for each in (shallow, noise)), strict=True)
+    for plain, changed in pairs:
+        torch.testing.assert_close(plain, changed)
+    mixed = binding.prepare(inputs, 1.0)
+    assert torch.equal(mixed["attention_mask"], inputs["attention_mask"])
+    assert not torch.equal(mixed["input_ids"], inputs["input_ids"])
+
+
+def test_networks_without_maps_and_losses_of_other_arguments_are_refused(tiny_set):
+    net, data = attach_kind("vector"), KINDS["vector"].make(12)
+    with pytest.raises(xl.errors.InputError, match="rely_on='map' needs attention maps"):
+        xl.fit(net, data, data, rely_on="map", loss=xl.EGTLoss(weight=0.0), **QUICK)
+
+    class Short(xl.EGTLoss):
+        def __call__(self, outputs, labels, progress=1.0, features=None):
+            return super().__call__(outputs, labels, progress, features)
+
+    with pytest.raises(xl.errors.InputError, match=r"loss: .*correction"):
+        xl.fit(make_net(), tiny_set, tiny_set, rely_on="map", loss=Short(target="attention"), **QUICK)
+    with pytest.raises(xl.errors.InputError, match=r"rely_on: expected one of .*'anything', 'map'"):
+        xl.fit(make_net(), tiny_set, tiny_set, rely_on="maps", **QUICK)
+
+
+def test_kept_features_are_not_recomposed(tiny_set, capsys):
+    net = fresh()
+    xl.fit(net, tiny_set, tiny_set, rely_on="map", freeze_backbone=True, **QUICK | {"progress": True})
+    assert "samples are not recomposed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": xl.EGTLoss(target="relevance")}, pytest.param({"amp": True, "accumulate": 2}, marks=pytest.mark.slow)],
+)
+def test_it_works_with_relevance_and_in_half_precision(tiny_set, options):
+    result = xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 1} | options)
+    assert result.history[-1]["loss"]["consistency"] > 0
+
+
+def test_several_labels_train(tiny_set):
+    labels = F.one_hot(tiny_set.labels, 4)
+    data = TensorDataset(tiny_set.inputs, labels)
+    assert xl.fit(fresh(), data, data, rely_on="map", **QUICK | {"epochs": 1}).history
+
+
+def make_shortcut(count, seed, right):
+    """Two classes: a faint bar tells the class in all samples, the first channel's level in a share ``right`` of them."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    x = 0.3 * torch.randn(count, 3, 16, 16, generator=rng)
+    x[:, 1, 4:8, 4:12] += (0.15 * (2 * labels - 1))[:, None, None]
+    told = torch.where(torch.rand(count, generator=rng) < right, labels, 1 - labels)
+    x[:, 0] += (2.0 * (2 * told - 1))[:, None, None]
+    return TensorDataset(x, labels)
+
+
+@pytest.mark.slow
+def test_a_cue_that_is_easier_than_the_class_decides_fewer_answers():
+    train, wrong = make_shortcut(512, 0, 0.9), make_shortcut(200, 1, 0.0)
+    accuracy = []
+    for rely_on in ("anything", "map"):
+        net = fresh(classes=2)
+        xl.fit(net, train, wrong, rely_on=rely_on, learning_rate=0.01, **QUICK | {"epochs": 15, "batch_size": 32})
+        trace = xl.collect(net, wrong)
+        accuracy.append((trace.logits.argmax(2) == trace.labels[:, None]).float().mean(0))
+    assert (accuracy[1] > accuracy[0] + 0.1).all(), accuracy
