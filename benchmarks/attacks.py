@@ -124,12 +124,11 @@ def list_tensors(shape: Sequence[int]) -> dict[str, list[bytes]]:
     numbers = '{"inputs":[{"name":"inputs","shape":%s,"datatype":"FP32","data":[%s]}]}'
     lying = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 8}}
     head = json.dumps({"inputs": [lying]}).encode()
+    length = {HEADER_LENGTH: str(len(head))}
 
     def place(values: Iterable[float]) -> list[bytes]:
-        middle = 4 * (size // 2)
-        return [
-            make_tensor((1, *shape), bytes(middle) + struct.pack("<f", v) + bytes(4 * size - middle - 4)) for v in values
-        ]
+        half = bytes(4 * (size // 2))
+        return [make_tensor((1, *shape), half + struct.pack("<f", v) + bytes(4 * size - len(half) - 4)) for v in values]
 
     return {
         "wrong type": [make_tensor((1, *shape), bytes(width * size), kind) for kind, width in types],
@@ -141,12 +140,11 @@ def list_tensors(shape: Sequence[int]) -> dict[str, list[bytes]]:
             make_infer((numbers % ([1, *shape], ",".join([word] + ["0"] * (size - 1)))).encode()) for word in words
         ],
         "lying BYTES": [
-            make_infer(head + struct.pack("<I", n) + b"abcd", {HEADER_LENGTH: str(len(head))})
-            for n in (0xFFFFFFFF, 0x7FFFFFFF, 1 << 20)
+            make_infer(head + struct.pack("<I", n) + b"abcd", length) for n in (0xFFFFFFFF, 0x7FFFFFFF, 1 << 20)
         ],
         "bad header length": [
-            make_infer(b'{"inputs": []}' + bytes(40), {HEADER_LENGTH: length})
-            for length in ("-1", "0", "999999999", "1e3", "abc", "9" * 40, "12 13", "\u00b2")
+            make_infer(b'{"inputs": []}' + bytes(40), {HEADER_LENGTH: words})
+            for words in ("-1", "0", "999999999", "1e3", "abc", "9" * 40, "12 13", "\u00b2")
         ],
     }
 
@@ -163,9 +161,7 @@ def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
         "unknown parameter": [make_good(shape, parameters={name: value}) for name in names for value in (1, True, "x", 2.5)],
         "bad terms": [make_good(shape, parameters={name: value}) for name, value in terms],
         "unknown output": [make_good(shape, outputs=[{"name": name}]) for name in ("logits", "", "label\0", "x" * 9999)],
-        "deep JSON": [
-            make_infer(b'{"inputs":' + word * n) for word in (b"[", b'{"a":') for n in (2_000, 100_000, 1_000_000)
-        ],
+        "deep JSON": [make_infer(b'{"inputs":' + word * n) for word in (b"[", b'{"a":') for n in (2_000, 10**5, 10**6)],
         "no JSON": [make_infer(body) for body in (*bodies, b"\0")],
         "invalid UTF-8": [
             *(make_infer(b'{"id": "%s", "inputs": []}' % text) for text in bad),

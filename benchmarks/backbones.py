@@ -308,10 +308,7 @@ def try_edge(net: xl.ExitNet) -> Tree:
         except (xl.ExitlensError, exitlens_runtime.ExitlensRuntimeError) as error:
             return {"edge": False, "edge_error": str(error).replace(f"{folder}/edge/", "")[:300]}
     if len(expected.exits.unique()) == 1:
-        return {
-            "edge": False,
-            "edge_error": "its random weights answer every sample alike, which shows nothing of decisions",
-        }
+        return {"edge": False, "edge_error": "its random weights answer all samples alike, which shows nothing of decisions"}
     exits, labels = (np.concatenate([getattr(pred, name) for pred in preds]) for name in ("exits", "labels"))
     same = (exits == expected.exits.numpy()) & (labels == expected.labels.numpy())
     maps = [attention for pred in preds for attention in pred.attention or ()]
@@ -381,12 +378,8 @@ def write_backbones(runs: Runs) -> list[str]:
         chosen = [(backbone, row) for backbone, row in done if backbone.inputs == kind]
         families = len({backbone.family.split(" (")[0] for backbone, _ in chosen})
         good = sum(passes(row) for _, row in chosen)
-        lines += [
-            f"## {kind}",
-            "",
-            f"{good} of {len(chosen)} pass everything, from {families} famil{'ies' if families > 1 else 'y'}.",
-            "",
-        ]
+        passed = f"{good} of {len(chosen)} pass everything, from {families} famil{'ies' if families > 1 else 'y'}."
+        lines += [f"## {kind}", "", passed, ""]
         lines += [*table(head, (write_row(backbone, row) for backbone, row in chosen if "error" not in row)), ""]
     for title, key in (("Not exported:", "edge_error"), ("Refused:", "error")):
         if faults := [f"- `{source}`: {row[key]}" for source, row in runs.items() if key in row]:

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from statistics import mean, median_high
 
 import numpy as np
 import torch
@@ -21,17 +20,18 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks import populations
-from benchmarks.harness import Job, Promise, Study, table, take_turns
+from benchmarks.harness import NORMAL, Job, Promise, Study, spread, table, take_turns
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo import CLASSES, load_garments
 from exitlens.functional import certification
-from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
+from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, split_trace, weigh_samples
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.scores import fit_temperature
+from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.search import find_candidates, order_path, quantise
 
 DELTAS, LIMITS, GROUP_LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05), (0.02, 0.05, 0.1)
+BROKEN_DELTA = 0.1  # of promises that are made to be broken, and have to be
 SETS = {  # risks that are certified together
     "accuracy drop": ("accuracy",),
     "disagreement": ("disagreement",),
@@ -95,9 +95,8 @@ def certify(
         path = order_path(pool, [limit] * len(risks))
         for delta in DELTAS:
             tests = certification.choose_tests(levels.index, [risk.at(first) for risk in risks], path, len(second), delta)
-            cuts = certification.run_fixed_sequence_test(
-                applied, [risk.at(second) for risk in risks], path, tests, delta
-            ).cuts
+            tested = [risk.at(second) for risk in risks]
+            cuts = certification.run_fixed_sequence_test(applied, tested, path, tests, delta).cuts
             if further:
                 at = [candidate.cuts for candidate in path].index(cuts) if cuts is not None else -1
                 cuts = path[min(at + further, len(path) - 1)].cuts if path else None
@@ -132,8 +131,7 @@ def judge_split(
     policy, judged = xl.Policy.never(trace.num_exits), {}
     if score:
         assert trace.labels is not None
-        logits, labels = trace.logits[halves[0]], trace.labels[halves[0]]
-        temperatures = tuple(fit_temperature(logits[:, k], labels) for k in range(trace.num_exits))
+        temperatures = fit_temperatures(trace.logits, trace.labels, halves[0])
         policy = xl.Policy.never(trace.num_exits, score=score, temperatures=temperatures)  # type: ignore[arg-type]
     scores = score_early_exits(trace, policy)
     for label, names in sets.items():
@@ -181,10 +179,10 @@ def count_on_splits(name: str, count: int) -> Tree:
 
 def count_draws(population: str, count: int, further: int) -> Tree:
     """Count over draws; also over draws where the test goes one step too far, which has to show."""
-    sound, broken = (
-        summarise(populations.run_in_parallel(count_one_draw, population, step, seeds=range(draws)))
-        for step, draws in ((0, count), (1, further))
-    )
+    outcomes = [
+        populations.run_in_parallel(count_one_draw, population, i, seeds=range(n)) for i, n in enumerate((count, further))
+    ]
+    sound, broken = map(summarise, outcomes)
     return {"draws": count, "samples": 1000, "sets": sound, "broken": {"draws": further, "sets": broken}}
 
 
@@ -301,17 +299,25 @@ def measure_one_saving(name: str, seed: int) -> dict[str, tuple[float, float]]:
     policies = {
         "ours": xl.calibrate(known, max_accuracy_drop=limit, delta=delta, seed=seed),
         "hindsight": xl.calibrate(test, max_accuracy_drop=limit),
-        **choose_single_thresholds(known, limit, delta),
+        **choose_single_thresholds(known, limit, delta, seed),
     }
     return {label: judge_policy(policy) for label, policy in policies.items()}
 
 
-def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dict[str, xl.Policy]:
-    """Return policies of one threshold for all exits (RC-EENN), by four ways to accept it: a walk down stops at the first refusal."""
-    scores, losses = score_early_exits(trace, xl.Policy.never(trace.num_exits)), accuracy_drop(trace)
-    grid = torch.linspace(1, 0, 201, dtype=torch.float64).tolist()
+def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float, seed: int = 0) -> dict[str, xl.Policy]:
+    """Return policies of one threshold for all exits (RC-EENN), by four ways to accept it: a walk down stops at the first refusal.
+
+    As for ours, samples that do not test fit temperatures and propose thresholds, the quantiles of their scores. A tenth is enough:
+    without a path through thresholds of several exits there is less to propose.
+    """
+    assert trace.labels is not None
+    _, proposing, testing = split_trace(trace, 0.1, seed)
+    never = xl.Policy.never(trace.num_exits, temperatures=fit_temperatures(trace.logits, trace.labels, proposing))
+    scores, levels = score_early_exits(trace, never).double(), torch.linspace(1, 0, 400, dtype=torch.float64)
+    grid = scores[proposing].flatten().quantile(levels).tolist()
+    scores, losses = scores[testing], accuracy_drop(trace)[testing]
     rows = [select_exits(losses, find_first_firing(scores, (t,) * scores.shape[1])).double().numpy() for t in grid]
-    count, half = len(trace), (1 + limit) / 2
+    count, half = len(testing), (1 + limit) / 2
     accepts: dict[str, Callable[[np.ndarray], bool]] = {
         "UCB (betting)": lambda v: certification.betting((v + 1) / 2, half, delta) <= delta,
         "LTT (Hoeffding-Bentkus)": lambda v: certification.hoeffding_bentkus((v.mean() + 1) / 2, count, half) <= delta,
@@ -327,7 +333,7 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dic
             if not accept(values):
                 break
             chosen = threshold
-        policies[f"single threshold, {name}"] = xl.Policy((chosen,) * scores.shape[1])
+        policies[f"single threshold, {name}"] = replace(never, thresholds=(chosen,) * scores.shape[1])
     return policies
 
 
@@ -336,7 +342,9 @@ def measure_savings(name: str, count: int) -> Tree:
     outcomes = populations.run_in_parallel(measure_one_saving, name, seeds=range(count))
     costs, broken = ({label: float(np.mean([row[label][i] for row in outcomes])) for label in outcomes[0]} for i in (0, 1))
     shares = {label: (1 - cost) / (1 - costs["hindsight"]) for label, cost in costs.items()}
-    return {"splits": count, "costs": costs, "broken": broken, "share_of_hindsight": shares}
+    apart = {label: [row[label][0] - (label != "ours") * row["ours"][0] for row in outcomes] for label in costs}
+    errors = {label: float(np.std(v, ddof=1)) / math.sqrt(count) / (1 - costs["hindsight"]) for label, v in apart.items()}
+    return {"splits": count, "costs": costs, "broken": broken, "share_of_hindsight": shares, "errors": errors}
 
 
 # What the gate saves at equal limits on divergence
@@ -425,26 +433,9 @@ def time_calibration(rounds: int) -> Tree:
     return {"samples": count, "exits": 4, "seconds": seconds}
 
 
-BROKEN_DELTA = 0.1
-
-
-def allow(delta: float, draws: float) -> float:
-    """Return the share of broken promises that a promise kept with probability 1 - delta may show, with two standard errors."""
-    return delta + 2 * (delta * (1 - delta) / draws) ** 0.5
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for run, measured in runs.items():
         yield from promise_risks(run, measured) if "sets" in measured else promise_rest(run, measured)
-
-
-def promise_violations(run: str, sets: Tree) -> Iterator[Promise]:
-    for label, rows in sets.items():
-        draws = next(iter(rows.values()))["draws"]
-        for delta in sorted({row["delta"] for row in rows.values()}):
-            what = f"{run}: {label}, delta {delta}: promises broken"
-            most = find_worst(sets, label, delta)
-            yield Promise(f"violations|{run}|{label}|{delta}", what, most, "<=", allow(delta, draws))
 
 
 def find_worst(sets: Tree, label: str, delta: float) -> float:
@@ -452,49 +443,56 @@ def find_worst(sets: Tree, label: str, delta: float) -> float:
 
 
 def promise_risks(run: str, measured: Tree) -> Iterator[Promise]:
-    sets = measured["sets"]
-    not_named = {label: rows for label, rows in sets.items() if "not named" in label}
-    yield from promise_violations(run, {label: rows for label, rows in sets.items() if label not in not_named})
+    sets, not_named = measured["sets"], [label for label in measured["sets"] if "not named" in label]
+    draws = {label: next(iter(rows.values()))["draws"] for label, rows in sets.items()}
+    for label in [label for label in sets if label not in not_named]:
+        for delta in sorted({row["delta"] for row in sets[label].values()}):
+            key, what = f"violations|{run}|{label}|{delta}", f"{run}: {label}, delta {delta}: promises broken"
+            yield Promise.of_share(key, what, find_worst(sets, label, delta), draws[label], "<=", delta)
     if run == "synthetic":
         broken = measured["broken"]
         most = max(find_worst(broken["sets"], label, BROKEN_DELTA) for label in broken["sets"])
         what = f"one step too far, delta {BROKEN_DELTA}: promises broken (must be many)"
-        yield Promise("broken", what, most, ">=", allow(BROKEN_DELTA, broken["draws"] / 3))
+        yield Promise.of_share("broken", what, most, broken["draws"] // 3, ">=", BROKEN_DELTA)
     if not_named:
-        draws = next(row["draws"] for rows in not_named.values() for row in rows.values())
-        most = max(find_worst(sets, label, BROKEN_DELTA) for label in not_named)
+        most, worst = max((find_worst(sets, label, BROKEN_DELTA), label) for label in not_named)
         what = f"groups not named, delta {BROKEN_DELTA}: promises broken (must be many)"
-        yield Promise("groups not named", what, most, ">=", 2 * allow(BROKEN_DELTA, draws))
+        yield Promise.of_share("groups not named", what, most, draws[worst], ">=", 2 * BROKEN_DELTA)
 
 
 def promise_rest(run: str, measured: Tree) -> Iterator[Promise]:
     match run.partition("-")[0]:
         case "watch":
             named, other = measured["named"]["alarms"], measured["not named"]["alarms"]
-            bar, what = allow(0.05, measured["runs"]), "drift on groups that are not named: false alarms (must be many)"
-            yield Promise("watch|named", "drift on groups: false alarms, share of runs", named, "<=", bar)
-            yield Promise("watch|not named", what, other, ">=", 0.5)
+            count, what = measured["runs"], "drift on groups: false alarms, share of runs"
+            yield Promise.of_share("watch|named", what, named, count, "<=", 0.05)
+            yield Promise.of_share("watch|not named", f"{what}, not named (must be many)", other, count, ">=", 0.5)
         case "families":
-            false, true = (mean(list_warned(measured, is_independent)) for is_independent in (True, False))
-            yield Promise("families|false", "independent samples: share of sets warned of", false, "<=", 0.0)
-            yield Promise("families|true", "families that lie side by side: share of sets warned of", true, ">=", 1.0)
+            false, missed = sum(list_warned(measured, True)), sum(1 - value for value in list_warned(measured, False))
+            yield Promise("families|false", "sets of independent samples: warned of", false, "<=", 0, exact=True)
+            what = "sets of families that lie side by side: not warned of"
+            yield Promise("families|true", what, missed, "<=", 0, exact=True)
         case "saving":
-            shares = measured["share_of_hindsight"]
-            yield Promise(f"hindsight|{run}", f"{run}: saving over hindsight's", shares["ours"], ">=", 0.85)
-            for name in [name for name in shares if name.startswith("single")]:
-                gain = shares["ours"] - shares[name]
-                yield Promise(f"baseline|{name}|{run}", f"{run}: saving over {name}'s", gain, ">=", 0.0)
+            shares, errors = measured["share_of_hindsight"], measured.get("errors", {})
+            for name in [name for name in shares if name != "hindsight"]:
+                key, rival, less, bar = f"baseline|{name}|{run}", f"{name}'s", shares[name], 0.0
+                if name == "ours":
+                    key, rival, less, bar = f"hindsight|{run}", "hindsight's", 0.0, 0.85
+                half = NORMAL * errors.get(name, math.inf)
+                yield Promise.of_half(key, f"{run}: saving over {rival}", shares["ours"] - less, ">=", bar, half)
         case "gate":
-            change, what = max(row["cost_change"] for row in measured["rows"].values()), "change of cost at equal limits"
-            yield Promise(f"gate|{run}", f"{run}: {what}, the least of all limits", change, "<=", 0.0)
+            change, error = max((row["cost_change"], row["cost_change_error"]) for row in measured["rows"].values())
+            what = f"{run}: change of cost at equal limits, the least of all limits"
+            yield Promise.of_half(f"gate|{run}", what, change, "<=", 0.0, NORMAL * error)
         case "drift":
             for key in CHANGES:
-                yield Promise(f"drift|{key}", f"drift {key}: warned within 500 samples", measured[key]["warned"], ">=", 0.95)
-            alarms = measured["unchanged, 10,000 samples"]["alarms"]
-            yield Promise("drift|false", "drift: false alarms in 10,000 samples, share of runs", alarms, "<=", 0.05)
+                what, warned = f"drift {key}: warned within 500 samples", measured[key]["warned"]
+                yield Promise.of_share(f"drift|{key}", what, warned, measured["runs"], ">=", 0.95)
+            what, alarms = "drift: false alarms in 10,000 samples, share of runs", measured["unchanged, 10,000 samples"]
+            yield Promise.of_share("drift|false", what, alarms["alarms"], measured["runs"], "<=", 0.05)
         case "time":
             what = "50,000 samples, 4 exits, 3 risks: seconds on one core"
-            yield Promise("time", what, median_high(measured["seconds"]), "<=", 2)
+            yield Promise.of_median("time", what, spread(measured["seconds"]), "<=", 2)
 
 
 def list_warned(measured: Tree, is_independent: bool) -> list[float]:
@@ -524,10 +522,9 @@ def write_draws(run: str, measured: Tree, names: Iterable[str]) -> list[list[str
 
 
 def write_violations(runs: Runs) -> list[str]:
-    splits = find_runs(runs, "splits-").items()
-    rows = [
-        [f"{name}, {run['splits']:,} splits of {run['samples']:,}", *show_worst(run["sets"], SETS)] for name, run in splits
-    ]
+    rows = []
+    for name, run in find_runs(runs, "splits-").items():
+        rows.append([f"{name}, {run['splits']:,} splits of {run['samples']:,}", *show_worst(run["sets"], SETS)])
     return [
         "Share of calibrations after which a risk was above its limit (the worst over limits of 0.5, 1, 2 and 5 %), for δ = 0.05, 0.1, 0.2.",
         "Splits: 1,000 random draws of 2,000 calibration samples from a real trace, the risk taken on all other samples. Synthetic: 2,000 draws "
@@ -601,15 +598,8 @@ def write_groups(runs: Runs) -> list[str]:
         kind, *modes, risks = label.split(", ")
         mode = ", ".join(modes)
         cost = next(row["cost"] for row in cells.values() if (row["limit"], row["delta"]) == (0.05, 0.1))
-        rows.append(
-            [
-                kind,
-                f"*{mode}*" if mode == "not named" else mode,
-                risks,
-                *show_worst(measured["sets"], [label]),
-                f"{cost:.3f}",
-            ]
-        )
+        shown = f"*{mode}*" if mode == "not named" else mode
+        rows.append([kind, shown, risks, *show_worst(measured["sets"], [label]), f"{cost:.3f}"])
     named, other = (100 * watched[name]["alarms"] for name in ("named", "not named"))
     families = [
         [name, *(f"{x['rank']:.2f} ({x['deviation']:.0f})" + " **warned**" * x["warned"] for x in orders.values())]

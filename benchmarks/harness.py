@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import re
 import time
@@ -20,7 +21,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 Job = Callable[[], Tree]  # importable or a partial: it is called in a process of its own
 Sense = Literal["<=", ">="]
+State = Literal["kept", "undecided", "missed"]
+Clock = Callable[[], float]
+NORMAL = 1.96  # standard errors to either side of a 95 % interval
 STUDIES = (
     "performance", "explorer", "edge", "guarantees", "loading", "processes", "relevance", "serving", "traces",
-    "training", "neighbour", "pictures", "series", "truth", "texts", "static", "recipes", "backbones", "compat", "demo",
+    "training", "neighbour", "cues", "pictures", "series", "truth", "texts", "static", "recipes", "backbones", "compat", "demo",
 )  # fmt: skip
 
 
@@ -43,31 +47,89 @@ STUDIES = (
 
 @dataclass(frozen=True)
 class Promise:
-    """A promise and what was measured."""
+    """A promise and what was measured: it is kept or missed where the whole 95 % interval says so, else undecided."""
 
     key: str  # name of the promise, which patterns in known_misses.json match
     what: str  # the promise in words
     measured: float
     sense: Sense  # side of the bar on which the figure should be
     bar: float
-    half: float | None = None  # half the width of the figure's 95 % interval, if it has one
-    note: str = ""  # text for tables, such as the interval of a promise about its lower end
+    ends: tuple[float, float] | None = None  # of the figure's 95 % interval; without one the promise is undecided
+    exact: bool = False  # a count, a size or a comparison that comes out the same every time has no interval
 
     @property
-    def is_kept(self) -> bool:
-        return self.measured <= self.bar if self.sense == "<=" else self.measured >= self.bar
+    def state(self) -> State:
+        low, high = (self.measured,) * 2 if self.exact else self.ends or (-math.inf, math.inf)
+        worst, best = (low - self.bar, high - self.bar) if self.sense == ">=" else (self.bar - high, self.bar - low)
+        return "kept" if worst >= 0 else "missed" if best < 0 else "undecided"
 
     @property
     def reason(self) -> str:
-        """Return why it is missed, from known_misses.json; empty for a promise that is kept or whose miss is not known."""
+        """Return why it is missed, from known_misses.json; empty for any other, and for a miss that is not known."""
         known = read_known_misses().items()
-        return "" if self.is_kept else next((text for pattern, text in known if fnmatch(self.key, pattern)), "")
+        return next((text for pattern, text in known if fnmatch(self.key, pattern)), "") if self.state == "missed" else ""
+
+    @property
+    def figure(self) -> str:
+        """Return the figure with its interval: ``1.06 ± 0.11``, or the two ends where it is not in the middle."""
+        if self.ends is None:
+            return f"{self.measured:.3g}" + ("" if self.exact else " (no interval)")
+        low, high = self.ends
+        half = (high - low) / 2
+        is_middle = abs(low + half - self.measured) <= 1e-9 + 0.005 * half
+        return f"{self.measured:.3g} ± {half:.2g}" if is_middle else f"{self.measured:.3g} ({low:.3g} to {high:.3g})"
 
     def __str__(self) -> str:
-        verdict = "ok     " if self.is_kept else "known  " if self.reason else "MISSED "
-        could_turn = self.half is not None and abs(self.measured - self.bar) < self.half  # with other seeds
-        undecided = f"  (undecided: ± {self.half:.2g})" if could_turn else ""
-        return f"{verdict} {self.what:88} {self.measured:9.4g} {self.sense} {self.bar:.4g}{undecided}"
+        state = "MISSED" if self.state == "missed" and not self.reason else self.state
+        return f"{state:9} {self.what:100} {self.figure} {self.sense} {self.bar:.4g}"
+
+    @classmethod
+    def of_half(cls, key: str, what: str, middle: float, sense: Sense, bar: float, half: float) -> Self:
+        """Promise the middle of an interval of which half the width is known; infinite: there is none."""
+        return cls(key, what, middle, sense, bar, None if math.isinf(half) else (middle - half, middle + half))
+
+    @classmethod
+    def of_mean(cls, key: str, what: str, values: Sequence[float], sense: Sense, bar: float, error: float = 0.0) -> Self:
+        """Promise a mean over seeds, with its t-interval and, in quadrature, the standard ``error`` that the test samples add."""
+        middle, half = interval(values)
+        return cls.of_half(key, what, middle, sense, bar, math.hypot(half, NORMAL * error))
+
+    @classmethod
+    def of_points(
+        cls, key: str, what: str, shares: Sequence[float], others: Sequence[float], samples: int, sense: Sense, bar: float
+    ) -> Self:
+        """Promise a difference of accuracies on so many samples, in points, run by run."""
+        points = [100 * (a - b) for a, b in zip(shares, others, strict=True)]
+        error = 100 * math.hypot(share_error(shares, samples), share_error(others, samples))
+        return cls.of_mean(key, what, points, sense, bar, error)
+
+    @classmethod
+    def of_both(cls, key: str, what: str, values: np.ndarray, sense: Sense, bar: float) -> Self:  # (R,N)
+        """Promise a mean over runs and the samples that they share, whose every value is known (:func:`resample_both`)."""
+        from scipy import stats
+
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * resample_both(values) if len(values) > 1 else math.inf
+        return cls.of_half(key, what, float(values.mean()), sense, bar, half)
+
+    @classmethod
+    def of_share(cls, key: str, what: str, share: float, count: int, sense: Sense, bar: float) -> Self:
+        """Promise a share of so many draws, with its interval by Wilson (1927)."""
+        middle, whole = share + NORMAL**2 / (2 * count), 1 + NORMAL**2 / count
+        half = NORMAL * (share * (1 - share) / count + (NORMAL / count) ** 2 / 4) ** 0.5
+        return cls(key, what, share, sense, bar, ((middle - half) / whole, (middle + half) / whole))
+
+    @classmethod
+    def of_median(
+        cls, key: str, what: str, summary: Sequence[float], sense: Sense, bar: float, quartiles_of: int = 0
+    ) -> Self:
+        """Promise a median that has the ends of its interval beside it, or the quartiles of so many rounds.
+
+        These give the median plus or minus 1.57 interquartile ranges over the root of the rounds (McGill et al. 1978).
+        """
+        middle, low, high = summary
+        if quartiles_of:
+            return cls.of_half(key, what, middle, sense, bar, 1.57 * (high - low) / quartiles_of**0.5)
+        return cls(key, what, middle, sense, bar, (low, high))
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -75,22 +137,29 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     from scipy import stats
 
     if len(values) < 2:
-        return mean(values), float("inf")
+        return mean(values), math.inf
     return mean(values), float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def promise_mean(key: str, what: str, values: Sequence[float], sense: Sense, bar: float) -> Promise:
-    middle, half = interval(values)
-    return Promise(key, what, middle, sense, bar, None if half == float("inf") else half)
+def share_error(shares: Sequence[float], samples: int) -> float:
+    """Return the standard error that so many samples, the same for all runs, leave to the runs' mean share.
+
+    It is that of a share with two more samples of either kind (Agresti & Coull 1998), and an upper bound for means of other values
+    between 0 and 1.
+    """
+    share = (min(mean(shares), 1.0) * samples + 2) / (samples + 4)
+    return (share * (1 - share) / (samples + 4)) ** 0.5
 
 
-def promise_end(
-    key: str, what: str, values: Sequence[float], bar: float, end: Literal["lower", "upper"] = "lower"
-) -> Promise:
-    """Promise that one end of the mean's 95 % interval is at least the bar."""
-    middle, half = interval(values)
-    measured = middle - half if end == "lower" else middle + half
-    return Promise(key, f"{what}, {end} end", measured, ">=", bar, note=f"({middle:.2g} ± {half:.2g})")
+def resample_both(values: np.ndarray, draws: int = 2000) -> float:  # (R,N)
+    """Return the standard error of the mean over R runs (two or more) and the N samples that they share, by a two-way bootstrap.
+
+    Runs and samples are drawn with replacement, independently of each other, so that both count (Owen & Eckles 2012, arXiv
+    1106.2125, whose intervals err to the wide side); it is widened by sqrt(R / (R - 1)), since few runs vary too little.
+    """
+    rng = np.random.default_rng(0)
+    runs, samples = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in values.shape)
+    return float(((runs @ values) * samples).sum(1).std()) * (len(values) / (len(values) - 1)) ** 0.5
 
 
 @cache
@@ -103,12 +172,10 @@ def promise_table(promises: Iterable[Promise]) -> list[str]:
     """Return a table of promises, followed by the reasons of the missed ones; no line without promises."""
     rows, reasons = [], []
     for promise in promises:
-        half = f" ± {promise.half:.2g}" if promise.half is not None else f" {promise.note}" if promise.note else ""
-        kept = "yes" if promise.is_kept else "no"
-        rows.append([promise.what, f"{promise.measured:.3g}{half}", f"{promise.sense} {promise.bar:g}", kept])
+        rows.append([promise.what, promise.figure, f"{promise.sense} {promise.bar:g}", promise.state])
         reasons.append(promise.reason)
     notes = [f"- {reason}" for reason in dict.fromkeys(filter(None, reasons))]
-    return [*table(["promise", "measured", "bar", "kept"], rows), *(["", *notes] if notes else [])] if rows else []
+    return [*table(["promise", "measured", "bar", "state"], rows), *(["", *notes] if notes else [])] if rows else []
 
 
 # Pages: parts between ``<!-- NAME: ... -->`` and ``<!-- end of NAME -->`` are written here, with their tables and charts
@@ -161,10 +228,7 @@ def save_svg(figure: Figure, path: Path) -> None:
 
 
 def take_turns(
-    works: Mapping[str, Callable[[int], object]],
-    rounds: int,
-    warm_up: int = 2,
-    clock: Callable[[], float] = time.process_time,
+    works: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 2, clock: Clock = time.process_time
 ) -> dict[str, list[float]]:
     """Return the seconds of every call ``work(round)``: all works in turn, each round in the other order, after the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -296,18 +360,34 @@ def use_one_thread() -> None:
 def check(studies: Iterable[Study], folder: Path = FOLDER) -> bool:
     """Print every promise of these studies beside its committed figure. Return False if one is missed without a known reason."""
     studies = list(studies)
-    promises = [promise for study in studies for promise in study.promises(study.read(folder))]
+    judged = judge(studies, folder)
+    promises = [promise for part in judged.values() for promise in part]
     if not promises:
         print(f"no promise has a figure in {folder}")
         return any(folder.glob("*.csv"))
     print("\n".join(map(str, promises)))
-    missed = [promise for promise in promises if not promise.is_kept]
+    missed = [promise for promise in promises if promise.state == "missed"]
     for pattern, reason in sorted(read_known_misses().items()):
         if any(fnmatch(promise.key, pattern) for promise in missed):
             print(f"known miss {pattern}: {reason}")
         elif len(studies) == len(STUDIES):
             print(f"not missed any more, take it off known_misses.json: {pattern}")
+    for study, *counts in count_states(judged):
+        print(f"{study}: {', '.join(map(' '.join, zip(counts, get_args(State), strict=True)))}")
     return all(promise.reason for promise in missed)
+
+
+def judge(studies: Iterable[Study], folder: Path = FOLDER) -> dict[str, list[Promise]]:
+    """Return what studies promise, by their names, without those that promise nothing."""
+    promises = {study.name: list(study.promises(study.read(folder))) for study in studies}
+    return {name: part for name, part in promises.items() if part}
+
+
+def count_states(judged: Mapping[str, Sequence[Promise]]) -> list[list[str]]:
+    """Return a row for each study, and one for all: how many promises are kept, undecided and missed."""
+    parts = {**judged, "all": [promise for part in judged.values() for promise in part]}
+    states = {name: [promise.state for promise in part] for name, part in parts.items()}
+    return [[name, *(str(part.count(state)) for state in get_args(State))] for name, part in states.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -331,6 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed += run_cells(study, given.cells, quick=given.quick, again=given.again, processes=given.processes)
         if "page" in actions:
             print(f"{study.name}: wrote {', '.join(map(str, study.write_pages())) or 'no page'}")
+    if "page" in actions:
+        judged = judge(map(load_study, STUDIES))
+        fill("states", table(["study", *get_args(State)], count_states(judged)))
     if "check" in actions:
         ok = check(studies, given.results)
     if failed:

@@ -26,6 +26,7 @@ import uvloop
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RECONNECT = 0.02  # seconds between attempts, while nobody listens
+LEAST = 1.0  # requests a second, below which a server sustains none
 BUSY = 0.85  # share of its time for which the load may compute before it is what limits
 INFER = "/v2/models/net/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -262,14 +263,7 @@ class Capacity:
 
 
 def find_capacity(
-    run_at: Callable[[float], Trial],
-    limit: float,
-    start: float,
-    *,
-    spread: float = 0.02,
-    repeats: int = 3,
-    tries: int = 2,
-    least: float = 1.0,
+    run_at: Callable[[float], Trial], limit: float, start: float, *, spread: float = 0.02, repeats: int = 3, tries: int = 2
 ) -> Capacity:
     """Find the highest rate whose 99th percentile is within the limit (seconds), with no failure.
 
@@ -293,12 +287,12 @@ def find_capacity(
             low, high = high, 2 * high
     else:
         low, high = start / 2, start
-        while low >= least and not passes(low):
+        while low >= LEAST and not passes(low):
             low, high = low / 2, low
-    while low >= least and high / low > 1 + 2 * spread:
+    while low >= LEAST and high / low > 1 + 2 * spread:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if passes(middle) else (low, middle)
-    while low >= least:
+    while low >= LEAST:
         trials = [run_at(low) for _ in range(repeats)]
         ordered = sorted(trial.p99 for trial in trials)
         if median(ordered) <= limit and median(trial.failures for trial in trials) == 0:

@@ -20,10 +20,7 @@ from benchmarks.results import Runs, Tree
 from exitlens.launch import WAITING, let_threads_sleep
 
 KINDS = {"shared": "`fit`", "unshared": "`fit(share_cores=False)`", "plain": "plain PyTorch, no exits"}
-NEIGHBOURS = {
-    "training": "import torch\nx = torch.randn(600, 600)\nwhile True: x @ x",
-    "loop": "while True: pass",
-}
+NEIGHBOURS = {"training": "import torch\nx = torch.randn(600, 600)\nwhile True: x @ x", "loop": "while True: pass"}
 SAMPLES, BATCH, CLASSES = 1024, 64, 10
 
 
@@ -91,9 +88,9 @@ def train(kind: str) -> list[float]:
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    for name, (ratio, low, high) in runs.get("shared", {}).get("ratio", {}).items():
+    for name, ratio in runs.get("shared", {}).get("ratio", {}).items():
         what = f"training beside a busy neighbour ({name}), times as long as alone"
-        yield Promise(f"neighbour|{name}", what, ratio, "<=", 2.5, half=(high - low) / 2)
+        yield Promise.of_median(f"neighbour|{name}", what, ratio, "<=", 2.5)
 
 
 def write_table(runs: Runs) -> list[str]:

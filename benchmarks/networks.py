@@ -80,11 +80,8 @@ class Causal(nn.Module):
     def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
         super().__init__()
         self.chop = 2 * dilation
-        first, second = (
-            nn.utils.parametrizations.weight_norm(nn.Conv1d(n, outputs, 3, padding=self.chop, dilation=dilation))
-            for n in (inputs, outputs)
-        )
-        self.first, self.second = first, second
+        convolutions = (nn.Conv1d(n, outputs, 3, padding=self.chop, dilation=dilation) for n in (inputs, outputs))
+        self.first, self.second = map(nn.utils.parametrizations.weight_norm, convolutions)
         self.around = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.dropout = nn.Dropout(0.1)
 

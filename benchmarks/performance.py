@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -295,69 +295,65 @@ def measure_memory(name: str, threads: int) -> Tree:
     return {"samples": network.stream, "resident_mb": resident}
 
 
+Figure = tuple[
+    str, str, Any, Literal["<=", ">="], float
+]  # key, words, the median and its interval (None: not measured), bar
+
+
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for run in sorted(name for name in runs if not name.startswith(MEMORY)):
-        for size, batch in runs[run]["batches"].items():
-            yield from promise_batch(run, int(size), batch)
-            yield from promise_savings(run, int(size), batch["rows"])
-            yield from promise_rivals(run, int(size), batch["rows"])
-        yield from promise_rest(run, runs[run])
+        measured = runs[run]
+        for size, batch in measured["batches"].items():
+            figures = [*list_ratios(run, int(size), batch), *list_savings(run, int(size), batch["rows"])]
+            yield from (Promise.of_median(*figure) for figure in figures if figure[2])
+        if run.startswith("resnet18"):
+            what = f"{run}, batch 32: the router's own time"
+            yield Promise.of_median(f"router|{run}", what, measured["router_share"], "<=", 0.01)
+        if "stream" in measured:
+            what = f"{run}: throughput of a stream over separate batches of 8"
+            yield Promise.of_median(f"stream|{run}", what, measured["stream"]["gain"], ">=", 1.15)
+        if "decisions" in measured:
+            same, far = measured["decisions"]["equal"], measured["decisions"]["furthest_from_threshold"]
+            what = f"{run}: share of 10,000 samples that compiled and eager stages decide alike"
+            yield Promise(f"decisions|{run}", what, same, ">=", 0.9999, exact=True)
+            what = f"{run}: largest distance of the others from their thresholds"
+            yield Promise(f"near|{run}", what, far, "<=", 1e-4, exact=True)
         if f"{MEMORY}{run}" in runs:
             held = runs[f"{MEMORY}{run}"]["resident_mb"]
             what = f"{run}: memory at the end of a stream over that after a fifth of it"
             yield Promise(f"memory|{run}", what, held[-1] / held[0], "<=", 1.05)
 
 
-def promise_rest(run: str, measured: Tree) -> Iterator[Promise]:
-    if run.startswith("resnet18"):
-        yield Promise(f"router|{run}", f"{run}, batch 32: the router's own time", measured["router_share"][0], "<=", 0.01)
-    if "stream" in measured:
-        what, gain = f"{run}: throughput of a stream over separate batches of 8", measured["stream"]["gain"][0]
-        yield Promise(f"stream|{run}", what, gain, ">=", 1.15)
-    if "decisions" in measured:
-        same, far = measured["decisions"]["equal"], measured["decisions"]["furthest_from_threshold"]
-        what = f"{run}: share of 10,000 samples that compiled and eager stages decide alike"
-        yield Promise(f"decisions|{run}", what, same, ">=", 0.9999)
-        yield Promise(f"near|{run}", f"{run}: largest distance of the others from their thresholds", far, "<=", 1e-4)
-
-
-def promise_batch(run: str, size: int, batch: Tree) -> Iterator[Promise]:
-    at, first = f"{run}, batch {size}", "exits, all at exit 0"
-    ratios = {key: values[0] for key, values in batch.items() if isinstance(values, list)}
+def list_ratios(run: str, size: int, batch: Tree) -> Iterator[Figure]:
+    at, end, first, eager = f"{run}, batch {size}", f"{run}|{size}", "exits, all at exit 0", "compiled_over_eager, "
     for form in ("", ", compiled"):
-        if ratio := ratios.get(f"nobody_over_plain{form}"):
-            yield Promise(f"nobody{form}|{run}|{size}", f"{at}: nobody leaves{form}, time over plain", ratio, "<=", 1.04)
-    forms = [batch["rows"][name] for name in (first, f"{first}, compiled") if name in batch["rows"]]
-    if size == 1 and forms:
-        what = f"{at}: all leave at exit 0, share of the speed that the stage allows"
-        yield Promise(f"exit0|{run}", what, max(row["efficiency"][0] for row in forms), ">=", 0.95)
-    if ratio := ratios.get("attention_over_none"):
-        yield Promise(f"attention|{run}|{size}", f"{at}: attention of every exit, time over without", ratio, "<=", 1.02)
-    for key in [key for key in ratios if key.startswith("compiled_over_eager")]:
-        name = key.removeprefix("compiled_over_eager, ")
-        yield Promise(f"compiled|{name}|{run}|{size}", f"{at}: {name}, compiled over eager", ratios[key], "<=", 1.0)
+        ratio = batch.get(f"nobody_over_plain{form}")
+        yield f"nobody{form}|{end}", f"{at}: nobody leaves{form}, time over plain", ratio, "<=", 1.04
+    forms = [batch["rows"][name] for name in (first, f"{first}, compiled") if name in batch["rows"] and size == 1]
+    best = max((row["efficiency"] for row in forms), default=None)
+    yield f"exit0|{run}", f"{at}: all leave at exit 0, share of the speed that the stage allows", best, ">=", 0.95
+    ratio = batch.get("attention_over_none")
+    yield f"attention|{end}", f"{at}: attention of every exit, time over without", ratio, "<=", 1.02
+    for name in [key.removeprefix(eager) for key in batch if key.startswith(eager)]:
+        yield f"compiled|{name}|{end}", f"{at}: {name}, compiled over eager", batch[eager + name], "<=", 1.0
 
 
-def promise_savings(run: str, size: int, rows: Tree) -> Iterator[Promise]:
+def list_savings(run: str, size: int, rows: Tree) -> Iterator[Figure]:
     for shares in (MIXED, "40/30/20/10", "all at exit 0") if size >= 8 else ():
         names = [name for name in (f"exits, {shares}", f"exits, {shares}, compiled") if "saving" in rows.get(name, {})]
         if names:
             fastest = min(names, key=lambda name: rows[name]["ms"][0])
             form = "compiled" if fastest.endswith("compiled") else "eager"
             what = f"{run}, batch {size}: {shares}, saving over ideal saving ({form}, the faster)"
-            yield Promise(f"saving|{shares}|{run}|{size}", what, rows[fastest]["saving"][0], ">=", 0.95)
-
-
-def promise_rivals(run: str, size: int, rows: Tree) -> Iterator[Promise]:
-    mixed, at = rows.get(f"exits, {MIXED}"), f"{run}, batch {size}: {MIXED}, times"
+            yield f"saving|{shares}|{run}|{size}", what, rows[fastest]["saving"], ">=", 0.95
+    mixed, other, at = rows.get(f"exits, {MIXED}"), rows.get(EARLYON), f"{run}, batch {size}: {MIXED}, times"
     if mixed and run.startswith("resnet50") and size == 32:
-        yield Promise(f"plain|{run}", f"{at} faster than plain as PyTorch runs it", mixed["speedup"][0], ">=", 2.4)
-        what = f"{at} faster than plain with the same tuning"
-        yield Promise(f"tuned|{run}", what, mixed["speedup_tuned"][0], ">=", 1.6)
-    other = rows.get(EARLYON)
+        yield f"plain|{run}", f"{at} faster than plain as PyTorch runs it", mixed["speedup"], ">=", 2.4
+        yield f"tuned|{run}", f"{at} faster than plain with the same tuning", mixed["speedup_tuned"], ">=", 1.6
     if mixed and other and size in (1, 32):
-        what, bar = f"{at} earlyon's throughput, same formats", 1.0 if size == 1 else 2.2
-        yield Promise(f"earlyon, same formats|{run}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", bar)
+        (middle, low, high), (ms, least, most) = other["ms"], mixed["ms"]
+        summary, what = (middle / ms, low / most, high / least), f"{at} earlyon's throughput, same formats"
+        yield f"earlyon, same formats|{run}|{size}", what, summary, ">=", 1.0 if size == 1 else 2.2
 
 
 def order_runs(runs: Runs) -> dict[tuple[str, int], Tree]:
@@ -367,9 +363,8 @@ def order_runs(runs: Runs) -> dict[tuple[str, int], Tree]:
 def write_performance(runs: Runs) -> list[str]:
     ordered = order_runs(runs)
     first = next(iter(ordered.values()))["machine"]
-    lines = [
-        f"Measured on {first['processor']} ({first['cores']} cores), PyTorch {first['torch']}, Python {first['python']}."
-    ]
+    at = f"{first['processor']} ({first['cores']} cores), PyTorch {first['torch']}, Python {first['python']}"
+    lines = [f"Measured on {at}."]
     for (name, threads), measured in ordered.items():
         for part in (write_network(name, threads, measured), write_batches(measured), write_further(measured)):
             lines += ["", *part]
@@ -387,21 +382,18 @@ def write_network(name: str, threads: int, measured: Tree) -> list[str]:
         "memory kept" if tuning["keep_memory"] else "memory not kept",
         f"{used} thread{'s' if used > 1 else ''}",
     ]
-    return [
-        f"### {TITLES[name]}, {threads} core{'s' if threads > 1 else ''}",
-        "",
-        f"Exits after {at} (cost {cost}). Tuned: {', '.join(words)}, {tuning['precision']}.",
-    ]
+    title = f"### {TITLES[name]}, {threads} core{'s' if threads > 1 else ''}"
+    return [title, "", f"Exits after {at} (cost {cost}). Tuned: {', '.join(words)}, {tuning['precision']}."]
 
 
 def write_batches(measured: Tree) -> list[str]:
     by_size = [batch["rows"] for batch in measured["batches"].values()]
     head = ["ms a sample (times faster than plain as PyTorch runs it)", *(f"batch {size}" for size in measured["batches"])]
-    rows = []
-    for name in by_size[0]:
-        cells = [batch.get(name) for batch in by_size]
-        rows.append([name, *("" if row is None else f"{row['ms'][0]:.2f} ({row['speedup'][0]:.2f}x)" for row in cells)])
-    return table(head, rows)
+    cells = {name: [batch.get(name) for batch in by_size] for name in by_size[0]}
+    shown = {
+        name: [f"{row['ms'][0]:.2f} ({row['speedup'][0]:.2f}x)" if row else "" for row in cells[name]] for name in cells
+    }
+    return table(head, ([name, *row] for name, row in shown.items()))
 
 
 def write_further(measured: Tree) -> list[str]:
@@ -464,10 +456,17 @@ def plot_speed(runs: Runs, path: Path = ROOT / "docs" / "measured" / "performanc
     figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for j, (key, (label, colour)) in enumerate(BARS.items()):
-        for i, measured in enumerate(on_two.values()):
-            row = measured["batches"]["32"]["rows"].get(key)
-            if row is not None:
-                draw_bar(axes, i + (j - (len(BARS) - 1) / 2) * WIDTH, row, colour, label if i == 0 else "")
+        places = [i + (j - (len(BARS) - 1) / 2) * WIDTH for i in range(len(on_two))]
+        rows = [(x, run["batches"]["32"]["rows"].get(key)) for x, run in zip(places, on_two.values(), strict=True)]
+        for x, row in ((x, row) for x, row in rows if row is not None):
+            (value, low, high), top = row["speedup"], row["speedup"][2]
+            error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.bar(x, value, WIDTH * 0.92, color=colour, yerr=error, ecolor="#222222", label=label if x < 0.5 else None)
+            if "ideal_ms" in row:
+                ideal = value * row["ms"][0] / row["ideal_ms"]
+                axes.plot([x - WIDTH / 2, x + WIDTH / 2], [ideal, ideal], color="#D55E00", lw=2)
+                top = max(high, ideal) + 0.03 if ideal < high + LABEL_HEIGHT else high  # no figure is drawn over the mark
+            axes.annotate(f"{value:.1f}", (x, top), ha="center", va="bottom", fontsize=7)
     axes.plot([], [], color="#D55E00", lw=2, label="ideal: stage times x shares")
     axes.axhline(1, color="#222222", lw=0.8)
     axes.set_xticks(range(len(on_two)), [TITLES[name] for name in on_two])
@@ -476,18 +475,6 @@ def plot_speed(runs: Runs, path: Path = ROOT / "docs" / "measured" / "performanc
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, ncols=2)
     save_svg(figure, path)
-
-
-def draw_bar(axes: Any, x: float, row: Tree, colour: str, label: str) -> None:
-    value, low, high = row["speedup"]
-    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.bar(x, value, WIDTH * 0.92, color=colour, yerr=error, ecolor="#222222", label=label or None)
-    top = high
-    if "ideal_ms" in row:
-        ideal = value * row["ms"][0] / row["ideal_ms"]
-        axes.plot([x - WIDTH / 2, x + WIDTH / 2], [ideal, ideal], color="#D55E00", lw=2)
-        top = max(high, ideal) + 0.03 if ideal < high + LABEL_HEIGHT else high  # the figure is not drawn over the mark
-    axes.annotate(f"{value:.1f}", (x, top), ha="center", va="bottom", fontsize=7)
 
 
 TABLES = {"performance": write_performance, "speed": write_summary}

@@ -1,7 +1,8 @@
 """A pretrained network on pictures that its training did not see: drawings of Debian's openclipart on varied backgrounds.
 
-Cells: plain-SEED and exits-SEED measure the networks of ``truth`` on their task ``pictures``, which are trained here if they are
-missing; pair-SEED compares the two of a seed on the same pictures; step-0 is the processor time of a training step.
+Cells: exits-SEED certifies policies for the network of ``truth`` on its task ``pictures``, which is trained here if it is missing;
+pair-SEED compares it with the plain one of its seed on the same pictures; step-0 is the processor time of a training step. What
+the networks know and where they look is among the results of ``truth``.
 """
 
 from __future__ import annotations
@@ -18,64 +19,47 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from benchmarks.drawings import BACKBONE, SIZE, load_pictures
-from benchmarks.harness import Job, Promise, Study, promise_mean, promise_table, spread, table, take_turns
+from benchmarks.harness import Job, Promise, Study, promise_table, spread, table, take_turns
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, TASKS
-from benchmarks.truth import EGT, PLAIN, find_folder, train
-from exitlens.functional.maps import energy_in_mask
+from benchmarks.truth import EGT, PLAIN, find_folder, list_accuracy, train
+from benchmarks.truth import STUDY as TRUTH
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.timing import describe_machine
 from exitlens.types.outputs import exit_name
 from exitlens.workflow.training.optimizer import make_optimizer
 
 SEEDS = (0, 1, 2)
-KINDS = {"plain": PLAIN, "exits": EGT}
 LIMITS, DELTA = (0.02, 0.03, 0.05), 0.1  # accuracy drops that policies are certified for
-RESAMPLES, SAMPLES = 2000, 256  # of the bootstrap; for the maps
 LEAST_DIFFERENCE, MOST_RATIO = -0.3, 1.15
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    kinds = {"plain": partial(measure_network, "plain"), "exits": partial(measure_network, "exits"), "pair": compare}
+    kinds = {"exits": certify, "pair": compare}
     cells = {f"{kind}-{seed}": partial(measure, seed) for seed in SEEDS for kind, measure in kinds.items()}
     return {"step-0": partial(time_steps, 1, 4) if quick else time_steps, **({} if quick else cells)}
 
 
-def measure_network(kind: str, seed: int) -> Tree:
-    """Measure a network on the test pictures; one with exits also by its maps and certified policies."""
-    task = TASKS["pictures"](seed)
-    net, result = train(task, KINDS[kind], seed, find_folder("pictures", KINDS[kind], seed))
-    test = load_pictures(PICTURES, "test")
-    trace = xl.collect(net, test.images)
-    report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
-    measured: Tree = {
+def certify(seed: int) -> Tree:
+    """Certify policies of a network with exits, and try them on the test pictures."""
+    net, result = train(TASKS["pictures"](seed), EGT, seed, find_folder("pictures", EGT, seed))
+    calibration, test = (load_pictures(PICTURES, part) for part in ("calibration", "test"))
+    trace, known = xl.collect(net, test.images), xl.collect(net, calibration.images, groups=calibration.drawings)
+    assert test.images.masks is not None
+    policies = {}
+    for name, (limit, named) in POLICIES.items():
+        alone = replace(known) if named else replace(known, groups=None)  # each limit is asked alone
+        report = xl.evaluate(trace, xl.calibrate(alone, max_accuracy_drop=limit, delta=DELTA))
+        policies[name] = {"cost": report.cost, "drop": report.accuracy_drop}
+    return {
         "epochs": len(result.history),
-        "pictures": len(test.images),
+        "pictures": len(trace),
         "drawings": len(test.drawings.unique()),
-        "cost": net.cost.tolist(),
-        "accuracy": [row.accuracy for row in report.exits],
+        "area": test.images.masks.float().mean().item(),
+        "calibration_pictures": len(known),
+        "calibration_drawings": len(calibration.drawings.unique()),
+        "policies": policies,
     }
-    if kind == "exits":
-        measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
-        measured |= measure_maps(net, test.images)
-        calibration = load_pictures(PICTURES, "calibration")
-        known = xl.collect(net, calibration.images, groups=calibration.drawings)
-        measured["calibration_pictures"], measured["calibration_drawings"] = len(known), len(calibration.drawings.unique())
-        measured["policies"] = {name: try_policy(known, trace, *asked) for name, asked in POLICIES.items()}
-    return measured
-
-
-def measure_maps(net: xl.ExitNet, images: xl.data.ImageSet) -> Tree:
-    """Measure the share of every exit's attention on the drawing, beside the drawing's share of the picture."""
-    sample = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES])
-    assert sample.masks is not None
-    with torch.inference_mode():
-        maps = [
-            net.info.place(k, torch.cat(parts))
-            for k, parts in enumerate(zip(*([o.attention for o in net(x)] for x in sample.inputs.split(64)), strict=True))
-        ]
-    energy = [energy_in_mask(attention.float(), sample.masks).mean().item() for attention in maps]
-    return {"area": sample.masks.float().mean().item(), "energy": energy}
 
 
 POLICIES = {  # by name: limit, and whether it is said which pictures show one drawing
@@ -83,17 +67,11 @@ POLICIES = {  # by name: limit, and whether it is said which pictures show one d
 }
 
 
-def try_policy(calibration: xl.Trace, test: xl.Trace, limit: float, named: bool) -> Tree:
-    trace = replace(calibration) if named else replace(calibration, groups=None)  # each limit is asked alone
-    report = xl.evaluate(test, xl.calibrate(trace, max_accuracy_drop=limit, delta=DELTA))
-    return {"cost": report.cost, "drop": report.accuracy_drop}
-
-
 def compare(seed: int) -> Tree:
     """Subtract the plain network from the final exit on the same pictures, with the standard error over drawings."""
     task, test = TASKS["pictures"](seed), load_pictures(PICTURES, "test")
-    nets = {kind: train(task, name, seed, find_folder("pictures", name, seed))[0] for kind, name in KINDS.items()}
-    plain, exits = (xl.collect(nets[kind], test.images).correct[:, -1:].double() for kind in KINDS)
+    nets = [train(task, name, seed, find_folder("pictures", name, seed))[0] for name in (PLAIN, EGT)]
+    plain, exits = (xl.collect(net, test.images).correct[:, -1:].double() for net in nets)
     difference = exits - plain
     return {"difference": difference.mean().item(), "error": spread_by_drawing(difference, test.drawings).item()}
 
@@ -103,7 +81,7 @@ def spread_by_drawing(values: Tensor, drawings: Tensor) -> Tensor:  # (N,K), (N,
     ids, place = drawings.unique(return_inverse=True)
     sums = torch.zeros(len(ids), values.shape[1], dtype=torch.float64).index_add_(0, place, values.double())
     counts = place.bincount(minlength=len(ids)).double()
-    draws = torch.randint(len(ids), (RESAMPLES, len(ids)), generator=torch.Generator().manual_seed(0))
+    draws = torch.randint(len(ids), (2000, len(ids)), generator=torch.Generator().manual_seed(0))
     return (sums[draws].sum(1) / counts[draws].sum(1)[:, None]).std(0)
 
 
@@ -117,30 +95,22 @@ def time_steps(rounds: int = 9, batch: int = 64, size: int = SIZE, classes: int 
     exits = xl.attach(build_backbone(BACKBONE, classes), 3, classes, images[:1], head="context")
     steps = {
         "plain": prepare_step(plain, lambda logits: F.cross_entropy(logits.float(), labels), images),
-        "exits": prepare_step(
-            exits, lambda outputs: loss(outputs, labels, 0.5).total, images, partial(exits, separate_maps=True)
-        ),
+        "exits": prepare_step(exits, lambda outputs: loss(outputs, labels, 0.5).total, images, separate_maps=True),
     }
     seconds = take_turns(steps, rounds)
     ratios = [e / p for e, p in zip(seconds["exits"], seconds["plain"], strict=True)]
-    return {
-        "machine": describe_machine(torch.get_num_threads()),
-        "batch": batch,
-        "rounds": rounds,
-        "ratio": spread(ratios, ends=(25, 75)),
-    }
+    facts = {"machine": describe_machine(torch.get_num_threads()), "batch": batch, "rounds": rounds}
+    return facts | {"ratio": spread(ratios, ends=(25, 75))}
 
 
-def prepare_step(
-    net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor, run: Callable[[Tensor], Any] | None = None
-) -> Callable[[int], None]:
-    """Return a training step in bfloat16 and channels_last with AdamW; ``run`` is called in place of the network."""
+def prepare_step(net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor, **options: bool) -> Callable[[int], None]:
+    """Return a training step in bfloat16 and channels_last with AdamW; the network gets the options."""
     net = net.to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer([{"params": list(net.parameters()), "lr": 1e-4}])
 
     def step(_: int) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = (run or net)(images)
+            outputs = net(images, **options)
         optimizer.zero_grad(set_to_none=True)
         measure(outputs).backward()
         optimizer.step()
@@ -152,28 +122,29 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
     pairs = list_seeds(runs, "pair")
     if len(pairs) == len(SEEDS):
         what = "pictures: final exit minus the plain network, points"
-        yield promise_mean("pictures|final", what, [100 * pair["difference"] for pair in pairs], ">=", LEAST_DIFFERENCE)
+        points, error = ([100 * pair[key] for pair in pairs] for key in ("difference", "error"))
+        yield Promise.of_mean("pictures|final", what, points, ">=", LEAST_DIFFERENCE, mean(error))
     if "step-0" in runs:
-        what = "pictures: a training step with exits over the plain network's"
-        yield Promise("pictures|step", what, runs["step-0"]["ratio"][0], "<=", MOST_RATIO)
+        what, step = "pictures: a training step with exits over the plain network's", runs["step-0"]
+        yield Promise.of_median("pictures|step", what, step["ratio"], "<=", MOST_RATIO, quartiles_of=step["rounds"])
 
 
 def write_networks(runs: Runs) -> list[str]:
-    seeds = [seed for seed in SEEDS if f"pair-{seed}" in runs]
+    seeds = [seed for seed in SEEDS if f"pair-{seed}" in runs and f"exits-{seed}" in runs]
     if not seeds:
         return ["Not measured yet: `python -m benchmarks pictures` (six networks, resumable)."]
-    done = {name: run for name, run in runs.items() if int(name.rpartition("-")[2]) in seeds}
-    return [*write_accuracy(done, seeds), "", *write_policies(done)]
+    return [*write_accuracy(runs, seeds), "", *write_policies(runs)]
 
 
 def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
-    plain, exits, pairs = (list_seeds(runs, kind) for kind in ("plain", "exits", "pair"))
-    accuracy, cost, skill, energy = (average(exits, key) for key in ("accuracy", "cost", "skill", "energy"))
-    rows = [["plain network", "1", *show_points([run["accuracy"][0] for run in plain]), "", ""]]
-    for k in range(len(accuracy)):
-        by_seed = show_points([run["accuracy"][k] for run in exits])
-        agreement = f"{skill[k]:.2f}" if k < len(skill) else ""
-        rows.append([exit_name(k, len(accuracy)), f"{cost[k]:.2f}", *by_seed, agreement, f"{100 * energy[k]:.0f} %"])
+    (exits, pairs), truth = (list_seeds(runs, kind) for kind in ("exits", "pair")), TRUTH.read()
+    plain, ours = ([truth[f"pictures/{name}-{seed}"] for seed in seeds] for name in (PLAIN, EGT))
+    cost, skill = average(ours, "cost"), average(ours, "skill")
+    energy = average([run["attention"] for run in ours], "energy_in_mask")
+    rows = [["plain network", "1", *show_points(list_accuracy(plain, "test", 0)), "", ""]]
+    for k in range(len(cost)):
+        by_seed, agreement = show_points(list_accuracy(ours, "test", k)), f"{skill[k]:.2f}" if k < len(skill) else ""
+        rows.append([exit_name(k, len(cost)), f"{cost[k]:.2f}", *by_seed, agreement, f"{100 * energy[k]:.0f} %"])
     differences, first = [100 * pair["difference"] for pair in pairs], exits[0]
     return [
         f"Accuracy in % on {first['pictures']:,} test pictures of {first['drawings']} drawings, {first['epochs']} epochs, for seeds "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, join_means, promise_end, promise_mean, promise_table, table
+from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table
 from benchmarks.networks import ResNet1d
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import Task, build_network
@@ -43,7 +43,7 @@ LOSSES = {
 TITLES = {PLAIN: "plain network", WITHOUT: "without EGT", EGT: "EGT"}
 WIDTHS, AT = (24, 32, 48, 64), ("blocks.0", "blocks.1", "blocks.2")
 MOST_LOST = 0.005  # accuracy, on validation data
-MAPS = ("deletion_share", "energy_in_mask")
+MAPS, JUDGED = ("deletion_share", "energy_in_mask"), 500  # measures of maps, and the series that they are judged on
 
 
 def list_conditions(task: str) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
     policy = xl.calibrate(xl.collect(net, task.validation, batch_size=250), max_accuracy_drop=MOST_LOST)
     report = xl.evaluate(next(iter(traces.values())), policy)
     measured["routed"] = {"cost": report.cost, "accuracy_drop": report.accuracy_drop}
-    judged = xl.measure_faithfulness(net, next(iter(task.tests.values())), samples=500, oracle_samples=200).to_dict()
+    judged = xl.measure_faithfulness(net, next(iter(task.tests.values())), samples=JUDGED, oracle_samples=200).to_dict()
     return measured | {"maps": {name: judged[name] for name in MAPS}}
 
 
@@ -153,21 +153,25 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         if len(ours) < SEEDS:
             continue
         test = next(iter(ours[0]["tests"]))
-        finals = ([run["tests"][test]["accuracy"][-1] for run in measured] for measured in (ours, plain))
-        points = [100 * (a - b) for a, b in zip(*finals, strict=True)]
-        yield promise_end(f"series|{task}|final", f"{task}: final exit minus plain, points", points, 0, "upper")
-        cost = [run["routed"]["cost"] for run in ours]
-        yield promise_mean(f"series|{task}|cost", f"{task}: cost, thresholds for 0.5 points", cost, "<=", COST)
-        lost = [100 * run["routed"]["accuracy_drop"] for run in ours]
-        yield promise_mean(f"series|{task}|lost", f"{task}: points lost on test data", lost, "<=", LOST)
+        count = ours[0]["tests"][test]["samples"]
+        finals, others = ([run["tests"][test]["accuracy"][-1] for run in measured] for measured in (ours, plain))
+        what = f"{task}: final exit minus plain, points"
+        yield Promise.of_points(f"series|{task}|final", what, finals, others, count, ">=", 0)
+        cost, what = [run["routed"]["cost"] for run in ours], f"{task}: cost, thresholds for 0.5 points"
+        yield Promise.of_mean(f"series|{task}|cost", what, cost, "<=", COST, share_error(cost, count))
+        routed = [final - run["routed"]["accuracy_drop"] for final, run in zip(finals, ours, strict=True)]
+        what = f"{task}: points lost on test data"
+        yield Promise.of_points(f"series|{task}|lost", what, finals, routed, count, "<=", LOST)
         if task == MOTIFS:
             without = [run["maps"]["energy_in_mask"][-1] for run in find_runs(runs, task, WITHOUT)]
+            apart = share_error(without, JUDGED)
             for k in range(len(ours[0]["cost"])):
                 energy = [run["maps"]["energy_in_mask"][k] for run in ours]
-                yield promise_mean(f"series|energy|{k}", f"motifs: energy in the motif, exit {k}", energy, ">=", ENERGY)
+                what, error = f"motifs: energy in the motif, exit {k}", share_error(energy, JUDGED)
+                yield Promise.of_mean(f"series|energy|{k}", what, energy, ">=", ENERGY, error)
                 gain = [a - b for a, b in zip(energy, without, strict=True)]
                 what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
-                yield promise_mean(f"series|gain|{k}", what, gain, ">=", 0)
+                yield Promise.of_mean(f"series|gain|{k}", what, gain, ">=", 0, math.hypot(error, apart))
 
 
 def write_answers(runs: Runs) -> list[str]:

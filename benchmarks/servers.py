@@ -41,6 +41,8 @@ HAPROXY = {
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
 }
 T = TypeVar("T")
+Words = Mapping[str, Any]  # settings by name
+NONE: Words = {}
 
 
 def list_family(pid: int) -> list[psutil.Process]:
@@ -116,13 +118,7 @@ def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
 
 @contextlib.contextmanager
 def start_server(
-    serve: str,
-    settings: Mapping[str, Any],
-    *,
-    path: str,
-    probe: bytes,
-    processors: Sequence[int] = (),
-    environment: Mapping[str, str] | None = None,
+    serve: str, settings: Words, *, path: str, probe: bytes, processors: Sequence[int] = (), environment: Words = NONE
 ) -> Iterator[Server]:
     """Call ``serve`` (``module:function`` of this package) in a new process with the settings and a ``port``, until the block ends.
 
@@ -133,7 +129,7 @@ def start_server(
         port: int = free.getsockname()[1]
     given = json.dumps({"serve": serve, "processors": list(processors), "settings": {**settings, "port": port}})
     with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:
-        variables = {name: value.format(folder=folder) for name, value in (environment or {}).items()}
+        variables = {name: value.format(folder=folder) for name, value in environment.items()}
         modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         env = {**os.environ, "PYTHONPATH": modules, "PYTHONWARNINGS": "ignore", **variables}
         command = [sys.executable, "-m", "benchmarks.servers", given]
@@ -162,19 +158,13 @@ def wait_until_ready(server: Server, probe: bytes) -> None:
 
 
 def start_ours(
-    bundle: Path,
-    sample: Array,
-    *,
-    processors: Sequence[int] = (),
-    batching: Mapping[str, Any] | None = None,
-    limits: Mapping[str, Any] | None = None,
-    **rest: Any,
+    bundle: Path, sample: Array, *, processors: Sequence[int] = (), batching: Words = NONE, limits: Words = NONE, **rest: Any
 ) -> AbstractContextManager[Server]:
     """Start ``exitlens serve`` with one model named "net", without an access log, as the other servers have none."""
     settings = {
         "bundles": {"net": str(bundle)},
-        "batching": {"threads": 1, **(batching or {})},
-        "limits": dict(limits or {}),
+        "batching": {"threads": 1, **batching},
+        "limits": dict(limits),
         "rest": {"access_log": False, "reload_seconds": 0.0, **rest},
     }
     probe = make_json_probe(sample)

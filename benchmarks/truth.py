@@ -7,6 +7,7 @@ Cells are TASK/CONDITION-SEED. Training goes on from its last epoch. Pictures ne
 from __future__ import annotations
 
 import fcntl
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, join_means, promise_end, promise_mean, promise_table, table
+from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
 from exitlens.data.sets import SampleSet
@@ -29,6 +31,17 @@ SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for th
 SWAPPED = 500  # samples for binding
 SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
+SWAPS = {  # columns that earlier runs lack are left out where no run has them
+    "binding at 20 %": ("swaps", "binding"),
+    "another's map": ("swaps", "another"),
+    "changed with the background": ("swaps", "cue"),
+}
+LATER = {
+    "its mean from 5 to 80 % of the cells": ("attention", "deletion_area_share"),
+    "share, blurred cells": ("blur", "deletion_share"),
+    "share, imputed cells": ("road", "deletion_share"),
+    "evidence's share": ("evidence", "deletion_share"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,19 +52,19 @@ class PermutedLoss(xl.EGTLoss):
         return [target.roll(1, 0) for target in super().make_targets(maps, relevance)]
 
 
-EGT, WITHOUT, PLAIN, PAPER, CONTROL = "egt", "without", "plain", "paper", "permuted"
+EGT, WITHOUT, PLAIN, ATTENTION, CONTROL = "egt", "without", "plain", "attention", "permuted"
 CONDITIONS: dict[str, tuple[xl.EGTLoss | None, str]] = {  # loss (none: no exits) and title; only the loss differs
     PLAIN: (None, "plain network"),
     WITHOUT: (xl.EGTLoss(weight=0.0), "without EGT"),
     EGT: (xl.EGTLoss(), "EGT (the defaults)"),
-    PAPER: (xl.EGTLoss(target="attention", reach="network"), "EGT as published: the final attention for all weights"),
+    ATTENTION: (xl.EGTLoss(target="attention", reach="network"), "EGT towards the final attention, for all weights"),
     CONTROL: (PermutedLoss(), "control: targets of other samples"),
 }
 
 
 def count_seeds(task: str, condition: str) -> int:
     """Return how many networks of a condition are trained: fewer of those that are only there for comparison."""
-    return SEEDS[task] if condition not in (PAPER, CONTROL) else 3 if task == "scenes" else 1
+    return SEEDS[task] if condition not in (ATTENTION, CONTROL) else 3 if task == "scenes" else 1
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -105,30 +118,44 @@ def watch(task: Task) -> SampleSet:
 def measure(net: xl.ExitNet, task: Task) -> Tree:
     measured: Tree = {"cost": net.cost.tolist(), "tests": {}}
     for name, data in task.tests.items():
-        report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
+        trace = xl.collect(net, data, batch_size=250)
+        report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
         measured["tests"][name] = {"samples": len(data), "accuracy": [row.accuracy for row in report.exits]}
+        measured["tests"][name]["right"] = [np.packbits(row.numpy()).tobytes().hex() for row in trace.correct.T]
         if "skill" not in measured and net.num_exits > 1:
             measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
-    counts = {"attention": (SAMPLES, ORACLE, (*SHARES, *MAPS)), "relevance": (RELEVANCE, RELEVANCE, SHARES)}
-    for of, (samples, oracle, kept) in counts.items() if net.num_exits > 1 else ():
-        settings: dict[str, Any] = {"samples": samples, "oracle_samples": oracle, "grid": task.grid}
-        settings["binding_samples"] = SWAPPED if of == "attention" else 0
-        judged = measure_faithfulness(net, next(iter(task.tests.values())), of=of, **settings)
-        measured[of] = {name: getattr(judged, name) for name in kept}
+    if net.num_exits > 1:
+        judged = judge(net, task, SAMPLES, ORACLE, SWAPPED)
+        measured["attention"] = list_shares_of(judged) | {name: getattr(judged, name) for name in MAPS}
         if judged.binding is not None:
             measured["swaps"] = list_swaps(judged, judged.binding)
+        for of in ("relevance", "evidence"):
+            measured[of] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, of=of))
+        for baseline in net.input_spec.modality.baselines[1:]:
+            measured[baseline] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, baseline=baseline))
     return measured
+
+
+def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, binding: int = 0, **kind: Any) -> xl.Faithfulness:
+    """Judge one kind of map with one baseline on the task's first test."""
+    data, counts = (
+        next(iter(task.tests.values())),
+        {"samples": samples, "oracle_samples": oracle, "binding_samples": binding},
+    )
+    return measure_faithfulness(net, data, grid=task.grid, **counts, **kind)
+
+
+def list_shares_of(judged: xl.Faithfulness) -> Tree:
+    areas = {"deletion_area_share": judged.deletion_area, "insertion_area_share": judged.insertion_area}
+    shares: Tree = {name: getattr(judged, name) for name in SHARES}
+    return shares | {name: None if area is None else area.share for name, area in areas.items()}
 
 
 def list_swaps(judged: xl.Faithfulness, binding: xl.types.Binding) -> Tree:
     swaps = {"binding": binding.at(), "another": binding.at(of="another"), "area": binding.maps.area_under}
     swaps |= {"error": tuple(row[2] for row in binding.above_another_error), "oracle_share": binding.oracle_share}
-    cue = judged.cue_swap
-    return {
-        **swaps,
-        "dependence": judged.dependence,
-        **({} if cue is None else {"cue": cue.change, "cue_error": cue.change_error}),
-    }
+    cue = {} if judged.cue_swap is None else {"cue": judged.cue_swap.change, "cue_error": judged.cue_swap.change_error}
+    return {**swaps, "dependence": judged.dependence, **cue}
 
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond DEEP
@@ -155,26 +182,45 @@ def promise_task(task: str, ours: list[Tree], without: list[Tree], plain: list[T
     for k in (*deep, last) if task in LEAST_SHARE else ():
         name, bar = ("final exit", FINAL_SHARE) if k == last else (f"exit {k}", LEAST_SHARE[task])
         shares = [share for share in list_shares(ours, k) if share is not None]
-        yield promise_mean(f"truth|{task}|share|{k}", f"{task}: faithfulness share, {name}", shares, ">=", bar)
+        what = f"{task}: faithfulness share, {name}"
+        yield Promise.of_mean(f"truth|{task}|share|{k}", what, shares, ">=", bar, mean_error(ours, k))
     for k in range(last + 1):
         gain = subtract_shares(ours, without, k)
         if gain:
             seeds = f" ({len(gain)} of {len(ours)} seeds)" if len(gain) < len(ours) else ""
             what = f"{task}: faithfulness share, exit {k}, over the same without EGT{seeds}"
-            yield promise_mean(f"truth|{task}|gain|{k}", what, gain, ">=", 0)
+            error = math.hypot(mean_error(ours, k), mean_error(without, k))
+            yield Promise.of_mean(f"truth|{task}|gain|{k}", what, gain, ">=", 0, error)
     if task in LEAST_SKILL:
         skill = [mean(run["skill"][k] for k in deep) for run in ours]
         what = f"{task}: skill, mean over early exits beyond 30 % of the cost"
-        yield promise_mean(f"truth|{task}|skill", what, skill, ">=", LEAST_SKILL[task])
-    points = [100 * (a - b) for a, b in zip(list_accuracy(ours, first, -1), list_accuracy(plain, first, -1), strict=True)]
-    yield promise_end(f"truth|{task}|final", f"{task}: final exit minus plain, points", points, DIFFERENCE)
+        yield Promise.of_mean(f"truth|{task}|skill", what, skill, ">=", LEAST_SKILL[task])
+    what = f"{task}: final exit minus plain, points"
+    yield promise_difference(f"truth|{task}|final", what, (ours, plain), first, -1, DIFFERENCE)
     if task == "scenes":
         yield from promise_scenes(ours, without)
     for most, bar in EARLY if task == "pictures" else ():
         k = max(k for k in range(last + 1) if cost[k] <= most + 0.02)
-        pairs = zip(list_accuracy(ours, first, k), list_accuracy(ours, first, -1), strict=True)
+        early, final = (list_accuracy(ours, first, i) for i in (k, -1))
         what = f"pictures: accuracy of the exit at {100 * most:.0f} % of the cost over the final exit's"
-        yield promise_mean(f"truth|pictures|early|{most}", what, [a / b for a, b in pairs], ">=", bar)
+        yield promise_ratio(f"truth|pictures|early|{most}", what, early, final, count_samples(ours, first), bar)
+
+
+def promise_ratio(key: str, what: str, early: list[float], final: list[float], samples: int, bar: float) -> Promise:
+    error = math.hypot(share_error(early, samples), share_error(final, samples)) / mean(final)  # if early ones are no better
+    return Promise.of_mean(key, what, [a / b for a, b in zip(early, final, strict=True)], ">=", bar, error)
+
+
+def promise_difference(key: str, what: str, parts: tuple[list[Tree], list[Tree]], test: str, k: int, bar: float) -> Promise:
+    """Promise a difference of accuracies: of the same answers where cells kept them, else of their means."""
+    samples = count_samples(parts[0], test)
+    kept = [[run["tests"][test].get("right", []) for run in part] for part in parts]
+    if all(all(part) for part in kept):
+        packed = np.array([[np.frombuffer(bytes.fromhex(right[k]), np.uint8) for right in part] for part in kept])
+        ours, others = np.unpackbits(packed, axis=2, count=samples).astype(float)  # (R,N) each
+        return Promise.of_both(key, what, 100 * (ours - others), ">=", bar)
+    shares, others = (list_accuracy(part, test, k) for part in parts)
+    return Promise.of_points(key, what, shares, others, samples, ">=", bar)
 
 
 def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Promise]:
@@ -182,23 +228,31 @@ def promise_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterato
     pairs = list(zip(ours, control, strict=False))  # the control has fewer seeds
     skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
     gains = [[gain for k in range(len(a["skill"])) for gain in subtract_shares([a], [b], k)] for a, b in pairs]
-    for name, values in (("skill", skill), ("faithfulness share", [mean(values) for values in gains if values])):
-        key = f"truth|{task}|control|{name}"
+    shares = [mean(values) for values in gains if values]
+    error = math.hypot(*(mean(mean_error(part, k) for k in range(len(ours[0]["skill"]))) for part in (ours, control)))
+    for name, values, added in (("skill", skill, 0.0), ("faithfulness share", shares, error)) if shares else ():
         what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
-        if len(values) > 1:
-            yield promise_end(key, what, values, 0)
-        elif values:
-            yield Promise(key, what, values[0], ">=", 0, note="(one seed)")
+        yield Promise.of_mean(f"truth|{task}|control|{name}", what, values, ">=", 0, added)
 
 
 def promise_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:
     for k in range(len(ours[0]["cost"])):
         energy = [run["attention"]["energy_in_mask"][k] for run in ours]
-        yield promise_mean(f"truth|scenes|energy|{k}", f"scenes: energy in the object, exit {k}", energy, ">=", ENERGY)
+        what, error = f"scenes: energy in the object, exit {k}", share_error(energy, SAMPLES)
+        yield Promise.of_mean(f"truth|scenes|energy|{k}", what, energy, ">=", ENERGY, error)
     for test in ours[0]["tests"]:
-        gain = [100 * (a - b) for a, b in zip(list_accuracy(ours, test, 0), list_accuracy(without, test, 0), strict=True)]
         what = f"scenes, {test}: exit 0 against without EGT, points"
-        yield promise_mean(f"truth|scenes|exit0|{test}", what, gain, ">=", 0)
+        yield promise_difference(f"truth|scenes|exit0|{test}", what, (ours, without), test, 0, 0)
+
+
+def count_samples(runs: Sequence[Tree], test: str) -> int:
+    return int(runs[0]["tests"][test]["samples"])
+
+
+def mean_error(runs: Sequence[Tree], k: int) -> float:
+    """Return the standard error that the test samples leave to the mean of faithfulness shares."""
+    errors = [run["attention"]["deletion_share_error"][k] for run in runs]
+    return mean(error for error in errors if error is not None)
 
 
 def list_shares(runs: Sequence[Tree], k: int) -> list[float | None]:
@@ -220,22 +274,8 @@ def write_tables(runs: Runs) -> list[str]:
     return [*lines, *promise_table(list_promises(runs))]
 
 
-SWAPS = {"binding": "binding at 20 %", "another": "another's map", "cue": "changed with the background"}
-
-
-def join_swaps(measured: Sequence[Tree], name: str) -> str:
-    """Join the means over the runs that measured it; earlier ones did not."""
-    columns = [run["swaps"][name] for run in measured if name in run.get("swaps", {})]
-    return join_means(columns, 2) if columns else ""
-
-
 def write_task(runs: Runs, task: str) -> list[str]:
     rows, tests = [], []
-    swaps = {
-        name: title
-        for name, title in SWAPS.items()
-        if any(join_swaps(list_seeds(runs, f"{task}/{c}"), name) for c in CONDITIONS)
-    }
     for condition, (_, title) in CONDITIONS.items():
         if measured := list_seeds(runs, f"{task}/{condition}"):
             tests = list(measured[0]["tests"])
@@ -243,13 +283,22 @@ def write_task(runs: Runs, task: str) -> list[str]:
             if "attention" in measured[0]:
                 energy = [run["attention"]["energy_in_mask"] for run in measured]
                 shares = ([run[maps]["deletion_share"] for run in measured] for maps in ("attention", "relevance"))
-                cells += [join_swaps(measured, name) for name in swaps]
+                cells += [join_part(measured, *column) for column in SWAPS.values()]
                 cells += [join_means(values, 2) for values in ([run["skill"] for run in measured], *shares)]
-                cells.append("" if None in energy else join_means(energy, 2))
-            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(swaps) + len(tests) - len(cells))])
-    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
-    head += [*swaps.values(), "skill", "share of the oracle", "relevance's share", "energy in the object"]
-    return [f"**{TITLES[task]}**", "", *table(head, rows), ""] if rows else []
+                cells += ["" if None in energy else join_means(energy, 2)]
+                cells += [join_part(measured, *column) for column in LATER.values()]
+            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(SWAPS | LATER) + len(tests) - len(cells))])
+    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests), *SWAPS]
+    head += ["skill", "share of the oracle", "relevance's share", "energy in the object", *LATER]
+    shown = [i for i, name in enumerate(head) if name not in SWAPS | LATER or any(row[i] for row in rows)]
+    lines = table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return [f"**{TITLES[task]}**", "", *lines, ""] if rows else []
+
+
+def join_part(measured: Sequence[Tree], part: str, name: str) -> str:
+    """Join the means over the runs that measured it; earlier ones did not."""
+    columns = [run[part][name] for run in measured if name in run.get(part, {})]
+    return join_means(columns, 2) if columns else ""
 
 
 STUDY = Study("truth", list_cells, list_promises, {"truth": write_tables}, processes=2)

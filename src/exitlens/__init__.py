@@ -1,4 +1,4 @@
-"""Classifiers that answer early when they can, and show that the early answer looked at the right thing.
+"""Classifiers that answer early when they can, and show where every exit looked.
 
 The flow, with ``import exitlens as xl``::
 

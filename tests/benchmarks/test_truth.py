@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ def make_run(share, skill, accuracy, energy=(0.8, 0.8, 0.8)):
         "cost": [0.2, 0.6, 1.0],
         "skill": skill,
         "tests": {name: {"samples": 9, "accuracy": accuracy} for name in ("agreeing", "unseen")},
-        "attention": {"deletion_share": list(share), "energy_in_mask": list(energy)},
+        "attention": {"deletion_share": list(share), "deletion_share_error": [0.0] * 3, "energy_in_mask": list(energy)},
         "relevance": {"deletion_share": [1, 1, 1]},
     }
 
@@ -38,7 +39,8 @@ def test_promises_of_scenes():
     assert {key: judged[f"truth|scenes|{key}"].measured for key in expected} == pytest.approx(expected)
     assert "truth|scenes|share|0" not in judged  # it stands before 30 % of the cost
     assert judged["truth|scenes|share|2"].bar == 0.9
-    assert [judged[f"truth|scenes|{key}"].is_kept for key in ("gain|0", "gain|1", "energy|0")] == [False, True, True]
+    states = [judged[f"truth|scenes|{key}"].state for key in ("gain|0", "gain|1", "energy|0", "final")]
+    assert states == ["missed", "kept", "kept", "undecided"]  # of 9 test samples
 
 
 def test_pictures_are_judged_by_what_their_early_exits_know():
@@ -53,10 +55,22 @@ def test_the_control_has_to_lose():
     runs |= {f"scenes/permuted-{s}": make_run((0.5, 0.35, 1.0), [0.1, 0.01 * s], [0.8, 0.9, 0.9]) for s in range(3)}
     judged = judge(runs)
     assert judged["truth|scenes|control|faithfulness share"].measured == pytest.approx(0.3)
-    assert "(0.68 ± " in judged["truth|scenes|control|skill"].note
+    assert judged["truth|scenes|control|skill"].figure.startswith("0.68 ± ")
     runs = make_runs("vit", 3) | {"vit/permuted-0": make_run((0.5, 0.35, 1.0), [0.1, 0.01], [0.8, 0.9, 0.9])}
     single = judge(runs)["truth|vit|control|skill"]
-    assert (single.measured, single.note) == (pytest.approx(0.68), "(one seed)")
+    assert (single.measured, single.state) == (pytest.approx(0.68), "undecided")
+
+
+def test_answers_that_were_kept_are_compared_one_by_one():
+    """With the same 8 of 9 right in every run, 7 of them without: the difference is one sample's, whatever else is wrong."""
+    runs = make_runs("scenes", 5)
+    for name, run in runs.items():
+        bits = np.array([1, 1, 1, 1, 1, 1, 1, "plain" not in name, 0], bool)
+        kept = {test: {**part, "right": [np.packbits(bits).tobytes().hex()] * 3} for test, part in run["tests"].items()}
+        runs[name] = {**run, "tests": kept}
+    judged = judge(runs)
+    assert judged["truth|scenes|final"].measured == pytest.approx(100 / 9)
+    assert judged["truth|scenes|exit0|agreeing"].ends == (0, 0)
 
 
 def test_seeds_without_a_share_are_left_out_and_said():
@@ -104,6 +118,7 @@ def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monk
     monkeypatch.setattr(truth, "SWAPPED", 4)
     measured = truth.measure_cell("digits", condition, 0)
     assert len(measured["tests"]["test"]["accuracy"]) == len(measured["cost"]) == (1 if condition == "plain" else 3)
+    assert len(measured["tests"]["test"]["right"]) == len(measured["cost"])
     if condition != "plain":
         assert len(measured["skill"]) == 2
         assert len(measured["swaps"]["binding"]) == len(measured["swaps"]["cue"]) == 3

@@ -49,7 +49,7 @@ verbs = Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Classifiers that answer early when they can, and show that the early answer looked at the right thing.",
+    help="Classifiers that answer early when they can, and show where every exit looked.",
 )
 console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
 
