@@ -31,6 +31,17 @@ SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for th
 SWAPPED = 500  # samples for binding
 SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
+SWAPS = {  # columns that earlier runs lack are left out where no run has them
+    "binding at 20 %": ("swaps", "binding"),
+    "another's map": ("swaps", "another"),
+    "changed with the background": ("swaps", "cue"),
+}
+LATER = {
+    "its mean from 5 to 80 % of the cells": ("attention", "deletion_area_share"),
+    "share, blurred cells": ("blur", "deletion_share"),
+    "share, imputed cells": ("road", "deletion_share"),
+    "evidence's share": ("evidence", "deletion_share"),
+}
 
 
 @dataclass(frozen=True)
@@ -113,15 +124,31 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
         measured["tests"][name]["right"] = [np.packbits(row.numpy()).tobytes().hex() for row in trace.correct.T]
         if "skill" not in measured and net.num_exits > 1:
             measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
-    counts = {"attention": (SAMPLES, ORACLE, (*SHARES, *MAPS)), "relevance": (RELEVANCE, RELEVANCE, SHARES)}
-    for of, (samples, oracle, kept) in counts.items() if net.num_exits > 1 else ():
-        settings: dict[str, Any] = {"samples": samples, "oracle_samples": oracle, "grid": task.grid}
-        settings["binding_samples"] = SWAPPED if of == "attention" else 0
-        judged = measure_faithfulness(net, next(iter(task.tests.values())), of=of, **settings)
-        measured[of] = {name: getattr(judged, name) for name in kept}
+    if net.num_exits > 1:
+        judged = judge(net, task, SAMPLES, ORACLE, SWAPPED)
+        measured["attention"] = list_shares_of(judged) | {name: getattr(judged, name) for name in MAPS}
         if judged.binding is not None:
             measured["swaps"] = list_swaps(judged, judged.binding)
+        for of in ("relevance", "evidence"):
+            measured[of] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, of=of))
+        for baseline in net.input_spec.modality.baselines[1:]:
+            measured[baseline] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, baseline=baseline))
     return measured
+
+
+def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, binding: int = 0, **kind: Any) -> xl.Faithfulness:
+    """Judge one kind of map with one baseline on the task's first test."""
+    data, counts = (
+        next(iter(task.tests.values())),
+        {"samples": samples, "oracle_samples": oracle, "binding_samples": binding},
+    )
+    return measure_faithfulness(net, data, grid=task.grid, **counts, **kind)
+
+
+def list_shares_of(judged: xl.Faithfulness) -> Tree:
+    areas = {"deletion_area_share": judged.deletion_area, "insertion_area_share": judged.insertion_area}
+    shares: Tree = {name: getattr(judged, name) for name in SHARES}
+    return shares | {name: None if area is None else area.share for name, area in areas.items()}
 
 
 def list_swaps(judged: xl.Faithfulness, binding: xl.types.Binding) -> Tree:
@@ -247,18 +274,8 @@ def write_tables(runs: Runs) -> list[str]:
     return [*lines, *promise_table(list_promises(runs))]
 
 
-SWAPS = {"binding": "binding at 20 %", "another": "another's map", "cue": "changed with the background"}
-
-
-def join_swaps(measured: Sequence[Tree], name: str) -> str:
-    """Join the means over the runs that measured it; earlier ones did not."""
-    columns = [run["swaps"][name] for run in measured if name in run.get("swaps", {})]
-    return join_means(columns, 2) if columns else ""
-
-
 def write_task(runs: Runs, task: str) -> list[str]:
-    rows, tests, parts = [], [], [list_seeds(runs, f"{task}/{condition}") for condition in CONDITIONS]
-    swaps = {name: title for name, title in SWAPS.items() if any(join_swaps(part, name) for part in parts)}
+    rows, tests = [], []
     for condition, (_, title) in CONDITIONS.items():
         if measured := list_seeds(runs, f"{task}/{condition}"):
             tests = list(measured[0]["tests"])
@@ -266,13 +283,22 @@ def write_task(runs: Runs, task: str) -> list[str]:
             if "attention" in measured[0]:
                 energy = [run["attention"]["energy_in_mask"] for run in measured]
                 shares = ([run[maps]["deletion_share"] for run in measured] for maps in ("attention", "relevance"))
-                cells += [join_swaps(measured, name) for name in swaps]
+                cells += [join_part(measured, *column) for column in SWAPS.values()]
                 cells += [join_means(values, 2) for values in ([run["skill"] for run in measured], *shares)]
-                cells.append("" if None in energy else join_means(energy, 2))
-            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(swaps) + len(tests) - len(cells))])
-    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests)]
-    head += [*swaps.values(), "skill", "share of the oracle", "relevance's share", "energy in the object"]
-    return [f"**{TITLES[task]}**", "", *table(head, rows), ""] if rows else []
+                cells += ["" if None in energy else join_means(energy, 2)]
+                cells += [join_part(measured, *column) for column in LATER.values()]
+            rows.append([title, str(len(measured)), *cells, *[""] * (4 + len(SWAPS | LATER) + len(tests) - len(cells))])
+    head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests), *SWAPS]
+    head += ["skill", "share of the oracle", "relevance's share", "energy in the object", *LATER]
+    shown = [i for i, name in enumerate(head) if name not in SWAPS | LATER or any(row[i] for row in rows)]
+    lines = table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return [f"**{TITLES[task]}**", "", *lines, ""] if rows else []
+
+
+def join_part(measured: Sequence[Tree], part: str, name: str) -> str:
+    """Join the means over the runs that measured it; earlier ones did not."""
+    columns = [run[part][name] for run in measured if name in run.get(part, {})]
+    return join_means(columns, 2) if columns else ""
 
 
 STUDY = Study("truth", list_cells, list_promises, {"truth": write_tables}, processes=2)

@@ -35,6 +35,7 @@ from .types import Trace as Trace
 from .types import TrainingSettings as TrainingSettings
 from .workflow.calibration import calibrate as calibrate
 from .workflow.collection import collect as collect
+from .workflow.cues import find_cues as find_cues
 from .workflow.evaluation import Report as Report
 from .workflow.evaluation import evaluate as evaluate
 from .workflow.evaluation import measure_anytime as measure_anytime

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import loading, neighbour, processes, recipes, series, tasks, traces, training
+from benchmarks import cues, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -33,6 +33,16 @@ def test_scaled_compact_logits_are_those_of_scaled_logits():
     assert len(set(trace.hash_samples())) == 700
 
 
+def test_maps_on_garments_are_judged_by_every_way_to_delete(net):
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps = {"blind": [torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(k)) for k in range(3)]}
+    for name, replaced in fashion.list_fills(0.0).items():
+        judged = fashion.judge(net.eval(), images, maps, replaced)
+        assert list(judged) == ["blind", "oracle's drop", "random drop"], name
+        assert all(len(values) == 3 for values in judged.values())
+        assert all(float(best) >= float(control) for best, control in zip(*list(judged.values())[1:], strict=True))
+
+
 def test_data_of_processes_show_their_class_and_batch_norm_is_replaced():
     backbone = SmallResNet(10)
     processes.replace_batch_norm(backbone)
@@ -48,6 +58,35 @@ def test_neighbour(monkeypatch):
     assert neighbour.write_table({"shared": shared})[2].startswith("| `fit` | 1.80 (1.70 to 1.90) | 1.50 (1.40 to 1.60) |")
     monkeypatch.setattr(neighbour, "SAMPLES", 16)
     assert len(neighbour.train("shared")) == len(neighbour.train("plain")) == 3
+
+
+def test_planted_cues_are_recognised_and_counted():
+    def make(kind, name, ignore):
+        return xl.types.Cue(kind, name, 0, (), (), (), 0.3, (0.2, 0.4), ("a", "b"), ignore)
+
+    corner = torch.zeros(cues.SIDE, cues.SIDE, dtype=torch.bool)
+    corner[:4, -4:] = True
+    assert cues.is_planted("patch", make("place", "", corner))
+    assert not cues.is_planted("patch", make("place", "", corner.flip(1)))
+    assert cues.is_planted("words", make("words", "", ("alder", "harrow", "box")))
+    assert not cues.is_planted("words", make("words", "", ("good", "bad")))
+    assert cues.is_planted("level", make("channel", "level", ("level",)))
+    assert cues.is_planted("colour", make("background", "background", "background"))
+    run = {"place": 1, "listed": 2, "accuracy": [0.5, 0.7]}
+    runs = {f"{name}-{seed}": run for name in ("patch", "none-patch") for seed in range(cues.SEEDS)}
+    assert [(promise.measured, promise.state) for promise in cues.list_promises(runs)] == [(1, "undecided"), (1, "missed")]
+    assert "| patch | 50 / 70 | 1 1 | 2 2 |" in cues.write_tables(runs)
+
+
+def test_stripes_are_planted_where_they_should():
+    data = xl.data.ImageSet(torch.full((4, 3, 32, 32), 99, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    data.masks = torch.zeros(4, 32, 32, dtype=torch.bool)
+    data.masks[:, 8:24, 8:24] = True
+    patch, texture = (cues.plant_stripes(data, in_corner, 1.0, 0).images != 99 for in_corner in (True, False))
+    assert patch[:, :, : cues.CORNER, -cues.CORNER :].float().mean() > 0.9
+    assert not patch[:, :, cues.CORNER :].any()
+    assert not texture[:, :, 8:24, 8:24].any()
+    assert texture[:, :, :8].float().mean() > 0.9
 
 
 def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypatch):

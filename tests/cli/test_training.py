@@ -341,6 +341,17 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
 
 
 @pytest.mark.slow
+def test_cues_as_a_table_and_a_page(again, folder, call, tmp_path):
+    words = ("cues", "--bundle", again, "--data", folder, "--donors", "1", "--samples", "40")
+    shown = call.ok(*words, "--out", tmp_path / "cues.html")
+    assert "87 parts tried, 12 tested on 30 samples with 1 donors each" in shown
+    assert "beyond the final exit" in (tmp_path / "cues.html").read_text()
+    result = call.json(*words, "--least", "0.9")
+    assert (result["cues"], result["tried"], result["bad"]) == ([], 87, [])
+    assert "exists" in call.error(*words, "--out", tmp_path / "cues.html")
+
+
+@pytest.mark.slow
 def test_requests_for_certificates_are_counted_across_processes(again, folder, call):
     words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
     out = call.ok(*words, "0.001")

@@ -183,10 +183,12 @@ def test_a_target_pulls_every_map_the_final_one_too(target):
     loss = xl.EGTLoss(weight=2.0, target=target)
     assert loss.needs_relevance == (target != "mean")
     terms = loss(outputs, labels, relevance=relevance)
-    goal = mix_target(relevance, outputs[0].attention, share=target == "product")
+    given = relevance, outputs[0].attention, target == "product", 1.0
+    goals = [mix_target(*given, o.attention.shape[1:]) for o in outputs]  # each on its exit's grid
     if target == "mean":
-        goal = geometric_mean([o.attention for o in outputs], 1.03)
-    by_hand = torch.stack([divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
+        goals = [geometric_mean([o.attention for o in outputs], 1.03)] * len(outputs)
+    pairs = zip(goals, outputs, strict=True)
+    by_hand = torch.stack([divergence(*on_common_grid(goal, o.attention)).mean() for goal, o in pairs]).mean()
     assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert terms.total.item() == pytest.approx(terms.classification.item() + 2 * by_hand.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)

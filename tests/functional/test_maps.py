@@ -199,6 +199,24 @@ def test_targets_are_on_the_coarser_grid_and_tiny_values_do_not_vanish():
     torch.testing.assert_close(target, torch.tensor([[[0.25, 0.0], [0.0, 0.75]]]))
 
 
+def test_targets_take_the_positive_part_on_their_own_grid():
+    """What cancels within a cell is no mass, and each exit's grid has cells of its own."""
+    relevance = torch.tensor([[[5.0, -6.0, 2.0, 1.0]]])
+    attention = torch.tensor([[[0.4, 0.1, 0.25, 0.25]]])
+    fine, coarse = (maps.mix_target(relevance, attention, share=False, size=size) for size in ((1, 4), (1, 2)))
+    torch.testing.assert_close(fine, torch.tensor([[[0.625, 0.0, 0.25, 0.125]]]))
+    torch.testing.assert_close(coarse, torch.tensor([[[0.0, 1.0]]]))
+    product = maps.mix_target(relevance, attention, share=True, size=(1, 2))  # 2 - 0.6 and 0.5 + 0.25
+    torch.testing.assert_close(product, torch.tensor([[[1.4, 0.75]]]) / 2.15)
+    against = maps.mix_target(-relevance.abs(), attention, share=True, size=(1, 2))
+    torch.testing.assert_close(against, torch.tensor([[[0.5, 0.5]]]))
+
+
+def test_the_mean_of_a_curve_by_hand():
+    values = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0])]
+    torch.testing.assert_close(maps.average_over((0.1, 0.2, 0.5), values), torch.tensor([(0.05 + 0.6) / 0.4, 1.0]))
+
+
 def test_sequences_keep_their_padding_empty():
     relevance, attention = torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
     assert maps.mix_target(relevance, attention, share=True).tolist() == [[0.25, 0.75, 0.0]]

@@ -1,11 +1,14 @@
 import json
 from collections import OrderedDict
+from itertools import pairwise
 
 import pytest
 import torch
 
 import exitlens as xl
 from exitlens.functional.maps import top_cells
+from exitlens.modalities.image import IMAGE
+from exitlens.workflow.faithfulness import FRACTIONS
 from tests.conftest import make_net
 
 
@@ -62,9 +65,10 @@ def test_maps_are_placed_before_cells_are_judged():
     net, data = make_bright_cell(4.0)
     moved = data.images.roll(2, 2)
     shifted = xl.data.ImageSet(moved, data.labels, data.classes, data.masks)  # what it sees; the masks are where it is
-    off = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16, binding_samples=0)
+    options = {"grid": (4, 4), "fraction": 1 / 16, "oracle_samples": 0, "binding_samples": 0}
+    off = xl.measure_faithfulness(net, shifted, **options)
     net.describe(map_offsets=((-1.0, 0.0),))
-    placed = xl.measure_faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16, binding_samples=0)
+    placed = xl.measure_faithfulness(net, shifted, **options)
     assert placed.energy_in_mask[0] > 0.6 > 0.3 > off.energy_in_mask[0]
     assert placed.pointing_game[0] > 0.6 > 0.3 > off.pointing_game[0]
     assert placed.deletion[0] < 0.4 < off.deletion[0]  # here the cells of the image itself are the right ones
@@ -90,10 +94,10 @@ def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
 
 
 def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
-    options = {"oracle_samples": 0, "binding_samples": 0}
-    whole = xl.measure_faithfulness(net, tiny_set, **options).randomised_cc
-    parts = [tiny_set.subset(torch.arange(i, i + 16)) for i in (0, 16)]
-    halves = [xl.measure_faithfulness(net, part, **options).randomised_cc for part in parts]
+    whole, *halves = (
+        xl.measure_faithfulness(net, tiny_set.subset(torch.arange(*rows)), oracle_samples=0, binding_samples=0).randomised_cc
+        for rows in ((0, 32), (0, 16), (16, 32))
+    )
     assert whole == pytest.approx([(a + b) / 2 for a, b in zip(*halves, strict=True)], abs=1e-5)
 
 
@@ -136,7 +140,8 @@ def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
         ({"fraction": 1.0}, "fraction"),
         ({"oracle_samples": -1}, "oracle_samples"),
         ({"binding_samples": 0.5}, "binding_samples"),
-        ({"of": "evidence"}, "of"),
+        ({"of": "gradient"}, "of"),
+        ({"baseline": "grey"}, "baseline"),
     ],
 )
 def test_bad_arguments_are_refused(net, tiny_set, values, name):
@@ -145,15 +150,71 @@ def test_bad_arguments_are_refused(net, tiny_set, values, name):
         xl.measure_faithfulness(**given)
 
 
-def test_relevance_is_judged_as_attention_is():
-    """The bright cell speaks for the answer, the dark ones against it: attention is on those, relevance finds the cell."""
+def test_relevance_and_evidence_are_judged_as_attention_is():
+    """The bright cell speaks for the answer, the dark ones against it: attention is on those, the others find the cell."""
     net, data = make_bright_cell(-0.1, 6.0)
     options = {"grid": (4, 4), "fraction": 1 / 16, "oracle_samples": 20, "binding_samples": 0}
-    attention, relevance = (xl.measure_faithfulness(net, data, of=of, **options) for of in ("attention", "relevance"))
+    kinds = "attention", "relevance", "evidence"
+    attention, relevance, evidence = (xl.measure_faithfulness(net, data, of=of, **options) for of in kinds)
     assert attention.oracle_samples == 20
     assert attention.deletion_oracle[0] > attention.deletion_random[0]
     assert attention.deletion_share[0] < 0 <= attention.deletion_share_error[0]
     assert relevance.deletion_share[0] == pytest.approx(1, abs=1e-6)
     assert relevance.energy_in_mask[0] > 0.9 > attention.energy_in_mask[0]
     assert relevance.randomised_cc == (None,)
+    assert relevance.cascade_cc is None
     assert relevance.deletion_random == attention.deletion_random
+    assert evidence.deletion_share == relevance.deletion_share
+    assert evidence.energy_in_mask[0] > 0.9
+    assert len(evidence.cascade_cc[0]) == 2
+
+
+def test_areas_are_means_of_curves_over_shares_of_cells():
+    """Every point by itself, and the trapezoids between them by hand."""
+    net, data = make_bright_cell(1.0)
+    few = data.subset(torch.arange(4))
+    points = [
+        xl.measure_faithfulness(net, few, grid=(4, 4), fraction=share, oracle_samples=4, binding_samples=0)
+        for share in FRACTIONS
+    ]
+    widths = [b - a for a, b in pairwise(FRACTIONS)]
+    for name in ("deletion", "insertion"):
+        area = getattr(points[0], f"{name}_area")
+        for kind, of in (("", area.map), ("_random", area.random), ("_oracle", area.oracle)):
+            (curve,) = zip(*(getattr(point, name + kind) for point in points), strict=True)
+            by_hand = sum(w * (a + b) / 2 for w, (a, b) in zip(widths, pairwise(curve), strict=True)) / 0.75
+            assert of[0] == pytest.approx(by_hand, abs=1e-5)
+        assert area.share[0] == pytest.approx((area.map[0] - area.random[0]) / (area.oracle[0] - area.random[0]), abs=1e-4)
+        assert area.share_error[0] >= 0
+
+
+def test_deletion_takes_another_baseline(net, tiny_set):
+    """By hand: the answer after imputation of the deleted cells."""
+    result, modality = (
+        xl.measure_faithfulness(net, tiny_set, oracle_samples=0, binding_samples=0, baseline="road"),
+        net.input_spec.modality,
+    )
+    assert result.baseline == "road"
+    out = net.eval()(tiny_set.inputs)[0]
+    cells = top_cells(modality.coarsen(net.info.place(0, out.attention), (5, 5)), 0.2)
+    answer, p = out.logits.argmax(1, keepdim=True), out.logits.softmax(1)
+    after = net(modality.delete(tiny_set.inputs, cells, "road"))[0].logits.softmax(1)
+    assert result.deletion[0] == pytest.approx((p - after).gather(1, answer).mean().item(), abs=1e-5)
+
+
+def test_maps_are_compared_with_themselves_as_weights_are_randomised_from_the_head_on(kept, tiny_set):
+    cascade = xl.measure_faithfulness(kept, tiny_set, oracle_samples=0, binding_samples=0).cascade_cc
+    assert [len(curve) for curve in cascade] == [2, 3, 4]
+    assert cascade[2][0] is None  # the backbone's own classifier has no weights of its map
+    assert all(-1 <= value <= 1 for curve in cascade for value in curve if value is not None)
+    with torch.no_grad():  # an early stage that maps do not depend on: everything after it is constant
+        for weight in kept.stage(1).parameters():
+            weight.zero_()
+    constant = xl.measure_faithfulness(kept, tiny_set, oracle_samples=0, binding_samples=0).cascade_cc
+    assert constant[1] == (0.0, 0.0, 0.0)
+
+
+def test_what_cancels_within_a_cell_is_no_mass():
+    """Noise of one location against its neighbour; 0.5 of the next cell is all that speaks for the answer."""
+    signed = torch.tensor([[[8.0, -9.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]])
+    assert IMAGE.coarsen(signed, (1, 2)).tolist() == [[[0.0, 1.0]]]

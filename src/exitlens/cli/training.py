@@ -243,6 +243,25 @@ class CollectOptions:
     timed_batch: int | None = None
 
 
+@dataclass(frozen=True)
+class CueSettings:
+    """Options of finding cues.
+
+    Attributes:
+        samples: Samples to use, at most; a quarter of them chooses what is tested on the others.
+        donors: Donors for each sample.
+        least: Share of answers, beyond the final exit's, that a cue carries at least.
+        delta: Chance of listing anything that carries less.
+        seed: Seed of the draws of samples and donors.
+    """
+
+    samples: int = 1000
+    donors: int = 2
+    least: float = 0.05
+    delta: float = 0.05
+    seed: int = 0
+
+
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
 @takes(CalibrationRequest, LIMITS)
 @takes(ReadSettings, {"Data": f"data {READING}"})
@@ -379,6 +398,34 @@ def evaluate(
             few = len(result.classes) > len(worst)
             title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
             show(False, {}, title, rows)
+    show_skipped(json_, list_bad(samples))
+
+
+@verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")
+@takes(ReadSettings, {"Data": f"data {READING}"})
+@takes(CueSettings, {"Swaps": "samples donors least delta seed"})
+def cues(
+    bundle: Bundle,
+    make_reading: Callable[..., ReadSettings],
+    make_settings: Callable[..., CueSettings],
+    out: Annotated[Path | None, Option(help="A new HTML file with the cues, and samples that they turned.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find places, colours, channels or words that early exits hang on more than the final exit (on validation data)."""
+    from exitlens.delivery.cues import write_cues
+    from exitlens.delivery.run_directory import load_samples
+
+    settings, reading = make_settings(), make_reading()
+    if out is not None and out.exists():
+        raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
+    with wait(json_, "loading the network and listing the data"):
+        net, _ = xl.load(bundle)
+        samples = load_samples(bundle, net, "validation", reading)
+    result = xl.find_cues(net, samples, progress=not json_, **vars(settings))
+    if out is not None:
+        write_cues(result, net, out)
+    title = f"{len(result.cues)} found; {result.describe()}" + ("" if out is None else f": {out}")
+    show(json_, {**result.to_dict(), "bad": list_bad(samples)}, title, result.tabulate())
     show_skipped(json_, list_bad(samples))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +17,7 @@ from exitlens.data.sets import LazySet
 from exitlens.data.workers import Plan, choose_workers
 from exitlens.errors import InputError
 from exitlens.ranks import ALONE, DistributedContext
-from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
+from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs, split_rows
 
 
 class Batch(NamedTuple):
@@ -51,6 +53,42 @@ def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | Non
     for batch in _split(source, batch_size):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
         yield as_batch(inputs, device)[0]
+
+
+@dataclass(frozen=True)
+class HeldSamples:
+    """Samples that are gone through several times.
+
+    Attributes:
+        prepare: returns the inputs of the samples in these rows. count: number of samples.
+        labels: ``(N,)``, or ``(N,C)`` of several labels. masks: ``(N,*S)`` ``bool``. ``None`` if the data have none.
+    """
+
+    prepare: Callable[[Tensor], Inputs]
+    count: int
+    labels: Tensor | None
+    masks: Tensor | None
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def hold_samples(data: Any, limit: int, seed: int = 0) -> HeldSamples:
+    """Hold at most ``limit`` samples, drawn by ``seed``: as stored for our own sets, else as floats, on the CPU."""
+    if hasattr(data, "subset") and hasattr(data, "inputs"):
+        part = data.subset(draw_samples(len(data), limit, seed).sort().values)
+        part = part.load() if isinstance(part, LazySet) else part
+        return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks)
+    batches = list(iterate_batches(data))
+    if not batches:
+        raise InputError("data: it gave no batch. Fix: pass at least one sample.")
+    columns = [torch.cat(column) for column in zip(*(list_tensors(batch.inputs) for batch in batches), strict=True)]
+    names = list_input_names(batches[0].inputs)
+    inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
+    drawn = draw_samples(count_rows(inputs), limit, seed).sort().values
+    known = [batch.labels for batch in batches if batch.labels is not None]
+    labels = torch.cat(known)[drawn] if len(known) == len(batches) else None
+    return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), labels, None)
 
 
 def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:

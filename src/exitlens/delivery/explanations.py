@@ -30,6 +30,7 @@ from exitlens.workflow.explanation import explain_batch
 TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"
 TOKENS, PAGE = "tokens.html", "explanations.html"
 SHOWN = 24  # samples on the contact sheet or page
+KEY = "Where it is brighter, or a name darker, the exit attends more. Point at a place to read what it is worth."
 
 
 @cache
@@ -51,7 +52,7 @@ def render_explanations(title: str, whys: Sequence[tuple[str, Explanation]]) -> 
         tools = {"shade": shade_names, "exit_name": exit_name}
         return load_template("tokens.html.j2").render(title=title, parts=whys, **tools)
     parts = [(heading, why._repr_html_()) for heading, why in whys]
-    return load_template("explanations.html.j2").render(title=title, parts=parts)
+    return load_template("explanations.html.j2").render(title=title, parts=parts, key=KEY)
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:

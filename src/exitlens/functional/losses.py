@@ -339,4 +339,6 @@ class EGTLoss:
             return [measures.geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
-        return [measures.mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
+        given = relevance, maps[0], self.target == "product", self.sharpness or 1.0
+        targets = {size: measures.mix_target(*given, size) for size in {each.shape[1:] for each in maps}}
+        return [targets[each.shape[1:]] for each in maps]

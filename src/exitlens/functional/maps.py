@@ -264,23 +264,25 @@ def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = Fal
 
 
 def mix_target(
-    relevance: Tensor, attention: Tensor, share: bool, sharpness: float = 1.0
-) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)
-    """Return the positive part of relevance to the power of ``sharpness``, as a distribution on the coarser of the grids.
+    relevance: Tensor, attention: Tensor, share: bool, sharpness: float = 1.0, size: Sequence[int] | None = None
+) -> Tensor:  # (B,*S), (B,*T) -> (B,*size), by default the coarser of the grids
+    """Return the positive part of relevance to the power of ``sharpness``, as a distribution.
 
-    With ``share`` it is multiplied by the attention, so that a location counts if it matters *and* is looked at. A sample
-    whose answer depends positively on no location keeps the attention.
+    With ``share`` it is multiplied by the attention, so that a location counts if it matters *and* is looked at. Signed
+    values are averaged to the grid before their positive part is taken, so that what cancels within a cell leaves nothing. A
+    sample whose answer depends positively on no cell keeps the attention.
     """
-    size = tuple(min(m, n) for m, n in zip(relevance.shape[1:], attention.shape[1:], strict=True))
-    positive, seen = regrid(relevance.clamp_min(0), size), regrid(attention.detach().float(), size)
-    target = positive * seen if share else positive
+    common = tuple(min(m, n) for m, n in zip(relevance.shape[1:], attention.shape[1:], strict=True))
+    size = common if size is None else tuple(min(m, n) for m, n in zip(common, size, strict=True))
+    signed, seen = regrid(relevance, common), regrid(attention.detach().float(), common)
+    target, seen = regrid(signed * seen if share else signed, size).clamp_min(0), regrid(seen, size)
     scale = target.flatten(1).amax(1).clamp_min(torch.finfo(target.dtype).tiny).view(-1, *[1] * (target.ndim - 1))
     has_any = (target.flatten(1).amax(1) > 0).view(scale.shape)
     return as_distribution(torch.where(has_any, target / scale, seen) ** sharpness)
 
 
 def coarsen_map(maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
-    """Average maps to a grid, unless their own is coarser, and return them as distributions."""
+    """Average maps to a grid, unless their own is coarser, and return their positive parts as distributions."""
     return as_distribution(regrid(maps.float(), tuple(min(n, g) for n, g in zip(maps.shape[1:], grid, strict=False))))
 
 
@@ -311,6 +313,13 @@ def rank_locations(values: Tensor, real: Tensor | None) -> Tensor:  # (B,*S), (B
     ranks = flat.argsort(dim=1).argsort(dim=1).to(values.dtype) + 1
     ranks = ranks if real is None else ranks * real.flatten(1)
     return ranks.view(values.shape)
+
+
+def average_over(fractions: Sequence[float], values: Sequence[Tensor]) -> Tensor:  # (N,) for each fraction -> (N,)
+    """Return the area under a curve over its width, by the trapezoid rule: the mean between the first and last fraction."""
+    points = torch.tensor(fractions, dtype=torch.float64, device=values[0].device)
+    curve = torch.stack([each.double() for each in values], -1)  # (N,F)
+    return (torch.trapezoid(curve, points) / (points[-1] - points[0])).float()
 
 
 def share_of_possible(values: Tensor, control: Tensor, best: Tensor) -> tuple[float | None, float | None]:

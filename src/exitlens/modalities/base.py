@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.maps import all_finite, coarsen_map, enlarge, top_cells
+from exitlens.functional.baselines import Baseline, fill
+from exitlens.functional.maps import all_finite, as_distribution, coarsen_map, enlarge, top_cells
 from exitlens.functional.regions import find_nearest_outside, widen
+from exitlens.modalities.parts import Part, list_array_parts, swap_within
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
@@ -31,6 +33,7 @@ class Modality:
         argument: the argument of a backbone's ``forward`` that tells this kind; empty if none does.
         head: the kind of exit head that new networks get.
         grid: the grid on which maps are judged by default. side: the usual length of the axes of locations.
+        baselines: what can stand in deleted places.
     """
 
     name: ClassVar[str]
@@ -44,6 +47,7 @@ class Modality:
     head: ClassVar[Literal["evidence", "context"]] = "evidence"
     grid: tuple[int, ...] = (5, 5)
     side: ClassVar[int] = 224
+    baselines: ClassVar[tuple[Baseline, ...]] = get_args(Baseline)
 
     @property
     def channel_axis(self) -> int:
@@ -108,12 +112,16 @@ class Modality:
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
         """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares.
 
-        Maps of tokens or groups of features stay as they are, because all exits have the same.
+        Of signed maps the positive part is taken, after they were averaged. Maps of tokens or groups of features keep their
+        grid, which all exits share.
         """
-        return maps.float() if len(self.axes) == 1 else coarsen_map(maps, grid)
+        return as_distribution(maps.float()) if len(self.axes) == 1 else coarsen_map(maps, grid)
 
-    def check_deletion(self, given: InputFormat) -> None:
-        """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""
+    def check_deletion(self, given: InputFormat, baseline: Baseline = "mean") -> None:
+        """Raise :class:`InputError` if nothing can be deleted from the inputs of a network, or not by this baseline."""
+        if baseline not in self.baselines:
+            problem = f"{baseline!r} has no meaning for {self.plural}, which have {' or '.join(map(repr, self.baselines))}"
+            raise InputError(f"baseline: {problem}. Fix: leave it out")
 
     def spread(self, cells: Tensor, inputs: Tensor) -> Tensor:  # (B,*grid) bool -> (B,1,*S) bool, to broadcast
         """Spread cells of a grid over the locations of the inputs that they cover."""
@@ -121,11 +129,12 @@ class Modality:
         size = inputs.shape[1:axis] + inputs.shape[axis + 1 :]
         return (F.interpolate(cells[:, None].float(), size, mode="nearest") > 0.5).movedim(1, axis)
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
-        """Return a batch in which the chosen cells have the mean of their channel."""
+    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
+        """Return a batch in which the chosen cells have the mean of their channel, or what another baseline puts there."""
         assert isinstance(inputs, Tensor)
-        axes = tuple(i for i in range(1, inputs.ndim) if i != 1 + self.channel_axis)
-        return torch.where(self.spread(cells, inputs), inputs.mean(axes, keepdim=True), inputs)
+        axis, chosen = 1 + self.channel_axis, self.spread(cells, inputs)
+        filled = fill(inputs.movedim(axis, 1), chosen.movedim(axis, 1), baseline).movedim(1, axis)
+        return torch.where(chosen, filled, inputs)
 
     def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells come from other samples, the donors ``(B,...)``."""
@@ -153,9 +162,17 @@ class Modality:
         assert isinstance(inputs, Tensor)
         return inputs.movedim(1 + self.channel_axis, 1)
 
-    def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+    def insert(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which only the chosen cells are kept."""
-        return self.delete(inputs, ~cells)
+        return self.delete(inputs, ~cells, baseline)
+
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List the parts of samples that may carry a cue (see :mod:`exitlens.modalities.parts`).
+
+        ``inputs`` are the samples; words count as parts if ``least`` of them have one of a kind.
+        """
+        assert isinstance(inputs, Tensor)
+        return list_array_parts(inputs.shape, 1 + self.channel_axis, getattr(preprocess, "names", ()))
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Name the locations of a sample (its tensors without the batch axis), if they have names."""
@@ -214,11 +231,15 @@ class SeveralInputs(Modality):
         """Coarsen as the first kind does."""
         return self.first.coarsen(maps, grid)
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:
+    def check_deletion(self, given: InputFormat, baseline: Baseline = "mean") -> None:
+        """Check the first kind."""
+        self.first.check_deletion(given, baseline)
+
+    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:
         """Delete from the first; the others stay whole."""
         assert isinstance(inputs, Mapping)
         name = self.parts[0][0]
-        return {**inputs, name: self.first.delete(inputs[name], cells)}  # type: ignore[dict-item]
+        return {**inputs, name: self.first.delete(inputs[name], cells, baseline)}  # type: ignore[dict-item]
 
     def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:
         """Exchange cells of the first; the others stay."""
@@ -231,6 +252,15 @@ class SeveralInputs(Modality):
         """Choose locations of the first."""
         assert isinstance(inputs, Mapping)
         return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List the parts of the first, and each of the others as a whole."""
+        assert isinstance(inputs, Mapping)
+        name = self.parts[0][0]
+        listed = [
+            replace(part, swap=swap_within(name, part.swap)) for part in self.first.list_parts(inputs[name], None, least)
+        ]
+        return listed + [Part("input", other, swap_within(other)) for other, _ in self.parts[1:]]
 
     def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
         """Paint over cells of the first."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import find_locations, top_cells
 from exitlens.modalities.base import Modality
+from exitlens.modalities.parts import Part, list_word_parts
 from exitlens.types.inputs import MASK, InputFormat, Inputs
 from exitlens.types.preprocessing import TextPreprocess
 
@@ -25,6 +27,7 @@ class TextModality(Modality):
     given = "a file of texts, or a text"
     argument = "input_ids"
     head = "context"
+    baselines = ("mean",)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
         """True for integers: tokens and masks."""
@@ -60,18 +63,19 @@ class TextModality(Modality):
         """Encode the text itself."""
         return preprocess.encode([str(source)])
 
-    def check_deletion(self, given: InputFormat) -> None:
+    def check_deletion(self, given: InputFormat, baseline: Baseline = "mean") -> None:
         """Raise :class:`InputError` for a network without a padding mask."""
+        super().check_deletion(given, baseline)
         if MASK not in given.names:
             raise InputError(f"net: to delete from texts it has to take {MASK!r}. Fix: attach with an example that has it")
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
         """Mask the chosen tokens out like padding, as ERASER does (arXiv 1911.03429, section 4); no text loses all."""
         assert not isinstance(inputs, Tensor)
         left = inputs[MASK] * ~cells
         return {**inputs, MASK: torch.where(left[:, 1:].any(1, keepdim=True), left, inputs[MASK])}
 
-    def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+    def insert(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
         """Keep the chosen tokens, and the first, which stands for the class."""
         others = ~cells
         others[:, 0] = False
@@ -109,6 +113,11 @@ class TextModality(Modality):
         """Mark the top share ``area`` of the tokens that are no padding."""
         return top_cells(maps, area, find_locations(maps))
 
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List kinds of words that stand in the same places; without a tokenizer they are called by their numbers."""
+        assert isinstance(inputs, Mapping)
+        return list_word_parts(inputs, preprocess.tokens if isinstance(preprocess, TextPreprocess) else _number, least)
+
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the tokens without padding, if the network knows its tokenizer."""
         if not isinstance(preprocess, TextPreprocess):
@@ -119,6 +128,10 @@ class TextModality(Modality):
 
 
 TEXT = TextModality()
+
+
+def _number(ids: Tensor) -> list[str]:
+    return [str(i) for i in ids.tolist()]
 
 
 def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int | None, like: Tensor) -> None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError
+from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import top_cells
 from exitlens.modalities.arrays import check_finite, pick_rows, read_npy
 from exitlens.modalities.base import Modality
+from exitlens.modalities.parts import Part, list_feature_parts
 from exitlens.modalities.series import read_table
 from exitlens.types.inputs import Groups, InputFormat, Inputs
 from exitlens.types.preprocessing import VectorPreprocess
@@ -28,6 +30,7 @@ class VectorModality(Modality):
     reader = "xl.data.VectorPreprocess.normalise"
     given = "a table of features"
     side = 16
+    baselines = ("mean",)
 
     def __init__(self, groups: Groups = ()) -> None:
         self.groups = groups
@@ -69,7 +72,7 @@ class VectorModality(Modality):
             members[row, list(features)] = 1.0
         return (cells.float() @ members) > 0
 
-    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
+    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,F), (B,G) bool -> (B,F)
         """Set the features of the chosen groups to 0: the mean of standardised features."""
         assert isinstance(inputs, Tensor)
         return inputs.masked_fill(self.spread(cells, inputs), 0.0)
@@ -80,6 +83,12 @@ class VectorModality(Modality):
     def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,G) -> (B,G) bool
         """Mark the top share ``area`` of the groups."""
         return top_cells(maps, area)
+
+    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+        """List the groups of features, or every feature."""
+        assert isinstance(inputs, Tensor)
+        names = getattr(preprocess, "names", ()) or map(str, range(inputs.shape[1]))
+        return list_feature_parts(self.groups or [(name, (i,)) for i, name in enumerate(names)])
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the names of the groups, or of the features if the network knows them."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import answer_score, choose_explained, find_locations, gradient_x_input, top_cells
 from exitlens.functional.scores import probabilities
 from exitlens.model.cutting.modes import switch_mode
@@ -182,12 +183,13 @@ def perturb(
     maps: Sequence[Tensor],
     fraction: float,
     exits: Sequence[int] | None = None,
+    baseline: Baseline = "mean",
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Delete, and keep alone, the top ``fraction`` of the cells of maps ``(N,*grid)``.
 
-    ``batches`` are rows and inputs of N samples, ``plain`` the probabilities ``(N,C)`` of every exit on the whole inputs.
-    Returns ``(N,)`` for every map: the drop in the probability of its exit's answer (by default, map k is about exit k), and
-    that probability with those cells alone.
+    ``batches`` are rows and inputs of N samples, ``plain`` the probabilities ``(N,C)`` of every exit on the whole inputs;
+    ``baseline`` stands in deleted cells. Returns ``(N,)`` for every map: the drop in the probability of its exit's answer
+    (by default, map k is about exit k), and that probability with those cells alone.
     """
 
     def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k
@@ -202,13 +204,20 @@ def perturb(
         for i, (k, cells) in enumerate(zip(exits, chosen, strict=True)):
             p = plain[k][rows]
             label = p.argmax(1, keepdim=True)
-            deleted, kept = modality.delete(inputs, cells[rows]), modality.insert(inputs, cells[rows])
+            deleted, kept = (change(inputs, cells[rows], baseline) for change in (modality.delete, modality.insert))
             drops[i][rows] = (p - answer(deleted, k)).gather(1, label).squeeze(1)
             keeps[i][rows] = answer(kept, k).gather(1, label).squeeze(1)
     return drops, keeps
 
 
-def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
+def occlude(
+    net: ExitNet,
+    engine: Engine,
+    batches: Rows,
+    plain: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    baseline: Baseline = "mean",
+) -> list[Tensor]:
     """Delete every cell by itself (occlusion as in arXiv 1311.2901, section 4.2), one pass for every cell of every grid.
 
     Arguments are those of :func:`perturb`. Returns ``(N,*grid)`` for every exit: the drop in probability; 0 at padding.
@@ -223,7 +232,7 @@ def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor]
                 cells[:, cell] = True if real is None else real.flatten(1)[:, cell]
                 if not cells.any():
                     continue
-                deleted = modality.delete(inputs, cells.view(-1, *grid))
+                deleted = modality.delete(inputs, cells.view(-1, *grid), baseline)
                 outputs = engine.compute_outputs(engine.enter(net.check_input(deleted)))
                 for k in judged:
                     whole = plain[k][rows]

@@ -484,7 +484,7 @@ class KeptHead(_EnergyHead):
         if self.linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
-        features = self.layout.canonical(activations[0])
+        features = self.layout.canonical(activations[0]).to(self.linear.weight.dtype)  # stages may run in another
         evidence = torch.einsum("cd,bd...->bc...", self.linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)
 

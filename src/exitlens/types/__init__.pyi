@@ -1,5 +1,7 @@
 """The names of :mod:`exitlens.types`, for type checkers."""
 
+from .cues import Cue as Cue
+from .cues import Cues as Cues
 from .explanations import ExitView as ExitView
 from .explanations import Explanation as Explanation
 from .explanations import LabelView as LabelView
@@ -17,6 +19,7 @@ from .settings import CalibrationRequest as CalibrationRequest
 from .settings import Ignored as Ignored
 from .settings import Temperatures as Temperatures
 from .settings import TrainingSettings as TrainingSettings
+from .swaps import AreaUnderCurve as AreaUnderCurve
 from .swaps import Binding as Binding
 from .swaps import CueSwap as CueSwap
 from .swaps import Swaps as Swaps

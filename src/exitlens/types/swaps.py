@@ -1,4 +1,4 @@
-"""Results of swaps: how far answers stay when parts of the inputs come from other samples."""
+"""Results of deletion and of swaps: what answers do when parts of the inputs are deleted, or come from other samples."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Binding:
         saliency: the spectral residual (Hou & Zhang, CVPR 2007), on that grid; ``None`` but for images.
         above_another: ``binding`` of ``maps`` less that of ``another``, a row for each exit with a value for each area.
         above_another_error: its standard error, paired by sample.
-        oracle: binding at 20 % of cells chosen greedily, for each exit; ``None`` without an oracle.
-        oracle_share: ``(maps - another) / (oracle - another)`` over the oracle's samples: the part of what is possible that
-            the map reaches; ``None`` at an exit where the oracle gains nothing. Values a little above 1 occur, because
-            regions of maps are finer than the oracle's grid.
+        oracle: binding at 20 %, with one donor, of cells chosen greedily; ``None`` without an oracle.
+        oracle_share: ``(maps - another) / (oracle - another)`` over the oracle's samples, all with its one donor: the part
+            of what is possible that the map reaches; ``None`` at an exit where the oracle gains nothing. Values above 1
+            occur, because regions of maps are finer than the oracle's grid.
         oracle_error, oracle_share_error: standard errors, over samples.
         samples, oracle_samples, donors: the numbers of samples, and of others whose parts each of them took.
     """
@@ -91,3 +91,23 @@ class CueSwap:
     beyond_final_error: tuple[float, ...]
     samples: int
     donors: int
+
+
+@dataclass(frozen=True)
+class AreaUnderCurve:
+    """The mean of a curve over the share of deleted or inserted cells, a number for each exit, the final exit's last.
+
+    Curves have points at 5, 10, 20, 40 and 80 % of the cells; the mean is the area between the first and the last by the
+    trapezoid rule, over its width. RISE (arXiv 1806.07421) also takes the ends, which are the same for every map.
+
+    Attributes:
+        map, random, oracle: of the map's cells, of random cells, and of the oracle's.
+        share: ``(map - random) / (oracle - random)``; ``None`` at an exit where the oracle gains nothing.
+        share_error: its standard error, over samples.
+    """
+
+    map: tuple[float, ...]
+    random: tuple[float, ...]
+    oracle: tuple[float, ...]
+    share: tuple[float | None, ...]
+    share_error: tuple[float | None, ...]

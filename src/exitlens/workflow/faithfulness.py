@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from rich.progress import Progress
@@ -16,24 +16,29 @@ from exitlens.data.batches import iterate_inputs
 from exitlens.data.sets import LazySet
 from exitlens.errors import InputError, require
 from exitlens.functional import maps as measures
+from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import attribute_exits, occlude, perturb
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.swaps import Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
 from exitlens.progress import show_progress
+from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
 from exitlens.types.settings import WHOLE, NumberRule, check_choice, check_number
-from exitlens.types.swaps import Binding, CueSwap
+from exitlens.types.swaps import AreaUnderCurve, Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
+FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # points of the curves of deletion and insertion
 DONORS, OTHERS = (101, 102), 103  # seeds of partners: whose parts a sample takes, and whose map is its null
-GREEDY = 4  # the greedy oracle takes one of so many of the oracle's samples
-Of = Literal["attention", "relevance"]
+GREEDY = 8  # the greedy oracle takes one of so many of the oracle's samples
+Of = Literal["attention", "relevance", "evidence"]
+M = TypeVar("M", bound=nn.Module)
 Maker = Callable[[Tensor], Inputs]  # rows -> inputs
 
 
@@ -47,6 +52,8 @@ class Faithfulness:
         deletion_random, insertion_random: the same for random cells: the control.
         randomised_cc: Pearson CC of the map with that of the same head with random weights; near 1 if the map does not
             depend on what the head learned. ``None`` for a kept classifier, and for relevance.
+        cascade_cc: the same as the weights of the head, then of the exit's own stage, and so on to the first stage, are
+            randomised one after the other (arXiv 1810.03292): for exit k a curve of k + 2 points. ``None`` for relevance.
         energy_in_mask, pointing_game: ``None`` if the data has no masks.
         grid: the grid to which all maps are averaged before cells are chosen.
         deletion_oracle, insertion_oracle: as ``deletion`` and ``insertion``, for the cells whose deletion one by one costs
@@ -55,11 +62,14 @@ class Faithfulness:
             possible that the map reaches, 0 for a blind map. The oracle is a strong reference, not a strict maximum, so
             values a little above 1 occur. ``None`` at an exit where the oracle gains nothing over random cells.
         deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
+        deletion_area, insertion_area: means of ``deletion`` and ``insertion`` over shares of cells from 5 to 80 %, over
+            ``oracle_samples`` of the samples; ``None`` if that is 0.
         dependence: skill of each early exit's occlusion map (the fall of its answer's probability, cell by cell) with the
             final exit's: the Pearson CC over that with another sample's. ``None`` with fewer than two oracle samples.
         dependence_error: its standard error, over samples.
         binding: what answers keep when what a map leaves out is swapped; ``None`` with fewer than two samples for it.
         cue_swap: answers that change with the true background alone; ``None`` without masks.
+        baseline: what stood in deleted cells.
     """
 
     deletion: tuple[float, ...]
@@ -78,10 +88,14 @@ class Faithfulness:
     insertion_share: tuple[float | None, ...] | None = None
     deletion_share_error: tuple[float | None, ...] | None = None
     insertion_share_error: tuple[float | None, ...] | None = None
+    cascade_cc: tuple[tuple[float | None, ...], ...] | None = None
+    deletion_area: AreaUnderCurve | None = None
+    insertion_area: AreaUnderCurve | None = None
     dependence: tuple[float | None, ...] | None = None
     dependence_error: tuple[float | None, ...] | None = None
     binding: Binding | None = None
     cue_swap: CueSwap | None = None
+    baseline: Baseline = "mean"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
@@ -96,30 +110,35 @@ def measure_faithfulness(  # noqa: PLR0913
     fraction: float = 0.2,
     grid: tuple[int, ...] | None = None,
     oracle_samples: int = 200,
-    binding_samples: int = 250,
+    binding_samples: int = 150,
     of: Of = "attention",
+    baseline: Baseline = "mean",
     progress: bool = False,
 ) -> Faithfulness:
-    """Measure every exit's map on the same samples and grid (deletion as in RISE, arXiv 1806.07421, at one point).
+    """Measure every exit's map on the same samples and grid (deletion and insertion as in RISE, arXiv 1806.07421).
 
-    Deleted cells take the image's mean colour, or each channel's mean in series and volumes; deleted features of a vector
-    become 0, deleted tokens of a text are masked out (arXiv 1911.03429). Maps are placed (``net.map_offsets``) and averaged
-    to ``grid`` first, so that fine and coarse maps delete the same area.
+    Maps are placed (``net.map_offsets``) and averaged to ``grid`` first, so that fine and coarse maps delete the same area.
+    Their positive part is taken after that, so that what cancels within a cell does not count.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         data: as for :func:`exitlens.collect`; with masks, the mask measures are taken too. The samples used are held in
             memory: as stored for our own data sets, as floats for anything else.
         samples: maximum number of samples; if there are more, they are drawn at random with a fixed seed.
-        fraction: share of cells deleted or inserted.
+        fraction: share of cells deleted or inserted at the one point of the curves that is reported by itself.
         grid: evaluation grid, by default (5, 5) for images, (16,) for series and (3, 3, 3) for volumes; an exit with a
             coarser map is judged on its own grid.
         oracle_samples: maximum number of samples for the oracle, which runs the network once for each cell of the grid (25
-            times at 5x5, once for each token of a text); 0 for no oracle. A quarter of them show what binding is possible.
+            times at 5x5, once for each token of a text); 0 for no oracle and no areas. An eighth of them show what binding
+            is possible.
         binding_samples: maximum number of samples for ``binding``, each of which takes parts of two others, drawn at random
-            from ``data`` with fixed seeds: about 80 forward passes for a network of four exits.
-        of: the maps to judge: the exits' ``attention``, or the ``relevance`` of exit 0's features for an exit's answer
-            (:func:`~exitlens.model.attribution.attribute`).
+            from ``data`` with fixed seeds. With four exits it takes as long as about 100 forward passes of each.
+        of: the maps to judge: the exits' ``attention``, the ``relevance`` of exit 0's features for an exit's answer
+            (:func:`~exitlens.model.attribution.attribute`), or the ``evidence`` for it (of several labels, the strongest).
+        baseline: what stands in deleted cells. ``mean``: each channel's mean, the image's mean colour; features of a vector
+            become 0, and tokens of a text are masked out (arXiv 1911.03429). Images, series and volumes also have ``blur``,
+            moving averages over a fifth of each axis, and ``road``, the noisy linear imputation of ROAD (arXiv 2202.00449),
+            after which the shape of the deleted region tells least. Where baselines disagree, trust none by itself.
 
     Examples:
         >>> result = xl.measure_faithfulness(net, scenes, samples=8, oracle_samples=2)
@@ -136,37 +155,33 @@ def measure_faithfulness(  # noqa: PLR0913
     for name, value in (("oracle_samples", oracle_samples), ("binding_samples", binding_samples)):
         check_number(name, value, WHOLE)
     check_choice("of", of, get_args(Of))
+    check_choice("baseline", baseline, get_args(Baseline))
     prepare, size, masks = _hold(data, samples)
-    modality.check_deletion(net.input_spec)
-    heads = _randomise_heads(net) if of == "attention" else [None] * net.num_exits
+    modality.check_deletion(net.input_spec, baseline)
     with show_progress(progress) as bar, net.open_engine() as engine:
         every, rows = torch.arange(size), draw_samples(size, oracle_samples, seed=1).sort().values
         batches = _Batches(prepare, every, bar, "judging the maps", PASSES)
-        parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
-        logits, attention = ([torch.cat([part[k][i] for part in parts]) for k in range(net.num_exits)] for i in range(2))
-        if of == "attention":
-            shown = [net.info.place(k, item) for k, item in enumerate(attention)]
-        else:
-            shown = _find_relevance(net, _Batches(prepare, every, bar, "relevance", 1), attention)
-        maps = [modality.coarsen(item, grid) for item in shown]
+        logits, attention, views = _run(net, engine, batches, of)
+        signed = [net.info.place(k, item) for k, item in enumerate(views)]
+        if of == "relevance":
+            signed = _find_relevance(net, _Batches(prepare, every, bar, "relevance", 1))
+        shown, maps = [as_distribution(item) for item in signed], [modality.coarsen(item, grid) for item in signed]
+        if of != "attention":
+            shown, maps = (list(map(_reach_all, each, attention)) for each in (shown, maps))
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
-        guided = perturb(net, engine, batches, plain, maps, fraction)
-        control = perturb(net, engine, batches, plain, blind, fraction)
-        randomised = _correlate(net, engine, batches, attention, heads)
+        judge = _Judge(net, engine, baseline, batches, plain)
+        guided, control = judge.perturb(maps, fraction), judge.perturb(blind, fraction)
+        cascade = None
+        if of != "relevance":
+            with switch_mode(net, False):
+                cascade = _randomise_in_turn(net, batches, views, plain, of)
         oracle: dict[str, Any] = {}
         if len(rows):
-            judged = _Batches(prepare, rows, bar, "trying every cell", 2, ORACLE_BATCH)
-            answers, judged_maps = [p[rows] for p in plain], [m[rows] for m in maps]
-            losses = occlude(net, engine, judged, answers, judged_maps)
-            oracle |= _compare_dependence(losses)
-            ranked = [measures.rank_locations(d, find_locations(m)) for d, m in zip(losses, judged_maps, strict=True)]
-            best = perturb(net, engine, judged, answers, ranked, fraction)
-            for name, *compared in zip(("deletion", "insertion"), guided, control, best, strict=True):
-                pairs = zip(*compared, strict=True)
-                shares = [measures.share_of_possible(g[rows], c[rows], b) for g, c, b in pairs]
-                share, error = zip(*shares, strict=True)
-                oracle |= {f"{name}_oracle": _average(compared[2]), f"{name}_share": share, f"{name}_share_error": error}
+            passes = 1 + 3 * len({*FRACTIONS, fraction})
+            judged = _Batches(prepare, rows, bar, "trying every cell", passes, ORACLE_BATCH)
+            judge = _Judge(net, engine, baseline, judged, [p[rows] for p in plain])
+            oracle = judge.compare([m[rows] for m in maps], [m[rows] for m in blind], fraction)
         swaps = _Swaps(net, engine, plain, prepare, bar)
         greedy = draw_samples(size, -(-oracle_samples // GREEDY), seed=1).sort().values
         binding = swaps.judge(shown, maps, draw_samples(size, binding_samples, seed=1).sort().values, greedy)
@@ -176,8 +191,10 @@ def measure_faithfulness(  # noqa: PLR0913
         energy = _average([measures.energy_in_mask(item, masks) for item in shown])
         pointing = _average([measures.pointing_game(item, masks) for item in shown])
     (drops, keeps), (drops_random, keeps_random) = ([_average(item) for item in both] for both in (guided, control))
+    randomised = (None,) * net.num_exits if cascade is None else tuple(curve[0] for curve in cascade)
     means = drops, drops_random, keeps, keeps_random, randomised
-    return Faithfulness(*means, energy, pointing, grid, size, len(rows), **oracle, binding=binding, cue_swap=cue_swap)
+    oracle |= {"cascade_cc": cascade, "binding": binding, "cue_swap": cue_swap, "baseline": baseline}
+    return Faithfulness(*means, energy, pointing, grid, size, len(rows), **oracle)
 
 
 def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
@@ -231,7 +248,7 @@ class _Swaps:
         binding = judge_binding(self._take(rows), pairs, [m[rows] for m in shown], [m[rows] for m in others])
         if not len(greedy):
             return binding
-        pairs = self._pair("trying what could be left out", greedy, partners, self._prepare, ORACLE_BATCH)
+        pairs = self._pair("trying what could be left out", greedy, partners[:1], self._prepare, ORACLE_BATCH)
         judged = ([m[greedy] for m in several] for several in (maps, shown, others))
         return add_oracle(binding, *try_binding(self._take(greedy), pairs, *judged))
 
@@ -280,35 +297,115 @@ def _compare_dependence(losses: Sequence[Tensor]) -> dict[str, Any]:
     return {"dependence": skill, "dependence_error": error}
 
 
-def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]) -> list[Tensor]:
-    """Return what speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
+class _Judge:
+    """Deletes and inserts cells of samples whose probabilities at every exit are known."""
+
+    def __init__(self, net: ExitNet, engine: Engine, baseline: Baseline, batches: _Batches, plain: Sequence[Tensor]) -> None:
+        self._given, self._baseline = (net, engine, batches, plain), baseline
+
+    def perturb(self, maps: Sequence[Tensor], fraction: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Return drops and kept probabilities, ``(N,)`` for each map."""
+        return perturb(*self._given, maps, fraction, baseline=self._baseline)
+
+    def compare(self, maps: Sequence[Tensor], blind: Sequence[Tensor], fraction: float) -> dict[str, Any]:
+        """Return what the oracle reaches, and the share of it that maps reach beyond blind ones: at a point and as areas."""
+        losses = occlude(*self._given, maps, self._baseline)
+        ranked = [measures.rank_locations(loss, find_locations(m)) for loss, m in zip(losses, maps, strict=True)]
+        points = sorted({*FRACTIONS, fraction})
+        curves = [{point: self.perturb(kind, point) for point in points} for kind in (maps, blind, ranked)]
+        results = _compare_dependence(losses)
+        for i, name in enumerate(("deletion", "insertion")):
+            at_point = [curve[fraction][i] for curve in curves]
+            areas = [
+                [measures.average_over(FRACTIONS, values) for values in zip(*(curve[f][i] for f in FRACTIONS), strict=True)]
+                for curve in curves
+            ]
+            share, error = _find_shares(*at_point)
+            results |= {f"{name}_oracle": _average(at_point[2]), f"{name}_share": share, f"{name}_share_error": error}
+            value, control, best = map(_average, areas)
+            results[f"{name}_area"] = AreaUnderCurve(value, control, best, *_find_shares(*areas))
+        return results
+
+
+def _find_shares(
+    values: Sequence[Tensor], control: Sequence[Tensor], best: Sequence[Tensor]
+) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+    """Return the share of what is possible at every exit, and its error."""
+    share, error = zip(*map(measures.share_of_possible, values, control, best), strict=True)
+    return share, error
+
+
+def _run(net: ExitNet, engine: Engine, batches: _Batches, of: Of) -> Iterator[list[Tensor]]:
+    """Return logits, attention and the views of every exit: its attention, or its evidence for its answer."""
+    parts = []
+    for _, chunk in batches:
+        activations = engine.enter(net.check_input(chunk, "data"))
+        if of == "evidence":
+            outputs = engine.iterate_outputs(activations)
+            parts.append([(out.logits, out.attention, _view(out, out.logits.argmax(1), of)) for out in outputs])
+        else:
+            parts.append([(logits, maps, maps) for logits, maps in engine.compute_outputs(activations)])
+    return ([torch.cat([part[k][i] for part in parts]) for k in range(net.num_exits)] for i in range(3))
+
+
+def _view(out: ExitOutput, answers: Tensor, of: Of) -> Tensor:  # -> (B,*S)
+    """Return an exit's attention, or the signed evidence for the answers ``(B,)``."""
+    return out.evidence[torch.arange(len(answers), device=answers.device), answers] if of == "evidence" else out.attention
+
+
+def _reach_all(maps: Tensor, attention: Tensor) -> Tensor:  # (N,*S), (N,*T) -> (N,*S)
+    """Let locations that do not speak for the answer count a little: 0 marks the padding of sequences."""
+    real = find_locations(attention)
+    if real is None:
+        return maps
+    return (maps + TINY) * real if real.shape == maps.shape else maps + TINY
+
+
+def _find_relevance(net: ExitNet, batches: _Batches) -> list[Tensor]:
+    """Return where every exit's answer depends on exit 0's features, signed, ``(N,*S)`` each."""
     parts = [attribute_exits(net, inputs) for _, inputs in batches]
-    maps = [as_distribution(torch.cat(columns).clamp_min(0)) for columns in zip(*parts, strict=True)]
-    places = [find_locations(item) for item in attention]  # in texts: tokens that speak against the answer count as well
-    return [item if real is None else (item + TINY) * real for item, real in zip(maps, places, strict=True)]
+    return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
 
-def _correlate(
-    net: ExitNet, engine: Engine, batches: _Batches, attention: Sequence[Tensor], heads: Sequence[EvidenceHead | None]
-) -> tuple[float | None, ...]:
-    """Correlate every exit's map with that of its randomised head (the check of arXiv 1810.03292)."""
-    sums = [0.0] * len(heads)
+def _randomise_in_turn(
+    net: ExitNet, batches: _Batches, views: Sequence[Tensor], plain: Sequence[Tensor], of: Of
+) -> tuple[tuple[float | None, ...], ...]:
+    """Correlate every exit's map with itself as head and stages get random weights in turn (arXiv 1810.03292)."""
+    count, answers = net.num_exits, [p.argmax(1) for p in plain]
+    heads = [_randomise(head) if isinstance(head, EvidenceHead) else net.head(k) for k, head in enumerate(net.heads)]
+    stages = [_randomise(net.stage(k).evaluation, seed=1 + k) for k in range(count)]
+    sums = [[0.0] * count for _ in range(count + 1)]  # by the first random stage; k + 1: the head of exit k alone
     for rows, chunk in batches:
-        activations = engine.enter(net.check_input(chunk))
-        for k, (stage, head) in enumerate(zip(engine.stages, heads, strict=True)):
-            activations = stage(*activations)
-            if head is not None:
-                sums[k] += pearson(attention[k][rows], head.with_attention(*activations)[1]).sum().item()
-    return tuple(None if head is None else total / len(attention[0]) for head, total in zip(heads, sums, strict=True))
+        activations = net.check_input(chunk)
+        for first in range(count):
+            passed = activations
+            for k in range(first, count):
+                passed = stages[k](*passed)
+                shown = _view(heads[k](*passed), answers[k][rows], of)
+                sums[first][k] += _correlate(views[k][rows], shown)
+            activations = net.stage(first)(*activations)
+            shown = _view(heads[first](*activations), answers[first][rows], of)
+            sums[first + 1][first] += _correlate(views[first][rows], shown)
+    means = [[total / len(views[0]) for total in row] for row in sums]
+    curves = [[means[first][k] for first in range(k + 1, -1, -1)] for k in range(count)]
+    return tuple(
+        (curve[0] if isinstance(head, EvidenceHead) else None, *curve[1:])
+        for curve, head in zip(curves, net.heads, strict=True)
+    )
 
 
-@torch.no_grad()
-def _randomise_heads(net: ExitNet) -> list[EvidenceHead | None]:
-    """Return copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
-    generator = torch.Generator().manual_seed(0)
-    heads = [copy.deepcopy(head).eval() if isinstance(head, EvidenceHead) else None for head in net.heads]
-    for module in (module for head in heads if head is not None for module in head.modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            noise = torch.randn(module.weight.shape, generator=generator)
-            module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
-    return heads
+def _correlate(a: Tensor, b: Tensor) -> float:
+    """Return the sum of the correlations of samples' maps, of signed ones of their positive parts."""
+    return pearson(as_distribution(a.float()), as_distribution(b.float())).sum().item()
+
+
+def _randomise(module: M, seed: int = 0) -> M:
+    """Return a copy in evaluation mode with random matrices and kernels of the same spread; biases and norms stay."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode(False), torch.no_grad():
+        module = copy.deepcopy(module).eval()
+        for weight in module.parameters():
+            if weight.ndim > 1 and weight.is_floating_point():
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                weight.copy_(noise * weight.std(correction=0).clamp_min(1e-3))
+    return module

@@ -1,0 +1,274 @@
+"""find_cues: find by swaps which parts of the inputs the answers of early exits hang on, more than the final exit's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exitlens.data.batches import HeldSamples, hold_samples
+from exitlens.errors import InputError, require
+from exitlens.functional.maps import geometric_mean
+from exitlens.modalities.base import Modality
+from exitlens.modalities.parts import Part
+from exitlens.model.engine.engine import Engine
+from exitlens.model.heads import have_maps
+from exitlens.model.network import ExitNet
+from exitlens.progress import show_progress
+from exitlens.types.cues import Cue, Cues, Swapped
+from exitlens.types.inputs import Inputs, draw_samples, list_tensors
+from exitlens.types.settings import COUNT, NumberRule, check_number
+from exitlens.types.tasks import Task, find_answers, name_answers
+
+BATCH_SIZE, TRIES = 250, 50
+SCREENED, TESTED = 0.25, 12  # share of the samples that choose what is tested, and number of parts that are
+KEPT = 0.4  # share of the locations that a map's region has, where the data have no masks
+WORD_TEXTS = 20  # texts, at least, that have a word of a kind
+SHOWN = 4  # examples of each cue
+OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
+
+
+def find_cues(
+    net: ExitNet,
+    data: Any,
+    *,
+    samples: int = 1000,
+    donors: int = 2,
+    least: float = 0.05,
+    delta: float = 0.05,
+    seed: int = 0,
+    progress: bool = False,
+) -> Cues:
+    """Find what the answers of an early exit hang on more than the final exit's, part by part of the inputs, by swaps.
+
+    A part of a sample is replaced by that of a donor, a sample of another class. If the exit then gives the donor's answer,
+    the part carried it. Parts are places of a grid, the background, channels or groups of features, their levels (mean and
+    standard deviation), texture, and words of a kind. All of them come from other samples: nothing is blacked out.
+
+    Two things are subtracted. The control: the same part from a third sample, of a class other than the donor's, which
+    turns answers into the donor's only by disturbing them. And the final exit, for which the same is measured on the
+    same swaps: the object itself carries its answers as well. What is left is the excess; an exit that goes along less
+    often than the final one has none, whatever the control. Where masks say what the background is, the final exit
+    should not hang on it either and is not subtracted. A quarter of the samples chooses which parts are tested on the
+    others; intervals are normal ones of paired differences with two samples added that contradict each other (as in
+    Agresti and Min, Biometrics 2005), and hold for all tested parts and exits at once (Bonferroni).
+
+    Args:
+        net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
+        data: as for :func:`exitlens.collect`. Classes are those of the labels, or else the final exit's answers. With masks,
+            the background is what is outside them, otherwise outside the top 40 % of the exits' mean map.
+        samples: maximum number of samples; if there are more, they are drawn at random.
+        donors: donors of each sample.
+        least: the excess that a cue has at least, by the lower end of its interval.
+        delta: chance that any part is listed though its excess is below ``least``.
+        seed: of the draws of samples and donors.
+
+    Raises:
+        InputError: the data have a single class, fewer than 8 samples, or texts have no padding mask.
+
+    Examples:
+        >>> cues = xl.find_cues(net, scenes, samples=32, donors=1)
+        >>> cues.samples, cues.cues
+        (24, ())
+    """
+    require(net, ExitNet, "net")
+    for name, value, rule in (("samples", samples, COUNT), ("donors", donors, COUNT), ("least", least, OPEN)):
+        check_number(name, value, rule)
+    check_number("delta", delta, OPEN)
+    modality = net.input_spec.modality
+    modality.check_deletion(net.input_spec)
+    held = hold_samples(data, samples, seed)
+    if len(held) < 2 / SCREENED:
+        raise InputError(f"data: expected {2 / SCREENED:.0f} samples or more, got {len(held)}. Fix: pass more of them")
+    with show_progress(progress) as bar, net.open_engine() as engine:
+        trial = _Trial(net, engine, held, seed)
+        parts = _list_parts(net, held, trial)
+        order = draw_samples(len(held), len(held), seed + 1)
+        first, rest = order.split([round(SCREENED * len(held)), len(held) - round(SCREENED * len(held))])
+        task, scores = bar.add_task("trying every part", total=len(parts)), list[float]()
+        for part in parts:
+            pairs = trial.swap(part, first, 1, is_controlled=False)
+            scores.append(_bound(pairs.subtract(len(held), part.spares_object), 1.0)[0].max().item())
+            bar.advance(task)
+        best = sorted(range(len(parts)), key=scores.__getitem__, reverse=True)[:TESTED]
+        z = torch.special.ndtri(torch.tensor(1 - delta / (2 * max(1, len(best) * (net.num_exits - 1))))).item()
+        task, cues = bar.add_task("testing the best", total=len(best)), list[Cue]()
+        for i in best:
+            cue = trial.judge(parts[i], rest, donors, z)
+            if cue.interval[0] >= least and len(cue.classes) > 1:
+                cues.append(cue)
+            bar.advance(task)
+    return Cues(_drop_overlaps(cues), len(parts), len(best), len(rest), donors, delta, least)
+
+
+class _Pairs(NamedTuple):
+    """What swaps of a part did to P pairs of samples and donors."""
+
+    rows: Tensor  # (P,) samples
+    donors: Tensor  # (P,)
+    changed: Tensor  # (P,K) 0 or 1, floats; with several labels, shares of them
+    transfer: Tensor  # (P,K)
+    control: Tensor  # (P,K)
+
+    def subtract(self, count: int, spares_object: bool) -> Tensor:  # -> (2,N,K-1), or (1,N,K-1) without the final exit
+        """Return what early exits go along with beyond the control, beyond the final exit, and beyond the final exit alone.
+
+        They are averaged over the donors of each of ``count`` samples; NaN for one without any.
+        """
+        gain, shares = (self.transfer - self.control).cpu(), self.transfer.cpu()  # (P,K)
+        beyond = [gain[:, :-1]] if spares_object else [each[:, :-1] - each[:, -1:] for each in (gain, shares)]
+        total = torch.zeros(len(beyond), count, gain.shape[1] - 1).index_add_(1, self.rows, torch.stack(beyond))
+        return total / torch.bincount(self.rows, minlength=count)[:, None]
+
+
+class _Trial:
+    """The samples, and every exit's answers to them and to samples with a part of others."""
+
+    def __init__(self, net: ExitNet, engine: Engine, held: HeldSamples, seed: int) -> None:
+        self._net, self._engine, self._held = net, engine, held
+        self._rng = torch.Generator().manual_seed(seed)
+        self._task: Task = net.info.task
+        outputs = [self._run(held.prepare(rows)) for rows in torch.arange(len(held)).split(BATCH_SIZE)]
+        self.answers = torch.cat([answers for answers, _ in outputs])  # (N,K) or (N,K,C)
+        self.regions = held.masks
+        if self.regions is None and have_maps(net.heads):
+            maps = [torch.cat(column) for column in zip(*(maps for _, maps in outputs), strict=True)]
+            if maps[0].ndim > 2:
+                self.regions = geometric_mean([net.info.place(k, each) for k, each in enumerate(maps)])
+        known = held.labels if held.labels is not None else self.answers[:, -1]
+        _, self.classes = torch.unique(known.cpu(), dim=0, return_inverse=True)  # (N,)
+        if int(self.classes.max()) == 0:
+            raise InputError("data: all samples are of one class, so nothing can carry another. Fix: pass several classes")
+
+    def _run(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        outputs = self._engine.compute_outputs(self._engine.enter(self._net.check_input(inputs, "data")))
+        return torch.stack([find_answers(logits, self._task) for logits, _ in outputs], 1), [maps for _, maps in outputs]
+
+    def swap(self, part: Part, rows: Tensor, donors: int, is_controlled: bool = True) -> _Pairs:
+        """Swap a part between these samples, as far as they have it, and donors of other classes."""
+        pool = torch.arange(len(self._held)) if part.present is None else part.present.nonzero()[:, 0]
+        rows = rows[torch.isin(rows, pool)].repeat(donors)
+        given = self._draw(rows, pool)
+        third = self._draw(given, pool, unlike=rows)
+        is_whole = (given >= 0) & (third >= 0)
+        rows, given, third = rows[is_whole], given[is_whole], third[is_whole]
+        before, target = self.answers[rows], self.answers[given]
+        after = self._answer(part, rows, given)
+        control = self._answer(part, rows, third) if is_controlled else before
+        changed, *shares = (self._compare(before, *pair) for pair in ((after, after), (after, target), (control, target)))
+        return _Pairs(rows, given, changed, *shares)
+
+    def _draw(self, rows: Tensor, pool: Tensor, unlike: Tensor | None = None) -> Tensor:
+        """Draw a partner of another class for each, that is not ``unlike`` either; -1 where none was drawn."""
+        drawn = torch.full_like(rows, -1)
+        for _ in range(TRIES):
+            left = (drawn < 0).nonzero()[:, 0]
+            if not len(left) or not len(pool):
+                break
+            offered = pool[torch.randint(len(pool), (len(left),), generator=self._rng)]
+            fits = self.classes[offered] != self.classes[rows[left]]
+            if unlike is not None:
+                fits &= offered != unlike[left]
+            drawn[left[fits]] = offered[fits]
+        return drawn
+
+    def _answer(self, part: Part, rows: Tensor, donors: Tensor) -> Tensor:  # -> (P,K) or (P,K,C)
+        answers = []
+        for samples, others in zip(rows.split(BATCH_SIZE), donors.split(BATCH_SIZE), strict=True):
+            answers.append(self._run(self.exchange(part, samples, others))[0])
+        return torch.cat(answers) if answers else self.answers[:0]
+
+    def exchange(self, part: Part, rows: Tensor, donors: Tensor) -> Inputs:
+        """Return the samples with the donors' part."""
+        inputs, other, modality = self._held.prepare(rows), self._held.prepare(donors), self._net.input_spec.modality
+        if part.kind != "background" or self.regions is None:
+            return part.swap(inputs, other)
+        kept, painted = self.regions[rows], self.regions[donors]
+        if self.regions.dtype != torch.bool:
+            kept, painted = (modality.choose_region(maps, inputs, KEPT) for maps in (kept, painted))
+        return modality.exchange(inputs, modality.paint_over(other, painted), ~kept)
+
+    def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C) each -> (P,K)
+        """Return which answers became the target, of those that were not; with several labels, the share of labels."""
+        could = before != target
+        did = could & (after == target)
+        if self._task == "classes":
+            return did.float()
+        return did.float().sum(2) / could.float().sum(2).clamp_min(1)
+
+    def judge(self, part: Part, rows: Tensor, donors: int, z: float) -> Cue:
+        """Test a part on these samples, and summarise it at the early exit where the lower end of the excess is largest.
+
+        The final exit's gain is subtracted, unless the part spares the object.
+        """
+        pairs = self.swap(part, rows, donors)
+        gains = pairs.subtract(len(self._held), part.spares_object)
+        low, high = _bound(gains, z)
+        k = int(low.argmax())
+        excess = gains[0, pairs.rows, k]
+        kinds, middle = self.classes[pairs.donors], (low[k] + high[k]).item() / 2
+        carried = [c for c in kinds.unique().tolist() if excess[kinds == c].nanmean() >= middle / 2]
+        went = ((pairs.transfer[:, k] > 0) & (pairs.transfer[:, -1] == 0)).nonzero()[:SHOWN, 0]
+        changed, transfer, control = (
+            tuple(column.mean(0).tolist()) for column in (pairs.changed, pairs.transfer, pairs.control)
+        )
+        names = tuple(self._name_class(c) for c in carried)
+        examples = self._show(part, pairs.rows[went], pairs.donors[went], k)
+        shares, interval = (changed, transfer, control), (low[k].item(), high[k].item())
+        return Cue(part.kind, part.name, k, *shares, middle, interval, names, part.ignore, examples)
+
+    def _name_class(self, number: int) -> str:
+        row = int((self.classes == number).nonzero()[0, 0])
+        known = self._held.labels if self._held.labels is not None else self.answers[:, -1]
+        return name_answers(known[row : row + 1], self._net.info.classes)[0]
+
+    def _show(self, part: Part, rows: Tensor, donors: Tensor, k: int) -> tuple[Swapped, ...]:
+        if not len(rows):
+            return ()
+        swapped = self.exchange(part, rows, donors)
+        answers = (self.answers[rows, k], self._run(swapped)[0][:, k], self.answers[donors, k])
+        words = zip(*(name_answers(each, self._net.info.classes) for each in answers), strict=True)
+        columns = [list_tensors(each) for each in (self._held.prepare(rows), self._held.prepare(donors), swapped)]
+        return tuple(
+            Swapped(*(tuple(tensor[i].cpu() for tensor in column) for column in columns), *each)  # type: ignore[arg-type]
+            for i, each in enumerate(words)
+        )
+
+
+def _bound(values: Tensor, z: float) -> tuple[Tensor, Tensor]:  # (M,N,E), NaN: not measured -> (E,) each
+    """Return the ends of the lowest of the intervals of M means; two samples of 1 and -1 are added to each.
+
+    So no interval has width 0.
+    """
+    values = values[:, ~values[0].isnan().any(1)]
+    added = torch.ones(len(values), 1, values.shape[2])
+    values = torch.cat([values, added, -added], 1)
+    mean, half = values.mean(1), z * values.std(1) / values.shape[1] ** 0.5  # (M,E)
+    low, which = (mean - half).min(0)
+    return low, (mean + half).gather(0, which[None])[0]
+
+
+def _drop_overlaps(cues: Sequence[Cue]) -> tuple[Cue, ...]:
+    """Sort cues by the lower ends of their intervals, and leave out places that overlap with a clearer one."""
+    kept: list[Cue] = []
+    for cue in sorted(cues, key=lambda each: each.interval[0], reverse=True):
+        places = [other.ignore for other in kept if other.kind == cue.kind == "place"]
+        if not any(bool((place & cue.ignore).any()) for place in places):  # type: ignore[operator]
+            kept.append(cue)
+    return tuple(kept)
+
+
+def _list_parts(net: ExitNet, held: HeldSamples, trial: _Trial) -> list[Part]:
+    """List the parts that these samples have, the background last if there are masks or maps of places."""
+    modality: Modality = net.input_spec.modality
+    example = held.prepare(torch.arange(1))
+    whole = example if isinstance(example, Tensor) else held.prepare(torch.arange(len(held)))  # words are counted in all
+    parts = modality.list_parts(whole, net.info.preprocess, min(WORD_TEXTS, len(held)))
+    if trial.regions is not None and isinstance(example, Tensor):
+        is_known = held.masks is not None
+        name = "background" if is_known else "outside the maps"
+        ignore: Literal["background"] | None = "background" if is_known else None
+        parts.append(Part("background", name, lambda inputs, donors: donors, ignore, spares_object=is_known))
+    return parts
