@@ -161,13 +161,9 @@ def summarise(outcomes: Sequence[dict[str, Rows]]) -> Tree:
         tables = np.array([outcome[label] for outcome in outcomes if label in outcome])  # (S, combinations, 4)
         for rows in tables.transpose(1, 0, 2):
             limits, deltas, broken, costs = rows.T
-            summary.setdefault(label, {})[f"limit {limits[0]}, delta {deltas[0]}"] = {
-                "limit": float(limits[0]),
-                "delta": float(deltas[0]),
-                "violations": float(broken.mean()),
-                "cost": round(float(costs.mean()), 4),
-                "draws": len(rows),
-            }
+            row = {"limit": float(limits[0]), "delta": float(deltas[0]), "violations": float(broken.mean())}
+            row |= {"cost": round(float(costs.mean()), 4), "draws": len(rows)}
+            summary.setdefault(label, {})[f"limit {limits[0]}, delta {deltas[0]}"] = row
     return summary
 
 
@@ -372,11 +368,8 @@ def measure_gate(name: str, count: int) -> Tree:
     rows = {}
     for share, figures in zip(SHARES, draws.transpose(1, 0, 2), strict=True):
         change = figures[:, 3] / figures[:, 1] - 1
-        rows[str(share)] = {
-            **dict(zip(keys, map(float, figures.mean(0)), strict=True)),
-            "cost_change": float(change.mean()),
-            "cost_change_error": float(change.std(ddof=1) / math.sqrt(len(figures))),
-        }
+        rows[str(share)] = dict(zip(keys, map(float, figures.mean(0)), strict=True)) | {"cost_change": float(change.mean())}
+        rows[str(share)]["cost_change_error"] = float(change.std(ddof=1) / math.sqrt(len(figures)))
     return {"splits": len(draws), "rows": rows}
 
 

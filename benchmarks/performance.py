@@ -24,17 +24,8 @@ from benchmarks.backbones import wake
 from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, table
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo import CLASSES, load_garments
-from exitlens.delivery.benchmark import (
-    AS_IS,
-    MIXED,
-    TUNED,
-    Bench,
-    Planned,
-    list_exit_shares,
-    pin_threads,
-    plan_exits,
-    time_calls,
-)
+from exitlens.delivery import benchmark
+from exitlens.delivery.benchmark import MIXED, Bench, pin_threads, time_calls
 from exitlens.model.engine.engine import Activations, Engine, Step
 from exitlens.model.timing import Work, describe_machine, interleave, interval
 from exitlens.types.inputs import Inputs, split_rows
@@ -116,8 +107,8 @@ class Clocked(Engine):
 
 def measure_router_share(net: xl.ExitNet, inputs: Tensor, runs: int = 15) -> list[float]:
     """Return median, low and high of the share of time spent outside stages and heads, at mixed exit shares."""
-    shares = list(list_exit_shares(net.num_exits).values())[min(2, net.num_exits - 1)]
-    planned, values = Planned(net, plan_exits(shares, len(inputs))), []
+    shares = list(benchmark.list_exit_shares(net.num_exits).values())[min(2, net.num_exits - 1)]
+    planned, values = benchmark.Planned(net, benchmark.plan_exits(shares, len(inputs))), []
     for _ in range(runs + 1):
         with net.open_engine() as engine:
             clocked, activations = Clocked(engine), net.check_input(inputs)
@@ -145,7 +136,7 @@ def measure_network(name: str, threads: int, quick: bool = False) -> Tree:
         measured["batches"] = time_batches(bench, network, threads, quick)
         twin = copy.deepcopy(net)
         twin.tune(images[:64], precision="bfloat16", backend="torch")
-        keep = (AS_IS, TUNED, "exits, nobody leaves", f"exits, {MIXED}")
+        keep = (benchmark.AS_IS, benchmark.TUNED, "exits, nobody leaves", f"exits, {MIXED}")
         settings: dict[str, Any] = {"rounds": 2 if quick else 5, "memory": False, "keep": lambda name: name in keep}
         measured["bfloat16"] = name_rows(Bench(plain, twin, images).run(32, **settings))
         if network.stream and threads == 2 and policy is not None:

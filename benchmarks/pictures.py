@@ -46,20 +46,14 @@ def certify(seed: int) -> Tree:
     calibration, test = (load_pictures(PICTURES, part) for part in ("calibration", "test"))
     trace, known = xl.collect(net, test.images), xl.collect(net, calibration.images, groups=calibration.drawings)
     assert test.images.masks is not None
+    facts = {"epochs": len(result.history), "pictures": len(trace), "drawings": len(test.drawings.unique())}
+    facts |= {"calibration_pictures": len(known), "calibration_drawings": len(calibration.drawings.unique())}
     policies = {}
     for name, (limit, named) in POLICIES.items():
         alone = replace(known) if named else replace(known, groups=None)  # each limit is asked alone
         report = xl.evaluate(trace, xl.calibrate(alone, max_accuracy_drop=limit, delta=DELTA))
         policies[name] = {"cost": report.cost, "drop": report.accuracy_drop}
-    return {
-        "epochs": len(result.history),
-        "pictures": len(trace),
-        "drawings": len(test.drawings.unique()),
-        "area": test.images.masks.float().mean().item(),
-        "calibration_pictures": len(known),
-        "calibration_drawings": len(calibration.drawings.unique()),
-        "policies": policies,
-    }
+    return {**facts, "area": test.images.masks.float().mean().item(), "policies": policies}
 
 
 POLICIES = {  # by name: limit, and whether it is said which pictures show one drawing

@@ -58,15 +58,9 @@ def measure(name: str, count: int, rounds: int) -> Tree:
     taken = time_images({"attention": attend, **makers}, images, labels, rounds)
     for title, row in judged.items():
         row["ms"] = find_quartiles(taken[title if title in makers else "attention"])
-    return {
-        "title": TITLES[name],
-        "images": len(images),
-        "locations": " x ".join(str(n) for n in xl.attribute(net, images[:1]).shape[1:]),
-        "rounds": rounds,
-        "machine": describe_machine(1),
-        "maps": judged,
-        "explain": time_explanations(net, images, rounds),
-    }
+    locations = " x ".join(str(n) for n in xl.attribute(net, images[:1]).shape[1:])
+    facts = {"title": TITLES[name], "images": len(images), "locations": locations, "rounds": rounds}
+    return {**facts, "machine": describe_machine(1), "maps": judged, "explain": time_explanations(net, images, rounds)}
 
 
 def load_network(name: str, count: int) -> tuple[xl.ExitNet, Tensor]:

@@ -161,12 +161,8 @@ def start_ours(
     bundle: Path, sample: Array, *, processors: Sequence[int] = (), batching: Words = NONE, limits: Words = NONE, **rest: Any
 ) -> AbstractContextManager[Server]:
     """Start ``exitlens serve`` with one model named "net", without an access log, as the other servers have none."""
-    settings = {
-        "bundles": {"net": str(bundle)},
-        "batching": {"threads": 1, **batching},
-        "limits": dict(limits),
-        "rest": {"access_log": False, "reload_seconds": 0.0, **rest},
-    }
+    settings = {"bundles": {"net": str(bundle)}, "batching": {"threads": 1, **batching}, "limits": dict(limits)}
+    settings["rest"] = {"access_log": False, "reload_seconds": 0.0, **rest}
     probe = make_json_probe(sample)
     return start_server("servers:serve_ours", settings, path=INFER, probe=probe, processors=processors)
 

@@ -387,12 +387,9 @@ def measure_overload(name: str, seconds: float = 60.0) -> Tree:
             trial = run_load(spec.plan(phases, seed=7))
         after = server.read_memory()
     end = CALM_SECONDS + seconds
-    return {
-        "limit_ms": 1000 * limit,
-        "memory_mb": {"before": before, "peak": max([before, after, *memory])},
-        "recovery_seconds": find_recovery(trial, end, limit),
-        "overload": describe_part(trial, CALM_SECONDS, end),
-    }
+    held = {"before": before, "peak": max([before, after, *memory])}
+    over, recovery = describe_part(trial, CALM_SECONDS, end), find_recovery(trial, end, limit)
+    return {"limit_ms": 1000 * limit, "memory_mb": held, "recovery_seconds": recovery, "overload": over}
 
 
 def describe_part(trial: Trial, start: float, end: float) -> Tree:

@@ -60,14 +60,9 @@ def measure_cell(condition: str, seed: int) -> Tree:
     policy = xl.calibrate(traces.pop("calibration"), max_accuracy_drop=LIMIT, delta=DELTA)
     sets = {name: measure_set(policy, trace) for name, trace in traces.items()}
     shares = zip(net.cost.tolist(), sets["films"]["exit_shares"], strict=True)
-    return {
-        "cost": net.cost.tolist(),
-        "texts": len(test),
-        "accuracy": sets["films"]["accuracy"],
-        "maps": measure_maps(net, test),
-        "sets": sets,
-        "early": sum(share for cost, share in shares if cost <= HALF),
-    }
+    measured: Tree = {"cost": net.cost.tolist(), "texts": len(test), "accuracy": sets["films"]["accuracy"]}
+    early = sum(share for cost, share in shares if cost <= HALF)
+    return {**measured, "maps": measure_maps(net, test), "sets": sets, "early": early}
 
 
 @cache

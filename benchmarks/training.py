@@ -87,15 +87,10 @@ def measure_frozen(case: Case, rounds: int = 3) -> Tree:
     size = sum(value.numel() * value.element_size() for value in kept.frozen.train.columns.values())
     weights = [torch.cat([p.detach().flatten() for p in run.net.heads.parameters()]) for run in (plain, kept)]
     ratios = [a / b for a, b in zip(seconds["every epoch"][1:], seconds["kept"][1:], strict=True)]
-    return {
-        "samples": case.samples,
-        "pixels": case.pixels,
-        "seconds": {name: spread(values[1:]) for name, values in seconds.items()},
-        "seconds_once": round(once, 3),
-        "speedup": spread(ratios, 2),
-        "kb_a_sample": round(size / case.samples / 1e3, 1),
-        "furthest_weight": float((weights[0] - weights[1]).abs().max()),
-    }
+    middles = {name: spread(values[1:]) for name, values in seconds.items()}
+    measured: Tree = {"samples": case.samples, "pixels": case.pixels, "seconds": middles, "seconds_once": round(once, 3)}
+    measured |= {"speedup": spread(ratios, 2), "kb_a_sample": round(size / case.samples / 1e3, 1)}
+    return measured | {"furthest_weight": float((weights[0] - weights[1]).abs().max())}
 
 
 def measure_steps(name: str, rounds: int = 9) -> Tree:

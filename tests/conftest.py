@@ -32,9 +32,10 @@ from tests.exported import write_once
 from tests.ranks import call
 
 torch.set_num_threads(1)
-LONGEST = (
-    *("model/test_families.py", "delivery/test_demo.py", "test_examples.py", "cli/test_answering.py", "test_start.py"),
-    *("engine/test_onnx_files.py", "website/test_pages.py", "workflow/test_texts.py", "explorer/test_browser.py"),
+LONGEST = (  # first to last, as the slow ones take
+    *("serving/test_ray.py", "cli/test_texts.py", "cli/test_training.py", "explorer/test_browser.py", "test_readme.py"),
+    *("delivery/test_report.py", "test_examples.py", "explorer/test_interface.py", "backbones/test_build.py"),
+    *("training/test_fit.py", "tests/test_kinds.py", "cli/test_answering.py", "edge/test_web.py", "test_start.py"),
 )
 
 if "CI" not in os.environ:  # where Hypothesis has a profile of its own
@@ -46,7 +47,10 @@ if "CI" not in os.environ:  # where Hypothesis has a profile of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, the longest at the head, so that short ones are left to share at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not item.path.as_posix().endswith(LONGEST), item.path not in slow))
+    rank = {
+        path: i for path in {item.path for item in items} for i, end in enumerate(LONGEST) if path.as_posix().endswith(end)
+    }
+    items.sort(key=lambda item: (rank.get(item.path, len(LONGEST)), item.path not in slow))
 
 
 class TinyNet(nn.Module):

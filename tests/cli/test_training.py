@@ -2,8 +2,10 @@ import json
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import exitlens as xl
 from exitlens.functional.groups import Likeness
@@ -11,6 +13,7 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
 from exitlens.types.settings import RECIPES
 from exitlens.workflow import calibration, collection
+from exitlens.workflow.training.ignoring import pack_mask
 from exitlens.workflow.training.run import TrainingRun
 
 
@@ -28,6 +31,19 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
     monkeypatch.setattr(placement, "NodeTimer", lambda *args: pytest.fail("timed again"))
     call.ok(*words, tmp_path / "r", "--resume")
     assert xl.load(tmp_path / "r")[0].info.at == at
+
+
+@pytest.mark.slow
+def test_what_answers_rest_on_is_recorded_and_held_to(folder, tmp_path, call):
+    Image.fromarray((np.eye(8) * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--rely-on", "map", "--out", tmp_path / "r")
+    ignored = ("--ignore-mask", tmp_path / "mask.png", "--ignore-channels", "0, 1")
+    assert call.json(*words, *ignored)["epochs"] == 1
+    settings = json.loads((tmp_path / "r" / "settings.json").read_text())["settings"]
+    assert settings["rely_on"] == "map"
+    assert settings["ignore"] == {"background": False, "masks": [pack_mask(torch.eye(8))], "names": ["0", "1"]}
+    assert "--ignore" in call.error(*words, "--resume")
+    call.ok(*words, *ignored, "--resume")
 
 
 @pytest.mark.slow
@@ -92,6 +108,11 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
         (("--init-weights", "none.pt"), "no file none.pt"),
         (("--out", "images"), "not empty"),
         (("--cache-features",), "--freeze-backbone"),
+        (("--rely-on", "maps"), "--rely-on: expected one of ('anything', 'map'), got 'maps'. Did you mean 'map'?"),
+        (("--ignore", "backgrounds"), "error: ignore: expected 'background', a mask, or names"),
+        (("--ignore", "background"), "'background' needs the masks of the training data"),
+        (("--ignore-channels", "red"), "no channel is called 'red': expected one of ['0', '1', '2']"),
+        (("--ignore-mask", "none.png"), "none.png: cannot be read"),
     ],
 )
 def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):

@@ -8,7 +8,7 @@ import exitlens as xl
 from exitlens.functional import losses
 from exitlens.functional.losses import classification_loss, distillation_loss
 from exitlens.functional.maps import as_distribution, divergence, energy, geometric_mean, kl, mix_target, on_common_grid
-from exitlens.types import ExitOutput
+from exitlens.types import Correction, ExitOutput
 
 MATRIX = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])  # of several labels
 
@@ -304,13 +304,13 @@ def test_a_correction_weighs_samples_and_adds_a_prior(several, class_weights):
     outs, y = _outputs()
     y, loss = MATRIX if several else y, xl.EGTLoss(weight=0.0, class_weights=class_weights, label_smoothing=0.1)
     plain, zeros = loss(outs, y), torch.zeros(3, 5)
-    torch.testing.assert_close(loss(outs, y, correction=losses.Correction(torch.ones(2, 3), zeros)), plain)
-    only = loss(outs, y, correction=losses.Correction(torch.tensor([[0.0, 3.0, 0.0]] * 2), zeros))
+    torch.testing.assert_close(loss(outs, y, correction=Correction(torch.ones(2, 3), zeros)), plain)
+    only = loss(outs, y, correction=Correction(torch.tensor([[0.0, 3.0, 0.0]] * 2), zeros))
     second = [ExitOutput(*(part[1:2] for part in out)) for out in outs]
     torch.testing.assert_close(only.total, loss(second, y[1:2]).total)
     prior = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     shifted = [out._replace(logits=out.logits + prior) for out in outs]
-    torch.testing.assert_close(loss(outs, y, correction=losses.Correction(torch.ones(2, 3), prior)), loss(shifted, y))
+    torch.testing.assert_close(loss(outs, y, correction=Correction(torch.ones(2, 3), prior)), loss(shifted, y))
 
 
 @pytest.mark.parametrize("y", [torch.tensor([0, 4, 2]), MATRIX])

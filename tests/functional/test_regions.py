@@ -58,12 +58,9 @@ def test_regions_widen_by_one_location():
     assert regions.widen(corner)[0].int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
 
 
-def test_means_errors_and_areas():
+def test_means_and_their_errors():
     values = torch.rand(7, 2)
     mean, error = regions.average(values)
     np.testing.assert_allclose(mean, values.numpy().mean(0), rtol=1e-6)
     np.testing.assert_allclose(error, sem(values.numpy()), rtol=1e-5)
     assert regions.average(torch.ones(1, 2))[1].tolist() == [0, 0]
-    points = (0.1, 0.2, 0.6)
-    curve = torch.tensor([[0.0, 1.0, 1.0]])
-    assert regions.area_under(curve, points).item() == pytest.approx((0.05 + 0.4) / 0.5)

@@ -49,7 +49,7 @@ def measured():
     data = xl.data.ImageSet(pixels, signs[:, 0], ("no", "yes"), masks, scaling)
     partners = torch.stack([pair_samples(COUNT, seed) for seed in DONORS])
     same = (signs[partners] == signs).float().mean((0, 1))  # of the object, of the other place
-    return xl.measure_faithfulness(net, data, grid=(4, 4), oracle_samples=4 * COUNT), same.tolist()
+    return xl.measure_faithfulness(net, data, grid=(4, 4), oracle_samples=8 * COUNT), same.tolist()
 
 
 def test_answers_bind_where_they_rest_on_what_the_map_shows(measured):

@@ -132,7 +132,7 @@ def test_faithfulness_of_texts(data):
     assert all(value is not None for value in outcome.randomised_cc)
     binding = outcome.binding
     assert binding.centre is binding.edges is binding.saliency is None  # tokens are no grid
-    assert (binding.samples, binding.oracle_samples) == (24, 12)
+    assert (binding.samples, binding.oracle_samples) == (24, 6)
     assert all(best >= 0.5 for best in binding.oracle)
     assert len(outcome.cue_swap.change) == 3
 

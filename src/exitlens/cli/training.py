@@ -147,7 +147,7 @@ def fit(
 
     network = make_network()
     parts = [name.strip() for name in f"{ignore_channels},{ignore_words}".split(",") if name.strip()]
-    ignored = read_ignored([part for part in (ignore, ignore_mask, tuple(parts)) if part])
+    ignored = read_ignored([read_ignored(part) for part in (ignore, ignore_mask, tuple(parts)) if part])
     settings = make_training(ignore=ignored, recipe=recipe or ("pretrained" if network.has_weights else "scratch"))
     reading, ranks = make_reading(), find_ranks()
     resume = ranks.share(lambda: resume or is_restarted(out))

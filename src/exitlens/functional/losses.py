@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional import maps as measures
-from exitlens.types import ExitOutput, LossTerms
+from exitlens.types import Correction, ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
 from exitlens.types.tasks import check_truth
 
@@ -61,22 +61,6 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, power: float = 0.7
     else:
         log_truth = -F.cross_entropy(logits, labels.long(), reduction="none")
     return ((1 - (power * log_truth).exp()) / power).mean()
-
-
-class Correction(NamedTuple):
-    """What a step of training knows of easy cues, for :class:`EGTLoss` to work against; all detached, float32.
-
-    Attributes:
-        weights: ``(K,B)``, the weight of each sample in the classification term of each exit; 1 is the usual one.
-        prior: ``(B,C)``, logits that are added to every exit's before the classification term; 0 adds nothing.
-    """
-
-    weights: Tensor
-    prior: Tensor
-
-    def blend(self, logits: Tensor) -> Tensor:  # (B,C) -> (B,C)
-        """Return an exit's logits with the prior: a product of experts (arXiv 1909.03683, section 3.2)."""
-        return logits.float() + self.prior
 
 
 def weigh_difficulty(losses: Tensor, easy_losses: Tensor, strength: float = 1.0) -> Tensor:  # (K,B), (B,) -> (K,B)

@@ -74,8 +74,3 @@ def average(values: Tensor) -> tuple[Tensor, Tensor]:  # (N,...) -> (...), (...)
     values = values.double()
     spread = values.std(0, correction=1) if len(values) > 1 else torch.zeros_like(values[0])
     return values.mean(0), spread / len(values) ** 0.5
-
-
-def area_under(values: Tensor, points: Sequence[float]) -> Tensor:  # (...,P) -> (...)
-    """Return the area under a curve by trapezoids, over the width of its points: the mean height between them."""
-    return torch.trapezoid(values, torch.tensor(points, dtype=values.dtype)) / (points[-1] - points[0])

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exitlens.functional.maps import coarsen_map, find_locations, share_of_possible
-from exitlens.functional.regions import area_under, average, centre_map, edge_energy, spectral_residual
+from exitlens.functional.maps import average_over, coarsen_map, find_locations, share_of_possible
+from exitlens.functional.regions import average, centre_map, edge_energy, spectral_residual
 from exitlens.functional.scores import probabilities
 from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
@@ -101,7 +101,7 @@ def summarize_swaps(kept: Tensor, changed: Tensor | None) -> Swaps:  # (exits,N,
     """Average shares over samples, and under the curve over areas."""
     binding, binding_error = map(_to_table, average(kept.transpose(0, 1)))
     necessity, necessity_error = (None, None) if changed is None else map(_to_table, average(changed.transpose(0, 1)))
-    under, under_error = (tuple(values.tolist()) for values in average(area_under(kept, AREAS).T))
+    under, under_error = (tuple(values.tolist()) for values in average(average_over(AREAS, kept.unbind(-1)).T))
     return Swaps(binding, binding_error, necessity, necessity_error, under, under_error)
 
 

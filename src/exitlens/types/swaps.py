@@ -42,10 +42,10 @@ class Binding:
         saliency: the spectral residual (Hou & Zhang, CVPR 2007), on that grid; ``None`` but for images.
         above_another: ``binding`` of ``maps`` less that of ``another``, a row for each exit with a value for each area.
         above_another_error: its standard error, paired by sample.
-        oracle: binding at 20 % of cells chosen greedily, for each exit; ``None`` without an oracle.
-        oracle_share: ``(maps - another) / (oracle - another)`` over the oracle's samples: the part of what is possible that
-            the map reaches; ``None`` at an exit where the oracle gains nothing. Values a little above 1 occur, because
-            regions of maps are finer than the oracle's grid.
+        oracle: binding at 20 %, with one donor, of cells chosen greedily; ``None`` without an oracle.
+        oracle_share: ``(maps - another) / (oracle - another)`` over the oracle's samples, all with its one donor: the part
+            of what is possible that the map reaches; ``None`` at an exit where the oracle gains nothing. Values above 1
+            occur, because regions of maps are finer than the oracle's grid.
         oracle_error, oracle_share_error: standard errors, over samples.
         samples, oracle_samples, donors: the numbers of samples, and of others whose parts each of them took.
     """

@@ -46,6 +46,7 @@ def test_everything_that_can_be_ignored_is_recorded(tmp_path):
     assert read_ignored("background") == Ignored(background=True)
     for mask in (CORNER, CORNER.int(), tmp_path / "m.png", tmp_path / "m.npy", [Cue(CORNER), Cue(CORNER)]):
         assert read_ignored(mask) == Ignored(masks=packed)
+    assert read_ignored(Cue(("lead",))) == Ignored(names=("lead",))
     assert read_ignored(("lead", "level")) == Ignored(names=("lead", "level"))
     mixed = read_ignored([Cue("background"), Cue(("a", "b")), ("b",), CORNER])
     assert mixed == Ignored(True, packed, ("a", "b"))
@@ -59,6 +60,7 @@ def test_everything_that_can_be_ignored_is_recorded(tmp_path):
         (torch.zeros(4, 4), r"with some of both, got \(4, 4\)"),
         (torch.full((2, 2), 0.5), "True and False"),
         (3, "ignore: expected 'background', a mask or names, got int"),
+        ([Cue("background"), Cue(None)], r"ignore: no part of the inputs can be exchanged for Cue\(ignore=None\)"),
         (torch.eye(4)[0], r"masks of images with 2 axes, got \(4,\)"),
         ([CORNER, torch.eye(3)], r"the shape of the others, \(4, 4\)"),
         (("red",), r"no channel is called 'red': expected one of \['0', '1', '2'\]"),

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.functional.losses import (
-    Correction,
     classification_loss,
     generalised_cross_entropy,
     ramp,
@@ -21,7 +20,7 @@ from exitlens.functional.maps import enlarge, fewest_cells, find_locations, geom
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
-from exitlens.types import ExitOutput
+from exitlens.types import Correction, ExitOutput
 from exitlens.types.inputs import Inputs, count_rows, draw_donors, replace_rows, take_rows
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.distributed import SharedGradients

@@ -30,13 +30,18 @@ BACKGROUND = "background"
 
 def read_ignored(ignore: Any) -> Ignored:
     """Return what :func:`exitlens.fit` was asked to ignore as a record; see there for what it may be."""
+    if hasattr(ignore, "ignore"):
+        if ignore.ignore is None:
+            fix = "leave it out, or name a mask, channels or words"
+            raise InputError(f"ignore: no part of the inputs can be exchanged for {ignore!r:.200}. Fix: {fix}")
+        return read_ignored(ignore.ignore)
     if ignore is None:
         return Ignored()
     if isinstance(ignore, Ignored):
         return ignore
     if isinstance(ignore, str):
         if ignore != BACKGROUND:
-            fix = f"pass a tuple for channels or words, ({ignore!r},).{suggest(ignore, [BACKGROUND])}"
+            fix = f"pass channels or words as a tuple (--ignore-channels, --ignore-words).{suggest(ignore, [BACKGROUND])}"
             raise InputError(f"ignore: expected {BACKGROUND!r}, a mask, or names in a tuple, got {ignore!r}. Fix: {fix}")
         return Ignored(background=True)
     if isinstance(ignore, Path):
@@ -48,7 +53,7 @@ def read_ignored(ignore: Any) -> Ignored:
     parts = list(ignore)
     if parts and all(isinstance(part, str) for part in parts) and BACKGROUND not in parts:
         return Ignored(names=tuple(parts))
-    records = [read_ignored(getattr(part, "ignore", part)) for part in parts]
+    records = [read_ignored(part) for part in parts]
     masks, names = ([value for record in records for value in getattr(record, name)] for name in ("masks", "names"))
     return Ignored(any(record.background for record in records), tuple(dict.fromkeys(masks)), tuple(dict.fromkeys(names)))
 
