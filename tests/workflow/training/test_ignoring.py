@@ -56,7 +56,7 @@ def test_everything_that_can_be_ignored_is_recorded(tmp_path):
 @pytest.mark.parametrize(
     ("ignore", "message"),
     [
-        ("backgrund", r"ignore: expected 'background'.*Did you mean 'background'"),
+        ("back", r"ignore: expected 'background'.*Did you mean 'background'"),
         (torch.zeros(4, 4), r"with some of both, got \(4, 4\)"),
         (torch.full((2, 2), 0.5), "True and False"),
         (3, "ignore: expected 'background', a mask or names, got int"),
