@@ -28,7 +28,6 @@ from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
 SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
-SWAPPED = 500  # samples for binding
 SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
 SWAPS = {  # columns that earlier runs lack are left out where no run has them
@@ -125,7 +124,7 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
         if "skill" not in measured and net.num_exits > 1:
             measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
     if net.num_exits > 1:
-        judged = judge(net, task, SAMPLES, ORACLE, SWAPPED)
+        judged = judge(net, task, SAMPLES, ORACLE)
         measured["attention"] = list_shares_of(judged) | {name: getattr(judged, name) for name in MAPS}
         if judged.binding is not None:
             measured["swaps"] = list_swaps(judged, judged.binding)
@@ -136,13 +135,10 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
     return measured
 
 
-def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, binding: int = 0, **kind: Any) -> xl.Faithfulness:
+def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, **kind: Any) -> xl.Faithfulness:
     """Judge one kind of map with one baseline on the task's first test."""
-    data, counts = (
-        next(iter(task.tests.values())),
-        {"samples": samples, "oracle_samples": oracle, "binding_samples": binding},
-    )
-    return measure_faithfulness(net, data, grid=task.grid, **counts, **kind)
+    data = next(iter(task.tests.values()))
+    return measure_faithfulness(net, data, grid=task.grid, samples=samples, oracle_samples=oracle, **kind)
 
 
 def list_shares_of(judged: xl.Faithfulness) -> Tree:

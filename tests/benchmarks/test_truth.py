@@ -115,7 +115,6 @@ def test_a_cell_says_how_good_true_and_alike(tiny_set, condition, tmp_path, monk
     monkeypatch.setattr(truth, "find_folder", lambda *words: tmp_path)
     monkeypatch.setattr(truth, "SAMPLES", 8)
     monkeypatch.setattr(truth, "ORACLE", 4)
-    monkeypatch.setattr(truth, "SWAPPED", 4)
     measured = truth.measure_cell("digits", condition, 0)
     assert len(measured["tests"]["test"]["accuracy"]) == len(measured["cost"]) == (1 if condition == "plain" else 3)
     assert len(measured["tests"]["test"]["right"]) == len(measured["cost"])

@@ -12,7 +12,7 @@ from exitlens.delivery import demo
 from exitlens.delivery.demo import CONDITIONS, EGT, DemoSettings, _describe_epochs, build_network, load_data
 from tests.ranks import call
 
-FEW = DemoSettings(epochs=1, limit=64, batch_size=16, samples=8, oracle_samples=2, swapped=2, rounds=1, timed=128)
+FEW = DemoSettings(epochs=1, limit=64, batch_size=16, samples=8, oracle_samples=2, rounds=1, timed=128)
 
 
 @pytest.mark.slow

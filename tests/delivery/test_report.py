@@ -36,7 +36,7 @@ def make_subject(name, data, *, faithful=False, at=None, policy=POLICY, head="ev
     """A network with two early exits, or those named in ``at``, measured on a few images."""
     net = make_net() if at is None else xl.attach(TinyNet(), at, 4, data.first(1).inputs, head=head)
     net.describe(classes=data.classes, preprocess=data.preprocess)
-    checks = {"test": xl.measure_faithfulness(net, data, oracle_samples=8, binding_samples=4)} if faithful else {}
+    checks = {"test": xl.measure_faithfulness(net, data, oracle_samples=8)} if faithful else {}
     return Subject(name, net, policy, {"test": xl.evaluate(xl.collect(net, data), policy)}, checks)
 
 

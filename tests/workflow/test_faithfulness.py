@@ -8,13 +8,14 @@ import torch
 import exitlens as xl
 from exitlens.functional.maps import top_cells
 from exitlens.modalities.image import IMAGE
+from exitlens.workflow import faithfulness as module
 from exitlens.workflow.faithfulness import FRACTIONS
 from tests.conftest import make_net
 
 
 def test_measures_by_exit(net, tiny_set):
     net.train()
-    result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4), oracle_samples=4, binding_samples=4)
+    result = xl.measure_faithfulness(net, tiny_set, samples=20, grid=(4, 4), oracle_samples=4)
     assert net.training
     kinds = [f"{measure}{kind}" for measure in ("deletion", "insertion") for kind in ("", "_random", "_oracle")]
     for name in (*kinds, "energy_in_mask", "pointing_game"):
@@ -48,9 +49,15 @@ def make_bright_cell(attends: float, bias: float = -3.0) -> tuple[xl.ExitNet, xl
     return net, xl.data.ImageSet(pixels, torch.zeros(30).long(), ("bright", "dark"), masks)
 
 
-def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
+@pytest.fixture
+def one_cell(monkeypatch):
+    """One cell of a grid of 4 x 4 is deleted."""
+    monkeypatch.setattr(module, "FRACTION", 1 / 16)
+
+
+def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random(one_cell):
     net, data = make_bright_cell(4.0)
-    result = xl.measure_faithfulness(net, data, grid=(4, 4), fraction=1 / 16, binding_samples=0)
+    result = xl.measure_faithfulness(net, data, grid=(4, 4))
     assert result.deletion[0] > 0.5
     assert result.deletion_random[0] < 0.2
     assert result.pointing_game == (1.0,)
@@ -60,12 +67,12 @@ def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random(
     assert result.oracle_samples == 30
 
 
-def test_maps_are_placed_before_cells_are_judged():
+def test_maps_are_placed_before_cells_are_judged(one_cell):
     """The network reads everything one cell further down than it is, as a padded kernel of one does."""
     net, data = make_bright_cell(4.0)
     moved = data.images.roll(2, 2)
     shifted = xl.data.ImageSet(moved, data.labels, data.classes, data.masks)  # what it sees; the masks are where it is
-    options = {"grid": (4, 4), "fraction": 1 / 16, "oracle_samples": 0, "binding_samples": 0}
+    options = {"grid": (4, 4), "oracle_samples": 0}
     off = xl.measure_faithfulness(net, shifted, **options)
     net.describe(map_offsets=((-1.0, 0.0),))
     placed = xl.measure_faithfulness(net, shifted, **options)
@@ -76,9 +83,9 @@ def test_maps_are_placed_before_cells_are_judged():
 
 
 def test_without_an_oracle_and_without_a_head_to_randomise(kept, tiny_set):
-    result = xl.measure_faithfulness(kept, tiny_set, samples=8, oracle_samples=0, binding_samples=2)
-    assert result.oracle_samples == result.binding.oracle_samples == 0
-    assert result.binding.oracle is result.dependence is None
+    result = xl.measure_faithfulness(kept, tiny_set, samples=8, oracle_samples=0)
+    assert result.oracle_samples == 0
+    assert result.binding is result.dependence is None
     assert result.deletion_oracle is result.deletion_share is result.insertion_share_error is None
     assert result.randomised_cc[-1] is None  # the classifier is the backbone's
 
@@ -87,7 +94,7 @@ def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
     """Folders are sorted by class: the first samples would be of the first classes."""
     seen, subset = [], type(tiny_set).subset
     monkeypatch.setattr(type(tiny_set), "subset", lambda self, rows: seen.append(rows) or subset(self, rows))
-    xl.measure_faithfulness(net, tiny_set, samples=8, oracle_samples=0, binding_samples=0)
+    xl.measure_faithfulness(net, tiny_set, samples=8, oracle_samples=0)
     assert len(seen[0]) == 8
     assert seen[0].max() > 16
     assert seen[0].tolist() == sorted(set(seen[0].tolist()))
@@ -95,7 +102,7 @@ def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
 
 def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
     whole, *halves = (
-        xl.measure_faithfulness(net, tiny_set.subset(torch.arange(*rows)), oracle_samples=0, binding_samples=0).randomised_cc
+        xl.measure_faithfulness(net, tiny_set.subset(torch.arange(*rows)), oracle_samples=0).randomised_cc
         for rows in ((0, 32), (0, 16), (16, 32))
     )
     assert whole == pytest.approx([(a + b) / 2 for a, b in zip(*halves, strict=True)], abs=1e-5)
@@ -104,13 +111,13 @@ def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
 @pytest.mark.parametrize("final", ["head", "keep"])
 def test_the_tuned_network_is_measured(final, tiny_set):
     net = make_net(final)
-    plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0)
+    plain = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0)
     net.tuning = xl.Tuning(folded=True, channels_last=True)
-    tuned = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0)
+    tuned = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0)
     for name in ("deletion", "insertion", "energy_in_mask"):
         assert getattr(tuned, name) == pytest.approx(getattr(plain, name), abs=1e-4)
     net.tuning = xl.Tuning(precision="bfloat16")
-    rough = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0)
+    rough = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0)
     assert rough.deletion != plain.deletion
     assert rough.deletion == pytest.approx(plain.deletion, abs=0.1)
     assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
@@ -120,7 +127,7 @@ def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
     result, modality = (
-        xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, binding_samples=0),
+        xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0),
         net.input_spec.modality,
     )
     with torch.inference_mode():
@@ -137,9 +144,7 @@ def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
         ({"net": 1}, "net"),
         ({"data": 3}, "data"),
         ({"grid": 4}, "grid"),
-        ({"fraction": 1.0}, "fraction"),
         ({"oracle_samples": -1}, "oracle_samples"),
-        ({"binding_samples": 0.5}, "binding_samples"),
         ({"of": "gradient"}, "of"),
         ({"baseline": "grey"}, "baseline"),
     ],
@@ -150,10 +155,10 @@ def test_bad_arguments_are_refused(net, tiny_set, values, name):
         xl.measure_faithfulness(**given)
 
 
-def test_relevance_and_evidence_are_judged_as_attention_is():
+def test_relevance_and_evidence_are_judged_as_attention_is(one_cell):
     """The bright cell speaks for the answer, the dark ones against it: attention is on those, the others find the cell."""
     net, data = make_bright_cell(-0.1, 6.0)
-    options = {"grid": (4, 4), "fraction": 1 / 16, "oracle_samples": 20, "binding_samples": 0}
+    options = {"grid": (4, 4), "oracle_samples": 20}
     kinds = "attention", "relevance", "evidence"
     attention, relevance, evidence = (xl.measure_faithfulness(net, data, of=of, **options) for of in kinds)
     assert attention.oracle_samples == 20
@@ -169,14 +174,14 @@ def test_relevance_and_evidence_are_judged_as_attention_is():
     assert len(evidence.cascade_cc[0]) == 2
 
 
-def test_areas_are_means_of_curves_over_shares_of_cells():
+def test_areas_are_means_of_curves_over_shares_of_cells(monkeypatch):
     """Every point by itself, and the trapezoids between them by hand."""
     net, data = make_bright_cell(1.0)
     few = data.subset(torch.arange(4))
-    points = [
-        xl.measure_faithfulness(net, few, grid=(4, 4), fraction=share, oracle_samples=4, binding_samples=0)
-        for share in FRACTIONS
-    ]
+    points = []
+    for share in FRACTIONS:
+        monkeypatch.setattr(module, "FRACTION", share)
+        points.append(xl.measure_faithfulness(net, few, grid=(4, 4), oracle_samples=4))
     widths = [b - a for a, b in pairwise(FRACTIONS)]
     for name in ("deletion", "insertion"):
         area = getattr(points[0], f"{name}_area")
@@ -191,7 +196,7 @@ def test_areas_are_means_of_curves_over_shares_of_cells():
 def test_deletion_takes_another_baseline(net, tiny_set):
     """By hand: the answer after imputation of the deleted cells."""
     result, modality = (
-        xl.measure_faithfulness(net, tiny_set, oracle_samples=0, binding_samples=0, baseline="road"),
+        xl.measure_faithfulness(net, tiny_set, oracle_samples=0, baseline="road"),
         net.input_spec.modality,
     )
     assert result.baseline == "road"
@@ -203,14 +208,14 @@ def test_deletion_takes_another_baseline(net, tiny_set):
 
 
 def test_maps_are_compared_with_themselves_as_weights_are_randomised_from_the_head_on(kept, tiny_set):
-    cascade = xl.measure_faithfulness(kept, tiny_set, oracle_samples=0, binding_samples=0).cascade_cc
+    cascade = xl.measure_faithfulness(kept, tiny_set, oracle_samples=0).cascade_cc
     assert [len(curve) for curve in cascade] == [2, 3, 4]
     assert cascade[2][0] is None  # the backbone's own classifier has no weights of its map
     assert all(-1 <= value <= 1 for curve in cascade for value in curve if value is not None)
     with torch.no_grad():  # an early stage that maps do not depend on: everything after it is constant
         for weight in kept.stage(1).parameters():
             weight.zero_()
-    constant = xl.measure_faithfulness(kept, tiny_set, oracle_samples=0, binding_samples=0).cascade_cc
+    constant = xl.measure_faithfulness(kept, tiny_set, oracle_samples=0).cascade_cc
     assert constant[1] == (0.0, 0.0, 0.0)
 
 

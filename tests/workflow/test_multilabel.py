@@ -262,7 +262,7 @@ def test_relevance_is_about_the_labels_that_are_told(net):
 
 
 def test_deletion_is_judged_by_the_strongest_label(net):
-    outcome = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4, binding_samples=4)
+    outcome = measure_faithfulness(net, draw(12, 12), samples=12, grid=(4, 4), oracle_samples=4)
     assert all(math.isfinite(value) for value in outcome.deletion)
 
 

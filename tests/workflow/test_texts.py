@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.workflow import faithfulness
 from tests.model.kinds import make_network
 from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
 
@@ -123,8 +124,9 @@ def test_loaders_of_dicts(net, data):
     assert xl.collect(wide, data.inputs).labels is None
 
 
-def test_faithfulness_of_texts(data):
-    outcome = xl.measure_faithfulness(train(4.0)[0], data, oracle_samples=48, binding_samples=24)
+def test_faithfulness_of_texts(data, monkeypatch):
+    monkeypatch.setattr(faithfulness, "GREEDY", 1)
+    outcome = xl.measure_faithfulness(train(4.0)[0], data, oracle_samples=48)
     assert len(outcome.deletion) == len(outcome.energy_in_mask) == 3
     assert all(best > blind for best, blind in zip(outcome.deletion_oracle, outcome.deletion_random, strict=True))
     assert 0 < outcome.deletion_share[0] < 1.5
@@ -132,8 +134,9 @@ def test_faithfulness_of_texts(data):
     assert all(value is not None for value in outcome.randomised_cc)
     binding = outcome.binding
     assert binding.centre is binding.edges is binding.saliency is None  # tokens are no grid
-    assert (binding.samples, binding.oracle_samples) == (24, 6)
-    assert all(0 <= best <= 1 for best in binding.oracle)  # six pairs: no more can be said of its size
+    assert (binding.samples, binding.oracle_samples) == (48, 48)
+    assert all(best >= 0.5 for best in binding.oracle)
+    assert all(share is None or share <= 1 for share in binding.oracle_share)  # a single token is kept, the best there is
     assert len(outcome.cue_swap.change) == 3
 
 

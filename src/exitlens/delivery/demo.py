@@ -77,8 +77,7 @@ class DemoSettings:
     batch_size: int = 32
     learning_rate: float = 2e-3  # the peak of the one-cycle schedule
     samples: int = 300  # test scenes on which maps are judged
-    oracle_samples: int = 100  # those of them that are given to the oracle, too
-    swapped: int = 100  # those of them that take parts of others
+    oracle_samples: int = 100  # those of them that are given to the oracle and take parts of others
     rounds: int = 5  # of each timing
     timed: int = 768  # scenes in a round of batches of 64
 
@@ -86,12 +85,12 @@ class DemoSettings:
     def full(cls, seed: int = 0) -> DemoSettings:
         """Return the settings behind the documentation's figures: a quarter of an hour on two cores."""
         training = cls(seed, epochs=6, limit=None, size=40, batch_size=64, learning_rate=4e-3)
-        return replace(training, samples=3000, oracle_samples=200, swapped=1000, rounds=7, timed=2048)
+        return replace(training, samples=3000, oracle_samples=200, rounds=7, timed=2048)
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:
         """Return the settings of a run of seconds that shows the flow."""
-        return cls(seed, epochs=1, limit=256, samples=64, oracle_samples=16, swapped=16, rounds=1, timed=256)
+        return cls(seed, epochs=1, limit=256, samples=64, oracle_samples=16, rounds=1, timed=256)
 
 
 def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -252,10 +251,8 @@ def _measure_subject(
         traces[name, condition] = collect(net, data[condition])
         reports[condition] = evaluate(traces[name, condition], policy)
         step(f"truth of the maps {TITLES[name]}, {condition} backgrounds")
-        samples, oracle, swapped = settings.samples, settings.oracle_samples, settings.swapped
-        checks[condition] = measure_faithfulness(
-            net, data[condition], samples=samples, oracle_samples=oracle, binding_samples=swapped
-        )
+        samples, oracle = settings.samples, settings.oracle_samples
+        checks[condition] = measure_faithfulness(net, data[condition], samples=samples, oracle_samples=oracle)
     return Subject(TITLES[name], net, policy, reports, checks)
 
 

@@ -26,12 +26,13 @@ from exitlens.model.swaps import Swapper, add_oracle, judge_binding, judge_cue_s
 from exitlens.progress import show_progress
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, draw_samples
-from exitlens.types.settings import WHOLE, NumberRule, check_choice, check_number
+from exitlens.types.settings import WHOLE, check_choice, check_number
 from exitlens.types.swaps import AreaUnderCurve, Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
+FRACTION = 0.2  # share of cells deleted or inserted at the one point that is reported by itself
 FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # points of the curves of deletion and insertion
 DONORS, OTHERS = (101, 102), 103  # seeds of partners: whose parts a sample takes, and whose map is its null
 GREEDY = 8  # the greedy oracle takes one of so many of the oracle's samples
@@ -65,7 +66,7 @@ class Faithfulness:
         dependence: skill of each early exit's occlusion map (the fall of its answer's probability, cell by cell) with the
             final exit's: the Pearson CC over that with another sample's. ``None`` with fewer than two oracle samples.
         dependence_error: its standard error, over samples.
-        binding: what answers keep when what a map leaves out is swapped; ``None`` with fewer than two samples for it.
+        binding: what answers keep when what a map leaves out is swapped; ``None`` without oracle samples.
         cue_swap: answers that change with the true background alone; ``None`` without masks.
         baseline: what stood in deleted cells.
     """
@@ -100,15 +101,13 @@ class Faithfulness:
         return asdict(self)
 
 
-def measure_faithfulness(  # noqa: PLR0913
+def measure_faithfulness(
     net: ExitNet,
     data: Any,
     *,
     samples: int = 1000,
-    fraction: float = 0.2,
     grid: tuple[int, ...] | None = None,
     oracle_samples: int = 200,
-    binding_samples: int = 150,
     of: Of = "attention",
     baseline: Baseline = "mean",
     progress: bool = False,
@@ -123,14 +122,12 @@ def measure_faithfulness(  # noqa: PLR0913
         data: as for :func:`exitlens.collect`; with masks, the mask measures are taken too. The samples used are held in
             memory: as stored for our own data sets, as floats for anything else.
         samples: maximum number of samples; if there are more, they are drawn at random with a fixed seed.
-        fraction: share of cells deleted or inserted at the one point of the curves that is reported by itself.
         grid: evaluation grid, by default (5, 5) for images, (16,) for series and (3, 3, 3) for volumes; an exit with a
             coarser map is judged on its own grid.
-        oracle_samples: maximum number of samples for the oracle, which runs the network once for each cell of the grid (25
-            times at 5x5, once for each token of a text); 0 for no oracle and no areas. An eighth of them show what binding
-            is possible.
-        binding_samples: maximum number of samples for ``binding``, each of which takes parts of two others, drawn at random
-            from ``data`` with fixed seeds. With four exits it takes as long as about 100 forward passes of each.
+        oracle_samples: maximum number of samples for what takes many passes; 0 for none of it. The oracle runs the network
+            once for each cell of the grid (25 times at 5x5, once for each token of a text). ``binding``, for which each
+            sample takes parts of two others, drawn at random from ``data`` with fixed seeds, takes about 100 passes with
+            four exits. An eighth of the samples show what binding is possible.
         of: the maps to judge: the exits' ``attention``, the ``relevance`` of exit 0's features for an exit's answer
             (:func:`~exitlens.model.attribution.attribute`), or the ``evidence`` for it (of several labels, the strongest).
         baseline: what stands in deleted cells. ``mean``: each channel's mean, the image's mean colour; features of a vector
@@ -149,9 +146,7 @@ def measure_faithfulness(  # noqa: PLR0913
     grid = modality.grid if grid is None else grid
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
         raise InputError(f"grid: expected positive integers such as {modality.grid}, got {grid!r}")
-    check_number("fraction", fraction, NumberRule("a share in (0, 1)", lambda value: 0 < value < 1))
-    for name, value in (("oracle_samples", oracle_samples), ("binding_samples", binding_samples)):
-        check_number(name, value, WHOLE)
+    check_number("oracle_samples", oracle_samples, WHOLE)
     check_choice("of", of, get_args(Of))
     check_choice("baseline", baseline, get_args(Baseline))
     held = hold_samples(data, samples)
@@ -170,20 +165,20 @@ def measure_faithfulness(  # noqa: PLR0913
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
         judge = _Judge(net, engine, baseline, batches, plain)
-        guided, control = judge.perturb(maps, fraction), judge.perturb(blind, fraction)
+        guided, control = judge.perturb(maps, FRACTION), judge.perturb(blind, FRACTION)
         cascade = None
         if of != "relevance":
             with switch_mode(net, False):
                 cascade = _randomise_in_turn(net, batches, views, plain, of)
         oracle: dict[str, Any] = {}
         if len(rows):
-            passes = 1 + 3 * len({*FRACTIONS, fraction})
+            passes = 1 + 3 * len({*FRACTIONS, FRACTION})
             judged = _Batches(prepare, rows, bar, "trying every cell", passes, ORACLE_BATCH)
             judge = _Judge(net, engine, baseline, judged, [p[rows] for p in plain])
-            oracle = judge.compare([m[rows] for m in maps], [m[rows] for m in blind], fraction)
+            oracle = judge.compare([m[rows] for m in maps], [m[rows] for m in blind])
         swaps = _Swaps(net, engine, plain, prepare, bar)
         greedy = draw_samples(size, -(-oracle_samples // GREEDY), seed=1).sort().values
-        binding = swaps.judge(shown, maps, draw_samples(size, binding_samples, seed=1).sort().values, greedy)
+        binding = swaps.judge(shown, maps, rows, greedy)
         cue_swap = None if masks is None else swaps.change_background(masks)
     energy = pointing = None
     if masks is not None:
@@ -229,8 +224,6 @@ class _Swaps:
         partners = [measures.pair_samples(self._size, seed) for seed in DONORS]
         pairs = self._pair("swapping what maps leave out", rows, partners, self._prepare)
         binding = judge_binding(self._take(rows), pairs, [m[rows] for m in shown], [m[rows] for m in others])
-        if not len(greedy):
-            return binding
         pairs = self._pair("trying what could be left out", greedy, partners[:1], self._prepare, ORACLE_BATCH)
         judged = ([m[greedy] for m in several] for several in (maps, shown, others))
         return add_oracle(binding, *try_binding(self._take(greedy), pairs, *judged))
@@ -290,15 +283,15 @@ class _Judge:
         """Return drops and kept probabilities, ``(N,)`` for each map."""
         return perturb(*self._given, maps, fraction, baseline=self._baseline)
 
-    def compare(self, maps: Sequence[Tensor], blind: Sequence[Tensor], fraction: float) -> dict[str, Any]:
+    def compare(self, maps: Sequence[Tensor], blind: Sequence[Tensor]) -> dict[str, Any]:
         """Return what the oracle reaches, and the share of it that maps reach beyond blind ones: at a point and as areas."""
         losses = occlude(*self._given, maps, self._baseline)
         ranked = [measures.rank_locations(loss, find_locations(m)) for loss, m in zip(losses, maps, strict=True)]
-        points = sorted({*FRACTIONS, fraction})
+        points = sorted({*FRACTIONS, FRACTION})
         curves = [{point: self.perturb(kind, point) for point in points} for kind in (maps, blind, ranked)]
         results = _compare_dependence(losses)
         for i, name in enumerate(("deletion", "insertion")):
-            at_point = [curve[fraction][i] for curve in curves]
+            at_point = [curve[FRACTION][i] for curve in curves]
             areas = [
                 [measures.average_over(FRACTIONS, values) for values in zip(*(curve[f][i] for f in FRACTIONS), strict=True)]
                 for curve in curves
