@@ -8,6 +8,7 @@ from exitlens.modalities import IMAGE, VECTOR, SeveralInputs
 from exitlens.modalities import parts as parts_of
 from exitlens.modalities.series import SERIES, TIME_FIRST
 from exitlens.modalities.vector import VectorModality
+from exitlens.types.inputs import find_inner
 
 SIZES = st.lists(st.integers(2, 9), min_size=1, max_size=3).map(tuple)
 
@@ -58,7 +59,7 @@ def test_words_in_the_same_places_are_of_a_kind():
     """``1 a x b 2`` with x of 5 and 6, and ``1 c y d 2`` with y of 7 and 8."""
     rows = [[1, 10, x, 11, 2] for x in (5, 6)] * 3 + [[1, 12, y, 13, 2] for y in (7, 8)] * 3
     ids = torch.tensor(rows)
-    inner = parts_of.find_inner(torch.ones_like(ids))
+    inner = find_inner(torch.ones_like(ids))
     assert inner[0].tolist() == [False, True, True, True, False]
     kinds = {frozenset(kind) for kind in parts_of.group_words(ids, inner, 3)}
     assert kinds == {frozenset({5, 6}), frozenset({7, 8}), *(frozenset({n}) for n in (10, 11, 12, 13))}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exitlens.types.cues import CueKind, Ignorable
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.types.inputs import MASK, Inputs, find_inner, find_tokens_name
 
 SCALES = {1: (4, 8, 16), 2: (2, 4, 8), 3: (2, 4)}  # cells along every axis of places, by the number of axes
 MOST_CHANNELS, MOST_WORDS = 64, 1000  # limits on the channels, and on the words of a vocabulary, that are tried
@@ -193,17 +193,11 @@ def _share(counts: Tensor, others: Tensor) -> float:
     return (counts * others).sqrt().sum().item() / math.sqrt(total.item()) if total > 0 else 0.0
 
 
-def find_inner(mask: Tensor) -> Tensor:  # (N,L) of 1 and 0 -> (N,L) bool
-    """Return where the tokens of texts are, without the first and the last one, which mark the ends."""
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return (mask > 0) & (position > 0) & (position < (mask * position).amax(1, keepdim=True))
-
-
 def swap_words(inputs: Inputs, donors: Inputs, words: Tensor) -> Inputs:
     """Put the donors' tokens among ``words`` in the place of the samples' tokens among them, one after the other."""
     assert not isinstance(inputs, Tensor)
     assert not isinstance(donors, Tensor)
-    name = next(each for each in inputs if each != MASK)
+    name = find_tokens_name(inputs)
     has, offers = (torch.isin(each[name], words) & find_inner(each[MASK]) for each in (inputs, donors))
     order = (~offers).to(torch.uint8).argsort(dim=1, stable=True)  # the donors' words first
     source = order.gather(1, (has.cumsum(1) - 1).clamp_min(0) % offers.sum(1, keepdim=True).clamp_min(1))
@@ -213,7 +207,7 @@ def swap_words(inputs: Inputs, donors: Inputs, words: Tensor) -> Inputs:
 
 def list_word_parts(inputs: Mapping[str, Tensor], name_tokens: Callable[[Tensor], Sequence[str]], least: int) -> list[Part]:
     """List the kinds of words that at least ``least`` of these texts have, by :func:`group_words`."""
-    ids, inner = next(inputs[name] for name in inputs if name != MASK), find_inner(inputs[MASK])
+    ids, inner = inputs[find_tokens_name(inputs)], find_inner(inputs[MASK])
     parts = []
     for kind in group_words(ids, inner, least):
         words = torch.tensor(kind)

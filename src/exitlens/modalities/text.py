@@ -13,7 +13,7 @@ from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import find_locations, top_cells
 from exitlens.modalities.base import Modality
 from exitlens.modalities.parts import Part, list_word_parts
-from exitlens.types.inputs import MASK, InputFormat, Inputs
+from exitlens.types.inputs import MASK, InputFormat, Inputs, find_inner, find_tokens_name
 from exitlens.types.preprocessing import TextPreprocess
 
 
@@ -88,20 +88,16 @@ class TextModality(Modality):
         """
         assert not isinstance(inputs, Tensor)
         assert not isinstance(donors, Tensor)
-        ids = next(name for name in inputs if name != MASK)
-        position = torch.arange(cells.shape[1], device=cells.device)
-        ends, lengths = ((each[MASK] * position).amax(1, keepdim=True) for each in (inputs, donors))  # (B,1) each
-        source = 1 + (position - 1) % (lengths - 1).clamp_min(1)
-        chosen = cells & (position > 0) & (position < ends) & (lengths > 1)
-        return {**inputs, ids: torch.where(chosen, donors[ids].gather(1, source.clamp_max(cells.shape[1] - 1)), inputs[ids])}
+        ids, offered = find_tokens_name(inputs), find_inner(donors[MASK]).sum(1, keepdim=True)  # (B,1)
+        source = 1 + (torch.arange(cells.shape[1], device=cells.device) - 1) % offered.clamp_min(1)
+        chosen = cells & find_inner(inputs[MASK]) & (offered > 0)
+        return {**inputs, ids: torch.where(chosen, donors[ids].gather(1, source), inputs[ids])}
 
     def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
         """Replace the chosen tokens by the nearest others between the ends of their text, if it has any."""
         assert not isinstance(inputs, Tensor)
-        ids = next(name for name in inputs if name != MASK)
-        position = torch.arange(cells.shape[1], device=cells.device)
-        end = (inputs[MASK] * position).amax(1, keepdim=True)  # (B,1)
-        others = ~cells & (position > 0) & (position < end)
+        ids, position = find_tokens_name(inputs), torch.arange(cells.shape[1], device=cells.device)
+        others = ~cells & find_inner(inputs[MASK])
         distance = (position[:, None] - position).abs().masked_fill(~others[:, None], len(position))  # (B,N,N)
         nearest = torch.where(cells & others.any(1, keepdim=True), distance.argmin(2), position)
         return {**inputs, ids: inputs[ids].gather(1, nearest)}

@@ -53,6 +53,17 @@ def map_inputs(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     return change(inputs) if isinstance(inputs, Tensor) else {name: change(value) for name, value in inputs.items()}
 
 
+def find_tokens_name(texts: Mapping[str, Tensor]) -> str:
+    """Return the name of the tokens beside their padding mask."""
+    return next(name for name in texts if name != MASK)
+
+
+def find_inner(mask: Tensor) -> Tensor:  # (N,L) of 1 and 0 -> (N,L) bool
+    """Return where the tokens of texts are, without the first and the last one, which mark the ends."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return (position > 0) & (position < (mask * position).amax(1, keepdim=True)) & (mask > 0)
+
+
 def count_rows(inputs: Inputs) -> int:
     """Return the number of samples in the batch."""
     return len(list_tensors(inputs)[0])

@@ -78,7 +78,7 @@ def test_the_seed_decides_and_the_global_random_state_does_not(tiny_set, augment
         ),
         ({"rely_on": "map", "ema": 0.9, "ignore": "background"}, lambda data: data),
     ],
-    ids=["everything", "loader", "pretrained", "frozen", "frozen and binding", "binding"],
+    ids=["everything", "loader", "pretrained", "frozen", "frozen and debiasing", "debiasing"],
 )
 def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch, options, load):
     whole, stopped, resumed = fresh(), fresh(), make_net()  # other weights: everything must come from the checkpoint

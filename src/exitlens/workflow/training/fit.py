@@ -133,7 +133,7 @@ def fit(  # noqa: PLR0913
             weights do not depend on it.
         rely_on: with ``"map"``, samples count by how far they need more than what is easy, exits gain nothing by what lies
             outside their maps, and some batches are recomposed along them
-            (:class:`~exitlens.workflow.training.binding.Binding`, docs/guides/binding.md). Validation is as usual.
+            (:class:`~exitlens.workflow.training.debiasing.Debiasing`, docs/guides/debiasing.md). Validation is as usual.
         ignore: what must not matter: ``"background"`` (all outside the ``masks`` of ``train``); a mask ``(H,W)``, ``(T,)``
             or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
             or of words; or a list of these (or of objects with an attribute ``ignore``). In 70 % of each batch it comes
@@ -209,8 +209,8 @@ def run_training(
                     folder = options.out_dir if ranks.is_first else None
                     with ranks.together():
                         run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
-                    if run.binding is not None and run.frozen is not None:
-                        run.binding.recomposes = False
+                    if run.debiasing is not None and run.frozen is not None:
+                        run.debiasing.recomposes = False
                         note("rely_on: samples are not recomposed, because the features of a frozen backbone are kept")
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)

@@ -19,7 +19,16 @@ from exitlens.modalities.arrays import read_npy
 from exitlens.modalities.image import open_picture
 from exitlens.modalities.vector import VectorModality
 from exitlens.model.network import ExitNet
-from exitlens.types.inputs import MASK, Inputs, count_rows, draw_donors, replace_rows, take_rows
+from exitlens.types.inputs import (
+    MASK,
+    Inputs,
+    count_rows,
+    draw_donors,
+    find_inner,
+    find_tokens_name,
+    replace_rows,
+    take_rows,
+)
 from exitlens.types.preprocessing import TextPreprocess
 from exitlens.types.settings import Ignored
 
@@ -171,12 +180,11 @@ class Ignoring:
     def _exchange_words(self, changed: Inputs, donor: Inputs) -> Inputs:
         assert isinstance(changed, Mapping)
         assert isinstance(donor, Mapping)
-        name = next(name for name in changed if name != MASK)
+        name = find_tokens_name(changed)
         ids, given = changed[name], donor[name]  # (n,N)
         words = torch.tensor(self.words, device=ids.device)
         chosen, offered = torch.isin(ids, words), torch.isin(given, words) & donor[MASK].bool()
-        position = torch.arange(ids.shape[1], device=ids.device)
-        inner = (position > 0) & (position < (changed[MASK] * position).amax(1, keepdim=True))  # not the ends of the text
+        inner = find_inner(changed[MASK])
         chosen = chosen & inner
         plain = self.modality.exchange(changed, donor, chosen)
         assert isinstance(plain, Mapping)

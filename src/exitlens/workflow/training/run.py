@@ -33,7 +33,7 @@ from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_l
 from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
-from exitlens.workflow.training.binding import Binding
+from exitlens.workflow.training.debiasing import Debiasing
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
 from exitlens.workflow.training.ignoring import Ignoring
 from exitlens.workflow.training.optimizer import use_half_precision
@@ -69,8 +69,8 @@ class TrainingRun:
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
-        self.binding = Binding(self.net, self.settings, self.ranks) if self.settings.rely_on == "map" else None
-        self.kept: list[record.Kept] = [part for part in (self.average, self.binding) if part is not None]
+        self.debiasing = Debiasing(self.net, self.settings, self.ranks) if self.settings.rely_on == "map" else None
+        self.kept: list[record.Kept] = [part for part in (self.average, self.debiasing) if part is not None]
 
     @property
     def epochs_done(self) -> int:
@@ -118,8 +118,8 @@ class TrainingRun:
         distributed.copy_weights(self.net, self.ranks)
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
-        if self.binding is not None:
-            self.ranks.copy_first(list(self.binding.parts.parameters()))
+        if self.debiasing is not None:
+            self.ranks.copy_first(list(self.debiasing.parts.parameters()))
         try:
             yield
         except Exception:
@@ -178,14 +178,14 @@ class TrainingRun:
             loss = self.losses[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.binding)
+                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.debiasing)
             rows = sum(len(labels) for _, labels in group)
             share = self.gradients.average(rows)
             if share is None:
                 break
             optimizer.apply_gradients(self.optimizer, progress, self.settings)
-            if self.binding is not None:
-                self.binding.step(rows)
+            if self.debiasing is not None:
+                self.debiasing.step(rows)
             for terms in losses:
                 for name, value in list_floats(terms).items():
                     sums[name] += value / total * share
@@ -321,11 +321,11 @@ def compute_gradients(
     group: Sequence[tuple[Inputs, Tensor]],
     progress: float,
     settings: TrainingSettings,
-    binding: Binding | None = None,
+    debiasing: Debiasing | None = None,
 ) -> list[LossTerms]:
     """Compute the mean gradient over the samples of a group of batches, at ``progress`` in [0, 1) of training.
 
-    With ``binding``, that of its expert and probe, too. Returns the loss of each batch; raises :class:`TrainingError` for
+    With ``debiasing``, that of its expert and probe, too. Returns the loss of each batch; raises :class:`TrainingError` for
     one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -333,7 +333,7 @@ def compute_gradients(
     separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
     for inputs, labels in group:
         net.check_input(inputs, "train")
-        given = inputs if binding is None else binding.prepare(inputs, progress)
+        given = inputs if debiasing is None else debiasing.prepare(inputs, progress)
         given = map_inputs(given, set_channels_last) if settings.channels_last else given
         with use_half_precision(labels.device, bool(settings.amp)):
             try:
@@ -345,8 +345,8 @@ def compute_gradients(
         share, additions = count_rows(inputs) / samples, dict[str, Any]()  # users' own losses need not know of what is added
         if seen.relevance is not None:
             additions["relevance"] = seen.relevance
-        if binding is not None:
-            additions["correction"] = binding.weigh(seen.outputs, seen.shallow, labels, progress, share)
+        if debiasing is not None:
+            additions["correction"] = debiasing.weigh(seen.outputs, seen.shallow, labels, progress, share)
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(

@@ -26,12 +26,12 @@ from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.distributed import SharedGradients
 from exitlens.workflow.training.optimizer import load_slots, make_optimizer, use_half_precision
 
-PREFIX = "binding."
+PREFIX = "debiasing."
 OFFSETS = f"{PREFIX}offsets"
 
 
 @dataclass(frozen=True)
-class BindingStrengths:
+class DebiasingStrengths:
     """How strongly training works against easy cues; shares are of training, of samples or of locations.
 
     Attributes:
@@ -58,11 +58,11 @@ class BindingStrengths:
     learning_rate: float = 1e-3
 
 
-STRENGTHS = BindingStrengths()
+STRENGTHS = DebiasingStrengths()
 
 
 @dataclass(eq=False)
-class Binding:
+class Debiasing:
     """What a run with ``rely_on="map"`` has besides the network, and throws away at its end.
 
     - The *expert* is a small head on the mean, standard deviation and maximum over locations of the backbone's features at
@@ -78,7 +78,7 @@ class Binding:
     net: ExitNet
     settings: TrainingSettings
     ranks: DistributedContext = ALONE
-    strengths: BindingStrengths = STRENGTHS
+    strengths: DebiasingStrengths = STRENGTHS
     recomposes: bool = True  # False: the inputs are kept features, which have no inside
     parts: nn.ModuleDict = field(init=False)
     offsets: tuple[tuple[float, ...], ...] = field(init=False)  # of maps from their cells, as at the start of the run

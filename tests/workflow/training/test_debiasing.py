@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 import exitlens as xl
 from exitlens.types import ExitOutput
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.binding import Binding, BindingStrengths
+from exitlens.workflow.training.debiasing import Debiasing, DebiasingStrengths
 from tests.conftest import make_net
 from tests.kinds import KINDS
 from tests.texts import make_text_net, make_texts
@@ -17,27 +17,29 @@ from tests.workflow.training.networks import QUICK, equal, fresh, weights
 LABELS = torch.tensor([0, 1, 2, 3] * 2)
 
 
-def make_binding(net=None, **strengths):
-    return Binding(net or make_net(), TrainingSettings(rely_on="map", amp=False), strengths=BindingStrengths(**strengths))
+def make_debiasing(net=None, **strengths):
+    return Debiasing(
+        net or make_net(), TrainingSettings(rely_on="map", amp=False), strengths=DebiasingStrengths(**strengths)
+    )
 
 
-def observe(binding, images):
+def observe(debiasing, images):
     with torch.no_grad():
-        return binding.net.eval().observe(images)
+        return debiasing.net.eval().observe(images)
 
 
 def test_weights_and_prior_follow_from_what_expert_and_probe_say(images):
-    binding = make_binding(difficulty=0.6, product=0.5, ramp_share=0.4)
-    outputs, shallow, *_ = observe(binding, images[:8])
+    debiasing = make_debiasing(difficulty=0.6, product=0.5, ramp_share=0.4)
+    outputs, shallow, *_ = observe(debiasing, images[:8])
     assert shallow.shape == (8, 6, 8, 8)  # the backbone's features at exit 0
-    half, full = (binding.weigh(outputs, shallow, LABELS, progress) for progress in (0.2, 1.0))
+    half, full = (debiasing.weigh(outputs, shallow, LABELS, progress) for progress in (0.2, 1.0))
     torch.testing.assert_close(full.prior, 2 * half.prior)
     torch.testing.assert_close(full.weights - 1, 2 * (half.weights - 1))
     torch.testing.assert_close(full.weights.mean(1), torch.ones(3))
     torch.testing.assert_close((2 * full.prior).exp().sum(1), torch.ones(8))  # probabilities to the power 0.5
     flat = shallow.flatten(2)
     moments = torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
-    easy = F.cross_entropy(binding.parts["expert"](moments), LABELS, reduction="none")
+    easy = F.cross_entropy(debiasing.parts["expert"](moments), LABELS, reduction="none")
     for out, given in zip(outputs, full.weights, strict=True):
         ratio = easy / (easy + F.cross_entropy(out.logits, LABELS, reduction="none"))
         torch.testing.assert_close(given, 0.4 + 0.6 * ratio / ratio.mean())
@@ -46,51 +48,51 @@ def test_weights_and_prior_follow_from_what_expert_and_probe_say(images):
 
 
 def test_the_probe_reads_nothing_inside_the_map(images):
-    binding = make_binding()
-    outputs, shallow, *_ = observe(binding, images[:8])
+    debiasing = make_debiasing()
+    outputs, shallow, *_ = observe(debiasing, images[:8])
     attention = torch.zeros(8, 8, 8)
     attention[:, 2:4, 2:4] = 0.25
     outputs = [ExitOutput(out.logits, attention, out.evidence) for out in outputs]
     changed = [shallow.clone() for _ in range(2)]
     changed[0][:, :, 2:4, 2:4] += 5
     changed[1][:, :, 5, 5] += 5
-    priors = [binding.weigh(outputs, each, LABELS, 1.0).prior for each in (shallow, *changed)]
+    priors = [debiasing.weigh(outputs, each, LABELS, 1.0).prior for each in (shallow, *changed)]
     torch.testing.assert_close(priors[0], priors[1])
     assert not torch.allclose(priors[0], priors[2], atol=1e-3)
 
 
 def test_expert_and_probe_learn_and_the_network_gets_no_gradient(images):
-    binding = make_binding()
-    outputs = binding.net.train().observe(images[:8])
-    start = guess_loss(binding, outputs)
+    debiasing = make_debiasing()
+    outputs = debiasing.net.train().observe(images[:8])
+    start = guess_loss(debiasing, outputs)
     for _ in range(60):
-        binding.weigh(outputs.outputs, outputs.shallow, LABELS, 1.0)
-        binding.step(8)
-    assert guess_loss(binding, outputs) < 0.8 * start
-    assert all(p.grad is None for p in binding.net.parameters())
+        debiasing.weigh(outputs.outputs, outputs.shallow, LABELS, 1.0)
+        debiasing.step(8)
+    assert guess_loss(debiasing, outputs) < 0.8 * start
+    assert all(p.grad is None for p in debiasing.net.parameters())
 
 
-def guess_loss(binding, seen):
+def guess_loss(debiasing, seen):
     flat = seen.shallow.flatten(2)
-    guess = binding.parts["expert"](torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
+    guess = debiasing.parts["expert"](torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
     return F.cross_entropy(guess, LABELS).item()
 
 
 def test_several_labels_are_weighed_by_sample_and_have_a_prior_for_each(images):
-    binding = make_binding(product=1.0)
-    outputs, shallow, *_ = observe(binding, images[:8])
+    debiasing = make_debiasing(product=1.0)
+    outputs, shallow, *_ = observe(debiasing, images[:8])
     labels = (torch.arange(32).view(8, 4) % 3 == 0).long()
-    weights_, prior = binding.weigh(outputs, shallow, labels, 1.0)
+    weights_, prior = debiasing.weigh(outputs, shallow, labels, 1.0)
     assert weights_.shape == (3, 8)
     assert prior.shape == (8, 4)
     assert (prior > 0).any()  # logits, not logarithms of probabilities
 
 
 def test_samples_are_recomposed_along_their_maps(images):
-    binding = make_binding(recomposed=0.5, least_area=0.25, most_area=0.25)
+    debiasing = make_debiasing(recomposed=0.5, least_area=0.25, most_area=0.25)
     inputs = images[:8]
-    assert binding.prepare(inputs, 0.2) is inputs  # too early
-    changed = binding.prepare(inputs, 0.9)
+    assert debiasing.prepare(inputs, 0.2) is inputs  # too early
+    changed = debiasing.prepare(inputs, 0.9)
     rows = (changed != inputs).flatten(1).any(1)
     assert int(rows.sum()) == 4
     for row in rows.nonzero().flatten().tolist():
@@ -99,18 +101,18 @@ def test_samples_are_recomposed_along_their_maps(images):
         donors = [i for i in range(8) if torch.equal(changed[row][:, ~kept], inputs[i][:, ~kept])]
         assert len(donors) == 1
         assert donors != [row]
-    assert binding.prepare(inputs[:1], 0.9) is not None
-    binding.recomposes = False
-    assert binding.prepare(inputs, 0.9) is inputs
+    assert debiasing.prepare(inputs[:1], 0.9) is not None
+    debiasing.recomposes = False
+    assert debiasing.prepare(inputs, 0.9) is inputs
 
 
 def test_recomposing_leaves_the_network_as_it_was(images):
-    binding = make_binding()
-    binding.net.train()
-    before = weights(binding.net)
-    binding.prepare(images[:8], 0.9)
-    assert equal(before, weights(binding.net))
-    assert all(module.training for module in binding.net.modules())
+    debiasing = make_debiasing()
+    debiasing.net.train()
+    before = weights(debiasing.net)
+    debiasing.prepare(images[:8], 0.9)
+    assert equal(before, weights(debiasing.net))
+    assert all(module.training for module in debiasing.net.modules())
 
 
 @pytest.mark.parametrize(
@@ -133,14 +135,14 @@ def attach_kind(kind):
 
 @pytest.mark.slow
 def test_padding_of_texts_is_not_read():
-    binding, inputs = make_binding(make_text_net()), make_texts(8)
-    outputs, shallow, *_ = observe(binding, inputs)
+    debiasing, inputs = make_debiasing(make_text_net()), make_texts(8)
+    outputs, shallow, *_ = observe(debiasing, inputs)
     noise = shallow + 7 * (inputs["attention_mask"] == 0)[:, None]
     labels = torch.arange(8) % 3
-    pairs = zip(*(binding.weigh(outputs, each, labels, 1.0) for each in (shallow, noise)), strict=True)
+    pairs = zip(*(debiasing.weigh(outputs, each, labels, 1.0) for each in (shallow, noise)), strict=True)
     for plain, changed in pairs:
         torch.testing.assert_close(plain, changed)
-    mixed = binding.prepare(inputs, 1.0)
+    mixed = debiasing.prepare(inputs, 1.0)
     assert torch.equal(mixed["attention_mask"], inputs["attention_mask"])
     assert not torch.equal(mixed["input_ids"], inputs["input_ids"])
 
