@@ -78,7 +78,8 @@ clean:  ## remove the environment, runs, built packages and caches
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 PACKAGES := pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile  # modules are compiled when they are first imported
+# --no-compile: modules are compiled when they are first imported
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

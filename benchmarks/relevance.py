@@ -35,7 +35,7 @@ TITLES = {
     "demo": "small network of `make demo-full`, 40 px",
     "lite0": "EfficientNet-Lite0 of `make bench STUDY=pictures`, 128 px",
 }
-Maker = Callable[[Tensor, Tensor], Tensor]  # (B,C,H,W), answers (B,) -> (B,h,w), not negative
+Maker = Callable[[Tensor, Tensor], Tensor]  # (B,C,H,W), answers (B,) -> (B,h,w), signed where the method is
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -76,7 +76,8 @@ def load_network(name: str, count: int) -> tuple[xl.ExitNet, Tensor]:
 
 
 # Makers of maps, all of them about the final exit's answer and the features of exit 0. Others get the network as their users would
-# give it: a module that returns logits, with the layer in it. Captum is told the answers, the others find them. Only positive parts count.
+# give it: a module that returns logits, with the layer in it. Captum is told the answers, the others find them. Signed maps are averaged
+# to the cells before their positive parts are taken.
 
 
 class WithLayer(nn.Module):
@@ -108,7 +109,7 @@ def list_makers(net: xl.ExitNet) -> dict[str, Maker]:
 
 
 def make_ours(net: xl.ExitNet, method: Method) -> Maker:
-    return lambda images, _: xl.attribute(net, images, method=method).clamp_min(0)
+    return lambda images, _: xl.attribute(net, images, method=method)
 
 
 def make_captum(net: xl.ExitNet, name: str, **settings: Any) -> Maker:
@@ -117,7 +118,7 @@ def make_captum(net: xl.ExitNet, name: str, **settings: Any) -> Maker:
     module = WithLayer(net).eval()
     method = getattr(attr, name)(module, module.features)
 
-    return lambda images, labels: method.attribute(images, target=labels, **settings).detach().float().sum(1).clamp_min(0)
+    return lambda images, labels: method.attribute(images, target=labels, **settings).detach().float().sum(1)
 
 
 def make_grad_cam(net: xl.ExitNet, name: str) -> Maker:
