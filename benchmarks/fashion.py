@@ -1,35 +1,44 @@
-"""Is the map or the measure wrong on Fashion-MNIST? The share of the oracle when deleted cells become something else.
-
-``python -m benchmarks.fashion`` trains the small network for two epochs on 10,000 images on first use (a minute or two) and
-judges its maps on validation images. It needs ``dataset-fashion-mnist``.
-"""
+"""Is the map or the measure wrong on Fashion-MNIST? The share of the oracle when deleted cells become something else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import table
+from benchmarks.harness import NORMAL, Job, Study, join_means, table
+from benchmarks.results import Runs, Tree
 from benchmarks.tasks import build_network, fashion
 from exitlens.functional.baselines import fill
 from exitlens.functional.maps import draw_random_map, pair_samples, rank_locations, regrid, share_of_possible, top_cells
 
-FOLDER = Path("runs/fashion")
-TRAINED, EPOCHS, JUDGED, FRACTION, GRID = 10_000, 2, 200, 0.2, (5, 5)
+WATCHED, FRACTION, GRID = 500, 0.2, (5, 5)
+SHARES, DROPS = ("attention", "relevance", "the garment itself"), ("drop by random cells", "drop by the oracle's")
 Fill = Callable[[Tensor, Tensor], Tensor]  # images (B,C,H,W), chosen (B,1,H,W) bool -> (B,C,H,W)
 
 
-def train() -> tuple[xl.ExitNet, xl.data.ImageSet]:
-    """Return a trained network and validation images that its training did not watch."""
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    return {"small-0": partial(measure, *((64, 1, 16) if quick else (10_000, 2, 200)))}
+
+
+def measure(trained: int, epochs: int, judged: int) -> Tree:
     task = fashion(0)
-    net = build_network(task, 0, exits=True)
-    settings = {**task.settings, "epochs": EPOCHS, "out_dir": FOLDER, "resume": True, "progress": False}
-    xl.fit(net, task.train.subset(torch.arange(TRAINED)), task.validation.subset(torch.arange(500)), **settings)
-    return net.eval(), task.validation.subset(torch.arange(500, 500 + JUDGED))
+    net, data = build_network(task, 0, exits=True), task.validation.subset(torch.arange(WATCHED, WATCHED + judged))
+    watched, settings = task.validation.subset(torch.arange(WATCHED)), {**task.settings, "epochs": epochs, "progress": False}
+    xl.fit(net, task.train.subset(torch.arange(trained)), watched, **settings)
+    images, modality = data.inputs, net.eval().input_spec.modality
+    with torch.no_grad():
+        attention = [modality.coarsen(net.info.place(k, out.attention), GRID) for k, out in enumerate(net(images))]
+    relevance = [modality.coarsen(xl.attribute(net, images, exit=k), GRID) for k in range(net.num_exits)]
+    garment = (data.images[:, 0] > 0).float()  # (B,H,W)
+    covered = regrid(garment, GRID)
+    maps = dict(zip(SHARES, (attention, relevance, [covered] * net.num_exits), strict=True))
+    on_garment = [(each * covered).flatten(1).sum(1).mean().item() for each in attention]
+    facts = {"trained": trained, "epochs": epochs, "judged": judged, "on_garment": on_garment, "area": garment.mean().item()}
+    return facts | {name: judge(net, images, maps, replace) for name, replace in list_fills(images.min().item()).items()}
 
 
 def list_fills(black: float) -> Mapping[str, Fill]:
@@ -44,8 +53,8 @@ def list_fills(black: float) -> Mapping[str, Fill]:
 
 
 @torch.inference_mode()
-def judge(net: xl.ExitNet, images: Tensor, maps: Mapping[str, list[Tensor]], replace: Fill) -> dict[str, list[str]]:
-    """Return, for each kind of map, the share of the oracle at every exit, and beside it what cells of the oracle cost."""
+def judge(net: xl.ExitNet, images: Tensor, maps: Mapping[str, list[Tensor]], replace: Fill) -> Tree:
+    """Return what cells cost at every exit and, for each kind of map, the share of the oracle and its standard error."""
     modality, plain = net.input_spec.modality, [out.logits.softmax(1) for out in net(images)]
 
     def drop(cells: Tensor) -> list[Tensor]:  # (B,*grid) bool -> (B,) for each exit
@@ -57,37 +66,27 @@ def judge(net: xl.ExitNet, images: Tensor, maps: Mapping[str, list[Tensor]], rep
     single = torch.eye(GRID[0] * GRID[1], dtype=torch.bool).view(-1, 1, *GRID).expand(-1, len(images), *GRID)
     losses = [torch.stack(each, 1).view(-1, *GRID) for each in zip(*map(drop, single), strict=True)]
     blind = [drop(top_cells(draw_random_map(losses[0], seed), FRACTION)) for seed in range(3)]
-    shares: dict[str, list[str]] = {name: [] for name in (*maps, "oracle's drop", "random drop")}
-    for k, loss in enumerate(losses):
-        best = drop(top_cells(rank_locations(loss, None), FRACTION))[k]
-        control = torch.stack([each[k] for each in blind]).mean(0)
-        for name, kind in maps.items():
-            share, error = share_of_possible(drop(top_cells(kind[k], FRACTION))[k], control, best)
-            shares[name].append("" if share is None or error is None else f"{share:.2f} ± {1.96 * error:.2f}")
-        shares["oracle's drop"].append(f"{best.mean():.2f}")
-        shares["random drop"].append(f"{control.mean():.2f}")
-    return shares
+    control = [torch.stack(each).mean(0) for each in zip(*blind, strict=True)]
+    best = [drop(top_cells(rank_locations(loss, None), FRACTION))[k] for k, loss in enumerate(losses)]
+    judged: Tree = dict(zip(DROPS, ([each.mean().item() for each in part] for part in (control, best)), strict=True))
+    for name, kind in maps.items():
+        drops = [drop(top_cells(each, FRACTION))[k] for k, each in enumerate(kind)]
+        judged[name], judged[f"{name}, error"] = zip(*map(share_of_possible, drops, control, best), strict=True)
+    return judged
 
 
-def main() -> None:
-    net, data = train()
-    images, modality = data.inputs, net.input_spec.modality
-    with torch.no_grad():
-        outs = net(images)
-    attention = [modality.coarsen(net.info.place(k, out.attention), GRID) for k, out in enumerate(outs)]
-    relevance = [modality.coarsen(xl.attribute(net, images, exit=k), GRID) for k in range(net.num_exits)]
-    garment = (data.images[:, 0] > 0).float()  # (B,H,W)
-    covered = [regrid(garment, GRID)] * net.num_exits
-    on_garment = [(each * regrid(garment, GRID)).flatten(1).sum(1).mean().item() for each in attention]
-    print(
-        "attention on the garment:", " / ".join(f"{share:.2f}" for share in on_garment), f"; its area {garment.mean():.2f}"
-    )
-    rows = []
-    for name, replace in list_fills(images.min().item()).items():
-        shares = judge(net, images, {"attention": attention, "relevance": relevance, "the garment itself": covered}, replace)
-        rows += [[name if i == 0 else "", kind, " / ".join(values)] for i, (kind, values) in enumerate(shares.items())]
-    print("\n".join(table(["deleted cells become", "", "exit 0 to final"], rows)))
+def write_table(runs: Runs) -> list[str]:
+    lines, names = [], list(list_fills(0.0))
+    for run in runs.values():
+        rows = [[name, *(join_means([run[name][column]], 2) for column in SHARES + DROPS)] for name in names]
+        error = max(error or 0 for name in names for kind in SHARES for error in run[name][f"{kind}, error"])
+        places = f"{join_means([run['on_garment']], 2)} of the attention is on the garment, whose area is {run['area']:.2f}"
+        lines += [
+            *table(["deleted cells become", *SHARES, *DROPS], rows),
+            "",
+            f"Shares are ± {NORMAL * error:.2f} at most; {places}.",
+        ]
+    return lines
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("fashion", list_cells, tables={"fashion": write_table})
