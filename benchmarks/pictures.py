@@ -44,7 +44,7 @@ def certify(seed: int) -> Tree:
     """Certify policies of a network with exits, and try them on the test pictures."""
     net, result = train(TASKS["pictures"](seed), EGT, seed, find_folder("pictures", EGT, seed))
     calibration, test = (load_pictures(PICTURES, part) for part in ("calibration", "test"))
-    trace, known = xl.collect(net, test.images), xl.collect(net, calibration.images, groups=calibration.drawings)
+    trace, known = xl.collect(net, test.images), xl.collect(net, calibration.images).with_groups(calibration.drawings)
     assert test.images.masks is not None
     facts = {"epochs": len(result.history), "pictures": len(trace), "drawings": len(test.drawings.unique())}
     facts |= {"calibration_pictures": len(known), "calibration_drawings": len(calibration.drawings.unique())}

@@ -49,6 +49,7 @@ def test_masks_are_exactly_on_the_opinion_words(reviews):
         assert [token in opinion_words for token in tokens] == reviews.masks[i].tolist(), reviews.texts[i]
 
 
+@pytest.mark.slow
 def test_opinions_with_their_negations_say_the_class_and_adjectives_alone_mislead(reviews):
     right_alone, opinions, ids = 0, [], reviews.inputs["input_ids"]
     for i, label in enumerate(reviews.labels.tolist()):

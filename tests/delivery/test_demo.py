@@ -50,10 +50,11 @@ def check(result):
     for name in ("baseline", "egt"):
         for condition in ("agreeing", "disagreeing"):
             values = result[name][condition]
-            for measure in ("accuracy", "deletion", "deletion_random", "binding", "binding_another", "cue_swap"):
-                assert len(values[measure]) == 4
+            assert len(values["accuracy"]) == 4
             for measure in ("attention_cc", "attention_cc_null", "skill", "kl"):
                 assert len(values[measure]) == 3
+        for measure in ("deletion", "deletion_random", "binding", "binding_another", "cue_swap"):
+            assert len(result[name]["agreeing"][measure]) == 4
     keys = {"batch_size", "speedup", "low", "high", "plain_ms", "ours_ms", "images", "rounds", "accuracy_drop", "cost"}
     for name in ("batch_1", "batch_64"):
         assert set(result["speed"][name]) == {*keys, "at_half_point"}

@@ -92,7 +92,7 @@ def test_nothing_is_left_where_it_fails(made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [8, 32, 100])
+@pytest.mark.parametrize("size", [8, *(pytest.param(size, marks=pytest.mark.slow) for size in (32, 100))])
 def test_batches_of_any_size_are_all_taken(made, size, monkeypatch, tmp_path):
     net, _, _, samples = made
     taken = []

@@ -13,11 +13,6 @@ from tests.conftest import random_trace
 IDS = torch.tensor([9, 4, 9, 9, -1, 4])
 
 
-def test_names_become_numbers():
-    assert groups.number_groups(["b", "a", "b", 3]).tolist() == [0, 1, 0, 2]
-    assert groups.number_groups(IDS) is IDS
-
-
 def test_groups_are_shuffled_and_stay_whole():
     ids = torch.arange(400) // 4
     numbers = groups.shuffle_groups(ids, 0)

@@ -83,6 +83,19 @@ def test_samples_with_one_id_are_one_group():
     assert trace.fingerprint() == xl.Trace(**GOOD).fingerprint()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_groups_are_named_afterwards(which):
+    trace = make_traces()[which]
+    named = trace.with_groups(["b", "a", "b", 3] * 3)
+    assert named.groups.tolist() == [0, 1, 0, 2] * 3
+    assert trace.groups.tolist() == (torch.arange(12) % 5).tolist()
+    assert torch.equal(named.with_groups(trace.groups).groups, trace.groups)
+    assert (named.network, named.fingerprint()) == ("abc", trace.fingerprint())
+    for groups in (["a"] * 11, torch.zeros(11).long(), torch.zeros(12)):
+        with pytest.raises(xl.errors.InputError, match=r"groups: expected \(12,\) integers"):
+            trace.with_groups(groups)
+
+
 def make_traces():
     whole = random_trace(12, 3, 40)
     extra = {"similarity": {"cc": torch.rand(12, 3)}, "gate_features": torch.rand(12, 2, 2), "groups": torch.arange(12) % 5}

@@ -249,6 +249,16 @@ def test_refused_certificates_spend_delta_and_granted_ones_do_not():
     assert len(trace.certificate_requests) == 5
 
 
+def test_naming_groups_does_not_forget_what_the_samples_were_asked():
+    trace = coin_trace(500, 0.05, seed=0)
+    assert not xl.calibrate(trace, max_disagreement=0.15, delta=0.1).calibration.certification.reason
+    few = trace.with_groups(torch.arange(500) // 25)
+    assert xl.calibrate(few, max_disagreement=0.15, delta=0.1).calibration.certification.reason
+    for same in (trace, few, trace.with_groups(range(500))):
+        with pytest.raises(xl.errors.CalibrationError, match="these samples refused"):
+            xl.calibrate(same, max_disagreement=0.12, delta=0.1)
+
+
 def grouped(n: int = 3000, size: int = 5, **values) -> xl.Trace:
     return replace(good_trace(n, **values), groups=torch.arange(n) // size)
 

@@ -64,20 +64,13 @@ def test_sources_and_batch_sizes_agree(net, tiny_set):
     assert single.uniform_null
 
 
-def test_groups_are_named_or_come_with_the_batches(net, tiny_set):
+def test_groups_come_with_the_batches(net, tiny_set):
     assert xl.collect(net, tiny_set).groups is None
-    names = ["a", "b", "a", "c"] * 8
-    trace = xl.collect(net, tiny_set, groups=names, batch_size=7)
-    assert trace.groups.tolist() == [0, 1, 0, 2] * 8
     ids = torch.arange(32) // 3
-    assert torch.equal(xl.collect(net, tiny_set, groups=ids).groups, ids)
     named = xl.data.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, groups=ids)
     assert torch.equal(xl.collect(net, named, batch_size=7).groups, ids)
-    assert xl.collect(net, named, groups=names).num_groups == 3
     with pytest.raises(xl.errors.InputError, match="some batches have groups and some have none"):
         xl.collect(net, [Batch(tiny_set.inputs, tiny_set.labels, ids), (tiny_set.inputs, tiny_set.labels)])
-    with pytest.raises(xl.errors.InputError, match=r"groups: expected \(32,\) integers"):
-        xl.collect(net, tiny_set, groups=names[:-1])
 
 
 def test_pairing_is_a_derangement():
@@ -115,24 +108,25 @@ def pair(tmp_path_factory):
     "kind", ["set", "list", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("loader", "lazy"))]
 )
 def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
-    expected = _collect(0, kind, folder, ranks=xl.DistributedContext())
+    expected = _collect(0, kind, folder)
     for result in pair.run(_collect, kind, folder):
         assert result.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(result[name], value), name
 
 
-def _collect(rank, kind, folder, ranks=None):
+def _collect(rank, kind, folder):
     data = make_tiny_set(37)
     labels = data.labels
+    if kind == "set":
+        data = xl.data.ImageSet(data.images, labels, data.classes, groups=torch.arange(37) // 2)
     if kind == "lazy":
         data = xl.data.load_folder(folder, xl.data.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))
     source = {
         "loader": lambda: DataLoader(data, 8),
         "list": lambda: [(data.inputs[:5], labels[:5]), (data.inputs[5:8], labels[5:8]), (data.inputs[8:], labels[8:])],
     }.get(kind, lambda: data)()
-    groups = torch.arange(len(data)) // 2 if kind == "set" else None
-    trace = xl.collect(make_net(), source, batch_size=8, groups=groups, ranks=ranks)
+    trace = xl.collect(make_net(), source, batch_size=8)
     parts = {name: getattr(trace, name) for name in ("logits", "labels", "divergence", "gate_features", "groups")}
     for name in ("similarity", "null", "uniform_null"):
         parts |= {f"{name} {measure}": value for measure, value in getattr(trace, name).items()}

@@ -56,12 +56,13 @@ from exitlens.workflow.training.run import compute_gradients
 
 RESULT = "result.json"
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
+JUDGED = "agreeing"  # the scenes on which maps are judged
 EGT, WITHOUT = EGTLoss().for_network(attends=False), EGTLoss(weight=0.0)
 RUNS: dict[str, EGTLoss | None] = {"egt": EGT, "baseline": WITHOUT, "plain": None}
 TITLES = {"baseline": "without EGT", "egt": "with EGT"}
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
 DELTA = 0.1
-TESTING_STEPS = 19  # calls of ``step`` in run_demo and in what it calls
+TESTING_STEPS = 17  # calls of ``step`` in run_demo and in what it calls
 Traces = dict[tuple[str, str], Trace]  # by network and data
 Step = Callable[[str], None]  # called with what comes next, whenever a part of the testing begins
 
@@ -245,14 +246,14 @@ def _measure_subject(
     step(f"calibrating {TITLES[name]}")
     traces[name, "calibration"] = collect(net, data["calibration"])
     policy = calibrate(traces[name, "calibration"], max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
-    reports, checks = {}, {}
+    reports = {}
     for condition in CONDITIONS:
         step(f"answers {TITLES[name]}, {condition} backgrounds")
         traces[name, condition] = collect(net, data[condition])
         reports[condition] = evaluate(traces[name, condition], policy)
-        step(f"truth of the maps {TITLES[name]}, {condition} backgrounds")
-        samples, oracle = settings.samples, settings.oracle_samples
-        checks[condition] = measure_faithfulness(net, data[condition], samples=samples, oracle_samples=oracle)
+    step(f"truth of the maps {TITLES[name]}")
+    samples, oracle = settings.samples, settings.oracle_samples
+    checks = {JUDGED: measure_faithfulness(net, data[JUDGED], samples=samples, oracle_samples=oracle)}
     return Subject(TITLES[name], net, policy, reports, checks)
 
 
@@ -264,11 +265,6 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
     measures: dict[str, Any] = {}
     for condition, report in subject.reports.items():
         early = [row.consistency for row in report.exits[:-1]]
-        judged = subject.faithfulness[condition]
-        assert judged.binding is not None
-        assert judged.cue_swap is not None
-        swaps = {"binding": judged.binding.at(), "binding_another": judged.binding.at(of="another")}
-        checks = judged.to_dict() | swaps | {"cue_swap": judged.cue_swap.change}
         consistency = {"skill": [c["cc"]["skill"] for c in early]}
         for measure, name in (("cc", "attention_cc"), ("kl", "kl"), ("cosine", "cosine")):
             consistency[name] = [c[measure]["value"] for c in early]
@@ -279,8 +275,12 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
             "routed_accuracy": report.accuracy,
             "cost": report.cost,
             "exit_shares": list(report.exit_shares),
-            **{name: value for name, value in checks.items() if name not in ("grid", "samples")},
         }
+    judged = subject.faithfulness[JUDGED]
+    assert judged.binding is not None
+    assert judged.cue_swap is not None
+    swaps = {"binding": judged.binding.at(), "binding_another": judged.binding.at(of="another")}
+    measures[JUDGED] |= judged.to_dict() | swaps | {"cue_swap": judged.cue_swap.change}
     return measures
 
 

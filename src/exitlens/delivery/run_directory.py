@@ -135,11 +135,11 @@ def keep_certificate_requests(path: Path, trace: Trace) -> Iterator[None]:
     ledger, key = find_bundle(path) / REQUESTS, trace.fingerprint()
     known = read_json(ledger) if ledger.is_file() else {}
     trace.certificate_requests[:] = (read_record(CertificateRequest, request) for request in known.get(key, ()))
-    before = len(trace.certificate_requests)
+    before = list(trace.certificate_requests)
     try:
         yield
     finally:
-        if len(trace.certificate_requests) > before:
+        if trace.certificate_requests != before:
             write_json(ledger, known | {key: [asdict(request) for request in trace.certificate_requests]})
 
 

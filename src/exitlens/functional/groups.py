@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,14 +9,6 @@ from torch import Tensor
 
 from exitlens.functional.compact import restore_logits
 from exitlens.types import Trace
-
-
-def number_groups(groups: Tensor | Sequence[Hashable]) -> Tensor:  # -> (N,) int64
-    """Number names by their first samples; integers stay."""
-    if isinstance(groups, Tensor):
-        return groups
-    positions: dict[Hashable, int] = {}
-    return torch.tensor([positions.setdefault(name, len(positions)) for name in groups], dtype=torch.int64)
 
 
 def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in [0, G)

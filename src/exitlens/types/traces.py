@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ class Trace:
         gate_features: ``(N,K-1,2)`` in [0, 1], features of a :class:`~exitlens.types.Gate`: the entropy of every
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
         groups: ``(N,)`` integers: only samples of different groups are independent (frames of one video, pictures of one
-            patient are not); ``None``: all samples are.
+            patient are not); ``None``: all samples are. :meth:`with_groups` takes names, too.
         timing: time of a batch at each exit, if it was measured.
         task: ``classes``, one for each sample, or ``multilabel``, any number of labels, whose probabilities are sigmoids of
             the logits; labels ``(N,C)`` imply it.
@@ -232,6 +232,8 @@ class Trace:
         >>> hand = xl.Trace(logits, torch.tensor([0]), torch.zeros(1, 2), torch.tensor([0.4, 1.0]))
         >>> hand.num_exits, hand.correct
         (2, tensor([[True, True]]))
+        >>> xl.collect(net, scenes).with_groups([f"video {i // 8}" for i in range(64)])
+        Trace(64 labelled samples in 8 groups, 3 exits, 10 classes of network ...)
     """
 
     logits: Logits
@@ -363,6 +365,26 @@ class Trace:
         kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing, "task": self.task}
         values = ((part.name, getattr(self, part.name)) for part in fields(self) if part.init and part.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
+
+    def with_groups(self, groups: Tensor | Sequence[Hashable]) -> Trace:
+        """Return a trace that says which samples belong together, in place of what it said before.
+
+        It counts requests for certificates together with this one: naming groups makes no new samples. A file in which the
+        trace was saved keeps its groups.
+
+        Args:
+            groups: ``(N,)`` integers, or the names of the samples' groups, which are numbered in the order of their first
+                samples.
+
+        Raises:
+            InputError: unless there is an integer or a name for every sample.
+        """
+        if not isinstance(groups, Tensor):
+            numbers: dict[Hashable, int] = {}
+            groups = torch.tensor([numbers.setdefault(name, len(numbers)) for name in groups], dtype=torch.int64)
+        grouped = replace(self, groups=groups)
+        object.__setattr__(grouped, "certificate_requests", self.certificate_requests)
+        return grouped
 
     def save(self, path: str | Path) -> None:
         """Write the trace as one safetensors file, atomically; raise :class:`OutputError` if that fails."""

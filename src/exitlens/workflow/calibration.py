@@ -109,7 +109,7 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
                 "missing it. Fix: collect samples that have it, or leave its column out of logits and labels."
             )
     if request.equal_groups and trace.groups is None:
-        raise InputError("equal_groups: this trace names no groups. Fix: collect it with groups, or leave equal_groups out.")
+        raise InputError("equal_groups: this trace names no groups. Fix: name them (with_groups), or leave it out.")
     budgets = list_budgets(trace, request.max_cost, request.max_ms, request.percentile)
     likeness = measure_likeness(trace) if request.delta is not None and trace.groups is None else None
     if likeness is not None and likeness.is_suspicious:
@@ -117,7 +117,7 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
         warnings.warn(
             f"trace: samples of one answer that {apart} look alike (rank of their distance {likeness.rank:.2f}, of "
             "independent samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not "
-            "hold for new objects. Fix: name the groups (collect(..., groups=...), --group-by). If the data are only "
+            "hold for new objects. Fix: name the groups (trace.with_groups(...), --group-by). If the data are only "
             "sorted, by kind or by date, nothing is wrong.",
             DataWarning,
             stacklevel=3,
@@ -184,8 +184,9 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     )
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
-    if number > len(trace.certificate_requests):
-        trace.certificate_requests.append(CertificateRequest(request, level, not certification.reason and is_affordable))
+    before = trace.certificate_requests[number - 1 : number]  # the same request, perhaps with other groups
+    is_granted = not certification.reason and is_affordable and all(earlier.granted for earlier in before)
+    trace.certificate_requests[number - 1 : number] = [CertificateRequest(request, level, is_granted)]
     if spending and certification.reason:  # the full network, which may always answer, is too slow
         raise CalibrationError(f"max_ms: no policy could be certified within {request.max_ms:g} ms: {certification.reason}")
     if not is_affordable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
 from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress, hash_rows
-from exitlens.functional.groups import number_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
 from exitlens.functional.routing import compute_gate_features
 from exitlens.io import RowStore, make_directory
@@ -20,7 +19,7 @@ from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import measure_exits
 from exitlens.progress import show_progress, track
-from exitlens.ranks import DistributedContext, find_ranks
+from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, check_choice, check_number
@@ -29,30 +28,31 @@ from exitlens.types.tasks import check_truth
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
 FILE = "trace.safetensors"  # in a trace_dir
+PAIRING = 0  # seed of the pairs of samples for the shuffled-image null
 
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
-def collect(  # noqa: PLR0913
+def collect(
     net: ExitNet,
     data: Any,
     *,
     cost: Literal["macs", "time"] = "macs",
     timed_batch: int | None = None,
-    groups: Tensor | Sequence[Hashable] | None = None,
     batch_size: int = 64,
     progress: bool = False,
-    ranks: DistributedContext | None = None,
     compact: bool | None = None,
     trace_dir: str | Path | None = None,
-    seed: int = 0,
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
+
+    The processes of ``torchrun`` or of the process group share the work, so each has to call it. They take batches in turn,
+    and each returns the trace that a single process would make. Only the first measures time.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         data: a ``Dataset``, a ``DataLoader`` or another iterable of batches, or inputs as a tensor (or several by name);
-            labels are optional.
+            labels are optional. Groups that come with the data are recorded; :meth:`Trace.with_groups` names others.
         cost: unit of the trace's ``cost``. ``"macs"``: multiply-accumulates up to and including exit k's head, with all
             earlier heads, over those of the plain backbone (``net.cost``). ``"time"``: the measured time of a batch whose
             samples all leave at exit k, over the time of the same batch when it goes to the final exit and no early head is
@@ -60,17 +60,11 @@ def collect(  # noqa: PLR0913
             quartiles and machine. Measuring takes a few seconds, and nothing else should run meanwhile.
         timed_batch: number of samples in the batch that is timed, with ``cost="time"``; 1 for the latency of single samples.
             It is made of the first batch of the data, repeated if that is smaller; by default it is the first batch.
-        groups: ``(N,)`` integers or names. Samples of the same group (frames of one video, pictures of one patient) are not
-            independent. By default the groups that come with the data, if any.
         batch_size: for a ``Dataset`` and tensors.
-        ranks: the processes that share the work; by default those of ``torchrun`` or of the process group;
-            ``DistributedContext()``: this process alone. They take batches in turn, and each returns the trace that a single
-            process would make. Only the first measures time.
         compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
             there would be more than 2^26 logits (256 MiB).
         trace_dir: directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
             columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
-        seed: of the pairing of samples for the shuffled-image null.
 
     Returns:
         A :class:`Trace` with the logits and, if the exits have maps, every consistency measure of docs/concepts/method.md
@@ -86,7 +80,7 @@ def collect(  # noqa: PLR0913
         check_number("timed_batch", timed_batch, COUNT)
         if cost != "time":
             raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
-    ranks = find_ranks(ranks)
+    ranks = find_ranks()
     with ranks.together():
         recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
         source = take_share(data, batch_size, ranks, "data")
@@ -103,7 +97,7 @@ def collect(  # noqa: PLR0913
             with show_progress(progress) as bar:
                 bar.add_task("timing the exits", total=None)
                 timing = measure_exits(net, first[0], timed_batch)
-        return recorder.finish(groups, seed, progress, timing)
+        return recorder.finish(progress, timing)
 
     return ranks.share(finish)
 
@@ -167,15 +161,12 @@ class _Recorder:
                 self._store.add(f"logits.{name}", part)
         self._store.add("sample_hashes", hash_rows(logits))
 
-    def finish(
-        self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: ExitLatency | None
-    ) -> Trace:
+    def finish(self, progress: bool, timing: ExitLatency | None) -> Trace:
         """Return the trace of all batches."""
         if not self._ids:
             raise InputError("data: it gave no batch. Fix: pass at least one sample.")
-        if groups is None and len({part is None for part in self._ids}) > 1:
+        if len({part is None for part in self._ids}) > 1:
             raise InputError("data: some batches have groups and some have none. Fix: give all of them groups, or none.")
-        ids = _join(self._ids) if groups is None else number_groups(groups)
         labels, hashes, logits = _join(self._labels), None, None
         if self._is_compact:
             names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
@@ -183,7 +174,7 @@ class _Recorder:
             logits, hashes = CompactLogits(**parts, num_classes=self._classes), self._store.take("sample_hashes")
         agreement: dict[str, Any] = {"divergence": torch.zeros(self._count, self._net.num_exits)}
         if self._has_maps:
-            agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, seed), progress)
+            agreement = _compare_maps(self._store, self._shapes, pair_samples(self._count, PAIRING), progress)
         trace = Trace(
             logits=self._store.take("logits") if logits is None else logits,
             labels=labels,
@@ -193,7 +184,7 @@ class _Recorder:
             timing=timing,
             network=self._net.identity(),
             gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
-            groups=ids,
+            groups=_join(self._ids),
             task=self._net.info.task,
         )
         if self._folder is None:

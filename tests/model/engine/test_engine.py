@@ -79,6 +79,7 @@ def compiled_names(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_warm_up_compiles_what_the_router_calls_and_nothing_else(compiled_names, policy, attention, tiny_set):
