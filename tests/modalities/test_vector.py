@@ -19,6 +19,7 @@ def test_the_features_of_a_group_become_zero():
         [False, True],
         [True, False],
     ]
+    assert grouped.paint_over(vectors, cells) is vectors
     assert grouped.insert(vectors, cells).tolist() == [[1, 0, 1, 1], [0, 1, 1, 0]]
     assert grouped.name_locations([vectors[0]], InputFormat((), (4,)), None) == ("blood", "heart")
 

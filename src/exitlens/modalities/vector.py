@@ -77,6 +77,10 @@ class VectorModality(Modality):
         assert isinstance(inputs, Tensor)
         return inputs.masked_fill(self.spread(cells, inputs), 0.0)
 
+    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
+        """Return the inputs as they are: features have no neighbours whose values could be theirs."""
+        return inputs
+
     def view_grid(self, inputs: Inputs) -> None:
         """Return nothing: features are no grid."""
 

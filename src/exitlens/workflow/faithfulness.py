@@ -22,7 +22,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.swaps import Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
+from exitlens.model.swaps import AREAS, Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
 from exitlens.progress import show_progress
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, draw_samples
@@ -126,8 +126,8 @@ def measure_faithfulness(
             coarser map is judged on its own grid.
         oracle_samples: maximum number of samples for what takes many passes; 0 for none of it. The oracle runs the network
             once for each cell of the grid (25 times at 5x5, once for each token of a text). ``binding``, for which each
-            sample takes parts of two others, drawn at random from ``data`` with fixed seeds, takes about 100 passes with
-            four exits. An eighth of the samples show what binding is possible.
+            sample takes what maps leave out of two others (docs/concepts/binding.md), takes about 100 passes with four
+            exits. An eighth of the samples show what binding is possible.
         of: the maps to judge: the exits' ``attention``, the ``relevance`` of exit 0's features for an exit's answer
             (:func:`~exitlens.model.attribution.attribute`), or the ``evidence`` for it (of several labels, the strongest).
         baseline: what stands in deleted cells. ``mean``: each channel's mean, the image's mean colour; features of a vector
@@ -222,9 +222,15 @@ class _Swaps:
             return None
         others = [_pass_on(m) for m in shown]
         partners = [measures.pair_samples(self._size, seed) for seed in DONORS]
-        pairs = self._pair("swapping what maps leave out", rows, partners, self._prepare)
+        modality, inside = self._net.input_spec.modality, measures.geometric_mean(shown)
+
+        def give(rows: Tensor) -> Inputs:  # what a donor's own maps leave out: its object does not come along
+            inputs = self._prepare(rows)
+            return modality.paint_over(inputs, modality.choose_region(inside[rows], inputs, AREAS[-1]))
+
+        pairs = self._pair("swapping what maps leave out", rows, partners, give)
         binding = judge_binding(self._take(rows), pairs, [m[rows] for m in shown], [m[rows] for m in others])
-        pairs = self._pair("trying what could be left out", greedy, partners[:1], self._prepare, ORACLE_BATCH)
+        pairs = self._pair("trying what could be left out", greedy, partners[:1], give, ORACLE_BATCH)
         judged = ([m[greedy] for m in several] for several in (maps, shown, others))
         return add_oracle(binding, *try_binding(self._take(greedy), pairs, *judged))
 
