@@ -51,6 +51,34 @@ def test_the_nearest_outside():
     assert regions.find_nearest_outside(square).view(3, 4)[1].tolist() == [6, 6, 6, 7]
 
 
+def make_square(channels):
+    """A square of one colour on another, with noise, and a map that leaves a third of it out and fades beside it."""
+    noise = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    square, maps = torch.zeros(16, 16, dtype=torch.bool), torch.full((2, 16, 16), 0.01)
+    square[4:10, 4:10] = True
+    maps[:, 3:9, 6:12] = 0.4
+    maps[:, 4:9, 6:10] = 1.0
+    return 0.2 * noise + square, maps, square
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_colours_outline_what_a_map_points_at(channels):
+    x, maps, square = make_square(channels)
+    inside = regions.segment_by_colour(x, maps)
+    assert inside.shape == maps.shape
+    assert ((inside >= 0) & (inside <= 1)).all()
+    for each in inside > 0.5:
+        assert (each & square).sum() >= 32  # of 36: the mean over 3x3 rounds corners
+        assert (each & ~square).sum() <= 4  # the map alone has 14
+    torch.testing.assert_close(regions.segment_by_colour(5 - 3 * x, 0.1 * maps), inside, atol=0.05, rtol=0)
+
+
+def test_where_all_colours_are_alike_only_the_map_counts():
+    _, maps, _ = make_square(3)
+    inside = regions.segment_by_colour(torch.ones(2, 3, 16, 16), maps)
+    assert (inside[0, 4:8, 7:11] > inside[0, 12:, :4].max()).all()
+
+
 def test_regions_widen_by_one_location():
     assert regions.widen(torch.tensor([[False, False, True, False, False]])).tolist() == [[False, True, True, True, False]]
     corner = torch.zeros(1, 3, 3, dtype=torch.bool)

@@ -101,6 +101,17 @@ def test_a_region_is_a_share_of_the_pixels_and_is_exchanged_whole():
     assert torch.equal(exchanged, chosen[:, None].expand(-1, 3, -1, -1).float())
 
 
+def test_an_object_is_found_by_its_colours_or_else_by_area():
+    image, maps = torch.zeros(2, 3, 12, 12), torch.zeros(2, 3, 3)
+    image[0, 0, 2:8, 3:9] = 1
+    maps[0, 1, 1], maps[1] = 1, 1
+    found = IMAGE.find_object(maps, image, 0.25)
+    assert found[0, 3:7, 4:8].all()
+    assert not found[0, 8:].any()
+    assert found[0].sum() <= 36
+    assert torch.equal(found[1], IMAGE.choose_region(maps, image, 0.25)[1])  # a flat map
+
+
 def test_a_file_is_read_as_a_batch_of_one(folder):
     preprocess = xl.data.Preprocess((8, 9))
     found = IMAGE.read(folder / "dark" / "00.png", preprocess)

@@ -121,6 +121,7 @@ def test_maps_lie_on_the_first():
     assert exchanged["vector"] is inputs["vector"]
     torch.testing.assert_close(exchanged["image"], inputs["image"] + 1)
     assert BOTH.choose_region(torch.rand(2, 2, 2), inputs, 0.5).shape == (2, *inputs["image"].shape[2:])
+    assert BOTH.find_object(torch.rand(2, 2, 2), inputs, 0.5).shape == (2, *inputs["image"].shape[2:])
     assert BOTH.paint_over(inputs, cells)["vector"] is inputs["vector"]
     assert BOTH.view_grid(inputs) is not None
     assert VECTOR.view_grid(inputs["vector"]) is None

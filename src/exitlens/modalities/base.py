@@ -148,6 +148,10 @@ class Modality:
         axis = 1 + self.channel_axis
         return top_cells(enlarge(maps, (*inputs.shape[1:axis], *inputs.shape[axis + 1 :])), area)
 
+    def find_object(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
+        """Mark what maps point at, for :meth:`exchange`: here, the top share ``area`` of the locations."""
+        return self.choose_region(maps, inputs, area)
+
     def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells, and the rim that touches them, have the values of the nearest others."""
         assert isinstance(inputs, Tensor)
@@ -252,6 +256,11 @@ class SeveralInputs(Modality):
         """Choose locations of the first."""
         assert isinstance(inputs, Mapping)
         return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+
+    def find_object(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:
+        """Mark an object in the first."""
+        assert isinstance(inputs, Mapping)
+        return self.first.find_object(maps, inputs[self.parts[0][0]], area)
 
     def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
         """List the parts of the first, and each of the others as a whole."""

@@ -12,11 +12,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from exitlens.errors import DataError
+from exitlens.functional.maps import enlarge
+from exitlens.functional.regions import segment_by_colour
 from exitlens.modalities.base import Modality
+from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import Preprocess
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
+OBJECT = 0.6  # least probability of a pixel of an object
+LEAST_OBJECT, MOST_OBJECT = 0.02, 0.6  # share of the image that an object has
 _SIDE = 160  # pixels that a drawn image is wide
 
 
@@ -33,6 +38,14 @@ class ImageModality(Modality):
     def decode(self, path: Path, preprocess: Preprocess) -> Tensor:
         """Read an image file."""
         return read_image(path, preprocess.size, len(preprocess.mean))
+
+    def find_object(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S), (B,C,H,W) -> (B,H,W) bool
+        """Mark the pixels whose colours are those at the top of the map; by area alone where colours tell nothing."""
+        assert isinstance(inputs, Tensor)
+        by_colour = segment_by_colour(inputs, enlarge(maps, inputs.shape[2:])) > OBJECT
+        share = by_colour.flatten(1).float().mean(1).view(-1, 1, 1)
+        is_object = (share > LEAST_OBJECT) & (share < MOST_OBJECT)
+        return torch.where(is_object, by_colour, self.choose_region(maps, inputs, area))
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw squares over the picture, if the network knows its scale."""

@@ -70,7 +70,8 @@ class Debiasing:
       more at every exit (Learning from Failure, arXiv 2007.02561; there the expert is a second network).
     - The *probe* is the same on the features outside the exits' mean map, and learns by cross-entropy. Every exit is trained
       together with it as a product of experts (arXiv 1909.03683), so that it gains nothing by what the probe knows already.
-    - *Recomposition* pastes the inside of a sample's own map on the outside of another sample, later in training.
+    - *Recomposition* pastes what a sample's own map points at on another sample without its object, later in training. In
+      images the object is outlined by its colours, because a rim of the old background is enough to keep a cue.
 
     No gradient of the expert or the probe reaches the network.
     """
@@ -104,22 +105,23 @@ class Debiasing:
         self.gradients = SharedGradients(parameters, self.ranks)
 
     def prepare(self, inputs: Inputs, progress: float) -> Inputs:
-        """Return a batch of which a share is recomposed: the inside of a sample's map on another sample's outside.
+        """Return a batch of which a share is recomposed: what a sample's map points at, on what another's leaves out.
 
-        The map is the mean of the exits', from a pass in evaluation mode and without gradients over that share.
+        The map is the mean of the exits', from a pass in evaluation mode and without gradients.
         """
         strengths, net, size = self.strengths, self.net, count_rows(inputs)
         rows, donors = draw_donors(size, strengths.recomposed)
         if not self.recomposes or progress < strengths.recomposed_from or not len(rows):
             return inputs
         area = strengths.least_area + (strengths.most_area - strengths.least_area) * torch.rand(()).item()
-        kept, others = (take_rows(inputs, at) for at in (rows, donors))
         with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, bool(self.settings.amp)):
-            outputs = net(kept)
-        inside = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
+            outputs = net(inputs)
+        maps = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
         modality = net.input_spec.modality
-        region = modality.choose_region(inside, kept, area)
-        return replace_rows(inputs, rows, modality.exchange(kept, others, ~region))
+        objects = modality.find_object(maps, inputs, area)
+        kept, others = (take_rows(inputs, at) for at in (rows, donors))
+        others = modality.paint_over(others, objects[donors])
+        return replace_rows(inputs, rows, modality.exchange(kept, others, ~objects[rows]))
 
     def weigh(
         self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
