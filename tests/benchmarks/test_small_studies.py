@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import cues, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
+from benchmarks import binding, cues, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -41,6 +41,37 @@ def test_maps_on_garments_are_judged_by_every_way_to_delete(net):
         assert list(judged) == [*fashion.DROPS, "blind", "blind, error"], name
         assert all(len(values) == 3 for values in judged.values())
         assert all(best >= control for control, best in zip(*(judged[drop] for drop in fashion.DROPS), strict=True))
+
+
+def test_a_patch_names_a_class_and_its_swap_is_that_of_a_background():
+    data = tasks.make_scene_set("validation", 0, 1, 0.1, 300)
+    right, wrong = (binding.plant_patch(data, agreement, 5) for agreement in (1.0, 0.0))
+    patches = [[part.images[i, 0, : binding.PATCH, : binding.PATCH] for i in range(len(data))] for part in (right, wrong)]
+    first = [patches[0][(data.labels == label).nonzero()[0, 0]] for label in range(10)]
+    assert len({tuple(patch.flatten().tolist()) for patch in first}) == 10  # a direction for each class
+    for label, agreeing, other in zip(data.labels.tolist(), *patches, strict=True):
+        assert torch.equal(agreeing, first[label])
+        assert not torch.equal(other, first[label])
+    assert torch.equal(right.images[..., binding.PATCH :, :], data.images[..., binding.PATCH :, :])
+    assert torch.equal(~right.masks, binding.draw_corner().expand(len(data), -1, -1))
+
+
+@pytest.mark.slow
+def test_binding_is_trained_for_and_judged(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cells = binding.list_cells(quick=True)
+    runs = {}
+    for name in ("scenes/egt-0", "scenes/rely-0", "corner/ignore-0"):
+        runs[name] = cells[name]()
+        assert runs[name]["accuracy"].keys() == runs[name]["right"].keys()
+        for test, rows in runs[name]["accuracy"].items():
+            assert 100 * np.array(rows) == pytest.approx(binding.read_right(runs[name], test).mean(1))
+    promises = {promise.key: promise for promise in binding.list_promises(runs)}
+    gain = 100 * (runs["scenes/rely-0"]["accuracy"]["unseen"][2] - runs["scenes/egt-0"]["accuracy"]["unseen"][2])
+    assert promises["binding|scenes|rely|2|unseen"].measured == pytest.approx(gain)
+    assert promises["binding|scenes|rely|3|20"].measured == runs["scenes/rely-0"]["binding"]["20"][3]
+    assert {promise.state for promise in promises.values()} == {"undecided"}  # one seed
+    assert sum("rely_on" in line for line in binding.write_tables(runs)) == 1
 
 
 def test_data_of_processes_show_their_class_and_batch_norm_is_replaced():

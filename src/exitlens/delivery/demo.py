@@ -78,7 +78,7 @@ class DemoSettings:
     batch_size: int = 32
     learning_rate: float = 2e-3  # the peak of the one-cycle schedule
     samples: int = 300  # test scenes on which maps are judged
-    oracle_samples: int = 100  # those of them that are given to the oracle and take parts of others
+    oracle_samples: int = 60  # those of them that are given to the oracle and take parts of others
     rounds: int = 5  # of each timing
     timed: int = 768  # scenes in a round of batches of 64
 

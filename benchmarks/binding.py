@@ -1,0 +1,231 @@
+"""Binding: do answers rest on what maps show, trained with EGT, with ``rely_on="map"`` and with ``ignore=``, and what does it cost?
+
+Cells are TASK/CONDITION-SEED, judged on test data. Cells trial/TASK/STRENGTHS-SEED chose the strengths: fewer scenes of seeds of
+their own, judged on validation data. A training takes about five minutes on a core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import exitlens as xl
+from benchmarks import tasks
+from benchmarks.harness import Job, Promise, Sense, Study, join_means, promise_table, table
+from benchmarks.results import Runs, Tree, list_seeds
+from benchmarks.tasks import Task, build_network, make_scene_set
+from exitlens.data.sets import SampleSet
+from exitlens.workflow.training import run
+from exitlens.workflow.training.debiasing import Debiasing, DebiasingStrengths
+
+SEEDS = {"scenes": 5, "corner": 5}
+TITLES = {
+    "scenes": "Scenes whose background's colour names the class in 80 % of the training data",
+    "corner": "Scenes with a patch in the corner whose stripes name the class in 85 % of the training data",
+}
+SIDE, PATCH = 40, 9  # pixels: the side of scenes, and of the patch in their corner
+AGREEMENT, PATCHED = 0.85, 6000  # how often the patch names the class, and the scenes to train on
+SAMPLES, SWAPPED = 1000, 300  # test samples to judge maps on; those of them that take parts of others
+CONDITIONS = {
+    "without": ("without EGT", {"loss": xl.EGTLoss(weight=0.0)}),
+    "egt": ("EGT (the defaults)", {}),
+    "rely": ('EGT, `rely_on="map"`', {"rely_on": "map"}),
+    "ignore": ("EGT, `ignore` what must not matter", {}),
+}
+TRIAL_SEED, TRIAL_TRAINED, TRIAL_EPOCHS = 100, 6000, 6
+TRIALS: tuple[tuple[str, str], ...] = ()
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    """List all cells, seed by seed, and the trials."""
+    cells = {
+        f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
+        for seed in range(max(SEEDS.values()))
+        for task in SEEDS
+        for condition in CONDITIONS
+        if seed < SEEDS[task]
+    }
+    return cells | {f"trial/{task}/{text}-{TRIAL_SEED}": partial(try_strengths, task, text, quick) for task, text in TRIALS}
+
+
+def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
+    task = open_task(name, seed, 96 if quick else None)
+    options = dict(CONDITIONS[condition][1])
+    if condition == "ignore":
+        options["ignore"] = "background" if name == "scenes" else draw_corner()
+    net, seconds = train(
+        task, seed, Path("runs/binding") / ("quick" if quick else "") / f"{name}-{condition}-{seed}", options
+    )
+    return {"seconds": seconds} | judge(net, task.tests, 64 if quick else SAMPLES, 16 if quick else SWAPPED)
+
+
+def try_strengths(name: str, text: str, quick: bool = False) -> Tree:
+    """Train with strengths such as ``difficulty=1,product=0``, or without them (``egt``), and judge on validation data."""
+    options = {} if text == "egt" else {"rely_on": "map"}
+    changes = dict(part.split("=") for part in text.split(",") if "=" in part)
+    strengths = DebiasingStrengths(**{key: float(value) for key, value in changes.items()})
+    task = open_task(name, TRIAL_SEED, 96 if quick else None, trial=True)
+    with mock.patch.object(run, "Debiasing", partial(Debiasing, strengths=strengths)):
+        net, seconds = train(task, TRIAL_SEED, Path("runs/binding/trials") / f"{name}-{text}", options)
+    return {"seconds": seconds} | judge(net, task.tests, 64 if quick else SAMPLES, 16 if quick else SWAPPED)
+
+
+def open_task(name: str, seed: int, most: int | None, *, trial: bool = False) -> Task:
+    """Return a task whose first test set has the cue as in training; of trials, all data are training and validation data."""
+    split, trained = ("validation", TRIAL_TRAINED) if trial else ("test", PATCHED if name == "corner" else None)
+    train = make_scene_set("train", seed, 1, 0.8 if name == "scenes" else 0.1, most or trained)
+    validation = make_scene_set("validation", seed, 1, 0.8 if name == "scenes" else 0.1, most or 500)
+    if name == "scenes":
+        tests = {
+            "agreeing": make_scene_set(split, seed, 2, 0.8, most),
+            "disagreeing": make_scene_set(split, seed, 2, 0.1, most),
+            "unseen": make_scene_set(split, seed, 2, 0.1, most, palette="unseen"),
+        }
+    else:
+        train, validation = (plant_patch(part, AGREEMENT, seed + i) for i, part in enumerate((train, validation)))
+        plain = make_scene_set(split, seed, 2, 0.1, most)
+        tests = {"right": plant_patch(plain, 1.0, seed + 2), "wrong": plant_patch(plain, 0.0, seed + 3)}
+    return tasks.from_scratch(train, validation, tests, epochs=1 if most else TRIAL_EPOCHS if trial else 6)
+
+
+def plant_patch(data: xl.data.ImageSet, agreement: float, seed: int) -> xl.data.ImageSet:
+    """Draw stripes into the upper left corner whose direction names a class, the right one in a share ``agreement`` of the images.
+
+    The masks become all but the corner, so that the measure that swaps backgrounds swaps the corner.
+    """
+    rng, count = torch.Generator().manual_seed(seed), len(data.classes)
+    other = (data.labels + torch.randint(1, count, data.labels.shape, generator=rng)) % count
+    told = torch.where(torch.rand(len(data), generator=rng) < agreement, data.labels, other)
+    y, x = torch.meshgrid(torch.arange(PATCH), torch.arange(PATCH), indexing="ij")
+    angle = (math.pi * told / count)[:, None, None]
+    stripes = ((x * angle.cos() + y * angle.sin()) * (2 * math.pi / 4)).sin() > 0  # (N,9,9), four pixels a stripe
+    images = data.images.clone()
+    images[:, :, :PATCH, :PATCH] = (30 + 200 * stripes).to(torch.uint8)[:, None]
+    return xl.data.ImageSet(images, data.labels, data.classes, (~draw_corner()).expand(len(data), -1, -1).clone())
+
+
+def draw_corner() -> Tensor:  # (SIDE,SIDE) bool
+    corner = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    corner[:PATCH, :PATCH] = True
+    return corner
+
+
+def train(task: Task, seed: int, folder: Path, options: Mapping[str, Any]) -> tuple[xl.ExitNet, float]:
+    """Return a trained network, which goes on from its last epoch, and the seconds of an epoch."""
+    net = build_network(task, seed, exits=True)
+    settings = {"seed": seed, "out_dir": folder, "resume": True, "progress": False, "keep": "last", **task.settings}
+    result = xl.fit(net, task.train, task.validation, **settings | options)
+    return net, float(np.median([row["seconds"] for row in result.history]))
+
+
+def judge(net: xl.ExitNet, tests: Mapping[str, SampleSet], samples: int, swapped: int) -> Tree:
+    measured: Tree = {"samples": len(next(iter(tests.values()))), "accuracy": {}, "right": {}}
+    for name, data in tests.items():
+        trace = xl.collect(net, data, batch_size=250)
+        measured["accuracy"][name] = trace.correct.float().mean(0).tolist()
+        measured["right"][name] = [np.packbits(row.numpy()).tobytes().hex() for row in trace.correct.T]
+    data = next(iter(tests.values()))
+    judged = xl.measure_faithfulness(net, data, samples=samples, oracle_samples=swapped)
+    if judged.binding is None or judged.cue_swap is None:
+        raise ValueError(f"expected binding and cue swap on {len(data)} samples, got none")
+    binding = judged.binding
+    column, percent = binding.areas.index(0.2), [f"{100 * area:.0f}" for area in binding.areas]
+    return measured | {
+        "binding": {name: binding.at(area) for name, area in zip(percent, binding.areas, strict=True)},
+        "binding_error": dict(zip(percent, zip(*binding.maps.binding_error, strict=True), strict=True)),
+        "another": binding.at(of="another"),
+        "above_another": [row[column] for row in binding.above_another],
+        "above_another_error": [row[column] for row in binding.above_another_error],
+        "cue": judged.cue_swap.change,
+        "cue_error": judged.cue_swap.change_error,
+        "beyond": judged.cue_swap.beyond_final,
+        "beyond_error": judged.cue_swap.beyond_final_error,
+        "inside": judged.energy_in_mask,
+        "share": judged.deletion_share,
+    }
+
+
+BINDING = {"20": 0.8, "40": 0.92}
+ABOVE, CUE, GAIN, PRICE = 0.3, 0.12, 8, -3
+BEYOND, WRONG = 0.03, {"ignore": 72, "rely": 65}
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for condition in ("rely", "ignore"):
+        ours, egt = (list_seeds(runs, f"scenes/{name}") for name in (condition, "egt"))
+        if ours and len(ours) == len(egt):
+            yield from promise_scenes(condition, ours, egt)
+        if ours := list_seeds(runs, f"corner/{condition}"):
+            key, what = f"binding|corner|{condition}", f"corner, {condition}: exit 0"
+            words = f"{what}, answers changed by the patch beyond the final exit's"
+            yield promise_part(f"{key}|beyond", words, ours, "beyond", 0, "<=", BEYOND)
+            values = np.array([read_right(run, "wrong")[0] for run in ours])
+            yield Promise.of_both(
+                f"{key}|wrong", f"{what}, accuracy where the patch is wrong, %", values, ">=", WRONG[condition]
+            )
+
+
+def promise_scenes(condition: str, ours: list[Tree], egt: list[Tree]) -> Iterator[Promise]:
+    last = len(ours[0]["cue"]) - 1
+    for k in range(last + 1):
+        key, what = f"binding|scenes|{condition}|{k}", f"scenes, {condition}: exit {k}"
+        for area, bar in BINDING.items():
+            parts = [{"value": run["binding"][area], "value_error": run["binding_error"][area]} for run in ours]
+            yield promise_part(f"{key}|{area}", f"{what}, binding at {area} %", parts, "value", k, ">=", bar)
+        words = f"{what}, binding at 20 % above another sample's map"
+        yield promise_part(f"{key}|above", words, ours, "above_another", k, ">=", ABOVE)
+        yield promise_part(f"{key}|cue", f"{what}, changed with the background", ours, "cue", k, "<=", CUE)
+        for test, bar in (("disagreeing", GAIN), ("unseen", GAIN), *([("agreeing", PRICE)] if k == last else [])):
+            gains = np.array([read_right(a, test)[k] - read_right(b, test)[k] for a, b in zip(ours, egt, strict=True)])
+            yield Promise.of_both(f"{key}|{test}", f"{what}, {test} against EGT, points", gains, ">=", bar)
+
+
+def promise_part(key: str, what: str, runs: list[Tree], part: str, k: int, sense: Sense, bar: float) -> Promise:
+    error = mean(run[f"{part}_error"][k] for run in runs)
+    return Promise.of_mean(key, what, [run[part][k] for run in runs], sense, bar, error)
+
+
+def read_right(run: Tree, test: str) -> np.ndarray:  # (K,N), 100 where an exit is right, else 0
+    packed = np.array([np.frombuffer(bytes.fromhex(row), np.uint8) for row in run["right"][test]])
+    return 100.0 * np.unpackbits(packed, axis=1, count=run["samples"])
+
+
+def write_tables(runs: Runs) -> list[str]:
+    lines = []
+    for task, title in TITLES.items():
+        measured = {name: part for name in CONDITIONS if (part := list_seeds(runs, f"{task}/{name}"))}
+        lines += [f"**{title}**", "", *write_rows({CONDITIONS[name][0]: part for name, part in measured.items()}), ""]
+    return [*lines, *promise_table(list_promises(runs))]
+
+
+def write_trials(runs: Runs) -> list[str]:
+    lines = []
+    for task, title in TITLES.items():
+        tried = {text: list_seeds(runs, f"trial/{task}/{text}") for name, text in TRIALS if name == task}
+        lines += [f"**{title}**", "", *write_rows({f"`{text}`": part for text, part in tried.items() if part}), ""]
+    return lines
+
+
+def write_rows(measured: Mapping[str, list[Tree]]) -> list[str]:
+    rows = []
+    for title, runs in measured.items():
+        tests = runs[0]["accuracy"]
+        cells = [join_means([run["accuracy"][test] for run in runs], 1, 100) for test in tests]
+        cells += [join_means([run["binding"][area] for run in runs], 2) for area in ("10", "20", "40")]
+        cells += [join_means([run[part] for run in runs], 2) for part in ("another", "cue", "inside", "share")]
+        rows.append([title, str(len(runs)), *cells])
+        head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests), *(f"binding at {area} %" for area in (10, 20, 40))]
+        head += ["at 20 %, another's map", "changed with the cue", "attention off the cue", "share of the oracle"]
+    return table(head, rows) if rows else []
+
+
+STUDY = Study("binding", list_cells, list_promises, {"binding": write_tables, "trials": write_trials}, processes=2)
