@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks import tasks
+from benchmarks import series, tasks, truth
 from benchmarks.harness import Job, Promise, Sense, Study, join_means, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import Task, build_network, make_scene_set
@@ -27,10 +27,12 @@ from exitlens.data.sets import SampleSet
 from exitlens.workflow.training import run
 from exitlens.workflow.training.debiasing import Debiasing, DebiasingStrengths
 
-SEEDS = {"scenes": 5, "corner": 5}
+SEEDS = {"scenes": 5, "corner": 5, "motifs": 3, "vit": 3, "pictures": 3, "reviews": 3}
 TITLES = {
     "scenes": "Scenes whose background's colour names the class in 80 % of the training data",
     "corner": "Scenes with a patch in the corner whose stripes name the class in 85 % of the training data",
+    "motifs": "Series with a motif for each class, whose level says the class, too, in 90 % of the training data",
+    **{name: tasks.TITLES[name] for name in ("vit", "pictures", "reviews")},
 }
 SIDE, PATCH = 40, 9  # pixels: the side of scenes, and of the patch in their corner
 AGREEMENT, PATCHED = 0.85, 6000  # how often the patch names the class, and the scenes to train on
@@ -52,7 +54,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
         for seed in range(max(SEEDS.values()))
         for task in SEEDS
         for condition in CONDITIONS
-        if seed < SEEDS[task]
+        if seed < SEEDS[task] and (condition != "ignore" or task in ("scenes", "corner"))
     }
     return cells | {f"trial/{task}/{text}-{TRIAL_SEED}": partial(try_strengths, task, text, quick) for task, text in TRIALS}
 
@@ -81,6 +83,8 @@ def try_strengths(name: str, text: str, quick: bool = False) -> Tree:
 
 def open_task(name: str, seed: int, most: int | None, *, trial: bool = False) -> Task:
     """Return a task whose first test set has the cue as in training; of trials, all data are training and validation data."""
+    if name not in ("scenes", "corner"):
+        return truth.shorten(series.load_task(name, seed) if name == "motifs" else tasks.TASKS[name](seed), most or 0)
     split, trained = ("validation", TRIAL_TRAINED) if trial else ("test", PATCHED if name == "corner" else None)
     train = make_scene_set("train", seed, 1, 0.8 if name == "scenes" else 0.1, most or trained)
     validation = make_scene_set("validation", seed, 1, 0.8 if name == "scenes" else 0.1, most or 500)
@@ -135,9 +139,13 @@ def judge(net: xl.ExitNet, tests: Mapping[str, SampleSet], samples: int, swapped
         measured["right"][name] = [np.packbits(row.numpy()).tobytes().hex() for row in trace.correct.T]
     data = next(iter(tests.values()))
     judged = xl.measure_faithfulness(net, data, samples=samples, oracle_samples=swapped)
-    if judged.binding is None or judged.cue_swap is None:
-        raise ValueError(f"expected binding and cue swap on {len(data)} samples, got none")
-    binding = judged.binding
+    if judged.binding is None:
+        raise ValueError(f"expected binding on {len(data)} samples, got none")
+    binding, swapped_cue = judged.binding, judged.cue_swap
+    if swapped_cue is not None:
+        measured |= {"cue": swapped_cue.change, "cue_error": swapped_cue.change_error}
+        measured |= {"beyond": swapped_cue.beyond_final, "beyond_error": swapped_cue.beyond_final_error}
+        measured |= {"inside": judged.energy_in_mask}
     column, percent = binding.areas.index(0.2), [f"{100 * area:.0f}" for area in binding.areas]
     return measured | {
         "binding": {name: binding.at(area) for name, area in zip(percent, binding.areas, strict=True)},
@@ -145,48 +153,60 @@ def judge(net: xl.ExitNet, tests: Mapping[str, SampleSet], samples: int, swapped
         "another": binding.at(of="another"),
         "above_another": [row[column] for row in binding.above_another],
         "above_another_error": [row[column] for row in binding.above_another_error],
-        "cue": judged.cue_swap.change,
-        "cue_error": judged.cue_swap.change_error,
-        "beyond": judged.cue_swap.beyond_final,
-        "beyond_error": judged.cue_swap.beyond_final_error,
-        "inside": judged.energy_in_mask,
         "share": judged.deletion_share,
     }
 
 
-BINDING = {"20": 0.8, "40": 0.92}
-ABOVE, CUE, GAIN, PRICE = 0.3, 0.12, 8, -3
+BINDING = {"scenes": {"20": 0.8, "40": 0.92}}
+OTHERS_BINDING = {"20": 0.75}
+ABOVE, CUE, GAIN, PRICE, HARM = 0.3, 0.12, 8, -3, -1
 BEYOND, WRONG = 0.03, {"ignore": 72, "rely": 65}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    for condition in ("rely", "ignore"):
-        ours, egt = (list_seeds(runs, f"scenes/{name}") for name in (condition, "egt"))
-        if ours and len(ours) == len(egt):
-            yield from promise_scenes(condition, ours, egt)
-        if ours := list_seeds(runs, f"corner/{condition}"):
-            key, what = f"binding|corner|{condition}", f"corner, {condition}: exit 0"
-            words = f"{what}, answers changed by the patch beyond the final exit's"
-            yield promise_part(f"{key}|beyond", words, ours, "beyond", 0, "<=", BEYOND)
-            values = np.array([read_right(run, "wrong")[0] for run in ours])
-            yield Promise.of_both(
-                f"{key}|wrong", f"{what}, accuracy where the patch is wrong, %", values, ">=", WRONG[condition]
-            )
+    for task in SEEDS:
+        without, egt, rely, ignore = (list_seeds(runs, f"{task}/{condition}") for condition in CONDITIONS)
+        for condition, ours in {"rely": rely, "ignore": ignore}.items():
+            key, what = f"binding|{task}|{condition}", f"{task}, {condition}"
+            if ours and task == "corner":
+                words = f"{what}: exit 0, answers changed by the patch beyond the final exit's"
+                yield promise_part(f"{key}|beyond", words, ours, "beyond", 0, "<=", BEYOND)
+                right = np.array([read_right(run, "wrong")[0] for run in ours])
+                words = f"{what}: exit 0, accuracy where the patch is wrong, %"
+                yield Promise.of_both(f"{key}|wrong", words, right, ">=", WRONG[condition])
+            for k in range(len(ours[0]["another"])) if ours and task != "corner" else ():
+                yield from promise_binding(f"{key}|{k}", f"{what}: exit {k}", ours, k, BINDING.get(task, OTHERS_BINDING))
+                if task == "scenes":
+                    yield promise_part(
+                        f"{key}|{k}|cue", f"{what}: exit {k}, changed with the background", ours, "cue", k, "<=", CUE
+                    )
+            if task == "scenes":
+                yield from promise_gains(key, what, ours, egt, {"disagreeing": GAIN, "unseen": GAIN})
+                yield from promise_gains(key, what, ours, egt, {"agreeing": PRICE}, first=-1)
+            elif task in ("pictures", "reviews"):
+                yield from promise_gains(key, what, ours, egt, {"test": HARM})
+            elif task == "motifs":
+                yield from promise_gains(key, what, ours, without, {"independent": 0})
 
 
-def promise_scenes(condition: str, ours: list[Tree], egt: list[Tree]) -> Iterator[Promise]:
-    last = len(ours[0]["cue"]) - 1
-    for k in range(last + 1):
-        key, what = f"binding|scenes|{condition}|{k}", f"scenes, {condition}: exit {k}"
-        for area, bar in BINDING.items():
-            parts = [{"value": run["binding"][area], "value_error": run["binding_error"][area]} for run in ours]
-            yield promise_part(f"{key}|{area}", f"{what}, binding at {area} %", parts, "value", k, ">=", bar)
-        words = f"{what}, binding at 20 % above another sample's map"
-        yield promise_part(f"{key}|above", words, ours, "above_another", k, ">=", ABOVE)
-        yield promise_part(f"{key}|cue", f"{what}, changed with the background", ours, "cue", k, "<=", CUE)
-        for test, bar in (("disagreeing", GAIN), ("unseen", GAIN), *([("agreeing", PRICE)] if k == last else [])):
-            gains = np.array([read_right(a, test)[k] - read_right(b, test)[k] for a, b in zip(ours, egt, strict=True)])
-            yield Promise.of_both(f"{key}|{test}", f"{what}, {test} against EGT, points", gains, ">=", bar)
+def promise_binding(key: str, what: str, ours: list[Tree], k: int, bars: Mapping[str, float]) -> Iterator[Promise]:
+    for area, bar in bars.items():
+        parts = [{"value": run["binding"][area], "value_error": run["binding_error"][area]} for run in ours]
+        yield promise_part(f"{key}|{area}", f"{what}, binding at {area} %", parts, "value", k, ">=", bar)
+    yield promise_part(
+        f"{key}|above", f"{what}, binding at 20 % above another sample's map", ours, "above_another", k, ">=", ABOVE
+    )
+
+
+def promise_gains(
+    key: str, what: str, ours: list[Tree], others: list[Tree], bars: Mapping[str, float], first: int = 0
+) -> Iterator[Promise]:
+    """Promise points of every exit from ``first`` on, negative from the end, over other networks of the same seeds."""
+    pairs = list(zip(ours, others, strict=False))
+    for test, bar in bars.items() if pairs else ():
+        gains = np.array([read_right(a, test) - read_right(b, test) for a, b in pairs])  # (R,K,N)
+        for k in range(gains.shape[1])[first:]:
+            yield Promise.of_both(f"{key}|{k}|{test}", f"{what}: exit {k}, {test}, points gained", gains[:, k], ">=", bar)
 
 
 def promise_part(key: str, what: str, runs: list[Tree], part: str, k: int, sense: Sense, bar: float) -> Promise:
@@ -203,7 +223,8 @@ def write_tables(runs: Runs) -> list[str]:
     lines = []
     for task, title in TITLES.items():
         measured = {name: part for name in CONDITIONS if (part := list_seeds(runs, f"{task}/{name}"))}
-        lines += [f"**{title}**", "", *write_rows({CONDITIONS[name][0]: part for name, part in measured.items()}), ""]
+        rows = write_rows({CONDITIONS[name][0]: part for name, part in measured.items()})
+        lines += [f"**{title}**", "", *rows, ""] if rows else []
     return [*lines, *promise_table(list_promises(runs))]
 
 
@@ -211,21 +232,31 @@ def write_trials(runs: Runs) -> list[str]:
     lines = []
     for task, title in TITLES.items():
         tried = {text: list_seeds(runs, f"trial/{task}/{text}") for name, text in TRIALS if name == task}
-        lines += [f"**{title}**", "", *write_rows({f"`{text}`": part for text, part in tried.items() if part}), ""]
+        rows = write_rows({f"`{text}`": part for text, part in tried.items() if part})
+        lines += [f"**{title}**", "", *rows, ""] if rows else []
     return lines
 
 
 def write_rows(measured: Mapping[str, list[Tree]]) -> list[str]:
+    head: list[str] = []
     rows = []
     for title, runs in measured.items():
-        tests = runs[0]["accuracy"]
-        cells = [join_means([run["accuracy"][test] for run in runs], 1, 100) for test in tests]
-        cells += [join_means([run["binding"][area] for run in runs], 2) for area in ("10", "20", "40")]
-        cells += [join_means([run[part] for run in runs], 2) for part in ("another", "cue", "inside", "share")]
+        columns = {
+            f"accuracy, {test}, %": [[100 * share for share in run["accuracy"][test]] for run in runs]
+            for test in runs[0]["accuracy"]
+        }
+        columns |= {f"binding at {area} %": [run["binding"][area] for run in runs] for area in ("10", "20", "40")}
+        columns |= {words: [run[part] for run in runs] for part, words in COLUMNS.items() if part in runs[0]}
+        head = ["", "seeds", *columns]
+        cells = [join_means(values, 1 if "accuracy" in name else 2) for name, values in columns.items()]
         rows.append([title, str(len(runs)), *cells])
-        head = ["", "seeds", *(f"accuracy, {test}, %" for test in tests), *(f"binding at {area} %" for area in (10, 20, 40))]
-        head += ["at 20 %, another's map", "changed with the cue", "attention off the cue", "share of the oracle"]
     return table(head, rows) if rows else []
 
 
+COLUMNS = {
+    "another": "at 20 %, another's map",
+    "cue": "changed with the cue",
+    "inside": "attention off the cue",
+    "share": "share of the oracle",
+}
 STUDY = Study("binding", list_cells, list_promises, {"binding": write_tables, "trials": write_trials}, processes=2)

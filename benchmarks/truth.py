@@ -89,7 +89,11 @@ def find_folder(task: str, condition: str, seed: int, quick: bool = False) -> Pa
 
 def open_task(name: str, seed: int, most: int = 0) -> Task:
     """Return a task; with ``most``, its first samples for one epoch, to see that everything runs."""
-    task = TASKS[name](seed)
+    return shorten(TASKS[name](seed), most)
+
+
+def shorten(task: Task, most: int) -> Task:
+    """Return the first samples of a task for one epoch, or all of it for 0."""
     if not most:
         return task
     tests = {key: data.first(most) for key, data in task.tests.items()}  # type: ignore[attr-defined]
