@@ -12,6 +12,8 @@ from tests.conftest import make_net
 
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -48,7 +50,6 @@ def test_the_policy_is_chosen_on_what_the_files_say(made):
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
 
 
-@pytest.mark.slow
 def test_policies_of_one_precision_are_refused_by_the_other(made, tmp_path):
     net, policy, report, _ = made
     with pytest.raises(er.PolicyError, match="calibrated for network"):
@@ -69,7 +70,6 @@ def test_requests_are_repeated_as_they_were(made, tmp_path):
         xl.export_int8(net, xl.Policy((0.5, 0.5)), tmp_path / "e", samples, samples)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("given", ["temperature_scaling", "temperatures"])
 def test_int8_uses_the_temperatures_that_were_asked_for(made, tmp_path, given):
     net, _, _, samples = made
@@ -92,7 +92,7 @@ def test_nothing_is_left_where_it_fails(made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [8, *(pytest.param(size, marks=pytest.mark.slow) for size in (32, 100))])
+@pytest.mark.parametrize("size", [8, 32, 100])
 def test_batches_of_any_size_are_all_taken(made, size, monkeypatch, tmp_path):
     net, _, _, samples = made
     taken = []

@@ -160,6 +160,7 @@ def test_padding_of_texts_is_0_and_detached_mixing_changes_the_gradient():
     torch.testing.assert_close(torch.stack([why.relevance for why in whys]), detached)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_of_small_and_larger_batches_are_the_same():
     net, inputs = make_text_net(), make_texts(6)
     few, first = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time

@@ -56,6 +56,7 @@ def test_rooms_of_the_package():
     assert {"errors", "io"} <= set(rooms[GROUND].inner)
 
 
+@pytest.mark.slow
 def test_boxes_lie_apart_and_text_lies_in_them():
     rooms = architecture.read_rooms()
     boxes = architecture.place(rooms, architecture.find_layers(rooms))

@@ -107,6 +107,7 @@ def edge(tmp_path_factory):
     return xl.export(net, default[1], tmp_path_factory.mktemp("edge") / "tiny", policies=dict(others))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", EDGE_POLICIES)
 def test_answers_of_an_edge_bundle_are_those_of_predict(edge, images, policy):
     model, net = open_bundle("tiny", edge), make_net()
@@ -119,6 +120,7 @@ def test_answers_of_an_edge_bundle_are_those_of_predict(edge, images, policy):
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(ticket.maps, pred.attention, strict=True))
 
 
+@pytest.mark.slow
 def test_an_edge_bundle_describes_its_network(edge):
     model, net = open_bundle("tiny", edge), make_net()
     assert model.cost == pytest.approx(net.cost.tolist())
@@ -127,6 +129,7 @@ def test_an_edge_bundle_describes_its_network(edge):
     assert model.net is None
 
 
+@pytest.mark.slow
 def test_an_exit_without_a_file_is_passed_and_no_limit_of_cost(edge, images):
     model = open_bundle("e", edge)
     assert model.exits == {1, 2}
