@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ctypes import c_longlong
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from exitlens.data.batches import as_batch, make_epoch_loader
 from exitlens.data.demo import load_scenes
 from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
-from exitlens.data.splits import SPLITS
+from exitlens.data.splits import SPLITS, Split
 from exitlens.delivery.benchmark import compare, compare_adaptive, split_whole_batches
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
@@ -73,7 +72,7 @@ class DemoSettings:
 
     seed: int = 0
     epochs: int = 2
-    limit: int | None = 10_000  # the most scenes of each split; None: all (12,000 to train on)
+    limit: int | None = 8000  # the most scenes of each split; None: all (12,000 to train on)
     size: int = 40  # pixels, height and width of a scene
     batch_size: int = 32
     learning_rate: float = 2e-3  # the peak of the one-cycle schedule
@@ -142,9 +141,13 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
     """Load scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
-    scenes = partial(load_scenes, seed=settings.seed, size=settings.size, limit=settings.limit)
-    data: dict[str, ImageSet] = {split: scenes(split, background_agreement=0.8) for split in SPLITS if split != "test"}
-    return data | {name: scenes("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
+    data: dict[str, ImageSet] = {split: _load_split(settings, split) for split in SPLITS if split != "test"}
+    return data | {name: _load_split(settings, "test", agreement) for name, agreement in CONDITIONS.items()}
+
+
+def _load_split(settings: DemoSettings, split: Split, agreement: float = 0.8) -> ImageSet:
+    made = {"seed": settings.seed, "size": settings.size, "limit": settings.limit}
+    return load_scenes(split, background_agreement=agreement, **made)  # type: ignore[arg-type]
 
 
 def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
@@ -186,8 +189,8 @@ def _start_worker(counters: dict[str, c_longlong]) -> None:
 
 
 def _train_one(name: str, settings: DemoSettings, run: Path) -> None:
-    loss, data, counter = RUNS[name], load_data(settings), _counters[name]
-    batches = -(-len(data["train"]) // settings.batch_size)
+    loss, train, counter = RUNS[name], _load_split(settings, "train"), _counters[name]
+    batches = -(-len(train) // settings.batch_size)
     if (run / "bundle").exists():
         counter.value = settings.epochs * batches
         return
@@ -197,11 +200,11 @@ def _train_one(name: str, settings: DemoSettings, run: Path) -> None:
         counter.value += 1
         return images
 
-    net = build_network(loss, data["train"], settings.seed)
+    net = build_network(loss, train, settings.seed)
     fit(
         net,
-        data["train"],
-        data["validation"],
+        train,
+        _load_split(settings, "validation"),
         loss=loss or WITHOUT,
         epochs=settings.epochs,
         out_dir=run,
