@@ -39,7 +39,16 @@ def keep_result() -> Tree:
     shutil.copy(RUN / "gallery.png", ROOT / "docs" / "measured" / "gallery.png")
     result: Tree = json.loads((RUN / "result.json").read_text())
     result.pop("policy")  # large: it contains the samples that chose it, and the bundle has it
-    return result
+    return drop_curves(result)
+
+
+def drop_curves(tree: Tree) -> Tree:
+    """Leave out lists of lists: curves that no table shows."""
+    return {
+        name: drop_curves(value) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if not (isinstance(value, list) and value and isinstance(value[0], list))
+    }
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:

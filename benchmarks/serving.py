@@ -105,7 +105,8 @@ def write_bundles(name: str, folder: Path) -> None:
     whole.describe(source=net.info.source)
     whole.tune(images[:64])
     xl.save(whole, xl.Policy(()), folder / PLAIN)
-    shutil.copy(write_plain(plain, images[:2]).path, folder / "plain.onnx")
+    file = write_plain(plain, images[:2])  # its directory goes with it
+    shutil.copy(file.path, folder / "plain.onnx")
     shares = [(leaves == k).float().mean().item() for k in range(net.num_exits)]
     if max(abs(share - wanted) for share, wanted in zip(shares, SHARES, strict=True)) > 0.02:
         raise RuntimeError(f"{name}: expected the shares {SHARES}, got {shares}")

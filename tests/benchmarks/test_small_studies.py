@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import binding, cues, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
+from benchmarks import binding, cues, demo, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -41,6 +41,10 @@ def test_maps_on_garments_are_judged_by_every_way_to_delete(net):
         assert list(judged) == [*fashion.DROPS, "blind", "blind, error"], name
         assert all(len(values) == 3 for values in judged.values())
         assert all(best >= control for control, best in zip(*(judged[drop] for drop in fashion.DROPS), strict=True))
+
+
+def test_the_demo_keeps_what_a_table_can_hold():
+    assert demo.drop_curves({"a": [[1, 2]], "b": {"c": [1, 2], "d": [[3]]}, "e": []}) == {"b": {"c": [1, 2]}, "e": []}
 
 
 def test_a_patch_names_a_class_and_its_swap_is_that_of_a_background():
