@@ -44,16 +44,7 @@ CONDITIONS = {
     "ignore": ("EGT, `ignore` what must not matter", {}),
 }
 TRIAL_SEED, TRIAL_TRAINED, TRIAL_EPOCHS = 100, 6000, 6
-TRIALS = tuple(
-    (task, text)
-    for text in (
-        "egt",
-        "difficulty=0.5,product=0.5,recomposed=0.5",
-        "difficulty=1,product=0,recomposed=0.5",
-        "difficulty=0.5,product=0.25,recomposed=0.7",
-    )
-    for task in ("scenes", "corner")
-)
+TRIALS = tuple((task, text) for text in ("egt", "difficulty=1,recomposed=0.5") for task in ("scenes", "corner"))
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:

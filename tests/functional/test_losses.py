@@ -8,7 +8,7 @@ import exitlens as xl
 from exitlens.functional import losses
 from exitlens.functional.losses import classification_loss, distillation_loss
 from exitlens.functional.maps import as_distribution, divergence, energy, geometric_mean, kl, mix_target, on_common_grid
-from exitlens.types import Correction, ExitOutput
+from exitlens.types import ExitOutput
 
 MATRIX = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])  # of several labels
 
@@ -300,17 +300,13 @@ def test_samples_that_the_expert_gets_wrong_count_more():
 
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("class_weights", [None, (1.0, 2.0, 3.0, 4.0, 5.0)])
-def test_a_correction_weighs_samples_and_adds_a_prior(several, class_weights):
+def test_samples_have_a_weight_at_every_exit(several, class_weights):
     outs, y = _outputs()
     y, loss = MATRIX if several else y, xl.EGTLoss(weight=0.0, class_weights=class_weights, label_smoothing=0.1)
-    plain, zeros = loss(outs, y), torch.zeros(3, 5)
-    torch.testing.assert_close(loss(outs, y, correction=Correction(torch.ones(2, 3), zeros)), plain)
-    only = loss(outs, y, correction=Correction(torch.tensor([[0.0, 3.0, 0.0]] * 2), zeros))
+    torch.testing.assert_close(loss(outs, y, sample_weights=torch.ones(2, 3)), loss(outs, y))
+    only = loss(outs, y, sample_weights=torch.tensor([[0.0, 3.0, 0.0]] * 2))
     second = [ExitOutput(*(part[1:2] for part in out)) for out in outs]
     torch.testing.assert_close(only.total, loss(second, y[1:2]).total)
-    prior = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    shifted = [out._replace(logits=out.logits + prior) for out in outs]
-    torch.testing.assert_close(loss(outs, y, correction=Correction(torch.ones(2, 3), prior)), loss(shifted, y))
 
 
 @pytest.mark.parametrize("y", [torch.tensor([0, 4, 2]), MATRIX])

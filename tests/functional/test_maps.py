@@ -284,15 +284,6 @@ def test_the_share_of_random_maps_is_near_0_and_its_error_says_how_near():
     assert mean.std().item() == pytest.approx(spread.mean().item(), rel=0.2)
 
 
-def test_the_fewest_cells_that_hold_a_share_of_the_mass():
-    x = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]])
-    expected = {0.4: ("0", "01", "1"), 0.8: ("02", "0123", "1"), 0.9: ("012", "0123", "1")}
-    for mass, rows in expected.items():
-        marked = [{int(i) for i in cells} for cells in rows]
-        assert [set(row.nonzero().flatten().tolist()) for row in maps.fewest_cells(x, mass)] == marked
-    assert maps.fewest_cells(x.view(3, 2, 2), 0.9).shape == (3, 2, 2)
-
-
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
 def test_moments_of_chosen_locations_are_those_of_the_features_there(channels, side, seed):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional import maps as measures
-from exitlens.types import Correction, ExitOutput, LossTerms
+from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.settings import COUNT, NOT_NEGATIVE, POSITIVE, NumberRule, check_choice, check_numbers
 from exitlens.types.tasks import check_truth
 
@@ -258,7 +258,7 @@ class EGTLoss:
         progress: float = 1.0,
         features: Sequence[Tensor] | None = None,
         relevance: Tensor | None = None,
-        correction: Correction | None = None,
+        sample_weights: Tensor | None = None,
     ) -> LossTerms:
         """Return the loss of one batch.
 
@@ -269,7 +269,7 @@ class EGTLoss:
             progress: share of training that is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"``.
             relevance: ``(B,*S)`` signed (``net.with_relevance``), for targets made of it.
-            correction: changes the classification term (:meth:`classify`).
+            sample_weights: ``(K,B)``, of each sample in the classification term of each exit; by default 1.
         """
         check_truth(labels, *outputs[0].logits.shape)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
@@ -280,7 +280,7 @@ class EGTLoss:
             )
         labels = labels if labels.ndim == 2 else labels.long()
         alpha = ramp(progress, self.ramp_share)
-        classification = self.classify(outputs, labels, correction)
+        classification = self.classify(outputs, labels, sample_weights)
         consistency = distillation = classification.new_zeros(())
         if self.weight > 0:
             maps = [out.attention.float() for out in outputs]
@@ -295,18 +295,14 @@ class EGTLoss:
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
 
-    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor, correction: Correction | None = None) -> Tensor:
-        """Return the classification term: the weighted mean of the exits' cross-entropies.
-
-        With a ``correction``, of their logits plus its prior, over samples with its weights.
-        """
+    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor, sample_weights: Tensor | None = None) -> Tensor:
+        """Return the classification term: the weighted mean of the exits' cross-entropies."""
         self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         options = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
-        logits, samples = [out.logits for out in outputs], [None] * len(outputs)
-        if correction is not None:
-            logits, samples = [correction.blend(each) for each in logits], list(correction.weights)
-        terms = [w * classification_loss(x, labels, *options, n) for w, x, n in zip(weights, logits, samples, strict=True)]
+        samples = [None] * len(outputs) if sample_weights is None else list(sample_weights)
+        exits = zip(weights, outputs, samples, strict=True)
+        terms = [w * classification_loss(out.logits, labels, *options, each) for w, out, each in exits]
         return torch.stack(terms).mean()
 
     def check_size(self, exits: int, classes: int) -> None:

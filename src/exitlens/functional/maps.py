@@ -122,14 +122,6 @@ def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:
     return (torch.zeros_like(locations).scatter_(1, order, first) & locations).view(x.shape)
 
 
-def fewest_cells(x: Tensor, mass: float) -> Tensor:  # (B,*S) -> (B,*S) bool
-    """Mark the largest cells of each distribution that together hold a share ``mass`` of it: as few as do, at least one."""
-    flat = x.flatten(1)
-    ordered, order = flat.sort(dim=1, descending=True, stable=True)
-    before = ordered.cumsum(1) - ordered
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, before < mass).view(x.shape)
-
-
 def pool_moments(features: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, standard deviation and maximum of features ``(B,D,*S)`` over locations, ``(B,D)`` each.
 

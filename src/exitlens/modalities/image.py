@@ -20,7 +20,7 @@ from exitlens.types.preprocessing import Preprocess
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
-OBJECT = 0.6  # least probability of a pixel of an object
+OBJECT = 0.5  # least probability of a pixel of an object
 LEAST_OBJECT, MOST_OBJECT = 0.02, 0.6  # share of the image that an object has
 _SIDE = 160  # pixels that a drawn image is wide
 

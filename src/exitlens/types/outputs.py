@@ -37,27 +37,6 @@ class LossTerms(NamedTuple):
     distillation: Tensor
 
 
-class Correction(NamedTuple):
-    """What a step of training with ``rely_on="map"`` knows of easy cues, for a loss to work against; detached, float32.
-
-    Attributes:
-        weights: ``(K,B)``, the weight of each sample in the classification term of each exit; 1 is the usual one.
-        prior: ``(B,C)``, logits that are added to every exit's before the classification term; 0 adds nothing.
-
-    Examples:
-        >>> correction = xl.types.Correction(weights=torch.ones(4, 1), prior=torch.tensor([[0.0, 2.0]]))
-        >>> correction.blend(torch.tensor([[1.0, 0.0]]))
-        tensor([[1., 2.]])
-    """
-
-    weights: Tensor
-    prior: Tensor
-
-    def blend(self, logits: Tensor) -> Tensor:  # (B,C) -> (B,C)
-        """Return an exit's logits with the prior: a product of experts (arXiv 1909.03683, section 3.2)."""
-        return logits.float() + self.prior
-
-
 @dataclass(frozen=True)
 class Prediction:
     """Answers of adaptive inference, in the order of the inputs.

@@ -1,4 +1,4 @@
-"""Training with ``rely_on="map"``: its expert, its probe, recomposed samples, and what a run with it promises."""
+"""Training with ``rely_on="map"``: its expert, recomposed samples, and what a run with it promises."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 import exitlens as xl
-from exitlens.types import ExitOutput
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.debiasing import Debiasing, DebiasingStrengths
 from tests.conftest import make_net
@@ -28,40 +27,23 @@ def observe(debiasing, images):
         return debiasing.net.eval().observe(images)
 
 
-def test_weights_and_prior_follow_from_what_expert_and_probe_say(images):
-    debiasing = make_debiasing(difficulty=0.6, product=0.5, ramp_share=0.4)
+def test_weights_follow_from_what_the_expert_says(images):
+    debiasing = make_debiasing(difficulty=0.6, ramp_share=0.4)
     outputs, shallow, *_ = observe(debiasing, images[:8])
     assert shallow.shape == (8, 6, 8, 8)  # the backbone's features at exit 0
     half, full = (debiasing.weigh(outputs, shallow, LABELS, progress) for progress in (0.2, 1.0))
-    torch.testing.assert_close(full.prior, 2 * half.prior)
-    torch.testing.assert_close(full.weights - 1, 2 * (half.weights - 1))
-    torch.testing.assert_close(full.weights.mean(1), torch.ones(3))
-    torch.testing.assert_close((2 * full.prior).exp().sum(1), torch.ones(8))  # probabilities to the power 0.5
+    torch.testing.assert_close(full - 1, 2 * (half - 1))
+    torch.testing.assert_close(full.mean(1), torch.ones(3))
     flat = shallow.flatten(2)
     moments = torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
-    easy = F.cross_entropy(debiasing.parts["expert"](moments), LABELS, reduction="none")
-    for out, given in zip(outputs, full.weights, strict=True):
+    easy = F.cross_entropy(debiasing.expert(moments), LABELS, reduction="none")
+    for out, given in zip(outputs, full, strict=True):
         ratio = easy / (easy + F.cross_entropy(out.logits, LABELS, reduction="none"))
         torch.testing.assert_close(given, 0.4 + 0.6 * ratio / ratio.mean())
-    assert not full.weights.requires_grad
-    assert not full.prior.requires_grad
+    assert not full.requires_grad
 
 
-def test_the_probe_reads_nothing_inside_the_map(images):
-    debiasing = make_debiasing()
-    outputs, shallow, *_ = observe(debiasing, images[:8])
-    attention = torch.zeros(8, 8, 8)
-    attention[:, 2:4, 2:4] = 0.25
-    outputs = [ExitOutput(out.logits, attention, out.evidence) for out in outputs]
-    changed = [shallow.clone() for _ in range(2)]
-    changed[0][:, :, 2:4, 2:4] += 5
-    changed[1][:, :, 5, 5] += 5
-    priors = [debiasing.weigh(outputs, each, LABELS, 1.0).prior for each in (shallow, *changed)]
-    torch.testing.assert_close(priors[0], priors[1])
-    assert not torch.allclose(priors[0], priors[2], atol=1e-3)
-
-
-def test_expert_and_probe_learn_and_the_network_gets_no_gradient(images):
+def test_the_expert_learns_and_the_network_gets_no_gradient(images):
     debiasing = make_debiasing()
     outputs = debiasing.net.train().observe(images[:8])
     start = guess_loss(debiasing, outputs)
@@ -74,18 +56,15 @@ def test_expert_and_probe_learn_and_the_network_gets_no_gradient(images):
 
 def guess_loss(debiasing, seen):
     flat = seen.shallow.flatten(2)
-    guess = debiasing.parts["expert"](torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
+    guess = debiasing.expert(torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
     return F.cross_entropy(guess, LABELS).item()
 
 
-def test_several_labels_are_weighed_by_sample_and_have_a_prior_for_each(images):
-    debiasing = make_debiasing(product=1.0)
+def test_several_labels_are_weighed_by_sample(images):
+    debiasing = make_debiasing()
     outputs, shallow, *_ = observe(debiasing, images[:8])
     labels = (torch.arange(32).view(8, 4) % 3 == 0).long()
-    weights_, prior = debiasing.weigh(outputs, shallow, labels, 1.0)
-    assert weights_.shape == (3, 8)
-    assert prior.shape == (8, 4)
-    assert (prior > 0).any()  # logits, not logarithms of probabilities
+    assert debiasing.weigh(outputs, shallow, labels, 1.0).shape == (3, 8)
 
 
 def test_samples_are_recomposed_along_their_maps(images, monkeypatch):
@@ -144,9 +123,8 @@ def test_padding_of_texts_is_not_read():
     outputs, shallow, *_ = observe(debiasing, inputs)
     noise = shallow + 7 * (inputs["attention_mask"] == 0)[:, None]
     labels = torch.arange(8) % 3
-    pairs = zip(*(debiasing.weigh(outputs, each, labels, 1.0) for each in (shallow, noise)), strict=True)
-    for plain, changed in pairs:
-        torch.testing.assert_close(plain, changed)
+    plain, changed = (debiasing.weigh(outputs, each, labels, 1.0) for each in (shallow, noise))
+    torch.testing.assert_close(plain, changed)
     mixed = debiasing.prepare(inputs, 1.0)
     assert torch.equal(mixed["attention_mask"], inputs["attention_mask"])
     assert not torch.equal(mixed["input_ids"], inputs["input_ids"])
@@ -161,7 +139,7 @@ def test_networks_without_maps_and_losses_of_other_arguments_are_refused(tiny_se
         def __call__(self, outputs, labels, progress=1.0, features=None):
             return super().__call__(outputs, labels, progress, features)
 
-    with pytest.raises(xl.errors.InputError, match=r"loss: .*correction"):
+    with pytest.raises(xl.errors.InputError, match=r"loss: .*sample_weights"):
         xl.fit(make_net(), tiny_set, tiny_set, rely_on="map", loss=Short(target="attention"), **QUICK)
     with pytest.raises(xl.errors.InputError, match=r"rely_on: expected one of .*'anything', 'map'"):
         xl.fit(make_net(), tiny_set, tiny_set, rely_on="maps", **QUICK)
@@ -208,4 +186,6 @@ def test_a_cue_that_is_easier_than_the_class_decides_fewer_answers():
         xl.fit(net, train, wrong, rely_on=rely_on, learning_rate=0.01, **QUICK | {"epochs": 15, "batch_size": 32})
         trace = xl.collect(net, wrong)
         accuracy.append((trace.logits.argmax(2) == trace.labels[:, None]).float().mean(0))
-    assert (accuracy[1] > accuracy[0] + 0.1).all(), accuracy
+    gained = accuracy[1] - accuracy[0]
+    assert gained.min() > 0, accuracy
+    assert gained.mean() > 0.1, accuracy

@@ -89,7 +89,7 @@ def test_two_processes_train_as_one_does(pair, options, words):
 
 
 @pytest.mark.slow
-def test_expert_and_probe_learn_from_the_samples_of_both(pair):
+def test_the_expert_learns_from_the_samples_of_both(pair):
     first, second = pair.run(_train_expert)
     assert_equal(first, second)
     alone = _train_expert(0, DistributedContext())

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from exitlens.functional.losses import (
-    classification_loss,
-    generalised_cross_entropy,
-    ramp,
-    sample_losses,
-    weigh_difficulty,
-)
-from exitlens.functional.maps import enlarge, fewest_cells, find_locations, geometric_mean, place, pool_moments
+from exitlens.functional.losses import generalised_cross_entropy, ramp, sample_losses, weigh_difficulty
+from exitlens.functional.maps import find_locations, geometric_mean, place, pool_moments
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
-from exitlens.types import Correction, ExitOutput
+from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, count_rows, draw_donors, replace_rows, take_rows
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.distributed import SharedGradients
@@ -36,23 +29,19 @@ class DebiasingStrengths:
 
     Attributes:
         difficulty: how far samples are weighed by their relative difficulty for the shallow expert, 0 (not) to 1.
-        product: power of the probe's probabilities in the product of experts; 0: none.
-        ramp_share: share of training over which both grow from 0.
+        ramp_share: share of training over which that grows from 0.
         recomposed: share of each batch that is recomposed; 0: none. recomposed_from: share of training before that.
         least_area, most_area: range of the area of the map that is kept.
-        mass: share of the mean map that is inside; the probe reads what is outside.
         power: of the generalised cross-entropy that the expert learns by.
-        hidden: hidden units of expert and probe. learning_rate: of both.
+        hidden: hidden units of the expert. learning_rate: of the expert.
     """
 
-    difficulty: float = 0.5
-    product: float = 0.5
+    difficulty: float = 1.0
     ramp_share: float = 0.3
-    recomposed: float = 0.3
+    recomposed: float = 0.5
     recomposed_from: float = 1 / 3
     least_area: float = 0.2
     most_area: float = 0.4
-    mass: float = 0.9
     power: float = 0.7
     hidden: int = 64
     learning_rate: float = 1e-3
@@ -68,12 +57,10 @@ class Debiasing:
     - The *expert* is a small head on the mean, standard deviation and maximum over locations of the backbone's features at
       exit 0. By generalised cross-entropy it learns what is easy there, wherever it lies: samples that it gets wrong count
       more at every exit (Learning from Failure, arXiv 2007.02561; there the expert is a second network).
-    - The *probe* is the same on the features outside the exits' mean map, and learns by cross-entropy. Every exit is trained
-      together with it as a product of experts (arXiv 1909.03683), so that it gains nothing by what the probe knows already.
     - *Recomposition* pastes what a sample's own map points at on another sample without its object, later in training. In
       images the object is outlined by its colours, because a rim of the old background is enough to keep a cue.
 
-    No gradient of the expert or the probe reaches the network.
+    No gradient of the expert reaches the network.
     """
 
     net: ExitNet
@@ -81,7 +68,7 @@ class Debiasing:
     ranks: DistributedContext = ALONE
     strengths: DebiasingStrengths = STRENGTHS
     recomposes: bool = True  # False: the inputs are kept features, which have no inside
-    parts: nn.ModuleDict = field(init=False)
+    expert: nn.Sequential = field(init=False)
     offsets: tuple[tuple[float, ...], ...] = field(init=False)  # of maps from their cells, as at the start of the run
 
     def __post_init__(self) -> None:
@@ -90,16 +77,11 @@ class Debiasing:
         with switch_mode(net, False), torch.no_grad():
             channels = net.observe(net.info.example(like)).shallow.shape[1]
 
-        def make_head(width: int) -> nn.Module:
-            return nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, net.info.num_classes)
-            )
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            parts = nn.ModuleDict({"expert": make_head(3 * channels), "probe": make_head(2 * channels)})
-        self.parts = parts.to(like.device)
-        parameters = list(self.parts.parameters())
+            layers = nn.LayerNorm(3 * channels), nn.Linear(3 * channels, hidden), nn.ReLU()
+            self.expert = nn.Sequential(*layers, nn.Linear(hidden, net.info.num_classes)).to(like.device)
+        parameters = list(self.expert.parameters())
         rate = self.strengths.learning_rate
         self.optimizer = make_optimizer([{"params": parameters, "lr": rate, "weight_decay": 0.01}])
         self.gradients = SharedGradients(parameters, self.ranks)
@@ -125,8 +107,8 @@ class Debiasing:
 
     def weigh(
         self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
-    ) -> Correction:
-        """Return what corrects the classification term of a batch, and add to the gradients of expert and probe.
+    ) -> Tensor:
+        """Return the weight of each sample at each exit, ``(K,B)``, and add to the gradients of the expert.
 
         Args:
             outputs: of every exit.
@@ -135,37 +117,24 @@ class Debiasing:
             progress: share of training that is done.
             share: the batch's share of the samples of this step.
         """
-        strengths = self.strengths
-        growth = ramp(progress, strengths.ramp_share)
-        shallow = shallow.detach().float()
+        strengths, shallow = self.strengths, shallow.detach().float()
         real = find_locations(outputs[0].attention)
         real = real if real is not None and real.shape[1:] == shallow.shape[2:] else None
-        guess = self.parts["expert"](torch.cat(pool_moments(shallow, real), 1))
-        loss = generalised_cross_entropy(guess, labels, strengths.power)
+        guess = self.expert(torch.cat(pool_moments(shallow, real), 1))
+        (generalised_cross_entropy(guess, labels, strengths.power) * share).backward()
         losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
-        weights = weigh_difficulty(losses, sample_losses(guess.detach(), labels), strengths.difficulty * growth)
-        prior = torch.zeros_like(guess)
-        if math.prod(shallow.shape[2:]) > 1:  # hidden features of a vector are one location: nothing is outside
-            inside = geometric_mean([out.attention.float() for out in outputs])
-            inside = inside if inside.shape[1:] == shallow.shape[2:] else enlarge(inside, shallow.shape[2:])
-            outside = ~fewest_cells(inside / inside.flatten(1).sum(1).view(-1, *[1] * (inside.ndim - 1)), strengths.mass)
-            outside = outside if real is None else outside & real
-            outer_guess = self.parts["probe"](torch.cat(pool_moments(shallow, outside)[:2], 1))
-            loss = loss + classification_loss(outer_guess, labels)
-            logits = outer_guess.detach()
-            prior = strengths.product * growth * (logits if labels.ndim == 2 else logits.log_softmax(1))
-        (loss * share).backward()
-        return Correction(weights, prior)
+        strength = strengths.difficulty * ramp(progress, strengths.ramp_share)
+        return weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength)
 
     def step(self, rows: int) -> None:
-        """Take a step of expert and probe along the mean gradient over the ``rows`` of all ranks."""
+        """Take a step of the expert along the mean gradient over the ``rows`` of all ranks."""
         self.gradients.average(rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def dump(self) -> dict[str, Tensor]:
-        """Return expert, probe and optimiser as tensors for a checkpoint."""
-        tensors = {f"{PREFIX}{name}": value.clone() for name, value in self.parts.state_dict().items()}
+        """Return expert and optimiser as tensors for a checkpoint."""
+        tensors = {f"{PREFIX}{name}": value.clone() for name, value in self.expert.state_dict().items()}
         tensors[OFFSETS] = torch.tensor(self.offsets, dtype=torch.float64)
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{PREFIX}optimizer.{index}.{slot}": value for slot, value in slots.items()}
@@ -175,7 +144,7 @@ class Debiasing:
         """Load what :meth:`dump` returned."""
         held = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
         self.offsets = tuple(map(tuple, held.pop("offsets").tolist()))
-        self.parts.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
+        self.expert.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in held.items():
             if name.startswith("optimizer."):

@@ -131,8 +131,8 @@ def fit(  # noqa: PLR0913
             network takes them. In training only.
         workers: number of processes that read the data; by default one per core for sets that read files, else none. The
             weights do not depend on it.
-        rely_on: with ``"map"``, samples count by how far they need more than what is easy, exits gain nothing by what lies
-            outside their maps, and some batches are recomposed along them
+        rely_on: with ``"map"``, samples count by how far they need more than what is easy, and some are recomposed: what
+            their maps point at, on others that lost theirs
             (:class:`~exitlens.workflow.training.debiasing.Debiasing`, docs/guides/debiasing.md). Validation is as usual.
         ignore: what must not matter: ``"background"`` (all outside the ``masks`` of ``train``); a mask ``(H,W)``, ``(T,)``
             or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
@@ -246,10 +246,10 @@ def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings,
     if settings.rely_on == "map":
         require_maps(net.heads, "rely_on='map'")
         taken = signature(loss).parameters.values()
-        if not any(part.name == "correction" or part.kind is part.VAR_KEYWORD for part in taken):
+        if not any(part.name == "sample_weights" or part.kind is part.VAR_KEYWORD for part in taken):
             fix = "take it as EGTLoss does, or leave rely_on out"
             raise InputError(
-                f"loss: rely_on='map' passes correction=, which {type(loss).__name__} does not take. Fix: {fix}"
+                f"loss: rely_on='map' passes sample_weights=, which {type(loss).__name__} does not take. Fix: {fix}"
             )
     loss = loss.for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
     if loss.class_weights == "balanced":

@@ -119,7 +119,7 @@ class TrainingRun:
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
         if self.debiasing is not None:
-            self.ranks.copy_first(list(self.debiasing.parts.parameters()))
+            self.ranks.copy_first(list(self.debiasing.expert.parameters()))
         try:
             yield
         except Exception:
@@ -325,7 +325,7 @@ def compute_gradients(
 ) -> list[LossTerms]:
     """Compute the mean gradient over the samples of a group of batches, at ``progress`` in [0, 1) of training.
 
-    With ``debiasing``, that of its expert and probe, too. Returns the loss of each batch; raises :class:`TrainingError` for
+    With ``debiasing``, that of its expert, too. Returns the loss of each batch; raises :class:`TrainingError` for
     one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -346,7 +346,7 @@ def compute_gradients(
         if seen.relevance is not None:
             additions["relevance"] = seen.relevance
         if debiasing is not None:
-            additions["correction"] = debiasing.weigh(seen.outputs, seen.shallow, labels, progress, share)
+            additions["sample_weights"] = debiasing.weigh(seen.outputs, seen.shallow, labels, progress, share)
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(
