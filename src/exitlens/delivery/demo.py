@@ -72,8 +72,8 @@ class DemoSettings:
 
     seed: int = 0
     epochs: int = 2
-    limit: int | None = 8000  # the most scenes of each split; None: all (12,000 to train on)
-    size: int = 40  # pixels, height and width of a scene
+    limit: int | None = 10_000  # the most scenes of each split; None: all (12,000 to train on)
+    size: int = 32  # pixels, height and width of a scene
     batch_size: int = 32
     learning_rate: float = 2e-3  # the peak of the one-cycle schedule
     samples: int = 300  # test scenes on which maps are judged
