@@ -231,8 +231,8 @@ def write_tables(runs: Runs) -> list[str]:
 def write_trials(runs: Runs) -> list[str]:
     lines = []
     for task, title in TITLES.items():
-        tried = {text: list_seeds(runs, f"trial/{task}/{text}") for name, text in TRIALS if name == task}
-        rows = write_rows({f"`{text}`": part for text, part in tried.items() if part})
+        tried = {text: runs.get(f"trial/{task}/{text}-{TRIAL_SEED}") for name, text in TRIALS if name == task}
+        rows = write_rows({f"`{text}`": [run] for text, run in tried.items() if run})
         lines += [f"**{title}**", "", *rows, ""] if rows else []
     return lines
 
