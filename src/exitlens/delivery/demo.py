@@ -68,7 +68,7 @@ Step = Callable[[str], None]  # called with what comes next, whenever a part of 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Settings of the demo's training and measurements; the defaults take three minutes on two cores."""
+    """Settings of the demo's training and measurements; the defaults take four minutes on two cores."""
 
     seed: int = 0
     epochs: int = 2
