@@ -1,7 +1,5 @@
 """A small network for each kind of input, and data that it can learn from."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Self
 
 import torch

@@ -110,11 +110,8 @@ class TextPreprocess(Preprocessing):
             raise InputError(
                 f"texts: expected valid Unicode that the tokenizer knows or has an unknown token for ({error})"
             ) from error
-        columns = {
-            "input_ids": [item.ids for item in encodings],
-            "attention_mask": [item.attention_mask for item in encodings],
-        }
-        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}
+        mask = torch.tensor([item.attention_mask for item in encodings])
+        return {"input_ids": torch.tensor([item.ids for item in encodings]), "attention_mask": mask}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
         """Return the tokens that the ids stand for, padding included; raise :class:`InputError` for unknown ids."""
