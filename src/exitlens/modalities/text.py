@@ -104,7 +104,9 @@ class TextModality(Modality):
 
     def list_parts(self, inputs: Named, preprocess: object, least: int) -> list[Part]:
         """List kinds of words that stand in the same places; without a tokenizer they are called by their numbers."""
-        return list_word_parts(inputs, preprocess.tokens if isinstance(preprocess, TextPreprocess) else _number, least)
+        if isinstance(preprocess, TextPreprocess):
+            return list_word_parts(inputs, preprocess.tokens, least)
+        return list_word_parts(inputs, lambda ids: [str(i) for i in ids.tolist()], least)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the tokens without padding, if the network knows its tokenizer."""
@@ -116,10 +118,6 @@ class TextModality(Modality):
 
 
 TEXT = TextModality()
-
-
-def _number(ids: Tensor) -> list[str]:
-    return [str(i) for i in ids.tolist()]
 
 
 def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int | None, like: Tensor) -> None:
