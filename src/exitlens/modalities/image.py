@@ -31,7 +31,7 @@ class ImageModality(Modality):
     expected = "a float tensor (B,C,H,W) with B >= 1 of images"
     preprocess = Preprocess
     reader = "xl.data.read_image and xl.data.Preprocess.normalise"
-    given = "an image, or a folder of images"
+    given = "an image, a folder of images, Parquet, a saved data set or tar shards"
     head = "context"
 
     def decode(self, path: Path, preprocess: Preprocess) -> Tensor:
