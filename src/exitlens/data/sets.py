@@ -320,7 +320,7 @@ class LazySet(SampleSet):
 
 
 def check_files(parts: Iterable[SampleSet], workers: int | None, bar: Progress) -> None:
-    """Raise a :class:`DataError` that names the image files that are bad, as far as :meth:`ImageFiles.check` can tell."""
+    """Raise a :class:`DataError` that names the image files that are bad, as far as :class:`FileCheck` can tell."""
     sets = [part for part in parts if isinstance(part, LazySet) and isinstance(part.reader, ImageFiles)]
     total, bad = sum(map(len, sets)), list[str]()
     task = bar.add_task("checking the files", total=total)
