@@ -65,7 +65,7 @@ def read_npy(path: Path, name: str) -> Any:  # -> float32 array
 
 def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
     """Return shape, Fortran order and dtype of an array of real numbers."""
-    form = np.lib.format
+    form: Any = np.lib.format  # its functions have no types in some releases of NumPy
     try:
         version = form.read_magic(file)
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0  # 3.0 is 2.0 in UTF-8
