@@ -31,7 +31,7 @@ def read_blocks(page: Path, language: str) -> list[str]:
 
 def read_lines(page: Path) -> list[str]:
     """Lines of sh blocks."""
-    return "\n".join(read_blocks(page, "sh")).splitlines()
+    return "".join(read_blocks(page, "sh")).splitlines()
 
 
 def read_commands(page: Path, program: str) -> list[list[str]]:
