@@ -131,7 +131,7 @@ GOOD = {"name": "inputs", "shape": [1, 3, 16, 16], "datatype": "FP32", "data": [
         ({"parameters": {"policy": "../fast"}}, 400, "policy: expected one of"),
         ({"model_name": "other"}, 400, "the address says tiny"),
         ({"unknown": 1}, 400, "unknown"),
-        ({"parameters": {"max_cost": [1]}}, 400, r"parameters\['max_cost'\]: expected"),
+        ({"parameters": {"max_cost": [1]}}, 400, "max_cost: expected a number"),
     ],
 )
 def test_bad_requests(client, change, status, words):

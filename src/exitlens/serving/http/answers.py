@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from reprlib import repr as shorten  # also of lists that are too deep for repr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_terms(model: ServedModel, given: Mapping[str, Any], started: float, att
             raise RequestError(f"parameters: expected some of {', '.join(TERMS)}, got {name!r:.60}.{hint}")
     policy = given.get("policy", DEFAULT)
     if not isinstance(policy, str) or policy not in model.policies:
-        raise RequestError(f"policy: expected one of {sorted(model.policies)}, got {policy!r:.60}")
+        raise RequestError(f"policy: expected one of {sorted(model.policies)}, got {shorten(policy)}")
     cost = read_number(given, "max_cost", math.inf)
     confidence = read_number(given, "min_confidence", 1.0) or 0.0
     deadline = read_number(given, "deadline_ms", 3.6e6)
@@ -48,7 +49,7 @@ def read_number(given: Mapping[str, Any], name: str, high: float) -> float | Non
         number = math.nan
     if not 0 <= number <= high or number == math.inf:
         limit = "or more" if high == math.inf else f"to {high:g}"
-        raise RequestError(f"{name}: expected a number of 0 {limit}, got {value!r:.60}")
+        raise RequestError(f"{name}: expected a number of 0 {limit}, got {shorten(value)}")
     return number
 
 
