@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies
-from exitlens.edge.export import FORMAT, GOLDEN, POLICIES, POLICY
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, read_policies
+from exitlens.edge.export import FORMAT, GOLDEN
 from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestError
 from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
@@ -28,7 +28,7 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet, InputSpec, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
-from exitlens.types.policies import DEFAULT, check_fit
+from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
 
@@ -181,16 +181,13 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
         )
         exits = frozenset(engine.opened)
         cost = tuple(map(float, manifest["cost"]))
-        named = {DEFAULT: read_json(source / POLICY)}
-        named |= read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
-        policies = {policy_name: Policy.from_dict(values) for policy_name, values in named.items()}
+        policies = read_policies(source, manifest, len(cost), str(manifest["network"]), info.task)
     except ExitlensError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         words = f"expected a manifest of exitlens export, got another ({error!r}). Fix: export again."
         raise BundleError(f"{source / MANIFEST}: {words}") from error
     for policy_name, policy in policies.items():
-        check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", policy_name, info.task)
         if missing := [k for k in range(len(cost)) if needs_head(policy, k) and k not in exits]:
             words = f"it uses exits {missing}, the bundle has {sorted(exits)}. Fix: export with this policy."
             raise PolicyError(f"{policy_name}: {words}")
