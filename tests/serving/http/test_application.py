@@ -91,7 +91,7 @@ def test_encoded_images(peer, model, picture):
     tensor = triton.InferInput("image", [2], "BYTES")
     tensor.set_data_from_numpy(np.array([picture, picture], dtype=object))
     found = peer.infer("tiny", [tensor])
-    pred = xl.predict(model.net, model.read_images([picture], 10**6)[0], POLICIES["default"])
+    pred = xl.predict(model.net, model.read([picture], 10**6)[0], POLICIES["default"])
     assert found.as_numpy("label").tolist() == pred.labels.tolist() * 2
 
 
@@ -164,7 +164,7 @@ def test_unknown_places(client):
 
 
 def test_an_image_as_it_is_and_as_a_form(client, model, picture):
-    pred = xl.predict(model.net, model.read_images([picture], 10**6)[0], POLICIES["default"])
+    pred = xl.predict(model.net, model.read([picture], 10**6)[0], POLICIES["default"])
     answer = client.post("/classify", content=picture).json()
     assert answer["label"] == pred.labels.item()
     assert answer["class"] == model.info.classes[answer["label"]]
@@ -188,7 +188,7 @@ def test_explanations_as_pictures_and_json(client, model, picture):
     why = client.post("/explain?policy=full", content=picture, headers=as_json).json()
     assert (why["answered"], len(why["exits"]), why["policy"]) == (2, 3, "full")
     answer = client.post(f"/explain?max_cost={model.cost[0]}", content=picture, headers=as_json).json()
-    assert (answer["exit"], len(answer["attention"])) == (0, model.read_images([picture], 10**6)[0].shape[-1] // 2)
+    assert (answer["exit"], len(answer["attention"])) == (0, model.read([picture], 10**6)[0].shape[-1] // 2)
     assert client.post("/explain?exit=9", content=picture).json()["error"].startswith("exit: expected 0 to 2")
 
 
