@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from reprlib import repr as shorten  # also of lists that are too deep for repr
 from typing import Any, NamedTuple
 
@@ -24,10 +24,7 @@ TOP = 5  # classes in an answer for people
 
 def read_terms(model: ServedModel, given: Mapping[str, Any], started: float, attention: bool) -> Terms:
     """Return a request's own terms, from its parameters; raise :class:`RequestError` for unknown ones and bad values."""
-    for name in given:
-        if name not in TERMS:
-            hint = suggest(name[:20], TERMS)
-            raise RequestError(f"parameters: expected some of {', '.join(TERMS)}, got {name!r:.60}.{hint}")
+    check_known("parameters", given, TERMS)
     policy = given.get("policy", DEFAULT)
     if not isinstance(policy, str) or policy not in model.policies:
         raise RequestError(f"policy: expected one of {sorted(model.policies)}, got {shorten(policy)}")
@@ -36,6 +33,14 @@ def read_terms(model: ServedModel, given: Mapping[str, Any], started: float, att
     deadline = read_number(given, "deadline_ms", 3.6e6)
     last_exit = None if cost is None else model.find_last_exit(cost)
     return Terms(policy, last_exit, confidence, math.inf if deadline is None else started + deadline / 1000, attention)
+
+
+def check_known(place: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise :class:`RequestError` for a name that is not known."""
+    for name in names:
+        if name not in known:
+            hint = suggest(name[:20], known)
+            raise RequestError(f"{place}: expected some of {', '.join(known)}, got {name!r:.60}.{hint}")
 
 
 def read_number(given: Mapping[str, Any], name: str, high: float) -> float | None:

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 import exitlens
 from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
-from exitlens.errors import RequestError, suggest
+from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.endpoint import Endpoint
@@ -204,10 +204,7 @@ class _Routes:
             most = self.limits.max_body_bytes  # a request may have as many numbers as its body may have bytes
             read = partial(read_infer, body, None if length is None else int(length), max_elements=most)
             given = read() if is_quick else await self._run_aside(read)
-            for name in given.outputs:
-                if name not in answers.OUTPUTS:
-                    known, hint = ", ".join(answers.OUTPUTS), suggest(name[:20], answers.OUTPUTS)
-                    raise RequestError(f"outputs: expected some of {known}, got {name!r:.60}.{hint}")
+            answers.check_known("outputs", given.outputs, answers.OUTPUTS)
             wanted = [*given.outputs] or answers.DEFAULT_OUTPUTS
             terms = answers.read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*answers.MAPS}))
             if is_quick and IMAGE not in given.inputs:
