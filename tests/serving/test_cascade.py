@@ -181,9 +181,10 @@ def test_a_stage_that_was_emptied_waits_for_company_anew(model, images, open_cas
     ticket = make_ticket(model, images[deep : deep + 1])
     cascade = open_cascade(ticket)
     assert not cascade.advance()
-    assert list(cascade._entered) == [(("default", False), 1)]
+    (router,) = cascade._routers.values()
+    assert [since < math.inf for _, since in router.list_waiting()] == [False, True, False]
     cascade.abandon(ticket)
-    assert not cascade._entered
+    assert router.list_waiting() == [(0, math.inf)] * 3
     assert not cascade.is_empty  # until its end is told
     assert cascade.advance() == [ticket]
     assert cascade.is_empty

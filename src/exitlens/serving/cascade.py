@@ -195,7 +195,6 @@ class Cascade:
         self._urgent: dict[int, Ticket] = {}  # requests with a deadline, by their first place
         self._done: list[Ticket] = []
         self._routers: dict[RouterKey, Router] = {}
-        self._entered: dict[tuple[RouterKey, int], float] = {}  # by router and stage: when its first sample came
         self._next = 0  # place of the next sample
         self._with_maps = 0  # open requests that ask for maps
         self._shares = [cost / model.cost[-1] for cost in model.cost]  # of a sample's work, up to and including each exit
@@ -219,7 +218,6 @@ class Cascade:
             override, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
             policy = self.model.policies[terms.policy]
             self._routers[key] = Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)
-        self._entered.setdefault((key, 0), ticket.since)
         self._routers[key].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
 
     def advance(self) -> list[Ticket]:
@@ -236,9 +234,9 @@ class Cascade:
         soon = now + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
         urgent = any(ticket.terms.deadline < soon for ticket in self._urgent.values())
         pools = [
-            Pool(key, k, count, self._entered[key, k], urgent and router.override is not None)
+            Pool(key, k, count, entered, urgent and router.override is not None)
             for key, router in self._routers.items()
-            for k, (count, _) in enumerate(router.list_waiting())
+            for k, (count, entered) in enumerate(router.list_waiting())
             if count
         ]
         if pools:
@@ -258,13 +256,8 @@ class Cascade:
             left = {place for each in self._routers.values() for place in each.list_places()}
             lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
             self._fail(lost, "the network failed on these samples, or on others in their batch")
-            self._note_waiting(pool.router)
             return
         ended = time.monotonic()
-        self._note_waiting(pool.router)
-        following = pool.router, pool.stage + 1
-        if pool.stage and following in self._entered:  # samples that waited for company go on with whatever is there
-            self._entered[following] = min(self._entered[following], pool.entered)
         worked, self._ended = ended - (started if self._ended is None else self._ended), ended
         self.pace.observe(pool.stage, count, ended - started)
         work = count * (self._shares[pool.stage] - (self._shares[pool.stage - 1] if pool.stage else 0.0))
@@ -273,15 +266,6 @@ class Cascade:
         for part in routed:
             self._assign(part)
         self.on_step(pool.stage, count, ended - started)
-
-    def _note_waiting(self, key: RouterKey) -> None:
-        """Note since when samples have waited for each stage of a router."""
-        now = time.monotonic()
-        for k, (left, _) in enumerate(self._routers[key].list_waiting()):
-            if not left:
-                self._entered.pop((key, k), None)
-            else:
-                self._entered.setdefault((key, k), now)
 
     def _assign(self, part: ExitBatch) -> None:
         for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
@@ -347,8 +331,7 @@ class Cascade:
     def _drop(self, ticket: Ticket) -> None:
         """End a request; its samples that have no answer run no further stage."""
         gone = [place for place in range(ticket.first, ticket.first + len(ticket)) if self._open.pop(place, None)]
-        for key, router in self._routers.items() if gone else ():
+        for router in self._routers.values() if gone else ():
             router.discard(torch.tensor(gone))
-            self._note_waiting(key)
         self._urgent.pop(ticket.first, None)
         self._done.append(ticket)
