@@ -147,12 +147,14 @@ def test_values_that_are_no_numbers(client, images):
         assert client.post("/v2/models/tiny/infer", content=head + body, headers=sent).status_code == 400
 
 
-def test_unknown_places(client):
+def test_unknown_places(client, caplog):
     for path in ("/v2/models/other/infer", "/v2/models/tiny/versions/1/infer", "/v2/models/..%2f..%2fetc/infer"):
         assert client.post(path, json={}).status_code == 404
     answer = client.get("/nothing")
     assert (answer.status_code, "openapi" in answer.json()["error"]) == (404, True)
+    assert answer.headers["x-request-id"]  # the guard saw it
     assert client.get("/v2/models/tiny/infer").status_code == 405
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_an_image_as_it_is_and_as_a_form(client, model, picture):
@@ -191,6 +193,7 @@ def test_explanations_as_pictures_and_json(client, model, picture):
         (b"\x89PNG\r\n\x1a\n", "", "image[0]"),
         (b"no image", "image/png", "image[0]"),
         (b"a text", "text/plain", "tiny takes images"),
+        (b"\xff", "text/plain", "expected UTF-8"),
         (b"{}", "application/json", '{"text": "..."}'),
         (b"{", "application/json", "expected JSON"),
         (b"[" * 100_000, "application/json", "expected JSON"),
