@@ -21,14 +21,13 @@ from exitlens.cli.options import (
     Compare,
     InputColumns,
     Json,
-    OtherData,
     PolicyName,
-    Root,
     as_options,
     console,
     list_bad,
     name_exits,
     of_data,
+    of_limits,
     show,
     show_skipped,
     takes,
@@ -61,10 +60,7 @@ def predict(
     json_: Json = False,
     columns: InputColumns = "",
     group_by: Annotated[
-        str,
-        of_data(
-            help="A column of the data, or a regular expression on file names: --monitor counts those that agree in it once."
-        ),
+        str, of_data(help="A column, or a regular expression on file names: --monitor counts those that agree in it once.")
     ] = "",
     name: PolicyName = "",
 ) -> None:
@@ -150,20 +146,14 @@ def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
 @takes(ReadSettings, {"Data": "skip_bad workers"})
 def explain(
     make_reading: Callable[..., ReadSettings],
-    image: Annotated[
-        Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
-    ] = None,
+    image: Annotated[Path | None, Option("--image", "--file", help="An image, a series, a volume or a vector.")] = None,
     text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
     bundle: Bundle = Path("runs/demo"),
     out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
     json_: Json = False,
-    data: Annotated[
-        str, of_data(help="Many samples, as for predict: a table and a contact sheet, the most remarkable first.")
-    ] = "",
+    data: Annotated[str, of_data(help="Many samples, as for predict: a table and a sheet, the most remarkable first.")] = "",
     columns: InputColumns = "",
-    relevance: Annotated[
-        bool, Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text).")
-    ] = False,
+    relevance: Annotated[bool, Option("--relevance", help="Also show what one answer depends on, to first order.")] = False,
     name: PolicyName = "",
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
@@ -218,18 +208,8 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
-    rows = [
-        [
-            "exit",
-            "answer",
-            "confidence",
-            "threshold",
-            *(["gate"] if gated else []),
-            "map CC with final",
-            "another sample's",
-            "",
-        ]
-    ]
+    gate = ["gate"] if gated else []
+    rows = [["exit", "answer", "confidence", "threshold", *gate, "map CC with final", "another sample's", ""]]
     for view in why.exits:
         confidence, threshold = tell_apart(view.confidence, view.threshold)
         if view.exit == why.num_exits - 1:
@@ -320,11 +300,11 @@ def demo(
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
+@takes(ReadSettings, {"Data": "data root"})
 def explore(
+    make_reading: Callable[..., ReadSettings],
     bundle: Bundle = Path("runs/demo"),
     compare: Compare = None,
-    data: OtherData = "",
-    root: Root = "",
     port: Annotated[int | None, Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
@@ -332,7 +312,8 @@ def explore(
     from exitlens.delivery.explorer.interface import import_gradio, serve
 
     import_gradio()
-    explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
+    reading = make_reading()
+    explorer = Explorer([bundle] if compare is None else [bundle, compare], reading.data, reading.root)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, uploads are removed
     tell("Starting; Ctrl-C stops it.")
     serve(explorer, port=port, ready=lambda address: tell(f"Open {address}"))
@@ -344,12 +325,8 @@ def export(
     out: Annotated[Path, Option(help="Directory of the edge bundle.")],
     int8: Annotated[bool, Option("--int8", help="In 8-bit integers; the policy is calibrated again.")] = False,
     data: Annotated[str, of_data(help="With --int8: data that activations are measured with (default: the run's).")] = "",
-    web: Annotated[
-        bool, Option("--web", help="A folder with one page instead: the network decides in the browser.")
-    ] = False,
-    ort: Annotated[
-        Path | None, Option(help="With --web: folder with the files of onnxruntime-web (default: npm fetches them).")
-    ] = None,
+    web: Annotated[bool, Option("--web", help="A folder with one page instead, which decides in the browser.")] = False,
+    ort: Annotated[Path | None, Option(help="With --web: folder of onnxruntime-web (default: npm fetches it).")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an edge bundle that is there.")] = False,
     json_: Json = False,
     name: PolicyName = "",
@@ -406,20 +383,15 @@ def export(
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
     bundle: Annotated[
-        list[str],
-        Option(help="A bundle, run directory or edge bundle; NAME=DIR names the model. As often as there are models."),
+        list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names the model. As often as there are models.")
     ],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
     make_watching: Callable[..., Watching],
-    timeout: Annotated[float, Option(help="Seconds for one request.", rich_help_panel="Limits of requests")] = 30.0,
+    timeout: Annotated[float, of_limits(help="Seconds for one request.")] = 30.0,
     token_file: Annotated[
-        Path | None,
-        Option(
-            help="A file with the token that clients must send (Authorization: Bearer).",
-            rich_help_panel="Limits of requests",
-        ),
+        Path | None, of_limits(help="A file with the token that clients must send (Authorization: Bearer).")
     ] = None,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
@@ -490,13 +462,11 @@ def inspect(
 
 
 @verbs.command(epilog="Example: `exitlens tune --bundle runs/x`")
+@takes(ReadSettings, {"Data": "data root"})
 def tune(
     bundle: Bundle,
-    data: OtherData = "",
-    root: Root = "",
-    precision: Annotated[
-        str, Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
-    ] = "auto",
+    make_reading: Callable[..., ReadSettings],
+    precision: Annotated[str, Option(help="auto (bfloat16 if faster with equal decisions), float32 or bfloat16.")] = "auto",
     backend: Annotated[str, Option(help="auto (ONNX Runtime where it is installed and faster), torch or onnx.")] = "auto",
     samples: Annotated[int, Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
     json_: Json = False,
@@ -509,7 +479,7 @@ def tune(
 
     (net, policy), policies = xl.load(bundle), xl.load_policies(bundle)
     before = net.tuning.precision
-    example = _draw_inputs(bundle, net, "calibration", samples, data, root)
+    example = _draw_inputs(bundle, net, "calibration", samples, make_reading())
     tuning = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
     dropped = [] if tuning.precision == before else list(policies)
     replace_network(bundle, net, {} if dropped else policies)
@@ -529,10 +499,10 @@ def tune(
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
+@takes(ReadSettings, {"Data": "data root"})
 def bench(
     bundle: Bundle,
-    data: OtherData = "",
-    root: Root = "",
+    make_reading: Callable[..., ReadSettings],
     batch_sizes: Annotated[str, Option(help="Samples in a call, comma-separated.")] = "1,8,32",
     samples: Annotated[int, Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
     rounds: Annotated[int, Option(min=1, help="Rounds at least; medians are reported.")] = 7,
@@ -560,7 +530,7 @@ def bench(
         raise xl.errors.BundleError(
             "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.benchmark."
         )
-    inputs = _draw_inputs(bundle, net, "test", samples, data, root)
+    inputs = _draw_inputs(bundle, net, "test", samples, make_reading())
     with pin_threads(threads) if threads else nullcontext():
         run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
         batches = []
@@ -582,9 +552,9 @@ def bench(
     tell(f"{facts['threads']} threads; {state}")
 
 
-def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
+def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, reading: ReadSettings) -> Inputs:
     from exitlens.delivery.run_directory import load_samples
     from exitlens.types.inputs import draw_samples
 
-    data_set = load_samples(bundle, net, split, ReadSettings(data, root))  # folders are in the order of their classes
+    data_set = load_samples(bundle, net, split, reading)  # folders are in the order of their classes
     return data_set.subset(draw_samples(len(data_set), count)).inputs

@@ -57,6 +57,7 @@ console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
 of_data = partial(Option, rich_help_panel="Data")
 of_training = partial(Option, rich_help_panel="Training")
 of_more = partial(Option, rich_help_panel="More about training")
+of_limits = partial(Option, rich_help_panel="Limits of requests")
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
@@ -70,7 +71,6 @@ Data = Annotated[
         "torchvision:NAME; or generated data: `scenes`, `fashion`, `reviews`, `motifs` or `blobs`."
     ),
 ]
-OtherData = Annotated[str, of_data("--data", help="Labelled data to use instead of the run's own, as for fit.")]
 InputColumns = Annotated[
     str,
     of_data(
@@ -79,7 +79,6 @@ InputColumns = Annotated[
     ),
 ]
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
-Root = Annotated[str, of_data(help="Folder with torchvision's data sets, for torchvision:NAME.")]
 RENAMED = {"at": "--exits", "out_dir": "--out"}  # options by the arguments that they stand for
 OFFERED: set[str] = set()  # fields of settings objects with an option of their name
 LEAST_VALUES = {"workers": 0, "timed_batch": 1}  # of options that are generated
@@ -123,9 +122,8 @@ def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Para
             flag = _flag(name)
             if bool in (kind, *get_args(kind)) and known[name].default is not False:
                 flag = f"{flag}/--no-{flag[2:]}"
-            kinds = [str if get_origin(part) is Literal else part for part in get_args(kind) or (kind,)]
-            if get_origin(kind) is Literal:  # settings refuse an unknown word, and suggest one
-                kinds = [str]
+            parts = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+            kinds = [str if get_origin(part) is Literal else part for part in parts]  # settings refuse an unknown word
             text = re.sub(r"`(\w+)`", lambda match: _flag(match[1]) if match[1] in offered else match[0], helps[name])
             option = Option(flag, help=name_options(text), rich_help_panel=panel, min=LEAST_VALUES.get(name))
             annotation: Any = Annotated[kinds[0] | None if len(kinds) > 1 else kinds[0], option]

@@ -71,17 +71,12 @@ def fit(
     make_reading: Callable[..., ReadSettings],
     make_network: Callable[..., NetworkSettings],
     make_training: Callable[..., TrainingSettings],
-    resume: Annotated[
-        bool, Option("--resume", help="Continue a run that was stopped; --epochs may be more than before.")
-    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue a stopped run; --epochs may be more than before.")] = False,
     tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
     split_by: Annotated[str, of_data(help="A column of the data that says which split each sample is in.")] = "",
     task: Annotated[
-        str,
-        of_data(
-            help="`multilabel` if a sample can have several labels, written a;b (lists and columns of 0 and 1 imply it)."
-        ),
+        str, of_data(help="`multilabel`: a sample can have several labels, a;b (lists and columns of 0 and 1 imply it).")
     ] = "",
     size: Annotated[
         int,
@@ -93,12 +88,10 @@ def fit(
     ] = 0,
     mel: Annotated[int, of_data(min=0, help="Number of mel bands for sounds, such as 64; 0 trains on the waveform.")] = 0,
     recipe: Annotated[
-        str,
-        of_training(help="Learning rates and the like: `scratch`, or `pretrained` (the default where weights are given)."),
+        str, of_training(help="Learning rates and the like: `scratch`, or `pretrained` (default where weights are given).")
     ] = "",
     egt_weight: Annotated[
-        float | None,
-        of_training(help="Weight of the loss that makes attention maps agree (0: off; default: 1 if exits have maps)."),
+        float | None, of_training(help="Weight of the loss that makes maps agree (0: off; default: 1 if exits have maps).")
     ] = None,
     egt_target: Annotated[
         str | None,
@@ -118,17 +111,12 @@ def fit(
         str, of_training(help="What must not matter: `background` (outside the masks of the data) comes from other samples.")
     ] = "",
     ignore_mask: Annotated[
-        Path | None,
-        of_training(help="A place that must not matter in any sample: a picture, white there, or a .npy file of 0 and 1."),
+        Path | None, of_training(help="A place that must not matter: a picture, white there, or a .npy file of 0 and 1.")
     ] = None,
-    ignore_channels: Annotated[
-        str, of_training(help="Channels of series or volumes, or features of vectors, that must not matter: a,b.")
-    ] = "",
+    ignore_channels: Annotated[str, of_training(help="Channels, or features of vectors, that must not matter: a,b.")] = "",
     ignore_words: Annotated[str, of_training(help="Words of texts that must not matter: a,b.")] = "",
     label_smoothing: Annotated[float, of_more(help="Share of every label that is spread over all classes.")] = 0.0,
-    class_weights: Annotated[
-        str, of_more(help="`balanced` (rare classes count more), or a number per class: 1,2.5,1.")
-    ] = "",
+    class_weights: Annotated[str, of_more(help="`balanced` (rare classes count more), or one a class: 1,2.5,1.")] = "",
 ) -> None:
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
@@ -272,9 +260,7 @@ def calibrate(
     make_reading: Callable[..., ReadSettings],
     make_trace_options: Callable[..., CollectOptions],
     json_: Json = False,
-    unlabelled: Annotated[
-        str, of_data(help="Samples without labels, as for predict: for disagreement and divergence.")
-    ] = "",
+    unlabelled: Annotated[str, of_data(help="Samples as for predict, for limits that need no labels.")] = "",
     name: Annotated[str, Option(help="Store it under this name beside the others (default: as the bundle's own).")] = "",
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
@@ -460,17 +446,10 @@ def report(
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", reading)
-    cost = "" if trace_options.cost == "macs" else trace_options.cost
-    given: dict[str, Any] = {"--compare": compare, "--data": reading.data, "--columns": reading.columns}
-    given |= {"--group-by": reading.group_by, "--root": reading.root, "--out": out, "--cost": cost}
-    given |= {"--timed-batch": trace_options.timed_batch}
-    command = ["exitlens", "report", str(run), *(str(word) for pair in given.items() if pair[1] for word in pair)]
-    command += ["--skip-bad"] * reading.skip_bad
-    made = describe_provenance(runs, samples, command, reading.data)
-    timing: dict[str, Any] = {"cost": trace_options.cost, "timed_batch": trace_options.timed_batch}
-    subjects = measure_subjects(runs, samples, progress=not json_, **timing)
-    bad = list_bad(samples)
-    if bad:
+    made = describe_provenance(runs, samples, ["exitlens", *sys.argv[1:]], reading.data)
+    cost, timed_batch = trace_options.cost, trace_options.timed_batch
+    subjects = measure_subjects(runs, samples, progress=not json_, cost=cost, timed_batch=timed_batch)
+    if bad := list_bad(samples):
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
     write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
