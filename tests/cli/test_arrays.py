@@ -51,7 +51,5 @@ def test_series_from_files_to_answers(call, tmp_path):
 def test_what_cannot_be_trained_on(words, message, call, tmp_path):
     (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
     given = [tmp_path / "x.csv" if word == "FILE" else word for word in words]
-    err = call.error("fit", *given, "--out", tmp_path / "run")
-    assert message in " ".join(err.split())
-    assert "Traceback" not in err
+    assert message in call.error("fit", *given, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -126,10 +126,8 @@ def test_the_tuned_network_is_measured(final, tiny_set):
 def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
     """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
     net.tuning = xl.Tuning()
-    result, modality = (
-        xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0),
-        net.input_spec.modality,
-    )
+    result = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0)
+    modality = net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
             cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
@@ -195,10 +193,8 @@ def test_areas_are_means_of_curves_over_shares_of_cells(monkeypatch):
 
 def test_deletion_takes_another_baseline(net, tiny_set):
     """By hand: the answer after imputation of the deleted cells."""
-    result, modality = (
-        xl.measure_faithfulness(net, tiny_set, oracle_samples=0, baseline="road"),
-        net.input_spec.modality,
-    )
+    result = xl.measure_faithfulness(net, tiny_set, oracle_samples=0, baseline="road")
+    modality = net.input_spec.modality
     assert result.baseline == "road"
     out = net.eval()(tiny_set.inputs)[0]
     cells = top_cells(modality.coarsen(net.info.place(0, out.attention), (5, 5)), 0.2)

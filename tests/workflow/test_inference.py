@@ -63,12 +63,6 @@ def test_an_exit_that_can_never_fire_is_not_computed():
     assert calls == stages == [0]
 
 
-@pytest.mark.parametrize("score", ["entropy", "margin"])
-def test_other_scores(score):
-    policy = xl.calibrate(TRACE, max_disagreement=0.3, score=score)
-    assert xl.predict(NET, IMAGES, policy).exits.tolist() == xl.route(TRACE, policy).tolist()
-
-
 def test_channels_last_stays_and_agrees():
     x = IMAGES[:64].contiguous(memory_format=torch.channels_last)
     _same_as_on_paper(xl.predict(NET, x, POLICY), torch.arange(64))

@@ -112,11 +112,9 @@ def predict(
     values = {"predictions": [row._asdict() for row in shown], "bad": samples.bad} | _summarize(net, counts, confidence)
     if drift is not None:
         values["drift"] = drift.to_dict()
-    rows = _tabulate_rows(net, shown[:SHOWN])
-    show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", rows)
-    for line in [] if json_ else [_word_summary(net, values), *([] if drift is None else [drift.summary])]:
-        tell(line)
-    show_skipped(json_, samples.bad)
+    notes = [_word_summary(net, values), "" if drift is None else drift.summary]
+    title = f"{done} samples{resumed}, the first {min(SHOWN, done)}"
+    show(json_, values, title, _tabulate_rows(net, shown[:SHOWN]), notes)
 
 
 def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict[str, Any]:
@@ -254,7 +252,6 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
     count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
     title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
-    show_skipped(json_, samples.bad)
 
 
 @verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
@@ -358,10 +355,10 @@ def export(
         for name, values in (("accuracy, %", report.exit_accuracy), ("answers here, %", report.exit_shares)):
             for kind, shares in zip(("float32", "int8"), values or (), strict=False):
                 rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
-        show(json_, report.to_dict(), f"int8 edge bundle in {report.directory}, on the calibration samples", rows)
+        title, promise = f"int8 edge bundle in {report.directory}, on the calibration samples", report.policy.certificate()
+        show(json_, report.to_dict(), title, rows, [as_options(promise)])
         if not json_:
-            tell(as_options(report.policy.certificate()))
-        show_skipped(json_, list_bad(samples, calibration))
+            show_skipped(list_bad(samples, calibration))
         return
     with wait(json_, "exporting and comparing"):
         if web:
@@ -492,10 +489,9 @@ def tune(
         rows.append(
             [tried["backend"], f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"]
         )
-    show(json_, tuning.to_dict() | {"policy_kept": not dropped}, "settings tried; * is stored with the bundle", rows)
-    if dropped and not json_:
-        names = "its policy was" if dropped == ["default"] else f"its policies ({', '.join(dropped)}) were"
-        tell(f"it runs in {tuning.precision} now, {names} for {before}: calibrate again")
+    names = "its policy was" if dropped == ["default"] else f"its policies ({', '.join(dropped)}) were"
+    notes = [f"it runs in {tuning.precision} now, {names} for {before}: calibrate again"] if dropped else []
+    show(json_, tuning.to_dict() | {"policy_kept": not dropped}, "settings tried; * is stored with the bundle", rows, notes)
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")

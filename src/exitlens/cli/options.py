@@ -58,6 +58,7 @@ of_data = partial(Option, rich_help_panel="Data")
 of_training = partial(Option, rich_help_panel="Training")
 of_more = partial(Option, rich_help_panel="More about training")
 of_limits = partial(Option, rich_help_panel="Limits of requests")
+of_swaps = partial(Option, rich_help_panel="Swaps")
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
@@ -157,8 +158,10 @@ def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., 
     return decorate
 
 
-def show(as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[list[str]] = ()) -> None:
-    """Print ``values`` as JSON, or ``rows`` as a table, the head first."""
+def show(
+    as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[list[str]] = (), notes: Sequence[str] = ()
+) -> None:
+    """Print ``values`` as JSON; or ``rows`` as a table, the head first, then notes, and what is in ``values["bad"]``."""
     if as_json:
         sys.stdout.write(json.dumps(values) + "\n")
         return
@@ -182,6 +185,9 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     target.print(table)
+    for note in filter(None, notes):
+        tell(note)
+    show_skipped(values.get("bad", ()))
 
 
 def tell(line: str) -> None:
@@ -204,9 +210,9 @@ def wait(as_json: bool, what: str) -> Iterator[Progress]:
         yield bar
 
 
-def show_skipped(as_json: bool, bad: Sequence[str]) -> None:
-    """Print what was left out, each with the reason; JSON has it among its values."""
-    if as_json or not bad:
+def show_skipped(bad: Sequence[str]) -> None:
+    """Print what was left out, each with the reason."""
+    if not bad:
         return
     tell(f"left out, because they cannot be read: {len(bad)}")
     for reason in bad[:SHOWN]:

@@ -25,6 +25,7 @@ from exitlens.cli.options import (
     name_exits,
     of_data,
     of_more,
+    of_swaps,
     of_training,
     show,
     show_skipped,
@@ -197,10 +198,9 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     }
     filled = {name: cells for name, cells in columns.items() if cells}
     rows = [list(filled), *map(list, zip(*filled.values(), strict=True))]
-    show(json_, values, f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}", rows)
-    show_skipped(json_, bad)
-    if not json_:
-        tell(f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5")
+    title = f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}"
+    following = f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5"
+    show(json_, values, title, rows, [following])
 
 
 def _build_alike(
@@ -229,25 +229,6 @@ class CollectOptions:
     trace_dir: Path | None = None
     cost: Literal["macs", "time"] = "macs"
     timed_batch: int | None = None
-
-
-@dataclass(frozen=True)
-class CueSettings:
-    """Options of finding cues.
-
-    Attributes:
-        samples: Samples to use, at most; a quarter of them chooses what is tested on the others.
-        donors: Donors for each sample.
-        least: Share of answers, beyond the final exit's, that a cue carries at least.
-        delta: Chance of listing anything that carries less.
-        seed: Seed of the draws of samples and donors.
-    """
-
-    samples: int = 1000
-    donors: int = 2
-    least: float = 0.05
-    delta: float = 0.05
-    seed: int = 0
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -302,32 +283,31 @@ def calibrate(
         warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)  # xl.calibrate would build the request again
         replace_policy(bundle, policy, name)
-    notes = [str(warning.message) for warning in caught]
-    _show_policy(net, trace, policy, notes, list_bad(samples), json_)
-    if not json_:
-        options = f"--bundle {shlex.quote(str(bundle))}" + (f" --policy {name}" if name else "")
-        tell(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
+    warned, options = [str(warning.message) for warning in caught], f"--bundle {shlex.quote(str(bundle))}"
+    options += f" --policy {name}" if name else ""
+    _show_policy(net, trace, policy, warned, options, list_bad(samples), json_)
 
 
-def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: list[str], bad: list[str], json_: bool) -> None:
+def _show_policy(
+    net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, warned: list[str], options: str, bad: list[str], json_: bool
+) -> None:
     with wait(json_, "evaluating the policy"):
-        report, certificate = xl.evaluate(trace, policy), policy.certificate()
+        result, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
-    for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
+    for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, result.exit_shares, strict=True):
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
-    timed = "" if trace.timing is None else f", {report.ms:.3g} ms on average of {trace.timing.list_ms()}"
-    title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}{timed}"
-    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
-    if not json_ and policy.calibration is not None and policy.calibration.request.gate:
+    timed = "" if trace.timing is None else f", {result.ms:.3g} ms on average of {trace.timing.list_ms()}"
+    notes = []
+    if policy.calibration is not None and policy.calibration.request.gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
-        tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    warned = [f"warning: {as_options(note)}" for note in notes]
-    lines = [_explain_temperatures(policy), _explain_exit_0(report, policy), as_options(certificate), *warned]
-    for line in [] if json_ else filter(None, lines):
-        tell(line)
-    show_skipped(json_, bad)
+        notes = [f"gate, limits on the estimated divergence by exit: {kept}"]
+    notes += [_explain_temperatures(policy), _explain_exit_0(result, policy), as_options(certificate)]
+    notes += [f"warning: {as_options(note)}" for note in warned]
+    notes.append(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
+    title = f"on {len(trace)} calibration samples{groups}: cost {result.cost:.3f}{timed}"
+    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": warned, "bad": bad}, title, rows, notes)
 
 
 def _explain_temperatures(policy: xl.Policy) -> str:
@@ -384,16 +364,19 @@ def evaluate(
             few = len(result.classes) > len(worst)
             title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
             show(False, {}, title, rows)
-    show_skipped(json_, list_bad(samples))
+        show_skipped(list_bad(samples))
 
 
 @verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")
 @takes(ReadSettings, {"Data": f"data {READING}"})
-@takes(CueSettings, {"Swaps": "samples donors least delta seed"})
 def cues(
     bundle: Bundle,
     make_reading: Callable[..., ReadSettings],
-    make_settings: Callable[..., CueSettings],
+    samples: Annotated[int, of_swaps(min=1, help="Samples to use, at most; a quarter chooses what the others test.")] = 1000,
+    donors: Annotated[int, of_swaps(min=1, help="Donors for each sample.")] = 2,
+    least: Annotated[float, of_swaps(help="Share of answers, beyond the final exit's, that a cue carries at least.")] = 0.05,
+    delta: Annotated[float, of_swaps(help="Chance of listing anything that carries less.")] = 0.05,
+    seed: Annotated[int, of_swaps(help="Seed of the draws of samples and donors.")] = 0,
     out: Annotated[Path | None, Option(help="A new HTML file with the cues, and samples that they turned.")] = None,
     json_: Json = False,
 ) -> None:
@@ -401,18 +384,17 @@ def cues(
     from exitlens.delivery.cues import write_cues
     from exitlens.delivery.run_directory import load_samples
 
-    settings, reading = make_settings(), make_reading()
     if out is not None and out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     with wait(json_, "loading the network and listing the data"):
         net, _ = xl.load(bundle)
-        samples = load_samples(bundle, net, "validation", reading)
-    result = xl.find_cues(net, samples, progress=not json_, **vars(settings))
+        held = load_samples(bundle, net, "validation", make_reading())
+    chosen: dict[str, Any] = {"samples": samples, "donors": donors, "least": least, "delta": delta, "seed": seed}
+    result = xl.find_cues(net, held, progress=not json_, **chosen)
     if out is not None:
         write_cues(result, net, out)
     title = f"{len(result.cues)} found; {result.describe()}" + ("" if out is None else f": {out}")
-    show(json_, {**result.to_dict(), "bad": list_bad(samples)}, title, result.tabulate())
-    show_skipped(json_, list_bad(samples))
+    show(json_, {**result.to_dict(), "bad": list_bad(held)}, title, result.tabulate())
 
 
 def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool) -> xl.Trace | None:
@@ -458,4 +440,3 @@ def report(
         rows.append([path, f"{100 * (result.accuracy or 0):.1f}", f"{result.cost:.3f}", f"{result.divergence:.3f}"])
     values = {"out": str(out), "runs": {path: result.to_dict() for path, result in reports.items()}, "bad": bad}
     show(json_, values, f"{len(samples) - len(bad)} test {samples.modality.plural}: {out}", rows)
-    show_skipped(json_, bad)

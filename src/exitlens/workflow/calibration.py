@@ -98,7 +98,6 @@ def calibrate(  # noqa: PLR0913
 
 def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
     """Calibrate as :func:`calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
-    require(trace, Trace, "trace", "see exitlens.collect")
     limits_of_labels = [name for name in request.risk_limits if name in NEED_LABELS]
     if trace.task == "multilabel" and trace.labels is not None and limits_of_labels:
         missing = (~trace.labels.any(0)).nonzero().flatten().tolist()

@@ -175,31 +175,18 @@ class _Stream:
 
     def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
         """Yield predictions until the stream ends; if it raises, first answer all samples before."""
-        number, failed = 0, None
-        while failed is None:
-            inputs = loading.next(self._patience())
-            if inputs is None and loading.ended:
-                break
+        number = 0
+        while (inputs := loading.next(self._patience())) is not None or not loading.ended:
             try:
                 routed = self._flush() if inputs is None else self._feed(inputs, number)
-            except Exception as error:
-                failed = error
-                continue
+            except Exception:
+                yield from self._ready(self._rescue())
+                raise
             number += inputs is not None
             yield from self._ready(routed)
             if self._patience() == 0.0 or (self.open and self.seen - self.open[0].start > MAX_WAITING):
                 yield from self._ready(self._flush())
-        if failed is not None and self.router is not None:
-            routed = self.router.take_routed()
-            with suppress(Exception):  # the first failure, which is raised below, may repeat itself
-                routed += self._flush()
-            routed += self.router.take_routed()
-            routed = [part.select(part.where < self.seen) for part in routed]  # without the batch that failed
-        else:
-            routed = self._flush()
-        yield from self._ready(routed)
-        if failed is not None:
-            raise failed
+        yield from self._ready(self._flush())
         cause = loading.error
         if isinstance(cause, Exception) and not isinstance(cause, ExitlensError):
             raise StreamError(
@@ -242,6 +229,16 @@ class _Stream:
         with self.net.open_engine() as engine:
             self._continue_with(engine)
             return self.router.flush()
+
+    def _rescue(self) -> list[ExitBatch]:
+        """Answer the samples before the batch that failed, as far as the failure does not repeat itself."""
+        if self.router is None:
+            return []
+        routed = self.router.take_routed()
+        with suppress(Exception):
+            routed += self._flush()
+        routed += self.router.take_routed()
+        return [part.select(part.where < self.seen) for part in routed]
 
     def _patience(self) -> float | None:
         """Return the seconds until the sample that waits longest has to be answered; ``None`` without a limit."""
