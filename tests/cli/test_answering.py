@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
 import re
@@ -77,6 +76,8 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "none.png"], r"expected a file, \S+none.png does not exist"),
         (["explain", "--image", folder], "is a folder. Fix: pass it as --data"),
+        (["explain"], "one of --image FILE, --text TEXT"),
+        (["explain", "--text", " "], "not empty"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
         (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
@@ -133,6 +134,8 @@ def test_predict_goes_on_after_ctrl_c(trained, folder, tmp_path, call, stop_at, 
     assert err.replace("\n", "") == f"stopped: 16 rows are in {out}: the same command with --resume goes on"
     assert _rows(out) == _rows(whole)[:16]
     assert call(*words, out)[0] == 2
+    others = ("predict", "--bundle", trained, "--data", folder / "dark", "--out", out, "--resume")
+    assert "begun with another input" in call.error(*others)
     assert call.json(*words, out, "--resume") == found
     assert out.read_bytes() == whole.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, out.name}
@@ -145,25 +148,6 @@ def test_ctrl_c_without_a_file(trained, folder, call, stop_at):
     code, out, err = call("predict", "--bundle", trained, "--data", folder)
     assert (code, out) == (130, "")
     assert "stopped: nothing was written" in err
-
-
-@pytest.mark.slow
-def test_predict_is_not_resumed_with_another_policy_or_other_data(trained, folder, tmp_path, call, stop_at):
-    shutil.copytree(trained, tmp_path / "x")
-    out = tmp_path / "p.csv"
-    words = ("predict", "--bundle", tmp_path / "x", "--batch-size", 8, "--out", out)
-    stop_at(KeyboardInterrupt(), 2)
-    assert call(*words, "--data", folder)[0] == 130
-    before = out.read_bytes()
-    assert "begun with another input" in call.error(*words, "--data", folder / "dark", "--resume")
-    net, policy = xl.load(tmp_path / "x" / "bundle")
-    xl.save(net, dataclasses.replace(policy, thresholds=(0.9, 0.9, 0.9)), tmp_path / "x" / "bundle", overwrite=True)
-    assert "begun with another policy" in call.error(*words, "--data", folder, "--resume")
-    with torch.no_grad():
-        net.head(0).classifier.weight.mul_(2)
-    xl.save(net, dataclasses.replace(policy, network=""), tmp_path / "x" / "bundle", overwrite=True)
-    assert "begun with another network" in call.error(*words, "--data", folder, "--resume")
-    assert out.read_bytes() == before
 
 
 @pytest.mark.slow

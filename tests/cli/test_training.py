@@ -111,13 +111,19 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
         (("--ignore", "background"), "'background' needs the masks of the training data"),
         (("--ignore-channels", "red"), "no channel is called 'red': expected one of ['0', '1', '2']"),
         (("--ignore-mask", "none.png"), "none.png: cannot be read"),
+        (("--data", "motifs", "--mel", "8"), "mel: it is for sounds, motifs has series"),
+        (("--data", "blobs", "--columns", "label=a"), "they are for data from files"),
+        (("--data", "motifs", "--backbone", "torchvision:resnet18"), "torchvision:resnet18 does not take series"),
+        (("--data", "x.csv", "--columns", "features=a|z,label=c"), "no column 'z' for the features"),
+        (("--data", "x.csv"), "several columns could hold the label"),
     ],
 )
 def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").symlink_to(folder)
+    (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
     assert message in call.error("fit", "--data", "images", "--out", "o", *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "x.csv"}
 
 
 @pytest.mark.long
