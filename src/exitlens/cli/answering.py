@@ -80,7 +80,7 @@ def predict(
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
     before = [] if file is None else file.rows
-    done, shown = len(before), before[: None if json_ else SHOWN]
+    shown = before[: None if json_ else SHOWN]
     counts, confidence = Counter(row.exit for row in before), sum(row.confidence for row in before)
     if compiled:
         net.compile(policy, progress=not json_)
@@ -90,16 +90,15 @@ def predict(
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
-            task = bar.add_task("predicting", total=done + samples.total, completed=done)
+            task = bar.add_task("predicting", total=len(before) + samples.total, completed=len(before))
             for batch in name_rows(net, xl.predict_stream(net, samples, policy), samples, watch):
                 if file is not None:
                     file.append(batch)
-                done += len(batch)
                 counts.update(row.exit for row in batch)
                 confidence += sum(row.confidence for row in batch)
                 shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
-                bar.update(task, completed=done + len(samples.bad))
-            if not done:
+                bar.update(task, completed=counts.total() + len(samples.bad))
+            if not counts:
                 check_bad(samples.bad, samples.total, reading.skip_bad)
             if file is not None:
                 file.finish()
@@ -113,7 +112,7 @@ def predict(
     if drift is not None:
         values["drift"] = drift.to_dict()
     notes = [_word_summary(net, values), "" if drift is None else drift.summary]
-    title = f"{done} samples{resumed}, the first {min(SHOWN, done)}"
+    title = f"{counts.total()} samples{resumed}, the first {min(SHOWN, counts.total())}"
     show(json_, values, title, _tabulate_rows(net, shown[:SHOWN]), notes)
 
 
@@ -367,9 +366,8 @@ def export(
             directory = export_web(net, policy, out, ort=ort, overwrite=overwrite)
         else:
             directory = xl.export(net, policy, out, policies=named, overwrite=overwrite)
-    files = sorted(directory.iterdir())
-    rows = [["file", "MB"], *([path.name, f"{path.stat().st_size / 1e6:.2f}"] for path in files)]
-    sizes = {path.name: path.stat().st_size for path in files}
+    sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+    rows = [["file", "MB"], *([file, f"{size / 1e6:.2f}"] for file, size in sizes.items())]
     show(json_, {"out": str(directory), "bytes": sizes}, f"{'page' if web else 'edge bundle'} in {directory}", rows)
 
 

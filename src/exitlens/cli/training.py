@@ -125,7 +125,6 @@ def fit(
     from exitlens.delivery.run_directory import read_recorded_exits, record_source, remembers_skipping
     from exitlens.model.heads import have_maps
     from exitlens.ranks import find_ranks
-    from exitlens.workflow.training.fit import RunOptions, run_training
     from exitlens.workflow.training.ignoring import read_ignored
     from exitlens.workflow.training.record import is_restarted
     from exitlens.workflow.training.setup import build_network, choose_size, load_training_sets
@@ -169,9 +168,9 @@ def fit(
         given: dict[str, Any] = {"target": egt_target, "reach": egt_reach, "every": egt_every, "class_weights": weights}
         weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
         loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
-        run_options = RunOptions(out, resume, reading.workers, not json_, tensorboard, ranks)
+        given = {"out_dir": out, "resume": resume, "workers": reading.workers, "ranks": ranks, "tensorboard": tensorboard}
         with record_source(out, source, resume=resume, skip_bad=reading.skip_bad, ranks=ranks):
-            result = run_training(net, train, validation, settings, run_options, loss=loss)
+            result = xl.fit(net, train, validation, loss=loss, progress=not json_, **given, **vars(settings))
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if out.exists():
