@@ -15,7 +15,7 @@ from ctypes import c_longlong
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -66,16 +66,9 @@ LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are cer
 DELTA = 0.1
 MEASURING_STEPS = 4  # of _measure
 TESTING_STEPS = 9  # calls of ``step`` in run_demo and in what it calls
+# Of a network with early exits; reports, checks and traces are by test condition, traces also of "calibration".
+Measured = tuple[Policy, dict[str, Report], dict[str, Faithfulness], dict[str, Trace]]
 Step = Callable[[str], None]  # called with what comes next, whenever a part of the testing begins
-
-
-class Measured(NamedTuple):
-    """What was found about a network with early exits; reports and traces are by test condition."""
-
-    policy: Policy
-    reports: Mapping[str, Report]
-    faithfulness: Mapping[str, Faithfulness]
-    traces: Mapping[str, Trace]  # also "calibration"
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
         data, measured = train_all(out / TRAINING, settings, started, quiet)
     nets = {name: load(out / TRAINING / name / "bundle")[0] for name in RUNS}
     subjects = [Subject(TITLES[name], nets[name], *measured[name][:3]) for name in ("egt", "baseline")]
-    policy, traces = subjects[0].policy, measured["egt"].traces
+    policy = subjects[0].policy
     console.rule("times")
     with show_progress(not quiet) as bar:
         task = bar.add_task("testing", total=TESTING_STEPS)
@@ -134,7 +127,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
             "egt": _list_measures(subjects[0]),
             "baseline": _list_measures(subjects[1]),
             "plain": {"agreeing": {"accuracy": [plain_accuracy]}},
-            "speed": _measure_speed(nets, policy, traces, plain_accuracy, data["agreeing"], settings, step),
+            "speed": _measure_speed(nets, measured["egt"], plain_accuracy, data["agreeing"], settings, step),
             **_measure_overheads(nets["baseline"], nets["egt"], policy, data, settings, step),
             "policy": policy.to_dict(),
             "settings": asdict(settings),
@@ -279,7 +272,7 @@ def _measure(name: str, run: Path, settings: DemoSettings, data: Mapping[str, Im
     samples, oracle = settings.samples, settings.oracle_samples
     checks = {JUDGED: measure_faithfulness(net, data[JUDGED], samples=samples, oracle_samples=oracle)}
     _counters[name].value += 1
-    return Measured(policy, reports, checks, traces)
+    return policy, reports, checks, traces
 
 
 def _list_measures(subject: Subject) -> dict[str, Any]:
@@ -306,15 +299,10 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet],
-    policy: Policy,
-    traces: Mapping[str, Trace],
-    plain_accuracy: float,
-    data: ImageSet,
-    settings: DemoSettings,
-    step: Step,
+    nets: Mapping[str, ExitNet], found: Measured, plain_accuracy: float, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
     step("the stricter policy")
+    policy, _, _, traces = found
     policies = {"one_point": policy, "half_point": policy}
     if min(policy.thresholds) < math.inf:  # else the loose limit was refused, and the strict one would be
         policies["half_point"] = calibrate(traces["calibration"], max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
