@@ -105,10 +105,8 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     clock = out / TRAINING / SECONDS
     started = time.perf_counter() - (read_json(clock) if clock.exists() else 0.0)  # as if there had been no interruption
     console = Console(quiet=quiet)
-    console.rule(
-        f"three networks: with EGT, without, and the plain backbone; {settings.epochs} epochs of training, and tests"
-    )
     with record_source(out, DataSource("scenes", size=settings.size, seed=settings.seed), resume=resume):
+        console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone; and tests")
         data, measured = train_all(out / TRAINING, settings, started, quiet)
     nets = {name: load(out / TRAINING / name / "bundle")[0] for name in RUNS}
     subjects = [Subject(TITLES[name], nets[name], *measured[name][:3]) for name in ("egt", "baseline")]
@@ -390,4 +388,4 @@ def _write_report(
     write_report(out / "report.html", subjects, images, made, speed=speed, plain_accuracy=plain_accuracy, overwrite=True)
     picked = data["agreeing"].subset(torch.tensor(pick_images(subjects[0], data["agreeing"], 6)))
     pages = {subject.name: explain_batch(subject.net, picked.inputs, subject.policy) for subject in reversed(subjects)}
-    draw_contact_sheet(pages, picked.preprocess).save(out / "gallery.png", optimize=True)
+    draw_contact_sheet(pages).save(out / "gallery.png", optimize=True)
