@@ -92,18 +92,10 @@ class TracedBackbone:
             raise AttachError(f"{error}{hint}") from error  # the encoder ends where maps are smallest
         return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, logits)
 
-    def share_values(self, other: TracedBackbone) -> None:
-        """Take over the other mode's values if the graphs are the same: both run in evaluation mode."""
-        if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
-            return
-        graphs = (self.nodes, other.nodes)
-        listed, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
-        if listed != expected:
-            return
-        same, known = dict(zip(other.nodes, self.nodes, strict=True)), other.values
-        shapes, dtypes = {same[n]: v for n, v in known.shapes.items()}, {same[n]: v for n, v in known.dtypes.items()}
-        batched, sizes, dataless = ({same[n] for n in nodes} for nodes in (known.batched, known.sizes, known.dataless))
-        self.values = NodeValues(shapes, dtypes, batched, sizes, dataless, same[known.logits])
+    def has_same_graph(self, other: TracedBackbone) -> bool:
+        """Return whether the other mode's graph is the same, without constants of its own, so that one serves both."""
+        listed, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in t.nodes] for t in (self, other))
+        return listed == expected and not self.extras and not other.extras
 
     @cached_property
     def outputs(self) -> dict[str, fx.Node]:
