@@ -175,6 +175,16 @@ def _attribute(method: Method, score: Score, features: Tensor) -> Tensor:
     return total / STEPS * features.detach().float()
 
 
+def predict_exits(net: ExitNet, engine: Engine, inputs: Inputs, exits: Sequence[int]) -> list[Tensor]:
+    """Return the probabilities ``(B,C)`` at one exit, or at all."""
+    activations = engine.enter(net.check_input(inputs))
+    if len(exits) == 1:
+        logits = [engine.compute_logits(exits[0], activations)]
+    else:
+        logits = [output[0] for output in engine.compute_outputs(activations)]
+    return [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
+
+
 def perturb(
     net: ExitNet,
     engine: Engine,
@@ -192,10 +202,6 @@ def perturb(
     (by default, map k is about exit k), and that probability with those cells alone.
     """
 
-    def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k
-        logits = engine.compute_logits(k, engine.enter(net.check_input(inputs)))
-        return probabilities(logits, kind=USUAL_SCORES[net.info.task])
-
     exits = range(len(plain)) if exits is None else exits
     modality = net.input_spec.modality
     chosen = [top_cells(m, fraction, find_locations(m)) for m in maps]
@@ -205,8 +211,9 @@ def perturb(
             p = plain[k][rows]
             label = p.argmax(1, keepdim=True)
             deleted, kept = (change(inputs, cells[rows], baseline) for change in (modality.delete, modality.insert))
-            drops[i][rows] = (p - answer(deleted, k)).gather(1, label).squeeze(1)
-            keeps[i][rows] = answer(kept, k).gather(1, label).squeeze(1)
+            less, alone = (predict_exits(net, engine, changed, (k,))[0] for changed in (deleted, kept))
+            drops[i][rows] = (p - less).gather(1, label).squeeze(1)
+            keeps[i][rows] = alone.gather(1, label).squeeze(1)
     return drops, keeps
 
 
@@ -233,10 +240,9 @@ def occlude(
                 if not cells.any():
                     continue
                 deleted = modality.delete(inputs, cells.view(-1, *grid), baseline)
-                outputs = engine.compute_outputs(engine.enter(net.check_input(deleted)))
+                left = predict_exits(net, engine, deleted, range(net.num_exits))
                 for k in judged:
                     whole = plain[k][rows]
-                    p = probabilities(outputs[k][0], kind=USUAL_SCORES[net.info.task])
-                    drop = (whole - p).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
+                    drop = (whole - left[k]).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
                     drops[k][rows].flatten(1)[:, cell] = drop * cells[:, cell]
     return drops

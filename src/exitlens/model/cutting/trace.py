@@ -122,11 +122,8 @@ class TracedBackbone:
         """Return the module that a node calls, if it calls one."""
         return self.backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
 
-    def constant_of(self, node: fx.Node) -> Any:
-        """Return the parameter or constant that a node stands for; ``None`` if the node computes something."""
-        return self._find(str(node.target)) if node.op == "get_attr" else None
-
-    def _find(self, target: str) -> Any:
+    def find_member(self, target: str) -> Any:
+        """Return the module, parameter, buffer or constant that a node's target names."""
         return self.extras[target] if target in self.extras else attrgetter(target)(self.backbone)
 
     def list_parents(self, node: fx.Node) -> list[fx.Node]:
@@ -154,7 +151,7 @@ class TracedBackbone:
         members: dict[str, Any] = {}
         for target in (str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")):
             try:
-                members[target] = self._find(target)
+                members[target] = self.find_member(target)
             except AttributeError as error:
                 raise AttachError(
                     f"backbone: its first forward makes {target!r}, which is not there yet. Fix: run one batch through it"
