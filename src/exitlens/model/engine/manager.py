@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -384,20 +383,20 @@ class _Meter:
 
         ``stop_early``: leave out all tunings after the first that is no better than its predecessors.
         """
-        times, runs = self.seconds_per_sample, dict[Tuning, Callable[[], float]]()
+        times, tried = self.seconds_per_sample, list[Tuning]()
         for tuning in tunings:
-            before = min((times[t] for t in runs), default=float("inf"))
-            runs[tuning] = partial(self._run, tuning)
-            times[tuning] = min(runs[tuning]() for _ in range(2))  # the first run also warms up
+            before = min((times[t] for t in tried), default=float("inf"))
+            tried.append(tuning)
+            times[tuning] = min(self._run(tuning) for _ in range(2))  # the first run also warms up
             if stop_early and tuning.micro_batch > FEW and times[tuning] * NEARLY > before:
                 break
         started, rounds = time.perf_counter(), 0
         while rounds < 2 or (time.perf_counter() - started < self.seconds and rounds < 50):
-            for tuning, run in runs.items():
-                times[tuning] = min(times[tuning], run())
+            for tuning in tried:
+                times[tuning] = min(times[tuning], self._run(tuning))
             rounds += 1
-        limit = NEARLY * min(times[tuning] for tuning in runs)
-        return next(tuning for tuning in runs if times[tuning] <= limit)
+        limit = NEARLY * min(times[tuning] for tuning in tried)
+        return next(tuning for tuning in tried if times[tuning] <= limit)
 
     def open(self, tuning: Tuning) -> Engine:
         """Return the engine in a tuning's form."""
