@@ -150,8 +150,8 @@ def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer
             return chosen
         if timer.seconds >= MOST_SECONDS:
             raise AttachError(
-                f"placement: the machine is too busy to place exits by time: halves of {len(timer.times)} runs chose {halves[0]} "
-                f"and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
+                f"placement: the machine is too busy to place exits by time: halves of {len(timer.times)} runs chose "
+                f"{halves[0]} and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
                 "placement='cost'"
             )
 
