@@ -96,10 +96,8 @@ def attribute(
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
             shares = _attribute(method, score, activations[0])
-        head = net.head(at)
-        relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
-    relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
-    return net.info.place_relevance(at, relevance if locations is None else relevance * locations)
+        relevance = net.head(at).sum_shares(shares, *activations)
+    return net.info.place_relevance(at, relevance.clamp_min(0) if method == "layer_cam" else relevance)
 
 
 def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -130,9 +128,8 @@ class Recording:
                     activations = stage(*activations)
                 with torch.set_grad_enabled(self._goes_on):
                     if k == 0:
-                        self._features = activations[0].detach().requires_grad_()
-                        activations = (self._features, *activations[1:])
-                        self._layout, self._locations = head.layout, head.locations(*activations)
+                        activations = (activations[0].detach().requires_grad_(), *activations[1:])
+                        self._start = activations
                     out = head(*activations)
             self._logits.append(out.logits)
             yield ExitOutput(*(t.detach() for t in out))
@@ -144,12 +141,12 @@ class Recording:
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
         """Return :func:`attribute` of every sample for the answer of its exit."""
         with torch.inference_mode(False), torch.enable_grad():
-            chosen = torch.tensor(exits, device=self._features.device)
+            chosen = torch.tensor(exits, device=self._start[0].device)
             scores = torch.zeros(len(chosen), device=chosen.device)
             for k in set(exits):
                 scores = torch.where(chosen == k, answer_score(self._logits[k], self._info.task), scores)
-            relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
-        return self._info.place_relevance(0, relevance if self._locations is None else relevance * self._locations)
+            shares = gradient_x_input(scores, self._start[0], retain_graph=True)
+            return self._info.place_relevance(0, self._heads[0].sum_shares(shares, *self._start))
 
 
 def _leave_inference_mode(activations: Activations) -> Activations:

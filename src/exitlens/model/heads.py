@@ -295,6 +295,11 @@ class ExitHead(nn.Module, ABC):
         """Return the output, and the features ``(B,D,*S)`` that it was computed from (zero at padding)."""
         return self(*activations), self.features(*activations)
 
+    def sum_shares(self, shares: Tensor, *activations: Tensor) -> Tensor:
+        """Sum what each feature adds to a score over the channels: ``(B,*S)``, zero at padding."""
+        total, keep = self.layout.canonical(shares).sum(1), self.locations(*activations)
+        return total if keep is None else total * keep
+
 
 class EvidenceHead(ExitHead):
     """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)``.

@@ -78,7 +78,7 @@ def count_operations(timer, tensors):
     """In place of seconds: sorting takes 50, anything else 1."""
     parts = [0.0]
     for node in timer.module.graph.nodes:
-        if node.target == "exitlens_clock":
+        if node.target == timer.note_time:
             parts.append(0.0)
         elif node.op != "placeholder":
             parts[-1] += 50 if node.target == "sort" else 1

@@ -219,19 +219,6 @@ def _disable_fused_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _Clock(nn.Module):
-    """Notes the time at every call, once the device has done what came before."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device, self.times = device, list[float]()
-
-    def forward(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        self.times.append(time.perf_counter())
-
-
 class NodeTimer:
     """Times the parts of a backbone between nodes: runs alternate between two halves, and the shortest time counts.
 
@@ -241,15 +228,14 @@ class NodeTimer:
 
     def __init__(self, traced: TracedBackbone, nodes: Sequence[fx.Node]) -> None:
         self._traced, self.seconds = traced, 0.0
-        self.times = list[list[float]]()  # of the parts, in every run
+        self.times, self._noted = list[list[float]](), list[float]()  # of the parts, in every run; in the latest run
         self._tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
-        self._clock = _Clock(self._tensors[0].device)
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         graph.output(graph.graph_copy(traced.graph, copies))
         for node in nodes:
             with graph.inserting_after(copies[node]):
-                graph.call_module("exitlens_clock")
-        self.module = fx.GraphModule({**traced.list_members(traced.graph), "exitlens_clock": self._clock}, graph)
+                graph.call_function(self.note_time)
+        self.module = traced.runnable(graph)
 
     def run(self, runs: int, seconds: float) -> None:
         """Do at least ``runs`` runs more, for ``seconds``; fewer, but two in all, once ``MOST_SECONDS`` have passed."""
@@ -269,11 +255,17 @@ class NodeTimer:
 
     def time_parts(self, tensors: Sequence[Tensor]) -> list[float]:
         """Return the seconds of every part in one run, on copies, because a backbone may change its input."""
-        copies, self._clock.times = [t.clone() for t in tensors], []
-        self._clock()
+        copies, self._noted = [t.clone() for t in tensors], []
+        self.note_time()
         self.module(*copies)
-        self._clock()
-        return [later - earlier for earlier, later in pairwise(self._clock.times)]
+        self.note_time()
+        return [later - earlier for earlier, later in pairwise(self._noted)]
+
+    def note_time(self) -> None:
+        """Note the time, once the device has done what came before."""
+        if self._tensors[0].device.type != "cpu":
+            torch.accelerator.synchronize(self._tensors[0].device)
+        self._noted.append(time.perf_counter())
 
     def shares(self, half: int | None = None) -> list[float]:
         """Return the share of the time up to each node, by all runs or by those of one half (0 or 1)."""
