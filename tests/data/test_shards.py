@@ -67,7 +67,6 @@ def test_split_by_and_columns_of_shards(tmp_path):
     assert read_numbers(source.load("test")) == list(range(20, 30))
     message = "split_by: .* has no column 'folds'; it has image, label, patient, fold, kind. Did you mean"
     check_refused(path, DataError, message, split_by="folds", split="test")
-    check_refused(path, DataError, r"group_by: .* has no column 'patients'", group_by="patients", split="test")
     check_refused(path, DataError, "has 1 class", columns="label=kind", split="test")
     check_refused(path, DataError, "no column 'klass'", columns="label=klass", split="test")
     for role in ("series", "features"):

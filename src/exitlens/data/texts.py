@@ -90,11 +90,8 @@ class TextSet(SampleSet):
             require(text, str, f"texts[{i}]")
         self.texts = pack_strings(texts)
         self._tokens = PackedTokens(self.texts, preprocess)
-        shape = (len(texts), preprocess.length)
-        if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
-            raise InputError(f"masks: expected {shape} bool, one value per token, got {tuple(masks.shape)} {masks.dtype}")
-        self.preprocess, self.masks = preprocess, masks
-        self.set_labels(len(texts), labels, classes, groups)
+        self.preprocess = preprocess
+        self.set_labels((len(texts), preprocess.length), labels, classes, groups, masks)
 
     @property
     def inputs(self) -> dict[str, Tensor]:

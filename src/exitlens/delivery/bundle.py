@@ -35,6 +35,7 @@ from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.types.tasks import Task
 from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
 KIND, FORMAT = "exitlens", 1
@@ -141,8 +142,8 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
     """Replace the default policy of a run or bundle, or the one of that name; the others stay."""
     source = find_bundle(directory)
     manifest = _verify_files(source)
-    policies = _read_policies(source, manifest) | {name or DEFAULT: policy}
     num_exits, network, task = _read_identity(source)
+    policies = read_policies(source, manifest, num_exits, network, task) | {name or DEFAULT: policy}
     check_fit(policy, num_exits, network, name or "policy", task)
     with _replace_files(source) as temporary:
         others = [file for file in manifest.pop("sha256") if file not in (POLICY, POLICIES)]
@@ -215,14 +216,14 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
     """
     require(directory, str | Path, "directory")
     source = find_bundle(Path(directory))
-    return _read_policies(source, _verify_files(source))
+    return read_policies(source, _verify_files(source), *_read_identity(source))
 
 
-def _read_policies(source: Path, manifest: Mapping[str, Any]) -> dict[str, Policy]:
+def read_policies(source: Path, manifest: Mapping[str, Any], num_exits: int, network: str, task: Task) -> dict[str, Policy]:
+    """Read the policies of a bundle or edge bundle as :func:`load_policies` does; they have to fit such a network."""
     default, named = read_json(source / POLICY), read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
     if not isinstance(named, dict):
         raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}. Fix: save it again.")
-    num_exits, network, task = _read_identity(source)
     policies = {} if default is None else {DEFAULT: _read_policy(default, f"{source / POLICY}, {DEFAULT}")}
     for name, values in named.items():
         try:
@@ -242,7 +243,7 @@ def _read_policy(values: Any, place: str) -> Policy:
         raise BundleError(f"{place}: expected a policy as exitlens writes it ({error!r}). Fix: save it again.") from error
 
 
-def _read_identity(source: Path) -> tuple[int, str, Any]:
+def _read_identity(source: Path) -> tuple[int, str, Task]:
     """Read the number of exits, the name that policies know the network by, and its task."""
     values = read_json(source / NETWORK)
     try:
@@ -357,7 +358,7 @@ def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]
 
 def _keep_policies(net: ExitNet, bundle: Path) -> tuple[dict[str, Policy], list[str]]:
     """Return the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
-    policies = _read_policies(bundle, _verify_files(bundle)) if (bundle / MANIFEST).is_file() else {}
+    policies = load_policies(bundle) if (bundle / MANIFEST).is_file() else {}
     network = net.identity()
     kept = {name: policy for name, policy in policies.items() if policy.network == network}
     return kept, [name for name in policies if name not in kept]
