@@ -1,7 +1,5 @@
 """The tree shows the flow of data: every file stands in a known room, imports point down, and nothing goes in a circle."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """README.md, CONTRIBUTING.md and docs/: their Python runs, their commands parse, their links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """docs/start: the commands of its pages run as they stand, on fewer pictures and for one epoch."""
 
-from __future__ import annotations
-
 import runpy
 import shlex
 import sys

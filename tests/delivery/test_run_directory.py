@@ -39,11 +39,17 @@ def test_names_of_runs_are_short_and_differ(tmp_path):
     assert shorten_names(paths) == ["x", "x (2)", "z"]
 
 
-def test_answers_to_other_columns_are_others(net):
+def test_answers_of_others_or_to_other_columns_are_others(net):
     policy = xl.Policy((0.5, 0.5))
     plain, other = (describe_origin(net, policy, "x.parquet", columns) for columns in ("", "image=b"))
     assert (plain["input"], other["input"]) == ("x.parquet", "x.parquet (image=b)")
     assert plain | {"input": ""} == other | {"input": ""}
+    stricter = describe_origin(net, xl.Policy((0.5, 0.6)), "x.parquet")
+    with torch.no_grad():
+        net.head(0).classifier.weight.mul_(2)
+    retrained = describe_origin(net, policy, "x.parquet")
+    for changed, made in (("policy", stricter), ("network", retrained)):
+        assert [name for name in plain if made[name] != plain[name]] == [changed]
 
 
 @pytest.mark.slow

@@ -161,14 +161,6 @@ def test_label_smoothing_and_class_weights_by_hand():
     torch.testing.assert_close(plain, (0.25 * early + final) / 2)
 
 
-def test_weighted_losses_of_parts_add_up():
-    outs, y = _outputs(False)
-    loss = xl.EGTLoss(class_weights=(1, 1, 9, 1, 5))
-    parts = [[ExitOutput(*(t[rows] for t in out)) for out in outs] for rows in (slice(0, 1), slice(1, 3))]
-    whole = (loss.classify(parts[0], y[:1]) + 2 * loss.classify(parts[1], y[1:])) / 3
-    torch.testing.assert_close(whole, loss.classify(outs, y))
-
-
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
 def test_labels_are_any_integers(kind):
     outs, y = _outputs()

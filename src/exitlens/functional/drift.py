@@ -209,7 +209,7 @@ class DriftMonitor:
 
 def find_cell(edges: Sequence[float], score: float) -> int:
     """Return the cell of a score, between ``edges`` that increase; cell 0 has the highest scores."""
-    return len(edges) - bisect_left(edges, score) if score == score else len(edges)
+    return len(edges) - bisect_left(edges, score)
 
 
 def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:  # (N,), (N,)

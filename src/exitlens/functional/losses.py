@@ -114,13 +114,10 @@ def ramp(progress: float, share: float) -> float:
 def consistency_loss(
     maps: Sequence[Tensor], distance: Distance, signed: bool = False, targets: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """``1/(K-1) sum_k D(stop_gradient(M_final), M_k)`` over the early exits, averaged over the batch.
+    """``1/(K-1) sum_k D(target_k, M_k)`` over maps ``(B,*S)``, the final one last, averaged over the batch.
 
-    Args:
-        maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
-        distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
-        signed: the maps may be negative and are not distributions (evidence).
-        targets: ``(B,*S)`` of each map, or of each but the final one, in place of the detached final map.
+    There is a target for each map, or for each but the final one, which is detached and the target by default. Each pair is
+    compared on the coarser grid; ``kl`` is KL(target ‖ map). Maps that are ``signed`` (evidence) are not distributions.
     """
     targets = [maps[-1].detach()] * (len(maps) - 1) if targets is None else targets
     if not targets:
