@@ -29,7 +29,7 @@ from exitlens.io import read_json, read_tensors, replace_directory, verify_check
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.engine.onnx_files import Home, OnnxEngine, OnnxFiles, Written
+from exitlens.model.engine.onnx_files import Home, OnnxEngine, Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.types import Policy
@@ -94,7 +94,7 @@ def _write_bundle(net: ExitNet, policies: Mapping[str, Policy], target: Path, fa
     with _replace_files(target) as temporary:
         write_tensors(temporary / WEIGHTS, unique_state(net), {})
         _write_json(temporary / NETWORK, network)
-        parts = engine.files.files if isinstance(engine, OnnxEngine) else ()
+        parts = engine.files if isinstance(engine, OnnxEngine) else ()
         parts = [part._replace(path=Path(shutil.copy(part.path, temporary))) for part in parts]
         files = [WEIGHTS, NETWORK, *_write_policies(temporary, policies), *(part.path.name for part in parts)]
         _write_manifest(temporary, files, {"onnx": [part.to_dict() for part in parts], **facts})
@@ -253,11 +253,11 @@ def _read_identity(source: Path) -> tuple[int, str, Task]:
         raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}). Fix: save it again.") from error
 
 
-def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
+def _keep_onnx(source: Path, manifest: dict[str, Any]) -> list[Written]:
     """Copy ONNX files that have a checksum to a place that remains when the bundle is replaced."""
     home = Home()
     try:
-        parts = [Written.from_dict(values, home.path) for values in manifest["onnx"]]
+        parts = [Written.from_dict(values, home.path, home) for values in manifest["onnx"]]
         unknown = {str(values["file"]) for values in manifest["onnx"]} - set(manifest["sha256"])  # whose names are plain
         if unknown:
             raise ValueError(f"no checksum for {sorted(unknown)}")
@@ -267,7 +267,7 @@ def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
         ) from error
     for part in parts:
         shutil.copy(source / part.path.name, part.path)
-    return OnnxFiles(parts, home)
+    return parts
 
 
 def _verify_files(source: Path) -> dict[str, Any]:

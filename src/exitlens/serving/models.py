@@ -23,7 +23,7 @@ from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, OnnxFiles, Written, is_close
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, Written, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet, InputSpec, NetworkInfo
 from exitlens.types import Policy
@@ -195,9 +195,8 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
         paths = [str(segment["file"]) for segment in manifest["segments"]]
         if not set(paths) <= set(manifest["sha256"]):  # these have no path in their names
             raise ValueError(f"no checksum for some of {paths}")
-        engine = OnnxEngine(
-            OnnxFiles([Written.from_dict(segment, source) for segment in manifest["segments"]]), Tuning(backend="onnx")
-        )
+        files = [Written.from_dict(segment, source) for segment in manifest["segments"]]
+        engine = OnnxEngine(files, Tuning(backend="onnx"))
         exits = frozenset(engine.opened)
         cost = tuple(map(float, manifest["cost"]))
         policies = read_policies(source, manifest, len(cost), str(manifest["network"]), info.task)
