@@ -76,7 +76,7 @@ PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
 
 @pytest.mark.parametrize(("at", "exit"), PLACES)
 def test_gradients_are_those_of_captum(net, images, at, exit):
-    from captum.attr import IntegratedGradients, LayerGradientXActivation
+    from captum.attr import IntegratedGradients, LayerGradientXActivation  # here: every worker imports what stands above
 
     x, whole, rest = images[:6], After(net, at, exit), After(net, at, exit, of_images=False)
     relevance, labels = xl.attribute(net, x, at=at, exit=exit), whole(x).argmax(1)
