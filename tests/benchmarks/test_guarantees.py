@@ -43,6 +43,7 @@ def test_groups_are_drawn_whole_and_may_come_twice():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_a_draw_of_groups_is_judged_in_every_way_and_watched():
     outcome, modes = guarantees.count_one_group_draw(2), guarantees.MODES.items()
     names = {f"{guarantees.GROUP_KINDS[2]}, {mode}, {label}" for mode, labels in modes for label in labels}
