@@ -252,8 +252,7 @@ def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
 
 def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
     """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
-    with net.open_engine() as engine:
-        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
+    logits = xl.collect(net, images).logits.unbind(1)
     temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
     left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
     for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
