@@ -116,10 +116,7 @@ def test_latency_counts_from_when_a_request_was_due():
     assert (trial.latency[:8] > 0.1).all()
     assert (trial.sent - trial.due)[4:8].min() > 0.1
     assert trial.p99 > 0.15
-
-
-def test_too_few_connections_queue_in_the_load():
-    trial, server = put_load(every(0.001, 20), server=Server(seconds=0.01), connections=1)
+    trial, server = put_load(every(0.001, 20), server=Server(seconds=0.01), connections=1)  # they queue in the load
     assert server.connections == 1
     assert trial.latency[-1] > 20 * 0.01 - 0.02
     assert (np.diff(trial.sent) > 0.009).all()
