@@ -293,9 +293,8 @@ class _Routes:
         """Show where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
         asked, model, ticket = await self._ask(request, is_explanation=True)
         why, attention, preprocess = None, ticket.maps[0], model.info.preprocess
-        if model.net is None or ticket.terms.changes_policy:  # no more is known than the map of the exit that answered
-            assert attention is not None
-        else:
+        assert attention is not None
+        if model.net is not None and not ticket.terms.changes_policy:  # else this map is all that is known
             names = model.spec.names
             given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
             why = (await self._run_aside(explain_batch, model.net, given, model.policies[ticket.terms.policy]))[0]
