@@ -129,7 +129,6 @@ class _Asked:
     version: str
     exit: str | None
     terms: Mapping[str, Any]
-    is_form: bool
 
 
 class _Routes:
@@ -284,10 +283,10 @@ class _Routes:
 
     async def _classify(self, request: Request) -> Response:
         """Answer one sample, or several as a form."""
-        asked, model, ticket = await self._ask(request, is_explanation=False)
+        _, model, ticket = await self._ask(request, is_explanation=False)
         rows = [answers.write_row(model, ticket, i) for i in range(len(ticket))]
         answer = {"model": model.name, "version": model.version, **answers.describe_terms(model, ticket.terms)}
-        return JSONResponse(answer | (rows[0] if not asked.is_form or len(rows) == 1 else {"answers": rows}))
+        return JSONResponse(answer | (rows[0] if len(rows) == 1 else {"answers": rows}))
 
     async def _explain(self, request: Request) -> Response:
         """Show where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
@@ -341,7 +340,7 @@ class _Routes:
         given: dict[str, Any] = dict(query)
         kind, most = request.headers.get("content-type", "").partition(";")[0].strip().lower(), self.limits.max_batch
         samples: list[Sample] = []
-        if is_form := kind == "multipart/form-data":
+        if kind == "multipart/form-data":
             async with request.form(max_files=most, max_fields=most) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
@@ -361,7 +360,7 @@ class _Routes:
         self._check_count(len(samples))
         model, version = (str(given.pop(name, "")) for name in ("model", "version"))
         exit_ = given.pop("exit", None) if is_explanation else None
-        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given, is_form)
+        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given)
 
 
 def _make_route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
