@@ -157,9 +157,7 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.errors.InputError(
-            "image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA"
-        )
+        raise xl.errors.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty), --data DATA")
     if data and out is None:
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
@@ -377,17 +375,13 @@ def export(
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
-    bundle: Annotated[
-        list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names the model. As often as there are models.")
-    ],
+    bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
     make_watching: Callable[..., Watching],
     timeout: Annotated[float, of_limits(help="Seconds for one request.")] = 30.0,
-    token_file: Annotated[
-        Path | None, of_limits(help="A file with the token that clients must send (Authorization: Bearer).")
-    ] = None,
+    token_file: Annotated[Path | None, of_limits(help="A file with the token of clients (Authorization: Bearer).")] = None,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
     from exitlens.serving.server import serve as run
@@ -437,9 +431,7 @@ def inspect(
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
     if not points:
-        raise xl.errors.AttachError(
-            f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
-        )
+        raise xl.errors.AttachError(f"backbone: {backbone} has no place after which the rest needs one map or sequence only")
     choices: dict[Placement, list[str]] = {}
     for placement in PLACEMENTS:
         choices[placement] = []
@@ -522,7 +514,7 @@ def bench(
     net, policy = load_calibrated(bundle, name)
     if not net.info.source:
         raise xl.errors.BundleError(
-            "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.benchmark."
+            "bundle: it holds a module of your own. Fix: time it in Python (exitlens.delivery.benchmark)."
         )
     inputs = _draw_inputs(bundle, net, "test", samples, make_reading())
     with pin_threads(threads) if threads else nullcontext():

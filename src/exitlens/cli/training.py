@@ -314,9 +314,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
         return ""
     error = policy.calibration.calibration_error if policy.calibration else None
     left = "" if error is None else f"; calibration error of the routed answers on these samples: {100 * error:.1f} %"
-    return (
-        f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
-    )
+    return f"temperature: what an exit's logits are divided by, so that confidence fits accuracy (1: no change){left}"
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
