@@ -29,7 +29,6 @@ from exitlens.cli.options import (
     of_data,
     of_limits,
     show,
-    show_skipped,
     takes,
     tell,
     verbs,
@@ -353,9 +352,8 @@ def export(
             for kind, shares in zip(("float32", "int8"), values or (), strict=False):
                 rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
         title, promise = f"int8 edge bundle in {report.directory}, on the calibration samples", report.policy.certificate()
-        show(json_, report.to_dict(), title, rows, [as_options(promise)])
-        if not json_:
-            show_skipped(list_bad(samples, calibration))
+        told = report.to_dict() | {"bad": list_bad(samples, calibration)}
+        show(json_, told, title, rows, [as_options(promise)])
         return
     with wait(json_, "exporting and comparing"):
         if web:

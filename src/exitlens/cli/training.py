@@ -28,9 +28,7 @@ from exitlens.cli.options import (
     of_swaps,
     of_training,
     show,
-    show_skipped,
     takes,
-    tell,
     verbs,
     wait,
 )
@@ -349,19 +347,14 @@ def evaluate(
     if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
         return
     result = xl.evaluate(trace, policy)
-    if json_:
-        show(True, result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
-    else:
-        tell(str(result))
-        if worst := result.list_worst_classes():
-            rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
-            for row in worst:
-                name = net.info.classes[row.label] if net.info.classes else str(row.label)
-                rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
-            few = len(result.classes) > len(worst)
-            title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
-            show(False, {}, title, rows)
-        show_skipped(list_bad(samples))
+    rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
+    for row in result.list_worst_classes():
+        name = net.info.classes[row.label] if net.info.classes else str(row.label)
+        rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+    few = len(result.classes) >= len(rows)
+    title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
+    values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
+    show(json_, values, f"{result}\n{title}", rows)
 
 
 @verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")
