@@ -34,7 +34,7 @@ from exitlens.cli.options import (
     verbs,
     wait,
 )
-from exitlens.progress import print_line, show_progress
+from exitlens.progress import show_progress
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
 
@@ -282,14 +282,13 @@ def demo(
         rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
         shares = values["deletion_share"]
         rows.append([run, "share of the oracle's drop", *["" if share is None else f"{share:.2f}" for share in shares]])
-    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
-    if json_:
-        return
+    notes = []
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-        print_line(console, line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
-    tell(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f}x faster than the plain backbone, "
+        notes.append(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+    notes.append(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows, notes)
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
