@@ -10,12 +10,12 @@ from torch import Tensor
 
 from exitlens.functional.maps import average_over, coarsen_map, find_locations, share_of_possible
 from exitlens.functional.regions import average, centre_map, edge_energy, spectral_residual
-from exitlens.functional.scores import probabilities
+from exitlens.model.attribution import predict_exits
 from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Inputs
 from exitlens.types.swaps import Binding, CueSwap, Swaps
-from exitlens.types.tasks import USUAL_SCORES, are_same, read_answers
+from exitlens.types.tasks import are_same, read_answers
 
 AREAS = (0.05, 0.1, 0.2, 0.4)
 ORACLE_AREA, ORACLE_STEPS = 0.2, 5
@@ -30,20 +30,11 @@ class Swapper:
         self.task, self.modality = net.info.task, net.input_spec.modality
         self.answers = [read_answers(p, self.task) for p in plain]
 
-    def predict(self, inputs: Inputs, exits: Sequence[int]) -> list[Tensor]:
-        """Return the probabilities ``(B,C)`` at one exit, or at all."""
-        activations = self.engine.enter(self.net.check_input(inputs))
-        if len(exits) == 1:
-            logits = [self.engine.compute_logits(exits[0], activations)]
-        else:
-            logits = [output[0] for output in self.engine.compute_outputs(activations)]
-        return [probabilities(item, kind=USUAL_SCORES[self.task]) for item in logits]
-
     def keep(self, rows: slice, inputs: Inputs, donors: Sequence[Inputs], cells: Tensor, exits: Sequence[int]) -> Tensor:
         """Return ``(B,exits)``: the share of donors with which each answer stays if they give the chosen cells."""
         total = torch.zeros(rows.stop - rows.start, len(exits))
         for donor in donors:
-            swapped = self.predict(self.modality.exchange(inputs, donor, cells), exits)
+            swapped = predict_exits(self.net, self.engine, self.modality.exchange(inputs, donor, cells), exits)
             for i, (k, p) in enumerate(zip(exits, swapped, strict=True)):
                 total[:, i] += are_same(read_answers(p, self.task), self.answers[k][rows], self.task).cpu()
         return total / len(donors)
@@ -52,7 +43,7 @@ class Swapper:
         """Return the probability of exit k's answer (with several labels: of all of it), on average over the donors."""
         total, answers = torch.zeros(rows.stop - rows.start, device=cells.device), self.answers[k][rows]
         for donor in donors:
-            (p,) = self.predict(self.modality.exchange(inputs, donor, cells), (k,))
+            (p,) = predict_exits(self.net, self.engine, self.modality.exchange(inputs, donor, cells), (k,))
             if self.task == "multilabel":
                 total += torch.where(answers, p, 1 - p).prod(1)
             else:
