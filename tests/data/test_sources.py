@@ -16,7 +16,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, TEXT, VOLUME
 from exitlens.types.preprocessing import TextPreprocess
 from tests.data.conftest import SMALL as PREPROCESS
-from tests.data.conftest import check_refused, encode, read_numbers, write_rows, write_tar
+from tests.data.conftest import Pixels, check_refused, encode, read_numbers, write_rows, write_tar
 
 pytest.importorskip("tokenizers")
 
@@ -123,24 +123,13 @@ def test_sources_that_do_not_fit(tmp_path, jsonl):
     assert (grey.images.shape[1:], grey.preprocess.mean, grey.preprocess.size) == ((1, 28, 28), (0.5,), (28, 28))
 
 
-class _Plain:
+def _read_greys(preprocess):
     """A reader of three grey levels."""
-
-    def __init__(self, preprocess):
-        self._channels = len(preprocess.mean)
-
-    def __len__(self):
-        return 3
-
-    def read(self, index):
-        return torch.full((self._channels, 8, 8), 10 * index, dtype=torch.uint8)
-
-    def name(self, index):
-        return f"row {index}"
+    return Pixels(torch.full((len(preprocess.mean), 8, 8), 10 * i, dtype=torch.uint8) for i in range(3))
 
 
 def _rows(labels=("a", "b", "a"), **more):
-    return Rows([f"row {i}" for i in range(3)], labels=labels, **({"images": _Plain} | more))
+    return Rows([f"row {i}" for i in range(3)], labels=labels, **({"images": _read_greys} | more))
 
 
 def test_rows_that_miss_something_are_left_out_or_named():

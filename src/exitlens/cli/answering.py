@@ -178,7 +178,7 @@ def explain(
 def _explain_one(
     net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
 ) -> None:
-    from exitlens.delivery.explanations import save_explanation, tabulate_tokens, write_explanation
+    from exitlens.delivery.explanations import save_explanation, tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     modality, takes_texts = net.input_spec.modality, net.input_spec.modality.preprocess is xl.data.TextPreprocess
@@ -191,10 +191,8 @@ def _explain_one(
     stem = sample.stem if isinstance(sample, Path) else "text"
     with wait(json_, "explaining"):
         why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
-        if out is not None and isinstance(preprocess, xl.data.Preprocess):
-            save_explanation(why, out, preprocess, stem)
-        elif out is not None:
-            write_explanation(why, out, stem)
+        if out is not None:
+            save_explanation(why, out, stem)
     if is_text and not json_:
         console.print(tabulate_tokens(why, colour=console.color_system is not None))
     else:
@@ -229,7 +227,6 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
 
     with wait(json_, "listing the data"):
         samples = stream_samples(net, reading, batch_size=64, run=bundle)
-    preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
 
         def read() -> Iterator[Inputs]:
@@ -240,7 +237,7 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
             bar.remove_task(task)
             bar.add_task("drawing what deserves a look", total=None)
 
-        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), preprocess, out)
+        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), out)
     if not lines:
         check_bad(samples.bad, samples.total, reading.skip_bad)
     disagreeing = sum(line.disagrees for line in lines)
@@ -249,7 +246,7 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
         numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
         rows.append([line.file, line.answer, exit_name(line.exit, net.num_exits), line.final, *numbers])
     count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
-    title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
+    title = f"{count}; what deserves a look first: {out / name_sheet(net)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
 
 

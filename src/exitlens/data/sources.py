@@ -22,7 +22,7 @@ from exitlens.data.tables import HUB
 from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, TEXT, VOLUME, Modality
-from exitlens.modalities.arrays import find_gap
+from exitlens.modalities.arrays import check_finite, find_gap
 from exitlens.modalities.series import RawSeries, arrange_series, describe_raw, fit_length
 from exitlens.types.preprocessing import (
     IMAGENET_MEAN,
@@ -138,10 +138,8 @@ def _arrange_series(
         for i, raw in enumerate(rows.series or ()):
             if raw is None or i in faults:
                 continue
-            if fault := find_gap(raw):
-                faults[i] = fault
-                continue
             try:
+                check_finite(raw, "")
                 values[i] = fit_length(arrange_series(RawSeries(raw), preprocess, ""), length)
             except DataError as error:
                 faults[i] = str(error).removeprefix(": ")

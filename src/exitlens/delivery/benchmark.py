@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.profiler import ProfilerActivity, profile
 
-from exitlens.errors import InputError
 from exitlens.model._torch_compat import mark_any_count
-from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.split import Activations
 from exitlens.model.cutting.trace import pick_logits, trace
 from exitlens.model.engine.engine import Engine
@@ -144,14 +142,14 @@ def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
     return shares
 
 
-def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
+def plan_exits(shares: Sequence[float], count: int) -> Tensor:  # -> (count,)
     """Plan exits for ``count`` samples in these shares (by largest remainders), in random order."""
     exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
     counts = exact.floor()
     for k in (exact - counts).argsort(descending=True)[: count - int(counts.sum())].tolist():
         counts[k] += 1
     plan = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
-    return plan[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+    return plan[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
 
 
 class Bench:
@@ -257,28 +255,6 @@ def tabulate(measured: Mapping[str, Any]) -> list[list[str]]:
         cells += [f"{row['speedup_tuned'][0]:.2f}", f"{row['ideal_ms']:.3f}" if "ideal_ms" in row else ""]
         rows.append([row["name"], *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
     return rows
-
-
-def compare_adaptive(
-    plain: nn.Module, net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7
-) -> Speed:
-    """Time the plain backbone against :func:`predict`; both in evaluation mode, images in channels_last."""
-    batches, kept = split_whole_batches(inputs, batch_size), net.tuning.keep_memory
-    with switch_mode(plain, False), switch_mode(net, False):
-        return compare(partial(answer_plainly, plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)
-
-
-def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
-    """Return full batches, images in channels_last."""
-
-    def lay_out(t: Tensor) -> Tensor:
-        last = t.ndim == 4 and t.shape[1] > 1
-        return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-    chunks = [chunk for chunk in split_rows(inputs, batch_size) if count_rows(chunk) == batch_size]
-    if not chunks:
-        raise InputError(f"batch_size: expected at most {count_rows(inputs)}, the samples there are, got {batch_size}")
-    return [(map_inputs(chunk, lay_out),) for chunk in chunks]
 
 
 def answer_plainly(backbone: nn.Module, batch: Inputs) -> None:

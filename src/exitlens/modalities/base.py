@@ -191,16 +191,12 @@ class SeveralInputs(Modality):
 
     def __init__(self, parts: tuple[tuple[str, Modality], ...]) -> None:
         self.parts = parts
+        self.first_name, self.first = parts[0]  # maps lie on it
         self.grid = self.first.grid
-
-    @property
-    def first(self) -> Modality:
-        """The kind that maps lie on."""
-        return self.parts[0][1]
 
     def adapt(self, given: InputFormat) -> Modality:
         """Adapt the first kind."""
-        return SeveralInputs(((self.parts[0][0], self.first.adapt(given)), *self.parts[1:]))
+        return SeveralInputs(((self.first_name, self.first.adapt(given)), *self.parts[1:]))
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
         """Check each input by its kind, and that all have as many samples."""
@@ -213,7 +209,7 @@ class SeveralInputs(Modality):
             each = replace(given, names=(), shape=given.shapes[i], vocabulary=given.vocabulary[at], dtypes=given.dtypes[at])
             tensors += kind.check(inputs[part], each, f"{name}[{part!r}]", like)
             if len(tensors[i]) != len(tensors[0]):
-                raise InputError(f"{name}: {len(tensors[0])} samples of {self.parts[0][0]!r}, {len(tensors[i])} of {part!r}")
+                raise InputError(f"{name}: {len(tensors[0])} samples of {self.first_name!r}, {len(tensors[i])} of {part!r}")
         return tuple(tensors)
 
     def count_channels(self, shape: Sequence[int]) -> int:
@@ -234,38 +230,34 @@ class SeveralInputs(Modality):
 
     def delete(self, inputs: Named, cells: Tensor, baseline: Baseline = "mean") -> Inputs:
         """Delete from the first; the others stay whole."""
-        name = self.parts[0][0]
-        return {**inputs, name: self.first.delete(inputs[name], cells, baseline)}  # type: ignore[dict-item]
+        return {**inputs, self.first_name: self.first.delete(inputs[self.first_name], cells, baseline)}  # type: ignore[dict-item]
 
     def exchange(self, inputs: Named, donors: Named, cells: Tensor) -> Inputs:
         """Exchange cells of the first; the others stay."""
-        name = self.parts[0][0]
-        return {**inputs, name: self.first.exchange(inputs[name], donors[name], cells)}  # type: ignore[dict-item]
+        exchanged = self.first.exchange(inputs[self.first_name], donors[self.first_name], cells)
+        return {**inputs, self.first_name: exchanged}  # type: ignore[dict-item]
 
     def choose_region(self, maps: Tensor, inputs: Named, area: float) -> Tensor:
         """Choose locations of the first."""
-        return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+        return self.first.choose_region(maps, inputs[self.first_name], area)
 
     def find_object(self, maps: Tensor, inputs: Named, area: float) -> Tensor:
         """Mark an object in the first."""
-        return self.first.find_object(maps, inputs[self.parts[0][0]], area)
+        return self.first.find_object(maps, inputs[self.first_name], area)
 
     def list_parts(self, inputs: Named, preprocess: object, least: int) -> list[Part]:
         """List the parts of the first, and each of the others as a whole."""
-        name = self.parts[0][0]
-        listed = [
-            replace(part, swap=swap_within(name, part.swap)) for part in self.first.list_parts(inputs[name], None, least)
-        ]
+        of_first = self.first.list_parts(inputs[self.first_name], None, least)
+        listed = [replace(part, swap=swap_within(self.first_name, part.swap)) for part in of_first]
         return listed + [Part("input", other, swap_within(other)) for other, _ in self.parts[1:]]
 
     def paint_over(self, inputs: Named, cells: Tensor) -> Inputs:
         """Paint over cells of the first."""
-        name = self.parts[0][0]
-        return {**inputs, name: self.first.paint_over(inputs[name], cells)}  # type: ignore[dict-item]
+        return {**inputs, self.first_name: self.first.paint_over(inputs[self.first_name], cells)}  # type: ignore[dict-item]
 
     def view_grid(self, inputs: Named) -> Tensor | None:
         """View the first."""
-        return self.first.view_grid(inputs[self.parts[0][0]])
+        return self.first.view_grid(inputs[self.first_name])
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw the map over the first."""

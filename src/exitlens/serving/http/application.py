@@ -313,7 +313,7 @@ class _Routes:
 
         def draw() -> bytes:
             if why is not None and asked.exit is None:
-                picture = draw_strip(why, preprocess)
+                picture = draw_strip(why)
             else:
                 picture = draw_overlay(draw_image(ticket.activations[0][0], preprocess, side=224), attention)
             file = io.BytesIO()
