@@ -9,25 +9,7 @@ import pytest
 
 import exitlens as xl
 from exitlens.types.policies import Certification, RiskTest, check_fit, check_name, check_named, write_certificate
-from tests.conftest import make_timing, random_trace, timed_trace
-
-
-@pytest.mark.parametrize(
-    ("trace", "request_"),
-    [
-        (random_trace(300), {"max_class_accuracy_drop": 0.2, "max_cost": 1.0}),
-        (random_trace(300), {"max_class_accuracy_drop": 0.2, "max_cost": 1.0, "delta": 0.1}),
-        (timed_trace(), {"max_ms": 5, "percentile": 95}),
-        (timed_trace(), {"max_disagreement": 0.1, "folds": 4}),
-    ],
-)
-def test_a_record_travels_as_json(trace, request_):
-    record = xl.calibrate(trace, **request_).calibration
-    assert record.request == xl.CalibrationRequest(**request_)
-    assert record.limits == record.request.limits
-    values = json.loads(json.dumps(record.to_dict(), allow_nan=False))
-    assert values["format"] == 1
-    assert xl.types.Calibration.from_dict(values) == record
+from tests.conftest import make_timing, random_trace
 
 
 @pytest.mark.parametrize("written", [None, 2, 5, "1"])
