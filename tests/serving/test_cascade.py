@@ -190,24 +190,11 @@ def test_a_stage_that_was_emptied_waits_for_company_anew(model, images, open_cas
     assert cascade.is_empty
 
 
-def make_empty(count=2, **terms):
-    return Ticket((torch.zeros(count, 3),), Terms(**terms), 2)
-
-
-ROW = np.array([0.25, 0.75], np.float32)
-
-
-@pytest.mark.parametrize("terms", [{"last_exit": 0}, {"min_confidence": 0.1}, {"deadline": 1.0}])
-def test_terms_that_change_the_policy(terms):
-    assert Terms(**terms).changes_policy
-    assert not Terms(policy="fast", attention=True).changes_policy
-
-
 def test_kept_answers_stand_in_where_all_have_one():
-    ticket = make_empty()
-    ticket.answer(0, 1, 1, 0.75, ROW, None)
+    ticket, row = Ticket((torch.zeros(2, 3),), Terms(), 2), np.array([0.25, 0.75], np.float32)
+    ticket.answer(0, 1, 1, 0.75, row, None)
     assert not ticket.answer_by_kept()
-    ticket.kept[1] = (0, 1, 0.75, ROW, None)
+    ticket.kept[1] = (0, 1, 0.75, row, None)
     assert ticket.answer_by_kept()
     assert ticket.left == 0
     assert (ticket.exits.tolist(), ticket.limited.tolist()) == ([1, 0], [False, True])

@@ -220,9 +220,9 @@ def test_every_answered_label_has_its_evidence(net, tmp_path):
     assert why.exits[0].runner_up == int((why.exits[0].probabilities - 0.5).abs().argmin())
     assert "labels [" in repr(why.exits[why.answered])
     assert "what speaks for" in why._repr_html_()
-    names = [path.name for path in save_explanation(why, tmp_path / "why", data.preprocess)]
+    names = [path.name for path in save_explanation(why, tmp_path / "why")]
     assert f"explanation_label{why.labels[0].label}.png" in names
-    assert explain_folder(net, policy, [data.inputs], str, data.preprocess, tmp_path / "many")[0].answer
+    assert explain_folder(net, policy, [data.inputs], str, tmp_path / "many")[0].answer
     words = _flatten(why)
     assert "speaks for" in render_explanations("t", [("", words)])
     assert tabulate_tokens(words).row_count == len(why.exits) + len(why.labels) + 1

@@ -29,13 +29,12 @@ from exitlens.cli.options import (
     of_data,
     of_limits,
     show,
-    show_skipped,
     takes,
     tell,
     verbs,
     wait,
 )
-from exitlens.progress import print_line, show_progress
+from exitlens.progress import show_progress
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
 
@@ -157,9 +156,7 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.errors.InputError(
-            "image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA"
-        )
+        raise xl.errors.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty), --data DATA")
     if data and out is None:
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
@@ -178,7 +175,7 @@ def explain(
 def _explain_one(
     net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
 ) -> None:
-    from exitlens.delivery.explanations import save_explanation, tabulate_tokens, write_explanation
+    from exitlens.delivery.explanations import save_explanation, tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     modality, takes_texts = net.input_spec.modality, net.input_spec.modality.preprocess is xl.data.TextPreprocess
@@ -191,10 +188,8 @@ def _explain_one(
     stem = sample.stem if isinstance(sample, Path) else "text"
     with wait(json_, "explaining"):
         why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
-        if out is not None and isinstance(preprocess, xl.data.Preprocess):
-            save_explanation(why, out, preprocess, stem)
-        elif out is not None:
-            write_explanation(why, out, stem)
+        if out is not None:
+            save_explanation(why, out, stem)
     if is_text and not json_:
         console.print(tabulate_tokens(why, colour=console.color_system is not None))
     else:
@@ -229,7 +224,6 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
 
     with wait(json_, "listing the data"):
         samples = stream_samples(net, reading, batch_size=64, run=bundle)
-    preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
 
         def read() -> Iterator[Inputs]:
@@ -240,7 +234,7 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
             bar.remove_task(task)
             bar.add_task("drawing what deserves a look", total=None)
 
-        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), preprocess, out)
+        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), out)
     if not lines:
         check_bad(samples.bad, samples.total, reading.skip_bad)
     disagreeing = sum(line.disagrees for line in lines)
@@ -249,7 +243,7 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
         numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
         rows.append([line.file, line.answer, exit_name(line.exit, net.num_exits), line.final, *numbers])
     count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
-    title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
+    title = f"{count}; what deserves a look first: {out / name_sheet(net)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
 
 
@@ -285,14 +279,13 @@ def demo(
         rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
         shares = values["deletion_share"]
         rows.append([run, "share of the oracle's drop", *["" if share is None else f"{share:.2f}" for share in shares]])
-    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
-    if json_:
-        return
+    notes = []
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-        print_line(console, line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
-    tell(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f}x faster than the plain backbone, "
+        notes.append(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+    notes.append(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows, notes)
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
@@ -355,9 +348,8 @@ def export(
             for kind, shares in zip(("float32", "int8"), values or (), strict=False):
                 rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
         title, promise = f"int8 edge bundle in {report.directory}, on the calibration samples", report.policy.certificate()
-        show(json_, report.to_dict(), title, rows, [as_options(promise)])
-        if not json_:
-            show_skipped(list_bad(samples, calibration))
+        told = report.to_dict() | {"bad": list_bad(samples, calibration)}
+        show(json_, told, title, rows, [as_options(promise)])
         return
     with wait(json_, "exporting and comparing"):
         if web:
@@ -377,17 +369,13 @@ def export(
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
-    bundle: Annotated[
-        list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names the model. As often as there are models.")
-    ],
+    bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
     make_watching: Callable[..., Watching],
     timeout: Annotated[float, of_limits(help="Seconds for one request.")] = 30.0,
-    token_file: Annotated[
-        Path | None, of_limits(help="A file with the token that clients must send (Authorization: Bearer).")
-    ] = None,
+    token_file: Annotated[Path | None, of_limits(help="A file with the token of clients (Authorization: Bearer).")] = None,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
     from exitlens.serving.server import serve as run
@@ -437,9 +425,7 @@ def inspect(
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
     if not points:
-        raise xl.errors.AttachError(
-            f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
-        )
+        raise xl.errors.AttachError(f"backbone: {backbone} has no place after which the rest needs one map or sequence only")
     choices: dict[Placement, list[str]] = {}
     for placement in PLACEMENTS:
         choices[placement] = []
@@ -522,7 +508,7 @@ def bench(
     net, policy = load_calibrated(bundle, name)
     if not net.info.source:
         raise xl.errors.BundleError(
-            "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.benchmark."
+            "bundle: it holds a module of your own. Fix: time it in Python (exitlens.delivery.benchmark)."
         )
     inputs = _draw_inputs(bundle, net, "test", samples, make_reading())
     with pin_threads(threads) if threads else nullcontext():

@@ -117,24 +117,20 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
 def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,) or (N,K)
     """Return undominated policies in cost and risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
-    points = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
-    cuts: Cuts = always
+    vectors, cuts = dict.fromkeys((always, never)), always
     for price in torch.logspace(-2, 3, 40).tolist():
         cuts = descend(index, cost + price * risk, cuts)
-        if cuts not in points:
-            points[cuts] = evaluate_cuts(index, risk, cost, cuts)
-    return keep_undominated(points.values(), lambda p: (p.cost, p.risk))
+        vectors[cuts] = None
+    points = [evaluate_cuts(index, risk, cost, vector) for vector in vectors]
+    return keep_undominated(points, lambda p: (p.cost, p.risk))
 
 
 def keep_undominated(items: Iterable[T], rate: Callable[[T], tuple[float, float]]) -> list[T]:
     """Return the items that no other beats in both numbers of its rate (a cost and a loss), cheapest first."""
     kept: list[T] = []
-    least = math.inf
     for item in sorted(items, key=rate):
-        _, loss = rate(item)
-        if loss < least:
+        if not kept or rate(item)[1] < rate(kept[-1])[1]:
             kept.append(item)
-            least = loss
     return kept
 
 

@@ -22,9 +22,8 @@ from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Batching, Limits
 from tests.hostile import saved
-from tests.serving.conftest import POLICIES, save_small
+from tests.serving.conftest import POLICIES, save_small, wait_until
 from tests.serving.http.conftest import open_client
-from tests.serving.test_endpoint import wait_until
 from tests.serving.test_metrics import parse
 from tests.texts import make_text_net
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, cast
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -110,32 +111,24 @@ class Guard:
 
     def _check_head(self, exchange: Exchange) -> None:
         """Check the head of a request; raise :class:`_RefusedError`."""
-        scope, token, encoding, expected, is_chunked = exchange.scope, b"", b"", 0, False
+        scope, headers = exchange.scope, Headers(scope=exchange.scope)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) >= 20:
+            raise _RefusedError(400, "length", "Content-Length: expected a number of bytes")
+        exchange.has_body = int(length) > 0 or "transfer-encoding" in headers
         size = len(scope["path"]) + len(scope.get("query_string", b""))
-        for name, value in scope["headers"]:
-            size += len(name) + len(value) + 4
-            if name == b"authorization":
-                token = value
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                encoding = value
-            elif name == b"content-length" and len(value) < 20 and value.isdigit():
-                expected = int(value)
-            elif name == b"content-length":
-                raise _RefusedError(400, "length", "Content-Length: expected a number of bytes")
-            elif name == b"transfer-encoding":
-                is_chunked = True
-        exchange.has_body = expected > 0 or is_chunked
-        if size > self.limits.max_header_bytes:
+        if size + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > self.limits.max_header_bytes:
             raise _RefusedError(431, "header_bytes", _MESSAGES[431])
         if self._authorization and scope["path"] not in OPEN_PATHS:
-            scheme, _, secret = token.partition(b" ")
+            scheme, _, secret = headers.get("authorization", "").encode("latin-1").partition(b" ")
             if not hmac.compare_digest(secret.strip(), self._authorization) or scheme.lower() != b"bearer":
                 message = "Authorization: expected 'Bearer' and the token of this server"
                 raise _RefusedError(401, "token", message, (b"www-authenticate", b'Bearer realm="exitlens"'))
-        if encoding:
-            message = f"Content-Encoding: expected none, got {encoding.decode('latin-1')!r}. Fix: send the body as it is."
-            raise _RefusedError(415, "encoding", message)
-        exchange.check_size(expected)
+        for encoding in headers.getlist("content-encoding"):
+            if encoding.lower() not in ("", "identity"):
+                message = f"Content-Encoding: expected none, got {encoding!r}. Fix: send the body as it is."
+                raise _RefusedError(415, "encoding", message)
+        exchange.check_size(int(length))
 
     async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
         if exchange.patience.expired() and not exchange.status:
@@ -172,7 +165,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.scope, self.limits, self._receive, self._send = scope, limits, receive, send
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        given = Headers(scope=scope).get("x-request-id", "")
         is_kept = 0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
         self.id = given if is_kept else f"{random.getrandbits(128):032x}"  # without asking the system for randomness
         self.started = time.monotonic()
