@@ -53,8 +53,8 @@ def test_compare_takes_turns_and_gives_the_ratio():
     calls = []
     speed = compare(lambda x: calls.append("a"), lambda x: calls.append("b"), [(torch.zeros(2),)] * 3, rounds=2)
     assert calls.count("a") == calls.count("b") == 12  # the first batch is run once more in each round
-    assert (speed.batch_size, speed.images, speed.rounds) == (2, 6, 2)
-    assert speed.low <= speed.speedup <= speed.high
+    assert (speed["batch_size"], speed["images"], speed["rounds"]) == (2, 6, 2)
+    assert speed["low"] <= speed["speedup"] <= speed["high"]
 
 
 def test_a_bench_has_every_contender_with_figures():

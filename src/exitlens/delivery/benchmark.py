@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,28 +62,18 @@ def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool 
     return work
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Two functions timed side by side: the second is ``speedup`` times as fast as the first."""
-
-    batch_size: int  # samples in a call
-    speedup: float  # ratio of the times in the same round, the median over rounds
-    low: float  # lower end of its 95 % interval
-    high: float
-    plain_ms: float  # median time per sample of the first function
-    ours_ms: float  # that of the second
-    images: int  # in a round
-    rounds: int
-
-
 def compare(
     first: Callable[..., Any],
     second: Callable[..., Any],
     batches: Sequence[tuple[Any, ...]],
     rounds: int,
     kept: bool = False,
-) -> Speed:
-    """Time two functions on the same batches of arguments; ``kept`` as in :func:`time_calls`, for the second."""
+) -> dict[str, float]:
+    """Time two functions on the same batches of arguments; ``kept`` as in :func:`time_calls`, for the second.
+
+    ``speedup`` is the ratio of the times in the same round, the median over rounds, with its 95 % interval from ``low`` to
+    ``high``; ``plain_ms`` and ``ours_ms`` are median milliseconds per sample. ``images`` counts those of a round.
+    """
     works = {
         "first": time_calls(lambda batch: first(*batch), batches),
         "second": time_calls(lambda batch: second(*batch), batches, kept),
@@ -91,8 +81,9 @@ def compare(
     times = interleave(works, rounds=rounds)
     sizes = [count_rows(batch[0]) for batch in batches]
     ratio, count = times.ratio("first", "second"), sum(sizes)
-    plain_ms, ours_ms = (times.median_ms(name, count) for name in works)
-    return Speed(sizes[0], ratio.median, ratio.low, ratio.high, plain_ms, ours_ms, count, rounds)
+    speed = {"batch_size": sizes[0], "speedup": ratio.median, "low": ratio.low, "high": ratio.high}
+    speed |= {"plain_ms": times.median_ms("first", count), "ours_ms": times.median_ms("second", count)}
+    return speed | {"images": count, "rounds": rounds}
 
 
 def measure_peak_bytes(work: Work) -> int:

@@ -34,7 +34,7 @@ from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
-from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.types.policies import DEFAULT, check_name, check_named
 from exitlens.types.tasks import Task
 from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
@@ -144,7 +144,7 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
     manifest = _verify_files(source)
     num_exits, network, task = _read_identity(source)
     policies = read_policies(source, manifest, num_exits, network, task) | {name or DEFAULT: policy}
-    check_fit(policy, num_exits, network, name or "policy", task)
+    policy.check(num_exits, network, task, name or "policy")
     with _replace_files(source) as temporary:
         others = [file for file in manifest.pop("sha256") if file not in (POLICY, POLICIES)]
         for file in others:
@@ -232,7 +232,7 @@ def read_policies(source: Path, manifest: Mapping[str, Any], num_exits: int, net
             raise BundleError(str(error)) from error
         policies[name] = _read_policy(values, f"{source / POLICIES}, {name}")
     for name, policy in policies.items():
-        check_fit(policy, num_exits, network, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}", task)
+        policy.check(num_exits, network, task, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}")
     return policies
 
 

@@ -315,7 +315,7 @@ def _measure_speed(
             speed = compare(partial(answer_plainly, plain), ours, batches, settings.rounds, egt.tuning.keep_memory)
             report = evaluate(traces["agreeing"], timed)
             drop = plain_accuracy - (report.accuracy or 0.0)
-            rows[title] = {**asdict(speed), "accuracy_drop": drop, "cost": report.cost}
+            rows[title] = {**speed, "accuracy_drop": drop, "cost": report.cost}
         speeds[f"batch_{batch_size}"] = {**rows["one_point"], "at_half_point": rows["half_point"]}
     return speeds
 
@@ -354,10 +354,10 @@ def _measure_overheads(
         settings.rounds,
     )
     return {
-        "step_time_ratio": training.speedup,
-        "step_time": asdict(training),
-        "attention_time_ratio": maps.speedup,
-        "attention_time": asdict(maps),
+        "step_time_ratio": training["speedup"],
+        "step_time": training,
+        "attention_time_ratio": maps["speedup"],
+        "attention_time": maps,
     }
 
 

@@ -181,7 +181,7 @@ def _make_heads(
             )
         layout = pieces.features[-1].layout
         kept = KeptHead(pieces.tail, pieces.pooled_linear, layout)
-        is_exact = kept.linear is None or _is_exact(pieces, kept, kept.linear)
+        is_exact = kept.classifier is None or _is_exact(pieces, kept, kept.classifier)
         heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)
     return heads
 

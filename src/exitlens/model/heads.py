@@ -254,8 +254,9 @@ class ExitHead(nn.Module, ABC):
 
     @property
     def bias(self) -> Tensor | None:
-        """The part of the logits, ``(C,)``, that no location adds to."""
-        return cast(nn.Linear, self.classifier).bias
+        """The part of the logits, ``(C,)``, that no location adds to; ``None`` if that is not known."""
+        classifier = cast(nn.Linear | None, self.classifier)
+        return None if classifier is None else classifier.bias
 
     @property
     def reads(self) -> int:
@@ -455,14 +456,9 @@ class KeptHead(_EnergyHead):
         self.exact_evidence = pooled_linear is not None
 
     @property
-    def linear(self) -> nn.Linear | None:
+    def classifier(self) -> nn.Linear | None:
         """The classifier, if it is one linear layer on pooled features."""
         return None if self.pooled_linear is None else cast(nn.Linear, self.tail.body.get_submodule(self.pooled_linear))
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The classifier's bias, if it is one linear layer on pooled features."""
-        return None if self.linear is None else self.linear.bias
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Return the logits ``(B,C)`` of the backbone's own classifier."""
@@ -471,11 +467,11 @@ class KeptHead(_EnergyHead):
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention (energy) and evidence."""
         logits, attention = self.with_attention(*activations)
-        if self.linear is None:
+        if (linear := self.classifier) is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
-        features = self.layout.canonical(activations[0]).to(self.linear.weight.dtype)  # stages may run in another
-        evidence = torch.einsum("cd,bd...->bc...", self.linear.weight, features) / features[0, 0].numel()
+        features = self.layout.canonical(activations[0]).to(linear.weight.dtype)  # stages may run in another
+        evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)
 
 

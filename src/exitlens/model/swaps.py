@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -57,27 +58,23 @@ def judge_binding(swapper: Swapper, pairs: Pairs, maps: Sequence[Tensor], others
     ``others`` are the same maps, of other samples. A donor replaces what it has at the same place.
     """
     exits, count = range(len(maps)), len(maps[0])
-    shares: dict[str, tuple[Tensor, Tensor | None]] = {  # (exits,N,areas): outside replaced, inside replaced
-        name: (torch.zeros(len(maps), count, len(AREAS)), torch.zeros(len(maps), count, len(AREAS)))
-        for name in ("maps", "another")
-    }
+    # (exits,N,areas) by name: outside replaced, inside replaced
+    kept, changed = (defaultdict[str, Tensor](lambda: torch.zeros(len(maps), count, len(AREAS))) for _ in range(2))
     donors_each = 0
     for rows, inputs, donors in pairs:
         donors_each = len(donors)
         shown: list[tuple[str, tuple[int, ...], Tensor]] = [("maps", (k,), maps[k][rows]) for k in exits]
         shown += [("another", (k,), others[k][rows]) for k in exits]
-        for name, item in draw_blind_maps(swapper, inputs, maps[0].shape[1:]).items():
-            shares.setdefault(name, (torch.zeros(len(maps), count, len(AREAS)), None))
-            shown.append((name, tuple(exits), item))
+        blind = draw_blind_maps(swapper, inputs, maps[0].shape[1:])
+        shown += [(name, tuple(exits), item) for name, item in blind.items()]
         for name, judged, item in shown:
-            kept, changed = shares[name]
             for a, area in enumerate(AREAS):
                 region = swapper.modality.choose_region(item, inputs, area)
-                kept[list(judged), rows, a] = swapper.keep(rows, inputs, donors, ~region, judged).T
-                if changed is not None:
-                    changed[list(judged), rows, a] = 1 - swapper.keep(rows, inputs, donors, region, judged).T
-    gain, error = average((shares["maps"][0] - shares["another"][0]).transpose(0, 1))
-    results = {name: summarize_swaps(*values) for name, values in shares.items()}
+                kept[name][list(judged), rows, a] = swapper.keep(rows, inputs, donors, ~region, judged).T
+                if name not in blind:
+                    changed[name][list(judged), rows, a] = 1 - swapper.keep(rows, inputs, donors, region, judged).T
+    gain, error = average((kept["maps"] - kept["another"]).transpose(0, 1))
+    results = {name: summarize_swaps(shares, changed.get(name)) for name, shares in kept.items()}
     return Binding(
         areas=AREAS,
         **{name: results.get(name) for name in ("maps", "another", "centre", "edges", "saliency")},  # type: ignore[arg-type]
