@@ -83,7 +83,7 @@ def test_a_kind_is_told_and_its_exits_work(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["convolutions", "recurrent", "class token", "patches", "volume", "feature tokens", "several"]
+    "name", ["convolutions", "recurrent", "class token", "volume", "feature tokens", "several"]
 )
 def test_context_heads_of_each_kind(name):
     make, at, example, *_ = CASES[name]
