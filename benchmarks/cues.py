@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, promise_table, table
+from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from exitlens.data.demo import SHOPS
 from exitlens.data.sets import SampleSet
 from exitlens.data.splits import Split
 
+NONE = "none-"  # before the names of kinds, where nothing is planted
 KINDS = ("colour", "patch", "texture", "level", "words")
 SEEDS = 2  # of each kind that are reported
 AGREEMENT = {"colour": 0.8, "patch": 0.85, "texture": 0.85, "level": 0.9, "words": 0.8}
@@ -75,27 +76,16 @@ class WordNet(nn.Module):
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """List all cells, seed by seed."""
-    return {
-        f"{prefix}{kind}-{seed}": partial(measure_cell, kind, prefix == "", seed, quick)
-        for seed in range(SEEDS)
-        for prefix in ("", "none-")
-        for kind in KINDS
-    }
+    names = [*KINDS, *(f"{NONE}{kind}" for kind in KINDS)]
+    return list_by_seed(partial(measure_cell, quick=quick), dict.fromkeys(names, SEEDS))
 
 
-def measure_cell(kind: str, planted: bool, seed: int, quick: bool = False) -> Tree:
-    net, data, accuracy = train_network(kind, planted, seed, quick)
+def measure_cell(name: str, seed: int, quick: bool = False) -> Tree:
+    kind = name.removeprefix(NONE)
+    net, data, accuracy = train_network(kind, name == kind, seed, quick)
     result = xl.find_cues(net, data, samples=64 if quick else JUDGED, seed=seed)
     hits = [is_planted(kind, cue) for cue in result.cues]
-    names = {str(i): {"kind": cue.kind, "name": cue.name, "low": cue.interval[0]} for i, cue in enumerate(result.cues[:5])}
-    return {
-        "listed": len(result),
-        "place": hits.index(True) + 1 if any(hits) else 0,
-        "accuracy": accuracy,
-        "cues": names,
-        "transfer": list(result.cues[0].transfer) if result.cues else [],
-    }
+    return {"listed": len(result), "place": hits.index(True) + 1 if any(hits) else 0, "accuracy": accuracy}
 
 
 def train_network(kind: str, planted: bool, seed: int, quick: bool = False) -> tuple[xl.ExitNet, SampleSet, list[float]]:
@@ -111,8 +101,7 @@ def train_network(kind: str, planted: bool, seed: int, quick: bool = False) -> t
     options = {"epochs": 1 if quick else EPOCHS[kind], "batch_size": 32, "amp": False, "progress": False, "keep": "last"}
     xl.fit(net, train, validation.first(64), loss=xl.EGTLoss(weight=0.0), seed=seed, **options)  # type: ignore[arg-type]
     trace = xl.collect(net, validation, batch_size=250)
-    accuracy = (trace.logits.argmax(2) == trace.labels[:, None]).float().mean(0).tolist()
-    return net, validation, accuracy
+    return net, validation, trace.correct.float().mean(0).tolist()
 
 
 def build_backbone(kind: str, train: SampleSet) -> tuple[nn.Module, tuple[str, ...]]:
@@ -169,7 +158,7 @@ def is_planted(kind: str, cue: xl.types.Cue) -> bool:
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     """Promise shares of the trainings of all kinds together."""
-    planted, none = ([run for kind in KINDS for run in list_seeds(runs, f"{prefix}{kind}")] for prefix in ("", "none-"))
+    planted, none = ([run for kind in KINDS for run in list_seeds(runs, f"{prefix}{kind}")] for prefix in ("", NONE))
     if planted and none:
         hits = mean(0 < run["place"] <= FIRST for run in planted)
         yield Promise.of_share("cues|hits", "planted cue among the first three", hits, len(planted), ">=", ENOUGH)
@@ -180,14 +169,11 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 def write_tables(runs: Runs) -> list[str]:
     rows = []
     for kind in KINDS:
-        for name in (kind, f"none-{kind}"):
+        for name in (kind, f"{NONE}{kind}"):
             if measured := list_seeds(runs, name):
                 places = " ".join(str(run["place"] or "-") for run in measured)
                 listed = " ".join(str(run["listed"]) for run in measured)
-                exits = " / ".join(
-                    f"{100 * mean(values):.0f}" for values in zip(*(run["accuracy"] for run in measured), strict=True)
-                )
-                rows.append([name, exits, places, listed])
+                rows.append([name, join_means([run["accuracy"] for run in measured], 0, 100), places, listed])
     head = ["data", "accuracy of the exits, %", "place of the planted cue, by seed", "cues listed"]
     return [*table(head, rows), "", *promise_table(list_promises(runs))]
 

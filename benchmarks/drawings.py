@@ -183,12 +183,6 @@ BACKGROUNDS: tuple[Callable[[int, Generator, np.ndarray], np.ndarray], ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Recipe:
-    size: int = 128  # height and width in pixels
-    seed: int = 0  # of places, sizes, turns, backgrounds and of the split
-
-
 def split_drawings(drawings: Sequence[Drawing], seed: int = 0) -> dict[str, list[Drawing]]:
     """Split every class's drawings; the place of a drawing in the order of its class does not depend on the others."""
     parts: dict[str, list[Drawing]] = {split: [] for split in SHARES}
@@ -199,14 +193,14 @@ def split_drawings(drawings: Sequence[Drawing], seed: int = 0) -> dict[str, list
     return parts
 
 
-def make_picture(drawing: Drawing, number: int, recipe: Recipe) -> tuple[Image.Image, Image.Image]:
-    """Return a picture and its mask, which depend on the drawing, the number and the recipe only."""
-    rng = np.random.default_rng(hash_key(recipe.seed, drawing.name, number))
-    layer = place_drawing(drawing.pixels, recipe.size, rng)  # (S,S,4)
+def make_picture(drawing: Drawing, number: int, size: int, seed: int = 0) -> tuple[Image.Image, Image.Image]:
+    """Return a picture of ``size`` pixels a side and its mask, which depend on nothing but what is given."""
+    rng = np.random.default_rng(hash_key(seed, drawing.name, number))
+    layer = place_drawing(drawing.pixels, size, rng)  # (S,S,4)
     ink, alpha = layer[..., :3], layer[..., 3:]
     for _ in range(10):
-        flat = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](recipe.size, rng, draw_palette(5, rng))
-        light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(recipe.size, rng)[..., None]
+        flat = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](size, rng, draw_palette(5, rng))
+        light = 1 + rng.uniform(-0.3, 0.3) * draw_ramp(size, rng)[..., None]
         background = np.clip(flat * light + rng.normal(0, 0.02, flat.shape), 0, 1)
         contrast = np.linalg.norm((ink - background) * alpha, axis=-1).sum() / max(alpha.sum(), 1)
         if contrast >= LEAST_CONTRAST:
@@ -230,11 +224,11 @@ def place_drawing(pixels: Image.Image, size: int, rng: Generator) -> np.ndarray:
     return np.asarray(layer, dtype=float) / 255
 
 
-def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bool = False) -> int:
+def make_folder(out: Path, drawings: Sequence[Drawing], size: int, seed: int = 0, flat: bool = False) -> int:
     """Write the pictures that are not there yet, and return how many there are in all."""
     pictures = [
         (Path("" if flat else split) / drawing.label / f"{drawing.name}__{number:02d}", drawing, number)
-        for split, part in split_drawings(drawings, recipe.seed).items()
+        for split, part in split_drawings(drawings, seed).items()
         for drawing in part
         for number in range(PICTURES[split])
     ]
@@ -242,7 +236,7 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
         target, shadow = out / "pictures" / f"{stem}.jpg", out / "masks" / f"{stem}.png"
         if target.exists():
             continue
-        picture, mask = make_picture(drawing, number, recipe)
+        picture, mask = make_picture(drawing, number, size, seed)
         for path, image, options in ((shadow, mask, {}), (target, picture, {"quality": 90})):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}")
@@ -254,24 +248,17 @@ def make_folder(out: Path, drawings: Sequence[Drawing], recipe: Recipe, flat: bo
 # Reading such a folder, and the weights of the network for it
 
 
-@dataclass(frozen=True)
-class Pictures:
-    images: xl.data.ImageSet  # with masks
-    drawings: Tensor  # ``(N,)`` which drawing each picture shows
-
-
 def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
     """Return the folder, in which the pictures are made if they are not all there."""
     if not (folder / "done").exists():
-        make_folder(folder, select_drawings(find_drawings(drawings)), Recipe(SIZE))
+        make_folder(folder, select_drawings(find_drawings(drawings)), SIZE)
         (folder / "done").touch()
     return folder
 
 
-def load_pictures(folder: Path, split: str, size: int = SIZE, most: int | None = None) -> Pictures:
-    """Return the pictures of a split; with ``most``, the first ones of every drawing."""
+def load_pictures(folder: Path, split: str, size: int = SIZE, most: int | None = None) -> tuple[xl.data.ImageSet, Tensor]:
+    """Return the pictures of a split, with masks, and which drawing each shows ``(N,)``; with ``most``, the first ones of every drawing."""
     root, scale, sides = folder / "pictures" / split, read_normalisation(BACKBONE), (size, size)
-    assert scale is not None
     files = [path for path in sorted(root.glob("*/*.jpg")) if most is None or int(path.stem.rpartition("__")[2]) < most]
     shown, labels = [path.name.rpartition("__")[0] for path in files], [path.parent.name for path in files]
     names, classes = sorted(set(shown)), tuple(sorted(set(labels)))
@@ -283,7 +270,7 @@ def load_pictures(folder: Path, split: str, size: int = SIZE, most: int | None =
         torch.stack([torch.from_numpy(np.asarray(mask.resize(sides)) > 127) for mask in masks]),
         xl.data.Preprocess(sides, scale.mean, scale.std),
     )
-    return Pictures(images, torch.tensor([names.index(name) for name in shown]))
+    return images, torch.tensor([names.index(name) for name in shown])
 
 
 def find_weights() -> Path:
@@ -296,15 +283,15 @@ def find_weights() -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--size", type=int, default=Recipe.size)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--size", type=int, default=SIZE)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--flat", action="store_true", help="class folders without a level for the splits")
     parser.add_argument("--drawings", type=Path, default=OPENCLIPART, metavar="DIR")
     given = parser.parse_args(arguments)
     if not given.drawings.is_dir():
         raise SystemExit(f"--drawings: expected a folder, got {given.drawings}. Fix: apt-get install openclipart-png")
     drawings = select_drawings(find_drawings(given.drawings))
-    total = make_folder(given.out, drawings, Recipe(given.size, given.seed), given.flat)
+    total = make_folder(given.out, drawings, given.size, given.seed, given.flat)
     print(f"{given.out}: {total:,} pictures of {len(drawings)} drawings in {len({d.label for d in drawings})} classes")
 
 

@@ -115,7 +115,6 @@ Answer = Callable[[Array], tuple[Array, Array, list[Array]]]  # labels, exits an
 def compare_decisions(count: int = COUNT) -> Tree:
     """Count samples with another label or exit, by what answers and batch size; those near a threshold; the furthest map."""
     net, policy = xl.load(BUNDLE)
-    assert policy is not None
     images = make_scenes(net, count, seed=11)
     expected = [xl.predict(net, batch, policy, attention=True) for batch in images.split(250)]
     labels, exits = (torch.cat([getattr(p, n) for p in expected]).numpy() for n in ("labels", "exits"))
@@ -339,7 +338,6 @@ def measure_install(rounds: int = 7) -> Tree:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         net, policy = xl.load(BUNDLE)
-        assert policy is not None
         edge = xl.export(net, policy, folder / "edge")
         np.save(folder / "images.npy", make_scenes(net, 4).numpy())
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "v")], check=True)
@@ -359,7 +357,6 @@ def measure_browser(rounds: int = 7) -> Tree:
     from playwright.sync_api import sync_playwright
 
     net, policy = xl.load(BUNDLE)
-    assert policy is not None
     scene = xl.demo.load_scenes("test", limit=1).images[0]
     with tempfile.TemporaryDirectory() as name, sync_playwright() as tools:
         site = xl.export_web(net, policy, Path(name) / "site")

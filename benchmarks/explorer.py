@@ -60,7 +60,6 @@ def time_first_page(folder: Path, chromium: str) -> float:
     with sync_playwright() as playwright, subprocess.Popen(words, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         try:
-            assert process.stdout is not None
             process.stdout.readline()  # "Starting": the bundle is loaded
             started = time.perf_counter()
             address = re.search(r"http://\S+", process.stdout.readline())

@@ -130,7 +130,6 @@ def judge_split(
     trace, halves = populations.recall_trace(population), split_halves(known)
     policy, judged = xl.Policy.never(trace.num_exits), {}
     if score:
-        assert trace.labels is not None
         temperatures = fit_temperatures(trace.logits, trace.labels, halves[0])
         policy = xl.Policy.never(trace.num_exits, score=score, temperatures=temperatures)  # type: ignore[arg-type]
     scores = score_early_exits(trace, policy)
@@ -189,7 +188,6 @@ def count_draws(population: str, count: int, further: int) -> Tree:
 def prepare_groups(population: str) -> tuple[Tensor, dict[bool, Tensor]]:
     """Return scores, and the samples' weights in the mean risk by whether all groups count the same."""
     trace = populations.recall_trace(population)
-    assert trace.groups is not None
     weights = {equal: weigh_samples(trace.groups, None if equal else populations.LARGEST) for equal in (True, False)}
     scores = score_early_exits(trace, xl.Policy.never(3))
     return scores, {equal: values / len(values) for equal, values in weights.items()}
@@ -267,11 +265,9 @@ def measure_families(epochs: int) -> Tree:
 
 
 def measure_orders(trace: xl.Trace) -> Tree:
-    assert trace.labels is not None
     measured = {}
     for order, rearrange in ORDERS.items():
         likeness = measure_likeness(trace.select(rearrange(trace.labels)))
-        assert likeness is not None
         rank, deviation = round(likeness.rank, 3), round(likeness.deviation, 1)
         measured[order] = {"rank": rank, "deviation": deviation, "warned": likeness.is_suspicious}
     return measured
@@ -306,7 +302,6 @@ def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float, seed: 
     As for ours, samples that do not test fit temperatures and propose thresholds, the quantiles of their scores. A tenth is enough:
     without a path through thresholds of several exits there is less to propose.
     """
-    assert trace.labels is not None
     _, proposing, testing = split_trace(trace, 0.1, seed)
     never = xl.Policy.never(trace.num_exits, temperatures=fit_temperatures(trace.logits, trace.labels, proposing))
     scores, levels = score_early_exits(trace, never).double(), torch.linspace(1, 0, 400, dtype=torch.float64)

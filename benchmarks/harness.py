@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
@@ -164,8 +164,7 @@ def resample_both(values: np.ndarray, draws: int = 2000) -> float:  # (R,N)
 
 @cache
 def read_known_misses() -> dict[str, str]:
-    known: dict[str, str] = json.loads((Path(__file__).parent / "known_misses.json").read_text())
-    return known
+    return json.loads((Path(__file__).parent / "known_misses.json").read_text())
 
 
 def promise_table(promises: Iterable[Promise]) -> list[str]:
@@ -292,9 +291,17 @@ class Study:
         return list(dict.fromkeys(pages))
 
 
+def list_by_seed(measure: Callable[..., Tree], seeds: Mapping[str, int]) -> dict[str, Job]:
+    """Return cells PART/PART-SEED, so many of each, whose parts and seed ``measure`` is given.
+
+    They come seed by seed: what is there after any time is complete for some seeds.
+    """
+    pairs = [(name, seed) for seed in range(max(seeds.values())) for name, count in seeds.items() if seed < count]
+    return {f"{name}-{seed}": partial(measure, *name.split("/"), seed) for name, seed in pairs}
+
+
 def load_study(name: str) -> Study:
-    study: Study = import_module(f"benchmarks.{name}").STUDY
-    return study
+    return import_module(f"benchmarks.{name}").STUDY
 
 
 def run_cells(
@@ -319,8 +326,6 @@ def run_cells(
     failed: list[str] = []
     done = 0
     for names, workers in ((side_by_side, processes or study.processes), (one_by_one, 1)):
-        if not names:
-            continue
         spawn = multiprocessing.get_context("spawn")  # cells share neither memory nor settings
         with ProcessPoolExecutor(workers, spawn, start, max_tasks_per_child=1) as pool:
             futures = {pool.submit(call_job, jobs[name]): name for name in names}

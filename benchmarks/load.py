@@ -221,17 +221,15 @@ def drive(spec: Spec) -> Trial:
 
 
 @contextmanager
-def start_load(spec: Spec) -> Any:
+def start_load(spec: Spec) -> Iterator[Future[Trial]]:
     """Start a trial in a separate process, yield its future, and wait for its end."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        future: Future[Trial] = pool.submit(drive, spec)
-        yield future
+        yield pool.submit(drive, spec)
 
 
 def run_load(spec: Spec) -> Trial:
     with start_load(spec) as future:
-        trial: Trial = future.result()
-    return trial
+        return future.result()
 
 
 @contextmanager

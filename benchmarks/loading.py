@@ -92,7 +92,6 @@ def watch(verb: str, folder: Path) -> tuple[float, float]:
     while process.poll() is None:
         peak = max(peak, read_resident(process.pid))
         time.sleep(0.05)
-    assert process.stdout is not None
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
     return float(process.stdout.read()), peak

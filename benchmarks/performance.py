@@ -29,7 +29,6 @@ from exitlens.delivery.benchmark import MIXED, Bench, pin_threads, time_calls
 from exitlens.model.engine.engine import Activations, Engine, Step
 from exitlens.model.timing import Work, describe_machine, interleave, interval
 from exitlens.types.inputs import Inputs, split_rows
-from exitlens.types.preprocessing import Preprocess
 
 BUNDLE = Path("runs/demo-full/bundle")
 SIZES, LOADER_BATCH = (1, 8, 32, 128), 8
@@ -75,7 +74,6 @@ def make_scenes(net: xl.ExitNet, count: int, seed: int = 99) -> Tensor:
     garments, labels = load_garments("test")
     rows = torch.arange(count) % len(garments)
     made = xl.demo.make_scenes(garments[rows], labels[rows], CLASSES, background_agreement=0.8, seed=seed)
-    assert isinstance(net.info.preprocess, Preprocess)
     return net.info.preprocess.normalise(made.images)
 
 
@@ -164,7 +162,6 @@ def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> T
 
 def compare_decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: int) -> Tree:
     """Compare exits and labels by compiled stages with those by eager ones, over fresh scenes."""
-    assert bench.compiled_net is not None
     same, furthest = 0, 0.0
     for batch in make_scenes(net, count, seed=7).split(250):
         eager, compiled = xl.predict(net, batch, policy), xl.predict(bench.compiled_net, batch, policy)

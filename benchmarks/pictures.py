@@ -43,17 +43,16 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 def certify(seed: int) -> Tree:
     """Certify policies of a network with exits, and try them on the test pictures."""
     net, result = train(TASKS["pictures"](seed), EGT, seed, find_folder("pictures", EGT, seed))
-    calibration, test = (load_pictures(PICTURES, part) for part in ("calibration", "test"))
-    trace, known = xl.collect(net, test.images), xl.collect(net, calibration.images).with_groups(calibration.drawings)
-    assert test.images.masks is not None
-    facts = {"epochs": len(result.history), "pictures": len(trace), "drawings": len(test.drawings.unique())}
-    facts |= {"calibration_pictures": len(known), "calibration_drawings": len(calibration.drawings.unique())}
+    (calibration, drawings), (test, test_drawings) = (load_pictures(PICTURES, part) for part in ("calibration", "test"))
+    trace, known = xl.collect(net, test), xl.collect(net, calibration).with_groups(drawings)
+    facts = {"epochs": len(result.history), "pictures": len(trace), "drawings": len(test_drawings.unique())}
+    facts |= {"calibration_pictures": len(known), "calibration_drawings": len(drawings.unique())}
     policies = {}
     for name, (limit, named) in POLICIES.items():
         alone = replace(known) if named else replace(known, groups=None)  # each limit is asked alone
         report = xl.evaluate(trace, xl.calibrate(alone, max_accuracy_drop=limit, delta=DELTA))
         policies[name] = {"cost": report.cost, "drop": report.accuracy_drop}
-    return {**facts, "area": test.images.masks.float().mean().item(), "policies": policies}
+    return {**facts, "area": test.masks.float().mean().item(), "policies": policies}
 
 
 POLICIES = {  # by name: limit, and whether it is said which pictures show one drawing
@@ -63,11 +62,11 @@ POLICIES = {  # by name: limit, and whether it is said which pictures show one d
 
 def compare(seed: int) -> Tree:
     """Subtract the plain network from the final exit on the same pictures, with the standard error over drawings."""
-    task, test = TASKS["pictures"](seed), load_pictures(PICTURES, "test")
+    task, (test, drawings) = TASKS["pictures"](seed), load_pictures(PICTURES, "test")
     nets = [train(task, name, seed, find_folder("pictures", name, seed))[0] for name in (PLAIN, EGT)]
-    plain, exits = (xl.collect(net, test.images).correct[:, -1:].double() for net in nets)
+    plain, exits = (xl.collect(net, test).correct[:, -1:].double() for net in nets)
     difference = exits - plain
-    return {"difference": difference.mean().item(), "error": spread_by_drawing(difference, test.drawings).item()}
+    return {"difference": difference.mean().item(), "error": spread_by_drawing(difference, drawings).item()}
 
 
 def spread_by_drawing(values: Tensor, drawings: Tensor) -> Tensor:  # (N,K), (N,) -> (K,)
@@ -125,12 +124,6 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 
 def write_networks(runs: Runs) -> list[str]:
     seeds = [seed for seed in SEEDS if f"pair-{seed}" in runs and f"exits-{seed}" in runs]
-    if not seeds:
-        return ["Not measured yet: `python -m benchmarks pictures` (six networks, resumable)."]
-    return [*write_accuracy(runs, seeds), "", *write_policies(runs)]
-
-
-def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
     (exits, pairs), truth = (list_seeds(runs, kind) for kind in ("exits", "pair")), TRUTH.read()
     plain, ours = ([truth[f"pictures/{name}-{seed}"] for seed in seeds] for name in (PLAIN, EGT))
     cost, skill = average(ours, "cost"), average(ours, "skill")
@@ -150,6 +143,8 @@ def write_accuracy(runs: Runs, seeds: Sequence[int]) -> list[str]:
         f"Final exit minus the plain network: {', '.join(f'{value:+.1f}' for value in differences)} points, "
         f"{mean(differences):+.2f} in the mean. Other test drawings would move the "
         f"difference of one seed by {100 * mean(pair['error'] for pair in pairs):.1f} points (standard error over drawings).",
+        "",
+        *write_policies(exits),
     ]
 
 
@@ -161,8 +156,7 @@ def show_points(values: Sequence[float]) -> list[str]:
     return [*(f"{100 * value:.1f}" for value in values), f"**{100 * mean(values):.1f}**"]
 
 
-def write_policies(runs: Runs) -> list[str]:
-    exits = list_seeds(runs, "exits")
+def write_policies(exits: Sequence[Tree]) -> list[str]:
     rows = []
     for name, (limit, _) in POLICIES.items():
         costs, drops = ([run["policies"][name][key] for run in exits] for key in ("cost", "drop"))

@@ -149,7 +149,6 @@ def make_groups(kind: int) -> xl.Trace:
 
 def draw_groups(trace: xl.Trace, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw groups with replacement: indices of their samples, and the draw to which each belongs."""
-    assert trace.groups is not None
     sizes = torch.bincount(trace.groups)
     starts, chosen = sizes.cumsum(0) - sizes, torch.randint(len(sizes), (count,), generator=rng)
     drawn = torch.arange(count).repeat_interleave(sizes[chosen])

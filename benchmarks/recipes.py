@@ -14,7 +14,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
-from benchmarks.harness import Job, Study, join_means, table, use_one_thread
+from benchmarks.harness import Job, Study, join_means, list_by_seed, table, use_one_thread
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import PICTURES, reviews
 from exitlens.types.settings import RECIPES
@@ -49,18 +49,18 @@ ONE_SEED = {"pictures": ("warm-up", "statistics kept", "layer decay")}
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    return {
-        f"{kind}/{trial}-{seed}": partial(measure, kind, trial, seed, 1 if quick else 3)
+    seeds = {
+        f"{kind}/{trial}": 1 if quick or any(word in trial for word in ONE_SEED.get(kind, ())) else 3
         for kind in OPEN
         for trial in TRIALS
         if not trial.startswith(SKIPPED[kind])
-        for seed in range(1 if quick or any(word in trial for word in ONE_SEED.get(kind, ())) else 3)
     }
+    return list_by_seed(partial(measure, epochs=1 if quick else 3), seeds)
 
 
 def open_pictures() -> tuple[torch.nn.Module, xl.data.ImageSet, xl.data.ImageSet]:
     parts = (("train", PICTURES_OF_A_DRAWING), ("validation", None))
-    train, validation = (load_pictures(open_folder(PICTURES), split, SIZE, most).images for split, most in parts)
+    train, validation = (load_pictures(open_folder(PICTURES), split, SIZE, most)[0] for split, most in parts)
     body = xl.build_backbone(BACKBONE, len(train.classes))
     xl.load_weights(body, find_weights())
     return body, train, validation
@@ -74,7 +74,7 @@ def open_reviews() -> tuple[torch.nn.Module, xl.data.TextSet, xl.data.TextSet]:
 OPEN = {"pictures": open_pictures, "reviews": open_reviews}
 
 
-def measure(kind: str, trial: str, seed: int, epochs: int = 3) -> Tree:
+def measure(kind: str, trial: str, seed: int, epochs: int) -> Tree:
     use_one_thread()
     torch.manual_seed(seed)
     is_plain = trial.startswith("plain")

@@ -28,8 +28,7 @@ class Replica:
 
     def label(self, bodies: list[bytes]) -> list[int]:
         samples = np.frombuffer(b"".join(bodies), np.float32).reshape(-1, *self.shape)
-        labels: list[int] = self.session.run(None, {self.name: samples})[0].argmax(1).tolist()
-        return labels
+        return self.session.run(None, {self.name: samples})[0].argmax(1).tolist()
 
     @serve.batch
     async def answer(self, bodies: list[bytes]) -> list[int]:

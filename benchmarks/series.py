@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table
+from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, share_error, table
 from benchmarks.networks import ResNet1d
-from benchmarks.results import Runs, Tree
+from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import Task, build_network
 from exitlens.data.lines import read_ts
 from exitlens.data.sets import measure_scaling
@@ -46,18 +46,10 @@ MOST_LOST = 0.005  # accuracy, on validation data
 MAPS, JUDGED = ("deletion_share", "energy_in_mask"), 500  # measures of maps, and the series that they are judged on
 
 
-def list_conditions(task: str) -> tuple[str, ...]:
-    return (PLAIN, EGT, WITHOUT) if task == MOTIFS else (PLAIN, EGT)
-
-
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
-    return {
-        f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
-        for seed in range(SEEDS)
-        for task in (MOTIFS, *ARCHIVE)
-        for condition in list_conditions(task)
-    }
+    pairs = [(MOTIFS, condition) for condition in (PLAIN, EGT, WITHOUT)]
+    pairs += [(task, condition) for task in ARCHIVE for condition in (PLAIN, EGT)]
+    return list_by_seed(partial(measure_cell, quick=quick), {f"{task}/{condition}": SEEDS for task, condition in pairs})
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
@@ -139,18 +131,11 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
 COST, LOST, ENERGY = 0.6, 0.5, 0.7
 
 
-def find_runs(runs: Runs, task: str, condition: str) -> list[Tree]:
-    """Return the runs of a condition, of the seeds for which all conditions are there."""
-    names = {seed: [f"{task}/{other}-{seed}" for other in list_conditions(task)] for seed in range(SEEDS)}
-    whole = [seed for seed, cells in names.items() if all(cell in runs for cell in cells)]
-    return [runs[name] for seed in whole if (name := f"{task}/{condition}-{seed}") in runs]
-
-
 def list_promises(runs: Runs) -> Iterator[Promise]:
     """Promise means over seeds, with differences paired by seed, of tasks all of whose seeds are there."""
     for task in (MOTIFS, *ARCHIVE):
-        ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
-        if len(ours) < SEEDS:
+        ours, plain, without = (list_seeds(runs, f"{task}/{condition}") for condition in (EGT, PLAIN, WITHOUT))
+        if min(map(len, (ours, plain, without or ours))) < SEEDS:
             continue
         test = next(iter(ours[0]["tests"]))
         count = ours[0]["tests"][test]["samples"]
@@ -163,13 +148,13 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         what = f"{task}: points lost on test data"
         yield Promise.of_points(f"series|{task}|lost", what, finals, routed, count, "<=", LOST)
         if task == MOTIFS:
-            without = [run["maps"]["energy_in_mask"][-1] for run in find_runs(runs, task, WITHOUT)]
-            apart = share_error(without, JUDGED)
+            others = [run["maps"]["energy_in_mask"][-1] for run in without]
+            apart = share_error(others, JUDGED)
             for k in range(len(ours[0]["cost"])):
                 energy = [run["maps"]["energy_in_mask"][k] for run in ours]
                 what, error = f"motifs: energy in the motif, exit {k}", share_error(energy, JUDGED)
                 yield Promise.of_mean(f"series|energy|{k}", what, energy, ">=", ENERGY, error)
-                gain = [a - b for a, b in zip(energy, without, strict=True)]
+                gain = [a - b for a, b in zip(energy, others, strict=True)]
                 what = f"motifs: energy in the motif, exit {k}, over the final exit's without EGT"
                 yield Promise.of_mean(f"series|gain|{k}", what, gain, ">=", 0, math.hypot(error, apart))
 
@@ -177,8 +162,8 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 def write_answers(runs: Runs) -> list[str]:
     rows = []
     for task in (MOTIFS, *ARCHIVE):
-        ours, plain = (find_runs(runs, task, condition) for condition in (EGT, PLAIN))
-        if ours:
+        ours, plain = (list_seeds(runs, f"{task}/{condition}") for condition in (EGT, PLAIN))
+        if ours and plain:
             first, test = ours[0], next(iter(ours[0]["tests"]))
             count = first["train"] + first["validation"] + first["tests"][test]["samples"]
             name = ARCHIVE.get(task, task).rpartition("/")[2].removesuffix("_eq")
@@ -196,7 +181,7 @@ def write_maps(runs: Runs) -> list[str]:
     head += ["skill", "energy in the motif", "share of the oracle"]
     rows = []
     for condition in LOSSES:
-        if measured := find_runs(runs, MOTIFS, condition):
+        if measured := list_seeds(runs, f"{MOTIFS}/{condition}"):
             tests = measured[0]["tests"]
             cells = [join_means([run["tests"][test]["accuracy"] for run in measured], 1, 100) for test in tests]
             if "maps" in measured[0]:

@@ -32,7 +32,7 @@ import torch
 import exitlens as xl
 from benchmarks.attacks import Hostile, make_hostile
 from benchmarks.edge import RESNET, find_near
-from benchmarks.harness import Job, Promise, Study, load_study, promise_table, table, take_turns
+from benchmarks.harness import Job, Promise, Study, promise_table, table, take_turns
 from benchmarks.load import Array, Spec, Trial, find_capacity, make_infer_request, make_request, poll, run_load, start_load
 from benchmarks.performance import SHARES, Network, force_shares
 from benchmarks.results import Runs, Tree
@@ -145,8 +145,7 @@ def run_trial(spec: Spec, seconds: float, seeds: Iterator[int], rate: float) -> 
 
 
 def find_rate(name: str) -> float:
-    rate: float = load_study("serving").read()[f"throughput-{name}"][EXITS]["samples_a_second"]
-    return rate
+    return STUDY.read()[f"throughput-{name}"][EXITS]["samples_a_second"]
 
 
 def measure_overhead(name: str = "small", rounds: int = 400) -> Tree:
@@ -227,7 +226,6 @@ def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Ex
     """Return the library's answers under a policy; by default the bundle's own."""
     net, kept = xl.load(bundle)
     policy = policy or kept
-    assert policy is not None
     images = torch.from_numpy(samples)
     preds = [xl.predict(net, batch, policy) for batch in images.split(64)]
     parts = (torch.cat([getattr(pred, name) for pred in preds]).numpy() for name in ("labels", "exits", "confidence"))
@@ -330,7 +328,6 @@ def reload_under_load(prepared: Prepared, rate: float, seconds: float, times: in
     """Replace the bundle by one with another policy, and back, several times."""
     versions = list[str]()
     net, policy = xl.load(prepared.exits)
-    assert policy is not None
     policies = policy, force_shares(net, torch.from_numpy(prepared.samples), SHARES[::-1])
     answers = [predict(prepared.exits, prepared.samples, each) for each in policies]
     with tempfile.TemporaryDirectory() as folder:

@@ -58,20 +58,16 @@ class Candidate:
 def make_narrow(task: Task, width: float) -> xl.ExitNet:
     """Return our small network with fewer channels (in steps of 8) and its own classifier."""
     stem, *widths = (8 * round(channels * width / 8) for channels in (STEM, *WIDTHS))
-    example, classes = take_example(task), len(task.train.classes)
+    example, classes = task.train.first(1).inputs, len(task.train.classes)
     backbone = SmallResNet(classes, example.shape[1], stem, widths)  # type: ignore[union-attr]
     return xl.attach(backbone, [], classes, example, final="keep")
 
 
 def make_cut(task: Task, name: str) -> xl.ExitNet:
     """Return the backbone with its weights up to one module, and the head that an exit has there, without the rest."""
-    net = xl.attach(task.build(), [name], len(task.train.classes), take_example(task), head=task.head)
+    net = xl.attach(task.build(), [name], len(task.train.classes), task.train.first(1).inputs, head=task.head)
     info = replace(net.info, at=())
     return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
-
-
-def take_example(task: Task) -> Inputs:
-    return task.train.subset(torch.arange(1)).inputs
 
 
 def list_cuts(*names: str) -> dict[str, Candidate]:
@@ -93,10 +89,6 @@ FAMILIES = {"width": "narrower", "cut": "cut early"}
 def list_candidates(task: str, seed: int) -> dict[str, Candidate]:
     family = RIVALS[task] if task not in ONCE else None
     return {name: candidate for name, candidate in CANDIDATES[task].items() if seed == 0 or candidate.family == family}
-
-
-def list_families(task: str) -> list[str]:
-    return list(dict.fromkeys(candidate.family for candidate in CANDIDATES[task].values()))
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -134,7 +126,6 @@ def make_loss(teacher: Teacher) -> xl.EGTLoss:
 
         def __call__(self, outputs: Sequence[ExitOutput], labels: Tensor, *more: Any, **named: Any) -> LossTerms:
             terms = super().__call__(outputs, labels, *more, **named)
-            assert teacher.logits is not None
             pair = (outputs[-1], outputs[-1]._replace(logits=teacher.logits))
             term = distillation_loss(pair, self.temperature)
             return terms._replace(total=terms.total + self.teacher_weight * term, distillation=term.detach())
@@ -155,7 +146,7 @@ class Adapted(NamedTuple):
 def adapt(task: Task, name: str, seed: int, quick: bool) -> Adapted:
     net, full = (train(task, kind, seed, find_folder(name, kind, seed, quick))[0] for kind in (EGT, PLAIN))
     trace = xl.collect(net, task.validation, batch_size=BATCH)
-    ours = rate(answer_last(trace), task.validation)["accuracy"]
+    ours = rate(trace.answers[:, -1], task.validation)["accuracy"]
     full_accuracy = rate(answer(full, task.validation), task.validation)["accuracy"]
     limits = LIMIT, max(LIMIT + ours - full_accuracy, 0.0)
     policy, fast = (xl.calibrate(trace, max_accuracy_drop=limit, folds=FOLDS) for limit in limits)
@@ -176,12 +167,12 @@ def measure_adaptive(name: str, seed: int, quick: bool = False) -> Tree:
 
 
 def route(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, data: SampleSet, reference: Tensor) -> Tree:
-    exits, answers = xl.route(trace, policy), trace.logits.argmax(2)  # (N,K)
-    routed = answers.gather(1, exits[:, None])[:, 0]
+    exits = xl.route(trace, policy)
+    routed = trace.answers.gather(1, exits[:, None])[:, 0]
     return rate(routed, data, reference) | {
         "cost": net.cost[exits].mean().item(),
         "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
-        "exit_accuracy": (answers == data.labels[:, None]).double().mean(0).tolist(),
+        "exit_accuracy": trace.correct.double().mean(0).tolist(),
     }
 
 
@@ -200,12 +191,7 @@ def measure_candidate(name: str, kind: str, seed: int, quick: bool = False) -> T
 
 
 def answer(net: xl.ExitNet, data: SampleSet) -> Tensor:  # -> (N,)
-    return answer_last(xl.collect(net, data, batch_size=BATCH))
-
-
-def answer_last(trace: xl.Trace) -> Tensor:  # -> (N,)
-    assert isinstance(trace.logits, Tensor)
-    return trace.logits[:, -1].argmax(1)
+    return xl.collect(net, data, batch_size=BATCH).answers[:, -1]
 
 
 def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> dict[str, Any]:
@@ -383,14 +369,20 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
     tests, rival = list_tests(runs, task), RIVALS[task]
     ours, times = ([runs[f"{task}/{name}-{seed}"] for seed in seeds] for name in (ADAPTIVE, TIME))
     full_ms, fast_ms = [mean(run["ms"][FULL][0] for run in times)], [mean(run["fast_ms"][0] for run in times)]
-    rows = [write_row("plain full network", full_ms, *average([run["full"] for run in ours], tests))]
-    rows.append(write_row("**ours**", average_times(runs, task, seeds, tests), *average(ours, tests)))
-    fast = average([run["fast"] for run in ours], tests)
-    rows.append(write_row("ours, 0.3 points below the full network", fast_ms, *fast))
-    for family in list_families(task):
+    rows = []
+    for title, ms, kept in (
+        ("plain full network", full_ms, [run["full"] for run in ours]),
+        ("**ours**", average_times(runs, task, seeds, tests), ours),
+        ("ours, 0.3 points below the full network", fast_ms, [run["fast"] for run in ours]),
+    ):
+        rows.append(write_row(title, ms, tests, lambda _, pick, kept=kept: mean(map(pick, kept))))
+    for family in dict.fromkeys(candidate.family for candidate in CANDIDATES[task].values()):
         note, trained = (", the rival", seeds) if family == rival else (", seed 0" if len(seeds) > 1 else "", seeds[:1])
-        figures = average_at_equal_time(runs, task, trained, family, tests)
-        rows.append(write_row(f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests), *figures))
+
+        def find(test: str, pick: Pick, family: str = family, trained: Sequence[int] = trained) -> float:
+            return mean(at_equal_time(runs, task, seed, family, test, pick) for seed in trained)
+
+        rows.append(write_row(f"static, {FAMILIES[family]}{note}", average_times(runs, task, trained, tests), tests, find))
     head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
     differences = [list_differences(runs, task, seeds, rival, test) for test in tests]
     differences.append(list_differences(runs, task, seeds, rival, tests[0], fast=True))
@@ -414,28 +406,12 @@ def average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[s
     return [mean(runs[f"{task}/{TIME}-{seed}"]["adaptive_ms"][test][0] for seed in seeds) for test in tests]
 
 
-def average(measured: Sequence[Tree], tests: Sequence[str]) -> tuple[list[float], ...]:
-    picks = [[pick_test(test, measure) for test in tests] for measure in ("accuracy", "agreement")]
-    accuracy, agreement = ([mean(map(pick, measured)) for pick in row] for row in picks)
-    return accuracy, agreement, [accuracy[0] - value for value in accuracy[1:]]
-
-
-def average_at_equal_time(
-    runs: Runs, task: str, seeds: Sequence[int], family: str, tests: Sequence[str]
-) -> tuple[list[float], ...]:
-    """Return the same of the static network of equal time: the shift of one network, that of the time on the first test set."""
-
-    def find(at: str, pick: Pick) -> float:
-        return mean(at_equal_time(runs, task, seed, family, at, pick) for seed in seeds)
-
+def write_row(title: str, times: Sequence[float], tests: Sequence[str], find: Callable[[str, Pick], float]) -> list[str]:
+    """Write what ``find`` picks of the network that is compared on a test; the shift is that of one network, on the first."""
     accuracy, agreement = ([find(test, pick_test(test, measure)) for test in tests] for measure in ("accuracy", "agreement"))
-    picks = [pick_test(test, "accuracy") for test in tests]
-    lost = [find(tests[0], lambda run, pick=pick: picks[0](run) - pick(run)) for pick in picks[1:]]  # type: ignore[misc]
-    return accuracy, agreement, lost
-
-
-def write_row(title: str, times: Sequence[float], *shares: Sequence[float]) -> list[str]:
-    cells = [" / ".join(f"{100 * value:.1f}" for value in values) for values in shares]
+    first, *others = (pick_test(test, "accuracy") for test in tests)
+    lost = [find(tests[0], lambda run, pick=pick: first(run) - pick(run)) for pick in others]
+    cells = [" / ".join(f"{100 * value:.1f}" for value in values) for values in (accuracy, agreement, lost)]
     return [title, " / ".join(f"{ms:.3f}" for ms in times), *cells]
 
 

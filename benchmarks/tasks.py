@@ -154,16 +154,15 @@ def build_vit() -> nn.Module:
 
 def pictures(seed: int) -> Task:
     """Return EfficientNet-Lite0 with ImageNet weights on pictures of drawings; every seed has the same data."""
-    train, validation, test = (load_pictures(open_folder(PICTURES), part) for part in ("train", "validation", "test"))
+    train, validation, test = (load_pictures(open_folder(PICTURES), part)[0] for part in ("train", "validation", "test"))
 
     def build() -> nn.Module:
-        backbone = build_backbone(BACKBONE, len(train.images.classes))
+        backbone = build_backbone(BACKBONE, len(train.classes))
         load_weights(backbone, find_weights())
         return backbone
 
     settings = {"recipe": "pretrained", "epochs": 4, "batch_size": 32, "amp": True, "channels_last": True}
-    sets = train.images, validation.images, {"test": test.images}
-    return Task(*sets, build, 3, settings, grid=(7, 7))
+    return Task(train, validation, {"test": test}, build, 3, settings, grid=(7, 7))
 
 
 def reviews(seed: int) -> Task:

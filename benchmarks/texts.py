@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 import re
 import string
-import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table, use_one_thread
+from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, share_error, table
 from benchmarks.populations import answer_on_paper
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.reviews import SETS, download, parse_ratings, read_member, read_ratings, shuffle
@@ -44,16 +41,13 @@ LIMIT, DELTA = 0.01, 0.1  # accuracy that a certified policy loses at most, and 
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    pairs = [(condition, seed) for seed in SEEDS for condition in COMPARED if seed < count_seeds("reviews", condition)]
-    return {f"reviews/{condition}-{seed}": partial(measure_cell, condition, seed) for condition, seed in pairs}
+    return list_by_seed(measure_cell, {f"reviews/{name}": count_seeds("reviews", name) for name in COMPARED})
 
 
-def measure_cell(condition: str, seed: int) -> Tree:
-    use_one_thread()
+def measure_cell(name: str, condition: str, seed: int) -> Tree:
     task = reviews(seed)
-    net, _ = train(task, condition, seed, find_folder("reviews", condition, seed))
+    net, _ = train(task, condition, seed, find_folder(name, condition, seed))
     test = next(iter(task.tests.values()))
-    assert isinstance(test, xl.data.TextSet)
     parts = {"films": test, "calibration": load_review_set("calibration", test.preprocess)}
     parts |= {name: load_other_set(name, test).first(OTHER_SAMPLES) for name in OTHERS}
     traces = {name: xl.collect(net, data, batch_size=BATCH_SIZE) for name, data in parts.items()}
@@ -101,15 +95,9 @@ def add_up(text: str, lexicon: Mapping[str, float]) -> float:
     return sum(lexicon[text[start:end].lower()] for start, end in find_words(text, lexicon))
 
 
-def open_tokenizer(preprocess: TextPreprocess) -> Any:
-    tokenizer = import_extra("tokenizers", "hf", "text input").Tokenizer.from_str(preprocess.tokenizer)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
-    tokenizer = open_tokenizer(preprocess)
+    tokenizer = import_extra("tokenizers", "hf", "text input").Tokenizer.from_str(preprocess.tokenizer)
+    tokenizer.no_padding()
     tokenizer.enable_truncation(preprocess.length)
     masks = torch.zeros(len(texts), preprocess.length, dtype=torch.bool)
     for row, text, encoded in zip(masks, texts, tokenizer.encode_batch(list(texts)), strict=True):
@@ -188,19 +176,17 @@ def measure_set(policy: xl.Policy, trace: xl.Trace) -> Tree:
         "drop": report.accuracy_drop,
         "cost": report.cost,
         "exit_shares": list(report.exit_shares),
-        **watch(policy, answer_on_paper(trace, policy)),
+        **watch(policy, trace),
     }
 
 
-def watch(policy: xl.Policy, pred: xl.Prediction, orders: int = ORDERS) -> Tree:
+def watch(policy: xl.Policy, trace: xl.Trace, orders: int = ORDERS) -> Tree:
     """Give the same answers to new drift watches in other random orders; count alarms, and the texts until them (``None``: no alarm)."""
-    alarms, names = [], ("labels", "exits", "confidence", "probabilities")
+    alarms = []
     for seed in range(orders):
-        order = torch.randperm(len(pred), generator=torch.Generator().manual_seed(seed))
-        shuffled = replace(pred, **{name: getattr(pred, name)[order] for name in names})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", xl.errors.DriftWarning)
-            alarms.append(xl.DriftMonitor(policy, seed=seed).update(shuffled).since)
+        order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+        pred = answer_on_paper(trace.select(order), policy)
+        alarms.append(xl.DriftMonitor(policy, seed=seed).update(pred).since)
     raised = [since for since in alarms if since is not None]
     return {"orders": orders, "alarms": len(raised), "median": median(raised) if raised else None}
 
@@ -330,4 +316,4 @@ def write_promises(runs: Runs) -> list[str]:
 
 TABLES = {"texts-answers": write_answers, "texts-maps": write_maps}
 TABLES |= {"texts-transfer": write_transfer, "texts-promises": write_promises}
-STUDY = Study("texts", list_cells, list_promises, TABLES)
+STUDY = Study("texts", list_cells, list_promises, TABLES, processes=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks.harness import Job, Promise, Study, join_means, promise_table, share_error, table
+from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, share_error, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import SEEDS, TASKS, TITLES, Task, build_network
 from exitlens.data.sets import SampleSet
@@ -28,8 +28,7 @@ from exitlens.workflow.faithfulness import measure_faithfulness
 
 WATCHED = 500  # validation samples that show how a training goes
 SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
-SHARES = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
-MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
+SHARES = ("deletion", "deletion_random", "deletion_share", "deletion_share_error")
 SWAPS = {  # columns that earlier runs lack are left out where no run has them
     "binding at 20 %": ("swaps", "binding"),
     "another's map": ("swaps", "another"),
@@ -67,14 +66,8 @@ def count_seeds(task: str, condition: str) -> int:
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    """List all cells, seed by seed: what is there after any time is complete for some seeds."""
-    return {
-        f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
-        for seed in range(max(SEEDS.values()))
-        for task in SEEDS
-        for condition in CONDITIONS
-        if seed < count_seeds(task, condition)
-    }
+    seeds = {f"{task}/{condition}": count_seeds(task, condition) for task in SEEDS for condition in CONDITIONS}
+    return list_by_seed(partial(measure_cell, quick=quick), seeds)
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
@@ -98,8 +91,7 @@ def shorten(task: Task, most: int) -> Task:
         return task
     tests = {key: data.first(most) for key, data in task.tests.items()}  # type: ignore[attr-defined]
     train, validation = (data.first(most) for data in (task.train, task.validation))  # type: ignore[attr-defined]
-    settings = {**task.settings, "epochs": 1}
-    return Task(train, validation, tests, task.build, task.at, settings, task.head, task.grid)
+    return replace(task, train=train, validation=validation, tests=tests, settings={**task.settings, "epochs": 1})
 
 
 def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitNet, xl.FitResult]:
@@ -129,9 +121,10 @@ def measure(net: xl.ExitNet, task: Task) -> Tree:
             measured["skill"] = [row.consistency["cc"]["skill"] for row in report.exits[:-1]]
     if net.num_exits > 1:
         judged = judge(net, task, SAMPLES, ORACLE)
-        measured["attention"] = list_shares_of(judged) | {name: getattr(judged, name) for name in MAPS}
+        measured["attention"] = list_shares_of(judged) | {"energy_in_mask": judged.energy_in_mask}
         if judged.binding is not None:
-            measured["swaps"] = list_swaps(judged, judged.binding)
+            cue = {} if judged.cue_swap is None else {"cue": judged.cue_swap.change}
+            measured["swaps"] = {"binding": judged.binding.at(), "another": judged.binding.at(of="another"), **cue}
         for of in ("relevance", "evidence"):
             measured[of] = list_shares_of(judge(net, task, RELEVANCE, RELEVANCE, of=of))
         for baseline in net.input_spec.modality.baselines[1:]:
@@ -146,16 +139,9 @@ def judge(net: xl.ExitNet, task: Task, samples: int, oracle: int, **kind: Any) -
 
 
 def list_shares_of(judged: xl.Faithfulness) -> Tree:
-    areas = {"deletion_area_share": judged.deletion_area, "insertion_area_share": judged.insertion_area}
-    shares: Tree = {name: getattr(judged, name) for name in SHARES}
-    return shares | {name: None if area is None else area.share for name, area in areas.items()}
-
-
-def list_swaps(judged: xl.Faithfulness, binding: xl.types.Binding) -> Tree:
-    swaps = {"binding": binding.at(), "another": binding.at(of="another"), "area": binding.maps.area_under}
-    swaps |= {"error": tuple(row[2] for row in binding.above_another_error), "oracle_share": binding.oracle_share}
-    cue = {} if judged.cue_swap is None else {"cue": judged.cue_swap.change, "cue_error": judged.cue_swap.change_error}
-    return {**swaps, "dependence": judged.dependence, **cue}
+    area = judged.deletion_area
+    shares = {name: getattr(judged, name) for name in SHARES}
+    return shares | {"deletion_area_share": None if area is None else area.share}
 
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond DEEP

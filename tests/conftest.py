@@ -1,7 +1,5 @@
 """Small networks and data that every test module uses."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """ONNX files of equal segments are written once in a test run and copied: PyTorch's exporter takes a second for each."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import shutil

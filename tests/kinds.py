@@ -1,7 +1,5 @@
 """A small network for each kind of input, and data that it can learn from."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Self
 
 import torch
@@ -47,11 +45,9 @@ class Perceptron(nn.Module):
 
     def __init__(self, features=8):
         super().__init__()
-        self.first, self.second = (
-            nn.Sequential(nn.Linear(features, 16), nn.ReLU()),
-            nn.Sequential(nn.Linear(16, 16), nn.ReLU()),
-        )
-        self.third, self.fc = nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 3)
+        self.first = nn.Sequential(nn.Linear(features, 16), nn.ReLU())
+        self.second, self.third = (nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(2))
+        self.fc = nn.Linear(16, 3)
 
     def forward(self, x):
         return self.fc(self.third(self.second(self.first(x))))

@@ -1,7 +1,5 @@
 """Processes that start as copies of this one, so that nothing is imported again: alone, or two that share the work."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

@@ -1,7 +1,5 @@
 """The pages of examples/: their Python and their commands run on few small samples, and those for other data parse."""
 
-from __future__ import annotations
-
 import csv
 import re
 import shlex

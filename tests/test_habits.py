@@ -1,7 +1,5 @@
 """The files around the code: make says what it does; workflows call what exists."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Every kind of input goes through every verb."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

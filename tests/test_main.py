@@ -1,7 +1,5 @@
 """``python -m exitlens``, and the same under torchrun: real processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -90,8 +90,10 @@ def test_each_notebook_is_here():
 
 
 @pytest.mark.parametrize("name", TRUE)
-def test_it_uses_names_that_exist(name):
+def test_it_uses_names_that_exist_and_is_committed_without_outputs(name):
     for cell in read_notebook(name).cells:
+        assert not cell.get("outputs")
+        assert not cell.get("execution_count")
         if cell.cell_type == "code":
             for node in ast.walk(ast.parse(cell.source)):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xl":
@@ -122,9 +124,3 @@ def test_it_runs_and_what_it_says_is_true(name, tmp_path, monkeypatch):
     if name == "tour":
         words = ("ExitNet(small, 4 exits", "Trace(400 labelled samples", "threshold (max_probability)", "routed: accuracy")
         assert all(word in shown for word in words)
-
-
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_are_committed_without_outputs(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]

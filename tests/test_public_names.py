@@ -1,7 +1,5 @@
 """The public names are few and documented, and imported when they are first used."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What processes that share the work do together."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

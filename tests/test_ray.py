@@ -1,7 +1,5 @@
 """The class for Ray Data, called as Ray calls it, and a local Ray."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """README.md, CONTRIBUTING.md and docs/: their Python runs, their commands parse, their links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
@@ -31,13 +29,15 @@ def read_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
 
 
+def read_lines(page: Path) -> list[str]:
+    """Lines of sh blocks."""
+    return "".join(read_blocks(page, "sh")).splitlines()
+
+
 def read_commands(page: Path, program: str) -> list[list[str]]:
     """Commands of sh blocks and of inline code, in words."""
-    lines = "\n".join(read_blocks(page, "sh")).splitlines()
-    words = [
-        shlex.split(line, comments=True) for line in [*lines, *read_inline_code(page)] if line.startswith(program + " ")
-    ]
-    return [words for words in words if len(words) > 1]
+    lines = [line for line in [*read_lines(page), *read_inline_code(page)] if line.startswith(program + " ")]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if len(words) > 1]
 
 
 def read_inline_code(page: Path) -> list[str]:
@@ -98,12 +98,11 @@ def test_the_flow_in_the_package_docstring_runs(readme, tmp_path):
 
 @each_page
 def test_commands_in_blocks_parse(page):
-    for block in read_blocks(page, "sh"):
-        for line in block.splitlines():
-            program, *words = shlex.split(line, comments=True) or [""]
-            if program == "exitlens" and "[OPTIONS]" not in words:  # the reference has lines of usage, too
-                assert words[0] in GROUP.commands, line
-                GROUP.commands[words[0]].make_context(words[0], words[1:])  # raises UsageError for what does not fit
+    for line in read_lines(page):
+        program, *words = shlex.split(line, comments=True) or [""]
+        if program == "exitlens" and "[OPTIONS]" not in words:  # the reference has lines of usage, too
+            assert words[0] in GROUP.commands, line
+            GROUP.commands[words[0]].make_context(words[0], words[1:])  # raises UsageError for what does not fit
 
 
 @each_page

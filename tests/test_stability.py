@@ -1,7 +1,5 @@
 """docs/project/stability.md says what the code does: formats, versions, and the import paths that guides show."""
 
-from __future__ import annotations
-
 import ast
 import re
 import tomllib

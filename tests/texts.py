@@ -1,7 +1,5 @@
 """A tiny text classifier of transformers, with exits, for every test that needs one."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 

@@ -21,13 +21,8 @@ def show_progress(shown: bool, console: Console | None = None) -> Progress:
     """Return a progress display, to be entered and given tasks; a task without ``total`` shows the time that it takes."""
     target = console or get_console()
     kind = Progress if not shown or target.is_terminal or target.is_jupyter else _ProgressLines
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times
     return kind(*columns, console=target, disable=not shown, transient=True, speed_estimate_period=600)
 
 

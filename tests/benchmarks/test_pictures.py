@@ -78,7 +78,7 @@ def test_no_drawing_is_in_two_splits_and_every_class_in_all():
 
 
 def test_a_picture_depends_on_drawing_number_and_recipe_only():
-    (picture, mask), (again, _), (other, _) = (drawings.make_picture(DRAWINGS[0], n, drawings.Recipe(64)) for n in (3, 3, 4))
+    (picture, mask), (again, _), (other, _) = (drawings.make_picture(DRAWINGS[0], n, 64) for n in (3, 3, 4))
     assert picture.size == mask.size == (64, 64)
     assert np.array_equal(picture, again)
     assert not np.array_equal(picture, other)
@@ -90,27 +90,27 @@ def test_a_picture_depends_on_drawing_number_and_recipe_only():
 
 @pytest.mark.slow
 def test_a_folder_is_made_once_continued_and_read(tmp_path):
-    total = drawings.make_folder(tmp_path, DRAWINGS, drawings.Recipe(drawings.SIZE))
+    total = drawings.make_folder(tmp_path, DRAWINGS, drawings.SIZE)
     made = sorted((tmp_path / "pictures").rglob("*.jpg"))
     assert len(made) == total == 12 * 8 + 2 * 6 + 4 * 6 + 6 * 8
     assert {path.parts[-3] for path in made} == set(drawings.SHARES)
     before, stamp = made[0].read_bytes(), made[1].stat().st_mtime_ns
     made[0].unlink()
-    assert drawings.make_folder(tmp_path, DRAWINGS, drawings.Recipe(drawings.SIZE)) == total
+    assert drawings.make_folder(tmp_path, DRAWINGS, drawings.SIZE) == total
     assert made[0].read_bytes() == before
     assert made[1].stat().st_mtime_ns == stamp
     (tmp_path / "done").touch()
-    split = drawings.load_pictures(drawings.open_folder(tmp_path), "validation")
-    assert split.images.classes == ("cat", "dog")
-    assert split.images.images.shape == (2 * drawings.PICTURES["validation"], 3, drawings.SIZE, drawings.SIZE)
-    assert split.drawings.bincount().tolist() == [drawings.PICTURES["validation"]] * 2
-    cats = split.images.labels == 0
-    assert split.images.images[cats, 0][split.images.masks[cats]].float().mean() > 200
-    assert split.images.preprocess.mean == split.images.preprocess.std == (0.5, 0.5, 0.5)  # as these weights were trained
+    split, shown = drawings.load_pictures(drawings.open_folder(tmp_path), "validation")
+    assert split.classes == ("cat", "dog")
+    assert split.images.shape == (2 * drawings.PICTURES["validation"], 3, drawings.SIZE, drawings.SIZE)
+    assert shown.bincount().tolist() == [drawings.PICTURES["validation"]] * 2
+    cats = split.labels == 0
+    assert split.images[cats, 0][split.masks[cats]].float().mean() > 200
+    assert split.preprocess.mean == split.preprocess.std == (0.5, 0.5, 0.5)  # as these weights were trained
 
 
 def test_a_flat_folder_has_classes_at_the_top(tmp_path):
-    drawings.make_folder(tmp_path, DRAWINGS[::6], drawings.Recipe(16), flat=True)
+    drawings.make_folder(tmp_path, DRAWINGS[::6], 16, flat=True)
     assert {path.parts[-2] for path in (tmp_path / "pictures").rglob("*.jpg")} == {"cat", "dog"}
     with pytest.raises(SystemExit, match="openclipart-png"):
         drawings.main([str(tmp_path), "--drawings", str(Path(tmp_path) / "none")])

@@ -9,7 +9,6 @@ import torch
 
 import exitlens as xl
 from benchmarks import reviews, texts
-from benchmarks.populations import answer_on_paper
 from benchmarks.results import flatten, grow
 from benchmarks.tasks import Task
 from tests.sentences import make_sentences
@@ -124,12 +123,13 @@ def make_trace(count, sure, seed):
     return xl.Trace(logits, labels, torch.zeros(count, 2), torch.tensor([0.3, 1.0]))
 
 
+@pytest.mark.filterwarnings("ignore::exitlens.errors.DriftWarning")
 def test_unsure_answers_raise_an_alarm_soon_and_the_same_kind_none():
     policy = xl.calibrate(make_trace(1500, 4.0, 0), max_accuracy_drop=texts.LIMIT, delta=texts.DELTA)
-    other = texts.watch(policy, answer_on_paper(make_trace(600, 0.5, 1), policy), orders=5)
+    other = texts.watch(policy, make_trace(600, 0.5, 1), orders=5)
     assert other["alarms"] == other["orders"] == 5
     assert 0 < other["median"] < 200
-    same = texts.watch(policy, answer_on_paper(make_trace(600, 4.0, 2), policy), orders=5)
+    same = texts.watch(policy, make_trace(600, 4.0, 2), orders=5)
     assert same["alarms"] <= 1  # of five orders of the same texts
 
 
@@ -147,7 +147,7 @@ def test_a_cell(tmp_path, monkeypatch):
     replacements["read_lexicon"] = lambda source: {"good": 1.9, "bad": -2.5}
     for name, replacement in replacements.items():
         monkeypatch.setattr(texts, name, replacement)
-    measured = grow(flatten(texts.measure_cell("egt", 0)))
+    measured = grow(flatten(texts.measure_cell("reviews", "egt", 0)))
     assert len(measured["accuracy"]) == 3
     assert set(measured["sets"]) == {"films", *texts.OTHERS}
     assert measured["maps"]["attention"]["texts"] == measured["maps"]["carried"]["texts"] == 40

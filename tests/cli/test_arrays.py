@@ -35,23 +35,3 @@ def test_series_from_files_to_answers(call, tmp_path):
     np.save(tmp_path / "one.npy", np.linspace(-2, 2, 32)[None])
     found = call.json("predict", "--bundle", run, "--data", tmp_path / "one.npy")
     assert found["predictions"][0]["label"] == "up"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--data", "motifs", "--mel", 8), "mel: it is for sounds, motifs has series"),
-        (("--data", "blobs", "--columns", "label=a"), "they are for data from files"),
-        (("--data", "motifs", "--backbone", "torchvision:resnet18"), "torchvision:resnet18 does not take series"),
-        (("--data", "FILE", "--columns", "features=a|z,label=c"), "no column 'z' for the features"),
-        (("--data", "FILE"), "several columns could hold the label"),
-    ],
-)
-def test_what_cannot_be_trained_on(words, message, call, tmp_path):
-    (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
-    given = [tmp_path / "x.csv" if word == "FILE" else word for word in words]
-    err = call.error("fit", *given, "--out", tmp_path / "run")
-    assert message in " ".join(err.split())
-    assert "Traceback" not in err
-    assert not (tmp_path / "run").exists()

@@ -113,16 +113,13 @@ def test_texts_are_encoded_batch_by_batch(tokens):
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5])
-def test_wrong_arguments(size, tokens):
+def test_wrong_arguments(size):
     with pytest.raises(InputError, match="batch_size: expected a whole number of 1 or more"):
         xl.data.ImageStream([], PREPROCESS, size)
     with pytest.raises(InputError, match="preprocess: expected Preprocess"):
         xl.data.ImageStream([], None, 4)
     with pytest.raises(InputError, match="preprocess: expected one of"):
         open_stream(None, "x", 4)
-    for listing, message in ((Listing([], ["a"]), "content: expected 0"), (Listing(["x"], ["a"], groups=[]), "groups: exp")):
-        with pytest.raises(InputError, match=message):
-            SampleStream(listing, tokens, 2)
 
 
 def first_pixels(listing):
@@ -186,8 +183,6 @@ def test_members_of_shards(tokens, tmp_path):
     with pytest.raises(DataError, match="9: has no image"):
         found.content.read(6)
     assert list_samples(SMALL, str(tmp_path / "s"), ColumnChoice(group_by=r"(\d)$")).groups == list("0123459")
-    with pytest.raises(DataError, match=r"group_by: .* has no column 'patients'; it has image, label, patient"):
-        list_samples(SMALL, str(tmp_path / "s"), ColumnChoice(group_by="patients"))
     write_tar(tmp_path / "t.tar", [(f"{i}.txt", b"word") for i in range(3)])
     found = list_samples(tokens, str(tmp_path / "t.tar"))
     assert (list(found.content), list(found.names)) == (["word"] * 3, [f"{tmp_path}/t.tar/{i}" for i in range(3)])

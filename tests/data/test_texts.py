@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.texts import PackedTokens, TextSet, read_texts, word_tokenizer
+from exitlens.data.texts import TextSet, read_texts, word_tokenizer
 from exitlens.types.preprocessing import TextPreprocess
 from tests.data.conftest import write
 
@@ -232,21 +232,19 @@ def test_tokens_are_those_of_the_tokenizer(monkeypatch):
     monkeypatch.setattr("exitlens.data.texts.ENCODED_AT_ONCE", 2)
     texts = ["a lamp", "one two three four five six", "", "a", "lamp two"]
     preprocess = xl.data.TextPreprocess(xl.data.word_tokenizer(texts), 5)
-    tokens, expected = PackedTokens(texts, preprocess), preprocess.encode(texts)
-    assert tokens._ids.dtype == torch.int32
-    assert tokens._ids.tolist() == expected["input_ids"][expected["attention_mask"] == 1].tolist()  # no padding is kept
-    for rows in (slice(None), torch.tensor([4, 1, 1]), torch.tensor([], dtype=torch.int64)):
-        for name, values in tokens.take(rows).items():
+    data, expected = TextSet(texts, torch.arange(5) % 2, ("a", "b"), preprocess), preprocess.encode(texts)
+    assert data._ids.dtype == torch.int32
+    assert data._ids.tolist() == expected["input_ids"][expected["attention_mask"] == 1].tolist()  # no padding is kept
+    for rows in (torch.arange(5), torch.tensor([4, 1, 1]), torch.tensor([], dtype=torch.int64)):
+        for name, values in data.subset(rows).inputs.items():
             assert torch.equal(values, expected[name][rows])
             assert values.dtype == torch.int64
-    part = tokens.subset(torch.tensor([3, 2]))
-    assert torch.equal(part.take(slice(None))["input_ids"], expected["input_ids"][[3, 2]])
-    with pytest.raises(xl.errors.InputError, match="one text or more"):
-        PackedTokens([], preprocess)
+    assert torch.equal(data.subset(torch.tensor([4, 3, 2]))[1][0]["input_ids"], expected["input_ids"][3])
 
 
 def test_padding_is_what_the_tokenizer_pads_with():
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 1, "[UNK]": 2}, unk_token="[UNK]"))
     preprocess = xl.data.TextPreprocess(words.to_str(), 3)
-    assert PackedTokens(["a", "b"], preprocess).take(slice(None))["input_ids"].tolist() == [[0, 1, 1], [2, 1, 1]]
+    data = TextSet(["a", "b"], torch.tensor([0, 1]), ("a", "b"), preprocess)
+    assert data.inputs["input_ids"].tolist() == [[0, 1, 1], [2, 1, 1]]

@@ -14,12 +14,10 @@ from exitlens.delivery.benchmark import (
     Planned,
     StepTimes,
     compare,
-    compare_adaptive,
     list_exit_shares,
     measure_peak_bytes,
     pin_threads,
     plan_exits,
-    split_whole_batches,
     tabulate,
     time_calls,
 )
@@ -55,8 +53,8 @@ def test_compare_takes_turns_and_gives_the_ratio():
     calls = []
     speed = compare(lambda x: calls.append("a"), lambda x: calls.append("b"), [(torch.zeros(2),)] * 3, rounds=2)
     assert calls.count("a") == calls.count("b") == 12  # the first batch is run once more in each round
-    assert speed.images == 6
-    assert speed.low <= speed.speedup <= speed.high
+    assert (speed["batch_size"], speed["images"], speed["rounds"]) == (2, 6, 2)
+    assert speed["low"] <= speed["speedup"] <= speed["high"]
 
 
 def test_a_bench_has_every_contender_with_figures():
@@ -83,7 +81,7 @@ def test_plans_have_the_shares():
     assert plan_exits((0.5, 0.3, 0, 0.2), 40).bincount().tolist() == [20, 12, 0, 8]
     assert plan_exits((0.5, 0.3, 0, 0.2), 8).bincount().tolist() == [4, 2, 0, 2]
     assert plan_exits((0, 0, 0, 1), 3).tolist() == [3, 3, 3]
-    assert plan_exits((1, 1), 40, seed=1).tolist() != plan_exits((1, 1), 40, seed=2).tolist()
+    assert plan_exits((1, 1), 40).diff().unique().tolist() == [-1, 0, 1]  # in random order
     assert set(list_exit_shares(4)) == {"nobody leaves", "all at exit 0", MIXED, "40/30/20/10"}
     assert list_exit_shares(3)["80/20"] == (0.8, 0.0, 0.2)
     assert list(list_exit_shares(1)) == ["nobody leaves"]
@@ -111,21 +109,6 @@ def test_the_ideal_is_stage_times_by_shares():
     steps.rounds = [[1.0, 2.0, 4.0]]
     assert steps.ideal(torch.tensor([0, 1, 2, 2])) == [1.0 + 0.75 * 2.0 + 0.5 * 4.0]
     assert steps()[0] == sum(steps.rounds[1])
-
-
-def test_too_few_images_for_a_batch(images):
-    with pytest.raises(xl.errors.InputError, match="batch_size: expected at most 40, the samples there are, got 64"):
-        split_whole_batches(images, 64)
-
-
-def test_timing_leaves_the_networks_alone(images):
-    net, plain = make_net(), TinyNet()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    speed = compare_adaptive(plain, net, xl.Policy((0.9, 0.6)), images, 8, rounds=1)
-    assert speed.speedup > 0
-    assert (speed.batch_size, speed.images, speed.rounds) == (8, 40, 1)
-    assert plain.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.slow

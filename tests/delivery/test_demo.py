@@ -9,7 +9,7 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.delivery import demo
-from exitlens.delivery.demo import CONDITIONS, EGT, DemoSettings, _describe_epochs, build_network, load_data
+from exitlens.delivery.demo import CONDITIONS, EGT, DemoSettings, _describe_epochs, _read_log, build_network, load_data
 from tests.ranks import call
 
 FEW = DemoSettings(epochs=1, limit=64, batch_size=16, samples=8, oracle_samples=2, rounds=1, timed=128)
@@ -33,7 +33,8 @@ def test_it_trains_compares_reports_and_saves(tmp_path, monkeypatch):
     for total, completed in tasks:
         assert sorted(completed) == completed
         assert completed[-1] == total
-    assert [total for total, _ in tasks] == [4, 4, 4, demo.TESTING_STEPS]
+    tested = 4 + demo.MEASURING_STEPS
+    assert [total for total, _ in tasks] == [tested, tested, 4, demo.TESTING_STEPS]
     assert len(tasks[-1][1]) == demo.TESTING_STEPS + 1  # every step was reached
     assert xl.load(out)[1] == xl.Policy.from_dict(result["policy"])
     assert (out / "report.html").read_text().count("<svg") == 4
@@ -44,6 +45,13 @@ def test_it_trains_compares_reports_and_saves(tmp_path, monkeypatch):
     code, _, told = call(["demo", "--quick", "--out", str(out)])
     assert code == 2
     assert "finished demo" in told
+    clock = out / "training" / "seconds.json"  # what a call that was stopped while it tested leaves
+    assert 0 < json.loads(clock.read_text()) < result["seconds"]
+    clock.write_text("1000.0")
+    (out / "result.json").unlink()
+    code, printed, told = call(["demo", "--quick", "--out", str(out), "--resume", "--json"])
+    assert code == 0, told
+    assert json.loads(printed)["seconds"] > 1000
 
 
 def check(result):
@@ -82,6 +90,7 @@ def test_networks_before_training():
 
 
 def test_progress_is_read_from_the_log(tmp_path):
-    assert _describe_epochs(tmp_path / "log.csv") == "epoch 1"
+    assert _describe_epochs(_read_log(tmp_path / "log.csv")) == "epoch 1"
     (tmp_path / "log.csv").write_text("epoch,accuracy_exit0,accuracy_exit1,cc_exit0\n1,0.5,0.75,0.25\n")
-    assert _describe_epochs(tmp_path / "log.csv") == "epoch 1: val accuracy 50.0 75.0 %, map CC with final 0.25"
+    told = _describe_epochs(_read_log(tmp_path / "log.csv"))
+    assert told == "epoch 1: val accuracy 50.0 75.0 %, map CC with final 0.25"

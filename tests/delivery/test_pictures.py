@@ -27,10 +27,10 @@ def test_pictures_restore_colours():
 
 def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
     rows = xl.explain_batch(net, images[:3], POLICY)
-    one, two = draw_contact_sheet({"a": rows}, None), draw_contact_sheet({"a": rows, "b": rows}, None)
+    one, two = draw_contact_sheet({"a": rows}), draw_contact_sheet({"a": rows, "b": rows})
     assert two.width > one.width
     assert one.height == two.height
-    assert draw_contact_sheet({"": rows}, None, titles=["a", "b", "c"]).height == one.height + 3 * 20
+    assert draw_contact_sheet({"": rows}, ["a", "b", "c"]).height == one.height + 3 * 20
     frames = {ImageColor.getrgb(pick_exit_colour(why.answered, 3)) for why in rows}
     assert frames <= {colour for _, colour in one.getcolors(100_000)}
 

@@ -27,10 +27,6 @@ BATCHES = [ROWS[i : i + 8] for i in range(0, 40, 8)]
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
 
 
-def read_estimate(row: dict[str, str]) -> float | None:
-    return float(row["divergence_estimate"]) if row["divergence_estimate"] else None
-
-
 def read(path: Path) -> list[Row]:
     """What another program sees."""
     if path.suffix == ".parquet":
@@ -38,10 +34,10 @@ def read(path: Path) -> list[Row]:
     if path.suffix == ".jsonl":
         return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
     with path.open(newline="", errors="surrogateescape") as handle:
-        return [
-            Row(r["file"], r["label"], int(r["exit"]), float(r["confidence"]), read_estimate(r))
-            for r in csv.DictReader(handle)
-        ]
+        rows = [tuple(row.values()) for row in csv.DictReader(handle)]
+    return [
+        Row(file, label, int(k), float(p), float(estimate) if estimate else None) for file, label, k, p, estimate in rows
+    ]
 
 
 def write(path: Path, batches: Iterable[list[Row]], resume: bool = False) -> None:
@@ -81,6 +77,10 @@ def disk_of(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def find_no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.fixture(params=SUFFIXES)
 def path(request, tmp_path) -> Path:
     return tmp_path / "new" / f"p{request.param}"
@@ -112,8 +112,7 @@ def test_an_interrupted_run_is_gone_on_with(path):
     assert read(path) == ROWS[:16]
     with pytest.raises(xl.errors.OutputExistsError, match="--resume"):
         PredictionFile(path, MADE_BY)
-    file = PredictionFile(path, MADE_BY, resume=True)
-    assert file.rows == ROWS[:16]
+    assert PredictionFile(path, MADE_BY, resume=True).rows == ROWS[:16]
     write(path, BATCHES[2:], resume=True)
     assert path.read_bytes() == path.with_name(f"whole{path.suffix}").read_bytes()
     assert len(list(path.parent.iterdir())) == 2
@@ -124,8 +123,7 @@ def test_a_partial_last_row_is_cut_off(path, lost):
     kill(path, BATCHES[:2])
     content = lines_of(path).read_bytes()
     lines_of(path).write_bytes(content[:-lost])
-    file = PredictionFile(path, MADE_BY, resume=True)
-    assert file.rows == ROWS[:15]
+    assert PredictionFile(path, MADE_BY, resume=True).rows == ROWS[:15]
     write(path, [ROWS[15:]], resume=True)
     assert read(path) == ROWS
 
@@ -188,30 +186,18 @@ def test_a_full_disk(path):
 
 
 def test_no_space_for_the_first_row(path, monkeypatch):
-    class Full:
-        def write(self, content: bytes) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def tell(self) -> int:
-            return 0
-
-        def close(self) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(predictions, "open_lines", lambda path, new: (path.touch(), Full())[1])
+    full = SimpleNamespace(write=find_no_space, tell=lambda: 0, close=find_no_space)
+    monkeypatch.setattr(predictions, "open_lines", lambda path, new: (path.touch(), full)[1])
     with pytest.raises(xl.errors.OutputError, match=r"No space left on device.*no row was written"):
         write(path, BATCHES)
     assert list(path.parent.iterdir()) == []
 
 
 def test_no_space_at_the_end(path, monkeypatch):
-    def fail(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with PredictionFile(path, MADE_BY) as file:
         file.append(ROWS)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", fail)
+            patch.setattr(os, "fsync", find_no_space)
             with pytest.raises(xl.errors.OutputError, match=rf"No space left.*40 rows are in {lines_of(path)}"):
                 file.finish()
     write(path, [], resume=True)

@@ -148,17 +148,16 @@ def test_large_images_keep_the_report_small(tmp_path):
     assert max(draw_image(data.first(1).inputs[0], data.preprocess).size) == 320
 
 
-def _saved(folder, classes, preprocess):
-    backbone = xl.build_backbone("small", 4)
-    small = xl.attach(backbone, ["layer1"], 4, torch.zeros(1, 3, 16, 16)).eval()
-    small.describe(source="small", classes=classes, preprocess=preprocess)
-    xl.save(small, xl.Policy((0.5,)), folder / "bundle")
+def _saved(folder, data, at=("layer1",), **described):
+    small = xl.attach(xl.build_backbone("small", 4), list(at), 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(**{"source": "small", "classes": data.classes, "preprocess": data.preprocess} | described)
+    xl.save(small, xl.Policy((0.5,) * len(at)), folder / "bundle")
     return folder
 
 
 @pytest.mark.slow
 def test_a_subject_is_measured_on_the_images(tiny_set, tmp_path):
-    path = _saved(tmp_path, tiny_set.classes, tiny_set.preprocess)
+    path = _saved(tmp_path, tiny_set)
     subject = measure_subjects([path], tiny_set)[0]
     assert subject.name == path.name
     assert subject.reports["test"].samples == len(tiny_set)
@@ -170,29 +169,24 @@ def test_a_subject_is_measured_on_the_images(tiny_set, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_classes_and_other_reading_are_refused(tiny_set, tmp_path):
-    turned = _saved(tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
-    with pytest.raises(xl.errors.InputError, match="its classes are"):
-        measure_subjects([turned], tiny_set)
-    other = _saved(tmp_path / "b", tiny_set.classes, xl.data.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
-    with pytest.raises(xl.errors.InputError, match="it reads images as"):
-        measure_subjects([other], tiny_set)
-
-
-@pytest.mark.slow
-def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(tiny_set, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"classes": ("z", "y", "x", "w")}, "its classes are"),
+        ({"preprocess": xl.data.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3)}, "it reads images as"),
+        ({"at": ("layer1", "layer2")}, r"they have \[2, 3\] exits"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(tiny_set, tmp_path, monkeypatch, other, words):
     monkeypatch.setattr(report, "collect", None)
-    one = _saved(tmp_path / "a", tiny_set.classes, tiny_set.preprocess)
-    small = xl.attach(xl.build_backbone("small", 4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 16, 16)).eval()
-    small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
-    xl.save(small, xl.Policy((0.5, 0.5)), tmp_path / "b" / "bundle")
-    with pytest.raises(xl.errors.InputError, match=r"they have \[2, 3\] exits"):
-        measure_subjects([one, tmp_path / "b"], tiny_set)
+    runs = [_saved(tmp_path / "a", tiny_set), _saved(tmp_path / "b", tiny_set, **other)]
+    with pytest.raises(xl.errors.InputError, match=words):
+        measure_subjects(runs, tiny_set)
 
 
 @pytest.mark.slow
 def test_a_damaged_record_is_named(tiny_set, tmp_path):
-    path = _saved(tmp_path, tiny_set.classes, tiny_set.preprocess)
+    path = _saved(tmp_path, tiny_set)
     (path / "settings.json").write_text("{}")
     with pytest.raises(xl.errors.DataError, match=r"settings.json: damaged \(KeyError"):
         describe_provenance([path], tiny_set, ["x"])

@@ -39,11 +39,17 @@ def test_names_of_runs_are_short_and_differ(tmp_path):
     assert shorten_names(paths) == ["x", "x (2)", "z"]
 
 
-def test_answers_to_other_columns_are_others(net):
+def test_answers_of_others_or_to_other_columns_are_others(net):
     policy = xl.Policy((0.5, 0.5))
     plain, other = (describe_origin(net, policy, "x.parquet", columns) for columns in ("", "image=b"))
     assert (plain["input"], other["input"]) == ("x.parquet", "x.parquet (image=b)")
     assert plain | {"input": ""} == other | {"input": ""}
+    stricter = describe_origin(net, xl.Policy((0.5, 0.6)), "x.parquet")
+    with torch.no_grad():
+        net.head(0).classifier.weight.mul_(2)
+    retrained = describe_origin(net, policy, "x.parquet")
+    for changed, made in (("policy", stricter), ("network", retrained)):
+        assert [name for name in plain if made[name] != plain[name]] == [changed]
 
 
 @pytest.mark.slow
@@ -220,20 +226,19 @@ def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
 
 
 @pytest.mark.slow
-def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
-    net = xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40))
-    net.describe(preprocess=xl.data.Preprocess((40, 40), (0.5,) * 3, (0.5,) * 3))
+def test_data_are_read_as_the_network_reads_images(small, tmp_path, folder):
+    small.describe(preprocess=xl.data.Preprocess((40, 40), (0.5,) * 3, (0.5,) * 3))
     write_source(tmp_path, DataSource("scenes"))
-    xl.save(net, None, tmp_path / "bundle")
+    xl.save(small, None, tmp_path / "bundle")
     for given in ("", "scenes"):
-        data = load_samples(tmp_path, net, "validation", ReadSettings(given))
-        assert data.preprocess == net.info.preprocess
+        data = load_samples(tmp_path, small, "validation", ReadSettings(given))
+        assert data.preprocess == small.info.preprocess
         assert data.masks is not None
     two = xl.attach("small", ["layer1"], 2, torch.zeros(1, 3, 40, 40))
-    two.describe(preprocess=net.info.preprocess)
+    two.describe(preprocess=small.info.preprocess)
     (tmp_path / "data.json").unlink()
     write_source(tmp_path, open_source(str(folder), size=40), resume=True)
-    assert load_samples(tmp_path, two, "validation").preprocess == net.info.preprocess
+    assert load_samples(tmp_path, two, "validation").preprocess == small.info.preprocess
 
 
 def test_rows_named_by_number_are_of_the_same_contents(net, tmp_path):
@@ -251,22 +256,15 @@ def test_rows_named_by_number_are_of_the_same_contents(net, tmp_path):
     assert describe_origin(net, policy, str(tmp_path))["contents"] == ""  # names of files
 
 
-@pytest.fixture
-def series(tmp_path):
-    """A network for series of two channels, and a folder of files for it."""
-    torch.manual_seed(0)
-    for label, name in enumerate(("calm", "wild")):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(8):
-            np.save(tmp_path / "data" / name / f"{i}.npy", np.random.default_rng(i).normal(0, 1 + label, (2, 64)))
-    net = xl.attach(xl.build_backbone("small", 2, 2, modality=SERIES), 2, 2, torch.zeros(1, 2, 64))
-    net.describe(classes=("calm", "wild"), preprocess=xl.data.SeriesPreprocess((0.5, 0.0), (2.0, 1.0)))
-    return net.eval(), tmp_path / "data"
-
-
 @pytest.mark.slow
-def test_series_for_a_network_come_as_it_takes_them(series):
-    net, folder = series
+def test_series_for_a_network_come_as_it_takes_them(tmp_path):
+    folder = tmp_path / "data"
+    for label, name in enumerate(("calm", "wild")):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            np.save(folder / name / f"{i}.npy", np.random.default_rng(i).normal(0, 1 + label, (2, 64)))
+    net = xl.attach(xl.build_backbone("small", 2, 2, modality=SERIES), 2, 2, torch.zeros(1, 2, 64)).eval()
+    net.describe(classes=("calm", "wild"), preprocess=xl.data.SeriesPreprocess((0.5, 0.0), (2.0, 1.0)))
     data = load_samples(folder, net, "test", ReadSettings(str(folder), workers=0))
     assert (len(data), data.preprocess, data.classes) == (16, net.info.preprocess, ("calm", "wild"))
     stream = stream_samples(net, ReadSettings(str(folder)), batch_size=5)

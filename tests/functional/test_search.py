@@ -86,7 +86,7 @@ def test_frontier_is_sorted_and_ends_at_least_as_safe_as_never():
     index = search.quantise(score_early_exits(trace, Policy((0.5, 0.5)))).index
     points = search.find_frontier(index, accuracy_drop(trace), trace.cost)
     assert [p.cost for p in points] == sorted(p.cost for p in points)
-    assert points == search.keep_undominated(points)
+    assert points == search.keep_undominated(points, lambda p: (p.cost, p.risk))
     assert points[-1].risk <= 0
 
 
@@ -103,15 +103,6 @@ def test_new_samples_lose_what_was_asked_for():
         policies = [xl.calibrate(trace, max_accuracy_drop=limit, folds=folds) for trace in traces]
         lost[folds] = sum(lose(new, policy) for policy in policies) / 10
     assert lost[5] <= limit < 1.5 * limit < lost[None]
-
-
-@pytest.mark.slow
-def test_what_is_recorded_was_measured_on_held_out_samples():
-    trace = random_trace(400)
-    record = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.2, folds=5).calibration
-    assert record.held_out["max_accuracy_drop"] <= 0.02
-    assert record.held_out["max_divergence"] <= 0.2
-    assert xl.calibrate(trace, max_accuracy_drop=0.02).calibration.held_out is None
 
 
 def test_by_hand():
@@ -155,6 +146,7 @@ def test_every_class_within_a_cost():
     assert [name for name in record.held_out if name.startswith("max_class_accuracy_drop")] == list(record.held_out)
     assert len(record.held_out) == 4
     assert max(record.held_out.values()) <= 0.1
+    assert xl.calibrate(trace, max_accuracy_drop=0.1).calibration.held_out is None
     assert record.cost <= 0.9
 
 

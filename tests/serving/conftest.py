@@ -1,5 +1,6 @@
 """The tiny network, as it is served."""
 
+import time
 from functools import cache
 
 import pytest
@@ -32,3 +33,10 @@ def make_small():
 def save_small(directory, *thresholds):
     """Save a bundle of the small network, in place of one that is there."""
     return xl.save(make_small(), xl.Policy(thresholds or (0.5, 0.5)), directory, overwrite=directory.exists())
+
+
+def wait_until(is_true, seconds=10):
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, f"not true within {seconds} seconds"
+        time.sleep(0.02)

@@ -133,7 +133,7 @@ def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_all_work(model, i
     monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
     stages = np.diff([0.0, *model.cost]) / model.cost[-1]  # seconds of a sample there: one for all of them
     cascade = open_cascade(make_ticket(model, images, policy="full"), size=size, pace=pace)
-    (router,) = cascade._routers
+    (router,) = cascade._routers.values()
     run_stage = router.run_stage
 
     def take_time(k):
@@ -181,32 +181,20 @@ def test_a_stage_that_was_emptied_waits_for_company_anew(model, images, open_cas
     ticket = make_ticket(model, images[deep : deep + 1])
     cascade = open_cascade(ticket)
     assert not cascade.advance()
-    assert list(cascade._entered) == [(0, 1)]
+    (router,) = cascade._routers.values()
+    assert [since < math.inf for _, since in router.list_waiting()] == [False, True, False]
     cascade.abandon(ticket)
-    assert not cascade._entered
+    assert router.list_waiting() == [(0, math.inf)] * 3
     assert not cascade.is_empty  # until its end is told
     assert cascade.advance() == [ticket]
     assert cascade.is_empty
 
 
-def make_empty(count=2, **terms):
-    return Ticket((torch.zeros(count, 3),), Terms(**terms), 2)
-
-
-ROW = np.array([0.25, 0.75], np.float32)
-
-
-@pytest.mark.parametrize("terms", [{"last_exit": 0}, {"min_confidence": 0.1}, {"deadline": 1.0}])
-def test_terms_that_change_the_policy(terms):
-    assert Terms(**terms).changes_policy
-    assert not Terms(policy="fast", attention=True).changes_policy
-
-
 def test_kept_answers_stand_in_where_all_have_one():
-    ticket = make_empty()
-    ticket.answer(0, 1, 1, 0.75, ROW, None)
+    ticket, row = Ticket((torch.zeros(2, 3),), Terms(), 2), np.array([0.25, 0.75], np.float32)
+    ticket.answer(0, 1, 1, 0.75, row, None)
     assert not ticket.answer_by_kept()
-    ticket.kept[1] = (0, 1, 0.75, ROW, None)
+    ticket.kept[1] = (0, 1, 0.75, row, None)
     assert ticket.answer_by_kept()
     assert ticket.left == 0
     assert (ticket.exits.tolist(), ticket.limited.tolist()) == ([1, 0], [False, True])
@@ -221,8 +209,9 @@ def test_answers_that_are_not_finite_end_their_request_alone(model, images):
     assert bad.error.status == 422
 
 
-ARRIVALS, MIDDLE, DEEP = Pool(0, 0, 40, 9.0), Pool(0, 1, 5, 9.9), Pool(0, 2, 3, 9.8)
-URGENT = Pool(1, 0, 1, 9.99, True), Pool(1, 1, 1, 9.99, True)
+OWN, LIMITED = ("default", False), ("default", True)
+ARRIVALS, MIDDLE, DEEP = Pool(OWN, 0, 40, 9.0), Pool(OWN, 1, 5, 9.9), Pool(OWN, 2, 3, 9.8)
+URGENT = Pool(LIMITED, 0, 1, 9.99, True), Pool(LIMITED, 1, 1, 9.99, True)
 
 
 @pytest.mark.parametrize(

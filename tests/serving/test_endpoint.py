@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from concurrent.futures import wait
 
 import pytest
@@ -14,7 +13,7 @@ from exitlens.serving.endpoint import Endpoint, Watch
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import wrap_network
 from exitlens.serving.settings import Batching, Watching
-from tests.serving.conftest import POLICIES
+from tests.serving.conftest import POLICIES, wait_until
 from tests.serving.test_cascade import make_ticket, run
 from tests.serving.test_metrics import read
 
@@ -73,13 +72,6 @@ def hold(model, monkeypatch):
         return inside, go
 
     return hold_
-
-
-def wait_until(is_true, seconds=10):
-    until = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 def test_many_requests_at_once_get_their_own_answers(open_endpoint, send, images):

@@ -86,12 +86,12 @@ def test_arrays(model, images):
 
 
 def test_inputs_that_a_network_does_not_take(model):
-    with pytest.raises(xl.errors.RequestError, match="got texts"):
-        model.read_texts(["a"])
+    with pytest.raises(xl.errors.RequestError, match="takes images, got a text"):
+        model.read(["a"], 100)
     with pytest.raises(xl.errors.DataError, match=r"image\[0\]"):
-        model.read_images([b"none"], 100)
-    with pytest.raises(xl.errors.RequestError, match="got image files"):
-        replace(model, info=replace(model.info, preprocess=None)).read_images([b"none"], 100)
+        model.read([b"none"], 100)
+    with pytest.raises(xl.errors.RequestError, match="does not say how images become inputs"):
+        replace(model, info=replace(model.info, preprocess=None)).read([b"none"], 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

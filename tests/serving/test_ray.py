@@ -25,7 +25,7 @@ from PIL import Image
 import exitlens as xl
 from exitlens.serving.ray import Replicas, app, read_arguments
 from exitlens.serving.settings import Batching, Limits, Watching
-from tests.serving.conftest import save_small
+from tests.serving.conftest import save_small, wait_until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
 
@@ -118,10 +118,7 @@ class Local:
         return replicas
 
     def wait_for_replicas(self, count, without):
-        until = time.monotonic() + 90
-        while len(replicas := self.list_replicas()) < count or without in replicas:
-            assert time.monotonic() < until, "not replaced"
-            time.sleep(0.2)
+        wait_until(lambda: len(replicas := self.list_replicas()) >= count and without not in replicas, 90)
 
     def infer(self, images):
         tensor = {"name": "inputs", "shape": list(images.shape), "datatype": "FP32", "data": images.flatten().tolist()}

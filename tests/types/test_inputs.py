@@ -1,27 +1,8 @@
 import torch
 
-from exitlens.types.inputs import (
-    count_rows,
-    draw_donors,
-    draw_samples,
-    list_input_names,
-    list_tensors,
-    map_inputs,
-    replace_rows,
-    split_rows,
-    take_rows,
-)
+from exitlens.types.inputs import count_rows, draw_donors, draw_samples, replace_rows, split_rows, take_rows
 
 TEXTS = {"input_ids": torch.arange(10).reshape(5, 2), "attention_mask": torch.ones(5, 2)}
-
-
-def test_one_tensor_and_several_by_name():
-    image = torch.zeros(5, 3)
-    assert list_input_names(image) == ()
-    assert list_input_names(TEXTS) == ("input_ids", "attention_mask")
-    assert list_tensors(image) == (image,)
-    assert count_rows(image) == count_rows(TEXTS) == 5
-    assert map_inputs(TEXTS, lambda t: t[:1])["input_ids"].tolist() == [[0, 1]]
 
 
 def test_rows_are_split_in_order():

@@ -10,7 +10,7 @@ import pytest
 import exitlens as xl
 from exitlens.types.settings import RECIPES, SampleSketch, Temperatures, TrainingSettings
 from exitlens.workflow.calibration import run_calibration
-from tests.conftest import random_trace
+from tests.conftest import random_trace, timed_trace
 
 
 @pytest.mark.parametrize(
@@ -106,17 +106,19 @@ def test_every_field_is_documented_by_one_entry():
     "given",
     [
         {"max_disagreement": 0.1, "temperature_scaling": False},
-        {"max_accuracy_drop": 0.05, "max_cost": 0.9, "delta": 0.1, "seed": 7},
+        {"max_accuracy_drop": 0.05, "max_class_accuracy_drop": 0.2, "max_cost": 0.9, "delta": 0.1, "seed": 7},
+        {"max_ms": 5, "percentile": 95},
         {"max_disagreement": 0.1, "folds": 3, "score": "entropy"},
         {"max_disagreement": 0.2, "temperatures": Temperatures((1.5, 0.7, 1.1), (SampleSketch("ab", ("00", "11")),))},
     ],
 )
 def test_a_request_is_recorded_verbatim_and_repeated(given):
-    trace, request = random_trace(300), xl.CalibrationRequest(**given)
+    trace, request = timed_trace(300), xl.CalibrationRequest(**given)
     policy = xl.calibrate(trace, **given)
     assert policy.calibration.request == request
+    assert policy.calibration.limits == request.limits
     stored = xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict(), allow_nan=False)))
-    assert stored.calibration.request == request
+    assert stored == policy
     assert run_calibration(trace, stored.calibration.request) == policy
 
 

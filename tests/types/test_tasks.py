@@ -46,9 +46,3 @@ EITHER = r"y: expected \(2,\) integers, or with several labels \(2,2\) integers 
 def test_labels_that_do_not_fit(labels, task, message):
     with pytest.raises(xl.errors.InputError, match=message):
         tasks.check_truth(labels, 2, 2, task, "y")
-
-
-def test_labels_that_fit():
-    tasks.check_truth(torch.tensor([0, 1]), 2, 2)
-    tasks.check_truth(torch.tensor([[0, 1], [0, 0]]), 2, 2)
-    tasks.check_truth(torch.tensor([[False, True], [True, True]]), 2, 2, "multilabel")

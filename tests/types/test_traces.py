@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.compact import compress, hash_rows
+from exitlens.functional.compact import compress
 from exitlens.io import write_tensors
 from exitlens.types import CompactLogits
 from exitlens.types.settings import SampleSketch, read_record
-from exitlens.types.traces import format_ms, make_increasing
+from exitlens.types.traces import format_ms, hash_rows, make_increasing
 from tests.conftest import make_timing, random_trace, timed_trace
 
 GOOD = {

@@ -54,12 +54,9 @@ def test_cost_as_measured_time(net, tiny_set, tmp_path, monkeypatch):
     assert len(asked) == 1
 
 
-def test_sources_and_batch_sizes_agree(net, tiny_set):
-    first = xl.collect(net, tiny_set, batch_size=7)
-    second = xl.collect(net, DataLoader(tiny_set, 32), progress=True)
-    torch.testing.assert_close(first.logits, second.logits, atol=1e-5, rtol=1e-5)
-    assert xl.collect(net, tiny_set.inputs).labels is None
-    single = xl.collect(net, tiny_set.inputs[:1])  # has nothing to be shuffled with
+def test_a_single_sample_has_nothing_to_be_shuffled_with(net, tiny_set):
+    single = xl.collect(net, tiny_set.inputs[:1], progress=True)
+    assert single.labels is None
     assert single.null == {}
     assert single.uniform_null
 

@@ -123,19 +123,21 @@ def test_the_tuned_network_is_measured(final, tiny_set):
     assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
 
 
-def test_an_untuned_engine_equals_the_plain_network(net, tiny_set):
-    """Insertion by hand, on the network itself: an engine with everything off changes no digit."""
+@pytest.mark.parametrize("baseline", ["mean", "road"])
+def test_deletion_and_insertion_by_hand(net, tiny_set, baseline):
+    """On the plain network: an untuned engine changes no digit."""
     net.tuning = xl.Tuning()
-    result, modality = (
-        xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0),
-        net.input_spec.modality,
-    )
+    result = xl.measure_faithfulness(net, tiny_set, grid=(4, 4), oracle_samples=0, baseline=baseline)
+    assert result.baseline == baseline
+    modality = net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
             cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
-            answer = out.logits.argmax(1, keepdim=True)
-            after = net(modality.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
-            assert result.insertion[k] == after.mean().item()
+            answer, changes = out.logits.argmax(1, keepdim=True), (modality.insert, modality.delete)
+            changed = [net(change(tiny_set.inputs, cells, baseline))[k] for change in changes]
+            before, kept, left = (item.logits.softmax(1).gather(1, answer) for item in (out, *changed))
+            assert result.insertion[k] == kept.mean().item()
+            assert result.deletion[k] == pytest.approx((before - left).mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -191,20 +193,6 @@ def test_areas_are_means_of_curves_over_shares_of_cells(monkeypatch):
             assert of[0] == pytest.approx(by_hand, abs=1e-5)
         assert area.share[0] == pytest.approx((area.map[0] - area.random[0]) / (area.oracle[0] - area.random[0]), abs=1e-4)
         assert area.share_error[0] >= 0
-
-
-def test_deletion_takes_another_baseline(net, tiny_set):
-    """By hand: the answer after imputation of the deleted cells."""
-    result, modality = (
-        xl.measure_faithfulness(net, tiny_set, oracle_samples=0, baseline="road"),
-        net.input_spec.modality,
-    )
-    assert result.baseline == "road"
-    out = net.eval()(tiny_set.inputs)[0]
-    cells = top_cells(modality.coarsen(net.info.place(0, out.attention), (5, 5)), 0.2)
-    answer, p = out.logits.argmax(1, keepdim=True), out.logits.softmax(1)
-    after = net(modality.delete(tiny_set.inputs, cells, "road"))[0].logits.softmax(1)
-    assert result.deletion[0] == pytest.approx((p - after).gather(1, answer).mean().item(), abs=1e-5)
 
 
 def test_maps_are_compared_with_themselves_as_weights_are_randomised_from_the_head_on(kept, tiny_set):

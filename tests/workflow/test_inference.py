@@ -63,12 +63,6 @@ def test_an_exit_that_can_never_fire_is_not_computed():
     assert calls == stages == [0]
 
 
-@pytest.mark.parametrize("score", ["entropy", "margin"])
-def test_other_scores(score):
-    policy = xl.calibrate(TRACE, max_disagreement=0.3, score=score)
-    assert xl.predict(NET, IMAGES, policy).exits.tolist() == xl.route(TRACE, policy).tolist()
-
-
 def test_channels_last_stays_and_agrees():
     x = IMAGES[:64].contiguous(memory_format=torch.channels_last)
     _same_as_on_paper(xl.predict(NET, x, POLICY), torch.arange(64))
@@ -97,12 +91,6 @@ def test_threads_share_a_network_that_is_in_training_mode(tuning):
     assert wrong == []
     assert all(module.training for module in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize("images", [torch.zeros(0, 3, 16, 16), torch.zeros(2, 3, 17, 16, dtype=torch.float64)])
-def test_empty_batches_and_other_dtypes_raise(images):
-    with pytest.raises(xl.errors.InputError, match=r"empty|expected torch.float32"):
-        xl.predict(NET, images, POLICY)
 
 
 def test_one_odd_sized_image_runs():

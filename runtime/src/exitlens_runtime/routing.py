@@ -105,7 +105,7 @@ def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0])
     if temperature != 1.0:
         x = x / np.float32(temperature)
     if kind == DECIDED:
-        powers = np.exp(-np.abs(x))
+        powers: Array = np.exp(-np.abs(x))
         return np.where(x >= 0, 1, powers) / (1 + powers)  # type: ignore[no-any-return]
     powers = np.exp(x - np.maximum.reduce(x, -1, keepdims=True))  # methods of arrays take twice as long as ufuncs
     powers /= np.add.reduce(powers, -1, keepdims=True)

@@ -21,22 +21,20 @@ from exitlens.cli.options import (
     Compare,
     InputColumns,
     Json,
-    OtherData,
     PolicyName,
-    Root,
     as_options,
     console,
     list_bad,
     name_exits,
     of_data,
+    of_limits,
     show,
-    show_skipped,
     takes,
     tell,
     verbs,
     wait,
 )
-from exitlens.progress import print_line, show_progress
+from exitlens.progress import show_progress
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
 
@@ -61,10 +59,7 @@ def predict(
     json_: Json = False,
     columns: InputColumns = "",
     group_by: Annotated[
-        str,
-        of_data(
-            help="A column of the data, or a regular expression on file names: --monitor counts those that agree in it once."
-        ),
+        str, of_data(help="A column, or a regular expression on file names: --monitor counts those that agree in it once.")
     ] = "",
     name: PolicyName = "",
 ) -> None:
@@ -84,7 +79,7 @@ def predict(
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
     before = [] if file is None else file.rows
-    done, shown = len(before), before[: None if json_ else SHOWN]
+    shown = before[: None if json_ else SHOWN]
     counts, confidence = Counter(row.exit for row in before), sum(row.confidence for row in before)
     if compiled:
         net.compile(policy, progress=not json_)
@@ -94,16 +89,15 @@ def predict(
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
-            task = bar.add_task("predicting", total=done + samples.total, completed=done)
+            task = bar.add_task("predicting", total=len(before) + samples.total, completed=len(before))
             for batch in name_rows(net, xl.predict_stream(net, samples, policy), samples, watch):
                 if file is not None:
                     file.append(batch)
-                done += len(batch)
                 counts.update(row.exit for row in batch)
                 confidence += sum(row.confidence for row in batch)
                 shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
-                bar.update(task, completed=done + len(samples.bad))
-            if not done:
+                bar.update(task, completed=counts.total() + len(samples.bad))
+            if not counts:
                 check_bad(samples.bad, samples.total, reading.skip_bad)
             if file is not None:
                 file.finish()
@@ -116,11 +110,9 @@ def predict(
     values = {"predictions": [row._asdict() for row in shown], "bad": samples.bad} | _summarize(net, counts, confidence)
     if drift is not None:
         values["drift"] = drift.to_dict()
-    rows = _tabulate_rows(net, shown[:SHOWN])
-    show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", rows)
-    for line in [] if json_ else [_word_summary(net, values), *([] if drift is None else [drift.summary])]:
-        tell(line)
-    show_skipped(json_, samples.bad)
+    notes = [_word_summary(net, values), "" if drift is None else drift.summary]
+    title = f"{counts.total()} samples{resumed}, the first {min(SHOWN, counts.total())}"
+    show(json_, values, title, _tabulate_rows(net, shown[:SHOWN]), notes)
 
 
 def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict[str, Any]:
@@ -150,29 +142,21 @@ def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
 @takes(ReadSettings, {"Data": "skip_bad workers"})
 def explain(
     make_reading: Callable[..., ReadSettings],
-    image: Annotated[
-        Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
-    ] = None,
+    image: Annotated[Path | None, Option("--image", "--file", help="An image, a series, a volume or a vector.")] = None,
     text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
     bundle: Bundle = Path("runs/demo"),
     out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
     json_: Json = False,
-    data: Annotated[
-        str, of_data(help="Many samples, as for predict: a table and a contact sheet, the most remarkable first.")
-    ] = "",
+    data: Annotated[str, of_data(help="Many samples, as for predict: a table and a sheet, the most remarkable first.")] = "",
     columns: InputColumns = "",
-    relevance: Annotated[
-        bool, Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text).")
-    ] = False,
+    relevance: Annotated[bool, Option("--relevance", help="Also show what one answer depends on, to first order.")] = False,
     name: PolicyName = "",
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.errors.InputError(
-            "image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA"
-        )
+        raise xl.errors.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty), --data DATA")
     if data and out is None:
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
@@ -191,7 +175,7 @@ def explain(
 def _explain_one(
     net: xl.ExitNet, policy: xl.Policy, sample: str | Path, out: Path | None, json_: bool, relevance: bool
 ) -> None:
-    from exitlens.delivery.explanations import save_explanation, tabulate_tokens, write_explanation
+    from exitlens.delivery.explanations import save_explanation, tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     modality, takes_texts = net.input_spec.modality, net.input_spec.modality.preprocess is xl.data.TextPreprocess
@@ -204,10 +188,8 @@ def _explain_one(
     stem = sample.stem if isinstance(sample, Path) else "text"
     with wait(json_, "explaining"):
         why = xl.explain(net, modality.read(sample, preprocess), policy, relevance=relevance)
-        if out is not None and isinstance(preprocess, xl.data.Preprocess):
-            save_explanation(why, out, preprocess, stem)
-        elif out is not None:
-            write_explanation(why, out, stem)
+        if out is not None:
+            save_explanation(why, out, stem)
     if is_text and not json_:
         console.print(tabulate_tokens(why, colour=console.color_system is not None))
     else:
@@ -218,18 +200,8 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
-    rows = [
-        [
-            "exit",
-            "answer",
-            "confidence",
-            "threshold",
-            *(["gate"] if gated else []),
-            "map CC with final",
-            "another sample's",
-            "",
-        ]
-    ]
+    gate = ["gate"] if gated else []
+    rows = [["exit", "answer", "confidence", "threshold", *gate, "map CC with final", "another sample's", ""]]
     for view in why.exits:
         confidence, threshold = tell_apart(view.confidence, view.threshold)
         if view.exit == why.num_exits - 1:
@@ -252,7 +224,6 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
 
     with wait(json_, "listing the data"):
         samples = stream_samples(net, reading, batch_size=64, run=bundle)
-    preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
 
         def read() -> Iterator[Inputs]:
@@ -263,7 +234,7 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
             bar.remove_task(task)
             bar.add_task("drawing what deserves a look", total=None)
 
-        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), preprocess, out)
+        lines = explain_folder(net, policy, read(), lambda i: str(samples.files[i]), out)
     if not lines:
         check_bad(samples.bad, samples.total, reading.skip_bad)
     disagreeing = sum(line.disagrees for line in lines)
@@ -272,9 +243,8 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: Rea
         numbers = [f"{line.divergence:.3f}", f"{line.confidence:.3f}"]
         rows.append([line.file, line.answer, exit_name(line.exit, net.num_exits), line.final, *numbers])
     count = f"{len(lines)} {net.input_spec.modality.plural}, {disagreeing} answered early against the final exit"
-    title = f"{count}; what deserves a look first: {out / name_sheet(preprocess)}"
+    title = f"{count}; what deserves a look first: {out / name_sheet(net)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
-    show_skipped(json_, samples.bad)
 
 
 @verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
@@ -309,22 +279,21 @@ def demo(
         rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
         shares = values["deletion_share"]
         rows.append([run, "share of the oracle's drop", *["" if share is None else f"{share:.2f}" for share in shares]])
-    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
-    if json_:
-        return
+    notes = []
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-        print_line(console, line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
-    tell(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f}x faster than the plain backbone, "
+        notes.append(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+    notes.append(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows, notes)
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
+@takes(ReadSettings, {"Data": "data root"})
 def explore(
+    make_reading: Callable[..., ReadSettings],
     bundle: Bundle = Path("runs/demo"),
     compare: Compare = None,
-    data: OtherData = "",
-    root: Root = "",
     port: Annotated[int | None, Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
@@ -332,7 +301,8 @@ def explore(
     from exitlens.delivery.explorer.interface import import_gradio, serve
 
     import_gradio()
-    explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
+    reading = make_reading()
+    explorer = Explorer([bundle] if compare is None else [bundle, compare], reading.data, reading.root)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, uploads are removed
     tell("Starting; Ctrl-C stops it.")
     serve(explorer, port=port, ready=lambda address: tell(f"Open {address}"))
@@ -344,12 +314,8 @@ def export(
     out: Annotated[Path, Option(help="Directory of the edge bundle.")],
     int8: Annotated[bool, Option("--int8", help="In 8-bit integers; the policy is calibrated again.")] = False,
     data: Annotated[str, of_data(help="With --int8: data that activations are measured with (default: the run's).")] = "",
-    web: Annotated[
-        bool, Option("--web", help="A folder with one page instead: the network decides in the browser.")
-    ] = False,
-    ort: Annotated[
-        Path | None, Option(help="With --web: folder with the files of onnxruntime-web (default: npm fetches them).")
-    ] = None,
+    web: Annotated[bool, Option("--web", help="A folder with one page instead, which decides in the browser.")] = False,
+    ort: Annotated[Path | None, Option(help="With --web: folder of onnxruntime-web (default: npm fetches it).")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an edge bundle that is there.")] = False,
     json_: Json = False,
     name: PolicyName = "",
@@ -381,10 +347,9 @@ def export(
         for name, values in (("accuracy, %", report.exit_accuracy), ("answers here, %", report.exit_shares)):
             for kind, shares in zip(("float32", "int8"), values or (), strict=False):
                 rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
-        show(json_, report.to_dict(), f"int8 edge bundle in {report.directory}, on the calibration samples", rows)
-        if not json_:
-            tell(as_options(report.policy.certificate()))
-        show_skipped(json_, list_bad(samples, calibration))
+        title, promise = f"int8 edge bundle in {report.directory}, on the calibration samples", report.policy.certificate()
+        told = report.to_dict() | {"bad": list_bad(samples, calibration)}
+        show(json_, told, title, rows, [as_options(promise)])
         return
     with wait(json_, "exporting and comparing"):
         if web:
@@ -393,9 +358,8 @@ def export(
             directory = export_web(net, policy, out, ort=ort, overwrite=overwrite)
         else:
             directory = xl.export(net, policy, out, policies=named, overwrite=overwrite)
-    files = sorted(directory.iterdir())
-    rows = [["file", "MB"], *([path.name, f"{path.stat().st_size / 1e6:.2f}"] for path in files)]
-    sizes = {path.name: path.stat().st_size for path in files}
+    sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+    rows = [["file", "MB"], *([file, f"{size / 1e6:.2f}"] for file, size in sizes.items())]
     show(json_, {"out": str(directory), "bytes": sizes}, f"{'page' if web else 'edge bundle'} in {directory}", rows)
 
 
@@ -405,22 +369,13 @@ def export(
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
-    bundle: Annotated[
-        list[str],
-        Option(help="A bundle, run directory or edge bundle; NAME=DIR names the model. As often as there are models."),
-    ],
+    bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
     make_watching: Callable[..., Watching],
-    timeout: Annotated[float, Option(help="Seconds for one request.", rich_help_panel="Limits of requests")] = 30.0,
-    token_file: Annotated[
-        Path | None,
-        Option(
-            help="A file with the token that clients must send (Authorization: Bearer).",
-            rich_help_panel="Limits of requests",
-        ),
-    ] = None,
+    timeout: Annotated[float, of_limits(help="Seconds for one request.")] = 30.0,
+    token_file: Annotated[Path | None, of_limits(help="A file with the token of clients (Authorization: Bearer).")] = None,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
     from exitlens.serving.server import serve as run
@@ -470,9 +425,7 @@ def inspect(
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
     if not points:
-        raise xl.errors.AttachError(
-            f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
-        )
+        raise xl.errors.AttachError(f"backbone: {backbone} has no place after which the rest needs one map or sequence only")
     choices: dict[Placement, list[str]] = {}
     for placement in PLACEMENTS:
         choices[placement] = []
@@ -490,13 +443,11 @@ def inspect(
 
 
 @verbs.command(epilog="Example: `exitlens tune --bundle runs/x`")
+@takes(ReadSettings, {"Data": "data root"})
 def tune(
     bundle: Bundle,
-    data: OtherData = "",
-    root: Root = "",
-    precision: Annotated[
-        str, Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
-    ] = "auto",
+    make_reading: Callable[..., ReadSettings],
+    precision: Annotated[str, Option(help="auto (bfloat16 if faster with equal decisions), float32 or bfloat16.")] = "auto",
     backend: Annotated[str, Option(help="auto (ONNX Runtime where it is installed and faster), torch or onnx.")] = "auto",
     samples: Annotated[int, Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
     json_: Json = False,
@@ -509,7 +460,7 @@ def tune(
 
     (net, policy), policies = xl.load(bundle), xl.load_policies(bundle)
     before = net.tuning.precision
-    example = _draw_inputs(bundle, net, "calibration", samples, data, root)
+    example = _draw_inputs(bundle, net, "calibration", samples, make_reading())
     tuning = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
     dropped = [] if tuning.precision == before else list(policies)
     replace_network(bundle, net, {} if dropped else policies)
@@ -522,17 +473,16 @@ def tune(
         rows.append(
             [tried["backend"], f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"]
         )
-    show(json_, tuning.to_dict() | {"policy_kept": not dropped}, "settings tried; * is stored with the bundle", rows)
-    if dropped and not json_:
-        names = "its policy was" if dropped == ["default"] else f"its policies ({', '.join(dropped)}) were"
-        tell(f"it runs in {tuning.precision} now, {names} for {before}: calibrate again")
+    names = "its policy was" if dropped == ["default"] else f"its policies ({', '.join(dropped)}) were"
+    notes = [f"it runs in {tuning.precision} now, {names} for {before}: calibrate again"] if dropped else []
+    show(json_, tuning.to_dict() | {"policy_kept": not dropped}, "settings tried; * is stored with the bundle", rows, notes)
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
+@takes(ReadSettings, {"Data": "data root"})
 def bench(
     bundle: Bundle,
-    data: OtherData = "",
-    root: Root = "",
+    make_reading: Callable[..., ReadSettings],
     batch_sizes: Annotated[str, Option(help="Samples in a call, comma-separated.")] = "1,8,32",
     samples: Annotated[int, Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
     rounds: Annotated[int, Option(min=1, help="Rounds at least; medians are reported.")] = 7,
@@ -558,9 +508,9 @@ def bench(
     net, policy = load_calibrated(bundle, name)
     if not net.info.source:
         raise xl.errors.BundleError(
-            "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.benchmark."
+            "bundle: it holds a module of your own. Fix: time it in Python (exitlens.delivery.benchmark)."
         )
-    inputs = _draw_inputs(bundle, net, "test", samples, data, root)
+    inputs = _draw_inputs(bundle, net, "test", samples, make_reading())
     with pin_threads(threads) if threads else nullcontext():
         run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
         batches = []
@@ -582,9 +532,9 @@ def bench(
     tell(f"{facts['threads']} threads; {state}")
 
 
-def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
+def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, reading: ReadSettings) -> Inputs:
     from exitlens.delivery.run_directory import load_samples
     from exitlens.types.inputs import draw_samples
 
-    data_set = load_samples(bundle, net, split, ReadSettings(data, root))  # folders are in the order of their classes
+    data_set = load_samples(bundle, net, split, reading)  # folders are in the order of their classes
     return data_set.subset(draw_samples(len(data_set), count)).inputs

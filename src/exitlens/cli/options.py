@@ -57,6 +57,8 @@ console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
 of_data = partial(Option, rich_help_panel="Data")
 of_training = partial(Option, rich_help_panel="Training")
 of_more = partial(Option, rich_help_panel="More about training")
+of_limits = partial(Option, rich_help_panel="Limits of requests")
+of_swaps = partial(Option, rich_help_panel="Swaps")
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
@@ -70,7 +72,6 @@ Data = Annotated[
         "torchvision:NAME; or generated data: `scenes`, `fashion`, `reviews`, `motifs` or `blobs`."
     ),
 ]
-OtherData = Annotated[str, of_data("--data", help="Labelled data to use instead of the run's own, as for fit.")]
 InputColumns = Annotated[
     str,
     of_data(
@@ -79,7 +80,6 @@ InputColumns = Annotated[
     ),
 ]
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
-Root = Annotated[str, of_data(help="Folder with torchvision's data sets, for torchvision:NAME.")]
 RENAMED = {"at": "--exits", "out_dir": "--out"}  # options by the arguments that they stand for
 OFFERED: set[str] = set()  # fields of settings objects with an option of their name
 LEAST_VALUES = {"workers": 0, "timed_batch": 1}  # of options that are generated
@@ -123,9 +123,8 @@ def make_options(settings: type, panels: Mapping[str, str]) -> list[inspect.Para
             flag = _flag(name)
             if bool in (kind, *get_args(kind)) and known[name].default is not False:
                 flag = f"{flag}/--no-{flag[2:]}"
-            kinds = [str if get_origin(part) is Literal else part for part in get_args(kind) or (kind,)]
-            if get_origin(kind) is Literal:  # settings refuse an unknown word, and suggest one
-                kinds = [str]
+            parts = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+            kinds = [str if get_origin(part) is Literal else part for part in parts]  # settings refuse an unknown word
             text = re.sub(r"`(\w+)`", lambda match: _flag(match[1]) if match[1] in offered else match[0], helps[name])
             option = Option(flag, help=name_options(text), rich_help_panel=panel, min=LEAST_VALUES.get(name))
             annotation: Any = Annotated[kinds[0] | None if len(kinds) > 1 else kinds[0], option]
@@ -159,8 +158,10 @@ def takes(settings: type, panels: Mapping[str, str]) -> Callable[[Callable[..., 
     return decorate
 
 
-def show(as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[list[str]] = ()) -> None:
-    """Print ``values`` as JSON, or ``rows`` as a table, the head first."""
+def show(
+    as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[list[str]] = (), notes: Sequence[str] = ()
+) -> None:
+    """Print ``values`` as JSON; or ``rows`` as a table, the head first, then notes, and what is in ``values["bad"]``."""
     if as_json:
         sys.stdout.write(json.dumps(values) + "\n")
         return
@@ -184,6 +185,9 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: Sequence[
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     target.print(table)
+    for note in filter(None, notes):
+        tell(note)
+    show_skipped(values.get("bad", ()))
 
 
 def tell(line: str) -> None:
@@ -206,9 +210,9 @@ def wait(as_json: bool, what: str) -> Iterator[Progress]:
         yield bar
 
 
-def show_skipped(as_json: bool, bad: Sequence[str]) -> None:
-    """Print what was left out, each with the reason; JSON has it among its values."""
-    if as_json or not bad:
+def show_skipped(bad: Sequence[str]) -> None:
+    """Print what was left out, each with the reason."""
+    if not bad:
         return
     tell(f"left out, because they cannot be read: {len(bad)}")
     for reason in bad[:SHOWN]:

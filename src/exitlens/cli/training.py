@@ -25,11 +25,10 @@ from exitlens.cli.options import (
     name_exits,
     of_data,
     of_more,
+    of_swaps,
     of_training,
     show,
-    show_skipped,
     takes,
-    tell,
     verbs,
     wait,
 )
@@ -71,17 +70,12 @@ def fit(
     make_reading: Callable[..., ReadSettings],
     make_network: Callable[..., NetworkSettings],
     make_training: Callable[..., TrainingSettings],
-    resume: Annotated[
-        bool, Option("--resume", help="Continue a run that was stopped; --epochs may be more than before.")
-    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue a stopped run; --epochs may be more than before.")] = False,
     tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
     split_by: Annotated[str, of_data(help="A column of the data that says which split each sample is in.")] = "",
     task: Annotated[
-        str,
-        of_data(
-            help="`multilabel` if a sample can have several labels, written a;b (lists and columns of 0 and 1 imply it)."
-        ),
+        str, of_data(help="`multilabel`: a sample can have several labels, a;b (lists and columns of 0 and 1 imply it).")
     ] = "",
     size: Annotated[
         int,
@@ -93,12 +87,10 @@ def fit(
     ] = 0,
     mel: Annotated[int, of_data(min=0, help="Number of mel bands for sounds, such as 64; 0 trains on the waveform.")] = 0,
     recipe: Annotated[
-        str,
-        of_training(help="Learning rates and the like: `scratch`, or `pretrained` (the default where weights are given)."),
+        str, of_training(help="Learning rates and the like: `scratch`, or `pretrained` (default where weights are given).")
     ] = "",
     egt_weight: Annotated[
-        float | None,
-        of_training(help="Weight of the loss that makes attention maps agree (0: off; default: 1 if exits have maps)."),
+        float | None, of_training(help="Weight of the loss that makes maps agree (0: off; default: 1 if exits have maps).")
     ] = None,
     egt_target: Annotated[
         str | None,
@@ -118,17 +110,12 @@ def fit(
         str, of_training(help="What must not matter: `background` (outside the masks of the data) comes from other samples.")
     ] = "",
     ignore_mask: Annotated[
-        Path | None,
-        of_training(help="A place that must not matter in any sample: a picture, white there, or a .npy file of 0 and 1."),
+        Path | None, of_training(help="A place that must not matter: a picture, white there, or a .npy file of 0 and 1.")
     ] = None,
-    ignore_channels: Annotated[
-        str, of_training(help="Channels of series or volumes, or features of vectors, that must not matter: a,b.")
-    ] = "",
+    ignore_channels: Annotated[str, of_training(help="Channels, or features of vectors, that must not matter: a,b.")] = "",
     ignore_words: Annotated[str, of_training(help="Words of texts that must not matter: a,b.")] = "",
     label_smoothing: Annotated[float, of_more(help="Share of every label that is spread over all classes.")] = 0.0,
-    class_weights: Annotated[
-        str, of_more(help="`balanced` (rare classes count more), or a number per class: 1,2.5,1.")
-    ] = "",
+    class_weights: Annotated[str, of_more(help="`balanced` (rare classes count more), or one a class: 1,2.5,1.")] = "",
 ) -> None:
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
@@ -136,7 +123,6 @@ def fit(
     from exitlens.delivery.run_directory import read_recorded_exits, record_source, remembers_skipping
     from exitlens.model.heads import have_maps
     from exitlens.ranks import find_ranks
-    from exitlens.workflow.training.fit import RunOptions, run_training
     from exitlens.workflow.training.ignoring import read_ignored
     from exitlens.workflow.training.record import is_restarted
     from exitlens.workflow.training.setup import build_network, choose_size, load_training_sets
@@ -180,9 +166,9 @@ def fit(
         given: dict[str, Any] = {"target": egt_target, "reach": egt_reach, "every": egt_every, "class_weights": weights}
         weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
         loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
-        run_options = RunOptions(out, resume, reading.workers, not json_, tensorboard, ranks)
+        given = {"out_dir": out, "resume": resume, "workers": reading.workers, "ranks": ranks, "tensorboard": tensorboard}
         with record_source(out, source, resume=resume, skip_bad=reading.skip_bad, ranks=ranks):
-            result = run_training(net, train, validation, settings, run_options, loss=loss)
+            result = xl.fit(net, train, validation, loss=loss, progress=not json_, **given, **vars(settings))
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if out.exists():
@@ -209,10 +195,9 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     }
     filled = {name: cells for name, cells in columns.items() if cells}
     rows = [list(filled), *map(list, zip(*filled.values(), strict=True))]
-    show(json_, values, f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}", rows)
-    show_skipped(json_, bad)
-    if not json_:
-        tell(f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5")
+    title = f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}"
+    following = f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5"
+    show(json_, values, title, rows, [following])
 
 
 def _build_alike(
@@ -243,25 +228,6 @@ class CollectOptions:
     timed_batch: int | None = None
 
 
-@dataclass(frozen=True)
-class CueSettings:
-    """Options of finding cues.
-
-    Attributes:
-        samples: Samples to use, at most; a quarter of them chooses what is tested on the others.
-        donors: Donors for each sample.
-        least: Share of answers, beyond the final exit's, that a cue carries at least.
-        delta: Chance of listing anything that carries less.
-        seed: Seed of the draws of samples and donors.
-    """
-
-    samples: int = 1000
-    donors: int = 2
-    least: float = 0.05
-    delta: float = 0.05
-    seed: int = 0
-
-
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
 @takes(CalibrationRequest, LIMITS)
 @takes(ReadSettings, {"Data": f"data {READING}"})
@@ -272,9 +238,7 @@ def calibrate(
     make_reading: Callable[..., ReadSettings],
     make_trace_options: Callable[..., CollectOptions],
     json_: Json = False,
-    unlabelled: Annotated[
-        str, of_data(help="Samples without labels, as for predict: for disagreement and divergence.")
-    ] = "",
+    unlabelled: Annotated[str, of_data(help="Samples as for predict, for limits that need no labels.")] = "",
     name: Annotated[str, Option(help="Store it under this name beside the others (default: as the bundle's own).")] = "",
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
@@ -316,32 +280,31 @@ def calibrate(
         warnings.simplefilter("always", xl.errors.DataWarning)
         policy = run_calibration(trace, request)  # xl.calibrate would build the request again
         replace_policy(bundle, policy, name)
-    notes = [str(warning.message) for warning in caught]
-    _show_policy(net, trace, policy, notes, list_bad(samples), json_)
-    if not json_:
-        options = f"--bundle {shlex.quote(str(bundle))}" + (f" --policy {name}" if name else "")
-        tell(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
+    warned, options = [str(warning.message) for warning in caught], f"--bundle {shlex.quote(str(bundle))}"
+    options += f" --policy {name}" if name else ""
+    _show_policy(net, trace, policy, warned, options, list_bad(samples), json_)
 
 
-def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: list[str], bad: list[str], json_: bool) -> None:
+def _show_policy(
+    net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, warned: list[str], options: str, bad: list[str], json_: bool
+) -> None:
     with wait(json_, "evaluating the policy"):
-        report, certificate = xl.evaluate(trace, policy), policy.certificate()
+        result, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
-    for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
+    for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, result.exit_shares, strict=True):
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
-    timed = "" if trace.timing is None else f", {report.ms:.3g} ms on average of {trace.timing.list_ms()}"
-    title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}{timed}"
-    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
-    if not json_ and policy.calibration is not None and policy.calibration.request.gate:
+    timed = "" if trace.timing is None else f", {result.ms:.3g} ms on average of {trace.timing.list_ms()}"
+    notes = []
+    if policy.calibration is not None and policy.calibration.request.gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
-        tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    warned = [f"warning: {as_options(note)}" for note in notes]
-    lines = [_explain_temperatures(policy), _explain_exit_0(report, policy), as_options(certificate), *warned]
-    for line in [] if json_ else filter(None, lines):
-        tell(line)
-    show_skipped(json_, bad)
+        notes = [f"gate, limits on the estimated divergence by exit: {kept}"]
+    notes += [_explain_temperatures(policy), _explain_exit_0(result, policy), as_options(certificate)]
+    notes += [f"warning: {as_options(note)}" for note in warned]
+    notes.append(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
+    title = f"on {len(trace)} calibration samples{groups}: cost {result.cost:.3f}{timed}"
+    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": warned, "bad": bad}, title, rows, notes)
 
 
 def _explain_temperatures(policy: xl.Policy) -> str:
@@ -349,9 +312,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
         return ""
     error = policy.calibration.calibration_error if policy.calibration else None
     left = "" if error is None else f"; calibration error of the routed answers on these samples: {100 * error:.1f} %"
-    return (
-        f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
-    )
+    return f"temperature: what an exit's logits are divided by, so that confidence fits accuracy (1: no change){left}"
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
@@ -386,28 +347,26 @@ def evaluate(
     if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
         return
     result = xl.evaluate(trace, policy)
-    if json_:
-        show(True, result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
-    else:
-        tell(str(result))
-        if worst := result.list_worst_classes():
-            rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
-            for row in worst:
-                name = net.info.classes[row.label] if net.info.classes else str(row.label)
-                rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
-            few = len(result.classes) > len(worst)
-            title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
-            show(False, {}, title, rows)
-    show_skipped(json_, list_bad(samples))
+    rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
+    for row in result.list_worst_classes():
+        name = net.info.classes[row.label] if net.info.classes else str(row.label)
+        rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+    few = len(result.classes) >= len(rows)
+    title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
+    values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
+    show(json_, values, f"{result}\n{title}", rows)
 
 
 @verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")
 @takes(ReadSettings, {"Data": f"data {READING}"})
-@takes(CueSettings, {"Swaps": "samples donors least delta seed"})
 def cues(
     bundle: Bundle,
     make_reading: Callable[..., ReadSettings],
-    make_settings: Callable[..., CueSettings],
+    samples: Annotated[int, of_swaps(min=1, help="Samples to use, at most; a quarter chooses what the others test.")] = 1000,
+    donors: Annotated[int, of_swaps(min=1, help="Donors for each sample.")] = 2,
+    least: Annotated[float, of_swaps(help="Share of answers, beyond the final exit's, that a cue carries at least.")] = 0.05,
+    delta: Annotated[float, of_swaps(help="Chance of listing anything that carries less.")] = 0.05,
+    seed: Annotated[int, of_swaps(help="Seed of the draws of samples and donors.")] = 0,
     out: Annotated[Path | None, Option(help="A new HTML file with the cues, and samples that they turned.")] = None,
     json_: Json = False,
 ) -> None:
@@ -415,18 +374,17 @@ def cues(
     from exitlens.delivery.cues import write_cues
     from exitlens.delivery.run_directory import load_samples
 
-    settings, reading = make_settings(), make_reading()
     if out is not None and out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     with wait(json_, "loading the network and listing the data"):
         net, _ = xl.load(bundle)
-        samples = load_samples(bundle, net, "validation", reading)
-    result = xl.find_cues(net, samples, progress=not json_, **vars(settings))
+        held = load_samples(bundle, net, "validation", make_reading())
+    chosen: dict[str, Any] = {"samples": samples, "donors": donors, "least": least, "delta": delta, "seed": seed}
+    result = xl.find_cues(net, held, progress=not json_, **chosen)
     if out is not None:
         write_cues(result, net, out)
     title = f"{len(result.cues)} found; {result.describe()}" + ("" if out is None else f": {out}")
-    show(json_, {**result.to_dict(), "bad": list_bad(samples)}, title, result.tabulate())
-    show_skipped(json_, list_bad(samples))
+    show(json_, {**result.to_dict(), "bad": list_bad(held)}, title, result.tabulate())
 
 
 def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool) -> xl.Trace | None:
@@ -460,17 +418,10 @@ def report(
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", reading)
-    cost = "" if trace_options.cost == "macs" else trace_options.cost
-    given: dict[str, Any] = {"--compare": compare, "--data": reading.data, "--columns": reading.columns}
-    given |= {"--group-by": reading.group_by, "--root": reading.root, "--out": out, "--cost": cost}
-    given |= {"--timed-batch": trace_options.timed_batch}
-    command = ["exitlens", "report", str(run), *(str(word) for pair in given.items() if pair[1] for word in pair)]
-    command += ["--skip-bad"] * reading.skip_bad
-    made = describe_provenance(runs, samples, command, reading.data)
-    timing: dict[str, Any] = {"cost": trace_options.cost, "timed_batch": trace_options.timed_batch}
-    subjects = measure_subjects(runs, samples, progress=not json_, **timing)
-    bad = list_bad(samples)
-    if bad:
+    made = describe_provenance(runs, samples, ["exitlens", *sys.argv[1:]], reading.data)
+    cost, timed_batch = trace_options.cost, trace_options.timed_batch
+    subjects = measure_subjects(runs, samples, progress=not json_, cost=cost, timed_batch=timed_batch)
+    if bad := list_bad(samples):
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
     write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
@@ -479,4 +430,3 @@ def report(
         rows.append([path, f"{100 * (result.accuracy or 0):.1f}", f"{result.cost:.3f}", f"{result.divergence:.3f}"])
     values = {"out": str(out), "runs": {path: result.to_dict() for path, result in reports.items()}, "bad": bad}
     show(json_, values, f"{len(samples) - len(bad)} test {samples.modality.plural}: {out}", rows)
-    show_skipped(json_, bad)

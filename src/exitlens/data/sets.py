@@ -48,8 +48,11 @@ class SampleSet(Dataset[Any]):
     preprocess: Any  # how raw samples become inputs
     shape: tuple[int, ...] = ()  # of a sample before it is normalised; texts have none
 
-    def set_labels(self, count: int, labels: Tensor, classes: Sequence[str], groups: Tensor | None) -> None:
-        """Check the labels, class names and groups of ``count`` samples, and keep them as ``int64`` (or ``bool``)."""
+    def set_labels(
+        self, shape: Sequence[int], labels: Tensor, classes: Sequence[str], groups: Tensor | None, masks: Tensor | None
+    ) -> None:
+        """Check and keep what is known of N samples; ``shape`` is that of their masks, ``(N,*S)``."""
+        count = shape[0]
         require(labels, Tensor, "labels")
         if labels.ndim == 2 and len(classes) < 2:
             raise InputError(f"classes: expected the names of 2 labels or more, got {tuple(classes)}")
@@ -60,7 +63,9 @@ class SampleSet(Dataset[Any]):
             if groups.shape != (count,) or groups.is_floating_point():
                 got = f"{tuple(groups.shape)} {groups.dtype}"
                 raise InputError(f"groups: expected ({count},) integers, one per sample; got {got}")
-        self.groups = None if groups is None else groups.long()
+        if masks is not None and (masks.shape != tuple(shape) or masks.dtype != torch.bool):
+            raise InputError(f"masks: expected {tuple(shape)} bool, got {tuple(masks.shape)} {masks.dtype}")
+        self.groups, self.masks = None if groups is None else groups.long(), masks
 
     @property
     def modality(self) -> Modality:
@@ -146,14 +151,12 @@ class ImageSet(HeldSet):
         require(images, Tensor, "images")
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(f"images: expected (N,C,H,W) uint8, got {tuple(images.shape)} {images.dtype}")
-        if masks is not None and len(masks) != len(images):
-            raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
-        self.values, self.masks, self.shape = images, masks, tuple(images.shape[1:])
+        self.values, self.shape = images, tuple(images.shape[1:])
         channels, *size = self.shape
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")
         self.preprocess = preprocess or Preprocess((size[0], size[1]), (0.5,) * channels, (0.25,) * channels)
-        self.set_labels(len(self.values), labels, classes, groups)
+        self.set_labels((len(images), *size), labels, classes, groups, masks)
 
     @property
     def images(self) -> Tensor:
@@ -199,11 +202,8 @@ class ArraySet(HeldSet):
         if not bool(torch.isfinite(values).all()):
             row = int((~torch.isfinite(values).flatten(1).all(1)).nonzero()[0])
             raise InputError(f"values: {kind.name} {row} has NaN (gaps) or infinite values. Fix: fill them, or leave it out")
-        expected = (len(values), *values.shape[2:])
-        if masks is not None and (masks.shape != expected or masks.dtype != torch.bool):
-            raise InputError(f"masks: expected {expected} bool, got {tuple(masks.shape)} {masks.dtype}")
-        self.values, self.preprocess, self.masks, self.shape = values, preprocess, masks, tuple(values.shape[1:])
-        self.set_labels(len(self.values), labels, classes, groups)
+        self.values, self.preprocess, self.shape = values, preprocess, tuple(values.shape[1:])
+        self.set_labels((len(values), *values.shape[2:]), labels, classes, groups, masks)
 
 
 class LazySet(SampleSet):
@@ -240,7 +240,7 @@ class LazySet(SampleSet):
     ) -> None:
         self.dtype = torch.uint8 if find_kind(preprocess, (IMAGE, *KINDS)) is IMAGE else torch.float32
         self.preprocess, self.reader = preprocess, reader
-        self.set_labels(len(reader), labels, classes, groups)
+        self.set_labels((len(reader),), labels, classes, groups, None)
         self.shape = find_shape(preprocess)  # of the reader's samples; a series of open length is as long as the first
         if not self.shape:
             first = reader.read(0).shape if not hasattr(reader, "shape") and len(reader) else (len(preprocess.mean), 0)
@@ -320,7 +320,7 @@ class LazySet(SampleSet):
 
 
 def check_files(parts: Iterable[SampleSet], workers: int | None, bar: Progress) -> None:
-    """Raise a :class:`DataError` that names the image files that are bad, as far as :meth:`ImageFiles.check` can tell."""
+    """Raise a :class:`DataError` that names the image files that are bad, as far as :class:`FileCheck` can tell."""
     sets = [part for part in parts if isinstance(part, LazySet) and isinstance(part.reader, ImageFiles)]
     total, bad = sum(map(len, sets)), list[str]()
     task = bar.add_task("checking the files", total=total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from exitlens.data.tables import HUB
 from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, MODALITIES, SERIES, TEXT, VOLUME, Modality
-from exitlens.modalities.arrays import check_finite
+from exitlens.modalities.arrays import check_finite, find_gap
 from exitlens.modalities.series import RawSeries, arrange_series, describe_raw, fit_length
 from exitlens.types.preprocessing import (
     IMAGENET_MEAN,
@@ -114,7 +114,7 @@ def arrange_arrays(
     for part, rows in parts.items():
         assert rows.arrays is not None
         gaps = (~torch.isfinite(rows.arrays)).any(1).nonzero().flatten().tolist()
-        arranged[part] = rows._replace(faults={i: _find_fault(rows.arrays[i], names) for i in gaps} | dict(rows.faults))
+        arranged[part] = rows._replace(faults={i: find_gap(rows.arrays[i], names) for i in gaps} | dict(rows.faults))
     return arranged, preprocess, ""
 
 
@@ -138,10 +138,8 @@ def _arrange_series(
         for i, raw in enumerate(rows.series or ()):
             if raw is None or i in faults:
                 continue
-            if fault := _find_fault(raw):
-                faults[i] = fault
-                continue
             try:
+                check_finite(raw, "")
                 values[i] = fit_length(arrange_series(RawSeries(raw), preprocess, ""), length)
             except DataError as error:
                 faults[i] = str(error).removeprefix(": ")
@@ -149,14 +147,6 @@ def _arrange_series(
     cut, filled = int((lengths > length).sum()), int((lengths < length).sum())
     note = f"series: {length} steps; {cut} longer ones are cut, {filled} shorter ones filled with zeros, at the end"
     return arranged, preprocess, note if cut or filled else ""
-
-
-def _find_fault(values: Tensor, names: Sequence[str] = ()) -> str:
-    try:
-        check_finite(values, "", names)
-    except DataError as error:
-        return str(error).removeprefix(": ")
-    return ""
 
 
 def make_sets(
@@ -298,10 +288,6 @@ class DataSource:
     split_by: str = ""
     mel: int = 0
     task: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready description."""
-        return asdict(self)
 
     @property
     def is_built_in(self) -> bool:

@@ -58,9 +58,6 @@ class SampleStream:
     ) -> None:
         names, content, rows, groups, bad = listing
         check_number("batch_size", batch_size, COUNT)
-        for what, values in (("content", content), ("groups", groups)):
-            if values is not None and len(values) != len(names):
-                raise InputError(f"{what}: expected {len(names)}, one per name; got {len(values)}")
         self._names, self._content, self._groups, self._known_bad = names, content, groups, tuple(bad)
         self._rows = range(len(names)) if rows is None else rows
         self._numbers = {} if groups is None else {group: i for i, group in enumerate(sorted(set(groups)))}
@@ -216,9 +213,6 @@ def _open_source(kind: Modality, data: str, choice: ColumnChoice) -> Source | No
         if form in ("numbers", "series", "arrays", "texts"):
             has = "texts" if form == "texts" else "series, volumes or vectors"
             raise InputError(f"data: {data} holds {has}, the network takes {kind.plural}. Fix: give {kind.plural}")
-        if form is None and not path.exists():
-            fix = "give a folder of images, Parquet, a saved data set or tar shards"
-            raise DataError(f"data: no file or folder {data}. Fix: {fix}")
         return None if form in (None, "folder") else open_rows(data, form)
     suffix = path.suffix.lower()
     may_have_rows = suffix == ".csv" and kind is not VOLUME

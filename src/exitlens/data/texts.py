@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,38 +18,6 @@ from exitlens.types.preprocessing import TextPreprocess
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 ENCODED_AT_ONCE = 1024  # texts; the tokenizer's own record of each takes kilobytes
-
-
-class PackedTokens:
-    """Token ids of N texts without their padding, encoded once: four bytes for each token."""
-
-    def __init__(self, texts: Sequence[str], preprocess: TextPreprocess) -> None:
-        self._length, self._padding = preprocess.length, 0
-        pieces, counts = [], []
-        for at in range(0, max(len(texts), 1), ENCODED_AT_ONCE):
-            encoded = preprocess.encode(texts[at : at + ENCODED_AT_ONCE])
-            ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()  # (n,L), padded at the end
-            pieces.append(ids[mask].int())
-            counts.append(mask.sum(1))
-            if not mask.all():
-                self._padding = int(ids[~mask][0])
-        self._ids, self._counts = torch.cat(pieces), torch.cat(counts)  # (T,), (N,)
-        self._starts = self._counts.cumsum(0) - self._counts  # (N,)
-
-    def subset(self, indices: Tensor) -> PackedTokens:
-        """Return the tokens of the texts at ``indices`` (``(n,)`` integers), which share the ids."""
-        part = copy.copy(self)
-        part._starts, part._counts = self._starts[indices], self._counts[indices]
-        return part
-
-    def take(self, indices: Tensor | slice) -> dict[str, Tensor]:  # (n,) integers
-        """Return ``input_ids`` and ``attention_mask`` ``(n,L)`` ``int64``, as :meth:`TextPreprocess.encode` does."""
-        starts, counts = self._starts[indices], self._counts[indices]
-        places = torch.arange(self._length)
-        mask = places < counts[:, None]  # (n,L)
-        ids = torch.full(mask.shape, self._padding)
-        ids[mask] = self._ids[(starts[:, None] + places)[mask]].long()
-        return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 class TextSet(SampleSet):
@@ -72,7 +39,7 @@ class TextSet(SampleSet):
         (torch.Size([6]), 'a good lamp')
     """
 
-    by_sample = (*SampleSet.by_sample, "texts", "_tokens")
+    by_sample = (*SampleSet.by_sample, "texts", "_starts", "_counts")
 
     def __init__(
         self,
@@ -88,13 +55,31 @@ class TextSet(SampleSet):
             raise InputError(f"texts: expected a list of one text or more, got {texts!r:.60}")
         for i, text in enumerate(() if isinstance(texts, PackedStrings) else texts):
             require(text, str, f"texts[{i}]")
-        self.texts = pack_strings(texts)
-        self._tokens = PackedTokens(self.texts, preprocess)
-        shape = (len(texts), preprocess.length)
-        if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
-            raise InputError(f"masks: expected {shape} bool, one value per token, got {tuple(masks.shape)} {masks.dtype}")
-        self.preprocess, self.masks = preprocess, masks
-        self.set_labels(len(texts), labels, classes, groups)
+        self.texts, self.preprocess = pack_strings(texts), preprocess
+        self._encode()
+        self.set_labels((len(texts), preprocess.length), labels, classes, groups, masks)
+
+    def _encode(self) -> None:
+        """Keep the token ids of all texts in a row without their padding, which takes four bytes for each token."""
+        pieces, counts, self._padding = list[Tensor](), list[Tensor](), 0
+        for at in range(0, max(len(self.texts), 1), ENCODED_AT_ONCE):
+            encoded = self.preprocess.encode(self.texts[at : at + ENCODED_AT_ONCE])
+            ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()  # (n,L), padded at the end
+            pieces.append(ids[mask].int())
+            counts.append(mask.sum(1))
+            if not mask.all():
+                self._padding = int(ids[~mask][0])
+        self._ids, self._counts = torch.cat(pieces), torch.cat(counts)  # (T,), (N,)
+        self._starts = self._counts.cumsum(0) - self._counts  # (N,)
+
+    def _take(self, indices: Tensor | slice) -> dict[str, Tensor]:  # (n,) integers
+        """Return ``input_ids`` and ``attention_mask`` ``(n,L)`` ``int64``, as :meth:`TextPreprocess.encode` does."""
+        starts, counts = self._starts[indices], self._counts[indices]
+        places = torch.arange(self.preprocess.length)
+        mask = places < counts[:, None]  # (n,L)
+        ids = torch.full(mask.shape, self._padding)
+        ids[mask] = self._ids[(starts[:, None] + places)[mask]].long()
+        return {"input_ids": ids, "attention_mask": mask.long()}
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -102,14 +87,14 @@ class TextSet(SampleSet):
 
         ``input_ids`` ``(N,L)`` are padded at the end; ``attention_mask`` ``(N,L)`` is 1 for a token and 0 for padding.
         """
-        return self._tokens.take(slice(None))
+        return self._take(slice(None))
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[dict[str, Tensor], Tensor]]:
         rows = torch.tensor(indices, dtype=torch.int64)
-        tokens = self._tokens.take(rows)
+        tokens = self._take(rows)
         inputs = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
         return list(zip(inputs, self.labels[rows], strict=True))
 

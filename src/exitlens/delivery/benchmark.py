@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.profiler import ProfilerActivity, profile
 
-from exitlens.errors import InputError
 from exitlens.model._torch_compat import mark_any_count
-from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.split import Activations
 from exitlens.model.cutting.trace import pick_logits, trace
 from exitlens.model.engine.engine import Engine
@@ -64,28 +62,18 @@ def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool 
     return work
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Two functions timed side by side: the second is ``speedup`` times as fast as the first."""
-
-    batch_size: int  # samples in a call
-    speedup: float  # ratio of the times in the same round, the median over rounds
-    low: float  # lower end of its 95 % interval
-    high: float
-    plain_ms: float  # median time per sample of the first function
-    ours_ms: float  # that of the second
-    images: int  # in a round
-    rounds: int
-
-
 def compare(
     first: Callable[..., Any],
     second: Callable[..., Any],
     batches: Sequence[tuple[Any, ...]],
     rounds: int,
     kept: bool = False,
-) -> Speed:
-    """Time two functions on the same batches of arguments; ``kept`` as in :func:`time_calls`, for the second."""
+) -> dict[str, float]:
+    """Time two functions on the same batches of arguments; ``kept`` as in :func:`time_calls`, for the second.
+
+    ``speedup`` is the ratio of the times in the same round, the median over rounds, with its 95 % interval from ``low`` to
+    ``high``; ``plain_ms`` and ``ours_ms`` are median milliseconds per sample. ``images`` counts those of a round.
+    """
     works = {
         "first": time_calls(lambda batch: first(*batch), batches),
         "second": time_calls(lambda batch: second(*batch), batches, kept),
@@ -93,8 +81,9 @@ def compare(
     times = interleave(works, rounds=rounds)
     sizes = [count_rows(batch[0]) for batch in batches]
     ratio, count = times.ratio("first", "second"), sum(sizes)
-    plain_ms, ours_ms = (times.median_ms(name, count) for name in works)
-    return Speed(sizes[0], ratio.median, ratio.low, ratio.high, plain_ms, ours_ms, count, rounds)
+    speed = {"batch_size": sizes[0], "speedup": ratio.median, "low": ratio.low, "high": ratio.high}
+    speed |= {"plain_ms": times.median_ms("first", count), "ours_ms": times.median_ms("second", count)}
+    return speed | {"images": count, "rounds": rounds}
 
 
 def measure_peak_bytes(work: Work) -> int:
@@ -144,14 +133,14 @@ def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
     return shares
 
 
-def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
+def plan_exits(shares: Sequence[float], count: int) -> Tensor:  # -> (count,)
     """Plan exits for ``count`` samples in these shares (by largest remainders), in random order."""
     exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
     counts = exact.floor()
     for k in (exact - counts).argsort(descending=True)[: count - int(counts.sum())].tolist():
         counts[k] += 1
     plan = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
-    return plan[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+    return plan[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
 
 
 class Bench:
@@ -257,28 +246,6 @@ def tabulate(measured: Mapping[str, Any]) -> list[list[str]]:
         cells += [f"{row['speedup_tuned'][0]:.2f}", f"{row['ideal_ms']:.3f}" if "ideal_ms" in row else ""]
         rows.append([row["name"], *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
     return rows
-
-
-def compare_adaptive(
-    plain: nn.Module, net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7
-) -> Speed:
-    """Time the plain backbone against :func:`predict`; both in evaluation mode, images in channels_last."""
-    batches, kept = split_whole_batches(inputs, batch_size), net.tuning.keep_memory
-    with switch_mode(plain, False), switch_mode(net, False):
-        return compare(partial(answer_plainly, plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)
-
-
-def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
-    """Return full batches, images in channels_last."""
-
-    def lay_out(t: Tensor) -> Tensor:
-        last = t.ndim == 4 and t.shape[1] > 1
-        return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-    chunks = [chunk for chunk in split_rows(inputs, batch_size) if count_rows(chunk) == batch_size]
-    if not chunks:
-        raise InputError(f"batch_size: expected at most {count_rows(inputs)}, the samples there are, got {batch_size}")
-    return [(map_inputs(chunk, lay_out),) for chunk in chunks]
 
 
 def answer_plainly(backbone: nn.Module, batch: Inputs) -> None:

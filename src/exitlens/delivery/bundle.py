@@ -29,12 +29,13 @@ from exitlens.io import read_json, read_tensors, replace_directory, verify_check
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.engine.onnx_files import Home, OnnxEngine, OnnxFiles, Written
+from exitlens.model.engine.onnx_files import Home, OnnxEngine, Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
-from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.types.policies import DEFAULT, check_name, check_named
+from exitlens.types.tasks import Task
 from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
 KIND, FORMAT = "exitlens", 1
@@ -93,7 +94,7 @@ def _write_bundle(net: ExitNet, policies: Mapping[str, Policy], target: Path, fa
     with _replace_files(target) as temporary:
         write_tensors(temporary / WEIGHTS, unique_state(net), {})
         _write_json(temporary / NETWORK, network)
-        parts = engine.files.files if isinstance(engine, OnnxEngine) else ()
+        parts = engine.files if isinstance(engine, OnnxEngine) else ()
         parts = [part._replace(path=Path(shutil.copy(part.path, temporary))) for part in parts]
         files = [WEIGHTS, NETWORK, *_write_policies(temporary, policies), *(part.path.name for part in parts)]
         _write_manifest(temporary, files, {"onnx": [part.to_dict() for part in parts], **facts})
@@ -141,9 +142,9 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
     """Replace the default policy of a run or bundle, or the one of that name; the others stay."""
     source = find_bundle(directory)
     manifest = _verify_files(source)
-    policies = _read_policies(source, manifest) | {name or DEFAULT: policy}
     num_exits, network, task = _read_identity(source)
-    check_fit(policy, num_exits, network, name or "policy", task)
+    policies = read_policies(source, manifest, num_exits, network, task) | {name or DEFAULT: policy}
+    policy.check(num_exits, network, task, name or "policy")
     with _replace_files(source) as temporary:
         others = [file for file in manifest.pop("sha256") if file not in (POLICY, POLICIES)]
         for file in others:
@@ -215,14 +216,14 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
     """
     require(directory, str | Path, "directory")
     source = find_bundle(Path(directory))
-    return _read_policies(source, _verify_files(source))
+    return read_policies(source, _verify_files(source), *_read_identity(source))
 
 
-def _read_policies(source: Path, manifest: Mapping[str, Any]) -> dict[str, Policy]:
+def read_policies(source: Path, manifest: Mapping[str, Any], num_exits: int, network: str, task: Task) -> dict[str, Policy]:
+    """Read the policies of a bundle or edge bundle as :func:`load_policies` does; they have to fit such a network."""
     default, named = read_json(source / POLICY), read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
     if not isinstance(named, dict):
         raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}. Fix: save it again.")
-    num_exits, network, task = _read_identity(source)
     policies = {} if default is None else {DEFAULT: _read_policy(default, f"{source / POLICY}, {DEFAULT}")}
     for name, values in named.items():
         try:
@@ -231,7 +232,7 @@ def _read_policies(source: Path, manifest: Mapping[str, Any]) -> dict[str, Polic
             raise BundleError(str(error)) from error
         policies[name] = _read_policy(values, f"{source / POLICIES}, {name}")
     for name, policy in policies.items():
-        check_fit(policy, num_exits, network, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}", task)
+        policy.check(num_exits, network, task, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}")
     return policies
 
 
@@ -242,7 +243,7 @@ def _read_policy(values: Any, place: str) -> Policy:
         raise BundleError(f"{place}: expected a policy as exitlens writes it ({error!r}). Fix: save it again.") from error
 
 
-def _read_identity(source: Path) -> tuple[int, str, Any]:
+def _read_identity(source: Path) -> tuple[int, str, Task]:
     """Read the number of exits, the name that policies know the network by, and its task."""
     values = read_json(source / NETWORK)
     try:
@@ -252,11 +253,11 @@ def _read_identity(source: Path) -> tuple[int, str, Any]:
         raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}). Fix: save it again.") from error
 
 
-def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
+def _keep_onnx(source: Path, manifest: dict[str, Any]) -> list[Written]:
     """Copy ONNX files that have a checksum to a place that remains when the bundle is replaced."""
     home = Home()
     try:
-        parts = [Written.from_dict(values, home.path) for values in manifest["onnx"]]
+        parts = [Written.from_dict(values, home.path, home) for values in manifest["onnx"]]
         unknown = {str(values["file"]) for values in manifest["onnx"]} - set(manifest["sha256"])  # whose names are plain
         if unknown:
             raise ValueError(f"no checksum for {sorted(unknown)}")
@@ -266,7 +267,7 @@ def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
         ) from error
     for part in parts:
         shutil.copy(source / part.path.name, part.path)
-    return OnnxFiles(parts, home)
+    return parts
 
 
 def _verify_files(source: Path) -> dict[str, Any]:
@@ -357,7 +358,7 @@ def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]
 
 def _keep_policies(net: ExitNet, bundle: Path) -> tuple[dict[str, Policy], list[str]]:
     """Return the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
-    policies = _read_policies(bundle, _verify_files(bundle)) if (bundle / MANIFEST).is_file() else {}
+    policies = load_policies(bundle) if (bundle / MANIFEST).is_file() else {}
     network = net.identity()
     kept = {name: policy for name, policy in policies.items() if policy.network == network}
     return kept, [name for name in policies if name not in kept]

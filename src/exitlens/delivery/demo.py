@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ctypes import c_longlong
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,18 @@ from exitlens.data.batches import as_batch, make_epoch_loader
 from exitlens.data.demo import load_scenes
 from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
-from exitlens.data.splits import SPLITS, Split
-from exitlens.delivery.benchmark import compare, compare_adaptive, split_whole_batches
+from exitlens.data.splits import SPLITS
+from exitlens.delivery.benchmark import answer_plainly, compare
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report import Provenance, Subject, pick_images, write_report
 from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
-from exitlens.io import write_json
+from exitlens.io import read_json, write_json
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.attach import attach
+from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
@@ -44,16 +46,17 @@ from exitlens.types import Policy, Trace
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
-from exitlens.workflow.evaluation import evaluate
+from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
-from exitlens.workflow.faithfulness import measure_faithfulness
+from exitlens.workflow.faithfulness import Faithfulness, measure_faithfulness
 from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.optimizer import apply_gradients
 from exitlens.workflow.training.record import LOG
 from exitlens.workflow.training.run import compute_gradients
 
-RESULT = "result.json"
+RESULT, TRAINING = "result.json", "training"
+SECONDS = "seconds.json"  # beside the trainings: how long they took until their last whole epoch, in all calls together
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
 JUDGED = "agreeing"  # the scenes on which maps are judged
 EGT, WITHOUT = EGTLoss().for_network(attends=False), EGTLoss(weight=0.0)
@@ -61,8 +64,10 @@ RUNS: dict[str, EGTLoss | None] = {"egt": EGT, "baseline": WITHOUT, "plain": Non
 TITLES = {"baseline": "without EGT", "egt": "with EGT"}
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
 DELTA = 0.1
-TESTING_STEPS = 17  # calls of ``step`` in run_demo and in what it calls
-Traces = dict[tuple[str, str], Trace]  # by network and data
+MEASURING_STEPS = 4  # of _measure
+TESTING_STEPS = 9  # calls of ``step`` in run_demo and in what it calls
+# Of a network with early exits; reports, checks and traces are by test condition, traces also of "calibration".
+Measured = tuple[Policy, dict[str, Report], dict[str, Faithfulness], dict[str, Trace]]
 Step = Callable[[str], None]  # called with what comes next, whenever a part of the testing begins
 
 
@@ -97,14 +102,16 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     """Train, calibrate, test, time and report; write ``result.json``, ``report.html`` and ``bundle`` to ``out``."""
     if (out / RESULT).exists():
         raise OutputExistsError(f"out: {out} holds a finished demo. Fix: remove it, or choose another directory with --out.")
-    started = time.perf_counter()
+    clock = out / TRAINING / SECONDS
+    started = time.perf_counter() - (read_json(clock) if clock.exists() else 0.0)  # as if there had been no interruption
     console = Console(quiet=quiet)
-    source = DataSource("scenes", size=settings.size, seed=settings.seed)
-    with record_source(out, source, resume=resume):
-        data = load_data(settings)
-    console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone")
-    nets = train_all(out, settings, len(data["train"]), quiet)
-    console.rule("testing")
+    with record_source(out, DataSource("scenes", size=settings.size, seed=settings.seed), resume=resume):
+        console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone; and tests")
+        data, measured = train_all(out / TRAINING, settings, started, quiet)
+    nets = {name: load(out / TRAINING / name / "bundle")[0] for name in RUNS}
+    subjects = [Subject(TITLES[name], nets[name], *measured[name][:3]) for name in ("egt", "baseline")]
+    policy = subjects[0].policy
+    console.rule("times")
     with show_progress(not quiet) as bar:
         task = bar.add_task("testing", total=TESTING_STEPS)
         done = iter(range(TESTING_STEPS))
@@ -113,15 +120,12 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
             bar.update(task, completed=next(done), description=f"testing: {part}")
 
         step("accuracy of the plain backbone")
-        traces = {("plain", "agreeing"): collect(nets["plain"], data["agreeing"])}
-        plain_accuracy = _measure_accuracy(traces["plain", "agreeing"])
-        subjects = [_measure_subject(name, nets[name], data, settings, step, traces) for name in ("egt", "baseline")]
-        policy = subjects[0].policy
+        plain_accuracy = collect(nets["plain"], data["agreeing"]).correct[:, -1].float().mean().item()
         result = {
             "egt": _list_measures(subjects[0]),
             "baseline": _list_measures(subjects[1]),
             "plain": {"agreeing": {"accuracy": [plain_accuracy]}},
-            "speed": _measure_speed(nets, policy, traces, data["agreeing"], settings, step),
+            "speed": _measure_speed(nets, measured["egt"], plain_accuracy, data["agreeing"], settings, step),
             **_measure_overheads(nets["baseline"], nets["egt"], policy, data, settings, step),
             "policy": policy.to_dict(),
             "settings": asdict(settings),
@@ -141,45 +145,57 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
     """Load scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
-    data: dict[str, ImageSet] = {split: _load_split(settings, split) for split in SPLITS if split != "test"}
-    return data | {name: _load_split(settings, "test", agreement) for name, agreement in CONDITIONS.items()}
+    make = partial(load_scenes, seed=settings.seed, size=settings.size, limit=settings.limit)
+    data: dict[str, ImageSet] = {split: make(split) for split in SPLITS if split != "test"}
+    return data | {name: make("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
 
 
-def _load_split(settings: DemoSettings, split: Split, agreement: float = 0.8) -> ImageSet:
-    made = {"seed": settings.seed, "size": settings.size, "limit": settings.limit}
-    return load_scenes(split, background_agreement=agreement, **made)  # type: ignore[arg-type]
+def train_all(
+    folder: Path, settings: DemoSettings, started: float, quiet: bool
+) -> tuple[dict[str, ImageSet], dict[str, Measured]]:
+    """Load the data, train whatever is not trained yet, and measure what has early exits; show a bar for each network.
 
-
-def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
-    """Train whatever is not trained yet, each network in a single-threaded process, and show a bar for each.
-
-    So the weights do not depend on the number of cores, and two side by side are faster than in turn on two threads each.
+    Each runs in a single-threaded process. So nothing depends on the number of cores, and two side by side are faster than
+    in turn on two threads each. The seconds since ``started`` are kept in the folder after every epoch.
     """
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    counters = {name: context.Value("q", 0, lock=False) for name in RUNS}
-    batches = -(-samples // settings.batch_size)
+    counters, runs = {name: context.Value("q", 0, lock=False) for name in RUNS}, {name: folder / name for name in RUNS}
     with context.Pool(min(len(RUNS), cores), _start_worker, (counters,)) as pool, show_progress(not quiet) as bar:
-        runs = {name: out / "training" / name for name in RUNS}
-        jobs = [pool.apply_async(_train_one, (name, settings, run)) for name, run in runs.items()]
-        tasks = {name: bar.add_task(name, total=settings.epochs * batches, start=False) for name in RUNS}
-        is_over = False
+        data = load_data(settings)  # while the processes start
+        batches = settings.epochs * -(-len(data["train"]) // settings.batch_size)
+        totals = {name: batches + (MEASURING_STEPS if name in TITLES else 0) for name in RUNS}
+        tasks = {name: bar.add_task(name, total=total, start=False) for name, total in totals.items()}
+        given = settings, data["train"], data["validation"]
+        trained = {name: pool.apply_async(_train_one, (name, run, *given)) for name, run in runs.items()}
+        measured: dict[str, Any] = {}
+        is_over, epochs = False, 0
         while not is_over:
-            is_over = all(job.ready() for job in jobs)
+            for name in TITLES:
+                if name not in measured and trained[name].ready():
+                    trained[name].get()
+                    measured[name] = pool.apply_async(_measure, (name, runs[name], settings, data))
+            is_over = measured.keys() == TITLES.keys() and all(
+                job.ready() for job in (*trained.values(), *measured.values())
+            )
+            logs = {name: _read_log(run / LOG) for name, run in runs.items()}
             for name, task in tasks.items():
                 if done := counters[name].value:
                     bar.start_task(task)
-                state = _describe_epochs(runs[name] / LOG) if done else "waiting for a core"
+                state = _describe_epochs(logs[name]) if done else "waiting for a core"
                 bar.update(task, completed=done, description=f"{name:8} {state}")
+            if sum(map(len, logs.values())) > epochs:
+                epochs = sum(map(len, logs.values()))
+                write_json(folder / SECONDS, time.perf_counter() - started)
             time.sleep(0.2)
-        for job in jobs:
-            job.get()
+        trained["plain"].get()
+        results = {name: job.get() for name, job in measured.items()}
         pool.close()
         pool.join()  # so that no worker outlives this function
-    return {name: load(run / "bundle")[0] for name, run in runs.items()}
+    return data, results
 
 
-_counters: dict[str, c_longlong] = {}  # in a worker: batches that each training has seen
+_counters: dict[str, c_longlong] = {}  # in a worker: batches that each training has seen, and steps of measuring
 
 
 def _start_worker(counters: dict[str, c_longlong]) -> None:
@@ -188,8 +204,8 @@ def _start_worker(counters: dict[str, c_longlong]) -> None:
     _counters.update(counters)
 
 
-def _train_one(name: str, settings: DemoSettings, run: Path) -> None:
-    loss, train, counter = RUNS[name], _load_split(settings, "train"), _counters[name]
+def _train_one(name: str, run: Path, settings: DemoSettings, train: ImageSet, validation: ImageSet) -> None:
+    loss, counter = RUNS[name], _counters[name]
     batches = -(-len(train) // settings.batch_size)
     if (run / "bundle").exists():
         counter.value = settings.epochs * batches
@@ -204,7 +220,7 @@ def _train_one(name: str, settings: DemoSettings, run: Path) -> None:
     fit(
         net,
         train,
-        _load_split(settings, "validation"),
+        validation,
         loss=loss or WITHOUT,
         epochs=settings.epochs,
         out_dir=run,
@@ -234,8 +250,8 @@ def _read_log(log: Path) -> list[dict[str, str]]:
     return []
 
 
-def _describe_epochs(log: Path) -> str:
-    if not (rows := _read_log(log)):
+def _describe_epochs(rows: list[dict[str, str]]) -> str:
+    if not rows:
         return "epoch 1"
     accuracy = [f"{100 * float(value):.1f}" for name, value in rows[-1].items() if name.startswith("accuracy_exit")]
     cc = [f"{float(value):.2f}" for name, value in rows[-1].items() if name.startswith("cc_exit")]
@@ -243,25 +259,18 @@ def _describe_epochs(log: Path) -> str:
     return f"epoch {len(rows)}: val accuracy {' '.join(accuracy)} %{agreement}"
 
 
-def _measure_subject(
-    name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step, traces: Traces
-) -> Subject:
-    step(f"calibrating {TITLES[name]}")
-    traces[name, "calibration"] = collect(net, data["calibration"])
-    policy = calibrate(traces[name, "calibration"], max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
-    reports = {}
-    for condition in CONDITIONS:
-        step(f"answers {TITLES[name]}, {condition} backgrounds")
-        traces[name, condition] = collect(net, data[condition])
-        reports[condition] = evaluate(traces[name, condition], policy)
-    step(f"truth of the maps {TITLES[name]}")
+def _measure(name: str, run: Path, settings: DemoSettings, data: Mapping[str, ImageSet]) -> Measured:
+    net, _ = load(run / "bundle")
+    traces = {}
+    for kind in ("calibration", *CONDITIONS):
+        traces[kind] = collect(net, data[kind])
+        _counters[name].value += 1
+    policy = calibrate(traces["calibration"], max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
+    reports = {condition: evaluate(traces[condition], policy) for condition in CONDITIONS}
     samples, oracle = settings.samples, settings.oracle_samples
     checks = {JUDGED: measure_faithfulness(net, data[JUDGED], samples=samples, oracle_samples=oracle)}
-    return Subject(TITLES[name], net, policy, reports, checks)
-
-
-def _measure_accuracy(trace: Trace) -> float:
-    return trace.correct[:, -1].float().mean().item()
+    _counters[name].value += 1
+    return policy, reports, checks, traces
 
 
 def _list_measures(subject: Subject) -> dict[str, Any]:
@@ -288,28 +297,33 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet], policy: Policy, traces: Traces, data: ImageSet, settings: DemoSettings, step: Step
+    nets: Mapping[str, ExitNet], found: Measured, plain_accuracy: float, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
     step("the stricter policy")
+    policy, _, _, traces = found
     policies = {"one_point": policy, "half_point": policy}
     if min(policy.thresholds) < math.inf:  # else the loose limit was refused, and the strict one would be
-        trace = traces["egt", "calibration"]
-        policies["half_point"] = calibrate(trace, max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
-    plain = SmallResNet(num_classes=nets["plain"].info.num_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plain.load_state_dict({name.split("body.", 1)[1]: value for name, value in nets["plain"].state_dict().items()})
-    plain_accuracy = _measure_accuracy(traces["plain", "agreeing"])
+        policies["half_point"] = calibrate(traces["calibration"], max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
+    egt, plain = nets["egt"], rebuild_backbone(nets["plain"].info).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     speeds: dict[str, Any] = {}
     for batch_size, count in ((1, settings.timed // 8), (64, settings.timed)):
         rows = {}
-        images = data.inputs[:count]
+        batches = _split_batches(data.inputs[:count], batch_size)
         for title, timed in policies.items():
             step(f"times in batches of {batch_size}, {title.replace('_', ' ')}")
-            speed = compare_adaptive(plain.eval(), nets["egt"], timed, images, batch_size, settings.rounds)
-            report = evaluate(traces["egt", "agreeing"], timed)
+            ours = partial(predict, egt, policy=timed)
+            speed = compare(partial(answer_plainly, plain), ours, batches, settings.rounds, egt.tuning.keep_memory)
+            report = evaluate(traces["agreeing"], timed)
             drop = plain_accuracy - (report.accuracy or 0.0)
-            rows[title] = {**asdict(speed), "accuracy_drop": drop, "cost": report.cost}
+            rows[title] = {**speed, "accuracy_drop": drop, "cost": report.cost}
         speeds[f"batch_{batch_size}"] = {**rows["one_point"], "at_half_point": rows["half_point"]}
     return speeds
+
+
+def _split_batches(images: Tensor, size: int) -> list[tuple[Tensor]]:
+    """Return full batches in channels_last."""
+    whole = images[: len(images) // size * size].contiguous(memory_format=torch.channels_last)
+    return [(batch,) for batch in whole.split(size)]
 
 
 def _measure_overheads(
@@ -334,16 +348,16 @@ def _measure_overheads(
     training = compare(prepare(EGT), prepare(WITHOUT), batches, rounds=3)  # ``speedup``: with EGT over without
     step("time of attention maps")
     maps = compare(
-        lambda batch: predict(egt, batch, policy, attention=True),
-        lambda batch: predict(egt, batch, policy),
-        split_whole_batches(data["agreeing"].inputs[: settings.timed // 2], 64),
+        partial(predict, egt, policy=policy, attention=True),
+        partial(predict, egt, policy=policy),
+        _split_batches(data["agreeing"].inputs[: settings.timed // 2], 64),
         settings.rounds,
     )
     return {
-        "step_time_ratio": training.speedup,
-        "step_time": asdict(training),
-        "attention_time_ratio": maps.speedup,
-        "attention_time": asdict(maps),
+        "step_time_ratio": training["speedup"],
+        "step_time": training,
+        "attention_time_ratio": maps["speedup"],
+        "attention_time": maps,
     }
 
 
@@ -374,4 +388,4 @@ def _write_report(
     write_report(out / "report.html", subjects, images, made, speed=speed, plain_accuracy=plain_accuracy, overwrite=True)
     picked = data["agreeing"].subset(torch.tensor(pick_images(subjects[0], data["agreeing"], 6)))
     pages = {subject.name: explain_batch(subject.net, picked.inputs, subject.policy) for subject in reversed(subjects)}
-    draw_contact_sheet(pages, picked.preprocess).save(out / "gallery.png", optimize=True)
+    draw_contact_sheet(pages).save(out / "gallery.png", optimize=True)

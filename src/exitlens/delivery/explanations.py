@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from exitlens.delivery.pictures import draw_contact_sheet, draw_image, draw_overlay, draw_strip
+from exitlens.delivery.pictures import draw_contact_sheet, draw_input, draw_overlay, draw_strip
 from exitlens.display import map_svg, pick_shade, scale_attention, shade_names
 from exitlens.errors import OutputExistsError
 from exitlens.io import make_directory, write_json, write_manifest, write_text
@@ -24,7 +24,7 @@ from exitlens.types import Explanation, Policy
 from exitlens.types.explanations import SCHEMA
 from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
-from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.workflow.explanation import explain_batch
 
 TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"
@@ -88,22 +88,24 @@ def _refuse_existing(paths: Iterable[Path]) -> None:
             raise OutputExistsError(f"out: {path} exists. Fix: choose another directory.")
 
 
-def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path]:
-    """Write ``NAME.html`` and ``NAME.json``, which must not exist, of a sample that is no picture; return both paths."""
-    page, values = directory / f"{name}.html", directory / f"{name}.json"
+def save_explanation(why: Explanation, out: Path, stem: str = "explanation") -> list[Path]:
+    """Write an explanation to new files: of an image as pictures, otherwise as a page, with the answer (JSON) beside it."""
+    if isinstance(why.preprocess, Preprocess):
+        return _save_pictures(why, out, stem)
+    page, values = out / f"{stem}.html", out / f"{stem}.json"
     _refuse_existing((page, values))
-    make_directory(directory, "out")
+    make_directory(out, "out")
     write_text(page, render_explanations(why.reason, [("", why)]))
     write_json(values, why.to_dict())
     return [page, values]
 
 
-def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation") -> list[Path]:
-    """Write every map of an image's explanation (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
+def _save_pictures(why: Explanation, out: Path, stem: str) -> list[Path]:
+    """Write every map (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
 
     The maps are those of the exits, of the answer's labels if there are several, and the relevance if there is one.
     """
-    base = draw_image(why.inputs, preprocess, side=224)
+    base = draw_input(why)
     maps: list[tuple[str, Tensor, Tensor, str]] = [  # end of the name, map, what each place is worth, caption
         (f"exit{v.exit}", v.attention, v.evidence, why.caption_exit(v)) for v in why.exits
     ]
@@ -113,7 +115,7 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
     ]
     if why.relevance is not None:
         maps.append(("relevance", why.speaks_for, why.relevance, f"What the answer {why.name_answer()} depends on"))
-    pictures = {out / f"{stem}_strip.png": draw_strip(why, preprocess)}
+    pictures = {out / f"{stem}_strip.png": draw_strip(why)}
     pictures |= {out / f"{stem}_{name}.png": draw_overlay(base, attention) for name, attention, _, _ in maps}
     drawings = {out / f"{stem}_{name}.svg": map_svg(base, *rest) + "\n" for name, *rest in maps}  # type: ignore[arg-type]
     paths = [*pictures, *drawings, out / f"{stem}.json", out / f"{stem}_manifest.json"]
@@ -181,7 +183,7 @@ def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
 
 
 def explain_folder(
-    net: ExitNet, policy: Policy, samples: Iterable[Inputs], name: Callable[[int], str], preprocess: Preprocessing, out: Path
+    net: ExitNet, policy: Policy, samples: Iterable[Inputs], name: Callable[[int], str], out: Path
 ) -> list[ExplanationRow]:
     """Explain batches of samples and write a table, a contact sheet (if they are no images, a page) and a manifest.
 
@@ -191,7 +193,7 @@ def explain_folder(
     Returns:
         The rows of the table, the most remarkable first.
     """
-    sheet, table = out / name_sheet(preprocess), out / TABLE
+    sheet, table = out / name_sheet(net), out / TABLE
     _refuse_existing((table, sheet, out / MANIFEST))
     rows: list[ExplanationRow] = []
     shown: list[tuple[tuple[bool, float], int, ExplanationRow, Explanation]] = []
@@ -207,9 +209,9 @@ def explain_folder(
         make_directory(out, "out")
         shown.sort(key=lambda item: item[:2], reverse=True)
         titled = [(row.write_title(net.num_exits), why) for *_, row, why in shown]
-        if isinstance(preprocess, Preprocess):
+        if isinstance(net.info.preprocess, Preprocess):
             titles, whys = zip(*titled, strict=True)
-            draw_contact_sheet({"": whys}, preprocess, titles=titles).save(sheet)
+            draw_contact_sheet({"": whys}, titles).save(sheet)
         else:
             write_text(sheet, render_explanations("What deserves a look first", titled))
         text = io.StringIO()
@@ -223,6 +225,7 @@ def explain_folder(
     return rows
 
 
-def name_sheet(preprocess: Preprocessing) -> str:
+def name_sheet(net: ExitNet) -> str:
     """Return the name of the file that shows the most remarkable samples."""
+    preprocess = net.info.preprocess
     return SHEET if isinstance(preprocess, Preprocess) else TOKENS if isinstance(preprocess, TextPreprocess) else PAGE

@@ -44,9 +44,15 @@ def draw_heat(attention: Tensor) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
+def draw_input(explanation: Explanation, side: int = 224) -> Image.Image:
+    """Draw the image that was explained as :func:`draw_image` does."""
+    preprocess = explanation.preprocess
+    return draw_image(explanation.inputs, preprocess if isinstance(preprocess, Preprocess) else None, side)
+
+
+def draw_strip(explanation: Explanation) -> Image.Image:
     """Draw the image and every exit's overlay side by side, with captions and a frame around the exit that answered."""
-    base = draw_image(explanation.inputs, preprocess, side=224)
+    base = draw_input(explanation)
     tiles = [base, *(draw_overlay(base, view.attention) for view in explanation.exits)]
     captions = ["input"]
     for view in explanation.exits:
@@ -71,9 +77,7 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
     return sheet
 
 
-def draw_contact_sheet(
-    explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, titles: Sequence[str] = ()
-) -> Image.Image:
+def draw_contact_sheet(explanations: Mapping[str, Sequence[Explanation]], titles: Sequence[str] = ()) -> Image.Image:
     """Draw a row for each image, with its title under it: the input, then every exit's overlay, network by network."""
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))
@@ -83,7 +87,7 @@ def draw_contact_sheet(
     sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for row, why in enumerate(first):
-        sheet.paste(_draw_square(why, preprocess, side), (gap, head + row * step))
+        sheet.paste(_draw_square(why, side), (gap, head + row * step))
     for row, title in enumerate(titles):
         draw.text((gap, head + row * step + side + 4), title, fill="black")
     x, previous = gap + side + gap, ""
@@ -96,12 +100,12 @@ def draw_contact_sheet(
         draw.text((x, 22), exit_name(k, count), fill="#444444")
         for row, why in enumerate(explanations[name]):
             y = head + row * step
-            sheet.paste(draw_overlay(_draw_square(why, preprocess, side), why.exits[k].attention), (x, y))
+            sheet.paste(draw_overlay(_draw_square(why, side), why.exits[k].attention), (x, y))
             if k == why.answered:
                 draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=pick_exit_colour(k, count), width=3)
         x += side + gap
     return sheet
 
 
-def _draw_square(why: Explanation, preprocess: Preprocess | None, side: int) -> Image.Image:
-    return draw_image(why.inputs, preprocess, side).resize((side, side), Image.Resampling.NEAREST)
+def _draw_square(why: Explanation, side: int) -> Image.Image:
+    return draw_input(why, side).resize((side, side), Image.Resampling.NEAREST)

@@ -211,13 +211,13 @@ class PredictionFile:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows; once it returns, they survive this process. If they cannot be written, earlier rows are safe."""
-        if rows and self._sealed:
+        if not rows:
+            return
+        if self._sealed:
             raise OutputExistsError(
                 f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}. "
                 "Fix: choose another file for what is new."
             )
-        if not rows:
-            return
         try:
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,8 +242,7 @@ class PredictionFile:
             if self._ours and self._is_parquet:
                 write_parquet(self.path, self._read_lines())
                 self._lines.unlink()
-            if not self._sealed:
-                self._record.unlink(missing_ok=True)
+            self._record.unlink(missing_ok=True)
         except OSError as error:
             raise self._fail(error) from error
         self._finished = True
@@ -321,7 +320,7 @@ class PredictionFile:
             if self._handle is not None:
                 self._handle.close()
         self._handle = None
-        if not self._ours or self._sealed:
+        if not self._ours:
             return
         with suppress(OSError, ExitlensError):
             rows = self._read_lines()

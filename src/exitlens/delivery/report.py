@@ -166,8 +166,8 @@ def write_report(
     """Write the report of one network, or of two or three side by side, as an HTML file.
 
     ``subjects`` have equally many exits; the report is about the first. ``images`` are samples by condition; ``speed``
-    has values of a ``Speed`` with ``accuracy_drop`` and ``cost`` by a title such as "batch size 1"; ``plain_accuracy`` is
-    that of the plain backbone, trained without exits, under the main condition.
+    has what ``compare`` returned, with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1"; ``plain_accuracy``
+    is that of the plain backbone, trained without exits, under the main condition.
     """
     if (count := subjects[0].net.num_exits) < 2:
         raise InputError("subjects: expected networks with an early exit, got one without. Fix: attach one.")

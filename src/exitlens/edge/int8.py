@@ -19,7 +19,7 @@ from exitlens.edge.export import check_arguments, name_inputs, open_target, writ
 from exitlens.errors import ExportError, InputError, import_extra
 from exitlens.functional.routing import route
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_files import OnnxEngine, OnnxFiles, Written, import_onnx, open_file, shorten
+from exitlens.model.engine.onnx_files import OnnxEngine, Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
@@ -142,7 +142,7 @@ def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list
     tuning = Tuning(backend="onnx", precision="int8", measured={"files": digest})
     twin = copy.deepcopy(net).eval()
     plain = Engine.prepare(*net.engine.parts, Tuning())
-    twin.engine.use(OnnxEngine(OnnxFiles(files), tuning, plain.stages, plain.heads))
+    twin.engine.use(OnnxEngine(files, tuning, plain.stages, plain.heads))
     return twin, files
 
 

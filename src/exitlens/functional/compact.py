@@ -5,7 +5,6 @@ With dozens of almost equal classes at the top they are exact to 1e-5.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -55,12 +54,6 @@ def _weigh_nodes(distances: Tensor, span: Tensor) -> Tensor:  # (*S,C) NaN where
     transform = 2 / NODES * (orders[:, None] * chebyshev_nodes(NODES).acos()).cos()
     transform[0] /= 2
     return (torch.stack(moments, -1) @ transform).float()
-
-
-def hash_rows(rows: Tensor) -> Tensor:  # (N,*S) -> (N,) int64
-    """Return a hash of the bytes of every row."""
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows.contiguous().numpy()]
-    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
 ROWS = 1 << 12  # computed at once

@@ -8,6 +8,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -97,18 +98,14 @@ class DriftMonitor:
             raise PolicyError("policy: it was changed since it was calibrated: there is nothing to compare with: calibrate")
         if policy.calibration is None or policy.calibration.reference is None:
             raise PolicyError("policy: it was made by hand, so there are no calibration samples to compare with: calibrate")
-        reference = policy.calibration.reference
+        self._reference, counts = policy.calibration.reference, policy.calibration.reference.counts
         check_number("false_alarm", false_alarm, NumberRule("a number between 0 and 1", lambda value: 0 < value < 1))
         self.false_alarm = false_alarm
-        self._edges, expected = reference.edges, reference.counts
-        total = sum(map(sum, expected))
-        self._expected = tuple(sum(counts) / total for counts in expected)
-        self._expected_confidence = reference.confidence
-        self._cells = [count for counts in expected for count in counts]  # from the surest at exit 0 on
-        self._starts = [sum(len(counts) for counts in expected[:k]) for k in range(len(expected))]
-        self._shares = [0] * len(expected)
+        self._cells = [*chain(*counts)]  # from the surest at exit 0 on
+        self._starts = [sum(map(len, counts[:k])) for k in range(len(counts))]
+        self._taken = [0] * len(counts)  # how often, by exit
         self._rng = random.Random(seed)
-        self._samples, self._units, self._sum = 0, 0, 0.0
+        self._samples, self._sum = 0, 0.0
         self._groups: set[Hashable] | None = None if policy.calibration.groups is None else set()
         self._divergence, self._measured = 0.0, 0
         self._wealth = np.full(2 * len(STAKES), -math.inf)  # logarithms, by kind of bet
@@ -122,8 +119,8 @@ class DriftMonitor:
         """
         require(pred, Prediction, "pred", "what exitlens.predict returns")
         exits, scores = pred.exits.tolist(), pred.confidence.double().tolist()
-        if exits and not 0 <= min(exits) <= max(exits) < len(self._shares):
-            raise InputError(f"pred: it was answered at exit {max(exits)}, the policy has {len(self._shares)} exits")
+        if exits and not 0 <= min(exits) <= max(exits) < len(self._taken):
+            raise InputError(f"pred: it was answered at exit {max(exits)}, the policy has {len(self._taken)} exits")
         if not all(math.isfinite(score) for score in scores):
             raise InputError("pred: expected finite confidences, got NaN or Inf")
         before = self._since
@@ -150,13 +147,13 @@ class DriftMonitor:
 
     def state(self) -> Drift:
         """Return the state of the monitor."""
-        count = max(1, self._units)
+        count, expected = max(1, sum(self._taken)), [*map(sum, self._reference.counts)]
         return Drift(
             samples=self._samples,
-            exit_shares=tuple(share / count for share in self._shares),
-            expected_shares=self._expected,
+            exit_shares=tuple(number / count for number in self._taken),
+            expected_shares=tuple(number / sum(expected) for number in expected),
             confidence=self._sum / count,
-            expected_confidence=self._expected_confidence,
+            expected_confidence=self._reference.confidence,
             divergence=self._divergence / self._measured if self._measured else None,
             evidence=math.exp(min(self._most, 700.0)),
             alarm=self._since is not None,
@@ -187,13 +184,12 @@ class DriftMonitor:
 
     def _count(self, exit_: int, score: float) -> None:
         """Rank a sample and bet on its rank ``u``, uniform in [0, 1] if nothing changed: every factor then has mean 1."""
-        self._shares[exit_] += 1
-        self._units += 1
+        self._taken[exit_] += 1
         self._sum += score
-        cell = self._starts[exit_] + find_cell(self._edges[exit_], score)
+        cell = self._starts[exit_] + find_cell(self._reference.edges[exit_], score)
         self._cells[cell] += 1
         u = (sum(self._cells[:cell]) + self._rng.random() * self._cells[cell]) / sum(self._cells)
-        if self._units % PERIOD == 1:
+        if sum(self._taken) % PERIOD == 1:
             share = 1 / ((self._blocks + 2) * math.log(self._blocks + 2) ** 2 * TOTAL)
             self._blocks += 1
             self._unspent = max(0.0, self._unspent - share)
@@ -209,7 +205,7 @@ class DriftMonitor:
 
 def find_cell(edges: Sequence[float], score: float) -> int:
     """Return the cell of a score, between ``edges`` that increase; cell 0 has the highest scores."""
-    return len(edges) - bisect_left(edges, score) if score == score else len(edges)
+    return len(edges) - bisect_left(edges, score)
 
 
 def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:  # (N,), (N,)

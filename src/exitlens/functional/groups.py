@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +62,8 @@ def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0,
 
 def find_firsts(groups: Tensor) -> Tensor:  # (N,) -> (G,)
     """Return the index of the first sample of each group, in order of the samples."""
-    ids, numbers = groups.unique(return_inverse=True)
-    firsts = torch.full((len(ids),), len(groups)).scatter_reduce(0, numbers, torch.arange(len(groups)), "amin")
-    return firsts.sort().values
+    _, firsts = np.unique(groups.numpy(), return_index=True)
+    return torch.from_numpy(firsts).sort().values
 
 
 MOST = 2000  # samples to compare

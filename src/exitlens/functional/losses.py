@@ -112,20 +112,15 @@ def ramp(progress: float, share: float) -> float:
 
 
 def consistency_loss(
-    maps: Sequence[Tensor], distance: Distance, signed: bool = False, targets: Sequence[Tensor] | None = None
-) -> Tensor:
-    """``1/(K-1) sum_k D(stop_gradient(M_final), M_k)`` over the early exits, averaged over the batch.
+    targets: Sequence[Tensor], maps: Sequence[Tensor], distance: Distance, signed: bool = False
+) -> Tensor:  # (B,*S) each -> ()
+    """Return the mean distance of maps from their targets, each pair on the coarser grid; ``kl`` is KL(target ‖ map).
 
-    Args:
-        maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
-        distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
-        signed: the maps may be negative and are not distributions (evidence).
-        targets: ``(B,*S)`` of each map, or of each but the final one, in place of the detached final map.
+    The final map, which comes last, may have no target. Maps that are ``signed`` (evidence) are not distributions.
     """
-    targets = [maps[-1].detach()] * (len(maps) - 1) if targets is None else targets
     if not targets:
         return maps[0].new_zeros(())
-    pairs = zip(targets, maps, strict=False)  # the final map may have no target
+    pairs = zip(targets, maps, strict=False)
     return torch.stack([_distance(target, exit_map, distance, signed).mean() for target, exit_map in pairs]).mean()
 
 
@@ -289,7 +284,7 @@ class EGTLoss:
                 maps = [choose(out.evidence.float(), labels) for out in outputs]
             elif self.of == "activation":
                 maps = [measures.energy(f) for f in features or ()]
-            consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.make_targets(maps, relevance))
+            consistency = consistency_loss(self.make_targets(maps, relevance), maps, self.distance, self.of == "evidence")
         if self.distill > 0:
             distillation = distillation_loss(outputs, several=labels.ndim == 2)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)

@@ -236,12 +236,8 @@ def answer_score(logits: Tensor, task: Task, answers: Tensor | None = None) -> T
 def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = False) -> Tensor:
     """Return what features add to the scores, to first order: gradient times value (arXiv 1605.01713), detached, float32.
 
-    For a network that is linear from the features to the score it is exact, and sums to the score less its value at 0.
-
-    Args:
-        scores: ``(B,)``, each computed from its own row of the features.
-        features: ``(B,...)``, of which the first that the scores depend on counts.
-        retain_graph: keep the graph for another pass.
+    For a network that is linear from the features to the score it is exact, and sums to the score less its value at 0. Each
+    of the ``scores`` ``(B,)`` comes from its own row of the features; of several, the first that they depend on counts.
     """
     gradients: tuple[Tensor | None, ...] = ()
     if scores.requires_grad:

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from exitlens.functional.risk import Budget, Risk, accuracy_drop, disagreement, 
 from exitlens.functional.routing import find_first_firing
 from exitlens.types import Gate, Policy, Trace
 
+T = TypeVar("T")
 FINE_STEPS = 16  # between neighbours on a frontier, if a budget ends between them
 STEPS = 8  # from one vector of a frontier to the next, on a path
 LEAST = 1e-6  # smallest limit that losses are divided by
@@ -116,21 +117,20 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
 def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,) or (N,K)
     """Return undominated policies in cost and risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
-    points = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
-    cuts: Cuts = always
+    vectors, cuts = dict.fromkeys((always, never)), always
     for price in torch.logspace(-2, 3, 40).tolist():
         cuts = descend(index, cost + price * risk, cuts)
-        if cuts not in points:
-            points[cuts] = evaluate_cuts(index, risk, cost, cuts)
-    return keep_undominated(points.values())
+        vectors[cuts] = None
+    points = [evaluate_cuts(index, risk, cost, vector) for vector in vectors]
+    return keep_undominated(points, lambda p: (p.cost, p.risk))
 
 
-def keep_undominated(points: Iterable[Point]) -> list[Point]:
-    """Return the points that are not beaten in both cost and risk, sorted by cost."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.cost, p.risk)):
-        if not kept or point.risk < kept[-1].risk:
-            kept.append(point)
+def keep_undominated(items: Iterable[T], rate: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Return the items that no other beats in both numbers of its rate (a cost and a loss), cheapest first."""
+    kept: list[T] = []
+    for item in sorted(items, key=rate):
+        if not kept or rate(item)[1] < rate(kept[-1])[1]:
+            kept.append(item)
     return kept
 
 
@@ -321,32 +321,17 @@ def order_path(pool: Sequence[Candidate], limits: Sequence[float], max_length: i
     The smoothed loss grows with every sample that leaves, so the path starts next to never-exit and goes on in small steps;
     by risk it would start where gains happen to be largest. Candidates that are likely above their limit are left out.
     """
-    likely = [i for i, candidate in enumerate(pool) if max(approximate_p_values(candidate, limits)) < 0.9]
-    losses = {i: _compare_losses(pool[i], limits) for i in likely}
-    kept: list[int] = []
-    for i in sorted(likely, key=lambda i: (pool[i].cost, losses[i])):  # cheapest first
-        if not kept or losses[i] < losses[kept[-1]]:
-            kept.append(i)
+    likely = [candidate for candidate in pool if max(approximate_p_values(candidate, limits)) < 0.9]
+    kept = keep_undominated(likely, lambda candidate: (candidate.cost, _compare_losses(candidate, limits)))
     if len(kept) > max_length:
         kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, max_length).round().astype(int))]
-    return [pool[i] for i in reversed(kept)]
+    return kept[::-1]
 
 
 def _compare_losses(candidate: Candidate, limits: Sequence[float], surplus: float = 0.0) -> float:
     """Return the largest ratio of a smoothed loss, less ``surplus``, to its limit."""
     pairs = zip(candidate.smoothed_losses, limits, strict=True)
     return max((loss - surplus) / max(limit, LEAST) for loss, limit in pairs)
-
-
-class ThresholdPath(NamedTuple):
-    """Thresholds from the safest to the cheapest, and the smoothed loss of each on the samples that proposed them."""
-
-    thresholds: list[tuple[float, ...]]
-    losses: list[float]
-
-    def at(self, loss: float) -> tuple[float, ...]:
-        """Return the cheapest thresholds whose loss is at most ``loss``, apart from rounding."""
-        return self.thresholds[bisect_right(self.losses, loss * (1 + 1e-6)) - 1]
 
 
 def split_folds(trace: Trace, folds: int, seed: int) -> Tensor:  # -> (N,)
@@ -366,15 +351,16 @@ def choose_by_folds(
     Means of held-out samples are noisy, so a step has to keep the limits with its means, with their isotonic regression over
     all steps, and with the means of all samples. Raises :class:`CalibrationError` if none of these keeps the budgets.
     """
-    path = _propose(scores, risks, cost, budgets, len(scores))
-    held_out = torch.empty(len(path.losses), len(scores), dtype=torch.int64)  # exits by what the other folds propose
+    path, losses = _propose(scores, risks, cost, budgets, len(scores))
+    held_out = torch.empty(len(path), len(scores), dtype=torch.int64)  # exits by what the other folds propose
     for fold in folds.unique().tolist():
         held, rest = (where.nonzero()[:, 0] for where in (folds == fold, folds != fold))
-        others = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
-        for step, loss in enumerate(path.losses):
-            held_out[step, held] = find_first_firing(scores[held], others.at(loss))
+        others, limits = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
+        for step, loss in enumerate(losses):
+            cheapest = others[bisect_right(limits, loss * (1 + 1e-6)) - 1]  # of those that lose no more, but for rounding
+            held_out[step, held] = find_first_firing(scores[held], cheapest)
     means = torch.tensor([[risk.mean(exits) for risk in risks] for exits in held_out], dtype=torch.float64)
-    routed = [find_first_firing(scores, thresholds) for thresholds in path.thresholds]
+    routed = [find_first_firing(scores, thresholds) for thresholds in path]
     kept = torch.tensor([all(budget.keeps(exits) for budget in budgets) for exits in routed])
     for column, risk in zip(means.T, risks, strict=True):
         smooth = torch.as_tensor(isotonic_regression(column.numpy()).x.copy())
@@ -383,22 +369,24 @@ def choose_by_folds(
     if not kept.any():  # never-exit, where the path starts, loses nothing, but it may take too long
         raise _refuse(risks, budgets, " on held-out samples", ", or leave folds out")
     step = int(kept.nonzero()[-1])
-    return path.thresholds[step], {risk.name: mean for risk, mean in zip(risks, means[step].tolist(), strict=True)}
+    return path[step], {risk.name: mean for risk, mean in zip(risks, means[step].tolist(), strict=True)}
 
 
-def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> ThresholdPath:
-    """Return the path that these samples propose within the budgets, from never-exit on.
+def _propose(
+    scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """Return the thresholds that these samples propose within the budgets, from never-exit on, and their smoothed losses.
 
-    Its losses add the share of samples that leave early over ``count``, the number of all samples, rather than of these, so
+    The losses add the share of samples that leave early over ``count``, the number of all samples, rather than of these, so
     that paths of different folds can be compared.
     """
     levels = quantise(scores)
     risks = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
     limits = [risk.limit for risk in risks]
-    path = ThresholdPath([(math.inf,) * scores.shape[1]], [-math.inf])
+    path, losses = [(math.inf,) * scores.shape[1]], [-math.inf]
     for step in order_path(find_candidates(levels.index, risks, cost, budgets), limits) if risks else ():
         early = (find_first_firing(levels.index, step.cuts) < len(cost) - 1).double().mean().item()
         surplus = early / len(scores) - early / count
-        path.thresholds.append(levels.thresholds(step.cuts))
-        path.losses.append(max(path.losses[-1], _compare_losses(step, limits, surplus)))
-    return path
+        path.append(levels.thresholds(step.cuts))
+        losses.append(max(losses[-1], _compare_losses(step, limits, surplus)))
+    return path, losses

@@ -65,7 +65,7 @@ def read_npy(path: Path, name: str) -> Any:  # -> float32 array
 
 def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
     """Return shape, Fortran order and dtype of an array of real numbers."""
-    form = np.lib.format
+    form: Any = np.lib.format  # its functions have no types in some releases of NumPy
     try:
         version = form.read_magic(file)
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0  # 3.0 is 2.0 in UTF-8
@@ -80,16 +80,22 @@ def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, Any]
 
 
 def check_finite(values: Tensor, name: str, channels: Sequence[str] = ()) -> None:  # (C,*S)
-    """Refuse NaN and infinite values: the :class:`DataError` says where the first one is and what can replace it."""
+    """Raise a :class:`DataError` for NaN and infinite values, see :func:`find_gap`."""
+    if fault := find_gap(values, channels):
+        raise DataError(f"{name}: {fault}")
+
+
+def find_gap(values: Tensor, channels: Sequence[str] = ()) -> str:  # (C,*S)
+    """Say where the first NaN or infinite value is and what can replace it; nothing if all values are finite."""
     if bool(torch.isfinite(values).all()):
-        return
+        return ""
     channel, *at = (~torch.isfinite(values)).nonzero()[0].tolist()
     owner = repr(channels[channel]) if channels else str(channel)
     place = (f"step {at[0]} of " if len(at) == 1 else f"voxel {tuple(at)} of ") if at else ""
     place = f"at {place}channel {owner}" if at else f"for feature {owner}"
     what = "a gap (NaN)" if bool(torch.isnan(values[(channel, *at)])) else "an infinite value"
     fill = {0: "the training data's mean or median", 1: "numpy.interp or pandas.DataFrame.interpolate"}
-    raise DataError(f"{name}: {what} {place}. Fix: fill it by {fill.get(len(at), 'its neighbours')}, or leave it out")
+    return f"{what} {place}. Fix: fill it by {fill.get(len(at), 'its neighbours')}, or leave it out"
 
 
 def pick_rows(values: Tensor, names: Sequence[str], wanted: Sequence[str], problem: str) -> Tensor:  # (C,*S) -> (C',*S)

@@ -19,6 +19,8 @@ from exitlens.modalities.parts import Part, list_array_parts, swap_within
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocess, Preprocessing
 
+Named = Mapping[str, Tensor]  # tensors by name, all of as many samples
+
 
 class Modality:
     """One kind of input; a new one is a subclass in a file of its own and an entry in ``exitlens.modalities.MODALITIES``.
@@ -129,53 +131,46 @@ class Modality:
         size = inputs.shape[1:axis] + inputs.shape[axis + 1 :]
         return (F.interpolate(cells[:, None].float(), size, mode="nearest") > 0.5).movedim(1, axis)
 
-    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
+    def delete(self, inputs: Any, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells have the mean of their channel, or what another baseline puts there."""
-        assert isinstance(inputs, Tensor)
         axis, chosen = 1 + self.channel_axis, self.spread(cells, inputs)
         filled = fill(inputs.movedim(axis, 1), chosen.movedim(axis, 1), baseline).movedim(1, axis)
         return torch.where(chosen, filled, inputs)
 
-    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+    def exchange(self, inputs: Any, donors: Any, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells come from other samples, the donors ``(B,...)``."""
-        assert isinstance(inputs, Tensor)
-        assert isinstance(donors, Tensor)
         return torch.where(self.spread(cells, inputs), donors, inputs)
 
-    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
+    def choose_region(self, maps: Tensor, inputs: Any, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
         """Mark the top share ``area`` of the inputs' locations by maps enlarged to them, for :meth:`exchange`."""
-        assert isinstance(inputs, Tensor)
         axis = 1 + self.channel_axis
         return top_cells(enlarge(maps, (*inputs.shape[1:axis], *inputs.shape[axis + 1 :])), area)
 
-    def find_object(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
+    def find_object(self, maps: Tensor, inputs: Any, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
         """Mark what maps point at, for :meth:`exchange`: here, the top share ``area`` of the locations."""
         return self.choose_region(maps, inputs, area)
 
-    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+    def paint_over(self, inputs: Any, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells, and the rim that touches them, have the values of the nearest others."""
-        assert isinstance(inputs, Tensor)
         axis = 1 + self.channel_axis
         index = find_nearest_outside(widen(self.spread(cells, inputs).squeeze(axis)))  # (B,S)
         values = inputs.movedim(axis, 1)
-        painted = values.flatten(2).gather(2, index[:, None].expand(-1, values.shape[1], -1))
+        painted: Tensor = values.flatten(2).gather(2, index[:, None].expand(-1, values.shape[1], -1))
         return painted.view_as(values).movedim(1, axis)
 
-    def view_grid(self, inputs: Inputs) -> Tensor | None:  # -> (B,C,*S)
+    def view_grid(self, inputs: Any) -> Tensor | None:  # -> (B,C,*S)
         """Return the inputs with their channels first, or ``None`` if their locations are no grid."""
-        assert isinstance(inputs, Tensor)
-        return inputs.movedim(1 + self.channel_axis, 1)
+        return None if len(self.axes) == 1 else inputs.movedim(1 + self.channel_axis, 1)
 
-    def insert(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
+    def insert(self, inputs: Any, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which only the chosen cells are kept."""
         return self.delete(inputs, ~cells, baseline)
 
-    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+    def list_parts(self, inputs: Any, preprocess: object, least: int) -> list[Part]:
         """List the parts of samples that may carry a cue (see :mod:`exitlens.modalities.parts`).
 
         ``inputs`` are the samples; words count as parts if ``least`` of them have one of a kind.
         """
-        assert isinstance(inputs, Tensor)
         return list_array_parts(inputs.shape, 1 + self.channel_axis, getattr(preprocess, "names", ()))
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
@@ -191,23 +186,17 @@ class SeveralInputs(Modality):
     """Inputs of different kinds, ``parts`` by name: maps, deletion and drawing are those of the first."""
 
     name, plural, axes = "sample", "samples", ()
-    expected = "several inputs by name"
     preprocess = Preprocess
-    reader = "a dict of tensors"
     given = "samples"
 
     def __init__(self, parts: tuple[tuple[str, Modality], ...]) -> None:
         self.parts = parts
+        self.first_name, self.first = parts[0]  # maps lie on it
         self.grid = self.first.grid
-
-    @property
-    def first(self) -> Modality:
-        """The kind that maps lie on."""
-        return self.parts[0][1]
 
     def adapt(self, given: InputFormat) -> Modality:
         """Adapt the first kind."""
-        return SeveralInputs(((self.parts[0][0], self.first.adapt(given)), *self.parts[1:]))
+        return SeveralInputs(((self.first_name, self.first.adapt(given)), *self.parts[1:]))
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
         """Check each input by its kind, and that all have as many samples."""
@@ -220,7 +209,7 @@ class SeveralInputs(Modality):
             each = replace(given, names=(), shape=given.shapes[i], vocabulary=given.vocabulary[at], dtypes=given.dtypes[at])
             tensors += kind.check(inputs[part], each, f"{name}[{part!r}]", like)
             if len(tensors[i]) != len(tensors[0]):
-                raise InputError(f"{name}: {len(tensors[0])} samples of {self.parts[0][0]!r}, {len(tensors[i])} of {part!r}")
+                raise InputError(f"{name}: {len(tensors[0])} samples of {self.first_name!r}, {len(tensors[i])} of {part!r}")
         return tuple(tensors)
 
     def count_channels(self, shape: Sequence[int]) -> int:
@@ -239,48 +228,36 @@ class SeveralInputs(Modality):
         """Check the first kind."""
         self.first.check_deletion(given, baseline)
 
-    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:
+    def delete(self, inputs: Named, cells: Tensor, baseline: Baseline = "mean") -> Inputs:
         """Delete from the first; the others stay whole."""
-        assert isinstance(inputs, Mapping)
-        name = self.parts[0][0]
-        return {**inputs, name: self.first.delete(inputs[name], cells, baseline)}  # type: ignore[dict-item]
+        return {**inputs, self.first_name: self.first.delete(inputs[self.first_name], cells, baseline)}  # type: ignore[dict-item]
 
-    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:
+    def exchange(self, inputs: Named, donors: Named, cells: Tensor) -> Inputs:
         """Exchange cells of the first; the others stay."""
-        assert isinstance(inputs, Mapping)
-        assert isinstance(donors, Mapping)
-        name = self.parts[0][0]
-        return {**inputs, name: self.first.exchange(inputs[name], donors[name], cells)}  # type: ignore[dict-item]
+        exchanged = self.first.exchange(inputs[self.first_name], donors[self.first_name], cells)
+        return {**inputs, self.first_name: exchanged}  # type: ignore[dict-item]
 
-    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:
+    def choose_region(self, maps: Tensor, inputs: Named, area: float) -> Tensor:
         """Choose locations of the first."""
-        assert isinstance(inputs, Mapping)
-        return self.first.choose_region(maps, inputs[self.parts[0][0]], area)
+        return self.first.choose_region(maps, inputs[self.first_name], area)
 
-    def find_object(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:
+    def find_object(self, maps: Tensor, inputs: Named, area: float) -> Tensor:
         """Mark an object in the first."""
-        assert isinstance(inputs, Mapping)
-        return self.first.find_object(maps, inputs[self.parts[0][0]], area)
+        return self.first.find_object(maps, inputs[self.first_name], area)
 
-    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+    def list_parts(self, inputs: Named, preprocess: object, least: int) -> list[Part]:
         """List the parts of the first, and each of the others as a whole."""
-        assert isinstance(inputs, Mapping)
-        name = self.parts[0][0]
-        listed = [
-            replace(part, swap=swap_within(name, part.swap)) for part in self.first.list_parts(inputs[name], None, least)
-        ]
+        of_first = self.first.list_parts(inputs[self.first_name], None, least)
+        listed = [replace(part, swap=swap_within(self.first_name, part.swap)) for part in of_first]
         return listed + [Part("input", other, swap_within(other)) for other, _ in self.parts[1:]]
 
-    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
+    def paint_over(self, inputs: Named, cells: Tensor) -> Inputs:
         """Paint over cells of the first."""
-        assert isinstance(inputs, Mapping)
-        name = self.parts[0][0]
-        return {**inputs, name: self.first.paint_over(inputs[name], cells)}  # type: ignore[dict-item]
+        return {**inputs, self.first_name: self.first.paint_over(inputs[self.first_name], cells)}  # type: ignore[dict-item]
 
-    def view_grid(self, inputs: Inputs) -> Tensor | None:
+    def view_grid(self, inputs: Named) -> Tensor | None:
         """View the first."""
-        assert isinstance(inputs, Mapping)
-        return self.first.view_grid(inputs[self.parts[0][0]])
+        return self.first.view_grid(inputs[self.first_name])
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw the map over the first."""

@@ -15,7 +15,6 @@ from exitlens.errors import DataError
 from exitlens.functional.maps import enlarge
 from exitlens.functional.regions import segment_by_colour
 from exitlens.modalities.base import Modality
-from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import Preprocess
 
 MAX_PIXELS = 100_000_000
@@ -32,16 +31,15 @@ class ImageModality(Modality):
     expected = "a float tensor (B,C,H,W) with B >= 1 of images"
     preprocess = Preprocess
     reader = "xl.data.read_image and xl.data.Preprocess.normalise"
-    given = "an image, or a folder of images"
+    given = "an image, a folder of images, Parquet, a saved data set or tar shards"
     head = "context"
 
     def decode(self, path: Path, preprocess: Preprocess) -> Tensor:
         """Read an image file."""
         return read_image(path, preprocess.size, len(preprocess.mean))
 
-    def find_object(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,*S), (B,C,H,W) -> (B,H,W) bool
+    def find_object(self, maps: Tensor, inputs: Tensor, area: float) -> Tensor:  # (B,*S), (B,C,H,W) -> (B,H,W) bool
         """Mark the pixels whose colours are those at the top of the map; by area alone where colours tell nothing."""
-        assert isinstance(inputs, Tensor)
         by_colour = segment_by_colour(inputs, enlarge(maps, inputs.shape[2:])) > OBJECT
         share = by_colour.flatten(1).float().mean(1).view(-1, 1, 1)
         is_object = (share > LEAST_OBJECT) & (share < MOST_OBJECT)

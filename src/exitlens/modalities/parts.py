@@ -19,7 +19,6 @@ SCALES = {1: (4, 8, 16), 2: (2, 4, 8), 3: (2, 4)}  # cells along every axis of p
 MOST_CHANNELS, MOST_WORDS = 64, 1000  # limits on the channels, and on the words of a vocabulary, that are tried
 ALIKE = 0.5  # of the neighbours of two words, at least as much is shared by words of a kind
 
-
 Swap = Callable[[Inputs, Inputs], Inputs]  # samples and donors (B,...) -> samples with the donors' part
 
 
@@ -107,8 +106,7 @@ def list_array_parts(shape: Sequence[int], axis: int, names: Sequence[str]) -> l
     names = names or [str(i) for i in range(count)]
 
     def make(kind: CueKind, name: str, change: Callable[..., Tensor], ignore: Ignorable = None, **rest: Any) -> Part:
-        swap = partial(_change, change=change, axis=axis, **rest)
-        return Part(kind, name, swap, ignore)
+        return Part(kind, name, partial(change, axis=axis, **rest), ignore)
 
     parts = [
         make("place", name_place(mask), swap_place, mask, mask=mask)
@@ -128,27 +126,17 @@ def list_array_parts(shape: Sequence[int], axis: int, names: Sequence[str]) -> l
 def list_feature_parts(groups: Sequence[tuple[str, Sequence[int]]]) -> list[Part]:
     """List groups of a vector's features, each a part of its own."""
     return [
-        Part("channel", name, partial(_change, change=swap_channels, axis=1, channels=list(features)), (name,))
-        for name, features in groups
+        Part("channel", name, partial(swap_channels, axis=1, channels=list(features)), (name,)) for name, features in groups
     ]
 
 
 def swap_within(name: str, swap: Swap | None = None) -> Swap:
     """Return a swap of one of several inputs, as a whole without a ``swap`` of its parts."""
 
-    def change(inputs: Inputs, donors: Inputs) -> Inputs:
-        assert isinstance(inputs, Mapping)
-        assert isinstance(donors, Mapping)
-        changed = donors[name] if swap is None else swap(inputs[name], donors[name])
-        assert isinstance(changed, Tensor)
-        return {**inputs, name: changed}
+    def change(inputs: Any, donors: Any) -> Inputs:
+        return {**inputs, name: donors[name] if swap is None else swap(inputs[name], donors[name])}
 
     return change
-
-
-def _change(inputs: Inputs, donors: Inputs, *, change: Callable[..., Tensor], **rest: Any) -> Tensor:
-    changed: Tensor = change(inputs, donors, **rest)
-    return changed
 
 
 def group_words(ids: Tensor, inner: Tensor, least: int) -> list[list[int]]:  # (N,L) integers, (N,L) bool
@@ -193,10 +181,8 @@ def _share(counts: Tensor, others: Tensor) -> float:
     return (counts * others).sqrt().sum().item() / math.sqrt(total.item()) if total > 0 else 0.0
 
 
-def swap_words(inputs: Inputs, donors: Inputs, words: Tensor) -> Inputs:
+def swap_words(inputs: Mapping[str, Tensor], donors: Mapping[str, Tensor], words: Tensor) -> Inputs:
     """Put the donors' tokens among ``words`` in the place of the samples' tokens among them, one after the other."""
-    assert not isinstance(inputs, Tensor)
-    assert not isinstance(donors, Tensor)
     name = find_tokens_name(inputs)
     has, offers = (torch.isin(each[name], words) & find_inner(each[MASK]) for each in (inputs, donors))
     order = (~offers).to(torch.uint8).argsort(dim=1, stable=True)  # the donors' words first

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ _UNKNOWN = (0, 0xFFFFFFFF)  # sizes that programs write when they cannot go back
 
 
 class SeriesModality(Modality):
-    """Series with samples ``(C,T)``; ``time_axis`` is that of a batch."""
+    """Series with samples ``(C,T)``."""
 
     name, plural, axes = "series", "series", ("C", "T")
     expected = "a float tensor (B,C,T) or (B,T,C) of series"
@@ -44,7 +44,6 @@ class SeriesModality(Modality):
     given = "a file of a series, or a folder of them"
     head = "context"
     grid, side = (16,), 128
-    time_axis: ClassVar[int] = 2
 
     def adapt(self, given: InputFormat) -> Modality:
         """Take the axis of time from the network's layers."""
@@ -65,7 +64,7 @@ class SeriesModality(Modality):
         if isinstance(preprocess, SeriesPreprocess):
             values = preprocess.restore(values)  # (C,T)
         else:
-            values = values.movedim(self.time_axis - 1, 1)
+            values = values.movedim(self.axes.index("T"), 1)
         heat, width, parts = shades(attention[None])[0].tolist(), WIDTH / len(attention), list[str]()
         for i, share in enumerate(heat):
             colour = to_hex(colormaps[COLOURS](share))
@@ -92,7 +91,6 @@ class _TimeFirst(SeriesModality):
     """Series with samples ``(T,C)``, as recurrent networks and transformers take them."""
 
     axes = ("T", "C")
-    time_axis = 1
 
 
 SERIES, TIME_FIRST = SeriesModality(), _TimeFirst()

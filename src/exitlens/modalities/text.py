@@ -11,7 +11,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import find_locations, top_cells
-from exitlens.modalities.base import Modality
+from exitlens.modalities.base import Modality, Named
 from exitlens.modalities.parts import Part, list_word_parts
 from exitlens.types.inputs import MASK, InputFormat, Inputs, find_inner, find_tokens_name
 from exitlens.types.preprocessing import TextPreprocess
@@ -69,50 +69,44 @@ class TextModality(Modality):
         if MASK not in given.names:
             raise InputError(f"net: to delete from texts it has to take {MASK!r}. Fix: attach with an example that has it")
 
-    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
+    def delete(self, inputs: Named, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
         """Mask the chosen tokens out like padding, as ERASER does (arXiv 1911.03429, section 4); no text loses all."""
-        assert not isinstance(inputs, Tensor)
         left = inputs[MASK] * ~cells
         return {**inputs, MASK: torch.where(left[:, 1:].any(1, keepdim=True), left, inputs[MASK])}
 
-    def insert(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
+    def insert(self, inputs: Named, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,N) by name, (B,N) bool
         """Keep the chosen tokens, and the first, which stands for the class."""
         others = ~cells
         others[:, 0] = False
         return self.delete(inputs, others)
 
-    def exchange(self, inputs: Inputs, donors: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+    def exchange(self, inputs: Named, donors: Named, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
         """Take the chosen tokens from the donors, whose own are repeated if they are fewer.
 
         The first and the last token of a text mark its ends: they stay, and donors give theirs to nobody.
         """
-        assert not isinstance(inputs, Tensor)
-        assert not isinstance(donors, Tensor)
         ids, offered = find_tokens_name(inputs), find_inner(donors[MASK]).sum(1, keepdim=True)  # (B,1)
         source = 1 + (torch.arange(cells.shape[1], device=cells.device) - 1) % offered.clamp_min(1)
         chosen = cells & find_inner(inputs[MASK]) & (offered > 0)
         return {**inputs, ids: torch.where(chosen, donors[ids].gather(1, source), inputs[ids])}
 
-    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+    def paint_over(self, inputs: Named, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
         """Replace the chosen tokens by the nearest others between the ends of their text, if it has any."""
-        assert not isinstance(inputs, Tensor)
         ids, position = find_tokens_name(inputs), torch.arange(cells.shape[1], device=cells.device)
         others = ~cells & find_inner(inputs[MASK])
         distance = (position[:, None] - position).abs().masked_fill(~others[:, None], len(position))  # (B,N,N)
         nearest = torch.where(cells & others.any(1, keepdim=True), distance.argmin(2), position)
         return {**inputs, ids: inputs[ids].gather(1, nearest)}
 
-    def view_grid(self, inputs: Inputs) -> None:
-        """Return nothing: tokens are no grid."""
-
-    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,N) -> (B,N) bool
+    def choose_region(self, maps: Tensor, inputs: Named, area: float) -> Tensor:  # (B,N) -> (B,N) bool
         """Mark the top share ``area`` of the tokens that are no padding."""
         return top_cells(maps, area, find_locations(maps))
 
-    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+    def list_parts(self, inputs: Named, preprocess: object, least: int) -> list[Part]:
         """List kinds of words that stand in the same places; without a tokenizer they are called by their numbers."""
-        assert isinstance(inputs, Mapping)
-        return list_word_parts(inputs, preprocess.tokens if isinstance(preprocess, TextPreprocess) else _number, least)
+        if isinstance(preprocess, TextPreprocess):
+            return list_word_parts(inputs, preprocess.tokens, least)
+        return list_word_parts(inputs, lambda ids: [str(i) for i in ids.tolist()], least)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
         """Return the tokens without padding, if the network knows its tokenizer."""
@@ -124,10 +118,6 @@ class TextModality(Modality):
 
 
 TEXT = TextModality()
-
-
-def _number(ids: Tensor) -> list[str]:
-    return [str(i) for i in ids.tolist()]
 
 
 def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int | None, like: Tensor) -> None:

@@ -72,25 +72,20 @@ class VectorModality(Modality):
             members[row, list(features)] = 1.0
         return (cells.float() @ members) > 0
 
-    def delete(self, inputs: Inputs, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,F), (B,G) bool -> (B,F)
+    def delete(self, inputs: Tensor, cells: Tensor, baseline: Baseline = "mean") -> Inputs:  # (B,F), (B,G) bool -> (B,F)
         """Set the features of the chosen groups to 0: the mean of standardised features."""
-        assert isinstance(inputs, Tensor)
         return inputs.masked_fill(self.spread(cells, inputs), 0.0)
 
-    def paint_over(self, inputs: Inputs, cells: Tensor) -> Inputs:
+    def paint_over(self, inputs: Tensor, cells: Tensor) -> Inputs:
         """Return the inputs as they are: features have no neighbours whose values could be theirs."""
         return inputs
 
-    def view_grid(self, inputs: Inputs) -> None:
-        """Return nothing: features are no grid."""
-
-    def choose_region(self, maps: Tensor, inputs: Inputs, area: float) -> Tensor:  # (B,G) -> (B,G) bool
+    def choose_region(self, maps: Tensor, inputs: Tensor, area: float) -> Tensor:  # (B,G) -> (B,G) bool
         """Mark the top share ``area`` of the groups."""
         return top_cells(maps, area)
 
-    def list_parts(self, inputs: Inputs, preprocess: object, least: int) -> list[Part]:
+    def list_parts(self, inputs: Tensor, preprocess: object, least: int) -> list[Part]:
         """List the groups of features, or every feature."""
-        assert isinstance(inputs, Tensor)
         names = getattr(preprocess, "names", ()) or map(str, range(inputs.shape[1]))
         return list_feature_parts(self.groups or [(name, (i,)) for i, name in enumerate(names)])
 

@@ -15,7 +15,7 @@ from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
-from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, place_exits
+from exitlens.model.cutting.placement import PLACEMENTS, Placement, count_macs, count_node_macs, place_exits
 from exitlens.model.cutting.split import Activations, Pieces, check_backbone, make_random_inputs, split, verify
 from exitlens.model.cutting.trace import TraceMismatchError
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
@@ -90,9 +90,7 @@ def attach(  # noqa: PLR0913
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with. Fix: use larger images, or a backbone that shrinks them less"
             )
-        whole = pieces.traced.runnable()
-        with switch_mode(whole, False):
-            plain, _ = count_macs(whole, *list_tensors(example))
+        plain = sum(count_node_macs(pieces.traced).values())
         if plain == 0:
             raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
         heads = _make_heads(pieces, num_classes, final, head, plain, named)
@@ -183,7 +181,7 @@ def _make_heads(
             )
         layout = pieces.features[-1].layout
         kept = KeptHead(pieces.tail, pieces.pooled_linear, layout)
-        is_exact = kept.linear is None or _is_exact(pieces, kept, kept.linear)
+        is_exact = kept.classifier is None or _is_exact(pieces, kept, kept.classifier)
         heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, layout)
     return heads
 

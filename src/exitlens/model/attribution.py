@@ -96,10 +96,8 @@ def attribute(
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
             shares = _attribute(method, score, activations[0])
-        head = net.head(at)
-        relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
-    relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
-    return net.info.place_relevance(at, relevance if locations is None else relevance * locations)
+        relevance = net.head(at).sum_shares(shares, *activations)
+    return net.info.place_relevance(at, relevance.clamp_min(0) if method == "layer_cam" else relevance)
 
 
 def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -130,9 +128,8 @@ class Recording:
                     activations = stage(*activations)
                 with torch.set_grad_enabled(self._goes_on):
                     if k == 0:
-                        self._features = activations[0].detach().requires_grad_()
-                        activations = (self._features, *activations[1:])
-                        self._layout, self._locations = head.layout, head.locations(*activations)
+                        activations = (activations[0].detach().requires_grad_(), *activations[1:])
+                        self._start = activations
                     out = head(*activations)
             self._logits.append(out.logits)
             yield ExitOutput(*(t.detach() for t in out))
@@ -144,12 +141,12 @@ class Recording:
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
         """Return :func:`attribute` of every sample for the answer of its exit."""
         with torch.inference_mode(False), torch.enable_grad():
-            chosen = torch.tensor(exits, device=self._features.device)
+            chosen = torch.tensor(exits, device=self._start[0].device)
             scores = torch.zeros(len(chosen), device=chosen.device)
             for k in set(exits):
                 scores = torch.where(chosen == k, answer_score(self._logits[k], self._info.task), scores)
-            relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
-        return self._info.place_relevance(0, relevance if self._locations is None else relevance * self._locations)
+            shares = gradient_x_input(scores, self._start[0], retain_graph=True)
+            return self._info.place_relevance(0, self._heads[0].sum_shares(shares, *self._start))
 
 
 def _leave_inference_mode(activations: Activations) -> Activations:
@@ -175,6 +172,16 @@ def _attribute(method: Method, score: Score, features: Tensor) -> Tensor:
     return total / STEPS * features.detach().float()
 
 
+def predict_exits(net: ExitNet, engine: Engine, inputs: Inputs, exits: Sequence[int]) -> list[Tensor]:
+    """Return the probabilities ``(B,C)`` at one exit, or at all."""
+    activations = engine.enter(net.check_input(inputs))
+    if len(exits) == 1:
+        logits = [engine.compute_logits(exits[0], activations)]
+    else:
+        logits = [output[0] for output in engine.compute_outputs(activations)]
+    return [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
+
+
 def perturb(
     net: ExitNet,
     engine: Engine,
@@ -192,10 +199,6 @@ def perturb(
     (by default, map k is about exit k), and that probability with those cells alone.
     """
 
-    def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k
-        logits = engine.compute_logits(k, engine.enter(net.check_input(inputs)))
-        return probabilities(logits, kind=USUAL_SCORES[net.info.task])
-
     exits = range(len(plain)) if exits is None else exits
     modality = net.input_spec.modality
     chosen = [top_cells(m, fraction, find_locations(m)) for m in maps]
@@ -205,8 +208,9 @@ def perturb(
             p = plain[k][rows]
             label = p.argmax(1, keepdim=True)
             deleted, kept = (change(inputs, cells[rows], baseline) for change in (modality.delete, modality.insert))
-            drops[i][rows] = (p - answer(deleted, k)).gather(1, label).squeeze(1)
-            keeps[i][rows] = answer(kept, k).gather(1, label).squeeze(1)
+            less, alone = (predict_exits(net, engine, changed, (k,))[0] for changed in (deleted, kept))
+            drops[i][rows] = (p - less).gather(1, label).squeeze(1)
+            keeps[i][rows] = alone.gather(1, label).squeeze(1)
     return drops, keeps
 
 
@@ -233,10 +237,9 @@ def occlude(
                 if not cells.any():
                     continue
                 deleted = modality.delete(inputs, cells.view(-1, *grid), baseline)
-                outputs = engine.compute_outputs(engine.enter(net.check_input(deleted)))
+                left = predict_exits(net, engine, deleted, range(net.num_exits))
                 for k in judged:
                     whole = plain[k][rows]
-                    p = probabilities(outputs[k][0], kind=USUAL_SCORES[net.info.task])
-                    drop = (whole - p).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
+                    drop = (whole - left[k]).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
                     drops[k][rows].flatten(1)[:, cell] = drop * cells[:, cell]
     return drops

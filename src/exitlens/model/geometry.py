@@ -258,7 +258,8 @@ def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, afte
         source = None if module is not None else node.all_input_nodes[1]
         kernel = read(0, "kernel_size") if source is None else traced.shape_of(source)[2:]
         parts = (kernel, read(3, "stride", 1), read(4, "padding", 0), read(7 if transposed else 5, "dilation", 1))
-        weight = getattr(module, "weight", None) if source is None else traced.constant_of(source)
+        if source is None or source.op == "get_attr":
+            weight = getattr(module, "weight", None) if source is None else traced.find_member(str(source.target))
     else:
         return None
     window: Any = [_spread(part, len(after) - 2) for part in parts]

@@ -250,21 +250,18 @@ class ExitHead(nn.Module, ABC):
 
     exact_evidence: bool
     layout: Layout
+    lateral: Layout | None = None  # of earlier features that it reads beside its own
 
     @property
     def bias(self) -> Tensor | None:
-        """The part of the logits, ``(C,)``, that no location adds to."""
-        return cast(nn.Linear, self.classifier).bias
-
-    @property
-    def has_map(self) -> bool:
-        """True if it has several locations to attend to; hidden features of a vector are one location."""
-        return self.layout.kind != "vector"
+        """The part of the logits, ``(C,)``, that no location adds to; ``None`` if that is not known."""
+        classifier = cast(nn.Linear | None, self.classifier)
+        return None if classifier is None else classifier.bias
 
     @property
     def reads(self) -> int:
         """The number of activations it reads: the features, and a padding mask or a lateral map."""
-        return 1 + self.layout.masked
+        return 1 + self.layout.masked + (self.lateral is not None)
 
     def answer(self, activations: Sequence[Tensor], separate_map: bool = False) -> ExitOutput:
         """Return the output; with ``separate_map``, gradients of the attention do not reach the activations."""
@@ -299,6 +296,11 @@ class ExitHead(nn.Module, ABC):
         """Return the output, and the features ``(B,D,*S)`` that it was computed from (zero at padding)."""
         return self(*activations), self.features(*activations)
 
+    def sum_shares(self, shares: Tensor, *activations: Tensor) -> Tensor:
+        """Sum what each feature adds to a score over the channels: ``(B,*S)``, zero at padding."""
+        total, keep = self.layout.canonical(shares).sum(1), self.locations(*activations)
+        return total if keep is None else total * keep
+
 
 class EvidenceHead(ExitHead):
     """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)``.
@@ -330,16 +332,6 @@ class EvidenceHead(ExitHead):
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
-    @property
-    def has_map(self) -> bool:
-        """True if it has several locations to attend to; groups of features are several."""
-        return super().has_map or self.neck is not None
-
-    @property
-    def reads(self) -> int:
-        """The number of activations it reads."""
-        return super().reads + (self.lateral is not None)
-
     def locate(self, *activations: Tensor) -> Tensor:
         """Return what attention is computed from, ``(B,width,*S)``: the features, through the neck if there is one."""
         features = self.layout.canonical(activations[0])
@@ -348,32 +340,31 @@ class EvidenceHead(ExitHead):
         lateral = None if self.lateral is None else self.lateral.canonical(activations[self.reads - 1])
         return cast(Tensor, self.neck(features, lateral, self.locations(*activations)))
 
-    def _weigh(self, flat: Tensor, activations: Sequence[Tensor]) -> Tensor:  # (B,width,N) -> (B,N,1)
-        weight = self.attend.weight.to(flat.dtype)
+    def _attend(self, *activations: Tensor) -> tuple[Tensor, Tensor]:  # -> (B,width,*S), (B,*S)
+        located = self.locate(*activations)
+        flat, weight = located.flatten(2), self.attend.weight.to(located.dtype)
         # each memory order has its fast product
         scores = F.linear(flat.transpose(1, 2), weight) if flat.stride(1) == 1 else (weight @ flat).transpose(1, 2)
         keep = self.locations(*activations)
-        return (scores.float() if keep is None else scores.float().masked_fill(~keep[..., None], -torch.inf)).softmax(1)
+        scores = scores.float() if keep is None else scores.float().masked_fill(~keep[..., None], -torch.inf)
+        return located, scores.softmax(1).squeeze(2).unflatten(1, located.shape[2:])
 
     def _pool(self, *activations: Tensor) -> _Pooled:
-        located = self.locate(*activations)
-        flat = located.flatten(2)  # (B,width,N)
-        rows = flat.transpose(1, 2)  # (B,N,width): rows of memory in channels_last and for tokens
-        attention = self._weigh(flat, activations)
-        weights = attention.to(flat.dtype).transpose(1, 2)  # (B,1,N)
+        located, attention = self._attend(*activations)
+        rows = located.flatten(2).transpose(1, 2)  # (B,N,width): rows of memory in channels_last and for tokens
+        weights = attention.flatten(1)[:, None].to(rows.dtype)  # (B,1,N)
         pooled, deep, spread = torch.bmm(weights, rows), None, None
         if self.keeps_features:  # each is pooled by the sum of the attention of its copies, so it is not enlarged
-            features = self.layout.canonical(activations[0]).to(flat.dtype)
-            deep, spread = features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], flat)
+            features = self.layout.canonical(activations[0]).to(rows.dtype)
+            deep, spread = features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], rows)
             pooled = torch.cat([pooled, torch.bmm(weights if spread is None else weights @ spread, deep)], 2)
         # in the head's own precision, whatever the stages'
         logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
-        return _Pooled(logits, attention.squeeze(2).unflatten(1, located.shape[2:]), rows, deep, spread)
+        return _Pooled(logits, attention, rows, deep, spread)
 
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Return only the attention ``(B,*S)``, for training."""
-        located = self.locate(*activations)
-        return cast(Tensor, self._weigh(located.flatten(2), activations).squeeze(2).unflatten(1, located.shape[2:]))
+        return self._attend(*activations)[1]
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``(B,C)`` and attention ``(B,*S)``."""
@@ -465,14 +456,9 @@ class KeptHead(_EnergyHead):
         self.exact_evidence = pooled_linear is not None
 
     @property
-    def linear(self) -> nn.Linear | None:
+    def classifier(self) -> nn.Linear | None:
         """The classifier, if it is one linear layer on pooled features."""
         return None if self.pooled_linear is None else cast(nn.Linear, self.tail.body.get_submodule(self.pooled_linear))
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The classifier's bias, if it is one linear layer on pooled features."""
-        return None if self.linear is None else self.linear.bias
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Return the logits ``(B,C)`` of the backbone's own classifier."""
@@ -481,11 +467,11 @@ class KeptHead(_EnergyHead):
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention (energy) and evidence."""
         logits, attention = self.with_attention(*activations)
-        if self.linear is None:
+        if (linear := self.classifier) is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
-        features = self.layout.canonical(activations[0]).to(self.linear.weight.dtype)  # stages may run in another
-        evidence = torch.einsum("cd,bd...->bc...", self.linear.weight, features) / features[0, 0].numel()
+        features = self.layout.canonical(activations[0]).to(linear.weight.dtype)  # stages may run in another
+        evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)
 
 
@@ -512,8 +498,9 @@ def make_head(pieces: Pieces, k: int, num_classes: int, kind: HeadKind, plain: i
 
 
 def have_maps(heads: Iterable[nn.Module]) -> bool:
-    """True if the exits of a network have maps: hidden features of a vector are no locations."""
-    return all(head.has_map for head in heads if isinstance(head, ExitHead))
+    """True if the exits of a network have maps: groups of a vector's features are locations, hidden features are not."""
+    exits = [head for head in heads if isinstance(head, ExitHead)]
+    return all(head.layout.kind != "vector" or getattr(head, "neck", None) is not None for head in exits)
 
 
 def require_maps(heads: Iterable[nn.Module], purpose: str) -> None:

@@ -252,11 +252,10 @@ class ExitNet(nn.Module):
         shallow = self.head(0).features(*(tensor.detach() for tensor in start))
         traced = None
         if relevance:
-            score, head = answer_score(outputs[-1].logits, self.info.task), self.head(0)
+            score = answer_score(outputs[-1].logits, self.info.task)
             with mixing.fixed() if mixing else nullcontext():
                 shares = gradient_x_input(score, first, start[0], retain_graph=True)
-            traced, is_location = head.layout.canonical(shares).sum(1), head.locations(*start)
-            traced = traced if is_location is None else traced * is_location
+            traced = self.head(0).sum_shares(shares, *start)
         return Observation(tuple(outputs), shallow, tuple(pooled) if features else None, traced)
 
     def unpack(self, inputs: Inputs) -> Activations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from exitlens.functional.maps import average_over, coarsen_map, find_locations, share_of_possible
 from exitlens.functional.regions import average, centre_map, edge_energy, spectral_residual
-from exitlens.functional.scores import probabilities
+from exitlens.model.attribution import predict_exits
 from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Inputs
 from exitlens.types.swaps import Binding, CueSwap, Swaps
-from exitlens.types.tasks import USUAL_SCORES, are_same, read_answers
+from exitlens.types.tasks import are_same, read_answers
 
 AREAS = (0.05, 0.1, 0.2, 0.4)
 ORACLE_AREA, ORACLE_STEPS = 0.2, 5
@@ -30,20 +31,11 @@ class Swapper:
         self.task, self.modality = net.info.task, net.input_spec.modality
         self.answers = [read_answers(p, self.task) for p in plain]
 
-    def predict(self, inputs: Inputs, exits: Sequence[int]) -> list[Tensor]:
-        """Return the probabilities ``(B,C)`` at one exit, or at all."""
-        activations = self.engine.enter(self.net.check_input(inputs))
-        if len(exits) == 1:
-            logits = [self.engine.compute_logits(exits[0], activations)]
-        else:
-            logits = [output[0] for output in self.engine.compute_outputs(activations)]
-        return [probabilities(item, kind=USUAL_SCORES[self.task]) for item in logits]
-
     def keep(self, rows: slice, inputs: Inputs, donors: Sequence[Inputs], cells: Tensor, exits: Sequence[int]) -> Tensor:
         """Return ``(B,exits)``: the share of donors with which each answer stays if they give the chosen cells."""
         total = torch.zeros(rows.stop - rows.start, len(exits))
         for donor in donors:
-            swapped = self.predict(self.modality.exchange(inputs, donor, cells), exits)
+            swapped = predict_exits(self.net, self.engine, self.modality.exchange(inputs, donor, cells), exits)
             for i, (k, p) in enumerate(zip(exits, swapped, strict=True)):
                 total[:, i] += are_same(read_answers(p, self.task), self.answers[k][rows], self.task).cpu()
         return total / len(donors)
@@ -52,7 +44,7 @@ class Swapper:
         """Return the probability of exit k's answer (with several labels: of all of it), on average over the donors."""
         total, answers = torch.zeros(rows.stop - rows.start, device=cells.device), self.answers[k][rows]
         for donor in donors:
-            (p,) = self.predict(self.modality.exchange(inputs, donor, cells), (k,))
+            (p,) = predict_exits(self.net, self.engine, self.modality.exchange(inputs, donor, cells), (k,))
             if self.task == "multilabel":
                 total += torch.where(answers, p, 1 - p).prod(1)
             else:
@@ -66,27 +58,23 @@ def judge_binding(swapper: Swapper, pairs: Pairs, maps: Sequence[Tensor], others
     ``others`` are the same maps, of other samples. A donor replaces what it has at the same place.
     """
     exits, count = range(len(maps)), len(maps[0])
-    shares: dict[str, tuple[Tensor, Tensor | None]] = {  # (exits,N,areas): outside replaced, inside replaced
-        name: (torch.zeros(len(maps), count, len(AREAS)), torch.zeros(len(maps), count, len(AREAS)))
-        for name in ("maps", "another")
-    }
+    # (exits,N,areas) by name: outside replaced, inside replaced
+    kept, changed = (defaultdict[str, Tensor](lambda: torch.zeros(len(maps), count, len(AREAS))) for _ in range(2))
     donors_each = 0
     for rows, inputs, donors in pairs:
         donors_each = len(donors)
         shown: list[tuple[str, tuple[int, ...], Tensor]] = [("maps", (k,), maps[k][rows]) for k in exits]
         shown += [("another", (k,), others[k][rows]) for k in exits]
-        for name, item in draw_blind_maps(swapper, inputs, maps[0].shape[1:]).items():
-            shares.setdefault(name, (torch.zeros(len(maps), count, len(AREAS)), None))
-            shown.append((name, tuple(exits), item))
+        blind = draw_blind_maps(swapper, inputs, maps[0].shape[1:])
+        shown += [(name, tuple(exits), item) for name, item in blind.items()]
         for name, judged, item in shown:
-            kept, changed = shares[name]
             for a, area in enumerate(AREAS):
                 region = swapper.modality.choose_region(item, inputs, area)
-                kept[list(judged), rows, a] = swapper.keep(rows, inputs, donors, ~region, judged).T
-                if changed is not None:
-                    changed[list(judged), rows, a] = 1 - swapper.keep(rows, inputs, donors, region, judged).T
-    gain, error = average((shares["maps"][0] - shares["another"][0]).transpose(0, 1))
-    results = {name: summarize_swaps(*values) for name, values in shares.items()}
+                kept[name][list(judged), rows, a] = swapper.keep(rows, inputs, donors, ~region, judged).T
+                if name not in blind:
+                    changed[name][list(judged), rows, a] = 1 - swapper.keep(rows, inputs, donors, region, judged).T
+    gain, error = average((kept["maps"] - kept["another"]).transpose(0, 1))
+    results = {name: summarize_swaps(shares, changed.get(name)) for name, shares in kept.items()}
     return Binding(
         areas=AREAS,
         **{name: results.get(name) for name in ("maps", "another", "centre", "edges", "saliency")},  # type: ignore[arg-type]

@@ -1,8 +1,4 @@
-"""Times several ways to do the same work, and the exits of a network on the path that predictions take.
-
-All ways take turns in one process; results are medians with their uncertainty. Times of exits are refused where the machine
-is busy.
-"""
+"""Times several ways to do the same work, and the exits of a network on the path that predictions take."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from exitlens.errors import EngineError
 from exitlens.model.engine.router import Router
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitLatency, Policy
-from exitlens.types.inputs import Inputs, count_rows, map_inputs
+from exitlens.types.inputs import Inputs, count_rows, take_rows
 from exitlens.types.traces import make_increasing
 
 Work = Callable[[], Sequence[float]]  # does the work once and returns the seconds of every call
@@ -142,7 +138,7 @@ def measure_exits(net: ExitNet, inputs: Inputs, batch_size: int | None = None) -
     The batch has ``batch_size`` samples, by default as many as ``inputs``, which are repeated if it needs more.
     """
     rows = torch.arange(batch_size or count_rows(inputs)) % count_rows(inputs)
-    batch = map_inputs(inputs, lambda t: t[rows.to(t.device)])
+    batch = take_rows(inputs, rows)
     calls = {name: _Call(net, batch, policy) for name, policy in list_policies(net.num_exits).items()}
     device, available = net.device, torch.get_num_threads()
     threads = min(available, net.tuning.threads or available)

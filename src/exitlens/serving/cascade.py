@@ -109,10 +109,13 @@ class Ticket:
         self.error, self.left = error, 0
 
 
+RouterKey = tuple[str, bool]  # a policy, and whether the requests have terms that change it
+
+
 class Pool(NamedTuple):
     """Samples of a router that wait for a stage."""
 
-    router: int
+    router: RouterKey
     stage: int
     samples: int
     entered: float  # when the first of them began to wait for company (time.monotonic)
@@ -191,10 +194,9 @@ class Cascade:
         self._open: dict[int, Ticket] = {}  # by the places of samples without an answer
         self._urgent: dict[int, Ticket] = {}  # requests with a deadline, by their first place
         self._done: list[Ticket] = []
-        self._routers: list[Router] = []
-        self._router_of: dict[tuple[str, bool], int] = {}  # by policy, and whether the request has terms of its own
-        self._entered: dict[tuple[int, int], float] = {}  # by router and stage: when its first sample came
-        self._next, self._with_maps = 0, 0
+        self._routers: dict[RouterKey, Router] = {}
+        self._next = 0  # place of the next sample
+        self._with_maps = 0  # open requests that ask for maps
         self._shares = [cost / model.cost[-1] for cost in model.cost]  # of a sample's work, up to and including each exit
         self._ended: float | None = None  # when the last step ended, if any sample has waited since then
 
@@ -210,19 +212,13 @@ class Cascade:
         self._open |= dict.fromkeys(range(ticket.first, self._next), ticket)
         if terms.deadline < math.inf:
             self._urgent[ticket.first] = ticket
+        self._with_maps += terms.attention
         key = terms.policy, terms.changes_policy
-        if key not in self._router_of:
+        if key not in self._routers:
             override, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
-            self._router_of[key] = len(self._routers)
             policy = self.model.policies[terms.policy]
-            self._routers.append(Router(self.engine, policy, self._with_maps > 0, self.size, override, heads))
-        at = self._router_of[key]
-        if terms.attention:
-            self._with_maps += 1
-            for router in self._routers:
-                router.attention = True
-        self._entered.setdefault((at, 0), ticket.since)
-        self._routers[at].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
+            self._routers[key] = Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)
+        self._routers[key].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
 
     def advance(self) -> list[Ticket]:
         """Answer requests whose time is up and run one stage; return the requests that this ended."""
@@ -238,9 +234,9 @@ class Cascade:
         soon = now + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
         urgent = any(ticket.terms.deadline < soon for ticket in self._urgent.values())
         pools = [
-            Pool(at, k, count, self._entered.get((at, k), 0.0), urgent and router.override is not None)
-            for at, router in enumerate(self._routers)
-            for k, (count, _) in enumerate(router.list_waiting())
+            Pool(key, k, count, entered, urgent and router.override is not None)
+            for key, router in self._routers.items()
+            for k, (count, entered) in enumerate(router.list_waiting())
             if count
         ]
         if pools:
@@ -249,6 +245,7 @@ class Cascade:
 
     def _run(self, pool: Pool) -> None:
         router, started = self._routers[pool.router], time.monotonic()
+        router.attention = self._with_maps > 0
         count = pool.samples if pool.samples < 2 * self.size else self.size
         try:
             routed = router.run_stage(pool.stage)
@@ -256,16 +253,11 @@ class Cascade:
             LOG.exception("%s: stage %d failed", self.model.name, pool.stage)
             for part in router.take_routed():  # samples that had left before it failed
                 self._assign(part)
-            left = {place for router in self._routers for place in router.list_places()}
+            left = {place for each in self._routers.values() for place in each.list_places()}
             lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
             self._fail(lost, "the network failed on these samples, or on others in their batch")
-            self._note_waiting(pool.router)
             return
         ended = time.monotonic()
-        self._note_waiting(pool.router)
-        following = pool.router, pool.stage + 1
-        if pool.stage and following in self._entered:  # samples that waited for company go on with whatever is there
-            self._entered[following] = min(self._entered[following], pool.entered)
         worked, self._ended = ended - (started if self._ended is None else self._ended), ended
         self.pace.observe(pool.stage, count, ended - started)
         work = count * (self._shares[pool.stage] - (self._shares[pool.stage - 1] if pool.stage else 0.0))
@@ -274,15 +266,6 @@ class Cascade:
         for part in routed:
             self._assign(part)
         self.on_step(pool.stage, count, ended - started)
-
-    def _note_waiting(self, at: int) -> None:
-        """Note since when samples have waited for each stage of a router."""
-        now = time.monotonic()
-        for k, (left, _) in enumerate(self._routers[at].list_waiting()):
-            if not left:
-                self._entered.pop((at, k), None)
-            else:
-                self._entered.setdefault((at, k), now)
 
     def _assign(self, part: ExitBatch) -> None:
         for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
@@ -328,9 +311,6 @@ class Cascade:
                 message = "inputs: their answers are NaN or infinite. Fix: check that the inputs are normalised."
                 ticket.fail(RequestError(message, status=422))
             self._with_maps -= ticket.terms.attention
-        if done and not self._with_maps:
-            for router in self._routers:
-                router.attention = False
         return done
 
     def abandon(self, ticket: Ticket) -> None:
@@ -351,8 +331,7 @@ class Cascade:
     def _drop(self, ticket: Ticket) -> None:
         """End a request; its samples that have no answer run no further stage."""
         gone = [place for place in range(ticket.first, ticket.first + len(ticket)) if self._open.pop(place, None)]
-        for at, router in enumerate(self._routers if gone else ()):
+        for router in self._routers.values() if gone else ():
             router.discard(torch.tensor(gone))
-            self._note_waiting(at)
         self._urgent.pop(ticket.first, None)
         self._done.append(ticket)

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -44,13 +45,11 @@ class Endpoint:
         self.lag = 0.0  # seconds that requests have waited before they came here
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock, self._taken, self._ended, self._expected = threading.Lock(), 0, 0, 0
-        self._ready, self._closing = threading.Event(), False
-        self._error: BaseException | None = None  # that ended the thread
+        self._opened, self._closing = Future[None](), False
+        self._has_failed = False  # an error ended the thread
         self._thread = threading.Thread(target=self._work, name=f"exitlens-{model.name}", daemon=True)
         self._thread.start()
-        self._ready.wait()
-        if self._error is not None:
-            raise self._error
+        self._opened.result()  # raises what opening raised
         metrics.set_version(model.name, model.version)
 
     @property
@@ -90,7 +89,7 @@ class Endpoint:
         future, model = asyncio.get_running_loop().create_future(), self.model
         ticket = Ticket(activations, terms, model.info.num_classes, future, model.gives_labels)
         with self._lock:
-            self._check_open(self.is_alive or (self._expected > 0 and self._error is None))
+            self._check_open(self.is_alive or (self._expected > 0 and not self._has_failed))
             self.check_room(len(ticket))
             self._taken += len(ticket)
             self._inbox.put(ticket)
@@ -138,7 +137,7 @@ class Endpoint:
                     self.model, engine, self.pace, settings.batch, settings.max_delay_ms / 1000, self._count_step
                 )
                 self._warm_up(engine)
-                self._ready.set()
+                self._opened.set_result(None)
                 while self._take_in(cascade, is_busy):
                     if not cascade.is_empty:
                         self._hand_out(cascade.advance())
@@ -148,9 +147,11 @@ class Endpoint:
                         is_busy = self.watch.run_idle(engine)
         except BaseException as error:
             with self._lock:
-                self._error = error
-            if self._ready.is_set():  # else the constructor raises it
+                self._has_failed = True
+            if self._opened.done():
                 LOG.exception("%s: it has stopped", self.model.name)
+            else:
+                self._opened.set_exception(error)
         finally:
             self._closing = True
             done = [] if cascade is None else cascade.fail_all()
@@ -160,7 +161,6 @@ class Endpoint:
                     ticket.fail(RequestError(f"{self.model.name}: it has stopped; the server's log says more", 500))
                     done.append(ticket)
             self._hand_out(done)
-            self._ready.set()
 
     def _warm_up(self, engine: Engine) -> None:
         for count in (1, self.batching.batch):

@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies
-from exitlens.edge.export import FORMAT, GOLDEN, POLICIES, POLICY
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, read_policies
+from exitlens.edge.export import FORMAT, GOLDEN
 from exitlens.errors import BundleError, ExitlensError, PolicyError, RequestError
 from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, OnnxFiles, Written, is_close
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, Written, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet, InputSpec, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
-from exitlens.types.policies import DEFAULT, check_fit
+from exitlens.types.policies import DEFAULT
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.tasks import name_answers
 
@@ -114,24 +114,43 @@ class ServedModel:
         """Return the tensors that the first stage takes; raise :class:`InputError` for values that are not finite."""
         return self.spec.check(inputs, INPUTS, self._like)
 
-    def read_images(self, files: Sequence[bytes], max_pixels: int) -> Activations:
-        """Return encoded image files as inputs; raise :class:`RequestError` or :class:`DataError` for bad ones."""
+    @property
+    def sample_name(self) -> str:
+        """What requests call its samples as files or texts; empty if it cannot read them."""
+        if isinstance(self.info.preprocess, Preprocess):
+            return IMAGE
+        return TEXT if isinstance(self.info.preprocess, TextPreprocess) else ""
+
+    def read(self, samples: Sequence[bytes | str], max_pixels: int) -> Activations:
+        """Return image files or texts as inputs.
+
+        Raises :class:`RequestError`, :class:`InputError` or :class:`DataError` for bad ones, and for what it does not take.
+        """
         preprocess = self.info.preprocess
+        if isinstance(preprocess, TextPreprocess):
+            texts = [sample if isinstance(sample, str) else decode_text(sample) for sample in samples]
+            if not all(text.strip() for text in texts):
+                raise RequestError("text: expected texts, got an empty one")
+            encoded = preprocess.encode(texts)
+            return self.check_tensors({name: encoded[name] for name in self.spec.names if name in encoded})
         if not isinstance(preprocess, Preprocess):
-            raise RequestError(f"image: {self.name} takes {[tensor.name for tensor in self.inputs]}, got image files")
-        channels = len(preprocess.mean)
-        pixels = [decode_image(file, f"{IMAGE}[{i}]", preprocess.size, channels, max_pixels) for i, file in enumerate(files)]
+            plural = self.info.modality.plural
+            why = f"its bundle does not say how {plural} become inputs" if preprocess is None else f"it takes {plural}"
+            raise RequestError(f"{self.name}: {why}. Fix: use /v2/models/{self.name}/infer")
+        pixels = list[Tensor]()
+        for i, sample in enumerate(samples):
+            if isinstance(sample, str):
+                raise RequestError(f"text: {self.name} takes images, got a text. Fix: send an image file.")
+            pixels.append(decode_image(sample, f"{IMAGE}[{i}]", preprocess.size, len(preprocess.mean), max_pixels))
         return self.check_tensors(preprocess.normalise(torch.stack(pixels)))
 
-    def read_texts(self, texts: Sequence[str]) -> Activations:
-        """Return texts as inputs; raise :class:`RequestError` or :class:`InputError` for bad ones."""
-        preprocess = self.info.preprocess
-        if not isinstance(preprocess, TextPreprocess):
-            raise RequestError(f"text: {self.name} takes {[tensor.name for tensor in self.inputs]}, got texts")
-        if not all(text.strip() for text in texts):
-            raise RequestError("text: expected texts, got an empty one")
-        encoded = preprocess.encode(texts)
-        return self.check_tensors({name: encoded[name] for name in self.spec.names if name in encoded})
+
+def decode_text(text: bytes) -> str:
+    """Return a text; raise :class:`RequestError` for other bytes than UTF-8."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{TEXT}: expected UTF-8, got other bytes ({error.reason})") from error
 
 
 def open_bundle(name: str, directory: Path) -> ServedModel:
@@ -176,21 +195,17 @@ def _open_edge(name: str, source: Path, manifest: Mapping[str, Any]) -> ServedMo
         paths = [str(segment["file"]) for segment in manifest["segments"]]
         if not set(paths) <= set(manifest["sha256"]):  # these have no path in their names
             raise ValueError(f"no checksum for some of {paths}")
-        engine = OnnxEngine(
-            OnnxFiles([Written.from_dict(segment, source) for segment in manifest["segments"]]), Tuning(backend="onnx")
-        )
+        files = [Written.from_dict(segment, source) for segment in manifest["segments"]]
+        engine = OnnxEngine(files, Tuning(backend="onnx"))
         exits = frozenset(engine.opened)
         cost = tuple(map(float, manifest["cost"]))
-        named = {DEFAULT: read_json(source / POLICY)}
-        named |= read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
-        policies = {policy_name: Policy.from_dict(values) for policy_name, values in named.items()}
+        policies = read_policies(source, manifest, len(cost), str(manifest["network"]), info.task)
     except ExitlensError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         words = f"expected a manifest of exitlens export, got another ({error!r}). Fix: export again."
         raise BundleError(f"{source / MANIFEST}: {words}") from error
     for policy_name, policy in policies.items():
-        check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", policy_name, info.task)
         if missing := [k for k in range(len(cost)) if needs_head(policy, k) and k not in exits]:
             words = f"it uses exits {missing}, the bundle has {sorted(exits)}. Fix: export with this policy."
             raise PolicyError(f"{policy_name}: {words}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
-from exitlens.types.settings import COUNT, POSITIVE, WHOLE, NumberRule, check_number, check_numbers
+from exitlens.types.settings import COUNT, POSITIVE, SHARE, WHOLE, NumberRule, check_number, check_numbers
 
 UNLIMITED = NumberRule("a number of 0 or more", lambda value: value >= 0)
 
@@ -54,8 +54,7 @@ class Watching:
     unready_on_drift: bool = False
 
     def __post_init__(self) -> None:
-        check_number("shadow", self.shadow, NumberRule("a number from 0 to 1", lambda value: 0 <= value <= 1))
-        check_number("drift_rate", self.drift_rate, POSITIVE)
+        check_numbers(self, {"shadow": SHARE, "drift_rate": POSITIVE})
 
 
 @dataclass(frozen=True)

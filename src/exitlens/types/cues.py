@@ -101,18 +101,8 @@ class Cues:
 
     def tabulate(self) -> list[list[str]]:
         """Return a table for people, the head first; shares are in per cent, exit by exit."""
-        rows = [
-            [
-                "kind",
-                "cue",
-                "exit",
-                "beyond the final exit (interval)",
-                "answers taken over",
-                "by chance",
-                "changed",
-                "classes",
-            ]
-        ]
+        shares = ["beyond the final exit (interval)", "answers taken over", "by chance", "changed"]
+        rows = [["kind", "cue", "exit", *shares, "classes"]]
         for cue in self.cues:
             low, high = cue.interval
             exits = [" / ".join(f"{100 * v:.0f}" for v in column) for column in (cue.transfer, cue.control, cue.changed)]

@@ -367,21 +367,24 @@ class Policy:
         """Return the policy whose early exits never fire: the final exit answers every sample."""
         return cls((math.inf,) * (num_exits - 1), **values)
 
-    def check(self, num_exits: int, network: str = "", task: Task | None = None) -> None:
-        """Raise :class:`PolicyError` unless it fits ``num_exits`` and, if they are given, the network and its task."""
+    def check(self, num_exits: int, network: str = "", task: Task | None = None, place: str = "policy") -> None:
+        """Raise :class:`PolicyError` unless it fits ``num_exits`` and, if they are given, the network and its task.
+
+        The error begins with the ``place`` where the policy stands.
+        """
         if self.num_exits != num_exits:
             raise PolicyError(
-                f"policy: it has {len(self.thresholds)} thresholds for {self.num_exits} exits, the network or trace has "
+                f"{place}: it has {len(self.thresholds)} thresholds for {self.num_exits} exits, the network or trace has "
                 f"{num_exits} exits: calibrate a policy for it"
             )
         if task is not None and task != self.task:
             raise PolicyError(
-                f"policy: its score {self.score!r} is for {ANSWERS[self.task]}, the network or trace has {ANSWERS[task]}: "
+                f"{place}: its score {self.score!r} is for {ANSWERS[self.task]}, the network or trace has {ANSWERS[task]}: "
                 f"calibrate one for it, or by hand give score={USUAL_SCORES[task]!r}"
             )
         if self.network and network and self.network != network:
             raise PolicyError(
-                f"policy: it was calibrated for network {self.network}, this is {network}: calibrate one for this network"
+                f"{place}: it was calibrated for network {self.network}, this is {network}: calibrate one for this network"
             )
 
     def rule_hash(self) -> str:
@@ -442,15 +445,7 @@ def check_named(policies: Mapping[str, Policy], num_exits: int, network: str, ta
     for name, policy in policies.items():
         check_name(name, "policies")
         require(policy, Policy, f"policies, {name}", "see exitlens.calibrate")
-        check_fit(policy, num_exits, network, f"policies, {name}", task)
-
-
-def check_fit(policy: Policy, num_exits: int, network: str, place: str, task: Task | None = None) -> None:
-    """Check a policy by :meth:`Policy.check`; errors say which policy it is: ``place``."""
-    try:
-        policy.check(num_exits, network, task)
-    except PolicyError as error:
-        raise PolicyError(f"{place}: {str(error).removeprefix('policy: ')}") from error
+        policy.check(num_exits, network, task, f"policies, {name}")
 
 
 @dataclass(frozen=True)

@@ -105,16 +105,13 @@ class TextPreprocess(Preprocessing):
         for i, text in enumerate(texts):
             require(text, str, f"texts[{i}]")
         try:
-            encodings = _open_encoder(self.tokenizer, self.length).encode_batch(list(texts))
+            encodings = _open_tokenizer(self.tokenizer, self.length).encode_batch(list(texts))
         except Exception as error:  # tokenizers raises plain Exception, and TypeError for half a surrogate pair
             raise InputError(
                 f"texts: expected valid Unicode that the tokenizer knows or has an unknown token for ({error})"
             ) from error
-        columns = {
-            "input_ids": [item.ids for item in encodings],
-            "attention_mask": [item.attention_mask for item in encodings],
-        }
-        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}
+        mask = torch.tensor([item.attention_mask for item in encodings])
+        return {"input_ids": torch.tensor([item.ids for item in encodings]), "attention_mask": mask}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
         """Return the tokens that the ids stand for, padding included; raise :class:`InputError` for unknown ids."""
@@ -136,18 +133,16 @@ class TextPreprocess(Preprocessing):
         return 1 + max(_open_tokenizer(self.tokenizer).get_vocab().values(), default=0)
 
 
-@lru_cache(maxsize=8)
-def _open_tokenizer(description: str) -> Any:  # -> tokenizers.Tokenizer, never to be changed
+@lru_cache(maxsize=16)
+def _open_tokenizer(description: str, length: int | None = None) -> Any:  # -> tokenizers.Tokenizer, never to be changed
+    """Read a tokenizer, as it is or to truncate and pad texts to a ``length``."""
     package = import_extra("tokenizers", "hf", "text input")
     try:
-        return package.Tokenizer.from_str(description)
+        tokenizer = package.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"tokenizer: expected the JSON of a tokenizers.Tokenizer ({error}): use its to_str()") from error
-
-
-@lru_cache(maxsize=8)
-def _open_encoder(description: str, length: int) -> Any:  # -> tokenizers.Tokenizer that truncates and pads
-    tokenizer = import_extra("tokenizers", "hf", "text input").Tokenizer.from_str(description)
+    if length is None:
+        return tokenizer
     names = ((tokenizer.padding or {}).get("pad_token", ""), *PADDING_TOKENS)
     token = next((name for name in names if tokenizer.token_to_id(name) is not None), "")
     tokenizer.enable_truncation(length)

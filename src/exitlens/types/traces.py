@@ -446,10 +446,9 @@ class Trace:
 
     def hash_samples(self) -> list[str]:
         """Return a hash of every sample's logits, the same whether they were kept whole or made compact."""
-        if self.sample_hashes is not None:
-            return [f"{value % 2**64:016x}" for value in self.sample_hashes.tolist()]
         kept = self.logits.top if isinstance(self.logits, CompactLogits) else self.logits
-        return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in kept.contiguous().numpy()]
+        hashes = hash_rows(kept) if self.sample_hashes is None else self.sample_hashes
+        return [f"{value % 2**64:016x}" for value in hashes.tolist()]
 
     def sketch(self, size: int = 64) -> SampleSketch:
         """Return the fingerprint and the ``size`` smallest sample hashes, for :meth:`shares_samples`."""
@@ -458,6 +457,12 @@ class Trace:
     def shares_samples(self, others: SampleSketch) -> bool:
         """Return whether some of the others are in this trace, as far as equal logits can tell."""
         return others.data == self.fingerprint() or not set(others.sketch).isdisjoint(self.hash_samples())
+
+
+def hash_rows(rows: Tensor) -> Tensor:  # (N,*S) -> (N,) int64
+    """Return a hash of the bytes of every row."""
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows.contiguous().numpy()]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
 def _as_tensor(value: object, name: str, expected: str) -> Tensor:

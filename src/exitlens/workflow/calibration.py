@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyError, require
+from exitlens.functional import search
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.groups import find_firsts, measure_likeness, split_trace
@@ -18,15 +19,6 @@ from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, sel
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, routed_calibration_error
 from exitlens.functional.scores import score as score_logits
-from exitlens.functional.search import (
-    choose_by_folds,
-    choose_gate,
-    default_loss,
-    find_cheapest,
-    find_safest,
-    quantise,
-    split_folds,
-)
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
 from exitlens.types.policies import Certification
 from exitlens.types.settings import NEED_LABELS, CertificateRequest, SampleSketch
@@ -98,7 +90,6 @@ def calibrate(  # noqa: PLR0913
 
 def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
     """Calibrate as :func:`calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
-    require(trace, Trace, "trace", "see exitlens.collect")
     limits_of_labels = [name for name in request.risk_limits if name in NEED_LABELS]
     if trace.task == "multilabel" and trace.labels is not None and limits_of_labels:
         missing = (~trace.labels.any(0)).nonzero().flatten().tolist()
@@ -140,15 +131,17 @@ class _Choice(NamedTuple):
 def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
     """Choose in empirical mode: limits hold on these samples, and with folds also on held-out ones."""
     every, held_out = torch.arange(len(trace)), None
-    folds = None if request.folds is None else split_folds(trace, request.folds, request.seed)
+    folds = None if request.folds is None else search.split_folds(trace, request.folds, request.seed)
     risks = list_risks(trace, request.risk_limits, every)
     draft, fitted_on = _draft(trace, request, every, risks)
     scores = score_early_exits(trace, draft)
     if folds is not None:
-        thresholds, held_out = choose_by_folds(scores, risks, trace.cost, budgets, folds)
+        thresholds, held_out = search.choose_by_folds(scores, risks, trace.cost, budgets, folds)
     else:
-        levels = quantise(scores)
-        best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
+        levels = search.quantise(scores)
+        best = (
+            search.find_cheapest(levels, risks, trace.cost, budgets) if risks else search.find_safest(levels, trace, budgets)
+        )
         thresholds = levels.thresholds(best.cuts)
     return _Choice(replace(draft, thresholds=thresholds), fitted_on, risks, scores, held_out=held_out)
 
@@ -178,7 +171,7 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
         )
     draft, fitted_on = _draft(trace, request, proposing, risks)
     scores = score_early_exits(trace, draft)
-    price = trace.cost if risks else default_loss(trace)
+    price = trace.cost if risks else search.default_loss(trace)
     thresholds, certification = certify(
         scores, [*risks, *spending], price, proposing, testing, level=level, delta=request.delta, request_number=number
     )
@@ -226,9 +219,7 @@ def _draft(
     fitted_on: tuple[SampleSketch, ...] = ()
     if given is not None:
         if given.network and trace.network and given.network != trace.network:
-            raise PolicyError(
-                f"temperatures: they were fitted for network {given.network}, this trace is of {trace.network}"
-            )
+            raise PolicyError(f"temperatures: they were fitted for network {given.network}, the trace is of {trace.network}")
         if any(map(trace.shares_samples, given.fitted_on)):
             raise CalibrationError(
                 "temperatures: they were fitted on samples of this trace. Fix: calibrate on samples that nothing was fitted "
@@ -238,7 +229,7 @@ def _draft(
     elif request.temperature_scaling and trace.labels is not None:
         values, fitted_on = fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
     policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
-    return replace(policy, gate=choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
+    return replace(policy, gate=search.choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
 
 
 def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
 from exitlens.errors import InputError, OutputExistsError, require
-from exitlens.functional.compact import compress, hash_rows
+from exitlens.functional.compact import compress
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
 from exitlens.functional.routing import compute_gate_features
 from exitlens.io import RowStore, make_directory
@@ -24,6 +24,7 @@ from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, check_choice, check_number
 from exitlens.types.tasks import check_truth
+from exitlens.types.traces import hash_rows
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -108,9 +109,7 @@ class _Recorder:
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
         if folder is not None:
             if (folder / FILE).exists():
-                raise OutputExistsError(
-                    f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load), or pass another one."
-                )
+                raise OutputExistsError(f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load) or pass another one.")
             make_directory(folder, "trace_dir")
         self._net, self._folder, self._store = net, folder, RowStore(folder)
         if net.info.task == "multilabel":

@@ -158,12 +158,9 @@ class Report:
     def _summary(self) -> str:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
-        off, drop = self.calibration_error, self.accuracy_drop
-        error = (
-            ""
-            if off is None
-            else f"\ncalibration error of the routed answers: confidences are off by {_percent(off)} on average"
-        )
+        off, drop, error = self.calibration_error, self.accuracy_drop, ""
+        if off is not None:
+            error = f"\ncalibration error of the routed answers: confidences are off by {_percent(off)} on average"
         change = f"drop {_percent(None if drop is None else abs(drop))}"
         if drop is not None and drop <= -0.0005:
             change = f"{-100 * drop:.1f} points more accurate than the final exit"
@@ -199,8 +196,6 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         >>> report.samples, len(report.exit_shares)
         (64, 3)
     """
-    require(trace, Trace, "trace", "see exitlens.collect")
-    require(policy, Policy, "policy", "see exitlens.calibrate")
     exits = route(trace, policy)
     labels, timing = trace.labels, trace.timing
     correct = None if labels is None else trace.correct.float()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
 from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.attribution import Recording, attribute
+from exitlens.model.attribution import Recording, attribute_exits
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import have_maps
@@ -68,7 +67,7 @@ def explain_batch(
     return [why for inputs in batches for why in _explain(net, inputs, policy, final, relevance)]
 
 
-def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevance: bool) -> list[Explanation]:
+def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevance: bool) -> Iterator[Explanation]:
     tensors = net.check_input(inputs)
     with net.open_engine() as engine:
         records = relevance and engine.tuning.precision == "float32"
@@ -77,21 +76,19 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
     early = [view.decision.scores for view in results if view.decision is not None]
     scores = torch.stack(early, 1) if early else results[0].scores.new_empty(len(results[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
-    relevances: list[Tensor | None] = [None] * len(answered)
+    relevances: Sequence[Tensor | None] = [None] * len(answered)
     if recording is not None:
         relevances = list(recording.find_relevance(answered))
-    elif relevance:  # passes of their own
-        for k in set(answered):
-            rows = [i for i, exit in enumerate(answered) if exit == k]
-            for i, item in zip(rows, attribute(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
-                relevances[i] = item
+    elif relevance:  # a pass of its own, in float32
+        by_exit = attribute_exits(net, inputs)
+        relevances = [by_exit[k][i] for i, k in enumerate(answered)]
     columns = [_make_views(net, policy, results, k) for k in range(len(results))]
     record = None if policy.is_changed else policy.calibration
-    count, modality, explanations = net.num_exits, net.input_spec.modality, []
+    count, modality = net.num_exits, net.input_spec.modality
     for i, (sample, item) in enumerate(zip(tensors[0], relevances, strict=True)):
         run = count if final else answered[i] + 1
         views = tuple(column(i, run == count) for column in columns[:run])
-        explanation = Explanation(
+        yield Explanation(
             inputs=sample.clone(),
             exits=views,
             answered=answered[i],
@@ -103,8 +100,6 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
             relevance=None if item is None else item.clone(),
             calibration_error=None if record is None else record.calibration_error,
         )
-        explanations.append(explanation)
-    return explanations
 
 
 class _ExitResult(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -39,6 +40,7 @@ GREEDY = 8  # the greedy oracle takes one of so many of the oracle's samples
 Of = Literal["attention", "relevance", "evidence"]
 M = TypeVar("M", bound=nn.Module)
 Maker = Callable[[Tensor], Inputs]  # rows -> inputs
+Deleter = Callable[[Sequence[Tensor], float], tuple[list[Tensor], list[Tensor]]]  # as attribution.perturb
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ def measure_faithfulness(
             shown, maps = (list(map(_reach_all, each, attention)) for each in (shown, maps))
         blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(item, kind=USUAL_SCORES[net.info.task]) for item in logits]
-        judge = _Judge(net, engine, baseline, batches, plain)
-        guided, control = judge.perturb(maps, FRACTION), judge.perturb(blind, FRACTION)
+        delete = partial(perturb, net, engine, batches, plain, baseline=baseline)
+        guided, control = delete(maps, FRACTION), delete(blind, FRACTION)
         cascade = None
         if of != "relevance":
             with switch_mode(net, False):
@@ -174,8 +176,10 @@ def measure_faithfulness(
         if len(rows):
             passes = 1 + 3 * len({*FRACTIONS, FRACTION})
             judged = _Batches(prepare, rows, bar, "trying every cell", passes, ORACLE_BATCH)
-            judge = _Judge(net, engine, baseline, judged, [p[rows] for p in plain])
-            oracle = judge.compare([m[rows] for m in maps], [m[rows] for m in blind])
+            given = net, engine, judged, [p[rows] for p in plain]
+            few, few_blind = ([m[rows] for m in several] for several in (maps, blind))
+            losses = occlude(*given, few, baseline)
+            oracle = _compare_with_oracle(partial(perturb, *given, baseline=baseline), losses, few, few_blind)
         swaps = _Swaps(net, engine, plain, prepare, bar)
         greedy = draw_samples(size, -(-oracle_samples // GREEDY), seed=1).sort().values
         binding = swaps.judge(shown, maps, rows, greedy)
@@ -279,34 +283,25 @@ def _compare_dependence(losses: Sequence[Tensor]) -> dict[str, Any]:
     return {"dependence": skill, "dependence_error": error}
 
 
-class _Judge:
-    """Deletes and inserts cells of samples whose probabilities at every exit are known."""
-
-    def __init__(self, net: ExitNet, engine: Engine, baseline: Baseline, batches: _Batches, plain: Sequence[Tensor]) -> None:
-        self._given, self._baseline = (net, engine, batches, plain), baseline
-
-    def perturb(self, maps: Sequence[Tensor], fraction: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Return drops and kept probabilities, ``(N,)`` for each map."""
-        return perturb(*self._given, maps, fraction, baseline=self._baseline)
-
-    def compare(self, maps: Sequence[Tensor], blind: Sequence[Tensor]) -> dict[str, Any]:
-        """Return what the oracle reaches, and the share of it that maps reach beyond blind ones: at a point and as areas."""
-        losses = occlude(*self._given, maps, self._baseline)
-        ranked = [measures.rank_locations(loss, find_locations(m)) for loss, m in zip(losses, maps, strict=True)]
-        points = sorted({*FRACTIONS, FRACTION})
-        curves = [{point: self.perturb(kind, point) for point in points} for kind in (maps, blind, ranked)]
-        results = _compare_dependence(losses)
-        for i, name in enumerate(("deletion", "insertion")):
-            at_point = [curve[FRACTION][i] for curve in curves]
-            areas = [
-                [measures.average_over(FRACTIONS, values) for values in zip(*(curve[f][i] for f in FRACTIONS), strict=True)]
-                for curve in curves
-            ]
-            share, error = _find_shares(*at_point)
-            results |= {f"{name}_oracle": _average(at_point[2]), f"{name}_share": share, f"{name}_share_error": error}
-            value, control, best = map(_average, areas)
-            results[f"{name}_area"] = AreaUnderCurve(value, control, best, *_find_shares(*areas))
-        return results
+def _compare_with_oracle(
+    delete: Deleter, losses: Sequence[Tensor], maps: Sequence[Tensor], blind: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Return what the oracle reaches, and the share of it that maps reach beyond blind ones: at a point and as areas."""
+    ranked = [measures.rank_locations(loss, find_locations(m)) for loss, m in zip(losses, maps, strict=True)]
+    points = sorted({*FRACTIONS, FRACTION})
+    curves = [{point: delete(kind, point) for point in points} for kind in (maps, blind, ranked)]
+    results = _compare_dependence(losses)
+    for i, name in enumerate(("deletion", "insertion")):
+        at_point = [curve[FRACTION][i] for curve in curves]
+        areas = [
+            [measures.average_over(FRACTIONS, values) for values in zip(*(curve[f][i] for f in FRACTIONS), strict=True)]
+            for curve in curves
+        ]
+        share, error = _find_shares(*at_point)
+        results |= {f"{name}_oracle": _average(at_point[2]), f"{name}_share": share, f"{name}_share_error": error}
+        value, control, best = map(_average, areas)
+        results[f"{name}_area"] = AreaUnderCurve(value, control, best, *_find_shares(*areas))
+    return results
 
 
 def _find_shares(

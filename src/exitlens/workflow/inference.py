@@ -175,31 +175,18 @@ class _Stream:
 
     def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
         """Yield predictions until the stream ends; if it raises, first answer all samples before."""
-        number, failed = 0, None
-        while failed is None:
-            inputs = loading.next(self._patience())
-            if inputs is None and loading.ended:
-                break
+        number = 0
+        while (inputs := loading.next(self._patience())) is not None or not loading.ended:
             try:
                 routed = self._flush() if inputs is None else self._feed(inputs, number)
-            except Exception as error:
-                failed = error
-                continue
+            except Exception:
+                yield from self._ready(self._rescue())
+                raise
             number += inputs is not None
             yield from self._ready(routed)
             if self._patience() == 0.0 or (self.open and self.seen - self.open[0].start > MAX_WAITING):
                 yield from self._ready(self._flush())
-        if failed is not None and self.router is not None:
-            routed = self.router.take_routed()
-            with suppress(Exception):  # the first failure, which is raised below, may repeat itself
-                routed += self._flush()
-            routed += self.router.take_routed()
-            routed = [part.select(part.where < self.seen) for part in routed]  # without the batch that failed
-        else:
-            routed = self._flush()
-        yield from self._ready(routed)
-        if failed is not None:
-            raise failed
+        yield from self._ready(self._flush())
         cause = loading.error
         if isinstance(cause, Exception) and not isinstance(cause, ExitlensError):
             raise StreamError(
@@ -214,34 +201,41 @@ class _Stream:
             activations = self.net.check_input(inputs, f"batches[{number}]")
             count = count_rows(inputs)
             where = torch.arange(self.seen, self.seen + count, device=activations[0].device)
-            if self.router is None:
-                self.router = Router(engine, self.policy, self.attention)
-            self._continue_with(engine)
+            router = self._continue_with(engine)
             # untuned, no more than the stream's own batches hold, so that nobody waits for samples of later ones
-            micro_batch, held = engine.tuning.micro_batch, max(self.router.micro_batch, count)
+            micro_batch, held = engine.tuning.micro_batch, max(router.micro_batch, count)
             is_tuned = bool(micro_batch) and self.net.is_tuned
-            self.router.micro_batch = micro_batch if is_tuned else min(held, micro_batch or held)
-            routed = self.router.feed(where, activations)
+            router.micro_batch = micro_batch if is_tuned else min(held, micro_batch or held)
+            routed = router.feed(where, activations)
         self.open.append(_Open(self.seen, count))
         self.seen += count
         return routed
 
-    def _continue_with(self, engine: Engine) -> None:
-        """Switch the router to the current engine: the network's weights may have changed, its tuning must not."""
-        assert self.router is not None
+    def _continue_with(self, engine: Engine) -> Router:
+        """Return the router with the current engine: the network's weights may have changed, its tuning must not."""
+        if self.router is None:
+            self.router = Router(engine, self.policy, self.attention)
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
-            raise EngineError(
-                "net: it was tuned or compiled while it answered a stream. Fix: tune before or after the stream."
-            )
+            raise EngineError("net: it was tuned or compiled while it answered a stream. Fix: tune before or after it.")
         self.router.engine = engine
+        return self.router
 
     def _flush(self) -> list[ExitBatch]:
         if self.router is None or not self.router.waiting:
             return []
         with self.net.open_engine() as engine:
-            self._continue_with(engine)
-            return self.router.flush()
+            return self._continue_with(engine).flush()
+
+    def _rescue(self) -> list[ExitBatch]:
+        """Answer the samples before the batch that failed, as far as the failure does not repeat itself."""
+        if self.router is None:
+            return []
+        routed = self.router.take_routed()
+        with suppress(Exception):
+            routed += self._flush()
+        routed += self.router.take_routed()
+        return [part.select(part.where < self.seen) for part in routed]
 
     def _patience(self) -> float | None:
         """Return the seconds until the sample that waits longest has to be answered; ``None`` without a limit."""

@@ -72,7 +72,8 @@ def test_a_bundle_by_itself_shows_scenes(tmp_path):
     assert len(explorer.examples()) == EXAMPLES
     assert explorer.runs[0].policy.thresholds == (0.9,)
     assert explorer.evaluate(0, (0.9,)).startswith("There is no calibration data")
-    assert "Thresholds chosen by hand" in View(_with_trace(explorer)).route(0)(0.9)
+    explorer._traces[0] = random_trace(k=2)
+    assert "Thresholds chosen by hand" in View(explorer).route(0)(0.9)
 
 
 @pytest.mark.slow
@@ -89,11 +90,6 @@ def test_other_data_than_the_runs_own(folder, tmp_path):
     assert f"60 samples of {folder} under" in View(explorer).route(0)(0.9)
     with pytest.raises(xl.errors.DataError):
         View(Explorer([tmp_path], str(tmp_path / "nothing")))
-
-
-def _with_trace(explorer: Explorer) -> Explorer:
-    explorer._traces[0] = random_trace(k=2)
-    return explorer
 
 
 def test_what_is_painted_is_covered():

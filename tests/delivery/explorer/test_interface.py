@@ -55,16 +55,10 @@ def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_pa
     assert set(tmp_path.parent.rglob("*")) - before - set(tmp_path.iterdir()) == set()
 
 
-@pytest.mark.parametrize(
-    "strokes",
-    [
-        "x",
-        "data:image/png;base64,",
-        "data:image/png;base64,!!!",
-        "data:text/html;base64,PHA+",
-        "data:image/png;base64," + "A" * 5_000_000,
-    ],
-)
+PNG = "data:image/png;base64,"
+
+
+@pytest.mark.parametrize("strokes", ["x", PNG, f"{PNG}!!!", "data:text/html;base64,PHA+", PNG + "A" * 5_000_000])
 def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
     with pytest.raises(xl.errors.DataError, match="strokes"):
         _decode_strokes(strokes)
@@ -77,7 +71,7 @@ def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
 @pytest.mark.slow
 def test_strokes_cover(explorer):
     view, picture = View(explorer), noise()
-    strokes = "data:image/png;base64," + base64.b64encode(saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
+    strokes = PNG + base64.b64encode(saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
     covered = view.paint(picture, strokes, True, 0.5, 0.5, 0.5)[0]
     plain = view.paint(picture, "", True, 0.5, 0.5, 0.5)[0]
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]

@@ -367,19 +367,12 @@ def describe(facts):
     return {n.name: facts[n] for n in facts} if isinstance(facts, dict) else {n.name for n in facts}
 
 
-def test_both_modes_of_one_graph_are_run_once():
+def test_one_graph_does_for_both_modes_where_they_agree():
     net = TinyNet()
-    training, evaluation, alone = (trace(net, mode, IMAGE) for mode in (True, False, False))
-    evaluation.share_values(training)
-    assert "values" not in vars(evaluation)  # nothing has run yet
-    assert training.values.logits in training.nodes
-    evaluation.share_values(training)
-    assert "values" in vars(evaluation)
-    assert evaluation.values.logits is find(evaluation, "fc")
-    for name in ("shapes", "dtypes", "batched", "sizes", "dataless"):
-        shared, expected = getattr(evaluation.values, name), getattr(alone.values, name)
-        assert describe(shared) == describe(expected)
-        assert set(shared) <= set(evaluation.nodes)
+    training, evaluation = (trace(net, mode, IMAGE) for mode in (True, False))
+    assert evaluation.has_same_graph(training)
+    stage = split(net, ["a"], IMAGE).stages[0]
+    assert stage.body is stage.evaluation
 
 
 @pytest.mark.parametrize(
@@ -390,13 +383,12 @@ def test_both_modes_of_one_graph_are_run_once():
         lambda x, training: x + (torch.ones(1) if training else torch.ones(1, 3, 1, 1)),
     ],
 )
-def test_other_graphs_share_nothing(change):
+def test_graphs_of_modes_that_differ_are_both_kept(change):
     net = make_network(lambda n, x: TinyNet.forward(n, change(x, n.training)), TinyNet)
     training, evaluation = (trace(net, mode, IMAGE) for mode in (True, False))
-    assert training.values.shapes
-    evaluation.share_values(training)
-    assert "values" not in vars(evaluation)
-    assert evaluation.values.shapes.keys() <= set(evaluation.nodes)
+    assert not evaluation.has_same_graph(training)
+    stage = split(net, ["a"], IMAGE).stages[0]
+    assert stage.body is not stage.evaluation
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,13 @@ def test_stages_run_one_at_a_time_on_those_that_wait():
     router.admit(torch.arange(2, 6), (scores[2:], torch.arange(2, 6)), 7.0)
     assert router.list_waiting() == [(6, 5.0), (0, math.inf), (0, math.inf)]
     assert [part.where.tolist() for part in router.run_stage(0)] == [[1]]  # all: fewer than two micro-batches
-    assert router.list_waiting()[1] == (5, 5.0)
+    count, entered = router.list_waiting()[1]
+    assert (count, entered > 7.0) == (5, True)  # they wait for company from now on
     assert router.list_places() == [0, 2, 3, 4, 5]
     router.discard(torch.tensor([3, 4]))
+    _, entered = router.list_waiting()[1]
     assert [part.where.tolist() for part in router.run_stage(1)] == [[2]]
+    assert router.list_waiting()[1:] == [(0, math.inf), (2, entered)]  # they have waited, and go on with whatever is there
     assert [part.where.tolist() for part in router.run_stage(2)] == [[0, 5]]
     assert router.waiting == 0
     assert [len(calls[0]) for calls in ran] == [6, 3, 2]
@@ -164,10 +167,10 @@ def test_rows_come_out_as_they_came_in_but_for_those_that_were_discarded():
     pool.add(torch.arange(8, 12), (x[8:],), 3.0)
     pool.discard(torch.tensor([3, 9, 77]))
     assert pool.count == 5
-    where, (rows,), since = pool.take(2)
+    where, (rows,), since, _ = pool.take(2)
     assert where.tolist() == rows.squeeze(1).tolist() == [1, 5]
     assert since == 2.0
-    where, (rows,), _ = pool.take(2)
+    where, (rows,), *_ = pool.take(2)
     assert where.tolist() == rows.squeeze(1).tolist() == [8, 10, 11]
     assert (pool.count, pool.since) == (0, math.inf)
     pool.discard(torch.tensor([1]))

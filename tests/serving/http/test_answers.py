@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from exitlens.serving.http.answers import (
 from tests.serving.conftest import POLICIES
 from tests.serving.test_cascade import make_ticket, run
 
+DEEP = reduce(lambda inner, _: [inner], range(10_000), [])  # more lists in one another than repr can write
 
-@pytest.mark.parametrize("value", [True, "x", "", "nan", "inf", [1], {}, 10**400, "9" * 400, -1, 3, math.inf])
+
+@pytest.mark.parametrize("value", [True, "x", "", "nan", "inf", [1], DEEP, {}, 10**400, "9" * 400, -1, 3, math.inf])
 def test_numbers_that_are_refused(value):
     with pytest.raises(xl.errors.RequestError, match="max_cost: expected a number of 0 to 2, got"):
         read_number({"max_cost": value}, "max_cost", 2)

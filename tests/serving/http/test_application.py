@@ -22,9 +22,8 @@ from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Batching, Limits
 from tests.hostile import saved
-from tests.serving.conftest import POLICIES, save_small
+from tests.serving.conftest import POLICIES, save_small, wait_until
 from tests.serving.http.conftest import open_client
-from tests.serving.test_endpoint import wait_until
 from tests.serving.test_metrics import parse
 from tests.texts import make_text_net
 
@@ -91,7 +90,7 @@ def test_encoded_images(peer, model, picture):
     tensor = triton.InferInput("image", [2], "BYTES")
     tensor.set_data_from_numpy(np.array([picture, picture], dtype=object))
     found = peer.infer("tiny", [tensor])
-    pred = xl.predict(model.net, model.read_images([picture], 10**6)[0], POLICIES["default"])
+    pred = xl.predict(model.net, model.read([picture], 10**6)[0], POLICIES["default"])
     assert found.as_numpy("label").tolist() == pred.labels.tolist() * 2
 
 
@@ -116,22 +115,14 @@ GOOD = {"name": "inputs", "shape": [1, 3, 16, 16], "datatype": "FP32", "data": [
     ("change", "status", "words"),
     [
         ({"inputs": [GOOD | {"shape": [1, 3, 16, 8], "data": [0.0] * 384}]}, 400, r"\(B,3,16,16\), got \(1, 3, 16, 8\)"),
-        ({"inputs": [GOOD | {"datatype": "FP64"}]}, 400, "expected float32, got float64"),
-        ({"inputs": [GOOD | {"name": "input"}]}, 400, r"expected tensors named \['inputs'\], got \['input'\]"),
         ({"inputs": [GOOD | {"shape": [0, 3, 16, 16], "data": []}]}, 400, "expected 1 to 40 samples"),
         ({"inputs": [GOOD | {"shape": [41, 3, 16, 16], "data": [0.0] * 768 * 41}]}, 413, "expected 1 to 40 samples"),
         ({"inputs": [GOOD | {"shape": [], "data": [0.0]}]}, 400, "expected 1 to 40 samples"),
-        ({"inputs": [GOOD | {"parameters": {"colour": 1}}]}, 400, r"\['colour'\] are not supported"),
         ({"outputs": [{"name": "labels"}]}, 400, "expected some of label.* Did you mean 'label'"),
-        ({"parameters": {"max_costs": 1}}, 400, "Did you mean 'max_cost'"),
-        ({"parameters": {"max_cost": "cheap"}}, 400, "expected a number of 0 or more"),
         ({"parameters": {"max_cost": 0.0}}, 400, r"max_cost: expected .* \(exit 0\) or more"),
-        ({"parameters": {"min_confidence": 1.5}}, 400, "expected a number of 0 to 1"),
-        ({"parameters": {"deadline_ms": True}}, 400, "deadline_ms: expected a number"),
         ({"parameters": {"policy": "../fast"}}, 400, "policy: expected one of"),
         ({"model_name": "other"}, 400, "the address says tiny"),
-        ({"unknown": 1}, 400, "unknown"),
-        ({"parameters": {"max_cost": [1]}}, 400, r"parameters\['max_cost'\]: expected"),
+        ({"parameters": {"max_cost": [1]}}, 400, "max_cost: expected a number"),
     ],
 )
 def test_bad_requests(client, change, status, words):
@@ -155,16 +146,18 @@ def test_values_that_are_no_numbers(client, images):
         assert client.post("/v2/models/tiny/infer", content=head + body, headers=sent).status_code == 400
 
 
-def test_unknown_places(client):
+def test_unknown_places(client, caplog):
     for path in ("/v2/models/other/infer", "/v2/models/tiny/versions/1/infer", "/v2/models/..%2f..%2fetc/infer"):
         assert client.post(path, json={}).status_code == 404
     answer = client.get("/nothing")
     assert (answer.status_code, "openapi" in answer.json()["error"]) == (404, True)
+    assert answer.headers["x-request-id"]  # the guard saw it
     assert client.get("/v2/models/tiny/infer").status_code == 405
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_an_image_as_it_is_and_as_a_form(client, model, picture):
-    pred = xl.predict(model.net, model.read_images([picture], 10**6)[0], POLICIES["default"])
+    pred = xl.predict(model.net, model.read([picture], 10**6)[0], POLICIES["default"])
     answer = client.post("/classify", content=picture).json()
     assert answer["label"] == pred.labels.item()
     assert answer["class"] == model.info.classes[answer["label"]]
@@ -188,7 +181,7 @@ def test_explanations_as_pictures_and_json(client, model, picture):
     why = client.post("/explain?policy=full", content=picture, headers=as_json).json()
     assert (why["answered"], len(why["exits"]), why["policy"]) == (2, 3, "full")
     answer = client.post(f"/explain?max_cost={model.cost[0]}", content=picture, headers=as_json).json()
-    assert (answer["exit"], len(answer["attention"])) == (0, model.read_images([picture], 10**6)[0].shape[-1] // 2)
+    assert (answer["exit"], len(answer["attention"])) == (0, model.read([picture], 10**6)[0].shape[-1] // 2)
     assert client.post("/explain?exit=9", content=picture).json()["error"].startswith("exit: expected 0 to 2")
 
 
@@ -199,6 +192,7 @@ def test_explanations_as_pictures_and_json(client, model, picture):
         (b"\x89PNG\r\n\x1a\n", "", "image[0]"),
         (b"no image", "image/png", "image[0]"),
         (b"a text", "text/plain", "tiny takes images"),
+        (b"\xff", "text/plain", "expected UTF-8"),
         (b"{}", "application/json", '{"text": "..."}'),
         (b"{", "application/json", "expected JSON"),
         (b"[" * 100_000, "application/json", "expected JSON"),

@@ -11,6 +11,7 @@ import pytest
 from exitlens.serving.http.guard import Gate, Guard
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.settings import Limits
+from tests.serving.conftest import wait_until
 from tests.serving.http.sockets import connect, read_all, read_answer, serve
 from tests.serving.test_metrics import read
 
@@ -207,13 +208,13 @@ def test_more_connections_than_allowed_are_closed_and_room_is_given_back(port, m
     finally:
         for client in clients:
             client.close()
-    for _ in range(50):
+
+    def is_served():
         with connect(port) as client:
             client.sendall(GET)
-            if client.recv(1 << 16).startswith(b"HTTP/1.1 200"):
-                return
-        time.sleep(0.05)
-    raise AssertionError("no room was given back")
+            return client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+    wait_until(is_served)
 
 
 POST = b"POST /read HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -280,7 +281,5 @@ def test_a_client_that_goes_ends_its_route(metrics):
         assert seen.wait(10)
         client.close()
         assert gone.wait(10)
-        until = time.monotonic() + 10
-        while not lines and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: lines)
     assert [line["status"] for line in lines] == [499]

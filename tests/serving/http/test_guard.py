@@ -275,23 +275,3 @@ def test_over_a_socket_refused_clients_get_to_the_answer():
             for _ in range(2):
                 client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc")
                 assert read_answer(client)[::2] == (200, b"3")
-
-
-def test_inside_starlette_the_guard_sees_errors_before_anyone_answers_them(caplog):
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.routing import Route
-
-    def fail(request):
-        raise BUSY
-
-    app = Starlette(routes=[Route("/", fail)], middleware=[Middleware(Guard, limits=QUICK, metrics=Metrics())])
-    with serve(app) as port, connect(port) as client:
-        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-        status, _, body = read_answer(client)
-        assert (status, json.loads(body)) == (503, {"error": "busy"})
-        client.sendall(b"GET /none HTTP/1.1\r\nhost: a\r\n\r\n")
-        status, head, _ = read_answer(client)
-        assert status == 404
-        assert b"x-request-id" in head
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]

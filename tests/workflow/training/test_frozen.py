@@ -3,7 +3,6 @@
 import errno
 import math
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -30,39 +29,42 @@ def _assert_close(first: xl.ExitNet, second: xl.ExitNet) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def _train_both(make, data, **options):
-    """The same training with and without kept features: networks and results."""
-    nets = [make(), make()]
-    keeps = zip(nets, (None, False), strict=True)
-    return nets, [xl.fit(net, data, data, cache_features=kept, **QUICK | options) for net, kept in keeps]
+def _differ(of):
+    return {"loss": xl.EGTLoss(of=of, distance="cosine", distill=0.1)}
 
 
 @pytest.mark.parametrize(
-    ("final", "of"),
+    ("final", "options"),
     [
-        ("head", "attention"),
-        ("keep", "activation"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("head", "evidence"), ("keep", "attention"))),
+        ("head", _differ("attention")),
+        ("keep", _differ("activation")),
+        ("keep", {"loss": xl.EGTLoss(target="relevance")}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("head", _differ("evidence")),
+                ("keep", _differ("attention")),
+                ("keep", {"loss": xl.EGTLoss(target="product")}),
+                ("head", {"amp": True}),
+                ("head", {"channels_last": False}),
+                ("head", {"ema": 0.9, "accumulate": 2, "balanced": True}),
+            )
+        ),
     ],
 )
-def test_equal_to_training_without_kept_features(tiny_set, final, of):
-    loss = xl.EGTLoss(of=of, distance="cosine", distill=0.1)
-    nets, results = _train_both(lambda: fresh(final, "context"), tiny_set, loss=loss)
+def test_equal_to_training_without_kept_features(tiny_set, final, options):
+    nets = [fresh(final, "context"), fresh(final, "context")]
+    given = QUICK | options
+    results = [
+        xl.fit(net, tiny_set, tiny_set, cache_features=kept, **given) for net, kept in zip(nets, (None, False), strict=True)
+    ]
     _assert_close(*nets)
     for kept, plain in zip(*(result.history for result in results), strict=True):
         assert kept["accuracy"] == pytest.approx(plain["accuracy"])
         assert kept["cc"] == pytest.approx(plain["cc"], abs=1e-4)
         assert kept["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
         assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
-
-
-@pytest.mark.parametrize("target", ["relevance", pytest.param("product", marks=pytest.mark.slow)])
-def test_relevance_of_a_frozen_final_exit_is_cached(tiny_set, target):
-    nets, results = _train_both(lambda: fresh("keep", "context"), tiny_set, loss=xl.EGTLoss(target=target))
-    _assert_close(*nets)
-    losses = [[row["loss"]["consistency"] for row in result.history] for result in results]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert min(losses[0]) > 0
+        assert kept["loss"]["consistency"] > 0
 
 
 @pytest.mark.slow
@@ -78,15 +80,6 @@ def test_cached_relevance_of_transformers_precedes_attention():
     assert not torch.allclose(outcome, after, atol=0.1 * after.abs().max())
     assert not outcome.requires_grad
     assert all(p.requires_grad for p in net.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}]
-)
-def test_equal_in_other_precision_and_with_other_options(tiny_set, options):
-    nets, _ = _train_both(partial(fresh, head="context"), tiny_set, **options)
-    _assert_close(*nets)
 
 
 def test_the_backbone_runs_once(tiny_set):

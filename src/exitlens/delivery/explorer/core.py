@@ -25,7 +25,7 @@ from exitlens.delivery.run_directory import load_samples, require_preprocess, sh
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT
-from exitlens.modalities.image import open_picture
+from exitlens.modalities.image import open_picture, to_pixels
 from exitlens.model.attribution import attribute_exits
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
@@ -177,10 +177,8 @@ class Explorer:
         if isinstance(shown, str):
             return require_preprocess(run.net, TextPreprocess).encode([shown])
         preprocess = require_preprocess(run.net, Preprocess)
-        height, width = preprocess.size
-        grey = "L" if len(preprocess.mean) == 1 else "RGB"
-        resized = shown.convert(grey).resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, -1).permute(2, 0, 1)
+        channels = len(preprocess.mean)
+        pixels = to_pixels(shown.convert("L" if channels == 1 else "RGB"), preprocess.size, channels)
         return preprocess.normalise(pixels)[None]
 
     # --- answers ---

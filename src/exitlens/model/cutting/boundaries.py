@@ -463,13 +463,10 @@ def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: 
     if len(size) != 2 or min(size) >= least_side:
         return None
     candidates: list[tuple[int, int, fx.Node]] = []  # locations, channels
-    for node in sorted(set(traced.outputs.values()), key=traced.position):
-        if traced.position(node) < traced.position(final) and len(traced.shape_of(node)) == 4:
-            with suppress(AttachError):
-                layout, crossing = check_cut(traced, node, kind)
-                place = layout.size(traced.shape_of(node))
-                if min(place) >= least_side and crossing == [node]:
-                    candidates.append((place[0] * place[1], layout.channels(traced.shape_of(node)), node))
+    for node in find_exit_nodes(traced, kind):
+        (layout, crossing), shape = check_cut(traced, node, kind), traced.shape_of(node)
+        if len(shape) == 4 and min(layout.size(shape)) >= least_side and crossing == [node]:
+            candidates.append((math.prod(layout.size(shape)), layout.channels(shape), node))
     fewest = min((locations for locations, _, _ in candidates), default=0)
     coarsest = [(channels, node) for locations, channels, node in candidates if locations == fewest]
     narrowest = min((channels for channels, _ in coarsest), default=0)

@@ -126,9 +126,9 @@ def place_exits(
         raise InputError(f"at: expected a positive number of early exits, got {count}")
     traced, nodes, points = _find_points(backbone, example, layout)
     try:
-        return (
-            choose_points(points, count) if placement == "cost" else choose_by_time(points, count, NodeTimer(traced, nodes))
-        )
+        if placement == "cost":
+            return choose_points(points, count)
+        return choose_by_time(points, count, NodeTimer(traced, nodes))
     except AttachError as error:
         if not traced.repeated:
             raise
@@ -150,8 +150,8 @@ def choose_by_time(points: Sequence[ExitCandidate], count: int, timer: NodeTimer
             return chosen
         if timer.seconds >= MOST_SECONDS:
             raise AttachError(
-                f"placement: the machine is too busy to place exits by time: halves of {timer.done} runs chose {halves[0]} "
-                f"and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
+                f"placement: the machine is too busy to place exits by time: halves of {len(timer.times)} runs chose "
+                f"{halves[0]} and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
                 "placement='cost'"
             )
 
@@ -219,19 +219,6 @@ def _disable_fused_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _Clock(nn.Module):
-    """Notes the time at every call, once the device has done what came before."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device, self.times = device, list[float]()
-
-    def forward(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        self.times.append(time.perf_counter())
-
-
 class NodeTimer:
     """Times the parts of a backbone between nodes: runs alternate between two halves, and the shortest time counts.
 
@@ -240,44 +227,47 @@ class NodeTimer:
     """
 
     def __init__(self, traced: TracedBackbone, nodes: Sequence[fx.Node]) -> None:
-        self._traced, self.seconds, self.done = traced, 0.0, 0
+        self._traced, self.seconds = traced, 0.0
+        self.times, self._noted = list[list[float]](), list[float]()  # of the parts, in every run; in the latest run
         self._tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
-        self._halves = [[float("inf")] * (len(nodes) + 1) for _ in range(2)]
-        self._clock = _Clock(self._tensors[0].device)
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         graph.output(graph.graph_copy(traced.graph, copies))
         for node in nodes:
             with graph.inserting_after(copies[node]):
-                graph.call_module("exitlens_clock")
-        self.module = fx.GraphModule({**traced.list_members(traced.graph), "exitlens_clock": self._clock}, graph)
+                graph.call_function(self.note_time)
+        self.module = traced.runnable(graph)
 
     def run(self, runs: int, seconds: float) -> None:
         """Do at least ``runs`` runs more, for ``seconds``; fewer, but two in all, once ``MOST_SECONDS`` have passed."""
         # inference mode would spoil for training what a forward keeps
         with switch_mode(self.module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), hold_memory():
             started = time.perf_counter()
-            if not self.done:
+            if not self.times:
                 run_real(Interpreter, self._traced.runnable(), [t.clone() for t in self._tensors])
                 if 4 * (time.perf_counter() - started) > MOST_SECONDS:
                     self._tensors = [t[:1] for t in self._tensors]
-            started, enough, before = time.perf_counter(), self.done + runs, self.seconds
-            while self.done < enough or time.perf_counter() - started < seconds:
-                if self.done >= 2 and self.seconds >= MOST_SECONDS:
+            started, enough, before = time.perf_counter(), len(self.times) + runs, self.seconds
+            while len(self.times) < enough or time.perf_counter() - started < seconds:
+                if len(self.times) >= 2 and self.seconds >= MOST_SECONDS:
                     break
-                half = self._halves[self.done % 2]
-                half[:] = map(min, half, self.time_parts(self._tensors))
-                self.done += 1
+                self.times.append(self.time_parts(self._tensors))
                 self.seconds = before + time.perf_counter() - started
 
     def time_parts(self, tensors: Sequence[Tensor]) -> list[float]:
         """Return the seconds of every part in one run, on copies, because a backbone may change its input."""
-        copies, self._clock.times = [t.clone() for t in tensors], []
-        self._clock()
+        copies, self._noted = [t.clone() for t in tensors], []
+        self.note_time()
         self.module(*copies)
-        self._clock()
-        return [later - earlier for earlier, later in pairwise(self._clock.times)]
+        self.note_time()
+        return [later - earlier for earlier, later in pairwise(self._noted)]
+
+    def note_time(self) -> None:
+        """Note the time, once the device has done what came before."""
+        if self._tensors[0].device.type != "cpu":
+            torch.accelerator.synchronize(self._tensors[0].device)
+        self._noted.append(time.perf_counter())
 
     def shares(self, half: int | None = None) -> list[float]:
         """Return the share of the time up to each node, by all runs or by those of one half (0 or 1)."""
-        shortest = list(map(min, *self._halves)) if half is None else self._halves[half]
+        shortest = list(map(min, zip(*(self.times if half is None else self.times[half::2]), strict=True)))
         return [seconds / sum(shortest) for seconds in accumulate(shortest[:-1])]

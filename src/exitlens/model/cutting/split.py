@@ -145,10 +145,12 @@ def split(
     options = (at, layout, least_side, carry_input)
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
-        training_parts, _, _ = _cut(training, *options)
+        training_parts, features, lateral = _cut(training, *options)
         traced = trace(backbone, False, example, export)
-        traced.share_values(training)
-        parts, features, lateral = _cut(traced, *options)
+        if traced.has_same_graph(training):
+            traced, parts = training, training_parts
+        else:
+            parts, features, lateral = _cut(traced, *options)
     pairs = list(zip(training_parts, parts, strict=True))
     if any(len({len(part.graph.find_nodes(op="placeholder")) for part in pair}) > 1 for pair in pairs):
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")

@@ -92,18 +92,10 @@ class TracedBackbone:
             raise AttachError(f"{error}{hint}") from error  # the encoder ends where maps are smallest
         return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, logits)
 
-    def share_values(self, other: TracedBackbone) -> None:
-        """Take over the other mode's values if the graphs are the same: both run in evaluation mode."""
-        if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
-            return
-        graphs = (self.nodes, other.nodes)
-        listed, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
-        if listed != expected:
-            return
-        same, known = dict(zip(other.nodes, self.nodes, strict=True)), other.values
-        shapes, dtypes = {same[n]: v for n, v in known.shapes.items()}, {same[n]: v for n, v in known.dtypes.items()}
-        batched, sizes, dataless = ({same[n] for n in nodes} for nodes in (known.batched, known.sizes, known.dataless))
-        self.values = NodeValues(shapes, dtypes, batched, sizes, dataless, same[known.logits])
+    def has_same_graph(self, other: TracedBackbone) -> bool:
+        """Return whether the other mode's graph is the same, without constants of its own, so that one serves both."""
+        listed, expected = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in t.nodes] for t in (self, other))
+        return listed == expected and not self.extras and not other.extras
 
     @cached_property
     def outputs(self) -> dict[str, fx.Node]:
@@ -130,11 +122,8 @@ class TracedBackbone:
         """Return the module that a node calls, if it calls one."""
         return self.backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
 
-    def constant_of(self, node: fx.Node) -> Any:
-        """Return the parameter or constant that a node stands for; ``None`` if the node computes something."""
-        return self._find(str(node.target)) if node.op == "get_attr" else None
-
-    def _find(self, target: str) -> Any:
+    def find_member(self, target: str) -> Any:
+        """Return the module, parameter, buffer or constant that a node's target names."""
         return self.extras[target] if target in self.extras else attrgetter(target)(self.backbone)
 
     def list_parents(self, node: fx.Node) -> list[fx.Node]:
@@ -162,7 +151,7 @@ class TracedBackbone:
         members: dict[str, Any] = {}
         for target in (str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")):
             try:
-                members[target] = self._find(target)
+                members[target] = self.find_member(target)
             except AttributeError as error:
                 raise AttachError(
                     f"backbone: its first forward makes {target!r}, which is not there yet. Fix: run one batch through it"

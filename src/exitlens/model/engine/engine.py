@@ -126,7 +126,6 @@ class CompiledEngine(Engine):
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], tuning: Tuning) -> None:
         super().__init__(stages, heads, tuning)
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._temperatures: dict[float, Tensor] = {}  # tensors, because each number would be compiled anew
 
     def enter(self, activations: Activations) -> Activations:
         """Convert inputs to the one memory format that steps are compiled for, outside inference mode."""
@@ -159,10 +158,9 @@ class CompiledEngine(Engine):
             activations = stage(*activations)
             return _score_step(activations, *_call_head(head, activations, attention), temperature, score)
 
-        if temperature not in self._temperatures:
-            self._temperatures[temperature] = torch.tensor(temperature, dtype=torch.float64)
         step = self._compile((k, score, attention), run_exit)
-        return cast(StepOutput, step(activations, self._temperatures[temperature]))
+        # a tensor, because each number would be compiled anew
+        return cast(StepOutput, step(activations, torch.tensor(temperature, dtype=torch.float64)))
 
     def _compile(self, key: tuple[Any, ...], step: Callable[..., Any]) -> Callable[..., Any]:
         if key not in self._steps:

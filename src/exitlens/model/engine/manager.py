@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import EngineError, ExitlensError, InputError, MissingExtraError, is_installed
+from exitlens.errors import EngineError, MissingExtraError, is_installed
 from exitlens.functional.certification import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
 from exitlens.model._torch_compat import has_hooks, list_member_tables, read_version
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import CompiledEngine, Engine
-from exitlens.model.engine.onnx_files import OnnxFiles, build_engine
+from exitlens.model.engine.onnx_files import Written, build_engine
 from exitlens.model.engine.tuning import BACKENDS, Tuning, apply_tuning, choose_default
 from exitlens.model.heads import ExitHead
 from exitlens.model.process import can_keep_memory, keep_memory
@@ -128,7 +127,7 @@ class EngineManager:
         self._lock = threading.RLock()
         self._compiling = threading.Lock()  # one compilation at a time, while other threads answer
         self._cached: tuple[Engine, Snapshot] | None = None  # with the weights that it was made of
-        self._files: tuple[OnnxFiles, Snapshot] | None = None  # with the weights that they hold
+        self._files: tuple[Sequence[Written], Snapshot] | None = None  # with the weights that they hold
         self._users = 0  # answers in progress that need evaluation mode
         self._modes: list[tuple[nn.Module, bool]] = []  # modules' modes before the first of these answers
 
@@ -168,7 +167,7 @@ class EngineManager:
         with self._lock:
             self._tuning, self._cached = engine.tuning, (engine, self.weights.current())
 
-    def use_files(self, files: OnnxFiles) -> None:
+    def use_files(self, files: Sequence[Written]) -> None:
         """Answer with these files when the tuning's backend is ``onnx``, until the weights change."""
         with self._lock:
             self._files = files, self.weights.current()
@@ -210,7 +209,7 @@ class EngineManager:
     def _make(self, snapshot: Snapshot) -> Engine:
         example, tuning = self._example(), self._tuning
         if tuning is not None:
-            files = None if self._files is None or self._files[1] is not snapshot else self._files[0]
+            files = self._files[0] if self._files is not None and self._files[1] is snapshot else ()
             engine = build_engine(*self.parts, tuning, example, files)
             if tuning.precision != "float32":
                 engine.try_out(example)
@@ -345,15 +344,12 @@ class _Meter:
             return forms
         halves = [replace(tuning, precision="bfloat16") for tuning in forms]
         try:
-            half = self.compute_logits(halves[-1])
-        except ExitlensError:
-            raise
-        except Exception as error:  # graphs made by torch.export may have the example's precision written into them
+            self.open(halves[-1]).try_out(tuple(t[:1] for t in self.example))
+        except EngineError:  # graphs made by torch.export may have the example's precision written into them
             if precision == "bfloat16":
-                fix = "Fix: leave it at 'float32'."
-                raise InputError(f"precision: this network does not run in bfloat16. {fix}") from error
+                raise
             return forms
-        full, task, count = self.compute_logits(forms[-1]), policy.task, len(half)
+        (half, full), task, count = map(self.compute_logits, (halves[-1], forms[-1])), policy.task, len(self.example[0])
         agreement = are_same(find_answers(half, task), find_answers(full, task), task).float().mean(0).min().item()
         decided = (_decide(half, policy) == _decide(full, policy)).all(1)
         agreement = min(agreement, decided.float().mean().item())
@@ -387,20 +383,20 @@ class _Meter:
 
         ``stop_early``: leave out all tunings after the first that is no better than its predecessors.
         """
-        times, runs = self.seconds_per_sample, dict[Tuning, Callable[[], float]]()
+        times, tried = self.seconds_per_sample, list[Tuning]()
         for tuning in tunings:
-            before = min((times[t] for t in runs), default=float("inf"))
-            runs[tuning] = partial(self._run, tuning)
-            times[tuning] = min(runs[tuning]() for _ in range(2))  # the first run also warms up
+            before = min((times[t] for t in tried), default=float("inf"))
+            tried.append(tuning)
+            times[tuning] = min(self._run(tuning) for _ in range(2))  # the first run also warms up
             if stop_early and tuning.micro_batch > FEW and times[tuning] * NEARLY > before:
                 break
         started, rounds = time.perf_counter(), 0
         while rounds < 2 or (time.perf_counter() - started < self.seconds and rounds < 50):
-            for tuning, run in runs.items():
-                times[tuning] = min(times[tuning], run())
+            for tuning in tried:
+                times[tuning] = min(times[tuning], self._run(tuning))
             rounds += 1
-        limit = NEARLY * min(times[tuning] for tuning in runs)
-        return next(tuning for tuning in runs if times[tuning] <= limit)
+        limit = NEARLY * min(times[tuning] for tuning in tried)
+        return next(tuning for tuning in tried if times[tuning] <= limit)
 
     def open(self, tuning: Tuning) -> Engine:
         """Return the engine in a tuning's form."""

@@ -73,6 +73,19 @@ def cut_segments(stages: Sequence[Stage], heads: Sequence[ExitHead], policy: Pol
     return segments
 
 
+class Home:
+    """A temporary directory, which exists as long as this object."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="exitlens-"))
+        self.finalizer = weakref.finalize(self, self._remove, self.path, os.getpid())
+
+    @staticmethod
+    def _remove(path: Path, process: int) -> None:
+        if os.getpid() == process:  # not in a process that was forked from the one that made it
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class Written(NamedTuple):
     """The file of a segment."""
 
@@ -82,6 +95,7 @@ class Written(NamedTuple):
     outputs: Sequence[str]  # logits and attention come first
     map_shape: Sequence[int]  # the attention's shape without the batch axis
     offset: Sequence[float] = ()  # how far the map is off its cells, along each axis
+    home: Home | None = None  # the directory, if that is to exist as long as the file is used
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, without the directory."""
@@ -89,10 +103,10 @@ class Written(NamedTuple):
         return {"file": self.path.name, "exit": self.exit} | names
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], directory: Path) -> Written:
+    def from_dict(cls, values: Mapping[str, Any], directory: Path, home: Home | None = None) -> Written:
         """Inverse of :meth:`to_dict`; raises :class:`KeyError` or :class:`TypeError` for anything else."""
         names = {name: tuple(values[name]) for name in ("inputs", "outputs", "map_shape")}
-        return cls(directory / str(values["file"]), int(values["exit"]), **names)
+        return cls(directory / str(values["file"]), int(values["exit"]), **names, home=home)
 
 
 def write_segments(
@@ -209,19 +223,6 @@ def is_close(output: Tensor, expected: Tensor) -> bool:
     return bool((output.double() - expected.double()).abs().max().item() <= allowed)
 
 
-class Home:
-    """A temporary directory, which exists as long as this object."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="exitlens-"))
-        self.finalizer = weakref.finalize(self, self._remove, self.path, os.getpid())
-
-    @staticmethod
-    def _remove(path: Path, process: int) -> None:
-        if os.getpid() == process:  # not in a process that was forked from the one that made it
-            shutil.rmtree(path, ignore_errors=True)
-
-
 class OnnxFile:
     """An ONNX file, run on as many threads as PyTorch has at the call. Threads may share it.
 
@@ -271,13 +272,6 @@ def draw_batches(example: Activations) -> dict[int, Activations]:
     return batches
 
 
-class OnnxFiles(NamedTuple):
-    """The files of all stages, with their directory if it is to exist as long as they are used."""
-
-    files: Sequence[Written]
-    home: Home | None = None
-
-
 class OnnxEngine(Engine):
     """Answers with ONNX files: one for each exit that can answer, with everything since the previous file's exit.
 
@@ -285,10 +279,12 @@ class OnnxEngine(Engine):
     ``stages`` and ``heads``, in PyTorch.
     """
 
-    def __init__(self, files: OnnxFiles, tuning: Tuning, stages: Sequence[Any] = (), heads: Sequence[ExitHead] = ()) -> None:
+    def __init__(
+        self, files: Sequence[Written], tuning: Tuning, stages: Sequence[Any] = (), heads: Sequence[ExitHead] = ()
+    ) -> None:
         super().__init__(stages, heads, tuning)
         self.files = files
-        self.opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
+        self.opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, file.home) for file in files}
         self.exits = tuple(self.opened)
 
     def run_stage(self, k: int, activations: Activations) -> Activations:
@@ -308,7 +304,7 @@ class OnnxEngine(Engine):
 
 
 def build_engine(
-    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations, files: OnnxFiles | None = None
+    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations, files: Sequence[Written] = ()
 ) -> Engine:
     """Make an engine on copies of stages and heads in the tuning's form, with its backend.
 
@@ -327,7 +323,7 @@ def build_engine(
     if tuning.backend == "torch":
         return plain
     batches = draw_batches(example)
-    if files is not None:
+    if files:
         engine = OnnxEngine(files, tuning, plain.stages, plain.heads)
         with engine.mode(), suppress(ExportError, EngineError):  # perhaps written by another version of ONNX Runtime
             exits = zip(engine.compute_outputs(batches[2]), plain.compute_outputs(batches[2]), strict=True)
@@ -342,4 +338,4 @@ def build_engine(
         raise EngineError(
             f"tuning: this network does not run with backend='onnx' ({error}). Fix: set backend='torch'."
         ) from error
-    return OnnxEngine(OnnxFiles(written, home), tuning, plain.stages, plain.heads)
+    return OnnxEngine([file._replace(home=home) for file in written], tuning, plain.stages, plain.heads)

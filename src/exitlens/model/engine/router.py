@@ -91,7 +91,7 @@ class Router:
 
     def admit(self, where: Tensor, activations: Activations, since: float) -> None:
         """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`."""
-        self._pools[0].add(where, activations, since)
+        self._pools[0].add(where, activations, since, since)
 
     def run_stage(self, k: int) -> list[ExitBatch]:
         """Run stage k on a micro-batch of the samples that wait for it, or on all if fewer than two micro-batches wait."""
@@ -99,8 +99,8 @@ class Router:
         return self.take_routed()
 
     def list_waiting(self) -> list[tuple[int, float]]:
-        """Return for each stage how many samples wait, and when the oldest arrived (``time.monotonic``)."""
-        return [(pool.count, pool.since) for pool in self._pools]
+        """Return for each stage how many samples wait, and since when they wait for company (``time.monotonic``)."""
+        return [(pool.count, pool.entered) for pool in self._pools]
 
     def list_places(self) -> list[int]:
         """Return the places of all waiting samples."""
@@ -143,13 +143,14 @@ class Router:
 
     def _run(self, k: int) -> None:
         """Run stage k on waiting samples; record those that leave, and let the others wait for the next stage."""
-        where, activations, since = self._pools[k].take(self.micro_batch)
+        where, activations, since, entered = self._pools[k].take(self.micro_batch)
+        entered = entered if k else math.inf  # samples that waited for company go on with whatever is there
         policy, is_gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations
         if is_gated and k and self._needed[k - 1]:  # the previous exit's map came along as the last tensor (see below)
             activations, previous = activations[:-1], activations[-1]
         if not self._needed[k]:
-            self._pools[k + 1].add(where, self.engine.run_stage(k, activations), since)
+            self._pools[k + 1].add(where, self.engine.run_stage(k, activations), since, entered)
             return
         step = self.engine.run_exit(k, activations, policy.temperatures[k], policy.score, self.attention or is_gated)
         activations, p, scores, maps = step
@@ -172,12 +173,12 @@ class Router:
         if count == len(where):
             self._routed.append(batch)
         elif count == 0:
-            self._pools[k + 1].add(where, activations, since)
+            self._pools[k + 1].add(where, activations, since, entered)
         else:
             order = fired.argsort(stable=True)  # first the samples that stay, then those that leave
             stay, leave = order[: len(where) - count], order[len(where) - count :]
             self._routed.append(batch.select(leave))
-            self._pools[k + 1].add(where[stay], gather(activations, stay), since)
+            self._pools[k + 1].add(where[stay], gather(activations, stay), since, entered)
 
 
 @dataclass
@@ -187,33 +188,34 @@ class Pool:
     places: list[Tensor] = field(default_factory=list)
     pieces: list[Activations] = field(default_factory=list)
     count: int = 0
-    since: float = float("inf")  # arrival of the sample that has waited longest
+    since: float = math.inf  # arrival of the sample that has waited longest
+    entered: float = math.inf  # when the first of them began to wait for company
 
-    def add(self, where: Tensor, activations: Activations, since: float) -> None:
-        """Take in samples."""
+    def add(self, where: Tensor, activations: Activations, since: float, entered: float = math.inf) -> None:
+        """Take in samples that arrived at time ``since``, and wait for company since ``entered`` or from now on."""
         self.places.append(where)
         self.pieces.append(activations)
         self.count += len(where)
-        self.since = min(self.since, since)
+        self.since, self.entered = min(self.since, since), min(self.entered, entered, time.monotonic())
 
-    def take(self, size: int) -> tuple[Tensor, Activations, float]:
+    def take(self, size: int) -> tuple[Tensor, Activations, float, float]:
         """Remove one micro-batch of ``size``, or all samples if there are fewer than two micro-batches or ``size`` is 0."""
-        pieces, since, count = self.pieces, self.since, self.count
+        pieces, since, entered, count = self.pieces, self.since, self.entered, self.count
         where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
         activations = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
-        self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
+        self.places, self.pieces, self.count, self.since, self.entered = [], [], 0, math.inf, math.inf
         if size and count >= 2 * size:
-            self.add(where[size:], tuple(t[size:] for t in activations), since)
+            self.add(where[size:], tuple(t[size:] for t in activations), since, entered)
             where, activations = where[:size], tuple(t[:size] for t in activations)
-        return where, activations, since
+        return where, activations, since, entered
 
     def discard(self, gone: Tensor) -> None:
         """Drop the samples at these places."""
         if any(bool(torch.isin(places, gone).any()) for places in self.places):
-            where, activations, since = self.take(0)
+            where, activations, since, entered = self.take(0)
             stay = (~torch.isin(where, gone)).nonzero().squeeze(1)
             if len(stay):
-                self.add(where[stay], gather(activations, stay), since)
+                self.add(where[stay], gather(activations, stay), since, entered)
 
 
 def gather(activations: Activations, rows: Tensor) -> Activations:

@@ -1,14 +1,10 @@
-"""Tuning: settings that change a network's speed, not its weights; their default, and graphs and heads in that form.
-
-Folding makes batch normalisation part of the convolution it follows. Absorbing lets a depthwise convolution add the zeros
-that the graph would add before it, which saves a copy ("same" padding of networks ported from TensorFlow).
-"""
+"""Tuning: settings that change a network's speed, not its weights; their default, and graphs and heads in that form."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
@@ -39,7 +35,7 @@ NORM_ARGUMENTS = {
 }
 # mean, variance, eps, weight and bias: what fuse_conv_bn_weights takes after the convolution's weight and bias
 Norm = tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]
-PADS: tuple[Callable[..., Any], ...] = (F.pad, ATEN.pad.default, ATEN.constant_pad_nd.default)
+PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)  # (x, widths, ...)
 VIEWS = ("view", "view_as", "as_strided", "stride")  # calls that may not work in another memory format
 DEFAULT_MICRO_BATCH = 16
 FEWEST_CONVOLUTIONS = 2  # transformers have one, which makes the tokens
@@ -265,9 +261,10 @@ class _Convolution(NamedTuple):
 
 
 def absorb(body: fx.GraphModule) -> None:
-    """Remove, in place, the copies that one-sided padding makes before depthwise convolutions.
+    """Remove, in place, the copies that one-sided padding makes before depthwise convolutions, which can add the zeros.
 
-    There a copy costs as much as the convolution; other convolutions compute far more.
+    There a copy costs as much as the convolution; other convolutions compute far more. Networks ported from TensorFlow pad
+    like this ("same" padding).
     """
     for node in list(body.graph.nodes):
         if node.target is not ATEN.conv2d.default or node.kwargs:
@@ -316,11 +313,10 @@ def convolve_padded(
 
 def _pads_zeros(node: fx.Node) -> bool:
     """True if the node adds zeros to the last two axes, and cuts nothing off."""
-    if node.op != "call_function" or node.target not in PADS or node.kwargs or len(node.args) < 2:
+    if node.target not in PADS or node.kwargs:
         return False
     arguments: Any = node.args
-    widths, has_mode = arguments[1], node.target is not ATEN.constant_pad_nd.default
-    mode = arguments[2] if has_mode and len(arguments) > 2 else "constant"
-    value = (*arguments[2 + has_mode :], 0)[0]
-    adds = isinstance(widths, Sequence) and len(widths) == 4 and all(isinstance(n, int) and n >= 0 for n in widths)
-    return adds and mode == "constant" and value in (0, None)
+    _, widths, *rest = arguments
+    if node.target is ATEN.pad.default and rest and rest.pop(0) != "constant":
+        return False
+    return len(widths) == 4 and all(isinstance(n, int) and n >= 0 for n in widths) and rest in ([], [0], [None])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from reprlib import repr as shorten  # also of lists that are too deep for repr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +24,23 @@ TOP = 5  # classes in an answer for people
 
 def read_terms(model: ServedModel, given: Mapping[str, Any], started: float, attention: bool) -> Terms:
     """Return a request's own terms, from its parameters; raise :class:`RequestError` for unknown ones and bad values."""
-    for name in given:
-        if name not in TERMS:
-            hint = suggest(name[:20], TERMS)
-            raise RequestError(f"parameters: expected some of {', '.join(TERMS)}, got {name!r:.60}.{hint}")
+    check_known("parameters", given, TERMS)
     policy = given.get("policy", DEFAULT)
     if not isinstance(policy, str) or policy not in model.policies:
-        raise RequestError(f"policy: expected one of {sorted(model.policies)}, got {policy!r:.60}")
+        raise RequestError(f"policy: expected one of {sorted(model.policies)}, got {shorten(policy)}")
     cost = read_number(given, "max_cost", math.inf)
     confidence = read_number(given, "min_confidence", 1.0) or 0.0
     deadline = read_number(given, "deadline_ms", 3.6e6)
     last_exit = None if cost is None else model.find_last_exit(cost)
     return Terms(policy, last_exit, confidence, math.inf if deadline is None else started + deadline / 1000, attention)
+
+
+def check_known(place: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise :class:`RequestError` for a name that is not known."""
+    for name in names:
+        if name not in known:
+            hint = suggest(name[:20], known)
+            raise RequestError(f"{place}: expected some of {', '.join(known)}, got {name!r:.60}.{hint}")
 
 
 def read_number(given: Mapping[str, Any], name: str, high: float) -> float | None:
@@ -48,7 +54,7 @@ def read_number(given: Mapping[str, Any], name: str, high: float) -> float | Non
         number = math.nan
     if not 0 <= number <= high or number == math.inf:
         limit = "or more" if high == math.inf else f"to {high:g}"
-        raise RequestError(f"{name}: expected a number of 0 {limit}, got {value!r:.60}")
+        raise RequestError(f"{name}: expected a number of 0 {limit}, got {shorten(value)}")
     return number
 
 

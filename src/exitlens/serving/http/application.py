@@ -26,18 +26,18 @@ from starlette.routing import Route
 
 import exitlens
 from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
-from exitlens.errors import RequestError, suggest
+from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.http import answers
 from exitlens.serving.http.guard import Guard, find_exchange
 from exitlens.serving.http.protocol import HEADER_LENGTH, Array, InferRequest, name_datatype, read_infer, write_infer
-from exitlens.serving.models import IMAGE, TEXT, ServedModel
+from exitlens.serving.models import IMAGE, ServedModel, decode_text
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from exitlens.types.inputs import Inputs
-from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.types.preprocessing import Preprocess
 from exitlens.workflow.explanation import explain_batch
 
 T = TypeVar("T")
@@ -129,7 +129,6 @@ class _Asked:
     version: str
     exit: str | None
     terms: Mapping[str, Any]
-    is_form: bool
 
 
 class _Routes:
@@ -204,10 +203,7 @@ class _Routes:
             most = self.limits.max_body_bytes  # a request may have as many numbers as its body may have bytes
             read = partial(read_infer, body, None if length is None else int(length), max_elements=most)
             given = read() if is_quick else await self._run_aside(read)
-            for name in given.outputs:
-                if name not in answers.OUTPUTS:
-                    known, hint = ", ".join(answers.OUTPUTS), suggest(name[:20], answers.OUTPUTS)
-                    raise RequestError(f"outputs: expected some of {known}, got {name!r:.60}.{hint}")
+            answers.check_known("outputs", given.outputs, answers.OUTPUTS)
             wanted = [*given.outputs] or answers.DEFAULT_OUTPUTS
             terms = answers.read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*answers.MAPS}))
             if is_quick and IMAGE not in given.inputs:
@@ -228,11 +224,10 @@ class _Routes:
             raise RequestError(f"model_name: the address says {model.name}, the body {given.model_name!r:.60}")
         for array in given.inputs.values():
             self._check_count(len(array) if array.ndim else 0)
-        if set(given.inputs) == {IMAGE}:
-            return model.read_images(_flatten_bytes(given.inputs[IMAGE], IMAGE), self.limits.max_pixels)
-        if set(given.inputs) == {TEXT} and isinstance(model.info.preprocess, TextPreprocess):
-            return model.read_texts([_decode_text(text) for text in _flatten_bytes(given.inputs[TEXT], TEXT)])
-        return model.check_arrays(given.inputs)
+        if set(given.inputs) != {model.sample_name}:
+            return model.check_arrays(given.inputs)
+        samples = _flatten_bytes(given.inputs[model.sample_name], model.sample_name)
+        return model.read(samples, self.limits.max_pixels)
 
     async def _describe_server(self, _: Request) -> Response:
         extensions = ["binary_tensor_data"]
@@ -252,9 +247,8 @@ class _Routes:
         """Describe a model; a dimension of any size is -1."""
         model = self.repository.find(*_name(request)).model
         inputs = [(x.name, name_datatype(np.empty(0, x.dtype), x.name), (-1, *x.shape)) for x in model.inputs]
-        for kind, name in ((Preprocess, IMAGE), (TextPreprocess, TEXT)):
-            if isinstance(model.info.preprocess, kind):
-                inputs.append((name, "BYTES", (-1,)))
+        if model.sample_name:
+            inputs.append((model.sample_name, "BYTES", (-1,)))
         outputs = [(name, output.datatype, answers.shape_output(model, name)) for name, output in answers.OUTPUTS.items()]
         tensors = {
             side: [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in rows]
@@ -289,18 +283,17 @@ class _Routes:
 
     async def _classify(self, request: Request) -> Response:
         """Answer one sample, or several as a form."""
-        asked, model, ticket = await self._ask(request, is_explanation=False)
+        _, model, ticket = await self._ask(request, is_explanation=False)
         rows = [answers.write_row(model, ticket, i) for i in range(len(ticket))]
         answer = {"model": model.name, "version": model.version, **answers.describe_terms(model, ticket.terms)}
-        return JSONResponse(answer | (rows[0] if not asked.is_form or len(rows) == 1 else {"answers": rows}))
+        return JSONResponse(answer | (rows[0] if len(rows) == 1 else {"answers": rows}))
 
     async def _explain(self, request: Request) -> Response:
         """Show where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
         asked, model, ticket = await self._ask(request, is_explanation=True)
         why, attention, preprocess = None, ticket.maps[0], model.info.preprocess
-        if model.net is None or ticket.terms.changes_policy:  # no more is known than the map of the exit that answered
-            assert attention is not None
-        else:
+        assert attention is not None
+        if model.net is not None and not ticket.terms.changes_policy:  # else this map is all that is known
             names = model.spec.names
             given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
             why = (await self._run_aside(explain_batch, model.net, given, model.policies[ticket.terms.policy]))[0]
@@ -318,7 +311,7 @@ class _Routes:
 
         def draw() -> bytes:
             if why is not None and asked.exit is None:
-                picture = draw_strip(why, preprocess)
+                picture = draw_strip(why)
             else:
                 picture = draw_overlay(draw_image(ticket.activations[0][0], preprocess, side=224), attention)
             file = io.BytesIO()
@@ -340,14 +333,14 @@ class _Routes:
                 asked = await self._read_request(request, query, is_explanation)
                 self.repository.find(asked.model or model.name, asked.version)
             terms = answers.read_terms(model, asked.terms, exchange.started, is_explanation)
-            activations = await self._run_aside(self._decode, model, asked.samples)
+            activations = await self._run_aside(model.read, asked.samples, self.limits.max_pixels)
             return asked, model, await self._answer(request, endpoint, activations, terms)
 
     async def _read_request(self, request: Request, query: Mapping[str, str], is_explanation: bool) -> _Asked:
         given: dict[str, Any] = dict(query)
         kind, most = request.headers.get("content-type", "").partition(";")[0].strip().lower(), self.limits.max_batch
         samples: list[Sample] = []
-        if is_form := kind == "multipart/form-data":
+        if kind == "multipart/form-data":
             async with request.form(max_files=most, max_fields=most) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
@@ -367,18 +360,7 @@ class _Routes:
         self._check_count(len(samples))
         model, version = (str(given.pop(name, "")) for name in ("model", "version"))
         exit_ = given.pop("exit", None) if is_explanation else None
-        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given, is_form)
-
-    def _decode(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:
-        if not isinstance(model.info.preprocess, Preprocess | TextPreprocess):
-            plural, known = model.info.modality.plural, model.info.preprocess is not None
-            why = f"it takes {plural}" if known else f"its bundle does not say how {plural} become inputs"
-            raise RequestError(f"{model.name}: {why}. Fix: use /v2/models/{model.name}/infer")
-        if isinstance(model.info.preprocess, TextPreprocess):
-            return model.read_texts([sample if isinstance(sample, str) else _decode_text(sample) for sample in samples])
-        if any(isinstance(sample, str) for sample in samples):
-            raise RequestError(f"text: {model.name} takes images, got a text. Fix: send an image file.")
-        return model.read_images([sample for sample in samples if isinstance(sample, bytes)], self.limits.max_pixels)
+        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given)
 
 
 def _make_route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
@@ -406,19 +388,12 @@ def _flatten_bytes(array: Array, name: str) -> list[bytes]:
     return list(array.reshape(-1))
 
 
-def _decode_text(text: bytes) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{TEXT}: expected UTF-8, got other bytes ({error.reason})") from error
-
-
 def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
     """Return the sample in a body; parameters beside a text are added to ``given``."""
     if not body:
         raise RequestError("body: expected an image file or a text, got nothing")
     if kind == "text/plain":
-        return _decode_text(body)
+        return decode_text(body)
     if kind != "application/json":
         return body
     try:

@@ -11,7 +11,6 @@ import math
 import re
 import struct
 from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from reprlib import repr as shorten
@@ -23,7 +22,6 @@ import numpy as np
 from exitlens.errors import InputError, RequestError, suggest
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Parameter = bool | int | float | str
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -42,13 +40,13 @@ class _Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1)]
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=32)]  # as in every NumPy
     datatype: str
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Any] = {}
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1)]
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Any] = {}
 
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +54,7 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: list[_Output] = []
     id: str = ""
     model_name: str = ""  # which KServe's client sends
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Any] = {}
 
 
 _DECODER = msgspec.json.Decoder(_Request)
@@ -69,7 +67,7 @@ class InferRequest:
     id: str  # repeated in the response
     inputs: Mapping[str, Array]  # in their order, often read-only views of the body; elements of BYTES are bytes objects
     outputs: Mapping[str, bool]  # the wanted outputs, and whether each comes as binary data; empty for the default outputs
-    parameters: Mapping[str, Parameter]  # all but binary_data_output
+    parameters: Mapping[str, Any]  # all but binary_data_output; their values are not checked
     binary_output: bool  # outputs that are not named come as binary data
     model_name: str  # beside the name in the address
 
@@ -128,18 +126,15 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
             "request: expected arrays as deep as the shape, got too many in one another. Fix: send flat data."
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        hint = f", and {HEADER_LENGTH} where binary data follow" if is_all else ""
-        raise _explain(error, "", hint, text=text) from error
+        raise _explain(error, "", f", and {HEADER_LENGTH} where binary data follow" if is_all else "") from error
     for side, entries in (("inputs", request.inputs), ("outputs", request.outputs)):
         names = [entry.name for entry in entries]
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise RequestError(f"{side}[{i}].name: {shorten(name)} was there before. Fix: send each name once.")
             if unknown := entries[i].parameters.keys() - {"binary_data_size" if side == "inputs" else "binary_data"}:
-                hint = " Fix: send the data in the body." if any(map(_is_shared_memory, unknown)) else ""
-                raise RequestError(f"{side}[{i}].parameters: {shorten(sorted(unknown))} are not supported.{hint}")
-    if any(map(_is_shared_memory, request.parameters)):
-        raise RequestError("parameters: shared memory is not supported. Fix: send the data in the body.")
+                words = f"{shorten(sorted(unknown))} are not supported. Fix: leave them out, and send the data in the body."
+                raise RequestError(f"{side}[{i}].parameters: {words}")
     for i, given in enumerate(request.inputs):
         where, count = f"inputs[{i}]", math.prod(size or 1 for size in given.shape)
         if count > max_elements:
@@ -161,7 +156,7 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
 _recall = lru_cache(256)(_parse)  # most requests of a client have the same short JSON before their binary data
 
 
-def _explain(error: Exception, where: str, hint: str = "", datatype: str = "", text: bytes = b"") -> RequestError:
+def _explain(error: Exception, where: str, hint: str = "", datatype: str = "") -> RequestError:
     """Return msgspec's error about JSON with the place in the request: ``where`` and msgspec's own path."""
     if not isinstance(error, msgspec.ValidationError):
         where = where or "request"
@@ -172,32 +167,10 @@ def _explain(error: Exception, where: str, hint: str = "", datatype: str = "", t
         kind = _Input if path.startswith(".inputs") else _Output if path.startswith(".outputs") else _Request
         known = kind.__struct_fields__
         words = f"expected the fields {', '.join(known)}, got {shorten(unknown[1])}.{suggest(unknown[1][:20], known)}"
-    if path.endswith("parameters[...]"):
-        path = path.replace("[...]", f"[{_find_wrong_parameter(text, path)}]")
     return RequestError(f"{(where + path).lstrip('.') or 'request'}: {words}")
 
 
-def _find_wrong_parameter(place: bytes | msgspec.Raw, path: str) -> str:
-    """Return the name of the first parameter at ``path`` of a wrong type, which msgspec does not tell."""
-    with suppress(
-        msgspec.DecodeError, UnicodeDecodeError, LookupError
-    ):  # what follows may not be JSON, or name a field again
-        for field, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
-            fields = msgspec.json.decode(place, type=dict[str, msgspec.Raw]) if field else {}
-            place = fields[field] if field else msgspec.json.decode(place, type=list[msgspec.Raw])[int(index)]
-        for name, value in msgspec.json.decode(place, type=dict[str, msgspec.Raw]).items():
-            try:
-                msgspec.json.decode(value, type=Parameter)
-            except msgspec.ValidationError:
-                return shorten(name)
-    return "..."
-
-
-def _is_shared_memory(name: str) -> bool:
-    return name.startswith("shared_memory_")
-
-
-def _read_flag(parameters: Mapping[str, Parameter], name: str, default: bool, where: str) -> bool:
+def _read_flag(parameters: Mapping[str, Any], name: str, default: bool, where: str) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestError(f"{where}parameters.{name}: expected true or false, got {shorten(value)}")

@@ -58,18 +58,6 @@ class FitResult:
     kept_epoch: int = 0
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of a run, documented by :func:`fit`, that do not change the weights."""
-
-    out_dir: Path | None = None
-    resume: bool = False
-    workers: int | None = None
-    progress: bool = True
-    tensorboard: bool = False
-    ranks: DistributedContext | None = None
-
-
 def fit(  # noqa: PLR0913
     net: ExitNet,
     train: Any,
@@ -153,47 +141,31 @@ def fit(  # noqa: PLR0913
         >>> result.best_epoch, sorted(result.history[0])[:2]
         (1, [...])
     """
+    require(net, ExitNet, "net", "attach exits to the backbone first")
+    require(loss, EGTLoss | None, "loss")
     require(out_dir, str | Path | None, "out_dir")
     replaced = {"augment": augment if isinstance(augment, str) else "none", "ignore": read_ignored(ignore)}
     arguments = locals() | replaced
     settings = TrainingSettings(**{item.name: arguments[item.name] for item in fields(TrainingSettings)})
-    directory = None if out_dir is None else Path(out_dir)
-    options = RunOptions(directory, resume, workers, progress, tensorboard, ranks)
-    return run_training(net, train, val, settings, options, loss=loss, augment=augment)
-
-
-def run_training(
-    net: ExitNet,
-    train: Any,
-    val: Any,
-    settings: TrainingSettings,
-    options: RunOptions,
-    *,
-    loss: EGTLoss | None = None,
-    augment: Augment | str | None = None,
-) -> FitResult:
-    """Train as :func:`fit` does; ``augment`` is a function if ``settings.augment`` is not the name of one of ours."""
-    require(net, ExitNet, "net", "attach exits to the backbone first")
-    require(loss, EGTLoss | None, "loss")
-    workers, ranks = options.workers, find_ranks(options.ranks)
+    directory, ranks = None if out_dir is None else Path(out_dir), find_ranks(ranks)
     if workers is not None:
         check_number("workers", workers, WHOLE)
     if settings.amp is None:
         settings = replace(settings, amp=ranks.share(lambda: has_fast_bfloat16(net.device)))
     with use_memory_format(net, settings.channels_last), hold_memory():  # else a fifth of ResNet-18's step is page faults
         loss = _choose_loss(loss, net, settings, train)
-        augmentation = _choose_augment(settings.augment if augment is None else augment, net, train)
+        augmentation = _choose_augment("none" if augment is None else augment, net, train)
         moves_relevance = loss.needs_relevance and net.info.final != "keep"
         # before anything is written
         no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
         ignoring = Ignoring(settings.ignore, net, train) if settings.ignore else None
-        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, options.out_dir, ranks)
+        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks)
         with ranks.together():
             net.describe(task=check_validation(net, val))
-        shown = options.progress and ranks.is_first
-        events = options.out_dir if options.tensorboard and ranks.is_first else None
+        shown = progress and ranks.is_first
+        events = directory if tensorboard and ranks.is_first else None
         with (
-            run.open(options.resume, train),
+            run.open(resume, train),
             use_common_statistics(net, ranks),
             SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
             show_progress(shown) as bar,
@@ -206,7 +178,7 @@ def run_training(
                 if no_cache:
                     note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
                 else:
-                    folder = options.out_dir if ranks.is_first else None
+                    folder = directory if ranks.is_first else None
                     with ranks.together():
                         run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
                     if run.debiasing is not None and run.frozen is not None:
@@ -220,7 +192,7 @@ def run_training(
             if run.epochs_done < settings.epochs:
                 note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
         kept = run.finish()
-    return FitResult(run.history, run.best_epoch, run.seconds, options.out_dir, kept)
+    return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
 
 
 @contextmanager
@@ -267,8 +239,6 @@ def _choose_augment(augment: Augment | str, net: ExitNet, train: Any) -> Augment
         return augment
     modality = net.input_spec.modality
     if modality is not IMAGE:
-        raise InputError(
-            f"augment: {augment!r} is for images, this network takes {modality.plural}. Fix: pass a function of a batch."
-        )
+        raise InputError(f"augment: {augment!r} is for images, not {modality.plural}. Fix: pass a function of a batch.")
     preprocess = net.info.preprocess or getattr(train, "preprocess", None)
     return Augmentation(augment, preprocess if isinstance(preprocess, Preprocess) else None)

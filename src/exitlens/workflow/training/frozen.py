@@ -44,9 +44,7 @@ def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: boo
     Raises :class:`InputError` if ``settings.cache_features`` asks for the impossible.
     """
     if not settings.freeze_backbone:
-        reason = (
-            "only a frozen backbone gives the same features in every epoch. Fix: pass freeze_backbone (--freeze-backbone)."
-        )
+        reason = "only a frozen backbone gives the same features each epoch. Fix: pass freeze_backbone (--freeze-backbone)."
     elif moves_relevance:
         reason = (
             "the target is relevance, which is traced back through the backbone from a final head that is trained. "
@@ -133,22 +131,12 @@ class CachedHeads(nn.Module):
 
     def __init__(self, net: ExitNet, loss: EGTLoss) -> None:
         super().__init__()
-        self.heads = net.heads
+        self.heads, self.num_exits, self.device = net.heads, net.num_exits, net.device
         self.needs_evidence = loss.of == "evidence" or type(loss) is not EGTLoss
         self.needs_features = loss.of == "activation"
         self.needs_relevance = loss.needs_relevance
         self.frozen = [isinstance(head, KeptHead) for head in net.heads]
         self.names: list[list[str]] = []  # for each head, the names of its features
-
-    @property
-    def num_exits(self) -> int:
-        """K, the final exit included."""
-        return len(self.heads)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.heads.parameters()).device
 
     def check_input(self, inputs: Inputs, name: str) -> None:
         """Accept anything: the inputs were checked when the backbone read them."""

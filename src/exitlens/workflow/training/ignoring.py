@@ -26,6 +26,7 @@ from exitlens.types.inputs import (
     draw_donors,
     find_inner,
     find_tokens_name,
+    list_tensors,
     replace_rows,
     take_rows,
 )
@@ -149,7 +150,7 @@ class Ignoring:
         if objects is not None:
             changed = self._exchange_background(changed, others, objects[rows], [objects[at] for at in donors])
         if self.mask is not None:
-            cells = self.mask.to(_find_device(inputs)).expand(len(rows), *self.mask.shape)
+            cells = self.mask.to(list_tensors(inputs)[0].device).expand(len(rows), *self.mask.shape)
             changed = self.modality.exchange(changed, others[0], cells)
         if self.channels:
             changed = self._exchange_channels(changed, others[0])
@@ -160,7 +161,7 @@ class Ignoring:
     def _exchange_background(
         self, changed: Inputs, others: Sequence[Inputs], objects: Tensor, hidden: Sequence[Tensor]
     ) -> Inputs:
-        left = ~objects.to(_find_device(changed))  # (n,*S), what is still to be taken
+        left = ~objects.to(list_tensors(changed)[0].device)  # (n,*S), what is still to be taken
         for donor, covered in zip(others, hidden, strict=True):
             usable = ~covered.to(left.device)
             if self.modality is TEXT and isinstance(donor, Mapping):
@@ -193,10 +194,6 @@ class Ignoring:
         offers = given.gather(1, offered.int().argsort(dim=1, descending=True, stable=True))  # ignored words to the front
         takes = inner & (rank < offered.sum(1, keepdim=True))
         return {**plain, name: torch.where(takes, offers.gather(1, rank), plain[name])}
-
-
-def _find_device(inputs: Inputs) -> torch.device:
-    return (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
 
 
 def _find_tokens(word: str, preprocess: object) -> list[int]:

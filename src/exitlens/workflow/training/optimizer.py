@@ -130,17 +130,12 @@ def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str,
     one more block, and layers after the last block belong to that block. Without ``decay_vectors``, biases and norms have no
     weight decay.
     """
-    trainable = {id(p) for p in select_trainable(net, settings.freeze_backbone)}
     rates, depths = settings.rates, number_blocks(net)
     last = max(depths.values(), default=0)
     if rates.layer_decay != 1 and last == 0 and not settings.freeze_backbone:
-        raise InputError(
-            f"layer_decay: expected 1 for a backbone without blocks named by a number (layer1.0), got {rates.layer_decay}"
-        )
+        raise InputError(f"layer_decay: expected 1 without blocks named by a number (layer1.0), got {rates.layer_decay}")
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for parameter in net.parameters():
-        if id(parameter) not in trainable:
-            continue
+    for parameter in select_trainable(net, settings.freeze_backbone):
         depth = depths.get(id(parameter))
         head_rate = rates.head_learning_rate or rates.learning_rate
         peak = head_rate if depth is None else rates.learning_rate * rates.layer_decay ** (last - depth)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,7 +23,8 @@ from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.optimizer import load_slots
+from exitlens.workflow.training.debiasing import Debiasing
+from exitlens.workflow.training.optimizer import WeightAverage, load_slots
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 LAUNCH = "launch"  # file that names the torchrun to which the run belongs
@@ -42,16 +43,7 @@ _OPTIONS = {  # settings of the loss by their options on the command line
     "type": "--data",
     "length": "--data",
 }
-
-
-class Kept(Protocol):
-    """What a checkpoint holds besides network and optimiser, under names of its own."""
-
-    def dump(self) -> dict[str, Tensor]:
-        """Return its tensors."""
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what :meth:`dump` returned."""
+Kept = WeightAverage | Debiasing  # what a checkpoint holds besides network and optimiser, under names of its own
 
 
 def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train: Any) -> dict[str, Any]:
@@ -135,11 +127,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path,
-    module: nn.Module,
-    optimizer: Optimizer,
-    others: Sequence[Kept] = (),
-    ranks: DistributedContext = ALONE,
+    path: Path, module: nn.Module, optimizer: Optimizer, others: Sequence[Kept] = (), ranks: DistributedContext = ALONE
 ) -> dict[str, Any]:
     """Load what :func:`save_checkpoint` wrote in place, and return the note. Rank 0 alone reads the file."""
     tensors, note = ranks.share(lambda: read_tensors(path))
