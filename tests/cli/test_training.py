@@ -97,9 +97,6 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
         (("--data", "none"), "no file or folder none. Fix: give a folder"),
         (("--data", "images/dark"), "class folder"),
         (("--exits", "layer9"), "error: --exits: the backbone has no module 'layer9' on its path. Did you mean"),
-        (("--exits", "layer3,layer1"), "order"),
-        (("--placement", "time", "--exits", "layer1"), "only with a number in at"),
-        (("--placement", "speed", "--exits", "2"), "placement: expected one of ('cost', 'time')"),
         (("--epochs", "0"), "epochs"),
         (("--backbone", "resnet18"), "backbone"),
         (("--size", "-5"), "size"),
@@ -107,9 +104,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
         (("--out", "images"), "not empty"),
         (("--cache-features",), "--freeze-backbone"),
         (("--rely-on", "maps"), "--rely-on: expected one of ('anything', 'map'), got 'maps'. Did you mean 'map'?"),
-        (("--ignore", "backgrounds"), "error: ignore: expected 'background', a mask, or names"),
         (("--ignore", "background"), "'background' needs the masks of the training data"),
-        (("--ignore-channels", "red"), "no channel is called 'red': expected one of ['0', '1', '2']"),
         (("--ignore-mask", "none.png"), "none.png: cannot be read"),
         (("--data", "motifs", "--mel", "8"), "mel: it is for sounds, motifs has series"),
         (("--data", "blobs", "--columns", "label=a"), "they are for data from files"),
@@ -291,32 +286,24 @@ def test_policies_by_name(again, folder, call):
         ("--max-accuracy-drop 0.1 --unlabelled IMAGES", "labels"),
         ("--max-disagreement 0.1 --data scenes --unlabelled IMAGES", "data, unlabelled: expected one"),
         ("--max-disagreement 0.1 --root x --unlabelled IMAGES", "data, unlabelled: expected one"),
-        ("--max-disagreement 0.1 --group-by (x) --unlabelled IMAGES", "group-by: '(x)' finds no group in 60 of 60"),
-        ("--max-disagreement 0.1 --columns image=x --unlabelled IMAGES", "columns: IMAGES holds files of one image each"),
         ("--max-accuracy-drop 0.1 --data EMPTY", "has no class folder (bright, dark"),
     ],
 )
 def test_data_that_it_refuses(again, folder, tmp_path, call, words, message):
     (tmp_path / "empty").mkdir()
     words = words.replace("IMAGES", str(folder)).replace("EMPTY", str(tmp_path / "empty")).split()
-    assert message.replace("IMAGES", str(folder)) in call.error("calibrate", "--bundle", again, *words)
+    assert message in call.error("calibrate", "--bundle", again, *words)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--delta", "0.1"), "limits: expected at least one"),
-        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
-        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
         (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-divergence", "2"), "--max-divergence: expected a number in [0, 1]"),
-        (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
         (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),
         (("--max-cost", "1", "--name", "default"), "name: 'default' is what the bundle's own policy is called"),
         (("--max-ms", "5"), "--max-ms: it is about measured time. Fix: pass --cost time, too."),
-        (("--percentile", "5", "--max-cost", "1"), "percentile: it is the share"),
-        (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
-        (("--max-accuracy-drop", "0.1", "--delta", "0.1", "--folds", "5"), "folds: delta promises more"),
     ],
 )
 def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):

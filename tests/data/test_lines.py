@@ -6,6 +6,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.lines import classify_field, find_ts_files, iterate_rows, peek_kinds, read_ts
+from exitlens.data.rows import Columns
 from exitlens.data.sources import open_source
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VECTOR
@@ -158,7 +159,7 @@ def test_a_file_by_hand(tmp_path):
     assert [values.tolist() for values in found.series] == [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]
     assert found.names == [f"{tmp_path / 'x.ts'}:9", f"{tmp_path / 'x.ts'}:10"]
     unlabelled = TS.replace("@classLabel true run Walk", "@classLabel false").replace(":run", "").replace(":Walk", "")
-    again = read_ts(Path(write(tmp_path, "y.ts", unlabelled)), labelled=False)
+    again = read_ts(Path(write(tmp_path, "y.ts", unlabelled)), Columns("series", ("series",)))
     assert torch.equal(again.series[1], found.series[1])
 
 

@@ -7,7 +7,7 @@ import torch
 
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
-from exitlens.data.readers import ImageFiles, PackedStrings, Picked, PixelCache, RowNames, check_bad, pack_strings
+from exitlens.data.readers import ImageFiles, PackedStrings, PixelCache, RowNames, check_bad, pack_strings
 from tests.data.conftest import PREPROCESS, Pixels
 
 
@@ -148,11 +148,3 @@ def test_names_of_rows_are_made_when_asked_for():
     assert (len(names), names[-1], names[1:3]) == (5, "c:2", ["a:1", "c:0"])
     with pytest.raises(IndexError):
         names[5]
-
-
-def test_picked_values_grow_with_the_rows():
-    rows = [2, 0]
-    picked = Picked("abc", rows)
-    assert list(picked) == ["c", "a"]
-    rows.append(1)
-    assert (len(picked), picked[-1], picked[1:]) == (3, "b", ["a", "b"])

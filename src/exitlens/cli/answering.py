@@ -29,13 +29,12 @@ from exitlens.cli.options import (
     of_data,
     of_limits,
     show,
-    show_skipped,
     takes,
     tell,
     verbs,
     wait,
 )
-from exitlens.progress import print_line, show_progress
+from exitlens.progress import show_progress
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
 
@@ -157,9 +156,7 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.errors.InputError(
-            "image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA"
-        )
+        raise xl.errors.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty), --data DATA")
     if data and out is None:
         raise xl.errors.InputError("out: the table and contact sheet of many samples need a place. Fix: pass --out DIR.")
     if data and relevance:
@@ -282,14 +279,13 @@ def demo(
         rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
         shares = values["deletion_share"]
         rows.append([run, "share of the oracle's drop", *["" if share is None else f"{share:.2f}" for share in shares]])
-    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
-    if json_:
-        return
+    notes = []
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-        print_line(console, line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
-    tell(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+        line = f"{name.replace('_', ' size ')}: {s['speedup']:.2f}x faster than the plain backbone, "
+        notes.append(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+    notes.append(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows, notes)
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
@@ -352,9 +348,8 @@ def export(
             for kind, shares in zip(("float32", "int8"), values or (), strict=False):
                 rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in shares)])
         title, promise = f"int8 edge bundle in {report.directory}, on the calibration samples", report.policy.certificate()
-        show(json_, report.to_dict(), title, rows, [as_options(promise)])
-        if not json_:
-            show_skipped(list_bad(samples, calibration))
+        told = report.to_dict() | {"bad": list_bad(samples, calibration)}
+        show(json_, told, title, rows, [as_options(promise)])
         return
     with wait(json_, "exporting and comparing"):
         if web:
@@ -374,17 +369,13 @@ def export(
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
-    bundle: Annotated[
-        list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names the model. As often as there are models.")
-    ],
+    bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
     make_watching: Callable[..., Watching],
     timeout: Annotated[float, of_limits(help="Seconds for one request.")] = 30.0,
-    token_file: Annotated[
-        Path | None, of_limits(help="A file with the token that clients must send (Authorization: Bearer).")
-    ] = None,
+    token_file: Annotated[Path | None, of_limits(help="A file with the token of clients (Authorization: Bearer).")] = None,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
     from exitlens.serving.server import serve as run
@@ -434,9 +425,7 @@ def inspect(
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.list_exit_candidates(plain, make_example(plain, channels, size))
     if not points:
-        raise xl.errors.AttachError(
-            f"backbone: {backbone} has no place after which one map or sequence is all that the rest needs"
-        )
+        raise xl.errors.AttachError(f"backbone: {backbone} has no place after which the rest needs one map or sequence only")
     choices: dict[Placement, list[str]] = {}
     for placement in PLACEMENTS:
         choices[placement] = []
@@ -519,7 +508,7 @@ def bench(
     net, policy = load_calibrated(bundle, name)
     if not net.info.source:
         raise xl.errors.BundleError(
-            "bundle: it holds a module of your own. Fix: time it in Python, with exitlens.delivery.benchmark."
+            "bundle: it holds a module of your own. Fix: time it in Python (exitlens.delivery.benchmark)."
         )
     inputs = _draw_inputs(bundle, net, "test", samples, make_reading())
     with pin_threads(threads) if threads else nullcontext():

@@ -28,9 +28,7 @@ from exitlens.cli.options import (
     of_swaps,
     of_training,
     show,
-    show_skipped,
     takes,
-    tell,
     verbs,
     wait,
 )
@@ -314,9 +312,7 @@ def _explain_temperatures(policy: xl.Policy) -> str:
         return ""
     error = policy.calibration.calibration_error if policy.calibration else None
     left = "" if error is None else f"; calibration error of the routed answers on these samples: {100 * error:.1f} %"
-    return (
-        f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
-    )
+    return f"temperature: what an exit's logits are divided by, so that confidence fits accuracy (1: no change){left}"
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
@@ -351,19 +347,14 @@ def evaluate(
     if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
         return
     result = xl.evaluate(trace, policy)
-    if json_:
-        show(True, result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
-    else:
-        tell(str(result))
-        if worst := result.list_worst_classes():
-            rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
-            for row in worst:
-                name = net.info.classes[row.label] if net.info.classes else str(row.label)
-                rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
-            few = len(result.classes) > len(worst)
-            title = f"the {len(worst)} worst of {len(result.classes)} classes" if few else "classes, the worst first"
-            show(False, {}, title, rows)
-        show_skipped(list_bad(samples))
+    rows = [["class", "samples", "accuracy %" if result.labels is None else "found %", "final exit's %"]]
+    for row in result.list_worst_classes():
+        name = net.info.classes[row.label] if net.info.classes else str(row.label)
+        rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+    few = len(result.classes) >= len(rows)
+    title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
+    values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
+    show(json_, values, f"{result}\n{title}", rows)
 
 
 @verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")

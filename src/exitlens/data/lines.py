@@ -33,7 +33,6 @@ from exitlens.data.rows import (
     check_wanted,
     label_rows,
     looks_like_pattern,
-    match_groups,
     parse_columns,
 )
 from exitlens.data.splits import find_split_tables
@@ -42,6 +41,7 @@ from exitlens.errors import DataError, InputError
 Row = Mapping[str, object] | str  # a string says what is wrong with the row
 TABLES = (".csv", ".jsonl")
 _PEEKED = 50  # rows that tell what a column holds
+_TS_COLUMNS = Columns("series", ("series",), ("label",))
 _TS_PART = re.compile(r"^(.+)_(train|test|validation|val|calibration)$", re.IGNORECASE)
 
 
@@ -276,7 +276,7 @@ def find_ts_files(path: Path) -> dict[str, Path]:
     return {match[2].lower(): file for match, file in zip(matches, files, strict=True) if match}
 
 
-def read_ts(path: Path, labelled: bool = True) -> Rows:
+def read_ts(path: Path, columns: Columns = _TS_COLUMNS) -> Rows:
     """Read a ``.ts`` file; a series that is not as the header says gets a fault.
 
     Below ``@data`` each line is one series: channels and label with colons between, values with commas.
@@ -285,7 +285,7 @@ def read_ts(path: Path, labelled: bool = True) -> Rows:
     with name_failures(path), path.open("rb") as file:
         numbered = ((number, raw.decode("utf-8", "replace").strip()) for number, raw in enumerate(file, 1))
         rows = ((number, line) for number, line in numbered if line and not line.startswith(("#", "%")))
-        has_labels, classes, channel_count = _read_ts_header(rows, path, labelled)
+        has_labels, classes, channel_count = _read_ts_header(rows, path, bool(columns.labels))
         for number, line in rows:
             *channels, label = line.split(":") if has_labels else [*line.split(":"), ""]
             if channel_count not in (0, len(channels)):
@@ -301,7 +301,9 @@ def read_ts(path: Path, labelled: bool = True) -> Rows:
             names.append(f"{path}:{number}")
     if not series:
         raise DataError(f"data: {path} has no series: expected one in each line below @data")
-    return Rows(names, series=series, labels=labels if labelled else None, faults=faults, classes=classes)
+    return label_rows(names, columns, {"label": labels}, lambda: names)._replace(
+        series=series, faults=faults, classes=classes
+    )
 
 
 def _read_ts_header(rows: Iterable[tuple[int, str]], path: Path, labelled: bool) -> tuple[bool, tuple[str, ...], int]:
@@ -360,11 +362,8 @@ class TsFiles(Source):
         if any(choice._replace(group_by="" if pattern else choice.group_by)):
             words = "columns, group_by, split_by, task"
             raise InputError(f"{words}: {self.name} is a .ts file, without columns. Fix: leave them out")
-        return Columns("series", ("series",), ("label",) if wanted is None else (), pattern=pattern)
+        return _TS_COLUMNS._replace(labels=_TS_COLUMNS.labels if wanted is None else (), pattern=pattern)
 
     def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
         """Read every file."""
-        parts = {part: read_ts(file, bool(columns.labels)) for part, file in find_ts_files(Path(self.name)).items()}
-        if not columns.pattern:
-            return parts
-        return {part: rows._replace(groups=match_groups(columns.pattern, rows.names)) for part, rows in parts.items()}
+        return {part: read_ts(file, columns) for part, file in find_ts_files(Path(self.name)).items()}

@@ -65,21 +65,14 @@ def expand_braces(pattern: str) -> list[str]:
     return ["".join(words) for words in itertools.product(*pieces)]
 
 
-class Place(NamedTuple):
-    """Where an image lies in a tar file."""
-
-    offset: int
-    size: int
-    extension: str
-    member: str
-
-
 class Sample(NamedTuple):
-    """One sample: key, its values by name, and where its image lies."""
+    """One sample: key, its values by name, and its image: the name in the tar file, and where it lies."""
 
     key: str
     values: dict[str, str]
-    image: Place | None
+    image: str = ""
+    offset: int = 0
+    size: int = -1
 
 
 class Index(NamedTuple):
@@ -99,8 +92,8 @@ def index_shards(paths: tuple[Path, ...], wanted: frozenset[str], stamp: tuple[o
     seen: dict[str, str] = {}  # equal words are kept once
     for shard, path in enumerate(paths):
         for sample in read_shard(path, bad):
-            members.append(sample.image.member if sample.image else sample.key)
-            places.extend((shard, *(sample.image or (0, -1))[:2]))
+            members.append(sample.image or sample.key)
+            places.extend((shard, sample.offset, sample.size))
             for name, column in values.items():
                 value = sample.values.get(name)
                 column.append(None if value is None else seen.setdefault(value, value))
@@ -117,7 +110,7 @@ def index_shards(paths: tuple[Path, ...], wanted: frozenset[str], stamp: tuple[o
 
 def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
     """Yield the samples of one tar file; ``bad`` gets what is wrong with it."""
-    key, values, image = "", dict[str, str](), None
+    sample = Sample("", {})
     try:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as archive:
@@ -130,23 +123,24 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"unexpected end of data in {member.name}")
                 name, extension = _split_name(member.name)
-                if name != key:
-                    if values or image:
-                        yield Sample(key, values, image)
-                    key, values, image = name, {}, None
-                if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-                    if image is None or ("." in image.extension and "." not in extension):  # key.jpg before key.mask.png
-                        image = Place(member.offset_data, member.size, extension, member.name.removeprefix("./"))
-                else:
-                    values |= _read_values(archive, member, extension)
+                if name != sample.key:
+                    if sample.values or sample.image:
+                        yield sample
+                    sample = Sample(name, {})
+                if f".{extension.rpartition('.')[2]}" not in EXTENSIONS:
+                    sample.values.update(_read_values(archive, member, extension))
+                elif not sample.image or ("." in _split_name(sample.image)[1] and "." not in extension):
+                    # key.jpg comes before key.mask.png
+                    image = member.name.removeprefix("./")
+                    sample = sample._replace(image=image, offset=member.offset_data, size=member.size)
             if size < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends without the mark for its end")
     except (tarfile.TarError, OSError, EOFError, ValueError, LookupError) as error:  # tarfile's, for hostile headers
-        reason = f"after sample {key!r} ({type(error).__name__}: {error})"
+        reason = f"after sample {sample.key!r} ({type(error).__name__}: {error})"
         bad.append(f"{path} is damaged, compressed or not a tar file, {reason}")
         return
-    if values or image:
-        yield Sample(key, values, image)
+    if sample.values or sample.image:
+        yield sample
 
 
 def _split_name(name: str) -> tuple[str, str]:

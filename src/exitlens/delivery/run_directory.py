@@ -64,7 +64,7 @@ def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool) -
             f"data: {path} was made with other data. Fix: pass the same files (none added or removed), or another --out."
         )
     make_directory(out, "out")
-    write_json(path, source.to_dict() | ({SKIP_BAD: True} if skip_bad else {}))
+    write_json(path, asdict(source) | ({SKIP_BAD: True} if skip_bad else {}))
 
 
 def remembers_skipping(path: Path, data: str = "") -> bool:

@@ -219,9 +219,7 @@ def _draft(
     fitted_on: tuple[SampleSketch, ...] = ()
     if given is not None:
         if given.network and trace.network and given.network != trace.network:
-            raise PolicyError(
-                f"temperatures: they were fitted for network {given.network}, this trace is of {trace.network}"
-            )
+            raise PolicyError(f"temperatures: they were fitted for network {given.network}, the trace is of {trace.network}")
         if any(map(trace.shares_samples, given.fitted_on)):
             raise CalibrationError(
                 "temperatures: they were fitted on samples of this trace. Fix: calibrate on samples that nothing was fitted "

@@ -109,9 +109,7 @@ class _Recorder:
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
         if folder is not None:
             if (folder / FILE).exists():
-                raise OutputExistsError(
-                    f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load), or pass another one."
-                )
+                raise OutputExistsError(f"trace_dir: {folder / FILE} exists. Fix: load it (Trace.load) or pass another one.")
             make_directory(folder, "trace_dir")
         self._net, self._folder, self._store = net, folder, RowStore(folder)
         if net.info.task == "multilabel":

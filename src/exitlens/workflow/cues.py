@@ -137,8 +137,8 @@ class _Trial:
             maps = [torch.cat(column) for column in zip(*(maps for _, maps in outputs), strict=True)]
             if maps[0].ndim > 2:
                 self.regions = geometric_mean([net.info.place(k, each) for k, each in enumerate(maps)])
-        known = held.labels if held.labels is not None else self.answers[:, -1]
-        _, self.classes = torch.unique(known.cpu(), dim=0, return_inverse=True)  # (N,)
+        self._known = held.labels if held.labels is not None else self.answers[:, -1]
+        _, self.classes = torch.unique(self._known.cpu(), dim=0, return_inverse=True)  # (N,)
         if int(self.classes.max()) == 0:
             raise InputError("data: all samples are of one class, so nothing can carry another. Fix: pass several classes")
 
@@ -221,8 +221,7 @@ class _Trial:
 
     def _name_class(self, number: int) -> str:
         row = int((self.classes == number).nonzero()[0, 0])
-        known = self._held.labels if self._held.labels is not None else self.answers[:, -1]
-        return name_answers(known[row : row + 1], self._net.info.classes)[0]
+        return name_answers(self._known[row : row + 1], self._net.info.classes)[0]
 
     def _show(self, part: Part, rows: Tensor, donors: Tensor, k: int) -> tuple[Swapped, ...]:
         if not len(rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ def explain_batch(
     return [why for inputs in batches for why in _explain(net, inputs, policy, final, relevance)]
 
 
-def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevance: bool) -> list[Explanation]:
+def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevance: bool) -> Iterator[Explanation]:
     tensors = net.check_input(inputs)
     with net.open_engine() as engine:
         records = relevance and engine.tuning.precision == "float32"
@@ -84,11 +84,11 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
         relevances = [by_exit[k][i] for i, k in enumerate(answered)]
     columns = [_make_views(net, policy, results, k) for k in range(len(results))]
     record = None if policy.is_changed else policy.calibration
-    count, modality, explanations = net.num_exits, net.input_spec.modality, []
+    count, modality = net.num_exits, net.input_spec.modality
     for i, (sample, item) in enumerate(zip(tensors[0], relevances, strict=True)):
         run = count if final else answered[i] + 1
         views = tuple(column(i, run == count) for column in columns[:run])
-        explanation = Explanation(
+        yield Explanation(
             inputs=sample.clone(),
             exits=views,
             answered=answered[i],
@@ -100,8 +100,6 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
             relevance=None if item is None else item.clone(),
             calibration_error=None if record is None else record.calibration_error,
         )
-        explanations.append(explanation)
-    return explanations
 
 
 class _ExitResult(NamedTuple):

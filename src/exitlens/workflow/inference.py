@@ -217,9 +217,7 @@ class _Stream:
             self.router = Router(engine, self.policy, self.attention)
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
-            raise EngineError(
-                "net: it was tuned or compiled while it answered a stream. Fix: tune before or after the stream."
-            )
+            raise EngineError("net: it was tuned or compiled while it answered a stream. Fix: tune before or after it.")
         self.router.engine = engine
         return self.router
 

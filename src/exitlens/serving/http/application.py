@@ -129,7 +129,6 @@ class _Asked:
     version: str
     exit: str | None
     terms: Mapping[str, Any]
-    is_form: bool
 
 
 class _Routes:
@@ -284,18 +283,17 @@ class _Routes:
 
     async def _classify(self, request: Request) -> Response:
         """Answer one sample, or several as a form."""
-        asked, model, ticket = await self._ask(request, is_explanation=False)
+        _, model, ticket = await self._ask(request, is_explanation=False)
         rows = [answers.write_row(model, ticket, i) for i in range(len(ticket))]
         answer = {"model": model.name, "version": model.version, **answers.describe_terms(model, ticket.terms)}
-        return JSONResponse(answer | (rows[0] if not asked.is_form or len(rows) == 1 else {"answers": rows}))
+        return JSONResponse(answer | (rows[0] if len(rows) == 1 else {"answers": rows}))
 
     async def _explain(self, request: Request) -> Response:
         """Show where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
         asked, model, ticket = await self._ask(request, is_explanation=True)
         why, attention, preprocess = None, ticket.maps[0], model.info.preprocess
-        if model.net is None or ticket.terms.changes_policy:  # no more is known than the map of the exit that answered
-            assert attention is not None
-        else:
+        assert attention is not None
+        if model.net is not None and not ticket.terms.changes_policy:  # else this map is all that is known
             names = model.spec.names
             given: Inputs = dict(zip(names, ticket.activations, strict=True)) if names else ticket.activations[0]
             why = (await self._run_aside(explain_batch, model.net, given, model.policies[ticket.terms.policy]))[0]
@@ -342,7 +340,7 @@ class _Routes:
         given: dict[str, Any] = dict(query)
         kind, most = request.headers.get("content-type", "").partition(";")[0].strip().lower(), self.limits.max_batch
         samples: list[Sample] = []
-        if is_form := kind == "multipart/form-data":
+        if kind == "multipart/form-data":
             async with request.form(max_files=most, max_fields=most) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
@@ -362,7 +360,7 @@ class _Routes:
         self._check_count(len(samples))
         model, version = (str(given.pop(name, "")) for name in ("model", "version"))
         exit_ = given.pop("exit", None) if is_explanation else None
-        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given, is_form)
+        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given)
 
 
 def _make_route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:

@@ -239,8 +239,6 @@ def _choose_augment(augment: Augment | str, net: ExitNet, train: Any) -> Augment
         return augment
     modality = net.input_spec.modality
     if modality is not IMAGE:
-        raise InputError(
-            f"augment: {augment!r} is for images, this network takes {modality.plural}. Fix: pass a function of a batch."
-        )
+        raise InputError(f"augment: {augment!r} is for images, not {modality.plural}. Fix: pass a function of a batch.")
     preprocess = net.info.preprocess or getattr(train, "preprocess", None)
     return Augmentation(augment, preprocess if isinstance(preprocess, Preprocess) else None)

@@ -44,9 +44,7 @@ def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: boo
     Raises :class:`InputError` if ``settings.cache_features`` asks for the impossible.
     """
     if not settings.freeze_backbone:
-        reason = (
-            "only a frozen backbone gives the same features in every epoch. Fix: pass freeze_backbone (--freeze-backbone)."
-        )
+        reason = "only a frozen backbone gives the same features each epoch. Fix: pass freeze_backbone (--freeze-backbone)."
     elif moves_relevance:
         reason = (
             "the target is relevance, which is traced back through the backbone from a final head that is trained. "

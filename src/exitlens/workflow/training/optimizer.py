@@ -133,9 +133,7 @@ def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str,
     rates, depths = settings.rates, number_blocks(net)
     last = max(depths.values(), default=0)
     if rates.layer_decay != 1 and last == 0 and not settings.freeze_backbone:
-        raise InputError(
-            f"layer_decay: expected 1 for a backbone without blocks named by a number (layer1.0), got {rates.layer_decay}"
-        )
+        raise InputError(f"layer_decay: expected 1 without blocks named by a number (layer1.0), got {rates.layer_decay}")
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for parameter in select_trainable(net, settings.freeze_backbone):
         depth = depths.get(id(parameter))
