@@ -71,7 +71,6 @@ def list_slow(shape: Sequence[int]) -> dict[str, list[Any]]:
 
 
 def list_wire() -> dict[str, list[bytes]]:
-    """Heads that are too large, or break HTTP."""
     start, hello = f"POST {INFER} HTTP/1.1\r\nHost: a\r\n".encode(), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
     smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     both = start + b"Content-Length: %d\r\nTransfer-Encoding: %s\r\n\r\n%s"
@@ -114,7 +113,6 @@ def list_paths() -> dict[str, list[bytes]]:
 
 
 def list_tensors(shape: Sequence[int]) -> dict[str, list[bytes]]:
-    """Tensors that are not what they say, or not what the model takes."""
     size = math.prod(shape)
     types = (("INT64", 8), ("FP64", 8), ("UINT8", 1), ("FP16", 2), ("BOOL", 1), ("FLOAT", 4), ("", 4))
     wrong: list[tuple[int, ...]] = [tuple(shape), (1, *shape, 1), (1, *shape[:-1], shape[-1] + 1), (1, 2), (), (0, *shape)]
@@ -150,7 +148,6 @@ def list_tensors(shape: Sequence[int]) -> dict[str, list[bytes]]:
 
 
 def list_json(shape: Sequence[int]) -> dict[str, list[bytes]]:
-    """Bodies that are no JSON, or say what nobody asked for."""
     terms: list[tuple[str, Any]] = [("max_cost", -1), ("max_cost", "NaN"), ("max_cost", {"a": 1}), ("min_confidence", 7)]
     terms += [("deadline_ms", -5), ("deadline_ms", 1e300), ("policy", "../policy"), ("policy", 3), ("policy", [1])]
     names = ("timeout", "polcy", "shared_memory_region", "sequence_id", "", "\n" * 5000)
@@ -182,7 +179,6 @@ def write_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def list_files() -> dict[str, list[bytes]]:
-    """Files that are no images, or far too large ones."""
     bomb, flat = gzip.compress(bytes(10 << 20), mtime=0), zlib.compress(bytes(30_000 * 100))
     inflated = write_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(64 << 20))) * 4
     texts = make_png(8, 8, zlib.compress(bytes(72)), inflated)

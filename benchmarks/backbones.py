@@ -347,8 +347,7 @@ def choose_policy(net: xl.ExitNet, given: Any) -> xl.Policy:
 
     Logits of random weights hardly differ between samples: the temperatures stretch them, so that scores do.
     """
-    with net.open_engine() as engine:
-        outputs = [logits for logits, _ in engine.compute_outputs(engine.enter(net.check_input(given)))]
+    outputs = xl.collect(net, given).logits.unbind(1)
     temperatures = [max(float(logits.std()), 1e-6) for logits in outputs]
     thresholds = []
     for logits, temperature in zip(outputs[:-1], temperatures, strict=False):

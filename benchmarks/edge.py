@@ -38,7 +38,7 @@ from exitlens.data.demo import CLASSES
 from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
-from exitlens.functional.scores import score
+from exitlens.functional.routing import score_early_exits
 from exitlens.model.engine.onnx_files import Written, open_file
 from exitlens.model.timing import Times, Work, describe_machine, interleave, interval
 from exitlens_runtime.routing import find_probabilities
@@ -75,14 +75,8 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
 def find_near(net: xl.ExitNet, policy: xl.Policy, images: Tensor) -> Array:  # -> (N,) bool
     """Return which samples have a score so near its threshold that rounding may decide otherwise."""
-    near = list[Tensor]()
-    with net.open_engine() as engine:
-        for batch in images.split(250):
-            outputs = engine.compute_outputs(engine.enter(net.check_input(batch)))
-            limits = zip(outputs[:-1], policy.thresholds, policy.temperatures[:-1], strict=True)
-            gaps = [(score(logits, policy.score, t) - threshold).abs() for (logits, _), threshold, t in limits]
-            near.append(torch.stack(gaps).amin(0) < NEAR)
-    return torch.cat(near).numpy()
+    gaps = score_early_exits(xl.collect(net, images, batch_size=250), policy) - torch.tensor(policy.thresholds)
+    return (gaps.abs().amin(1) < NEAR).numpy()
 
 
 class Cascade:

@@ -74,7 +74,6 @@ def time_first_page(folder: Path, chromium: str) -> float:
 
 
 def time_explanations(folder: Path, rounds: int) -> Tree:
-    """Time an explanation beside the network's forward pass."""
     explorer = Explorer([folder])
     run, picture = explorer.runs[0], from_pixels(xl.demo.load_scenes("test", limit=1).images[0])
     x = explorer.encode(run, picture)

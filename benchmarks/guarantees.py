@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -226,9 +225,7 @@ def watch_groups(named: bool, seed: int) -> bool:
     policy = xl.calibrate(known, max_accuracy_drop=0.1, temperature_scaling=False, seed=seed)
     rows, drawn = populations.draw_groups(trace, WATCHED, rng)
     pred = populations.answer_on_paper(trace.select(rows), policy)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.errors.DriftWarning)
-        return xl.DriftMonitor(policy, seed=seed).update(pred, drawn if named else None).alarm
+    return xl.DriftMonitor(policy, seed=seed).update(pred, drawn if named else None).alarm
 
 
 def watch_on_groups(count: int) -> Tree:
@@ -386,14 +383,12 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
         rows = torch.randint(len(trace), (count,), generator=rng)
         return monitor.update(populations.answer_on_paper(trace.select(rows), policy))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.errors.DriftWarning)
-        if changes_at is None:
-            return stream(before, 10_000).since
-        if changes_at:
-            stream(before, changes_at)
-        early = monitor.state().since
-        since = stream(after, 500).since
+    if changes_at is None:
+        return stream(before, 10_000).since
+    if changes_at:
+        stream(before, changes_at)
+    early = monitor.state().since
+    since = stream(after, 500).since
     return None if since is None or early is not None else since - changes_at
 
 

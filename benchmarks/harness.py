@@ -345,7 +345,6 @@ def run_cells(
 
 
 def call_job(job: Job) -> tuple[float, Tree]:
-    """Return the seconds that a job took, and what it measured."""
     warnings.filterwarnings("ignore", category=UserWarning)
     started = time.perf_counter()
     tree = job()

@@ -39,7 +39,6 @@ def make_request(path: str, body: bytes, headers: Mapping[str, str] | None = Non
 
 
 def make_infer_request(samples: Array, outputs: Sequence[str]) -> bytes:
-    """Return a request for inference by the model ``net`` on float32 samples."""
     return make_tensor(samples.shape, samples.tobytes(), outputs=[{"name": name} for name in outputs])
 
 
@@ -83,7 +82,6 @@ class Trial:
     sent: Array  # NaN: never
     finished: Array
     status: Array  # ``(N,)`` HTTP status; 0: no answer
-    retries: Array  # ``(N,)``
     which: Array  # ``(N,)`` places in the list of requests
     kinds: Sequence[str] = ()
     answers: Sequence[bytes] = field(default=(), repr=False)  # head and body, empty where there is none; if they were kept
@@ -143,7 +141,7 @@ class Load:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        outcome = self.status, self.retries, self.spec.which, self.spec.kinds, self.answers
+        outcome = self.status, self.spec.which, self.spec.kinds, self.answers
         return Trial(due, self.sent - start, self.finished - start, *outcome, busy, self.spec.warmup, start)
 
     async def enqueue(self, start: float) -> None:

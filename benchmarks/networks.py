@@ -125,48 +125,48 @@ class Recurrent(nn.Module):
         return self.classifier(x.mean(1) if self.use_mean else x[:, -1])
 
 
-def make_layers(width: int) -> nn.ModuleList:
-    layers = (nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, batch_first=True, norm_first=True) for _ in range(4))
-    return nn.ModuleList(layers)
+class Encoder(nn.Module):
+    """Blocks of a transformer over tokens, with or without learned positions and a class token in front."""
 
-
-class Transformer(nn.Module):
-    """A token for every step, with or without a class token in front."""
-
-    def __init__(self, channels: int, classes: int, steps: int, class_token: bool = False, width: int = 64) -> None:
+    def __init__(self, width: int, classes: int, positions: int = 0, class_token: bool = False) -> None:
         super().__init__()
-        self.embed, self.layers = nn.Linear(channels, width), make_layers(width)
-        self.token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
-        self.position = nn.Parameter(0.02 * torch.randn(1, steps + class_token, width))
-        self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width)) if class_token else None
+        self.position = nn.Parameter(0.02 * torch.randn(1, positions + class_token, width)) if positions else None
+        blocks = (nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, batch_first=True, norm_first=True) for _ in range(4))
+        self.layers, self.norm, self.classifier = nn.ModuleList(blocks), nn.Identity(), nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B,T,C) -> (B,classes)
-        x = self.embed(x)
+    def classify(self, x: Tensor) -> Tensor:  # (B,N,D) -> (B,classes)
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
-        x = x + self.position
+        if self.position is not None:
+            x = x + self.position
         for layer in self.layers:
             x = layer(x)
         x = self.norm(x)
         return self.classifier(x.mean(1) if self.token is None else x[:, 0])
 
 
-class UnfoldedPatches(nn.Module):
+class Transformer(Encoder):
+    """A token for every step."""
+
+    def __init__(self, channels: int, classes: int, steps: int, class_token: bool = False, width: int = 64) -> None:
+        super().__init__(width, classes, steps, class_token)
+        self.embed, self.norm = nn.Linear(channels, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,T,C) -> (B,classes)
+        return self.classify(self.embed(x))
+
+
+class UnfoldedPatches(Encoder):
     """Overlapping patches by ``unfold`` and a linear layer, each with all channels (as PatchTST's, arXiv 2211.14730)."""
 
     def __init__(self, channels: int, classes: int, steps: int, patch: int = 16, stride: int = 8, width: int = 64) -> None:
-        super().__init__()
-        self.patch, self.stride = patch, stride
-        self.embed = nn.Linear(channels * patch, width)
-        self.position = nn.Parameter(0.02 * torch.randn(1, (steps - patch) // stride + 1, width))
-        self.layers, self.classifier = make_layers(width), nn.Linear(width, classes)
+        super().__init__(width, classes, (steps - patch) // stride + 1)
+        self.patch, self.stride, self.embed = patch, stride, nn.Linear(channels * patch, width)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
         x = x.unfold(2, self.patch, self.stride)  # (B,C,N,patch)
-        x = self.embed(x.transpose(1, 2).flatten(2)) + self.position
-        for layer in self.layers:
-            x = layer(x)
-        return self.classifier(x.mean(1))
+        return self.classify(self.embed(x.transpose(1, 2).flatten(2)))
 
 
 class Wav2Vec2(nn.Module):
@@ -203,23 +203,16 @@ class MLP(nn.Module):
         return self.classifier(self.layers(x))
 
 
-class FeatureTokens(nn.Module):
-    """A token for every feature, then a transformer (FT-Transformer, arXiv 2106.11959), with or without a class token."""
+class FeatureTokens(Encoder):
+    """A token for every feature, then a transformer (FT-Transformer, arXiv 2106.11959)."""
 
     def __init__(self, features: int, classes: int, width: int = 48, class_token: bool = False) -> None:
-        super().__init__()
+        super().__init__(width, classes, class_token=class_token)
         self.weight = nn.Parameter(torch.randn(features, width))
         self.bias = nn.Parameter(0.1 * torch.randn(features, width))
-        self.token = nn.Parameter(torch.randn(1, 1, width)) if class_token else None
-        self.layers, self.classifier = make_layers(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,F) -> (B,classes)
-        x = x[..., None] * self.weight + self.bias
-        if self.token is not None:
-            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
-        for layer in self.layers:
-            x = layer(x)
-        return self.classifier(x.mean(1) if self.token is None else x[:, 0])
+        return self.classify(x[..., None] * self.weight + self.bias)
 
 
 class ImageAndVector(nn.Module):

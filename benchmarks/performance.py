@@ -7,21 +7,21 @@ stream. Nothing else should run during it. Needs `make demo-full`; an hour.
 from __future__ import annotations
 
 import copy
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 import exitlens as xl
 from benchmarks.backbones import wake
-from benchmarks.harness import ROOT, Job, Promise, Study, save_svg, table
+from benchmarks.harness import ROOT, Job, Promise, Sense, Study, save_svg, table
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo import CLASSES, load_garments
 from exitlens.delivery import benchmark
@@ -252,8 +252,7 @@ def load_batches(images: Tensor, count: int) -> Iterator[Tensor]:
 
 def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SHARES) -> xl.Policy:
     """Return a policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
-    with net.open_engine() as engine:
-        logits = [exit_logits for exit_logits, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
+    logits = xl.collect(net, images).logits.unbind(1)
     temperatures = tuple(max(float(exit_logits.std()), 1e-6) for exit_logits in logits)
     left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
     for exit_logits, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
@@ -278,14 +277,11 @@ def measure_memory(name: str, threads: int) -> Tree:
             seen += len(pred)
             if marks and seen >= marks[0]:
                 marks.pop(0)
-                pages = int(Path("/proc/self/statm").read_text().split()[1])
-                resident.append(round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1))
+                resident.append(round(psutil.Process().memory_info().rss / 1e6, 1))
     return {"samples": network.stream, "resident_mb": resident}
 
 
-Figure = tuple[
-    str, str, Any, Literal["<=", ">="], float
-]  # key, words, the median and its interval (None: not measured), bar
+Figure = tuple[str, str, Any, Sense, float]  # key, words, the median and its interval (None: not measured), bar
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:

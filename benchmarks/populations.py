@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -170,6 +171,5 @@ def answer_on_paper(trace: xl.Trace, policy: xl.Policy) -> xl.Prediction:
 
 def run_in_parallel(work: Callable[..., Any], *arguments: Any, seeds: Sequence[int]) -> list[Any]:
     """Call ``work(*arguments, seed)`` for every seed, in processes side by side."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with multiprocessing.get_context("spawn").Pool(min(cores, 8)) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8), warnings.simplefilter, ("ignore",)) as pool:
         return pool.map(partial(work, *arguments), seeds, chunksize=4)

@@ -45,7 +45,6 @@ class Case:
     pixels: int
     head: str = "context"
     samples: int = 128
-    validation: int = 64
 
 
 FROZEN = {
@@ -73,7 +72,7 @@ def start_run(case: Case, train: xl.data.ImageSet, epochs: int) -> TrainingRun:
 def measure_frozen(case: Case, rounds: int = 3) -> Tree:
     """Time epochs of two runs in turn, one of which keeps the backbone's features; the first epoch of each is left out."""
     use_one_thread()
-    train, val = (make_set(count, case.pixels) for count in (case.samples, case.validation))
+    train, val = (make_set(count, case.pixels) for count in (case.samples, 64))
     plain, kept = (start_run(case, train, rounds + 1) for _ in range(2))
     seconds: dict[str, list[float]] = {"every epoch": [], "kept": []}
     with use_memory_format(plain.net, True), use_memory_format(kept.net, True), show_progress(False) as bar:

@@ -61,7 +61,6 @@ class Box(NamedTuple):
 
 
 def list_modules() -> dict[str, Path]:
-    """Files of the package by their dotted names."""
     files = sorted(SOURCE.rglob("*.py"))
     return {".".join(("exitlens", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in files}
 
@@ -149,7 +148,6 @@ def measure(lines: Sequence[tuple[str, str]]) -> float:
 
 
 def place(rooms: Mapping[str, Room], layers: Sequence[Sequence[str]]) -> dict[str, Box]:
-    """A box for every room, row below row."""
     boxes, y = {}, float(MARGIN)
     for names in layers:
         width = (WIDTH - 2 * MARGIN - GAP * (len(names) - 1)) / len(names)
@@ -209,7 +207,6 @@ def draw(rooms: Mapping[str, Room]) -> str:
 
 
 def tabulate(rooms: Mapping[str, Room]) -> list[str]:
-    """Every import between rooms, as a Markdown table."""
     above = [name for names in find_layers(rooms) for name in names]
     rows = [(name, ", ".join(sorted(rooms[name].imports, key=above.index)) or "nothing") for name in above]
     return table(("room", "imports from"), rows)

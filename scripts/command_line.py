@@ -8,20 +8,13 @@ from typing import Any
 
 import typer
 
+from benchmarks.harness import fill, table
 from exitlens.cli import verbs
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "command_line.md"
-START, END = "<!-- verbs: written by `python -m scripts.command_line` -->\n\n", "\n\n<!-- end of verbs -->\n"
-
-
-def write_page(page: str) -> str:
-    """Return the page with the verbs as they are now."""
-    before, rest = page.split(START)
-    return before + START + write_verbs() + END + rest.split(END)[-1]
 
 
 def write_verbs() -> str:
-    """A section for each verb: what it does, its usage, its options."""
     group: Any = typer.main.get_command(verbs)
     return "\n\n".join(_write_verb(name, command) for name, command in sorted(group.commands.items()) if not command.hidden)
 
@@ -32,15 +25,15 @@ def _write_verb(name: str, command: Any) -> str:
     example = re.sub(r"^Example: `(.*)`$", r"\1", command.epilog or "")
     parts = [f"## exitlens {name}", command.help.strip(), f"```sh\nexitlens {name} {' '.join(usage)}\n```"]
     parts += [f"For example:\n\n```sh\n{example}\n```"] if example else []
-    return "\n\n".join([*parts, "| option | what it does | default |\n| --- | --- | --- |\n" + "\n".join(rows)])
+    return "\n\n".join([*parts, "\n".join(table(["option", "what it does", "default"], rows))])
 
 
-def _write_option(option: Any) -> str:
+def _write_option(option: Any) -> list[str]:
     names = [*option.opts, *option.secondary_opts] if option.param_type_name == "option" else [option.name.upper()]
     what = (option.help or "").replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
     shown = "needed" if option.required else "" if option.default in (None, False, (), [], "") else f"`{option.default}`"
-    return f"| {', '.join(f'`{name}`' for name in names)} | {' '.join(what.split())} | {shown} |"
+    return [", ".join(f"`{name}`" for name in names), " ".join(what.split()), shown]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(write_page(PAGE.read_text()))
+    fill("verbs", [write_verbs()], [PAGE])

@@ -57,7 +57,6 @@ def check_metadata(dist: Path) -> None:
 
 
 def _run_tool(name: str, *words: str) -> None:
-    """Run a tool that the extra ``release`` installs beside this Python."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise SystemExit(f"{name} is not installed beside {sys.executable}: pip install -e '.[release]'")
@@ -67,7 +66,6 @@ def _run_tool(name: str, *words: str) -> None:
 
 
 def find_faults(dist: Path) -> list[str]:
-    """List the faults of the archives."""
     return [fault for distribution in DISTRIBUTIONS for fault in _find_faults(distribution, dist)]
 
 
@@ -104,13 +102,10 @@ def _list_wanted(distribution: Distribution) -> set[str]:
     """Return what its wheel needs: all of the package's files in the tree, the mark that it is typed, and the licences."""
     base = ROOT / distribution.folder / "src"
     files = {path.relative_to(base).as_posix() for path in (base / distribution.package).rglob("*") if path.is_file()}
-    wheel_of = f"{distribution.package}-{_read_version(base / distribution.package / '__init__.py')}.dist-info"
+    version = (base / distribution.package / "__init__.py").read_text().partition('__version__ = "')[2].partition('"')[0]
+    wheel_of = f"{distribution.package}-{version}.dist-info"
     wanted = {name for name in files if not any(part in name for part in UNWANTED)}
     return wanted | {f"{distribution.package}/py.typed", f"{wheel_of}/METADATA", f"{wheel_of}/licenses/LICENSE"}
-
-
-def _read_version(path: Path) -> str:
-    return path.read_text().partition('__version__ = "')[2].partition('"')[0]
 
 
 def list_tracked(distribution: Distribution) -> set[str]:

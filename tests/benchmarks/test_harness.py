@@ -76,9 +76,22 @@ def make_study(folder, **changes):
     return Study(**{**study, **changes})
 
 
+def test_cells_come_seed_by_seed():
+    cells = harness.list_by_seed(max, {"a/b": 2, "c/d": 1})
+    assert {name: job.args for name, job in cells.items()} == {
+        "a/b-0": ("a", "b", 0),
+        "c/d-0": ("c", "d", 0),
+        "a/b-1": ("a", "b", 1),
+    }
+    assert list(cells) == ["a/b-0", "c/d-0", "a/b-1"]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_after_a_failure_and_repeats_nothing(tmp_path, capsys):
     study = make_study(tmp_path)
+    assert run_cells(study, ["a-*"], quick=True, folder=tmp_path) == []
+    assert '{"half": 3.0}' in capsys.readouterr().out
+    assert not (tmp_path / "x.csv").exists()  # quick runs are shown and not kept
     assert run_cells(study, folder=tmp_path) == ["b-0"]
     assert "b-0 failed: ZeroDivisionError" in capsys.readouterr().out
     assert read_results(tmp_path / "x.csv") == {"a-0": {"half": 3}, "b-1": {"half": 2}}
@@ -88,14 +101,7 @@ def test_a_run_goes_on_after_a_failure_and_repeats_nothing(tmp_path, capsys):
     assert list(read_results(tmp_path / "x.csv")) == ["a-0", "b-0", "b-1"]
     assert len(list(tmp_path.glob("ran-b-1-*"))) == 1
     assert run_cells(repaired, ["a-0"], folder=tmp_path, again=True) == []
-    assert len(list(tmp_path.glob("ran-a-0-*"))) == 2
-
-
-@pytest.mark.slow
-def test_quick_runs_are_shown_and_not_kept(tmp_path, capsys):
-    assert run_cells(make_study(tmp_path), ["a-*"], quick=True, folder=tmp_path) == []
-    assert '{"half": 3.0}' in capsys.readouterr().out
-    assert not (tmp_path / "x.csv").exists()
+    assert len(list(tmp_path.glob("ran-a-0-*"))) == 3
 
 
 def test_the_first_table_says_which_cells_are_missing(tmp_path, monkeypatch):

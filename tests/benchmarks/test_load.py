@@ -116,10 +116,7 @@ def test_latency_counts_from_when_a_request_was_due():
     assert (trial.latency[:8] > 0.1).all()
     assert (trial.sent - trial.due)[4:8].min() > 0.1
     assert trial.p99 > 0.15
-
-
-def test_too_few_connections_queue_in_the_load():
-    trial, server = put_load(every(0.001, 20), server=Server(seconds=0.01), connections=1)
+    trial, server = put_load(every(0.001, 20), server=Server(seconds=0.01), connections=1)  # they queue in the load
     assert server.connections == 1
     assert trial.latency[-1] > 20 * 0.01 - 0.02
     assert (np.diff(trial.sent) > 0.009).all()
@@ -127,9 +124,9 @@ def test_too_few_connections_queue_in_the_load():
 
 def test_lost_connections_are_retried_or_count_as_failures():
     kept, server = put_load(every(0.002, 30), server=Server(reset=(5, 11)), retries=2)
-    assert (kept.failures, kept.retries.sum(), len(server.bodies)) == (0, 2, 32)
-    lost, _ = put_load(every(0.002, 30), server=Server(reset=(5, 11)))
-    assert (lost.failures, lost.retries.sum()) == (2, 0)
+    assert (kept.failures, len(server.bodies)) == (0, 32)
+    lost, server = put_load(every(0.002, 30), server=Server(reset=(5, 11)))
+    assert (lost.failures, len(server.bodies)) == (2, 30)
     assert np.isinf(lost.p99)
 
 
@@ -142,15 +139,15 @@ def test_a_connection_that_the_server_closed_in_between_loses_nothing():
 def test_other_answers_and_a_hard_end():
     refused, _ = put_load(every(0.001, 5), server=Server(status=503))
     assert (refused.status.tolist(), refused.failures) == ([503] * 5, 5)
-    again, server = put_load(every(0.001, 5), server=Server(status=503), retries=2, again=(503,))
-    assert (again.retries.tolist(), len(server.bodies)) == ([2] * 5, 15)
+    _, server = put_load(every(0.001, 5), server=Server(status=503), retries=2, again=(503,))
+    assert len(server.bodies) == 15
     late, _ = put_load(every(0.001, 5), server=Server(seconds=5.0), grace=0.1)
     assert late.failures == np.isnan(late.finished).sum() == 5
 
 
 def test_quantiles_count_answers_that_never_came_and_no_warm_up():
     due, status = np.arange(100.0), np.full(100, 200)
-    trial = Trial(due, due, due + 0.1, status, np.zeros(100, int), np.zeros(100, int))
+    trial = Trial(due, due, due + 0.1, status, np.zeros(100, int))
     assert trial.quantile(0.5) == pytest.approx(0.1)
     assert replace(trial, finished=np.where(due < 5, due + 9.0, due + 0.1), warmup=5.0).p99 == pytest.approx(0.1)
     assert np.isfinite(replace(trial, status=np.where(due < 1, 0, status)).p99)  # one in a hundred

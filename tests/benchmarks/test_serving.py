@@ -26,8 +26,7 @@ SAMPLES = np.random.default_rng(0).normal(size=(12, 3, 16, 16)).astype(np.float3
 def make_trial(rows, answers=()):
     """A trial of (due, sent, finished, status)."""
     due, sent, finished, status = (np.array(column, float) for column in zip(*rows, strict=True))
-    zeros = np.zeros(len(rows), np.int16)
-    return Trial(due, sent, finished, status.astype(np.int16), zeros, np.arange(len(rows)), answers=answers)
+    return Trial(due, sent, finished, status.astype(np.int16), np.arange(len(rows)), answers=answers)
 
 
 def expect(labels, exits, near=()):

@@ -135,7 +135,7 @@ def test_loading_watches_memory_of_children_and_reads_folders(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_frozen_backbone_that_runs_once_gives_the_same_weights():
-    measured = training.measure_frozen(training.Case("small", 32, samples=64, validation=16), rounds=1)
+    measured = training.measure_frozen(training.Case("small", 32, samples=64), rounds=1)
     assert measured["furthest_weight"] < 1e-3
     assert measured["kb_a_sample"] > 0
     assert len(measured["speedup"]) == 3

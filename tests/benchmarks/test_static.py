@@ -21,7 +21,7 @@ def task(tiny_set):
 
 
 def test_cells():
-    assert set(tasks.SEEDS) == set(tasks.TITLES) == set(static.CANDIDATES) == set(static.RIVALS)
+    assert set(tasks.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES) == set(static.CANDIDATES) == set(static.RIVALS)
     assert all(part.family in static.FAMILIES for candidates in static.CANDIDATES.values() for part in candidates.values())
     cells, later = list(static.list_cells()), static.list_candidates("scenes", 1)
     assert {f"scenes/{name}-0" for name in ("adaptive", *static.CANDIDATES["scenes"])} <= set(cells)

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from exitlens.functional.baselines import blur, fill, impute
@@ -18,6 +17,8 @@ def make_images(side: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")  # there
 def test_images_are_imputed_as_by_pytorch_grad_cam():
+    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+
     images, missing = make_images()
     found = impute(images, missing, noise=0.0)
     for image, lost, filled in zip(images, missing[:, 0], found, strict=True):

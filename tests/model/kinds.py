@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -24,33 +26,30 @@ def check_outputs(outs, heads):
         torch.testing.assert_close(out.evidence.flatten(2).sum(2) + head.bias, out.logits, rtol=1e-4, atol=1e-4)
 
 
-class Recurrent(nn.Module):
-    """(B,T,2): recurrent layers, of which each gives a tuple."""
-
-    def __init__(self, kind: type[nn.Module] = nn.GRU, width: int = 6) -> None:
-        super().__init__()
-        self.one, self.two = kind(2, width, batch_first=True), kind(width, width, batch_first=True)
-        self.fc = nn.Linear(width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.one(x)
-        x, _ = self.two(x)
-        return self.fc(x[:, -1])
+@contextmanager
+def check_unchanged(network):
+    """Weights, gradients, modes and PyTorch's random state are what they were before."""
+    state, random = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+    modes = [module.training for module in network.modules()]
+    yield
+    changed = [name for name, value in network.state_dict().items() if not torch.equal(value, state[name])]
+    assert not changed
+    assert [module.training for module in network.modules()] == modes
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 class Encoder(nn.Module):
     """Tokens embedded as (B,N,D) or, by convolutions, as (B,D,...), perhaps with one for the class in front of them."""
 
-    def __init__(
-        self, embed: nn.Module, count: int, width: int = 8, classes: int = CLASSES, class_token: bool = False
-    ) -> None:
+    def __init__(self, embed: nn.Module, count: int, width: int = 8, class_token: bool = False) -> None:
         super().__init__()
         self.embed = embed
         self.token = nn.Parameter(torch.randn(1, 1, width)) if class_token else None
         self.position = nn.Parameter(0.1 * torch.randn(1, count + class_token, width))
         layer = {"nhead": 2, "dim_feedforward": 12, "batch_first": True}
         self.one, self.two = (nn.TransformerEncoderLayer(width, **layer) for _ in range(2))
-        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -70,6 +69,11 @@ def embed_steps(width: int = 8, **options: bool) -> Encoder:
 def embed_patches(**options: bool) -> Encoder:
     """(B,2,T): a token for every four steps."""
     return Encoder(nn.Conv1d(2, 8, 4, 4), STEPS // 4, **options)
+
+
+def embed_squares() -> Encoder:
+    """(B,1,16,16): a token for every 4x4 pixels, and one for the class."""
+    return Encoder(nn.Conv2d(1, 8, 4, 4), 16, class_token=True)
 
 
 def embed_features(**options: bool) -> Encoder:

@@ -1,26 +1,17 @@
 import pytest
 import torch
-from torchvision.models.resnet import BasicBlock, ResNet
 
 import exitlens as xl
 from tests.conftest import TinyNet
 
 
-@pytest.mark.parametrize(
-    ("make", "at", "side"),
-    [
-        (TinyNet, ["a", "b"], 16),
-        pytest.param(lambda: ResNet(BasicBlock, [1] * 4, num_classes=4), ["layer1", "layer3"], 48, marks=pytest.mark.slow),
-    ],
-)
-def test_a_kept_backbone_is_bit_identical_with_the_never_exit_policy(make, at, side):
-    backbone, x = make().eval(), torch.randn(3, 3, side, side)
-    net = xl.attach(backbone, at, 4, x, final="keep").eval()
-    assert torch.equal(net(x)[-1].logits, backbone(x))
+def test_a_kept_backbone_is_bit_identical_with_the_never_exit_policy(backbone, images):
+    net = xl.attach(backbone.eval(), ["a", "b"], 4, images, final="keep").eval()
+    assert torch.equal(net(images)[-1].logits, backbone(images))
     net.tuning = xl.Tuning()
-    pred = xl.predict(net, x, xl.Policy.never(3))
+    pred = xl.predict(net, images, xl.Policy.never(3))
     with torch.inference_mode():
-        assert torch.equal(pred.probabilities, backbone(x).softmax(-1))
+        assert torch.equal(pred.probabilities, backbone(images).softmax(-1))
 
 
 def test_cost_by_hand():

@@ -1,18 +1,17 @@
 """Relevance held against captum and pytorch-grad-cam; deletion and occlusion by hand."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
-from captum.attr import IntegratedGradients, LayerGradientXActivation
-from pytorch_grad_cam import LayerCAM
-from pytorch_grad_cam.utils.image import scale_cam_image
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
 from exitlens.functional.maps import place
 from exitlens.model.attribution import METHODS, STEPS, attribute_exits, occlude, perturb
-from tests.conftest import make_net
-from tests.model.kinds import make_network
+from exitlens.types.inputs import map_inputs
+from tests.conftest import TinyNet, make_net
+from tests.model.kinds import check_unchanged, make_network
 from tests.texts import make_text_net, make_texts
 
 
@@ -33,11 +32,6 @@ def net(net):
     return net
 
 
-def answer(net, images):
-    with torch.no_grad():
-        return [out.logits for out in net.eval()(images)]
-
-
 def test_by_hand_through_a_linear_stage():
     """Logits are w * mean(6 x) + b, and the score of class 0 is half of their difference."""
     net = make_linear_net()
@@ -50,15 +44,11 @@ def test_by_hand_through_a_linear_stage():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, method):
-    net.train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    for at, grid in ((0, (8, 8)), (1, (4, 4)), (2, (4, 4))):
-        relevance = xl.attribute(net, images, at=at, method=method)
-        assert (relevance.shape, relevance.dtype, relevance.requires_grad) == ((len(images), *grid), torch.float32, False)
-        assert relevance.lt(0).any() == (method != "layer_cam")
-    assert net.training
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert all(p.grad is None for p in net.parameters())
+    with check_unchanged(net.train()):
+        for at, grid in ((0, (8, 8)), (1, (4, 4)), (2, (4, 4))):
+            relevance = xl.attribute(net, images, at=at, method=method)
+            assert (relevance.shape, relevance.dtype, relevance.requires_grad) == ((40, *grid), torch.float32, False)
+            assert relevance.lt(0).any() == (method != "layer_cam")
 
 
 class After(nn.Module):
@@ -86,9 +76,10 @@ PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
 
 @pytest.mark.parametrize(("at", "exit"), PLACES)
 def test_gradients_are_those_of_captum(net, images, at, exit):
+    from captum.attr import IntegratedGradients, LayerGradientXActivation  # here: every worker imports what stands above
+
     x, whole, rest = images[:6], After(net, at, exit), After(net, at, exit, of_images=False)
-    labels = answer(net, x)[exit].argmax(1)
-    relevance = xl.attribute(net, x, at=at, exit=exit)
+    relevance, labels = xl.attribute(net, x, at=at, exit=exit), whole(x).argmax(1)
     expected = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
     torch.testing.assert_close(relevance, expected.detach().sum(1))
     features = whole.before(x).detach().requires_grad_()
@@ -101,12 +92,37 @@ def test_gradients_are_those_of_captum(net, images, at, exit):
 
 @pytest.mark.parametrize(("at", "exit"), [(0, 2), (1, 2)])
 def test_layer_cam_is_that_of_pytorch_grad_cam_but_for_its_scale(net, images, at, exit):
+    from pytorch_grad_cam import LayerCAM
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     x, whole, labels = images[:6], After(net, at, exit), [3, 2, 1, 0, 1, 2]
     found = xl.attribute(net, x, at=at, exit=exit, labels=torch.tensor(labels), method="layer_cam")
     with LayerCAM(whole, [whole.features]) as cam:
         theirs = cam(x, [ClassifierOutputTarget(label) for label in labels])
     ours = scale_cam_image(scale_cam_image(found.numpy(), (16, 16)))  # enlarged, and scaled before and after that
     torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), atol=1e-5, rtol=1e-4)
+
+
+def test_kept_evidence_equals_grad_cam():
+    """For global average pooling and a linear layer Grad-CAM is CAM; both are relu'd and scaled to their maximum."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    backbone = TinyNet().eval()
+    net = xl.attach(backbone, ["a"], 4, torch.zeros(1, 3, 16, 16), final="keep").eval()
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        out = net(x)[-1]
+    torch.testing.assert_close(out.evidence.sum((2, 3)) + backbone.fc.bias, out.logits, rtol=1e-4, atol=1e-5)
+    for label in range(4):
+        with GradCAM(backbone, [backbone.c]) as cam:
+            expected = torch.from_numpy(cam(x, [ClassifierOutputTarget(label)] * 3))
+        ours = nn.functional.interpolate(out.evidence[:, label, None].relu(), (16, 16), mode="bilinear")[:, 0]
+        ours = ours / ours.amax((1, 2), keepdim=True).clamp_min(1e-7)
+        for a, b in zip(ours, expected, strict=True):
+            if b.max() > 0:
+                assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
 
 
 def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
@@ -184,26 +200,23 @@ def test_bad_arguments(net, images, values, message):
         xl.attribute(net, images, **values)
 
 
-def classify(net, inputs):
+@contextmanager
+def prepare(net, inputs):
+    """Give an engine, two batches, probabilities and maps: what :func:`occlude` and :func:`perturb` take."""
     with torch.no_grad():
-        return [out.logits.softmax(1) for out in net(inputs)]
-
-
-@pytest.fixture
-def parts():
-    """A text network and texts; their probabilities, maps and two batches; an engine."""
-    net, inputs = make_text_net().eval(), make_texts(7)
-    with torch.no_grad():
-        maps = [out.attention for out in net(inputs)]
-    batches = [(rows, {k: t[rows] for k, t in inputs.items()}) for rows in (slice(0, 5), slice(5, 7))]
+        outs = net(inputs)
+    batches = [(rows, map_inputs(inputs, lambda t, rows=rows: t[rows])) for rows in (slice(0, 5), slice(5, 7))]
     with net.open_engine() as engine:
-        yield net, inputs, (engine, batches, classify(net, inputs), maps)
+        yield engine, batches, [out.logits.softmax(1) for out in outs], [out.attention for out in outs]
 
 
 @pytest.mark.slow
-def test_every_cell_by_itself_and_none_of_the_padding(parts):
-    net, inputs, (*_, plain, maps) = parts
-    found = occlude(net, *parts[2])
+@torch.no_grad()
+def test_every_cell_by_itself_and_none_of_the_padding():
+    net, inputs = make_text_net().eval(), make_texts(7)
+    with prepare(net, inputs) as given:
+        found = occlude(net, *given)
+    plain, maps = given[2:]
     real = maps[0] > 0  # neither padding nor the first token, which stands for the class
     for k, drops in enumerate(found):
         assert drops.shape == maps[k].shape
@@ -212,25 +225,25 @@ def test_every_cell_by_itself_and_none_of_the_padding(parts):
     shorter["attention_mask"][:, 2] = 0
     rows = real[:, 2] & (real.sum(1) > 1)
     assert rows.any()
-    for k, after in enumerate(classify(net, shorter)):
+    for k, out in enumerate(net(shorter)):
         label = plain[k].argmax(1, keepdim=True)
-        by_hand = (plain[k] - after).gather(1, label).squeeze(1)
+        by_hand = (plain[k] - out.logits.softmax(1)).gather(1, label).squeeze(1)
         torch.testing.assert_close(found[k][rows, 2], by_hand[rows], atol=1e-6, rtol=1e-4)
 
 
-def test_deleting_a_map_of_one_cell_is_occluding_that_cell(parts):
-    net, _, (*_, maps) = parts
-    alone = occlude(net, *parts[2])
-    drops, keeps = perturb(net, *parts[2], 1e-3)
+def test_deleting_a_map_of_one_cell_is_occluding_that_cell(net, images):
+    with prepare(net, images[:7]) as given:
+        alone = occlude(net, *given)
+        drops, keeps = perturb(net, *given, 1e-3)
     for k, drop in enumerate(drops):
-        top = maps[k].argmax(1, keepdim=True)
-        torch.testing.assert_close(drop, alone[k].gather(1, top).squeeze(1), atol=1e-6, rtol=1e-4)
+        top = given[3][k].flatten(1).argmax(1, keepdim=True)
+        torch.testing.assert_close(drop, alone[k].flatten(1).gather(1, top).squeeze(1), atol=1e-6, rtol=1e-4)
         assert ((keeps[k] >= 0) & (keeps[k] <= 1)).all()
 
 
-def test_maps_from_elsewhere_are_judged_by_the_exit_they_are_about(parts):
-    net, _, (*given, maps) = parts
-    expected = perturb(net, *given, maps, 0.3)
-    again = perturb(net, *given, [maps[2], maps[0], maps[2]], 0.3, exits=[2, 0, 2])
+def test_maps_from_elsewhere_are_judged_by_the_exit_they_are_about(net, images):
+    with prepare(net, images[:7]) as (*given, maps):
+        expected = perturb(net, *given, maps, 0.3)
+        again = perturb(net, *given, [maps[2], maps[0], maps[2]], 0.3, exits=[2, 0, 2])
     for values, wanted in zip(again, expected, strict=True):
         assert all(torch.equal(value, wanted[k]) for value, k in zip(values, (2, 0, 2), strict=True))

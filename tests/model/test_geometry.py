@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting.trace import trace
 from exitlens.model.geometry import NOWHERE, Grid, MapGeometry, Spacing, join, locate, warn_of_small_reach
 from tests.conftest import TinyNet
@@ -236,14 +235,6 @@ def test_strided_kernels_leave_maps_off_their_cells(first, offsets):
     assert net.map_offsets[0] == net.info.feature_offsets[0] == offsets
 
 
-@pytest.mark.slow
-def test_a_centred_network_has_no_offsets():
-    torch.manual_seed(0)
-    net = xl.attach(SmallResNet(4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 32, 32))
-    assert net.info.map_offsets == ()  # random weights lean too little to count
-    assert net.map_offsets == ((0.0, 0.0),) * 3
-
-
 def test_kernels_that_lean_against_their_padding_are_centred():
     network = TinyNet()
     network.a[0] = nn.Conv2d(3, 6, 3, 2, 1)
@@ -286,15 +277,6 @@ def test_geometry_is_that_of_the_gradient_of_a_head(head):
     centre = (mass * (torch.arange(64) + 0.5)).sum() / mass.sum()
     cell = 64 / located.shape[2]
     assert centre.item() == pytest.approx((row + 0.5 + net.map_offsets[0][0]) * cell, abs=1e-3)
-
-
-def test_features_with_channels_last_are_followed():
-    def forward(net, x):
-        x = net.b(net.a(x).contiguous()).permute(0, 2, 3, 1)
-        return net.fc(net.last(net.rest(x)).mean((1, 2)))
-
-    network = make_network(forward, TinyNet, rest=nn.Linear(8, 8), last=nn.Linear(8, 10))
-    assert attach(network, ["rest"], layout="nhwc").map_offsets == ((-0.375, -0.375),) * 2
 
 
 def test_tokens_are_followed():

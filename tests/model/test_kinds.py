@@ -7,13 +7,13 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.heads import have_maps
-from tests.kinds import Both, Convolutional, Perceptron
+from tests.kinds import Both, Convolutional, Perceptron, Recurrent
 from tests.model.kinds import (
     STEPS,
-    Recurrent,
     check_outputs,
     embed_features,
     embed_patches,
+    embed_squares,
     embed_steps,
     make_network,
 )  # fmt: skip
@@ -22,36 +22,44 @@ FIRST, LAST = torch.randn(3, 2, STEPS), torch.randn(3, STEPS, 2)
 VOLUME, VECTOR = torch.randn(3, 1, 8, 12, 16), torch.randn(3, 6)
 IMAGES = torch.randn(3, 1, 16, 16)
 GROUPS = {"left": [0, 1], "right": [2, 4, 5]}
-WHOLE, STEPS_AND_CLASS, PATCHES_AND_CLASS = Layout("tokens"), Layout("tokens", 1, (24,)), Layout("tokens", 1, (6,))
+WHOLE = Layout("tokens")
+STEPS_AND_CLASS, PATCHES_AND_CLASS, SQUARES = (Layout("tokens", 1, grid) for grid in ((24,), (6,), (4, 4)))
 MAPS, VOLUMES, PICTURES = [(12,), (6,), (6,)], [(4, 6, 8), (2, 3, 4), (2, 3, 4)], [(8, 8), (4, 4), (4, 4)]
 TRANSPOSED = make_network(lambda net, x: Convolutional.forward(net, x.transpose(1, 2)), Convolutional)
 TWO, SEVERAL = ["first", "second"], {"image": IMAGES, "vector": torch.randn(3, 4)}
+
+
+def read_last(net, x):
+    x = net.mix(net.stem(x).permute(0, 2, 3, 1))
+    return net.fc(torch.relu(net.more(x)).mean((1, 2)))
+
+
+def make_last():
+    """Return a network of images whose features have their channels last."""
+    layers = {"stem": nn.Conv2d(1, 6, 2, 2), "mix": nn.Linear(6, 6), "more": nn.Linear(6, 6), "fc": nn.Linear(6, 3)}
+    return make_network(read_last, **layers)
+
+
 CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels last
     "convolutions": (Convolutional, TWO, FIRST, Layout("nchw"), MAPS, False),
     "transposed": (lambda: TRANSPOSED, TWO, LAST, Layout("nchw"), MAPS, True),
-    "gru": (Recurrent, ["one"], LAST, WHOLE, [(24,)] * 2, True),
-    "lstm": (lambda: Recurrent(nn.LSTM), ["one"], LAST, WHOLE, [(24,)] * 2, True),
-    "square gru": (lambda: Recurrent(width=STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
+    "recurrent": (Recurrent, TWO, LAST, WHOLE, [(24,)] * 3, True),
+    "square recurrent": (Recurrent, TWO, LAST[:, :12], WHOLE, [(12,)] * 3, True),  # as many steps as hidden units
     "tokens": (embed_steps, ["one"], LAST, WHOLE, [(24,)] * 2, True),
     "square tokens": (lambda: embed_steps(STEPS), ["one"], LAST, WHOLE, [(24,)] * 2, True),
     "class token": (lambda: embed_steps(class_token=True), ["one"], LAST, STEPS_AND_CLASS, [(24,)] * 2, True),
     "patches": (embed_patches, ["one"], FIRST, WHOLE, [(6,)] * 2, False),
     "patches, class": (lambda: embed_patches(class_token=True), ["one"], FIRST, PATCHES_AND_CLASS, [(6,)] * 2, False),
     "volume": (lambda: Convolutional(1, 3), TWO, VOLUME, Layout("nchw"), VOLUMES, False),
+    "squares, class": (embed_squares, ["one"], IMAGES, SQUARES, [(4, 4)] * 2, False),
+    "channels last": (make_last, ["mix"], IMAGES, Layout("nhwc"), [(8, 8)] * 2, False),
     "feature tokens": (embed_features, ["one"], VECTOR, WHOLE, [(6,)] * 2, False),
-    "feature and class tokens": (
-        lambda: embed_features(class_token=True),
-        ["one"],
-        VECTOR,
-        PATCHES_AND_CLASS,
-        [(6,)] * 2,
-        False,
-    ),
+    "feature, class": (lambda: embed_features(class_token=True), ["one"], VECTOR, PATCHES_AND_CLASS, [(6,)] * 2, False),
     "several": (Both, TWO, SEVERAL, Layout("nchw"), PICTURES, False),
 }
 
 
-QUICK = ("convolutions", "gru", "class token", "volume", "feature and class tokens", "several")
+QUICK = ("convolutions", "recurrent", "squares, class", "channels last", "volume", "feature, class", "several")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
@@ -74,7 +82,9 @@ def test_a_kind_is_told_and_its_exits_work(name):
     assert torch.equal(kept(example)[-1].logits, plain)
 
 
-@pytest.mark.parametrize("name", ["convolutions", "gru", "class token", "patches", "volume", "feature tokens", "several"])
+@pytest.mark.parametrize(
+    "name", ["convolutions", "recurrent", "class token", "patches", "volume", "feature tokens", "several"]
+)
 def test_context_heads_of_each_kind(name):
     make, at, example, *_ = CASES[name]
     net = xl.attach(make().eval(), at, 3, example, head="context").eval()
@@ -90,13 +100,6 @@ def test_hidden_units_are_no_locations_and_groups_are():
     net = xl.attach(Perceptron(6), ["first"], 3, VECTOR, groups=GROUPS).eval()
     assert [tuple(out.attention.shape) for out in net(VECTOR)] == [(3, 2), (3, 2)]
     assert net.info.groups == (("left", (0, 1)), ("right", (2, 4, 5)))
-    # beside the hidden features, a location reads the columns of its group only: column 3 is in none
-    neck, hidden = net.head(0).neck, torch.zeros(1, 16, 1)
-    vector, other = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
-    other[:, [0, 1]] = vector[:, [0, 1]]
-    first, second = neck(hidden, vector), neck(hidden, other)
-    assert torch.equal(first[..., 0], second[..., 0])
-    assert not torch.equal(first[..., 1], second[..., 1])
 
 
 def test_a_square_that_no_layer_explains_is_asked_about():
@@ -111,8 +114,9 @@ def test_a_square_that_no_layer_explains_is_asked_about():
 
 def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps():
     """Steps times gates times (inputs + state)."""
-    (point,) = xl.list_exit_candidates(Recurrent().eval(), LAST, runs=0)
-    assert (point.name, point.macs, point.shape) == ("one", STEPS * 3 * 6 * (2 + 6), (STEPS, 6))
+    first, second = xl.list_exit_candidates(Recurrent().eval(), LAST, runs=0)
+    assert (first.name, first.macs, first.shape) == ("first", STEPS * 3 * 12 * (2 + 12), (STEPS, 12))
+    assert (second.name, second.macs) == ("second", first.macs + STEPS * 3 * 12 * (12 + 12))
 
 
 def test_a_classifier_alone_has_nothing_to_leave_early_from():

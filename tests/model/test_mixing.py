@@ -1,6 +1,5 @@
 """What mixes, held constant on the way back: against detached tensors by hand, and unchanged where it is not held."""
 
-import gc
 import weakref
 from contextlib import nullcontext
 
@@ -14,7 +13,6 @@ import exitlens as xl
 from exitlens.model.mixing import Mixing
 from tests.conftest import TinyNet
 from tests.model.kinds import make_network
-from tests.texts import make_text_net
 
 
 def _normalise(x, mixes):
@@ -80,24 +78,23 @@ def test_weights_are_trained_as_without_it_and_arguments_may_be_named():
 
 
 @pytest.mark.slow
-def test_networks_know_whether_they_attend():
-    assert make_text_net().has_self_attention
-    assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_self_attention
-    blocks = (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
-    assert xl.attach(make_transformer(*blocks), ["one"], 4, torch.zeros(1, 3, 16, 16)).has_self_attention
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "at", "side", "attends"),
     [
+        (TinyNet, "a", 16, False),
         (lambda: "timm:resnest14d", "layer1", 64, False),  # a softmax over branches
         (lambda: models.SwinTransformer([4, 4], 24, [1, 1], [1, 2], [7, 7], num_classes=4), "features.1", 64, True),
         (lambda: "timm:levit_128s", "stages.0", 224, True),
         (lambda: pytest.importorskip("timm").create_model("vit_tiny_patch16_224", depth=3), "blocks.1", 224, True),
+        (
+            lambda: make_transformer(*(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))),
+            "one",
+            16,
+            True,
+        ),
     ],
 )
-def test_attention_is_told_from_other_softmaxes(make, at, side, attends):
+def test_networks_know_whether_they_attend(make, at, side, attends):
     assert xl.attach(make(), [at], 4, torch.zeros(1, 3, side, side)).has_self_attention == attends
 
 
@@ -121,7 +118,6 @@ def test_what_the_first_layer_norm_took_is_found_and_not_kept():
     assert mixing.find_unmixed(other) is other  # asked again
     forgotten = weakref.ref(first)
     del out, first
-    gc.collect()
     assert forgotten() is None
     mixing = Mixing()
     with mixing:

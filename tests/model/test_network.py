@@ -139,6 +139,8 @@ def test_modality_and_example_follow_from_the_record():
 
 
 SPEC = InputSpec(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1, (torch.int64, torch.int64))
+UNNAMED, IDS = InputSpec((), (5,), vocabulary=(9,), dtypes=(torch.int64,)), torch.zeros(2, 5, dtype=torch.long)
+SIZED = InputSpec((), (3, 32, 32), exact_size=True)
 
 
 def test_texts_come_in_the_order_of_the_network():
@@ -154,38 +156,30 @@ def _change(**changes):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    ("spec", "inputs", "message"),
     [
-        (torch.zeros(2, LENGTH, dtype=torch.long), "a dict with"),
-        ({"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}, r"got \['input_ids'\]"),
-        (_change(input_ids=torch.zeros(12, LENGTH)), r"texts\['input_ids'\]: expected integers"),
-        (_change(input_ids=torch.zeros(12, LENGTH + 1, dtype=torch.long)), "pad or cut the texts to 10"),
-        (_change(attention_mask=torch.ones(11, LENGTH).long()), r"\['attention_mask'\]: expected integers \(12,10\)"),
-        (_change(input_ids=torch.full((12, LENGTH), WORDS)), r"values in \[0, 40\), got 40 to 40.*tokenizer"),
-        (_change(input_ids=torch.full((12, LENGTH), -1)), r"got -1 to -1"),
-        (_change(attention_mask=torch.full((12, LENGTH), 2)), "1 for a token and 0 for padding"),
-        (_change(attention_mask=torch.zeros(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
-        (_change(attention_mask=torch.eye(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
-        ({name: value[:0] for name, value in make_texts().items()}, "the batch is empty"),
-        (_change(input_ids=make_texts()["input_ids"].to("meta")), "on cpu as the network, got meta"),
-        (_change(input_ids="words"), "expected integers"),
+        (SPEC, torch.zeros(2, LENGTH, dtype=torch.long), "a dict with"),
+        (SPEC, {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}, r"got \['input_ids'\]"),
+        (SPEC, _change(input_ids=torch.zeros(12, LENGTH)), r"x\['input_ids'\]: expected integers"),
+        (SPEC, _change(input_ids=torch.zeros(12, LENGTH + 1, dtype=torch.long)), "pad or cut the texts to 10"),
+        (SPEC, _change(attention_mask=torch.ones(11, LENGTH).long()), r"\['attention_mask'\]: expected integers \(12,10\)"),
+        (SPEC, _change(input_ids=torch.full((12, LENGTH), WORDS)), r"values in \[0, 40\), got 40 to 40.*tokenizer"),
+        (SPEC, _change(input_ids=torch.full((12, LENGTH), -1)), r"got -1 to -1"),
+        (SPEC, _change(attention_mask=torch.full((12, LENGTH), 2)), "1 for a token and 0 for padding"),
+        (SPEC, _change(attention_mask=torch.zeros(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        (SPEC, _change(attention_mask=torch.eye(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        (SPEC, {name: value[:0] for name, value in make_texts().items()}, "the batch is empty"),
+        (SPEC, _change(input_ids=make_texts()["input_ids"].to("meta")), "on cpu as the network, got meta"),
+        (SPEC, _change(input_ids="words"), "expected integers"),
+        (UNNAMED, {"ids": IDS}, r"x: expected a tensor of tokens \(B,5\), got dict"),
+        (SIZED, torch.zeros(2, 3, 40, 40), r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"),
     ],
 )
-def test_bad_texts_are_one_clear_error(inputs, message):
+def test_bad_inputs_are_one_clear_error(spec, inputs, message):
     with pytest.raises(xl.errors.InputError, match=message):
-        SPEC.check(inputs, "texts", torch.zeros(1))
+        spec.check(inputs, "x", torch.zeros(1))
 
 
-def test_tokens_without_names():
-    plain = InputSpec((), (5,), vocabulary=(9,), dtypes=(torch.int64,))
-    ids = torch.zeros(2, 5, dtype=torch.long)
-    assert plain.check(ids, "x", torch.zeros(1)) == (ids,)
-    with pytest.raises(xl.errors.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):
-        plain.check({"ids": ids}, "x", torch.zeros(1))
-
-
-def test_a_network_traced_for_one_size_says_so():
-    input_spec = InputSpec((), (3, 32, 32), exact_size=True)
-    input_spec.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
-    with pytest.raises(xl.errors.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
-        input_spec.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))
+def test_tokens_without_names_and_images_of_one_size():
+    assert UNNAMED.check(IDS, "x", torch.zeros(1)) == (IDS,)
+    SIZED.check(torch.zeros(2, 3, 32, 32), "x", torch.zeros(1))

@@ -9,7 +9,7 @@ from exitlens.model.cutting import boundaries
 from exitlens.model.cutting.boundaries import Layout, find_channel_axis, find_input_channel_axis
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
-from tests.model.kinds import Encoder, check_outputs, make_network
+from tests.model.kinds import CLASSES, check_outputs, embed_squares, make_network
 
 SERIES = torch.zeros(1, 5, 7)
 
@@ -59,7 +59,7 @@ def test_the_axis_of_channels_follows_the_way(layer, way, export):
     assert find_channel_axis(traced, node) == (3 - before if swaps else before)
 
 
-@pytest.mark.parametrize("export", [False, True])
+@pytest.mark.parametrize("export", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("layer", "axis"), [("conv", 1), ("linear", 2), ("gru", 2)])
 def test_the_axis_of_an_input_is_that_of_its_first_reader(layer, axis, export):
     network = make_way(LAYERS[layer](), lambda x: x, 6 * (7 if layer == "conv" else 5))
@@ -223,32 +223,9 @@ def test_padding_and_class_tokens_are_no_locations():
     assert Layout("tokens", 1, (1, 3)).locations(features) is None
 
 
-def make_vit():
-    return Encoder(nn.Conv2d(3, 16, 4, 4), 16, 16, 4, class_token=True)
-
-
-@pytest.mark.parametrize("final", ["head", "keep"])
-def test_tokens_become_a_grid_without_the_class_token(final, tmp_path):
-    backbone = make_vit().eval()
-    x = torch.randn(6, 3, 16, 16)
-    net = xl.attach(backbone, ["one"], 4, x, final=final).eval()
-    outs = net(x)
-    assert [o.attention.shape for o in outs] == [(6, 4, 4)] * 2
-    check_outputs(outs[:1], net.heads[:1])
-    if final == "keep":
-        assert torch.equal(outs[1].logits, backbone(x))
-        assert not net.head(1).exact_evidence
-    pred = xl.predict(net, x, xl.Policy((0.3,)), attention=True)
-    assert pred.exits.tolist() == xl.route(xl.collect(net, x), xl.Policy((0.3,))).tolist()
-    xl.EGTLoss()(net.train()(x), torch.zeros(6).long()).total.backward()
-    assert backbone.one.linear1.weight.grad.abs().sum() > 0
-    back, _ = xl.load(xl.save(net.eval(), None, tmp_path / "b"), backbone=make_vit())
-    torch.testing.assert_close(back(x)[0].logits, net(x)[0].logits)
-
-
-def test_deep_exits_read_the_tokens_of_the_first_one_beside_their_own(tmp_path):
-    backbone, x = make_vit().eval(), torch.randn(6, 3, 16, 16)
-    net = xl.attach(backbone, ["one", "two"], 4, x, head="context").eval()
+def test_deep_exits_read_the_tokens_of_the_first_one_beside_their_own():
+    x = torch.randn(6, 1, 16, 16)
+    net = xl.attach(embed_squares(), ["one", "two"], CLASSES, x, head="context").eval()
     assert [head.lateral is None for head in net.heads] == [True, False, False]
     assert net.map_offsets == ((0.0, 0.0),) * 3
     outs = net(x)
@@ -258,25 +235,10 @@ def test_deep_exits_read_the_tokens_of_the_first_one_beside_their_own(tmp_path):
     _, lateral = net.stage(1)(tokens, *net.stage(0)(x)[1:])[:2]
     assert torch.equal(lateral, tokens)
     assert net.head(1).locate(torch.zeros_like(tokens), lateral).std() > 0
-    pred = xl.predict(net, x, xl.Policy((0.3, 0.3)), attention=True)
-    assert pred.exits.tolist() == xl.route(xl.collect(net, x), xl.Policy((0.3, 0.3))).tolist()
-    back, _ = xl.load(xl.save(net, None, tmp_path / "b"), backbone=make_vit())
-    torch.testing.assert_close(back(x)[2].logits, outs[2].logits)
 
 
 def test_a_finer_map_of_the_stem_comes_before_the_tokens_of_the_first_exit():
-    network = make_vit()
-    network.embed = nn.Sequential(nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, 16, 2, 2))
-    net = xl.attach(network, ["one", "two"], 4, torch.randn(2, 3, 16, 16), head="context").eval()
-    assert [tuple(out.attention.shape[1:]) for out in net(torch.randn(2, 3, 16, 16))] == [(8, 8)] * 3
-
-
-def test_channels_last_features():
-    def forward(net, x):
-        x = net.mlp(net.stem(x).permute(0, 2, 3, 1))
-        return net.fc(torch.relu(net.more(x)).mean((1, 2)))
-
-    layers = {"stem": nn.Conv2d(3, 24, 2, 2), "mlp": nn.Linear(24, 24), "more": nn.Linear(24, 24), "fc": nn.Linear(24, 4)}
-    net = xl.attach(make_network(forward, **layers), ["mlp"], 4, torch.zeros(1, 3, 16, 16), final="keep")
-    assert [o.attention.shape for o in net(torch.randn(2, 3, 16, 16))] == [(2, 8, 8)] * 2
-    assert net.head(0).layout.kind == "nhwc"
+    network, x = embed_squares(), torch.randn(2, 1, 16, 16)
+    network.embed = nn.Sequential(nn.Conv2d(1, 6, 2, 2), nn.Conv2d(6, 8, 2, 2))
+    net = xl.attach(network, ["one", "two"], CLASSES, x, head="context").eval()
+    assert [tuple(out.attention.shape[1:]) for out in net(x)] == [(8, 8)] * 3

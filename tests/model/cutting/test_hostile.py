@@ -1,5 +1,6 @@
-"""Backbones that do unusual things: cut exactly, or refused with our own error; found by attacking the library."""
+"""Backbones that do unusual things: cut exactly, or refused with the place and the nearest cut that works."""
 
+from collections import OrderedDict
 from dataclasses import make_dataclass
 
 import pytest
@@ -57,8 +58,6 @@ def test_no_grad_in_the_forward_is_kept():
     net.train()(X)[-1].logits.sum().backward()
     assert network.a.weight.grad is None
     assert network.b.weight.grad is not None
-    with pytest.raises(xl.errors.AttachError, match=r"the gradient of 'a.bias' is not.*no_grad"):  # a cut inside the block
-        attach(network, AT)
 
 
 class StraightThrough(torch.autograd.Function):
@@ -114,49 +113,147 @@ NORMS = {"a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3), "w": nn.Parameter(torch
 UNCOUNTED = make_network(lambda n, x: (n.b(n.a(x))[:, None] * n.w).sum((2, 3, 4)), **NORMS)
 
 
-@pytest.mark.slow
+def block(inputs, outputs):
+    layers = {"conv": nn.Conv2d(inputs, outputs, 3, padding=1), "norm": nn.BatchNorm2d(outputs), "act": nn.ReLU()}
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Chooses(nn.Module):
+    """Runs something else when the batch is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = block(8, 8)
+
+    def forward(self, x):
+        return self.inner(x) if x.mean() > 0 else x
+
+
+class Net(nn.Module):
+    """stem, a middle of one's choice, end, classifier; ``returns`` makes the output of the logits and the features."""
+
+    def __init__(self, middle=None, returns=None):
+        super().__init__()
+        self.stem, self.middle, self.end = block(3, 8), middle or block(8, 8), block(8, 8)
+        self.fc, self.returns = nn.Linear(8, 5), returns
+
+    def forward(self, x):
+        x = self.end(self.middle(self.stem(x)))
+        logits = self.fc(x.mean((2, 3)))
+        return self.returns(logits, x) if self.returns else logits
+
+
+def loop(net, x):
+    x = net.stem(x)
+    for _ in range(3):
+        x = net.middle(x)
+    return net.fc(net.end(x).mean((2, 3)))
+
+
+LOOP = make_network(loop, Net)
+
+
+def convolve_windows(net, x):
+    """Convolve windows, two an image: there the batch axis is not the samples'."""
+    samples = x.shape[0]
+    x = net.inside(x.unflatten(2, (2, 8)).transpose(1, 2).flatten(0, 1))
+    return x.unflatten(0, (samples, 2)).transpose(1, 2).flatten(2, 3) + net.again.weight.sum()
+
+
+def carry_windows(net, x):
+    """After a cut at ``again``, need the windows, two rows a sample, once more."""
+    samples = x.shape[0]
+    windows = net.inside(x.unflatten(2, (2, 8)).transpose(1, 2).flatten(0, 1))
+    return net.again(x) + windows.unflatten(0, (samples, 2)).transpose(1, 2).flatten(2, 3)
+
+
+def make_windows(forward):
+    return Net(make_network(forward, inside=block(8, 8), again=nn.Conv2d(8, 8, 1)))
+
+
+def make_unet(pooled):
+    def forward(net, x):
+        skip = net.down(x)
+        low = net.bottom(F.max_pool2d(skip, 2))
+        out = net.out(net.up(torch.cat([F.interpolate(low, scale_factor=2), skip], 1)))
+        return out.mean((2, 3)) if pooled else out
+
+    layers = {"down": block(3, 8), "bottom": block(8, 16), "up": block(24, 8), "out": nn.Conv2d(8, 5, 1)}
+    return make_network(forward, **layers)
+
+
+def count_calls(net, x):
+    net.calls += 1
+    return Base.forward(net, x) * net.calls
+
+
+ZEROS = nn.Linear(16, 5)
+nn.init.zeros_(ZEROS.weight), nn.init.zeros_(ZEROS.bias)
+REFUSED = [
+    (Net(Chooses()), ["stem"], r"in module 'middle' \(Chooses\), line \d+ of test_hostile.*cuts.*'stem', 'middle'"),
+    (Net(Chooses()), 2, "in module 'middle'"),
+    (Chooses(), [], "in its own forward, line"),
+    (LOOP, ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
+    (LOOP, ["middle.conv"], "'middle.conv': it runs 3 times"),
+    (LOOP, 99, r"99 early exits do not fit.*\('middle\S*, for example, runs 3 times: no name says after which\)"),
+    (make_windows(convolve_windows), ["middle.inside"], r"shape \(4, 8, 8, 16\) for two samples.*the nearest cut"),
+    (make_windows(carry_windows), ["middle.again"], "more than the batch axis would have to be dynamic; the nearest cut"),
+    (make_unet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
+    (Net(returns=lambda logits, x: (logits, 2 * logits)), ["stem"], "a tuple of a tensor.*of which 2 could be"),
+    (nn.DataParallel(Net()), ["stem"], "wrapped by DataParallel"),
+    (torch.compile(Net(), backend="eager"), ["stem"], "wrapped by OptimizedModule"),
+]
+REFUSED_WHEN_VERIFIED = [
+    (make(count_into_the_answer, n=torch.zeros(())), AT, "more than the batch axis would have to be dynamic"),
+    (make(lambda n, x: n.tail(StraightThrough.apply(n.b(F.relu(n.a(x)))))), AT, "the gradient of 'a.bias' is not"),
+    (make(replace_a_buffer, n=torch.zeros(())), AT, "buffer 'n' is not"),
+    (make(mix_samples, gate=GATE), AT, "depend on who else is in the batch"),
+    (BatchStatistics(), AT, "depend on who else is in the batch"),
+    (make(lambda n, x: Base.forward(n, x * 2 if len(x) > 1 else x)), AT, "single sample|on who else|cannot be traced"),
+    (make(lambda n, x: Base.forward(n, x).squeeze()), AT, r"returns a tensor \(5,\)"),
+    (make(make_a_buffer), AT, "makes 'pos'.*run one batch"),
+    (make(name_like_torch_fx, graph=nn.Conv2d(3, 3, 1)), AT, "'graph' has the name of something that torch.fx needs. Fix"),
+    (UNCOUNTED, ["a"], "no multiply-accumulates"),
+    (make(go_through_integers, number=NUMBER), ["number"], "are torch.int64, .* torch.float32; the nearest cut"),
+    (make(freeze_the_stem), AT, r"the gradient of 'a.bias' is not.*no_grad"),  # a cut inside the block
+    (make(count_calls, calls=0), ["a"], "a second call: its forward keeps a state"),
+    (make(lambda n, x: Base.forward(n, x - x.mean(0, keepdim=True)), fc=ZEROS), AT, "depend on who else is in the batch"),
+]
+
+
 @pytest.mark.parametrize(
     ("network", "at", "message"),
-    [
-        (make(lambda n, x: n.tail(StraightThrough.apply(n.b(F.relu(n.a(x)))))), AT, "the gradient of 'a.bias' is not"),
-        (make(replace_a_buffer, n=torch.zeros(())), AT, "buffer 'n' is not"),
-        (make(mix_samples, gate=GATE), AT, "depend on who else is in the batch"),
-        (BatchStatistics(), AT, "depend on who else is in the batch"),
-        (make(lambda n, x: Base.forward(n, x * 2 if len(x) > 1 else x)), AT, "single sample|on who else|cannot be traced"),
-        (make(lambda n, x: Base.forward(n, x).squeeze()), AT, r"returns a tensor \(5,\)"),
-        (make(make_a_buffer), AT, "makes 'pos'.*run one batch"),
-        (
-            make(name_like_torch_fx, graph=nn.Conv2d(3, 3, 1)),
-            AT,
-            "'graph' has the name of something that torch.fx needs. Fix",
-        ),
-        (UNCOUNTED, ["a"], "no multiply-accumulates"),
-        (make(go_through_integers, number=NUMBER), ["number"], "are torch.int64, .* torch.float32; the nearest cut"),
-    ],
+    [*REFUSED, *(pytest.param(*case, marks=pytest.mark.slow) for case in REFUSED_WHEN_VERIFIED)],
 )
-def test_refused_by_our_own_error(network, at, message):
+@pytest.mark.filterwarnings("ignore")  # of torch about lazy modules and nn.DataParallel
+def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
     with pytest.raises(xl.errors.AttachError, match=message):
         attach(network, at)
+    assert capfd.readouterr().err == ""
 
 
-def test_a_counter_that_crosses_is_never_counted_twice():
-    network = make(count_into_the_answer, n=torch.zeros(()))
-    with pytest.raises(xl.errors.AttachError, match="more than the batch axis would have to be dynamic"):
-        attach(network)
-    assert network.n == 0
+@pytest.mark.parametrize(
+    ("network", "at"),
+    [
+        (LOOP, ["stem", "end.conv"]),
+        (make_windows(convolve_windows), ["stem", "middle"]),
+        (make_windows(carry_windows), ["stem", "middle"]),
+        (make_unet(True), ["down", "bottom"]),
+        (Net(returns=lambda logits, x: {"hidden": x, "logits": logits}), ["stem"]),
+        (Net(returns=lambda logits, x: (x, logits)), ["stem"]),
+    ],
+)
+def test_the_cuts_that_work_there(network, at):
+    assert attach(network, at, "head")(X)[0].logits.shape == (6, 5)
 
 
-def test_recurrent_layers_are_features():
-    layers = {"first": nn.LSTM(16, 18, batch_first=True), "second": nn.GRU(18, 20, batch_first=True), "fc": nn.Linear(20, 5)}
-    forward = lambda n, ids: n.fc(n.second(n.first(n.e(ids))[0])[0][:, -1])  # noqa: E731
-    network, ids = make_network(forward, e=nn.Embedding(50, 16), **layers), torch.randint(0, 50, (4, 12))
-    net = attach(network, ["first"], example=ids)
-    assert_exact(network, net, ids)
-    headed = attach(network, ["e", "first"], "head", ids)
-    assert any(p is network.second.weight_ih_l0 for p in headed.parameters())
-    assert [head.classifier.in_features for head in headed.heads] == [16, 18, 20]
-    assert 0.2 < headed.cost[1] < 0.7
-    assert attach(network, 1, example=ids).info.at == ("first",)
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_scripted_modules():
+    quantised = torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear})
+    with pytest.raises(xl.errors.AttachError, match=r"'fc' is a quantised Linear.*float network"):
+        attach(quantised)
+    with pytest.raises(xl.errors.AttachError, match="TorchScript"):
+        attach(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())))
 
 
 def make_encoder(embed=lambda net, ids: net.e(ids), **members):

@@ -14,7 +14,7 @@ from exitlens.model.engine.manager import WeightsRecord
 from exitlens.model.engine.onnx_files import build_engine
 from exitlens.model.engine.tuning import DEFAULT_MICRO_BATCH, Tuning
 from tests.conftest import TinyNet, make_net, spread_policy
-from tests.model.engine.networks import IMAGES, with_statistics
+from tests.model.engine.networks import IMAGES, check_answers, with_statistics
 from tests.model.kinds import make_network
 from tests.texts import make_text_net, make_texts
 
@@ -52,20 +52,6 @@ def view(net, x):
     return net.fc(net.pool(net.c(x)).flatten(1))
 
 
-def answers_as_plain(net: xl.ExitNet, inputs: xl.types.inputs.Inputs) -> None:
-    plain = copy.deepcopy(net)
-    plain.tuning = Tuning()
-    trace, wanted = xl.collect(net, inputs), xl.collect(plain, inputs)
-    torch.testing.assert_close(trace.logits, wanted.logits, atol=1e-4, rtol=1e-5)
-    assert trace.network == wanted.network
-    scores = wanted.logits[:, 0].softmax(1).amax(1).sort().values
-    policy = xl.Policy(((scores[len(scores) // 2 - 1] + scores[len(scores) // 2]).item() / 2, 2.0), network=net.identity())
-    pred, expected = (xl.predict(each, inputs, policy, attention=True) for each in (net, plain))
-    assert pred.exits.tolist() == expected.exits.tolist()
-    torch.testing.assert_close(pred.probabilities, expected.probabilities, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(pred.attention, expected.attention, atol=1e-4, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("make", "wanted"),
     [
@@ -75,21 +61,16 @@ def answers_as_plain(net: xl.ExitNet, inputs: xl.types.inputs.Inputs) -> None:
         (lambda: make_network(view, TinyNet), Tuning(DEFAULT_MICRO_BATCH, folded=True)),
     ],
 )
-def test_untuned_convolutional_networks_answer_as_before_in_another_form(make, wanted, tmp_path):
+def test_untuned_convolutional_networks_answer_as_before_in_another_form(make, wanted):
     torch.manual_seed(1)
     net = with_statistics(xl.attach(make(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16)).eval())
-    answers_as_plain(net, IMAGES)
+    check_answers(net, IMAGES)
     assert net.tuning == wanted
     assert not net.is_tuned
     with net.open_engine() as engine:
         assert engine is net.engine.select()
         assert engine.tuning == wanted
         assert engine.in_place is not wanted.folded  # weights are copied only to fold
-    xl.save(net, None, tmp_path / "b")
-    back, _ = xl.load(tmp_path / "b", backbone=make())
-    assert not back.is_tuned
-    assert back.tuning == wanted
-    answers_as_plain(back, IMAGES)
 
 
 def test_the_default_is_chosen_without_running_the_network(monkeypatch):
@@ -105,13 +86,13 @@ def test_views_of_a_kept_classifier_count_too(final):
     flat = make_network(lambda net, x: net.fc(net.pool(net.c(net.b(net.a(x)))).view(x.shape[0], -1)), TinyNet)
     net = xl.attach(flat, ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final).eval()
     assert net.tuning.channels_last is (final == "head")
-    answers_as_plain(net, IMAGES)
+    check_answers(net, IMAGES)
 
 
 @pytest.mark.slow
 def test_transformers_run_unchanged():
     net = make_text_net().eval()
-    answers_as_plain(net, make_texts(20))
+    check_answers(net, make_texts(20))
     assert net.tuning == Tuning()
 
 
@@ -119,7 +100,7 @@ def test_doubles_run_unchanged():
     net = make_net()
     assert net.tuning == FOLDED
     assert net.double().tuning == Tuning()
-    answers_as_plain(net, IMAGES.double())
+    check_answers(net, IMAGES.double())
     assert net.float().tuning == FOLDED
 
 

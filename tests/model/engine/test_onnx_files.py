@@ -1,6 +1,6 @@
 """The engine on ONNX Runtime gives what the network gives, and says what it cannot run."""
 
-import copy
+import math
 import multiprocessing
 
 import pytest
@@ -10,7 +10,8 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.engine import onnx_files
 from exitlens.model.engine.onnx_files import Home, OnnxFile
-from tests.conftest import make_net, spread_policy
+from tests.conftest import make_net
+from tests.model.engine.networks import check_answers
 from tests.model.kinds import make_network
 from tests.texts import AT, make_bert, make_texts
 
@@ -32,22 +33,13 @@ def tuned():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [1, 2, 40])
-def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
-    for policy in (spread_policy(net, images), xl.Policy.never(3), xl.Policy((float("inf"), 0.6))):
-        expected, pred = (xl.predict(each, images[:batch], policy, attention=True) for each in (net, tuned))
-        assert pred.exits.tolist() == expected.exits.tolist()
-        assert pred.labels.tolist() == expected.labels.tolist()
-        assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-5)
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(pred.attention, expected.attention, strict=True))
+@pytest.mark.parametrize("batch", [2, 40])
+def test_answers_traces_and_maps_are_the_networks(tuned, images, batch):
+    check_answers(tuned, images[:batch], xl.Policy.never(3), xl.Policy((math.inf, 0.6)))
 
 
 @pytest.mark.slow
-def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
-    expected, trace = xl.collect(net, tiny_set), xl.collect(tuned, tiny_set)
-    assert torch.allclose(expected.logits, trace.logits, atol=1e-4)
-    assert torch.allclose(expected.divergence, trace.divergence, atol=1e-5)
-    assert trace.network == expected.network
+def test_streams_and_explanations(tuned, net, images):
     policy = xl.Policy((0.6, 0.6))
     streamed = list(xl.predict_stream(tuned, [images[:7], images[7:20]], policy))
     assert torch.cat([batch.labels for batch in streamed]).tolist() == xl.predict(net, images[:20], policy).labels.tolist()
@@ -58,25 +50,17 @@ def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
 def test_weights_that_change_are_written_again(images):
     net = make_net()
     net.tuning = ONNX
-    before = xl.predict(net, images, xl.Policy((0.0, 0.0))).probabilities.clone()
+    xl.predict(net, images, xl.Policy((0.0, 0.0)))
     with torch.no_grad():
         net.head(0).classifier.weight.mul_(-1)
-    after = xl.predict(net, images, xl.Policy((0.0, 0.0))).probabilities
-    plain = copy.deepcopy(net)
-    plain.tuning = xl.Tuning()
-    assert not torch.allclose(before, after, atol=1e-3)
-    assert torch.allclose(after, xl.predict(plain, images, xl.Policy((0.0, 0.0))).probabilities, atol=1e-5)
+    check_answers(net, images)
 
 
 @pytest.mark.slow
 def test_texts():
-    net, inputs = xl.attach(make_bert(num_hidden_layers=2), AT[:1], 3, make_texts()).eval(), make_texts(9)
-    policy = xl.Policy((0.4,))
-    expected = xl.predict(net, inputs, policy)
+    net = xl.attach(make_bert(num_hidden_layers=2), AT[:1], 3, make_texts()).eval()
     net.tuning = ONNX
-    pred = xl.predict(net, inputs, policy)
-    assert pred.exits.tolist() == expected.exits.tolist()
-    assert torch.allclose(pred.probabilities, expected.probabilities, atol=1e-4)
+    check_answers(net, make_texts(9))
 
 
 @pytest.mark.parametrize(

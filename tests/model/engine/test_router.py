@@ -55,7 +55,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_sample_leaves_once_at_its_exit_and_runs_no_further(case):
     scores, thresholds, micro_batch, cuts, attention = case
     count, exits = scores.shape
@@ -97,14 +97,6 @@ def test_survivors_of_several_micro_batches_run_together():
     assert [len(call) for call in ran[0]] == [8] * 4
     assert [len(call) for call in ran[1]] == [8] * 2
     assert sum(len(part.where) for part in left) == 32
-
-
-def test_a_rule_can_force_who_leaves():
-    running, _ = engine(3)
-    plan = torch.tensor([2, 0, 1, 0, 2])
-    router = Router(running, xl.Policy((9.0, 9.0)), override=lambda batch, fired: plan[batch.where] == batch.exit)
-    left = router.feed(torch.arange(5), (torch.full((5, 3), 0.6), torch.arange(5))) + router.flush()
-    assert {i: part.exit for part in left for i in part.where.tolist()} == dict(enumerate(plan.tolist()))
 
 
 def test_stages_run_one_at_a_time_on_those_that_wait():
