@@ -89,8 +89,8 @@ class Debiasing:
     def prepare(self, inputs: Inputs, progress: float) -> Inputs:
         """Return a batch of which a share is recomposed: what a sample's map points at, on what another's leaves out.
 
-        These samples take from one another, so that only they are looked at. The map is the mean of the exits', from a pass in
-        evaluation mode and without gradients.
+        These samples take from one another, so that only they are looked at. The map is the mean of the exits', from a pass
+        in evaluation mode and without gradients.
         """
         strengths, net = self.strengths, self.net
         rows = torch.randperm(count_rows(inputs))[: round(strengths.recomposed * count_rows(inputs))]
