@@ -107,6 +107,7 @@ def test_every_field_is_documented_by_one_entry():
     [
         {"max_disagreement": 0.1, "temperature_scaling": False},
         {"max_accuracy_drop": 0.05, "max_class_accuracy_drop": 0.2, "max_cost": 0.9, "delta": 0.1, "seed": 7},
+        {"max_class_accuracy_drop": 0.2, "max_disagreement": 0.3, "max_cost": 0.9},
         {"max_ms": 5, "percentile": 95},
         {"max_disagreement": 0.1, "folds": 3, "score": "entropy"},
         {"max_disagreement": 0.2, "temperatures": Temperatures((1.5, 0.7, 1.1), (SampleSketch("ab", ("00", "11")),))},

@@ -73,19 +73,27 @@ def test_samples_are_recomposed_along_their_maps(images, monkeypatch):
     objects = torch.zeros(8, 16, 16, dtype=torch.bool)
     objects[torch.arange(8), torch.arange(8) + 4, 3:9] = True  # a row of its own for each sample
     modality = debiasing.net.input_spec.modality
-    monkeypatch.setattr(type(modality), "find_object", lambda self, maps, inputs, area: objects)
+
+    def find_object(self, maps, given, area):
+        return objects[[next(i for i in range(8) if torch.equal(inputs[i], sample)) for sample in given]]
+
+    monkeypatch.setattr(type(modality), "find_object", find_object)
     painted = modality.paint_over(inputs, objects)
     assert debiasing.prepare(inputs, 0.2) is inputs  # too early
     changed = debiasing.prepare(inputs, 0.9)
     rows = (changed != inputs).flatten(1).any(1)
     assert int(rows.sum()) == 4
+    taken = []
     for row in rows.nonzero().flatten().tolist():
         kept = objects[row]
         assert torch.equal(changed[row][:, kept], inputs[row][:, kept])
         donors = [i for i in range(8) if torch.equal(changed[row][:, ~kept], painted[i][:, ~kept])]
         assert len(donors) == 1
         assert donors != [row]
-    assert debiasing.prepare(inputs[:1], 0.9) is not None
+        taken += donors
+    assert len(set(taken)) == 4
+    alone = inputs[:1]
+    assert debiasing.prepare(alone, 0.9) is alone
     debiasing.recomposes = False
     assert debiasing.prepare(inputs, 0.9) is inputs
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, cast
@@ -27,7 +28,8 @@ from exitlens.serving.settings import Limits
 Header = tuple[bytes, bytes]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # need no token
-_EXCHANGE, _CONNECTION = "exitlens.exchange", "exitlens.connection"  # keys in the scope of a request
+_EXCHANGE = "exitlens.exchange"  # key of the exchange in the scope of its request
+_CURRENT: ContextVar[_Connection | None] = ContextVar("connection", default=None)  # the connection that is being read
 _LONGEST_ID, _LONGEST_PATH = 128, 512
 _LINGER = 1.0  # seconds for which a refused client's bytes are still read, so that it gets to the answer
 _AHEAD = 1 << 19  # bytes of further requests that may arrive before uvicorn stops reading
@@ -78,7 +80,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange, connection = Exchange(scope, receive, send, self.limits), scope.get(_CONNECTION)
+        exchange, connection = Exchange(scope, receive, send, self.limits), _CURRENT.get()
         if connection is not None:
             connection.begin(exchange)
         try:
@@ -270,8 +272,8 @@ def find_exchange(scope: Scope) -> Exchange:
     return exchange
 
 
-class _Connection(HttpToolsProtocol):
-    """A connection of uvicorn that is held to the limits.
+class _Connection(asyncio.Protocol):
+    """A connection that is held to the limits, around the protocol of uvicorn (``inner``) that reads its requests.
 
     uvicorn has no time-out for a head that does not arrive or an answer that is not taken, and no limit on headers. Here the
     head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
@@ -281,24 +283,27 @@ class _Connection(HttpToolsProtocol):
     inside a :class:`Guard`.
     """
 
+    _transport: asyncio.Transport
     _head_clock: asyncio.TimerHandle | None = None
     _write_clock: asyncio.TimerHandle | None = None
     _exchange: Exchange | None = None
     _unsent = 0  # bytes of answers that waited for the client at the last look
     _count = 0  # bytes since the last request began, without its body
-    _is_refused = False
 
-    def __init__(self, gate: Gate, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._gate, self._limits = gate, gate.limits
+    def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
+        self._gate, self._inner, self._limits = gate, inner, gate.limits
+        self.is_parsing = self.is_refused = self._has_inner = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast(asyncio.Transport, transport)
         self._gate.connections.add(self)
         if len(self._gate.connections) > self._limits.max_connections:
-            self._refuse(503, "connections")
-        else:
-            self._start_head_clock()
+            self.refuse(503, "connections")
+            return
+        self._has_inner = True
+        self._inner.connection_made(cast(asyncio.Transport, _Transport(self, self._transport)))
+        self._start_head_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gate.connections.discard(self)
@@ -307,30 +312,39 @@ class _Connection(HttpToolsProtocol):
                 clock.cancel()
         if self._exchange is not None:
             self._exchange.leave()
-        super().connection_lost(None)  # with an error it would leave its time-out running
+        self._lose_inner()
+
+    def _lose_inner(self) -> None:
+        if self._has_inner:
+            self._has_inner = False
+            self._inner.connection_lost(None)  # with an error it would leave its time-out running
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._has_inner else None
 
     def data_received(self, data: bytes) -> None:
         """Read on; bytes that begin no request are a part of a head."""
-        if self._is_refused:
+        if self.is_refused:
             return
         if self._exchange is None or self._exchange.is_whole:
             self._count += len(data)
-        super().data_received(data)
+        token, self.is_parsing = _CURRENT.set(self), True
+        try:
+            self._inner.data_received(data)
+        finally:
+            self.is_parsing = False
+            _CURRENT.reset(token)
         if self._exchange is None:
-            self.loop.call_soon(self._look_for_request, self._count)  # which the loop has to start first
+            self._loop.call_soon(self._look_for_request, self._count)  # which the loop has to start first
         elif self._count > self._limits.max_header_bytes + _AHEAD:
-            self._refuse(431, "header_bytes")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        cast(Scope, self.scope)[_CONNECTION] = self
+            self.refuse(431, "header_bytes")
 
     def _look_for_request(self, count: int) -> None:
         """Refuse a large head, or start its clock; if more bytes came meanwhile, another call looks at them all."""
-        if self._exchange is not None or self.transport.is_closing() or not count or count != self._count:
+        if self._exchange is not None or self._transport.is_closing() or not count or count != self._count:
             return
         if count > self._limits.max_header_bytes:
-            self._refuse(431, "header_bytes")
+            self.refuse(431, "header_bytes")
         elif self._head_clock is None:
             self._start_head_clock()
 
@@ -344,76 +358,99 @@ class _Connection(HttpToolsProtocol):
         """Wait for the next head, and for the client to take the answer."""
         if self._exchange is exchange:
             self._exchange = None
-            self.loop.call_soon(self._look_for_request, self._count)
-        if not (exchange.is_whole or self._is_refused):  # the rest of its body would be taken for the next head
-            self.transport.close()
-        elif self.transport.get_write_buffer_size():
-            self.loop.call_soon(self._watch_writing)
+            self._loop.call_soon(self._look_for_request, self._count)
+        if not (exchange.is_whole or self.is_refused):  # the rest of its body would be taken for the next head
+            self._transport.close()
+        elif self._transport.get_write_buffer_size():
+            self._loop.call_soon(self._watch_writing)
 
     def _start_head_clock(self) -> None:
         def end() -> None:
             self._head_clock = None
-            if not self.transport.is_closing():
-                self._refuse(408 if self._count else 0, "header_seconds")
+            if not self._transport.is_closing():
+                self.refuse(408 if self._count else 0, "header_seconds")
 
-        self._head_clock = self.loop.call_later(self._limits.header_seconds, end)
+        self._head_clock = self._loop.call_later(self._limits.header_seconds, end)
 
-    def send_400_response(self, msg: str) -> None:
-        """Say why a request could not be parsed; uvicorn calls it while it handles the error."""
+    def refuse_unread(self) -> None:
+        """Say why a request could not be parsed; called while the error is handled."""
         error = sys.exception()
         text = "" if error is None or error.__context__ is not None else str(error)
-        self._refuse(400, "http", f": {text:.200}" if text.isprintable() and text else "")
+        self.refuse(400, "http", f": {text:.200}" if text.isprintable() and text else "")
 
-    def _refuse(self, status: int, reason: str, why: str = "") -> None:
+    def refuse(self, status: int, reason: str, why: str = "") -> None:
         """Close the connection, with an answer if there is a status and no other answer is on its way.
 
         What the client still sends is read for a moment, as in :meth:`Exchange.send`, unless there are too many connections.
         """
-        if self._is_refused:
+        if self.is_refused:
             return
-        self._is_refused = True
+        self.is_refused = True
         self._gate.count_refusal(reason)
         exchange = self._exchange
         if not status or (exchange is not None and (exchange.is_whole or exchange.status)):
-            self.transport.close()
+            self._transport.close()
             return
+        self._loop.call_soon(self._lose_inner)  # so that it sends no answer any more
         if exchange is not None:
             exchange.leave()
-        super().connection_lost(ConnectionAbortedError())  # uvicorn sends no answer any more, and does not close it itself
         body = json.dumps({"error": f"{_MESSAGES[status]}{why}"}).encode()
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
+        self._transport.write(head.encode() + body)
         if status == 503:
-            self.transport.close()
+            self._transport.close()
             return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(_LINGER, self.transport.abort)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._loop.call_later(_LINGER, self._transport.abort)
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        if self._has_inner:
+            self._inner.pause_writing()
         self._watch_writing()
 
     def resume_writing(self) -> None:
-        super().resume_writing()
+        if self._has_inner:
+            self._inner.resume_writing()
         if self._write_clock is not None:
             self._write_clock.cancel()
             self._write_clock = None
 
     def _watch_writing(self) -> None:
-        if self._write_clock is None and (unsent := self.transport.get_write_buffer_size()):
+        if self._write_clock is None and (unsent := self._transport.get_write_buffer_size()):
             self._unsent = unsent
-            self._write_clock = self.loop.call_later(self._limits.write_seconds, self._end_writing)
+            self._write_clock = self._loop.call_later(self._limits.write_seconds, self._end_writing)
 
     def _end_writing(self) -> None:
         """Cut the client off if exactly as many bytes wait for it as at the last look."""
         self._write_clock = None
-        if self.transport.get_write_buffer_size() != self._unsent:
+        if self._transport.get_write_buffer_size() != self._unsent:
             self._watch_writing()
             return
         self._gate.count_refusal("write_seconds")
-        self.transport.abort()
+        self._transport.abort()
+
+
+class _Transport:
+    """The transport as uvicorn sees it: what uvicorn writes while it parses is its refusal, which the connection words."""
+
+    def __init__(self, connection: _Connection, transport: asyncio.Transport) -> None:
+        self._connection, self._transport = connection, transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._connection.is_parsing:
+            self._connection.refuse_unread()
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection, unless it is about to be closed more patiently."""
+        if not self._connection.is_refused:
+            self._transport.close()
 
 
 class Gate:
@@ -428,7 +465,7 @@ class Gate:
 
     def __call__(self, **settings: Any) -> _Connection:
         """Make a connection."""
-        return _Connection(self, **settings)
+        return _Connection(self, HttpToolsProtocol(**settings))
 
     def count_refusal(self, reason: str) -> None:
         """Count a client that was refused before its request had a model."""

@@ -14,7 +14,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import Inputs, count_rows, draw_donors, replace_rows, take_rows
+from exitlens.types.inputs import Inputs, count_rows, replace_rows, take_rows
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.distributed import SharedGradients
 from exitlens.workflow.training.optimizer import load_slots, make_optimizer, use_half_precision
@@ -89,21 +89,23 @@ class Debiasing:
     def prepare(self, inputs: Inputs, progress: float) -> Inputs:
         """Return a batch of which a share is recomposed: what a sample's map points at, on what another's leaves out.
 
-        The map is the mean of the exits', from a pass in evaluation mode and without gradients.
+        These samples take from one another, so that only they are looked at. The map is the mean of the exits', from a pass
+        in evaluation mode and without gradients.
         """
-        strengths, net, size = self.strengths, self.net, count_rows(inputs)
-        rows, donors = draw_donors(size, strengths.recomposed)
-        if not self.recomposes or progress < strengths.recomposed_from or not len(rows):
+        strengths, net = self.strengths, self.net
+        rows = torch.randperm(count_rows(inputs))[: round(strengths.recomposed * count_rows(inputs))]
+        if not self.recomposes or progress < strengths.recomposed_from or len(rows) < 2:
             return inputs
         area = strengths.least_area + (strengths.most_area - strengths.least_area) * torch.rand(()).item()
+        kept = take_rows(inputs, rows)
         with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, bool(self.settings.amp)):
-            outputs = net(inputs)
+            outputs = net(kept)
         maps = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
         modality = net.input_spec.modality
-        objects = modality.find_object(maps, inputs, area)
-        kept, others = (take_rows(inputs, at) for at in (rows, donors))
-        others = modality.paint_over(others, objects[donors])
-        return replace_rows(inputs, rows, modality.exchange(kept, others, ~objects[rows]))
+        objects = modality.find_object(maps, kept, area)
+        donors = torch.arange(len(rows)).roll(1)  # rows are in random order
+        others = take_rows(modality.paint_over(kept, objects), donors)
+        return replace_rows(inputs, rows, modality.exchange(kept, others, ~objects))
 
     def weigh(
         self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
