@@ -82,9 +82,7 @@ def test_a_kind_is_told_and_its_exits_work(name):
     assert torch.equal(kept(example)[-1].logits, plain)
 
 
-@pytest.mark.parametrize(
-    "name", ["convolutions", "recurrent", "class token", "volume", "feature tokens", "several"]
-)
+@pytest.mark.parametrize("name", ["convolutions", "recurrent", "class token", "volume", "feature tokens", "several"])
 def test_context_heads_of_each_kind(name):
     make, at, example, *_ = CASES[name]
     net = xl.attach(make().eval(), at, 3, example, head="context").eval()
