@@ -215,7 +215,10 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
         By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
     """
     require(directory, str | Path, "directory")
-    source = find_bundle(Path(directory))
+    return _read_bundle_policies(find_bundle(Path(directory)))
+
+
+def _read_bundle_policies(source: Path) -> dict[str, Policy]:
     return read_policies(source, _verify_files(source), *_read_identity(source))
 
 
@@ -358,7 +361,7 @@ def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]
 
 def _keep_policies(net: ExitNet, bundle: Path) -> tuple[dict[str, Policy], list[str]]:
     """Return the policies of a bundle (if it exists) that were chosen for this network, and the names of the others."""
-    policies = load_policies(bundle) if (bundle / MANIFEST).is_file() else {}
+    policies = _read_bundle_policies(bundle) if (bundle / MANIFEST).is_file() else {}
     network = net.identity()
     kept = {name: policy for name, policy in policies.items() if policy.network == network}
     return kept, [name for name in policies if name not in kept]
