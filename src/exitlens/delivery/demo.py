@@ -297,10 +297,10 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet], found: Measured, plain_accuracy: float, data: ImageSet, settings: DemoSettings, step: Step
+    nets: Mapping[str, ExitNet], measured: Measured, plain_accuracy: float, data: ImageSet, settings: DemoSettings, step: Step
 ) -> dict[str, Any]:
     step("the stricter policy")
-    policy, _, _, traces = found
+    policy, _, _, traces = measured
     policies = {"one_point": policy, "half_point": policy}
     if min(policy.thresholds) < math.inf:  # else the loose limit was refused, and the strict one would be
         policies["half_point"] = calibrate(traces["calibration"], max_accuracy_drop=LIMITS["half_point"], delta=DELTA)

@@ -92,9 +92,7 @@ def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
         logger = logging.getLogger(name)
         if not logger.handlers:
             logger.setLevel(level)
-            handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-            logger.addHandler(handler)
+            logger.addHandler(_StandardError())
     gate.metrics = Metrics()
     try:
         repository = Repository(settings.bundles, settings.batching, settings.watching, gate.metrics)
@@ -105,3 +103,10 @@ def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
         sys.exit(STARTUP_FAILURE)
     log = write_log if settings.access_log else None
     return make_app(repository, settings.limits, log=log, reload_seconds=settings.reload_seconds)
+
+
+class _StandardError(logging.Handler):
+    """Writes a line for each record to the current standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.levelname}: {self.format(record)}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ _LAYERS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d),
            2: (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
            3: (nn.Conv3d, nn.BatchNorm3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d)}  # fmt: skip
 _SIDES = {1: (9, 8), 2: (3, 4), 3: (3, 4)}  # of a convolution, and of one that halves the size: series have long patterns
-STEM = 32  # channels
-GROUPS = ((48, 1, 1), (96, 1, 2), (128, 1, 1), (128, 3, 1))  # channels, residual blocks, and the first block's stride
+BLOCKS, STRIDES = (1, 1, 1, 3), (1, 2, 1, 1)  # of the groups: residual blocks, and the first block's stride
+Widths = Sequence[int]
 
 
 class ResidualBlock(nn.Module):
@@ -48,12 +49,14 @@ class SmallResNet(nn.Sequential):
     ``axes`` of locations: in series ``(B,C,T)`` of 64 steps and more, images, or small volumes.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, axes: int = 2) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, stem: int = 32, widths: Widths = (48, 96, 128, 128), axes: int = 2
+    ) -> None:
         convolve, norm, _, pool = _LAYERS[axes]
-        channels, side = STEM, _SIDES[axes][1]
-        first = convolve(in_channels, STEM, side, 2, (side - 1) // 2, bias=False)
-        layers: dict[str, nn.Module] = {"stem": nn.Sequential(first, norm(STEM), nn.ReLU(inplace=True))}
-        for group, (width, count, stride) in enumerate(GROUPS, 1):
+        channels, side = stem, _SIDES[axes][1]
+        first = convolve(in_channels, stem, side, 2, (side - 1) // 2, bias=False)
+        layers: dict[str, nn.Module] = {"stem": nn.Sequential(first, norm(stem), nn.ReLU(inplace=True))}
+        for group, (width, count, stride) in enumerate(zip(widths, BLOCKS, STRIDES, strict=True), 1):
             blocks = [ResidualBlock(channels, width, stride, axes)]
             blocks += [ResidualBlock(width, width, 1, axes) for _ in range(count - 1)]
             layers[f"layer{group}"], channels = nn.Sequential(*blocks), width
