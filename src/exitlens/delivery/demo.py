@@ -297,7 +297,12 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet], measured: Measured, plain_accuracy: float, data: ImageSet, settings: DemoSettings, step: Step
+    nets: Mapping[str, ExitNet],
+    measured: Measured,
+    plain_accuracy: float,
+    data: ImageSet,
+    settings: DemoSettings,
+    step: Step,
 ) -> dict[str, Any]:
     step("the stricter policy")
     policy, _, _, traces = measured
