@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 from unittest.mock import MagicMock
 
 import pytest
@@ -37,7 +38,9 @@ def test_it_trains_compares_reports_and_saves(tmp_path, monkeypatch):
     assert [total for total, _ in tasks] == [tested, tested, 4, demo.TESTING_STEPS]
     assert len(tasks[-1][1]) == demo.TESTING_STEPS + 1  # every step was reached
     assert xl.load(out)[1] == xl.Policy.from_dict(result["policy"])
-    assert (out / "report.html").read_text().count("<svg") == 4
+    report = (out / "report.html").read_text()
+    assert report.count("<svg") == 4
+    assert re.search(r"measured on the clock,(.*?)</p>", report, re.DOTALL)[1].count("at batch size 64") == 1
     assert (out / "gallery.png").exists()
     scene = xl.demo.load_scenes("test", limit=1).images[0]
     Image.fromarray(scene.permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")

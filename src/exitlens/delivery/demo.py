@@ -384,10 +384,8 @@ def _write_report(
     tested = " and ".join(f"{len(data[name]):,} scenes on {name} backgrounds" for name in CONDITIONS)
     full = " --full" if settings == DemoSettings.full(settings.seed) else ""
     made = Provenance(f"exitlens demo --out {out.name} --seed {settings.seed}{full}", tested, str(settings.seed), facts)
-    speed = {}
-    for size in (1, 64):
-        speed[f"batch size {size}"] = result["speed"][f"batch_{size}"]
-        speed[f"batch size {size}, half a point"] = result["speed"][f"batch_{size}"]["at_half_point"]
+    timed = {f"batch size {size}": result["speed"][f"batch_{size}"] for size in (1, 64)}
+    speed = timed | {f"{title}, half a point": rows["at_half_point"] for title, rows in timed.items()}
     images = {name: data[name] for name in CONDITIONS}
     plain_accuracy = result["plain"]["agreeing"]["accuracy"][0]
     write_report(out / "report.html", subjects, images, made, speed=speed, plain_accuracy=plain_accuracy, overwrite=True)
