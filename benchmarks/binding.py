@@ -20,22 +20,24 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks import series, tasks, truth
-from benchmarks.harness import Job, Promise, Sense, Study, join_means, promise_table, table
+from benchmarks.harness import Job, Promise, Sense, Study, join_means, list_by_seed, promise_table, table
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import Task, build_network, make_scene_set
 from exitlens.data.sets import SampleSet
 from exitlens.workflow.training import run
 from exitlens.workflow.training.debiasing import Debiasing, DebiasingStrengths
 
-SEEDS = {"scenes": 5, "corner": 5, "motifs": 3, "vit": 3, "pictures": 3, "reviews": 3}
+SEEDS = {"scenes": 5, "corner": 5, "motifs": 3, "vit": 3, "pictures": 3, "reviews": 3, "wrong": 3}
 TITLES = {
     "scenes": "Scenes whose background's colour names the class in 80 % of the training data",
     "corner": "Scenes with a patch in the corner whose stripes name the class in 85 % of the training data",
     "motifs": "Series with a motif for each class, whose level says the class, too, in 90 % of the training data",
     **{name: tasks.TITLES[name] for name in ("vit", "pictures", "reviews")},
+    "wrong": "The same scenes, of whose training labels 5 % are wrong",
 }
 SIDE, PATCH = 40, 9  # pixels: the side of scenes, and of the patch in their corner
 AGREEMENT, PATCHED = 0.85, 6000  # how often the patch names the class, and the scenes to train on
+WRONG_LABELS = 0.05  # share of the labels that are drawn anew among the other classes
 SAMPLES, SWAPPED = 1000, 300  # test samples to judge maps on; those of them that take parts of others
 CONDITIONS = {
     "without": ("without EGT", {"loss": xl.EGTLoss(weight=0.0)}),
@@ -49,14 +51,13 @@ TRIALS = tuple((task, text) for text in ("egt", "difficulty=1,recomposed=0.5") f
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
     """List all cells, seed by seed, and the trials."""
-    cells = {
-        f"{task}/{condition}-{seed}": partial(measure_cell, task, condition, seed, quick)
-        for seed in range(max(SEEDS.values()))
-        for task in SEEDS
-        for condition in CONDITIONS
-        if seed < SEEDS[task] and (condition != "ignore" or task in ("scenes", "corner"))
-    }
+    seeds = {f"{task}/{name}": count for task, count in SEEDS.items() for name in CONDITIONS if is_asked(task, name)}
+    cells = list_by_seed(partial(measure_cell, quick=quick), seeds)
     return cells | {f"trial/{task}/{text}-{TRIAL_SEED}": partial(try_strengths, task, text, quick) for task, text in TRIALS}
+
+
+def is_asked(task: str, condition: str) -> bool:
+    return condition != "ignore" or task in ("scenes", "corner")
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
@@ -83,12 +84,15 @@ def try_strengths(name: str, text: str, quick: bool = False) -> Tree:
 
 def open_task(name: str, seed: int, most: int | None, *, trial: bool = False) -> Task:
     """Return a task whose first test set has the cue as in training; of trials, all data are training and validation data."""
-    if name not in ("scenes", "corner"):
+    if name not in ("scenes", "corner", "wrong"):
         return truth.shorten(series.load_task(name, seed) if name == "motifs" else tasks.TASKS[name](seed), most or 0)
     split, trained = ("validation", TRIAL_TRAINED) if trial else ("test", PATCHED if name == "corner" else None)
-    train = make_scene_set("train", seed, 1, 0.8 if name == "scenes" else 0.1, most or trained)
-    validation = make_scene_set("validation", seed, 1, 0.8 if name == "scenes" else 0.1, most or 500)
-    if name == "scenes":
+    agreement = 0.1 if name == "corner" else 0.8
+    train = make_scene_set("train", seed, 1, agreement, most or trained)
+    validation = make_scene_set("validation", seed, 1, agreement, most or 500)
+    if name != "corner":
+        if name == "wrong":
+            train = xl.data.ImageSet(train.images, mislead(train.labels, WRONG_LABELS, seed), train.classes, train.masks)
         tests = {
             "agreeing": make_scene_set(split, seed, 2, 0.8, most),
             "disagreeing": make_scene_set(split, seed, 2, 0.1, most),
@@ -106,15 +110,20 @@ def plant_patch(data: xl.data.ImageSet, agreement: float, seed: int) -> xl.data.
 
     The masks become all but the corner, so that the measure that swaps backgrounds swaps the corner.
     """
-    rng, count = torch.Generator().manual_seed(seed), len(data.classes)
-    other = (data.labels + torch.randint(1, count, data.labels.shape, generator=rng)) % count
-    told = torch.where(torch.rand(len(data), generator=rng) < agreement, data.labels, other)
+    told, count = mislead(data.labels, 1 - agreement, seed), len(data.classes)
     y, x = torch.meshgrid(torch.arange(PATCH), torch.arange(PATCH), indexing="ij")
     angle = (math.pi * told / count)[:, None, None]
     stripes = ((x * angle.cos() + y * angle.sin()) * (2 * math.pi / 4)).sin() > 0  # (N,9,9), four pixels a stripe
     images = data.images.clone()
     images[:, :, :PATCH, :PATCH] = (30 + 200 * stripes).to(torch.uint8)[:, None]
     return xl.data.ImageSet(images, data.labels, data.classes, (~draw_corner()).expand(len(data), -1, -1).clone())
+
+
+def mislead(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Return labels of which a share is another class, drawn among all others."""
+    rng, count = torch.Generator().manual_seed(seed), int(labels.max()) + 1
+    other = (labels + torch.randint(1, count, labels.shape, generator=rng)) % count
+    return torch.where(torch.rand(len(labels), generator=rng) < 1 - share, labels, other)
 
 
 def draw_corner() -> Tensor:  # (SIDE,SIDE) bool

@@ -92,6 +92,7 @@ class Cascade:
             self.run: Callable[[Mapping[str, Array]], Iterable[Array]] = partial(session.run, None)
         else:
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+            settings["ENABLE_CPU_PINNING"] = False  # as exitlens_runtime has it
             model = open_openvino().compile_model(str(path), "CPU", settings)
             self.names = [output.names for output in model.outputs]  # an output may have several
             self.run = lambda feed: [value.copy() for value in model(feed).values()]

@@ -109,10 +109,14 @@ def open_openvino() -> Any:
 
 
 class OpenVinoSession:
-    """A file in OpenVINO, in float32, because the precision that it would choose may lead to other decisions."""
+    """A file in OpenVINO, in float32, because the precision that it would choose may lead to other decisions.
+
+    Threads are not pinned to processors, because OpenVINO would leave the caller's thread pinned to one of them.
+    """
 
     def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        settings["ENABLE_CPU_PINNING"] = False
         core = open_openvino()
         try:
             self._model = core.compile_model(str(path), "CPU", settings)
