@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -38,7 +38,11 @@ class LazySequence(Sequence[T], ABC):
     def get(self, index: int) -> T:
         """Return the item at a place in ``[0, len(self))``."""
 
-    def __getitem__(self, index: Any) -> Any:  # an integer, or a slice for a list
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
         places = range(len(self))[index]
         return [self.get(i) for i in places] if isinstance(places, range) else self.get(places)
 
