@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,21 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks import binding, cues, demo, fashion, loading, neighbour, processes, recipes, series, tasks, traces, training
+from benchmarks import (
+    binding,
+    cues,
+    demo,
+    fashion,
+    loading,
+    neighbour,
+    processes,
+    recipes,
+    series,
+    targets,
+    tasks,
+    traces,
+    training,
+)
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
@@ -61,6 +76,13 @@ def test_a_patch_names_a_class_and_its_swap_is_that_of_a_background():
 
 
 @pytest.mark.long
+def test_few_labels_are_wrong():
+    labels = torch.arange(2000) % 10
+    told = binding.mislead(labels, 0.05, 0)
+    assert 0.03 < (told != labels).float().mean() < 0.07
+    assert (told.min(), told.max()) == (0, 9)
+
+
 def test_binding_is_trained_for_and_judged(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cells = binding.list_cells(quick=True)
@@ -151,6 +173,18 @@ def test_steps_with_and_without_egt_are_timed(tiny_set, monkeypatch):
     assert set(measured["ratio"]) == set(training.STEPS)
     for middle, low, high in measured["ratio"].values():
         assert 0 < low <= middle <= high
+
+
+def test_maps_after_long_trainings_are_compared_with_those_after_short_ones(tiny_set):
+    uniform, pointed = torch.full((1, 4, 4), 1 / 16), torch.zeros(1, 4, 4).index_fill(2, torch.tensor([0]), 0.25)
+    outputs = [SimpleNamespace(attention=part.expand(20, -1, -1)) for part in (uniform, pointed)]
+    fake = SimpleNamespace(num_exits=2, eval=lambda: lambda inputs: outputs)
+    assert targets.measure_entropy(fake, tiny_set.first(20)) == pytest.approx([np.log(16), np.log(4)])
+    short, long = ({"entropy": [3.0], "binding": [0.5]}, {"entropy": [2.4], "binding": [0.6]})
+    runs = {"digits/default/10-0": short, "digits/default/100-0": long}
+    measured = {promise.key: promise.measured for promise in targets.list_promises(runs)}
+    assert measured["targets|digits|0|entropy|least"] == measured["targets|digits|0|entropy|most"] == pytest.approx(0.8)
+    assert measured["targets|digits|0|binding|least"] == pytest.approx(1.2)
 
 
 def test_every_trial_of_recipes_has_arguments_that_fit_takes():

@@ -7,7 +7,16 @@ import torch.nn.functional as F
 import exitlens as xl
 from exitlens.functional import losses
 from exitlens.functional.losses import classification_loss, distillation_loss
-from exitlens.functional.maps import as_distribution, divergence, energy, geometric_mean, kl, mix_target, on_common_grid
+from exitlens.functional.maps import (
+    as_distribution,
+    divergence,
+    energy,
+    entropy,
+    geometric_mean,
+    kl,
+    mix_target,
+    on_common_grid,
+)
 from exitlens.types import ExitOutput
 
 MATRIX = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])  # of several labels
@@ -102,6 +111,8 @@ def test_one_exit_has_no_consistency():
         ({"weight": "a"}, "weight"),
         *(({"sharpness": value}, "sharpness") for value in ("a", 0, math.inf)),
         ({"sharpness": 2.0, "target": "attention"}, r"sharpness: it is for targets .*, got target='attention'"),
+        *(({"spread": value}, "spread: expected a share") for value in (-0.1, 1)),
+        ({"spread": 0.2, "target": "attention"}, r"spread: it is for targets .*, got target='attention'"),
         *(({"every": value}, "every") for value in (0, 1.5, "a")),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"class_weights": "even"}, "class_weights"),
@@ -246,6 +257,31 @@ def test_target_sharpness_and_steps_suit_the_network_unless_given(loss, network,
     assert (chosen.target, chosen.sharpness, chosen.every, chosen.reach) == (target, sharpness, every, "heads")
     assert chosen.needs_relevance == (target == "product" and loss.weight > 0)
     assert chosen.separates_maps == (loss.of == "attention" and loss.weight > 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "network", "spread"),
+    [
+        (xl.EGTLoss(), {"attends": False}, 0.3),
+        (xl.EGTLoss(), {"attends": True}, 0.3),
+        (xl.EGTLoss(spread=0.0), {"attends": True}, 0.0),
+        (xl.EGTLoss(), {"attends": True, "of_images": False}, None),  # its power, 0.5, flattens
+        (xl.EGTLoss(target="relevance"), {"attends": False}, None),  # does not follow maps
+        (xl.EGTLoss(weight=0.0), {"attends": False}, None),
+    ],
+)
+def test_targets_that_follow_maps_stay_spread(loss, network, spread):
+    assert loss.for_network(**network).spread == spread
+
+
+@pytest.mark.parametrize("target", ["mean", "product"])
+def test_maps_that_follow_their_own_targets_do_not_shrink_to_one_cell(target):
+    relevance = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1
+    for spread, least, most in ((0.25, 8.9, 9.1), (0.0, 0.9, 1.1)):
+        loss, maps = xl.EGTLoss(target=target, spread=spread), [as_distribution(relevance)] * 2
+        for _ in range(1000):
+            maps = loss.make_targets(maps, relevance)
+        assert least < entropy(maps[0]).exp().min() <= entropy(maps[0]).exp().max() < most
 
 
 def test_several_labels_by_hand():

@@ -74,6 +74,28 @@ def test_the_mean_of_maps_is_geometric_on_the_coarsest_grid_and_detached():
     assert torch.allclose(maps.geometric_mean(list(scores.softmax(2))), scores.mean(0).softmax(1), atol=1e-6)
 
 
+@given(st.integers(2, 6), st.floats(0.05, 0.95), st.floats(0.1, 30), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_maps_are_flattened_to_a_share_of_their_locations(side, share, scale, seed):
+    logits = scale * torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed))
+    given_maps = logits.flatten(1).softmax(1).view_as(logits)
+    flat = maps.keep_spread(given_maps, share)
+    torch.testing.assert_close(flat.sum((1, 2)), torch.ones(3))
+    for before, after in zip(given_maps, flat, strict=True):
+        least = max(share * side**2, 1)
+        if np.exp(scipy_entropy(before.flatten().double())) >= 1.001 * least:
+            assert torch.equal(before, after)
+        else:
+            assert np.exp(scipy_entropy(after.flatten().double())) == pytest.approx(least, rel=0.02)
+            assert before.argmax() == after.argmax()
+
+
+def test_padding_is_no_place_to_spread_to():
+    flat = maps.keep_spread(torch.tensor([[0.97, 0.01, 0.01, 0.01, 0.0, 0.0]]), 0.5)
+    assert flat[0, 4:].tolist() == [0, 0]
+    assert maps.entropy(flat).exp().item() == pytest.approx(2, rel=1e-3)  # half of four words
+
+
 @given(st.integers(1, 7), st.integers(1, 7), st.floats(-3, 3), st.floats(-3, 3))
 @settings(max_examples=60, deadline=None)
 def test_placing_keeps_mass_and_sign_and_moves_by_the_offset(h, w, dy, dx):

@@ -101,9 +101,11 @@ _NUMBERS = {
     "ramp_share": NumberRule("a share in [0, 1]", lambda value: 0 <= value <= 1),
     "label_smoothing": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
     "sharpness": POSITIVE,
+    "spread": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
     "every": COUNT,
 }
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
+SPREAD = 0.3  # of targets that are made of maps and have no power below 1
 
 
 def ramp(progress: float, share: float) -> float:
@@ -160,6 +162,10 @@ class EGTLoss:
             ``network`` trains all of it (the paper, and the default elsewhere).
         sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default, for ``product`` of texts 0.5, so
             that more words are read; else 1.
+        spread: least perplexity of targets other than ``attention``, as a share of the locations: sharper ones are flattened
+            to it. Without it (0), maps that follow ``mean`` or ``product`` go on shrinking until a single cell is left
+            (docs/measured/truth.md). The default is 0.3 for these two in :func:`exitlens.fit`, unless ``sharpness`` is
+            below 1, which has the same effect; else 0.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: compare maps in one of this many steps only, with this many times the weight (:meth:`at_step`; used by
@@ -178,6 +184,7 @@ class EGTLoss:
     target: Target | None = None
     reach: Reach | None = None
     sharpness: float | None = None
+    spread: float | None = None
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
     every: int | None = None
@@ -198,8 +205,9 @@ class EGTLoss:
                 "'cosine' or 'mse', or of='attention'"
             )
         check_numbers(self, _NUMBERS)
-        if self.sharpness is not None and self.target == "attention":
-            raise InputError("sharpness: it is for targets made of several maps or of relevance, got target='attention'")
+        for name in ("sharpness", "spread"):
+            if getattr(self, name) is not None and self.target == "attention":
+                raise InputError(f"{name}: it is for targets made of several maps or of relevance, got target='attention'")
         for name, expected in (
             ("exit_weights", "a number per exit, finite, 0 or more and not all 0"),
             ("class_weights", "'balanced', or a number per class, finite and above 0"),
@@ -232,7 +240,9 @@ class EGTLoss:
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         usual = {"mean": SHARPNESS, "product": None if of_images else SHARPNESS_OF_TEXTS}.get(target)
         power = self.sharpness or (usual if self.weight > 0 else None)
-        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power)
+        shrinks = self.weight > 0 and target in ("mean", "product") and (power or 1.0) >= 1
+        spread = SPREAD if self.spread is None and shrinks else self.spread
+        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power, spread=spread)
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
         return replace(chosen, every=self.every or (2 if pauses else 1))
 
@@ -311,9 +321,12 @@ class EGTLoss:
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """Return the detached target of each map: of the early ones, and of the final one if it is pulled, too."""
         if self.target == "mean":
-            return [measures.geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
+            return [self._flatten(measures.geometric_mean(maps, self.sharpness or SHARPNESS))] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
         given = relevance, maps[0], self.target == "product", self.sharpness or 1.0
-        targets = {size: measures.mix_target(*given, size) for size in {each.shape[1:] for each in maps}}
+        targets = {size: self._flatten(measures.mix_target(*given, size)) for size in {each.shape[1:] for each in maps}}
         return [targets[each.shape[1:]] for each in maps]
+
+    def _flatten(self, target: Tensor) -> Tensor:
+        return measures.keep_spread(target, self.spread) if self.spread else target

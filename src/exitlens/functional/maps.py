@@ -13,6 +13,7 @@ from exitlens.errors import InputError
 from exitlens.types.tasks import Task, find_answers
 
 EPS = 1e-12
+SPREAD_STEPS = 12  # halvings of the range of a power
 
 
 def all_finite(x: Tensor) -> bool:
@@ -64,6 +65,35 @@ def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  #
     together = torch.stack([as_distribution(regrid(each.detach(), size)) for each in maps])
     logs = (sharpness * together.clamp_min(EPS).log().mean(0)).masked_fill((together == 0).all(0), -torch.inf)
     return logs.flatten(1).softmax(1).view_as(logs)
+
+
+def keep_spread(maps: Tensor, share: float) -> Tensor:  # (B,*S) -> (B,*S)
+    """Flatten the distributions whose perplexity, ``exp`` of the entropy, is below a ``share`` of their locations.
+
+    They are raised to the power in [0, 1] at which the perplexity is that share, found by bisection. Padding stays 0.
+    """
+    locations = find_locations(maps)
+    real = torch.ones_like(maps, dtype=torch.bool) if locations is None else locations
+    logs = maps.clamp_min(EPS).log().masked_fill(~real, -torch.inf).flatten(1)  # (B,N)
+    least = (share * real.flatten(1).sum(1)).clamp_min(1).log()
+    lower, upper = torch.full_like(least, EPS), torch.ones_like(least)  # 0 times the logarithm of padding is no number
+
+    def is_spread(power: Tensor) -> Tensor:  # (B,) -> (B,) bool
+        return entropy((power[:, None] * logs).softmax(1)) >= least
+
+    enough = is_spread(upper)
+    for _ in range(SPREAD_STEPS):
+        middle = (lower + upper) / 2
+        good = is_spread(middle)
+        lower, upper = torch.where(good, middle, lower), torch.where(good, upper, middle)
+    flat = (lower[:, None] * logs).softmax(1).view_as(maps)
+    return torch.where(enough.view(-1, *[1] * (maps.ndim - 1)), maps, flat)
+
+
+def entropy(maps: Tensor) -> Tensor:  # (B,*S) -> (B,)
+    """Return the entropy of distributions, in nats."""
+    flat = maps.flatten(1)
+    return -(flat * flat.clamp_min(EPS).log()).sum(1)
 
 
 def place(x: Tensor, offset: Sequence[float]) -> Tensor:  # (...,*S) -> (...,*S)

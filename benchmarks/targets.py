@@ -1,0 +1,99 @@
+"""What maps are pulled towards: short and long trainings with several targets, on validation data alone.
+
+Cells are TASK/TARGET/EPOCHS-SEED; 0 epochs are the task's own number. Seeds are counted from 100, so that they are none of ``truth``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+import exitlens as xl
+from benchmarks import tasks
+from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, table
+from benchmarks.results import Runs, Tree, list_seeds
+from exitlens.data.sets import SampleSet
+from exitlens.functional.maps import entropy
+
+FIRST_SEED, SEEDS = 100, 1
+SAMPLES, ORACLE = 500, 200
+DEFAULT, FREE = "default", "free"
+TARGETS: dict[str, tuple[str, xl.EGTLoss]] = {
+    DEFAULT: ("the default", xl.EGTLoss()),
+    FREE: ("the same, free to shrink (`spread=0`)", xl.EGTLoss(spread=0.0)),
+    "relevance": ("relevance", xl.EGTLoss(target="relevance")),
+    "attention": ("the final exit's attention", xl.EGTLoss(target="attention")),
+}
+LONG = {"digits": ("10", "30", "100")}  # epochs
+SHORT = ("pictures", "digits", "scenes")
+WITHIN = 0.1  # share by which maps may differ after the longest training from those after the shortest
+WORDS = {"entropy": "entropy of maps, nats", "binding": "binding at 20 %"}
+
+
+def list_cells(quick: bool = False) -> dict[str, Job]:
+    long = {f"{task}/{target}/{epochs}": SEEDS for task in LONG for target in (DEFAULT, FREE) for epochs in LONG[task]}
+    short = {f"{task}/{target}/0": SEEDS for task in SHORT for target in TARGETS}
+    return list_by_seed(partial(measure_cell, quick=quick), long | short)
+
+
+def measure_cell(name: str, target: str, epochs: str, seed: int, quick: bool = False) -> Tree:
+    task, seed = tasks.TASKS[name](FIRST_SEED + seed), FIRST_SEED + seed
+    net = tasks.build_network(task, seed, exits=True)
+    length = {"epochs": int(epochs)} if int(epochs) else {}
+    train, validation = task.train, task.validation
+    if quick:
+        train, validation = (data.subset(torch.arange(96)) for data in (train, validation))
+        length = {"epochs": 1}
+    settings = {"seed": seed, "progress": False, **task.settings} | length
+    result = xl.fit(net, train, validation, loss=TARGETS[target][1], **settings)
+    judged = xl.measure_faithfulness(net, validation, samples=SAMPLES, oracle_samples=16 if quick else ORACLE)
+    if judged.binding is None:
+        raise ValueError(f"expected binding on {len(validation)} samples, got none")
+    return {
+        "accuracy": list(result.history[-1]["accuracy"]),
+        "share": judged.deletion_share,
+        "entropy": measure_entropy(net, validation.subset(torch.arange(min(SAMPLES, len(validation))))),
+        "binding": judged.binding.at(0.2),
+        "another": judged.binding.at(of="another"),
+    }
+
+
+@torch.no_grad()
+def measure_entropy(net: xl.ExitNet, data: SampleSet) -> list[float]:
+    """Return the mean entropy of each exit's maps, in nats."""
+    parts = [net.eval()(data.subset(rows).inputs) for rows in torch.arange(len(data)).split(100)]
+    maps = [torch.cat([outputs[k].attention for outputs in parts]) for k in range(net.num_exits)]
+    return [entropy(each).mean().item() for each in maps]
+
+
+def list_promises(runs: Runs) -> Iterator[Promise]:
+    for task, epochs in LONG.items():
+        short, long = (list_seeds(runs, f"{task}/{DEFAULT}/{length}") for length in (epochs[0], epochs[-1]))
+        for part, words in WORDS.items() if short and long else ():
+            for k in range(len(short[0][part])):
+                ratios = [after[part][k] / before[part][k] for before, after in zip(short, long, strict=False)]
+                what = f"{task}: exit {k}, {words}, after {epochs[-1]} epochs over that after {epochs[0]}"
+                yield Promise.of_mean(f"targets|{task}|{k}|{part}|least", what, ratios, ">=", 1 - WITHIN)
+                if part == "entropy":
+                    yield Promise.of_mean(f"targets|{task}|{k}|{part}|most", what, ratios, "<=", 1 + WITHIN)
+
+
+def write_tables(runs: Runs) -> list[str]:
+    lines = []
+    for task in SHORT:
+        rows = []
+        for target, (title, _) in TARGETS.items():
+            for epochs in (*LONG.get(task, ()), "0"):
+                if measured := list_seeds(runs, f"{task}/{target}/{epochs}"):
+                    columns = [[run[part] for run in measured] for part in ("share", *WORDS, "another")]
+                    accuracy = join_means([run["accuracy"] for run in measured], 1, 100)
+                    length = "the task's own" if epochs == "0" else epochs
+                    rows.append([title, length, accuracy, *(join_means(values, 2) for values in columns)])
+        head = ["target", "epochs", "accuracy, %", "share of the oracle", *WORDS.values(), "with another's map"]
+        lines += [f"**{tasks.TITLES[task]}**", "", *table(head, rows), ""] if rows else []
+    return [*lines, *promise_table(list_promises(runs))]
+
+
+STUDY = Study("targets", list_cells, list_promises, {"targets": write_tables})
