@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-full app test test-slow test-all lint bench tables check-results docs release-check compat clean
 
-demo: runs/demo/result.json  ## train with and without EGT, compare, report (about four minutes): runs/demo
+demo: runs/demo/result.json  ## train with and without EGT, compare, report (two to four minutes): runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
 
 demo-full: runs/demo-full/result.json  ## the same on larger scenes for longer, as the documentation shows it (a quarter of an hour): runs/demo-full

@@ -19,10 +19,10 @@ from exitlens.functional.maps import entropy
 
 FIRST_SEED, SEEDS = 100, 1
 SAMPLES, ORACLE = 500, 200
-DEFAULT, FREE = "default", "free"
+DEFAULT, SPREAD = "default", "spread"
 TARGETS: dict[str, tuple[str, xl.EGTLoss]] = {
     DEFAULT: ("the default", xl.EGTLoss()),
-    FREE: ("the same, free to shrink (`spread=0`)", xl.EGTLoss(spread=0.0)),
+    SPREAD: ("the same with `spread=0.3`", xl.EGTLoss(spread=0.3)),
     "relevance": ("relevance", xl.EGTLoss(target="relevance")),
     "attention": ("the final exit's attention", xl.EGTLoss(target="attention")),
 }
@@ -33,7 +33,7 @@ WORDS = {"entropy": "entropy of maps, nats", "binding": "binding at 20 %"}
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
-    long = {f"{task}/{target}/{epochs}": SEEDS for task in LONG for target in (DEFAULT, FREE) for epochs in LONG[task]}
+    long = {f"{task}/{target}/{epochs}": SEEDS for task in LONG for target in (DEFAULT, SPREAD) for epochs in LONG[task]}
     short = {f"{task}/{target}/0": SEEDS for task in SHORT for target in TARGETS}
     return list_by_seed(partial(measure_cell, quick=quick), long | short)
 
@@ -70,11 +70,11 @@ def measure_entropy(net: xl.ExitNet, data: SampleSet) -> list[float]:
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     for task, epochs in LONG.items():
-        short, long = (list_seeds(runs, f"{task}/{DEFAULT}/{length}") for length in (epochs[0], epochs[-1]))
+        short, long = (list_seeds(runs, f"{task}/{SPREAD}/{length}") for length in (epochs[0], epochs[-1]))
         for part, words in WORDS.items() if short and long else ():
             for k in range(len(short[0][part])):
                 ratios = [after[part][k] / before[part][k] for before, after in zip(short, long, strict=False)]
-                what = f"{task}: exit {k}, {words}, after {epochs[-1]} epochs over that after {epochs[0]}"
+                what = f"{task}, spread 0.3: exit {k}, {words}, after {epochs[-1]} epochs over that after {epochs[0]}"
                 yield Promise.of_mean(f"targets|{task}|{k}|{part}|least", what, ratios, ">=", 1 - WITHIN)
                 if part == "entropy":
                     yield Promise.of_mean(f"targets|{task}|{k}|{part}|most", what, ratios, "<=", 1 + WITHIN)

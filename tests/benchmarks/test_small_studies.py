@@ -181,7 +181,7 @@ def test_maps_after_long_trainings_are_compared_with_those_after_short_ones(tiny
     fake = SimpleNamespace(num_exits=2, eval=lambda: lambda inputs: outputs)
     assert targets.measure_entropy(fake, tiny_set.first(20)) == pytest.approx([np.log(16), np.log(4)])
     short, long = ({"entropy": [3.0], "binding": [0.5]}, {"entropy": [2.4], "binding": [0.6]})
-    runs = {"digits/default/10-0": short, "digits/default/100-0": long}
+    runs = {"digits/spread/10-0": short, "digits/spread/100-0": long}
     measured = {promise.key: promise.measured for promise in targets.list_promises(runs)}
     assert measured["targets|digits|0|entropy|least"] == measured["targets|digits|0|entropy|most"] == pytest.approx(0.8)
     assert measured["targets|digits|0|binding|least"] == pytest.approx(1.2)

@@ -259,21 +259,6 @@ def test_target_sharpness_and_steps_suit_the_network_unless_given(loss, network,
     assert chosen.separates_maps == (loss.of == "attention" and loss.weight > 0)
 
 
-@pytest.mark.parametrize(
-    ("loss", "network", "spread"),
-    [
-        (xl.EGTLoss(), {"attends": False}, 0.3),
-        (xl.EGTLoss(), {"attends": True}, 0.3),
-        (xl.EGTLoss(spread=0.0), {"attends": True}, 0.0),
-        (xl.EGTLoss(), {"attends": True, "of_images": False}, None),  # its power, 0.5, flattens
-        (xl.EGTLoss(target="relevance"), {"attends": False}, None),  # does not follow maps
-        (xl.EGTLoss(weight=0.0), {"attends": False}, None),
-    ],
-)
-def test_targets_that_follow_maps_stay_spread(loss, network, spread):
-    assert loss.for_network(**network).spread == spread
-
-
 @pytest.mark.parametrize("target", ["mean", "product"])
 def test_maps_that_follow_their_own_targets_do_not_shrink_to_one_cell(target):
     relevance = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1

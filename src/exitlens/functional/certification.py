@@ -244,8 +244,8 @@ def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SP
     depend little on q, so little is lost by that. The maximum is taken over a grid in q, in equal steps of its standard
     deviation (arcsine of its root), over which the probability varies slowly: by enumeration it is exact to 0.1 % of u.
 
-    Of ``count`` samples, ``more`` have +1 (wrong early, right at the end), ``fewer`` have -1, and the others 0; ``limit`` is
-    in [0, 1). ``spare`` has to be chosen before the samples are seen; no p-value is smaller.
+    Among ``count`` samples, ``more`` have +1 (wrong early, right at the end), ``fewer`` have -1, and the others 0; ``limit``
+    is in [0, 1). ``spare`` has to be chosen before the samples are seen; no p-value is smaller.
     """
     total, differ = more - fewer, more + fewer
     if total >= limit * count:  # nothing speaks against the null

@@ -105,7 +105,6 @@ _NUMBERS = {
     "every": COUNT,
 }
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
-SPREAD = 0.3  # of targets that are made of maps and have no power below 1
 
 
 def ramp(progress: float, share: float) -> float:
@@ -163,9 +162,8 @@ class EGTLoss:
         sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default, for ``product`` of texts 0.5, so
             that more words are read; else 1.
         spread: least perplexity of targets other than ``attention``, as a share of the locations: sharper ones are flattened
-            to it. Without it (0), maps that follow ``mean`` or ``product`` go on shrinking until a single cell is left
-            (docs/measured/truth.md). The default is 0.3 for these two in :func:`exitlens.fit`, unless ``sharpness`` is
-            below 1, which has the same effect; else 0.
+            to it. By default 0: in long trainings, maps that follow ``mean`` or ``product`` go on shrinking until a single
+            cell is left, unless ``sharpness`` is below 1. 0.3 prevents that (docs/measured/truth.md).
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: compare maps in one of this many steps only, with this many times the weight (:meth:`at_step`; used by
@@ -240,9 +238,7 @@ class EGTLoss:
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         usual = {"mean": SHARPNESS, "product": None if of_images else SHARPNESS_OF_TEXTS}.get(target)
         power = self.sharpness or (usual if self.weight > 0 else None)
-        shrinks = self.weight > 0 and target in ("mean", "product") and (power or 1.0) >= 1
-        spread = SPREAD if self.spread is None and shrinks else self.spread
-        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power, spread=spread)
+        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power)
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
         return replace(chosen, every=self.every or (2 if pauses else 1))
 
