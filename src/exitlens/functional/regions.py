@@ -12,7 +12,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 SIDE, BLUR, REACH = 64, 2.5, 5  # of the spectral residual: width of the image, and of the Gaussian, in pixels
-COLOUR_LEVELS, MAP_POWER, PSEUDO_COUNT, ROUNDS = 6, 0.3, 0.05, 3  # levels of each channel; see segment_by_colour
+COLOUR_LEVELS, MAP_POWER, PSEUDO_COUNT, ROUNDS = 8, 0.2, 0.05, 3  # levels of each channel; see segment_by_colour
 TINY = 1e-12
 
 
@@ -51,25 +51,34 @@ def spectral_residual(x: Tensor) -> Tensor:  # (B,C,H,W) -> (B,64,w)
 def segment_by_colour(x: Tensor, maps: Tensor) -> Tensor:  # (B,C,H,W), (B,H,W) -> (B,H,W)
     """Return the probability that a pixel belongs to what the map points at, by its colour and, weakly, by the map.
 
-    Colours inside and outside are counted in histograms, weighed by the map. Bayes' rule makes a sharper map of them, by
-    which they are counted again (GrabCut, Rother et al., SIGGRAPH 2004; there the colours are Gaussian mixtures, and a graph
-    cut stands in the place of our mean over 3x3 pixels). At most three channels count.
+    Colours inside and outside are counted in histograms, weighed by the map. Bayes' rule makes a sharper map of them; its
+    mean over 3x3 pixels weighs the next count (GrabCut, Rother et al., SIGGRAPH 2004; there the colours are Gaussian
+    mixtures, and a graph cut stands in the place of the mean). The last map is not averaged, since that would add a rim. At
+    most three channels count.
     """
     x = x[:, :3].flatten(2).float()
     low, high = x.amin(2, keepdim=True), x.amax(2, keepdim=True)
     levels = ((x - low) / (high - low).clamp_min(TINY) * COLOUR_LEVELS).long().clamp_max(COLOUR_LEVELS - 1)  # (B,C,N)
-    count = COLOUR_LEVELS ** x.shape[1]
     colours = (levels * COLOUR_LEVELS ** torch.arange(x.shape[1], device=x.device)[:, None]).sum(1)  # (B,N)
     flat = maps.flatten(1).float()
     inside = (flat / flat.amax(1, keepdim=True).clamp_min(TINY)).clamp(0.02, 0.98)
     prior = MAP_POWER * torch.logit(inside)
     for _ in range(ROUNDS):
         parts = torch.stack([inside, 1 - inside])  # (2,B,N)
-        counts = PSEUDO_COUNT + parts.new_zeros(2, len(x), count).scatter_add(2, colours.expand_as(parts), parts)
+        counts = parts.new_zeros(2, len(x), COLOUR_LEVELS ** x.shape[1]).scatter_add(2, colours.expand_as(parts), parts)
+        for axis in range(x.shape[1]):  # colours beside a colour count, too
+            counts = _blur_axis(counts, COLOUR_LEVELS**axis)
+        counts += PSEUDO_COUNT
         likelihood = (counts / counts.sum(2, keepdim=True)).gather(2, colours.expand_as(parts)).log()
         posterior = torch.sigmoid(likelihood[0] - likelihood[1] + prior).view(len(x), 1, *maps.shape[1:])
         inside = F.avg_pool2d(F.pad(posterior, (1, 1, 1, 1), mode="replicate"), 3, 1).flatten(1)
-    return inside.view(maps.shape)
+    return posterior[:, 0]
+
+
+def _blur_axis(counts: Tensor, step: int) -> Tensor:  # (...,L**C) -> the same, by (1,2,1)/4 along the axis with this step
+    levels = counts.view(*counts.shape[:-1], -1, COLOUR_LEVELS, step)
+    padded = torch.cat([levels[..., :1, :], levels, levels[..., -1:, :]], -2)
+    return ((padded[..., :-2, :] + 2 * levels + padded[..., 2:, :]) / 4).view_as(counts)
 
 
 def find_nearest_outside(cells: Tensor) -> Tensor:  # (B,*S) bool -> (B,S) int64
