@@ -85,7 +85,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
     shares = {task: find_shares(runs, task) for task in SHORT}
     for left_out in SHORT if all(len(part) == len(TARGETS) for part in shares.values()) else ():
         best = choose_target([shares[task] for task in SHORT if task != left_out])
-        what = f"{left_out}, with the target that the other sets choose ({TARGETS[best][0]}): least share of an exit beyond {DEEP:.0%}"
+        what = f"{left_out}, target chosen by the other sets ({TARGETS[best][0]}): least share of an exit beyond {100 * DEEP:.0f} % of the cost"
         yield Promise.of_mean(f"targets|{left_out}|chosen", what, shares[left_out][best], ">=", SHARE)
 
 
