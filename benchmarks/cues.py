@@ -1,7 +1,7 @@
 """Cues: whether ``xl.find_cues`` finds cues that were planted in small data, and finds none where none was planted.
 
 Cells are KIND-SEED, with a cue that names the class in most of the training data, and none-KIND-SEED: the same data, in which it
-says nothing. Settings were chosen on seeds from 100 on. A minute for each cell, on one core.
+says nothing. Settings were chosen on seeds from 100 on. Ten seconds for each cell, on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from exitlens.data.splits import Split
 
 NONE = "none-"  # before the names of kinds, where nothing is planted
 KINDS = ("colour", "patch", "texture", "level", "words")
-SEEDS = 2  # of each kind that are reported
+SEEDS = 7  # of each kind that are reported
 AGREEMENT = {"colour": 0.8, "patch": 0.85, "texture": 0.85, "level": 0.9, "words": 0.8}
 CLASSES = {"colour": 10, "patch": 10, "texture": 10, "level": 4, "words": 2}
 EPOCHS = {"colour": 5, "patch": 5, "texture": 5, "level": 6, "words": 8}
