@@ -109,10 +109,7 @@ def measure_throughput(count: int, rounds: int) -> Tree:
     data = xl.data.load_folder(folder, xl.data.Preprocess((side, side), IMAGENET_MEAN, IMAGENET_STD))
     steps = [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     reference = ImageFolder(str(folder), transforms.Compose(steps))
-    forked: dict[str, Any] = {
-        "num_workers": WORKERS,
-        "multiprocessing_context": "fork",
-    }  # in a spawned cell the default is to spawn
+    forked: dict[str, Any] = {"num_workers": WORKERS, "multiprocessing_context": "fork"}  # a cell's default is to spawn
     with tempfile.TemporaryDirectory() as temporary:
         cached = data.cached(Path(temporary) / "cache")
         loaders: dict[str, Callable[[int], Any]] = {

@@ -1,12 +1,13 @@
-"""What maps are pulled towards: short and long trainings with several targets, on validation data alone.
+"""What maps are pulled towards: trainings with several targets, as long as usual and longer, on validation data alone.
 
 Cells are TASK/TARGET/EPOCHS-SEED; 0 epochs are the task's own number. Seeds are counted from 100, so that they are none of ``truth``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from statistics import mean
 
 import torch
 
@@ -24,12 +25,13 @@ TARGETS: dict[str, tuple[str, xl.EGTLoss]] = {
     DEFAULT: ("the default", xl.EGTLoss()),
     SPREAD: ("the same with `spread=0.3`", xl.EGTLoss(spread=0.3)),
     "relevance": ("relevance", xl.EGTLoss(target="relevance")),
-    "attention": ("the final exit's attention", xl.EGTLoss(target="attention")),
 }
 LONG = {"digits": ("10", "30", "100")}  # epochs
-SHORT = ("pictures", "digits", "scenes")
+SHORT = ("digits", "pictures", "scenes")
+DEEP, SHARE = 0.3, 0.7  # share of the cost from which exits are judged, and the least share of the oracle there
 WITHIN = 0.1  # share by which maps may differ after the longest training from those after the shortest
 WORDS = {"entropy": "entropy of maps, nats", "binding": "binding at 20 %"}
+COLUMNS = {"share": "share of the oracle", **WORDS, "another": "with another's map", "inside": "map on the object"}
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
@@ -51,9 +53,11 @@ def measure_cell(name: str, target: str, epochs: str, seed: int, quick: bool = F
     judged = xl.measure_faithfulness(net, validation, samples=SAMPLES, oracle_samples=16 if quick else ORACLE)
     if judged.binding is None:
         raise ValueError(f"expected binding on {len(validation)} samples, got none")
-    return {
+    inside = {} if judged.energy_in_mask is None else {"inside": judged.energy_in_mask}
+    return inside | {
         "accuracy": list(result.history[-1]["accuracy"]),
         "share": judged.deletion_share,
+        "cost": net.cost.tolist(),
         "entropy": measure_entropy(net, validation.subset(torch.arange(min(SAMPLES, len(validation))))),
         "binding": judged.binding.at(0.2),
         "another": judged.binding.at(of="another"),
@@ -78,6 +82,26 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                 yield Promise.of_mean(f"targets|{task}|{k}|{part}|least", what, ratios, ">=", 1 - WITHIN)
                 if part == "entropy":
                     yield Promise.of_mean(f"targets|{task}|{k}|{part}|most", what, ratios, "<=", 1 + WITHIN)
+    shares = {task: find_shares(runs, task) for task in SHORT}
+    for left_out in SHORT if all(len(part) == len(TARGETS) for part in shares.values()) else ():
+        best = choose_target([shares[task] for task in SHORT if task != left_out])
+        what = f"{left_out}, target chosen by the other sets ({TARGETS[best][0]}): least share of an exit beyond {100 * DEEP:.0f} % of the cost"
+        yield Promise.of_mean(f"targets|{left_out}|chosen", what, shares[left_out][best], ">=", SHARE)
+
+
+def find_shares(runs: Runs, task: str) -> dict[str, list[float]]:
+    """Return each target's least share of the oracle among the exits beyond ``DEEP`` of the cost, of every seed."""
+    measured = {target: list_seeds(runs, f"{task}/{target}/0") for target in TARGETS}
+    return {
+        target: [min(share for share, cost in zip(run["share"], run["cost"], strict=True) if cost >= DEEP) for run in seeds]
+        for target, seeds in measured.items()
+        if seeds
+    }
+
+
+def choose_target(sets: Sequence[Mapping[str, Sequence[float]]]) -> str:
+    """Return the target with the highest share on the set that it does worst on."""
+    return max(TARGETS, key=lambda target: min(mean(shares[target]) for shares in sets))
 
 
 def write_tables(runs: Runs) -> list[str]:
@@ -87,11 +111,12 @@ def write_tables(runs: Runs) -> list[str]:
         for target, (title, _) in TARGETS.items():
             for epochs in (*LONG.get(task, ()), "0"):
                 if measured := list_seeds(runs, f"{task}/{target}/{epochs}"):
-                    columns = [[run[part] for run in measured] for part in ("share", *WORDS, "another")]
                     accuracy = join_means([run["accuracy"] for run in measured], 1, 100)
-                    length = "the task's own" if epochs == "0" else epochs
-                    rows.append([title, length, accuracy, *(join_means(values, 2) for values in columns)])
-        head = ["target", "epochs", "accuracy, %", "share of the oracle", *WORDS.values(), "with another's map"]
+                    values = [
+                        join_means([run[part] for run in measured], 2) if part in measured[0] else "" for part in COLUMNS
+                    ]
+                    rows.append([title, "the task's own" if epochs == "0" else epochs, accuracy, *values])
+        head = ["target", "epochs", "accuracy, %", *COLUMNS.values()]
         lines += [f"**{tasks.TITLES[task]}**", "", *table(head, rows), ""] if rows else []
     return [*lines, *promise_table(list_promises(runs))]
 

@@ -187,6 +187,25 @@ def test_maps_after_long_trainings_are_compared_with_those_after_short_ones(tiny
     assert measured["targets|digits|0|binding|least"] == pytest.approx(1.2)
 
 
+def test_a_target_is_chosen_without_the_set_that_it_is_judged_on(monkeypatch):
+    """The first is best on all sets together; without the digits the second is, which does badly on them."""
+    monkeypatch.setattr(targets, "TARGETS", {"first": ("1st", None), "second": ("2nd", None)})
+    shares = {"digits": (0.8, 0.3), "pictures": (0.75, 0.95), "scenes": (0.9, 0.9)}
+    runs = {
+        f"{task}/{target}/0-0": {"share": [0.1, share, 1.0], "cost": [0.2, 0.5, 1.0], "entropy": [], "binding": []}
+        for task, both in shares.items()
+        for target, share in zip(("first", "second"), both, strict=True)
+    }
+    promises = {promise.key: promise for promise in targets.list_promises(runs)}
+    assert {key: promise.measured for key, promise in promises.items()} == {
+        "targets|digits|chosen": 0.3,
+        "targets|pictures|chosen": 0.75,
+        "targets|scenes|chosen": 0.9,
+    }
+    assert "2nd" in promises["targets|digits|chosen"].what
+    assert "1st" in promises["targets|pictures|chosen"].what
+
+
 def test_every_trial_of_recipes_has_arguments_that_fit_takes():
     cells = [re.fullmatch(r"(\w+)/(.+)-\d", cell).groups() for cell in recipes.list_cells()]
     assert {trial for _, trial in cells} == set(recipes.TRIALS)

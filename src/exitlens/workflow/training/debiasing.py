@@ -87,10 +87,11 @@ class Debiasing:
         self.gradients = SharedGradients(parameters, self.ranks)
 
     def prepare(self, inputs: Inputs, progress: float) -> Inputs:
-        """Return a batch of which a share is recomposed: what a sample's map points at, on what another's leaves out.
+        """Return a batch of which a share is recomposed: what a sample's map shows, on what another's leaves out.
 
-        These samples take from one another, so that only they are looked at. The map is the mean of the exits', from a pass
-        in evaluation mode and without gradients.
+        Of an object, only what lies at the top of the map is kept; the other sample loses all of its own. These samples take
+        from one another, so that only they are looked at. The map is the mean of the exits', from a pass in evaluation mode
+        and without gradients.
         """
         strengths, net = self.strengths, self.net
         rows = torch.randperm(count_rows(inputs))[: round(strengths.recomposed * count_rows(inputs))]
@@ -105,7 +106,8 @@ class Debiasing:
         objects = modality.find_object(maps, kept, area)
         donors = torch.arange(len(rows)).roll(1)  # rows are in random order
         others = take_rows(modality.paint_over(kept, objects), donors)
-        return replace_rows(inputs, rows, modality.exchange(kept, others, ~objects))
+        shown = objects & modality.choose_region(maps, kept, area)
+        return replace_rows(inputs, rows, modality.exchange(kept, others, ~shown))
 
     def weigh(
         self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
