@@ -75,7 +75,6 @@ def test_a_patch_names_a_class_and_its_swap_is_that_of_a_background():
     assert torch.equal(~right.masks, binding.draw_corner().expand(len(data), -1, -1))
 
 
-@pytest.mark.long
 def test_few_labels_are_wrong():
     labels = torch.arange(2000) % 10
     told = binding.mislead(labels, 0.05, 0)
@@ -83,6 +82,7 @@ def test_few_labels_are_wrong():
     assert (told.min(), told.max()) == (0, 9)
 
 
+@pytest.mark.long
 def test_binding_is_trained_for_and_judged(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cells = binding.list_cells(quick=True)
