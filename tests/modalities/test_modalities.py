@@ -120,8 +120,8 @@ def test_maps_lie_on_the_first():
     exchanged = BOTH.exchange(inputs, {name: value + 1 for name, value in inputs.items()}, cells)
     assert exchanged["vector"] is inputs["vector"]
     torch.testing.assert_close(exchanged["image"], inputs["image"] + 1)
-    assert BOTH.choose_region(torch.rand(2, 2, 2), inputs, 0.5).shape == (2, *inputs["image"].shape[2:])
-    assert BOTH.find_object(torch.rand(2, 2, 2), inputs, 0.5).shape == (2, *inputs["image"].shape[2:])
+    region = BOTH.choose_region(maps := torch.rand(2, 2, 2), inputs, 0.5)
+    assert region.shape == BOTH.find_object(maps, inputs, region).shape == (2, *inputs["image"].shape[2:])
     assert BOTH.paint_over(inputs, cells)["vector"] is inputs["vector"]
     assert BOTH.view_grid(inputs) is not None
     assert VECTOR.view_grid(inputs["vector"]) is None

@@ -146,9 +146,9 @@ class Modality:
         axis = 1 + self.channel_axis
         return top_cells(enlarge(maps, (*inputs.shape[1:axis], *inputs.shape[axis + 1 :])), area)
 
-    def find_object(self, maps: Tensor, inputs: Any, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
-        """Mark what maps point at, for :meth:`exchange`: here, the top share ``area`` of the locations."""
-        return self.choose_region(maps, inputs, area)
+    def find_object(self, maps: Tensor, inputs: Any, region: Tensor) -> Tensor:  # (B,*S), (B,*T) bool -> (B,*T) bool
+        """Mark what maps point at, for :meth:`exchange`: here, the ``region`` at their top (:meth:`choose_region`)."""
+        return region
 
     def paint_over(self, inputs: Any, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
         """Return a batch in which the chosen cells, and the rim that touches them, have the values of the nearest others."""
@@ -241,9 +241,9 @@ class SeveralInputs(Modality):
         """Choose locations of the first."""
         return self.first.choose_region(maps, inputs[self.first_name], area)
 
-    def find_object(self, maps: Tensor, inputs: Named, area: float) -> Tensor:
+    def find_object(self, maps: Tensor, inputs: Named, region: Tensor) -> Tensor:
         """Mark an object in the first."""
-        return self.first.find_object(maps, inputs[self.first_name], area)
+        return self.first.find_object(maps, inputs[self.first_name], region)
 
     def list_parts(self, inputs: Named, preprocess: object, least: int) -> list[Part]:
         """List the parts of the first, and each of the others as a whole."""

@@ -38,12 +38,12 @@ class ImageModality(Modality):
         """Read an image file."""
         return read_image(path, preprocess.size, len(preprocess.mean))
 
-    def find_object(self, maps: Tensor, inputs: Tensor, area: float) -> Tensor:  # (B,*S), (B,C,H,W) -> (B,H,W) bool
-        """Mark the pixels whose colours are those at the top of the map; by area alone where colours tell nothing."""
+    def find_object(self, maps: Tensor, inputs: Tensor, region: Tensor) -> Tensor:
+        """Mark the pixels whose colours are those that the maps point at; the region where colours tell nothing."""
         by_colour = segment_by_colour(inputs, enlarge(maps, inputs.shape[2:])) > OBJECT
         share = by_colour.flatten(1).float().mean(1).view(-1, 1, 1)
         is_object = (share > LEAST_OBJECT) & (share < MOST_OBJECT)
-        return torch.where(is_object, by_colour, self.choose_region(maps, inputs, area))
+        return torch.where(is_object, by_colour, region)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
         """Draw squares over the picture, if the network knows its scale."""

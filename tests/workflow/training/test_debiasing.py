@@ -74,7 +74,7 @@ def test_samples_are_recomposed_along_their_maps(images, monkeypatch):
     objects[torch.arange(8), torch.arange(8) + 4, 3:9] = True  # a row of its own for each sample
     modality = debiasing.net.input_spec.modality
 
-    def find_object(self, maps, given, area):
+    def find_object(self, maps, given, region):
         return objects[[next(i for i in range(8) if torch.equal(inputs[i], sample)) for sample in given]]
 
     shown = objects.clone()

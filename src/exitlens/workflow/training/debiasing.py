@@ -103,11 +103,11 @@ class Debiasing:
             outputs = net(kept)
         maps = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
         modality = net.input_spec.modality
-        objects = modality.find_object(maps, kept, area)
+        region = modality.choose_region(maps, kept, area)
+        objects = modality.find_object(maps, kept, region)
         donors = torch.arange(len(rows)).roll(1)  # rows are in random order
         others = take_rows(modality.paint_over(kept, objects), donors)
-        shown = objects & modality.choose_region(maps, kept, area)
-        return replace_rows(inputs, rows, modality.exchange(kept, others, ~shown))
+        return replace_rows(inputs, rows, modality.exchange(kept, others, ~(objects & region)))
 
     def weigh(
         self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
