@@ -67,14 +67,16 @@ def lines_of(path: Path) -> Path:
 
 @contextmanager
 def disk_of(size: int):
-    """No file may become larger than ``size`` bytes."""
+    """No file may become larger than ``size`` bytes. Nothing is compiled meanwhile: Python would keep a truncated ``.pyc``."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiles
 
 
 def find_no_space(*_: object) -> None:
