@@ -41,9 +41,9 @@ def keep(axes: int, channels: int) -> nn.Module:
     return layer
 
 
-def make_pictures(first_sees: str) -> tuple[xl.ExitNet, xl.data.ImageSet]:
+def make_pictures(first_sees: str, agreement: float = 0.7) -> tuple[xl.ExitNet, xl.data.ImageSet]:
     """The red of the centre is the class, that of the upper right corner a cue. Green marks the corner, blue the centre."""
-    labels, told = draw_bits()
+    labels, told = draw_bits(agreement=agreement)
     images = torch.full((COUNT, 3, SIDE, SIDE), 128, dtype=torch.uint8)
     images[:, 0] += torch.randint(0, 20, (COUNT, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     images[:, 0, 4, 3], images[:, 0, 0, 7] = (255 * labels).to(torch.uint8), (255 * told).to(torch.uint8)
@@ -118,9 +118,9 @@ def test_a_corner_is_found_and_drawn(tmp_path):
     cue = places[0]
     assert len(read_ignored(places).masks) == 1
     assert (cue.exit, cue.classes) == (0, ("dark", "bright"))
-    assert cue.transfer[0] == cue.changed[0] > 0.3 > 0.0 == cue.transfer[1] == cue.changed[1]
+    assert cue.changed[0] > cue.transfer[0] > 0.3 > 0.0 == cue.transfer[1] == cue.changed[1]
     assert cue.interval[0] < cue.excess < cue.interval[1]
-    assert cue.examples[0].after == cue.examples[0].donor_answer != cue.examples[0].before
+    assert cue.examples[0].after == cue.examples[0].donor_class != cue.examples[0].before
     assert (cue.examples[0].sample[0] != cue.examples[0].swapped[0]).any(0)[~cue.ignore].sum() == 0
     assert json.loads(json.dumps(result.to_dict()))["cues"][0]["kind"] == result.cues[0].kind
     assert cue.name in str(result)
@@ -129,6 +129,11 @@ def test_a_corner_is_found_and_drawn(tmp_path):
     assert page.count("<img ") == 3 * sum(len(cue.examples) for cue in result.cues)
     with pytest.raises(xl.errors.OutputExistsError):
         write_cues(result, net, tmp_path / "cues.html")
+
+
+def test_what_an_exit_follows_to_no_class_is_no_cue():
+    net, data = make_pictures("corner", agreement=0.5)
+    assert xl.find_cues(net, data, samples=COUNT).cues == ()
 
 
 def test_a_channel_and_its_level_are_found_first(tmp_path):

@@ -20,7 +20,7 @@ from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
 
 KEY = (
-    "Taken over: answers that become those of the sample that a part comes from. By chance: the same, when the part comes "
+    "Taken over: answers that become the class of the sample that a part comes from. By chance: the same, when the part comes "
     "from a third sample. Shares are in per cent, exit by exit, the final one last."
 )
 
@@ -39,7 +39,7 @@ def write_cues(cues: Cues, net: ExitNet, path: Path) -> None:
 def _draw_cue(cue: Cue, net: ExitNet) -> str:
     rows = []
     for each in cue.examples:
-        answers = (f"answer {each.before}", f"with the other's part: {each.after}", f"the other: {each.donor_answer}")
+        answers = (f"answer {each.before}", f"with the other's part: {each.after}", f"the other: {each.donor_class}")
         drawings = [_draw_sample(tensors, cue, net) for tensors in (each.sample, each.swapped, each.donor)]
         figures = "".join(caption(drawn, text) for drawn, text in zip(drawings, answers, strict=True))
         rows.append(f'<div style="display:flex;gap:12px;flex-wrap:wrap;margin-bottom:8px">{figures}</div>')

@@ -20,7 +20,7 @@ class Swapped:
 
     Attributes:
         sample, donor, swapped: tensors of each, without the batch axis, in the order of the network's inputs.
-        before, after, donor_answer: the exit's answers, in words.
+        before, after: the exit's answers, in words. donor_class: what the donor is.
     """
 
     sample: tuple[Tensor, ...]
@@ -28,7 +28,7 @@ class Swapped:
     swapped: tuple[Tensor, ...]
     before: str
     after: str
-    donor_answer: str
+    donor_class: str
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Cue:
         name: the part, in words.
         exit: the early exit that hangs on it most.
         changed: for each exit, the share of answers that change when the part comes from a sample of another class.
-        transfer: for each exit, the share that become the answer of that sample, among all pairs.
-        control: the same answers, when the part comes from a third sample, of a class other than the second's.
+        transfer: for each exit, the share that become that sample's class, among all pairs.
+        control: the same, when the part comes from a third sample, of a class other than the second's.
         excess: transfer less control at ``exit``, less the same at the final exit (only transfers, if that is less); of a
             background by masks, nothing is subtracted for the final exit.
         interval: its confidence interval, for all parts that were tried at once.
-        classes: names (or numbers) of the classes whose answer it carries: their own excess is half of ``excess`` or more.
+        classes: names (or numbers) of the classes that it carries: their own excess is half of ``excess`` or more.
         ignore: what ``xl.fit(ignore=)`` takes: a mask ``(*S)`` ``bool`` of a place, names of channels, words, or
             ``"background"`` (outside the masks); ``None`` if the part has no such form (colour, texture).
         examples: a few samples whose answer went along.
@@ -68,7 +68,7 @@ class Cue:
         """Return JSON values; a mask becomes nested lists, and examples their answers."""
         values = {name: value for name, value in vars(self).items() if name not in ("ignore", "examples")}
         values |= {"ignore": self.ignore.tolist() if isinstance(self.ignore, Tensor) else self.ignore}
-        answers = [(each.before, each.after, each.donor_answer) for each in self.examples]
+        answers = [(each.before, each.after, each.donor_class) for each in self.examples]
         return values | {"examples": [dict(zip(("before", "after", "donor"), each, strict=True)) for each in answers]}
 
 

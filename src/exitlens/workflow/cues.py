@@ -43,12 +43,12 @@ def find_cues(
 ) -> Cues:
     """Find what the answers of an early exit hang on more than the final exit's, part by part of the inputs, by swaps.
 
-    A part of a sample is replaced by that of a donor, a sample of another class. If the exit then gives the donor's answer,
+    A part of a sample is replaced by that of a donor, a sample of another class. If the exit then answers the donor's class,
     the part carried it. Parts are places of a grid, the background, channels or groups of features, their levels (mean and
     standard deviation), texture, and words of a kind. All of them come from other samples: nothing is blacked out.
 
     Two things are subtracted. The control: the same part from a third sample, of a class other than the donor's, which
-    turns answers into the donor's only by disturbing them. And the final exit, for which the same is measured on the
+    turns answers into that class only by disturbing them. And the final exit, for which the same is measured on the
     same swaps: the object itself carries its answers as well. What is left is the excess; an exit that goes along less
     often than the final one has none, whatever the control. Where masks say what the background is, the final exit
     should not hang on it either and is not subtracted. A quarter of the samples chooses which parts are tested on the
@@ -154,7 +154,8 @@ class _Trial:
         third = self._draw(given, pool, unlike=rows)
         is_whole = (given >= 0) & (third >= 0)
         rows, given, third = rows[is_whole], given[is_whole], third[is_whole]
-        before, target = self.answers[rows], self.answers[given]
+        before = self.answers[rows]
+        target = self._known[given][:, None].to(before)  # (P,1) or (P,1,C)
         after = self._answer(part, rows, given)
         control = self._answer(part, rows, third) if is_controlled else before
         changed, *shares = (self._compare(before, *pair) for pair in ((after, after), (after, target), (control, target)))
@@ -190,7 +191,7 @@ class _Trial:
             kept, painted = (modality.choose_region(maps, inputs, KEPT) for maps in (kept, painted))
         return modality.exchange(inputs, modality.paint_over(other, painted), ~kept)
 
-    def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C) each -> (P,K)
+    def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C); target: (P,1,..) -> (P,K)
         """Return which answers became the target, of those that were not; with several labels, the share of labels."""
         could = before != target
         did = could & (after == target)
@@ -227,7 +228,7 @@ class _Trial:
         if not len(rows):
             return ()
         swapped = self.exchange(part, rows, donors)
-        answers = (self.answers[rows, k], self._run(swapped)[0][:, k], self.answers[donors, k])
+        answers = (self.answers[rows, k], self._run(swapped)[0][:, k], self._known[donors])
         words = zip(*(name_answers(each, self._net.info.classes) for each in answers), strict=True)
         columns = [list_tensors(each) for each in (self._held.prepare(rows), self._held.prepare(donors), swapped)]
         return tuple(
