@@ -1,7 +1,7 @@
 """Binding: do answers rest on what maps show, trained with EGT, with ``rely_on="map"`` and with ``ignore=``, and what does it cost?
 
-Cells are TASK/CONDITION-SEED, judged on test data. Cells trial/TASK/STRENGTHS-SEED chose the strengths: fewer scenes of seeds of
-their own, judged on validation data. A training takes about five minutes on a core.
+Cells are TASK/CONDITION-SEED, judged on test data. Cells trial/TASK/CONDITION-SEED are what settings were chosen on: fewer scenes, of
+seeds of their own, judged on validation data. A training takes about five minutes on a core.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from benchmarks.harness import Job, Promise, Sense, Study, join_means, list_by_s
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.tasks import Task, build_network, make_scene_set
 from exitlens.data.sets import SampleSet
-from exitlens.workflow.training import run
-from exitlens.workflow.training.debiasing import Debiasing, DebiasingStrengths
 
 SEEDS = {"scenes": 5, "corner": 5, "motifs": 3, "vit": 3, "pictures": 3, "reviews": 3, "wrong": 3}
 TITLES = {
@@ -47,39 +44,30 @@ CONDITIONS = {
     "ignore": ("EGT, `ignore` what must not matter", {}),
 }
 TRIAL_SEED, TRIAL_TRAINED, TRIAL_EPOCHS = 100, 6000, 6
-TRIALS = tuple((task, text) for text in ("egt", "difficulty=1,recomposed=0.5") for task in ("scenes", "corner"))
+TRIALS = tuple((task, name) for name in ("egt", "rely", "ignore") for task in ("scenes", "corner"))
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
     """List all cells, seed by seed, and the trials."""
     seeds = {f"{task}/{name}": count for task, count in SEEDS.items() for name in CONDITIONS if is_asked(task, name)}
     cells = list_by_seed(partial(measure_cell, quick=quick), seeds)
-    return cells | {f"trial/{task}/{text}-{TRIAL_SEED}": partial(try_strengths, task, text, quick) for task, text in TRIALS}
+    return cells | {
+        f"trial/{task}/{name}-{TRIAL_SEED}": partial(measure_cell, task, name, TRIAL_SEED, quick, trial=True)
+        for task, name in TRIALS
+    }
 
 
 def is_asked(task: str, condition: str) -> bool:
     return condition != "ignore" or task in ("scenes", "corner")
 
 
-def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
-    task = open_task(name, seed, 96 if quick else None)
+def measure_cell(name: str, condition: str, seed: int, quick: bool = False, *, trial: bool = False) -> Tree:
+    task = open_task(name, seed, 96 if quick else None, trial=trial)
     options = dict(CONDITIONS[condition][1])
     if condition == "ignore":
         options["ignore"] = "background" if name == "scenes" else draw_corner()
-    net, seconds = train(
-        task, seed, Path("runs/binding") / ("quick" if quick else "") / f"{name}-{condition}-{seed}", options
-    )
-    return {"seconds": seconds} | judge(net, task.tests, 64 if quick else SAMPLES, 16 if quick else SWAPPED)
-
-
-def try_strengths(name: str, text: str, quick: bool = False) -> Tree:
-    """Train with strengths such as ``difficulty=1,product=0``, or without them (``egt``), and judge on validation data."""
-    options = {} if text == "egt" else {"rely_on": "map"}
-    changes = dict(part.split("=") for part in text.split(",") if "=" in part)
-    strengths = DebiasingStrengths(**{key: float(value) for key, value in changes.items()})
-    task = open_task(name, TRIAL_SEED, 96 if quick else None, trial=True)
-    with mock.patch.object(run, "Debiasing", partial(Debiasing, strengths=strengths)):
-        net, seconds = train(task, TRIAL_SEED, Path("runs/binding/trials") / f"{name}-{text}", options)
+    folder = Path("runs/binding") / ("quick" if quick else "") / f"{name}-{condition}-{seed}"
+    net, seconds = train(task, seed, folder, options)
     return {"seconds": seconds} | judge(net, task.tests, 64 if quick else SAMPLES, 16 if quick else SWAPPED)
 
 
@@ -244,8 +232,8 @@ def write_tables(runs: Runs) -> list[str]:
 def write_trials(runs: Runs) -> list[str]:
     lines = []
     for task, title in TITLES.items():
-        tried = {text: runs.get(f"trial/{task}/{text}-{TRIAL_SEED}") for name, text in TRIALS if name == task}
-        rows = write_rows({f"`{text}`": [run] for text, run in tried.items() if run})
+        tried = {each: runs.get(f"trial/{task}/{each}-{TRIAL_SEED}") for name, each in TRIALS if name == task}
+        rows = write_rows({CONDITIONS[each][0]: [run] for each, run in tried.items() if run})
         lines += [f"**{title}**", "", *rows, ""] if rows else []
     return lines
 

@@ -1,7 +1,7 @@
 """What training costs: heads on a frozen backbone that runs once, and a step with EGT.
 
 Cells NETWORK time an epoch of heads on a frozen backbone that runs once, against one that runs in every epoch (minutes in all).
-Cells step-TASK time steps with EGT, and with ``rely_on="map"`` once it recomposes, against steps without, on the tasks of ``truth``.
+Cells step-TASK time steps with EGT, and with ``rely_on="map"`` when its guide is trained, against steps without, on the tasks of ``truth``.
 Seconds are those that one thread computed for, so that other processes do not count. Images are noise and bars, which changes no time.
 """
 
@@ -27,7 +27,7 @@ from exitlens.model.timing import interval
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, map_inputs
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.debiasing import Debiasing
+from exitlens.workflow.training.debiasing import Guide, ShallowExpert
 from exitlens.workflow.training.fit import use_memory_format
 from exitlens.workflow.training.frozen import keep_features
 from exitlens.workflow.training.optimizer import apply_gradients, enter_training_mode, group_parameters, make_optimizer
@@ -122,15 +122,19 @@ def make_steps(
 ) -> Callable[[int], None]:
     twin, inputs = copy.deepcopy(net), map_inputs(inputs, torch.clone)
     optimizer = make_optimizer(group_parameters(twin, settings))
-    debiasing = Debiasing(twin, settings) if settings.rely_on == "map" else None
+    relies = settings.rely_on == "map"
+    expert, guide = (
+        (ShallowExpert(twin, settings), Guide(copy.deepcopy(net), bool(settings.amp))) if relies else (None, None)
+    )
 
     def take_steps(_: int) -> None:
         with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):
             for step in range(STEPS_A_ROUND):
-                compute_gradients(twin, optimizer, loss.at_step(step), [(inputs, labels)], 0.5, settings, debiasing)
+                given = inputs if guide is None else guide.exchange(inputs)
+                compute_gradients(twin, optimizer, loss.at_step(step), [(given, labels)], 0.5, settings, expert)
                 apply_gradients(optimizer, 0.5, settings)
-                if debiasing is not None:
-                    debiasing.step(len(labels))
+                if expert is not None:
+                    expert.step(len(labels))
 
     return take_steps
 

@@ -20,8 +20,8 @@ from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
 
 KEY = (
-    "Taken over: answers that become the class of the sample that a part comes from. By chance: the same, when the part comes "
-    "from a third sample. Shares are in per cent, exit by exit, the final one last."
+    "Taken over: answers that become the class of the sample that a part comes from. By chance: the same, when the part "
+    "comes from a third sample. Shares are in per cent, exit by exit, the final one last."
 )
 
 

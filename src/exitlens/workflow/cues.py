@@ -191,7 +191,9 @@ class _Trial:
             kept, painted = (modality.choose_region(maps, inputs, KEPT) for maps in (kept, painted))
         return modality.exchange(inputs, modality.paint_over(other, painted), ~kept)
 
-    def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C); target: (P,1,..) -> (P,K)
+    def _compare(
+        self, before: Tensor, after: Tensor, target: Tensor
+    ) -> Tensor:  # (P,K) or (P,K,C); target: (P,1,..) -> (P,K)
         """Return which answers became the target, of those that were not; with several labels, the share of labels."""
         could = before != target
         did = could & (after == target)

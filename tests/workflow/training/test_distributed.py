@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import exitlens as xl
 from exitlens.ranks import DistributedContext, find_ranks
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.debiasing import Debiasing
+from exitlens.workflow.training.debiasing import ShallowExpert
 from exitlens.workflow.training.distributed import use_common_statistics
 from tests.conftest import TinyNet, make_tiny_set
 from tests.ranks import open_pair
@@ -99,12 +99,12 @@ def test_the_expert_learns_from_the_samples_of_both(pair):
 
 def _train_expert(rank, ranks=None):
     ranks, data, net = find_ranks(ranks), make_data(), fresh(backbone=WithoutStatistics)
-    debiasing = Debiasing(net, TrainingSettings(rely_on="map"), ranks)
+    expert = ShallowExpert(net, TrainingSettings(rely_on="map"), ranks)
     outputs, shallow, *_ = net.observe(data.inputs[ranks.rows])
     for _ in range(3):
-        debiasing.weigh(outputs, shallow, data.labels[ranks.rows], 1.0)
-        debiasing.step(len(shallow))
-    return debiasing.dump()
+        expert.weigh(outputs, shallow, data.labels[ranks.rows], 1.0)
+        expert.step(len(shallow))
+    return expert.dump()
 
 
 @pytest.mark.slow

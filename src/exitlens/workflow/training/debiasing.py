@@ -1,9 +1,9 @@
-"""Training that binds (``fit(rely_on="map")``): what a map leaves out, and what is too easy, must not decide the answer."""
+"""Training that binds (``fit(rely_on="map")``): a guide learns where to look, then the network answers from there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,97 +17,45 @@ from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, count_rows, replace_rows, take_rows
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.distributed import SharedGradients
+from exitlens.workflow.training.ignoring import SHARE, TRIES, exchange_background
 from exitlens.workflow.training.optimizer import load_slots, make_optimizer, use_half_precision
 
-PREFIX = "debiasing."
-OFFSETS = f"{PREFIX}offsets"
-
-
-@dataclass(frozen=True)
-class DebiasingStrengths:
-    """How strongly training works against easy cues; shares are of training, of samples or of locations.
-
-    Attributes:
-        difficulty: how far samples are weighed by their relative difficulty for the shallow expert, 0 (not) to 1.
-        ramp_share: share of training over which that grows from 0.
-        recomposed: share of each batch that is recomposed; 0: none. recomposed_from: share of training before that.
-        least_area, most_area: range of the area of the map that is kept.
-        power: of the generalised cross-entropy that the expert learns by.
-        hidden: hidden units of the expert. learning_rate: of the expert.
-    """
-
-    difficulty: float = 1.0
-    ramp_share: float = 0.3
-    recomposed: float = 0.5
-    recomposed_from: float = 1 / 3
-    least_area: float = 0.2
-    most_area: float = 0.4
-    power: float = 0.7
-    hidden: int = 64
-    learning_rate: float = 1e-3
-
-
-STRENGTHS = DebiasingStrengths()
+GUIDE_SHARE = 1 / 3  # epochs of the guide, of those of the network
+AREAS = 0.2, 0.4  # range of the share of the locations that a map's region has
+WITHOUT_OUTLINE = 0.5  # share of the chosen samples that are recomposed along a region, which has no exact outline
+HIDDEN, LEARNING_RATE, WEIGHT_DECAY = 64, 5e-3, 0.01  # of the expert
+RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the power of its loss
+WITH_GUIDE = 0.5  # strength of the expert in the training that a guide helps
+PREFIX = "expert."
 
 
 @dataclass(eq=False)
-class Debiasing:
-    """What a run with ``rely_on="map"`` has besides the network, and throws away at its end.
+class ShallowExpert:
+    """A small head that learns what is easy, so that the guide learns the rest; thrown away when the guide is trained.
 
-    - The *expert* is a small head on the mean, standard deviation and maximum over locations of the backbone's features at
-      exit 0. By generalised cross-entropy it learns what is easy there, wherever it lies: samples that it gets wrong count
-      more at every exit (Learning from Failure, arXiv 2007.02561; there the expert is a second network).
-    - *Recomposition* pastes what a sample's own map points at on another sample without its object, later in training. In
-      images the object is outlined by its colours, because a rim of the old background is enough to keep a cue.
-
-    No gradient of the expert reaches the network.
+    It reads the mean, standard deviation and maximum over locations of the backbone's features at exit 0, and learns by
+    generalised cross-entropy what is easy there, wherever it lies: samples that it gets wrong count more at every exit
+    (Learning from Failure, arXiv 2007.02561; there the expert is a second network). No gradient of it reaches the network.
     """
 
     net: ExitNet
     settings: TrainingSettings
     ranks: DistributedContext = ALONE
-    strengths: DebiasingStrengths = STRENGTHS
-    recomposes: bool = True  # False: the inputs are kept features, which have no inside
-    expert: nn.Sequential = field(init=False)
-    offsets: tuple[tuple[float, ...], ...] = field(init=False)  # of maps from their cells, as at the start of the run
+    strength: float = 1.0  # how far samples are weighed, 0 (not) to 1
+    head: nn.Sequential = field(init=False)
 
     def __post_init__(self) -> None:
-        net, hidden, self.offsets = self.net, self.strengths.hidden, self.net.map_offsets
+        net = self.net
         like = next(net.heads[0].parameters())
         with switch_mode(net, False), torch.no_grad():
             channels = net.observe(net.info.example(like)).shallow.shape[1]
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            layers = nn.LayerNorm(3 * channels), nn.Linear(3 * channels, hidden), nn.ReLU()
-            self.expert = nn.Sequential(*layers, nn.Linear(hidden, net.info.num_classes)).to(like.device)
-        parameters = list(self.expert.parameters())
-        rate = self.strengths.learning_rate
-        self.optimizer = make_optimizer([{"params": parameters, "lr": rate, "weight_decay": 0.01}])
+            layers = nn.LayerNorm(3 * channels), nn.Linear(3 * channels, HIDDEN), nn.ReLU()
+            self.head = nn.Sequential(*layers, nn.Linear(HIDDEN, net.info.num_classes)).to(like.device)
+        parameters = list(self.head.parameters())
+        self.optimizer = make_optimizer([{"params": parameters, "lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}])
         self.gradients = SharedGradients(parameters, self.ranks)
-
-    def prepare(self, inputs: Inputs, progress: float) -> Inputs:
-        """Return a batch of which a share is recomposed: what a sample's map shows, on what another's leaves out.
-
-        Of an object, only what lies at the top of the map is kept; the other sample loses all of its own. These samples take
-        from one another, so that only they are looked at. The map is the mean of the exits', from a pass in evaluation mode
-        and without gradients.
-        """
-        strengths, net = self.strengths, self.net
-        rows = torch.randperm(count_rows(inputs))[: round(strengths.recomposed * count_rows(inputs))]
-        if not self.recomposes or progress < strengths.recomposed_from or len(rows) < 2:
-            return inputs
-        area = strengths.least_area + (strengths.most_area - strengths.least_area) * torch.rand(()).item()
-        kept = take_rows(inputs, rows)
-        with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, bool(self.settings.amp)):
-            outputs = net(kept)
-        maps = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
-        modality = net.input_spec.modality
-        region = modality.choose_region(maps, kept, area)
-        objects = modality.find_object(maps, kept, region)
-        donors = torch.arange(len(rows)).roll(1)  # rows are in random order
-        others = take_rows(modality.paint_over(kept, objects), donors)
-        return replace_rows(inputs, rows, modality.exchange(kept, others, ~(objects & region)))
 
     def weigh(
         self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
@@ -121,25 +69,24 @@ class Debiasing:
             progress: share of training that is done.
             share: the batch's share of the samples of this step.
         """
-        strengths, shallow = self.strengths, shallow.detach().float()
+        shallow = shallow.detach().float()
         real = find_locations(outputs[0].attention)
         real = real if real is not None and real.shape[1:] == shallow.shape[2:] else None
-        guess = self.expert(torch.cat(pool_moments(shallow, real), 1))
-        (generalised_cross_entropy(guess, labels, strengths.power) * share).backward()
+        guess = self.head(torch.cat(pool_moments(shallow, real), 1))
+        (generalised_cross_entropy(guess, labels, POWER) * share).backward()
         losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
-        strength = strengths.difficulty * ramp(progress, strengths.ramp_share)
-        return weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength)
+        return weigh_difficulty(losses, sample_losses(guess.detach(), labels), self.strength * ramp(progress, RAMP))
 
     def step(self, rows: int) -> None:
-        """Take a step of the expert along the mean gradient over the ``rows`` of all ranks."""
+        """Take a step along the mean gradient over the ``rows`` of all ranks."""
         self.gradients.average(rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def dump(self) -> dict[str, Tensor]:
-        """Return expert and optimiser as tensors for a checkpoint."""
-        tensors = {f"{PREFIX}{name}": value.clone() for name, value in self.expert.state_dict().items()}
-        tensors[OFFSETS] = torch.tensor(self.offsets, dtype=torch.float64)
+        """Return head, optimiser and the places of the network's maps, which are those of its first weights, as tensors."""
+        tensors = {f"{PREFIX}{name}": value.clone() for name, value in self.head.state_dict().items()}
+        tensors[f"{PREFIX}offsets"] = torch.tensor(self.net.info.map_offsets, dtype=torch.float64)
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{PREFIX}optimizer.{index}.{slot}": value for slot, value in slots.items()}
         return tensors
@@ -147,11 +94,49 @@ class Debiasing:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what :meth:`dump` returned."""
         held = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
-        self.offsets = tuple(map(tuple, held.pop("offsets").tolist()))
-        self.expert.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
+        self.net.info = replace(self.net.info, map_offsets=tuple(map(tuple, held.pop("offsets").tolist())))
+        self.head.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in held.items():
             if name.startswith("optimizer."):
                 _, index, slot = name.split(".", 2)
                 slots.setdefault(int(index), {})[slot] = value
         load_slots(self.optimizer, slots)
+
+
+class Guide:
+    """A trained network whose maps say what to rely on: all else comes from other samples, in a share of each batch.
+
+    In images, objects are outlined by the colours on either side of the map, because a rim of the old background is enough
+    to keep a cue. Half as many samples are recomposed where there is no such outline: a region leaves traces at its border,
+    and may cut off what tells the class.
+    """
+
+    def __init__(self, net: ExitNet, half_precision: bool) -> None:
+        self.net, self.half_precision = net.eval().requires_grad_(False), half_precision
+        self.offsets = net.map_offsets
+
+    def exchange(self, inputs: Inputs) -> Inputs:
+        """Return a batch of which a share is recomposed along the mean of the exits' maps.
+
+        These samples take from one another, so that only they are looked at.
+        """
+        rows = torch.randperm(count_rows(inputs))[: round(SHARE * count_rows(inputs))]
+        if len(rows) < 2:
+            return inputs
+        least, most = AREAS
+        area = least + (most - least) * torch.rand(()).item()
+        chosen = take_rows(inputs, rows)
+        with torch.no_grad(), use_half_precision(self.net.device, self.half_precision):
+            outputs = self.net(chosen)
+        maps = geometric_mean([place(out.attention.float(), by) for out, by in zip(outputs, self.offsets, strict=True)])
+        modality = self.net.input_spec.modality
+        region = modality.choose_region(maps, chosen, area)
+        objects = modality.find_object(maps, chosen, region)
+        order = torch.arange(len(rows))  # rows are in random order
+        donors = [order.roll(step) for step in range(1, TRIES + 1)]
+        others, hidden = [take_rows(chosen, at) for at in donors], [objects[at] for at in donors]
+        changed = exchange_background(modality, chosen, others, objects, hidden)
+        is_outlined = (objects != region).flatten(1).any(1).cpu()
+        taken = (is_outlined | (torch.rand(len(rows)) < WITHOUT_OUTLINE)).nonzero()[:, 0]
+        return replace_rows(inputs, rows[taken], take_rows(changed, taken))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -27,10 +29,11 @@ from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import WHOLE, BatchNorm, EpochMetric, RecipeName, RelyOn, TrainingSettings, check_number
 from exitlens.workflow.training.augmentation import Augmentation
+from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
 from exitlens.workflow.training.ignoring import Ignoring, read_ignored
-from exitlens.workflow.training.record import format_epoch, open_tensorboard
+from exitlens.workflow.training.record import GUIDE, format_epoch, is_restarted, open_tensorboard, read_epochs, refuse_run
 from exitlens.workflow.training.run import Augment, TrainingRun, check_validation
 
 
@@ -42,7 +45,7 @@ class FitResult:
         history: one row per epoch: loss terms, validation accuracy per exit (with several labels per sample also micro-F1),
             validation CC with the final map per early exit, seconds.
         best_epoch, kept_epoch: the epochs (from 1) of the best ``monitor`` and of the weights that the network has.
-        seconds: time spent in all epochs, earlier calls included.
+        seconds: time spent in all epochs, those of a guide and of earlier calls included.
         out_dir: directory of checkpoints and log, or ``None``.
 
     Examples:
@@ -119,9 +122,9 @@ def fit(  # noqa: PLR0913
             network takes them. In training only.
         workers: number of processes that read the data; by default one per core for sets that read files, else none. The
             weights do not depend on it.
-        rely_on: with ``"map"``, samples count by how far they need more than what is easy, and some are recomposed: what
-            their maps point at, on others that lost theirs
-            (:class:`~exitlens.workflow.training.debiasing.Debiasing`, docs/guides/debiasing.md). Validation is as usual.
+        rely_on: with ``"map"``, a copy of the network is trained first, for a third of the epochs, against what is easy (in
+            ``out_dir/guide``). In 70 % of each batch, all but what the maps of this guide point at comes from other samples
+            (:mod:`~exitlens.workflow.training.debiasing`, docs/guides/debiasing.md). Validation is as usual.
         ignore: what must not matter: ``"background"`` (all outside the ``masks`` of ``train``); a mask ``(H,W)``, ``(T,)``
             or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
             or of words; or a list of these (or of objects with an attribute ``ignore``). In 70 % of each batch it comes
@@ -159,40 +162,65 @@ def fit(  # noqa: PLR0913
         # before anything is written
         no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
         ignoring = Ignoring(settings.ignore, net, train) if settings.ignore else None
-        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks)
+        start = partial(TrainingRun, loss=loss, augment=augmentation, ignoring=ignoring, workers=workers, ranks=ranks)
+        run = start(net, settings=settings, out_dir=directory)
         with ranks.together():
             net.describe(task=check_validation(net, val))
-        shown = progress and ranks.is_first
-        events = directory if tensorboard and ranks.is_first else None
-        with (
-            run.open(resume, train),
-            use_common_statistics(net, ranks),
-            SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
-            show_progress(shown) as bar,
-            open_tensorboard(events) as write_events,
-        ):
-            note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
-            if run.note:
-                note(run.note)
-            if settings.freeze_backbone and settings.cache_features is not False and not run.is_over:
-                if no_cache:
-                    note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
-                else:
-                    folder = directory if ranks.is_first else None
-                    with ranks.together():
-                        run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
-                    if run.debiasing is not None and run.frozen is not None:
-                        run.debiasing.recomposes = False
-                        note("rely_on: samples are not recomposed, because the features of a frozen backbone are kept")
-            while not run.is_over:
-                row = run.train_epoch(run.epochs_done, train, val, bar)
-                run.save(row)
-                write_events(row)
-                note(format_epoch(row, settings.epochs))
-            if run.epochs_done < settings.epochs:
-                note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
-        kept = run.finish()
-    return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
+        train_run = partial(
+            _train, train=train, val=val, resume=resume, no_cache=no_cache, progress=progress, tensorboard=tensorboard
+        )
+        seconds = 0.0
+        if settings.rely_on == "map":
+            folder = None if directory is None else directory / GUIDE
+            if directory is not None:  # before the guide is trained
+                ranks.share(lambda: refuse_run(directory, resume or is_restarted(directory)))
+            chosen = _choose_guide_settings(settings, folder, resume)
+            teacher = start(copy.deepcopy(net), settings=chosen, out_dir=folder, is_guide=True)
+            train_run(teacher)
+            seconds, run.guide = teacher.seconds, Guide(teacher.net, bool(settings.amp))
+        kept = train_run(run)
+    return FitResult(run.history, run.best_epoch, run.seconds + seconds, directory, kept)
+
+
+def _choose_guide_settings(settings: TrainingSettings, folder: Path | None, resume: bool) -> TrainingSettings:
+    """Return how the guide of a run is trained; one that was trained already keeps its epochs when the run gets more."""
+    epochs = math.ceil(GUIDE_SHARE * settings.epochs)
+    if folder is not None and resume:
+        epochs = read_epochs(folder) or epochs
+    return replace(settings, epochs=epochs, keep="last", patience=None)
+
+
+def _train(run: TrainingRun, train: Any, val: Any, *, resume: bool, no_cache: str, progress: bool, tensorboard: bool) -> int:
+    """Train to the end of a run, and return the epoch of the weights that its network has."""
+    settings, net, ranks, shown = run.settings, run.net, run.ranks, progress and run.ranks.is_first
+    events = run.out_dir if tensorboard and ranks.is_first else None
+    with (
+        run.open(resume, train),
+        use_common_statistics(net, ranks),
+        SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
+        show_progress(shown) as bar,
+        open_tensorboard(events) as write_events,
+    ):
+        note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
+        if run.note:
+            note(run.note)
+        if settings.freeze_backbone and settings.cache_features is not False and not run.is_over:
+            if no_cache:
+                note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
+            else:
+                folder = run.out_dir if ranks.is_first else None
+                with ranks.together():
+                    run.frozen = keep_features(
+                        net, run.loss, settings, train, val, folder=folder, workers=run.workers, bar=bar
+                    )
+        while not run.is_over:
+            row = run.train_epoch(run.epochs_done, train, val, bar)
+            run.save(row)
+            write_events(row)
+            note(f"{'guide, ' if run.is_guide else ''}{format_epoch(row, settings.epochs)}")
+        if run.epochs_done < settings.epochs:
+            note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
+    return run.finish()
 
 
 @contextmanager

@@ -52,6 +52,8 @@ def find_cache_obstacle(data: Any, settings: TrainingSettings, is_augmented: boo
         )
     elif settings.ignore:
         reason = "what must not matter is exchanged anew in every epoch. Fix: leave out ignore (--ignore)."
+    elif settings.rely_on == "map":
+        reason = "what a map leaves out is exchanged anew in every epoch. Fix: leave out rely_on (--rely-on)."
     elif is_augmented:
         reason = "augmentation changes the inputs in every epoch. Fix: leave out augment (--augment)."
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):

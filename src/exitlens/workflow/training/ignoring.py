@@ -148,7 +148,8 @@ class Ignoring:
             return inputs
         changed, *others = (take_rows(inputs, at) for at in (rows, *donors))
         if objects is not None:
-            changed = self._exchange_background(changed, others, objects[rows], [objects[at] for at in donors])
+            hidden = [objects[at] for at in donors]
+            changed = exchange_background(self.modality, changed, others, objects[rows], hidden)
         if self.mask is not None:
             cells = self.mask.to(list_tensors(inputs)[0].device).expand(len(rows), *self.mask.shape)
             changed = self.modality.exchange(changed, others[0], cells)
@@ -157,18 +158,6 @@ class Ignoring:
         if self.words:
             changed = self._exchange_words(changed, others[0])
         return replace_rows(inputs, rows, changed)
-
-    def _exchange_background(
-        self, changed: Inputs, others: Sequence[Inputs], objects: Tensor, hidden: Sequence[Tensor]
-    ) -> Inputs:
-        left = ~objects.to(list_tensors(changed)[0].device)  # (n,*S), what is still to be taken
-        for donor, covered in zip(others, hidden, strict=True):
-            usable = ~covered.to(left.device)
-            if self.modality is TEXT and isinstance(donor, Mapping):
-                usable = usable & donor[MASK].bool()
-            changed = self.modality.exchange(changed, donor, left & usable)
-            left = left & ~usable
-        return changed if self.modality is TEXT else self.modality.exchange(changed, others[0], left)
 
     def _exchange_channels(self, changed: Inputs, donor: Inputs) -> Inputs:
         assert isinstance(changed, Tensor)
@@ -194,6 +183,27 @@ class Ignoring:
         offers = given.gather(1, offered.int().argsort(dim=1, descending=True, stable=True))  # ignored words to the front
         takes = inner & (rank < offered.sum(1, keepdim=True))
         return {**plain, name: torch.where(takes, offers.gather(1, rank), plain[name])}
+
+
+def exchange_background(
+    modality: Modality, inputs: Inputs, donors: Sequence[Inputs], objects: Tensor, hidden: Sequence[Tensor]
+) -> Inputs:
+    """Return a batch with all outside its objects from donors: from the first of them that hides nothing at a location.
+
+    Where all donors have objects, the first one's shows; in texts, the old word stays.
+
+    Args:
+        inputs: a batch of n samples. donors: others for each, in several batches.
+        objects: ``(n,*S)`` ``bool``, what stays. hidden: ``(n,*S)`` ``bool`` for each of ``donors``, their own objects.
+    """
+    left = ~objects.to(list_tensors(inputs)[0].device)  # (n,*S), what is still to be taken
+    for donor, covered in zip(donors, hidden, strict=True):
+        usable = ~covered.to(left.device)
+        if modality is TEXT and isinstance(donor, Mapping):
+            usable = usable & donor[MASK].bool()
+        inputs = modality.exchange(inputs, donor, left & usable)
+        left = left & ~usable
+    return inputs if modality is TEXT else modality.exchange(inputs, donors[0], left)
 
 
 def _find_tokens(word: str, preprocess: object) -> list[int]:

@@ -23,10 +23,11 @@ from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.settings import TrainingSettings
-from exitlens.workflow.training.debiasing import Debiasing
+from exitlens.workflow.training.debiasing import ShallowExpert
 from exitlens.workflow.training.optimizer import WeightAverage, load_slots
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
+GUIDE = "guide"  # directory of the guide's own run, in that of the run that it guides
 LAUNCH = "launch"  # file that names the torchrun to which the run belongs
 FREE = ("cache_features", "keep", "share_cores")  # settings that may change from one call to the next
 PYTHON_ONLY = ("amp", "channels_last", "weight_decay")  # settings without an option on the command line
@@ -43,7 +44,7 @@ _OPTIONS = {  # settings of the loss by their options on the command line
     "type": "--data",
     "length": "--data",
 }
-Kept = WeightAverage | Debiasing  # what a checkpoint holds besides network and optimiser, under names of its own
+Kept = WeightAverage | ShallowExpert  # what a checkpoint holds besides network and optimiser, under names of its own
 
 
 def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train: Any) -> dict[str, Any]:
@@ -61,10 +62,7 @@ def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train:
 def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bool, str]:
     """Write a run's record; return whether there is an epoch to resume from, and a line about settings that changed."""
     path, note = out_dir / SETTINGS, ""
-    if path.exists() and not resume:
-        raise OutputExistsError(
-            f"out_dir: {out_dir} holds a run already. Fix: pass resume=True (--resume) to go on, or another directory."
-        )
+    refuse_run(out_dir, resume)
     make_directory(out_dir, "out_dir")
     if path.exists():
         note = _compare(path, record)
@@ -72,6 +70,23 @@ def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bo
         write_text(out_dir / LAUNCH, name + "\n")
     write_json(path, record)
     return (out_dir / LAST).exists(), note
+
+
+def refuse_run(out_dir: Path, resume: bool) -> None:
+    """Raise :class:`OutputExistsError` if a directory holds a run that is not to be resumed."""
+    if (out_dir / SETTINGS).exists() and not resume:
+        raise OutputExistsError(
+            f"out_dir: {out_dir} holds a run already. Fix: pass resume=True (--resume) to go on, or another directory."
+        )
+
+
+def read_epochs(out_dir: Path) -> int | None:
+    """Return the epochs of the run in a directory; ``None`` if there is no run, or its record is damaged."""
+    try:
+        epochs = json.loads((out_dir / SETTINGS).read_text())["settings"]["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return epochs if isinstance(epochs, int) else None
 
 
 def _compare(path: Path, record: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_l
 from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
-from exitlens.workflow.training.debiasing import Debiasing
+from exitlens.workflow.training.debiasing import WITH_GUIDE, Guide, ShallowExpert
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
 from exitlens.workflow.training.ignoring import Ignoring
 from exitlens.workflow.training.optimizer import use_half_precision
@@ -53,6 +53,8 @@ class TrainingRun:
     workers: int | None = None
     out_dir: Path | None = None
     ranks: DistributedContext = ALONE
+    guide: Guide | None = None  # whose maps say what samples rely on
+    is_guide: bool = False  # this run trains the guide of another
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
@@ -69,8 +71,10 @@ class TrainingRun:
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
-        self.debiasing = Debiasing(self.net, self.settings, self.ranks) if self.settings.rely_on == "map" else None
-        self.kept: list[record.Kept] = [part for part in (self.average, self.debiasing) if part is not None]
+        strength = 1.0 if self.is_guide else WITH_GUIDE
+        relies = self.settings.rely_on == "map"
+        self.expert = ShallowExpert(self.net, self.settings, self.ranks, strength) if relies else None
+        self.kept: list[record.Kept] = [part for part in (self.average, self.expert) if part is not None]
 
     @property
     def epochs_done(self) -> int:
@@ -118,8 +122,8 @@ class TrainingRun:
         distributed.copy_weights(self.net, self.ranks)
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
-        if self.debiasing is not None:
-            self.ranks.copy_first(list(self.debiasing.expert.parameters()))
+        if self.expert is not None:
+            self.ranks.copy_first(list(self.expert.head.parameters()))
         try:
             yield
         except Exception:
@@ -130,7 +134,9 @@ class TrainingRun:
         except KeyboardInterrupt as stop:
             at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
             at += "; the pass of the frozen backbone is repeated" if self.settings.freeze_backbone else ""
-            kept = f"resume=True (--resume) goes on in {out_dir}" if out_dir else "nothing was written without out_dir"
+            at = f"in the training of the guide, {at}" if self.is_guide else at
+            folder = out_dir.parent if out_dir and self.is_guide else out_dir
+            kept = f"resume=True (--resume) goes on in {folder}" if folder else "nothing was written without out_dir"
             stop.add_note(at)  # the command line keeps this note, and says in its own words how to go on
             stop.add_note(kept)
             raise
@@ -178,14 +184,14 @@ class TrainingRun:
             loss = self.losses[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.debiasing)
+                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.expert)
             rows = sum(len(labels) for _, labels in group)
             share = self.gradients.average(rows)
             if share is None:
                 break
             optimizer.apply_gradients(self.optimizer, progress, self.settings)
-            if self.debiasing is not None:
-                self.debiasing.step(rows)
+            if self.expert is not None:
+                self.expert.step(rows)
             for terms in losses:
                 for name, value in list_floats(terms).items():
                     sums[name] += value / total * share
@@ -215,6 +221,8 @@ class TrainingRun:
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             if self.ignoring is not None:
                 inputs = self.ignoring.exchange(inputs, mask)
+            if self.guide is not None:
+                inputs = self.guide.exchange(inputs)
             yield self.augment(inputs) if self.augment else inputs, labels
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
@@ -321,11 +329,11 @@ def compute_gradients(
     group: Sequence[tuple[Inputs, Tensor]],
     progress: float,
     settings: TrainingSettings,
-    debiasing: Debiasing | None = None,
+    expert: ShallowExpert | None = None,
 ) -> list[LossTerms]:
     """Compute the mean gradient over the samples of a group of batches, at ``progress`` in [0, 1) of training.
 
-    With ``debiasing``, that of its expert, too. Returns the loss of each batch; raises :class:`TrainingError` for
+    With an ``expert``, its gradient, too. Returns the loss of each batch; raises :class:`TrainingError` for
     one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -333,8 +341,7 @@ def compute_gradients(
     separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
     for inputs, labels in group:
         net.check_input(inputs, "train")
-        given = inputs if debiasing is None else debiasing.prepare(inputs, progress)
-        given = map_inputs(given, set_channels_last) if settings.channels_last else given
+        given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
         with use_half_precision(labels.device, bool(settings.amp)):
             try:
                 asked = {"features": loss.of == "activation", "relevance": loss.needs_relevance}
@@ -345,8 +352,8 @@ def compute_gradients(
         share, additions = count_rows(inputs) / samples, dict[str, Any]()  # users' own losses need not know of what is added
         if seen.relevance is not None:
             additions["relevance"] = seen.relevance
-        if debiasing is not None:
-            additions["sample_weights"] = debiasing.weigh(seen.outputs, seen.shallow, labels, progress, share)
+        if expert is not None:
+            additions["sample_weights"] = expert.weigh(seen.outputs, seen.shallow, labels, progress, share)
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(
