@@ -1,7 +1,7 @@
 """What training costs: heads on a frozen backbone that runs once, and a step with EGT.
 
 Cells NETWORK time an epoch of heads on a frozen backbone that runs once, against one that runs in every epoch (minutes in all).
-Cells step-TASK time steps with EGT, and with ``rely_on="map"`` when its guide is trained, against steps without, on the tasks of ``truth``.
+Cells step-TASK time steps with EGT, and with ``rely_on="map"`` once its guide is trained, against steps without, on the tasks of ``truth``.
 Seconds are those that one thread computed for, so that other processes do not count. Images are noise and bars, which changes no time.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.tasks import TASKS, build_network
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import interval
 from exitlens.progress import show_progress
-from exitlens.types.inputs import Inputs, map_inputs
+from exitlens.types.inputs import Inputs, can_be_channels_last, map_inputs
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.debiasing import Guide, ShallowExpert
 from exitlens.workflow.training.fit import use_memory_format
@@ -122,10 +122,12 @@ def make_steps(
 ) -> Callable[[int], None]:
     twin, inputs = copy.deepcopy(net), map_inputs(inputs, torch.clone)
     optimizer = make_optimizer(group_parameters(twin, settings))
-    relies = settings.rely_on == "map"
-    expert, guide = (
-        (ShallowExpert(twin, settings), Guide(copy.deepcopy(net), bool(settings.amp))) if relies else (None, None)
-    )
+    expert, guide = None, None
+    if settings.rely_on == "map":
+        leader = copy.deepcopy(net)
+        if settings.channels_last and can_be_channels_last(net):
+            leader = leader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        expert, guide = ShallowExpert(twin, settings), Guide(leader, bool(settings.amp))
 
     def take_steps(_: int) -> None:
         with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):

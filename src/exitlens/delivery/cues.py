@@ -1,4 +1,4 @@
-"""Cues as a page: the table, and for each of them samples whose answer went along with a part of another sample."""
+"""Cues as a page: the table, and for each of them samples whose answer became the class of another, with a part of it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Ignorable = Tensor | tuple[str, ...] | Literal["background"] | None
 
 @dataclass(frozen=True)
 class Swapped:
-    """One sample whose answer went along with a part of another sample.
+    """One sample whose answer became the class of another, with a part of it.
 
     Attributes:
         sample, donor, swapped: tensors of each, without the batch axis, in the order of the network's inputs.
@@ -49,7 +49,7 @@ class Cue:
         classes: names (or numbers) of the classes that it carries: their own excess is half of ``excess`` or more.
         ignore: what ``xl.fit(ignore=)`` takes: a mask ``(*S)`` ``bool`` of a place, names of channels, words, or
             ``"background"`` (outside the masks); ``None`` if the part has no such form (colour, texture).
-        examples: a few samples whose answer went along.
+        examples: a few samples whose answer became the donor's class.
     """
 
     kind: CueKind

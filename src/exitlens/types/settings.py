@@ -306,8 +306,8 @@ class TrainingSettings:
         augment: Change training images at random: ``flip``, ``crop`` (and flip), ``trivial`` (both, and TrivialAugment) or
             ``none``.
         balanced: Show all classes equally often.
-        rely_on: Let answers rest on ``anything``, or on what attention maps show (``map``): a guide is trained first, for a
-            third of the epochs. That costs accuracy where the rest of the input helps.
+        rely_on: Let answers rest on ``anything``, or on what attention maps show (``map``), which costs accuracy where the
+            rest of the input helps, and a third more epochs, of a guide.
         ignore: Parts of the inputs that must not matter, taken from other samples in most steps.
         accumulate: Batches in an optimiser step; the gradient is the mean over their samples.
         clip_norm: Largest norm of the gradient of all weights together (default: no limit).

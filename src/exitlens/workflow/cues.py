@@ -49,8 +49,8 @@ def find_cues(
 
     Two things are subtracted. The control: the same part from a third sample, of a class other than the donor's, which
     turns answers into that class only by disturbing them. And the final exit, for which the same is measured on the
-    same swaps: the object itself carries its answers as well. What is left is the excess; an exit that goes along less
-    often than the final one has none, whatever the control. Where masks say what the background is, the final exit
+    same swaps: the object itself carries its answers as well. What is left is the excess; an exit that follows the
+    part less often than the final one has none, whatever the control. Where masks say what the background is, the final exit
     should not hang on it either and is not subtracted. A quarter of the samples chooses which parts are tested on the
     others; intervals are normal ones of paired differences with two samples added that contradict each other (as in
     Agresti and Min, Biometrics 2005), and hold for all tested parts and exits at once (Bonferroni).
@@ -113,7 +113,7 @@ class _Pairs(NamedTuple):
     control: Tensor  # (P,K)
 
     def subtract(self, count: int, spares_object: bool) -> Tensor:  # -> (2,N,K-1), or (1,N,K-1) without the final exit
-        """Return what early exits go along with beyond the control, beyond the final exit, and beyond the final exit alone.
+        """Return how often early exits follow the part beyond control and final exit, and beyond the final exit alone.
 
         They are averaged over the donors of each of ``count`` samples; NaN for one without any.
         """
@@ -191,9 +191,7 @@ class _Trial:
             kept, painted = (modality.choose_region(maps, inputs, KEPT) for maps in (kept, painted))
         return modality.exchange(inputs, modality.paint_over(other, painted), ~kept)
 
-    def _compare(
-        self, before: Tensor, after: Tensor, target: Tensor
-    ) -> Tensor:  # (P,K) or (P,K,C); target: (P,1,..) -> (P,K)
+    def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C), target K or 1 -> (P,K)
         """Return which answers became the target, of those that were not; with several labels, the share of labels."""
         could = before != target
         did = could & (after == target)

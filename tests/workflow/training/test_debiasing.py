@@ -1,9 +1,12 @@
 """Training with ``rely_on="map"``: its expert, its guide, recomposed samples, and what a run with it promises."""
 
+import shutil
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import exitlens as xl
 from exitlens.types.settings import TrainingSettings
@@ -120,7 +123,7 @@ def test_a_guide_is_trained_for_a_third_of_the_epochs_and_resumed(tiny_set, tmp_
         patched.setattr(torch.optim.AdamW, "step", interrupt)
         with pytest.raises(KeyboardInterrupt) as stop:
             xl.fit(stopped, tiny_set, tiny_set, **part)
-    assert stop.value.__notes__[0] == "in the training of the guide, after epoch 1 of 2"
+    assert stop.value.__notes__[0] == "guide, after epoch 1 of 2"
     assert stop.value.__notes__[1].endswith(str(tmp_path / "part"))
     with pytest.raises(xl.errors.OutputExistsError, match="holds a run already"):
         xl.fit(fresh(), tiny_set, tiny_set, **part)
@@ -132,6 +135,77 @@ def test_a_guide_is_trained_for_a_third_of_the_epochs_and_resumed(tiny_set, tmp_
     assert (tmp_path / "part/guide/last.safetensors").read_bytes() == guide
     with pytest.raises(xl.errors.OutputExistsError, match=r"part holds a run already"):
         xl.fit(fresh(), tiny_set, tiny_set, **part)
+
+
+def test_a_run_that_failed_leaves_its_directory_for_a_corrected_call(tiny_set, tmp_path):
+    """The run's record is there while its guide is trained; an error before its own first epoch removes both."""
+    options = QUICK | {"rely_on": "map", "out_dir": tmp_path / "run"}
+    seen = []
+
+    def fail(inputs):
+        seen.append((tmp_path / "run/settings.json").exists())
+        if len(seen) == 6:  # the guide has an epoch of four steps
+            raise RuntimeError("augmentation")
+        return inputs
+
+    with pytest.raises(RuntimeError, match="augmentation"):
+        xl.fit(fresh(), tiny_set, tiny_set, augment=fail, **options)
+    assert all(seen)
+    assert not list((tmp_path / "run").iterdir())
+    assert xl.fit(fresh(), tiny_set, tiny_set, learning_rate=1e-3, **options).history
+    shutil.rmtree(tmp_path / "run/guide")
+    xl.fit(fresh(), tiny_set, tiny_set, resume=True, learning_rate=1e-3, **options)  # which is over
+    with pytest.raises(xl.errors.TrainingError, match="guide of this run, is missing"):
+        xl.fit(fresh(), tiny_set, tiny_set, resume=True, learning_rate=1e-3, **options | {"epochs": 4})
+    xl.fit(fresh(), tiny_set, tiny_set, **QUICK | {"out_dir": tmp_path / "plain"})
+    with pytest.raises(xl.errors.TrainingError, match="rely_on"):
+        xl.fit(fresh(), tiny_set, tiny_set, resume=True, **options | {"out_dir": tmp_path / "plain"})
+    assert not (tmp_path / "plain/guide").exists()
+
+
+def test_data_that_can_be_read_once_and_networks_that_cannot_be_copied_are_refused(tiny_set):
+    batches = [tiny_set.first(8)[i] for i in range(8)]
+    once = DataLoader(Once(iter(batches)), batch_size=4)
+    with pytest.raises(xl.errors.InputError, match="train: expected at least one batch"):
+        xl.fit(fresh(), once, tiny_set, rely_on="map", **QUICK)
+    with pytest.raises(xl.errors.InputError, match="an iterator can be read once"):
+        xl.fit(fresh(), tiny_set, iter(DataLoader(tiny_set, 8)), rely_on="map", **QUICK)
+    net = fresh()
+    net.lock = threading.Lock()
+    with pytest.raises(xl.errors.InputError, match=r"net: .* cannot be copied"):
+        xl.fit(net, tiny_set, tiny_set, rely_on="map", **QUICK)
+
+
+class Once(IterableDataset):
+    """Gives its samples to the first reader, and nothing to the next."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return self.samples
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_in_small_batches_no_sample_is_its_own_donor(count, monkeypatch):
+    guide = Guide(make_net(), half_precision=False)
+    inputs = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone()
+    middle = torch.zeros(1, 16, 16, dtype=torch.bool)
+    middle[:, 4:12, 4:12] = True
+    monkeypatch.setattr(
+        type(guide.net.input_spec.modality),
+        "find_object",
+        lambda self, maps, given, region: middle.expand(len(given), -1, -1),
+    )
+    changed = guide.exchange(inputs)
+    rows = [i for i in range(count) if not torch.equal(changed[i], inputs[i])]
+    assert len(rows) == max(2, round(0.7 * count))
+    for i in rows:
+        assert (changed[i][:, middle[0]] == i + 1).all()
+        assert (changed[i][:, ~middle[0]] != i + 1).all()
 
 
 @pytest.mark.parametrize(

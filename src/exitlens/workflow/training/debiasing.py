@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from exitlens.errors import TrainingError
 from exitlens.functional.losses import generalised_cross_entropy, ramp, sample_losses, weigh_difficulty
 from exitlens.functional.maps import find_locations, geometric_mean, place, pool_moments
 from exitlens.model.cutting.modes import switch_mode
@@ -31,7 +32,7 @@ PREFIX = "expert."
 
 @dataclass(eq=False)
 class ShallowExpert:
-    """A small head that learns what is easy, so that the guide learns the rest; thrown away when the guide is trained.
+    """A small head that learns what is easy, so that the network learns the rest; thrown away at the end of training.
 
     It reads the mean, standard deviation and maximum over locations of the backbone's features at exit 0, and learns by
     generalised cross-entropy what is easy there, wherever it lies: samples that it gets wrong count more at every exit
@@ -94,6 +95,8 @@ class ShallowExpert:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what :meth:`dump` returned."""
         held = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+        if not held:
+            raise TrainingError("resume: the checkpoint has no expert. Fix: start again in another out_dir (--out).")
         self.net.info = replace(self.net.info, map_offsets=tuple(map(tuple, held.pop("offsets").tolist())))
         self.head.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
         slots: dict[int, dict[str, Tensor]] = {}
@@ -121,9 +124,10 @@ class Guide:
 
         These samples take from one another, so that only they are looked at.
         """
-        rows = torch.randperm(count_rows(inputs))[: round(SHARE * count_rows(inputs))]
-        if len(rows) < 2:
+        count = count_rows(inputs)
+        if count < 2:
             return inputs
+        rows = torch.randperm(count)[: max(2, round(SHARE * count))]
         least, most = AREAS
         area = least + (most - least) * torch.rand(()).item()
         chosen = take_rows(inputs, rows)
@@ -134,7 +138,7 @@ class Guide:
         region = modality.choose_region(maps, chosen, area)
         objects = modality.find_object(maps, chosen, region)
         order = torch.arange(len(rows))  # rows are in random order
-        donors = [order.roll(step) for step in range(1, TRIES + 1)]
+        donors = [order.roll(step) for step in range(1, TRIES + 1) if step % len(rows)]
         others, hidden = [take_rows(chosen, at) for at in donors], [objects[at] for at in donors]
         changed = exchange_background(modality, chosen, others, objects, hidden)
         is_outlined = (objects != region).flatten(1).any(1).cpu()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.progress import Progress
 from torchvision.transforms import v2
 
 from exitlens.data.batches import read_labels, weigh_classes
-from exitlens.errors import InputError, require
+from exitlens.errors import InputError, TrainingError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
@@ -33,7 +34,7 @@ from exitlens.workflow.training.debiasing import GUIDE_SHARE, Guide
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import find_cache_obstacle, keep_features
 from exitlens.workflow.training.ignoring import Ignoring, read_ignored
-from exitlens.workflow.training.record import GUIDE, format_epoch, is_restarted, open_tensorboard, read_epochs, refuse_run
+from exitlens.workflow.training.record import GUIDE, format_epoch, open_tensorboard, read_epochs
 from exitlens.workflow.training.run import Augment, TrainingRun, check_validation
 
 
@@ -122,9 +123,10 @@ def fit(  # noqa: PLR0913
             network takes them. In training only.
         workers: number of processes that read the data; by default one per core for sets that read files, else none. The
             weights do not depend on it.
-        rely_on: with ``"map"``, a copy of the network is trained first, for a third of the epochs, against what is easy (in
-            ``out_dir/guide``). In 70 % of each batch, all but what the maps of this guide point at comes from other samples
-            (:mod:`~exitlens.workflow.training.debiasing`, docs/guides/debiasing.md). Validation is as usual.
+        rely_on: with ``"map"``, a copy of the network, hooks included, is trained first, for a third of the epochs, against
+            what is easy (in ``out_dir/guide``). Then, in 70 % of each batch (35 % without outlines), all but what the maps
+            of this guide point at comes from other samples (:mod:`~exitlens.workflow.training.debiasing`,
+            docs/guides/debiasing.md). Validation is as usual.
         ignore: what must not matter: ``"background"`` (all outside the ``masks`` of ``train``); a mask ``(H,W)``, ``(T,)``
             or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
             or of words; or a list of these (or of objects with an attribute ``ignore``). In 70 % of each batch it comes
@@ -162,65 +164,75 @@ def fit(  # noqa: PLR0913
         # before anything is written
         no_cache = find_cache_obstacle(train, settings, augmentation is not None, moves_relevance)
         ignoring = Ignoring(settings.ignore, net, train) if settings.ignore else None
-        start = partial(TrainingRun, loss=loss, augment=augmentation, ignoring=ignoring, workers=workers, ranks=ranks)
-        run = start(net, settings=settings, out_dir=directory)
+        run = TrainingRun(net, loss, settings, augmentation, ignoring, workers, directory, ranks)
         with ranks.together():
             net.describe(task=check_validation(net, val))
-        train_run = partial(
-            _train, train=train, val=val, resume=resume, no_cache=no_cache, progress=progress, tensorboard=tensorboard
-        )
-        seconds = 0.0
-        if settings.rely_on == "map":
-            folder = None if directory is None else directory / GUIDE
-            if directory is not None:  # before the guide is trained
-                ranks.share(lambda: refuse_run(directory, resume or is_restarted(directory)))
-            chosen = _choose_guide_settings(settings, folder, resume)
-            teacher = start(copy.deepcopy(net), settings=chosen, out_dir=folder, is_guide=True)
-            train_run(teacher)
-            seconds, run.guide = teacher.seconds, Guide(teacher.net, bool(settings.amp))
-        kept = train_run(run)
-    return FitResult(run.history, run.best_epoch, run.seconds + seconds, directory, kept)
+        shown = progress and ranks.is_first
+        events = directory if tensorboard and ranks.is_first else None
+        with (
+            run.open(resume, train),
+            SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
+            show_progress(shown) as bar,
+            open_tensorboard(events) as write_events,
+        ):
+            note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
+            if run.note:
+                note(run.note)
+            if settings.freeze_backbone and settings.cache_features is not False and not run.is_over:
+                if no_cache:
+                    note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
+                else:
+                    folder = directory if ranks.is_first else None
+                    with ranks.together():
+                        run.frozen = keep_features(net, loss, settings, train, val, folder=folder, workers=workers, bar=bar)
+            if settings.rely_on == "map" and not run.is_over:
+                run.guide = _train_guide(run, train, val, resume, bar, note)
+            _train(run, train, val, bar, note, write_events)
+            if run.epochs_done < settings.epochs:
+                note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
+        kept = run.finish()
+    return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
 
 
-def _choose_guide_settings(settings: TrainingSettings, folder: Path | None, resume: bool) -> TrainingSettings:
-    """Return how the guide of a run is trained; one that was trained already keeps its epochs when the run gets more."""
-    epochs = math.ceil(GUIDE_SHARE * settings.epochs)
-    if folder is not None and resume:
-        epochs = read_epochs(folder) or epochs
-    return replace(settings, epochs=epochs, keep="last", patience=None)
-
-
-def _train(run: TrainingRun, train: Any, val: Any, *, resume: bool, no_cache: str, progress: bool, tensorboard: bool) -> int:
-    """Train to the end of a run, and return the epoch of the weights that its network has."""
-    settings, net, ranks, shown = run.settings, run.net, run.ranks, progress and run.ranks.is_first
-    events = run.out_dir if tensorboard and ranks.is_first else None
-    with (
-        run.open(resume, train),
-        use_common_statistics(net, ranks),
-        SHARED_CORES.share(settings.share_cores and ranks.size == 1),  # ranks would give way to one another
-        show_progress(shown) as bar,
-        open_tensorboard(events) as write_events,
-    ):
-        note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
-        if run.note:
-            note(run.note)
-        if settings.freeze_backbone and settings.cache_features is not False and not run.is_over:
-            if no_cache:
-                note(f"--freeze-backbone: every epoch runs the backbone again: {no_cache}")
-            else:
-                folder = run.out_dir if ranks.is_first else None
-                with ranks.together():
-                    run.frozen = keep_features(
-                        net, run.loss, settings, train, val, folder=folder, workers=run.workers, bar=bar
-                    )
+def _train(
+    run: TrainingRun, train: Any, val: Any, bar: Progress, note: Callable[[str], None], write: Callable[[Any], None]
+) -> None:
+    with use_common_statistics(run.net, run.ranks):
         while not run.is_over:
             row = run.train_epoch(run.epochs_done, train, val, bar)
             run.save(row)
-            write_events(row)
-            note(f"{'guide, ' if run.is_guide else ''}{format_epoch(row, settings.epochs)}")
-        if run.epochs_done < settings.epochs:
-            note(f"stopped: no better {settings.monitor} on the validation data in {settings.patience} epoch(s)")
-    return run.finish()
+            write(row)
+            note(f"{run.prefix}{format_epoch(row, run.settings.epochs)}")
+
+
+def _train_guide(run: TrainingRun, train: Any, val: Any, resume: bool, bar: Progress, note: Callable[[str], None]) -> Guide:
+    """Train the guide of a run in the directory ``guide`` of the run's own, or go on with it; add its time to the run's."""
+    if isinstance(val, Iterator):
+        raise InputError(
+            "val: rely_on='map' trains twice, and an iterator can be read once. Fix: pass a data set or loader."
+        )
+    ranks, folder, epochs = run.ranks, None, math.ceil(GUIDE_SHARE * run.settings.epochs)
+    if run.out_dir is not None:
+        folder = run.out_dir / GUIDE
+        before = ranks.share(lambda: read_epochs(folder)) if folder else None
+        if run.history and before is None:
+            raise TrainingError(f"resume: {folder}, the guide of this run, is missing. Fix: start again in another out_dir.")
+        epochs = before or epochs  # a guide is the same when its run gets more epochs
+    settings = replace(run.settings, epochs=epochs, keep="last", patience=None)
+    try:
+        net = copy.deepcopy(run.net)
+    except (TypeError, RuntimeError) as error:
+        fix = "remove hooks and tensors that were added to it"
+        raise InputError(
+            f"net: rely_on='map' trains a copy first, and it cannot be copied ({error}). Fix: {fix}."
+        ) from error
+    teacher = TrainingRun(net, run.loss, settings, run.augment, run.ignoring, run.workers, folder, ranks, is_guide=True)
+    with teacher.open(resume or bool(run.history), train):
+        _train(teacher, train, val, bar, note, lambda row: None)
+    teacher.finish()
+    if not run.history:
+        run.seconds += teacher.seconds
+    return Guide(net, bool(settings.amp))
 
 
 @contextmanager

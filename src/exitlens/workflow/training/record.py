@@ -62,7 +62,10 @@ def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train:
 def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bool, str]:
     """Write a run's record; return whether there is an epoch to resume from, and a line about settings that changed."""
     path, note = out_dir / SETTINGS, ""
-    refuse_run(out_dir, resume)
+    if path.exists() and not resume:
+        raise OutputExistsError(
+            f"out_dir: {out_dir} holds a run already. Fix: pass resume=True (--resume) to go on, or another directory."
+        )
     make_directory(out_dir, "out_dir")
     if path.exists():
         note = _compare(path, record)
@@ -70,14 +73,6 @@ def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bo
         write_text(out_dir / LAUNCH, name + "\n")
     write_json(path, record)
     return (out_dir / LAST).exists(), note
-
-
-def refuse_run(out_dir: Path, resume: bool) -> None:
-    """Raise :class:`OutputExistsError` if a directory holds a run that is not to be resumed."""
-    if (out_dir / SETTINGS).exists() and not resume:
-        raise OutputExistsError(
-            f"out_dir: {out_dir} holds a run already. Fix: pass resume=True (--resume) to go on, or another directory."
-        )
 
 
 def read_epochs(out_dir: Path) -> int | None:

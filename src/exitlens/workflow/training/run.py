@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -77,6 +78,11 @@ class TrainingRun:
         self.kept: list[record.Kept] = [part for part in (self.average, self.expert) if part is not None]
 
     @property
+    def prefix(self) -> str:
+        """What lines about this run begin with."""
+        return "guide, " if self.is_guide else ""
+
+    @property
     def epochs_done(self) -> int:
         """Whole epochs so far, resumed ones included."""
         return len(self.history)
@@ -130,11 +136,14 @@ class TrainingRun:
             if out_dir is not None and is_new and self.ranks.is_first and not self.history:
                 for name in (record.SETTINGS, record.LAUNCH):
                     (out_dir / name).unlink(missing_ok=True)
+                shutil.rmtree(out_dir / record.GUIDE, ignore_errors=True)
             raise
         except KeyboardInterrupt as stop:
+            if hasattr(stop, "__notes__"):  # of the guide
+                raise
             at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
             at += "; the pass of the frozen backbone is repeated" if self.settings.freeze_backbone else ""
-            at = f"in the training of the guide, {at}" if self.is_guide else at
+            at = f"{self.prefix}{at}"
             folder = out_dir.parent if out_dir and self.is_guide else out_dir
             kept = f"resume=True (--resume) goes on in {folder}" if folder else "nothing was written without out_dir"
             stop.add_note(at)  # the command line keeps this note, and says in its own words how to go on
@@ -147,8 +156,8 @@ class TrainingRun:
         seed = self.settings.seed * 1_000_003 + epoch
         loader = self._open_loader(train, seed)
         if self.overall is None and self.settings.epochs - epoch > 1:
-            self.overall = bar.add_task("training", total=(self.settings.epochs - epoch) * len(loader))
-        task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
+            self.overall = bar.add_task(f"{self.prefix}training", total=(self.settings.epochs - epoch) * len(loader))
+        task = bar.add_task(f"{self.prefix}epoch {epoch + 1}", total=len(loader))
 
         def advance() -> None:
             SHARED_CORES.adapt()
@@ -201,6 +210,8 @@ class TrainingRun:
             if self.average is not None:
                 self.average.update()
         *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
+        if not taken:
+            raise InputError("train: expected at least one batch, got none. Fix: pass data that can be read again.")
         factor = total / max(taken, 1)  # lazy sets leave out bad batches
         means = {name: value * factor for name, value in zip(sums, totals, strict=True)}
         if compared:
@@ -289,7 +300,7 @@ class TrainingRun:
         """Add an epoch to the history, and write checkpoint and log."""
         self.history.append(row)
         self.seconds += row["seconds"]
-        is_best = self.best_epoch == len(self.history)
+        is_best = self.best_epoch == len(self.history) and not self.is_guide
         # the average of the weights, if there is one, is what training is for
         state = unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
         if is_best:
