@@ -1,7 +1,8 @@
 """Cues: whether ``xl.find_cues`` finds cues that were planted in small data, and finds none where none was planted.
 
 Cells are KIND-SEED, with a cue that names the class in most of the training data, and none-KIND-SEED: the same data, in which it
-says nothing. Settings were chosen on seeds 0 to 6 and from 100 on; the networks of seed N here are trained with seed N + 10. Ten seconds for each cell, on one core.
+says nothing. Settings were chosen on seeds 0 to 6 and from 100 on; the networks of seed N here are trained with seed N + 10.
+Ten seconds for each cell, on one core.
 """
 
 from __future__ import annotations

@@ -121,13 +121,13 @@ class Observation(NamedTuple):
 
     Attributes:
         outputs: of every exit, final last.
-        shallow: ``(B,D,*S)``, the backbone's features at exit 0, before any neck (0 at padding), detached.
+        shallow: ``(B,D,*S)``, the backbone's features at exit 0, before any neck (0 at padding), detached, or ``None``.
         features: ``(B,D,*S)`` of every exit, after its neck, if they were asked for.
         relevance: ``(B,*S)``, see :meth:`ExitNet.with_relevance`, if it was asked for.
     """
 
     outputs: tuple[ExitOutput, ...]
-    shallow: Tensor
+    shallow: Tensor | None
     features: tuple[Tensor, ...] | None = None
     relevance: Tensor | None = None
 

@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import exitlens as xl
 from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training import debiasing
 from exitlens.workflow.training.debiasing import Guide, ShallowExpert
 from tests.conftest import make_net
 from tests.kinds import KINDS
 from tests.texts import make_text_net, make_texts
-from tests.workflow.training.networks import QUICK, equal, fresh, weights
+from tests.workflow.training.networks import QUICK, equal, fresh, raise_at, weights
 
 LABELS = torch.tensor([0, 1, 2, 3] * 2)
 
@@ -93,7 +94,6 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
         assert any(torch.equal(changed[row][:, behind], inputs[i][:, behind]) for i in range(8) if i not in (row, first))
         firsts.append(first)
     assert len(set(firsts)) == len(firsts)
-    assert guide.exchange(inputs[:1]) is not None
     assert torch.equal(guide.exchange(inputs[:1]), inputs[:1])
 
 
@@ -152,6 +152,13 @@ def test_a_run_that_failed_leaves_its_directory_for_a_corrected_call(tiny_set, t
         xl.fit(fresh(), tiny_set, tiny_set, augment=fail, **options)
     assert all(seen)
     assert not list((tmp_path / "run").iterdir())
+    (tmp_path / "run/guide").mkdir()
+    (tmp_path / "run/guide/notes.txt").write_text("not ours")
+    broken = raise_at(RuntimeError("augmentation"), 2)
+    with pytest.raises(RuntimeError, match="augmentation"):
+        xl.fit(fresh(), tiny_set, tiny_set, augment=broken, **options | {"rely_on": "anything"})
+    assert (tmp_path / "run/guide/notes.txt").exists()
+    shutil.rmtree(tmp_path / "run/guide")
     assert xl.fit(fresh(), tiny_set, tiny_set, learning_rate=1e-3, **options).history
     shutil.rmtree(tmp_path / "run/guide")
     xl.fit(fresh(), tiny_set, tiny_set, resume=True, learning_rate=1e-3, **options)  # which is over
@@ -227,14 +234,19 @@ def attach_kind(kind):
 
 
 @pytest.mark.slow
-def test_padding_of_texts_is_not_read():
+def test_padding_of_texts_is_not_read(monkeypatch):
+    """They have no outlines, so that only a share of the chosen samples is recomposed: here all, or none."""
     expert, inputs = make_expert(make_text_net()), make_texts(8)
     outputs, shallow, *_ = observe(expert, inputs)
     noise = shallow + 7 * (inputs["attention_mask"] == 0)[:, None]
     labels = torch.arange(8) % 3
     plain, changed = (expert.weigh(outputs, each, labels, 1.0) for each in (shallow, noise))
     torch.testing.assert_close(plain, changed)
-    mixed = Guide(expert.net, half_precision=False).exchange(inputs)
+    guide = Guide(expert.net, half_precision=False)
+    monkeypatch.setattr(debiasing, "WITHOUT_OUTLINE", 0.0)
+    assert torch.equal(guide.exchange(inputs)["input_ids"], inputs["input_ids"])
+    monkeypatch.setattr(debiasing, "WITHOUT_OUTLINE", 1.0)
+    mixed = guide.exchange(inputs)
     assert torch.equal(mixed["attention_mask"], inputs["attention_mask"])
     assert not torch.equal(mixed["input_ids"], inputs["input_ids"])
 

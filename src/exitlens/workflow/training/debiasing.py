@@ -49,7 +49,9 @@ class ShallowExpert:
         net = self.net
         like = next(net.heads[0].parameters())
         with switch_mode(net, False), torch.no_grad():
-            channels = net.observe(net.info.example(like)).shallow.shape[1]
+            shallow = net.observe(net.info.example(like)).shallow
+        assert shallow is not None
+        channels = shallow.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             layers = nn.LayerNorm(3 * channels), nn.Linear(3 * channels, HIDDEN), nn.ReLU()

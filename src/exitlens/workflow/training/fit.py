@@ -211,13 +211,12 @@ def _train_guide(run: TrainingRun, train: Any, val: Any, resume: bool, bar: Prog
         raise InputError(
             "val: rely_on='map' trains twice, and an iterator can be read once. Fix: pass a data set or loader."
         )
-    ranks, folder, epochs = run.ranks, None, math.ceil(GUIDE_SHARE * run.settings.epochs)
-    if run.out_dir is not None:
-        folder = run.out_dir / GUIDE
-        before = ranks.share(lambda: read_epochs(folder)) if folder else None
-        if run.history and before is None:
-            raise TrainingError(f"resume: {folder}, the guide of this run, is missing. Fix: start again in another out_dir.")
-        epochs = before or epochs  # a guide is the same when its run gets more epochs
+    ranks, epochs = run.ranks, math.ceil(GUIDE_SHARE * run.settings.epochs)
+    folder = run.out_dir and run.out_dir / GUIDE
+    before = ranks.share(lambda: folder and read_epochs(folder))
+    if run.history and before is None:
+        raise TrainingError(f"resume: {folder}, the guide of this run, is missing. Fix: start again in another out_dir.")
+    epochs = before or epochs  # a guide is the same when its run gets more epochs
     settings = replace(run.settings, epochs=epochs, keep="last", patience=None)
     try:
         net = copy.deepcopy(run.net)

@@ -174,19 +174,16 @@ class CachedHeads(nn.Module):
         self, inputs: Inputs, separate_maps: bool = False, *, features: bool = False, relevance: bool = False
     ) -> Observation:
         """Like :meth:`ExitNet.observe`; relevance is what was kept, and maps are always separate."""
-        outputs, pooled, shallow = list[ExitOutput](), list[Tensor](), None
+        outputs, pooled = list[ExitOutput](), list[Tensor]()
         for head, frozen, parts in self._distribute(inputs):
-            if shallow is None:
-                shallow = head.features(*parts)
             output = ExitOutput(*parts[:3]) if frozen else None
             if features:
                 output, located = (output, parts[3]) if output else head.with_features(*parts)
                 pooled.append(located)
             outputs.append(output or self._run(head, parts))
-        assert shallow is not None
         assert isinstance(inputs, dict)
         traced = inputs[RELEVANCE] if relevance else None
-        return Observation(tuple(outputs), shallow, tuple(pooled) if features else None, traced)
+        return Observation(tuple(outputs), None, tuple(pooled) if features else None, traced)
 
     def _distribute(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
         assert isinstance(inputs, dict)

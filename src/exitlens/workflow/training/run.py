@@ -111,9 +111,9 @@ class TrainingRun:
 
         An error before the end of the first epoch removes what was written, so that a corrected call can use ``out_dir``.
         """
-        out_dir, is_new = self.out_dir, False
+        out_dir, is_new, has_guide = self.out_dir, False, False
         if out_dir is not None:
-            is_new = not (out_dir / record.SETTINGS).exists()
+            is_new, has_guide = not (out_dir / record.SETTINGS).exists(), (out_dir / record.GUIDE).exists()
 
             arguments = record.describe_run(self.net, self.loss, self.settings, train)
             has_epoch, self.note = self.ranks.share(
@@ -136,7 +136,8 @@ class TrainingRun:
             if out_dir is not None and is_new and self.ranks.is_first and not self.history:
                 for name in (record.SETTINGS, record.LAUNCH):
                     (out_dir / name).unlink(missing_ok=True)
-                shutil.rmtree(out_dir / record.GUIDE, ignore_errors=True)
+                if not has_guide:
+                    shutil.rmtree(out_dir / record.GUIDE, ignore_errors=True)
             raise
         except KeyboardInterrupt as stop:
             if hasattr(stop, "__notes__"):  # of the guide
@@ -211,8 +212,8 @@ class TrainingRun:
                 self.average.update()
         *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
         if not taken:
-            raise InputError("train: expected at least one batch, got none. Fix: pass data that can be read again.")
-        factor = total / max(taken, 1)  # lazy sets leave out bad batches
+            raise InputError("train: expected at least one batch, got none. Fix: pass data that every epoch can read.")
+        factor = total / taken  # lazy sets leave out bad batches
         means = {name: value * factor for name, value in zip(sums, totals, strict=True)}
         if compared:
             means["consistency"] *= taken / compared
@@ -364,6 +365,7 @@ def compute_gradients(
         if seen.relevance is not None:
             additions["relevance"] = seen.relevance
         if expert is not None:
+            assert seen.shallow is not None
             additions["sample_weights"] = expert.weigh(seen.outputs, seen.shallow, labels, progress, share)
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
