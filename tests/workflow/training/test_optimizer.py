@@ -120,7 +120,9 @@ def test_the_optimiser_is_adamw_for_any_memory_layout(layout):
 def test_the_count_of_steps_is_not_rounded_to_the_parameter():
     scale = nn.Parameter(torch.tensor(1.0, dtype=torch.bfloat16))
     optimizer = make_optimizer([{"params": [scale]}])
-    load_slots(optimizer, {0: {"step": torch.tensor(301.0), "exp_avg": torch.tensor(1.0), "exp_avg_sq": torch.tensor(1.0)}})
+    slots = {"optimizer.0.step": torch.tensor(301.0)}
+    slots |= {f"optimizer.0.{name}": torch.tensor(1.0) for name in ("exp_avg", "exp_avg_sq")}
+    load_slots(optimizer, slots, "optimizer")
     assert optimizer.state[scale]["step"] == 301  # bfloat16 has 300 and 302
     assert optimizer.state[scale]["exp_avg"].dtype == torch.bfloat16
 

@@ -19,7 +19,7 @@ from exitlens.types.inputs import Inputs, count_rows, replace_rows, take_rows
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.distributed import SharedGradients
 from exitlens.workflow.training.ignoring import SHARE, TRIES, exchange_background
-from exitlens.workflow.training.optimizer import load_slots, make_optimizer, use_half_precision
+from exitlens.workflow.training.optimizer import dump_slots, load_slots, make_optimizer, use_half_precision
 
 GUIDE_SHARE = 1 / 3  # epochs of the guide, of those of the network
 AREAS = 0.2, 0.4  # range of the share of the locations that a map's region has
@@ -90,9 +90,7 @@ class ShallowExpert:
         """Return head, optimiser and the places of the network's maps, which are those of its first weights, as tensors."""
         tensors = {f"{PREFIX}{name}": value.clone() for name, value in self.head.state_dict().items()}
         tensors[f"{PREFIX}offsets"] = torch.tensor(self.net.info.map_offsets, dtype=torch.float64)
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"{PREFIX}optimizer.{index}.{slot}": value for slot, value in slots.items()}
-        return tensors
+        return tensors | dump_slots(self.optimizer, f"{PREFIX}optimizer")
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what :meth:`dump` returned."""
@@ -101,12 +99,7 @@ class ShallowExpert:
             raise TrainingError("resume: the checkpoint has no expert. Fix: start again in another out_dir (--out).")
         self.net.info = replace(self.net.info, map_offsets=tuple(map(tuple, held.pop("offsets").tolist())))
         self.head.load_state_dict({name: value for name, value in held.items() if not name.startswith("optimizer.")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in held.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".", 2)
-                slots.setdefault(int(index), {})[slot] = value
-        load_slots(self.optimizer, slots)
+        load_slots(self.optimizer, held, "optimizer")
 
 
 class Guide:

@@ -83,8 +83,19 @@ def make_optimizer(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, fused=fused)
 
 
-def load_slots(optimizer: Optimizer, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Load an optimiser's moments and steps by parameter number, in the memory format of the parameters."""
+def dump_slots(optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Return an optimiser's moments and steps as tensors for a checkpoint, named ``PREFIX.NUMBER.SLOT``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{number}.{name}": value for number, slots in state.items() for name, value in slots.items()}
+
+
+def load_slots(optimizer: Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Load what :func:`dump_slots` returned, among other tensors, in the memory format of the parameters."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            number, name = key.removeprefix(f"{prefix}.").split(".", 1)
+            slots.setdefault(int(number), {})[name] = value
     state: dict[int, dict[str, Tensor]] = {}
     for i, p in enumerate(list_trained(optimizer)):
         held = slots.get(i, {})

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +24,7 @@ from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.debiasing import ShallowExpert
-from exitlens.workflow.training.optimizer import WeightAverage, load_slots
+from exitlens.workflow.training.optimizer import WeightAverage, dump_slots, load_slots
 
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 GUIDE = "guide"  # directory of the guide's own run, in that of the run that it guides
@@ -131,9 +131,7 @@ def save_checkpoint(
     tensors = {f"net.{name}": value for name, value in unique_state(module).items()}
     for other in others:
         tensors |= other.dump()
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-    write_tensors(path, tensors, note)
+    write_tensors(path, tensors | dump_slots(optimizer, "optimizer"), note)
 
 
 def load_checkpoint(
@@ -145,12 +143,7 @@ def load_checkpoint(
     load_unique_state(module, state, str(path))
     for other in others:
         other.restore(tensors)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value
-    load_slots(optimizer, slots)
+    load_slots(optimizer, tensors, "optimizer")
     return note
 
 
