@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import exitlens as xl
+from exitlens.types import ExitOutput
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import debiasing
-from exitlens.workflow.training.debiasing import Guide, ShallowExpert
+from exitlens.workflow.training.debiasing import Guide, ShallowExpert, find_known
 from tests.conftest import make_net
 from tests.kinds import KINDS
 from tests.texts import make_text_net, make_texts
@@ -80,7 +81,8 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
         return objects[[next(i for i in range(8) if torch.equal(inputs[i], sample)) for sample in given]]
 
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", find_object)
-    changed = guide.exchange(inputs)
+    changed, strength = guide.exchange(inputs, LABELS)
+    assert strength == 0.5  # all have outlines
     rows = (changed != inputs).flatten(1).any(1)
     assert int(rows.sum()) == round(0.7 * 8)
     firsts = []
@@ -94,13 +96,15 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
         assert any(torch.equal(changed[row][:, behind], inputs[i][:, behind]) for i in range(8) if i not in (row, first))
         firsts.append(first)
     assert len(set(firsts)) == len(firsts)
-    assert torch.equal(guide.exchange(inputs[:1]), inputs[:1])
+    alone, strength = guide.exchange(inputs[:1], LABELS[:1])
+    assert torch.equal(alone, inputs[:1])
+    assert strength == 0
 
 
 def test_a_guide_stays_as_it_was(images):
     guide = Guide(make_net().train(), half_precision=False)
     before = weights(guide.net)
-    guide.exchange(images[:8])
+    guide.exchange(images[:8], LABELS)
     assert equal(before, weights(guide.net))
     assert not any(module.training for module in guide.net.modules())
     assert not any(p.requires_grad for p in guide.net.parameters())
@@ -207,7 +211,7 @@ def test_in_small_batches_no_sample_is_its_own_donor(count, monkeypatch):
         "find_object",
         lambda self, maps, given, region: middle.expand(len(given), -1, -1),
     )
-    changed = guide.exchange(inputs)
+    changed, _ = guide.exchange(inputs, torch.zeros(count, dtype=torch.long))
     rows = [i for i in range(count) if not torch.equal(changed[i], inputs[i])]
     assert len(rows) == max(2, round(0.7 * count))
     for i in rows:
@@ -243,12 +247,41 @@ def test_padding_of_texts_is_not_read(monkeypatch):
     plain, changed = (expert.weigh(outputs, each, labels, 1.0) for each in (shallow, noise))
     torch.testing.assert_close(plain, changed)
     guide = Guide(expert.net, half_precision=False)
-    monkeypatch.setattr(debiasing, "WITHOUT_OUTLINE", 0.0)
-    assert torch.equal(guide.exchange(inputs)["input_ids"], inputs["input_ids"])
     monkeypatch.setattr(debiasing, "WITHOUT_OUTLINE", 1.0)
-    mixed = guide.exchange(inputs)
+    monkeypatch.setattr(debiasing, "find_known", lambda outputs, labels: labels >= 0)
+    mixed, _ = guide.exchange(inputs, labels)
     assert torch.equal(mixed["attention_mask"], inputs["attention_mask"])
     assert not torch.equal(mixed["input_ids"], inputs["input_ids"])
+
+
+@pytest.mark.slow
+def test_what_has_no_outline_is_recomposed_where_the_guide_knows_its_label(monkeypatch):
+    guide, inputs = Guide(make_text_net(), half_precision=False), make_texts(40)
+    labels = (torch.arange(40) < 20).long()
+    monkeypatch.setattr(debiasing, "find_known", lambda outputs, given: given == 1)
+    rows = torch.stack([exchange_texts(guide, inputs, labels)[0] for _ in range(20)])
+    assert not rows[:, 20:].any()
+    assert 0.25 < rows[:, :20].float().mean() < 0.45  # half of 70 %
+    assert exchange_texts(guide, inputs, torch.ones(40))[1] == 0.5
+    assert exchange_texts(guide, inputs, torch.zeros(40))[1] == 0  # all that is easy may be all that there is
+
+
+def exchange_texts(guide, inputs, labels):
+    """Return which texts were recomposed, and the strength of an expert."""
+    mixed, strength = guide.exchange(inputs, labels)
+    return (mixed["input_ids"] != inputs["input_ids"]).any(1), strength
+
+
+def test_a_label_is_known_below_half_the_loss_of_a_guess():
+    """Two exits with losses a and b of four classes: known where their mean is below log 4 / 2 = log 2."""
+    chances = torch.tensor([[0.6, 0.6], [0.3, 0.9], [0.4, 0.4], [0.5, 0.45]])  # of the truth, sample by exit
+    rest = (1 - chances) / 3
+    logits = torch.stack([chances, rest, rest, rest], 2).log()  # (B,K,C)
+    nothing = torch.empty(0)
+    outputs = [ExitOutput(logits[:, k], nothing, nothing) for k in range(2)]
+    assert find_known(outputs, torch.zeros(4, dtype=torch.long)).tolist() == [True, True, False, False]
+    several = [ExitOutput(torch.tensor([[3.0, -3.0], [0.2, -0.2]]), nothing, nothing)]
+    assert find_known(several, torch.tensor([[1, 0], [1, 0]])).tolist() == [True, False]
 
 
 def test_networks_without_maps_and_losses_of_other_arguments_are_refused(tiny_set):

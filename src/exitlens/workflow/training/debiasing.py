@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,7 @@ WITHOUT_OUTLINE = 0.5  # share of the chosen samples that are recomposed along a
 HIDDEN, LEARNING_RATE, WEIGHT_DECAY = 64, 5e-3, 0.01  # of the expert
 RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the power of its loss
 WITH_GUIDE = 0.5  # strength of the expert in the training that a guide helps
+KNOWN = 0.5  # of the loss of an even guess: a guide with less of it knows a sample's label
 PREFIX = "expert."
 
 
@@ -42,7 +44,6 @@ class ShallowExpert:
     net: ExitNet
     settings: TrainingSettings
     ranks: DistributedContext = ALONE
-    strength: float = 1.0  # how far samples are weighed, 0 (not) to 1
     head: nn.Sequential = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +62,13 @@ class ShallowExpert:
         self.gradients = SharedGradients(parameters, self.ranks)
 
     def weigh(
-        self, outputs: Sequence[ExitOutput], shallow: Tensor, labels: Tensor, progress: float, share: float = 1.0
+        self,
+        outputs: Sequence[ExitOutput],
+        shallow: Tensor,
+        labels: Tensor,
+        progress: float,
+        share: float = 1.0,
+        strength: float = 1.0,
     ) -> Tensor:
         """Return the weight of each sample at each exit, ``(K,B)``, and add to the gradients of the expert.
 
@@ -71,6 +78,7 @@ class ShallowExpert:
             labels: ``(B,)`` integers, or ``(B,C)`` of 0 and 1.
             progress: share of training that is done.
             share: the batch's share of the samples of this step.
+            strength: how far samples are weighed, 0 (not) to 1.
         """
         shallow = shallow.detach().float()
         real = find_locations(outputs[0].attention)
@@ -78,7 +86,7 @@ class ShallowExpert:
         guess = self.head(torch.cat(pool_moments(shallow, real), 1))
         (generalised_cross_entropy(guess, labels, POWER) * share).backward()
         losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
-        return weigh_difficulty(losses, sample_losses(guess.detach(), labels), self.strength * ramp(progress, RAMP))
+        return weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength * ramp(progress, RAMP))
 
     def step(self, rows: int) -> None:
         """Take a step along the mean gradient over the ``rows`` of all ranks."""
@@ -106,22 +114,24 @@ class Guide:
     """A trained network whose maps say what to rely on: all else comes from other samples, in a share of each batch.
 
     In images, objects are outlined by the colours on either side of the map, because a rim of the old background is enough
-    to keep a cue. Half as many samples are recomposed where there is no such outline: a region leaves traces at its border,
-    and may cut off what tells the class.
+    to keep a cue. Where there is no such outline, a region leaves traces at its border and may cut off what tells the
+    class: of the samples whose label the guide knows, half are recomposed, and of others none.
     """
 
     def __init__(self, net: ExitNet, half_precision: bool) -> None:
         self.net, self.half_precision = net.eval().requires_grad_(False), half_precision
         self.offsets = net.map_offsets
 
-    def exchange(self, inputs: Inputs) -> Inputs:
-        """Return a batch of which a share is recomposed along the mean of the exits' maps.
+    def exchange(self, inputs: Inputs, labels: Tensor) -> tuple[Inputs, float]:
+        """Return a batch of which a share is recomposed along the mean of the exits' maps, and how far to trust an expert.
 
-        These samples take from one another, so that only they are looked at.
+        The samples of the share take from one another, so that only they are looked at. The number, 0 to ``WITH_GUIDE``,
+        grows with how many of them have an outline or a label that the guide knows: where a guide knows nothing, what is
+        easy may be all that tells the class.
         """
         count = count_rows(inputs)
         if count < 2:
-            return inputs
+            return inputs, 0.0
         rows = torch.randperm(count)[: max(2, round(SHARE * count))]
         least, most = AREAS
         area = least + (most - least) * torch.rand(()).item()
@@ -137,5 +147,14 @@ class Guide:
         others, hidden = [take_rows(chosen, at) for at in donors], [objects[at] for at in donors]
         changed = exchange_background(modality, chosen, others, objects, hidden)
         is_outlined = (objects != region).flatten(1).any(1).cpu()
-        taken = (is_outlined | (torch.rand(len(rows)) < WITHOUT_OUTLINE)).nonzero()[:, 0]
-        return replace_rows(inputs, rows[taken], take_rows(changed, taken))
+        is_known = find_known(outputs, labels[rows]).cpu()
+        taken = (is_outlined | (is_known & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
+        trust = (is_outlined | is_known).float().mean().item()
+        return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust
+
+
+def find_known(outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:  # (B,) or (B,C) -> (B,) bool
+    """Return of which samples the exits know the labels: their mean loss is below ``KNOWN`` of an even guess's."""
+    losses = torch.stack([sample_losses(out.logits, labels) for out in outputs]).mean(0)
+    choices = 2 if labels.ndim == 2 else outputs[0].logits.shape[1]
+    return losses < KNOWN * math.log(choices)

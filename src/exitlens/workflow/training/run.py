@@ -34,12 +34,13 @@ from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_l
 from exitlens.types.settings import TrainingSettings
 from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training import distributed, optimizer, record
-from exitlens.workflow.training.debiasing import WITH_GUIDE, Guide, ShallowExpert
+from exitlens.workflow.training.debiasing import Guide, ShallowExpert
 from exitlens.workflow.training.frozen import CachedHeads, FeatureLoader, FrozenFeatures, require_labels
 from exitlens.workflow.training.ignoring import Ignoring
 from exitlens.workflow.training.optimizer import use_half_precision
 
 Augment = Callable[[Any], Any]
+TrainingBatch = tuple[Inputs, Tensor, float]  # inputs, labels and the strength of an expert
 
 
 @dataclass(eq=False)
@@ -72,9 +73,8 @@ class TrainingRun:
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
-        strength = 1.0 if self.is_guide else WITH_GUIDE
         relies = self.settings.rely_on == "map"
-        self.expert = ShallowExpert(self.net, self.settings, self.ranks, strength) if relies else None
+        self.expert = ShallowExpert(self.net, self.settings, self.ranks) if relies else None
         self.kept: list[record.Kept] = [part for part in (self.average, self.expert) if part is not None]
 
     @property
@@ -180,9 +180,7 @@ class TrainingRun:
         bar.remove_task(task)
         return {"epoch": epoch + 1, "loss": loss, **means, "seconds": time.perf_counter() - started}
 
-    def _take_steps(
-        self, epoch: int, loader: Loader, stream: Iterator[tuple[Inputs, Tensor]], advance: Advance
-    ) -> dict[str, float]:
+    def _take_steps(self, epoch: int, loader: Loader, stream: Iterator[TrainingBatch], advance: Advance) -> dict[str, float]:
         """Return the mean of every loss term over the batches; of consistency over the batches that computed it."""
         sums, total, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
         at_once = self.settings.accumulate
@@ -195,7 +193,7 @@ class TrainingRun:
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.expert)
-            rows = sum(len(labels) for _, labels in group)
+            rows = sum(len(labels) for _, labels, _ in group)
             share = self.gradients.average(rows)
             if share is None:
                 break
@@ -221,7 +219,7 @@ class TrainingRun:
             means["consistency"] = math.nan
         return means
 
-    def _draw_batches(self, train: Any, loader: Loader, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
+    def _draw_batches(self, train: Any, loader: Loader, seed: int) -> Iterator[TrainingBatch]:
         masks: Iterator[Tensor | None] = repeat(None)
         if self.ignoring is not None and (objects := self.ignoring.objects) is not None:
             plan = batches.plan_epoch(train, self.settings.batch_size, seed, self.settings.balanced, self.ranks)
@@ -233,9 +231,10 @@ class TrainingRun:
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             if self.ignoring is not None:
                 inputs = self.ignoring.exchange(inputs, mask)
+            strength = 1.0
             if self.guide is not None:
-                inputs = self.guide.exchange(inputs)
-            yield self.augment(inputs) if self.augment else inputs, labels
+                inputs, strength = self.guide.exchange(inputs, labels)
+            yield self.augment(inputs) if self.augment else inputs, labels, strength
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
         """Return the user's own loader with seeded generators, or a loader of the data set in an order given by the seed."""
@@ -338,7 +337,7 @@ def compute_gradients(
     net: ExitNet | CachedHeads,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
-    group: Sequence[tuple[Inputs, Tensor]],
+    group: Sequence[TrainingBatch],
     progress: float,
     settings: TrainingSettings,
     expert: ShallowExpert | None = None,
@@ -349,9 +348,9 @@ def compute_gradients(
     one that is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    samples, losses = sum(count_rows(inputs) for inputs, _ in group), []
+    samples, losses = sum(count_rows(inputs) for inputs, *_ in group), []
     separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
-    for inputs, labels in group:
+    for inputs, labels, strength in group:
         net.check_input(inputs, "train")
         given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
         with use_half_precision(labels.device, bool(settings.amp)):
@@ -366,7 +365,7 @@ def compute_gradients(
             additions["relevance"] = seen.relevance
         if expert is not None:
             assert seen.shallow is not None
-            additions["sample_weights"] = expert.weigh(seen.outputs, seen.shallow, labels, progress, share)
+            additions["sample_weights"] = expert.weigh(seen.outputs, seen.shallow, labels, progress, share, strength)
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(
