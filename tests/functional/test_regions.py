@@ -72,6 +72,15 @@ def test_colours_outline_what_a_map_points_at(channels):
     torch.testing.assert_close(regions.segment_by_colour(5 - 3 * x, 0.1 * maps), inside, atol=0.05, rtol=0)
 
 
+def test_the_edge_of_an_image_tells_the_colours_of_the_background():
+    """Two thirds of the map lie beside the object, on a background that is as uneven."""
+    x, _, square = make_square(3)
+    maps = torch.full((2, 16, 16), 0.01)
+    maps[:, 2:10, 8:14] = 1.0
+    outlined = regions.segment_by_colour(x, maps)[0] > 0.5
+    assert (outlined & square).sum() > 0.4 * (outlined | square).sum()  # 0.17 if the edge may be an object
+
+
 def test_where_all_colours_are_alike_only_the_map_counts():
     _, maps, _ = make_square(3)
     inside = regions.segment_by_colour(torch.ones(2, 3, 16, 16), maps)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 SIDE, BLUR, REACH = 64, 2.5, 5  # of the spectral residual: width of the image, and of the Gaussian, in pixels
 COLOUR_LEVELS, MAP_POWER, PSEUDO_COUNT, ROUNDS = 8, 0.2, 0.05, 3  # levels of each channel; see segment_by_colour
+EDGE, LEAST = 0.05, 0.02  # of the shorter side, and the least probability that the map gives a pixel; there, too
 TINY = 1e-12
 
 
@@ -54,14 +55,19 @@ def segment_by_colour(x: Tensor, maps: Tensor) -> Tensor:  # (B,C,H,W), (B,H,W) 
     Colours inside and outside are counted in histograms, weighed by the map. Bayes' rule makes a sharper map of them; its
     mean over 3x3 pixels weighs the next count (GrabCut, Rother et al., SIGGRAPH 2004; there the colours are Gaussian
     mixtures, and a graph cut stands in the place of the mean). The last map is not averaged, since that would add a rim. At
-    most three channels count.
+    most three channels count. The edge of the image, 5 % of its shorter side wide, counts as outside, because backgrounds
+    reach it and few objects do: else a map that is spread would outline the background.
     """
+    edge = torch.ones_like(maps[0], dtype=torch.bool)
+    width = max(1, round(EDGE * min(edge.shape)))
+    edge[width:-width, width:-width] = False
     x = x[:, :3].flatten(2).float()
     low, high = x.amin(2, keepdim=True), x.amax(2, keepdim=True)
     levels = ((x - low) / (high - low).clamp_min(TINY) * COLOUR_LEVELS).long().clamp_max(COLOUR_LEVELS - 1)  # (B,C,N)
     colours = (levels * COLOUR_LEVELS ** torch.arange(x.shape[1], device=x.device)[:, None]).sum(1)  # (B,N)
     flat = maps.flatten(1).float()
-    inside = (flat / flat.amax(1, keepdim=True).clamp_min(TINY)).clamp(0.02, 0.98)
+    inside = (flat / flat.amax(1, keepdim=True).clamp_min(TINY)).clamp(LEAST, 1 - LEAST)
+    inside = inside.masked_fill(edge.flatten(), LEAST)
     prior = MAP_POWER * torch.logit(inside)
     for _ in range(ROUNDS):
         parts = torch.stack([inside, 1 - inside])  # (2,B,N)
@@ -72,6 +78,7 @@ def segment_by_colour(x: Tensor, maps: Tensor) -> Tensor:  # (B,C,H,W), (B,H,W) 
         likelihood = (counts / counts.sum(2, keepdim=True)).gather(2, colours.expand_as(parts)).log()
         posterior = torch.sigmoid(likelihood[0] - likelihood[1] + prior).view(len(x), 1, *maps.shape[1:])
         inside = F.avg_pool2d(F.pad(posterior, (1, 1, 1, 1), mode="replicate"), 3, 1).flatten(1)
+        inside = inside.masked_fill(edge.flatten(), LEAST)
     return posterior[:, 0]
 
 

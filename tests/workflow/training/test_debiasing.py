@@ -1,5 +1,6 @@
 """Training with ``rely_on="map"``: its expert, its guide, recomposed samples, and what a run with it promises."""
 
+import math
 import shutil
 import threading
 
@@ -39,7 +40,8 @@ def test_weights_follow_from_what_the_expert_says(images):
     torch.testing.assert_close(full.mean(1), torch.ones(3))
     flat = shallow.flatten(2)
     moments = torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
-    easy = F.cross_entropy(expert.head(moments), LABELS, reduction="none")
+    guess = expert.head(moments)
+    easy = F.cross_entropy(guess - guess.mean(0), LABELS, reduction="none")
     for out, given in zip(outputs, full, strict=True):
         ratio = easy / (easy + F.cross_entropy(out.logits, LABELS, reduction="none"))
         torch.testing.assert_close(given, ratio / ratio.mean())
@@ -57,10 +59,20 @@ def test_the_expert_learns_and_the_network_gets_no_gradient(images):
     assert all(p.grad is None for p in expert.net.parameters())
 
 
+def test_an_expert_that_answers_one_class_for_all_goes_on_learning(images):
+    expert = make_expert()
+    expert.head[-1].bias.data[1] = 50.0  # without the mean taken off, its loss has no gradient
+    outputs = expert.net.observe(images[:8])
+    for _ in range(100):
+        expert.weigh(outputs.outputs, outputs.shallow, LABELS, 1.0)
+        expert.step(8)
+    assert guess_loss(expert, outputs) < 0.8 * math.log(4)
+
+
 def guess_loss(expert, seen):
     flat = seen.shallow.flatten(2)
     guess = expert.head(torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
-    return F.cross_entropy(guess, LABELS).item()
+    return F.cross_entropy(guess - guess.mean(0), LABELS).item()
 
 
 def test_several_labels_are_weighed_by_sample(images):

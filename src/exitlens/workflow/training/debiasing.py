@@ -84,6 +84,8 @@ class ShallowExpert:
         real = find_locations(outputs[0].attention)
         real = real if real is not None and real.shape[1:] == shallow.shape[2:] else None
         guess = self.head(torch.cat(pool_moments(shallow, real), 1))
+        if labels.ndim == 1:
+            guess = guess - guess.mean(0)  # an expert that answers one class for all would not learn any more
         (generalised_cross_entropy(guess, labels, POWER) * share).backward()
         losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
         return weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength * ramp(progress, RAMP))
