@@ -13,7 +13,7 @@ import exitlens as xl
 from exitlens.types import ExitOutput
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import debiasing
-from exitlens.workflow.training.debiasing import Guide, ShallowExpert, find_known
+from exitlens.workflow.training.debiasing import Guide, ShallowExpert, find_known, mix_backgrounds
 from tests.conftest import make_net
 from tests.kinds import KINDS
 from tests.texts import make_text_net, make_texts
@@ -93,6 +93,7 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
         return objects[[next(i for i in range(8) if torch.equal(inputs[i], sample)) for sample in given]]
 
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", find_object)
+    monkeypatch.setattr(debiasing, "MIXED", 0.0)
     changed, strength = guide.exchange(inputs, LABELS)
     assert strength == 0.5  # all have outlines
     rows = (changed != inputs).flatten(1).any(1)
@@ -111,6 +112,21 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
     alone, strength = guide.exchange(inputs[:1], LABELS[:1])
     assert torch.equal(alone, inputs[:1])
     assert strength == 0
+
+
+def test_half_of_the_backgrounds_are_mixed_of_two():
+    donors = [torch.full((400, 3, 4, 4), value) for value in (1.0, 2.0)]
+    hidden = [torch.zeros(400, 4, 4, dtype=torch.bool) for _ in donors]
+    hidden[1][:, 0] = True
+    images, masks = mix_backgrounds(donors, hidden)
+    first, second = (image[:, 0, 0, 0] for image in images)
+    assert all((image == image[:, :1, :1, :1]).all() for image in images)
+    torch.testing.assert_close(first - 1, 2 - second)  # the same shares
+    assert 150 < int((first > 1).sum()) < 250
+    assert ((first >= 1) & (first <= 2)).all()
+    assert torch.equal(masks[0][:, 0].all(1), first > 1)  # a mixture shows the objects of both
+    assert not masks[0][:, 1:].any()
+    assert torch.equal(masks[1], hidden[1])
 
 
 def test_a_guide_stays_as_it_was(images):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from exitlens.errors import TrainingError
 from exitlens.functional.losses import generalised_cross_entropy, ramp, sample_losses, weigh_difficulty
 from exitlens.functional.maps import find_locations, geometric_mean, place, pool_moments
+from exitlens.modalities import IMAGE
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
@@ -28,6 +30,7 @@ WITHOUT_OUTLINE = 0.5  # share of the chosen samples that are recomposed along a
 HIDDEN, LEARNING_RATE, WEIGHT_DECAY = 64, 5e-3, 0.01  # of the expert
 RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the power of its loss
 WITH_GUIDE = 0.5  # strength of the expert in the training that a guide helps
+MIXED = 0.5  # share of the backgrounds that are mixed of two
 KNOWN = 0.5  # of the loss of an even guess: a guide with less of it knows a sample's label
 PREFIX = "expert."
 
@@ -147,12 +150,30 @@ class Guide:
         order = torch.arange(len(rows))  # rows are in random order
         donors = [order.roll(step) for step in range(1, TRIES + 1) if step % len(rows)]
         others, hidden = [take_rows(chosen, at) for at in donors], [objects[at] for at in donors]
+        if modality is IMAGE:
+            others, hidden = mix_backgrounds(others, hidden)
         changed = exchange_background(modality, chosen, others, objects, hidden)
         is_outlined = (objects != region).flatten(1).any(1).cpu()
         is_known = find_known(outputs, labels[rows]).cpu()
         taken = (is_outlined | (is_known & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
         trust = (is_outlined | is_known).float().mean().item()
         return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust
+
+
+def mix_backgrounds(donors: Sequence[Any], hidden: Sequence[Tensor]) -> tuple[list[Any], list[Tensor]]:
+    """Return half of the donors mixed, each with the one before it in another share, so that their colours are new.
+
+    Else a network would learn which backgrounds there are, and answer worse in front of others.
+
+    Args:
+        donors: batches of images, ``(n,C,H,W)`` each.
+        hidden: ``(n,H,W)`` ``bool`` for each, its objects; a mixture has those of both.
+    """
+    count = len(hidden[0])
+    is_mixed = torch.rand(count) < MIXED
+    shares = torch.where(is_mixed, torch.rand(count), 1.0).to(donors[0])[:, None, None, None]
+    images = [torch.lerp(donors[i - 1], donor, shares) for i, donor in enumerate(donors)]
+    return images, [mask | (hidden[i - 1] & is_mixed.to(mask.device)[:, None, None]) for i, mask in enumerate(hidden)]
 
 
 def find_known(outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:  # (B,) or (B,C) -> (B,) bool
