@@ -131,8 +131,8 @@ class Guide:
         """Return a batch of which a share is recomposed along the mean of the exits' maps, and how far to trust an expert.
 
         The samples of the share take from one another, so that only they are looked at. The number, 0 to ``WITH_GUIDE``,
-        grows with how many of them have an outline or a label that the guide knows: where a guide knows nothing, what is
-        easy may be all that tells the class.
+        grows with how many of them have no outline and a label that the guide knows: outlines leave cues out without an
+        expert, and where a guide knows nothing, what is easy may be all that tells the class.
         """
         count = count_rows(inputs)
         if count < 2:
@@ -154,9 +154,9 @@ class Guide:
             others, hidden = mix_backgrounds(others, hidden)
         changed = exchange_background(modality, chosen, others, objects, hidden)
         is_outlined = (objects != region).flatten(1).any(1).cpu()
-        is_known = find_known(outputs, labels[rows]).cpu()
+        is_known = find_known(outputs, labels[rows]).cpu() & ~is_outlined
         taken = (is_outlined | (is_known & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
-        trust = (is_outlined | is_known).float().mean().item()
+        trust = is_known.float().mean().item()
         return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust
 
 
