@@ -308,7 +308,8 @@ def test_samples_that_the_expert_gets_wrong_count_more():
     torch.testing.assert_close(losses.weigh_difficulty(exits, easy), torch.tensor([[0.8, 1.2], [0.5, 1.5]]))
     torch.testing.assert_close(losses.weigh_difficulty(exits, easy, 0.5), torch.tensor([[0.9, 1.1], [0.75, 1.25]]))
     assert (losses.weigh_difficulty(exits, easy, 0.0) == 1).all()
-    assert (losses.weigh_difficulty(torch.zeros(1, 2), torch.zeros(2), 0.5) == 0.5).all()  # nothing is left to learn
+    sure = losses.weigh_difficulty(torch.tensor([[0.0, 0.0], [1.0, 3.0]]), torch.zeros(2))  # of an expert
+    torch.testing.assert_close(sure, torch.tensor([[1.0, 1.0], [1.5, 0.5]]))
 
 
 @pytest.mark.parametrize("several", [False, True])

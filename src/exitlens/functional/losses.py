@@ -69,9 +69,9 @@ def weigh_difficulty(losses: Tensor, easy_losses: Tensor, strength: float = 1.0)
     ``w = CE_easy / (CE_easy + CE_k)``: samples that an expert in easy cues gets wrong count more. We scale the weights of
     each exit to mean 1 over the samples, and mix them with 1 by the ``strength`` in [0, 1].
     """
-    easy = easy_losses.detach().float()
-    difficulty = easy / (easy + losses.detach().float()).clamp_min(measures.EPS)
-    relative = difficulty / difficulty.mean(1, keepdim=True).clamp_min(measures.EPS)
+    easy = easy_losses.detach().float().clamp_min(measures.EPS)
+    difficulty = easy / (easy + losses.detach().float())
+    relative = difficulty / difficulty.mean(1, keepdim=True)
     return 1 + strength * (relative - 1)
 
 

@@ -94,6 +94,7 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
 
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", find_object)
     monkeypatch.setattr(debiasing, "MIXED", 0.0)
+    monkeypatch.setattr(debiasing, "find_known", lambda outputs, labels: labels >= 0)
     changed, strength = guide.exchange(inputs, LABELS)
     assert strength == 0  # all have outlines
     rows = (changed != inputs).flatten(1).any(1)
@@ -118,7 +119,10 @@ def test_half_of_the_backgrounds_are_mixed_of_two():
     donors = [torch.full((400, 3, 4, 4), value) for value in (1.0, 2.0)]
     hidden = [torch.zeros(400, 4, 4, dtype=torch.bool) for _ in donors]
     hidden[1][:, 0] = True
-    images, masks = mix_backgrounds(donors, hidden)
+    (*images, plain, last), (*masks, _, covered) = mix_backgrounds(donors, hidden)
+    assert torch.equal(plain, donors[0])
+    assert torch.equal(last, donors[1])
+    assert torch.equal(covered, hidden[1])
     first, second = (image[:, 0, 0, 0] for image in images)
     assert all((image == image[:, :1, :1, :1]).all() for image in images)
     torch.testing.assert_close(first - 1, 2 - second)  # the same shares
@@ -267,7 +271,6 @@ def attach_kind(kind):
 
 @pytest.mark.slow
 def test_padding_of_texts_is_not_read(monkeypatch):
-    """They have no outlines, so that only a share of the chosen samples is recomposed: here all, or none."""
     expert, inputs = make_expert(make_text_net()), make_texts(8)
     outputs, shallow, *_ = observe(expert, inputs)
     noise = shallow + 7 * (inputs["attention_mask"] == 0)[:, None]
@@ -300,16 +303,28 @@ def exchange_texts(guide, inputs, labels):
     return (mixed["input_ids"] != inputs["input_ids"]).any(1), strength
 
 
-def test_a_label_is_known_below_half_the_loss_of_a_guess():
-    """Two exits with losses a and b of four classes: known where their mean is below log 4 / 2 = log 2."""
-    chances = torch.tensor([[0.6, 0.6], [0.3, 0.9], [0.4, 0.4], [0.5, 0.45]])  # of the truth, sample by exit
-    rest = (1 - chances) / 3
-    logits = torch.stack([chances, rest, rest, rest], 2).log()  # (B,K,C)
+def test_a_label_is_known_below_half_the_loss_of_the_mean_answer():
+    """Two exits, four classes, each the truth of a sample: mean answers are even, so that known is what loses below log 4 / 2."""
+    chances = torch.tensor([[0.6, 0.6, 0.6, 0.6], [0.3, 0.3, 0.3, 0.3], [0.9, 0.9, 0.9, 0.9]])  # of the truth
+    logits = [torch.where(torch.eye(4).bool(), p, (1 - p) / 3).log() for p in chances[:, :, None]]
     nothing = torch.empty(0)
-    outputs = [ExitOutput(logits[:, k], nothing, nothing) for k in range(2)]
-    assert find_known(outputs, torch.zeros(4, dtype=torch.long)).tolist() == [True, True, False, False]
-    several = [ExitOutput(torch.tensor([[3.0, -3.0], [0.2, -0.2]]), nothing, nothing)]
-    assert find_known(several, torch.tensor([[1, 0], [1, 0]])).tolist() == [True, False]
+    first, second, third = [ExitOutput(part, nothing, nothing) for part in logits]
+    assert find_known([first, first], torch.arange(4)).all()
+    assert find_known([second, third], torch.arange(4)).all()  # -log 0.27 / 2 < log 4 / 2 < -log 0.18 / 2
+    assert not find_known([second, first], torch.arange(4)).any()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_base_rates_are_no_knowledge(several):
+    """A guide that always answers how often a label is knows none of 95 % and 5 %; one that can tell knows the rare one, too."""
+    labels = (torch.arange(40) >= 38).long()
+    told = torch.where(labels == 1, 4.0, -4.0)
+    base, knowing = [torch.stack([-each / 2, each / 2], 1) for each in (torch.full((40,), -2.944), told)]
+    if several:
+        labels = torch.stack([1 - labels, labels], 1)
+    nothing = torch.empty(0)
+    assert not find_known([ExitOutput(base, nothing, nothing)], labels).any()
+    assert find_known([ExitOutput(knowing, nothing, nothing)], labels).all()
 
 
 def test_networks_without_maps_and_losses_of_other_arguments_are_refused(tiny_set):

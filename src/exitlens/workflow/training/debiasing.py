@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from exitlens.errors import TrainingError
 from exitlens.functional.losses import generalised_cross_entropy, ramp, sample_losses, weigh_difficulty
-from exitlens.functional.maps import find_locations, geometric_mean, place, pool_moments
+from exitlens.functional.maps import EPS, find_locations, geometric_mean, place, pool_moments
 from exitlens.modalities import IMAGE
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
@@ -31,7 +30,7 @@ HIDDEN, LEARNING_RATE, WEIGHT_DECAY = 64, 5e-3, 0.01  # of the expert
 RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the power of its loss
 WITH_GUIDE = 0.5  # strength of the expert in the training that a guide helps
 MIXED = 0.5  # share of the backgrounds that are mixed of two
-KNOWN = 0.5  # of the loss of an even guess: a guide with less of it knows a sample's label
+KNOWN = 0.5  # of the loss of a guide's mean answer: with less of it, the guide knows a sample's label
 PREFIX = "expert."
 
 
@@ -87,8 +86,9 @@ class ShallowExpert:
         real = find_locations(outputs[0].attention)
         real = real if real is not None and real.shape[1:] == shallow.shape[2:] else None
         guess = self.head(torch.cat(pool_moments(shallow, real), 1))
-        if labels.ndim == 1:
-            guess = guess - guess.mean(0)  # an expert that answers one class for all would not learn any more
+        if labels.ndim == 1:  # an expert that answers one class for all would not learn any more
+            counts = labels.bincount(minlength=guess.shape[1]) + 1
+            guess = guess - guess.mean(0) + (counts / counts.sum()).log()
         (generalised_cross_entropy(guess, labels, POWER) * share).backward()
         losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
         return weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength * ramp(progress, RAMP))
@@ -161,9 +161,10 @@ class Guide:
 
 
 def mix_backgrounds(donors: Sequence[Any], hidden: Sequence[Tensor]) -> tuple[list[Any], list[Tensor]]:
-    """Return half of the donors mixed, each with the one before it in another share, so that their colours are new.
+    """Return donors of which half are mixed of two, in shares of their own for each sample, so that their colours are new.
 
-    Else a network would learn which backgrounds there are, and answer worse in front of others.
+    Else a network would learn which backgrounds there are, and answer worse in front of others. The plain donors come
+    after, for where both of a mixture have objects.
 
     Args:
         donors: batches of images, ``(n,C,H,W)`` each.
@@ -173,11 +174,17 @@ def mix_backgrounds(donors: Sequence[Any], hidden: Sequence[Tensor]) -> tuple[li
     is_mixed = torch.rand(count) < MIXED
     shares = torch.where(is_mixed, torch.rand(count), 1.0).to(donors[0])[:, None, None, None]
     images = [torch.lerp(donors[i - 1], donor, shares) for i, donor in enumerate(donors)]
-    return images, [mask | (hidden[i - 1] & is_mixed.to(mask.device)[:, None, None]) for i, mask in enumerate(hidden)]
+    masks = [mask | (hidden[i - 1] & is_mixed.to(mask.device)[:, None, None]) for i, mask in enumerate(hidden)]
+    return [*images, *donors], [*masks, *hidden]
 
 
 def find_known(outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:  # (B,) or (B,C) -> (B,) bool
-    """Return of which samples the exits know the labels: their mean loss is below ``KNOWN`` of an even guess's."""
-    losses = torch.stack([sample_losses(out.logits, labels) for out in outputs]).mean(0)
-    choices = 2 if labels.ndim == 2 else outputs[0].logits.shape[1]
-    return losses < KNOWN * math.log(choices)
+    """Return of which samples the exits know the labels: their loss is below ``KNOWN`` of that of the exits' mean answer."""
+    losses, guesses = [], []
+    for out in outputs:
+        logits = out.logits.float()
+        several = labels.ndim == 2
+        mean = logits.sigmoid().mean(0).logit(EPS) if several else logits.softmax(1).mean(0).clamp_min(EPS).log()
+        losses.append(sample_losses(logits, labels))
+        guesses.append(sample_losses(mean.expand_as(logits), labels))
+    return torch.stack(losses).mean(0) < KNOWN * torch.stack(guesses).mean(0)
