@@ -90,11 +90,12 @@ def test_two_processes_train_as_one_does(pair, options, words):
 
 @pytest.mark.slow
 def test_the_expert_learns_from_the_samples_of_both(pair):
+    """Compared by mean gradients: where these are rounding alone, AdamW moves weights all the same."""
     first, second = pair.run(_train_expert)
     assert_equal(first, second)
     alone = _train_expert(0, DistributedContext(), parts=2)
-    for name, value in alone.items():  # a gradient that is rounding alone moves a weight, too
-        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-3)
+    for name in [name for name in alone if name.endswith("exp_avg")]:
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-4, atol=1e-7)
 
 
 def _train_expert(rank, ranks=None, parts=1):
@@ -102,11 +103,10 @@ def _train_expert(rank, ranks=None, parts=1):
     ranks, data, net = find_ranks(ranks), make_data(), fresh(backbone=WithoutStatistics)
     expert = ShallowExpert(net, TrainingSettings(rely_on="map"), ranks)
     rows = torch.arange(len(data.labels))[ranks.rows]
-    for _ in range(3):
-        for part in (rows[i::parts] for i in range(parts)):
-            outputs, shallow, *_ = net.observe(data.inputs[part])
-            expert.weigh(outputs, shallow, data.labels[part], 1.0, share=1 / parts)
-        expert.step(len(rows))
+    for part in (rows[i::parts] for i in range(parts)):
+        outputs, shallow, *_ = net.observe(data.inputs[part])
+        expert.weigh(outputs, shallow, data.labels[part], 1.0, len(part) / len(rows))
+    expert.step(len(rows))
     return expert.dump()
 
 
