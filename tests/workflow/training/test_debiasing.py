@@ -69,6 +69,18 @@ def test_an_expert_that_answers_one_class_for_all_goes_on_learning(images):
     assert guess_loss(expert, outputs) < 0.8 * math.log(4)
 
 
+def test_an_expert_that_tells_nothing_guesses_how_often_a_class_is(images):
+    expert = make_expert()
+    expert.head[-1].weight.data.zero_()
+    outputs, shallow, *_ = observe(expert, images[:8])
+    labels = torch.tensor([0] * 6 + [1, 2])
+    easy = -torch.tensor([7.0] * 6 + [2.0, 2.0]).div(12).log()  # counts and 1 more, of 8 and 4 more
+    given = expert.weigh(outputs, shallow, labels, 1.0)
+    for out, row in zip(outputs, given, strict=True):
+        ratio = easy / (easy + F.cross_entropy(out.logits, labels, reduction="none"))
+        torch.testing.assert_close(row, ratio / ratio.mean())
+
+
 def guess_loss(expert, seen):
     flat = seen.shallow.flatten(2)
     guess = expert.head(torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1))
@@ -131,6 +143,33 @@ def test_half_of_the_backgrounds_are_mixed_of_two():
     assert torch.equal(masks[0][:, 0].all(1), first > 1)  # a mixture shows the objects of both
     assert not masks[0][:, 1:].any()
     assert torch.equal(masks[1], hidden[1])
+
+
+def test_mixed_backgrounds_are_in_no_sample(monkeypatch):
+    guide = Guide(make_net(), half_precision=False)
+    inputs = torch.arange(1.0, 9.0).view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone()
+    middle = torch.zeros(1, 16, 16, dtype=torch.bool)
+    middle[:, 4:12, 4:12] = True
+    keeps_middle = lambda self, maps, given, region: middle.expand(len(given), -1, -1)  # noqa: E731
+    monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", keeps_middle)
+    monkeypatch.setattr(debiasing, "MIXED", 1.0)
+    changed, _ = guide.exchange(inputs, LABELS)
+    backgrounds = changed[(changed != inputs).flatten(1).any(1)][:, :, 0]
+    assert len(backgrounds) == 6
+    assert (backgrounds != backgrounds.round()).all()
+
+
+def test_the_expert_is_as_strong_as_the_guide_says(tiny_set, monkeypatch):
+    strengths, weigh = [], ShallowExpert.weigh
+
+    def record(self, *given):
+        strengths.append(given[-1])
+        return weigh(self, *given)
+
+    monkeypatch.setattr(ShallowExpert, "weigh", record)
+    monkeypatch.setattr(Guide, "exchange", lambda self, inputs, labels: (inputs, 0.3))
+    xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 2})
+    assert strengths == [1.0] * (len(strengths) // 3) + [0.3] * (2 * len(strengths) // 3)
 
 
 def test_a_guide_stays_as_it_was(images):
