@@ -357,7 +357,7 @@ def test_a_label_is_known_below_half_the_loss_of_the_mean_answer():
 def test_base_rates_are_no_knowledge(several):
     """A guide that always answers how often a label is knows none of 95 % and 5 %; one that can tell knows the rare one, too."""
     labels = (torch.arange(40) >= 38).long()
-    told = torch.where(labels == 1, 8.0, -8.0)
+    told = torch.where(labels == 1, 40.0, -40.0)
     base, knowing = [torch.stack([-each / 2, each / 2], 1) for each in (torch.full((40,), -2.944), told)]
     if several:
         labels = torch.stack([1 - labels, labels], 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exitlens.errors import TrainingError
 from exitlens.functional.losses import generalised_cross_entropy, ramp, sample_losses, weigh_difficulty
-from exitlens.functional.maps import EPS, find_locations, geometric_mean, place, pool_moments
+from exitlens.functional.maps import find_locations, geometric_mean, place, pool_moments
 from exitlens.modalities import IMAGE
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
@@ -31,6 +31,7 @@ RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the
 WITH_GUIDE = 0.5  # strength of the expert in the training that a guide helps
 MIXED = 0.5  # share of the backgrounds that are mixed of two
 KNOWN = 0.5  # of the loss of a guide's mean answer: with less of it, the guide knows a sample's label
+TINY = 1e-6  # probability
 PREFIX = "expert."
 
 
@@ -184,7 +185,7 @@ def find_known(outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:  # (B,)
     for out in outputs:
         logits = out.logits.float()
         several = labels.ndim == 2
-        mean = logits.sigmoid().mean(0).logit(EPS) if several else logits.softmax(1).mean(0).clamp_min(EPS).log()
+        mean = logits.sigmoid().mean(0).logit(TINY) if several else logits.softmax(1).mean(0).clamp_min(TINY).log()
         losses.append(sample_losses(logits, labels))
         guesses.append(sample_losses(mean.expand_as(logits), labels))
     return torch.stack(losses).mean(0) < KNOWN * torch.stack(guesses).mean(0)
