@@ -106,7 +106,6 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
 
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", find_object)
     monkeypatch.setattr(debiasing, "MIXED", 0.0)
-    monkeypatch.setattr(debiasing, "find_known", lambda outputs, labels: labels >= 0)
     changed, strength = guide.exchange(inputs, LABELS)
     assert strength == 0  # all have outlines
     rows = (changed != inputs).flatten(1).any(1)
@@ -143,6 +142,18 @@ def test_half_of_the_backgrounds_are_mixed_of_two():
     assert torch.equal(masks[0][:, 0].all(1), first > 1)  # a mixture shows the objects of both
     assert not masks[0][:, 1:].any()
     assert torch.equal(masks[1], hidden[1])
+
+
+def test_images_without_outlines_are_recomposed_along_regions(monkeypatch):
+    guide, inputs = Guide(make_net(), half_precision=False), torch.rand(40, 3, 16, 16)
+    keeps_region = lambda self, maps, given, region: region  # noqa: E731
+    monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", keeps_region)
+    rows = []
+    for _ in range(20):
+        changed, strength = guide.exchange(inputs, LABELS.repeat(5))
+        assert strength == 0.5  # whether the guide knows labels or not
+        rows.append((changed != inputs).flatten(1).any(1))
+    assert 0.25 < torch.stack(rows).float().mean() < 0.45  # half of 70 %
 
 
 def test_mixed_backgrounds_are_in_no_sample(monkeypatch):

@@ -120,8 +120,9 @@ class Guide:
     """A trained network whose maps say what to rely on: all else comes from other samples, in a share of each batch.
 
     In images, objects are outlined by the colours on either side of the map, because a rim of the old background is enough
-    to keep a cue. Where there is no such outline, a region leaves traces at its border and may cut off what tells the
-    class: of the samples whose label the guide knows, half are recomposed, and of others none.
+    to keep a cue. Where colours tell nothing, half as many are recomposed along the region at the map's top: it leaves
+    traces at its border. Other inputs have no outlines, and a region of a few words or features may cut off what tells the
+    class: half of the samples whose label the guide knows are recomposed, and of others none.
     """
 
     def __init__(self, net: ExitNet, half_precision: bool) -> None:
@@ -132,7 +133,7 @@ class Guide:
         """Return a batch of which a share is recomposed along the mean of the exits' maps, and how far to trust an expert.
 
         The samples of the share take from one another, so that only they are looked at. The number, 0 to ``WITH_GUIDE``,
-        grows with how many of them have no outline and a label that the guide knows: outlines leave cues out without an
+        grows with how many of them are recomposed along a region if chance has it: outlines leave cues out without an
         expert, and where a guide knows nothing, what is easy may be all that tells the class.
         """
         count = count_rows(inputs)
@@ -155,9 +156,9 @@ class Guide:
             others, hidden = mix_backgrounds(others, hidden)
         changed = exchange_background(modality, chosen, others, objects, hidden)
         is_outlined = (objects != region).flatten(1).any(1).cpu()
-        is_known = find_known(outputs, labels[rows]).cpu() & ~is_outlined
-        taken = (is_outlined | (is_known & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
-        trust = is_known.float().mean().item()
+        by_region = ~is_outlined if modality is IMAGE else find_known(outputs, labels[rows]).cpu()
+        taken = (is_outlined | (by_region & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
+        trust = by_region.float().mean().item()
         return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust
 
 
