@@ -42,6 +42,10 @@ class ShallowExpert:
     It reads the mean, standard deviation and maximum over locations of the backbone's features at exit 0, and learns by
     generalised cross-entropy what is easy there, wherever it lies: samples that it gets wrong count more at every exit
     (Learning from Failure, arXiv 2007.02561; there the expert is a second network). No gradient of it reaches the network.
+
+    We deviate where we weigh by less than full strength. A guide's is 1 - 1/C with C classes (1/2 with several labels): if
+    easy samples counted nothing, those that contradict a cue would be left, and it would tell what a sample is *not*; with
+    a share of 1/C it tells nothing.
     """
 
     net: ExitNet

@@ -231,8 +231,10 @@ class TrainingRun:
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             if self.ignoring is not None:
                 inputs = self.ignoring.exchange(inputs, mask)
-            strength = 1 - 1 / (2 if labels.ndim == 2 else self.net.info.num_classes)
-            if self.guide is not None:
+            strength = 0.0
+            if self.is_guide:
+                strength = 1 - 1 / (2 if labels.ndim == 2 else self.net.info.num_classes)  # see ShallowExpert
+            elif self.guide is not None:
                 inputs, strength = self.guide.exchange(inputs, labels)
             yield self.augment(inputs) if self.augment else inputs, labels, strength
 
