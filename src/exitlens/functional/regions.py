@@ -13,10 +13,8 @@ from torch import Tensor
 
 SIDE, BLUR, REACH = 64, 2.5, 5  # of the spectral residual: width of the image, and of the Gaussian, in pixels
 COLOUR_LEVELS, MAP_POWER, PSEUDO_COUNT, ROUNDS = 8, 0.2, 0.05, 3  # levels of each channel; see segment_by_colour
-EDGE, LEAST = (
-    0.05,
-    0.02,
-)  # width of the edge, by the shorter side; least probability of a pixel by the map, and of the edge's
+EDGE = 0.05  # width of an image's edge, by its shorter side
+LEAST = 0.02  # probability of a pixel where the map is least, and at the edge
 TINY = 1e-12
 
 

@@ -94,7 +94,9 @@ def test_the_expert_learns_from_the_samples_of_both(pair):
     first, second = pair.run(_train_expert)
     assert_equal(first, second)
     alone = _train_expert(0, DistributedContext(), parts=2)
-    for name in [name for name in alone if name.endswith("exp_avg")]:
+    moments = [name for name in alone if name.endswith("exp_avg")]
+    assert len(moments) == 6
+    for name in moments:
         torch.testing.assert_close(first[name], alone[name], rtol=1e-4, atol=1e-7)
 
 

@@ -25,10 +25,10 @@ from exitlens.workflow.training.optimizer import dump_slots, load_slots, make_op
 
 GUIDE_SHARE = 1 / 3  # epochs of the guide, of those of the network
 AREAS = 0.2, 0.4  # range of the share of the locations that a map's region has
-WITHOUT_OUTLINE = 0.5  # share of the chosen samples that are recomposed along a region, which has no exact outline
+WITHOUT_OUTLINE = 0.5  # share of the samples without an exact outline that are recomposed along a region
 HIDDEN, LEARNING_RATE, WEIGHT_DECAY = 64, 5e-3, 0.01  # of the expert
 RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the power of its loss
-WITH_GUIDE = 0.5  # strength of the expert in the training that a guide helps
+WITH_GUIDE = 0.5  # strength of the expert beside a guide, if all samples are recomposed along regions
 MIXED = 0.5  # share of the backgrounds that are mixed of two
 KNOWN = 0.5  # of the loss of a guide's mean answer: with less of it, the guide knows a sample's label
 TINY = 1e-6  # probability
@@ -137,8 +137,8 @@ class Guide:
         """Return a batch of which a share is recomposed along the mean of the exits' maps, and how far to trust an expert.
 
         The samples of the share take from one another, so that only they are looked at. The number, 0 to ``WITH_GUIDE``,
-        grows with how many of them are recomposed along a region if chance has it: outlines leave cues out without an
-        expert, and where a guide knows nothing, what is easy may be all that tells the class.
+        is in proportion to those that may be recomposed along a region: outlines leave cues out without an expert, and where
+        a guide knows nothing, what is easy may be all that tells the class.
         """
         count = count_rows(inputs)
         if count < 2:
@@ -160,7 +160,9 @@ class Guide:
             others, hidden = mix_backgrounds(others, hidden)
         changed = exchange_background(modality, chosen, others, objects, hidden)
         is_outlined = (objects != region).flatten(1).any(1).cpu()
-        by_region = ~is_outlined if modality is IMAGE else find_known(outputs, labels[rows]).cpu()
+        by_region = ~is_outlined
+        if modality is not IMAGE:
+            by_region &= find_known(outputs, labels[rows]).cpu()
         taken = (is_outlined | (by_region & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
         trust = by_region.float().mean().item()
         return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust

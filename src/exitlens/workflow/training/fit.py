@@ -125,8 +125,8 @@ def fit(  # noqa: PLR0913
             weights do not depend on it.
         rely_on: with ``"map"``, a copy of the network, hooks included, is trained first, for a third of the epochs, against
             what is easy (in ``out_dir/guide``). Then, in 70 % of each batch, all but what the maps of this guide point at
-            comes from other samples; where nothing has an outline, in half of those whose labels the guide knows
-            (:mod:`~exitlens.workflow.training.debiasing`, docs/guides/debiasing.md). Validation is as usual.
+            comes from other samples (of texts, series and vectors, in half of those whose labels the guide knows;
+            :mod:`~exitlens.workflow.training.debiasing`, docs/guides/debiasing.md). Validation is as usual.
         ignore: what must not matter: ``"background"`` (all outside the ``masks`` of ``train``); a mask ``(H,W)``, ``(T,)``
             or ``(D,H,W)`` that is True there in all samples, or the file of one; a tuple of names of channels or features,
             or of words; or a list of these (or of objects with an attribute ``ignore``). In 70 % of each batch it comes
