@@ -47,6 +47,7 @@ from .workflow.faithfulness import Faithfulness as Faithfulness
 from .workflow.faithfulness import measure_faithfulness as measure_faithfulness
 from .workflow.inference import predict as predict
 from .workflow.inference import predict_stream as predict_stream
+from .workflow.swapping import certify_binding as certify_binding
 from .workflow.training.fit import FitResult as FitResult
 from .workflow.training.fit import fit as fit
 

@@ -24,7 +24,20 @@ try:
 except SystemExit:
     print(sorted({"torch", "torchvision", "matplotlib", "scipy", "PIL", "numpy"} & sys.modules.keys()))
 """
-VERBS = ["demo", "fit", "calibrate", "evaluate", "cues", "report", "predict", "explain", "inspect", "tune", "bench"]
+VERBS = [
+    "demo",
+    "fit",
+    "calibrate",
+    "evaluate",
+    "certify",
+    "cues",
+    "report",
+    "predict",
+    "explain",
+    "inspect",
+    "tune",
+    "bench",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

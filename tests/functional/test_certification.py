@@ -319,6 +319,29 @@ def test_group_betting_without_any_loss():
     assert certification.group_betting(np.ones(50), 0.3, 0.1) == 1
 
 
+def test_a_bound_on_a_mean_by_hand():
+    """Without any loss, betting ends where its largest stake no longer wins: near the exact bound, 1 - 0.1 ** (1 / 200)."""
+    assert certification.bound_mean(np.zeros(200), 0.1) == pytest.approx(1 - 0.1 ** (1 / 200), abs=2e-3)
+    assert certification.bound_mean(np.ones(200), 0.1) == 1
+    assert certification.bound_mean(np.zeros(2), 0.1) > 0.6
+    values = np.array([0.0, 0.5, 1.0, 0.0] * 100)
+    bound = certification.bound_mean(values, 0.1)
+    assert 0.375 < bound < 0.44
+    assert certification.group_betting(values, bound, 0.1) <= 0.1 < certification.group_betting(values, bound - 1e-3, 0.1)
+
+
+@slow
+@pytest.mark.parametrize("share", [0.02, 0.15, 0.5])
+def test_the_bound_is_seldom_below_the_mean(share):
+    """Means of pairs whose two losses depend on one another, as those of samples that take from each other."""
+    rng, draws, delta = np.random.default_rng(3), 1000, 0.1
+    both = rng.random((draws, 200)) < share / 2
+    each = rng.random((draws, 200, 2)) < (share / 2) / (1 - share / 2)
+    values = np.where(both, 1.0, each.mean(2))
+    below = np.mean([certification.bound_mean(row, delta) < share for row in values])
+    assert below <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+
+
 @pytest.mark.parametrize("kind", ["all the same", "half of a group", "rarely all of it", "with gains"])
 def test_group_betting_under_the_null(kind):
     """Means of groups of 1 to 50 whose losses depend on each other, at the boundary."""

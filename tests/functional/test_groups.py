@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.functional import groups
@@ -43,6 +45,24 @@ def test_means_and_weights_by_hand():
     equal, capped = (groups.weigh_samples(numbers, largest) for largest in (None, 2))
     torch.testing.assert_close(equal, torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2)
     torch.testing.assert_close(capped, torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5)
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=60).filter(lambda ids: len(set(ids)) > 1), st.integers(0, 99))
+def test_groups_are_paired_and_units_share_nothing(ids, seed):
+    ids = torch.tensor(ids)
+    partner, unit = groups.pair_groups(ids, seed)
+    assert (ids[partner] != ids).all()
+    assert torch.equal(unit[partner], unit)
+    sizes = [len(ids[unit == number].unique()) for number in unit.unique()]
+    count = len(ids.unique())
+    assert sorted(sizes) == ([2] * (count // 2) if count % 2 == 0 else [2] * (count // 2 - 1) + [3])
+    assert all(len(unit[ids == group].unique()) == 1 for group in ids.unique())
+
+
+def test_units_and_groups_that_share_samples_are_one():
+    assert groups.join_units(None, torch.tensor([0, 0, -1, 1, 1])).tolist() == [0, 0, 1, 2, 2]
+    assert groups.join_units(torch.tensor([5, 6, 6, 7, 8]), torch.tensor([0, 0, -1, 1, 1])).tolist() == [0, 0, 0, 1, 1]
+    assert groups.join_units(torch.tensor([5, 6, 6, 7, 8]), torch.tensor([0, 0, 1, 1, -1])).tolist() == [0, 0, 0, 0, 1]
 
 
 def test_the_first_sample_of_each_group():

@@ -6,7 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -54,7 +54,8 @@ TRAINING = {
         "clip_norm ema share_cores"
     ),
 }
-TRACE = {"Data": "compact trace_dir cost timed_batch"}
+TRACE = {"Data": "compact trace_dir cost timed_batch swapped"}
+SWAPPED = 2000  # samples with the background of others, where a limit is on what that changes
 LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta equal_groups folds gate score"}
 
 
@@ -220,12 +221,14 @@ class CollectOptions:
         trace_dir: Directory to keep the trace in, for `Trace.load` (default: it is not kept).
         cost: Measure of cost: macs (multiply-accumulates), or time, which is measured now: let nothing else run meanwhile.
         timed_batch: With --cost time: samples in the batch that is timed, 1 for single ones (default: 64).
+        swapped: Samples whose background is also taken from others, for max_cue_drop, which sets 2000 by itself.
     """
 
     compact: bool | None = None
     trace_dir: Path | None = None
     cost: Literal["macs", "time"] = "macs"
     timed_batch: int | None = None
+    swapped: int = 0
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -257,6 +260,8 @@ def calibrate(
         check_name(name, "name")
     if request.max_ms is not None and trace_options.cost != "time":
         raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
+    if request.max_cue_drop is not None and not trace_options.swapped:
+        trace_options = replace(trace_options, swapped=SWAPPED)
     if unlabelled and (reading.data or reading.root):
         raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
@@ -385,6 +390,34 @@ def cues(
         write_cues(result, net, out)
     title = f"{len(result.cues)} found; {result.describe()}" + ("" if out is None else f": {out}")
     show(json_, {**result.to_dict(), "bad": list_bad(held)}, title, result.tabulate())
+
+
+@verbs.command(epilog="Example: `exitlens certify --bundle runs/x --area 0.2`")
+@takes(ReadSettings, {"Data": f"data {READING}"})
+def certify(
+    bundle: Bundle,
+    make_reading: Callable[..., ReadSettings],
+    area: Annotated[float, of_swaps(help="Share of an input's locations that a map shows.")] = 0.2,
+    delta: Annotated[float, of_swaps(help="Chance that the promise is wrong.")] = 0.1,
+    samples: Annotated[int, of_swaps(min=1, help="Samples to use, at most.")] = 2000,
+    json_: Json = False,
+    name: PolicyName = "",
+) -> None:
+    """Promise how many answers rest on what their maps show, on the run's test split, and store it with the policy."""
+    from exitlens.delivery.bundle import replace_policy
+    from exitlens.delivery.run_directory import load_calibrated, load_samples
+
+    net, policy = load_calibrated(bundle, name)
+    with wait(json_, "listing the data"):
+        held = load_samples(bundle, net, "test", make_reading())
+    policy = xl.certify_binding(net, held, policy, area=area, delta=delta, samples=samples, progress=not json_)
+    replace_policy(bundle, policy, name)
+    binding = policy.binding
+    assert binding is not None
+    rows = [["exit", "samples", "answers that stayed %"]]
+    for exit_, (count, seen) in zip(name_exits(net), binding.by_exit, strict=True):
+        rows.append([exit_, f"{count:,}", "-" if seen is None else f"{100 * seen:.1f}"])
+    show(json_, asdict(binding) | {"bad": list_bad(held)}, str(binding), rows)
 
 
 def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool) -> xl.Trace | None:

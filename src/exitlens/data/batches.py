@@ -61,37 +61,47 @@ class HeldSamples:
 
     Attributes:
         prepare: returns the inputs of the samples in these rows. count: number of samples.
-        labels: ``(N,)``, or ``(N,C)`` of several labels. masks: ``(N,*S)`` ``bool``. ``None`` if the data have none.
+        labels: ``(N,)``, or ``(N,C)`` of several labels. masks: ``(N,*S)`` ``bool``. groups: ``(N,)`` integers. ``None`` if
+            the data have none.
+        rows: ``(N,)``, where the samples stand in the data.
     """
 
     prepare: Callable[[Tensor], Inputs]
     count: int
     labels: Tensor | None
     masks: Tensor | None
+    groups: Tensor | None
+    rows: Tensor
 
     def __len__(self) -> int:
         return self.count
 
 
 def hold_samples(data: Any, limit: int, seed: int = 0) -> HeldSamples:
-    """Hold at most ``limit`` samples, drawn by ``seed``: as stored for our own sets, else as floats, on the CPU."""
+    """Hold at most ``limit`` samples, drawn by ``seed``: as stored for our own sets, else as floats, on the CPU.
+
+    Of our own lazy sets, files that cannot be read are left out as the set says.
+    """
     if hasattr(data, "subset") and hasattr(data, "inputs"):
-        part = data.subset(draw_samples(len(data), limit, seed).sort().values)
-        part = part.load() if isinstance(part, LazySet) else part
-        return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks)
-    batches, known = list[Inputs](), list[Tensor]()
+        drawn = draw_samples(len(data), limit, seed).sort().values
+        part = data.subset(drawn)
+        if isinstance(part, LazySet):
+            part = part.load()
+        return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks, part.groups, drawn)
+    batches, known, named = list[Inputs](), list[Tensor](), list[Tensor]()
     for batch in _split(data, 64):
         parts = batch if isinstance(batch, list | tuple) and batch else (batch,)
         batches.append(as_batch(parts[0])[0])
         known += [part for part in parts[1:2] if isinstance(part, Tensor)]
+        named += [batch.groups] if isinstance(batch, Batch) and batch.groups is not None else []
     if not batches:
         raise InputError("data: it gave no batch. Fix: pass at least one sample.")
     columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
     names = list_input_names(batches[0])
     inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
     drawn = draw_samples(count_rows(inputs), limit, seed).sort().values
-    labels = torch.cat(known)[drawn] if len(known) == len(batches) else None
-    return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), labels, None)
+    labels, groups = (torch.cat(parts)[drawn] if len(parts) == len(batches) else None for parts in (known, named))
+    return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), labels, None, groups, drawn)
 
 
 def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:

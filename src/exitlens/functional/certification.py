@@ -102,8 +102,10 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (
     return (binomial if test == "binomial" else hoeffding_bentkus)(values.mean(), count, risk.limit)
 
 
-def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
-    """Estimate how many samples (or groups) the second part needs for the easiest vector of the path.
+def estimate_samples_needed(
+    risks: Sequence[Risk], path: Sequence[Candidate], delta: float, *, in_samples: bool = False
+) -> int | None:
+    """Estimate how many groups (or samples) the second part needs for the easiest vector of the path.
 
     By the normal approximation on the first part; ``None`` if every vector has a risk above its limit there.
     """
@@ -111,11 +113,13 @@ def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], de
     for candidate in path:
         rows = list(zip(risks, candidate.means, candidate.variances, strict=True))
         if all(risk.limit - mean >= 1e-9 for risk, mean, _ in rows):
-            needed.append(max(_count_needed(risk, risk.limit - mean, variance, delta) for risk, mean, variance in rows))
+            needed.append(
+                max(_count_needed(risk, risk.limit - mean, variance, delta, in_samples) for risk, mean, variance in rows)
+            )
     return math.ceil(min(needed)) if needed else None
 
 
-def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> float:
+def _count_needed(risk: Risk, room: float, variance: float, delta: float, in_samples: bool) -> float:
     if risk.groups is None:
         share = 1.0 if risk.rows is None else max(1, int(risk.rows.sum())) / len(risk.rows)
         lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
@@ -126,7 +130,7 @@ def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> flo
     gain = math.log1p(SAFE * counts_as * risk.limit / (1 - risk.limit)) if 1e-12 < risk.limit < 1 else math.inf
     # a bettor with the best stake needs twice log(1 / delta) times the variance over the squared room
     needed = max(math.log(1 / delta) / gain, 2 * math.log(1 / delta) * variance / room**2)
-    return needed * count_groups(risk.groups) / count
+    return needed * (len(risk.groups) if in_samples else count_groups(risk.groups)) / count
 
 
 def certify(
@@ -135,27 +139,26 @@ def certify(
     price: Tensor,
     first: Tensor,
     second: Tensor,
+    groups: Tensor | None = None,
     *,
     level: float,
-    delta: float,
-    request_number: int,
 ) -> tuple[tuple[float, ...], Certification]:
     """Return the cheapest thresholds that can be certified (never, if none can), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it. The
-    ``price`` to minimise is the cost ``(K,)``, or a loss ``(N,K)`` if only spending is limited. ``delta`` and
-    ``request_number`` are for the record.
+    ``price`` to minimise is the cost ``(K,)``, or a loss ``(N,K)`` if only spending is limited. ``groups`` are those that
+    the data have. The record is of a first request.
     """
-    price, groups = price if price.ndim == 1 else price[first], risks[0].groups
+    price = price if price.ndim == 1 else price[first]
     levels = quantise(scores[first])
     proposing, testing = ([risk.at(rows) for risk in risks] for rows in (first, second))
     path = order_path(find_candidates(levels.index, proposing, price), [risk.limit for risk in risks])
     tests = choose_tests(levels.index, proposing, path, len(second), level)
     result = run_fixed_sequence_test(levels.apply(scores[second]), testing, path, tests, level)
     record = Certification(
-        delta=delta,
+        delta=level,
         level=level,
-        request_number=request_number,
+        request_number=1,
         path_samples=len(first),
         path_length=len(path),
         steps_tested=result.steps,
@@ -166,7 +169,7 @@ def certify(
     if result.cuts is not None:
         return levels.thresholds(result.cuts), record
     count, unit = (len(scores), "samples") if groups is None else (count_groups(groups), "groups")
-    needed = estimate_samples_needed(proposing, path, level)
+    needed = estimate_samples_needed(proposing, path, level, in_samples=groups is None)
     total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
     reason = _explain_refusal(result.tests, count, unit, total) if scores.shape[1] else "the network has no early exits"
     return (math.inf,) * scores.shape[1], replace(record, reason=reason, samples_needed=total)
@@ -222,6 +225,19 @@ def group_betting(values: Array, limit: float, level: float) -> float:  # (n,)
     valid whatever the stakes are, if the order of the values says nothing about them.
     """
     return _bet(values, limit, level, limit, 0.05, SAFE / (1 - limit)) if limit < 1 else 0.0
+
+
+def bound_mean(values: Array, delta: float, step: float = 1e-3) -> float:  # (n,) in [0, 1]
+    """Return a number that the mean exceeds with probability at most ``delta``: where betting against larger ones ends.
+
+    Limits are tested from 1 down, in steps, until one is not refuted: a fixed sequence, so that no correction is due.
+    """
+    bound = 1.0
+    for limit in np.arange(1 - step, 0, -step):
+        if group_betting(values, float(limit), delta) > delta:
+            break
+        bound = float(limit)
+    return bound
 
 
 def _bet(values: Array, limit: float, level: float, mean: float, variance: float, largest: float) -> float:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from exitlens.functional.compact import restore_logits
@@ -26,18 +28,52 @@ def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,)
     return order[:count], order[count:]
 
 
-def split_trace(trace: Trace, share: float, seed: int) -> tuple[Tensor | None, Tensor, Tensor]:
+def split_trace(trace: Trace, share: float, seed: int, units: Tensor | None = None) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the groups in random order (``None`` if every sample is its own), and indices of two parts of the samples.
 
     The first part has this ``share`` of the samples, or of the groups as wholes, at least one. The indices are in random
-    order (groups: numbered at random), on which tests by betting rely.
+    order (groups: numbered at random), on which tests by betting rely. ``units`` ``(N,)``, of samples that depend on one
+    another, are groups as well.
     """
-    if trace.groups is not None and trace.num_groups < len(trace):
-        groups = shuffle_groups(trace.groups, seed)
-        return groups, *split_groups(groups, share)
+    if units is None and trace.groups is not None and trace.num_groups < len(trace):
+        units = trace.groups
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    first = max(1, round(share * len(trace)))
-    return None, rows[:first], rows[first:]
+    if units is not None:
+        groups = shuffle_groups(units, seed)
+        if trace.groups is not None:
+            return groups, *split_groups(groups, share)
+        first, second = split_groups(groups[rows], share)
+        return groups, rows[first.sort().values], rows[second.sort().values]
+    count = max(1, round(share * len(trace)))
+    return None, rows[:count], rows[count:]
+
+
+def pair_groups(groups: Tensor, seed: int) -> tuple[Tensor, Tensor]:  # (N,) -> (N,), (N,)
+    """Draw a sample of another group for each, and return them and units: groups that take from one another only.
+
+    Groups are paired at random, and of an odd number the last three take in a circle: units share nothing.
+    """
+    numbers = shuffle_groups(groups, seed)
+    count = int(numbers.max()) + 1
+    unit = (torch.arange(count) // 2).clamp_max(max(count // 2 - 1, 0))  # of each group
+    other = torch.arange(count) ^ 1
+    if count % 2:
+        other[-3:] = torch.tensor([count - 2, count - 1, count - 3])[-count:]
+    members, sizes = numbers.argsort(stable=True), numbers.bincount(minlength=count)
+    starts = sizes.cumsum(0) - sizes
+    wanted = other[numbers]
+    place = torch.rand(len(numbers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return members[starts[wanted] + (place * sizes[wanted]).long()], unit[numbers]
+
+
+def join_units(groups: Tensor | None, unit: Tensor) -> Tensor:  # (N,), (N,), -1: in none -> (N,)
+    """Number the samples by what depends on what: groups that share a unit, and units that share a group, are one."""
+    count = len(unit)
+    names = torch.arange(count) if groups is None else groups.unique(return_inverse=True)[1]
+    rows = (unit >= 0).nonzero()[:, 0]
+    ends = int(names.max()) + 1 + int(unit.max()) + 1
+    links = csr_array((np.ones(len(rows)), (names[rows].numpy(), (int(names.max()) + 1 + unit[rows]).numpy())), (ends, ends))
+    return torch.from_numpy(connected_components(links, directed=False)[1].astype(np.int64))[names]
 
 
 def count_groups(groups: Tensor) -> int:  # (N,) in [0, G)

@@ -138,6 +138,14 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     return (~are_same(trace.answers, trace.answers[:, -1:], trace.task)).float()
 
 
+def cue_drop(trace: Trace, limit: float) -> Risk:
+    """Return the risk ``1[answer changes under the swap] - 1[final answer changes]``, of the samples that were swapped."""
+    if not trace.swaps:
+        raise InputError("max_cue_drop: this trace has no swaps. Fix: collect it with swapped=2000 (--swapped 2000)")
+    changed = trace.swaps["changed"].float()
+    return Risk("max_cue_drop", changed - changed[:, -1:], limit, "ternary", trace.swaps["unit"] >= 0)
+
+
 def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
     """Return the value of every sample at the exit it takes."""
     return values.gather(1, exits[:, None]).squeeze(1)
@@ -155,6 +163,8 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
             if trace.num_exits > 1 and not trace.has_maps:
                 raise InputError("max_divergence: the network's exits have no maps that could differ. Fix: leave it out.")
             risks.append(Risk(name, trace.divergence.clamp(0, 1), limit, "unit"))
+        elif name == "max_cue_drop":
+            risks.append(cue_drop(trace, limit))
         elif name == "max_false_negative_drop":
             risks.append(Risk(name, false_negative_drop(trace), limit, "signed"))
         elif trace.task == "classes":

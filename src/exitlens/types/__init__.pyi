@@ -9,6 +9,7 @@ from .explanations import Location as Location
 from .outputs import ExitOutput as ExitOutput
 from .outputs import LossTerms as LossTerms
 from .outputs import Prediction as Prediction
+from .policies import BindingCertificate as BindingCertificate
 from .policies import Calibration as Calibration
 from .policies import ConfidenceInterval as ConfidenceInterval
 from .policies import CostAccuracy as CostAccuracy

@@ -150,6 +150,7 @@ class Explanation:
     draw_map: Callable[..., str] | None = None  # the modality's way to draw a map
     relevance: Tensor | None = None
     calibration_error: float | None = None  # of the routed answers, on the policy's calibration samples
+    promise: str = ""  # how many answers rest on what maps show, if the policy's binding is certified
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -259,7 +260,7 @@ class Explanation:
             sentence += f" The final exit says {self.name_answer(self.final)}{agreement}."
         if (error := self.calibration_error or 0.0) >= 0.05:
             sentence += f" Confidences are off by {100 * error:.0f} % on average (calibration samples, routed answers)."
-        return sentence
+        return f"{sentence} {self.promise}".rstrip()
 
     def explain_rule(self, view: ExitView) -> list[str]:
         """Return an exit's confidence against its threshold and, with a gate, its estimated divergence against the limit."""
@@ -286,6 +287,7 @@ class Explanation:
             "final_ran": self.final is not None,
             "reason": self.reason,
             "calibration_error": self.calibration_error,
+            "promise": self.promise,
             "exits": [self._row(view) for view in self.exits],
         }
         if self.tokens:

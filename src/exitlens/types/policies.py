@@ -235,6 +235,8 @@ def _describe_promise(name: str, limit: float, record: Calibration, task: Task) 
         "max_disagreement": f"gives another answer than the full network to at most {100 * limit:.4g} % of the samples",
         "max_false_negative_drop": f"misses at most {points} more of the labels that a sample has than the full network, on "
         "average",
+        "max_cue_drop": f"changes its answer at most {points} more often than the full network when everything outside the "
+        "object comes from another sample",
         "max_divergence": "looks where the full network looks (mean Jensen-Shannon divergence of its attention maps at most "
         f"{limit:.4g})",
     }[name]
@@ -299,6 +301,44 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class BindingCertificate:
+    """The promise of :func:`exitlens.certify_binding`: how many answers stay when what their maps leave out is replaced.
+
+    Attributes:
+        area: share of the locations that a map shows. delta: the chance that the promise is wrong.
+        share: of the answers, which is promised. seen: the share among the samples.
+        samples: their number. groups: number of independent groups; ``None`` if all samples are independent.
+        by_exit: for each exit, the number of samples that left there and the share seen among them, which is not promised;
+            ``None`` if there were none.
+        rule: hash of the policy that it is about.
+    """
+
+    area: float
+    delta: float
+    share: float
+    seen: float
+    samples: int
+    groups: int | None
+    by_exit: tuple[tuple[int, float | None], ...]
+    rule: str
+
+    def __str__(self) -> str:
+        return (
+            f"The top {100 * self.area:g} % of a map decides at least {100 * self.share:.1f} % of the answers, with "
+            f"{100 * (1 - self.delta):.4g} % confidence: so many stay when everything else comes from another sample."
+        )
+
+    def describe(self, k: int) -> str:
+        """Return the promise in one sentence, with what was seen where answers leave at exit k."""
+        count, seen = self.by_exit[k]
+        known = "" if seen is None else f"; seen at this exit: {100 * seen:.0f} % of {count:,}"
+        return (
+            f"The top {100 * self.area:g} % of a map decides at least {math.floor(100 * self.share)} % of the answers "
+            f"({100 * (1 - self.delta):.4g} % confidence{known})."
+        )
+
+
+@dataclass(frozen=True)
 class Policy:
     """When each early exit answers: exit k fires at ``score >= thresholds[k]``; the final exit always answers.
 
@@ -310,6 +350,7 @@ class Policy:
         network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
         gate: lets exits fire only where their explanation can be trusted; ``None``: the score alone decides.
+        binding: how many answers rest on what maps show; ``None``: nothing is promised of that.
 
     Examples:
         >>> policy = xl.Policy(thresholds=(0.9, math.inf))  # exit 0 fires at 0.9 or more, exit 1 never
@@ -323,6 +364,7 @@ class Policy:
     network: str = ""
     calibration: Calibration | None = None
     gate: Gate | None = None
+    binding: BindingCertificate | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -388,8 +430,8 @@ class Policy:
             )
 
     def rule_hash(self) -> str:
-        """Return a hash of everything that decides, which is all but the calibration record."""
-        values = {name: value for name, value in self.to_dict().items() if name != "calibration"}
+        """Return a hash of everything that decides, which is all but the records."""
+        values = {name: value for name, value in self.to_dict().items() if name not in ("calibration", "binding")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -399,10 +441,15 @@ class Policy:
         return record is not None and bool(record.rule) and record.rule != self.rule_hash()
 
     def certificate(self) -> str:
-        """Return the promise about this policy and what it rests on, in two sentences (docs/concepts/guarantees.md)."""
+        """Return the promises about this policy, in two or three sentences (docs/concepts/guarantees.md)."""
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
-        return write_certificate(self.calibration, self.network, self.task)
+        binding = self.binding if self.binding is not None and self.binding.rule == self.rule_hash() else ""
+        return f"{write_certificate(self.calibration, self.network, self.task)} {binding}".rstrip()
+
+    def describe_binding(self, k: int) -> str:
+        """Return the promise about binding for answers at exit k; empty if none was made of this very policy."""
+        return "" if self.binding is None or self.binding.rule != self.rule_hash() else self.binding.describe(k)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite thresholds become the string ``"never"``."""
@@ -413,6 +460,7 @@ class Policy:
             "network": self.network,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "gate": None if self.gate is None else self.gate.to_dict(),
+            "binding": None if self.binding is None else asdict(self.binding),
         }
 
     @classmethod
@@ -425,7 +473,16 @@ class Policy:
         gate, record = values.get("gate"), values.get("calibration")
         calibration = None if record is None else Calibration.from_dict(record)
         gate = None if gate is None else Gate.from_dict(gate)
-        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
+        binding = None if (given := values.get("binding")) is None else read_binding(given)
+        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate, binding)
+
+
+def read_binding(values: Mapping[str, Any]) -> BindingCertificate:
+    """Return the certificate that ``asdict`` gave; raise :class:`PolicyError` if it is damaged."""
+    try:
+        return read_record(BindingCertificate, dict(values))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PolicyError(f"binding: expected what certify_binding wrote, got a damaged record ({error})") from error
 
 
 DEFAULT = "default"  # the name of a bundle's own policy

@@ -80,7 +80,7 @@ DECIDED = "decided"  # the score of several labels: how sure the least sure of t
 ALL_SCORES = (*SCORES, DECIDED)
 
 NEED_LABELS = ("max_accuracy_drop", "max_class_accuracy_drop", "max_false_negative_drop")
-RISK_LIMITS = (*NEED_LABELS, "max_disagreement", "max_divergence")
+RISK_LIMITS = (*NEED_LABELS, "max_disagreement", "max_divergence", "max_cue_drop")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class CalibrationRequest:
             networks that give several labels; needs labels. A sample without labels counts as 0.
         max_disagreement: Share of answers that may differ from the final exit's, in [0, 1].
         max_divergence: Mean divergence allowed between the attention map that answers and the final one, in [0, 1].
+        max_cue_drop: How much more often early answers than final ones may change when everything outside the object comes
+            from another sample, in [0, 1]. Needs a trace with swaps (``collect(..., swapped=2000)``), but no labels.
         max_cost: Mean cost allowed on these samples, as a fraction of the plain backbone's.
         max_ms: Milliseconds that a batch may take at the exits taken, on average. Needs a trace with measured times
             (``collect(..., cost="time")``). Every sample counts with the time of a batch that leaves at its exit. Times are
@@ -146,6 +148,7 @@ class CalibrationRequest:
     max_false_negative_drop: float | None = None
     max_disagreement: float | None = None
     max_divergence: float | None = None
+    max_cue_drop: float | None = None
     max_cost: float | None = None
     max_ms: float | None = None
     percentile: float | None = None

@@ -220,6 +220,9 @@ class Trace:
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
         groups: ``(N,)`` integers: only samples of different groups are independent (frames of one video, pictures of one
             patient are not); ``None``: all samples are. :meth:`with_groups` takes names, too.
+        swaps: of samples whose outside was replaced by another's (``collect(..., swapped=2000)``): ``changed``, ``(N,K)``
+            ``bool``, whether the answer of each exit changed, and ``unit``, ``(N,)`` integers: samples of one unit took from
+            one another, so only units are independent; -1: nothing was replaced. Empty if it was not recorded.
         timing: time of a batch at each exit, if it was measured.
         task: ``classes``, one for each sample, or ``multilabel``, any number of labels, whose probabilities are sigmoids of
             the logits; labels ``(N,C)`` imply it.
@@ -249,6 +252,7 @@ class Trace:
     sample_hashes: Tensor | None = None
     timing: ExitLatency | None = None
     task: Task = "classes"
+    swaps: Mapping[str, Tensor] = field(default_factory=dict)
     certificate_requests: list[CertificateRequest] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -265,6 +269,8 @@ class Trace:
         check_choice("task", self.task, TASKS)
         self._check_labels(n, c)
         self._check_shapes(n, k)
+        if self.swaps:
+            self._check_swaps(n, k)
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
         if self.divergence[:, -1].abs().max() > 1e-3:
@@ -286,6 +292,13 @@ class Trace:
                 raise InputError("labels: these compact logits were made without labels: give both to exitlens.collect")
         if self.task == "multilabel" and is_compact:
             raise InputError("logits: of several labels all logits are needed: collect the trace with compact=False")
+
+    def _check_swaps(self, n: int, k: int) -> None:
+        got = {name: tuple(value.shape) for name, value in self.swaps.items()}
+        if got != (expected := {"changed": (n, k), "unit": (n,)}):
+            raise InputError(f"swaps: expected {expected}, got {got}")
+        if self.swaps["changed"].dtype != torch.bool or self.swaps["unit"].is_floating_point():
+            raise InputError("swaps: expected 'changed' as bool and 'unit' as integers")
 
     def _check_shapes(self, n: int, k: int) -> None:
         if self.groups is not None:

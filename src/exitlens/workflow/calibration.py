@@ -14,7 +14,7 @@ from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyErr
 from exitlens.functional import search
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.groups import find_firsts, measure_likeness, split_trace
+from exitlens.functional.groups import find_firsts, join_units, measure_likeness, split_trace
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, routed_calibration_error
@@ -33,6 +33,7 @@ def calibrate(  # noqa: PLR0913
     max_false_negative_drop: float | None = None,
     max_disagreement: float | None = None,
     max_divergence: float | None = None,
+    max_cue_drop: float | None = None,
     max_cost: float | None = None,
     max_ms: float | None = None,
     percentile: float | None = None,
@@ -156,7 +157,10 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
             f"trace: {trace.num_groups} {unit}{samples} can certify nothing. Fix: collect {FEWEST} {unit} or more, "
             "preferably some hundred."
         )
-    groups, proposing, testing = split_trace(trace, PATH_SHARE, request.seed)
+    units = None
+    if request.max_cue_drop is not None and trace.swaps:  # swaps make samples depend on one another
+        units = join_units(trace.groups, trace.swaps["unit"])
+    groups, proposing, testing = split_trace(trace, PATH_SHARE, request.seed, units)
     risks = list_risks(trace, request.risk_limits, testing)
     promised = [budget for budget in budgets if budget.is_promised]
     spending = [budget.to_risk(len(trace)) for budget in promised if not budget.is_kept_by_all]
@@ -165,16 +169,24 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
             "delta: no exit takes longer than max_ms, so there is nothing to certify. Fix: leave delta out, or limit a risk."
         )
     level, number = _find_level(trace, request, request.delta)
+    is_grouped = trace.num_groups < len(trace)
     if groups is not None:
         risks, spending = (
-            [risk.with_groups(groups, proposing, equal=request.equal_groups) for risk in part] for part in (risks, spending)
+            [
+                risk.with_groups(groups, proposing, equal=request.equal_groups)
+                if is_grouped or risk.name == "max_cue_drop"
+                else risk
+                for risk in part
+            ]
+            for part in (risks, spending)
         )
     draft, fitted_on = _draft(trace, request, proposing, risks)
     scores = score_early_exits(trace, draft)
     price = trace.cost if risks else search.default_loss(trace)
     thresholds, certification = certify(
-        scores, [*risks, *spending], price, proposing, testing, level=level, delta=request.delta, request_number=number
+        scores, [*risks, *spending], price, proposing, testing, groups if is_grouped else None, level=level
     )
+    certification = replace(certification, delta=request.delta, request_number=number)
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
     before = trace.certificate_requests[number - 1 : number]  # the same request, perhaps with other groups
@@ -240,7 +252,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
     plain = choice.scores if policy.gate is None else score_early_exits(trace, replace(policy, gate=None))
     final = score_logits(trace.logits[:, -1], policy.score, policy.temperatures[-1])
     scores = select_exits(torch.cat([plain, final[:, None]], 1), exits)
-    classes = sum(risk.rows is not None for risk in choice.risks)
+    classes = sum(", class " in risk.name for risk in choice.risks)
     hashes, units = trace.hash_samples(), torch.arange(len(trace))
     distinct = len(set(hashes))
     if trace.groups is not None:  # the drift monitor counts groups, and only logits in two groups are repeated

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,9 +23,10 @@ from exitlens.progress import show_progress, track
 from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
-from exitlens.types.settings import COUNT, check_choice, check_number
+from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
 from exitlens.types.tasks import check_truth
 from exitlens.types.traces import hash_rows
+from exitlens.workflow.swapping import record_swaps
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -34,7 +36,7 @@ PAIRING = 0  # seed of the pairs of samples for the shuffled-image null
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
-def collect(
+def collect(  # noqa: PLR0913
     net: ExitNet,
     data: Any,
     *,
@@ -43,6 +45,7 @@ def collect(
     batch_size: int = 64,
     progress: bool = False,
     compact: bool | None = None,
+    swapped: int = 0,
     trace_dir: str | Path | None = None,
 ) -> Trace:
     """Run every sample through every exit once and record what calibration and evaluation need.
@@ -64,6 +67,10 @@ def collect(
         batch_size: for a ``Dataset`` and tensors.
         compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default from 100 classes on, if
             there would be more than 2^26 logits (256 MiB).
+        swapped: number of samples, such as 2000, drawn at random, of which another pass replaces everything outside the
+            object by another sample's, for ``calibrate(max_cue_drop=...)``: the object is the sample's mask, if the data
+            have masks, else the top 40 % of the locations by the final exit's map. They are held in memory, so the data are
+            read twice and have to come in the same order.
         trace_dir: directory for ``trace.safetensors``, which :meth:`Trace.load` reads. By default nothing is left on disk:
             columns over 64 MiB are mapped from a nameless temporary file, which disappears with the trace.
 
@@ -81,6 +88,9 @@ def collect(
         check_number("timed_batch", timed_batch, COUNT)
         if cost != "time":
             raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
+    check_number("swapped", swapped, WHOLE)
+    if swapped and isinstance(data, Iterator):
+        raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
     ranks = find_ranks()
     with ranks.together():
         recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
@@ -98,7 +108,8 @@ def collect(
             with show_progress(progress) as bar:
                 bar.add_task("timing the exits", total=None)
                 timing = measure_exits(net, first[0], timed_batch)
-        return recorder.finish(progress, timing)
+        swap = partial(record_swaps, net, data=data, count=swapped, progress=progress) if swapped else None
+        return recorder.finish(progress, timing, swap)
 
     return ranks.share(finish)
 
@@ -160,8 +171,8 @@ class _Recorder:
                 self._store.add(f"logits.{name}", part)
         self._store.add("sample_hashes", hash_rows(logits))
 
-    def finish(self, progress: bool, timing: ExitLatency | None) -> Trace:
-        """Return the trace of all batches."""
+    def finish(self, progress: bool, timing: ExitLatency | None, swap: Callable[[Trace], Trace] | None) -> Trace:
+        """Return the trace of all batches, with what ``swap`` adds to it."""
         if not self._ids:
             raise InputError("data: it gave no batch. Fix: pass at least one sample.")
         if len({part is None for part in self._ids}) > 1:
@@ -186,6 +197,8 @@ class _Recorder:
             groups=_join(self._ids),
             task=self._net.info.task,
         )
+        if swap is not None:
+            trace = swap(trace)
         if self._folder is None:
             return trace
         trace.save(self._folder / FILE)

@@ -14,7 +14,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional import scores
 from exitlens.functional.groups import split_trace
 from exitlens.functional.maps import skill
-from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
+from exitlens.functional.risk import accuracy_drop, cue_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import find_first_firing, route, score_early_exits
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
@@ -114,6 +114,8 @@ class Report:
             (cost, agreement) without labels. It is fitted on this trace: optimistic.
         classes: one row per class that has samples, in label order; empty without labels.
         ms, timing: mean over samples of the time that a batch takes at their exit, if the trace has timings, and these.
+        cue_drop: how much more often the routed answers change than final ones when everything outside the object comes from
+            another sample; ``None`` if the trace has no swaps.
         calibration_error: distance between confidence and accuracy, averaged over the routed answers (15 bins).
         labels: further measures for several labels per sample; else, and without labels, ``None``.
 
@@ -138,6 +140,7 @@ class Report:
     timing: ExitLatency | None = None
     labels: LabelReport | None = None
     calibration_error: float | None = None
+    cue_drop: float | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """Return the classes of lowest routed accuracy, worst first; on a tie, those that lose most come first."""
@@ -166,6 +169,9 @@ class Report:
             change = f"{-100 * drop:.1f} points more accurate than the final exit"
         has_maps = any(row.consistency for row in self.exits) or self.divergence > 0
         maps = f"divergence {self.divergence:.3f}" if has_maps else "no maps"
+        if self.cue_drop is not None:
+            more = f"{abs(100 * self.cue_drop):.1f} points {'less' if self.cue_drop < 0 else 'more'} often"
+            error += f"\nwith another sample's background, answers change {more} than the final exit's"
         return (
             f"routed: {kind}accuracy {_percent(self.accuracy)}, {change}, "
             f"cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}{error}"
@@ -216,6 +222,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         timing=timing,
         labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
         calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
+        cue_drop=cue_drop(trace, 1.0).mean(exits) if trace.swaps else None,
     )
 
 

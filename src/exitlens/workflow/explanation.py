@@ -99,6 +99,7 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
             draw_map=modality.draw_map,
             relevance=None if item is None else item.clone(),
             calibration_error=None if record is None else record.calibration_error,
+            promise=policy.describe_binding(answered[i]),
         )
 
 
