@@ -33,6 +33,7 @@ from .types import Policy as Policy
 from .types import Prediction as Prediction
 from .types import Trace as Trace
 from .types import TrainingSettings as TrainingSettings
+from .workflow.binding import certify_binding as certify_binding
 from .workflow.calibration import calibrate as calibrate
 from .workflow.collection import collect as collect
 from .workflow.cues import find_cues as find_cues
@@ -47,7 +48,6 @@ from .workflow.faithfulness import Faithfulness as Faithfulness
 from .workflow.faithfulness import measure_faithfulness as measure_faithfulness
 from .workflow.inference import predict as predict
 from .workflow.inference import predict_stream as predict_stream
-from .workflow.swapping import certify_binding as certify_binding
 from .workflow.training.fit import FitResult as FitResult
 from .workflow.training.fit import fit as fit
 

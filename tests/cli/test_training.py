@@ -354,6 +354,24 @@ def test_cues_as_a_table_and_a_page(again, folder, call, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_limit_on_what_backgrounds_change_and_a_promise_of_binding(again, folder, call):
+    words = ("--bundle", again, "--data", folder)
+    limited = call.json("calibrate", *words, "--max-cue-drop", "0.5")
+    assert limited["calibration"]["request"]["max_cue_drop"] == 0.5
+    assert "with another sample's background, answers change" in call.ok("evaluate", *words, "--swapped", "40")
+    assert "data: the policy was calibrated on some of these samples" in call.error("certify", *words)
+    call.ok("calibrate", "--bundle", again, "--unlabelled", folder / "dark", "--max-cost", "0.9")
+    assert "data: the policy was calibrated on some of these samples" in call.error("certify", *words)
+    new = ("--bundle", again, "--data", folder / "bright")
+    shown = call.ok("certify", *new, "--area", "0.4", "--delta", "0.2", "--samples", "60")
+    assert "The top 40 % of a map decides at least" in " ".join(shown.split())
+    assert "answers that stayed %" in shown
+    _, policy = xl.load(again)
+    assert policy.binding.samples == 30
+    assert policy.describe_binding(0).startswith("The top 40 % of a map decides at least")
+
+
+@pytest.mark.slow
 def test_requests_for_certificates_are_counted_across_processes(again, folder, call):
     words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
     out = call.ok(*words, "0.001")

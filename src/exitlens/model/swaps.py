@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,13 +11,20 @@ from torch import Tensor
 
 from exitlens.functional.maps import average_over, coarsen_map, find_locations, share_of_possible
 from exitlens.functional.regions import average, centre_map, edge_energy, spectral_residual
+from exitlens.functional.routing import compute_gate_features
+from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import predict_exits
 from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
+from exitlens.progress import Advance
+from exitlens.types import Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.swaps import Binding, CueSwap, Swaps
-from exitlens.types.tasks import are_same, read_answers
+from exitlens.types.tasks import USUAL_SCORES, are_same, read_answers
 
+Chooser = Callable[[Tensor, Inputs], Tensor]  # rows (n,) and their inputs -> (n,*T) bool
+BATCH_SIZE = 250
+OBJECT = 0.4  # share of the locations that may be an object's: a donor's are painted over, so that it does not come along
 AREAS = (0.05, 0.1, 0.2, 0.4)
 ORACLE_AREA, ORACLE_STEPS = 0.2, 5
 Pairs = Iterable[tuple[slice, Inputs, Sequence[Inputs]]]  # rows of N samples, their inputs, and those of each one's donors
@@ -179,3 +186,62 @@ def judge_cue_swap(swapper: Swapper, pairs: Pairs, masks: Tensor) -> CueSwap:  #
     change, error = (tuple(values.tolist()) for values in average(changed))
     beyond, beyond_error = (tuple(values.tolist()) for values in average(changed - changed[:, -1:]))
     return CueSwap(change, error, beyond, beyond_error, len(masks), donors_each)
+
+
+class SwapTrial:
+    """Samples, what every exit says of them, and what it says when parts come from others.
+
+    ``prepare`` returns the inputs of the samples in given rows, of 0 to ``count``; ``advance`` is called after every batch.
+    """
+
+    def __init__(self, net: ExitNet, prepare: Callable[[Tensor], Inputs], count: int, advance: Advance) -> None:
+        self.net, self._prepare, self._count, self._advance = net, prepare, count, advance
+        logits, maps, features = list[Tensor](), list[list[Tensor]](), list[Tensor]()
+        with net.open_engine() as engine:
+            for _, inputs in self._iterate():
+                outputs = engine.compute_outputs(engine.enter(net.check_input(inputs, "data")))
+                attention = [each.float() for _, each in outputs]
+                logits.append(torch.stack([each.float() for each, _ in outputs], 1).cpu())
+                pairs = zip(attention[:-1], [None, *attention[:-2]], strict=True)
+                early = [compute_gate_features(item, before).cpu() for item, before in pairs]
+                features.append(torch.stack(early, 1) if early else torch.empty(len(attention[0]), 0, 2))
+                maps.append([net.info.place(k, each) for k, each in enumerate(attention)])
+        self.logits, self.gate_features = torch.cat(logits), torch.cat(features)  # (N,K,C), (N,K-1,2)
+        self.maps = [torch.cat(column) for column in zip(*maps, strict=True)]  # (N,*S) for each exit
+
+    def _iterate(self) -> Iterator[tuple[slice, Inputs]]:
+        for rows in torch.arange(self._count).split(BATCH_SIZE):
+            yield slice(int(rows[0]), int(rows[-1]) + 1), self._prepare(rows)
+            self._advance()
+
+    def find_changes(
+        self, rows: Tensor, partner: Tensor, keep: Chooser, hide: Chooser, exits: tuple[int, ...]
+    ) -> Tensor:  # (n,), (N,) -> (n,exits) bool
+        """Return which answers of these rows change if all but what is kept of them comes from their partners.
+
+        Args:
+            rows: whose answers. partner: the samples that each one takes from.
+            keep: chooses what stays of inputs. hide: what is painted over where it is a partner's.
+            exits: one of them, or all.
+        """
+        net, changes = self.net, list[Tensor]()
+        modality, score = net.input_spec.modality, USUAL_SCORES[net.info.task]
+        with net.open_engine() as engine:
+            for part in rows.split(BATCH_SIZE):
+                inputs, donors = self._prepare(part), self._prepare(partner[part])
+                donors = modality.paint_over(donors, hide(partner[part], donors))
+                plain = [probabilities(self.logits[part, k], kind=score) for k in range(net.num_exits)]
+                every, outside = slice(0, len(part)), ~keep(part, inputs)
+                changes.append(Swapper(net, engine, plain).keep(every, inputs, [donors], outside, exits) < 1)
+                self._advance()
+        return torch.cat(changes)
+
+    def choose_top(self, maps: Tensor, area: float) -> Chooser:  # (N,*S)
+        """Return what chooses the top share of each sample's map."""
+        return lambda rows, inputs: self.net.input_spec.modality.choose_region(maps[rows], inputs, area)
+
+    def to_trace(self) -> Trace:
+        """Return what routing needs."""
+        none, info = torch.zeros(self.logits.shape[:2]), self.net
+        features = self.gate_features if info.num_exits > 1 else None
+        return Trace(self.logits, None, none, info.cost, info.identity(), gate_features=features, task=info.info.task)

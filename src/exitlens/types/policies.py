@@ -69,7 +69,7 @@ class Calibration:
 
     Attributes:
         request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
-        samples: number of samples. distinct_samples: number of different logits among them. data: the trace's fingerprint.
+        samples: number of samples. distinct_samples: number of different logits among them. data, sketch: of the trace.
         cost: mean cost on these samples. rule: hash of the policy that the record is about.
         calibration_error: mean gap between confidence and accuracy of the routed answers on these samples, which also fitted
             the temperatures; ``None`` without labels.
@@ -91,6 +91,7 @@ class Calibration:
     samples: int
     distinct_samples: int = 0
     data: str = ""
+    sketch: tuple[str, ...] = field(default=(), repr=False)
     cost: float = 1.0
     rule: str = ""
     calibration_error: float | None = None

@@ -258,11 +258,13 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
     if trace.groups is not None:  # the drift monitor counts groups, and only logits in two groups are repeated
         units = find_firsts(trace.groups)
         distinct += len(trace) - len(set(zip(hashes, trace.groups.tolist(), strict=True)))
+    seen = trace.sketch()
     record = Calibration(
         request,
         samples=len(trace),
         distinct_samples=distinct,
-        data=trace.fingerprint(),
+        data=seen.data,
+        sketch=seen.sketch,
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule_hash(),
         calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),

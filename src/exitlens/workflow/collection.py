@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,27 +11,29 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
+from exitlens.data.batches import Batch, count_batches, hold_samples, iterate_batches, share_bad, take_share
 from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress
+from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
 from exitlens.functional.routing import compute_gate_features
 from exitlens.io import RowStore, make_directory
-from exitlens.model.heads import have_maps
+from exitlens.model.heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, SwapTrial
 from exitlens.model.timing import measure_exits
 from exitlens.progress import show_progress, track
 from exitlens.ranks import find_ranks
 from exitlens.types import CompactLogits, ExitLatency, Trace
 from exitlens.types.inputs import Inputs
 from exitlens.types.settings import COUNT, WHOLE, check_choice, check_number
-from exitlens.types.tasks import check_truth
+from exitlens.types.tasks import are_same, check_truth, find_answers
 from exitlens.types.traces import hash_rows
-from exitlens.workflow.swapping import record_swaps
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # more logits of at least as many classes are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
 FILE = "trace.safetensors"  # in a trace_dir
+SAME = 0.99  # of the answers, when samples are read again: batches of another size may change the last digits
 PAIRING = 0  # seed of the pairs of samples for the shuffled-image null
 
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
@@ -108,7 +111,7 @@ def collect(  # noqa: PLR0913
             with show_progress(progress) as bar:
                 bar.add_task("timing the exits", total=None)
                 timing = measure_exits(net, first[0], timed_batch)
-        swap = partial(record_swaps, net, data=data, count=swapped, progress=progress) if swapped else None
+        swap = partial(_record_swaps, net, data=data, count=swapped, progress=progress) if swapped else None
         return recorder.finish(progress, timing, swap)
 
     return ranks.share(finish)
@@ -265,3 +268,40 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
     divergence = agreement["similarity"]["divergence"].clone()
     divergence[:, -1] = 0
     return agreement | {"divergence": divergence}
+
+
+def _take_masks(masks: Tensor, rows: Tensor, _: Inputs) -> Tensor:
+    return masks[rows]
+
+
+def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: bool) -> Trace:
+    """Return the trace with the swaps of ``count`` of its samples: what is outside the object comes from another sample.
+
+    The object is the sample's mask, or else the top 40 % of the locations by the final exit's map.
+    """
+    require_maps(net.heads, "swapped")
+    held = hold_samples(data, count)
+    if int(held.rows.max()) >= len(trace) or len(held.rows) != len(held):
+        raise InputError("swapped: some of the data cannot be read, so that rows do not fit. Fix: leave these samples out")
+    groups = torch.arange(len(held)) if trace.groups is None else trace.groups[held.rows]
+    with show_progress(progress) as bar:
+        task = bar.add_task("swapping backgrounds", total=2 * -(-len(held) // BATCH_SIZE))
+        sample = SwapTrial(net, held.prepare, len(held), partial(bar.advance, task))
+        answers = find_answers(sample.logits, net.info.task), trace.answers[held.rows]
+        if are_same(*answers, net.info.task).float().mean() < SAME:
+            fix = "Fix: pass a data set, or a loader that does not shuffle."
+            raise InputError(f"swapped: the data came in another order, or changed, when they were read again. {fix}")
+        rows, choose, masks = torch.arange(len(held)), sample.choose_top(sample.maps[-1], OBJECT), held.masks
+        if masks is not None:
+            flat = masks.flatten(1)
+            rows = (flat.any(1) & ~flat.all(1)).nonzero()[:, 0]  # with an object and a background
+            choose = partial(_take_masks, masks)
+        if len(groups[rows].unique()) < 2:
+            raise InputError("swapped: expected two samples or more (or groups) with a background, got fewer")
+        among, unit = pair_groups(groups[rows], PAIRING)
+        partner = torch.arange(len(held)).scatter(0, rows, rows[among])
+        among_changed = sample.find_changes(rows, partner, choose, choose, tuple(range(net.num_exits)))
+    changed = torch.zeros(len(trace), net.num_exits, dtype=torch.bool)
+    units = torch.full((len(trace),), -1)
+    changed[held.rows[rows]], units[held.rows[rows]] = among_changed, unit
+    return replace(trace, swaps={"changed": changed, "unit": units})

@@ -7,9 +7,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
+from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import geometric_mean
 from exitlens.types.policies import BindingCertificate, read_binding
-from exitlens.workflow import swapping
+from exitlens.workflow import binding as certifying
 from tests.conftest import make_net, make_tiny_set, random_trace
 
 
@@ -169,7 +170,7 @@ def test_binding_is_what_its_definition_says():
     assert len(exits.unique()) > 1
     maps = [net.info.place(k, out.attention) for k, out in enumerate(outputs)]
     modality = net.input_spec.modality
-    other = partners(swapping.pair_groups(torch.arange(64), swapping.SEED)[1])
+    other = partners(pair_groups(torch.arange(64), certifying.SEED)[1])
     hidden = modality.choose_region(geometric_mean(maps), data.inputs, 0.4)
     stays = torch.zeros(64)
     for k, out in enumerate(outputs):
