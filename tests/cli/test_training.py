@@ -360,9 +360,9 @@ def test_a_limit_on_what_backgrounds_change_and_a_promise_of_binding(again, fold
     assert limited["calibration"]["request"]["max_cue_drop"] == 0.5
     assert "with another sample's background, answers change" in call.ok("evaluate", *words, "--swapped", "40")
     assert "data: the policy was calibrated on some of these samples" in call.error("certify", *words)
-    call.ok("calibrate", "--bundle", again, "--unlabelled", folder / "dark", "--max-cost", "0.9")
+    call.ok("calibrate", "--bundle", again, "--unlabelled", folder / "dark", "--max-cue-drop", "0.5")
     assert "data: the policy was calibrated on some of these samples" in call.error("certify", *words)
-    new = ("--bundle", again, "--data", folder / "bright")
+    new = ("--bundle", again, "--unlabelled", folder / "bright")
     shown = call.ok("certify", *new, "--area", "0.4", "--delta", "0.2", "--samples", "60")
     assert "The top 40 % of a map decides at least" in " ".join(shown.split())
     assert "answers that stayed %" in shown

@@ -43,6 +43,7 @@ from exitlens.types.settings import (
 )
 
 if TYPE_CHECKING:
+    from exitlens.data.splits import Split
     from exitlens.ranks import DistributedContext
 
 READING = "columns group_by root skip_bad workers cache"
@@ -250,7 +251,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import keep_certificate_requests, load_samples, stream_samples
+    from exitlens.delivery.run_directory import keep_certificate_requests
     from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
@@ -262,19 +263,13 @@ def calibrate(
         raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
     if request.max_cue_drop is not None and not trace_options.swapped:
         trace_options = replace(trace_options, swapped=SWAPPED)
-    if unlabelled and (reading.data or reading.root):
-        raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
         raise xl.errors.InputError(
             "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
         )
     with wait(json_, "loading the network and listing the data"):
         net, _ = xl.load(bundle)
-        samples: Any = (
-            stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
-            if unlabelled
-            else load_samples(bundle, net, "calibration", reading)
-        )
+        samples = _open_samples(net, bundle, "calibration", reading, unlabelled)
     if (trace := _collect(net, samples, trace_options, json_)) is None:
         return
     with (
@@ -401,15 +396,16 @@ def certify(
     delta: Annotated[float, of_swaps(help="Chance that the promise is wrong.")] = 0.1,
     samples: Annotated[int, of_swaps(min=1, help="Samples to use, at most.")] = 2000,
     json_: Json = False,
+    unlabelled: Annotated[str, of_data(help="Samples as for predict: no labels are needed.")] = "",
     name: PolicyName = "",
 ) -> None:
     """Promise how many answers rest on what their maps show, on the run's test split, and store it with the policy."""
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import load_calibrated, load_samples
+    from exitlens.delivery.run_directory import load_calibrated
 
     net, policy = load_calibrated(bundle, name)
     with wait(json_, "listing the data"):
-        held = load_samples(bundle, net, "test", make_reading())
+        held = _open_samples(net, bundle, "test", make_reading(), unlabelled)
     policy = xl.certify_binding(net, held, policy, area=area, delta=delta, samples=samples, progress=not json_)
     replace_policy(bundle, policy, name)
     binding = policy.binding
@@ -418,6 +414,17 @@ def certify(
     for exit_, (count, seen) in zip(name_exits(net), binding.by_exit, strict=True):
         rows.append([exit_, f"{count:,}", "-" if seen is None else f"{100 * seen:.1f}"])
     show(json_, asdict(binding) | {"bad": list_bad(held)}, str(binding), rows)
+
+
+def _open_samples(net: xl.ExitNet, bundle: Path, split: Split, reading: ReadSettings, unlabelled: str) -> Any:
+    """Return the labelled samples of a split of the run, or those that were named."""
+    from exitlens.delivery.run_directory import load_samples, stream_samples
+
+    if not unlabelled:
+        return load_samples(bundle, net, split, reading)
+    if reading.data or reading.root:
+        raise xl.errors.InputError("data, unlabelled: expected one of them (--root goes with --data)")
+    return stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
 
 
 def _collect(net: xl.ExitNet, samples: Any, trace_options: CollectOptions, json_: bool) -> xl.Trace | None:

@@ -23,7 +23,7 @@ from exitlens.io import make_directory, read_json, write_json
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types import Policy, Trace
-from exitlens.types.policies import DEFAULT
+from exitlens.types.policies import DEFAULT, RECORDS
 from exitlens.types.preprocessing import Preprocessing, TextPreprocess
 from exitlens.types.settings import AS_RECORDED, CertificateRequest, NetworkSettings, ReadSettings, read_record
 from exitlens.workflow.training.record import SETTINGS
@@ -198,7 +198,7 @@ def stream_samples(
 
 def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") -> dict[str, Any]:
     """Describe what the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
-    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
+    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", *RECORDS)}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     kind = find_format(data, columns, labelled=False)
     named = kind in (None, "folder", "arrays", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))

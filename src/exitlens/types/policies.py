@@ -17,6 +17,7 @@ from exitlens.types.tasks import ANSWERS, USUAL_SCORES, Task, task_of_score
 from exitlens.types.traces import ExitLatency
 
 FORMAT = 1  # of Calibration.to_dict
+RECORDS = "calibration", "binding"  # parts of a policy that decide nothing
 
 
 @dataclass(frozen=True)
@@ -432,7 +433,7 @@ class Policy:
 
     def rule_hash(self) -> str:
         """Return a hash of everything that decides, which is all but the records."""
-        values = {name: value for name, value in self.to_dict().items() if name not in ("calibration", "binding")}
+        values = {name: value for name, value in self.to_dict().items() if name not in RECORDS}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
