@@ -343,7 +343,7 @@ def _measure_overheads(
         optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
 
         def take_step(images: Tensor, labels: Tensor) -> None:
-            compute_gradients(twin, optimizer, loss, [(images, labels, 1.0)], 0.9, chosen)
+            compute_gradients(twin, optimizer, loss, [(images, labels, 1.0, None)], 0.9, chosen)
             apply_gradients(optimizer, 0.9, chosen)
 
         return take_step

@@ -13,7 +13,7 @@ import exitlens as xl
 from exitlens.types import ExitOutput
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import debiasing
-from exitlens.workflow.training.debiasing import Guide, ShallowExpert, find_known, mix_backgrounds
+from exitlens.workflow.training.debiasing import Guide, ShallowExpert, find_known, mix_backgrounds, weigh_whole
 from tests.conftest import make_net
 from tests.kinds import KINDS
 from tests.texts import make_text_net, make_texts
@@ -106,9 +106,10 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
 
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", find_object)
     monkeypatch.setattr(debiasing, "MIXED", 0.0)
-    changed, strength = guide.exchange(inputs, LABELS)
+    changed, strength, is_whole = guide.exchange(inputs, LABELS)
     assert strength == 0  # all have outlines
     rows = (changed != inputs).flatten(1).any(1)
+    assert torch.equal(is_whole, ~rows)
     assert int(rows.sum()) == round(0.7 * 8)
     firsts = []
     for row in rows.nonzero().flatten().tolist():
@@ -121,9 +122,10 @@ def test_samples_keep_their_objects_on_what_others_leave_out(images, monkeypatch
         assert any(torch.equal(changed[row][:, behind], inputs[i][:, behind]) for i in range(8) if i not in (row, first))
         firsts.append(first)
     assert len(set(firsts)) == len(firsts)
-    alone, strength = guide.exchange(inputs[:1], LABELS[:1])
+    alone, strength, is_whole = guide.exchange(inputs[:1], LABELS[:1])
     assert torch.equal(alone, inputs[:1])
     assert strength == 0
+    assert is_whole.all()
 
 
 def test_half_of_the_backgrounds_are_mixed_of_two():
@@ -150,10 +152,34 @@ def test_images_without_outlines_are_recomposed_along_regions(monkeypatch):
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", keeps_region)
     rows = []
     for _ in range(20):
-        changed, strength = guide.exchange(inputs, LABELS.repeat(5))
+        changed, strength, _ = guide.exchange(inputs, LABELS.repeat(5))
         assert strength == 0.5  # whether the guide knows labels or not
         rows.append((changed != inputs).flatten(1).any(1))
     assert 0.25 < torch.stack(rows).float().mean() < 0.45  # half of 70 %
+
+
+def test_samples_that_stayed_whole_count_less_at_early_exits():
+    """Of four samples two stayed whole; weights of 0.6, 0.9 and 1.2, scaled to a mean of 1."""
+    weights = weigh_whole(torch.ones(3, 4), torch.tensor([True, True, False, False]))
+    expected = [[0.75, 0.75, 1.25, 1.25], [18 / 19, 18 / 19, 20 / 19, 20 / 19], [12 / 11, 12 / 11, 10 / 11, 10 / 11]]
+    torch.testing.assert_close(weights, torch.tensor(expected))
+    alike = weigh_whole(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([True, True]))
+    torch.testing.assert_close(alike, torch.tensor([[0.5, 1.5], [1.0, 1.0]]))
+    assert weigh_whole(torch.ones(1, 2), torch.tensor([True, False]))[0].argmax() == 0  # a single exit is the final one
+
+
+def test_samples_that_stayed_whole_are_told_to_the_expert(tiny_set, monkeypatch):
+    told, weigh = [], ShallowExpert.weigh
+
+    def record(self, *given):
+        told.append(given[-1])
+        return weigh(self, *given)
+
+    monkeypatch.setattr(ShallowExpert, "weigh", record)
+    xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 2})
+    steps = len(told) // 3
+    assert told[:steps] == [None] * steps  # of the guide
+    assert all(0 < int(is_whole.sum()) < len(is_whole) for is_whole in told[steps:])
 
 
 def test_mixed_backgrounds_are_in_no_sample(monkeypatch):
@@ -164,7 +190,7 @@ def test_mixed_backgrounds_are_in_no_sample(monkeypatch):
     keeps_middle = lambda self, maps, given, region: middle.expand(len(given), -1, -1)  # noqa: E731
     monkeypatch.setattr(type(guide.net.input_spec.modality), "find_object", keeps_middle)
     monkeypatch.setattr(debiasing, "MIXED", 1.0)
-    changed, _ = guide.exchange(inputs, LABELS)
+    changed, *_ = guide.exchange(inputs, LABELS)
     backgrounds = changed[(changed != inputs).flatten(1).any(1)][:, :, 0]
     assert len(backgrounds) == 6
     assert (backgrounds != backgrounds.round()).all()
@@ -174,11 +200,11 @@ def test_the_expert_is_as_strong_as_the_guide_says(tiny_set, monkeypatch):
     strengths, weigh = [], ShallowExpert.weigh
 
     def record(self, *given):
-        strengths.append(given[-1])
+        strengths.append(given[-2])
         return weigh(self, *given)
 
     monkeypatch.setattr(ShallowExpert, "weigh", record)
-    monkeypatch.setattr(Guide, "exchange", lambda self, inputs, labels: (inputs, 0.3))
+    monkeypatch.setattr(Guide, "exchange", lambda self, inputs, labels: (inputs, 0.3, None))
     xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 2})
     steps = len(strengths) // 3
     assert steps > 0
@@ -295,7 +321,7 @@ def test_in_small_batches_no_sample_is_its_own_donor(count, monkeypatch):
         "find_object",
         lambda self, maps, given, region: middle.expand(len(given), -1, -1),
     )
-    changed, _ = guide.exchange(inputs, torch.zeros(count, dtype=torch.long))
+    changed, *_ = guide.exchange(inputs, torch.zeros(count, dtype=torch.long))
     rows = [i for i in range(count) if not torch.equal(changed[i], inputs[i])]
     assert len(rows) == max(2, round(0.7 * count))
     for i in rows:
@@ -332,7 +358,7 @@ def test_padding_of_texts_is_not_read(monkeypatch):
     guide = Guide(expert.net, half_precision=False)
     monkeypatch.setattr(debiasing, "WITHOUT_OUTLINE", 1.0)
     monkeypatch.setattr(debiasing, "find_known", lambda outputs, labels: labels >= 0)
-    mixed, _ = guide.exchange(inputs, labels)
+    mixed, *_ = guide.exchange(inputs, labels)
     assert torch.equal(mixed["attention_mask"], inputs["attention_mask"])
     assert not torch.equal(mixed["input_ids"], inputs["input_ids"])
 
@@ -354,7 +380,7 @@ def test_what_has_no_outline_is_recomposed_where_the_guide_knows_its_label(monke
 
 def exchange_texts(guide, inputs, labels):
     """Return which texts were recomposed, and the strength of an expert."""
-    mixed, strength = guide.exchange(inputs, labels)
+    mixed, strength, _ = guide.exchange(inputs, labels)
     return (mixed["input_ids"] != inputs["input_ids"]).any(1), strength
 
 

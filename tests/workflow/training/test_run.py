@@ -94,7 +94,7 @@ def test_consistency_that_reaches_heads_leaves_the_backbone_alone(net, images, t
 
     def find_gradients(loss):
         settings = TrainingSettings(amp=False, channels_last=False)
-        compute_gradients(net.train(), optimizer, loss, [(images, labels, 1.0)], 0.5, settings)
+        compute_gradients(net.train(), optimizer, loss, [(images, labels, 1.0, None)], 0.5, settings)
         return {name: p.grad.clone() for name, p in net.named_parameters()}
 
     without, heads, whole = (

@@ -31,6 +31,7 @@ RAMP, POWER = 0.1, 0.7  # share of training over which its weights grow, and the
 WITH_GUIDE = 0.5  # strength of the expert beside a guide, if all samples are recomposed along regions
 MIXED = 0.5  # share of the backgrounds that are mixed of two
 KNOWN = 0.5  # of the loss of a guide's mean answer: with less of it, the guide knows a sample's label
+WHOLE = 0.6, 1.2  # weight of samples that stayed as they are, beside others: at exit 0 and at the final one
 TINY = 1e-6  # probability
 PREFIX = "expert."
 
@@ -76,6 +77,7 @@ class ShallowExpert:
         progress: float,
         share: float = 1.0,
         strength: float = 1.0,
+        is_whole: Tensor | None = None,
     ) -> Tensor:
         """Return the weight of each sample at each exit, ``(K,B)``, and add to the gradients of the expert.
 
@@ -86,6 +88,7 @@ class ShallowExpert:
             progress: share of training that is done.
             share: the batch's share of the samples of this step.
             strength: how far samples are weighed, 0 (not) to 1.
+            is_whole: ``(B,)`` ``bool``, the samples that a guide left as they are (:func:`weigh_whole`).
         """
         shallow = shallow.detach().float()
         real = find_locations(outputs[0].attention)
@@ -96,7 +99,8 @@ class ShallowExpert:
             guess = guess - guess.mean(0) + (counts / counts.sum()).log()
         (generalised_cross_entropy(guess, labels, POWER) * share).backward()
         losses = torch.stack([sample_losses(out.logits.detach(), labels) for out in outputs])
-        return weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength * ramp(progress, RAMP))
+        weights = weigh_difficulty(losses, sample_losses(guess.detach(), labels), strength * ramp(progress, RAMP))
+        return weights if is_whole is None else weigh_whole(weights, is_whole)
 
     def step(self, rows: int) -> None:
         """Take a step along the mean gradient over the ``rows`` of all ranks."""
@@ -133,16 +137,18 @@ class Guide:
         self.net, self.half_precision = net.eval().requires_grad_(False), half_precision
         self.offsets = net.map_offsets
 
-    def exchange(self, inputs: Inputs, labels: Tensor) -> tuple[Inputs, float]:
-        """Return a batch of which a share is recomposed along the mean of the exits' maps, and how far to trust an expert.
+    def exchange(self, inputs: Inputs, labels: Tensor) -> tuple[Inputs, float, Tensor]:
+        """Return a batch of which a share is recomposed along the mean of the exits' maps, and what its loss should know.
 
         The samples of the share take from one another, so that only they are looked at. The number, 0 to ``WITH_GUIDE``,
-        is in proportion to those that may be recomposed along a region: outlines leave cues out without an expert, and where
-        a guide knows nothing, what is easy may be all that tells the class.
+        tells how far to trust an expert. It is in proportion to the samples that may be recomposed along a region: outlines
+        leave cues out without an expert, and where a guide knows nothing, what is easy may be all that tells the class. The
+        tensor, ``(B,)`` ``bool``, tells which samples stayed whole.
         """
         count = count_rows(inputs)
+        is_whole = torch.ones(count, dtype=torch.bool, device=labels.device)
         if count < 2:
-            return inputs, 0.0
+            return inputs, 0.0, is_whole
         rows = torch.randperm(count)[: max(2, round(SHARE * count))]
         least, most = AREAS
         area = least + (most - least) * torch.rand(()).item()
@@ -164,8 +170,21 @@ class Guide:
         if modality is not IMAGE:
             by_region &= find_known(outputs, labels[rows]).cpu()
         taken = (is_outlined | (by_region & (torch.rand(len(rows)) < WITHOUT_OUTLINE))).nonzero()[:, 0]
+        is_whole[rows[taken].to(is_whole.device)] = False
         trust = by_region.float().mean().item()
-        return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust
+        return replace_rows(inputs, rows[taken], take_rows(changed, taken)), WITH_GUIDE * trust, is_whole
+
+
+def weigh_whole(weights: Tensor, is_whole: Tensor) -> Tensor:  # (K,B), (B,) bool -> (K,B)
+    """Weigh samples that stayed whole by ``WHOLE``, less at early exits than at deep ones, to a mean of 1 at each exit.
+
+    The cue is still in them. Early exits, for which the rest is harder, would rest on it more than the final exit, where it
+    is worth most.
+    """
+    first, last = WHOLE
+    shares = torch.linspace(last, first, len(weights), device=weights.device).flip(0)[:, None]
+    weights = torch.where(is_whole, weights * shares, weights)
+    return weights / weights.mean(1, keepdim=True)
 
 
 def mix_backgrounds(donors: Sequence[Any], hidden: Sequence[Tensor]) -> tuple[list[Any], list[Tensor]]:

@@ -40,7 +40,8 @@ from exitlens.workflow.training.ignoring import Ignoring
 from exitlens.workflow.training.optimizer import use_half_precision
 
 Augment = Callable[[Any], Any]
-TrainingBatch = tuple[Inputs, Tensor, float]  # inputs, labels and the strength of an expert
+# inputs, labels, the strength of an expert, and which samples a guide left whole, (B,) bool
+TrainingBatch = tuple[Inputs, Tensor, float, Tensor | None]
 
 
 @dataclass(eq=False)
@@ -193,7 +194,7 @@ class TrainingRun:
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.expert)
-            rows = sum(len(labels) for _, labels, _ in group)
+            rows = sum(len(labels) for _, labels, *_ in group)
             share = self.gradients.average(rows)
             if share is None:
                 break
@@ -231,12 +232,12 @@ class TrainingRun:
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             if self.ignoring is not None:
                 inputs = self.ignoring.exchange(inputs, mask)
-            strength = 0.0
+            strength, is_whole = 0.0, None
             if self.is_guide:
                 strength = 1 - 1 / (2 if labels.ndim == 2 else self.net.info.num_classes)  # see ShallowExpert
             elif self.guide is not None:
-                inputs, strength = self.guide.exchange(inputs, labels)
-            yield self.augment(inputs) if self.augment else inputs, labels, strength
+                inputs, strength, is_whole = self.guide.exchange(inputs, labels)
+            yield self.augment(inputs) if self.augment else inputs, labels, strength, is_whole
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
         """Return the user's own loader with seeded generators, or a loader of the data set in an order given by the seed."""
@@ -352,7 +353,7 @@ def compute_gradients(
     optimizer.zero_grad(set_to_none=True)
     samples, losses = sum(count_rows(inputs) for inputs, *_ in group), []
     separate = loss.separates_maps and not settings.freeze_backbone  # else all gradients end at the heads anyway
-    for inputs, labels, strength in group:
+    for inputs, labels, strength, is_whole in group:
         net.check_input(inputs, "train")
         given = map_inputs(inputs, set_channels_last) if settings.channels_last else inputs
         with use_half_precision(labels.device, bool(settings.amp)):
@@ -367,7 +368,8 @@ def compute_gradients(
             additions["relevance"] = seen.relevance
         if expert is not None:
             assert seen.shallow is not None
-            additions["sample_weights"] = expert.weigh(seen.outputs, seen.shallow, labels, progress, share, strength)
+            state = seen.outputs, seen.shallow, labels, progress, share, strength, is_whole
+            additions["sample_weights"] = expert.weigh(*state)
         terms = loss(seen.outputs, labels, progress, seen.features, **additions)
         if not torch.isfinite(terms.total):
             raise TrainingError(
