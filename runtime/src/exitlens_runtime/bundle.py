@@ -17,7 +17,7 @@ from exitlens_runtime.network import EdgeNetwork
 from exitlens_runtime.routing import Array, Policy
 from exitlens_runtime.sessions import count_threads, open_session
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, POLICY, GOLDEN = "manifest.json", "policy.json", "golden.npz"
 POLICIES, DEFAULT = "policies.json", "default"  # the named policies, and the name of the bundle's own among them
 NAME = re.compile("[a-z0-9_-]{1,40}")

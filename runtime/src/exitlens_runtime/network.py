@@ -18,12 +18,13 @@ from exitlens_runtime.routing import (
     Decision,
     Policy,
     decide,
-    find_divergence,
     find_probabilities,
     find_score,
     place,
 )
 from exitlens_runtime.sessions import Session
+
+OF_HEAD = 3  # outputs of a file before what crosses the cut: logits, attention, margins
 
 Inputs = Array | Mapping[str, Array]
 
@@ -39,7 +40,7 @@ class Prediction:
         probabilities: ``(B,C)`` softmax (for several labels, sigmoid) of the logits over the exit's temperature.
         attention: for each sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
         index: ``(B,)`` places of the samples in the batch, the stream or the list of files.
-        divergence_estimate, last_divergence: ``(B,)`` if the policy has a gate, as in the library.
+        trust, refused: ``(B,)`` if the policy has a gate, as in the library.
     """
 
     labels: Array
@@ -48,8 +49,8 @@ class Prediction:
     probabilities: Array
     attention: tuple[Array, ...] | None = None
     index: Array | None = None
-    divergence_estimate: Array | None = None
-    last_divergence: Array | None = None
+    trust: Array | None = None
+    refused: Array | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +63,7 @@ class _Answers:
         self.exits, self.scores = np.zeros(count, np.int64), np.zeros(count, np.float32)
         self.p = np.zeros((count, classes), np.float32)
         self.maps: list[Any] = [None] * count
-        self.estimates, self.last = (np.full(count, math.nan, np.float32) for _ in range(2))
+        self.trust, self.refused = np.full(count, math.nan, np.float32), np.full(count, -1)
 
 
 class EdgeNetwork:
@@ -159,36 +160,35 @@ class EdgeNetwork:
             probabilities=answers.p,
             attention=tuple(answers.maps) if attention else None,
             index=np.arange(count),
-            divergence_estimate=answers.estimates if is_gated else None,
-            last_divergence=answers.last if is_gated else None,
+            trust=answers.trust if is_gated else None,
+            refused=answers.refused if is_gated else None,
         )
 
     def _route(self, tensors: dict[str, Array], where: Array, answers: _Answers, attention: bool) -> None:
         """Run one file after the other on the samples that are left."""
         policy, is_gated = self.policy, self.policy.gate is not None
-        previous: tuple[int, Array] | None = None  # the previous exit, and its maps
+        previous: tuple[int, Array] | None = None  # the previous exit, and its logits
         for k, session in self._sessions.items():
-            logits, maps, *crossing = session.run(tensors)
+            logits, maps, margins, *crossing = session.run(tensors)
             p = find_probabilities(logits, policy.temperatures[k], policy.score)
-            before = previous[1] if previous is not None and previous[0] == k - 1 else None
             if k == self.num_exits - 1:
-                if before is not None:
-                    answers.last[where] = find_divergence(before, maps)
-                decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.zeros(len(where)))
+                decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.ones(len(where), np.float32))
             elif self._needed[k]:
-                decision = decide(policy, k, p, maps, before)
-                previous = (k, maps) if is_gated else None
+                decision = decide(policy, k, p, logits, margins, previous[1] if previous and previous[0] == k - 1 else None)
+                previous = (k, logits) if is_gated else None
             else:
-                tensors = dict(zip(session.outputs[2:], crossing, strict=True))
+                tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
                 continue
-            scores, fired, estimates = decision
+            scores, fired, estimates, refused = decision
             leaving = np.count_nonzero(fired)
+            if refused is not None:
+                answers.refused[where[refused & (answers.refused[where] < 0)]] = k
             if leaving:
                 leave = slice(None) if leaving == len(where) else fired
                 left = where[leave]
                 answers.exits[left], answers.scores[left], answers.p[left] = k, scores[leave], p[leave]
                 if estimates is not None:
-                    answers.estimates[left] = estimates[leave]
+                    answers.trust[left] = estimates[leave]
                 for i, map_ in zip(left.tolist(), place(maps[leave], self._offsets[k]), strict=True) if attention else ():
                     answers.maps[i] = map_
             if leaving == len(where):
@@ -196,15 +196,15 @@ class EdgeNetwork:
             if leaving:
                 stay = np.flatnonzero(~fired)
                 where, crossing = where[stay], [x.take(stay, 0) for x in crossing]
-                previous = (k, maps[stay]) if is_gated else None
-            tensors = dict(zip(session.outputs[2:], crossing, strict=True))
+                previous = (k, logits[stay]) if is_gated else None
+            tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return logits ``logits_K`` and maps ``attention_K`` (not placed in the image) of every exit K in the bundle."""
         tensors, outputs = dict(inputs), dict[str, Array]()
         for k, session in self._sessions.items():
-            outputs[f"logits_{k}"], outputs[f"attention_{k}"], *crossing = session.run(tensors)
-            tensors = dict(zip(session.outputs[2:], crossing, strict=True))
+            outputs[f"logits_{k}"], outputs[f"attention_{k}"], _, *crossing = session.run(tensors)
+            tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
         return outputs
 
     def check(self, inputs: Inputs) -> dict[str, Array]:

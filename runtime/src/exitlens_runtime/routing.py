@@ -14,16 +14,18 @@ from exitlens_runtime.errors import PolicyError
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("max_probability", "entropy", "margin")
 DECIDED = "decided"  # the score of networks that give several labels: probabilities are sigmoids
-_EPS = np.float32(1e-12)
+WEIGHTS = 8  # of a gate at an exit
+FARTHEST = np.float32(20)  # logarithm of probabilities
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Decides which maps of early exits are trusted, by a linear estimate of their divergence from the final map."""
+    """Estimates, for early answers, the chance that the final exit answers the same."""
 
-    # for each early exit, weights of confidence, entropy of the map, its change since the previous exit, and 1
+    # for each early exit, weights of the confidence's odds, the exit before's distance from the answer, four margins, the
+    # entropy of the map, and 1
     weights: tuple[tuple[float, ...], ...]
-    limits: tuple[float, ...]  # largest estimates that are trusted; infinite: any
+    confidences: tuple[float, ...] = ()  # scores from which on as many would leave without it; empty: not known
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Policy:
     score: str  # one of SCORES, or DECIDED
     temperatures: tuple[float, ...]  # K positive numbers
     network: str = ""  # fingerprint of the network it was chosen for; empty fits any
-    gate: Gate | None = None  # decides which maps are trusted
+    gate: Gate | None = None  # its estimates are compared with the thresholds, in place of the score
+    binding: Mapping[str, Any] | None = None  # what certify_binding promised, as it wrote it
 
     def __post_init__(self) -> None:
         count, gate = len(self.thresholds), self.gate
@@ -44,8 +47,10 @@ class Policy:
             raise PolicyError(f"policy: expected {count + 1} positive temperatures, got {self.temperatures}")
         if any(math.isnan(t) or t == -math.inf for t in self.thresholds):
             raise PolicyError(f"policy: expected thresholds that are numbers, got {self.thresholds}")
-        if gate and not (len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)):
-            raise PolicyError(f"policy: expected a gate with 4 weights and a limit for each of {count} early exits")
+        if gate and not (len(gate.weights) == count and all(len(w) == WEIGHTS for w in gate.weights)):
+            raise PolicyError(f"policy: expected a gate with {WEIGHTS} weights for each of {count} early exits")
+        if gate and len(gate.confidences) not in (0, count):
+            raise PolicyError(f"policy: expected a gate with a confidence for each of {count} early exits, or none")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
@@ -53,25 +58,35 @@ class Policy:
         try:
             gate, given = None, values.get("gate")
             if given is not None:
-                limits = tuple(math.inf if t == "none" else float(t) for t in given["limits"])
-                gate = Gate(tuple(tuple(map(float, row)) for row in given["weights"]), limits)
+                levels = tuple(math.inf if t == "never" else float(t) for t in given.get("confidences", ()))
+                gate = Gate(tuple(tuple(map(float, row)) for row in given["weights"]), levels)
             return cls(
                 tuple(math.inf if t == "never" else float(t) for t in values["thresholds"]),
                 str(values["score"]),
                 tuple(map(float, values["temperatures"])),
                 str(values.get("network", "")),
                 gate,
+                values.get("binding"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"policy: expected what exitlens wrote as policy.json, got {error!r}") from error
 
     def shift(self, by: float) -> Policy:
-        """Return a policy with thresholds raised, and limits lowered, by ``by``: below 0 it answers earlier."""
-        gate = None if self.gate is None else Gate(self.gate.weights, tuple(limit - by for limit in self.gate.limits))
-        return replace(self, thresholds=tuple(t + by for t in self.thresholds), gate=gate)
+        """Return a policy with thresholds raised by ``by``: below 0 it answers earlier."""
+        return replace(self, thresholds=tuple(t + by for t in self.thresholds))
+
+    def describe_binding(self) -> str:
+        """Return what was promised of the answers' maps, in one sentence; empty if nothing was."""
+        if self.binding is None:
+            return ""
+        area, share, sure = self.binding["area"], self.binding["share"], 1 - self.binding["delta"]
+        return (
+            f"The top {100 * area:g} % of a map decides at least {math.floor(100 * share)} % of the answers "
+            f"({100 * sure:.4g} % confidence)."
+        )
 
     def needs(self, k: int) -> bool:
-        """Return whether the head of exit k is computed: it can fire, or the gate of a later exit needs its map."""
+        """Return whether the head of exit k is computed: it can fire, or a later exit's gate compares with it."""
         if k == len(self.thresholds):
             return True
         later = self.thresholds[k : k + 1] if self.gate is None else self.thresholds[k:]
@@ -82,21 +97,36 @@ class Decision(NamedTuple):
     """Decision of an early exit about each sample of a batch."""
 
     scores: Array  # (B,)
-    fired: Array  # (B,) bool: the samples it answers; a map that the gate does not trust counts as a score of 0
-    estimates: Array | None  # (B,) of the map's divergence from the final one; None without a gate
+    fired: Array  # (B,) bool: the samples it answers
+    estimates: Array | None = None  # (B,) of the chance that the final exit answers the same; None without a gate
+    refused: Array | None = None  # (B,) bool: sure enough by their score, and refused by the gate
 
 
-def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array | None) -> Decision:
-    """Decide at early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the previous exit's map."""
-    scores, estimates, gate = find_score(p, policy.score), None, policy.gate
-    trusted = scores
-    if gate is not None:
-        entropy, change = find_gate_features(attention, previous)
-        weights = [np.float32(w) for w in gate.weights[k]]
-        confidence = scores if policy.score == DECIDED else p.max(1)
-        estimates = np.clip(weights[0] * confidence + weights[1] * entropy + weights[2] * change + weights[3], 0, 1)
-        trusted = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
-    return Decision(scores, trusted >= np.float32(policy.thresholds[k]), estimates)
+def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, previous: Array | None) -> Decision:
+    """Decide at early exit k from its probabilities, its logits and those of the exit before, ``(B,C)``, and margins ``(B,5)``."""
+    scores, threshold, gate = find_score(p, policy.score), np.float32(policy.thresholds[k]), policy.gate
+    if gate is None:
+        return Decision(scores, scores >= threshold)
+    confidence = scores if policy.score in (DECIDED, SCORES[0]) else p.max(1)
+    odds = np.clip(confidence, np.float32(1e-6), np.float32(1 - 1e-6))
+    past = compare_answers(logits, previous, policy.score == DECIDED) / np.float32(policy.temperatures[max(0, k - 1)])
+    features = [np.log(odds / (1 - odds)), np.maximum(past, -FARTHEST)]
+    features += [*(margins[:, :-1] / np.float32(policy.temperatures[k])).T, margins[:, -1]]
+    *weights, constant = (np.float32(weight) for weight in gate.weights[k])
+    total = np.stack(features, 1).astype(np.float32) @ np.array(weights) + constant
+    estimates = 1 / (1 + np.exp(-total))
+    fired = estimates >= threshold
+    refused = (scores >= np.float32(gate.confidences[k])) & ~fired if gate.confidences else None
+    return Decision(scores, fired, estimates, refused)
+
+
+def compare_answers(logits: Array, previous: Array | None, several: bool) -> Array:  # (B,C) each -> (B,)
+    """Return the previous exit's logit of an answer less its largest one; 0 at exit 0. Of ``several`` labels, as the library."""
+    if previous is None:
+        return np.zeros(len(logits), np.float32)
+    if several:
+        return -(np.abs(previous) * ((logits >= 0) != (previous >= 0))).sum(1)  # type: ignore[no-any-return]
+    return previous[np.arange(len(logits)), logits.argmax(1)] - previous.max(1)  # type: ignore[no-any-return]
 
 
 def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)
@@ -127,48 +157,6 @@ def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
         return np.minimum.reduce(np.maximum(p, 1 - p), -1)  # type: ignore[no-any-return]
     two = np.partition(p, -2, axis=-1)[..., -2:]
     return two[..., 1] - two[..., 0]  # type: ignore[no-any-return]
-
-
-def find_gate_features(attention: Array, previous: Array | None) -> tuple[Array, Array]:  # (B,*S), (B,*S') -> (B,), (B,)
-    """Return each map's entropy over a uniform map's, and its divergence from the previous exit's (0 at the first)."""
-    flat = attention.reshape(len(attention), -1).astype(np.float32, copy=False)
-    entropy = -(flat * np.log(np.where(flat > 0, flat, 1))).sum(1) / math.log(max(flat.shape[1], 2))
-    change = np.zeros_like(entropy) if previous is None else find_divergence(previous, attention)
-    return entropy.astype(np.float32), change.astype(np.float32)
-
-
-def find_divergence(a: Array, b: Array) -> Array:  # (B,*S), (B,*S') -> (B,)
-    """Return the Jensen-Shannon divergence over ln 2 of two batches of maps, on the coarser of their grids (per axis)."""
-    size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
-    p, q = (_normalise(regrid(x, size)) for x in (a, b))
-    middle = (p + q) / 2
-    return np.clip((_find_kl(p, middle) + _find_kl(q, middle)) / np.float32(2 * math.log(2)), 0, 1)
-
-
-def _normalise(x: Array) -> Array:  # (B,*S) -> (B,S)
-    flat = np.maximum(x.reshape(len(x), -1), 0)
-    total = flat.sum(1, keepdims=True)
-    return np.where(total > _EPS, flat / np.maximum(total, _EPS), np.full_like(flat, 1 / flat.shape[1]))
-
-
-def _find_kl(p: Array, q: Array) -> Array:
-    terms = p * np.log(np.maximum(p, _EPS)) - p * np.log(np.maximum(q, _EPS))
-    return np.maximum(terms.sum(1), 0)  # type: ignore[no-any-return]
-
-
-def regrid(x: Array, size: Sequence[int]) -> Array:  # (B,*S) -> (B,*size)
-    """Average maps over the areas of a coarser grid, as PyTorch's adaptive average pooling does."""
-    x = x.astype(np.float32, copy=False)
-    for axis, new in enumerate(size, 1):
-        old = x.shape[axis]
-        if new == old:
-            continue
-        share = np.zeros((old, new), np.float32)
-        for i in range(new):
-            low, high = i * old // new, -((-(i + 1) * old) // new)
-            share[low:high, i] = 1 / (high - low)
-        x = np.moveaxis(np.moveaxis(x, axis, -1) @ share, -1, axis)
-    return x
 
 
 def place(x: Array, offset: Sequence[float]) -> Array:  # (...,*S) -> (...,*S)

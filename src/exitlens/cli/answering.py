@@ -131,7 +131,7 @@ def _word_summary(net: xl.ExitNet, summary: Mapping[str, Any]) -> str:
 
 
 def _tabulate_rows(net: xl.ExitNet, rows: Sequence[Row]) -> list[list[str]]:
-    """Return a table of answers; estimates are those of gates, and left out if there are none."""
+    """Return a table of answers; trust is that of gates, and left out if there are none."""
     exits = name_exits(net)
     cells = [row._asdict() | {"exit": exits[row.exit]} for row in rows]
     names = [name for name in (cells[0] if cells else ()) if any(row[name] is not None for row in cells)]
@@ -200,16 +200,14 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
-    gate = ["gate"] if gated else []
-    rows = [["exit", "answer", "confidence", "threshold", *gate, "map CC with final", "another sample's", ""]]
+    gate = ["same as final"] if gated else []
+    rows = [["exit", "answer", "confidence", *gate, "threshold", "map CC with final", "another sample's", ""]]
     for view in why.exits:
-        confidence, threshold = tell_apart(view.confidence, view.threshold)
+        compared, threshold = tell_apart(view.compared, view.threshold)
+        cells = [compared, threshold.replace("inf", "never")]
         if view.exit == why.num_exits - 1:
-            confidence, threshold = f"{view.confidence:.3f}", "answers the rest"
-        cells = [confidence, threshold.replace("inf", "never")]
-        if gated:
-            estimate, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
-            cells.append("" if view.estimate is None else f"{estimate} (limit {limit.replace('inf', 'none')})")
+            cells = [*([""] if gated else [f"{view.confidence:.3f}"]), "answers the rest"]
+        cells = [f"{view.confidence:.3f}", *cells] if gated else cells
         mark = "answered" if view.exit == why.answered else ""
         rows.append([exit_name(view.exit, why.num_exits), why.name_answer(view), *cells, *view.format_cc(), mark])
     return rows

@@ -296,15 +296,21 @@ def _show_policy(
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
     timed = "" if trace.timing is None else f", {result.ms:.3g} ms on average of {trace.timing.list_ms()}"
-    notes = []
-    if policy.calibration is not None and policy.calibration.request.gate:
-        kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
-        notes = [f"gate, limits on the estimated divergence by exit: {kept}"]
+    notes = [_explain_gate(policy)] if policy.gate is not None else []
     notes += [_explain_temperatures(policy), _explain_exit_0(result, policy), as_options(certificate)]
     notes += [f"warning: {as_options(note)}" for note in warned]
     notes.append(f"next: exitlens evaluate {options} (or predict --data DATA, explain --image FILE, with the same options)")
     title = f"on {len(trace)} calibration samples{groups}: cost {result.cost:.3f}{timed}"
     show(json_, policy.to_dict() | {"certificate": certificate, "warnings": warned, "bad": bad}, title, rows, notes)
+
+
+def _explain_gate(policy: xl.Policy) -> str:
+    assert policy.gate is not None
+    levels = ", ".join(f"{level:.4f}".replace("inf", "never") for level in policy.gate.confidences)
+    return (
+        "gate: thresholds are on the estimated chance that the final exit agrees; by confidence alone, as many would leave "
+        f"from {levels} on"
+    )
 
 
 def _explain_temperatures(policy: xl.Policy) -> str:

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     label: str  # the class, or a;b, the labels
     exit: int
     confidence: float
-    divergence_estimate: float | None = None  # estimated, of the exit's map from the final one; by a policy's gate
+    trust: float | None = None  # by a policy's gate, that the final exit would answer the same
 
 
 def name_rows(
@@ -42,10 +42,8 @@ def name_rows(
             monitor.update(pred, None if samples.groups is None else samples.groups[part])
         labels, exits = name_answers(pred.labels, net.info.classes), pred.exits.tolist()
         confidences = [round(value, 6) for value in pred.confidence.tolist()]
-        estimates: list[float | None] = [None] * len(pred)
-        if pred.divergence_estimate is not None:
-            estimates = [round(value, 6) for value in pred.divergence_estimate.tolist()]
-        yield list(map(Row, map(str, samples.files[part]), labels, exits, confidences, estimates))
+        trust = [None] * len(pred) if pred.trust is None else [round(value, 6) for value in pred.trust.tolist()]
+        yield list(map(Row, map(str, samples.files[part]), labels, exits, confidences, trust))
         count += len(pred)
 
 
@@ -120,9 +118,8 @@ class _JsonLinesFormat:
 
 def _parse_row(values: Collection[Any], number: int) -> Row:
     try:
-        file, label, exit_, confidence, estimate = values
-        divergence = None if estimate is None or estimate == "" else float(estimate)
-        return Row(str(file), str(label), int(exit_), float(confidence), divergence)
+        file, label, exit_, confidence, trust = values
+        return Row(str(file), str(label), int(exit_), float(confidence), None if trust in (None, "") else float(trust))
     except (ValueError, TypeError) as error:
         raise ValueError(f"its row {number} is {list(values)!r:.80}") from error
 

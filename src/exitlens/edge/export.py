@@ -23,6 +23,7 @@ from exitlens.model.engine.onnx_files import (
     ATTENTION,
     BATCHES,
     LOGITS,
+    OF_HEAD,
     OPSET,
     Written,
     cut_segments,
@@ -136,7 +137,7 @@ class _Builder:
         flat = block.add("Flatten", maps, axis=1)
         flat = block.add("Where", block.add("Unsqueeze", stays, last), block.hold(0, np.float32), flat)
         maps = block.add("Reshape", flat, block.hold([-1, *part.map_shape], np.int64))
-        crossing, later = {name: f"{prefix}{name}" for name in part.outputs[2:]}, self.parts[place + 1 :]
+        crossing, later = {name: f"{prefix}{name}" for name in part.outputs[len(OF_HEAD) :]}, self.parts[place + 1 :]
         goal = [f"{block.prefix}merged_{name}" for name in (*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in later))]
         goes_on, end = self._go_on(place, answers, rows, crossing), _Block(self.onnx, f"end_{place}_")
         count, same = end.add("Shape", answers[1]), [end.add("Identity", answer) for answer in answers]
@@ -218,7 +219,7 @@ def _rename(node: Any, renamed: dict[str, str]) -> None:
                 _rename(child, renamed)
 
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
 POLICIES = "policies.json"  # only if there are named policies
 GOLDEN_SAMPLES, CASCADE_SAMPLES = 8, 17

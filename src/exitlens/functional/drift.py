@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -32,7 +32,8 @@ class Drift:
     Attributes:
         samples: number seen. exit_shares: of these; expected_shares: of the calibration samples.
         confidence: mean score at the exit that answered; expected_confidence: of the calibration samples.
-        divergence: mean divergence of the last early exit's map from the final one, if a gate measured it.
+        refused: share of the samples that the gate refused at an exit at which their confidence was enough; ``None`` without
+            a gate. refused_by_class: the same among the samples of each answer, by its number.
         evidence: the largest factor by which the bet against "nothing changed" has multiplied its stake so far.
         alarm: whether that reached ``1 / false_alarm``. since: the sample at which it did.
         groups: number of groups, if they are counted: shares and confidences are then of the first sample of each.
@@ -43,7 +44,8 @@ class Drift:
     expected_shares: tuple[float, ...]
     confidence: float
     expected_confidence: float
-    divergence: float | None
+    refused: float | None
+    refused_by_class: Mapping[int, float]
     evidence: float
     alarm: bool
     since: int | None
@@ -107,7 +109,7 @@ class DriftMonitor:
         self._rng = random.Random(seed)
         self._samples, self._sum = 0, 0.0
         self._groups: set[Hashable] | None = None if policy.calibration.groups is None else set()
-        self._divergence, self._measured = 0.0, 0
+        self._refused: dict[int, list[int]] = {}  # by answer: refused, all
         self._wealth = np.full(2 * len(STAKES), -math.inf)  # logarithms, by kind of bet
         self._unspent, self._blocks, self._most = 1.0, 0, 0.0
         self._since: int | None = None
@@ -128,10 +130,14 @@ class DriftMonitor:
             self._samples += 1
             if is_new:
                 self._count(exit_, score)
-        if pred.last_divergence is not None:
-            known = pred.last_divergence[~pred.last_divergence.isnan()].double()
-            self._divergence += known.sum().item()
-            self._measured += len(known)
+        if pred.refused is not None:
+            answers = (
+                pred.labels if pred.labels.ndim == 1 else pred.probabilities.argmax(1)
+            )  # of several labels the strongest
+            for answer, exit_ in zip(answers.tolist(), pred.refused.tolist(), strict=True):
+                counts = self._refused.setdefault(answer, [0, 0])
+                counts[0] += exit_ >= 0
+                counts[1] += 1
         if before is None and self._since is not None:
             warnings.warn(f"{self.state().summary}: the policy's promises do not hold for them", DriftWarning, stacklevel=2)
         return self.state()
@@ -148,13 +154,15 @@ class DriftMonitor:
     def state(self) -> Drift:
         """Return the state of the monitor."""
         count, expected = max(1, sum(self._taken)), [*map(sum, self._reference.counts)]
+        refused, asked = map(sum, zip(*self._refused.values(), strict=True)) if self._refused else (0, 0)
         return Drift(
             samples=self._samples,
             exit_shares=tuple(number / count for number in self._taken),
             expected_shares=tuple(number / sum(expected) for number in expected),
             confidence=self._sum / count,
             expected_confidence=self._reference.confidence,
-            divergence=self._divergence / self._measured if self._measured else None,
+            refused=refused / asked if asked else None,
+            refused_by_class={answer: few / many for answer, (few, many) in sorted(self._refused.items())},
             evidence=math.exp(min(self._most, 700.0)),
             alarm=self._since is not None,
             since=self._since,

@@ -1,81 +1,147 @@
-"""Routing: whether an exit fires, and the gate, which estimates the divergence of its map from the final one beforehand."""
+"""Routing: whether an exit fires; and the gate, which estimates beforehand whether the final exit would answer the same."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.maps import divergence, on_common_grid
-from exitlens.functional.scores import score, score_of
+from exitlens.functional.maps import find_locations
+from exitlens.functional.scores import score
 from exitlens.types import Gate, Policy, Trace
-from exitlens.types.tasks import USUAL_SCORES
+from exitlens.types.policies import GATE_FEATURES
+from exitlens.types.tasks import USUAL_SCORES, Task, find_answers
 
-RIDGE = 1e-4  # damping, as a share of each gate feature's sum of squares
-SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # shares of samples that a gate trusts, tried in turn
+RIDGE = 10.0  # on the weights of standardised gate features, beside the sum of the samples' losses
+SHARES = (0.05, 0.1, 0.2)  # of the locations, which speak most for an answer, that its margin does without
+FARTHEST = 20.0  # logarithm of probabilities
+Array = NDArray[np.float64]
 
 
-def compute_gate_features(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), (B,*S') -> (B,2)
-    """Return each map's entropy over a uniform map's, and its divergence from the exit before's (0 at the first)."""
-    flat = attention.float().flatten(1)
-    entropy = -torch.special.xlogy(flat, flat).sum(1) / math.log(max(flat.shape[1], 2))
+def find_direction(logits: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # (B,C), (C,D) -> (B,D), (B,)
+    """Return the weights whose product with the features is the largest logit's margin over the next, and that margin.
+
+    Biases are in the margin alone. Of several labels, too, it is the strongest one's over the next.
+    """
+    top = logits.topk(2, 1)
+    return weight[top.indices[:, 0]] - weight[top.indices[:, 1]], top.values[:, 0] - top.values[:, 1]
+
+
+def find_margins(shares: Tensor, margin: Tensor, attention: Tensor) -> Tensor:  # (B,N), (B,), (B,*S) -> (B,5)
+    """Return what an answer owes to few places: its margin, the margin without them, and the entropy of the map.
+
+    ``shares`` is what each location adds to the margin. The next columns are the margins without the locations that add
+    most, a 20th, a 10th and a 5th of them: an answer that rests on a small part loses all there, although it is as sure as
+    any (as masking in PatchGuard, arXiv 2005.10884, but for all answers and to estimate, not to certify). The last column
+    is the map's entropy over that of a uniform map.
+    """
+    ordered = shares.float().clamp_min(0).sort(1, descending=True).values.cumsum(1)
+    real, flat = find_locations(attention), attention.float().flatten(1)
+    columns = [margin.float()]
+    for share in SHARES:
+        if real is None:
+            columns.append(columns[0] - ordered[:, max(1, round(share * ordered.shape[1])) - 1])
+        else:
+            count = (share * real.flatten(1).sum(1)).round().long().clamp_min(1)
+            columns.append(columns[0] - ordered.gather(1, count[:, None] - 1)[:, 0])
+    entropy = -(flat * flat.clamp_min(1e-30).log()).sum(1) / math.log(max(flat.shape[1], 2))
+    return torch.stack([*columns, entropy], 1)
+
+
+def find_evidence_margins(evidence: Tensor, logits: Tensor, attention: Tensor) -> Tensor:  # (B,C,*S), (B,C), (B,*S)
+    """Return :func:`find_margins` of an exit's evidence."""
+    flat = evidence.float().flatten(2)
+    direction, margin = find_direction(logits, torch.eye(flat.shape[1], device=flat.device))
+    return find_margins((direction[:, None] @ flat)[:, 0], margin, attention)
+
+
+def compare_answers(logits: Tensor, previous: Tensor | None, task: Task) -> Tensor:  # (B,C) each -> (B,)
+    """Return how far the previous exit is from the same answer: its logit there less its largest one; 0 at exit 0.
+
+    Of several labels it is the sum of the logits' distances from 0, of the labels on which the two exits differ.
+    """
     if previous is None:
-        return torch.stack([entropy, torch.zeros_like(entropy)], 1)
-    return torch.stack([entropy, divergence(*on_common_grid(previous.float(), attention.float()))], 1)
+        return logits.new_zeros(len(logits), dtype=torch.float32)
+    answers, logits = find_answers(logits, task), previous.float()
+    if task == "multilabel":
+        return -(logits.abs() * (answers != find_answers(logits, task))).sum(1)
+    return logits.gather(1, answers[:, None])[:, 0] - logits.amax(1)
 
 
-def estimate(gate: Gate, k: int, confidence: Tensor, gate_features: Tensor) -> Tensor:  # (B,), (B,2) -> (B,)
-    """Return the gate's estimate of the divergence of exit k's map from the final one, in [0, 1]."""
-    sure, entropy, change, constant = gate.weights[k]
-    return (sure * confidence + entropy * gate_features[:, 0] + change * gate_features[:, 1] + constant).clamp(0, 1)
+def stack_observed(outputs: Sequence[tuple[Tensor, Tensor]], task: Task) -> Tensor:  # (B,C), (B,5) by exit -> (B,K-1,6)
+    """Return what a trace keeps for gates, of the early exits: :func:`compare_answers`, and the margins."""
+    rows, previous = [], None
+    for logits, margins in outputs[:-1]:
+        rows.append(torch.cat([compare_answers(logits, previous, task)[:, None], margins], 1))
+        previous = logits
+    return torch.stack(rows, 1) if rows else torch.empty(len(outputs[0][0]), 0, len(GATE_FEATURES) - 1)
 
 
-def mask_untrusted(scores: Tensor, estimates: Tensor, limit: float | Tensor) -> Tensor:
-    """Return the scores, or 0 where the map is not trusted."""
-    return torch.where(estimates <= limit, scores, torch.zeros_like(scores))
+def stack_features(confidence: Tensor, past: Tensor, margins: Tensor, policy: Policy, k: int) -> Tensor:
+    """Return the features of the gate at exit k, ``(B,7)``, in the order of ``GATE_FEATURES``.
+
+    Args:
+        confidence: ``(B,)``, the usual score under the policy's temperature.
+        past: ``(B,)``, of :func:`compare_answers`. margins: ``(B,5)``, of :func:`find_margins`.
+    """
+    odds = torch.logit(confidence.float().clamp(1e-6, 1 - 1e-6))
+    past = (past / policy.temperatures[max(0, k - 1)]).clamp_min(-FARTHEST)
+    return torch.cat([odds[:, None], past[:, None], margins[:, :-1] / policy.temperatures[k], margins[:, -1:]], 1)
 
 
-def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> Tensor:  # -> (N,K-1)
-    """Return the gate's estimates at every early exit of every sample."""
-    gate_features, columns = require_gate_features(trace), []
-    for k in range(trace.num_exits - 1):
-        confidence = score(trace.logits[:, k], USUAL_SCORES[trace.task], temperatures[k])
-        columns.append(estimate(gate, k, confidence, gate_features[:, k]))
-    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
+def estimate(gate: Gate, k: int, features: Tensor) -> Tensor:  # (B,7) -> (B,)
+    """Return the gate's estimate of the chance that the final exit answers as exit k does."""
+    *weights, constant = gate.weights[k]
+    return (features @ features.new_tensor(weights) + constant).sigmoid()
 
 
-def require_gate_features(trace: Trace) -> Tensor:
-    """Return the trace's gate features; raise :class:`InputError` if it has none."""
+def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,7)
+    """Return the features of a gate at every early exit of every sample."""
     if trace.gate_features is None:
         raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
-    return trace.gate_features
-
-
-def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
-    """Fit a gate without limits, by ridge regression, to the divergences measured on the samples at ``rows`` ``(n,)``."""
-    gate_features, weights = require_gate_features(trace)[rows].double(), []
+    kind, columns = USUAL_SCORES[trace.task], []
     for k in range(trace.num_exits - 1):
-        confidence = score(trace.logits[rows, k], USUAL_SCORES[trace.task], temperatures[k]).double()
-        columns = torch.stack([confidence, gate_features[:, k, 0], gate_features[:, k, 1]], 1)
-        centre = columns.mean(0)
-        x, y = columns - centre, trace.divergence[rows, k].double()
-        square = x.T @ x
-        damping = RIDGE * square.diagonal().clamp_min(1e-9)
-        slope = torch.linalg.solve(square + damping.diag(), x.T @ (y - y.mean()))
-        weights.append((*slope.tolist(), (y.mean() - centre @ slope).item()))
-    return Gate(tuple(weights), (math.inf,) * len(weights))
+        confidence, given = score(trace.logits[:, k], kind, policy.temperatures[k]), trace.gate_features[:, k]
+        columns.append(stack_features(confidence, given[:, 0], given[:, 1:], policy, k))
+    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0, len(GATE_FEATURES))
 
 
-def limit_gate(gate: Gate, estimates: Tensor, share: float) -> Gate:
-    """Return the gate that trusts, at each exit, this share of the samples with these ``estimates`` ``(n,K-1)``."""
-    if share >= 1:
-        return gate
-    limits = [column.double().quantile(share, interpolation="midpoint").item() for column in estimates.T]
-    return Gate(gate.weights, tuple(limits))
+def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,7), (n,E) in [0, 1]
+    """Fit a gate by logistic regression at every early exit, with a ridge on the weights of standardised features."""
+    weights = []
+    for x, y in zip(features.double().unbind(1), target.double().unbind(1), strict=True):
+        centre, spread = x.mean(0), x.std(0, correction=0).clamp_min(1e-9)
+        scaled = torch.cat([(x - centre) / spread, x.new_ones(len(x), 1)], 1).numpy()
+        truth = y.numpy()
+
+        def loss(w: Array, scaled: Array = scaled, truth: Array = truth) -> tuple[float, Array]:
+            logits = scaled @ w
+            slope = scaled.T @ (expit(logits) - truth)
+            ridge = np.append(w[:-1], 0.0)
+            return float((np.logaddexp(0, logits) - truth * logits).sum() + RIDGE / 2 * ridge @ ridge), slope + RIDGE * ridge
+
+        fitted = torch.from_numpy(minimize(loss, np.zeros(scaled.shape[1]), jac=True, method="L-BFGS-B").x)
+        slopes = fitted[:-1] / spread
+        weights.append((*slopes.tolist(), (fitted[-1] - slopes @ centre).item()))
+    return Gate(tuple(weights))
+
+
+def match_confidences(gate: Gate, scores: Tensor, exits: Tensor) -> Gate:  # (n,K-1), (n,)
+    """Return the gate with the scores from which on as many samples would leave at each exit without it."""
+    levels = []
+    for k, column in enumerate(scores.unbind(1)):
+        count, here = int((exits == k).sum()), column[exits >= k]
+        levels.append(here.sort(descending=True).values[count - 1].item() if count else math.inf)
+    return replace(gate, confidences=tuple(levels))
 
 
 def fires(scores: Tensor, threshold: float) -> Tensor:  # (B,) -> (B,) bool
@@ -94,9 +160,9 @@ def find_first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  #
 class Decision(NamedTuple):
     """Decisions of an early exit about a batch."""
 
-    scores: Tensor  # (B,) compared with the threshold: 0 where the policy's gate does not trust the map
-    estimates: Tensor | None  # (B,) of the map's divergence from the final one, by the gate; None without one
+    scores: Tensor  # (B,) compared with the threshold: with a gate, its estimates
     threshold: float
+    refused: Tensor | None = None  # (B,) bool: that would leave by their confidence, but for the gate; None without one
 
     @property
     def fired(self) -> Tensor:  # (B,) bool
@@ -104,17 +170,19 @@ class Decision(NamedTuple):
         return fires(self.scores, self.threshold)
 
 
-def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Tensor | None) -> Decision:
-    """Decide at early exit k from probabilities ``(B,C)``, scores ``(B,)`` and, for a gate, gate features ``(B,2)``."""
-    if policy.gate is None:
-        return Decision(scores, None, policy.thresholds[k])
-    assert gate_features is not None, "a gate needs them"
-    estimates = estimate(policy.gate, k, score_of(p, USUAL_SCORES[policy.task]), gate_features)
-    return Decision(mask_untrusted(scores, estimates, policy.gate.limits[k]), estimates, policy.thresholds[k])
+def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, features: Tensor | None) -> Decision:
+    """Decide at early exit k from probabilities ``(B,C)``, scores ``(B,)`` and, for a gate, its features ``(B,7)``."""
+    threshold, gate = policy.thresholds[k], policy.gate
+    if gate is None:
+        return Decision(scores, threshold)
+    assert features is not None, "a gate needs them"
+    estimates = estimate(gate, k, features)
+    refused = fires(scores, gate.confidences[k]) & ~fires(estimates, threshold) if gate.confidences else None
+    return Decision(estimates, threshold, refused)
 
 
 def needs_head(policy: Policy, k: int) -> bool:
-    """Return whether the head of exit k is computed: if it is final, can fire, or has a gate feature of a later exit."""
+    """Return whether the head of exit k is computed: if it is final, can fire, or a later exit's gate compares with it."""
     if k == len(policy.thresholds):
         return True
     return any(t != math.inf for t in (policy.thresholds[k : k + 1] if policy.gate is None else policy.thresholds[k:]))
@@ -128,13 +196,14 @@ def cover(policies: Sequence[Policy]) -> Policy:
 
 
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
-    """Return the policy's score at every early exit of every sample, 0 where its gate does not trust the map."""
-    columns = [score(trace.logits[:, k], policy.score, policy.temperatures[k]) for k in range(trace.num_exits - 1)]
-    scores = torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
-    if policy.gate is None:
-        return scores
-    estimates = estimate_trace(trace, policy.temperatures, policy.gate)
-    return mask_untrusted(scores, estimates, torch.tensor(policy.gate.limits))
+    """Return what is compared with the thresholds at every early exit of every sample: scores, or a gate's estimates."""
+    early = range(trace.num_exits - 1)
+    if policy.gate is not None:
+        features = stack_trace_features(trace, policy)
+        columns = [estimate(policy.gate, k, features[:, k]) for k in early]
+    else:
+        columns = [score(trace.logits[:, k], policy.score, policy.temperatures[k]) for k in early]
+    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
 
 
 def route(trace: Trace, policy: Policy) -> Tensor:

@@ -24,11 +24,10 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError
-from exitlens.functional import routing
 from exitlens.functional.groups import count_groups, shuffle_groups
 from exitlens.functional.risk import Budget, Risk, accuracy_drop, disagreement, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.types import Gate, Policy, Trace
+from exitlens.types import Trace
 
 T = TypeVar("T")
 FINE_STEPS = 16  # between neighbours on a frontier, if a budget ends between them
@@ -224,23 +223,6 @@ def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # 
 def default_loss(trace: Trace) -> Tensor:  # -> (N,K)
     """Return the loss to minimise if only spending is limited: accuracy drop, or disagreement where there are no labels."""
     return accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
-
-
-def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
-    """Return the gate whose cheapest policy costs least on the samples at ``rows``; ``None`` if it is to trust every map."""
-    if trace.num_exits < 2:
-        return None
-    fitted = routing.fit_gate(trace, rows, policy.temperatures)
-    plain = routing.score_early_exits(trace, policy)[rows]
-    estimates = routing.estimate_trace(trace, policy.temperatures, fitted)[rows]
-    fitted_risks, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
-    for share in routing.SHARES:
-        gate = routing.limit_gate(fitted, estimates, share)
-        scores = routing.mask_untrusted(plain, estimates, torch.tensor(gate.limits))
-        cost = find_cheapest(quantise(scores), fitted_risks, trace.cost).cost
-        if cost < best - 1e-9:
-            best, chosen = cost, gate if share < 1 else None
-    return chosen
 
 
 @dataclass(frozen=True)

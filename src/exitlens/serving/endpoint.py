@@ -166,7 +166,7 @@ class Endpoint:
         for count in (1, self.batching.batch):
             activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
             for k in sorted(self.model.exits):
-                activations, *_ = engine.run_exit(k, activations, 1.0, "max_probability", True)
+                activations, *_ = engine.run_exit(k, activations, 1.0, "max_probability", "attention")
 
     def _take_in(self, cascade: Cascade, is_busy: bool) -> bool:
         """Take in new requests, and wait for them if there is nothing else to do; return false once it is to end."""

@@ -72,8 +72,8 @@ class ExitView:
             (``net.map_offsets``). ``None`` if the final exit was not run.
         cc_null: mean correlation with another sample's final map, measured by calibration; ``None``: not measured.
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
-        estimate, limit: the gate's estimate of the divergence, and its limit (``math.inf``: everything is allowed); ``None``
-            without a gate, and at the final exit.
+        estimate: the gate's, that the final exit answers the same, which is compared with the threshold; ``None`` without a
+            gate, and at the final exit. refused: whether the confidence alone would have been enough.
         labels: that it tells, in label order; ``None`` if the network gives one class.
     """
 
@@ -95,13 +95,18 @@ class ExitView:
     previous_divergence: float | None = None
     previous_cc: float | None = None
     estimate: float | None = None
-    limit: float | None = None
+    refused: bool = False
     labels: tuple[LabelView, ...] | None = None
 
     def __repr__(self) -> str:
         fires = "fires" if self.fired else "does not fire"
         answer = f"class {self.label}" if self.labels is None else f"labels {list(self.answer)}"
         return f"ExitView(exit {self.exit}: {answer}, confidence {self.confidence:.3f}, {fires})"
+
+    @property
+    def compared(self) -> float:
+        """What is compared with the threshold: the gate's estimate, or else the confidence."""
+        return self.confidence if self.estimate is None else self.estimate
 
     def format_cc(self) -> list[str]:
         """Return the correlation with the final map, and what another sample's map has; empty if there is none."""
@@ -243,16 +248,15 @@ class Explanation:
         elif view.threshold == 0:
             confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         else:
-            confidence = "its confidence {} reached the threshold {}".format(*tell_apart(view.confidence, view.threshold))
-            if view.estimate is not None:
-                confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
+            what = "its confidence" if view.estimate is None else "the final exit is estimated to agree: the chance"
+            confidence = "{} {} reached the threshold {}".format(what, *tell_apart(view.compared, view.threshold))
         sentence = f"{self.name_answer(view)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         for earlier in self.exits[: self.answered]:
-            if earlier.confidence >= earlier.threshold and earlier.estimate is not None and earlier.limit is not None:
-                guess, limit = tell_apart(earlier.estimate, earlier.limit)
+            if earlier.refused and earlier.estimate is not None:
+                guess, threshold = tell_apart(earlier.estimate, earlier.threshold)
                 sentence += (
-                    f" Exit {earlier.exit} reached the threshold too, but its map was not trusted: its estimated divergence "
-                    f"from the final one is {guess}, over the limit {limit}."
+                    f" Exit {earlier.exit} was sure enough, but the gate refused its answer ({self.name_answer(earlier)}): "
+                    f"the estimated chance that the final exit agrees, {guess}, is below the threshold {threshold}."
                 )
         if not is_final and self.final is not None:
             value, null = view.format_cc()
@@ -263,19 +267,15 @@ class Explanation:
         return f"{sentence} {self.promise}".rstrip()
 
     def explain_rule(self, view: ExitView) -> list[str]:
-        """Return an exit's confidence against its threshold and, with a gate, its estimated divergence against the limit."""
-        confidence, threshold = tell_apart(view.confidence, view.threshold)
+        """Return an exit's confidence, or what the gate makes of it, against its threshold."""
+        compared, threshold = tell_apart(view.compared, view.threshold)
         if view.exit == self.num_exits - 1:
-            return [f"confidence {confidence}", "it answers whatever comes to it"]
-        is_sure = view.fired or view.confidence >= view.threshold
-        rule = [f"confidence {confidence} {'≥' if is_sure else '<'} threshold {threshold}"]
+            return [f"confidence {view.confidence:.3f}", "it answers whatever comes to it"]
+        rule = [] if view.estimate is None else [f"confidence {view.confidence:.3f}"]
+        name = "confidence" if view.estimate is None else "chance that the final exit agrees"
         if view.threshold == math.inf:
-            rule = [f"confidence {confidence}", "under these thresholds it never answers"]
-        if view.estimate is not None and view.limit is not None:
-            guess, limit = tell_apart(view.estimate, view.limit)
-            bound = f"{'≤' if view.estimate <= view.limit else '>'} {limit}, the gate's limit"
-            rule.append(f"estimated divergence {guess} {'without a limit' if view.limit == math.inf else bound}")
-        return rule
+            return [*rule, f"{name} {compared}", "under these thresholds it never answers"]
+        return [*rule, f"{name} {compared} {'≥' if view.fired else '<'} threshold {threshold}"]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with maps as nested lists; its ``schema`` is :data:`SCHEMA`."""
@@ -308,7 +308,6 @@ class Explanation:
         return row | {
             "label_name": self.name_answer(view),
             "threshold": "never" if view.threshold == math.inf else view.threshold,
-            "limit": "none" if view.limit == math.inf else view.limit,
             "runner_up": view.runner_up,
             "runner_up_name": self.name(view.runner_up),
             "runner_up_probability": view.probabilities[view.runner_up].item(),

@@ -44,16 +44,16 @@ class Prediction:
     Attributes:
         labels: ``(B,)`` predicted class; with several labels per sample ``(B,C)`` bool.
         exits: ``(B,)`` the exit that answered.
-        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered;
+        confidence: ``(B,)`` the policy's score at the exit that answered, compared with the threshold if there is no gate;
             ``Report.calibration_error`` says how far it is from accuracy on your data.
         probabilities: ``(B,C)`` softmax (with several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
-        divergence_estimate: ``(B,)`` the gate's estimate of the divergence of the map at the exit that answered from the
-            final exit's; 0 at the final exit. ``None`` without a gate.
-        last_divergence: ``(B,)`` the divergence of the last early exit's map from the final exit's; NaN where the final exit
-            did not run. ``None`` without a gate.
+        trust: ``(B,)`` the gate's estimate that the final exit would answer the same; 1 at the final exit. ``None`` without
+            a gate.
+        refused: ``(B,)`` the first exit whose answer was sure enough by its confidence and refused by the gate; -1: none.
+            ``None`` without a gate.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
 
@@ -69,8 +69,8 @@ class Prediction:
     probabilities: Tensor
     attention: tuple[Tensor, ...] | None = None
     index: Tensor | None = None
-    divergence_estimate: Tensor | None = None
-    last_divergence: Tensor | None = None
+    trust: Tensor | None = None
+    refused: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

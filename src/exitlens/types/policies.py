@@ -258,48 +258,55 @@ def _name(name: str) -> str:
     return name.removeprefix("max_").replace("_", " ")
 
 
-GATE_FEATURES = ("confidence", "entropy", "change")  # the answer's; the map's; how the map changed since the exit before
+# of the confidence, the odds; how far the exit before is from the same answer; the answer's margin, and the margin without
+# the 5, 10 and 20 % of the locations that speak most for it; the entropy of the map
+GATE_FEATURES = "confidence", "past", "margin", "without_5", "without_10", "without_20", "entropy"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Decides which maps of early exits can be trusted: a limit on their estimated divergence from the final map.
+    """Decides by more than confidence whether early answers leave: by its estimate that the final exit answers the same.
 
-    The estimate is linear in :data:`GATE_FEATURES` and clipped to [0, 1]. Where it is above the limit, an exit's score
-    counts as 0, so that only a threshold of 0 (always) lets the exit fire.
+    The estimate is a logistic function of :data:`GATE_FEATURES` (``exitlens.functional.routing``), and is compared with the
+    policy's thresholds in place of the score. An answer that rests on a small part of the map, or that the exit before did
+    not give, needs more confidence than others.
 
     Args:
         weights: K-1 rows: one number for each of :data:`GATE_FEATURES`, and a constant.
-        limits: K-1 numbers; ``math.inf`` trusts every map.
+        confidences: K-1 scores from which on as many samples would leave without the gate, to tell which it refuses;
+            empty: not known.
 
     Examples:
-        >>> gate = xl.types.Gate(weights=((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)), limits=(0.5, math.inf))
-        >>> xl.Policy(thresholds=(0.9, 0.9), gate=gate).gate.limits
-        (0.5, inf)
+        >>> gate = xl.types.Gate(weights=((1, 0, 0, 0, 0.5, 0, 0, -1.0), (1, 0.2, 0, 0, 0.5, 0, 0, -1.0)))
+        >>> xl.Policy(thresholds=(0.9, 0.9), gate=gate).gate.weights[0][0]
+        1.0
     """
 
     weights: tuple[tuple[float, ...], ...]
-    limits: tuple[float, ...]
+    confidences: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "weights", tuple(tuple(float(w) for w in row) for row in self.weights))
-            object.__setattr__(self, "limits", tuple(float(limit) for limit in self.limits))
+            object.__setattr__(self, "confidences", tuple(float(level) for level in self.confidences))
         except (TypeError, ValueError) as error:
-            raise PolicyError(f"gate: expected rows of numbers as weights, and numbers as limits ({error})") from error
-        if len(self.weights) != len(self.limits) or any(len(row) != len(GATE_FEATURES) + 1 for row in self.weights):
-            raise PolicyError(f"gate: expected a limit and {len(GATE_FEATURES) + 1} weights for each early exit, got {self}")
-        if not all(math.isfinite(w) for row in self.weights for w in row) or any(math.isnan(v) for v in self.limits):
-            raise PolicyError(f"gate: expected finite weights and limits that are numbers, got {self}")
+            raise PolicyError(f"gate: expected rows of numbers as weights, and numbers as confidences ({error})") from error
+        if any(len(row) != len(GATE_FEATURES) + 1 for row in self.weights):
+            raise PolicyError(f"gate: expected {len(GATE_FEATURES) + 1} weights for each early exit, got {self}")
+        if len(self.confidences) not in (0, len(self.weights)):
+            raise PolicyError(f"gate: expected a confidence for each early exit or none, got {self}")
+        if not all(math.isfinite(w) for row in self.weights for w in row) or any(math.isnan(v) for v in self.confidences):
+            raise PolicyError(f"gate: expected finite weights and confidences that are numbers, got {self}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; infinite limits become the string ``"none"``."""
-        return asdict(self) | {"limits": ["none" if limit == math.inf else limit for limit in self.limits]}
+        """JSON-ready; infinite confidences become the string ``"never"``."""
+        return asdict(self) | {"confidences": ["never" if level == math.inf else level for level in self.confidences]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Gate:
         """Inverse of :meth:`to_dict`."""
-        return cls(values["weights"], tuple(math.inf if limit == "none" else limit for limit in values["limits"]))
+        levels = values.get("confidences", ())
+        return cls(values["weights"], tuple(math.inf if level == "never" else level for level in levels))
 
 
 @dataclass(frozen=True)
@@ -351,7 +358,7 @@ class Policy:
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network that it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
-        gate: lets exits fire only where their explanation can be trusted; ``None``: the score alone decides.
+        gate: compares its estimates with the thresholds, in place of the score; ``None``: the score alone decides.
         binding: how many answers rest on what maps show; ``None``: nothing is promised of that.
 
     Examples:
@@ -382,7 +389,7 @@ class Policy:
             raise PolicyError(f"score: expected one of {ALL_SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
-        if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.limits) != len(thresholds)):
+        if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.weights) != len(thresholds)):
             raise PolicyError(f"gate: expected a Gate for {len(thresholds)} early exits, got {self.gate!r}")
         if self.calibration is not None and not isinstance(self.calibration, Calibration):
             raise PolicyError(f"calibration: expected a Calibration or None, got {type(self.calibration).__name__}")

@@ -129,8 +129,9 @@ class CalibrationRequest:
         temperature_scaling: Fit a temperature to each exit first, by likelihood. Needs labels and is skipped without them.
             Certified mode fits on the samples that propose thresholds, which do not test them.
         temperatures: Temperatures fitted on other data, used instead.
-        gate: Let an exit fire only where its attention map can be trusted. Needs ``max_divergence``. The
-            :class:`~exitlens.types.Gate` is fitted as the temperatures are, and kept if it makes the policy cheaper.
+        gate: Decide by more than confidence which early answers leave: by an estimate that the final exit would answer the
+            same (with ``max_divergence``, from a map that is near), which sees what an answer owes to few places. The
+            :class:`~exitlens.types.Gate` is fitted as the temperatures are; it needs no labels.
         equal_groups: Certify means over groups, large or small, instead of over samples. Needs ``delta`` and groups. By
             default a group weighs its size, capped at that of the largest group that proposed thresholds.
         folds: Number of cross-validation folds, such as 5, so that the limits also hold on held-out samples. Each part is
@@ -183,8 +184,6 @@ class CalibrationRequest:
             "folds: delta promises more. Fix: pass one of the two.": has_folds and has_delta,
             "folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.": has_folds
             and not has_risk,
-            "gate: it lowers the divergence of early answers. Fix: pass max_divergence, too.": self.gate
-            and self.max_divergence is None,
         }
         for message, is_wrong in refusals.items():
             if is_wrong:

@@ -216,8 +216,9 @@ class Trace:
         similarity: by name ``(N,K)``: agreement of exit k's map with the final exit's on the same image.
         null: by name ``(N,K)``: the same against another image's final map (the shuffled-image null).
         uniform_null: by name ``(N,K)``: the same for a uniform map.
-        gate_features: ``(N,K-1,2)`` in [0, 1], features of a :class:`~exitlens.types.Gate`: the entropy of every
-            early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
+        gate_features: ``(N,K-1,6)``, for the features of a :class:`~exitlens.types.Gate`, of every early exit: how far the
+            exit before is from the same answer, the answer's margin with all locations and without 5, 10 and 20 % of them,
+            and the entropy of the map.
         groups: ``(N,)`` integers: only samples of different groups are independent (frames of one video, pictures of one
             patient are not); ``None``: all samples are. :meth:`with_groups` takes names, too.
         swaps: of samples whose outside was replaced by another's (``collect(..., swapped=2000)``): ``changed``, ``(N,K)``
@@ -306,7 +307,7 @@ class Trace:
             if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
                 raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
             object.__setattr__(self, "groups", groups.long())
-        shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2), "sample_hashes": (n,)}
+        shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 6), "sample_hashes": (n,)}
         for name in ("logits", *shapes):
             value = getattr(self, name)
             if value is None:

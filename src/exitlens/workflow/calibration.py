@@ -15,8 +15,14 @@ from exitlens.functional import search
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.groups import find_firsts, join_units, measure_likeness, split_trace
-from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
-from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.functional.risk import Budget, Risk, disagreement, list_budgets, list_risks, select_exits
+from exitlens.functional.routing import (
+    find_first_firing,
+    fit_gate,
+    match_confidences,
+    score_early_exits,
+    stack_trace_features,
+)
 from exitlens.functional.scores import fit_temperatures, routed_calibration_error
 from exitlens.functional.scores import score as score_logits
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
@@ -134,7 +140,7 @@ def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Seque
     every, held_out = torch.arange(len(trace)), None
     folds = None if request.folds is None else search.split_folds(trace, request.folds, request.seed)
     risks = list_risks(trace, request.risk_limits, every)
-    draft, fitted_on = _draft(trace, request, every, risks)
+    draft, fitted_on = _draft(trace, request, every)
     scores = score_early_exits(trace, draft)
     if folds is not None:
         thresholds, held_out = search.choose_by_folds(scores, risks, trace.cost, budgets, folds)
@@ -180,7 +186,7 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
             ]
             for part in (risks, spending)
         )
-    draft, fitted_on = _draft(trace, request, proposing, risks)
+    draft, fitted_on = _draft(trace, request, proposing)
     scores = score_early_exits(trace, draft)
     price = trace.cost if risks else search.default_loss(trace)
     thresholds, certification = certify(
@@ -222,10 +228,11 @@ def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tupl
     return delta - spent, len(trace.certificate_requests) + 1
 
 
-def _draft(
-    trace: Trace, request: CalibrationRequest, rows: Tensor, risks: Sequence[Risk]
-) -> tuple[Policy, tuple[SampleSketch, ...]]:
-    """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and sketches of these."""
+def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Policy, tuple[SampleSketch, ...]]:
+    """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and sketches of these.
+
+    The gate learns where the final exit answers the same and, if divergence is limited, has a map that is near.
+    """
     score, given = choose_score(request.score, trace.task), request.temperatures
     values: tuple[float, ...] = (1.0,) * trace.num_exits
     fitted_on: tuple[SampleSketch, ...] = ()
@@ -241,7 +248,12 @@ def _draft(
     elif request.temperature_scaling and trace.labels is not None:
         values, fitted_on = fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
     policy = Policy.never(trace.num_exits, score=score, temperatures=values, network=trace.network)
-    return replace(policy, gate=search.choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
+    if not request.gate:
+        return policy, fitted_on
+    target = 1 - disagreement(trace)[:, :-1]
+    if request.max_divergence is not None:
+        target = target * (1 - trace.divergence[:, :-1].clamp(0, 1))
+    return replace(policy, gate=fit_gate(stack_trace_features(trace, policy)[rows], target[rows])), fitted_on
 
 
 def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:
@@ -250,6 +262,8 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
     exits = find_first_firing(choice.scores, policy.thresholds)
     # scores as predictions report them, with a gate or without
     plain = choice.scores if policy.gate is None else score_early_exits(trace, replace(policy, gate=None))
+    if policy.gate is not None:
+        policy = replace(policy, gate=match_confidences(policy.gate, plain, exits))
     final = score_logits(trace.logits[:, -1], policy.score, policy.temperatures[-1])
     scores = select_exits(torch.cat([plain, final[:, None]], 1), exits)
     classes = sum(", class " in risk.name for risk in choice.risks)

@@ -16,7 +16,7 @@ from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
-from exitlens.functional.routing import compute_gate_features
+from exitlens.functional.routing import stack_observed
 from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
@@ -219,7 +219,7 @@ class _Observed(NamedTuple):
     logits: Tensor  # (B,K,C)
     labels: Tensor | None  # (B,)
     groups: Tensor | None  # (B,)
-    gate_features: Tensor | None  # (B,K-1,2)
+    gate_features: Tensor | None  # (B,K-1,6)
     maps: MapPairs  # for each exit its map and the final one, on one grid
 
 
@@ -230,15 +230,14 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iter
             first.append(inputs)
         activations = net.check_input(inputs, "data")
         with net.open_engine() as engine:
-            outputs = engine.compute_outputs(engine.enter(activations))
-        early = [attention for _, attention in outputs[:-1]]
-        features = [compute_gate_features(item, early[k - 1] if k else None).cpu() for k, item in enumerate(early)]
-        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention in outputs)
+            outputs = engine.compute_margins(engine.enter(activations))
+        features = stack_observed([(logits, margins) for logits, _, margins in outputs], net.info.task)
+        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention, _ in outputs)
         yield _Observed(
-            torch.stack([out.float() for out, _ in outputs], 1).cpu(),
+            torch.stack([out.float() for out, *_ in outputs], 1).cpu(),
             None if labels is None else labels.cpu(),
             None if groups is None else groups.cpu(),
-            torch.stack(features, 1) if features else None,
+            features.cpu() if features.shape[1] else None,
             [(item.cpu(), final.cpu()) for item, final in grids],
         )
 

@@ -11,7 +11,14 @@ from torch import Tensor
 from exitlens.data.batches import iterate_inputs
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
-from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
+from exitlens.functional.routing import (
+    Decision,
+    compare_answers,
+    decide,
+    find_evidence_margins,
+    find_first_firing,
+    stack_features,
+)
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.attribution import Recording, attribute_exits
 from exitlens.model.cutting.split import Activations
@@ -20,7 +27,7 @@ from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
-from exitlens.types.tasks import read_answers
+from exitlens.types.tasks import USUAL_SCORES, read_answers
 
 
 def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
@@ -128,8 +135,8 @@ def _run_exits(
         if k == len(policy.thresholds):
             results.append(_ExitResult(out, p, scores, None))
             break
-        previous = results[-1].out.attention if results else None
-        features = None if policy.gate is None else compute_gate_features(out.attention, previous)
+        previous = results[-1].out.logits if results else None
+        features = None if policy.gate is None else _find_features(out, p, previous, policy, k)
         decision = decide(policy, k, p, scores, features)
         results.append(_ExitResult(out, p, scores, decision))
         waiting = ~decision.fired if waiting is None else waiting & ~decision.fired
@@ -141,12 +148,20 @@ def _run_exits(
     return results
 
 
+def _find_features(out: ExitOutput, p: Tensor, previous: Tensor | None, policy: Policy, k: int) -> Tensor:
+    """Return the gate's features."""
+    margins = find_evidence_margins(out.evidence, out.logits, out.attention)
+    past = compare_answers(out.logits, previous, policy.task)
+    return stack_features(score_of(p, USUAL_SCORES[policy.task]), past, margins, policy, k)
+
+
 def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k: int) -> Callable[[int, bool], ExitView]:
     """Return a function that makes an exit's view of sample i, compared with the final exit or not."""
     out, p, scores, decision = results[k]
     head = net.head(k)
     attention, evidence = (net.info.place(k, maps.float()) for maps in (out.attention, out.evidence))
-    estimates = None if decision is None else decision.estimates
+    estimates = None if decision is None or policy.gate is None else decision.scores
+    refused = None if decision is None else decision.refused
     labels, compares = p.argmax(1), have_maps(net.heads)
     to_final = _compare_maps(out, results[-1].out) if compares and len(results) == net.num_exits else None
     nulls = None if policy.calibration is None else policy.calibration.map_null
@@ -179,7 +194,7 @@ def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k:
             previous_divergence=None if to_previous is None else to_previous[0][i].item(),
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if estimates is None else estimates[i].item(),
-            limit=None if estimates is None or policy.gate is None else policy.gate.limits[k],
+            refused=refused is not None and bool(refused[i]),
             labels=None if told is None else tuple(view_label(i, c) for c in told),
         )
 

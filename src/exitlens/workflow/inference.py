@@ -82,8 +82,9 @@ def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
     exits = torch.cat([torch.full_like(part.where, part.exit) for part in routed])[order]
     scores = torch.cat([part.scores for part in routed])[order]
     trusts = [part.trust for part in routed if part.trust is not None]
-    estimates, last = torch.cat(trusts)[order].unbind(1) if trusts else (None, None)
-    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, estimates, last)
+    estimates, refused = torch.cat(trusts)[order].unbind(1) if trusts else (None, None)
+    refused = None if refused is None else refused.long()
+    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, estimates, refused)
 
 
 Order = Literal["input", "ready"]

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
 from exitlens.model.heads import ExitHead
 from exitlens.types import ExitOutput, Policy
 
-Step = tuple[Activations, Tensor, Tensor | None]
+# the next stage's inputs, logits, attention, and margins, the last two if they were asked for
+Step = tuple[Activations, Tensor, Tensor | None, Tensor | None]
+Asked = Literal["logits", "attention", "margins"]  # of a head, each with those before
 
 
 class StepOutput(NamedTuple):
@@ -29,7 +31,9 @@ class StepOutput(NamedTuple):
     activations: Activations  # the next stage's inputs
     probabilities: Tensor  # (B,C) float32: softmax (for several labels, sigmoid) of the logits over the temperature
     scores: Tensor  # (B,)
+    logits: Tensor  # (B,C)
     attention: Tensor | None  # (B,*S); None if it was not asked for
+    margins: Tensor | None  # (B,5); None if they were not asked for
 
 
 class Engine:
@@ -63,15 +67,15 @@ class Engine:
         return cast(Activations, self.stages[k](*activations))
 
     def run_exit(
-        self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
+        self, k: int, activations: Activations, temperature: float, score: str, asked: Asked = "logits"
     ) -> StepOutput:
-        """Run stage k and the head of exit k; ``attention``: also return the map."""
-        return _score_step(*self.run_step(k, activations, attention), temperature, score)
+        """Run stage k and the head of exit k."""
+        return _score_step(self.run_step(k, activations, asked), temperature, score)
 
-    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        """Run stage k and the head of exit k; return the next stage's inputs, the logits, and the map if asked for."""
+    def run_step(self, k: int, activations: Activations, asked: Asked) -> Step:
+        """Run stage k and the head of exit k."""
         activations = self.stages[k](*activations)
-        return activations, *_call_head(self.heads[k], activations, attention)
+        return activations, *_call_head(self.heads[k], activations, asked)
 
     def try_out(self, activations: Activations) -> None:
         """Run everything once; raise :class:`EngineError` where the precision does not fit the graph."""
@@ -96,8 +100,16 @@ class Engine:
         """Return logits and attention of every exit that can answer."""
         outputs = []
         for k in self.exits:
-            activations, *output = self.run_step(k, activations, attention=True)
+            activations, *output, _ = self.run_step(k, activations, "attention")
             outputs.append(cast(tuple[Tensor, Tensor], tuple(output)))
+        return outputs
+
+    def compute_margins(self, activations: Activations) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return logits, attention and margins of every exit."""
+        outputs = []
+        for k in range(len(self.heads)):
+            activations, *output = self.run_step(k, activations, "margins")
+            outputs.append(cast(tuple[Tensor, Tensor, Tensor], tuple(output)))
         return outputs
 
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
@@ -107,15 +119,21 @@ class Engine:
         return self.heads[k].classify(*activations)
 
 
-def _call_head(head: ExitHead, activations: Activations, attention: bool) -> tuple[Tensor, Tensor | None]:
-    return head.with_attention(*activations) if attention else (head.classify(*activations), None)
+def _call_head(head: ExitHead, activations: Activations, asked: Asked) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if asked == "margins":
+        return head.with_margins(*activations)
+    return (*head.with_attention(*activations), None) if asked == "attention" else (head.classify(*activations), None, None)
 
 
-def _score_step(
-    activations: Activations, logits: Tensor, maps: Tensor | None, temperature: float | Tensor, score: str
-) -> StepOutput:
+def _score_step(step: Step, temperature: float | Tensor, score: str) -> StepOutput:
+    activations, logits, maps, margins = step
     p = probabilities(logits, temperature, score)
-    return StepOutput(activations, p, score_of(p, score), maps)
+    return StepOutput(activations, p, score_of(p, score), logits, maps, margins)
+
+
+def choose_asked(policy: Policy, attention: bool) -> Asked:
+    """Return what heads compute under a policy."""
+    return "margins" if policy.gate is not None else "attention" if attention else "logits"
 
 
 class CompiledEngine(Engine):
@@ -149,16 +167,16 @@ class CompiledEngine(Engine):
         return cast(Activations, self._compile((k,), run_stage)(activations))
 
     def run_exit(
-        self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
+        self, k: int, activations: Activations, temperature: float, score: str, asked: Asked = "logits"
     ) -> StepOutput:
         """Run stage k and the head of exit k."""
         stage, head = self.stages[k], self.heads[k]
 
         def run_exit(activations: Activations, temperature: Tensor) -> StepOutput:
             activations = stage(*activations)
-            return _score_step(activations, *_call_head(head, activations, attention), temperature, score)
+            return _score_step((activations, *_call_head(head, activations, asked)), temperature, score)
 
-        step = self._compile((k, score, attention), run_exit)
+        step = self._compile((k, score, asked), run_exit)
         # a tensor, because each number would be compiled anew
         return cast(StepOutput, step(activations, torch.tensor(temperature, dtype=torch.float64)))
 
@@ -174,7 +192,7 @@ class CompiledEngine(Engine):
         Steps are compiled for one sample, for a few and for many, so later batches of any size compile nothing. Raises
         :class:`EngineError` where PyTorch cannot compile a step on this machine.
         """
-        maps, size = attention or policy.gate is not None, self.tuning.micro_batch
+        asked, size = choose_asked(policy, attention), self.tuning.micro_batch
         counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)  # at most 2 * size - 1 run at once
         rows = self.enter(tuple(t[:1].repeat_interleave(counts[0], 0) for t in activations))
         for k in range(len(self.stages)):
@@ -186,7 +204,7 @@ class CompiledEngine(Engine):
                         batch = tuple(t[:count] for t in rows)
                         batch = batch if count == 1 else tuple(map(mark_any_count, batch))
                         if needs_head(policy, k):
-                            following = self.run_exit(k, batch, 1.5, policy.score, maps).activations
+                            following = self.run_exit(k, batch, 1.5, policy.score, asked).activations
                         else:
                             following = self.run_stage(k, batch)
                 except Exception as error:

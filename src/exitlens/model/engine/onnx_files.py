@@ -22,13 +22,13 @@ from torch.utils.dlpack import from_dlpack
 from exitlens.errors import EngineError, ExportError, first_line, import_extra
 from exitlens.functional.routing import needs_head
 from exitlens.model.cutting.split import Activations, Stage
-from exitlens.model.engine.engine import Engine, Step
+from exitlens.model.engine.engine import Asked, Engine, Step
 from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
 from exitlens.model.heads import ExitHead
 from exitlens.types import Policy
 
 OPSET = 18
-LOGITS, ATTENTION = "logits", "attention"
+OF_HEAD = LOGITS, ATTENTION, MARGINS = "logits", "attention", "margins"  # outputs of a file, before what crosses the cut
 BATCHES = (1, 2, 3, 17, 64)  # sizes at which exported files are compared with PyTorch; size 0 crashes some (MaxViT's)
 COMPARED = (1, 2, 9)  # the same for files of an engine
 ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
@@ -43,7 +43,7 @@ def import_onnx() -> Any:
 
 
 class Segment(nn.Module):
-    """Stages up to an exit, and its head: activations -> logits, attention and, before the final exit, activations."""
+    """Stages up to an exit, and its head: activations -> what is ``OF_HEAD`` and, before the final exit, activations."""
 
     def __init__(self, bodies: Sequence[fx.GraphModule], head: ExitHead, exit_: int, is_last: bool) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class Segment(nn.Module):
         self.exit, self.is_last = exit_, is_last
 
     def forward(self, *activations: Tensor) -> Activations:
-        """Return ``(B,C)`` logits, ``(B,*S)`` attention, and what crosses the next cut."""
+        """Return ``(B,C)`` logits, ``(B,*S)`` attention, ``(B,5)`` margins, and what crosses the next cut."""
         for body in self.bodies:
             activations = body(*activations)
-        outputs = self.head.with_attention(*activations)
+        outputs = self.head.with_margins(*activations)
         return outputs if self.is_last else (*outputs, *activations)
 
 
@@ -92,7 +92,7 @@ class Written(NamedTuple):
     path: Path
     exit: int
     inputs: Sequence[str]  # names of its tensors
-    outputs: Sequence[str]  # logits and attention come first
+    outputs: Sequence[str]  # those of the head come first
     map_shape: Sequence[int]  # the attention's shape without the batch axis
     offset: Sequence[float] = ()  # how far the map is off its cells, along each axis
     home: Home | None = None  # the directory, if that is to exist as long as the file is used
@@ -115,10 +115,11 @@ def write_segments(
     """Write ``stage_0.onnx`` and so on; ``examples`` are samples by batch size, 2 included, of the tensors ``names``."""
     files, batches = list[Written](), examples
     for place, segment in enumerate(segments):
-        path, known, k = directory / f"stage_{place}.onnx", [LOGITS, ATTENTION], segment.exit
+        path, known, k = directory / f"stage_{place}.onnx", list(OF_HEAD), segment.exit
         outputs, expected = write_module(segment, batches, path, names, known, f"features_{k}", f"exit {k}")
         files.append(Written(path, segment.exit, names, outputs, tuple(expected[2][1].shape[1:])))
-        names, batches = outputs[2:], {size: tensors[2:] for size, tensors in expected.items()}
+        first = len(OF_HEAD)
+        names, batches = outputs[first:], {size: tensors[first:] for size, tensors in expected.items()}
     return files
 
 
@@ -289,12 +290,12 @@ class OnnxEngine(Engine):
 
     def run_stage(self, k: int, activations: Activations) -> Activations:
         """Run stage k alone; nothing runs if it is part of a later file."""
-        return tuple(self.opened[k](activations)[2:]) if k in self.opened else activations
+        return tuple(self.opened[k](activations)[len(OF_HEAD) :]) if k in self.opened else activations
 
-    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        """Run stage k and the head of exit k."""
-        logits, maps, *crossing = self.opened[k](activations)
-        return tuple(crossing), logits, maps if attention else None
+    def run_step(self, k: int, activations: Activations, asked: Asked) -> Step:
+        """Run stage k and the head of exit k, with margins as the file has them."""
+        logits, maps, margins, *crossing = self.opened[k](activations)
+        return tuple(crossing), logits, None if asked == "logits" else maps, margins if asked == "margins" else None
 
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
         """Return the logits of exit k; no later stage runs."""

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.functional.maps import divergence, on_common_grid
-from exitlens.functional.routing import compute_gate_features, decide, needs_head
+from exitlens.functional.routing import compare_answers, decide, needs_head, stack_features
+from exitlens.functional.scores import score_of
 from exitlens.model.cutting.split import Activations
-from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.engine import Engine, choose_asked
 from exitlens.types import Policy
+from exitlens.types.tasks import USUAL_SCORES
 
 
 class ExitBatch(NamedTuple):
@@ -26,7 +27,7 @@ class ExitBatch(NamedTuple):
     scores: Tensor  # (n,)
     probabilities: Tensor  # (n,C)
     attention: Tensor | None  # (n,*S)
-    trust: Tensor | None = None  # (n,2): with a gate, divergence_estimate and last_divergence of the prediction
+    trust: Tensor | None = None  # (n,2): with a gate, its estimates, and the first exits that refused, as in the prediction
 
     def select(self, rows: Tensor) -> ExitBatch:
         """Return the samples at ``rows`` (indices or a mask)."""
@@ -63,6 +64,7 @@ class Router:
     ) -> None:
         self.engine, self.policy, self.attention = engine, policy, attention
         self.micro_batch, self.override = micro_batch, override
+        self._asked = choose_asked(policy, attention)
         self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools = [Pool() for _ in range(policy.num_exits)]
         self._shapes: tuple[torch.Size, ...] = ()
@@ -147,27 +149,32 @@ class Router:
         entered = entered if k else math.inf  # samples that waited for company go on with whatever is there
         policy, is_gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations
-        if is_gated and k and self._needed[k - 1]:  # the previous exit's map came along as the last tensor (see below)
-            activations, previous = activations[:-1], activations[-1]
+        refused = torch.full((len(where),), -1, device=activations[0].device)
+        if is_gated and k and any(self._needed[:k]):  # what exits before said came along, in the last tensors (see below)
+            *carried, logits, refused = activations
+            activations, previous = tuple(carried), logits if self._needed[k - 1] else None
         if not self._needed[k]:
-            self._pools[k + 1].add(where, self.engine.run_stage(k, activations), since, entered)
+            following = self.engine.run_stage(k, activations)
+            if is_gated and any(self._needed[:k]):
+                following = (*following, logits, refused)
+            self._pools[k + 1].add(where, following, since, entered)
             return
-        step = self.engine.run_exit(k, activations, policy.temperatures[k], policy.score, self.attention or is_gated)
-        activations, p, scores, maps = step
+        step = self.engine.run_exit(k, activations, policy.temperatures[k], policy.score, self._asked)
+        activations, p, scores, logits, maps, margins = step
         batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
         if k == policy.num_exits - 1:
-            if is_gated and maps is not None:  # the final exit's map diverges from itself by 0
-                measured = torch.full_like(scores, math.nan)
-                if previous is not None:
-                    measured = divergence(*on_common_grid(previous.float(), maps.float()))
-                batch = batch._replace(trust=torch.stack([torch.zeros_like(measured), measured], 1))
-            self._routed.append(batch)
+            self._routed.append(self._add_trust(batch, torch.ones_like(scores), refused) if is_gated else batch)
             return
-        features = compute_gate_features(maps, previous) if is_gated and maps is not None else None
+        features = None
+        if margins is not None:
+            confidence = score_of(p, USUAL_SCORES[policy.task])
+            features = stack_features(confidence, compare_answers(logits, previous, policy.task), margins, policy, k)
         decision = decide(policy, k, p, scores, features)
-        if decision.estimates is not None and maps is not None:
-            batch = batch._replace(trust=torch.stack([decision.estimates, torch.full_like(scores, math.nan)], 1))
-            activations = (*activations, maps)  # the next exit's gate needs this map: it travels with the samples that stay
+        if is_gated:
+            batch = self._add_trust(batch, decision.scores, refused)
+            if decision.refused is not None:
+                refused = torch.where((refused < 0) & decision.refused, k, refused)
+            activations = (*activations, logits, refused)  # the next exit's gate compares its answers with these
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
@@ -179,6 +186,10 @@ class Router:
             stay, leave = order[: len(where) - count], order[len(where) - count :]
             self._routed.append(batch.select(leave))
             self._pools[k + 1].add(where[stay], gather(activations, stay), since, entered)
+
+    @staticmethod
+    def _add_trust(batch: ExitBatch, estimates: Tensor, refused: Tensor) -> ExitBatch:
+        return batch._replace(trust=torch.stack([estimates.float(), refused.float()], 1))
 
 
 @dataclass
