@@ -2,7 +2,7 @@
 
 Cells: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), labels (1,000 draws of
 samples with several labels), groups (1,000 draws of correlated groups), watch-groups (the drift watch on such), families (the warning
-without groups), saving-NAME (against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. Needs `make demo-full`; an hour.
+without groups), swaps (1,000 draws of swapped pairs), saving-NAME (against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. Needs `make demo-full`; an hour.
 """
 
 from __future__ import annotations
@@ -23,11 +23,21 @@ from benchmarks.harness import NORMAL, Job, Promise, Study, spread, table, take_
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo import CLASSES, load_garments
 from exitlens.functional import certification
-from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, split_trace, weigh_samples
+from exitlens.functional.groups import (
+    measure_likeness,
+    pair_groups,
+    shuffle_groups,
+    split_groups,
+    split_trace,
+    weigh_samples,
+)
+from exitlens.functional.maps import geometric_mean
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.search import find_candidates, order_path, quantise
+from exitlens.model.swaps import OBJECT, SwapTrial
+from exitlens.workflow.binding import bound_share
 
 DELTAS, LIMITS, GROUP_LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05), (0.02, 0.05, 0.1)
 BROKEN_DELTA = 0.1  # of promises that are made to be broken, and have to be
@@ -61,6 +71,7 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
         "synthetic": partial(count_draws, "synthetic", count(2000), count(300)),
         "labels": partial(count_draws, "labels", count(1000), count(150)),
         "groups": partial(count_on_groups, count(1000)),
+        "swaps": partial(count_on_swaps, count(1000)),
         "watch-groups": partial(watch_on_groups, count(200)),
         "families": partial(measure_families, 1 if quick else 4),
         "time": partial(time_calibration, 2 if quick else 7),
@@ -247,10 +258,8 @@ ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def measure_families(epochs: int) -> Tree:
-    torch.manual_seed(0)
-    train, *rest = (xl.demo.load_scenes(split) for split in ("train", "validation", "calibration", "test"))
-    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, train.first(1).inputs)
-    xl.fit(net, train, rest[0], loss=xl.EGTLoss(), epochs=epochs, progress=False)
+    net = populations.train_scene_net(epochs)
+    rest = [xl.demo.load_scenes(split) for split in ("validation", "calibration", "test")]
     sets = {f"independent, {split}": data for split, data in zip(("validation", "calibration", "test"), rest, strict=True)}
     sets["independent, 500 of calibration"] = rest[1].first(500)
     images, labels = load_garments("test")
@@ -335,34 +344,101 @@ def measure_savings(name: str, count: int) -> Tree:
     return {"splits": count, "costs": costs, "broken": broken, "share_of_hindsight": shares, "errors": errors}
 
 
-# What the gate saves at equal limits on divergence
+# What the gate saves at equal limits
 
-SHARES = (0.2, 0.4, 0.6, 0.8)  # limits, over exit 0's mean divergence
+GATE_LIMITS = {"disagreement": (0.01, 0.02, 0.05), "divergence": (0.2, 0.4, 0.6, 0.8)}  # divergence: over exit 0's mean
 
 
 def measure_one_gate(name: str, seed: int) -> list[list[float]]:
-    """Return, at limits on divergence, cost and divergence on other samples, without and with the gate."""
+    """Return, at each limit, cost and what is limited on other samples, without and with the gate."""
     trace, rows = populations.recall_trace(name), []
     known, test = map(trace.select, populations.split_randomly(name, len(trace) // 2, seed))
-    for share in SHARES:
-        limit = share * float(known.divergence[:, 0].mean())
-        policies = [xl.calibrate(known, max_divergence=limit, max_accuracy_drop=0.02, gate=gate) for gate in (False, True)]
-        reports = [xl.evaluate(test, policy) for policy in policies]
-        figures = [value for report in reports for value in (report.cost, report.divergence)]
-        rows.append([limit, *figures, float(policies[1].gate is not None)])
+    for kind, limits in GATE_LIMITS.items():
+        for share in limits:
+            limit = share if kind == "disagreement" else share * float(known.divergence[:, 0].mean())
+            policies = [xl.calibrate(known, **{f"max_{kind}": limit}, gate=gate) for gate in (False, True)]  # type: ignore[arg-type]
+            reports = [xl.evaluate(test, policy) for policy in policies]
+            rows.append([limit, *(value for report in reports for value in (report.cost, getattr(report, kind)))])
     return rows
 
 
 def measure_gate(name: str, count: int) -> Tree:
     populations.load_trace(name)
-    draws = np.array(populations.run_in_parallel(measure_one_gate, name, seeds=range(count)))  # (S, shares, 6)
-    keys = ("limit", "cost", "divergence", "cost_gated", "divergence_gated", "used")
-    rows = {}
-    for share, figures in zip(SHARES, draws.transpose(1, 0, 2), strict=True):
+    draws = np.array(populations.run_in_parallel(measure_one_gate, name, seeds=range(count)))  # (S, limits, 5)
+    labels = [f"{kind} {share:g}" for kind, limits in GATE_LIMITS.items() for share in limits]
+    rows, keys = {}, ("limit", "cost", "risk", "cost_gated", "risk_gated")
+    for label, figures in zip(labels, draws.transpose(1, 0, 2), strict=True):
         change = figures[:, 3] / figures[:, 1] - 1
-        rows[str(share)] = dict(zip(keys, map(float, figures.mean(0)), strict=True)) | {"cost_change": float(change.mean())}
-        rows[str(share)]["cost_change_error"] = float(change.std(ddof=1) / math.sqrt(len(figures)))
+        rows[label] = dict(zip(keys, map(float, figures.mean(0)), strict=True)) | {"cost_change": float(change.mean())}
+        rows[label]["cost_change_error"] = float(change.std(ddof=1) / math.sqrt(len(figures)))
     return {"splits": len(draws), "rows": rows}
+
+
+# How often certificates about swaps are broken: all pairs of some scenes are swapped, so that the risk of a draw is known
+
+SWAPPED, DRAWN_SWAPS, CUE_LIMITS = 300, 2000, (0.01, 0.02, 0.05)
+
+
+@cache
+def swap_all_pairs() -> tuple[xl.Trace, xl.Policy, Tensor, Tensor]:
+    """Return a trace of scenes, a policy, and ``(N,N)`` and ``(N,N,K)``: which answers change if the row takes from the column.
+
+    The first is about the answer at the exit taken, outside its own map, the second about all exits, outside the final map.
+    """
+    path = populations.FOLDER / "swaps.pt"
+    net, scenes = populations.train_scene_net(), xl.demo.load_scenes("test").first(SWAPPED)
+    trace = xl.collect(net, scenes)
+    policy = xl.calibrate(xl.collect(net, xl.demo.load_scenes("calibration")), max_accuracy_drop=0.02)
+    if path.exists():
+        return trace, policy, *torch.load(path)
+    trial, rows, exits = (
+        SwapTrial(net, lambda rows: scenes.subset(rows).inputs, SWAPPED, lambda: None),
+        torch.arange(SWAPPED),
+        xl.route(trace, policy),
+    )
+    hide, final = trial.choose_top(geometric_mean(trial.maps), OBJECT), trial.choose_top(trial.maps[-1], OBJECT)
+    taken, every = torch.zeros(SWAPPED, SWAPPED), torch.zeros(SWAPPED, SWAPPED, net.num_exits)
+    for shift in range(SWAPPED):
+        partner = rows.roll(shift)
+        every[rows, partner] = trial.find_changes(rows, partner, final, final, tuple(range(net.num_exits))).float()
+        for k in exits.unique().tolist():
+            here = (exits == k).nonzero()[:, 0]
+            changed = trial.find_changes(here, partner, trial.choose_top(trial.maps[k], 0.2), hide, (k,))
+            taken[here, partner[here]] = changed[:, 0].float()
+    torch.save((taken, every), path)
+    return trace, policy, taken, every
+
+
+def count_one_swap_draw(seed: int) -> dict[str, list[float]]:
+    """Return, by promise, whether it is broken, what it promises less what is true, and for limits the cost."""
+    trace, policy, taken, every = swap_all_pairs()
+    drawn, samples = (
+        torch.randint(SWAPPED, (DRAWN_SWAPS,), generator=torch.Generator().manual_seed(seed)),
+        torch.arange(DRAWN_SWAPS),
+    )
+    partner, unit = pair_groups(samples, seed)
+    share, _ = bound_share(taken[drawn, drawn[partner]], samples, unit, BROKEN_DELTA)
+    truth = 1 - taken.mean().item()
+    judged = {"binding": [float(share > truth), share - truth, 1.0]}
+    changed = every[drawn, drawn[partner]].bool()
+    known = replace(trace.select(drawn), swaps={"changed": changed, "unit": unit})
+    for limit in CUE_LIMITS:
+        chosen = xl.calibrate(known, max_cue_drop=limit, delta=BROKEN_DELTA, seed=seed, temperatures=policy)
+        exits = xl.route(trace, chosen)
+        drop = (every.gather(2, exits[:, None, None].expand(-1, SWAPPED, 1))[..., 0] - every[..., -1]).mean().item()
+        judged[f"cue drop {limit:g}"] = [float(drop > limit), limit - drop, trace.cost[exits].mean().item()]
+        known.certificate_requests.clear()  # each limit is judged alone
+    return judged
+
+
+def count_on_swaps(count: int) -> Tree:
+    swap_all_pairs()
+    outcomes = populations.run_in_parallel(count_one_swap_draw, seeds=range(count))
+    rows = {}
+    for label in outcomes[0]:
+        broken, room, cost = np.array([outcome[label] for outcome in outcomes]).mean(0)
+        rows[label] = {"violations": float(broken), "room": float(room), "cost": float(cost)}
+    return {"draws": count, "samples": DRAWN_SWAPS, "rows": rows}
 
 
 # How soon a monitor warns when backgrounds change, and how often it does when nothing changes
@@ -467,6 +543,10 @@ def promise_rest(run: str, measured: Tree) -> Iterator[Promise]:
             change, error = max((row["cost_change"], row["cost_change_error"]) for row in measured["rows"].values())
             what = f"{run}: change of cost at equal limits, the least of all limits"
             yield Promise.of_half(f"gate|{run}", what, change, "<=", 0.0, NORMAL * error)
+        case "swaps":
+            for label, row in measured["rows"].items():
+                what = f"{label}: certificates broken, at most delta = {BROKEN_DELTA:g}"
+                yield Promise.of_share(f"swaps|{label}", what, row["violations"], measured["draws"], "<=", BROKEN_DELTA)
         case "drift":
             for key in CHANGES:
                 what, warned = f"drift {key}: warned within 500 samples", measured[key]["warned"]
@@ -549,15 +629,29 @@ def write_savings(runs: Runs) -> list[str]:
 def write_gates(runs: Runs) -> list[str]:
     rows = []
     for name, run in find_runs(runs, "gate-").items():
-        for row in run["rows"].values():
+        for label, row in run["rows"].items():
             change = f"{100 * row['cost_change']:+.1f} ± {100 * row['cost_change_error']:.1f} %"
-            plain, gated = (f"{row[f'cost{s}']:.3f} ({row[f'divergence{s}']:.4f})" for s in ("", "_gated"))
-            rows.append([name, f"{row['limit']:.4f}", plain, gated, change, f"{100 * row['used']:.0f} %"])
+            plain, gated = (f"{row[f'cost{s}']:.3f} ({row[f'risk{s}']:.4f})" for s in ("", "_gated"))
+            rows.append([name, f"{label.split()[0]} {row['limit']:.4f}", plain, gated, change])
     return [
-        "Cost on samples that did not choose the policy, limits on divergence at 20, 40, 60 and 80 % of exit 0's mean divergence and 2 % on accuracy; "
-        "means over splits, in brackets the divergence that was measured. Change: of the cost by the gate, with its standard error.",
+        "Cost on samples that did not choose the policy; limits on divergence are 20, 40, 60 and 80 % of exit 0's mean divergence. Means over "
+        "splits, in brackets the disagreement or divergence that was measured. Change: of the cost by the gate, with its standard error.",
         "",
-        *table(["", "limit", "without gate", "with gate", "change of cost", "gate kept"], rows),
+        *table(["", "limit", "without gate", "with gate", "change of cost"], rows),
+    ]
+
+
+def write_swaps(runs: Runs) -> list[str]:
+    measured = runs["swaps"]
+    rows = [
+        [label, f"{row['violations']:.3f}", f"{100 * row['room']:.1f} points", f"{row['cost']:.3f}"]
+        for label, row in measured["rows"].items()
+    ]
+    return [
+        f"{measured['draws']:,} draws of {measured['samples']:,} scenes, with replacement, paired at random; δ = {BROKEN_DELTA:g}. All pairs of "
+        "the scenes were swapped before, so what is true is known.",
+        "",
+        *table(["promise", "broken", "between promise and truth, mean", "mean cost"], rows),
     ]
 
 
@@ -606,6 +700,6 @@ def write_groups(runs: Runs) -> list[str]:
     ]
 
 
-TABLES = {"labels": write_labels, "groups": write_groups, "gate": write_gates, "drift": write_drifts}
+TABLES = {"labels": write_labels, "groups": write_groups, "gate": write_gates, "swaps": write_swaps, "drift": write_drifts}
 TABLES["guarantees"] = lambda runs: [*write_violations(runs), "", *write_savings(runs)]
 STUDY = Study("guarantees", list_cells, list_promises, TABLES)

@@ -58,6 +58,19 @@ def train_garment_net(kind: str) -> xl.ExitNet:
 
 
 @cache
+def train_scene_net(epochs: int = 4) -> xl.ExitNet:
+    """Return a network for the demo's scenes, trained on first use (a minute or two)."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    train, validation = (xl.demo.load_scenes(split) for split in ("train", "validation"))
+    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, train.first(1).inputs)
+    xl.fit(
+        net, train, validation, epochs=epochs, out_dir=FOLDER / f"scenes-{epochs}", resume=True, keep="last", progress=False
+    )
+    return net.eval()
+
+
+@cache
 def recall_trace(name: str) -> xl.Trace:
     """Return a trace of :func:`load_trace`, or a synthetic population such as ``synthetic-1``, once a process."""
     torch.set_num_threads(1)

@@ -30,14 +30,14 @@ def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
     assert found["confidence"] == pytest.approx(sum(row["confidence"] for row in found["predictions"]) / 60)
     assert found["cost"] == pytest.approx(xl.load(trained)[0].cost[exits].mean().item())
     written = (tmp_path / "p.csv").read_text()
-    assert written.startswith("file,label,exit,confidence,divergence_estimate\n")
+    assert written.startswith("file,label,exit,confidence,trust\n")
     assert {row["label"] for row in csv.DictReader(written.splitlines())} <= {"dark", "bright"}
     shown = call.ok(*words, folder, "--monitor")
     assert "samples, the first" in shown
     assert re.search(r"│ exit 0 +│ [01]\.\d+", shown)
     assert re.search(r"\n60 samples answered: exit 0 [\d.]+ %, .*, final [\d.]+ %; mean cost [\d.]+, mean confidence", shown)
     assert "drift" in shown
-    assert "divergence_estimate" not in shown  # there is no gate
+    assert "trust" not in shown  # there is no gate
     assert str(folder / "bright" / "00.png") in shown  # in one piece
     run = shutil.copytree(trained, tmp_path / "run")
     replace_policy(run, xl.Policy.never(4), "never")
@@ -114,7 +114,7 @@ def _rows(path: Path) -> list[dict[str, object]]:
     if path.suffix == ".parquet":
         return pytest.importorskip("pyarrow").parquet.read_table(path).to_pylist()
     rows = csv.DictReader(path.read_text().splitlines())
-    numbers = {"exit": int, "confidence": float, "divergence_estimate": lambda word: float(word) if word else None}
+    numbers = {"exit": int, "confidence": float, "trust": lambda word: float(word) if word else None}
     return [row | {name: read(row[name]) for name, read in numbers.items()} for row in rows]
 
 

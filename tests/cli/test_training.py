@@ -227,15 +227,13 @@ def test_a_certificate_from_an_unlabelled_folder_in_groups_and_its_trace(again, 
 
 @pytest.mark.slow
 def test_a_gate_and_the_column_it_fills(again, folder, call):
-    gate = call.json("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate")["gate"]
-    net, policy = xl.load(again)
-    if gate is None:  # every map is near enough: the simpler rule; here one is made by hand
-        gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 3, (1.0,) * 3)
-        xl.save(net, xl.Policy(policy.thresholds, network=policy.network, gate=gate), again, overwrite=True)
+    shown = call.ok("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", "0.3", "--gate")
+    assert "gate: thresholds are on the estimated chance that the final exit agrees" in " ".join(shown.split())
+    assert xl.load(again)[1].gate is not None
     rows = call.json("predict", "--bundle", again, "--data", folder)["predictions"]
-    assert all(0 <= row["divergence_estimate"] <= 1 for row in rows)
+    assert all(0 <= row["trust"] <= 1 for row in rows)
     shown = call.ok("explain", "--bundle", again, "--image", next(folder.rglob("*.png")))
-    assert "(limit" in shown
+    assert "same as final" in " ".join(shown.split())
 
 
 @pytest.mark.slow
@@ -299,7 +297,6 @@ def test_data_that_it_refuses(again, folder, tmp_path, call, words, message):
     ("words", "message"),
     [
         (("--delta", "0.1"), "limits: expected at least one"),
-        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-divergence", "2"), "--max-divergence: expected a number in [0, 1]"),
         (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),
         (("--max-cost", "1", "--name", "default"), "name: 'default' is what the bundle's own policy is called"),

@@ -244,7 +244,7 @@ def test_rows_of_something_else_are_not_gone_on_with(path):
         b"a,b\n1,2\n",
         b"file,label,exit,confidence\r\nx,y\r\n",
         b"file,label,exit,confidence\nx,y,first,1\n",
-        b"file,label,exit,confidence,divergence_estimate\r\nx,y,first,1,\r\n",
+        b"file,label,exit,confidence,trust\r\nx,y,first,1,\r\n",
         b'file,label,exit,confidence\n"x"y,y,1,1\n',
         b'{"file": 1}\n',
         b'{"file": \n',
@@ -315,7 +315,7 @@ def test_rows_have_the_names_of_samples_that_were_read_ahead(net, images):
     assert [row.file for row in rows] == [f"{i}.png" for i in range(40)]
     labels = torch.cat([pred.labels for pred in predictions])
     assert [row.label for row in rows] == ["abcd"[i] for i in labels.tolist()]
-    assert rows[0].divergence_estimate is None
+    assert rows[0].trust is None
 
 
 @pytest.fixture

@@ -116,12 +116,11 @@ def test_a_report_needs_an_early_exit(tmp_path, tiny_set):
 
 @pytest.mark.slow
 def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
-    gate = xl.types.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
-    text = write(tmp_path, tiny_set, make_subject("gated", tiny_set, policy=xl.Policy((0.26, 0.26), gate=gate)))
+    gate = xl.types.Gate(((0.0,) * 7 + (-1.0,), (0.0,) * 7 + (1.0,)), (0.0, math.inf))  # 0.269 and 0.731
+    text = write(tmp_path, tiny_set, make_subject("gated", tiny_set, policy=xl.Policy((0.3, 0.6), gate=gate)))
     assert 'id="w-gate"' in text
-    assert "<td>0.100</td><td>none</td>" in text
-    assert "estimated divergence 0.250 &gt; 0.100, the gate" in text
-    assert "was not trusted: its estimated divergence from the final one is 0.250, over the limit 0.100" in text
+    assert "chance that the final exit agrees 0.269 &lt; threshold 0.300" in text
+    assert "the estimated chance that the final exit agrees, 0.269, is below the threshold 0.300" in text
     assert 'id="w-gate"' not in write(tmp_path, tiny_set, make_subject("free", tiny_set))
 
 

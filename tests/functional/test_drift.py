@@ -87,14 +87,16 @@ def test_portions_do_not_matter_and_memory_is_constant():
     assert [len(v) for v in vars(one).values() if isinstance(v, list)] == sizes
 
 
-def test_divergence_is_averaged_where_it_was_measured():
+def test_refusals_are_counted_by_class():
     pred = draw(4, 0)
-    seen = torch.tensor([math.nan, 0.2, math.nan, 0.4])
-    pred = xl.Prediction(pred.labels, pred.exits, pred.confidence, pred.probabilities, last_divergence=seen)
-    state = xl.DriftMonitor(policy_on(draw(100, 1))).update(pred)
-    assert state.divergence == pytest.approx(0.3)
-    assert state.to_dict()["samples"] == 4
-    assert "no drift seen in 4 samples" in state.summary
+    labels, refused = torch.tensor([0, 2, 2, 0]), torch.tensor([-1, 0, 1, -1])
+    pred = xl.Prediction(labels, pred.exits, pred.confidence, pred.probabilities, refused=refused)
+    monitor = xl.DriftMonitor(policy_on(draw(100, 1)))
+    assert monitor.update(draw(3, 1)).refused is None
+    state = monitor.update(pred)
+    assert state.refused == pytest.approx(0.5)
+    assert state.refused_by_class == {0: 0.0, 2: 1.0}
+    assert "no drift seen in 7 samples" in state.summary
 
 
 def with_groups(policy: xl.Policy) -> xl.Policy:

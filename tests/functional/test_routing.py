@@ -1,9 +1,8 @@
-"""The gate by hand, and that the weights are those of least squares."""
+"""The gate by hand, and that the weights are those of logistic regression."""
 
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,91 +10,121 @@ from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.functional import routing
-from exitlens.functional.maps import divergence
 from tests.conftest import random_trace
 
-
-def trace_with_gate_features(n: int = 400) -> xl.Trace:
-    """Divergence is a known function of the gate features, and of chance."""
-    base, rng = random_trace(n), torch.Generator().manual_seed(7)
-    gate_features = torch.rand(n, 2, 2, generator=rng)
-    gate_features[:, 0, 1] = 0
-    sure = base.logits[:, :2].softmax(2).amax(2)
-    noise = 0.01 * torch.randn(n, 2, generator=rng)
-    spread = 0.3 - 0.2 * sure + 0.1 * gate_features[..., 0] + 0.4 * gate_features[..., 1] + noise
-    both = torch.cat([spread.clamp(0, 1), torch.zeros(n, 1)], 1)
-    return replace(base, divergence=both, gate_features=gate_features)
+WEIGHTS = (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # the estimate is the sigmoid of the margin
+GATE = xl.types.Gate((WEIGHTS,) * 2, (0.85, 0.6))
 
 
-def test_gate_features_by_hand():
-    one = torch.tensor([[[0.25, 0.25], [0.25, 0.25]], [[1.0, 0.0], [0.0, 0.0]]])
-    assert routing.compute_gate_features(one, None).tolist() == [[pytest.approx(1.0), 0.0], [0.0, 0.0]]
-    fine = torch.zeros(2, 4, 4)
-    fine[:, 0, 0] = 1
-    change = routing.compute_gate_features(one, fine)[:, 1]
-    assert change[1].item() == pytest.approx(0, abs=1e-6)  # the fine map, made coarse, is the same
-    assert change[0].item() == pytest.approx(divergence(one[:1], one[1:]).item(), abs=1e-6)
-    text = routing.compute_gate_features(torch.tensor([[0.5, 0.5, 0.0]]), None)
-    assert text[0, 0].item() == pytest.approx(math.log(2) / math.log(3))
-
-
-def test_estimate_and_trust_by_hand():
-    gate = xl.types.Gate(((-0.5, 0.2, 1.0, 0.4),), (0.3,))
-    found = routing.estimate(gate, 0, torch.tensor([0.8, 0.2, 1.0]), torch.tensor([[0.5, 0.1], [1.0, 1.0], [0.0, 0.0]]))
-    assert found.tolist() == pytest.approx([0.2, 1.0, 0.0])
-    assert routing.mask_untrusted(torch.tensor([0.9, 0.8, 0.7]), found, 0.3).tolist() == pytest.approx([0.9, 0.0, 0.7])
-
-
-def test_the_weights_are_those_of_least_squares():
-    trace, rows = trace_with_gate_features(), torch.arange(300)
-    gate = routing.fit_gate(trace, rows, (1.0, 1.0, 1.0))
-    assert gate.limits == (math.inf, math.inf)
-    sure = trace.logits[:300, 1].softmax(1).amax(1)
-    x = torch.cat([sure[:, None], trace.gate_features[:300, 1], torch.ones(300, 1)], 1).double().numpy()
-    expected = np.linalg.lstsq(x, trace.divergence[:300, 1].double().numpy(), rcond=None)[0]
-    assert gate.weights[1] == pytest.approx(expected.tolist(), abs=2e-3)
-    estimates = routing.estimate_trace(trace, (1.0,) * 3, gate)
-    assert np.corrcoef(estimates[300:, 1], trace.divergence[300:, 1])[0, 1] > 0.95
-
-
-def test_limits_trust_the_share_asked_for():
-    trace = trace_with_gate_features()
-    gate = routing.fit_gate(trace, torch.arange(400), (1.0,) * 3)
-    estimates = routing.estimate_trace(trace, (1.0,) * 3, gate)
-    for share in (0.5, 0.8):
-        limits = routing.limit_gate(gate, estimates, share).limits
-        for k in range(2):
-            assert (estimates[:, k] <= limits[k]).float().mean().item() == pytest.approx(share, abs=0.01)
-    assert routing.limit_gate(gate, estimates, 1.0) is gate
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=2), st.floats(0.01, 1))
-@settings(max_examples=40, deadline=None)
-def test_distrust_only_a_threshold_of_0_overrides(limits, threshold):
-    trace = trace_with_gate_features(50)
-    gate = xl.types.Gate(routing.fit_gate(trace, torch.arange(50), (1.0,) * 3).weights, tuple(limits))
-    estimates = routing.estimate_trace(trace, (1.0,) * 3, gate)
-    exits = xl.route(trace, xl.Policy((threshold, threshold), gate=gate))
+def trace_with_gate_features(n: int = 400, seed: int = 0) -> xl.Trace:
+    """What is left of an answer's margin without a 20th of its locations says whether it is the final one; confidence does not."""
+    base, rng = random_trace(n, seed=seed), torch.Generator().manual_seed(7 + seed)
+    gate_features = torch.randn(n, 2, 6, generator=rng)
+    gate_features[:, 0, 0] = 0
+    logits, answers = base.logits.clone(), base.answers
     for k in range(2):
-        assert (estimates[exits == k, k] <= limits[k]).all()
-    assert xl.route(trace, xl.Policy((0.0, 0.5), gate=gate)).eq(0).all()
-    gated, plain = (routing.score_early_exits(trace, xl.Policy((0.5, 0.5), gate=value)) for value in (gate, None))
-    assert (gated <= plain).all()
+        agrees = torch.rand(n, generator=rng) < (4 * gate_features[:, k, 2]).sigmoid()
+        told = torch.where(agrees, answers[:, 2], (answers[:, 2] + 1) % 4)
+        logits[:, k] = 3 * torch.nn.functional.one_hot(told, 4) + 0.1 * torch.randn(n, 4, generator=rng)
+    divergence = torch.cat([(-gate_features[..., 5]).sigmoid(), torch.zeros(n, 1)], 1)
+    return replace(base, logits=logits, divergence=divergence, gate_features=gate_features)
+
+
+def test_margins_by_hand():
+    """Four locations, two rivals: without the 20th, 10th and 5th (one location each) the margin loses the largest share."""
+    evidence = torch.tensor([[[2.0, 0.5, 0.0, 0.5], [0.0, 0.5, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])  # (1,3,4)
+    bias = torch.tensor([0.0, 0.25, 0.0])
+    logits = evidence.sum(2) + bias
+    attention = torch.full((1, 2, 2), 0.25)
+    margins = routing.find_evidence_margins(evidence.view(1, 3, 2, 2), logits, attention)
+    assert margins.tolist() == [[pytest.approx(value) for value in (1.25, -0.75, -0.75, -0.75, 1.0)]]
+    fine = torch.zeros(1, 2, 40)
+    fine[0, 0, :8] = torch.arange(8, 0, -1.0)
+    margins = routing.find_evidence_margins(fine, fine.sum(2), torch.full((1, 40), 1 / 40))
+    assert margins[0].tolist() == pytest.approx([36.0, 36 - 15, 36 - 26, 0.0, 1.0])
+
+
+def test_padding_does_not_count_among_locations():
+    evidence, attention = torch.randn(3, 4, 30), torch.rand(3, 30)
+    evidence[:, :, 20:], attention[:, 20:] = 0, 0
+    logits = evidence.sum(2)
+    whole = routing.find_evidence_margins(evidence, logits, attention)
+    alone = routing.find_evidence_margins(evidence[..., :20], logits, attention[:, :20])
+    torch.testing.assert_close(whole[:, :4], alone[:, :4])
+
+
+def test_how_far_the_exit_before_is_from_the_answer():
+    logits, previous = torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.tensor([[4.0, 1.5], [5.0, 1.0]])
+    assert routing.compare_answers(logits, previous, "classes").tolist() == [-2.5, 0.0]
+    assert routing.compare_answers(logits, None, "classes").tolist() == [0.0, 0.0]
+    several = routing.compare_answers(torch.tensor([[1.0, -3.0, 2.0]]), torch.tensor([[-0.5, -1.0, -2.0]]), "multilabel")
+    assert several.tolist() == [-2.5]
+
+
+def test_features_and_estimates_by_hand():
+    policy = xl.Policy((0.5, 0.5), temperatures=(2.0, 4.0, 1.0))
+    margins = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]])
+    features = routing.stack_features(torch.tensor([0.75]), torch.tensor([-3.0]), margins, policy, 1)
+    assert features.tolist() == [[pytest.approx(v) for v in (math.log(3), -1.5, 1.0, 0.75, 0.5, 0.25, 0.5)]]
+    far = routing.stack_features(torch.tensor([1.0]), torch.tensor([-1e9]), margins, policy, 0)
+    assert far[0, :2].tolist() == pytest.approx([math.log(1e6), -20.0], rel=0.02)
+    gate = xl.types.Gate((WEIGHTS, (1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, -1.0)))
+    assert routing.estimate(gate, 1, features).tolist() == pytest.approx([1 / (1 + math.exp(-(math.log(3) + 1.5 - 1)))])
+
+
+def test_the_weights_are_those_of_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    trace = trace_with_gate_features(600)
+    features = routing.stack_trace_features(trace, xl.Policy.never(3))
+    agrees = (trace.answers[:, :-1] == trace.answers[:, -1:]).float()
+    gate = routing.fit_gate(features, agrees)
+    for k in range(2):
+        scaler = StandardScaler().fit(features[:, k].double())
+        fitted = LogisticRegression(C=1 / routing.RIDGE, tol=1e-8, max_iter=1000)
+        fitted.fit(scaler.transform(features[:, k].double()), agrees[:, k])
+        expected = fitted.coef_[0] / scaler.scale_
+        assert gate.weights[k][:-1] == pytest.approx(expected.tolist(), abs=2e-3)
+        assert gate.weights[k][-1] == pytest.approx(float(fitted.intercept_[0] - expected @ scaler.mean_), abs=5e-3)
+
+
+def test_a_gate_learns_what_confidence_does_not_tell():
+    train, test = trace_with_gate_features(1000), trace_with_gate_features(1000, seed=1)
+    plain = xl.Policy.never(3)
+    agrees = (train.answers[:, :-1] == train.answers[:, -1:]).float()
+    gated = replace(plain, gate=routing.fit_gate(routing.stack_trace_features(train, plain), agrees))
+    right = test.answers[:, 0] == test.answers[:, 2]
+    areas = []
+    for policy in (plain, gated):
+        scores = routing.score_early_exits(test, policy)[:, 0]
+        areas.append((scores[right][:, None] > scores[~right][None]).float().mean())
+    assert areas[0] < 0.6
+    assert areas[1] > 0.9
+
+
+def test_as_many_leave_by_the_confidences_of_a_gate():
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.9], [0.7, 0.5], [0.6, 0.2], [0.5, 0.3]])
+    gate = routing.match_confidences(xl.types.Gate((WEIGHTS,) * 2), scores, torch.tensor([2, 0, 1, 1, 0]))
+    assert gate.confidences == pytest.approx((0.8, 0.2))  # 2 of 5, and 2 of the 3 that go on (0.1, 0.5, 0.2)
+    never = routing.match_confidences(gate, scores, torch.full((5,), 2))
+    assert never.confidences == (math.inf, math.inf)
 
 
 def test_bad_gates_and_traces():
-    for weights, message in (
-        (((1.0, 2.0),), "a limit and 4 weights"),
-        (((math.nan, 0, 0, 0),), "finite weights"),
-        ("x", "rows of numbers"),
+    for weights, confidences, message in (
+        (((1.0, 2.0),), (), "expected 8 weights"),
+        (((math.nan, *[0.0] * 7),), (), "finite weights"),
+        ("x", (), "rows of numbers"),
+        ((WEIGHTS,), (0.5, 0.5), "a confidence for each early exit or none"),
+        ((WEIGHTS,), (math.nan,), "confidences that are numbers"),
     ):
         with pytest.raises(xl.errors.PolicyError, match=message):
-            xl.types.Gate(weights, (0.5,))
+            xl.types.Gate(weights, confidences)
     with pytest.raises(xl.errors.PolicyError, match="gate: expected a Gate for 2 early exits"):
-        xl.Policy((0.5, 0.5), gate=xl.types.Gate(((0, 0, 0, 0),), (0.5,)))
-    gate = xl.types.Gate(((0, 0, 0, 0),) * 2, (0.5, math.inf))
+        xl.Policy((0.5, 0.5), gate=xl.types.Gate((WEIGHTS,)))
     with pytest.raises(xl.errors.InputError, match="needs gate_features and this trace has none"):
-        xl.route(random_trace(20), xl.Policy((0.5, 0.5), gate=gate))
+        xl.route(random_trace(20), xl.Policy((0.5, 0.5), gate=GATE))
     with pytest.raises(xl.errors.InputError, match="gate_features: expected"):
         xl.Trace(torch.zeros(2, 2, 2), None, torch.zeros(2, 2), torch.tensor([0.5, 1.0]), gate_features=torch.zeros(2, 2, 2))
 
@@ -121,16 +150,17 @@ def test_route_by_hand():
         xl.route(replace(trace, network="aaaa"), xl.Policy((0.5,), network="bbbb"))
 
 
-GATE = xl.types.Gate(((0.0, 1.0, 0.0, 0.0),) * 2, (0.5, 0.2))  # the estimate is the first gate feature
-
-
 def test_heads_that_several_policies_need():
     never, late = math.inf, xl.Policy((math.inf, math.inf, 0.5))
     assert routing.cover([late]).thresholds == (never, never, 0.0)
     assert routing.cover([late, xl.Policy((0.9, never, never), "margin")]).thresholds == (0.0, never, 0.0)
     assert routing.cover([xl.Policy.never(4)]).thresholds == (never,) * 3
-    gated = xl.Policy((never, 0.5, never), gate=xl.types.Gate(((0.0,) * 4,) * 3, (1.0,) * 3))
-    assert routing.cover([xl.Policy.never(4), gated]).thresholds == (0.0, 0.0, never)  # a gate needs the maps before
+    gated = xl.Policy((never, 0.5, never), gate=xl.types.Gate((WEIGHTS,) * 3))
+    assert routing.cover([xl.Policy.never(4), gated]).thresholds == (
+        0.0,
+        0.0,
+        never,
+    )  # a gate compares with the exits before
     assert routing.cover([xl.Policy(())]).thresholds == ()
 
 
@@ -138,16 +168,19 @@ def test_a_decision_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45]])
     scores = p.amax(1)
     plain = routing.decide(xl.Policy((0.7, 0.5)), 0, p, scores, None)
-    assert plain.estimates is None
+    assert plain.refused is None
     assert plain.scores is scores
     assert plain.fired.tolist() == [True, True, False]
-    gate_features = torch.tensor([[0.6, 0.0], [0.4, 0.0], [0.1, 0.0]])
-    gated = routing.decide(xl.Policy((0.7, 0.5), gate=GATE), 0, p, scores, gate_features)
-    assert gated.estimates.tolist() == pytest.approx([0.6, 0.4, 0.1])
-    assert gated.scores.tolist() == pytest.approx([0.0, 0.8, 0.55])
-    assert gated.fired.tolist() == [False, True, False]
-    assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, gate_features).fired.all()  # 0: always
-    assert not routing.decide(xl.Policy((0.7, math.inf), gate=GATE), 1, p, scores, gate_features).fired.any()
+    features = torch.zeros(3, 7)
+    features[:, 2] = torch.tensor([0.4, 1.0, 2.0])
+    gated = routing.decide(xl.Policy((0.7, 0.5), gate=GATE), 0, p, scores, features)
+    assert gated.scores.tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in (0.4, 1.0, 2.0)])  # 0.60, 0.73, 0.88
+    assert gated.fired.tolist() == [False, True, True]
+    assert gated.refused.tolist() == [True, False, False]  # its confidence alone would be enough
+    unknown = replace(GATE, confidences=())
+    assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, p, scores, features).refused is None
+    assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, features).fired.all()  # 0: always
+    assert not routing.decide(xl.Policy((0.7, math.inf), gate=GATE), 1, p, scores, features).fired.any()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +188,7 @@ def test_a_decision_by_hand():
     [
         ((0.5, 0.5), [True, True, True], [True, True, True]),
         ((0.5, math.inf), [True, False, True], [True, False, True]),
-        ((math.inf, 0.5), [False, True, True], [True, True, True]),  # its map is a gate feature of the next
+        ((math.inf, 0.5), [False, True, True], [True, True, True]),  # the next exit's gate compares with its answer
         ((math.inf, math.inf), [False, False, True], [False, False, True]),
         ((2.0, 2.0), [True, True, True], [True, True, True]),  # never reached, but computed
     ],
@@ -168,11 +201,9 @@ def test_heads_that_are_computed(thresholds, plain, gated):
 
 def test_the_policy_on_paper_decides_by_the_same_rule():
     base = random_trace()
-    gate_features = torch.rand(len(base), 2, 2, generator=torch.Generator().manual_seed(1))
+    gate_features = torch.randn(len(base), 2, 6, generator=torch.Generator().manual_seed(1))
     trace = replace(base, gate_features=gate_features)
     policy = xl.Policy((0.6, 0.5), "entropy", (2.0, 1.0, 1.0), gate=GATE)
-    p = (trace.logits[:, 0] / 2).softmax(1)
-    scores = 1 + (p * p.log()).sum(1) / math.log(p.shape[1])
-    expected = torch.where(gate_features[:, 0, 0] <= 0.5, scores, 0)
+    expected = (gate_features[:, 0, 1] / 2).sigmoid()
     torch.testing.assert_close(routing.score_early_exits(trace, policy)[:, 0], expected)
     assert (xl.route(trace, policy) == 0).tolist() == (expected >= 0.6).tolist()

@@ -42,11 +42,11 @@ def test_damaged_bundles(copied, tmp_path):
             er.load(copied)
     path.write_bytes(original)
     er.load(copied)
-    for form in (0, 2, None):
+    for form in (0, 1, None):
         change(copied / "manifest.json", format=form)
-        with pytest.raises(er.BundleError, match=f"expected format 1, got {form}. Fix: export the network again"):
+        with pytest.raises(er.BundleError, match=f"expected format 2, got {form}. Fix: export the network again"):
             er.load(copied)
-    change(copied / "manifest.json", format=1, inputs=[{}])
+    change(copied / "manifest.json", format=2, inputs=[{}])
     with pytest.raises(er.BundleError, match="expected what exitlens wrote, got KeyError"):
         er.load(copied)
     for text, message in (("{", "JSON"), ("{}", "not of an edge bundle")):

@@ -41,12 +41,21 @@ def test_threads_may_share_it(opened, images):
 
 @pytest.mark.parametrize("limits", [(0.6, 0.5), (math.inf, 0.5), (0.0, 0.0)])
 def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
-    policy = xl.Policy(limits, gate=xl.types.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.5, 0.3)))
+    weights = (0.3, 0.1, 0.05, 0.1, 0.1, 0.1, 0.5, -1.0), (0.2, 0.3, 0.1, 0.0, 0.2, 0.0, -0.5, -0.5)
+    policy = xl.Policy(limits, gate=xl.types.Gate(weights, (0.4, 0.4)))
     pred = er.load(xl.export(NET, policy, tmp_path / "e"), threads=1).predict(images.numpy())
     expected = xl.predict(NET, images, policy)
     check_answers(pred, expected)
-    for name in ("divergence_estimate", "last_divergence"):
-        assert np.allclose(getattr(pred, name), getattr(expected, name).numpy(), atol=1e-5, equal_nan=True)
+    assert np.allclose(pred.trust, expected.trust.numpy(), atol=1e-5)
+    assert pred.refused.tolist() == expected.refused.tolist()
+
+
+def test_the_promise_of_binding_travels(images, tmp_path):
+    binding = xl.types.BindingCertificate(0.2, 0.1, 0.929, 0.94, 100, None, ((60, 0.9), (20, 1.0), (20, 0.9)), "x")
+    net = er.load(xl.export(NET, xl.Policy((0.6, 0.5), binding=binding), tmp_path / "e"), threads=1)
+    promise = "The top 20 % of a map decides at least 92 % of the answers (90 % confidence)."
+    assert net.policy.describe_binding() == promise
+    assert net.with_policy(xl.Policy((0.6, 0.5)).to_dict()).policy.describe_binding() == ""
 
 
 @pytest.mark.slow

@@ -3,15 +3,13 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.functional.maps import place as place_in_torch
-from exitlens.functional.maps import regrid
-from exitlens.functional.routing import compute_gate_features, needs_head, route
+from exitlens.functional.routing import needs_head, route, stack_observed
 from exitlens.functional.scores import score
 from exitlens_runtime import routing
 from exitlens_runtime.routing import place
@@ -30,18 +28,17 @@ thresholds = st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.5, math.inf])
 def test_the_decision_rule_is_the_librarys(seed, limits, kind, hot, gated):
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(30, 3, 5, generator=rng)
-    maps = [torch.rand(30, size, size, generator=rng).flatten(1).softmax(1).view(30, size, size) for size in (6, 4, 3)]
-    gate = xl.types.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.4, 0.3)) if gated else None
+    observed = [(logits[:, k], torch.randn(30, 5, generator=rng)) for k in range(3)]
+    gate = xl.types.Gate(((0.5, 0.2, 0.1, 0.3, 0.0, 0.1, 0.4, -1.0),) * 2, (0.5, 0.4)) if gated else None
     policy = xl.Policy(limits, kind, (hot, 1.0, 1.0), gate=gate)
-    features = torch.stack([compute_gate_features(maps[0], None), compute_gate_features(maps[1], maps[0])], 1)
     trace = xl.Trace(
-        logits, torch.zeros(30, dtype=torch.long), torch.zeros(30, 3), torch.arange(1.0, 4), gate_features=features
+        logits, None, torch.zeros(30, 3), torch.arange(1.0, 4), gate_features=stack_observed(observed, "classes")
     )
     copied, exits = routing.Policy.from_dict(policy.to_dict()), np.full(30, 2)
     for k in (1, 0):
         p = routing.find_probabilities(logits[:, k].numpy(), copied.temperatures[k])
-        before = maps[k - 1].numpy() if k else None
-        exits[routing.decide(copied, k, p, maps[k].numpy(), before).fired] = k
+        before = logits[:, k - 1].numpy() if k else None
+        exits[routing.decide(copied, k, p, logits[:, k].numpy(), observed[k][1].numpy(), before).fired] = k
     assert [copied.needs(k) for k in range(3)] == [needs_head(policy, k) for k in range(3)]
     assert exits.tolist() == route(trace, policy).tolist()
 
@@ -54,10 +51,7 @@ def test_scores_are_the_librarys(seed, kind, hot):
     assert np.allclose(routing.find_score(p, kind), score(logits, kind, hot).numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(6, 6), (5, 7), (9, 4)])
-def test_maps_are_averaged_and_placed_as_in_the_library(size):
+def test_maps_are_placed_as_in_the_library():
     maps = torch.rand(3, 9, 8, generator=torch.Generator().manual_seed(0))
-    small = tuple(map(min, size, (9, 8)))
-    assert np.allclose(routing.regrid(maps.numpy(), small), regrid(maps, small).numpy(), atol=1e-6)
     for offset in ((0.0, 0.0), (0.5, 0.25), (-1.5, 0.0)):
         assert np.allclose(place(maps.numpy(), offset), place_in_torch(maps, offset).numpy(), atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.cascade import Cascade, Pace, Pool, Terms, Ticket, choose_pool
+from exitlens.serving.cascade import Answer, Cascade, Pace, Pool, Terms, Ticket, choose_pool
 from tests.serving.conftest import POLICIES
 
 
@@ -192,9 +192,9 @@ def test_a_stage_that_was_emptied_waits_for_company_anew(model, images, open_cas
 
 def test_kept_answers_stand_in_where_all_have_one():
     ticket, row = Ticket((torch.zeros(2, 3),), Terms(), 2), np.array([0.25, 0.75], np.float32)
-    ticket.answer(0, 1, 1, 0.75, row, None)
+    ticket.answer(0, Answer(1, 1, 0.75, row, None, -1.0))
     assert not ticket.answer_by_kept()
-    ticket.kept[1] = (0, 1, 0.75, row, None)
+    ticket.kept[1] = Answer(0, 1, 0.75, row, None, -1.0)
     assert ticket.answer_by_kept()
     assert ticket.left == 0
     assert (ticket.exits.tolist(), ticket.limited.tolist()) == ([1, 0], [False, True])

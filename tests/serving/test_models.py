@@ -168,7 +168,7 @@ def copied(edge, tmp_path):
 @pytest.mark.parametrize(
     ("thresholds", "change", "error", "words"),
     [
-        ((math.inf, 0.7), {"format": 9}, xl.errors.BundleError, "expected format 1, got 9"),
+        ((math.inf, 0.7), {"format": 9}, xl.errors.BundleError, "expected format 2, got 9"),
         ((math.inf, 0.7), {"cost": ["x"]}, xl.errors.BundleError, "Fix: export again"),
         ((math.inf, 0.7), {"segments": [{"exit": 0, "file": "../a.onnx"}]}, xl.errors.BundleError, "no checksum"),
         ((math.inf, 0.7), {"network": "another"}, xl.errors.PolicyError, "calibrated for network"),

@@ -51,14 +51,17 @@ def test_top_locations_and_the_runner_up():
         (explain(VIEW, FINAL), ["maps correlate at 0.80 (another sample's map: not measured)"]),
         (explain(replace(VIEW, cc_null=0.62), FINAL), ["maps correlate at 0.80 (another sample's map: 0.62)"]),
         (explain(replace(VIEW, threshold=0.0)), ["answers everything under this policy"]),
-        (explain(replace(VIEW, estimate=0.1, limit=0.2)), ["its map is estimated to be near the final one", "0.100"]),
+        (
+            explain(replace(VIEW, estimate=0.8)),
+            ["final exit is estimated to agree: the chance 0.800 reached the threshold 0.600"],
+        ),
         (
             explain(replace(VIEW, fired=False), FINAL, answered=1),
             ["cat: no earlier exit could answer", "probability 90.0 %"],
         ),
         (
-            explain(replace(VIEW, fired=False, estimate=0.3, limit=0.2), FINAL, answered=1),
-            ["Exit 0 reached the threshold too, but its map was not trusted", "is 0.300, over the limit 0.200"],
+            explain(replace(VIEW, fired=False, estimate=0.3, refused=True), FINAL, answered=1),
+            ["Exit 0 was sure enough, but the gate refused its answer (dog)", "agrees, 0.300, is below the threshold 0.600"],
         ),
     ],
 )
@@ -74,10 +77,10 @@ def test_the_final_exit_may_not_have_run():
 
 
 def test_to_dict_is_json_and_accounts_for_the_logit():
-    never = replace(VIEW, threshold=math.inf, fired=False, estimate=0.1, limit=math.inf)
+    never = replace(VIEW, threshold=math.inf, fired=False, estimate=0.1)
     values = json.loads(json.dumps(explain(never, FINAL, answered=1).to_dict(), allow_nan=False))
     row = values["exits"][0]
-    assert (row["threshold"], row["limit"], row["runner_up_name"]) == ("never", "none", "cat")
+    assert (row["threshold"], row["estimate"], row["runner_up_name"]) == ("never", 0.1, "cat")
     evidence = sum(place["evidence"] for place in row["top_locations"]) + row["evidence_elsewhere"]
     assert evidence + row["bias"] == pytest.approx(-0.5)
     words = replace(explain(VIEW), tokens=("a", "lamp"))

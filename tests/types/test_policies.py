@@ -133,7 +133,7 @@ def test_bad_policies(values, message):
 
 
 def test_policies_travel_as_json_and_missing_values_are_named():
-    gate = xl.types.Gate(((1.0, 0.0, 0.5, 0.1),) * 2, (0.2, math.inf))
+    gate = xl.types.Gate(((1.0, 0.0, 0.5, 0.1, 0.0, 0.2, 0.0, -1.0),) * 2, (0.2, math.inf))
     policy = xl.Policy((0.9, math.inf), "margin", (1.0, 2.0, 3.0), gate=gate)
     assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict(), allow_nan=False))) == policy
     with pytest.raises(xl.errors.PolicyError, match="thresholds, score, temperatures, network missing"):

@@ -76,7 +76,6 @@ def test_fit_has_the_settings_as_arguments_with_the_same_defaults():
         *(({"max_disagreement": 0.1, "delta": value}, "delta: expected a number between") for value in (0, True)),
         ({"max_cost": 0.5, "delta": 0.1}, "delta: it certifies limits on risks"),
         ({"max_divergence": 0.1, "gate": 1}, "gate: expected bool"),
-        ({"max_accuracy_drop": 0.1, "gate": True}, "pass max_divergence, too"),
         ({"max_disagreement": 0.1, "temperature_scaling": 1}, "temperature_scaling: expected bool"),
         ({"max_disagreement": 0.1, "temperatures": (1.0,)}, "temperatures: expected Temperatures"),
         ({"max_disagreement": 0.1, "equal_groups": True}, "equal_groups: it is about a certificate"),

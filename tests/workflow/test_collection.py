@@ -10,7 +10,7 @@ from exitlens import io
 from exitlens.data.batches import Batch
 from exitlens.functional.compact import compress
 from exitlens.functional.maps import divergence, kl, on_common_grid, pair_samples, pearson
-from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
+from exitlens.functional.routing import fit_gate, score_early_exits, stack_trace_features
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
 from tests.conftest import TinyNet, make_net, make_timing, make_tiny_set
@@ -258,11 +258,11 @@ def test_a_compact_trace_is_routed_as_the_network_routes(score, gated, temperatu
     net, images, labels = make_hundred_classes()
     compact = xl.collect(net, [(images, labels)], compact=True)
     never = xl.Policy((2.0, 2.0), score, (temperature,) * 3)
+    if gated:
+        agrees = (compact.answers[:, :-1] == compact.answers[:, -1:]).float()
+        never = dataclasses.replace(never, gate=fit_gate(stack_trace_features(compact, never), agrees))
     thresholds = [halve(column) for column in score_early_exits(compact, never).T]
-    gate = fit_gate(compact, torch.arange(len(images)), never.temperatures) if gated else None
-    if gate is not None:
-        gate = limit_gate(gate, estimate_trace(compact, never.temperatures, gate), 0.6)
-    policy = xl.Policy(tuple(thresholds), score, never.temperatures, gate=gate)
+    policy = dataclasses.replace(never, thresholds=tuple(thresholds))
     exits, pred = xl.route(compact, policy), xl.predict(net, images, policy)
     assert exits.tolist() == pred.exits.tolist() == xl.route(xl.collect(net, images), policy).tolist()
     assert compact.logits.argmax()[torch.arange(len(images)), exits].tolist() == pred.labels.tolist()

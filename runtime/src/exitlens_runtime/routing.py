@@ -103,7 +103,7 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, previous: Array | None) -> Decision:
-    """Decide at early exit k from its probabilities, its logits and those of the exit before, ``(B,C)``, and margins ``(B,5)``."""
+    """Decide at early exit k from probabilities and logits, those of the exit before, ``(B,C)``, and margins ``(B,5)``."""
     scores, threshold, gate = find_score(p, policy.score), np.float32(policy.thresholds[k]), policy.gate
     if gate is None:
         return Decision(scores, scores >= threshold)
@@ -121,7 +121,7 @@ def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, prev
 
 
 def compare_answers(logits: Array, previous: Array | None, several: bool) -> Array:  # (B,C) each -> (B,)
-    """Return the previous exit's logit of an answer less its largest one; 0 at exit 0. Of ``several`` labels, as the library."""
+    """Return the previous exit's logit of an answer less its largest one; 0 at exit 0 (several labels: as the library)."""
     if previous is None:
         return np.zeros(len(logits), np.float32)
     if several:

@@ -50,12 +50,24 @@ class Terms:
         return self.policy == DEFAULT and not self.changes_policy
 
 
+class Answer(NamedTuple):
+    """What an exit says of a sample."""
+
+    exit: int
+    label: Any  # or labels
+    score: float
+    probabilities: Any  # (C,)
+    attention: Tensor | None
+    trust: float  # a gate's estimate; -1 without one
+
+
 class Ticket:
     """The samples of one request, and their answers so far.
 
     Attributes:
         labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels.
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
+        trust: ``(n,)`` float32, a gate's estimates that the final exit would answer the same; -1 without a gate.
         maps: attention of each sample, if the request asks for it.
         limited: ``(n,)`` bool, true where the request's own limits ended the sample rather than the policy.
         left: number of samples without an answer. error: why there are no answers.
@@ -70,13 +82,13 @@ class Ticket:
         self.labels: Array = np.empty((count, num_classes), np.bool_) if several else np.empty(count, np.int64)
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
-        self.limited = np.zeros(count, np.bool_)
+        self.limited, self.trust = np.zeros(count, np.bool_), np.full(count, -1, np.float32)
         self.maps: list[Tensor | None] = [None] * count if terms.attention else []
         self.left = count
         self.error: Exception | None = None
         self.since = self.done = time.monotonic()
         self.first = -1
-        self.kept: dict[int, tuple[Any, ...]] = {}  # by row: the answer to give if time runs out
+        self.kept: dict[int, Answer] = {}  # by row: the answer to give if time runs out
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,12 +98,12 @@ class Ticket:
         """True until a cascade has taken it in or it has ended."""
         return self.first < 0 and self.left > 0
 
-    def answer(self, row: int, exit_: int, label: Any, score: float, probabilities: Array, attention: Tensor | None) -> None:
+    def answer(self, row: int, given: Answer) -> None:
         """Set the answer of one sample."""
-        self.labels[row], self.exits[row], self.confidence[row] = label, exit_, score
-        self.probabilities[row] = probabilities
+        self.labels[row], self.exits[row], self.confidence[row] = given.label, given.exit, given.score
+        self.probabilities[row], self.trust[row] = given.probabilities, given.trust
         if self.maps:
-            self.maps[row] = attention
+            self.maps[row] = given.attention
         self.left -= 1
 
     def answer_by_kept(self) -> bool:
@@ -100,7 +112,7 @@ class Ticket:
         if not all(row in self.kept for row in rows):
             return False
         for row in rows:
-            self.answer(row, *self.kept[row])
+            self.answer(row, self.kept[row])
             self.limited[row] = True
         return True
 
@@ -270,19 +282,20 @@ class Cascade:
     def _assign(self, part: ExitBatch) -> None:
         for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
             ticket = self._open.pop(place)
-            ticket.answer(place - ticket.first, *answer)
+            ticket.answer(place - ticket.first, answer)
             if not ticket.left:
                 self._done.append(ticket)
 
-    def _read(self, part: ExitBatch) -> Iterator[tuple[int, Any, float, Any, Tensor | None]]:
-        """Return exit, label (or labels), score, probabilities and map of each sample."""
+    def _read(self, part: ExitBatch) -> Iterator[Answer]:
+        """Return the answer of each sample."""
         p, k, maps = part.probabilities.cpu(), part.exit, part.attention
         placed: Iterable[Tensor | None] = [None] * len(p)
         if maps is not None:
             placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
         labels: Any = read_answers(p, self.model.info.task)
         labels = labels.numpy() if self.model.gives_labels else labels.tolist()
-        return zip([k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, strict=True)
+        trust = [-1.0] * len(p) if part.trust is None else part.trust[:, 0].tolist()
+        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, trust)
 
     def _leave(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         """Return which samples leave an exit by the requests' own terms."""
@@ -291,7 +304,7 @@ class Cascade:
         for i, (place, answer) in enumerate(zip(batch.where.tolist(), self._read(batch), strict=True)):
             ticket = self._open[place]
             terms, row = ticket.terms, place - ticket.first
-            sure = out[i] and answer[2] >= terms.min_confidence
+            sure = out[i] and answer.score >= terms.min_confidence
             ends = (terms.last_exit is not None and batch.exit >= terms.last_exit) or later > terms.deadline
             out[i] = sure or ends
             ticket.limited[row] = ends and not sure

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from exitlens.data.batches import hold_samples
 from exitlens.errors import CalibrationError, require
@@ -24,6 +25,17 @@ from exitlens.types.settings import COUNT, NumberRule, SampleSketch, check_numbe
 
 SEED = 105  # of the pairs of samples
 OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
+
+
+def bound_share(changed: Tensor, groups: Tensor, unit: Tensor, delta: float) -> tuple[float, float]:  # (N,) each
+    """Return the share of answers that stay with probability 1 - delta, and the share that stayed, over equal groups.
+
+    ``changed`` is 1 where an answer changed. Groups of one ``unit`` took from one another.
+    """
+    numbers = groups.unique(return_inverse=True)[1]
+    means, _ = average_groups(changed, numbers)
+    units, _ = average_groups(means, torch.zeros(len(means), dtype=torch.int64).scatter(0, numbers, unit))
+    return 1 - bound_mean(units.numpy(), delta), 1 - means.mean().item()
 
 
 def _refuse_seen(trace: Trace, policy: Policy) -> None:
@@ -98,16 +110,13 @@ def certify_binding(
         for k in exits.unique().tolist():
             rows, keep = (exits == k).nonzero()[:, 0], sample.choose_top(sample.maps[k], area)
             changed[rows] = sample.find_changes(rows, partner, keep, hide, (k,))[:, 0].float()
-    numbers = groups.unique(return_inverse=True)[1]
-    means, _ = average_groups(changed, numbers)
-    first = torch.zeros(count, dtype=torch.int64).scatter(0, numbers, unit)
-    units, _ = average_groups(means, first)
+    share, seen = bound_share(changed, groups, unit, delta)
     by_exit = {k: int((exits == k).sum()) for k in range(net.num_exits)}
     binding = BindingCertificate(
         area=area,
         delta=delta,
-        share=1 - bound_mean(units.numpy(), delta),
-        seen=1 - means.mean().item(),
+        share=share,
+        seen=seen,
         samples=len(held),
         groups=None if held.groups is None else count,
         by_exit=tuple((n, 1 - changed[exits == k].mean().item() if n else None) for k, n in by_exit.items()),

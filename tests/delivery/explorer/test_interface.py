@@ -83,9 +83,11 @@ def test_rules_have_as_many_digits_as_it_takes(explorer):
     view = answer.why.exits[0]
     near = replace(view, confidence=0.99503, threshold=0.99505, fired=False)
     assert answer.why.explain_rule(near) == ["confidence 0.99503 < threshold 0.99505"]
-    gated = replace(near, estimate=0.2504, limit=0.2501)
-    assert answer.why.explain_rule(gated)[1] == "estimated divergence 0.2504 > 0.2501, the gate's limit"
-    assert answer.why.explain_rule(replace(gated, limit=math.inf))[1] == "estimated divergence 0.250 without a limit"
+    gated = replace(near, estimate=0.2501, threshold=0.2504)
+    assert answer.why.explain_rule(gated) == [
+        "confidence 0.995",
+        "chance that the final exit agrees 0.2501 < threshold 0.2504",
+    ]
     assert "never" in answer.why.explain_rule(replace(view, threshold=math.inf))[1]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.functional.routing import find_evidence_margins
 from exitlens.model.engine import manager
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.tuning import Tuning
@@ -19,7 +20,7 @@ from tests.model.engine.networks import IMAGES, with_statistics
 
 MANY = torch.randn(300, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-GATES = (None, xl.types.Gate(((0.1, 0.2, 0.3, 0.1),) * 2, (0.5, 0.5)))
+GATES = (None, xl.types.Gate(((0.2, 0.1, 0.0, 0.1, 0.1, 0.0, 0.3, -0.2),) * 2, (0.5, 0.5)))
 POLICIES = [
     xl.Policy(thresholds, score, gate=gate)
     for gate in GATES
@@ -40,8 +41,12 @@ def test_every_way_to_run_an_exit_gives_the_same(tuning, final):
         outputs, explained = engine.compute_outputs(entered), list(engine.iterate_outputs(entered))
         activations = entered
         for k, out in enumerate(expected):
-            step = engine.run_exit(k, activations, 2.0, "margin", attention=True)
+            step = engine.run_exit(k, activations, 2.0, "margin", "margins")
             assert engine.run_exit(k, activations, 2.0, "margin").attention is None
+            assert engine.run_exit(k, activations, 2.0, "margin", "attention").margins is None
+            margins = find_evidence_margins(out.evidence, out.logits, out.attention)
+            torch.testing.assert_close(step.margins, margins, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(step.logits, out.logits, atol=1e-4, rtol=1e-4)
             activations = engine.run_stage(k, activations)
             for logits in (outputs[k][0], explained[k].logits, engine.compute_logits(k, entered)):
                 torch.testing.assert_close(logits, out.logits, atol=1e-4, rtol=1e-4)
@@ -111,7 +116,7 @@ def test_an_untuned_network_compiles_nothing_while_it_answers(monkeypatch):
         for size in (1, 2, 15, 16, 30, 300):  # from 16 on PyTorch chooses convolutions in another way
             pred, expected = (xl.predict(model, MANY[:size], policy, attention=True) for model in (net, eager))
             assert pred.exits.tolist() == expected.exits.tolist()
-            torch.testing.assert_close(pred.divergence_estimate, expected.divergence_estimate, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(pred.trust, expected.trust, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(pred.attention, expected.attention, atol=1e-5, rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.cascade import Answer, Terms, Ticket
 from exitlens.serving.http.answers import (
     OUTPUTS,
     describe_terms,
@@ -72,9 +72,9 @@ def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
 
 
 def test_reasons(model):
-    def tell(exit_, score, limited=False, **terms):
+    def tell(exit_, score, limited=False, trust=-1.0, model=model, **terms):
         ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), 4)
-        ticket.answer(0, exit_, 0, score, np.zeros(4, np.float32), None)
+        ticket.answer(0, Answer(exit_, 0, score, np.zeros(4, np.float32), None, trust))
         ticket.limited[0] = limited
         return give_reason(model, ticket, 0)
 
@@ -83,6 +83,14 @@ def test_reasons(model):
     assert tell(2, 0.4).startswith("no earlier exit was sure enough")
     assert "max_cost" in tell(1, 0.4, True, last_exit=1)
     assert "deadline_ms" in tell(0, 0.4, True, last_exit=1, deadline=3.0)
+    policy = replace(POLICIES["default"], gate=xl.types.Gate(((0.0,) * 8,) * 2))
+    binding = xl.types.BindingCertificate(
+        0.2, 0.1, 0.9, 0.95, 50, None, ((20, 0.9), (20, 1.0), (10, None)), policy.rule_hash()
+    )
+    gated = replace(model, policies={"default": replace(policy, binding=binding)})
+    agrees = "estimated chance that the final exit agrees 0.850 >= 0.800; max probability 0.500"
+    assert tell(0, 0.5, trust=0.85, model=gated) == f"{agrees}. {binding.describe(0)}"
+    assert tell(0, 0.5, trust=0.85, model=gated, min_confidence=0.1) == agrees  # nothing was promised of other terms
 
 
 def test_promises():

@@ -64,7 +64,6 @@ class Router:
     ) -> None:
         self.engine, self.policy, self.attention = engine, policy, attention
         self.micro_batch, self.override = micro_batch, override
-        self._asked = choose_asked(policy, attention)
         self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools = [Pool() for _ in range(policy.num_exits)]
         self._shapes: tuple[torch.Size, ...] = ()
@@ -147,34 +146,34 @@ class Router:
         """Run stage k on waiting samples; record those that leave, and let the others wait for the next stage."""
         where, activations, since, entered = self._pools[k].take(self.micro_batch)
         entered = entered if k else math.inf  # samples that waited for company go on with whatever is there
-        policy, is_gated, previous = self.policy, self.policy.gate is not None, None
+        policy, is_gated = self.policy, self.policy.gate is not None
         activations = self.engine.enter(activations) if k == 0 else activations
-        refused = torch.full((len(where),), -1, device=activations[0].device)
-        if is_gated and k and any(self._needed[:k]):  # what exits before said came along, in the last tensors (see below)
-            *carried, logits, refused = activations
-            activations, previous = tuple(carried), logits if self._needed[k - 1] else None
+        past: Activations = ()  # with a gate, logits of an exit before, and the first exit that refused each sample
+        if is_gated and any(self._needed[:k]):
+            activations, past = activations[:-2], activations[-2:]
         if not self._needed[k]:
-            following = self.engine.run_stage(k, activations)
-            if is_gated and any(self._needed[:k]):
-                following = (*following, logits, refused)
-            self._pools[k + 1].add(where, following, since, entered)
+            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *past), since, entered)
             return
-        step = self.engine.run_exit(k, activations, policy.temperatures[k], policy.score, self._asked)
-        activations, p, scores, logits, maps, margins = step
+        asked = choose_asked(policy, self.attention)
+        activations, p, scores, logits, maps, margins = self.engine.run_exit(
+            k, activations, policy.temperatures[k], policy.score, asked
+        )
         batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
+        if is_gated:
+            refused = past[1] if past else torch.full((len(where),), -1, device=p.device)
         if k == policy.num_exits - 1:
-            self._routed.append(self._add_trust(batch, torch.ones_like(scores), refused) if is_gated else batch)
+            self._routed.append(_add_trust(batch, torch.ones_like(scores), refused) if is_gated else batch)
             return
         features = None
         if margins is not None:
-            confidence = score_of(p, USUAL_SCORES[policy.task])
-            features = stack_features(confidence, compare_answers(logits, previous, policy.task), margins, policy, k)
+            gap = compare_answers(logits, past[0] if past and self._needed[k - 1] else None, policy.task)
+            features = stack_features(score_of(p, USUAL_SCORES[policy.task]), gap, margins, policy, k)
         decision = decide(policy, k, p, scores, features)
         if is_gated:
-            batch = self._add_trust(batch, decision.scores, refused)
+            batch = _add_trust(batch, decision.scores, refused)
             if decision.refused is not None:
                 refused = torch.where((refused < 0) & decision.refused, k, refused)
-            activations = (*activations, logits, refused)  # the next exit's gate compares its answers with these
+            activations = (*activations, logits, refused)  # they travel with the samples that stay
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
@@ -186,10 +185,6 @@ class Router:
             stay, leave = order[: len(where) - count], order[len(where) - count :]
             self._routed.append(batch.select(leave))
             self._pools[k + 1].add(where[stay], gather(activations, stay), since, entered)
-
-    @staticmethod
-    def _add_trust(batch: ExitBatch, estimates: Tensor, refused: Tensor) -> ExitBatch:
-        return batch._replace(trust=torch.stack([estimates.float(), refused.float()], 1))
 
 
 @dataclass
@@ -227,6 +222,10 @@ class Pool:
             stay = (~torch.isin(where, gone)).nonzero().squeeze(1)
             if len(stay):
                 self.add(where[stay], gather(activations, stay), since, entered)
+
+
+def _add_trust(batch: ExitBatch, estimates: Tensor, refused: Tensor) -> ExitBatch:
+    return batch._replace(trust=torch.stack([estimates.float(), refused.float()], 1))
 
 
 def gather(activations: Activations, rows: Tensor) -> Activations:

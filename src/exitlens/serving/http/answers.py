@@ -87,6 +87,7 @@ OUTPUTS: Mapping[str, Output] = {
     "confidence": Output("FP32", lambda _, ticket: ticket.confidence),
     "cost": Output("FP32", lambda model, ticket: np.array(model.cost, np.float32)[ticket.exits]),
     "class": Output("BYTES", lambda model, ticket: np.array(model.name_answers(ticket.labels), dtype=object)),
+    "trust": Output("FP32", lambda _, ticket: ticket.trust),
     "limited": Output("BOOL", lambda _, ticket: ticket.limited),
     "reason": Output(
         "BYTES", lambda model, ticket: np.array([give_reason(model, ticket, i) for i in range(len(ticket))], dtype=object)
@@ -125,7 +126,14 @@ def write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
 
 
 def give_reason(model: ServedModel, ticket: Ticket, i: int) -> str:
-    """Return in a few words why sample ``i`` was answered at its exit."""
+    """Return in a few words why sample ``i`` was answered at its exit, and what is promised of its map."""
+    policy, terms = model.policies[ticket.terms.policy], ticket.terms
+    why = _compare(model, ticket, i)
+    promise = "" if terms.changes_policy else policy.describe_binding(int(ticket.exits[i]))
+    return f"{why}. {promise}" if promise else why
+
+
+def _compare(model: ServedModel, ticket: Ticket, i: int) -> str:
     policy, terms = model.policies[ticket.terms.policy], ticket.terms
     k, score, name = int(ticket.exits[i]), float(ticket.confidence[i]), policy.score.replace("_", " ")
     if ticket.limited[i]:
@@ -133,6 +141,9 @@ def give_reason(model: ServedModel, ticket: Ticket, i: int) -> str:
         return f"the request's {why} allowed no deeper exit; {name} {score:.3f}"
     if k == model.num_exits - 1:
         return f"no earlier exit was sure enough; {name} {score:.3f}"
+    if policy.gate is not None:
+        reached, needed = tell_apart(float(ticket.trust[i]), policy.thresholds[k])
+        return f"estimated chance that the final exit agrees {reached} >= {needed}; {name} {score:.3f}"
     reached, needed = tell_apart(score, max(policy.thresholds[k], terms.min_confidence))
     return f"{name} {reached} >= {needed}"
 
