@@ -644,7 +644,12 @@ def write_gates(runs: Runs) -> list[str]:
 def write_swaps(runs: Runs) -> list[str]:
     measured = runs["swaps"]
     rows = [
-        [label, f"{row['violations']:.3f}", f"{100 * row['room']:.1f} points", f"{row['cost']:.3f}"]
+        [
+            label,
+            f"{row['violations']:.3f}",
+            f"{100 * row['room']:.1f} points",
+            "-" if label == "binding" else f"{row['cost']:.3f}",
+        ]
         for label, row in measured["rows"].items()
     ]
     return [
