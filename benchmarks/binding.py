@@ -76,13 +76,18 @@ def open_task(name: str, seed: int, most: int | None, *, trial: bool = False) ->
     if name == "motifs":
         motifs = series.load_task(name, seed)
         return truth.shorten(replace(motifs, settings={**motifs.settings, "loss": series.LOSSES[series.EGT]}), most or 0)
-    if name not in ("scenes", "corner", "wrong"):
+    if name not in ("scenes", "corner", "wrong", "texture"):
         return truth.shorten(tasks.TASKS[name](seed), most or 0)
     split, trained = ("validation", TRIAL_TRAINED) if trial else ("test", PATCHED if name == "corner" else None)
-    agreement = 0.1 if name == "corner" else 0.8
+    agreement = 0.1 if name in ("corner", "texture") else 0.8
     train = make_scene_set("train", seed, 1, agreement, most or trained)
     validation = make_scene_set("validation", seed, 1, agreement, most or 500)
-    if name != "corner":
+    if name == "texture":
+        train, validation = (plant_texture(part, AGREEMENT, seed + i) for i, part in enumerate((train, validation)))
+        plain = make_scene_set(split, seed, 2, 0.1, most)
+        tests = {"agreeing": plant_texture(plain, AGREEMENT, seed + 2), "disagreeing": plant_texture(plain, 0.0, seed + 3)}
+        tests["unseen"] = plain
+    elif name != "corner":
         if name == "wrong":
             train = xl.data.ImageSet(train.images, mislead(train.labels, WRONG_LABELS, seed), train.classes, train.masks)
         tests = {
@@ -109,6 +114,17 @@ def plant_patch(data: xl.data.ImageSet, agreement: float, seed: int) -> xl.data.
     images = data.images.clone()
     images[:, :, :PATCH, :PATCH] = (30 + 200 * stripes).to(torch.uint8)[:, None]
     return xl.data.ImageSet(images, data.labels, data.classes, (~draw_corner()).expand(len(data), -1, -1).clone())
+
+
+def plant_texture(data: xl.data.ImageSet, agreement: float, seed: int, period: float = 5.0) -> xl.data.ImageSet:
+    """Lay faint stripes over the background whose direction names a class, the right one in a share ``agreement`` of the images."""
+    told, count = mislead(data.labels, 1 - agreement, seed), len(data.classes)
+    y, x = torch.meshgrid(*(torch.arange(side) for side in data.images.shape[2:]), indexing="ij")
+    angle = (math.pi * told / count)[:, None, None]
+    stripes = ((x * angle.cos() + y * angle.sin()) * (2 * math.pi / period)).sin()  # (N,H,W)
+    assert data.masks is not None
+    images = data.images + 30 * stripes[:, None] * ~data.masks[:, None]
+    return xl.data.ImageSet(images.clamp(0, 255).to(torch.uint8), data.labels, data.classes, data.masks)
 
 
 def mislead(labels: Tensor, share: float, seed: int) -> Tensor:
