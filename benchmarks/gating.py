@@ -1,6 +1,6 @@
 """Gating: at equal cost, which rule for leaving early holds when a cue moves: confidence, patience, our gate, or the oracle?
 
-Cells are TASK/CONDITION-SEED. Thresholds come from data like the training data. Networks are those of ``binding``, trained here if they
+Cells are TASK/CONDITION-SEED, and certify/TASK-SEED: what binding is certified, and seen on other data. Thresholds come from data like the training data. Networks are those of ``binding``, trained here if they
 are missing, which takes five minutes on a core.
 """
 
@@ -25,6 +25,7 @@ from benchmarks.tasks import Task, make_scene_set
 from exitlens.data.sets import SampleSet
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import find_first_firing, fit_gate, score_early_exits, stack_trace_features
+from exitlens.types.policies import GATE_FEATURES
 
 SEEDS = {"scenes": 10, "texture": 3, "corner": 3, "vit": 3, "motifs": 3}
 TITLES = {
@@ -48,16 +49,18 @@ AGREES, MOVED = (
     {"scenes": ("disagreeing", "unseen"), "vit": ("disagreeing", "unseen"), "corner": ("wrong",)},
 )
 MOVED |= {"texture": ("disagreeing", "unseen"), "motifs": ("independent",)}
-RULES = {"confidence": "confidence", "patience": "patience", "gate": "gate", "oracle": "oracle"}
+RULES = "confidence", "patience", "attention", "gate", "oracle"  # attention: the gate without margins and the exit before
+RANKED = "confidence", "attention", "gate"
 COSTS, STEPS, SURE = (0.25, 0.3, 0.4, 0.5, 0.6), 41, 0.5
 GAIN, BETTER = 2.0, 0.05
+CERTIFY, CERTIFIED, NEAR = "certify/", ("scenes", "pictures"), 0.03
 
 
 def list_cells(quick: bool = False) -> dict[str, Job]:
     """List all cells, seed by seed."""
-    return list_by_seed(
-        partial(measure_cell, quick=quick), {f"{task}/{name}": count for task, count in SEEDS.items() for name in CONDITIONS}
-    )
+    seeds = {f"{task}/{name}": count for task, count in SEEDS.items() for name in CONDITIONS}
+    certified = {f"{CERTIFY}{task}-{seed}": partial(certify, task, seed, quick) for task in CERTIFIED for seed in range(3)}
+    return list_by_seed(partial(measure_cell, quick=quick), seeds) | certified
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
@@ -67,6 +70,20 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
     net, _ = train(task, seed, folder, CONDITIONS[condition][1])
     traces = {test: xl.collect(net, data, batch_size=250) for test, data in task.tests.items()}
     return compare_rules(xl.collect(net, load_calibration(task, name, seed, most), batch_size=250), traces)
+
+
+def certify(name: str, seed: int, quick: bool = False) -> Tree:
+    """Return the binding that half of the test data certify, and that seen on the other half, with ``rely_on="map"``."""
+    task = open_task(name, seed, 96 if quick else None)
+    folder = Path("runs/binding") / ("quick" if quick else "") / f"{name}-rely-{seed}"
+    net, _ = train(task, seed, folder, CONDITIONS["rely"][1])
+    policy = xl.calibrate(xl.collect(net, task.validation, batch_size=250), max_accuracy_drop=0.02)
+    data = next(iter(task.tests.values()))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tensor_split(2)
+    first, other = (xl.certify_binding(net, data.subset(rows.sort().values), policy, samples=2000).binding for rows in order)
+    assert first is not None
+    assert other is not None
+    return {"share": first.share, "seen": first.seen, "other": other.seen, "samples": first.samples, "others": other.samples}
 
 
 def load_calibration(task: Task, name: str, seed: int, most: int | None) -> SampleSet:
@@ -91,15 +108,17 @@ def compare_rules(known: xl.Trace, tests: Mapping[str, xl.Trace]) -> Tree:
         gains = 100 * (curves["gate"] - curves["confidence"])  # (costs,N)
         measured["gain"][test] = gains.mean(1).tolist()
         measured["gain_error"][test] = (gains.std(1) / math.sqrt(gains.shape[1])).tolist()
-        measured["auroc"][test] = {rule: rank_sure(policies, rule, trace) for rule in ("confidence", "gate")}
+        measured["auroc"][test] = {rule: rank_sure(policies, rule, trace) for rule in RANKED}
         measured["exits"][test] = trace.correct.float().mean(0).tolist()
     return measured
 
 
 def make_policies(known: xl.Trace) -> dict[str, xl.Policy]:
     plain = xl.calibrate(known, max_cost=1.0)
-    agrees = 1 - disagreement(known)[:, :-1]
-    return {"confidence": plain, "gate": replace(plain, gate=fit_gate(stack_trace_features(known, plain), agrees))}
+    features, agrees = stack_trace_features(known, plain), 1 - disagreement(known)[:, :-1]
+    of_map = torch.tensor([name in ("confidence", "entropy") for name in GATE_FEATURES])
+    chosen = {"attention": features * of_map, "gate": features}
+    return {"confidence": plain} | {name: replace(plain, gate=fit_gate(x, agrees)) for name, x in chosen.items()}
 
 
 def score(rule: str, policies: Mapping[str, xl.Policy], trace: xl.Trace) -> Tensor:  # -> (N,K-1)
@@ -157,6 +176,13 @@ def rank_sure(policies: Mapping[str, xl.Policy], rule: str, trace: xl.Trace) -> 
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
+    for task in CERTIFIED:
+        if ours := list_seeds(runs, f"{CERTIFY}{task}"):
+            error = mean(math.sqrt(run["other"] * (1 - run["other"]) / run["others"]) for run in ours)
+            what = f"{task}, certified binding at 20 % below what other test data show"
+            yield Promise.of_mean(
+                f"gating|certify|{task}", what, [run["other"] - run["share"] for run in ours], "<=", NEAR, error
+            )
     for task in SEEDS:
         for condition, (title, _) in CONDITIONS.items():
             ours = list_seeds(runs, f"{task}/{condition}")
@@ -166,6 +192,14 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                     error = mean(run["gain_error"][test][i] for run in ours)
                     key = f"gating|{task}|{condition}|{test}|{i}"
                     yield Promise.of_mean(key, what, [run["gain"][test][i] for run in ours], ">=", GAIN, error)
+                pairs = [
+                    list(zip(run["auroc"][test]["gate"], run["auroc"][test]["confidence"], strict=True)) for run in ours
+                ]
+                for k in range(len(pairs[0])):
+                    gains = [a - b for a, b in (pair[k] for pair in pairs) if a is not None and b is not None]
+                    what = f"{task}, {title}, {test}: exit {k}, AUROC of sure answers above confidence's"
+                    if gains:
+                        yield Promise.of_mean(f"gating|{task}|{condition}|{test}|{k}|auroc", what, gains, ">=", BETTER)
 
 
 def write_tables(runs: Runs) -> list[str]:
@@ -176,11 +210,32 @@ def write_tables(runs: Runs) -> list[str]:
             ours = list_seeds(runs, f"{task}/{condition}")
             for test in (AGREES.get(task, "agreeing"), *MOVED[task]) if ours else ():
                 parts = [[run["accuracy"][test][rule] for run in ours] for rule in RULES]
-                areas = [join_means([run["auroc"][test][rule] for run in ours], 2) for rule in ("confidence", "gate")]
+                areas = [join_means([run["auroc"][test][rule] for run in ours], 2) for rule in RANKED]
                 rows.append([name, test, str(len(ours)), *(join_means(values, 1) for values in parts), *areas])
         costs = " / ".join(f"{cost:g}" for cost in COSTS)
-        head = ["", "test data", "seeds", *(f"{rule}, % at {costs}" for rule in RULES), "AUROC, confidence", "AUROC, gate"]
+        head = [
+            "",
+            "test data",
+            "seeds",
+            *(f"{rule}, % at {costs}" for rule in RULES),
+            *(f"AUROC, {rule}" for rule in RANKED),
+        ]
         lines += [f"**{title}**", "", *table(head, rows), ""] if rows else []
+    rows = []
+    for task in CERTIFIED:
+        if ours := list_seeds(runs, f"{CERTIFY}{task}"):
+            values = [join_means([[100 * run[part]] for run in ours], 1) for part in ("share", "seen", "other")]
+            rows.append([task, str(len(ours)), str(ours[0]["samples"]), *values])
+    if rows:
+        head = [
+            "certified binding, area 20 %",
+            "seeds",
+            "samples",
+            "certified, %",
+            "seen on them, %",
+            "seen on other test data, %",
+        ]
+        lines += [*table(head, rows), ""]
     return [*lines, *promise_table(list_promises(runs))]
 
 

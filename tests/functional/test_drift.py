@@ -97,6 +97,7 @@ def test_refusals_are_counted_by_class():
     assert state.refused == pytest.approx(0.5)
     assert state.refused_by_class == {0: 0.0, 2: 1.0}
     assert "no drift seen in 7 samples" in state.summary
+    assert "the gate refused 50.0 % of the samples" in state.summary
 
 
 def with_groups(policy: xl.Policy) -> xl.Policy:

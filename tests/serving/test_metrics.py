@@ -36,7 +36,7 @@ def fill(metrics):
     metrics.observe_step("photos", 1, 12, 0.003)
     metrics.waiting("photos").set(7)
     metrics.rejected("photos", "full").inc()
-    metrics.set_drift("photos", 3.5, True)
+    metrics.set_drift("photos", 3.5, True, {2: 0.25})
     metrics.observe_shadow("photos", 0, True, 0.25)
     metrics.observe_shadow("photos", 0, False, float("nan"))
     metrics.set_version("photos", "1")
@@ -61,6 +61,7 @@ def test_everything_that_is_counted_reads_back():
     assert found["exitlens_rejected_total", model, ("reason", "full")] == 1
     assert found["exitlens_drift_evidence", model] == 3.5
     assert found["exitlens_drift_alarm", model] == 1
+    assert found["exitlens_gate_refused", ("label", "2"), model] == 0.25
     assert found["exitlens_shadow_answers_total", ("agrees", "true"), early, model] == 1
     assert found["exitlens_shadow_answers_total", ("agrees", "false"), early, model] == 1
     assert found["exitlens_shadow_divergence_count", early, model] == 1
@@ -99,7 +100,7 @@ metrics = Metrics()
 metrics.count_request("photos", "other", 200, 0.1)
 metrics.observe_answers("photos", [0, 1], [0.1, 0.2])
 metrics.waiting("photos").set(3)
-metrics.set_drift("photos", float(sys.argv[1]), False)
+metrics.set_drift("photos", float(sys.argv[1]), False, {})
 metrics.set_version("photos", "2")
 print(end="", flush=True)
 if len(sys.argv) > 2:

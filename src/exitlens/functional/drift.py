@@ -58,6 +58,8 @@ class Drift:
         both = self.exit_shares, self.expected_shares
         seen, expected = ("/".join(f"{100 * share:.0f} %" for share in shares) for shares in both)
         shares = f"exit shares {seen}, expected {expected}"
+        if self.refused is not None:
+            shares += f"; the gate refused {100 * self.refused:.1f} % of the samples"
         if self.alarm:
             return (
                 f"drift: since sample {self.since} of {self.samples}{groups}, samples no longer look like those of the "

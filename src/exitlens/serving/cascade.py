@@ -58,7 +58,8 @@ class Answer(NamedTuple):
     score: float
     probabilities: Any  # (C,)
     attention: Tensor | None
-    trust: float  # a gate's estimate; -1 without one
+    trust: float = -1.0  # a gate's estimate; -1 without one
+    refused: float = -1.0  # the first exit that the gate refused; -1: none
 
 
 class Ticket:
@@ -68,6 +69,7 @@ class Ticket:
         labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels.
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
         trust: ``(n,)`` float32, a gate's estimates that the final exit would answer the same; -1 without a gate.
+        refused: ``(n,)`` int64, the first exits whose answers the gate refused; -1 for none.
         maps: attention of each sample, if the request asks for it.
         limited: ``(n,)`` bool, true where the request's own limits ended the sample rather than the policy.
         left: number of samples without an answer. error: why there are no answers.
@@ -83,6 +85,7 @@ class Ticket:
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
         self.limited, self.trust = np.zeros(count, np.bool_), np.full(count, -1, np.float32)
+        self.refused = np.full(count, -1, np.int64)
         self.maps: list[Tensor | None] = [None] * count if terms.attention else []
         self.left = count
         self.error: Exception | None = None
@@ -101,7 +104,7 @@ class Ticket:
     def answer(self, row: int, given: Answer) -> None:
         """Set the answer of one sample."""
         self.labels[row], self.exits[row], self.confidence[row] = given.label, given.exit, given.score
-        self.probabilities[row], self.trust[row] = given.probabilities, given.trust
+        self.probabilities[row], self.trust[row], self.refused[row] = given.probabilities, given.trust, given.refused
         if self.maps:
             self.maps[row] = given.attention
         self.left -= 1
@@ -294,8 +297,8 @@ class Cascade:
             placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
         labels: Any = read_answers(p, self.model.info.task)
         labels = labels.numpy() if self.model.gives_labels else labels.tolist()
-        trust = [-1.0] * len(p) if part.trust is None else part.trust[:, 0].tolist()
-        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, trust)
+        trust = torch.full((len(p), 2), -1.0) if part.trust is None else part.trust
+        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, *trust.T.tolist())
 
     def _leave(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         """Return which samples leave an exit by the requests' own terms."""

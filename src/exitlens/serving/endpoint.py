@@ -262,15 +262,16 @@ class Watch:
 
     def _count(self, ticket: Ticket) -> None:
         assert self.monitor is not None
-        arrays = ticket.labels, ticket.exits, ticket.confidence, ticket.probabilities
-        labels, exits, confidence, p = map(torch.from_numpy, arrays)
+        arrays = ticket.labels, ticket.exits, ticket.confidence, ticket.probabilities, ticket.refused
+        labels, exits, confidence, p, refused = map(torch.from_numpy, arrays)
+        given = None if self.model.policies[DEFAULT].gate is None else refused
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # it is logged
-            state = self.monitor.update(Prediction(labels, exits, confidence, p))
+            state = self.monitor.update(Prediction(labels, exits, confidence, p, refused=given))
         if state.alarm and not self.is_drifting:
             LOG.warning("%s: %s", self.model.name, state.summary)
         self.is_drifting = state.alarm
-        self.metrics.set_drift(self.model.name, state.evidence, state.alarm)
+        self.metrics.set_drift(self.model.name, state.evidence, state.alarm, state.refused_by_class)
 
     def run_idle(self, engine: Engine) -> bool:
         """Run a sample of the shadow to the final exit; return true if there are more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class Metrics:
         self._step_seconds = make("Histogram", "step_seconds", text, "stage", buckets=_STEP_SECONDS)
         self._evidence = make("Gauge", "drift_evidence", "Evidence that the samples have changed.", **largest)
         self._alarm = make("Gauge", "drift_alarm", "1 if the samples have changed, else 0.", **largest)
+        text = "Share of the samples with this answer that the gate refused at an exit although it was sure."
+        self._refused = make("Gauge", "gate_refused", text, "label", **largest)
         text = "Early answers that were compared with the final exit's."
         self._shadow = make("Counter", "shadow_answers", text, "exit", "agrees")
         text = "Divergence of an early exit's map from the final one."
@@ -88,10 +90,12 @@ class Metrics:
         self._step_samples(model, stage).observe(count)
         self._step_seconds(model, stage).observe(seconds)
 
-    def set_drift(self, model: str, evidence: float, alarm: bool) -> None:
-        """Set the state of the drift monitor."""
+    def set_drift(self, model: str, evidence: float, alarm: bool, refused: Mapping[int, float]) -> None:
+        """Set the state of the drift monitor; ``refused``: shares of the samples that a gate refused, by answer."""
         self._evidence(model).set(evidence)
         self._alarm(model).set(int(alarm))
+        for answer, share in refused.items():
+            self._refused(model, answer).set(share)
 
     def observe_shadow(self, model: str, exit: int, agrees: bool, divergence: float) -> None:
         """Compare an early answer with the final exit's; a divergence of NaN was not measured."""

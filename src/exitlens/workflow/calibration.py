@@ -231,7 +231,8 @@ def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tupl
 def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Policy, tuple[SampleSketch, ...]]:
     """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and sketches of these.
 
-    The gate learns where the final exit answers the same and, if divergence is limited, has a map that is near.
+    The gate learns where the final exit answers the same; if divergence is limited, also where its map is near, or only that
+    if nothing else is.
     """
     score, given = choose_score(request.score, trace.task), request.temperatures
     values: tuple[float, ...] = (1.0,) * trace.num_exits
@@ -252,6 +253,7 @@ def _draft(trace: Trace, request: CalibrationRequest, rows: Tensor) -> tuple[Pol
         return policy, fitted_on
     target = 1 - disagreement(trace)[:, :-1]
     if request.max_divergence is not None:
+        target = target if len(request.risk_limits) > 1 else torch.ones_like(target)
         target = target * (1 - trace.divergence[:, :-1].clamp(0, 1))
     return replace(policy, gate=fit_gate(stack_trace_features(trace, policy)[rows], target[rows])), fitted_on
 
