@@ -130,7 +130,7 @@ class CalibrationRequest:
             Certified mode fits on the samples that propose thresholds, which do not test them.
         temperatures: Temperatures fitted on other data, used instead.
         gate: Decide by more than confidence which early answers leave: by an estimate that the final exit would answer the
-            same, which sees what an answer owes to few places (with ``max_divergence``, also or only that its map is near). The
+            same, which sees what an answer owes to few places. With ``max_divergence``, its map has to be near, too. The
             :class:`~exitlens.types.Gate` is fitted as the temperatures are; it needs no labels.
         equal_groups: Certify means over groups, large or small, instead of over samples. Needs ``delta`` and groups. By
             default a group weighs its size, capped at that of the largest group that proposed thresholds.
