@@ -195,6 +195,16 @@ def test_groups_count_the_same():
     assert binding.samples == 64
 
 
+def test_no_more_is_promised_than_was_seen():
+    """The bet is won in the first half, where nothing changes."""
+    changed, samples = torch.cat([torch.zeros(600), torch.ones(40)]), torch.arange(640)
+    share, seen = certifying.bound_share(changed, samples, samples // 2, 0.1)
+    assert seen == pytest.approx(0.9375)
+    assert share == seen
+    fewer, _ = certifying.bound_share(changed.flip(0), samples, samples // 2, 0.1)
+    assert fewer < 0.93
+
+
 def test_who_may_be_told(images):
     net, data = make_net(), make_tiny_set(64)
     policy = xl.certify_binding(net, data, xl.Policy((0.6, 0.6)), area=0.4, delta=0.2)

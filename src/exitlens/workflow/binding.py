@@ -35,7 +35,8 @@ def bound_share(changed: Tensor, groups: Tensor, unit: Tensor, delta: float) -> 
     numbers = groups.unique(return_inverse=True)[1]
     means, _ = average_groups(changed, numbers)
     units, _ = average_groups(means, torch.zeros(len(means), dtype=torch.int64).scatter(0, numbers, unit))
-    return 1 - bound_mean(units.numpy(), delta), 1 - means.mean().item()
+    seen = 1 - means.mean().item()
+    return min(1 - bound_mean(units.numpy(), delta), seen), seen  # by luck in its order, a bet may end above what was seen
 
 
 def _refuse_seen(trace: Trace, policy: Policy) -> None:
