@@ -82,11 +82,24 @@ def test_the_weights_are_those_of_logistic_regression():
     gate = routing.fit_gate(features, agrees)
     for k in range(2):
         scaler = StandardScaler().fit(features[:, k].double())
+        scaler.scale_[0] /= math.sqrt(
+            routing.RIDGE / routing.RIDGE_OF_CONFIDENCE
+        )  # as if confidence had a ridge like the others
         fitted = LogisticRegression(C=1 / routing.RIDGE, tol=1e-8, max_iter=1000)
         fitted.fit(scaler.transform(features[:, k].double()), agrees[:, k])
         expected = fitted.coef_[0] / scaler.scale_
         assert gate.weights[k][:-1] == pytest.approx(expected.tolist(), abs=2e-3)
         assert gate.weights[k][-1] == pytest.approx(float(fitted.intercept_[0] - expected @ scaler.mean_), abs=5e-3)
+
+
+def test_where_nearly_all_agree_confidence_decides():
+    trace = trace_with_gate_features(400)
+    features = routing.stack_trace_features(trace, xl.Policy.never(3))
+    target = torch.ones(400, 2)
+    target[features[:, 0, 0].argsort()[:3]] = 0  # the three least sure
+    gate = routing.fit_gate(features, target)
+    share = features[:, 0].std(0) * torch.tensor(gate.weights[0][:-1])
+    assert share[0] > 5 * share[1:].abs().max()
 
 
 def test_a_gate_learns_what_confidence_does_not_tell():

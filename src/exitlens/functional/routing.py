@@ -21,7 +21,9 @@ from exitlens.types import Gate, Policy, Trace
 from exitlens.types.policies import GATE_FEATURES
 from exitlens.types.tasks import USUAL_SCORES, Task, find_answers
 
-RIDGE = 10.0  # on the weights of standardised gate features, beside the sum of the samples' losses
+# on the weights of standardised gate features, beside the sum of the samples' losses; confidence has the second, so that it
+# decides where too few samples tell anything of the others
+RIDGE, RIDGE_OF_CONFIDENCE = 10.0, 0.1
 SHARES = (0.05, 0.1, 0.2)  # of the locations, which speak most for an answer, that its margin does without
 FARTHEST = 20.0  # logarithm of probabilities
 Array = NDArray[np.float64]
@@ -117,7 +119,7 @@ def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,7
 
 def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,7), (n,E) in [0, 1]
     """Fit a gate by logistic regression at every early exit, with a ridge on the weights of standardised features."""
-    weights = []
+    weights, ridge = [], np.array([RIDGE_OF_CONFIDENCE, *[RIDGE] * (features.shape[2] - 1), 0.0])
     for x, y in zip(features.double().unbind(1), target.double().unbind(1), strict=True):
         centre, spread = x.mean(0), x.std(0, correction=0).clamp_min(1e-9)
         scaled = torch.cat([(x - centre) / spread, x.new_ones(len(x), 1)], 1).numpy()
@@ -126,8 +128,7 @@ def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,7), (n,E) in [0,
         def loss(w: Array, scaled: Array = scaled, truth: Array = truth) -> tuple[float, Array]:
             logits = scaled @ w
             slope = scaled.T @ (expit(logits) - truth)
-            ridge = np.append(w[:-1], 0.0)
-            return float((np.logaddexp(0, logits) - truth * logits).sum() + RIDGE / 2 * ridge @ ridge), slope + RIDGE * ridge
+            return float((np.logaddexp(0, logits) - truth * logits).sum() + ridge @ w**2 / 2), slope + ridge * w
 
         fitted = torch.from_numpy(minimize(loss, np.zeros(scaled.shape[1]), jac=True, method="L-BFGS-B").x)
         slopes = fitted[:-1] / spread
