@@ -105,7 +105,7 @@ class ExitView:
 
     @property
     def compared(self) -> float:
-        """What is compared with the threshold: the gate's estimate, or else the confidence."""
+        """The gate's estimate, or else the confidence: it is compared with the threshold."""
         return self.confidence if self.estimate is None else self.estimate
 
     def format_cc(self) -> list[str]:
