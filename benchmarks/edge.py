@@ -39,7 +39,7 @@ from exitlens.delivery.benchmark import pin_threads, time_calls, write_plain
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
 from exitlens.functional.routing import score_early_exits
-from exitlens.model.engine.onnx_files import Written, open_file
+from exitlens.model.engine.onnx_files import OF_HEAD, Written, open_file
 from exitlens.model.timing import Times, Work, describe_machine, interleave, interval
 from exitlens_runtime.routing import find_probabilities
 from exitlens_runtime.sessions import open_openvino
@@ -163,9 +163,9 @@ class StageTimes:
             tensors = self.edge.check(batch)
             for k, session in self.edge._sessions.items():
                 started = time.perf_counter()
-                _, _, *crossing = session.run(tensors)
+                crossing = session.run(tensors)[len(OF_HEAD) :]
                 spent[k] += time.perf_counter() - started
-                tensors = dict(zip(session.outputs[2:], crossing, strict=True))
+                tensors = dict(zip(session.outputs[len(OF_HEAD) :], crossing, strict=True))
         self.rounds.append(spent)
         return [sum(spent)]
 
@@ -267,7 +267,7 @@ class Walk:
         for session, file in self.steps:
             outputs = session.run(list(file.outputs), tensors)
             logits.append(outputs[0])
-            tensors = dict(zip(file.outputs[2:], outputs[2:], strict=True))
+            tensors = dict(zip(file.outputs[len(OF_HEAD) :], outputs[len(OF_HEAD) :], strict=True))
         return logits
 
 
