@@ -211,7 +211,7 @@ def test_who_may_be_told(images):
     promise = (
         f"The top 40 % of a map decides at least {100 * policy.binding.share:.1f} % of the answers, with 80 % confidence"
     )
-    assert promise in policy.certificate()
+    assert policy.certificate().startswith(promise)  # thresholds by hand promise nothing else
     why = xl.explain(net, images[0], policy)
     assert why.reason.endswith(policy.binding.describe(why.answered))
     assert why.to_dict()["promise"] == policy.describe_binding(why.answered)

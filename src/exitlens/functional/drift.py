@@ -133,9 +133,8 @@ class DriftMonitor:
             if is_new:
                 self._count(exit_, score)
         if pred.refused is not None:
-            answers = (
-                pred.labels if pred.labels.ndim == 1 else pred.probabilities.argmax(1)
-            )  # of several labels the strongest
+            strongest = pred.probabilities.argmax(1)
+            answers = pred.labels if pred.labels.ndim == 1 else strongest
             for answer, exit_ in zip(answers.tolist(), pred.refused.tolist(), strict=True):
                 counts = self._refused.setdefault(answer, [0, 0])
                 counts[0] += exit_ >= 0

@@ -454,6 +454,8 @@ class Policy:
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
         binding = self.binding if self.binding is not None and self.binding.rule == self.rule_hash() else ""
+        if binding and self.calibration is None:
+            return str(binding)
         return f"{write_certificate(self.calibration, self.network, self.task)} {binding}".rstrip()
 
     def describe_binding(self, k: int) -> str:

@@ -66,6 +66,9 @@ def certify_binding(
     and a bet against "fewer answers stay" (arXiv 2010.09686) gives the share that is promised: with probability at least
     1 - ``delta`` over the draw of these samples, at least so many answers to new ones stay. No labels are needed.
 
+    The promise is of one certificate from these samples. To choose an area or a policy by what can be certified of it, use
+    other samples: the best of several certificates is wrong more often than one.
+
     If the data name groups, only these are independent: groups take from one another, and the share is the mean over
     groups of the share of their samples.
 

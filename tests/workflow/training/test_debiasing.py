@@ -169,16 +169,9 @@ def test_samples_that_stayed_whole_count_less_at_early_exits():
 
 
 def test_samples_that_stayed_whole_are_told_to_the_expert(tiny_set, monkeypatch):
-    told, weigh = [], ShallowExpert.weigh
-
-    def record(self, *given):
-        told.append(given[-1])
-        return weigh(self, *given)
-
-    monkeypatch.setattr(ShallowExpert, "weigh", record)
-    xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 2})
-    steps = len(told) // 3
-    assert told[:steps] == [None] * steps  # of the guide
+    steps, _, told = record_steps(tiny_set, monkeypatch)
+    assert list(told[:steps]) == [None] * steps  # of the guide
+    assert len(told[steps:]) == 2 * steps
     assert all(0 < int(is_whole.sum()) < len(is_whole) for is_whole in told[steps:])
 
 
@@ -196,19 +189,25 @@ def test_mixed_backgrounds_are_in_no_sample(monkeypatch):
     assert (backgrounds != backgrounds.round()).all()
 
 
-def test_the_expert_is_as_strong_as_the_guide_says(tiny_set, monkeypatch):
-    strengths, weigh = [], ShallowExpert.weigh
+def record_steps(data, monkeypatch):
+    """Return, for every step of a guide and then of its network, the strength of the expert and what stayed whole."""
+    told, weigh = [], ShallowExpert.weigh
 
     def record(self, *given):
-        strengths.append(given[-2])
+        told.append(given[-2:])
         return weigh(self, *given)
 
     monkeypatch.setattr(ShallowExpert, "weigh", record)
-    monkeypatch.setattr(Guide, "exchange", lambda self, inputs, labels: (inputs, 0.3, None))
-    xl.fit(fresh(), tiny_set, tiny_set, rely_on="map", **QUICK | {"epochs": 2})
-    steps = len(strengths) // 3
+    xl.fit(fresh(), data, data, rely_on="map", **QUICK | {"epochs": 2})
+    steps = len(told) // 3
     assert steps > 0
-    assert strengths == [0.75] * steps + [0.3] * (2 * steps)
+    return steps, *zip(*told, strict=True)
+
+
+def test_the_expert_is_as_strong_as_the_guide_says(tiny_set, monkeypatch):
+    monkeypatch.setattr(Guide, "exchange", lambda self, inputs, labels: (inputs, 0.3, None))
+    steps, strengths, _ = record_steps(tiny_set, monkeypatch)
+    assert list(strengths) == [0.75] * steps + [0.3] * (2 * steps)
 
 
 def test_a_guide_stays_as_it_was(images):
