@@ -1,30 +1,40 @@
 """Gating: at equal cost, which rule for leaving early holds when a cue moves: confidence, patience, our gate, or the oracle?
 
-Cells are TASK/CONDITION-SEED, and certify/TASK-SEED: what binding is certified, and seen on other data. Thresholds come from data like the training data. Networks are those of ``binding``, trained here if they
-are missing, which takes five minutes on a core.
+Cells are TASK/CONDITION-SEED; certify/TASK-SEED: what binding is certified, and seen on other data; refusals: whether library, runtime
+and server refuse the same answers; time: of the gate at an exit. Thresholds come from data like the training data. Networks are those of
+``binding``, trained here if they are missing, which takes five minutes on a core.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import exitlens as xl
-from benchmarks import binding
+import exitlens_runtime
+from benchmarks import binding, populations, serving
 from benchmarks.binding import AGREEMENT, open_task, plant_patch, plant_texture, train
-from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, table
+from benchmarks.edge import find_near
+from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, table, take_turns
+from benchmarks.load import Array, Spec, make_infer_request, run_load
+from benchmarks.performance import make_scenes
 from benchmarks.results import Runs, Tree, list_seeds
+from benchmarks.servers import start_ours
 from benchmarks.tasks import Task, make_scene_set
 from exitlens.data.sets import SampleSet
 from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import find_first_firing, fit_gate, score_early_exits, stack_trace_features
+from exitlens.model.timing import interval
 from exitlens.types.policies import GATE_FEATURES
 
 SEEDS = {"scenes": 10, "texture": 3, "corner": 3, "vit": 3, "motifs": 3}
@@ -51,8 +61,10 @@ AGREES, MOVED = (
 MOVED |= {"texture": ("disagreeing", "unseen"), "motifs": ("independent",)}
 RULES = "confidence", "patience", "attention", "gate", "oracle"  # attention: the gate without margins and the exit before
 RANKED = "confidence", "attention", "gate"
-COSTS, STEPS, SURE = (0.25, 0.3, 0.4, 0.5, 0.6), 41, 0.5
-GAIN, BETTER = 2.0, 0.05
+COSTS, STEPS, SURE = (0.25, 0.3, 0.4), 41, 0.5
+LIMITS = {"disagreement": (0.01, 0.02, 0.05), "divergence": (0.2, 0.4, 0.6, 0.8)}  # divergence: over exit 0's mean
+GAIN, BETTER, MOST_MS = 2.0, 0.05, 0.03
+COUNT, ROUNDS, OFTEN = 10_000, 200, 10  # images to refuse; rounds of timing, and answers in each
 CERTIFY, CERTIFIED, NEAR = "certify/", ("scenes", "pictures"), 0.03
 
 
@@ -60,7 +72,11 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
     """List all cells, seed by seed."""
     seeds = {f"{task}/{name}": count for task, count in SEEDS.items() for name in CONDITIONS}
     certified = {f"{CERTIFY}{task}-{seed}": partial(certify, task, seed, quick) for task in CERTIFIED for seed in range(3)}
-    return list_by_seed(partial(measure_cell, quick=quick), seeds) | certified
+    alone = {
+        "refusals": partial(compare_refusals, 300 if quick else COUNT),
+        "time": partial(time_gate, 5 if quick else ROUNDS),
+    }
+    return list_by_seed(partial(measure_cell, quick=quick), seeds) | certified | alone
 
 
 def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> Tree:
@@ -69,7 +85,21 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
     folder = Path("runs/binding") / ("quick" if quick else "") / f"{name}-{condition}-{seed}"
     net, _ = train(task, seed, folder, CONDITIONS[condition][1])
     traces = {test: xl.collect(net, data, batch_size=250) for test, data in task.tests.items()}
-    return compare_rules(xl.collect(net, load_calibration(task, name, seed, most), batch_size=250), traces)
+    known = xl.collect(net, load_calibration(task, name, seed, most), batch_size=250)
+    return compare_rules(known, traces) | {"saved": save_cost(known, traces[AGREES.get(name, "agreeing")])}
+
+
+def save_cost(known: xl.Trace, test: xl.Trace) -> Tree:
+    """Return, at equal limits, cost and what is limited on test data like the training data, without and with the gate."""
+    rows: Tree = {}
+    for kind, limits in LIMITS.items():
+        for share in limits:
+            limit = share if kind == "disagreement" else share * float(known.divergence[:, 0].mean())
+            policies = [xl.calibrate(known, **{f"max_{kind}": limit}, gate=gate) for gate in (False, True)]  # type: ignore[arg-type]
+            plain, gated = (xl.evaluate(test, policy) for policy in policies)
+            risks = {"risk": getattr(plain, kind), "risk_gated": getattr(gated, kind)}
+            rows[f"{kind} {share:g}"] = {"limit": limit, "cost": plain.cost, "cost_gated": gated.cost} | risks
+    return rows
 
 
 def certify(name: str, seed: int, quick: bool = False) -> Tree:
@@ -84,6 +114,60 @@ def certify(name: str, seed: int, quick: bool = False) -> Tree:
     assert first is not None
     assert other is not None
     return {"share": first.share, "seen": first.seen, "other": other.seen, "samples": first.samples, "others": other.samples}
+
+
+def compare_refusals(count: int) -> Tree:
+    """Count answers of runtime and server to which the gate sent other samples, or trusts by more than 1e-4 less or more."""
+    net, folder = populations.train_scene_net(), Path("runs/gating/refusals")
+    policy = xl.calibrate(
+        xl.collect(net, xl.demo.load_scenes("calibration"), batch_size=250), max_disagreement=0.02, gate=True
+    )
+    images = make_scenes(net, count, seed=12)
+    preds = [xl.predict(net, batch, policy) for batch in images.split(250)]
+    names = "labels", "exits", "trust", "refused"
+    ours = {name: torch.cat([getattr(pred, name) for pred in preds]).numpy() for name in names}
+    near, theirs = find_near(net, policy, images), dict[str, dict[str, Array]]()
+    bundle, edge = (
+        xl.save(net, policy, folder / "bundle", overwrite=True),
+        xl.export(net, policy, folder / "edge", overwrite=True),
+    )
+    runtime, parts = exitlens_runtime.load(edge), images.numpy()
+    answers = [runtime.predict(parts[at : at + 64]) for at in range(0, count, 64)]
+    theirs["runtime"] = {name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names}
+    outputs = {"label": "labels", "exit": "exits", "trust": "trust"}
+    requests = [make_infer_request(parts[at : at + 4], list(outputs)) for at in range(0, count, 4)]
+    with start_ours(bundle, parts[0], batching=serving.PATIENT) as server:
+        every = np.arange(len(requests))
+        trial = run_load(Spec(server.port, requests, every / 100, every, connections=8, grace=60.0, keep=True))
+    read = [serving.read_outputs(answer) for answer in trial.answers]
+    theirs["server"] = {ours: np.concatenate([part[1][name] for part in read if part]) for name, ours in outputs.items()}
+    measured: Tree = {"samples": count, "refused": int((ours["refused"] >= 0).sum()), "near": int(near.sum())}
+    for name, answered in theirs.items():
+        differs = np.abs(answered.pop("trust") - ours["trust"]) > 1e-4
+        differs |= np.any([values != ours[field] for field, values in answered.items()], 0)
+        measured[name] = {"others": int((differs & ~near).sum()), "others_near": int((differs & near).sum())}
+    return measured
+
+
+def time_gate(rounds: int) -> Tree:
+    """Return milliseconds that the gate takes at an exit, one image, the small network: median, low and high of paired rounds."""
+    torch.set_num_threads(1)
+    net, image = populations.train_scene_net(), xl.demo.load_scenes("test").first(1).inputs
+    known = xl.collect(net, xl.demo.load_scenes("calibration"), batch_size=250)
+    never = (2.0,) * (net.num_exits - 1)  # every early exit is computed, and none answers
+    policies = {
+        name: replace(xl.calibrate(known, max_cost=1.0, gate=name == "gate"), thresholds=never) for name in ("plain", "gate")
+    }
+    works = {name: partial(predict_often, net, image, policy) for name, policy in policies.items()}
+    seconds = take_turns(works, rounds, warm_up=rounds // 10, clock=time.perf_counter)
+    paired = [1000 * (a - b) / OFTEN / len(never) for a, b in zip(seconds["gate"], seconds["plain"], strict=True)]
+    plain = 1000 * median(seconds["plain"]) / OFTEN
+    return {"ms": interval(paired).to_list(), "plain_ms": plain, "rounds": rounds}
+
+
+def predict_often(net: xl.ExitNet, image: Tensor, policy: xl.Policy, turn: int) -> None:
+    for _ in range(OFTEN):
+        xl.predict(net, image, policy)
 
 
 def load_calibration(task: Task, name: str, seed: int, most: int | None) -> SampleSet:
@@ -183,23 +267,53 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
             yield Promise.of_mean(
                 f"gating|certify|{task}", what, [run["other"] - run["share"] for run in ours], "<=", NEAR, error
             )
-    for task in SEEDS:
-        for condition, (title, _) in CONDITIONS.items():
-            ours = list_seeds(runs, f"{task}/{condition}")
-            for test in MOVED[task] if ours else ():
-                for i, cost in enumerate(COSTS[:3]):
-                    what = f"{task}, {title}, {test}: points gained by the gate at a cost of {cost:g}"
-                    error = mean(run["gain_error"][test][i] for run in ours)
-                    key = f"gating|{task}|{condition}|{test}|{i}"
-                    yield Promise.of_mean(key, what, [run["gain"][test][i] for run in ours], ">=", GAIN, error)
-                pairs = [
-                    list(zip(run["auroc"][test]["gate"], run["auroc"][test]["confidence"], strict=True)) for run in ours
-                ]
-                for k in range(len(pairs[0])):
-                    gains = [a - b for a, b in (pair[k] for pair in pairs) if a is not None and b is not None]
-                    what = f"{task}, {title}, {test}: exit {k}, AUROC of sure answers above confidence's"
-                    if gains:
-                        yield Promise.of_mean(f"gating|{task}|{condition}|{test}|{k}|auroc", what, gains, ">=", BETTER)
+    for task, (condition, (title, _)) in itertools.product(SEEDS, CONDITIONS.items()):
+        ours = list_seeds(runs, f"{task}/{condition}")
+        for test in MOVED[task] if ours else ():
+            key, what = f"gating|{task}|{condition}|{test}", f"{task}, {title}, {test}"
+            error = mean(mean(run["gain_error"][test]) for run in ours)
+            gains = [mean(run["gain"][test]) for run in ours]
+            words = f"{what}: points gained by the gate, mean over the costs"
+            yield Promise.of_mean(f"{key}|gain", words, gains, ">=", GAIN, error)
+            better = [a - b for run in ours for a, b in [average_areas(run["auroc"][test])]]
+            if not any(map(math.isnan, better)):
+                yield Promise.of_mean(
+                    f"{key}|auroc", f"{what}: AUROC of sure answers above confidence's", better, ">=", BETTER
+                )
+    for name, counts in ((name, counts) for name, counts in runs.get("refusals", {}).items() if isinstance(counts, dict)):
+        what = f"{name}: answers other than the library's with a gate, of {runs['refusals']['samples']:,}"
+        yield Promise(f"gating|refusals|{name}", what, counts["others"], "<=", 0, exact=True)
+    if "time" in runs:
+        what = "milliseconds that the gate takes at an exit, one image, the small network"
+        yield Promise.of_median("gating|time", what, runs["time"]["ms"], "<=", MOST_MS)
+
+
+def average_areas(areas: Mapping[str, list[float | None]]) -> tuple[float, float]:
+    """Return the gate's and confidence's AUROC, averaged over the exits that have both; NaN without such exits."""
+    pairs = [(a, b) for a, b in zip(areas["gate"], areas["confidence"], strict=True) if a is not None and b is not None]
+    return (mean(a for a, _ in pairs), mean(b for _, b in pairs)) if pairs else (math.nan, math.nan)
+
+
+def write_savings(runs: Runs) -> list[str]:
+    rows = []
+    for task, (condition, (title, _)) in itertools.product(SEEDS, CONDITIONS.items()):
+        ours = [run["saved"] for run in list_seeds(runs, f"{task}/{condition}") if "saved" in run]
+        changes = (
+            {limit: [100 * (run[limit]["cost_gated"] / run[limit]["cost"] - 1) for run in ours] for limit in ours[0]}
+            if ours
+            else {}
+        )
+        if changes:
+            rows.append(
+                [task, title, str(len(ours)), *(join_means([[value] for value in values], 1) for values in changes.values())]
+            )
+    limits = [f"{kind} {100 * value:g} %" for kind, values in LIMITS.items() for value in values]
+    return [
+        "Change of the cost by the gate, %, at equal limits on samples like the training data that did not choose the policy: mean over "
+        "independent trainings. Limits on divergence are shares of exit 0's mean divergence.",
+        "",
+        *table(["", "trained", "seeds", *limits], rows),
+    ]
 
 
 def write_tables(runs: Runs) -> list[str]:
@@ -239,4 +353,5 @@ def write_tables(runs: Runs) -> list[str]:
     return [*lines, *promise_table(list_promises(runs))]
 
 
-STUDY = Study("gating", list_cells, list_promises, {"gating": write_tables}, processes=2)
+TABLES = {"gating": write_tables, "gate": write_savings}
+STUDY = Study("gating", list_cells, list_promises, TABLES, processes=2, alone="time|refusals")

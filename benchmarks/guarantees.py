@@ -1,8 +1,9 @@
 """Count how often certified thresholds break their promises, over many calibrations, with what they save and when the drift watch warns.
 
-Cells: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), labels (1,000 draws of
+Cells: splits-NAME (1,000 calibration/test splits of a real trace), further-NAME (with a gate, and limits on each class), synthetic (2,000 draws with known risk), labels (1,000 draws of
 samples with several labels), groups (1,000 draws of correlated groups), watch-groups (the drift watch on such), families (the warning
-without groups), swaps (1,000 draws of swapped pairs), saving-NAME (against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. Needs `make demo-full`; an hour.
+without groups), swaps (1,000 draws of swapped pairs), saving-NAME (against
+hindsight, RC-EENN's single threshold and CRC), drift, time. Needs `make demo-full`; an hour.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from exitlens.functional.groups import (
 )
 from exitlens.functional.maps import geometric_mean
 from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
-from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.functional.routing import find_first_firing, fit_gate, score_early_exits, stack_trace_features
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.search import find_candidates, order_path, quantise
 from exitlens.model.swaps import OBJECT, SwapTrial
@@ -47,6 +48,8 @@ SETS = {  # risks that are certified together
     "divergence": ("divergence",),
     "all three": ("accuracy", "disagreement", "divergence"),
 }
+GATED = "accuracy drop, with a gate"
+FURTHER_SETS = {"accuracy drop of each class": ("class",), GATED: ("accuracy",)}
 LABEL_SETS = {"accuracy drop": ("accuracy",), "missed labels": ("missed",), "both": ("accuracy", "missed")}
 KINDS = {"accuracy": "ternary", "disagreement": "binary", "divergence": "unit", "missed": "signed"}
 DRAWN, WATCHED = 300, 150  # groups that calibrate; groups that calibrate the drift watch, and as many that are watched
@@ -65,9 +68,9 @@ def list_cells(quick: bool = False) -> dict[str, Job]:
 
     return {
         "drift": partial(measure_drift, count(200)),
-        **{f"gate-{name}": partial(measure_gate, name, count(20)) for name in populations.TRACES},
         **{f"saving-{name}": partial(measure_savings, name, count(200)) for name in populations.TRACES},
-        **{f"splits-{name}": partial(count_on_splits, name, count(1000)) for name in populations.TRACES},
+        **{f"splits-{name}": partial(count_on_splits, name, count(1000), SETS) for name in populations.TRACES},
+        **{f"further-{name}": partial(count_on_splits, name, count(1000), FURTHER_SETS) for name in populations.TRACES},
         "synthetic": partial(count_draws, "synthetic", count(2000), count(300)),
         "labels": partial(count_draws, "labels", count(1000), count(150)),
         "groups": partial(count_on_groups, count(1000)),
@@ -89,7 +92,11 @@ def find_losses(population: str) -> dict[str, Tensor]:
 
 
 def list_risks(population: str, names: Sequence[str], limit: float) -> list[Risk]:
-    return [Risk(name, find_losses(population)[name], limit, KINDS[name]) for name in names]  # type: ignore[arg-type]
+    losses = find_losses(population)
+    if names == ("class",):
+        labels = populations.recall_trace(population).require_labels("class")
+        return [Risk(f"class {c}", losses["accuracy"], limit, "ternary", labels == c) for c in labels.unique().tolist()]
+    return [Risk(name, losses[name], limit, KINDS[name]) for name in names]  # type: ignore[arg-type]
 
 
 def certify(
@@ -122,8 +129,7 @@ def judge(
     rows = []
     for (limit, delta), cuts in thresholds.items():
         exits = find_first_firing(scores, cuts)
-        losses = [risk.losses(exits).double() for risk in risks]
-        means = [float(values.mean() if weights is None else values @ weights) for values in losses]
+        means = [risk.mean(exits) if weights is None else float(risk.losses(exits).double() @ weights) for risk in risks]
         rows.append([limit, delta, float(max(means) > limit + 1e-9), cost[exits].double().mean().item()])
     return rows
 
@@ -142,16 +148,23 @@ def judge_split(
     if score:
         temperatures = fit_temperatures(trace.logits, trace.labels, halves[0])
         policy = xl.Policy.never(trace.num_exits, score=score, temperatures=temperatures)  # type: ignore[arg-type]
-    scores = score_early_exits(trace, policy)
+    gated = fit_on_path(trace, policy, halves[0]) if GATED in sets else policy
+    scores_by_policy = {policy: score_early_exits(trace, policy), gated: score_early_exits(trace, gated)}
     for label, names in sets.items():
+        scores = scores_by_policy[gated if label == GATED else policy]
         thresholds = certify(scores, trace.cost, partial(list_risks, population, names), LIMITS, halves, further)
         risks = [risk.at(test) for risk in list_risks(population, names, 0)]
         judged[label] = judge(scores[test], trace.cost, risks, thresholds)
     return judged
 
 
-def count_one_split(name: str, seed: int) -> dict[str, Rows]:
-    return judge_split(name, *populations.split_randomly(name, populations.CALIBRATION, seed), SETS, "max_probability")
+def fit_on_path(trace: xl.Trace, policy: xl.Policy, rows: Tensor) -> xl.Policy:
+    features, agrees = stack_trace_features(trace, policy), 1 - disagreement(trace)[:, :-1]
+    return replace(policy, gate=fit_gate(features[rows], agrees[rows]))
+
+
+def count_one_split(name: str, sets: Mapping[str, Sequence[str]], seed: int) -> dict[str, Rows]:
+    return judge_split(name, *populations.split_randomly(name, populations.CALIBRATION, seed), sets, "max_probability")
 
 
 def count_one_draw(population: str, further: int, seed: int) -> dict[str, Rows]:
@@ -176,9 +189,9 @@ def summarise(outcomes: Sequence[dict[str, Rows]]) -> Tree:
     return summary
 
 
-def count_on_splits(name: str, count: int) -> Tree:
+def count_on_splits(name: str, count: int, sets: Mapping[str, Sequence[str]]) -> Tree:
     samples = len(populations.load_trace(name))  # trained and collected once, before the processes start
-    outcomes = populations.run_in_parallel(count_one_split, name, seeds=range(count))
+    outcomes = populations.run_in_parallel(count_one_split, name, sets, seeds=range(count))
     return {"splits": count, "calibration": populations.CALIBRATION, "samples": samples, "sets": summarise(outcomes)}
 
 
@@ -342,36 +355,6 @@ def measure_savings(name: str, count: int) -> Tree:
     apart = {label: [row[label][0] - (label != "ours") * row["ours"][0] for row in outcomes] for label in costs}
     errors = {label: float(np.std(v, ddof=1)) / math.sqrt(count) / (1 - costs["hindsight"]) for label, v in apart.items()}
     return {"splits": count, "costs": costs, "broken": broken, "share_of_hindsight": shares, "errors": errors}
-
-
-# What the gate saves at equal limits
-
-GATE_LIMITS = {"disagreement": (0.01, 0.02, 0.05), "divergence": (0.2, 0.4, 0.6, 0.8)}  # divergence: over exit 0's mean
-
-
-def measure_one_gate(name: str, seed: int) -> list[list[float]]:
-    """Return, at each limit, cost and what is limited on other samples, without and with the gate."""
-    trace, rows = populations.recall_trace(name), []
-    known, test = map(trace.select, populations.split_randomly(name, len(trace) // 2, seed))
-    for kind, limits in GATE_LIMITS.items():
-        for share in limits:
-            limit = share if kind == "disagreement" else share * float(known.divergence[:, 0].mean())
-            policies = [xl.calibrate(known, **{f"max_{kind}": limit}, gate=gate) for gate in (False, True)]  # type: ignore[arg-type]
-            reports = [xl.evaluate(test, policy) for policy in policies]
-            rows.append([limit, *(value for report in reports for value in (report.cost, getattr(report, kind)))])
-    return rows
-
-
-def measure_gate(name: str, count: int) -> Tree:
-    populations.load_trace(name)
-    draws = np.array(populations.run_in_parallel(measure_one_gate, name, seeds=range(count)))  # (S, limits, 5)
-    labels = [f"{kind} {share:g}" for kind, limits in GATE_LIMITS.items() for share in limits]
-    rows, keys = {}, ("limit", "cost", "risk", "cost_gated", "risk_gated")
-    for label, figures in zip(labels, draws.transpose(1, 0, 2), strict=True):
-        change = figures[:, 3] / figures[:, 1] - 1
-        rows[label] = dict(zip(keys, map(float, figures.mean(0)), strict=True)) | {"cost_change": float(change.mean())}
-        rows[label]["cost_change_error"] = float(change.std(ddof=1) / math.sqrt(len(figures)))
-    return {"splits": len(draws), "rows": rows}
 
 
 # How often certificates about swaps are broken: all pairs of some scenes are swapped, so that the risk of a draw is known
@@ -539,10 +522,6 @@ def promise_rest(run: str, measured: Tree) -> Iterator[Promise]:
                     key, rival, less, bar = f"hindsight|{run}", "hindsight's", 0.0, 0.85
                 half = NORMAL * errors.get(name, math.inf)
                 yield Promise.of_half(key, f"{run}: saving over {rival}", shares["ours"] - less, ">=", bar, half)
-        case "gate":
-            change, error = max((row["cost_change"], row["cost_change_error"]) for row in measured["rows"].values())
-            what = f"{run}: change of cost at equal limits, the least of all limits"
-            yield Promise.of_half(f"gate|{run}", what, change, "<=", 0.0, NORMAL * error)
         case "swaps":
             for label, row in measured["rows"].items():
                 what = f"{label}: certificates broken, at most delta = {BROKEN_DELTA:g}"
@@ -588,12 +567,16 @@ def write_violations(runs: Runs) -> list[str]:
     rows = []
     for name, run in find_runs(runs, "splits-").items():
         rows.append([f"{name}, {run['splits']:,} splits of {run['samples']:,}", *show_worst(run["sets"], SETS)])
+        rows[-1] += show_worst(runs[f"further-{name}"]["sets"], FURTHER_SETS)
     return [
         "Share of calibrations after which a risk was above its limit (the worst over limits of 0.5, 1, 2 and 5 %), for δ = 0.05, 0.1, 0.2.",
         "Splits: 1,000 random draws of 2,000 calibration samples from a real trace, the risk taken on all other samples. Synthetic: 2,000 draws "
         "of 1,000 samples from three populations whose risks are known.",
         "",
-        *table(["", *SETS], [*rows, *write_draws("synthetic", runs["synthetic"], SETS)]),
+        *table(
+            ["", *SETS, *FURTHER_SETS],
+            [*rows, *([*row, "", ""] for row in write_draws("synthetic", runs["synthetic"], SETS))],
+        ),
     ]
 
 
@@ -623,21 +606,6 @@ def write_savings(runs: Runs) -> list[str]:
         "",
         f"{timing['samples']:,} samples, {timing['exits']} exits, three risks: {seconds[len(seconds) // 2]:.2f} s on one core (median of "
         f"{len(seconds)}; {seconds[0]:.2f} to {seconds[-1]:.2f}).",
-    ]
-
-
-def write_gates(runs: Runs) -> list[str]:
-    rows = []
-    for name, run in find_runs(runs, "gate-").items():
-        for label, row in run["rows"].items():
-            change = f"{100 * row['cost_change']:+.1f} ± {100 * row['cost_change_error']:.1f} %"
-            plain, gated = (f"{row[f'cost{s}']:.3f} ({row[f'risk{s}']:.4f})" for s in ("", "_gated"))
-            rows.append([name, f"{label.split()[0]} {row['limit']:.4f}", plain, gated, change])
-    return [
-        "Cost on samples that did not choose the policy; limits on divergence are 20, 40, 60 and 80 % of exit 0's mean divergence. Means over "
-        "splits, in brackets the disagreement or divergence that was measured. Change: of the cost by the gate, with its standard error.",
-        "",
-        *table(["", "limit", "without gate", "with gate", "change of cost"], rows),
     ]
 
 
@@ -705,6 +673,6 @@ def write_groups(runs: Runs) -> list[str]:
     ]
 
 
-TABLES = {"labels": write_labels, "groups": write_groups, "gate": write_gates, "swaps": write_swaps, "drift": write_drifts}
+TABLES = {"labels": write_labels, "groups": write_groups, "swaps": write_swaps, "drift": write_drifts}
 TABLES["guarantees"] = lambda runs: [*write_violations(runs), "", *write_savings(runs)]
 STUDY = Study("guarantees", list_cells, list_promises, TABLES)

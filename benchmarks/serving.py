@@ -205,6 +205,12 @@ class Expected(NamedTuple):
 
 
 def read_answer(answer: bytes) -> Answer | None:
+    read = read_outputs(answer)
+    return None if read is None else Answer(read[0], *(read[1][name] for name in OUTPUTS))
+
+
+def read_outputs(answer: bytes) -> tuple[str, dict[str, Array]] | None:
+    """Return the model's version and the outputs by name; ``None``: the server has not answered."""
     head, _, body = answer.partition(b"\r\n\r\n")
     if head[9:12] != b"200":
         return None
@@ -219,7 +225,7 @@ def read_answer(answer: bytes) -> Answer | None:
             size = output["parameters"]["binary_data_size"]
             values, at = np.frombuffer(body[at : at + size], dtype), at + size
         outputs[output["name"]] = values.reshape(output["shape"])
-    return Answer(content["model_version"], *(outputs[name] for name in OUTPUTS))
+    return content["model_version"], outputs
 
 
 def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Expected:
