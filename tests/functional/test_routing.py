@@ -136,7 +136,7 @@ def test_bad_gates_and_traces():
             xl.types.Gate(weights, confidences)
     with pytest.raises(xl.errors.PolicyError, match="gate: expected a Gate for 2 early exits"):
         xl.Policy((0.5, 0.5), gate=xl.types.Gate((WEIGHTS,)))
-    with pytest.raises(xl.errors.InputError, match="needs gate_features and this trace has none"):
+    with pytest.raises(xl.errors.InputError, match="expected a trace with gate_features"):
         xl.route(random_trace(20), xl.Policy((0.5, 0.5), gate=GATE))
     with pytest.raises(xl.errors.InputError, match="gate_features: expected"):
         xl.Trace(torch.zeros(2, 2, 2), None, torch.zeros(2, 2), torch.tensor([0.5, 1.0]), gate_features=torch.zeros(2, 2, 2))

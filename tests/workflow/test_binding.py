@@ -233,7 +233,7 @@ def test_the_promise_in_words():
 
 def test_what_cannot_be_promised():
     net, data = make_net(), make_tiny_set(64)
-    with pytest.raises(xl.errors.CalibrationError, match=r"data: 16 samples promise nothing. Fix: pass 20 or more"):
+    with pytest.raises(xl.errors.CalibrationError, match=r"data: 16 samples are too few to promise anything. Fix: pass 20 or more"):
         xl.certify_binding(net, data.first(16), xl.Policy.never(3))
     for name, value in (("area", 0.0), ("area", 1.0), ("delta", 0), ("samples", 0)):
         with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):

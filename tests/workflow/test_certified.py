@@ -316,7 +316,7 @@ def test_too_few_groups_are_refused_with_the_number_needed():
     assert f"about {result.samples_needed} groups would be needed" in policy.certificate()
     few = replace(grouped(), groups=torch.arange(3000) % 9)
     for trace, message in ((random_trace(9), "9 samples"), (few, r"9 groups \(of 3000 samples\)")):
-        with pytest.raises(xl.errors.CalibrationError, match=f"trace: {message} can certify nothing"):
+        with pytest.raises(xl.errors.CalibrationError, match=f"trace: {message} are too few to certify anything"):
             xl.calibrate(trace, max_disagreement=0.1, delta=0.1)
     assert xl.calibrate(few, max_disagreement=0.1).calibration.groups == 9
     with pytest.raises(xl.errors.InputError, match="equal_groups: this trace names no groups"):

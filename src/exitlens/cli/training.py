@@ -36,6 +36,7 @@ from exitlens.launch import read_rank
 from exitlens.types.settings import (
     NEED_LABELS,
     RISK_LIMITS,
+    SWAPPED,
     CalibrationRequest,
     NetworkSettings,
     ReadSettings,
@@ -56,7 +57,6 @@ TRAINING = {
     ),
 }
 TRACE = {"Data": "compact trace_dir cost timed_batch swapped"}
-SWAPPED = 2000  # samples with the background of others, where a limit is on what that changes
 LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta equal_groups folds gate score"}
 
 

@@ -16,6 +16,7 @@ from exitlens.data.readers import check_bad
 from exitlens.data.sets import LazySet
 from exitlens.data.workers import Plan, choose_workers
 from exitlens.errors import InputError
+from exitlens.functional.groups import draw_from_groups
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs, split_rows
 
@@ -77,13 +78,14 @@ class HeldSamples:
         return self.count
 
 
-def hold_samples(data: Any, limit: int, seed: int = 0) -> HeldSamples:
+def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = False) -> HeldSamples:
     """Hold at most ``limit`` samples, drawn by ``seed``: as stored for our own sets, else as floats, on the CPU.
 
-    Of our own lazy sets, files that cannot be read are left out as the set says.
+    With ``equal_groups`` as many are drawn from each group, so that means over groups are those of the data. Of our own lazy
+    sets, files that cannot be read are left out as the set says.
     """
     if hasattr(data, "subset") and hasattr(data, "inputs"):
-        drawn = draw_samples(len(data), limit, seed).sort().values
+        drawn = _draw(len(data), data.groups if equal_groups else None, limit, seed)
         part = data.subset(drawn)
         if isinstance(part, LazySet):
             part = part.load()
@@ -99,9 +101,15 @@ def hold_samples(data: Any, limit: int, seed: int = 0) -> HeldSamples:
     columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
     names = list_input_names(batches[0])
     inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
-    drawn = draw_samples(count_rows(inputs), limit, seed).sort().values
-    labels, groups = (torch.cat(parts)[drawn] if len(parts) == len(batches) else None for parts in (known, named))
+    labels, groups = (torch.cat(parts) if len(parts) == len(batches) else None for parts in (known, named))
+    drawn = _draw(count_rows(inputs), groups if equal_groups else None, limit, seed)
+    labels, groups = (None if column is None else column[drawn] for column in (labels, groups))
     return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), labels, None, groups, drawn)
+
+
+def _draw(count: int, groups: Tensor | None, limit: int, seed: int) -> Tensor:
+    drawn = draw_samples(count, limit, seed) if groups is None else draw_from_groups(groups, limit, seed)
+    return drawn.sort().values
 
 
 def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:

@@ -23,6 +23,7 @@ from exitlens.model.engine.onnx_files import OnnxEngine, Written, import_onnx, o
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
+from exitlens.types.settings import SWAPPED
 from exitlens.types.tasks import are_same
 from exitlens.workflow.calibration import run_calibration
 from exitlens.workflow.collection import collect
@@ -108,7 +109,8 @@ def export_int8(
     with open_target(directory, overwrite) as temporary:
         before = collect(net, calibration, progress=progress)
         twin, parts = quantise(net, samples, temporary)
-        after = collect(twin, calibration, progress=progress)
+        swapped = 0 if request.max_cue_drop is None else SWAPPED
+        after = collect(twin, calibration, swapped=swapped, progress=progress)
         chosen = run_calibration(after, request.for_any_network())
         write_bundle(temporary, twin, chosen, parts)
     target, exits = Path(directory).resolve(), (route(before, policy), route(after, chosen))

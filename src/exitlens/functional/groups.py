@@ -48,6 +48,15 @@ def split_trace(trace: Trace, share: float, seed: int, units: Tensor | None = No
     return None, rows[:count], rows[count:]
 
 
+def draw_from_groups(groups: Tensor, limit: int, seed: int) -> Tensor:  # (N,) -> (n,)
+    """Draw at most ``limit`` samples at random: as many from every group, or one each from so many groups."""
+    rows = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    numbers, order = shuffle_groups(groups[rows], seed).sort(stable=True)
+    sizes = numbers.bincount()
+    place = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[numbers]  # of each among its group's
+    return rows[order[(place < max(1, limit // len(sizes))) & (numbers < limit)]]
+
+
 def pair_groups(groups: Tensor, seed: int) -> tuple[Tensor, Tensor]:  # (N,) -> (N,), (N,)
     """Draw a sample of another group for each, and return them and units: groups that take from one another only.
 

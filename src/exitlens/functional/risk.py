@@ -184,7 +184,7 @@ def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, per
     if max_cost is not None:
         if max_cost + ROOM < (first := trace.cost[0].item()):
             raise CalibrationError(
-                f"max_cost: got {max_cost:.3g}, but the first exit alone costs {first:.3g} of the backbone"
+                f"max_cost: got {max_cost:.3g}, but the first exit alone costs {first:.3g} of the backbone. Fix: pass more."
             )
         # costs above 1 (heads) are prices, too; as shares of the largest they are in [0, 1]
         top, asked = trace.cost[-1].double().item(), f"max_cost {max_cost:g}"

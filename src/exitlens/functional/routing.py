@@ -26,6 +26,7 @@ from exitlens.types.tasks import USUAL_SCORES, Task, find_answers
 RIDGE, RIDGE_OF_CONFIDENCE = 10.0, 0.1
 SHARES = (0.05, 0.1, 0.2)  # of the locations, which speak most for an answer, that its margin does without
 FARTHEST = 20.0  # logarithm of probabilities
+LEAST_SPREAD = 1e-2  # of a feature: the weight of one that hardly varies would make estimates depend on rounding
 Array = NDArray[np.float64]
 
 
@@ -108,10 +109,14 @@ def estimate(gate: Gate, k: int, features: Tensor) -> Tensor:  # (B,7) -> (B,)
 
 def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,7)
     """Return the features of a gate at every early exit of every sample."""
-    if trace.gate_features is None:
-        raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
     kind, columns = USUAL_SCORES[trace.task], []
+    if trace.num_exits > 1 and trace.gate_features is None:
+        raise InputError(
+            "gate: expected a trace with gate_features, got one without. Fix: collect it by exitlens.collect, of a network "
+            "whose exits have maps, or leave gate out."
+        )
     for k in range(trace.num_exits - 1):
+        assert trace.gate_features is not None
         confidence, given = score(trace.logits[:, k], kind, policy.temperatures[k]), trace.gate_features[:, k]
         columns.append(stack_features(confidence, given[:, 0], given[:, 1:], policy, k))
     return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0, len(GATE_FEATURES))
@@ -121,7 +126,7 @@ def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,7), (n,E) in [0,
     """Fit a gate by logistic regression at every early exit, with a ridge on the weights of standardised features."""
     weights, ridge = [], np.array([RIDGE_OF_CONFIDENCE, *[RIDGE] * (features.shape[2] - 1), 0.0])
     for x, y in zip(features.double().unbind(1), target.double().unbind(1), strict=True):
-        centre, spread = x.mean(0), x.std(0, correction=0).clamp_min(1e-9)
+        centre, spread = x.mean(0), x.std(0, correction=0).clamp_min(LEAST_SPREAD)
         scaled = torch.cat([(x - centre) / spread, x.new_ones(len(x), 1)], 1).numpy()
         truth = y.numpy()
 
@@ -137,7 +142,7 @@ def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,7), (n,E) in [0,
 
 
 def match_confidences(gate: Gate, scores: Tensor, exits: Tensor) -> Gate:  # (n,K-1), (n,)
-    """Return the gate with the scores from which on as many samples would leave at each exit without it."""
+    """Return the gate with the scores above which as many samples would leave at each exit without it."""
     levels = []
     for k, column in enumerate(scores.unbind(1)):
         count, here = int((exits == k).sum()), column[exits >= k]

@@ -186,7 +186,9 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
 
 def _refuse(risks: Sequence[Risk], budgets: Sequence[Budget], where: str = "", fix: str = "") -> CalibrationError:
     limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
-    return CalibrationError(f"limits: no policy found keeps {limits}{where} within {spent}: raise one of the limits{fix}")
+    return CalibrationError(
+        f"limits: no policy found keeps {limits}{where} within {spent}. Fix: raise one of the limits{fix}."
+    )
 
 
 def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:

@@ -181,6 +181,9 @@ class CalibrationRequest:
             and not (has_risk or is_timed),
             "equal_groups: it is about a certificate. Fix: pass delta, or leave equal_groups out.": self.equal_groups
             and not has_delta,
+            "equal_groups: swaps couple groups, so max_cue_drop is about samples. Fix: leave one of the two out.": (
+                self.equal_groups and self.max_cue_drop is not None
+            ),
             "folds: delta promises more. Fix: pass one of the two.": has_folds and has_delta,
             "folds: they are about limits on risks. Fix: pass one of these limits, or leave folds out.": has_folds
             and not has_risk,
@@ -221,8 +224,10 @@ class CertificateRequest:
     request: CalibrationRequest
     level: float  # the tests' level: the request's delta, less the levels of earlier requests that were refused
     granted: bool  # if so, the level is available to the next request
+    units: str = ""  # digest of the groups and swaps of the trace: with others it is another request
 
 
+SWAPPED = 2000  # samples that take from others what is outside the object, where a limit is on what that changes
 BatchNorm = Literal["update", "keep"]
 RelyOn = Literal["anything", "map"]
 EpochMetric = Literal["accuracy", "final_accuracy", "loss"]

@@ -297,9 +297,10 @@ class Trace:
     def _check_swaps(self, n: int, k: int) -> None:
         got = {name: tuple(value.shape) for name, value in self.swaps.items()}
         if got != (expected := {"changed": (n, k), "unit": (n,)}):
-            raise InputError(f"swaps: expected {expected}, got {got}")
+            raise InputError(f"swaps: expected {expected}, got {got}. Fix: collect the trace with swapped=2000.")
         if self.swaps["changed"].dtype != torch.bool or self.swaps["unit"].is_floating_point():
-            raise InputError("swaps: expected 'changed' as bool and 'unit' as integers")
+            got = {name: str(value.dtype) for name, value in self.swaps.items()}
+            raise InputError(f"swaps: expected 'changed' as bool and 'unit' as integers, got {got}. Fix: convert them.")
 
     def _check_shapes(self, n: int, k: int) -> None:
         if self.groups is not None:
@@ -457,6 +458,12 @@ class Trace:
         if self.labels is not None:
             digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def hash_units(self) -> str:
+        """Return a SHA-256 of what says which samples are independent, groups and swaps; empty without either."""
+        units = [self.groups, self.swaps.get("unit")]
+        parts = [b"-" if part is None else part.contiguous().numpy().tobytes() for part in units]
+        return "" if parts == [b"-", b"-"] else hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
 
     def hash_samples(self) -> list[str]:
         """Return a hash of every sample's logits, the same whether they were kept whole or made compact."""

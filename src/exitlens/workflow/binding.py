@@ -21,9 +21,10 @@ from exitlens.model.swaps import BATCH_SIZE, OBJECT, SwapTrial
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import BindingCertificate
-from exitlens.types.settings import COUNT, NumberRule, SampleSketch, check_number
+from exitlens.types.settings import NumberRule, SampleSketch, check_number
 
 SEED = 105  # of the pairs of samples
+ENOUGH = NumberRule(f"an integer of {2 * FEWEST} or more", lambda value: isinstance(value, int) and value >= 2 * FEWEST)
 OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
 
 
@@ -70,14 +71,14 @@ def certify_binding(
     other samples: the best of several certificates is wrong more often than one.
 
     If the data name groups, only these are independent: groups take from one another, and the share is the mean over
-    groups of the share of their samples.
+    groups of the share of their samples, of which as many are drawn from each.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         data: as for :func:`exitlens.collect`: other samples than those that training and calibration have seen.
         area: share of the input's locations that a map shows.
         delta: chance that the promise is wrong.
-        samples: maximum number of samples, held in memory; if there are more, they are drawn at random.
+        samples: maximum number of samples, 20 or more, held in memory; if there are more, they are drawn at random.
 
     Returns:
         The policy, with the promise as ``policy.binding``; bundles, reports, server and runtime pass it on.
@@ -93,16 +94,20 @@ def certify_binding(
     """
     require(net, ExitNet, "net")
     net.check_policy(policy)
+    policy = replace(policy, network=net.identity())
     require_maps(net.heads, "certify_binding")
     for name, value in (("area", area), ("delta", delta)):
         check_number(name, value, OPEN)
-    check_number("samples", samples, COUNT)
-    held = hold_samples(data, samples)
+    check_number("samples", samples, ENOUGH)
+    held = hold_samples(data, samples, equal_groups=True)
     groups = torch.arange(len(held)) if held.groups is None else held.groups
     count = len(groups.unique())
     if count < 2 * FEWEST:
         what = "samples" if held.groups is None else "groups"
-        raise CalibrationError(f"data: {count} {what} promise nothing. Fix: pass {2 * FEWEST} or more, best some hundred.")
+        raise CalibrationError(
+            f"data: {count} {what} are too few to promise anything. Fix: pass {2 * FEWEST} or more, preferably some "
+            "hundreds."
+        )
     with show_progress(progress) as bar:
         task = bar.add_task("swapping what maps leave out", total=2 * -(-len(held) // BATCH_SIZE))
         sample = SwapTrial(net, held.prepare, len(held), partial(bar.advance, task))

@@ -14,7 +14,7 @@ from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyErr
 from exitlens.functional import search
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.groups import find_firsts, join_units, measure_likeness, split_trace
+from exitlens.functional.groups import find_firsts, join_units, measure_likeness, shuffle_groups, split_trace
 from exitlens.functional.risk import Budget, Risk, disagreement, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import (
     find_first_firing,
@@ -160,13 +160,13 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
         is_grouped = trace.num_groups < len(trace)
         unit, samples = ("groups", f" (of {len(trace)} samples)") if is_grouped else ("samples", "")
         raise CalibrationError(
-            f"trace: {trace.num_groups} {unit}{samples} can certify nothing. Fix: collect {FEWEST} {unit} or more, "
-            "preferably some hundred."
+            f"trace: {trace.num_groups} {unit}{samples} are too few to certify anything. Fix: collect {FEWEST} {unit} or more, "
+            "preferably several hundred."
         )
     units = None
-    if request.max_cue_drop is not None and trace.swaps:  # swaps make samples depend on one another
+    if request.max_cue_drop is not None and trace.swaps:  # swaps make groups depend on one another, in this risk alone
         units = join_units(trace.groups, trace.swaps["unit"])
-    groups, proposing, testing = split_trace(trace, PATH_SHARE, request.seed, units)
+    units, proposing, testing = split_trace(trace, PATH_SHARE, request.seed, units)
     risks = list_risks(trace, request.risk_limits, testing)
     promised = [budget for budget in budgets if budget.is_promised]
     spending = [budget.to_risk(len(trace)) for budget in promised if not budget.is_kept_by_all]
@@ -175,29 +175,25 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
             "delta: no exit takes longer than max_ms, so there is nothing to certify. Fix: leave delta out, or limit a risk."
         )
     level, number = _find_level(trace, request, request.delta)
-    is_grouped = trace.num_groups < len(trace)
-    if groups is not None:
-        risks, spending = (
-            [
-                risk.with_groups(groups, proposing, equal=request.equal_groups)
-                if is_grouped or risk.name == "max_cue_drop"
-                else risk
-                for risk in part
-            ]
-            for part in (risks, spending)
-        )
+    groups = (
+        shuffle_groups(trace.groups, request.seed) if trace.groups is not None and trace.num_groups < len(trace) else None
+    )
+
+    def count_units(risk: Risk) -> Risk:
+        known = units if risk.name == "max_cue_drop" else groups
+        return risk if known is None else risk.with_groups(known, proposing, equal=request.equal_groups)
+
+    risks, spending = list(map(count_units, risks)), list(map(count_units, spending))
     draft, fitted_on = _draft(trace, request, proposing)
     scores = score_early_exits(trace, draft)
     price = trace.cost if risks else search.default_loss(trace)
-    thresholds, certification = certify(
-        scores, [*risks, *spending], price, proposing, testing, groups if is_grouped else None, level=level
-    )
+    thresholds, certification = certify(scores, [*risks, *spending], price, proposing, testing, groups, level=level)
     certification = replace(certification, delta=request.delta, request_number=number)
     cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
     is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
-    before = trace.certificate_requests[number - 1 : number]  # the same request, perhaps with other groups
-    is_granted = not certification.reason and is_affordable and all(earlier.granted for earlier in before)
-    trace.certificate_requests[number - 1 : number] = [CertificateRequest(request, level, is_granted)]
+    is_granted = not certification.reason and is_affordable
+    asked = CertificateRequest(request, level, is_granted, trace.hash_units())
+    trace.certificate_requests[number - 1 : number] = [asked]
     if spending and certification.reason:  # the full network, which may always answer, is too slow
         raise CalibrationError(f"max_ms: no policy could be certified within {request.max_ms:g} ms: {certification.reason}")
     if not is_affordable:
@@ -216,7 +212,7 @@ def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tupl
     these samples is wrong is at most the largest ``delta``.
     """
     for number, earlier in enumerate(trace.certificate_requests, 1):
-        if earlier.request == request:
+        if (earlier.request, earlier.units) == (request, trace.hash_units()):
             return earlier.level, number
     spent = sum(earlier.level for earlier in trace.certificate_requests if not earlier.granted)
     if delta - spent < 1e-6:

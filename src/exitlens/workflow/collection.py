@@ -281,7 +281,7 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
     require_maps(net.heads, "swapped")
     held = hold_samples(data, count)
     if int(held.rows.max()) >= len(trace) or len(held.rows) != len(held):
-        raise InputError("swapped: some of the data cannot be read, so that rows do not fit. Fix: leave these samples out")
+        raise InputError("swapped: some of the data cannot be read, so that rows do not fit. Fix: leave these samples out.")
     groups = torch.arange(len(held)) if trace.groups is None else trace.groups[held.rows]
     with show_progress(progress) as bar:
         task = bar.add_task("swapping backgrounds", total=2 * -(-len(held) // BATCH_SIZE))
@@ -296,7 +296,10 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
             rows = (flat.any(1) & ~flat.all(1)).nonzero()[:, 0]  # with an object and a background
             choose = partial(_take_masks, masks)
         if len(groups[rows].unique()) < 2:
-            raise InputError("swapped: expected two samples or more (or groups) with a background, got fewer")
+            raise InputError(
+                "swapped: expected two samples (or groups) or more with an object and a background, got fewer. Fix: pass more "
+                "samples, or check the masks."
+            )
         among, unit = pair_groups(groups[rows], PAIRING)
         partner = torch.arange(len(held)).scatter(0, rows, rows[among])
         among_changed = sample.find_changes(rows, partner, choose, choose, tuple(range(net.num_exits)))

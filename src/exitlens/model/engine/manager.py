@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from exitlens.errors import EngineError, MissingExtraError, is_installed
 from exitlens.functional.certification import upper_bound
-from exitlens.functional.routing import find_first_firing
-from exitlens.functional.scores import score
+from exitlens.functional.routing import find_first_firing, score_early_exits, stack_observed
 from exitlens.model._torch_compat import has_hooks, list_member_tables, read_version
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import CompiledEngine, Engine
@@ -26,9 +25,9 @@ from exitlens.model.engine.tuning import BACKENDS, Tuning, apply_tuning, choose_
 from exitlens.model.heads import ExitHead
 from exitlens.model.process import can_keep_memory, keep_memory
 from exitlens.progress import track
-from exitlens.types import Policy
+from exitlens.types import Policy, Trace
 from exitlens.types.settings import POSITIVE, NumberRule, check_choice, check_number
-from exitlens.types.tasks import are_same, find_answers
+from exitlens.types.tasks import Task, are_same
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -349,24 +348,30 @@ class _Meter:
             if precision == "bfloat16":
                 raise
             return forms
-        (half, full), task, count = map(self.compute_logits, (halves[-1], forms[-1])), policy.task, len(self.example[0])
-        agreement = are_same(find_answers(half, task), find_answers(full, task), task).float().mean(0).min().item()
-        decided = (_decide(half, policy) == _decide(full, policy)).all(1)
-        agreement = min(agreement, decided.float().mean().item())
+        half, full = (self.observe(tuning, policy.task) for tuning in (halves[-1], forms[-1]))
+        (exits, count), answers = (_take_exits(half, policy), len(half)), (half.answers, full.answers)
+        same = are_same(*answers, policy.task)  # (N,K)
+        decided = (exits == _take_exits(full, policy)) & same.gather(1, exits[:, None])[:, 0]
+        agreement = min(same.float().mean(0).min().item(), decided.float().mean().item())
         self.record["bfloat16_agreement"], self.record["bfloat16_samples"] = agreement, count
         if precision == "bfloat16":
             return halves
         is_safe = upper_bound(round((1 - agreement) * count), count, 0.05) <= 1 - min_agreement
         return forms + halves if is_safe else forms
 
-    def compute_logits(self, tuning: Tuning) -> Tensor:  # -> (N,K,C)
-        """Return the logits of the example in a tuning's form."""
-        engine, batches = self.open(tuning), []
+    def observe(self, tuning: Tuning, task: Task) -> Trace:
+        """Return logits of the example in a tuning's form, and what a gate takes."""
+        engine, logits, features = self.open(tuning), list[Tensor](), list[Tensor]()
         with engine.mode():
             for part in zip(*(t.split(16) for t in self.example), strict=True):
-                outputs = engine.compute_outputs(tuning.convert(part))
-                batches.append(torch.stack([logits.float() for logits, _ in outputs], 1))
-            return torch.cat(batches).cpu()
+                outputs = engine.compute_margins(tuning.convert(part))
+                logits.append(torch.stack([each.float() for each, *_ in outputs], 1).cpu())
+                features.append(stack_observed([(each, margins) for each, _, margins in outputs], task).float().cpu())
+        count, exits = len(self.example[0]), len(engine.heads)
+        given = torch.cat(features) if exits > 1 else None
+        return Trace(
+            torch.cat(logits), None, torch.zeros(count, exits), torch.arange(1.0, exits + 1), gate_features=given, task=task
+        )
 
     def tune_group(self, forms: list[Tuning]) -> Tuning:
         """Return the fastest tuning of one backend."""
@@ -421,10 +426,5 @@ class _Meter:
         return spent / count
 
 
-def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label, or (N,1+C): exit and labels
-    # A gate needs maps, which are not computed here. It only sends samples on, and every exit's answers are compared, too.
-    early = range(policy.num_exits - 1)
-    scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
-    exits = find_first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)
-    answers = find_answers(logits[torch.arange(len(logits)), exits], policy.task)
-    return torch.cat([exits[:, None], answers.view(len(logits), -1).long()], 1)
+def _take_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,)
+    return find_first_firing(score_early_exits(trace, policy), policy.thresholds)
