@@ -299,8 +299,8 @@ class Trace:
         if got != (expected := {"changed": (n, k), "unit": (n,)}):
             raise InputError(f"swaps: expected {expected}, got {got}. Fix: collect the trace with swapped=2000.")
         if self.swaps["changed"].dtype != torch.bool or self.swaps["unit"].is_floating_point():
-            got = {name: str(value.dtype) for name, value in self.swaps.items()}
-            raise InputError(f"swaps: expected 'changed' as bool and 'unit' as integers, got {got}. Fix: convert them.")
+            kinds = ", ".join(str(value.dtype) for value in self.swaps.values())
+            raise InputError(f"swaps: expected 'changed' as bool and 'unit' as integers, got {kinds}. Fix: convert them.")
 
     def _check_shapes(self, n: int, k: int) -> None:
         if self.groups is not None:

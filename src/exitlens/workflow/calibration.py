@@ -160,8 +160,8 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
         is_grouped = trace.num_groups < len(trace)
         unit, samples = ("groups", f" (of {len(trace)} samples)") if is_grouped else ("samples", "")
         raise CalibrationError(
-            f"trace: {trace.num_groups} {unit}{samples} are too few to certify anything. Fix: collect {FEWEST} {unit} or more, "
-            "preferably several hundred."
+            f"trace: {trace.num_groups} {unit}{samples} are too few to certify anything. Fix: collect {FEWEST} {unit} or "
+            "more, preferably some hundreds."
         )
     units = None
     if request.max_cue_drop is not None and trace.swaps:  # swaps make groups depend on one another, in this risk alone

@@ -297,8 +297,8 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
             choose = partial(_take_masks, masks)
         if len(groups[rows].unique()) < 2:
             raise InputError(
-                "swapped: expected two samples (or groups) or more with an object and a background, got fewer. Fix: pass more "
-                "samples, or check the masks."
+                "swapped: expected two samples or more (or groups) that have an object and a background, got fewer. Fix: pass "
+                "more samples, or check the masks."
             )
         among, unit = pair_groups(groups[rows], PAIRING)
         partner = torch.arange(len(held)).scatter(0, rows, rows[among])
