@@ -76,6 +76,13 @@ def test_int8_uses_the_temperatures_that_were_asked_for(made, tmp_path, given):
     assert report.policy.calibration.request == policy.calibration.request.for_any_network()
 
 
+def test_a_limit_on_swaps_is_asked_of_the_files_too(made, tmp_path):
+    net, _, _, samples = made
+    policy = xl.calibrate(xl.collect(net, samples, swapped=300), max_cue_drop=0.5)
+    report = xl.export_int8(net, policy, tmp_path / "out", samples.first(64), samples)
+    assert report.policy.calibration.request == policy.calibration.request
+
+
 def test_nothing_is_left_where_it_fails(made, tmp_path):
     net, policy, _, samples = made
     for chosen, few, words in (

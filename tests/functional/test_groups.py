@@ -47,6 +47,16 @@ def test_means_and_weights_by_hand():
     torch.testing.assert_close(capped, torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5)
 
 
+@pytest.mark.parametrize(("limit", "counts"), [(9, [1, 3, 3]), (6, [1, 2, 2]), (3, [1, 1, 1]), (2, [1, 1])])
+def test_as_many_are_drawn_from_every_group(limit, counts):
+    ids = torch.tensor([7, 5, 5, 5, 5, 6, 6, 6, 6, 6])
+    drawn = groups.draw_from_groups(ids, limit, 0)
+    assert len(drawn.unique()) == len(drawn) == sum(counts)
+    assert sorted(ids[drawn].unique(return_counts=True)[1].tolist()) == counts
+    assert torch.equal(drawn, groups.draw_from_groups(ids, limit, 0))
+    assert any(not torch.equal(drawn, groups.draw_from_groups(ids, limit, seed)) for seed in range(1, 9))
+
+
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=60).filter(lambda ids: len(set(ids)) > 1), st.integers(0, 99))
 def test_groups_are_paired_and_units_share_nothing(ids, seed):
     ids = torch.tensor(ids)

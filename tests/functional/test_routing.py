@@ -102,6 +102,13 @@ def test_where_nearly_all_agree_confidence_decides():
     assert share[0] > 5 * share[1:].abs().max()
 
 
+def test_a_feature_that_hardly_varies_decides_nothing():
+    features = routing.stack_trace_features(trace_with_gate_features(400), xl.Policy.never(3))
+    features[..., 6] = 1 + 1e-7 * (features[..., 0] > 0)  # the entropy of a flat map, to rounding
+    gate = routing.fit_gate(features, (features[..., 0] > 0).float())
+    assert all(abs(weights[6]) < 1e-2 for weights in gate.weights)
+
+
 def test_a_gate_learns_what_confidence_does_not_tell():
     train, test = trace_with_gate_features(1000), trace_with_gate_features(1000, seed=1)
     plain = xl.Policy.never(3)

@@ -152,6 +152,27 @@ def test_the_certificate_counts_pairs():
     assert "samples" in refused.reason
 
 
+def test_groups_count_in_their_own_risks_and_pairs_of_groups_in_that_of_swaps():
+    swapped = add_swaps(random_trace(2000), early=0.1, final=0.2)
+    unit = torch.arange(2000) // 8
+    trace = replace(swapped, groups=torch.arange(2000) // 4, swaps=swapped.swaps | {"unit": unit})
+    tested = xl.calibrate(trace, max_cue_drop=0.3, max_accuracy_drop=0.3, delta=0.1).calibration.certification
+    accuracy, cue = tested.tests
+    assert (tested.path_groups, accuracy.groups, cue.groups) == (200, 300, 150)
+    with pytest.raises(xl.errors.InputError, match="equal_groups: swaps couple groups"):
+        xl.calibrate(trace, max_cue_drop=0.3, delta=0.1, equal_groups=True)
+
+
+def test_another_draw_of_swaps_is_another_request():
+    trace = add_swaps(random_trace(200), early=0.3, final=0.2)
+    assert xl.calibrate(trace, max_cue_drop=0.001, delta=0.1).calibration.certification.reason
+    again = replace(trace, swaps=trace.swaps | {"unit": torch.arange(200).roll(1) // 2})
+    again.certificate_requests[:] = trace.certificate_requests  # as a bundle keeps them, by the samples
+    with pytest.raises(xl.errors.CalibrationError, match="these samples refused a certificate before"):
+        xl.calibrate(again, max_cue_drop=0.001, delta=0.1)
+    assert xl.calibrate(trace, max_cue_drop=0.001, delta=0.1).calibration.certification.request_number == 1
+
+
 def test_copies_of_pairs_need_twice_as_many_samples_as_pairs():
     """With no loss at all, the test needs so many pairs; the estimate is of samples."""
     trace = replace(random_trace(200), swaps={"changed": torch.zeros(200, 3).bool(), "unit": torch.arange(200) // 2})
@@ -193,6 +214,12 @@ def test_groups_count_the_same():
     binding = xl.certify_binding(net, named, xl.Policy.never(3)).binding
     assert binding.groups == 41
     assert binding.samples == 64
+    assert xl.certify_binding(net, named, xl.Policy.never(3), samples=41).binding.samples == 41  # one of each
+    assert xl.certify_binding(net, named, xl.Policy.never(3), samples=82).binding.samples == 42
+    only = torch.zeros(64)
+    only[:24] = 1  # all of one group
+    _, seen = certifying.bound_share(only, groups, pair_groups(groups, 0)[1], 0.1)
+    assert seen == pytest.approx(40 / 41)
 
 
 def test_no_more_is_promised_than_was_seen():
@@ -211,6 +238,7 @@ def test_who_may_be_told(images):
     promise = (
         f"The top 40 % of a map decides at least {100 * policy.binding.share:.1f} % of the answers, with 80 % confidence"
     )
+    assert policy.network == net.identity()  # of no other network
     assert policy.certificate().startswith(promise)  # thresholds by hand promise nothing else
     why = xl.explain(net, images[0], policy)
     assert why.reason.endswith(policy.binding.describe(why.answered))
@@ -233,9 +261,11 @@ def test_the_promise_in_words():
 
 def test_what_cannot_be_promised():
     net, data = make_net(), make_tiny_set(64)
-    with pytest.raises(xl.errors.CalibrationError, match=r"data: 16 samples are too few to promise anything. Fix: pass 20 or more"):
+    with pytest.raises(
+        xl.errors.CalibrationError, match=r"data: 16 samples are too few to promise anything. Fix: pass 20 or more"
+    ):
         xl.certify_binding(net, data.first(16), xl.Policy.never(3))
-    for name, value in (("area", 0.0), ("area", 1.0), ("delta", 0), ("samples", 0)):
+    for name, value in (("area", 0.0), ("area", 1.0), ("delta", 0), ("samples", 19)):
         with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
             xl.certify_binding(net, data, xl.Policy.never(3), **{name: value})
     policy = xl.calibrate(xl.collect(net, data), max_disagreement=0.2)

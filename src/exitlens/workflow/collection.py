@@ -297,7 +297,7 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
             choose = partial(_take_masks, masks)
         if len(groups[rows].unique()) < 2:
             raise InputError(
-                "swapped: expected two samples or more (or groups) that have an object and a background, got fewer. Fix: pass "
+                "swapped: expected two samples or more (or groups) with an object and a background, got fewer. Fix: pass "
                 "more samples, or check the masks."
             )
         among, unit = pair_groups(groups[rows], PAIRING)
