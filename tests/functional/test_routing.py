@@ -126,11 +126,11 @@ def test_as_many_leave_by_the_confidences_of_a_gate():
 
 def test_bad_gates_and_traces():
     for weights, confidences, message in (
-        (((1.0, 2.0),), (), "expected 8 weights"),
-        (((math.nan, *[0.0] * 7),), (), "finite weights"),
-        ("x", (), "rows of numbers"),
-        ((WEIGHTS,), (0.5, 0.5), "a confidence for each early exit or none"),
-        ((WEIGHTS,), (math.nan,), "confidences that are numbers"),
+        (((1.0, 2.0),), (), "gate: expected 8 weights for each early exit, got 2. Fix: "),
+        (((math.nan, *[0.0] * 7),), (), "finite weights, .*, got nan. Fix: "),
+        ("x", (), "rows of numbers .* Fix: "),
+        ((WEIGHTS,), (0.5, 0.5), "a confidence for each of 1 early exits or none, got 2. Fix: "),
+        ((WEIGHTS,), (math.nan,), "confidences that are numbers, got nan. Fix: "),
     ):
         with pytest.raises(xl.errors.PolicyError, match=message):
             xl.types.Gate(weights, confidences)
