@@ -193,7 +193,9 @@ def test_a_decision_by_hand():
     unknown = replace(GATE, confidences=())
     assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, p, scores, features).refused is None
     assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, features).fired.all()  # 0: always
-    assert not routing.decide(xl.Policy((0.7, math.inf), gate=GATE), 1, p, scores, features).fired.any()
+    never = routing.decide(xl.Policy((math.inf, 0.5), gate=GATE), 0, p, scores, features)
+    assert not never.fired.any()
+    assert never.refused is None  # it would not answer without the gate either
 
 
 @pytest.mark.parametrize(

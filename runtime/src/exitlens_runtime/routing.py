@@ -99,7 +99,7 @@ class Decision(NamedTuple):
     scores: Array  # (B,)
     fired: Array  # (B,) bool: the samples it answers
     estimates: Array | None = None  # (B,) of the chance that the final exit answers the same; None without a gate
-    refused: Array | None = None  # (B,) bool: sure enough by their score, and refused by the gate
+    refused: Array | None = None  # (B,) bool: sure enough by their score, and refused by the gate; None: not known
 
 
 def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, previous: Array | None) -> Decision:
@@ -116,8 +116,9 @@ def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, prev
     total = np.stack(features, 1).astype(np.float32) @ np.array(weights) + constant
     estimates = 1 / (1 + np.exp(-total))
     fired = estimates >= threshold
-    refused = (scores >= np.float32(gate.confidences[k])) & ~fired if gate.confidences else None
-    return Decision(scores, fired, estimates, refused)
+    if not gate.confidences or threshold == math.inf:  # what never answers refuses nothing
+        return Decision(scores, fired, estimates)
+    return Decision(scores, fired, estimates, (scores >= np.float32(gate.confidences[k])) & ~fired)
 
 
 def compare_answers(logits: Array, previous: Array | None, several: bool) -> Array:  # (B,C) each -> (B,)

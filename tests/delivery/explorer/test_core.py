@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,18 @@ def test_moved_thresholds_decide_and_promise_nothing(explorer):
         assert explorer.answer(0, picture, thresholds).why.answered == exit_index
     assert explorer.policy(0, (0.0, 0.5, 0.5)).calibration is None
     assert explorer.policy(0, explorer.runs[0].policy.thresholds).calibration
+
+
+def test_what_a_gate_refuses_is_known_of_its_own_thresholds_only(explorer, monkeypatch):
+    run, thresholds = explorer.runs[0], (0.9,) * 3
+    gated = xl.Policy(thresholds, gate=xl.types.Gate(((0.0,) * 7 + (-1.0,),) * 3, (0.0,) * 3))  # refuses all
+    monkeypatch.setattr(explorer, "runs", [replace(run, policy=gated)])
+    assert answer_page(explorer.answer(0, noise(), thresholds), noise()).count("was not trusted") == 3
+    moved = explorer.answer(0, noise(), (0.95, 0.9, math.inf))
+    page = answer_page(moved, noise())
+    assert (page.count("was not sure enough"), page.count("does not answer under these thresholds")) == (2, 1)
+    assert "not trusted" not in page
+    assert "the gate refused" not in moved.why.reason
 
 
 def test_the_calibration_trace_follows_the_thresholds(explorer):

@@ -77,7 +77,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
     others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist()
     later = view.exit > why.answered
-    refusal = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
+    refusal = "was not trusted" if view.refused else "was not sure enough"
     refusal = "does not answer under these thresholds" if view.threshold == math.inf else refusal
     role = "answered" if view.exit == why.answered else "would say" if later else refusal
     agreement = "the map that the others are compared with" if is_final else ""
