@@ -67,7 +67,7 @@ def test_the_calibration_trace_follows_the_thresholds(explorer):
     assert report.exit_shares == (1.0, 0.0, 0.0, 0.0)
     page = routed_page(explorer.runs[0], report, changed=True, kind="calibration samples")
     assert f"{report.samples} calibration samples under these thresholds" in page
-    assert "nothing is promised" in page
+    assert "nothing is promised of accuracy and cost" in page
     assert '<td class="xl-share">100.0 %</td>' in page
     assert f"at cost {report.cost:.3f}" in page
     assert "There is no" in routed_page(explorer.runs[0], "There is no <trace>", changed=False, kind="")
