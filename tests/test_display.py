@@ -60,7 +60,7 @@ def test_what_is_unknown_is_left_out(net, images):
     assert "agrees with final" in cells
     assert "accuracy" not in cells
     page = xl.Policy((0.5, float("inf")))._repr_html_()
-    assert "nothing is promised" in page
+    assert "Nothing is promised: these thresholds were set by hand" in page
     assert "never" in page
     why = xl.explain(net, images[0], xl.Policy((0.0, 0.0)), final=False)
     assert "svg" not in why._repr_html_()  # no scale of pixels is known

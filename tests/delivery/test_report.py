@@ -125,6 +125,17 @@ def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
 
 
 @pytest.mark.slow
+def test_a_promise_of_binding_is_shown_beside_thresholds_by_hand(tmp_path, tiny_set):
+    policy = xl.Policy((0.3, 0.6))
+    binding = xl.types.BindingCertificate(
+        0.2, 0.1, 0.9, 0.94, 100, None, ((100, 0.94), (0, None), (0, None)), policy.rule_hash()
+    )
+    text = write(tmp_path, tiny_set, make_subject("bound", tiny_set, policy=replace(policy, binding=binding)))
+    assert "Nothing is promised of accuracy and cost: these thresholds were set by hand." in text
+    assert str(binding) in text
+
+
+@pytest.mark.slow
 def test_words_fit_the_heads(tmp_path, tiny_set):
     for head, said in (("evidence", "not a picture drawn afterwards"), ("average", "energy of their features")):
         text = write(tmp_path, tiny_set, make_subject(head, tiny_set, at=["a", "b"], head=head))

@@ -133,11 +133,11 @@ def test_as_many_leave_by_the_confidences_of_a_gate():
 
 def test_bad_gates_and_traces():
     for weights, confidences, message in (
-        (((1.0, 2.0),), (), "expected 8 weights"),
-        (((math.nan, *[0.0] * 7),), (), "finite weights"),
-        ("x", (), "rows of numbers"),
-        ((WEIGHTS,), (0.5, 0.5), "a confidence for each early exit or none"),
-        ((WEIGHTS,), (math.nan,), "confidences that are numbers"),
+        (((1.0, 2.0),), (), "gate: expected 8 weights for each early exit, got 2. Fix: "),
+        (((math.nan, *[0.0] * 7),), (), "finite weights, .*, got nan. Fix: "),
+        ("x", (), "rows of numbers .* Fix: "),
+        ((WEIGHTS,), (0.5, 0.5), "a confidence for each of 1 early exits or none, got 2. Fix: "),
+        ((WEIGHTS,), (math.nan,), "confidences that are numbers, got nan. Fix: "),
     ):
         with pytest.raises(xl.errors.PolicyError, match=message):
             xl.types.Gate(weights, confidences)
@@ -200,7 +200,9 @@ def test_a_decision_by_hand():
     unknown = replace(GATE, confidences=())
     assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, p, scores, features).refused is None
     assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, features).fired.all()  # 0: always
-    assert not routing.decide(xl.Policy((0.7, math.inf), gate=GATE), 1, p, scores, features).fired.any()
+    never = routing.decide(xl.Policy((math.inf, 0.5), gate=GATE), 0, p, scores, features)
+    assert not never.fired.any()
+    assert never.refused is None  # it would not answer without the gate either
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.runtime.conftest import NET
 def test_the_command_line(edge, tmp_path, capsys):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     main([str(edge), str(tmp_path), "--explain"])
-    assert re.search(r"a\.png: . at exit \d \(.*\)\n  ", capsys.readouterr().out)
+    assert re.search(r"a\.png: . at exit \d: .*max probability .*\n  ", capsys.readouterr().out)
     main([str(edge), str(tmp_path / "a.png"), "--json"])
     row = json.loads(capsys.readouterr().out)
     assert set(row) == {"input", "label", "exit", "confidence", "reason"}
@@ -60,6 +60,17 @@ def test_a_policy_by_name(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(edge), str(tmp_path / "a.png"), "--policy", "fast"])
     assert "got 'fast'" in capsys.readouterr().err
+
+
+def test_gates_are_told(tmp_path, capsys):
+    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
+    gate = xl.types.Gate(((0.0,) * 7 + (-1.0,), (0.0,) * 7 + (1.0,)), (0.0, 0.0))  # refuses all, then none
+    edge = xl.export(NET, xl.Policy((0.6, 0.6), gate=gate), tmp_path / "e")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    main([str(edge), str(tmp_path / "a.png"), "--json"])
+    row = json.loads(capsys.readouterr().out)
+    assert (row["exit"], row["trust"], row["refused"]) == (1, 0.731059, 0)
+    assert row["reason"].startswith("estimated chance that the final exit agrees 0.731 >= 0.600; max probability ")
 
 
 def test_it_needs_neither_torch_nor_the_library(edge):

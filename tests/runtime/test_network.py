@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -50,12 +51,38 @@ def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
     assert pred.refused.tolist() == expected.refused.tolist()
 
 
-def test_the_promise_of_binding_travels(images, tmp_path):
-    binding = xl.types.BindingCertificate(0.2, 0.1, 0.929, 0.94, 100, None, ((60, 0.9), (20, 1.0), (20, 0.9)), "x")
-    net = er.load(xl.export(NET, xl.Policy((0.6, 0.5), binding=binding), tmp_path / "e"), threads=1)
-    promise = "The top 20 % of a map decides at least 92 % of the answers (90 % confidence)."
-    assert net.policy.describe_binding() == promise
-    assert net.with_policy(xl.Policy((0.6, 0.5)).to_dict()).policy.describe_binding() == ""
+def test_reasons_of_a_gate(opened):
+    gate = xl.types.Gate(((0.0,) * 8,) * 2, (0.4, 0.4))
+    gated = opened.with_policy(xl.Policy((0.6, 0.5), gate=gate).to_dict())
+    p, none = np.full((3, 4), 0.25, np.float32), np.array([-1, -1, 1])
+    pred = er.Prediction(
+        none, np.array([1, 2, 2]), np.array([0.455, 0.7, 0.8]), p, trust=np.array([0.9, 1, 1]), refused=none
+    )
+    assert [gated.give_reason(pred, i) for i in range(3)] == [
+        "estimated chance that the final exit agrees 0.900 >= 0.500; max probability 0.455",
+        "no earlier exit was sure enough; max probability 0.700",
+        "exit 1 was sure enough, but the gate refused its answer; max probability 0.800",
+    ]
+
+
+@pytest.mark.parametrize("gate", [None, xl.types.Gate(((0.1,) * 8,) * 2, (0.5, math.inf))])
+def test_the_promise_of_binding_travels_with_its_very_policy(opened, gate):
+    policy = xl.Policy((0.3, math.inf), gate=gate)
+    binding = xl.types.BindingCertificate(
+        0.2, 0.1, 0.929, 0.94, 1100, None, ((1000, 0.9), (80, 1.0), (20, None)), policy.rule_hash()
+    )
+    policy = replace(policy, binding=binding)
+    net, image = opened.with_policy(policy.to_dict()), np.zeros((1, 3, 16, 16), np.float32)
+    assert [net.policy.describe_binding(k) for k in range(3)] == [policy.describe_binding(k) for k in range(3)]
+    pred = net.predict(image)
+    assert net.give_reason(pred, 0).endswith(f". {binding.describe(int(pred.exits[0]))}")
+    for other in (net.policy.shift(0.1), replace(policy, thresholds=(0.4, math.inf)).to_dict()):
+        changed = net.with_policy(other)
+        assert changed.policy.describe_binding(0) == ""
+        assert "decides" not in changed.give_reason(changed.predict(image), 0)
+    for damage in ({"share": "x"}, {"share": math.inf}, {"by_exit": [[60, 0.9]]}, {"by_exit": None}):
+        with pytest.raises(er.PolicyError, match=r"expected what exitlens wrote .* Fix: "):
+            net.with_policy(policy.to_dict() | {"binding": asdict(binding) | damage})
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -113,6 +113,8 @@ def test_a_certificate_counts_what_the_samples_were_asked_before():
 
 
 COST = xl.CalibrationRequest(max_cost=1.0)
+GATE = xl.types.Gate(((1.0, 0.0, 0.5, 0.1, 0.0, 0.2, 0.0, -1.0),) * 2, (0.2, math.inf))
+BINDING = xl.types.BindingCertificate(0.2, 0.1, 0.9, 0.94, 100, None, ((60, 0.9), (20, 1.0), (20, None)), "another")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,10 @@ COST = xl.CalibrationRequest(max_cost=1.0)
         ({"thresholds": (0.5,), "temperatures": (1.0,)}, "temperatures"),
         ({"thresholds": (0.5,), "temperatures": (1.0, 0.0)}, "temperatures"),
         ({"thresholds": (0.5,), "calibration": {"limits": {}}}, "calibration: expected a Calibration or None, got dict"),
+        ({"thresholds": (0.5,), "gate": {}}, "gate: expected a Gate or None, got dict. Fix: "),
+        ({"thresholds": (0.5,), "gate": GATE}, "gate: expected a Gate for 1 early exits, got one for 2. Fix: "),
+        ({"thresholds": (0.5,), "binding": {}}, "binding: expected a BindingCertificate or None, got dict. Fix: "),
+        ({"thresholds": (0.5,), "binding": BINDING}, "binding: expected a certificate for 2 exits, got one for 3. Fix: "),
     ],
 )
 def test_bad_policies(values, message):
@@ -132,9 +138,49 @@ def test_bad_policies(values, message):
         xl.Policy(**values)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"thresholds": 3}, "thresholds"),
+        ({"thresholds": ["high", 0.5]}, "thresholds"),
+        ({"temperatures": None}, "temperatures"),
+        ({"gate": 3}, "gate: expected weights and confidences, got 3. Fix: "),
+        ({"gate": {}}, "gate: expected weights and confidences, got {}. Fix: "),
+        ({"gate": {"weights": None}}, "gate: expected rows of numbers as weights"),
+        ({"gate": {"weights": [[0] * 8] * 2, "confidences": 3}}, "numbers as confidences, got .*int.*Fix: "),
+        ({"binding": 3}, "binding: expected what certify_binding wrote, got a damaged record .* Fix: "),
+        ({"binding": {"area": 0.2}}, "binding: expected what certify_binding wrote"),
+        ({"binding": asdict(BINDING) | {"by_exit": [[60]] * 3}}, "binding: expected what certify_binding wrote"),
+        ({"binding": asdict(BINDING) | {"share": math.inf}}, "binding: expected what certify_binding wrote"),
+    ],
+)
+def test_damaged_policies_are_refused(damage, message):
+    with pytest.raises(xl.errors.PolicyError, match=message):
+        xl.Policy.from_dict(xl.Policy((0.5, 0.5)).to_dict() | damage)
+
+
+def test_a_valid_promise_of_binding_follows_whatever_else_is_promised():
+    policy, request = xl.Policy((0.5, 0.5)), xl.CalibrationRequest(max_divergence=0.1)
+    binding = replace(BINDING, rule=policy.rule_hash())
+    certified = replace(RECORD, rule=policy.rule_hash())
+    nothing = "Nothing is promised of accuracy and cost"
+    for record, start in (
+        (None, f"{nothing}: these thresholds were set by hand."),
+        (replace(certified, rule="another"), f"{nothing}: this policy is not the one that was calibrated"),
+        (replace(certified, request=request, certification=None), f"{nothing} for new data: the limits"),
+        (certified, "With 90 % confidence, on new data"),
+    ):
+        promised = replace(policy, calibration=record, binding=binding)
+        assert promised.certificate().startswith(start)
+        assert promised.certificate().endswith(f". {binding}")
+        assert promised.describe_binding(0) == binding.describe(0)
+        without = replace(promised, binding=BINDING)  # of another policy
+        assert "decides" not in without.certificate() + without.describe_binding(0)
+        assert "of accuracy and cost" not in without.certificate()
+
+
 def test_policies_travel_as_json_and_missing_values_are_named():
-    gate = xl.types.Gate(((1.0, 0.0, 0.5, 0.1, 0.0, 0.2, 0.0, -1.0),) * 2, (0.2, math.inf))
-    policy = xl.Policy((0.9, math.inf), "margin", (1.0, 2.0, 3.0), gate=gate)
+    policy = xl.Policy((0.9, math.inf), "margin", (1.0, 2.0, 3.0), gate=GATE)
     assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict(), allow_nan=False))) == policy
     with pytest.raises(xl.errors.PolicyError, match="thresholds, score, temperatures, network missing"):
         xl.Policy.from_dict({})

@@ -69,7 +69,9 @@ def _run(options: argparse.Namespace) -> int:
         for i, place in enumerate(pred.index.tolist()):
             row: dict[str, Any] = {"input": names[place], "label": net.name_answer(pred, i), "exit": int(pred.exits[i])}
             row |= {"confidence": round(float(pred.confidence[i]), 6), "reason": net.give_reason(pred, i)}
-            lines = [f"{row['input']}: {row['label']} at exit {row['exit']} ({row['reason']})"]
+            if pred.trust is not None and pred.refused is not None:
+                row |= {"trust": round(float(pred.trust[i]), 6), "refused": int(pred.refused[i])}
+            lines = [f"{row['input']}: {row['label']} at exit {row['exit']}: {row['reason']}"]
             if pred.attention is not None:
                 row["attention"] = pred.attention[i].round(6).tolist()
                 lines += draw(row["attention"])

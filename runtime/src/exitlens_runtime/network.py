@@ -283,12 +283,22 @@ class EdgeNetwork:
         return ";".join(self.classes[c] if self.classes else str(c) for c in labels)
 
     def give_reason(self, pred: Prediction, i: int) -> str:
-        """Return in a few words why sample ``i`` was answered at its exit."""
-        k, score = int(pred.exits[i]), float(pred.confidence[i])
-        name = self.policy.score.replace("_", " ")
+        """Return in a few words why sample ``i`` was answered at its exit, and what is promised of its map."""
+        k, refusing = int(pred.exits[i]), -1 if pred.refused is None else int(pred.refused[i])
+        why = f"{self.policy.score.replace('_', ' ')} {pred.confidence[i]:.3f}"
         if k == self.num_exits - 1:
-            return f"no earlier exit was sure enough; {name} {score:.3f}"
-        return f"{name} {score:.3f} >= {self.policy.thresholds[k]:.3f}"
+            stayed = "no earlier exit was sure enough"
+            if refusing >= 0:
+                stayed = f"exit {refusing} was sure enough, but the gate refused its answer"
+            why = f"{stayed}; {why}"
+        elif pred.trust is not None:
+            why = (
+                f"estimated chance that the final exit agrees {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
+            )
+        else:
+            why = f"{why} >= {self.policy.thresholds[k]:.3f}"
+        promise = self.policy.describe_binding(k)
+        return f"{why}. {promise}" if promise else why
 
 
 def _check_array(value: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], rows: int | None) -> Array:

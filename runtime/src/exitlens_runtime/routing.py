@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +62,7 @@ class Policy:
             if given is not None:
                 levels = tuple(math.inf if t == "never" else float(t) for t in given.get("confidences", ()))
                 gate = Gate(tuple(tuple(map(float, row)) for row in given["weights"]), levels)
-            return cls(
+            policy = cls(
                 tuple(math.inf if t == "never" else float(t) for t in values["thresholds"]),
                 str(values["score"]),
                 tuple(map(float, values["temperatures"])),
@@ -68,21 +70,34 @@ class Policy:
                 gate,
                 values.get("binding"),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PolicyError(f"policy: expected what exitlens wrote as policy.json, got {error!r}") from error
+            for k in range(len(policy.temperatures)):
+                policy.describe_binding(k)  # else a damaged number would stop an answer
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise PolicyError(
+                f"policy: expected what exitlens wrote as policy.json, got {error!r}. Fix: export the network again."
+            ) from error
+        return policy
 
     def shift(self, by: float) -> Policy:
         """Return a policy with thresholds raised by ``by``: below 0 it answers earlier."""
         return replace(self, thresholds=tuple(t + by for t in self.thresholds))
 
-    def describe_binding(self) -> str:
-        """Return what was promised of the answers' maps, in one sentence; empty if nothing was."""
-        if self.binding is None:
+    def rule_hash(self) -> str:
+        """Return the library's hash of everything that decides."""
+        values = {name: value for name, value in asdict(self).items() if name != "binding"}
+        written = json.dumps(values, sort_keys=True).replace("Infinity", '"never"')
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+    def describe_binding(self, k: int) -> str:
+        """Return what was promised of the maps of answers at exit k; empty if nothing was of this very policy."""
+        if self.binding is None or self.binding["rule"] != self.rule_hash():
             return ""
         area, share, sure = self.binding["area"], self.binding["share"], 1 - self.binding["delta"]
+        count, seen = self.binding["by_exit"][k]
+        known = "" if seen is None else f"; seen at this exit: {100 * seen:.0f} % of {count:,}"
         return (
             f"The top {100 * area:g} % of a map decides at least {math.floor(100 * share)} % of the answers "
-            f"({100 * sure:.4g} % confidence)."
+            f"({100 * sure:.4g} % confidence{known})."
         )
 
     def needs(self, k: int) -> bool:
@@ -99,7 +114,7 @@ class Decision(NamedTuple):
     scores: Array  # (B,)
     fired: Array  # (B,) bool: the samples it answers
     estimates: Array | None = None  # (B,) of the chance that the final exit answers the same; None without a gate
-    refused: Array | None = None  # (B,) bool: sure enough by their score, and refused by the gate
+    refused: Array | None = None  # (B,) bool: sure enough by their score, and refused by the gate; None: not known
 
 
 def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, previous: Array | None) -> Decision:
@@ -116,8 +131,9 @@ def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, prev
     total = np.stack(features, 1).astype(np.float32) @ np.array(weights) + constant
     estimates = 1 / (1 + np.exp(-total))
     fired = estimates >= threshold
-    refused = (scores >= np.float32(gate.confidences[k])) & ~fired if gate.confidences else None
-    return Decision(scores, fired, estimates, refused)
+    if not gate.confidences or threshold == math.inf:  # what never answers refuses nothing
+        return Decision(scores, fired, estimates)
+    return Decision(scores, fired, estimates, (scores >= np.float32(gate.confidences[k])) & ~fired)
 
 
 def compare_answers(logits: Array, previous: Array | None, several: bool) -> Array:  # (B,C) each -> (B,)

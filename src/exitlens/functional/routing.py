@@ -168,7 +168,7 @@ class Decision(NamedTuple):
 
     scores: Tensor  # (B,) compared with the threshold: with a gate, its estimates
     threshold: float
-    refused: Tensor | None = None  # (B,) bool: that would leave by their confidence, but for the gate; None without one
+    refused: Tensor | None = None  # (B,) bool: that would leave by their confidence, but for the gate; None: not known
 
     @property
     def fired(self) -> Tensor:  # (B,) bool
@@ -183,8 +183,9 @@ def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, features: Tensor |
         return Decision(scores, threshold)
     assert features is not None, "a gate needs them"
     estimates = estimate(gate, k, features)
-    refused = fires(scores, gate.confidences[k]) & ~fires(estimates, threshold) if gate.confidences else None
-    return Decision(estimates, threshold, refused)
+    if not gate.confidences or threshold == math.inf:  # what never answers refuses nothing
+        return Decision(estimates, threshold)
+    return Decision(estimates, threshold, fires(scores, gate.confidences[k]) & ~fires(estimates, threshold))
 
 
 def needs_head(policy: Policy, k: int) -> bool:

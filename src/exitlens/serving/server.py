@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from uvicorn import Config
 
-    from exitlens.serving.http.guard import Gate
+    from exitlens.serving.http.guard import ConnectionFactory
 
 SWITCH_SECONDS = 0.0005  # after which a thread makes way, so that the network and the connections take turns
 KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they close it first
@@ -56,13 +56,13 @@ def make_config(settings: ServerSettings) -> Config:
     """Return uvicorn's configuration, which can be pickled: models are opened in the process that serves them."""
     from uvicorn import Config
 
-    from exitlens.serving.http.guard import Gate
+    from exitlens.serving.http.guard import ConnectionFactory
 
-    gate = Gate(settings.limits)
+    connections = ConnectionFactory(settings.limits)
     return Config(
-        partial(_open_app, settings, gate),
+        partial(_open_app, settings, connections),
         factory=True,
-        http=cast(Any, gate),
+        http=cast(Any, connections),
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
@@ -79,7 +79,7 @@ def make_config(settings: ServerSettings) -> Config:
     )
 
 
-def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
+def _open_app(settings: ServerSettings, connections: ConnectionFactory) -> Starlette:
     """Open the models; in a worker, a bundle that cannot be served ends all workers with a message."""
     from uvicorn.config import STARTUP_FAILURE
 
@@ -93,9 +93,9 @@ def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
         if not logger.handlers:
             logger.setLevel(level)
             logger.addHandler(_StandardError())
-    gate.metrics = Metrics()
+    connections.metrics = Metrics()
     try:
-        repository = Repository(settings.bundles, settings.batching, settings.watching, gate.metrics)
+        repository = Repository(settings.bundles, settings.batching, settings.watching, connections.metrics)
     except ExitlensError as error:
         if multiprocessing.parent_process() is None:
             raise

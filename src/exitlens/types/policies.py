@@ -290,13 +290,21 @@ class Gate:
             object.__setattr__(self, "weights", tuple(tuple(float(w) for w in row) for row in self.weights))
             object.__setattr__(self, "confidences", tuple(float(level) for level in self.confidences))
         except (TypeError, ValueError) as error:
-            raise PolicyError(f"gate: expected rows of numbers as weights, and numbers as confidences ({error})") from error
-        if any(len(row) != len(GATE_FEATURES) + 1 for row in self.weights):
-            raise PolicyError(f"gate: expected {len(GATE_FEATURES) + 1} weights for each early exit, got {self}")
-        if len(self.confidences) not in (0, len(self.weights)):
-            raise PolicyError(f"gate: expected a confidence for each early exit or none, got {self}")
-        if not all(math.isfinite(w) for row in self.weights for w in row) or any(math.isnan(v) for v in self.confidences):
-            raise PolicyError(f"gate: expected finite weights and confidences that are numbers, got {self}")
+            raise self._refuse("expected rows of numbers as weights, and numbers as confidences", error) from error
+        count, size = len(self.weights), len(GATE_FEATURES) + 1
+        if lengths := [len(row) for row in self.weights if len(row) != size]:
+            raise self._refuse(f"expected {size} weights for each early exit", lengths[0])
+        if len(self.confidences) not in (0, count):
+            raise self._refuse(f"expected a confidence for each of {count} early exits or none", len(self.confidences))
+        odd = [w for row in self.weights for w in row if not math.isfinite(w)] + [
+            v for v in self.confidences if math.isnan(v)
+        ]
+        if odd:
+            raise self._refuse("expected finite weights, and confidences that are numbers", odd[0])
+
+    @staticmethod
+    def _refuse(expected: str, got: object) -> PolicyError:
+        return PolicyError(f"gate: {expected}, got {got}. Fix: take the gate that calibrate(gate=True) chose, unchanged.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite confidences become the string ``"never"``."""
@@ -304,9 +312,15 @@ class Gate:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Gate:
-        """Inverse of :meth:`to_dict`."""
-        levels = values.get("confidences", ())
-        return cls(values["weights"], tuple(math.inf if level == "never" else level for level in levels))
+        """Inverse of :meth:`to_dict`; raises :class:`PolicyError` for anything else."""
+        if not isinstance(values, Mapping) or "weights" not in values:
+            raise cls._refuse("expected weights and confidences", f"{values!r:.80}")
+        return cls(values["weights"], _read_levels(values.get("confidences", ())))
+
+
+def _read_levels(levels: Any) -> Any:
+    """Return the numbers, infinity for each "never"; what is no sequence is left for the record to refuse."""
+    return tuple(math.inf if t == "never" else t for t in levels) if isinstance(levels, list | tuple) else levels
 
 
 @dataclass(frozen=True)
@@ -332,8 +346,9 @@ class BindingCertificate:
     rule: str
 
     def __str__(self) -> str:
+        share = math.floor(1000 * self.share) / 10  # no more than is promised
         return (
-            f"The top {100 * self.area:g} % of a map decides at least {100 * self.share:.1f} % of the answers, with "
+            f"The top {100 * self.area:g} % of a map decides at least {share} % of the answers, with "
             f"{100 * (1 - self.delta):.4g} % confidence: so many stay when everything else comes from another sample."
         )
 
@@ -389,10 +404,22 @@ class Policy:
             raise PolicyError(f"score: expected one of {ALL_SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
-        if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.weights) != len(thresholds)):
-            raise PolicyError(f"gate: expected a Gate for {len(thresholds)} early exits, got {self.gate!r}")
-        if self.calibration is not None and not isinstance(self.calibration, Calibration):
-            raise PolicyError(f"calibration: expected a Calibration or None, got {type(self.calibration).__name__}")
+        for name, kind in (("calibration", Calibration), ("gate", Gate), ("binding", BindingCertificate)):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise PolicyError(
+                    f"{name}: expected a {kind.__name__} or None, got {type(value).__name__}. Fix: read what to_dict wrote "
+                    "with Policy.from_dict."
+                )
+        if self.gate is not None and len(self.gate.weights) != len(thresholds):
+            raise PolicyError(
+                f"gate: expected a Gate for {len(thresholds)} early exits, got one for {len(self.gate.weights)}. Fix: "
+                "calibrate with gate=True for this network."
+            )
+        if self.binding is not None and len(self.binding.by_exit) != self.num_exits:
+            raise PolicyError(
+                f"binding: expected a certificate for {self.num_exits} exits, got one for {len(self.binding.by_exit)}. Fix: "
+                "certify this policy with certify_binding."
+            )
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
@@ -400,8 +427,7 @@ class Policy:
         thresholds = [*(format_threshold(t, 4) for t in self.thresholds), "answers the rest"]
         pairs = enumerate(zip(thresholds, self.temperatures, strict=True))
         rows = [[exit_name(k, self.num_exits), threshold, f"{temperature:.3f}"] for k, (threshold, temperature) in pairs]
-        promise = self.certificate() if self.calibration else "Thresholds by hand: nothing is promised."
-        return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, promise)
+        return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, self.certificate())
 
     @property
     def num_exits(self) -> int:
@@ -451,12 +477,12 @@ class Policy:
 
     def certificate(self) -> str:
         """Return the promises about this policy, in two or three sentences (docs/concepts/guarantees.md)."""
+        text = write_certificate(self.calibration, self.network, self.task)
         if self.is_changed:
-            return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
-        binding = self.binding if self.binding is not None and self.binding.rule == self.rule_hash() else ""
-        if binding and self.calibration is None:
-            return str(binding)
-        return f"{write_certificate(self.calibration, self.network, self.task)} {binding}".rstrip()
+            text = "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
+        if self.binding is None or self.binding.rule != self.rule_hash():
+            return text
+        return f"{text.replace('Nothing is promised', 'Nothing is promised of accuracy and cost', 1)} {self.binding}"
 
     def describe_binding(self, k: int) -> str:
         """Return the promise about binding for answers at exit k; empty if none was made of this very policy."""
@@ -480,20 +506,25 @@ class Policy:
         missing = [name for name in ("thresholds", "score", "temperatures", "network") if name not in values]
         if missing:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
-        thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate, record = values.get("gate"), values.get("calibration")
         calibration = None if record is None else Calibration.from_dict(record)
         gate = None if gate is None else Gate.from_dict(gate)
         binding = None if (given := values.get("binding")) is None else read_binding(given)
-        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate, binding)
+        thresholds = _read_levels(values["thresholds"])
+        return cls(thresholds, values["score"], values["temperatures"], values["network"], calibration, gate, binding)
 
 
 def read_binding(values: Mapping[str, Any]) -> BindingCertificate:
     """Return the certificate that ``asdict`` gave; raise :class:`PolicyError` if it is damaged."""
     try:
-        return read_record(BindingCertificate, dict(values))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PolicyError(f"binding: expected what certify_binding wrote, got a damaged record ({error})") from error
+        binding = read_record(BindingCertificate, dict(values))
+        for k in range(len(binding.by_exit)):
+            binding.describe(k)  # else a damaged number would stop an answer
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PolicyError(
+            f"binding: expected what certify_binding wrote, got a damaged record ({error}). Fix: certify the policy again."
+        ) from error
+    return binding
 
 
 DEFAULT = "default"  # the name of a bundle's own policy

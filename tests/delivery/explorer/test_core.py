@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_moved_thresholds_decide_and_promise_nothing(explorer):
     assert explorer.policy(0, explorer.runs[0].policy.thresholds).calibration
 
 
+def test_what_a_gate_refuses_is_known_of_its_own_thresholds_only(explorer, monkeypatch):
+    run, thresholds = explorer.runs[0], (0.9,) * 3
+    gated = xl.Policy(thresholds, gate=xl.types.Gate(((0.0,) * 7 + (-1.0,),) * 3, (0.0,) * 3))  # refuses all
+    monkeypatch.setattr(explorer, "runs", [replace(run, policy=gated)])
+    assert answer_page(explorer.answer(0, noise(), thresholds), noise()).count("was not trusted") == 3
+    moved = explorer.answer(0, noise(), (0.95, 0.9, math.inf))
+    page = answer_page(moved, noise())
+    assert (page.count("was not sure enough"), page.count("does not answer under these thresholds")) == (2, 1)
+    assert "not trusted" not in page
+    assert "the gate refused" not in moved.why.reason
+
+
 def test_the_calibration_trace_follows_the_thresholds(explorer):
     trace = explorer.trace(0)
     assert explorer.trace(0) is trace  # collected once
@@ -54,7 +67,7 @@ def test_the_calibration_trace_follows_the_thresholds(explorer):
     assert report.exit_shares == (1.0, 0.0, 0.0, 0.0)
     page = routed_page(explorer.runs[0], report, changed=True, kind="calibration samples")
     assert f"{report.samples} calibration samples under these thresholds" in page
-    assert "nothing is promised" in page
+    assert "nothing is promised of accuracy and cost" in page
     assert '<td class="xl-share">100.0 %</td>' in page
     assert f"at cost {report.cost:.3f}" in page
     assert "There is no" in routed_page(explorer.runs[0], "There is no <trace>", changed=False, kind="")

@@ -72,9 +72,9 @@ def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
 
 
 def test_reasons(model):
-    def tell(exit_, score, limited=False, trust=-1.0, model=model, **terms):
+    def tell(exit_, score, limited=False, trust=-1.0, refused=-1, model=model, **terms):
         ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), 4)
-        ticket.answer(0, Answer(exit_, 0, score, np.zeros(4, np.float32), None, trust))
+        ticket.answer(0, Answer(exit_, 0, score, np.zeros(4, np.float32), None, trust, refused))
         ticket.limited[0] = limited
         return give_reason(model, ticket, 0)
 
@@ -91,6 +91,19 @@ def test_reasons(model):
     agrees = "estimated chance that the final exit agrees 0.850 >= 0.800; max probability 0.500"
     assert tell(0, 0.5, trust=0.85, model=gated) == f"{agrees}. {binding.describe(0)}"
     assert tell(0, 0.5, trust=0.85, model=gated, min_confidence=0.1) == agrees  # nothing was promised of other terms
+    stayed = "exit 0 was sure enough, but the gate refused its answer; max probability 0.400. The top 20 %"
+    assert tell(2, 0.4, trust=1.0, refused=0, model=gated).startswith(stayed)
+
+
+def test_what_a_gate_refused_is_told(model, images):
+    weights = (0.4, 0.05, 0.02, 0.04, 0.04, 0.04, 1.0, -1.0), (0.2, 0.1, 0.03, 0.0, 0.05, 0.0, -1.0, 0.0)
+    policy = xl.Policy((0.6, 0.3), gate=xl.types.Gate(weights, (0.4, 0.4)))
+    gated = replace(model, policies={"default": policy})
+    ticket, pred = make_ticket(gated, images), xl.predict(model.net, images, policy)
+    run(gated, [ticket])
+    assert {-1, 0} <= set(pred.refused.tolist())
+    assert OUTPUTS["refused"].write(gated, ticket).tolist() == pred.refused.tolist()
+    assert np.allclose(OUTPUTS["trust"].write(gated, ticket), pred.trust, atol=1e-5)
 
 
 def test_promises():

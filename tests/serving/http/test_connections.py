@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from exitlens.serving.http.guard import Gate, Guard
+from exitlens.serving.http.guard import ConnectionFactory, Guard
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.settings import Limits
 from tests.serving.conftest import wait_until
@@ -39,7 +39,7 @@ def metrics():
 @pytest.fixture
 def port(metrics, request):
     loop = getattr(request, "param", "auto")  # uvloop, where it is installed
-    with serve(Guard(app, LIMITS, metrics), http=Gate(LIMITS, metrics), loop=loop) as port:
+    with serve(Guard(app, LIMITS, metrics), http=ConnectionFactory(LIMITS, metrics), loop=loop) as port:
         yield port
 
 
@@ -276,7 +276,7 @@ def test_a_client_that_goes_ends_its_route(metrics):
 
     lines = []
     guarded = Guard(wait, LIMITS, metrics, lines.append)
-    with serve(guarded, http=Gate(LIMITS, metrics)) as port, connect(port) as client:
+    with serve(guarded, http=ConnectionFactory(LIMITS, metrics)) as port, connect(port) as client:
         client.sendall(GET)
         assert seen.wait(10)
         client.close()

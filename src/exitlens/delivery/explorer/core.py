@@ -213,11 +213,12 @@ class Explorer:
         return sum(times.median_ms(name) for name in works) > SLOW_MS
 
     def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:
-        """Return a run's policy; with other thresholds it has no calibration record: nothing was promised for them."""
+        """Return a run's policy; with other thresholds nothing was promised, and what a gate refuses is not known."""
         policy = self.runs[index].policy
         if thresholds is None or tuple(thresholds) == policy.thresholds:
             return policy
-        return replace(policy, thresholds=tuple(thresholds), calibration=None)
+        gate = None if policy.gate is None else replace(policy.gate, confidences=())
+        return replace(policy, thresholds=tuple(thresholds), calibration=None, gate=gate)
 
     def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> SampleSet:
         return load_samples(owner.directory, net, split, ReadSettings(self._data, self._root, skip_bad=True))

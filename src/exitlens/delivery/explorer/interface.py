@@ -77,7 +77,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
     others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist()
     later = view.exit > why.answered
-    refusal = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
+    refusal = "was not trusted" if view.refused else "was not sure enough"
     refusal = "does not answer under these thresholds" if view.threshold == math.inf else refusal
     role = "answered" if view.exit == why.answered else "would say" if later else refusal
     agreement = "the map that the others are compared with" if is_final else ""
@@ -115,7 +115,8 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
     """Render the effect of thresholds on a trace of ``kind`` samples, and where it lies on the frontier."""
     if isinstance(report, str):
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
-    promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
+    by_hand = "Thresholds chosen by hand: nothing is promised of accuracy and cost."
+    promise = by_hand if changed else "Thresholds as calibrated."
     drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
     count = len(report.exit_shares)
     shares = [

@@ -88,6 +88,7 @@ OUTPUTS: Mapping[str, Output] = {
     "cost": Output("FP32", lambda model, ticket: np.array(model.cost, np.float32)[ticket.exits]),
     "class": Output("BYTES", lambda model, ticket: np.array(model.name_answers(ticket.labels), dtype=object)),
     "trust": Output("FP32", lambda _, ticket: ticket.trust),
+    "refused": Output("INT64", lambda _, ticket: ticket.refused),
     "limited": Output("BOOL", lambda _, ticket: ticket.limited),
     "reason": Output(
         "BYTES", lambda model, ticket: np.array([give_reason(model, ticket, i) for i in range(len(ticket))], dtype=object)
@@ -140,7 +141,10 @@ def _compare(model: ServedModel, ticket: Ticket, i: int) -> str:
         why = "max_cost" if terms.last_exit is not None and k >= terms.last_exit else "deadline_ms"
         return f"the request's {why} allowed no deeper exit; {name} {score:.3f}"
     if k == model.num_exits - 1:
-        return f"no earlier exit was sure enough; {name} {score:.3f}"
+        refusing, stayed = int(ticket.refused[i]), "no earlier exit was sure enough"
+        if refusing >= 0:
+            stayed = f"exit {refusing} was sure enough, but the gate refused its answer"
+        return f"{stayed}; {name} {score:.3f}"
     if policy.gate is not None:
         reached, needed = tell_apart(float(ticket.trust[i]), policy.thresholds[k])
         return f"estimated chance that the final exit agrees {reached} >= {needed}; {name} {score:.3f}"

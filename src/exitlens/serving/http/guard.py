@@ -290,15 +290,15 @@ class _Connection(asyncio.Protocol):
     _unsent = 0  # bytes of answers that waited for the client at the last look
     _count = 0  # bytes since the last request began, without its body
 
-    def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
-        self._gate, self._inner, self._limits = gate, inner, gate.limits
+    def __init__(self, factory: ConnectionFactory, inner: asyncio.Protocol) -> None:
+        self._factory, self._inner, self._limits = factory, inner, factory.limits
         self.is_parsing = self.is_refused = self._has_inner = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = cast(asyncio.Transport, transport)
-        self._gate.connections.add(self)
-        if len(self._gate.connections) > self._limits.max_connections:
+        self._factory.connections.add(self)
+        if len(self._factory.connections) > self._limits.max_connections:
             self.refuse(503, "connections")
             return
         self._has_inner = True
@@ -306,7 +306,7 @@ class _Connection(asyncio.Protocol):
         self._start_head_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gate.connections.discard(self)
+        self._factory.connections.discard(self)
         for clock in (self._head_clock, self._write_clock):
             if clock is not None:
                 clock.cancel()
@@ -386,7 +386,7 @@ class _Connection(asyncio.Protocol):
         if self.is_refused:
             return
         self.is_refused = True
-        self._gate.count_refusal(reason)
+        self._factory.count_refusal(reason)
         exchange = self._exchange
         if not status or (exchange is not None and (exchange.is_whole or exchange.status)):
             self._transport.close()
@@ -428,7 +428,7 @@ class _Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size() != self._unsent:
             self._watch_writing()
             return
-        self._gate.count_refusal("write_seconds")
+        self._factory.count_refusal("write_seconds")
         self._transport.abort()
 
 
@@ -453,7 +453,7 @@ class _Transport:
             self._transport.close()
 
 
-class Gate:
+class ConnectionFactory:
     """Makes the connections of a server, and counts them: for ``uvicorn.Config(http=...)``.
 
     ``metrics`` counts refusals by reason; it may be set until the first connection is made.
