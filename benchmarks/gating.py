@@ -59,7 +59,7 @@ AGREES, MOVED = (
     {"scenes": ("disagreeing", "unseen"), "vit": ("disagreeing", "unseen"), "corner": ("wrong",)},
 )
 MOVED |= {"texture": ("disagreeing", "unseen"), "motifs": ("independent",)}
-RULES = "confidence", "patience", "attention", "gate", "oracle"  # attention: the gate without margins and the exit before
+RULES = "confidence", "patience", "attention", "gate", "oracle"  # attention: the gate without evidence
 RANKED = "confidence", "attention", "gate"
 COSTS, STEPS, SURE = (0.25, 0.3, 0.4), 41, 0.5
 LIMITS = {"disagreement": (0.01, 0.02, 0.05), "divergence": (0.2, 0.4, 0.6, 0.8)}  # divergence: over exit 0's mean

@@ -11,7 +11,7 @@ from tests.texts import make_bert, make_text_net, make_texts
 
 POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
 FAST = xl.Policy((0.0, 0.2), "entropy", (1.0, 2.0, 3.0))
-GATED = xl.Policy((0.5, 0.6), gate=xl.types.Gate(((0.1,) * 8,) * 2, (0.5, float("inf"))))
+GATED = xl.Policy((0.5, 0.6), gate=xl.types.Gate(((0.1,) * 5,) * 2, (0.5, float("inf"))))
 
 
 @pytest.fixture

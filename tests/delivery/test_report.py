@@ -116,7 +116,7 @@ def test_a_report_needs_an_early_exit(tmp_path, tiny_set):
 
 @pytest.mark.slow
 def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
-    gate = xl.types.Gate(((0.0,) * 7 + (-1.0,), (0.0,) * 7 + (1.0,)), (0.0, math.inf))  # 0.269 and 0.731
+    gate = xl.types.Gate(((0.0,) * 4 + (-1.0,), (0.0,) * 4 + (1.0,)), (0.0, math.inf))  # 0.269 and 0.731
     text = write(tmp_path, tiny_set, make_subject("gated", tiny_set, policy=xl.Policy((0.3, 0.6), gate=gate)))
     assert 'id="w-gate"' in text
     assert "chance that the final exit agrees 0.269 &lt; threshold 0.300" in text

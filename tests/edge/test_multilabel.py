@@ -69,7 +69,7 @@ def test_the_runtime_answers_as_the_library(edge, images):
 
 @pytest.mark.slow
 def test_gates_take_how_decided_the_labels_are(images, tmp_path):
-    gate = xl.types.Gate(((0.3, 0.1, 0.0, 0.2, 0.0, 0.1, 0.5, -0.5), (0.1, 0.2, 0.1, 0.0, 0.1, 0.0, 0.0, 0.0)))
+    gate = xl.types.Gate(((0.3, 0.2, 0.1, 0.5, -0.5), (0.1, 0.1, 0.1, 0.0, 0.0)))
     gated = xl.Policy(POLICY.thresholds, "decided", POLICY.temperatures, gate=gate)
     pred = er.load(xl.export(NET, gated, tmp_path / "e"), threads=1).predict(images.numpy())
     check_answers(pred, xl.predict(NET, images, gated))

@@ -12,63 +12,52 @@ import exitlens as xl
 from exitlens.functional import routing
 from tests.conftest import random_trace
 
-WEIGHTS = (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # the estimate is the sigmoid of the margin
+WEIGHTS = (0.0, 1.0, 0.0, 0.0, 0.0)  # the estimate is the sigmoid of the margin without a tenth of the locations
 GATE = xl.types.Gate((WEIGHTS,) * 2, (0.85, 0.6))
 
 
 def trace_with_gate_features(n: int = 400, seed: int = 0) -> xl.Trace:
-    """What is left of an answer's margin without a 20th of its locations says whether it is the final one; confidence does not."""
+    """What is left of an answer's margin without a tenth of its locations says whether it is the final one; confidence does not."""
     base, rng = random_trace(n, seed=seed), torch.Generator().manual_seed(7 + seed)
-    gate_features = torch.randn(n, 2, 6, generator=rng)
-    gate_features[:, 0, 0] = 0
+    gate_features = torch.randn(n, 2, 3, generator=rng)
     logits, answers = base.logits.clone(), base.answers
     for k in range(2):
-        agrees = torch.rand(n, generator=rng) < (4 * gate_features[:, k, 2]).sigmoid()
+        agrees = torch.rand(n, generator=rng) < (4 * gate_features[:, k, 0]).sigmoid()
         told = torch.where(agrees, answers[:, 2], (answers[:, 2] + 1) % 4)
         logits[:, k] = 3 * torch.nn.functional.one_hot(told, 4) + 0.1 * torch.randn(n, 4, generator=rng)
-    divergence = torch.cat([(-gate_features[..., 5]).sigmoid(), torch.zeros(n, 1)], 1)
+    divergence = torch.cat([(-gate_features[..., 2]).sigmoid(), torch.zeros(n, 1)], 1)
     return replace(base, logits=logits, divergence=divergence, gate_features=gate_features)
 
 
-def test_margins_by_hand():
-    """Four locations, two rivals: without the 20th, 10th and 5th (one location each) the margin loses the largest share."""
+def test_support_by_hand():
+    """Four locations, two rivals: without a tenth (one location) the margin loses the largest share."""
     evidence = torch.tensor([[[2.0, 0.5, 0.0, 0.5], [0.0, 0.5, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])  # (1,3,4)
     bias = torch.tensor([0.0, 0.25, 0.0])
     logits = evidence.sum(2) + bias
-    attention = torch.full((1, 2, 2), 0.25)
-    margins = routing.find_evidence_margins(evidence.view(1, 3, 2, 2), logits, attention)
-    assert margins.tolist() == [[pytest.approx(value) for value in (1.25, -0.75, -0.75, -0.75, 1.0)]]
+    attention = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).view(1, 2, 2)
+    support = routing.measure_evidence_support(evidence.view(1, 3, 2, 2), logits, attention)
+    assert support.tolist() == [[pytest.approx(value) for value in (1.25 - 2, 0.5 + 0.125, 1.75 / 2)]]
     fine = torch.zeros(1, 2, 40)
     fine[0, 0, :8] = torch.arange(8, 0, -1.0)
-    margins = routing.find_evidence_margins(fine, fine.sum(2), torch.full((1, 40), 1 / 40))
-    assert margins[0].tolist() == pytest.approx([36.0, 36 - 15, 36 - 26, 0.0, 1.0])
+    support = routing.measure_evidence_support(fine, fine.sum(2), torch.full((1, 40), 1 / 40))
+    assert support[0].tolist() == pytest.approx([36 - 26, 8 / 40, 1.0])
 
 
 def test_padding_does_not_count_among_locations():
     evidence, attention = torch.randn(3, 4, 30), torch.rand(3, 30)
     evidence[:, :, 20:], attention[:, 20:] = 0, 0
     logits = evidence.sum(2)
-    whole = routing.find_evidence_margins(evidence, logits, attention)
-    alone = routing.find_evidence_margins(evidence[..., :20], logits, attention[:, :20])
-    torch.testing.assert_close(whole[:, :4], alone[:, :4])
-
-
-def test_how_far_the_exit_before_is_from_the_answer():
-    logits, previous = torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.tensor([[4.0, 1.5], [5.0, 1.0]])
-    assert routing.compare_answers(logits, previous, "classes").tolist() == [-2.5, 0.0]
-    assert routing.compare_answers(logits, None, "classes").tolist() == [0.0, 0.0]
-    several = routing.compare_answers(torch.tensor([[1.0, -3.0, 2.0]]), torch.tensor([[-0.5, -1.0, -2.0]]), "multilabel")
-    assert several.tolist() == [-2.5]
+    whole = routing.measure_evidence_support(evidence, logits, attention)
+    alone = routing.measure_evidence_support(evidence[..., :20], logits, attention[:, :20])
+    torch.testing.assert_close(whole[:, :2], alone[:, :2])
 
 
 def test_features_and_estimates_by_hand():
-    policy = xl.Policy((0.5, 0.5), temperatures=(2.0, 4.0, 1.0))
-    margins = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]])
-    features = routing.stack_features(torch.tensor([0.75]), torch.tensor([-3.0]), margins, policy, 1)
-    assert features.tolist() == [[pytest.approx(v) for v in (math.log(3), -1.5, 1.0, 0.75, 0.5, 0.25, 0.5)]]
-    far = routing.stack_features(torch.tensor([1.0]), torch.tensor([-1e9]), margins, policy, 0)
-    assert far[0, :2].tolist() == pytest.approx([math.log(1e6), -20.0], rel=0.02)
-    gate = xl.types.Gate((WEIGHTS, (1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, -1.0)))
+    support = torch.tensor([[2.0, 0.25, 0.5]])
+    features = routing.stack_features(torch.tensor([0.75]), support, 4.0)
+    assert features.tolist() == [[pytest.approx(v) for v in (math.log(3), 0.5, 0.25, 0.5)]]
+    assert routing.stack_features(torch.tensor([1.0]), support, 1.0)[0, 0].item() == pytest.approx(math.log(1e6), rel=0.02)
+    gate = xl.types.Gate((WEIGHTS, (1.0, 2.0, 0.0, 1.0, -1.0)))
     assert routing.estimate(gate, 1, features).tolist() == pytest.approx([1 / (1 + math.exp(-(math.log(3) + 1.5 - 1)))])
 
 
@@ -104,9 +93,9 @@ def test_where_nearly_all_agree_confidence_decides():
 
 def test_a_feature_that_hardly_varies_decides_nothing():
     features = routing.stack_trace_features(trace_with_gate_features(400), xl.Policy.never(3))
-    features[..., 6] = 1 + 1e-7 * (features[..., 0] > 0)  # the entropy of a flat map, to rounding
+    features[..., 3] = 1 + 1e-7 * (features[..., 0] > 0)  # the entropy of a flat map, to rounding
     gate = routing.fit_gate(features, (features[..., 0] > 0).float())
-    assert all(abs(weights[6]) < 1e-2 for weights in gate.weights)
+    assert all(abs(weights[3]) < 1e-2 for weights in gate.weights)
 
 
 def test_a_gate_learns_what_confidence_does_not_tell():
@@ -133,8 +122,8 @@ def test_as_many_leave_by_the_confidences_of_a_gate():
 
 def test_bad_gates_and_traces():
     for weights, confidences, message in (
-        (((1.0, 2.0),), (), "gate: expected 8 weights for each early exit, got 2. Fix: "),
-        (((math.nan, *[0.0] * 7),), (), "finite weights, .*, got nan. Fix: "),
+        (((1.0, 2.0),), (), "gate: expected 5 weights for each early exit, got 2. Fix: "),
+        (((math.nan, *[0.0] * 4),), (), "finite weights, .*, got nan. Fix: "),
         ("x", (), "rows of numbers .* Fix: "),
         ((WEIGHTS,), (0.5, 0.5), "a confidence for each of 1 early exits or none, got 2. Fix: "),
         ((WEIGHTS,), (math.nan,), "confidences that are numbers, got nan. Fix: "),
@@ -176,56 +165,51 @@ def test_heads_that_several_policies_need():
     assert routing.cover([late, xl.Policy((0.9, never, never), "margin")]).thresholds == (0.0, never, 0.0)
     assert routing.cover([xl.Policy.never(4)]).thresholds == (never,) * 3
     gated = xl.Policy((never, 0.5, never), gate=xl.types.Gate((WEIGHTS,) * 3))
-    assert routing.cover([xl.Policy.never(4), gated]).thresholds == (
-        0.0,
-        0.0,
-        never,
-    )  # a gate compares with the exits before
+    assert routing.cover([xl.Policy.never(4), gated]).thresholds == (never, 0.0, never)
     assert routing.cover([xl.Policy(())]).thresholds == ()
 
 
 def test_a_decision_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45]])
     scores = p.amax(1)
-    plain = routing.decide(xl.Policy((0.7, 0.5)), 0, p, scores, None)
+    plain = routing.decide(xl.Policy((0.7, 0.5)), 0, scores, None)
     assert plain.refused is None
     assert plain.scores is scores
     assert plain.fired.tolist() == [True, True, False]
-    features = torch.zeros(3, 7)
-    features[:, 2] = torch.tensor([0.4, 1.0, 2.0])
-    gated = routing.decide(xl.Policy((0.7, 0.5), gate=GATE), 0, p, scores, features)
+    features = torch.zeros(3, 4)
+    features[:, 1] = torch.tensor([0.4, 1.0, 2.0])
+    gated = routing.decide(xl.Policy((0.7, 0.5), gate=GATE), 0, scores, features)
     assert gated.scores.tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in (0.4, 1.0, 2.0)])  # 0.60, 0.73, 0.88
     assert gated.fired.tolist() == [False, True, True]
     assert gated.refused.tolist() == [True, False, False]  # its confidence alone would be enough
     unknown = replace(GATE, confidences=())
-    assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, p, scores, features).refused is None
-    assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, features).fired.all()  # 0: always
-    never = routing.decide(xl.Policy((math.inf, 0.5), gate=GATE), 0, p, scores, features)
+    assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, scores, features).refused is None
+    assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, scores, features).fired.all()  # 0: always
+    never = routing.decide(xl.Policy((math.inf, 0.5), gate=GATE), 0, scores, features)
     assert not never.fired.any()
     assert never.refused is None  # it would not answer without the gate either
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "plain", "gated"),
+    ("thresholds", "expected"),
     [
-        ((0.5, 0.5), [True, True, True], [True, True, True]),
-        ((0.5, math.inf), [True, False, True], [True, False, True]),
-        ((math.inf, 0.5), [False, True, True], [True, True, True]),  # the next exit's gate compares with its answer
-        ((math.inf, math.inf), [False, False, True], [False, False, True]),
-        ((2.0, 2.0), [True, True, True], [True, True, True]),  # never reached, but computed
+        ((0.5, 0.5), [True, True, True]),
+        ((0.5, math.inf), [True, False, True]),
+        ((math.inf, math.inf), [False, False, True]),
+        ((2.0, 2.0), [True, True, True]),  # never reached, but computed
     ],
 )
-def test_heads_that_are_computed(thresholds, plain, gated):
-    for gate, expected in ((None, plain), (GATE, gated)):
+def test_heads_that_are_computed(thresholds, expected):
+    for gate in (None, GATE):
         assert [routing.needs_head(xl.Policy(thresholds, gate=gate), k) for k in range(3)] == expected
     assert routing.needs_head(xl.Policy(()), 0)
 
 
 def test_the_policy_on_paper_decides_by_the_same_rule():
     base = random_trace()
-    gate_features = torch.randn(len(base), 2, 6, generator=torch.Generator().manual_seed(1))
+    gate_features = torch.randn(len(base), 2, 3, generator=torch.Generator().manual_seed(1))
     trace = replace(base, gate_features=gate_features)
     policy = xl.Policy((0.6, 0.5), "entropy", (2.0, 1.0, 1.0), gate=GATE)
-    expected = (gate_features[:, 0, 1] / 2).sigmoid()
+    expected = (gate_features[:, 0, 0] / 2).sigmoid()
     torch.testing.assert_close(routing.score_early_exits(trace, policy)[:, 0], expected)
     assert (xl.route(trace, policy) == 0).tolist() == (expected >= 0.6).tolist()

@@ -64,7 +64,7 @@ def test_a_policy_by_name(tmp_path, capsys):
 
 def test_gates_are_told(tmp_path, capsys):
     NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.data.Preprocess((16, 16)))
-    gate = xl.types.Gate(((0.0,) * 7 + (-1.0,), (0.0,) * 7 + (1.0,)), (0.0, 0.0))  # refuses all, then none
+    gate = xl.types.Gate(((0.0,) * 4 + (-1.0,), (0.0,) * 4 + (1.0,)), (0.0, 0.0))  # refuses all, then none
     edge = xl.export(NET, xl.Policy((0.6, 0.6), gate=gate), tmp_path / "e")
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     main([str(edge), str(tmp_path / "a.png"), "--json"])

@@ -42,7 +42,7 @@ def test_threads_may_share_it(opened, images):
 
 @pytest.mark.parametrize("limits", [(0.6, 0.5), (math.inf, 0.5), (0.0, 0.0)])
 def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
-    weights = (0.3, 0.1, 0.05, 0.1, 0.1, 0.1, 0.5, -1.0), (0.2, 0.3, 0.1, 0.0, 0.2, 0.0, -0.5, -0.5)
+    weights = (0.3, 0.2, 0.1, 0.5, -1.0), (0.2, 0.2, 0.0, -0.5, -0.5)
     policy = xl.Policy(limits, gate=xl.types.Gate(weights, (0.4, 0.4)))
     pred = er.load(xl.export(NET, policy, tmp_path / "e"), threads=1).predict(images.numpy())
     expected = xl.predict(NET, images, policy)
@@ -52,7 +52,7 @@ def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
 
 
 def test_reasons_of_a_gate(opened):
-    gate = xl.types.Gate(((0.0,) * 8,) * 2, (0.4, 0.4))
+    gate = xl.types.Gate(((0.0,) * 5,) * 2, (0.4, 0.4))
     gated = opened.with_policy(xl.Policy((0.6, 0.5), gate=gate).to_dict())
     p, none = np.full((3, 4), 0.25, np.float32), np.array([-1, -1, 1])
     pred = er.Prediction(
@@ -65,7 +65,7 @@ def test_reasons_of_a_gate(opened):
     ]
 
 
-@pytest.mark.parametrize("gate", [None, xl.types.Gate(((0.1,) * 8,) * 2, (0.5, math.inf))])
+@pytest.mark.parametrize("gate", [None, xl.types.Gate(((0.1,) * 5,) * 2, (0.5, math.inf))])
 def test_the_promise_of_binding_travels_with_its_very_policy(opened, gate):
     policy = xl.Policy((0.3, math.inf), gate=gate)
     binding = xl.types.BindingCertificate(

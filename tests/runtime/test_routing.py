@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.functional.maps import place as place_in_torch
-from exitlens.functional.routing import decide, needs_head, route, stack_observed, stack_trace_features
+from exitlens.functional.routing import decide, needs_head, route, stack_support, stack_trace_features
 from exitlens.functional.scores import score
 from exitlens_runtime import routing
 from exitlens_runtime.routing import place
@@ -28,21 +28,18 @@ thresholds = st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.5, math.inf])
 def test_the_decision_rule_is_the_librarys(seed, limits, kind, hot, gated):
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(30, 3, 5, generator=rng)
-    observed = [(logits[:, k], torch.randn(30, 5, generator=rng)) for k in range(3)]
-    gate = xl.types.Gate(((0.5, 0.2, 0.1, 0.3, 0.0, 0.1, 0.4, -1.0),) * 2, (0.5, 0.4)) if gated else None
+    support = [torch.randn(30, 3, generator=rng) for _ in range(3)]
+    gate = xl.types.Gate(((0.5, 0.2, 0.1, 0.4, -1.0),) * 2, (0.5, 0.4)) if gated else None
     policy = xl.Policy(limits, kind, (hot, 1.0, 1.0), gate=gate)
-    trace = xl.Trace(
-        logits, None, torch.zeros(30, 3), torch.arange(1.0, 4), gate_features=stack_observed(observed, "classes")
-    )
+    trace = xl.Trace(logits, None, torch.zeros(30, 3), torch.arange(1.0, 4), gate_features=stack_support(support))
     copied, exits = routing.Policy.from_dict(policy.to_dict()), np.full(30, 2)
     features = stack_trace_features(trace, policy) if gated else torch.zeros(30, 2)
     for k in (1, 0):
         p = routing.find_probabilities(logits[:, k].numpy(), copied.temperatures[k])
-        before = logits[:, k - 1].numpy() if k else None
-        decision = routing.decide(copied, k, p, logits[:, k].numpy(), observed[k][1].numpy(), before)
+        decision = routing.decide(copied, k, p, support[k].numpy())
         exits[decision.fired] = k
         scores = score(logits[:, k], kind, copied.temperatures[k])
-        refused = decide(policy, k, logits[:, k], scores, features[:, k]).refused
+        refused = decide(policy, k, scores, features[:, k]).refused
         assert (decision.refused is None) == (refused is None)
         assert refused is None or decision.refused.tolist() == refused.tolist()
     assert [copied.needs(k) for k in range(3)] == [needs_head(policy, k) for k in range(3)]

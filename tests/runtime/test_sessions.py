@@ -19,7 +19,7 @@ def test_files_that_cannot_be_opened_or_run(edge, tmp_path, backend):
     path = edge / "stage_0.onnx"
     with pytest.raises(er.BackendError, match="not those of the manifest"):
         open_session(backend, path, 1, ["images"], ["logits"])
-    session = open_session(backend, path, 1, ["images"], ["logits", "attention", "margins", "features_0_0"])
+    session = open_session(backend, path, 1, ["images"], ["logits", "attention", "support", "features_0_0"])
     with pytest.raises(er.BackendError, match=r"stage_0\.onnx.* cannot run it"):
         session.run({"images": np.zeros((1, 5), np.float32)})
 
@@ -27,7 +27,7 @@ def test_files_that_cannot_be_opened_or_run(edge, tmp_path, backend):
 def test_openvino_pins_no_threads(edge):
     pytest.importorskip("openvino")
     session = open_session(
-        "openvino", edge / "stage_0.onnx", 1, ["images"], ["logits", "attention", "margins", "features_0_0"]
+        "openvino", edge / "stage_0.onnx", 1, ["images"], ["logits", "attention", "support", "features_0_0"]
     )
     assert session._model.get_property("ENABLE_CPU_PINNING") is False
 

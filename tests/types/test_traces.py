@@ -98,7 +98,7 @@ def test_groups_are_named_afterwards(which):
 
 def make_traces():
     whole = random_trace(12, 3, 40)
-    extra = {"similarity": {"cc": torch.rand(12, 3)}, "gate_features": torch.rand(12, 2, 6), "groups": torch.arange(12) % 5}
+    extra = {"similarity": {"cc": torch.rand(12, 3)}, "gate_features": torch.rand(12, 2, 3), "groups": torch.arange(12) % 5}
     whole = replace(whole, network="abc", **extra)
     compact = replace(whole, logits=compress(whole.logits, whole.labels), sample_hashes=hash_rows(whole.logits))
     return whole, compact

@@ -24,7 +24,7 @@ from exitlens_runtime.routing import (
 )
 from exitlens_runtime.sessions import Session
 
-OF_HEAD = 3  # outputs of a file before what crosses the cut: logits, attention, margins
+OF_HEAD = 3  # outputs of a file before what crosses the cut: logits, attention, support
 
 Inputs = Array | Mapping[str, Array]
 
@@ -166,16 +166,14 @@ class EdgeNetwork:
 
     def _route(self, tensors: dict[str, Array], where: Array, answers: _Answers, attention: bool) -> None:
         """Run one file after the other on the samples that are left."""
-        policy, is_gated = self.policy, self.policy.gate is not None
-        previous: tuple[int, Array] | None = None  # the previous exit, and its logits
+        policy = self.policy
         for k, session in self._sessions.items():
-            logits, maps, margins, *crossing = session.run(tensors)
+            logits, maps, support, *crossing = session.run(tensors)
             p = find_probabilities(logits, policy.temperatures[k], policy.score)
             if k == self.num_exits - 1:
                 decision = Decision(find_score(p, policy.score), np.ones(len(where), bool), np.ones(len(where), np.float32))
             elif self._needed[k]:
-                decision = decide(policy, k, p, logits, margins, previous[1] if previous and previous[0] == k - 1 else None)
-                previous = (k, logits) if is_gated else None
+                decision = decide(policy, k, p, support)
             else:
                 tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
                 continue
@@ -196,7 +194,6 @@ class EdgeNetwork:
             if leaving:
                 stay = np.flatnonzero(~fired)
                 where, crossing = where[stay], [x.take(stay, 0) for x in crossing]
-                previous = (k, logits[stay]) if is_gated else None
             tensors = dict(zip(session.outputs[OF_HEAD:], crossing, strict=True))
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

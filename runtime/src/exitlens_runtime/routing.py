@@ -16,16 +16,15 @@ from exitlens_runtime.errors import PolicyError
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("max_probability", "entropy", "margin")
 DECIDED = "decided"  # the score of networks that give several labels: probabilities are sigmoids
-WEIGHTS = 8  # of a gate at an exit
-FARTHEST = np.float32(20)  # logarithm of probabilities
+WEIGHTS = 5  # of a gate at an exit
 
 
 @dataclass(frozen=True)
 class Gate:
     """Estimates, for early answers, the chance that the final exit answers the same."""
 
-    # for each early exit, weights of the confidence's odds, the exit before's distance from the answer, four margins, the
-    # entropy of the map, and 1
+    # for each early exit, weights of the confidence's odds, the margin without a tenth of the locations, the share of the
+    # map that supports the answer, the map's entropy, and 1
     weights: tuple[tuple[float, ...], ...]
     confidences: tuple[float, ...] = ()  # scores from which on as many would leave without it; empty: not known
 
@@ -101,11 +100,8 @@ class Policy:
         )
 
     def needs(self, k: int) -> bool:
-        """Return whether the head of exit k is computed: it can fire, or a later exit's gate compares with it."""
-        if k == len(self.thresholds):
-            return True
-        later = self.thresholds[k : k + 1] if self.gate is None else self.thresholds[k:]
-        return any(t != math.inf for t in later)
+        """Return whether the head of exit k is computed: it is final, or can fire."""
+        return k == len(self.thresholds) or self.thresholds[k] != math.inf
 
 
 class Decision(NamedTuple):
@@ -117,16 +113,15 @@ class Decision(NamedTuple):
     refused: Array | None = None  # (B,) bool: sure enough by their score, and refused by the gate; None: not known
 
 
-def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, previous: Array | None) -> Decision:
-    """Decide at early exit k from probabilities and logits, those of the exit before, ``(B,C)``, and margins ``(B,5)``."""
+def decide(policy: Policy, k: int, p: Array, support: Array) -> Decision:  # (B,C), (B,3)
+    """Decide at early exit k from probabilities and what supports the answers."""
     scores, threshold, gate = find_score(p, policy.score), np.float32(policy.thresholds[k]), policy.gate
     if gate is None:
         return Decision(scores, scores >= threshold)
     confidence = scores if policy.score in (DECIDED, SCORES[0]) else p.max(1)
     odds = np.clip(confidence, np.float32(1e-6), np.float32(1 - 1e-6))
-    past = compare_answers(logits, previous, policy.score == DECIDED) / np.float32(policy.temperatures[max(0, k - 1)])
-    features = [np.log(odds / (1 - odds)), np.maximum(past, -FARTHEST)]
-    features += [*(margins[:, :-1] / np.float32(policy.temperatures[k])).T, margins[:, -1]]
+    margin, *rest = support.T
+    features = [np.log(odds / (1 - odds)), margin / np.float32(policy.temperatures[k]), *rest]
     *weights, constant = (np.float32(weight) for weight in gate.weights[k])
     total = np.stack(features, 1).astype(np.float32) @ np.array(weights) + constant
     estimates = 1 / (1 + np.exp(-total))
@@ -134,15 +129,6 @@ def decide(policy: Policy, k: int, p: Array, logits: Array, margins: Array, prev
     if not gate.confidences or threshold == math.inf:  # what never answers refuses nothing
         return Decision(scores, fired, estimates)
     return Decision(scores, fired, estimates, (scores >= np.float32(gate.confidences[k])) & ~fired)
-
-
-def compare_answers(logits: Array, previous: Array | None, several: bool) -> Array:  # (B,C) each -> (B,)
-    """Return the previous exit's logit of an answer less its largest one; 0 at exit 0 (several labels: as the library)."""
-    if previous is None:
-        return np.zeros(len(logits), np.float32)
-    if several:
-        return -(np.abs(previous) * ((logits >= 0) != (previous >= 0))).sum(1)  # type: ignore[no-any-return]
-    return previous[np.arange(len(logits)), logits.argmax(1)] - previous.max(1)  # type: ignore[no-any-return]
 
 
 def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)

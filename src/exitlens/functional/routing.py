@@ -19,13 +19,12 @@ from exitlens.functional.maps import find_locations
 from exitlens.functional.scores import score
 from exitlens.types import Gate, Policy, Trace
 from exitlens.types.policies import GATE_FEATURES
-from exitlens.types.tasks import USUAL_SCORES, Task, find_answers
+from exitlens.types.tasks import USUAL_SCORES
 
 # on the weights of standardised gate features, beside the sum of the samples' losses; confidence has the second, so that it
 # decides where too few samples tell anything of the others
 RIDGE, RIDGE_OF_CONFIDENCE = 10.0, 0.1
-SHARES = (0.05, 0.1, 0.2)  # of the locations, which speak most for an answer, that its margin does without
-FARTHEST = 20.0  # logarithm of probabilities
+LEFT_OUT = 0.1  # of the locations: those that add most to an answer's margin
 LEAST_SPREAD = 1e-2  # of a feature: the weight of one that hardly varies would make estimates depend on rounding
 Array = NDArray[np.float64]
 
@@ -39,75 +38,50 @@ def find_direction(logits: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # 
     return weight[top.indices[:, 0]] - weight[top.indices[:, 1]], top.values[:, 0] - top.values[:, 1]
 
 
-def find_margins(shares: Tensor, margin: Tensor, attention: Tensor) -> Tensor:  # (B,N), (B,), (B,*S) -> (B,5)
-    """Return what an answer owes to few places: its margin, the margin without them, and the entropy of the map.
+def measure_support(shares: Tensor, margin: Tensor, attention: Tensor) -> Tensor:  # (B,N), (B,), (B,*S) -> (B,3)
+    """Return what an answer rests on: its margin without few places, the share of the map that supports it, and the entropy.
 
-    ``shares`` is what each location adds to the margin. The next columns are the margins without the locations that add
-    most, a 20th, a 10th and a 5th of them: an answer that rests on a small part loses all there, although it is as sure as
-    any (as masking in PatchGuard, arXiv 2005.10884, but for all answers and to estimate, not to certify). The last column
-    is the map's entropy over that of a uniform map.
+    ``shares`` is what each location adds to the margin. The first column is the margin without the tenth of the locations
+    that add most: an answer that rests on a small part loses all there, although it is as sure as any (as masking in
+    PatchGuard, arXiv 2005.10884, but for all answers and to estimate, not to certify). The second is the attention on the
+    locations that add anything, the third the map's entropy over that of a uniform map.
     """
-    ordered = shares.float().clamp_min(0).sort(1, descending=True).values.cumsum(1)
-    real, flat = find_locations(attention), attention.float().flatten(1)
-    columns = [margin.float()]
-    for share in SHARES:
-        if real is None:
-            columns.append(columns[0] - ordered[:, max(1, round(share * ordered.shape[1])) - 1])
-        else:
-            count = (share * real.flatten(1).sum(1)).round().long().clamp_min(1)
-            columns.append(columns[0] - ordered.gather(1, count[:, None] - 1)[:, 0])
+    shares, flat, real = shares.float(), attention.float().flatten(1), find_locations(attention)
+    if real is None:
+        most = shares.topk(max(1, round(LEFT_OUT * shares.shape[1])), 1).values.clamp_min(0).sum(1)
+    else:
+        ordered = shares.clamp_min(0).sort(1, descending=True).values.cumsum(1)
+        count = (LEFT_OUT * real.flatten(1).sum(1)).round().long().clamp_min(1)
+        most = ordered.gather(1, count[:, None] - 1)[:, 0]
     entropy = -(flat * flat.clamp_min(1e-30).log()).sum(1) / math.log(max(flat.shape[1], 2))
-    return torch.stack([*columns, entropy], 1)
+    return torch.stack([margin.float() - most, (flat * (shares > 0)).sum(1), entropy], 1)
 
 
-def find_evidence_margins(evidence: Tensor, logits: Tensor, attention: Tensor) -> Tensor:  # (B,C,*S), (B,C), (B,*S)
-    """Return :func:`find_margins` of an exit's evidence."""
+def measure_evidence_support(evidence: Tensor, logits: Tensor, attention: Tensor) -> Tensor:  # (B,C,*S), (B,C), (B,*S)
+    """Return :func:`measure_support` of an exit's evidence."""
     flat = evidence.float().flatten(2)
     direction, margin = find_direction(logits, torch.eye(flat.shape[1], device=flat.device))
-    return find_margins((direction[:, None] @ flat)[:, 0], margin, attention)
+    return measure_support((direction[:, None] @ flat)[:, 0], margin, attention)
 
 
-def compare_answers(logits: Tensor, previous: Tensor | None, task: Task) -> Tensor:  # (B,C) each -> (B,)
-    """Return how far the previous exit is from the same answer: its logit there less its largest one; 0 at exit 0.
-
-    Of several labels it is the sum of the logits' distances from 0, of the labels on which the two exits differ.
-    """
-    if previous is None:
-        return logits.new_zeros(len(logits), dtype=torch.float32)
-    answers, logits = find_answers(logits, task), previous.float()
-    if task == "multilabel":
-        return -(logits.abs() * (answers != find_answers(logits, task))).sum(1)
-    return logits.gather(1, answers[:, None])[:, 0] - logits.amax(1)
+def stack_support(support: list[Tensor]) -> Tensor:  # (B,3) by exit -> (B,K-1,3)
+    """Return what a trace keeps for gates: :func:`measure_support` of the early exits."""
+    return torch.stack(support[:-1], 1) if len(support) > 1 else support[0].new_empty(len(support[0]), 0, 3)
 
 
-def stack_observed(outputs: Sequence[tuple[Tensor, Tensor]], task: Task) -> Tensor:  # (B,C), (B,5) by exit -> (B,K-1,6)
-    """Return what a trace keeps for gates, of the early exits: :func:`compare_answers`, and the margins."""
-    rows, previous = [], None
-    for logits, margins in outputs[:-1]:
-        rows.append(torch.cat([compare_answers(logits, previous, task)[:, None], margins], 1))
-        previous = logits
-    return torch.stack(rows, 1) if rows else torch.empty(len(outputs[0][0]), 0, len(GATE_FEATURES) - 1)
+def stack_features(confidence: Tensor, support: Tensor, temperature: float) -> Tensor:  # (B,), (B,3) -> (B,4)
+    """Return the features of a gate in the order of ``GATE_FEATURES``; confidence is the usual score at this temperature."""
+    odds = torch.logit(confidence.float(), 1e-6)
+    return torch.cat([odds[:, None], support[:, :1] / temperature, support[:, 1:]], 1)
 
 
-def stack_features(confidence: Tensor, past: Tensor, margins: Tensor, policy: Policy, k: int) -> Tensor:
-    """Return the features of the gate at exit k, ``(B,7)``, in the order of ``GATE_FEATURES``.
-
-    Args:
-        confidence: ``(B,)``, the usual score under the policy's temperature.
-        past: ``(B,)``, of :func:`compare_answers`. margins: ``(B,5)``, of :func:`find_margins`.
-    """
-    odds = torch.logit(confidence.float().clamp(1e-6, 1 - 1e-6))
-    past = (past / policy.temperatures[max(0, k - 1)]).clamp_min(-FARTHEST)
-    return torch.cat([odds[:, None], past[:, None], margins[:, :-1] / policy.temperatures[k], margins[:, -1:]], 1)
-
-
-def estimate(gate: Gate, k: int, features: Tensor) -> Tensor:  # (B,7) -> (B,)
+def estimate(gate: Gate, k: int, features: Tensor) -> Tensor:  # (B,4) -> (B,)
     """Return the gate's estimate of the chance that the final exit answers as exit k does."""
     *weights, constant = gate.weights[k]
     return (features @ features.new_tensor(weights) + constant).sigmoid()
 
 
-def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,7)
+def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,4)
     """Return the features of a gate at every early exit of every sample."""
     kind, columns = USUAL_SCORES[trace.task], []
     if trace.num_exits > 1 and trace.gate_features is None:
@@ -117,12 +91,12 @@ def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,7
         )
     for k in range(trace.num_exits - 1):
         assert trace.gate_features is not None
-        confidence, given = score(trace.logits[:, k], kind, policy.temperatures[k]), trace.gate_features[:, k]
-        columns.append(stack_features(confidence, given[:, 0], given[:, 1:], policy, k))
+        confidence = score(trace.logits[:, k], kind, policy.temperatures[k])
+        columns.append(stack_features(confidence, trace.gate_features[:, k], policy.temperatures[k]))
     return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0, len(GATE_FEATURES))
 
 
-def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,7), (n,E) in [0, 1]
+def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,4), (n,E) in [0, 1]
     """Fit a gate by logistic regression at every early exit, with a ridge on the weights of standardised features."""
     weights, ridge = [], np.array([RIDGE_OF_CONFIDENCE, *[RIDGE] * (features.shape[2] - 1), 0.0])
     for x, y in zip(features.double().unbind(1), target.double().unbind(1), strict=True):
@@ -176,8 +150,8 @@ class Decision(NamedTuple):
         return fires(self.scores, self.threshold)
 
 
-def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, features: Tensor | None) -> Decision:
-    """Decide at early exit k from probabilities ``(B,C)``, scores ``(B,)`` and, for a gate, its features ``(B,7)``."""
+def decide(policy: Policy, k: int, scores: Tensor, features: Tensor | None) -> Decision:
+    """Decide at early exit k from scores ``(B,)`` and, for a gate, its features ``(B,4)``."""
     threshold, gate = policy.thresholds[k], policy.gate
     if gate is None:
         return Decision(scores, threshold)
@@ -189,10 +163,8 @@ def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, features: Tensor |
 
 
 def needs_head(policy: Policy, k: int) -> bool:
-    """Return whether the head of exit k is computed: if it is final, can fire, or a later exit's gate compares with it."""
-    if k == len(policy.thresholds):
-        return True
-    return any(t != math.inf for t in (policy.thresholds[k : k + 1] if policy.gate is None else policy.thresholds[k:]))
+    """Return whether the head of exit k is computed: if it is final, or can fire."""
+    return k == len(policy.thresholds) or policy.thresholds[k] != math.inf
 
 
 def cover(policies: Sequence[Policy]) -> Policy:

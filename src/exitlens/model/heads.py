@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import energy
-from exitlens.functional.routing import find_direction, find_evidence_margins, find_margins
+from exitlens.functional.routing import find_direction, measure_evidence_support, measure_support
 from exitlens.model.cutting.boundaries import Layout
 from exitlens.model.cutting.split import Pieces, Stage
 from exitlens.types import ExitOutput
@@ -276,10 +276,10 @@ class ExitHead(nn.Module, ABC):
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``(B,C)`` and attention ``(B,*S)``, without evidence."""
 
-    def with_margins(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, attention and margins ``(B,5)``, for a gate (:func:`~exitlens.functional.routing.find_margins`)."""
+    def with_support(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, attention and, for a gate, ``(B,3)`` of :func:`~exitlens.functional.routing.measure_support`."""
         out: ExitOutput = self(*activations)
-        return out.logits, out.attention, find_evidence_margins(out.evidence, out.logits, out.attention)
+        return out.logits, out.attention, measure_evidence_support(out.evidence, out.logits, out.attention)
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Return only the logits ``(B,C)``."""
@@ -377,8 +377,8 @@ class EvidenceHead(ExitHead):
         pooled = self._pool(*activations)
         return pooled.logits, pooled.attention
 
-    def with_margins(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, attention and margins, without evidence for all classes."""
+    def with_support(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, attention and support, without evidence for all classes."""
         pooled = self._pool(*activations)
         rows = pooled.rows
         direction, margin = find_direction(pooled.logits, self.classifier.weight)
@@ -387,7 +387,7 @@ class EvidenceHead(ExitHead):
         if pooled.deep is not None:
             shares = shares + pooled.enlarge(pooled.deep @ direction[:, rows.shape[2] :])
         shares = shares[..., 0] * pooled.attention.flatten(1)
-        return pooled.logits, pooled.attention, find_margins(shares, margin, pooled.attention)
+        return pooled.logits, pooled.attention, measure_support(shares, margin, pooled.attention)
 
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Return logits, attention and evidence."""

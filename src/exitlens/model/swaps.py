@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exitlens.functional.maps import average_over, coarsen_map, find_locations, share_of_possible
 from exitlens.functional.regions import average, centre_map, edge_energy, spectral_residual
-from exitlens.functional.routing import stack_observed
+from exitlens.functional.routing import stack_support
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import predict_exits
 from exitlens.model.engine.engine import Engine
@@ -199,12 +199,12 @@ class SwapTrial:
         logits, maps, features = list[Tensor](), list[list[Tensor]](), list[Tensor]()
         with net.open_engine() as engine:
             for _, inputs in self._iterate():
-                outputs = engine.compute_margins(engine.enter(net.check_input(inputs, "data")))
+                outputs = engine.compute_support(engine.enter(net.check_input(inputs, "data")))
                 attention = [each.float() for _, each, _ in outputs]
                 logits.append(torch.stack([each.float() for each, *_ in outputs], 1).cpu())
-                features.append(stack_observed([(each, margins) for each, _, margins in outputs], net.info.task).cpu())
+                features.append(stack_support([support for *_, support in outputs]).cpu())
                 maps.append([net.info.place(k, each) for k, each in enumerate(attention)])
-        self.logits, self.gate_features = torch.cat(logits), torch.cat(features)  # (N,K,C), (N,K-1,6)
+        self.logits, self.gate_features = torch.cat(logits), torch.cat(features)  # (N,K,C), (N,K-1,3)
         self.maps = [torch.cat(column) for column in zip(*maps, strict=True)]  # (N,*S) for each exit
 
     def _iterate(self) -> Iterator[tuple[slice, Inputs]]:

@@ -258,9 +258,9 @@ def _name(name: str) -> str:
     return name.removeprefix("max_").replace("_", " ")
 
 
-# of the confidence, the odds; how far the exit before is from the same answer; the answer's margin, and the margin without
-# the 5, 10 and 20 % of the locations that speak most for it; the entropy of the map
-GATE_FEATURES = "confidence", "past", "margin", "without_5", "without_10", "without_20", "entropy"
+# the odds of the confidence; the answer's margin without the tenth of the locations that add most to it; the share of the map
+# that supports it; the map's entropy
+GATE_FEATURES = "confidence", "margin_without_tenth", "supporting_share", "entropy"
 
 
 @dataclass(frozen=True)
@@ -268,8 +268,7 @@ class Gate:
     """Decides by more than confidence whether early answers leave: by its estimate that the final exit answers the same.
 
     The estimate is a logistic function of :data:`GATE_FEATURES` (``exitlens.functional.routing``), and is compared with the
-    policy's thresholds in place of the score. An answer that rests on a small part of the map, or that the exit before did
-    not give, needs more confidence than others.
+    policy's thresholds in place of the score. An answer that rests on few places needs more confidence than others.
 
     Args:
         weights: K-1 rows: one number for each of :data:`GATE_FEATURES`, and a constant.
@@ -277,7 +276,7 @@ class Gate:
             empty: not known.
 
     Examples:
-        >>> gate = xl.types.Gate(weights=((1, 0, 0, 0, 0.5, 0, 0, -1.0), (1, 0.2, 0, 0, 0.5, 0, 0, -1.0)))
+        >>> gate = xl.types.Gate(weights=((1, 0.5, 2, 0, -1.0), (1, 0.2, 2, 0, -1.0)))
         >>> xl.Policy(thresholds=(0.9, 0.9), gate=gate).gate.weights[0][0]
         1.0
     """

@@ -216,9 +216,8 @@ class Trace:
         similarity: by name ``(N,K)``: agreement of exit k's map with the final exit's on the same image.
         null: by name ``(N,K)``: the same against another image's final map (the shuffled-image null).
         uniform_null: by name ``(N,K)``: the same for a uniform map.
-        gate_features: ``(N,K-1,6)``, for the features of a :class:`~exitlens.types.Gate`, of every early exit: how far the
-            exit before is from the same answer, the answer's margin with all locations and without 5, 10 and 20 % of them,
-            and the entropy of the map.
+        gate_features: ``(N,K-1,3)``, for a :class:`~exitlens.types.Gate`, of every early exit: the answer's margin without
+            the tenth of the locations that add most to it, the share of the map that supports it, and the map's entropy.
         groups: ``(N,)`` integers: only samples of different groups are independent (frames of one video, pictures of one
             patient are not); ``None``: all samples are. :meth:`with_groups` takes names, too.
         swaps: of samples whose outside was replaced by another's (``collect(..., swapped=2000)``): ``changed``, ``(N,K)``
@@ -308,7 +307,7 @@ class Trace:
             if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
                 raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
             object.__setattr__(self, "groups", groups.long())
-        shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 6), "sample_hashes": (n,)}
+        shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 3), "sample_hashes": (n,)}
         for name in ("logits", *shapes):
             value = getattr(self, name)
             if value is None:

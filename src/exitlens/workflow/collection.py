@@ -16,7 +16,7 @@ from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact import compress
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
-from exitlens.functional.routing import stack_observed
+from exitlens.functional.routing import stack_support
 from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
@@ -219,7 +219,7 @@ class _Observed(NamedTuple):
     logits: Tensor  # (B,K,C)
     labels: Tensor | None  # (B,)
     groups: Tensor | None  # (B,)
-    gate_features: Tensor | None  # (B,K-1,6)
+    gate_features: Tensor | None  # (B,K-1,3)
     maps: MapPairs  # for each exit its map and the final one, on one grid
 
 
@@ -230,8 +230,8 @@ def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iter
             first.append(inputs)
         activations = net.check_input(inputs, "data")
         with net.open_engine() as engine:
-            outputs = engine.compute_margins(engine.enter(activations))
-        features = stack_observed([(logits, margins) for logits, _, margins in outputs], net.info.task)
+            outputs = engine.compute_support(engine.enter(activations))
+        features = stack_support([support for *_, support in outputs])
         grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention, _ in outputs)
         yield _Observed(
             torch.stack([out.float() for out, *_ in outputs], 1).cpu(),

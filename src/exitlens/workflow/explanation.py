@@ -13,10 +13,9 @@ from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
 from exitlens.functional.routing import (
     Decision,
-    compare_answers,
     decide,
-    find_evidence_margins,
     find_first_firing,
+    measure_evidence_support,
     stack_features,
 )
 from exitlens.functional.scores import probabilities, score_of
@@ -135,9 +134,8 @@ def _run_exits(
         if k == len(policy.thresholds):
             results.append(_ExitResult(out, p, scores, None))
             break
-        previous = results[-1].out.logits if results else None
-        features = None if policy.gate is None else _find_features(out, p, previous, policy, k)
-        decision = decide(policy, k, p, scores, features)
+        features = None if policy.gate is None else _find_features(out, p, policy, k)
+        decision = decide(policy, k, scores, features)
         results.append(_ExitResult(out, p, scores, decision))
         waiting = ~decision.fired if waiting is None else waiting & ~decision.fired
         if not waiting.any():
@@ -148,11 +146,10 @@ def _run_exits(
     return results
 
 
-def _find_features(out: ExitOutput, p: Tensor, previous: Tensor | None, policy: Policy, k: int) -> Tensor:
+def _find_features(out: ExitOutput, p: Tensor, policy: Policy, k: int) -> Tensor:
     """Return the gate's features."""
-    margins = find_evidence_margins(out.evidence, out.logits, out.attention)
-    past = compare_answers(out.logits, previous, policy.task)
-    return stack_features(score_of(p, USUAL_SCORES[policy.task]), past, margins, policy, k)
+    support = measure_evidence_support(out.evidence, out.logits, out.attention)
+    return stack_features(score_of(p, USUAL_SCORES[policy.task]), support, policy.temperatures[k])
 
 
 def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k: int) -> Callable[[int, bool], ExitView]:

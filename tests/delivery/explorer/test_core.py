@@ -50,7 +50,7 @@ def test_moved_thresholds_decide_and_promise_nothing(explorer):
 
 def test_what_a_gate_refuses_is_known_of_its_own_thresholds_only(explorer, monkeypatch):
     run, thresholds = explorer.runs[0], (0.9,) * 3
-    gated = xl.Policy(thresholds, gate=xl.types.Gate(((0.0,) * 7 + (-1.0,),) * 3, (0.0,) * 3))  # refuses all
+    gated = xl.Policy(thresholds, gate=xl.types.Gate(((0.0,) * 4 + (-1.0,),) * 3, (0.0,) * 3))  # refuses all
     monkeypatch.setattr(explorer, "runs", [replace(run, policy=gated)])
     assert answer_page(explorer.answer(0, noise(), thresholds), noise()).count("was not trusted") == 3
     moved = explorer.answer(0, noise(), (0.95, 0.9, math.inf))

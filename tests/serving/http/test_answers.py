@@ -83,7 +83,7 @@ def test_reasons(model):
     assert tell(2, 0.4).startswith("no earlier exit was sure enough")
     assert "max_cost" in tell(1, 0.4, True, last_exit=1)
     assert "deadline_ms" in tell(0, 0.4, True, last_exit=1, deadline=3.0)
-    policy = replace(POLICIES["default"], gate=xl.types.Gate(((0.0,) * 8,) * 2))
+    policy = replace(POLICIES["default"], gate=xl.types.Gate(((0.0,) * 5,) * 2))
     binding = xl.types.BindingCertificate(
         0.2, 0.1, 0.9, 0.95, 50, None, ((20, 0.9), (20, 1.0), (10, None)), policy.rule_hash()
     )
@@ -96,7 +96,7 @@ def test_reasons(model):
 
 
 def test_what_a_gate_refused_is_told(model, images):
-    weights = (0.4, 0.05, 0.02, 0.04, 0.04, 0.04, 1.0, -1.0), (0.2, 0.1, 0.03, 0.0, 0.05, 0.0, -1.0, 0.0)
+    weights = (0.4, 0.1, 0.04, 1.0, -1.0), (0.2, 0.05, 0.0, -1.0, 0.0)
     policy = xl.Policy((0.6, 0.3), gate=xl.types.Gate(weights, (0.4, 0.4)))
     gated = replace(model, policies={"default": policy})
     ticket, pred = make_ticket(gated, images), xl.predict(model.net, images, policy)

@@ -20,9 +20,9 @@ from exitlens.model.engine.tuning import Tuning, prepare_graph, prepare_head
 from exitlens.model.heads import ExitHead
 from exitlens.types import ExitOutput, Policy
 
-# the next stage's inputs, logits, attention, and margins, the last two if they were asked for
+# the next stage's inputs, logits, attention, and support, the last two if they were asked for
 Step = tuple[Activations, Tensor, Tensor | None, Tensor | None]
-Asked = Literal["logits", "attention", "margins"]  # of a head, each with those before
+Asked = Literal["logits", "attention", "support"]  # of a head, each with those before
 
 
 class StepOutput(NamedTuple):
@@ -31,9 +31,8 @@ class StepOutput(NamedTuple):
     activations: Activations  # the next stage's inputs
     probabilities: Tensor  # (B,C) float32: softmax (for several labels, sigmoid) of the logits over the temperature
     scores: Tensor  # (B,)
-    logits: Tensor  # (B,C)
     attention: Tensor | None  # (B,*S); None if it was not asked for
-    margins: Tensor | None  # (B,5); None if they were not asked for
+    support: Tensor | None  # (B,3); None if it was not asked for
 
 
 class Engine:
@@ -104,11 +103,11 @@ class Engine:
             outputs.append(cast(tuple[Tensor, Tensor], tuple(output)))
         return outputs
 
-    def compute_margins(self, activations: Activations) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return logits, attention and margins of every exit."""
+    def compute_support(self, activations: Activations) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return logits, attention and support of every exit."""
         outputs = []
         for k in range(len(self.heads)):
-            activations, *output = self.run_step(k, activations, "margins")
+            activations, *output = self.run_step(k, activations, "support")
             outputs.append(cast(tuple[Tensor, Tensor, Tensor], tuple(output)))
         return outputs
 
@@ -120,20 +119,20 @@ class Engine:
 
 
 def _call_head(head: ExitHead, activations: Activations, asked: Asked) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if asked == "margins":
-        return head.with_margins(*activations)
+    if asked == "support":
+        return head.with_support(*activations)
     return (*head.with_attention(*activations), None) if asked == "attention" else (head.classify(*activations), None, None)
 
 
 def _score_step(step: Step, temperature: float | Tensor, score: str) -> StepOutput:
-    activations, logits, maps, margins = step
+    activations, logits, maps, support = step
     p = probabilities(logits, temperature, score)
-    return StepOutput(activations, p, score_of(p, score), logits, maps, margins)
+    return StepOutput(activations, p, score_of(p, score), maps, support)
 
 
 def choose_asked(policy: Policy, attention: bool) -> Asked:
     """Return what heads compute under a policy."""
-    return "margins" if policy.gate is not None else "attention" if attention else "logits"
+    return "support" if policy.gate is not None else "attention" if attention else "logits"
 
 
 class CompiledEngine(Engine):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from exitlens.errors import EngineError, MissingExtraError, is_installed
 from exitlens.functional.certification import upper_bound
-from exitlens.functional.routing import find_first_firing, score_early_exits, stack_observed
+from exitlens.functional.routing import find_first_firing, score_early_exits, stack_support
 from exitlens.model._torch_compat import has_hooks, list_member_tables, read_version
 from exitlens.model.cutting.split import Activations, Stage
 from exitlens.model.engine.engine import CompiledEngine, Engine
@@ -364,9 +364,9 @@ class _Meter:
         engine, logits, features = self.open(tuning), list[Tensor](), list[Tensor]()
         with engine.mode():
             for part in zip(*(t.split(16) for t in self.example), strict=True):
-                outputs = engine.compute_margins(tuning.convert(part))
+                outputs = engine.compute_support(tuning.convert(part))
                 logits.append(torch.stack([each.float() for each, *_ in outputs], 1).cpu())
-                features.append(stack_observed([(each, margins) for each, _, margins in outputs], task).float().cpu())
+                features.append(stack_support([support for *_, support in outputs]).cpu())
         count, exits = len(self.example[0]), len(engine.heads)
         given = torch.cat(features) if exits > 1 else None
         return Trace(

@@ -28,7 +28,7 @@ from exitlens.model.heads import ExitHead
 from exitlens.types import Policy
 
 OPSET = 18
-OF_HEAD = LOGITS, ATTENTION, MARGINS = "logits", "attention", "margins"  # outputs of a file, before what crosses the cut
+OF_HEAD = LOGITS, ATTENTION, SUPPORT = "logits", "attention", "support"  # outputs of a file, before what crosses the cut
 BATCHES = (1, 2, 3, 17, 64)  # sizes at which exported files are compared with PyTorch; size 0 crashes some (MaxViT's)
 COMPARED = (1, 2, 9)  # the same for files of an engine
 ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
@@ -51,10 +51,10 @@ class Segment(nn.Module):
         self.exit, self.is_last = exit_, is_last
 
     def forward(self, *activations: Tensor) -> Activations:
-        """Return ``(B,C)`` logits, ``(B,*S)`` attention, ``(B,5)`` margins, and what crosses the next cut."""
+        """Return ``(B,C)`` logits, ``(B,*S)`` attention, ``(B,3)`` support, and what crosses the next cut."""
         for body in self.bodies:
             activations = body(*activations)
-        outputs = self.head.with_margins(*activations)
+        outputs = self.head.with_support(*activations)
         return outputs if self.is_last else (*outputs, *activations)
 
 
@@ -293,9 +293,9 @@ class OnnxEngine(Engine):
         return tuple(self.opened[k](activations)[len(OF_HEAD) :]) if k in self.opened else activations
 
     def run_step(self, k: int, activations: Activations, asked: Asked) -> Step:
-        """Run stage k and the head of exit k, with margins as the file has them."""
-        logits, maps, margins, *crossing = self.opened[k](activations)
-        return tuple(crossing), logits, None if asked == "logits" else maps, margins if asked == "margins" else None
+        """Run stage k and the head of exit k, with support as the file has them."""
+        logits, maps, support, *crossing = self.opened[k](activations)
+        return tuple(crossing), logits, None if asked == "logits" else maps, support if asked == "support" else None
 
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
         """Return the logits of exit k; no later stage runs."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.functional.routing import compare_answers, decide, needs_head, stack_features
+from exitlens.functional.routing import decide, needs_head, stack_features
 from exitlens.functional.scores import score_of
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine, choose_asked
@@ -148,32 +148,31 @@ class Router:
         entered = entered if k else math.inf  # samples that waited for company go on with whatever is there
         policy, is_gated = self.policy, self.policy.gate is not None
         activations = self.engine.enter(activations) if k == 0 else activations
-        past: Activations = ()  # with a gate, logits of an exit before, and the first exit that refused each sample
+        refused: Activations = ()  # with a gate, the first exit that refused each sample
         if is_gated and any(self._needed[:k]):
-            activations, past = activations[:-2], activations[-2:]
+            activations, refused = activations[:-1], activations[-1:]
         if not self._needed[k]:
-            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *past), since, entered)
+            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *refused), since, entered)
             return
         asked = choose_asked(policy, self.attention)
-        activations, p, scores, logits, maps, margins = self.engine.run_exit(
+        activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
         batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
-        if is_gated:
-            refused = past[1] if past else torch.full((len(where),), -1, device=p.device)
+        if is_gated and not refused:
+            refused = (torch.full((len(where),), -1, device=p.device),)
         if k == policy.num_exits - 1:
-            self._routed.append(_add_trust(batch, torch.ones_like(scores), refused) if is_gated else batch)
+            self._routed.append(_add_trust(batch, torch.ones_like(scores), *refused) if is_gated else batch)
             return
         features = None
-        if margins is not None:
-            gap = compare_answers(logits, past[0] if past and self._needed[k - 1] else None, policy.task)
-            features = stack_features(score_of(p, USUAL_SCORES[policy.task]), gap, margins, policy, k)
-        decision = decide(policy, k, p, scores, features)
+        if support is not None:
+            features = stack_features(score_of(p, USUAL_SCORES[policy.task]), support, policy.temperatures[k])
+        decision = decide(policy, k, scores, features)
         if is_gated:
-            batch = _add_trust(batch, decision.scores, refused)
+            batch = _add_trust(batch, decision.scores, *refused)
             if decision.refused is not None:
-                refused = torch.where((refused < 0) & decision.refused, k, refused)
-            activations = (*activations, logits, refused)  # they travel with the samples that stay
+                refused = (torch.where((refused[0] < 0) & decision.refused, k, refused[0]),)
+            activations = (*activations, *refused)  # it travels with the samples that stay
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
