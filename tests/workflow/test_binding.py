@@ -145,6 +145,7 @@ def test_the_certificate_counts_pairs():
     assert cue.groups == cue.samples // 2
     assert cue.mean <= 0.05
     assert "at most 5 points more often than the full network" in policy.certificate()
+    assert f"{cue.groups} independent units of {cue.samples:,} swapped samples" in policy.certificate()
     assert tested.path_groups is None  # the data have no groups
     assert xl.route(trace, policy).float().mean() < 2
     refused = xl.calibrate(trace, max_cue_drop=1e-4, delta=0.1).calibration.certification
@@ -159,6 +160,7 @@ def test_groups_count_in_their_own_risks_and_pairs_of_groups_in_that_of_swaps():
     tested = xl.calibrate(trace, max_cue_drop=0.3, max_accuracy_drop=0.3, delta=0.1).calibration.certification
     accuracy, cue = tested.tests
     assert (tested.path_groups, accuracy.groups, cue.groups) == (200, 300, 150)
+    assert tested.largest_group == 4
     with pytest.raises(xl.errors.InputError, match="equal_groups: swaps couple groups"):
         xl.calibrate(trace, max_cue_drop=0.3, delta=0.1, equal_groups=True)
 
@@ -171,6 +173,20 @@ def test_another_draw_of_swaps_is_another_request():
     with pytest.raises(xl.errors.CalibrationError, match="these samples refused a certificate before"):
         xl.calibrate(again, max_cue_drop=0.001, delta=0.1)
     assert xl.calibrate(trace, max_cue_drop=0.001, delta=0.1).calibration.certification.request_number == 1
+
+
+def test_too_few_swaps_are_refused_before_anything_is_spent():
+    trace = add_swaps(random_trace(2000), early=0.3, final=0.2)
+    few = replace(trace, swaps=trace.swaps | {"unit": torch.where(torch.arange(2000) < 12, trace.swaps["unit"], -1)})
+    late = trace.with_groups(torch.arange(2000).roll(1) % 4)  # named after the swaps, which couple all of them
+    for spoilt, count in ((few, 6), (late, 1)):
+        with pytest.raises(xl.errors.CalibrationError, match=f"max_cue_drop: the swapped samples form {count} independent"):
+            xl.calibrate(spoilt, max_cue_drop=0.3, delta=0.1)
+        assert not spoilt.certificate_requests
+    none = few.select(few.swaps["unit"] < 0)
+    assert xl.evaluate(none, xl.Policy((0.0, 0.0))).cue_drop is None
+    with pytest.raises(xl.errors.InputError, match="max_cue_drop: this trace has no swaps"):
+        xl.calibrate(none, max_cue_drop=0.3)
 
 
 def test_copies_of_pairs_need_twice_as_many_samples_as_pairs():
@@ -265,6 +281,6 @@ def test_what_cannot_be_promised():
     for name, value in (("area", 0.0), ("area", 1.0), ("delta", 0), ("samples", 19)):
         with pytest.raises(xl.errors.InputError, match=f"{name}: expected"):
             xl.certify_binding(net, data, xl.Policy.never(3), **{name: value})
-    policy = xl.calibrate(xl.collect(net, data), max_disagreement=0.2)
+    policy = xl.calibrate(xl.collect(net, data, batch_size=1), max_disagreement=0.2)
     with pytest.raises(xl.errors.CalibrationError, match="data: the policy was calibrated on some of these samples"):
         xl.certify_binding(net, data, policy)

@@ -222,7 +222,7 @@ class CollectOptions:
         trace_dir: Directory to keep the trace in, for `Trace.load` (default: it is not kept).
         cost: Measure of cost: macs (multiply-accumulates), or time, which is measured now: let nothing else run meanwhile.
         timed_batch: With --cost time: samples in the batch that is timed, 1 for single ones (default: 64).
-        swapped: Samples whose background is also taken from others, for max_cue_drop, which sets 2000 by itself.
+        swapped: Samples that also take their background from others, for max_cue_drop (calibrating with it takes 2000).
     """
 
     compact: bool | None = None

@@ -164,7 +164,7 @@ def certify(
         steps_tested=result.steps,
         tests=result.tests,
         path_groups=None if groups is None else count_groups(groups[first]),
-        largest_group=risks[0].largest,
+        largest_group=next((risk.largest for risk in risks if groups is not None and risk.groups is groups), None),
     )
     if result.cuts is not None:
         return levels.thresholds(result.cuts), record
@@ -180,6 +180,8 @@ def _explain_refusal(tests: Sequence[RiskTest], count: int, unit: str, needed: i
         return f"no early answer kept every limit on the {count} {unit}: train longer, or raise a limit"
     worst = max(tests, key=lambda test: test.p_value)
     where = f"{worst.samples} samples" if worst.groups is None else f"{worst.groups} groups, {worst.samples} samples"
+    if worst.name == "max_cue_drop":
+        where = f"{worst.samples} swapped samples that form {worst.groups} independent units"
     seen = "none of its samples was there" if worst.mean is None else f"seen {worst.mean:.4g} in {where}"
     what = f"{worst.name} could not be shown to be at most {worst.limit:g} ({seen}, p-value {worst.p_value:.2g})"
     if worst.limit == 0:

@@ -138,9 +138,14 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     return (~are_same(trace.answers, trace.answers[:, -1:], trace.task)).float()
 
 
+def has_swaps(trace: Trace) -> bool:
+    """Return whether any of the trace's samples was swapped."""
+    return bool(trace.swaps) and bool((trace.swaps["unit"] >= 0).any())
+
+
 def cue_drop(trace: Trace, limit: float) -> Risk:
     """Return the risk ``1[answer changes under the swap] - 1[final answer changes]``, of the samples that were swapped."""
-    if not trace.swaps:
+    if not has_swaps(trace):
         raise InputError("max_cue_drop: this trace has no swaps. Fix: collect it with swapped=2000 (--swapped 2000)")
     changed = trace.swaps["changed"].float()
     return Risk("max_cue_drop", changed - changed[:, -1:], limit, "ternary", trace.swaps["unit"] >= 0)

@@ -251,6 +251,8 @@ def _list_worst(numbers: Mapping[str, float], label: str) -> str:
 
 def _describe_test(test: RiskTest) -> str:
     seen = "none seen" if test.mean is None else f"{test.mean:.4f} seen"
+    if test.name == "max_cue_drop":
+        seen += f" in {test.groups:,} independent units of {test.samples:,} swapped samples"
     return f"{_name(test.name)} {seen}, {_TESTS[test.test]}, p = {test.p_value:.2g}"
 
 
@@ -258,8 +260,8 @@ def _name(name: str) -> str:
     return name.removeprefix("max_").replace("_", " ")
 
 
-# the odds of the confidence; the answer's margin without the tenth of the locations that add most to it; the share of the map
-# that supports it; the map's entropy
+# the odds of the confidence; the answer's margin without the tenth of the locations that add most; the share of the map
+# that supports the answer; the map's entropy
 GATE_FEATURES = "confidence", "margin_without_tenth", "supporting_share", "entropy"
 
 

@@ -14,7 +14,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional import scores
 from exitlens.functional.groups import split_trace
 from exitlens.functional.maps import skill
-from exitlens.functional.risk import accuracy_drop, cue_drop, disagreement, false_negatives, select_exits
+from exitlens.functional.risk import accuracy_drop, cue_drop, disagreement, false_negatives, has_swaps, select_exits
 from exitlens.functional.routing import find_first_firing, route, score_early_exits
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
@@ -222,7 +222,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         timing=timing,
         labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
         calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
-        cue_drop=cue_drop(trace, 1.0).mean(exits) if trace.swaps else None,
+        cue_drop=cue_drop(trace, 1.0).mean(exits) if has_swaps(trace) else None,
     )
 
 
