@@ -168,8 +168,8 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
         units = join_units(trace.groups, trace.swaps["unit"])
         if (count := len(units[trace.swaps["unit"] >= 0].unique())) < FEWEST:
             raise CalibrationError(
-                f"max_cue_drop: the swapped samples form {count} independent units, too few to certify anything. Fix: swap more "
-                "samples, and give collect data that have groups rather than name groups afterwards."
+                f"max_cue_drop: the swapped samples form {count} independent units, too few to certify anything. Fix: swap "
+                "more samples, and give collect data that have groups rather than name groups afterwards."
             )
     units, proposing, testing = split_trace(trace, PATH_SHARE, request.seed, units)
     risks = list_risks(trace, request.risk_limits, testing)
