@@ -178,7 +178,7 @@ def test_another_draw_of_swaps_is_another_request():
 def test_too_few_swaps_are_refused_before_anything_is_spent():
     trace = add_swaps(random_trace(2000), early=0.3, final=0.2)
     few = replace(trace, swaps=trace.swaps | {"unit": torch.where(torch.arange(2000) < 12, trace.swaps["unit"], -1)})
-    late = trace.with_groups(torch.arange(2000).roll(1) % 40)  # named after the swaps, which couple all of them
+    late = trace.with_groups(torch.randint(40, (2000,)))  # named after the swaps, which couple all of them
     for spoilt, count in ((few, 6), (late, 1)):
         with pytest.raises(xl.errors.CalibrationError, match=f"max_cue_drop: the swapped samples form {count} independent"):
             xl.calibrate(spoilt, max_cue_drop=0.3, delta=0.1)
