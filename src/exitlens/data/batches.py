@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from exitlens.data.readers import check_bad
 from exitlens.data.sets import LazySet
@@ -19,6 +19,7 @@ from exitlens.errors import InputError
 from exitlens.functional.groups import draw_from_groups
 from exitlens.ranks import ALONE, DistributedContext
 from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs, split_rows
+from exitlens.types.traces import number_groups
 
 
 class Batch(NamedTuple):
@@ -90,7 +91,10 @@ def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = F
         if isinstance(part, LazySet):
             part = part.load()
         return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks, part.groups, drawn)
-    batches, known, named = list[Inputs](), list[Tensor](), list[Tensor]()
+    drawn, batches, known, named = None, list[Inputs](), list[Tensor](), list[Tensor]()
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):  # no more is read than is held
+        drawn = _draw(len(data), read_groups(data) if equal_groups else None, limit, seed)
+        data = Subset(data, drawn.tolist())
     for batch in _split(data, 64):
         parts = batch if isinstance(batch, list | tuple) and batch else (batch,)
         batches.append(as_batch(parts[0])[0])
@@ -98,13 +102,44 @@ def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = F
         named += [batch.groups] if isinstance(batch, Batch) and batch.groups is not None else []
     if not batches:
         raise InputError("data: it gave no batch. Fix: pass at least one sample.")
-    columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
-    names = list_input_names(batches[0])
-    inputs: Inputs = dict(zip(names, columns, strict=True)) if names else columns[0]
+    inputs = _join(batches)
     labels, groups = (torch.cat(parts) if len(parts) == len(batches) else None for parts in (known, named))
-    drawn = _draw(count_rows(inputs), groups if equal_groups else None, limit, seed)
-    labels, groups = (None if column is None else column[drawn] for column in (labels, groups))
-    return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(drawn[rows])), len(drawn), labels, None, groups, drawn)
+    held = torch.arange(count_rows(inputs))
+    if drawn is None:
+        held = drawn = _draw(len(held), groups if equal_groups else None, limit, seed)
+        labels, groups = (None if column is None else column[held] for column in (labels, groups))
+    return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(held[rows])), len(held), labels, None, groups, drawn)
+
+
+def _join(batches: list[Inputs]) -> Inputs:
+    columns = list(zip(*map(list_tensors, batches), strict=True))
+    shapes = sorted({tuple(tensor.shape[1:]) for tensor in columns[0]})
+    if any(len({tensor.shape[1:] for tensor in column}) > 1 for column in columns):
+        raise InputError(f"data: expected inputs of one shape, got {shapes[0]} and {shapes[-1]}. Fix: resize or pad them.")
+    joined, names = [torch.cat(column) for column in columns], list_input_names(batches[0])
+    if len(counts := {len(column) for column in joined}) > 1:
+        raise InputError(
+            f"data: expected as many rows of every input, got {sorted(counts)}. Fix: leave out what is too much."
+        )
+    return dict(zip(names, joined, strict=True)) if names else joined[0]
+
+
+def read_groups(source: Any) -> Tensor | None:  # -> (N,) integers
+    """Return the groups of a data set, also behind a ``Subset`` or a loader in order; ``None`` if it names none."""
+    if isinstance(source, DataLoader):
+        return read_groups(source.dataset) if isinstance(source.sampler, SequentialSampler) else None
+    if isinstance(source, Subset):
+        groups = read_groups(source.dataset)
+        return None if groups is None else groups[torch.as_tensor(source.indices)]
+    groups = getattr(source, "groups", None)
+    if groups is not None:
+        groups = number_groups(groups)
+        if groups.shape != (len(source),) or groups.is_floating_point():
+            got = f"{tuple(groups.shape)} {groups.dtype}"
+            raise InputError(
+                f"groups: expected ({len(source)},) integers or names, got {got}. Fix: name a group for each sample."
+            )
+    return groups
 
 
 def _draw(count: int, groups: Tensor | None, limit: int, seed: int) -> Tensor:
@@ -118,10 +153,9 @@ def _split(source: Any, batch_size: int, workers: int | None = None, name: str =
     if isinstance(source, LazySet):
         return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):  # a generator of its own leaves the global one alone
-        loader = DataLoader(source, batch_size, num_workers=workers or 0, generator=torch.Generator())
-        if not isinstance(groups := getattr(source, "groups", None), Tensor):
-            return loader
-        pairs = zip(loader, groups.split(batch_size), strict=True)
+        source = DataLoader(source, batch_size, num_workers=workers or 0, generator=torch.Generator())
+    if isinstance(source, DataLoader) and source.batch_size and (groups := read_groups(source)) is not None:
+        pairs = zip(source, groups.split(source.batch_size), strict=not source.drop_last)
         return (as_batch(batch)._replace(groups=ids) for batch, ids in pairs)
     if not isinstance(source, Iterable):
         raise InputError(f"{name}: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")

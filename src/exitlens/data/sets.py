@@ -304,6 +304,12 @@ class LazySet(SampleSet):
             self.check(batch)
             yield batch
 
+    def leave_out_bad(self) -> Self:
+        """Return the samples that nothing has failed to read so far."""
+        return self.subset(
+            torch.tensor([i for i, row in enumerate(self.rows.tolist()) if row not in self.unreadable]).long()
+        )
+
     @property
     def inputs(self) -> Tensor:
         """All samples as network input, read anew at each call: take a small :meth:`subset` first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -393,10 +393,7 @@ class Trace:
         Raises:
             InputError: unless there is an integer or a name for every sample.
         """
-        if not isinstance(groups, Tensor):
-            numbers: dict[Hashable, int] = {}
-            groups = torch.tensor([numbers.setdefault(name, len(numbers)) for name in groups], dtype=torch.int64)
-        grouped = replace(self, groups=groups)
+        grouped = replace(self, groups=number_groups(groups))
         object.__setattr__(grouped, "certificate_requests", self.certificate_requests)
         return grouped
 
@@ -477,6 +474,14 @@ class Trace:
     def shares_samples(self, others: SampleSketch) -> bool:
         """Return whether some of the others are in this trace, as far as equal logits can tell."""
         return others.data == self.fingerprint() or not set(others.sketch).isdisjoint(self.hash_samples())
+
+
+def number_groups(groups: Tensor | Iterable[Hashable]) -> Tensor:
+    """Return integers as they are, and numbers for names, in the order of their first samples."""
+    if isinstance(groups, Tensor):
+        return groups
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in groups], dtype=torch.int64)
 
 
 def hash_rows(rows: Tensor) -> Tensor:  # (N,*S) -> (N,) int64
