@@ -21,10 +21,9 @@ from exitlens.model.swaps import BATCH_SIZE, OBJECT, SwapTrial
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import BindingCertificate
-from exitlens.types.settings import COUNT, NumberRule, SampleSketch, check_number
+from exitlens.types.settings import COUNT, PROPER_SHARE, SampleSketch, check_number
 
 SEED = 105  # of the pairs of samples
-OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
 
 
 def bound_share(changed: Tensor, groups: Tensor, unit: Tensor, delta: float) -> tuple[float, float]:  # (N,) each
@@ -95,7 +94,7 @@ def certify_binding(
     net.check_policy(policy)
     require_maps(net.heads, "certify_binding")
     for name, value in (("area", area), ("delta", delta)):
-        check_number(name, value, OPEN)
+        check_number(name, value, PROPER_SHARE)
     check_number("samples", samples, COUNT)
     held = hold_samples(data, samples)
     groups = torch.arange(len(held)) if held.groups is None else held.groups

@@ -19,7 +19,7 @@ from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types.cues import Cue, Cues, Swapped
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
-from exitlens.types.settings import COUNT, NumberRule, check_number
+from exitlens.types.settings import COUNT, PROPER_SHARE, check_number
 from exitlens.types.tasks import Task, find_answers, name_answers
 
 BATCH_SIZE, TRIES = 250, 50
@@ -27,7 +27,6 @@ SCREENED, TESTED = 0.25, 12  # share of the samples that choose what is tested, 
 KEPT = 0.4  # share of the locations that a map's region has, where the data have no masks
 WORD_TEXTS = 20  # texts, at least, that have a word of a kind
 SHOWN = 4  # examples of each cue
-OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
 
 
 def find_cues(
@@ -74,9 +73,9 @@ def find_cues(
         (24, ())
     """
     require(net, ExitNet, "net")
-    for name, value, rule in (("samples", samples, COUNT), ("donors", donors, COUNT), ("least", least, OPEN)):
+    for name, value, rule in (("samples", samples, COUNT), ("donors", donors, COUNT), ("least", least, PROPER_SHARE)):
         check_number(name, value, rule)
-    check_number("delta", delta, OPEN)
+    check_number("delta", delta, PROPER_SHARE)
     modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
     held = hold_samples(data, samples, seed)
