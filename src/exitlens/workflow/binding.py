@@ -17,7 +17,7 @@ from exitlens.functional.maps import geometric_mean
 from exitlens.functional.routing import route
 from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.swaps import BATCH_SIZE, OBJECT, SwapTrial
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, ObservedTrial
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import BindingCertificate
@@ -102,9 +102,9 @@ def certify_binding(
     if count < 2 * FEWEST:
         what = "samples" if held.groups is None else "groups"
         raise CalibrationError(f"data: {count} {what} promise nothing. Fix: pass {2 * FEWEST} or more, best some hundred.")
-    with show_progress(progress) as bar:
+    with show_progress(progress) as bar, net.open_engine() as engine:
         task = bar.add_task("swapping what maps leave out", total=2 * -(-len(held) // BATCH_SIZE))
-        sample = SwapTrial(net, held.prepare, len(held), partial(bar.advance, task))
+        sample = ObservedTrial(net, engine, held.prepare, len(held), partial(bar.advance, task))
         trace = sample.to_trace()
         _refuse_seen(trace, policy)
         exits = route(trace, policy)
@@ -112,7 +112,7 @@ def certify_binding(
         hide, changed = sample.choose_top(geometric_mean(sample.maps), OBJECT), torch.zeros(len(held))
         for k in exits.unique().tolist():
             rows, keep = (exits == k).nonzero()[:, 0], sample.choose_top(sample.maps[k], area)
-            changed[rows] = sample.find_changes(rows, partner, keep, hide, (k,))[:, 0].float()
+            changed[rows] = sample.find_changes(rows, [partner[rows]], keep, hide, (k,))[:, 0]
     share, seen = bound_share(changed, groups, unit, delta)
     by_exit = {k: int((exits == k).sum()) for k in range(net.num_exits)}
     binding = BindingCertificate(

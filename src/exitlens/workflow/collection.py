@@ -20,7 +20,7 @@ from exitlens.functional.routing import stack_observed
 from exitlens.io import RowStore, make_directory
 from exitlens.model.heads import have_maps, require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.swaps import BATCH_SIZE, OBJECT, SwapTrial
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, ObservedTrial, find_backgrounds
 from exitlens.model.timing import measure_exits
 from exitlens.progress import show_progress, track
 from exitlens.ranks import find_ranks
@@ -269,10 +269,6 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
     return agreement | {"divergence": divergence}
 
 
-def _take_masks(masks: Tensor, rows: Tensor, _: Inputs) -> Tensor:
-    return masks[rows]
-
-
 def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: bool) -> Trace:
     """Return the trace with the swaps of ``count`` of its samples: what is outside the object comes from another sample.
 
@@ -283,23 +279,20 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
     if int(held.rows.max()) >= len(trace) or len(held.rows) != len(held):
         raise InputError("swapped: some of the data cannot be read, so that rows do not fit. Fix: leave these samples out")
     groups = torch.arange(len(held)) if trace.groups is None else trace.groups[held.rows]
-    with show_progress(progress) as bar:
+    with show_progress(progress) as bar, net.open_engine() as engine:
         task = bar.add_task("swapping backgrounds", total=2 * -(-len(held) // BATCH_SIZE))
-        sample = SwapTrial(net, held.prepare, len(held), partial(bar.advance, task))
+        sample = ObservedTrial(net, engine, held.prepare, len(held), partial(bar.advance, task))
         answers = find_answers(sample.logits, net.info.task), trace.answers[held.rows]
         if are_same(*answers, net.info.task).float().mean() < SAME:
             fix = "Fix: pass a data set, or a loader that does not shuffle."
             raise InputError(f"swapped: the data came in another order, or changed, when they were read again. {fix}")
         rows, choose, masks = torch.arange(len(held)), sample.choose_top(sample.maps[-1], OBJECT), held.masks
         if masks is not None:
-            flat = masks.flatten(1)
-            rows = (flat.any(1) & ~flat.all(1)).nonzero()[:, 0]  # with an object and a background
-            choose = partial(_take_masks, masks)
+            rows, choose = find_backgrounds(masks), lambda rows, _: masks[rows]
         if len(groups[rows].unique()) < 2:
             raise InputError("swapped: expected two samples or more (or groups) with a background, got fewer")
         among, unit = pair_groups(groups[rows], PAIRING)
-        partner = torch.arange(len(held)).scatter(0, rows, rows[among])
-        among_changed = sample.find_changes(rows, partner, choose, choose, tuple(range(net.num_exits)))
+        among_changed = sample.find_changes(rows, [rows[among]], choose, choose, sample.exits).bool()
     changed = torch.zeros(len(trace), net.num_exits, dtype=torch.bool)
     units = torch.full((len(trace),), -1)
     changed[held.rows[rows]], units[held.rows[rows]] = among_changed, unit
