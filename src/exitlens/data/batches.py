@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -75,6 +75,11 @@ class HeldSamples:
 
     def __len__(self) -> int:
         return self.count
+
+    def to(self, device: torch.device) -> HeldSamples:
+        """Return the same samples with masks on ``device``, and inputs that come there as they are prepared."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, prepare=lambda rows: map_inputs(self.prepare(rows), lambda t: t.to(device)), masks=masks)
 
 
 def hold_samples(data: Any, limit: int, seed: int = 0) -> HeldSamples:

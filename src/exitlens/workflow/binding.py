@@ -96,7 +96,7 @@ def certify_binding(
     for name, value in (("area", area), ("delta", delta)):
         check_number(name, value, PROPER_SHARE)
     check_number("samples", samples, COUNT)
-    held = hold_samples(data, samples)
+    held = hold_samples(data, samples).to(net.device)
     groups = torch.arange(len(held)) if held.groups is None else held.groups
     count = len(groups.unique())
     if count < 2 * FEWEST:

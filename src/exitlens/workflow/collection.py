@@ -275,7 +275,7 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
     The object is the sample's mask, or else the top 40 % of the locations by the final exit's map.
     """
     require_maps(net.heads, "swapped")
-    held = hold_samples(data, count)
+    held = hold_samples(data, count).to(net.device)
     if int(held.rows.max()) >= len(trace) or len(held.rows) != len(held):
         raise InputError("swapped: some of the data cannot be read, so that rows do not fit. Fix: leave these samples out")
     groups = torch.arange(len(held)) if trace.groups is None else trace.groups[held.rows]

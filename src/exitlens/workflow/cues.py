@@ -19,7 +19,7 @@ from exitlens.model.network import ExitNet
 from exitlens.model.swaps import BATCH_SIZE, OBJECT, Chooser, ObservedTrial
 from exitlens.progress import show_progress
 from exitlens.types.cues import Cue, Cues, Swapped
-from exitlens.types.inputs import Inputs, draw_samples, list_tensors
+from exitlens.types.inputs import Inputs, draw_samples, list_tensors, map_inputs
 from exitlens.types.settings import COUNT, PROPER_SHARE, check_number
 from exitlens.types.tasks import name_answers
 
@@ -78,7 +78,7 @@ def find_cues(
     check_number("delta", delta, PROPER_SHARE)
     modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
-    held = hold_samples(data, samples, seed)
+    held = hold_samples(data, samples, seed).to(net.device)
     if len(held) < 2 / SCREENED:
         raise InputError(f"data: expected {2 / SCREENED:.0f} samples or more, got {len(held)}. Fix: pass more of them")
     with show_progress(progress) as bar, net.open_engine() as engine:
@@ -252,7 +252,7 @@ def _list_parts(net: ExitNet, held: HeldSamples, trial: _CueTrial) -> list[Part]
     modality: Modality = net.input_spec.modality
     example = held.prepare(torch.arange(1))
     whole = example if isinstance(example, Tensor) else held.prepare(torch.arange(len(held)))  # words are counted in all
-    parts = modality.list_parts(whole, net.info.preprocess, min(WORD_TEXTS, len(held)))
+    parts = modality.list_parts(map_inputs(whole, Tensor.cpu), net.info.preprocess, min(WORD_TEXTS, len(held)))
     if trial.object is not None and isinstance(example, Tensor):
         is_known = held.masks is not None
         name = "background" if is_known else "outside the maps"

@@ -152,7 +152,7 @@ def measure_faithfulness(
     check_number("oracle_samples", oracle_samples, WHOLE)
     check_choice("of", of, get_args(Of))
     check_choice("baseline", baseline, get_args(Baseline))
-    held = hold_samples(data, samples)
+    held = hold_samples(data, samples).to(net.device)
     prepare, size, masks = held.prepare, len(held), held.masks
     modality.check_deletion(net.input_spec, baseline)
     with show_progress(progress) as bar, net.open_engine() as engine:
