@@ -82,7 +82,7 @@ def certify_binding(
         The policy, with the promise as ``policy.binding``; bundles, reports, server and runtime pass it on.
 
     Raises:
-        InputError: the exits have no maps, or an argument is out of range.
+        InputError: the exits have no maps, texts have no padding mask, or an argument is out of range.
         CalibrationError: fewer than 20 samples or groups, or the policy was calibrated on some of them.
 
     Examples:
@@ -93,6 +93,7 @@ def certify_binding(
     require(net, ExitNet, "net")
     net.check_policy(policy)
     require_maps(net.heads, "certify_binding")
+    net.input_spec.modality.check_deletion(net.input_spec)
     for name, value in (("area", area), ("delta", delta)):
         check_number(name, value, PROPER_SHARE)
     check_number("samples", samples, COUNT)

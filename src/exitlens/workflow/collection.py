@@ -82,6 +82,7 @@ def collect(  # noqa: PLR0913
         with its two nulls.
 
     Raises:
+        InputError: ``swapped``, and the exits have no maps or texts have no padding mask.
         OutputExistsError, OutputError: ``trace_dir`` has a trace already, or its disk is full.
         EngineError: times cannot be measured because the machine is busy.
     """
@@ -92,8 +93,11 @@ def collect(  # noqa: PLR0913
         if cost != "time":
             raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     check_number("swapped", swapped, WHOLE)
-    if swapped and isinstance(data, Iterator):
-        raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
+    if swapped:
+        require_maps(net.heads, "swapped")
+        net.input_spec.modality.check_deletion(net.input_spec)
+        if isinstance(data, Iterator):
+            raise InputError("swapped: the data are read twice, an iterator only once. Fix: pass a data set or a loader.")
     ranks = find_ranks()
     with ranks.together():
         recorder = _Recorder(net, None if trace_dir is None or not ranks.is_first else Path(trace_dir), compact)
@@ -274,7 +278,6 @@ def _record_swaps(net: ExitNet, trace: Trace, data: Any, count: int, progress: b
 
     The object is the sample's mask, or else the top 40 % of the locations by the final exit's map.
     """
-    require_maps(net.heads, "swapped")
     held = hold_samples(data, count).to(net.device)
     if int(held.rows.max()) >= len(trace) or len(held.rows) != len(held):
         raise InputError("swapped: some of the data cannot be read, so that rows do not fit. Fix: leave these samples out")
