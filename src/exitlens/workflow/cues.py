@@ -168,8 +168,8 @@ class _CueTrial(ObservedTrial):
         return drawn
 
     def _answer_swapped(self, part: Part, rows: Tensor, donors: Tensor) -> Tensor:  # -> (P,K) or (P,K,C)
-        pairs = zip(rows.split(BATCH_SIZE), donors.split(BATCH_SIZE), strict=True)
-        return torch.cat([self.answer(self.exchange(part, *pair), self.exits) for pair in pairs])
+        pairs = zip(rows.split(BATCH_SIZE), donors.split(BATCH_SIZE), strict=True) if len(rows) else ()
+        return torch.cat([self.answers[:0], *(self.answer(self.exchange(part, *pair), self.exits) for pair in pairs)])
 
     def exchange(self, part: Part, rows: Tensor, donors: Tensor) -> Inputs:
         """Return the samples with the donors' part."""
