@@ -20,7 +20,7 @@ from exitlens.model.network import ExitNet
 from exitlens.progress import Advance
 from exitlens.types import Trace
 from exitlens.types.inputs import Inputs
-from exitlens.types.swaps import Binding, Swaps
+from exitlens.types.swaps import Binding, SwapShares
 from exitlens.types.tasks import USUAL_SCORES, are_same, read_answers
 
 Maker = Callable[[Tensor], Inputs]  # rows (n,) -> their inputs
@@ -170,12 +170,12 @@ def judge_binding(trial: SwapTrial, pairs: Pairs, maps: Sequence[Tensor], others
     )
 
 
-def summarize_swaps(kept: Tensor, changed: Tensor | None) -> Swaps:  # (exits,N,areas) each
+def summarize_swaps(kept: Tensor, changed: Tensor | None) -> SwapShares:  # (exits,N,areas) each
     """Average shares over samples, and under the curve over areas."""
     binding, binding_error = map(_to_table, average(kept.transpose(0, 1)))
     necessity, necessity_error = (None, None) if changed is None else map(_to_table, average(changed.transpose(0, 1)))
     under, under_error = (tuple(values.tolist()) for values in average(average_over(AREAS, kept.unbind(-1)).T))
-    return Swaps(binding, binding_error, necessity, necessity_error, under, under_error)
+    return SwapShares(binding, binding_error, necessity, necessity_error, under, under_error)
 
 
 def _to_table(values: Tensor) -> tuple[tuple[float, ...], ...]:

@@ -18,7 +18,7 @@ from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.swaps import BATCH_SIZE, OBJECT, Chooser, ObservedTrial
 from exitlens.progress import show_progress
-from exitlens.types.cues import Cue, Cues, Swapped
+from exitlens.types.cues import Cue, CueExample, Cues
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors, map_inputs
 from exitlens.types.settings import COUNT, PROPER_SHARE, check_number
 from exitlens.types.tasks import name_answers
@@ -211,7 +211,7 @@ class _CueTrial(ObservedTrial):
         row = int((self.classes == number).nonzero()[0, 0])
         return name_answers(self._known[row : row + 1], self.net.info.classes)[0]
 
-    def _show(self, part: Part, rows: Tensor, donors: Tensor, k: int) -> tuple[Swapped, ...]:
+    def _show(self, part: Part, rows: Tensor, donors: Tensor, k: int) -> tuple[CueExample, ...]:
         if not len(rows):
             return ()
         swapped = self.exchange(part, rows, donors)
@@ -219,7 +219,7 @@ class _CueTrial(ObservedTrial):
         words = zip(*(name_answers(each, self.net.info.classes) for each in answers), strict=True)
         columns = [list_tensors(each) for each in (self.prepare(rows), self.prepare(donors), swapped)]
         return tuple(
-            Swapped(*(tuple(tensor[i].cpu() for tensor in column) for column in columns), *each)  # type: ignore[arg-type]
+            CueExample(*(tuple(tensor[i].cpu() for tensor in column) for column in columns), *each)  # type: ignore[arg-type]
             for i, each in enumerate(words)
         )
 
