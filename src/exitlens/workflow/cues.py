@@ -116,8 +116,8 @@ class _Pairs(NamedTuple):
 
         They are averaged over the donors of each of ``count`` samples; NaN for one without any.
         """
-        gain, shares = self.transfer - self.control, self.transfer  # (P,K)
-        beyond = [gain[:, :-1]] if spares_object else [each[:, :-1] - each[:, -1:] for each in (gain, shares)]
+        gain = self.transfer - self.control  # (P,K)
+        beyond = [gain[:, :-1]] if spares_object else [each[:, :-1] - each[:, -1:] for each in (gain, self.transfer)]
         total = torch.zeros(len(beyond), count, gain.shape[1] - 1).index_add_(1, self.rows, torch.stack(beyond))
         return total / torch.bincount(self.rows, minlength=count)[:, None]
 
