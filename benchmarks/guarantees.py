@@ -37,7 +37,7 @@ from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_ne
 from exitlens.functional.routing import find_first_firing, fit_gate, score_early_exits, stack_trace_features
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.search import find_candidates, order_path, quantise
-from exitlens.model.swaps import OBJECT, SwapTrial
+from exitlens.model.swaps import OBJECT, ObservedTrial
 from exitlens.workflow.binding import bound_share
 
 DELTAS, LIMITS, GROUP_LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05), (0.02, 0.05, 0.1)
@@ -374,20 +374,18 @@ def swap_all_pairs() -> tuple[xl.Trace, xl.Policy, Tensor, Tensor]:
     policy = xl.calibrate(xl.collect(net, xl.demo.load_scenes("calibration")), max_accuracy_drop=0.02)
     if path.exists():
         return trace, policy, *torch.load(path)
-    trial, rows, exits = (
-        SwapTrial(net, lambda rows: scenes.subset(rows).inputs, SWAPPED, lambda: None),
-        torch.arange(SWAPPED),
-        xl.route(trace, policy),
-    )
-    hide, final = trial.choose_top(geometric_mean(trial.maps), OBJECT), trial.choose_top(trial.maps[-1], OBJECT)
     taken, every = torch.zeros(SWAPPED, SWAPPED), torch.zeros(SWAPPED, SWAPPED, net.num_exits)
-    for shift in range(SWAPPED):
-        partner = rows.roll(shift)
-        every[rows, partner] = trial.find_changes(rows, partner, final, final, tuple(range(net.num_exits))).float()
-        for k in exits.unique().tolist():
-            here = (exits == k).nonzero()[:, 0]
-            changed = trial.find_changes(here, partner, trial.choose_top(trial.maps[k], 0.2), hide, (k,))
-            taken[here, partner[here]] = changed[:, 0].float()
+    rows, exits = torch.arange(SWAPPED), xl.route(trace, policy)
+    with net.open_engine() as engine:
+        trial = ObservedTrial(net, engine, lambda rows: scenes.subset(rows).inputs, SWAPPED, lambda: None)
+        hide, final = trial.choose_top(geometric_mean(trial.maps), OBJECT), trial.choose_top(trial.maps[-1], OBJECT)
+        for shift in range(SWAPPED):
+            partner = rows.roll(shift)
+            every[rows, partner] = trial.find_changes(rows, [partner], final, final, trial.exits)
+            for k in exits.unique().tolist():
+                here = (exits == k).nonzero()[:, 0]
+                keep = trial.choose_top(trial.maps[k], 0.2)
+                taken[here, partner[here]] = trial.find_changes(here, [partner[here]], keep, hide, (k,))[:, 0]
     torch.save((taken, every), path)
     return trace, policy, taken, every
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import exitlens as xl
 from exitlens.functional.maps import pair_samples
 from exitlens.modalities import IMAGE
-from exitlens.model.swaps import Swapper, choose_greedily
+from exitlens.model.swaps import SwapBatch, SwapTrial, choose_greedily
 from exitlens.workflow.faithfulness import DONORS
 
 COUNT = 12
@@ -86,11 +86,15 @@ def test_of_several_labels_all_are_kept_together():
     """Cells are labels here: the oracle first keeps the cell whose label the donor contradicts."""
     engine = SimpleNamespace(enter=lambda x: x, compute_logits=lambda k, x: x.flatten(1))
     net = SimpleNamespace(
-        info=SimpleNamespace(task="multilabel"), input_spec=SimpleNamespace(modality=IMAGE), check_input=lambda x: x
+        info=SimpleNamespace(task="multilabel"),
+        input_spec=SimpleNamespace(modality=IMAGE),
+        check_input=lambda x: x,
+        num_exits=1,
     )
     inputs, donor = torch.tensor([[2.0, -2.0, 2.0]]).view(1, 1, 1, 3), torch.tensor([[2.0, 2.0, 2.0]]).view(1, 1, 1, 3)
-    swapper, rows, every = Swapper(net, engine, [inputs.flatten(1).sigmoid()]), slice(0, 1), torch.ones(1, 1, 3).bool()
-    assert swapper.keep(rows, inputs, [donor, inputs], every, (0,)).tolist() == [[0.5]]
+    trial, every = SwapTrial(net, engine, None, inputs.flatten(2), None), torch.ones(1, 1, 3).bool()
+    batch = SwapBatch(slice(0, 1), trial.answers, inputs, [donor])
+    assert trial.keep(batch._replace(donors=[donor, inputs]), every, (0,)).tolist() == [[0.5]]
     p = torch.tensor(2.0).sigmoid().item()
-    assert swapper.support(rows, inputs, [donor], every, 0).item() == pytest.approx(p * (1 - p) * p)
-    assert choose_greedily(swapper, (rows, inputs, [donor]), 0, torch.ones(1, 1, 3)).tolist() == [[[False, True, False]]]
+    assert trial.support(batch, every, 0).item() == pytest.approx(p * (1 - p) * p)
+    assert choose_greedily(trial, batch, 0, torch.ones(1, 1, 3)).tolist() == [[[False, True, False]]]

@@ -73,7 +73,7 @@ def test_fit_has_the_settings_as_arguments_with_the_same_defaults():
         ({"max_ms": 5, "percentile": 0}, "percentile: expected a number in"),
         ({"max_ms": 5, "percentile": 100, "delta": 0.1}, "percentile: samples never show"),
         ({"max_disagreement": 0.1, "score": "sure"}, "score: expected one of"),
-        *(({"max_disagreement": 0.1, "delta": value}, "delta: expected a number between") for value in (0, True)),
+        *(({"max_disagreement": 0.1, "delta": value}, "delta: expected a number in") for value in (0, True)),
         ({"max_cost": 0.5, "delta": 0.1}, "delta: it certifies limits on risks"),
         ({"max_divergence": 0.1, "gate": 1}, "gate: expected bool"),
         ({"max_disagreement": 0.1, "temperature_scaling": 1}, "temperature_scaling: expected bool"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import exitlens as xl
@@ -101,6 +102,15 @@ def test_what_cannot_be_swapped():
     ):
         with pytest.raises(xl.errors.InputError, match=message):
             replace(trace, swaps=swaps)
+
+
+def test_texts_without_a_mask_cannot_be_swapped():
+    texts = torch.randint(0, 9, (40, 8), generator=torch.Generator().manual_seed(0))
+    layers = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Flatten(), nn.Linear(32, 2))
+    net = xl.attach(layers, ["0"], 2, texts[:2])
+    for swap in (lambda: xl.collect(net, texts, swapped=20), lambda: xl.certify_binding(net, texts, xl.Policy((0.6,)))):
+        with pytest.raises(xl.errors.InputError, match=r"net: to delete from texts it has to take 'attention_mask'. Fix:"):
+            swap()
 
 
 def add_swaps(trace: xl.Trace, early: float, final: float, seed: int = 0) -> xl.Trace:

@@ -154,6 +154,16 @@ def test_a_kind_of_word_is_found_alone_and_can_be_ignored():
     assert result.cues[0].classes == ("0", "1")
 
 
+def test_words_of_a_single_class_cannot_be_swapped():
+    """No text of another class has one to give."""
+    net, data = make_reviews("cue")
+    ids, labels = data.batches[0][0]["input_ids"], data.batches[0][1]
+    ids[labels == 0, 1:4] = 10
+    ids[labels == 1, 2] = 3 + torch.arange(COUNT // 2) % 2
+    result = xl.find_cues(net, data, samples=COUNT)
+    assert (result.tried, result.cues) == (2, ())
+
+
 @pytest.mark.parametrize("make", [make_pictures, make_series, make_reviews])
 def test_without_a_cue_nothing_is_reported(make):
     net, data = make("the class")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -78,6 +78,11 @@ class HeldSamples:
     def __len__(self) -> int:
         return self.count
 
+    def to(self, device: torch.device) -> HeldSamples:
+        """Return the same samples with masks on ``device``, and inputs that come there as they are prepared."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, prepare=lambda rows: map_inputs(self.prepare(rows), lambda t: t.to(device)), masks=masks)
+
 
 def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = False) -> HeldSamples:
     """Hold at most ``limit`` samples, drawn by ``seed``: as stored for our own sets, else as floats, on the CPU.
@@ -85,13 +90,14 @@ def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = F
     With ``equal_groups`` as many are drawn from each group, so that means over groups are those of the data. Of our own lazy
     sets, files that cannot be read are left out as the set says.
     """
+    drawn: Tensor | None = None
     if hasattr(data, "subset") and hasattr(data, "inputs"):
         drawn = _draw(len(data), data.groups if equal_groups else None, limit, seed)
         part = data.subset(drawn)
         if isinstance(part, LazySet):
             part = part.load()
         return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks, part.groups, drawn)
-    drawn, batches, known, named = None, list[Inputs](), list[Tensor](), list[Tensor]()
+    batches, known, named = list[Inputs](), list[Tensor](), list[Tensor]()
     if isinstance(data, Dataset) and hasattr(data, "__len__"):  # no more is read than is held
         drawn = _draw(len(data), read_groups(data) if equal_groups else None, limit, seed)
         data = Subset(data, drawn.tolist())
@@ -118,9 +124,7 @@ def _join(batches: list[Inputs]) -> Inputs:
         raise InputError(f"data: expected inputs of one shape, got {shapes[0]} and {shapes[-1]}. Fix: resize or pad them.")
     joined, names = [torch.cat(column) for column in columns], list_input_names(batches[0])
     if len(counts := {len(column) for column in joined}) > 1:
-        raise InputError(
-            f"data: expected as many rows of every input, got {sorted(counts)}. Fix: leave out what is too much."
-        )
+        raise InputError(f"data: expected as many rows of every input, got {sorted(counts)}. Fix: leave the rest out.")
     return dict(zip(names, joined, strict=True)) if names else joined[0]
 
 
@@ -136,9 +140,7 @@ def read_groups(source: Any) -> Tensor | None:  # -> (N,) integers
         groups = number_groups(groups)
         if groups.shape != (len(source),) or groups.is_floating_point():
             got = f"{tuple(groups.shape)} {groups.dtype}"
-            raise InputError(
-                f"groups: expected ({len(source)},) integers or names, got {got}. Fix: name a group for each sample."
-            )
+            raise InputError(f"groups: expected ({len(source)},) integers or names, got {got}. Fix: name one a sample.")
     return groups
 
 

@@ -306,9 +306,8 @@ class LazySet(SampleSet):
 
     def leave_out_bad(self) -> Self:
         """Return the samples that nothing has failed to read so far."""
-        return self.subset(
-            torch.tensor([i for i, row in enumerate(self.rows.tolist()) if row not in self.unreadable]).long()
-        )
+        kept = [i for i, row in enumerate(self.rows.tolist()) if row not in self.unreadable]
+        return self.subset(torch.tensor(kept, dtype=torch.int64))
 
     @property
     def inputs(self) -> Tensor:

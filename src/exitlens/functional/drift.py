@@ -17,7 +17,7 @@ from torch import Tensor
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
 from exitlens.types import Policy, Prediction
 from exitlens.types.policies import DriftReference
-from exitlens.types.settings import NumberRule, check_number
+from exitlens.types.settings import PROPER_SHARE, check_number
 
 BINS = 8  # cells for the scores at each exit
 STAKES = np.array([-0.9, -0.5, 0.5, 0.9])  # for tilted and for bent densities
@@ -103,7 +103,7 @@ class DriftMonitor:
         if policy.calibration is None or policy.calibration.reference is None:
             raise PolicyError("policy: it was made by hand, so there are no calibration samples to compare with: calibrate")
         self._reference, counts = policy.calibration.reference, policy.calibration.reference.counts
-        check_number("false_alarm", false_alarm, NumberRule("a number between 0 and 1", lambda value: 0 < value < 1))
+        check_number("false_alarm", false_alarm, PROPER_SHARE)
         self.false_alarm = false_alarm
         self._cells = [*chain(*counts)]  # from the surest at exit 0 on
         self._starts = [sum(map(len, counts[:k])) for k in range(len(counts))]

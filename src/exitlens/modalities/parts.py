@@ -184,7 +184,7 @@ def _share(counts: Tensor, others: Tensor) -> float:
 def swap_words(inputs: Mapping[str, Tensor], donors: Mapping[str, Tensor], words: Tensor) -> Inputs:
     """Put the donors' tokens among ``words`` in the place of the samples' tokens among them, one after the other."""
     name = find_tokens_name(inputs)
-    has, offers = (torch.isin(each[name], words) & find_inner(each[MASK]) for each in (inputs, donors))
+    has, offers = (torch.isin(each[name], words.to(each[name].device)) & find_inner(each[MASK]) for each in (inputs, donors))
     order = (~offers).to(torch.uint8).argsort(dim=1, stable=True)  # the donors' words first
     source = order.gather(1, (has.cumsum(1) - 1).clamp_min(0) % offers.sum(1, keepdim=True).clamp_min(1))
     chosen = has & offers.any(1, keepdim=True)

@@ -23,7 +23,7 @@ from .settings import TrainingSettings as TrainingSettings
 from .swaps import AreaUnderCurve as AreaUnderCurve
 from .swaps import Binding as Binding
 from .swaps import CueSwap as CueSwap
-from .swaps import Swaps as Swaps
+from .swaps import SwapShares as SwapShares
 from .traces import CompactLogits as CompactLogits
 from .traces import ExitLatency as ExitLatency
 from .traces import Trace as Trace

@@ -15,7 +15,7 @@ Ignorable = Tensor | tuple[str, ...] | Literal["background"] | None
 
 
 @dataclass(frozen=True)
-class Swapped:
+class CueExample:
     """One sample whose answer became the class of another, with a part of it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Cue:
     interval: tuple[float, float]
     classes: tuple[str, ...]
     ignore: Ignorable = field(default=None, compare=False)
-    examples: tuple[Swapped, ...] = field(default=(), compare=False, repr=False)
+    examples: tuple[CueExample, ...] = field(default=(), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; a mask becomes nested lists, and examples their answers."""

@@ -51,6 +51,7 @@ COUNT = NumberRule("a whole number of 1 or more", lambda value: isinstance(value
 POSITIVE = NumberRule("a finite number above 0", lambda value: 0 < value < math.inf)
 WHOLE = NumberRule("a whole number of 0 or more", lambda value: isinstance(value, int) and value >= 0)
 SHARE = NumberRule("a number in [0, 1]", lambda value: 0 <= value <= 1)
+PROPER_SHARE = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
 NOT_NEGATIVE = NumberRule("a finite number of 0 or more", lambda value: 0 <= value < math.inf)
 
 
@@ -211,7 +212,7 @@ class CalibrationRequest:
 _REQUEST_NUMBERS = dict.fromkeys((*RISK_LIMITS, "max_cost"), SHARE._replace(fix="pass 0.01 for one per cent.")) | {
     "max_ms": NumberRule("milliseconds above 0", POSITIVE.is_valid),
     "percentile": NumberRule("a number in (0, 100]", lambda value: 0 < value <= 100, "pass 95 for 95 of 100 samples."),
-    "delta": NumberRule("a number between 0 and 1", lambda value: 0 < value < 1, "pass 0.1 for 90 % confidence."),
+    "delta": PROPER_SHARE._replace(fix="pass 0.1 for 90 % confidence."),
     "folds": NumberRule("an integer of 2 or more", lambda value: isinstance(value, int) and value >= 2, "pass folds=5."),
     "seed": NumberRule("an integer from 0 to below 2**63", lambda value: isinstance(value, int) and 0 <= value < 2**63),
 }

@@ -11,7 +11,7 @@ Table = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class Swaps:
+class SwapShares:
     """Shares of answers, for one kind of map: a row for each exit, the final one's last, with a value for each area.
 
     Attributes:
@@ -51,11 +51,11 @@ class Binding:
     """
 
     areas: tuple[float, ...]
-    maps: Swaps
-    another: Swaps
-    centre: Swaps | None
-    edges: Swaps | None
-    saliency: Swaps | None
+    maps: SwapShares
+    another: SwapShares
+    centre: SwapShares | None
+    edges: SwapShares | None
+    saliency: SwapShares | None
     above_another: Table
     above_another_error: Table
     samples: int

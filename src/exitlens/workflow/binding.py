@@ -17,15 +17,14 @@ from exitlens.functional.maps import geometric_mean
 from exitlens.functional.routing import route
 from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.swaps import BATCH_SIZE, OBJECT, SwapTrial
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, ObservedTrial
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
 from exitlens.types.policies import BindingCertificate
-from exitlens.types.settings import NumberRule, SampleSketch, check_number
+from exitlens.types.settings import PROPER_SHARE, NumberRule, SampleSketch, check_number
 
 SEED = 105  # of the pairs of samples
 ENOUGH = NumberRule(f"an integer of {2 * FEWEST} or more", lambda value: isinstance(value, int) and value >= 2 * FEWEST)
-OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
 
 
 def bound_share(changed: Tensor, groups: Tensor, unit: Tensor, delta: float) -> tuple[float, float]:  # (N,) each
@@ -84,7 +83,7 @@ def certify_binding(
         The policy, with the promise as ``policy.binding``; bundles, reports, server and runtime pass it on.
 
     Raises:
-        InputError: the exits have no maps, or an argument is out of range.
+        InputError: the exits have no maps, texts have no padding mask, or an argument is out of range.
         CalibrationError: fewer than 20 samples or groups, or the policy was calibrated on some of them.
 
     Examples:
@@ -96,10 +95,11 @@ def certify_binding(
     net.check_policy(policy)
     policy = replace(policy, network=net.identity())
     require_maps(net.heads, "certify_binding")
+    net.input_spec.modality.check_deletion(net.input_spec)
     for name, value in (("area", area), ("delta", delta)):
-        check_number(name, value, OPEN)
+        check_number(name, value, PROPER_SHARE)
     check_number("samples", samples, ENOUGH)
-    held = hold_samples(data, samples, equal_groups=True)
+    held = hold_samples(data, samples, equal_groups=True).to(net.device)
     groups = torch.arange(len(held)) if held.groups is None else held.groups
     count = len(groups.unique())
     if count < 2 * FEWEST:
@@ -108,9 +108,9 @@ def certify_binding(
             f"data: {count} {what} are too few to promise anything. Fix: pass {2 * FEWEST} or more, preferably some "
             "hundreds."
         )
-    with show_progress(progress) as bar:
+    with show_progress(progress) as bar, net.open_engine() as engine:
         task = bar.add_task("swapping what maps leave out", total=2 * -(-len(held) // BATCH_SIZE))
-        sample = SwapTrial(net, held.prepare, len(held), partial(bar.advance, task))
+        sample = ObservedTrial(net, engine, held.prepare, len(held), partial(bar.advance, task))
         trace = sample.to_trace()
         _refuse_seen(trace, policy)
         exits = route(trace, policy)
@@ -118,7 +118,7 @@ def certify_binding(
         hide, changed = sample.choose_top(geometric_mean(sample.maps), OBJECT), torch.zeros(len(held))
         for k in exits.unique().tolist():
             rows, keep = (exits == k).nonzero()[:, 0], sample.choose_top(sample.maps[k], area)
-            changed[rows] = sample.find_changes(rows, partner, keep, hide, (k,))[:, 0].float()
+            changed[rows] = sample.find_changes(rows, [partner[rows]], keep, hide, (k,))[:, 0]
     share, seen = bound_share(changed, groups, unit, delta)
     by_exit = {k: int((exits == k).sum()) for k in range(net.num_exits)}
     binding = BindingCertificate(

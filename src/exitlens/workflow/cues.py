@@ -16,18 +16,17 @@ from exitlens.modalities.parts import Part
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, Chooser, ObservedTrial
 from exitlens.progress import show_progress
-from exitlens.types.cues import Cue, Cues, Swapped
-from exitlens.types.inputs import Inputs, draw_samples, list_tensors
-from exitlens.types.settings import COUNT, NumberRule, check_number
-from exitlens.types.tasks import Task, find_answers, name_answers
+from exitlens.types.cues import Cue, CueExample, Cues
+from exitlens.types.inputs import Inputs, draw_samples, list_tensors, map_inputs
+from exitlens.types.settings import COUNT, PROPER_SHARE, check_number
+from exitlens.types.tasks import name_answers
 
-BATCH_SIZE, TRIES = 250, 50
+TRIES = 50
 SCREENED, TESTED = 0.25, 12  # share of the samples that choose what is tested, and number of parts that are
-KEPT = 0.4  # share of the locations that a map's region has, where the data have no masks
 WORD_TEXTS = 20  # texts, at least, that have a word of a kind
 SHOWN = 4  # examples of each cue
-OPEN = NumberRule("a number in (0, 1)", lambda value: 0 < value < 1)
 
 
 def find_cues(
@@ -74,16 +73,16 @@ def find_cues(
         (24, ())
     """
     require(net, ExitNet, "net")
-    for name, value, rule in (("samples", samples, COUNT), ("donors", donors, COUNT), ("least", least, OPEN)):
+    for name, value, rule in (("samples", samples, COUNT), ("donors", donors, COUNT), ("least", least, PROPER_SHARE)):
         check_number(name, value, rule)
-    check_number("delta", delta, OPEN)
+    check_number("delta", delta, PROPER_SHARE)
     modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
-    held = hold_samples(data, samples, seed)
+    held = hold_samples(data, samples, seed).to(net.device)
     if len(held) < 2 / SCREENED:
         raise InputError(f"data: expected {2 / SCREENED:.0f} samples or more, got {len(held)}. Fix: pass more of them")
     with show_progress(progress) as bar, net.open_engine() as engine:
-        trial = _Trial(net, engine, held, seed)
+        trial = _CueTrial(net, engine, held, seed)
         parts = _list_parts(net, held, trial)
         order = draw_samples(len(held), len(held), seed + 1)
         first, rest = order.split([round(SCREENED * len(held)), len(held) - round(SCREENED * len(held))])
@@ -117,38 +116,31 @@ class _Pairs(NamedTuple):
 
         They are averaged over the donors of each of ``count`` samples; NaN for one without any.
         """
-        gain, shares = (self.transfer - self.control).cpu(), self.transfer.cpu()  # (P,K)
-        beyond = [gain[:, :-1]] if spares_object else [each[:, :-1] - each[:, -1:] for each in (gain, shares)]
+        gain = self.transfer - self.control  # (P,K)
+        beyond = [gain[:, :-1]] if spares_object else [each[:, :-1] - each[:, -1:] for each in (gain, self.transfer)]
         total = torch.zeros(len(beyond), count, gain.shape[1] - 1).index_add_(1, self.rows, torch.stack(beyond))
         return total / torch.bincount(self.rows, minlength=count)[:, None]
 
 
-class _Trial:
-    """The samples, and every exit's answers to them and to samples with a part of others."""
+class _CueTrial(ObservedTrial):
+    """A trial of swaps with donors of other classes, part by part."""
 
     def __init__(self, net: ExitNet, engine: Engine, held: HeldSamples, seed: int) -> None:
-        self._net, self._engine, self._held = net, engine, held
+        super().__init__(net, engine, held.prepare, len(held), lambda: None)
         self._rng = torch.Generator().manual_seed(seed)
-        self._task: Task = net.info.task
-        outputs = [self._run(held.prepare(rows)) for rows in torch.arange(len(held)).split(BATCH_SIZE)]
-        self.answers = torch.cat([answers for answers, _ in outputs])  # (N,K) or (N,K,C)
-        self.regions = held.masks
-        if self.regions is None and have_maps(net.heads):
-            maps = [torch.cat(column) for column in zip(*(maps for _, maps in outputs), strict=True)]
-            if maps[0].ndim > 2:
-                self.regions = geometric_mean([net.info.place(k, each) for k, each in enumerate(maps)])
+        self.object: Chooser | None = None  # chooses all but the background
+        if (masks := held.masks) is not None:
+            self.object = lambda rows, _: masks[rows]
+        elif have_maps(net.heads) and self.maps[0].ndim > 2:
+            self.object = self.choose_top(geometric_mean(self.maps), OBJECT)
         self._known = held.labels if held.labels is not None else self.answers[:, -1]
         _, self.classes = torch.unique(self._known.cpu(), dim=0, return_inverse=True)  # (N,)
         if int(self.classes.max()) == 0:
             raise InputError("data: all samples are of one class, so nothing can carry another. Fix: pass several classes")
 
-    def _run(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-        outputs = self._engine.compute_outputs(self._engine.enter(self._net.check_input(inputs, "data")))
-        return torch.stack([find_answers(logits, self._task) for logits, _ in outputs], 1), [maps for _, maps in outputs]
-
     def swap(self, part: Part, rows: Tensor, donors: int, is_controlled: bool = True) -> _Pairs:
         """Swap a part between these samples, as far as they have it, and donors of other classes."""
-        pool = torch.arange(len(self._held)) if part.present is None else part.present.nonzero()[:, 0]
+        pool = torch.arange(len(self.answers)) if part.present is None else part.present.nonzero()[:, 0]
         rows = rows[torch.isin(rows, pool)].repeat(donors)
         given = self._draw(rows, pool)
         third = self._draw(given, pool, unlike=rows)
@@ -156,8 +148,8 @@ class _Trial:
         rows, given, third = rows[is_whole], given[is_whole], third[is_whole]
         before = self.answers[rows]
         target = self._known[given][:, None].to(before)  # (P,1) or (P,1,C)
-        after = self._answer(part, rows, given)
-        control = self._answer(part, rows, third) if is_controlled else before
+        after = self._answer_swapped(part, rows, given)
+        control = self._answer_swapped(part, rows, third) if is_controlled else before
         changed, *shares = (self._compare(before, *pair) for pair in ((after, after), (after, target), (control, target)))
         return _Pairs(rows, given, changed, *shares)
 
@@ -175,27 +167,22 @@ class _Trial:
             drawn[left[fits]] = offered[fits]
         return drawn
 
-    def _answer(self, part: Part, rows: Tensor, donors: Tensor) -> Tensor:  # -> (P,K) or (P,K,C)
-        answers = []
-        for samples, others in zip(rows.split(BATCH_SIZE), donors.split(BATCH_SIZE), strict=True):
-            answers.append(self._run(self.exchange(part, samples, others))[0])
-        return torch.cat(answers) if answers else self.answers[:0]
+    def _answer_swapped(self, part: Part, rows: Tensor, donors: Tensor) -> Tensor:  # -> (P,K) or (P,K,C)
+        pairs = zip(rows.split(BATCH_SIZE), donors.split(BATCH_SIZE), strict=True) if len(rows) else ()
+        return torch.cat([self.answers[:0], *(self.answer(self.exchange(part, *pair), self.exits) for pair in pairs)])
 
     def exchange(self, part: Part, rows: Tensor, donors: Tensor) -> Inputs:
         """Return the samples with the donors' part."""
-        inputs, other, modality = self._held.prepare(rows), self._held.prepare(donors), self._net.input_spec.modality
-        if part.kind != "background" or self.regions is None:
-            return part.swap(inputs, other)
-        kept, painted = self.regions[rows], self.regions[donors]
-        if self.regions.dtype != torch.bool:
-            kept, painted = (modality.choose_region(maps, inputs, KEPT) for maps in (kept, painted))
-        return modality.exchange(inputs, modality.paint_over(other, painted), ~kept)
+        inputs = self.prepare(rows)
+        if part.kind != "background" or self.object is None:
+            return part.swap(inputs, self.prepare(donors))
+        return self.modality.exchange(inputs, self.paint(donors, self.object), ~self.object(rows, inputs))
 
     def _compare(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:  # (P,K) or (P,K,C), target K or 1 -> (P,K)
         """Return which answers became the target, of those that were not; with several labels, the share of labels."""
         could = before != target
         did = could & (after == target)
-        if self._task == "classes":
+        if self.task == "classes":
             return did.float()
         return did.float().sum(2) / could.float().sum(2).clamp_min(1)
 
@@ -205,7 +192,7 @@ class _Trial:
         The final exit's gain is subtracted, unless the part spares the object.
         """
         pairs = self.swap(part, rows, donors)
-        gains = pairs.subtract(len(self._held), part.spares_object)
+        gains = pairs.subtract(len(self.answers), part.spares_object)
         low, high = _bound(gains, z)
         k = int(low.argmax())
         excess = gains[0, pairs.rows, k]
@@ -222,17 +209,17 @@ class _Trial:
 
     def _name_class(self, number: int) -> str:
         row = int((self.classes == number).nonzero()[0, 0])
-        return name_answers(self._known[row : row + 1], self._net.info.classes)[0]
+        return name_answers(self._known[row : row + 1], self.net.info.classes)[0]
 
-    def _show(self, part: Part, rows: Tensor, donors: Tensor, k: int) -> tuple[Swapped, ...]:
+    def _show(self, part: Part, rows: Tensor, donors: Tensor, k: int) -> tuple[CueExample, ...]:
         if not len(rows):
             return ()
         swapped = self.exchange(part, rows, donors)
-        answers = (self.answers[rows, k], self._run(swapped)[0][:, k], self._known[donors])
-        words = zip(*(name_answers(each, self._net.info.classes) for each in answers), strict=True)
-        columns = [list_tensors(each) for each in (self._held.prepare(rows), self._held.prepare(donors), swapped)]
+        answers = (self.answers[rows, k], self.answer(swapped, self.exits)[:, k], self._known[donors])
+        words = zip(*(name_answers(each, self.net.info.classes) for each in answers), strict=True)
+        columns = [list_tensors(each) for each in (self.prepare(rows), self.prepare(donors), swapped)]
         return tuple(
-            Swapped(*(tuple(tensor[i].cpu() for tensor in column) for column in columns), *each)  # type: ignore[arg-type]
+            CueExample(*(tuple(tensor[i].cpu() for tensor in column) for column in columns), *each)  # type: ignore[arg-type]
             for i, each in enumerate(words)
         )
 
@@ -260,13 +247,13 @@ def _drop_overlaps(cues: Sequence[Cue]) -> tuple[Cue, ...]:
     return tuple(kept)
 
 
-def _list_parts(net: ExitNet, held: HeldSamples, trial: _Trial) -> list[Part]:
+def _list_parts(net: ExitNet, held: HeldSamples, trial: _CueTrial) -> list[Part]:
     """List the parts that these samples have, the background last if there are masks or maps of places."""
     modality: Modality = net.input_spec.modality
     example = held.prepare(torch.arange(1))
     whole = example if isinstance(example, Tensor) else held.prepare(torch.arange(len(held)))  # words are counted in all
-    parts = modality.list_parts(whole, net.info.preprocess, min(WORD_TEXTS, len(held)))
-    if trial.regions is not None and isinstance(example, Tensor):
+    parts = modality.list_parts(map_inputs(whole, Tensor.cpu), net.info.preprocess, min(WORD_TEXTS, len(held)))
+    if trial.object is not None and isinstance(example, Tensor):
         is_known = held.masks is not None
         name = "background" if is_known else "outside the maps"
         ignore: Literal["background"] | None = "background" if is_known else None

@@ -20,7 +20,7 @@ from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import ExitLatency, Policy, Trace
 from exitlens.types.outputs import exit_name
 from exitlens.types.policies import ConfidenceInterval, CostAccuracy, SweepPoint
-from exitlens.types.settings import COUNT, DECIDED, NumberRule, check_number
+from exitlens.types.settings import COUNT, DECIDED, PROPER_SHARE, check_number
 from exitlens.types.tasks import choose_score
 from exitlens.types.traces import format_ms
 
@@ -314,7 +314,7 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
     if trace.num_groups < 10:
         what = "samples" if trace.groups is None else "groups"
         raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
-    check_number("level", level, NumberRule("a number between 0 and 1", lambda value: 0 < value < 1))
+    check_number("level", level, PROPER_SHARE)
     check_number("most", most, COUNT)
     _, first, second = split_trace(trace, 0.5, seed)
     temperatures = () if trace.labels is None else scores.fit_temperatures(trace.logits, trace.labels, first)

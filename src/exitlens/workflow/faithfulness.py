@@ -17,13 +17,14 @@ from exitlens.errors import InputError, require
 from exitlens.functional import maps as measures
 from exitlens.functional.baselines import Baseline
 from exitlens.functional.maps import as_distribution, find_locations, pearson
+from exitlens.functional.regions import average
 from exitlens.functional.scores import probabilities
 from exitlens.model.attribution import attribute_exits, occlude, perturb
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.swaps import AREAS, Swapper, add_oracle, judge_binding, judge_cue_swap, try_binding
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, Maker, SwapTrial, add_oracle, find_backgrounds, judge_binding
 from exitlens.progress import show_progress
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, draw_samples
@@ -31,7 +32,7 @@ from exitlens.types.settings import WHOLE, check_choice, check_number
 from exitlens.types.swaps import AreaUnderCurve, Binding, CueSwap
 from exitlens.types.tasks import USUAL_SCORES
 
-BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
+ORACLE_BATCH = 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 FRACTION = 0.2  # share of cells deleted or inserted at the one point that is reported by itself
 FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # points of the curves of deletion and insertion
@@ -39,7 +40,7 @@ DONORS, OTHERS = (101, 102), 103  # seeds of partners: whose parts a sample take
 GREEDY = 8  # the greedy oracle takes one of so many of the oracle's samples
 Of = Literal["attention", "relevance", "evidence"]
 M = TypeVar("M", bound=nn.Module)
-Maker = Callable[[Tensor], Inputs]  # rows -> inputs
+Starter = Callable[..., SwapTrial]  # a name for the progress, the number of samples, and the size of batches
 Deleter = Callable[[Sequence[Tensor], float], tuple[list[Tensor], list[Tensor]]]  # as attribution.perturb
 
 
@@ -151,7 +152,7 @@ def measure_faithfulness(
     check_number("oracle_samples", oracle_samples, WHOLE)
     check_choice("of", of, get_args(Of))
     check_choice("baseline", baseline, get_args(Baseline))
-    held = hold_samples(data, samples)
+    held = hold_samples(data, samples).to(net.device)
     prepare, size, masks = held.prepare, len(held), held.masks
     modality.check_deletion(net.input_spec, baseline)
     with show_progress(progress) as bar, net.open_engine() as engine:
@@ -180,10 +181,14 @@ def measure_faithfulness(
             few, few_blind = ([m[rows] for m in several] for several in (maps, blind))
             losses = occlude(*given, few, baseline)
             oracle = _compare_with_oracle(partial(perturb, *given, baseline=baseline), losses, few, few_blind)
-        swaps = _Swaps(net, engine, plain, prepare, bar)
+
+        def begin(what: str, count: int, size: int = BATCH_SIZE) -> SwapTrial:
+            task = bar.add_task(what, total=-(-count // size))
+            return SwapTrial(net, engine, prepare, torch.stack(logits, 1), partial(bar.advance, task))
+
         greedy = draw_samples(size, -(-oracle_samples // GREEDY), seed=1).sort().values
-        binding = swaps.judge(shown, maps, rows, greedy)
-        cue_swap = None if masks is None else swaps.change_background(masks)
+        binding = _measure_binding(begin, shown, maps, rows, greedy)
+        cue_swap = None if masks is None else _swap_backgrounds(begin, masks)
     energy = pointing = None
     if masks is not None:
         energy = _average([measures.energy_in_mask(item, masks) for item in shown])
@@ -213,52 +218,34 @@ class _Batches:
             self._bar.advance(self._task)
 
 
-class _Swaps:
-    """Swaps between samples, each of which has the same partners throughout: those of random cycles."""
+def _measure_binding(
+    begin: Starter, shown: Sequence[Tensor], maps: Sequence[Tensor], rows: Tensor, greedy: Tensor
+) -> Binding | None:
+    """Measure binding on some rows, and on fewer what is possible on the grids of ``maps``."""
+    count = len(shown[0])
+    if count < 2 or not len(rows):
+        return None
+    others, partners = [_pass_on(m) for m in shown], [measures.pair_samples(count, seed) for seed in DONORS]
+    trial = begin("swapping what maps leave out", len(rows))
+    hide = trial.choose_top(measures.geometric_mean(shown), OBJECT)
+    pairs = trial.pair(rows, [partner[rows] for partner in partners], hide)
+    binding = judge_binding(trial, pairs, [m[rows] for m in shown], [m[rows] for m in others])
+    trial = begin("trying what could be left out", len(greedy), ORACLE_BATCH)
+    pairs = trial.pair(greedy, [partners[0][greedy]], hide, ORACLE_BATCH)
+    return add_oracle(binding, trial, pairs, *([m[greedy] for m in several] for several in (maps, shown, others)))
 
-    def __init__(self, net: ExitNet, engine: Engine, plain: Sequence[Tensor], prepare: Maker, bar: Progress) -> None:
-        self._net, self._engine, self._plain, self._prepare, self._bar = net, engine, plain, prepare, bar
-        self._size = len(plain[0])
 
-    def judge(self, shown: Sequence[Tensor], maps: Sequence[Tensor], rows: Tensor, greedy: Tensor) -> Binding | None:
-        """Measure binding on some rows, and on fewer what is possible on the grids of ``maps``."""
-        if self._size < 2 or not len(rows):
-            return None
-        others = [_pass_on(m) for m in shown]
-        partners = [measures.pair_samples(self._size, seed) for seed in DONORS]
-        modality, inside = self._net.input_spec.modality, measures.geometric_mean(shown)
-
-        def give(rows: Tensor) -> Inputs:  # what a donor's own maps leave out: its object does not come along
-            inputs = self._prepare(rows)
-            return modality.paint_over(inputs, modality.choose_region(inside[rows], inputs, AREAS[-1]))
-
-        pairs = self._pair("swapping what maps leave out", rows, partners, give)
-        binding = judge_binding(self._take(rows), pairs, [m[rows] for m in shown], [m[rows] for m in others])
-        pairs = self._pair("trying what could be left out", greedy, partners[:1], give, ORACLE_BATCH)
-        judged = ([m[greedy] for m in several] for several in (maps, shown, others))
-        return add_oracle(binding, *try_binding(self._take(greedy), pairs, *judged))
-
-    def change_background(self, masks: Tensor) -> CueSwap | None:
-        """Swap the backgrounds of all samples that have an object and a background."""
-        rows = (masks.flatten(1).any(1) & ~masks.flatten(1).all(1)).nonzero().flatten()
-        if len(rows) < 2:
-            return None
-        partners = [torch.arange(self._size).scatter(0, rows, rows[measures.pair_samples(len(rows), s)]) for s in DONORS]
-
-        def paint(rows: Tensor) -> Inputs:
-            return self._net.input_spec.modality.paint_over(self._prepare(rows), masks[rows])
-
-        pairs = self._pair("swapping backgrounds", rows, partners, paint)
-        return judge_cue_swap(self._take(rows), pairs, masks[rows])
-
-    def _take(self, rows: Tensor) -> Swapper:
-        return Swapper(self._net, self._engine, [p[rows] for p in self._plain])
-
-    def _pair(
-        self, what: str, rows: Tensor, partners: Sequence[Tensor], prepare: Maker, size: int = BATCH_SIZE
-    ) -> Iterator[tuple[slice, Inputs, list[Inputs]]]:
-        for part, inputs in _Batches(self._prepare, rows, self._bar, what, 1, size):
-            yield part, inputs, [prepare(partner[rows[part]]) for partner in partners]
+def _swap_backgrounds(begin: Starter, masks: Tensor) -> CueSwap | None:
+    """Swap the backgrounds of all samples that have an object and a background; the donors' own objects are painted over."""
+    rows = find_backgrounds(masks)
+    if len(rows) < 2:
+        return None
+    trial, choose = begin("swapping backgrounds", len(rows)), lambda rows, _: masks[rows]
+    donors = [rows[measures.pair_samples(len(rows), seed)] for seed in DONORS]
+    changed = trial.find_changes(rows, donors, choose, choose, trial.exits)
+    change, error = (tuple(values.tolist()) for values in average(changed))
+    beyond, beyond_error = (tuple(values.tolist()) for values in average(changed - changed[:, -1:]))
+    return CueSwap(change, error, beyond, beyond_error, len(rows), len(DONORS))
 
 
 def _pass_on(maps: Tensor) -> Tensor:  # (N,*S) -> (N,*S)
