@@ -228,7 +228,7 @@ def test_a_certificate_from_an_unlabelled_folder_in_groups_and_its_trace(again, 
 @pytest.mark.slow
 def test_a_gate_and_the_column_it_fills(again, folder, call):
     shown = call.ok("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", "0.3", "--gate")
-    assert "gate: thresholds are on the estimated chance that the final exit agrees" in " ".join(shown.split())
+    assert "gate: thresholds are on its trust" in " ".join(shown.split())
     assert xl.load(again)[1].gate is not None
     rows = call.json("predict", "--bundle", again, "--data", folder)["predictions"]
     assert all(0 <= row["trust"] <= 1 for row in rows)

@@ -119,8 +119,8 @@ def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
     gate = xl.types.Gate(((0.0,) * 4 + (-1.0,), (0.0,) * 4 + (1.0,)), (0.0, math.inf))  # 0.269 and 0.731
     text = write(tmp_path, tiny_set, make_subject("gated", tiny_set, policy=xl.Policy((0.3, 0.6), gate=gate)))
     assert 'id="w-gate"' in text
-    assert "chance that the final exit agrees 0.269 &lt; threshold 0.300" in text
-    assert "the estimated chance that the final exit agrees, 0.269, is below the threshold 0.300" in text
+    assert "trust of the gate 0.269 &lt; threshold 0.300" in text
+    assert "the trust of the gate in it, 0.269, is below the threshold 0.300" in text
     assert 'id="w-gate"' not in write(tmp_path, tiny_set, make_subject("free", tiny_set))
 
 
@@ -128,7 +128,7 @@ def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
 def test_a_promise_of_binding_is_shown_beside_thresholds_by_hand(tmp_path, tiny_set):
     policy = xl.Policy((0.3, 0.6))
     binding = xl.types.BindingCertificate(
-        0.2, 0.1, 0.9, 0.94, 100, None, ((100, 0.94), (0, None), (0, None)), policy.rule_hash()
+        0.2, 0.1, 0.9, 0.94, 100, None, ((100, 0.94), (0, None), (0, None)), policy.rule_hash(), 0.2, 100
     )
     text = write(tmp_path, tiny_set, make_subject("bound", tiny_set, policy=replace(policy, binding=binding)))
     assert "Nothing is promised of accuracy and cost: these thresholds were set by hand." in text

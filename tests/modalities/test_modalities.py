@@ -16,6 +16,7 @@ from exitlens.modalities import (
     recognise_example,
 )  # fmt: skip
 from exitlens.modalities.series import TIME_FIRST
+from exitlens.modalities.vector import VectorModality
 from exitlens.types.inputs import InputFormat
 from tests.conftest import TinyNet
 from tests.texts import make_texts
@@ -135,3 +136,16 @@ def test_maps_lie_on_the_first():
 def test_a_file_holds_only_one():
     with pytest.raises(xl.errors.InputError, match=r"photo.jpg: the network takes \['image', 'vector'\]"):
         BOTH.read("photo.jpg", None)
+
+
+def test_what_no_map_can_show_comes_from_others_too():
+    inputs = {"image": torch.zeros(2, 3, 4, 4), "vector": torch.zeros(2, 5)}
+    donors = {name: value + 1 for name, value in inputs.items()}
+    cells = torch.zeros(2, 4, 4, dtype=torch.bool)
+    cells[:, 0, 0] = True
+    kept = BOTH.keep_only(inputs, donors, cells)
+    assert kept["image"][:, 0].eq(0).equal(cells)
+    assert kept["vector"].eq(1).all()
+    grouped = VectorModality((("a", (0, 1)), ("b", (2,))))  # features 3 and 4 are in no group
+    vectors = grouped.keep_only(inputs["vector"], donors["vector"], torch.tensor([[True, False], [False, True]]))
+    assert vectors.tolist() == [[0, 0, 1, 1, 1], [1, 1, 0, 1, 1]]

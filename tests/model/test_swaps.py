@@ -92,9 +92,10 @@ def test_of_several_labels_all_are_kept_together():
         num_exits=1,
     )
     inputs, donor = torch.tensor([[2.0, -2.0, 2.0]]).view(1, 1, 1, 3), torch.tensor([[2.0, 2.0, 2.0]]).view(1, 1, 1, 3)
-    trial, every = SwapTrial(net, engine, None, inputs.flatten(2), None), torch.ones(1, 1, 3).bool()
+    trial, nothing = SwapTrial(net, engine, None, inputs.flatten(2), None), torch.zeros(1, 1, 3).bool()
     batch = SwapBatch(slice(0, 1), trial.answers, inputs, [donor])
-    assert trial.keep(batch._replace(donors=[donor, inputs]), every, (0,)).tolist() == [[0.5]]
+    both = batch._replace(donors=[donor, inputs])
+    assert trial.keep(both, nothing, (0,)).tolist() == trial.lose(both, ~nothing, (0,)).tolist() == [[0.5]]
     p = torch.tensor(2.0).sigmoid().item()
-    assert trial.support(batch, every, 0).item() == pytest.approx(p * (1 - p) * p)
+    assert trial.support(batch, nothing, 0).item() == pytest.approx(p * (1 - p) * p)
     assert choose_greedily(trial, batch, 0, torch.ones(1, 1, 3)).tolist() == [[[False, True, False]]]

@@ -70,7 +70,7 @@ def test_gates_are_told(tmp_path, capsys):
     main([str(edge), str(tmp_path / "a.png"), "--json"])
     row = json.loads(capsys.readouterr().out)
     assert (row["exit"], row["trust"], row["refused"]) == (1, 0.731059, 0)
-    assert row["reason"].startswith("estimated chance that the final exit agrees 0.731 >= 0.600; max probability ")
+    assert row["reason"].startswith("trust of the gate 0.731 >= 0.600; max probability ")
 
 
 def test_it_needs_neither_torch_nor_the_library(edge):

@@ -59,7 +59,7 @@ def test_reasons_of_a_gate(opened):
         none, np.array([1, 2, 2]), np.array([0.455, 0.7, 0.8]), p, trust=np.array([0.9, 1, 1]), refused=none
     )
     assert [gated.give_reason(pred, i) for i in range(3)] == [
-        "estimated chance that the final exit agrees 0.900 >= 0.500; max probability 0.455",
+        "trust of the gate 0.900 >= 0.500; max probability 0.455",
         "no earlier exit was sure enough; max probability 0.700",
         "exit 1 was sure enough, but the gate refused its answer; max probability 0.800",
     ]
@@ -69,7 +69,7 @@ def test_reasons_of_a_gate(opened):
 def test_the_promise_of_binding_travels_with_its_very_policy(opened, gate):
     policy = xl.Policy((0.3, math.inf), gate=gate)
     binding = xl.types.BindingCertificate(
-        0.2, 0.1, 0.929, 0.94, 1100, None, ((1000, 0.9), (80, 1.0), (20, None)), policy.rule_hash()
+        0.2, 0.1, 0.929, 0.94, 1100, None, ((1000, 0.9), (80, 1.0), (20, None)), policy.rule_hash(), 0.2, 1100
     )
     policy = replace(policy, binding=binding)
     net, image = opened.with_policy(policy.to_dict()), np.zeros((1, 3, 16, 16), np.float32)

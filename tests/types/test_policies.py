@@ -114,7 +114,9 @@ def test_a_certificate_counts_what_the_samples_were_asked_before():
 
 COST = xl.CalibrationRequest(max_cost=1.0)
 GATE = xl.types.Gate(((1.0, 0.5, 0.1, 0.2, -1.0),) * 2, (0.2, math.inf))
-BINDING = xl.types.BindingCertificate(0.2, 0.1, 0.9, 0.94, 100, None, ((60, 0.9), (20, 1.0), (20, None)), "another")
+BINDING = xl.types.BindingCertificate(
+    0.2, 0.1, 0.9, 0.94, 100, None, ((60, 0.9), (20, 1.0), (20, None)), "another", 0.2, 100
+)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import exitlens as xl
 from exitlens.functional.groups import pair_groups
@@ -248,6 +249,47 @@ def test_groups_count_the_same():
     assert seen == pytest.approx(40 / 41)
 
 
+def test_repeats_and_repeated_requests():
+    net, data = make_net(), make_tiny_set(64)
+    policy = xl.certify_binding(net, data, xl.Policy.never(3))
+    assert xl.certify_binding(net, data, policy).binding == policy.binding  # the same request again
+    with pytest.raises(xl.errors.CalibrationError, match=r"data: these samples have certified binding at area 0\.2"):
+        xl.certify_binding(net, data, policy, area=0.4)
+    copies = xl.certify_binding(net, data.inputs[:1].expand(30, -1, -1, -1), xl.Policy.never(3))
+    assert copies.binding.distinct == 1
+    assert str(copies.binding).endswith("But only 1 of the 30 samples are distinct, and repeats prove nothing.")
+
+
+def test_as_much_is_shown_as_there_is():
+    """Two groups of features: the top 20 % is one of them."""
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = xl.attach(body, ["1"], 3, torch.zeros(2, 4), groups={"a": [0, 1], "b": [2, 3]}).eval()
+    binding = xl.certify_binding(net, torch.randn(40, 4), xl.Policy.never(net.num_exits)).binding
+    assert (binding.area, binding.shown) == (0.2, 0.5)
+    assert str(binding).startswith("The top 50 % of a map")
+
+
+def test_groups_come_along_behind_loaders_and_subsets():
+    data = make_tiny_set(64)
+    named = xl.data.ImageSet(data.images, data.labels, data.classes, data.masks, groups=torch.arange(64) // 2)
+    for source in (named, DataLoader(named, 8), Subset(named, range(64)), DataLoader(Subset(named, range(64)), 7)):
+        assert xl.certify_binding(make_net(), source, xl.Policy.never(3)).binding.groups == 32
+
+
+def test_bad_files_move_no_swaps(tmp_path):
+    data = make_tiny_set(60)
+    for i, (image, label) in enumerate(zip(data.images, data.labels.sort().values, strict=True)):
+        path = tmp_path / f"c{label}" / f"{i:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    sorted(tmp_path.rglob("*.png"))[3].write_bytes(b"x")
+    lazy = xl.data.load_folder(tmp_path, data.preprocess, skip_bad=True)
+    trace = xl.collect(make_net(), lazy, swapped=20)
+    whole = xl.collect(make_net(), lazy.leave_out_bad().load(), swapped=20)
+    assert torch.equal(trace.swaps["unit"], whole.swaps["unit"])
+    assert torch.equal(trace.swaps["changed"], whole.swaps["changed"])
+
+
 def test_no_more_is_promised_than_was_seen():
     """The bet is won in the first half, where nothing changes."""
     changed, samples = torch.cat([torch.zeros(600), torch.ones(40)]), torch.arange(640)
@@ -273,7 +315,7 @@ def test_who_may_be_told(images):
 
 
 def test_the_promise_in_words():
-    binding = BindingCertificate(0.2, 0.1, 0.9189, 0.94, 2000, None, ((1500, 0.95), (500, None)), "x")
+    binding = BindingCertificate(0.2, 0.1, 0.9189, 0.94, 2000, None, ((1500, 0.95), (500, None)), "x", 0.2, 2000)
     assert str(binding).startswith("The top 20 % of a map decides at least 91.8 % of the answers, with 90 % confidence")
     expected = "The top 20 % of a map decides at least 91 % of the answers (90 % confidence"
     assert binding.describe(0) == f"{expected}; seen at this exit: 95 % of 1,500)."

@@ -290,7 +290,7 @@ class EdgeNetwork:
             why = f"{stayed}; {why}"
         elif pred.trust is not None:
             why = (
-                f"estimated chance that the final exit agrees {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
+                f"trust of the gate {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
             )
         else:
             why = f"{why} >= {self.policy.thresholds[k]:.3f}"

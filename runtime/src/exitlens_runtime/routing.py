@@ -91,11 +91,11 @@ class Policy:
         """Return what was promised of the maps of answers at exit k; empty if nothing was of this very policy."""
         if self.binding is None or self.binding["rule"] != self.rule_hash():
             return ""
-        area, share, sure = self.binding["area"], self.binding["share"], 1 - self.binding["delta"]
+        shown, share, sure = self.binding["shown"], self.binding["share"], 1 - self.binding["delta"]
         count, seen = self.binding["by_exit"][k]
         known = "" if seen is None else f"; seen at this exit: {100 * seen:.0f} % of {count:,}"
         return (
-            f"The top {100 * area:g} % of a map decides at least {math.floor(100 * share)} % of the answers "
+            f"The top {100 * shown:.3g} % of a map decides at least {math.floor(100 * share)} % of the answers "
             f"({100 * sure:.4g} % confidence{known})."
         )
 

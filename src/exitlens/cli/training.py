@@ -307,10 +307,7 @@ def _show_policy(
 def _explain_gate(policy: xl.Policy) -> str:
     assert policy.gate is not None
     levels = ", ".join(f"{level:.4f}".replace("inf", "never") for level in policy.gate.confidences)
-    return (
-        "gate: thresholds are on the estimated chance that the final exit agrees; by confidence alone, as many would leave "
-        f"from {levels} on"
-    )
+    return f"gate: thresholds are on its trust; without it as many would leave at confidences of {levels} or more"
 
 
 def _explain_temperatures(policy: xl.Policy) -> str:

@@ -141,6 +141,10 @@ class Modality:
         """Return a batch in which the chosen cells come from other samples, the donors ``(B,...)``."""
         return torch.where(self.spread(cells, inputs), donors, inputs)
 
+    def keep_only(self, inputs: Any, donors: Any, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
+        """Return a batch in which all but the chosen cells comes from the donors, also what no map can show."""
+        return self.exchange(inputs, donors, ~cells)
+
     def choose_region(self, maps: Tensor, inputs: Any, area: float) -> Tensor:  # (B,*S) -> (B,*T) bool
         """Mark the top share ``area`` of the inputs' locations by maps enlarged to them, for :meth:`exchange`."""
         axis = 1 + self.channel_axis
@@ -236,6 +240,11 @@ class SeveralInputs(Modality):
         """Exchange cells of the first; the others stay."""
         exchanged = self.first.exchange(inputs[self.first_name], donors[self.first_name], cells)
         return {**inputs, self.first_name: exchanged}  # type: ignore[dict-item]
+
+    def keep_only(self, inputs: Named, donors: Named, cells: Tensor) -> Inputs:
+        """Keep cells of the first; the others come from the donors."""
+        kept = self.first.keep_only(inputs[self.first_name], donors[self.first_name], cells)
+        return {**donors, self.first_name: kept}  # type: ignore[dict-item]
 
     def choose_region(self, maps: Tensor, inputs: Named, area: float) -> Tensor:
         """Choose locations of the first."""

@@ -76,6 +76,10 @@ class VectorModality(Modality):
         """Set the features of the chosen groups to 0: the mean of standardised features."""
         return inputs.masked_fill(self.spread(cells, inputs), 0.0)
 
+    def keep_only(self, inputs: Tensor, donors: Tensor, cells: Tensor) -> Inputs:  # (B,F) each, (B,G) bool -> (B,F)
+        """Take all but the features of the chosen groups from the donors, also those that are in no group."""
+        return torch.where(self.spread(cells, inputs), inputs, donors)
+
     def paint_over(self, inputs: Tensor, cells: Tensor) -> Inputs:
         """Return the inputs as they are: features have no neighbours whose values could be theirs."""
         return inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class SwapBatch(NamedTuple):
 
 
 Pairs = Iterable[SwapBatch]
+Mixer = Callable[[Any, Any, Tensor], Inputs]
 
 
 class SwapTrial:
@@ -75,16 +76,23 @@ class SwapTrial:
             self.advance()
 
     def keep(self, batch: SwapBatch, cells: Tensor, exits: Sequence[int]) -> Tensor:
-        """Return ``(B,exits)``: the share of donors with which each answer stays if they give the chosen cells."""
-        swapped = (self.modality.exchange(batch.inputs, donor, cells) for donor in batch.donors)
-        kept = [are_same(self.answer(each, exits), batch.answers[:, list(exits)], self.task) for each in swapped]
+        """Return ``(B,exits)``: the share of donors with which each answer stays if all but the chosen cells is theirs."""
+        return self._judge(batch, self.modality.keep_only, cells, exits)
+
+    def lose(self, batch: SwapBatch, cells: Tensor, exits: Sequence[int]) -> Tensor:
+        """Return ``(B,exits)``: the share of donors with which each answer changes if they give the chosen cells."""
+        return 1 - self._judge(batch, self.modality.exchange, cells, exits)
+
+    def _judge(self, batch: SwapBatch, mix: Mixer, cells: Tensor, exits: Sequence[int]) -> Tensor:
+        answers = (self.answer(mix(batch.inputs, donor, cells), exits) for donor in batch.donors)
+        kept = [are_same(each, batch.answers[:, list(exits)], self.task) for each in answers]
         return torch.stack(kept).float().mean(0)
 
     def support(self, batch: SwapBatch, cells: Tensor, k: int) -> Tensor:  # -> (B,)
-        """Return the probability of exit k's answer (with several labels: of all of it), on average over the donors."""
+        """Return the mean probability of exit k's answer (with several labels: of all) if only the chosen cells are kept."""
         total, answers = torch.zeros(len(cells), device=cells.device), batch.answers[:, k].to(cells.device)
         for donor in batch.donors:
-            (p,) = predict_exits(self.net, self.engine, self.modality.exchange(batch.inputs, donor, cells), (k,))
+            (p,) = predict_exits(self.net, self.engine, self.modality.keep_only(batch.inputs, donor, cells), (k,))
             if self.task == "multilabel":
                 total += torch.where(answers, p, 1 - p).prod(1)
             else:
@@ -102,7 +110,7 @@ class SwapTrial:
             exits: one of them, or all.
         """
         pairs = self.pair(rows, donors, hide)
-        return 1 - torch.cat([self.keep(batch, ~keep(rows[batch.at], batch.inputs), exits) for batch in pairs])
+        return 1 - torch.cat([self.keep(batch, keep(rows[batch.at], batch.inputs), exits) for batch in pairs])
 
     def choose_top(self, maps: Tensor, area: float) -> Chooser:  # (N,*S)
         """Return what chooses the top share of each sample's map."""
@@ -155,9 +163,9 @@ def judge_binding(trial: SwapTrial, pairs: Pairs, maps: Sequence[Tensor], others
         for name, judged, item in shown:
             for a, area in enumerate(AREAS):
                 region = trial.modality.choose_region(item, batch.inputs, area)
-                kept[name][list(judged), rows, a] = trial.keep(batch, ~region, judged).T
+                kept[name][list(judged), rows, a] = trial.keep(batch, region, judged).T
                 if name not in blind:
-                    changed[name][list(judged), rows, a] = 1 - trial.keep(batch, region, judged).T
+                    changed[name][list(judged), rows, a] = trial.lose(batch, region, judged).T
     gain, error = average((kept["maps"] - kept["another"]).transpose(0, 1))
     results = {name: summarize_swaps(shares, changed.get(name)) for name, shares in kept.items()}
     return Binding(
@@ -208,7 +216,7 @@ def add_oracle(
             cells = choose_greedily(trial, batch, k, item[batch.at])
             regions = [trial.modality.choose_region(each[batch.at], batch.inputs, ORACLE_AREA) for each in shown]
             for kept, chosen in zip((best, mapped, blind), (cells, *regions), strict=True):
-                kept[k, batch.at] = trial.keep(batch, ~chosen, (k,))[:, 0]
+                kept[k, batch.at] = trial.keep(batch, chosen, (k,))[:, 0]
     mean, error = (tuple(values.tolist()) for values in average(best.T))
     shares = [share_of_possible(m, b, o) for o, m, b in zip(best, mapped, blind, strict=True)]
     share, share_error = zip(*shares, strict=True)
@@ -236,7 +244,7 @@ def choose_greedily(trial: SwapTrial, batch: SwapBatch, k: int, maps: Tensor) ->
             if is_open.any():
                 tried = chosen.clone()
                 tried[:, cell] = True
-                reached = trial.support(batch, ~tried.view(maps.shape), k)
+                reached = trial.support(batch, tried.view(maps.shape), k)
                 support[:, cell] = torch.where(is_open, reached.to(support), support[:, cell])
         wanted = (goals * step / steps).ceil() - chosen.sum(1)
         rank = support.argsort(dim=1, descending=True, stable=True).argsort(1)

@@ -256,7 +256,7 @@ class Explanation:
                 guess, threshold = tell_apart(earlier.estimate, earlier.threshold)
                 sentence += (
                     f" Exit {earlier.exit} was sure enough, but the gate refused its answer ({self.name_answer(earlier)}): "
-                    f"the estimated chance that the final exit agrees, {guess}, is below the threshold {threshold}."
+                    f"the trust of the gate in it, {guess}, is below the threshold {threshold}."
                 )
         if not is_final and self.final is not None:
             value, null = view.format_cc()
@@ -272,7 +272,7 @@ class Explanation:
         if view.exit == self.num_exits - 1:
             return [f"confidence {view.confidence:.3f}", "it answers whatever comes to it"]
         rule = [] if view.estimate is None else [f"confidence {view.confidence:.3f}"]
-        name = "confidence" if view.estimate is None else "chance that the final exit agrees"
+        name = "confidence" if view.estimate is None else "trust of the gate"
         if view.threshold == math.inf:
             return [*rule, f"{name} {compared}", "under these thresholds it never answers"]
         return [*rule, f"{name} {compared} {'≥' if view.fired else '<'} threshold {threshold}"]

@@ -50,8 +50,8 @@ class Prediction:
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
-        trust: ``(B,)`` the gate's estimate that the final exit would answer the same; 1 at the final exit. ``None`` without
-            a gate.
+        trust: ``(B,)`` the gate's estimate that the final exit would answer the same (under a limit on divergence, that its
+            map is near, too); 1 at the final exit. ``None`` without a gate.
         refused: ``(B,)`` the first exit whose answer was sure enough by its confidence and refused by the gate; -1: none.
             ``None`` without a gate.
 

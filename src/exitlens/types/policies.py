@@ -329,12 +329,14 @@ class BindingCertificate:
     """The promise of :func:`exitlens.certify_binding`: how many answers stay when what their maps leave out is replaced.
 
     Attributes:
-        area: share of the locations that a map shows. delta: the chance that the promise is wrong.
+        area: share of the locations that was to be shown. delta: the chance that the promise is wrong.
         share: of the answers, which is promised. seen: the share among the samples.
         samples: their number. groups: number of independent groups; ``None`` if all samples are independent.
         by_exit: for each exit, the number of samples that left there and the share seen among them, which is not promised;
             ``None`` if there were none.
         rule: hash of the policy that it is about.
+        shown: mean share of the locations that was shown, which is larger where there are few of them.
+        distinct: number of different samples. data: what they are recognised by.
     """
 
     area: float
@@ -345,20 +347,26 @@ class BindingCertificate:
     groups: int | None
     by_exit: tuple[tuple[int, float | None], ...]
     rule: str
+    shown: float
+    distinct: int
+    data: SampleSketch = field(default=SampleSketch("", ()), repr=False)
 
     def __str__(self) -> str:
         share = math.floor(1000 * self.share) / 10  # no more than is promised
-        return (
-            f"The top {100 * self.area:g} % of a map decides at least {share} % of the answers, with "
+        text = (
+            f"The top {100 * self.shown:.3g} % of a map decides at least {share} % of the answers, with "
             f"{100 * (1 - self.delta):.4g} % confidence: so many stay when everything else comes from another sample."
         )
+        if self.distinct < self.samples:
+            text += f" But only {self.distinct:,} of the {self.samples:,} samples are distinct, and repeats prove nothing."
+        return text
 
     def describe(self, k: int) -> str:
         """Return the promise in one sentence, with what was seen where answers leave at exit k."""
         count, seen = self.by_exit[k]
         known = "" if seen is None else f"; seen at this exit: {100 * seen:.0f} % of {count:,}"
         return (
-            f"The top {100 * self.area:g} % of a map decides at least {math.floor(100 * self.share)} % of the answers "
+            f"The top {100 * self.shown:.3g} % of a map decides at least {math.floor(100 * self.share)} % of the answers "
             f"({100 * (1 - self.delta):.4g} % confidence{known})."
         )
 

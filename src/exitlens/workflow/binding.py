@@ -13,13 +13,14 @@ from exitlens.data.batches import hold_samples
 from exitlens.errors import CalibrationError, require
 from exitlens.functional.certification import FEWEST, bound_mean
 from exitlens.functional.groups import average_groups, pair_groups
-from exitlens.functional.maps import geometric_mean
+from exitlens.functional.maps import find_locations, geometric_mean
 from exitlens.functional.routing import route
 from exitlens.model.heads import require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.swaps import BATCH_SIZE, OBJECT, ObservedTrial
+from exitlens.model.swaps import BATCH_SIZE, OBJECT, Chooser, ObservedTrial
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
+from exitlens.types.inputs import Inputs
 from exitlens.types.policies import BindingCertificate
 from exitlens.types.settings import PROPER_SHARE, NumberRule, SampleSketch, check_number
 
@@ -39,13 +40,30 @@ def bound_share(changed: Tensor, groups: Tensor, unit: Tensor, delta: float) -> 
     return min(1 - bound_mean(units.numpy(), delta), seen), seen  # by luck in its order, a bet may end above what was seen
 
 
-def _refuse_seen(trace: Trace, policy: Policy) -> None:
-    record = policy.calibration
+def _refuse_seen(trace: Trace, policy: Policy, asked: tuple[float, float]) -> None:
+    record, before = policy.calibration, policy.binding
+    if before is not None and (before.area, before.delta) != asked and trace.shares_samples(before.data):
+        raise CalibrationError(
+            f"data: these samples have certified binding at area {before.area:g} and delta {before.delta:g} before, and the "
+            "best of several certificates is wrong more often than one. Fix: pass other samples."
+        )
     if record is not None and any(map(trace.shares_samples, [SampleSketch(record.data, record.sketch), *record.fitted_on])):
         raise CalibrationError(
             "data: the policy was calibrated on some of these samples, so they cannot promise anything about it. Fix: pass "
             "samples that nothing was chosen on."
         )
+
+
+def _watch(choose: Chooser, maps: Tensor, shown: Tensor) -> Chooser:
+    """Return what chooses the same, and writes down which share of each sample it is; padding is no part of a sample."""
+
+    def choose_and_write(rows: Tensor, inputs: Inputs) -> Tensor:
+        region, real = choose(rows, inputs), find_locations(maps[rows])
+        size = region[0].numel() if real is None or real.shape != region.shape else real.flatten(1).sum(1)
+        shown[rows] = (region.flatten(1).sum(1) / size).cpu()
+        return region
+
+    return choose_and_write
 
 
 def certify_binding(
@@ -112,12 +130,13 @@ def certify_binding(
         task = bar.add_task("swapping what maps leave out", total=2 * -(-len(held) // BATCH_SIZE))
         sample = ObservedTrial(net, engine, held.prepare, len(held), partial(bar.advance, task))
         trace = sample.to_trace()
-        _refuse_seen(trace, policy)
+        _refuse_seen(trace, policy, (area, delta))
         exits = route(trace, policy)
         partner, unit = pair_groups(groups, SEED)
-        hide, changed = sample.choose_top(geometric_mean(sample.maps), OBJECT), torch.zeros(len(held))
+        hide = sample.choose_top(geometric_mean(sample.maps), OBJECT)
+        changed, shown = torch.zeros(2, len(held))
         for k in exits.unique().tolist():
-            rows, keep = (exits == k).nonzero()[:, 0], sample.choose_top(sample.maps[k], area)
+            rows, keep = (exits == k).nonzero()[:, 0], _watch(sample.choose_top(sample.maps[k], area), sample.maps[k], shown)
             changed[rows] = sample.find_changes(rows, [partner[rows]], keep, hide, (k,))[:, 0]
     share, seen = bound_share(changed, groups, unit, delta)
     by_exit = {k: int((exits == k).sum()) for k in range(net.num_exits)}
@@ -130,5 +149,8 @@ def certify_binding(
         groups=None if held.groups is None else count,
         by_exit=tuple((n, 1 - changed[exits == k].mean().item() if n else None) for k, n in by_exit.items()),
         rule=policy.rule_hash(),
+        shown=shown.mean().item(),
+        distinct=len(set(trace.hash_samples())),
+        data=trace.sketch(),
     )
     return replace(policy, binding=binding)

@@ -86,7 +86,7 @@ def test_rules_have_as_many_digits_as_it_takes(explorer):
     gated = replace(near, estimate=0.2501, threshold=0.2504)
     assert answer.why.explain_rule(gated) == [
         "confidence 0.995",
-        "chance that the final exit agrees 0.2501 < threshold 0.2504",
+        "trust of the gate 0.2501 < threshold 0.2504",
     ]
     assert "never" in answer.why.explain_rule(replace(view, threshold=math.inf))[1]
 

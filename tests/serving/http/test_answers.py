@@ -85,10 +85,10 @@ def test_reasons(model):
     assert "deadline_ms" in tell(0, 0.4, True, last_exit=1, deadline=3.0)
     policy = replace(POLICIES["default"], gate=xl.types.Gate(((0.0,) * 5,) * 2))
     binding = xl.types.BindingCertificate(
-        0.2, 0.1, 0.9, 0.95, 50, None, ((20, 0.9), (20, 1.0), (10, None)), policy.rule_hash()
+        0.2, 0.1, 0.9, 0.95, 50, None, ((20, 0.9), (20, 1.0), (10, None)), policy.rule_hash(), 0.2, 50
     )
     gated = replace(model, policies={"default": replace(policy, binding=binding)})
-    agrees = "estimated chance that the final exit agrees 0.850 >= 0.800; max probability 0.500"
+    agrees = "trust of the gate 0.850 >= 0.800; max probability 0.500"
     assert tell(0, 0.5, trust=0.85, model=gated) == f"{agrees}. {binding.describe(0)}"
     assert tell(0, 0.5, trust=0.85, model=gated, min_confidence=0.1) == agrees  # nothing was promised of other terms
     stayed = "exit 0 was sure enough, but the gate refused its answer; max probability 0.400. The top 20 %"

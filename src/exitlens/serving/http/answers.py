@@ -147,7 +147,7 @@ def _compare(model: ServedModel, ticket: Ticket, i: int) -> str:
         return f"{stayed}; {name} {score:.3f}"
     if policy.gate is not None:
         reached, needed = tell_apart(float(ticket.trust[i]), policy.thresholds[k])
-        return f"estimated chance that the final exit agrees {reached} >= {needed}; {name} {score:.3f}"
+        return f"trust of the gate {reached} >= {needed}; {name} {score:.3f}"
     reached, needed = tell_apart(score, max(policy.thresholds[k], terms.min_confidence))
     return f"{name} {reached} >= {needed}"
 
