@@ -289,9 +289,7 @@ class EdgeNetwork:
                 stayed = f"exit {refusing} was sure enough, but the gate refused its answer"
             why = f"{stayed}; {why}"
         elif pred.trust is not None:
-            why = (
-                f"trust of the gate {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
-            )
+            why = f"trust of the gate {pred.trust[i]:.3f} >= {self.policy.thresholds[k]:.3f}; {why}"
         else:
             why = f"{why} >= {self.policy.thresholds[k]:.3f}"
         promise = self.policy.describe_binding(k)
