@@ -61,7 +61,10 @@ def test_top_locations_and_the_runner_up():
         ),
         (
             explain(replace(VIEW, fired=False, estimate=0.3, refused=True), FINAL, answered=1),
-            ["Exit 0 was sure enough, but the gate refused its answer (dog)", "gate in it, 0.300, is below the threshold 0.600"],
+            [
+                "Exit 0 was sure enough, but the gate refused its answer (dog)",
+                "gate in it, 0.300, is below the threshold 0.600",
+            ],
         ),
     ],
 )
