@@ -53,7 +53,7 @@ def test_top_locations_and_the_runner_up():
         (explain(replace(VIEW, threshold=0.0)), ["answers everything under this policy"]),
         (
             explain(replace(VIEW, estimate=0.8)),
-            ["final exit is estimated to agree: the chance 0.800 reached the threshold 0.600"],
+            ["the trust of the gate in it 0.800 reached the threshold 0.600"],
         ),
         (
             explain(replace(VIEW, fired=False), FINAL, answered=1),

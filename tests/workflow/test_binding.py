@@ -307,7 +307,7 @@ def test_who_may_be_told(images):
     assert policy.certificate().endswith(str(policy.binding))
     why = xl.explain(net, images[0], policy)
     assert why.reason.endswith(policy.binding.describe(why.answered))
-    assert why.to_dict()["promise"] == policy.describe_binding(why.answered)
+    assert why.to_dict()["binding"] == policy.describe_binding(why.answered)
     changed = replace(policy, thresholds=(0.7, 0.6))
     assert changed.describe_binding(0) == ""
     assert "decides" not in changed.certificate()

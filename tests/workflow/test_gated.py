@@ -109,7 +109,7 @@ def test_explanations_know_the_gate(made):
     first = find_refusing(trace, policy)[:30]
     stopped = result[int((first >= 0).nonzero()[0])]
     assert re.search(
-        r"was sure enough, but the gate refused its answer \(.*\): the estimated chance .* below the", stopped.reason
+        r"was sure enough, but the gate refused its answer \(.*\): the trust of the gate in it, .* below the", stopped.reason
     )
     left = next(item for item in result if item.answered == 0)
     assert "the final exit is estimated to agree: the chance" in left.reason

@@ -261,11 +261,11 @@ def calibrate(
         check_name(name, "name")
     if request.max_ms is not None and trace_options.cost != "time":
         raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
-    if request.max_cue_drop is not None and not trace_options.swapped:
-        trace_options = replace(trace_options, swapped=SWAPPED)
+    if request.max_cue_drop is not None:
+        trace_options = replace(trace_options, swapped=trace_options.swapped or SWAPPED)
     if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
         raise xl.errors.InputError(
-            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence or --data."
+            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence, --max-cue-drop or --data."
         )
     with wait(json_, "loading the network and listing the data"):
         net, _ = xl.load(bundle)

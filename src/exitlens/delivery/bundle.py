@@ -182,9 +182,9 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         net.info = info
         if tuning is not None:
             net.tuning = Tuning.from_dict(tuning)
-        policy = None if policy_values is None else Policy.from_dict(policy_values)
     except (*DAMAGES, RuntimeError) as error:
         raise BundleError(f"{source}: the network cannot be built as {NETWORK} says: {error}") from error
+    policy = None if policy_values is None else _read_policy(policy_values, f"{source / POLICY}, {DEFAULT}")
     tensors, _ = read_tensors(source / WEIGHTS)
     load_unique_state(net, tensors, str(source / WEIGHTS))
     if facts["channels_last"]:

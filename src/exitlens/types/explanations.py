@@ -163,14 +163,17 @@ class Explanation:
     def _repr_html_(self) -> str:
         from exitlens.display import caption, html_table
 
-        rows = []
+        rows, is_gated = [], any(view.estimate is not None for view in self.exits)
         for view in self.exits:
             name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")
             runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
             sure = [f"{view.confidence:.3f}", format_threshold(view.threshold, 3)]
+            if is_gated:
+                sure.insert(1, "" if view.estimate is None else f"{view.estimate:.3f}")
             rows.append([name, self.name_answer(view), *sure, runner_up, *view.format_cc()])
         second = "runner-up" if self.exits[0].labels is None else "least decided"
-        head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final", "another sample's"]
+        sure = ["confidence", "trust of the gate", "threshold on it"] if is_gated else ["confidence", "threshold"]
+        head = ["exit", "answer", *sure, second, "map's CC with final", "another sample's"]
         drawn = []
         if self.draw_map is not None:
             drawn = [(self.draw_exit(view), self.caption_exit(view)) for view in self.exits]
@@ -248,7 +251,7 @@ class Explanation:
         elif view.threshold == 0:
             confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         else:
-            what = "its confidence" if view.estimate is None else "the final exit is estimated to agree: the chance"
+            what = "its confidence" if view.estimate is None else "the trust of the gate in it"
             confidence = "{} {} reached the threshold {}".format(what, *tell_apart(view.compared, view.threshold))
         sentence = f"{self.name_answer(view)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         for earlier in self.exits[: self.answered]:
@@ -287,7 +290,7 @@ class Explanation:
             "final_ran": self.final is not None,
             "reason": self.reason,
             "calibration_error": self.calibration_error,
-            "promise": self.promise,
+            "binding": self.promise,
             "exits": [self._row(view) for view in self.exits],
         }
         if self.tokens:

@@ -436,7 +436,8 @@ class Policy:
         thresholds = [*(format_threshold(t, 4) for t in self.thresholds), "answers the rest"]
         pairs = enumerate(zip(thresholds, self.temperatures, strict=True))
         rows = [[exit_name(k, self.num_exits), threshold, f"{temperature:.3f}"] for k, (threshold, temperature) in pairs]
-        return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, self.certificate())
+        compared = self.score if self.gate is None else "trust of the gate"
+        return html_table(["exit", f"threshold ({compared})", "temperature"], rows, self.certificate())
 
     @property
     def num_exits(self) -> int:
