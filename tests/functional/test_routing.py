@@ -36,11 +36,11 @@ def test_support_by_hand():
     logits = evidence.sum(2) + bias
     attention = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).view(1, 2, 2)
     support = routing.measure_evidence_support(evidence.view(1, 3, 2, 2), logits, attention)
-    assert support.tolist() == [[pytest.approx(value) for value in (1.25 - 2, 0.5 + 0.125, 1.75 / 2)]]
+    assert support.tolist() == [[pytest.approx(value) for value in (1.25 - 2, 0.5 + 0.125, 1.75 * math.log(2))]]
     fine = torch.zeros(1, 2, 40)
     fine[0, 0, :8] = torch.arange(8, 0, -1.0)
     support = routing.measure_evidence_support(fine, fine.sum(2), torch.full((1, 40), 1 / 40))
-    assert support[0].tolist() == pytest.approx([36 - 26, 8 / 40, 1.0])
+    assert support[0].tolist() == pytest.approx([36 - 26, 8 / 40, math.log(40)])
 
 
 def test_padding_does_not_count_among_locations():
@@ -54,11 +54,18 @@ def test_padding_does_not_count_among_locations():
 
 def test_features_and_estimates_by_hand():
     support = torch.tensor([[2.0, 0.25, 0.5]])
-    features = routing.stack_features(torch.tensor([0.75]), support, 4.0)
-    assert features.tolist() == [[pytest.approx(v) for v in (math.log(3), 0.5, 0.25, 0.5)]]
-    assert routing.stack_features(torch.tensor([1.0]), support, 1.0)[0, 0].item() == pytest.approx(math.log(1e6), rel=0.02)
+    trace = replace(
+        random_trace(1), gate_features=support.expand(1, 2, 3), logits=torch.tensor([[[0.0, math.log(9.0)]] * 3])
+    )
+    policy = xl.Policy((0.5, 0.5), temperatures=(1.0, 2.0, 1.0))
+    features = routing.stack_trace_features(trace, policy)
+    assert features[0, 1].tolist() == pytest.approx([math.log(3), 1.0, 0.25, 0.5])
     gate = xl.types.Gate((WEIGHTS, (1.0, 2.0, 0.0, 1.0, -1.0)))
-    assert routing.estimate(gate, 1, features).tolist() == pytest.approx([1 / (1 + math.exp(-(math.log(3) + 1.5 - 1)))])
+    expected = 1 / (1 + math.exp(-(math.log(3) + 2 + 0.5 - 1)))
+    assert routing.estimate(gate, 1, torch.tensor([0.75]), support, 2.0).tolist() == pytest.approx([expected])
+    assert routing.score_early_exits(trace, replace(policy, gate=gate))[0, 1].item() == pytest.approx(expected)
+    sure = routing.estimate(xl.types.Gate(((1.0, 0.0, 0.0, 0.0, 0.0),)), 0, torch.tensor([1.0]), support, 1.0)
+    assert sure.item() == pytest.approx(1 - 1e-6, abs=1e-7)
 
 
 def test_the_weights_are_those_of_logistic_regression():
@@ -172,22 +179,25 @@ def test_heads_that_several_policies_need():
 def test_a_decision_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45]])
     scores = p.amax(1)
-    plain = routing.decide(xl.Policy((0.7, 0.5)), 0, scores, None)
+    plain = routing.decide(xl.Policy((0.7, 0.5)), 0, p, scores, None)
     assert plain.refused is None
     assert plain.scores is scores
     assert plain.fired.tolist() == [True, True, False]
-    features = torch.zeros(3, 4)
-    features[:, 1] = torch.tensor([0.4, 1.0, 2.0])
-    gated = routing.decide(xl.Policy((0.7, 0.5), gate=GATE), 0, scores, features)
+    support = torch.zeros(3, 3)
+    support[:, 0] = torch.tensor([0.4, 1.0, 2.0])
+    gated = routing.decide(xl.Policy((0.7, 0.5), gate=GATE), 0, p, scores, support)
     assert gated.scores.tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in (0.4, 1.0, 2.0)])  # 0.60, 0.73, 0.88
     assert gated.fired.tolist() == [False, True, True]
     assert gated.refused.tolist() == [True, False, False]  # its confidence alone would be enough
     unknown = replace(GATE, confidences=())
-    assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, scores, features).refused is None
-    assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, scores, features).fired.all()  # 0: always
-    never = routing.decide(xl.Policy((math.inf, 0.5), gate=GATE), 0, scores, features)
+    assert routing.decide(xl.Policy((0.7, 0.5), gate=unknown), 0, p, scores, support).refused is None
+    assert routing.decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, support).fired.all()  # 0: always
+    never = routing.decide(xl.Policy((math.inf, 0.5), gate=GATE), 0, p, scores, support)
     assert not never.fired.any()
     assert never.refused is None  # it would not answer without the gate either
+    odds = xl.types.Gate(((1.0, 0.0, 0.0, 0.0, 0.0),) * 2)  # of the largest probability, whatever the policy's score
+    by_margin = routing.decide(xl.Policy((0.7, 0.5), "margin", gate=odds), 0, p, p[:, 0] - p[:, 1], support)
+    assert by_margin.scores.tolist() == pytest.approx([0.9, 0.8, 0.55])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.functional.maps import place as place_in_torch
-from exitlens.functional.routing import decide, needs_head, route, stack_support, stack_trace_features
+from exitlens.functional.routing import decide, needs_head, route, stack_support
 from exitlens.functional.scores import score
 from exitlens_runtime import routing
 from exitlens_runtime.routing import place
@@ -33,13 +33,12 @@ def test_the_decision_rule_is_the_librarys(seed, limits, kind, hot, gated):
     policy = xl.Policy(limits, kind, (hot, 1.0, 1.0), gate=gate)
     trace = xl.Trace(logits, None, torch.zeros(30, 3), torch.arange(1.0, 4), gate_features=stack_support(support))
     copied, exits = routing.Policy.from_dict(policy.to_dict()), np.full(30, 2)
-    features = stack_trace_features(trace, policy) if gated else torch.zeros(30, 2)
     for k in (1, 0):
         p = routing.find_probabilities(logits[:, k].numpy(), copied.temperatures[k])
         decision = routing.decide(copied, k, p, support[k].numpy())
         exits[decision.fired] = k
         scores = score(logits[:, k], kind, copied.temperatures[k])
-        refused = decide(policy, k, scores, features[:, k]).refused
+        refused = decide(policy, k, torch.from_numpy(p), scores, support[k]).refused
         assert (decision.refused is None) == (refused is None)
         assert refused is None or decision.refused.tolist() == refused.tolist()
     assert [copied.needs(k) for k in range(3)] == [needs_head(policy, k) for k in range(3)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import find_locations
-from exitlens.functional.scores import score
+from exitlens.functional.scores import score, score_of
 from exitlens.types import Gate, Policy, Trace
 from exitlens.types.policies import GATE_FEATURES
 from exitlens.types.tasks import USUAL_SCORES
@@ -25,6 +25,7 @@ from exitlens.types.tasks import USUAL_SCORES
 # decides where too few samples tell anything of the others
 RIDGE, RIDGE_OF_CONFIDENCE = 10.0, 0.1
 LEFT_OUT = 0.1  # of the locations: those that add most to an answer's margin
+LEAST = 1e-6  # a confidence is at least so far from 0 and 1
 LEAST_SPREAD = 1e-2  # of a feature: the weight of one that hardly varies would make estimates depend on rounding
 Array = NDArray[np.float64]
 
@@ -44,7 +45,7 @@ def measure_support(shares: Tensor, margin: Tensor, attention: Tensor) -> Tensor
     ``shares`` is what each location adds to the margin. The first column is the margin without the tenth of the locations
     that add most: an answer that rests on a small part loses all there, although it is as sure as any (as masking in
     PatchGuard, arXiv 2005.10884, but for all answers and to estimate, not to certify). The second is the attention on the
-    locations that add anything, the third the map's entropy over that of a uniform map.
+    locations that add anything, the third the map's entropy, in nats.
     """
     shares, flat, real = shares.float(), attention.float().flatten(1), find_locations(attention)
     if real is None:
@@ -53,7 +54,7 @@ def measure_support(shares: Tensor, margin: Tensor, attention: Tensor) -> Tensor
         ordered = shares.clamp_min(0).sort(1, descending=True).values.cumsum(1)
         count = (LEFT_OUT * real.flatten(1).sum(1)).round().long().clamp_min(1)
         most = ordered.gather(1, count[:, None] - 1)[:, 0]
-    entropy = -(flat * flat.clamp_min(1e-30).log()).sum(1) / math.log(max(flat.shape[1], 2))
+    entropy = -torch.xlogy(flat, flat).sum(1)
     return torch.stack([margin.float() - most, (flat * (shares > 0)).sum(1), entropy], 1)
 
 
@@ -69,21 +70,27 @@ def stack_support(support: list[Tensor]) -> Tensor:  # (B,3) by exit -> (B,K-1,3
     return torch.stack(support[:-1], 1) if len(support) > 1 else support[0].new_empty(len(support[0]), 0, 3)
 
 
-def stack_features(confidence: Tensor, support: Tensor, temperature: float) -> Tensor:  # (B,), (B,3) -> (B,4)
-    """Return the features of a gate in the order of ``GATE_FEATURES``; confidence is the usual score at this temperature."""
-    odds = torch.logit(confidence.float(), 1e-6)
-    return torch.cat([odds[:, None], support[:, :1] / temperature, support[:, 1:]], 1)
+def estimate(gate: Gate, k: int, confidence: Tensor, support: Tensor, temperature: float) -> Tensor:  # -> (B,)
+    """Return the gate's estimate of the chance that the final exit answers as exit k does.
 
-
-def estimate(gate: Gate, k: int, features: Tensor) -> Tensor:  # (B,4) -> (B,)
-    """Return the gate's estimate of the chance that the final exit answers as exit k does."""
-    *weights, constant = gate.weights[k]
-    return (features @ features.new_tensor(weights) + constant).sigmoid()
+    ``confidence`` ``(B,)`` is the usual score at this temperature, and ``support`` ``(B,3)`` of :func:`measure_support`.
+    """
+    odds, margin, *others, constant = gate.weights[k]
+    rest = torch.addmv(support.new_tensor([constant]), support, support.new_tensor([margin / temperature, *others]))
+    return torch.add(rest, torch.logit(confidence.float(), LEAST), alpha=odds).sigmoid()
 
 
 def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,4)
-    """Return the features of a gate at every early exit of every sample."""
-    kind, columns = USUAL_SCORES[trace.task], []
+    """Return the features of a gate, in the order of ``GATE_FEATURES``, at every early exit of every sample."""
+    columns = []
+    for k, (confidence, support) in enumerate(_list_gate_inputs(trace, policy)):
+        odds = torch.logit(confidence.float(), LEAST)
+        columns.append(torch.cat([odds[:, None], support[:, :1] / policy.temperatures[k], support[:, 1:]], 1))
+    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0, len(GATE_FEATURES))
+
+
+def _list_gate_inputs(trace: Trace, policy: Policy) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield confidences ``(N,)`` and support ``(N,3)`` of every early exit."""
     if trace.num_exits > 1 and trace.gate_features is None:
         raise InputError(
             "gate: expected a trace with gate_features, got one without. Fix: collect it by exitlens.collect, of a network "
@@ -91,9 +98,7 @@ def stack_trace_features(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1,4
         )
     for k in range(trace.num_exits - 1):
         assert trace.gate_features is not None
-        confidence = score(trace.logits[:, k], kind, policy.temperatures[k])
-        columns.append(stack_features(confidence, trace.gate_features[:, k], policy.temperatures[k]))
-    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0, len(GATE_FEATURES))
+        yield score(trace.logits[:, k], USUAL_SCORES[trace.task], policy.temperatures[k]), trace.gate_features[:, k]
 
 
 def fit_gate(features: Tensor, target: Tensor) -> Gate:  # (n,E,4), (n,E) in [0, 1]
@@ -141,25 +146,22 @@ class Decision(NamedTuple):
     """Decisions of an early exit about a batch."""
 
     scores: Tensor  # (B,) compared with the threshold: with a gate, its estimates
-    threshold: float
+    fired: Tensor  # (B,) bool: the samples that leave here if they come this far
     refused: Tensor | None = None  # (B,) bool: that would leave by their confidence, but for the gate; None: not known
 
-    @property
-    def fired(self) -> Tensor:  # (B,) bool
-        """True for samples that leave here if they come this far."""
-        return fires(self.scores, self.threshold)
 
-
-def decide(policy: Policy, k: int, scores: Tensor, features: Tensor | None) -> Decision:
-    """Decide at early exit k from scores ``(B,)`` and, for a gate, its features ``(B,4)``."""
+def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, support: Tensor | None) -> Decision:
+    """Decide at early exit k from probabilities ``(B,C)``, scores ``(B,)`` and, for a gate, its support ``(B,3)``."""
     threshold, gate = policy.thresholds[k], policy.gate
     if gate is None:
-        return Decision(scores, threshold)
-    assert features is not None, "a gate needs them"
-    estimates = estimate(gate, k, features)
-    if not gate.confidences or threshold == math.inf:  # what never answers refuses nothing
-        return Decision(estimates, threshold)
-    return Decision(estimates, threshold, fires(scores, gate.confidences[k]) & ~fires(estimates, threshold))
+        return Decision(scores, fires(scores, threshold))
+    assert support is not None, "a gate needs it"
+    usual = USUAL_SCORES[policy.task]
+    estimates = estimate(gate, k, scores if policy.score == usual else score_of(p, usual), support, policy.temperatures[k])
+    fired = fires(estimates, threshold)
+    if not gate.confidences or threshold == math.inf:  # an exit that never answers refuses nothing
+        return Decision(estimates, fired)
+    return Decision(estimates, fired, fires(scores, gate.confidences[k]) > fired)
 
 
 def needs_head(policy: Policy, k: int) -> bool:
@@ -176,12 +178,12 @@ def cover(policies: Sequence[Policy]) -> Policy:
 
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
     """Return what is compared with the thresholds at every early exit of every sample: scores, or a gate's estimates."""
-    early = range(trace.num_exits - 1)
-    if policy.gate is not None:
-        features = stack_trace_features(trace, policy)
-        columns = [estimate(policy.gate, k, features[:, k]) for k in early]
+    gate, temperatures = policy.gate, policy.temperatures
+    if gate is not None:
+        given = enumerate(_list_gate_inputs(trace, policy))
+        columns = [estimate(gate, k, confidence, support, temperatures[k]) for k, (confidence, support) in given]
     else:
-        columns = [score(trace.logits[:, k], policy.score, policy.temperatures[k]) for k in early]
+        columns = [score(trace.logits[:, k], policy.score, temperatures[k]) for k in range(trace.num_exits - 1)]
     return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
 
 

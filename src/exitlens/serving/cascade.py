@@ -59,7 +59,7 @@ class Answer(NamedTuple):
     probabilities: Any  # (C,)
     attention: Tensor | None
     trust: float = -1.0  # a gate's estimate; -1 without one
-    refused: float = -1.0  # the first exit that the gate refused; -1: none
+    refused: int = -1  # the first exit that the gate refused; -1: none
 
 
 class Ticket:
@@ -297,8 +297,10 @@ class Cascade:
             placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
         labels: Any = read_answers(p, self.model.info.task)
         labels = labels.numpy() if self.model.gives_labels else labels.tolist()
-        trust = torch.full((len(p), 2), -1.0) if part.trust is None else part.trust
-        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, *trust.T.tolist())
+        trust = refused = [-1] * len(p)
+        if part.trust is not None:
+            trust, refused = part.trust.tolist(), part.find_refused().tolist()
+        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, trust, refused)
 
     def _leave(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         """Return which samples leave an exit by the requests' own terms."""

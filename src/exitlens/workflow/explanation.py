@@ -16,7 +16,6 @@ from exitlens.functional.routing import (
     decide,
     find_first_firing,
     measure_evidence_support,
-    stack_features,
 )
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.attribution import Recording, attribute_exits
@@ -26,7 +25,7 @@ from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
-from exitlens.types.tasks import USUAL_SCORES, read_answers
+from exitlens.types.tasks import read_answers
 
 
 def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
@@ -134,8 +133,8 @@ def _run_exits(
         if k == len(policy.thresholds):
             results.append(_ExitResult(out, p, scores, None))
             break
-        features = None if policy.gate is None else _find_features(out, p, policy, k)
-        decision = decide(policy, k, scores, features)
+        support = None if policy.gate is None else measure_evidence_support(out.evidence, out.logits, out.attention)
+        decision = decide(policy, k, p, scores, support)
         results.append(_ExitResult(out, p, scores, decision))
         waiting = ~decision.fired if waiting is None else waiting & ~decision.fired
         if not waiting.any():
@@ -144,12 +143,6 @@ def _run_exits(
             if recording is not None:
                 recording.stop()
     return results
-
-
-def _find_features(out: ExitOutput, p: Tensor, policy: Policy, k: int) -> Tensor:
-    """Return the gate's features."""
-    support = measure_evidence_support(out.evidence, out.logits, out.attention)
-    return stack_features(score_of(p, USUAL_SCORES[policy.task]), support, policy.temperatures[k])
 
 
 def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k: int) -> Callable[[int, bool], ExitView]:
@@ -176,7 +169,7 @@ def _make_views(net: ExitNet, policy: Policy, results: Sequence[_ExitResult], k:
             exit=k,
             label=top.label,
             confidence=scores[i].item(),
-            threshold=0.0 if decision is None else decision.threshold,
+            threshold=0.0 if decision is None else policy.thresholds[k],
             fired=decision is None or bool(decision.fired[i]),
             cost=net.cost[k].item(),
             probabilities=p[i].clone(),

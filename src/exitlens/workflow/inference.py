@@ -81,10 +81,10 @@ def merge_routed(net: ExitNet, routed: list[ExitBatch]) -> Prediction:
         maps = tuple(rows[i] for i in order.tolist())
     exits = torch.cat([torch.full_like(part.where, part.exit) for part in routed])[order]
     scores = torch.cat([part.scores for part in routed])[order]
-    trusts = [part.trust for part in routed if part.trust is not None]
-    estimates, refused = torch.cat(trusts)[order].unbind(1) if trusts else (None, None)
-    refused = None if refused is None else refused.long()
-    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, estimates, refused)
+    trust = refused = None
+    if estimates := [part.trust for part in routed if part.trust is not None]:
+        trust, refused = torch.cat(estimates)[order], torch.cat([part.find_refused() for part in routed])[order]
+    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, trust, refused)
 
 
 Order = Literal["input", "ready"]

@@ -11,12 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.functional.routing import decide, needs_head, stack_features
-from exitlens.functional.scores import score_of
+from exitlens.functional.routing import decide, needs_head
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine, choose_asked
 from exitlens.types import Policy
-from exitlens.types.tasks import USUAL_SCORES
 
 
 class ExitBatch(NamedTuple):
@@ -27,12 +25,19 @@ class ExitBatch(NamedTuple):
     scores: Tensor  # (n,)
     probabilities: Tensor  # (n,C)
     attention: Tensor | None  # (n,*S)
-    trust: Tensor | None = None  # (n,2): with a gate, its estimates, and the first exits that refused, as in the prediction
+    trust: Tensor | None = None  # (n,): with a gate, its estimates
+    refusals: Tensor | None = None  # (n,): with a gate, the exits before that it refused, as bits
 
     def select(self, rows: Tensor) -> ExitBatch:
         """Return the samples at ``rows`` (indices or a mask)."""
-        maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
-        return ExitBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
+        chosen = (None if t is None else t[rows] for t in (self.attention, self.trust, self.refusals))
+        return ExitBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], *chosen)
+
+    def find_refused(self) -> Tensor:  # -> (n,)
+        """Return the first exit whose answer the gate refused; -1: none."""
+        assert self.refusals is not None
+        first = (self.refusals & -self.refusals).double().log2()  # -inf without any
+        return first.clamp_min(-1).long()
 
 
 # (an exit's answers, which samples the policy lets leave (B,)) -> which samples leave (B,)
@@ -148,31 +153,29 @@ class Router:
         entered = entered if k else math.inf  # samples that waited for company go on with whatever is there
         policy, is_gated = self.policy, self.policy.gate is not None
         activations = self.engine.enter(activations) if k == 0 else activations
-        refused: Activations = ()  # with a gate, the first exit that refused each sample
+        refusals: Activations = ()  # with a gate, the exits that refused each sample, as bits
         if is_gated and any(self._needed[:k]):
-            activations, refused = activations[:-1], activations[-1:]
+            activations, refusals = activations[:-1], activations[-1:]
         if not self._needed[k]:
-            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *refused), since, entered)
+            self._pools[k + 1].add(where, (*self.engine.run_stage(k, activations), *refusals), since, entered)
             return
         asked = choose_asked(policy, self.attention)
         activations, p, scores, maps, support = self.engine.run_exit(
             k, activations, policy.temperatures[k], policy.score, asked
         )
         batch = ExitBatch(where, k, scores, p, maps if self.attention else None)
-        if is_gated and not refused:
-            refused = (torch.full((len(where),), -1, device=p.device),)
-        if k == policy.num_exits - 1:
-            self._routed.append(_add_trust(batch, torch.ones_like(scores), *refused) if is_gated else batch)
-            return
-        features = None
-        if support is not None:
-            features = stack_features(score_of(p, USUAL_SCORES[policy.task]), support, policy.temperatures[k])
-        decision = decide(policy, k, scores, features)
         if is_gated:
-            batch = _add_trust(batch, decision.scores, *refused)
+            refused = refusals[0] if refusals else torch.zeros_like(where)
+            batch = batch._replace(trust=torch.ones_like(scores), refusals=refused)
+        if k == policy.num_exits - 1:
+            self._routed.append(batch)
+            return
+        decision = decide(policy, k, p, scores, support)
+        if is_gated:
+            batch = batch._replace(trust=decision.scores)
             if decision.refused is not None:
-                refused = (torch.where((refused[0] < 0) & decision.refused, k, refused[0]),)
-            activations = (*activations, *refused)  # it travels with the samples that stay
+                refused = torch.add(refused, decision.refused, alpha=1 << k)
+            activations = (*activations, refused)  # it travels with the samples that stay
         fired = decision.fired if self.override is None else self.override(batch, decision.fired)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # this exit's only synchronisation
         if count == len(where):
@@ -221,10 +224,6 @@ class Pool:
             stay = (~torch.isin(where, gone)).nonzero().squeeze(1)
             if len(stay):
                 self.add(where[stay], gather(activations, stay), since, entered)
-
-
-def _add_trust(batch: ExitBatch, estimates: Tensor, refused: Tensor) -> ExitBatch:
-    return batch._replace(trust=torch.stack([estimates.float(), refused.float()], 1))
 
 
 def gather(activations: Activations, rows: Tensor) -> Activations:
