@@ -7,6 +7,7 @@ and server refuse the same answers; time: of the gate at an exit. Thresholds com
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -119,9 +120,9 @@ def certify(name: str, seed: int, quick: bool = False) -> Tree:
 def compare_refusals(count: int) -> Tree:
     """Count answers of runtime and server to which the gate sent other samples, or trusts by more than 1e-4 less or more."""
     net, folder = populations.train_scene_net(), Path("runs/gating/refusals")
-    policy = xl.calibrate(
-        xl.collect(net, xl.demo.load_scenes("calibration"), batch_size=250), max_disagreement=0.02, gate=True
-    )
+    known = xl.demo.load_scenes("calibration")
+    net.describe(classes=known.classes, preprocess=known.preprocess)
+    policy = xl.calibrate(xl.collect(net, known, batch_size=250), max_disagreement=0.02, gate=True)
     images = make_scenes(net, count, seed=12)
     preds = [xl.predict(net, batch, policy) for batch in images.split(250)]
     names = "labels", "exits", "trust", "refused"
@@ -150,10 +151,18 @@ def compare_refusals(count: int) -> Tree:
 
 
 def time_gate(rounds: int) -> Tree:
-    """Return milliseconds that the gate takes at an exit, one image, the small network: median, low and high of paired rounds."""
+    """Return milliseconds that the gate takes at an exit, one image, the small network, untuned and in ONNX Runtime."""
     torch.set_num_threads(1)
-    net, image = populations.train_scene_net(), xl.demo.load_scenes("test").first(1).inputs
-    known = xl.collect(net, xl.demo.load_scenes("calibration"), batch_size=250)
+    tuned, data = copy.deepcopy(populations.train_scene_net()), xl.demo.load_scenes("calibration")
+    tuned.tune(data.first(64).inputs, backend="onnx")
+    return {
+        name: time_exits(net, data, rounds) for name, net in (("untuned", populations.train_scene_net()), ("onnx", tuned))
+    }
+
+
+def time_exits(net: xl.ExitNet, data: SampleSet, rounds: int) -> Tree:
+    """Return median, low and high of what the gate adds in paired rounds, and the time of an answer without it."""
+    known, image = xl.collect(net, data, batch_size=250), data.first(1).inputs
     never = (2.0,) * (net.num_exits - 1)  # every early exit is computed, and none answers
     policies = {
         name: replace(xl.calibrate(known, max_cost=1.0, gate=name == "gate"), thresholds=never) for name in ("plain", "gate")
@@ -162,7 +171,7 @@ def time_gate(rounds: int) -> Tree:
     seconds = take_turns(works, rounds, warm_up=rounds // 10, clock=time.perf_counter)
     paired = [1000 * (a - b) / OFTEN / len(never) for a, b in zip(seconds["gate"], seconds["plain"], strict=True)]
     plain = 1000 * median(seconds["plain"]) / OFTEN
-    return {"ms": interval(paired).to_list(), "plain_ms": plain, "rounds": rounds}
+    return {"ms": interval(paired).to_list(), "plain_ms": plain}
 
 
 def predict_often(net: xl.ExitNet, image: Tensor, policy: xl.Policy, turn: int) -> None:
@@ -284,9 +293,9 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
     for name, counts in ((name, counts) for name, counts in runs.get("refusals", {}).items() if isinstance(counts, dict)):
         what = f"{name}: answers other than the library's with a gate, of {runs['refusals']['samples']:,}"
         yield Promise(f"gating|refusals|{name}", what, counts["others"], "<=", 0, exact=True)
-    if "time" in runs:
-        what = "milliseconds that the gate takes at an exit, one image, the small network"
-        yield Promise.of_median("gating|time", what, runs["time"]["ms"], "<=", MOST_MS)
+    for name, measured in runs.get("time", {}).items():
+        what = f"milliseconds that the gate takes at an exit, one image, the small network, {name}"
+        yield Promise.of_median(f"gating|time|{name}", what, measured["ms"], "<=", MOST_MS)
 
 
 def average_areas(areas: Mapping[str, list[float | None]]) -> tuple[float, float]:
