@@ -29,6 +29,7 @@ VERBS = [
     "fit",
     "calibrate",
     "evaluate",
+    "cascade",
     "certify",
     "cues",
     "report",

@@ -369,6 +369,31 @@ def test_a_limit_on_what_backgrounds_change_and_a_promise_of_binding(again, fold
 
 
 @pytest.mark.slow
+def test_a_cascade_of_two_runs(again, folder, call, tmp_path):
+    both = tmp_path / "both"
+    words = ("cascade", "--member", f"small={again}", "--member", f"large={again}", "--out", both)
+    shown = call.ok(*words)
+    net, _ = xl.load(again)
+    count = net.num_exits
+    assert f"2 networks, {2 * count} exits" in " ".join(shown.split())
+    chained, policy = xl.load(both)
+    assert (chained.info.at[count - 1], policy) == ("small", None)
+    images = torch.rand(3, *net.info.input_shape)
+    assert torch.equal(chained(images)[count - 1].logits, net(images)[-1].logits)
+    assert torch.equal(chained(images)[-1].logits, net(images)[-1].logits)
+    call.ok("calibrate", "--bundle", both, "--data", folder, "--max-disagreement", "0.2")
+    assert "cost" in call.ok("evaluate", "--bundle", both, "--data", folder)
+    call.ok("report", both, "--data", folder, "--out", tmp_path / "both.html")
+    assert "exists" in call.error(*words)
+    for wrong in (("small",), (f"a={again}", f"a={again}"), ("=x", "b=y")):
+        parts = [part for member in wrong for part in ("--member", member)]
+        assert "member: expected NAME=BUNDLE, each name once" in call.error("cascade", *parts, "--out", tmp_path / "x")
+    assert "members: expected a list of two networks or more" in call.error(
+        "cascade", "--member", f"a={again}", "--out", tmp_path / "x"
+    )
+
+
+@pytest.mark.slow
 def test_requests_for_certificates_are_counted_across_processes(again, folder, call):
     words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
     out = call.ok(*words, "0.001")

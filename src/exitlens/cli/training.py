@@ -390,6 +390,27 @@ def cues(
     show(json_, {**result.to_dict(), "bad": list_bad(held)}, title, result.tabulate())
 
 
+@verbs.command(epilog="Example: `exitlens cascade --member small=runs/small --member large=runs/large --out both`")
+def cascade(
+    member: Annotated[list[str], Option(help="NAME=BUNDLE, a bundle or run directory; two or more, cheapest first.")],
+    out: Annotated[Path, Option(help="New directory, a bundle.")],
+    json_: Json = False,
+) -> None:
+    """Make one network of several: each answers what the one before is not sure of. Calibrate it next."""
+    pairs = [part.partition("=")[::2] for part in member]
+    if len(dict(pairs)) < len(pairs) or not all(name and path for name, path in pairs):
+        raise xl.errors.InputError(f"member: expected NAME=BUNDLE, each name once, got {member}. Fix: --member a=runs/a")
+    with wait(json_, "loading the members"):
+        nets = {name: xl.load(path)[0] for name, path in pairs}
+        net = xl.cascade(nets)
+        xl.save(net, None, out)
+    rows = [["exit", "after", "cost"]]
+    for name, after, cost in zip(name_exits(net), (*net.info.at, pairs[-1][0]), net.cost.tolist(), strict=True):
+        rows.append([name, after, f"{cost:.3f}"])
+    facts = {"out": str(out), "exits": [*net.info.at, pairs[-1][0]], "cost": net.cost.tolist()}
+    show(json_, facts, f"{out}: {len(pairs)} networks, {net.num_exits} exits", rows)
+
+
 @verbs.command(epilog="Example: `exitlens certify --bundle runs/x --area 0.2`")
 @takes(ReadSettings, {"Data": f"data {READING}"})
 def certify(

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from exitlens.io import read_json, read_tensors, replace_directory, verify_check
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.model.cascade import cascade
 from exitlens.model.engine.onnx_files import Home, OnnxEngine, Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.network import ExitNet, NetworkInfo
@@ -43,6 +44,8 @@ WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "pol
 POLICIES = "policies.json"  # only where there are policies with names
 UNFINISHED = "unfinished"  # in the manifest: the epoch of a training run that has not ended, and the time of its file
 DAMAGES = (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError)  # raised by damaged JSON
+
+Backbone = nn.Module | Sequence[nn.Module | None] | None  # several: of a cascade
 
 
 def save(
@@ -152,13 +155,14 @@ def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
         _write_manifest(temporary, others + _write_policies(temporary, policies), manifest)
 
 
-def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
+def load(directory: str | Path, *, backbone: Backbone = None) -> tuple[ExitNet, Policy | None]:
     """Read a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
 
     Args:
         directory: what :func:`save` wrote, or a run directory. Of a run that has not ended, the best epoch so far is taken,
             with a :class:`~exitlens.errors.WeightsWarning`.
-        backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced.
+        backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced. For a
+            cascade, the modules of its members (``None`` for one that has a source).
 
     Raises:
         BundleError: a missing, altered or truncated file, another format, or a backbone that does not fit.
@@ -170,7 +174,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         True
     """
     require(directory, str | Path, "directory")
-    require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
+    require(backbone, nn.Module | Sequence | None, "backbone", "the plain module that exits were attached to")
     source = find_bundle(Path(directory), backbone)
     manifest = _verify_files(source)
     values, policy_values = read_json(source / NETWORK), read_json(source / POLICY)
@@ -289,7 +293,22 @@ def _verify_files(source: Path) -> dict[str, Any]:
     return manifest | {"onnx": manifest.get("onnx", [])}
 
 
-def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
+def _build(info: NetworkInfo, backbone: Backbone) -> ExitNet:
+    if info.members:
+        given: Any = [None] * len(info.members) if backbone is None else backbone
+        if not isinstance(given, Sequence) or len(given) != len(info.members):
+            raise BundleError(f"it is a cascade. Fix: load(..., backbone=[...]) with its {len(info.members)} members.")
+        try:
+            nets = [_build(member, module) for member, module in zip(info.members, given, strict=True)]
+        except BundleError as error:
+            raise BundleError(
+                "it has members of your own. Fix: load(..., backbone=[...]) with the modules of all."
+            ) from error
+        for net, member in zip(nets, info.members, strict=True):
+            net.info = member
+        return cascade(nets, info.example(next(nets[-1].parameters())), classes=info.classes)
+    if isinstance(backbone, Sequence):
+        raise BundleError("it is no cascade. Fix: load(..., backbone=MODULE).")
     if info.classes and len(info.classes) != info.num_classes:
         raise ValueError(f"{len(info.classes)} class names for {info.num_classes} classes")
     if backbone is None:
@@ -303,7 +322,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
         return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
 
 
-def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
+def find_bundle(path: Path, backbone: Backbone = None) -> Path:
     """Return ``path`` if it is a bundle, or the bundle in it if it is a run directory; otherwise raise ``BundleError``.
 
     A training that was stopped has left none: it is written here, from the best epoch so far, again when the run goes on.
@@ -331,7 +350,7 @@ def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
     return candidate
 
 
-def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
+def _save_unfinished(run: Path, backbone: Backbone) -> None:
     """Write a run's bundle from its best epoch so far; policies of the same weights stay."""
     record, (state, note) = read_json(run / SETTINGS), read_tensors(run / BEST)
     try:

@@ -37,7 +37,7 @@ def attribute(
     *,
     exit: int | None = None,
     labels: Tensor | None = None,
-    at: int = 0,
+    at: int | None = None,
     method: Method = "gradient_x_input",
     detached: bool | None = None,
 ) -> Tensor:
@@ -51,7 +51,8 @@ def attribute(
         exit: the exit whose answer is explained; by default the final one.
         labels: ``(B,)`` classes; by default the exit's own answers. In a multi-label network, one label for each sample; by
             default all that the exit predicts (if none, the strongest), and the map is about the sum of their logits alone.
-        at: the exit whose features and grid the map has: ``exit`` or one before it.
+        at: the exit whose features and grid the map has: ``exit`` or one before it, by default the first (in a cascade, of
+            the same member).
         method: ``gradient_x_input`` (arXiv 1605.01713), one backward pass. ``layer_cam``: only gradients that speak for the
             class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients`` (arXiv 1703.01365):
             gradient times input, averaged over 16 points from features of 0 on; its sum is nearly the change of the score.
@@ -68,9 +69,12 @@ def attribute(
     require(net, ExitNet, "net")
     last = net.num_exits - 1
     exit = last if exit is None else exit
-    for name, value, top in (("exit", exit, last), ("at", at, exit)):
-        if not isinstance(value, int) or not 0 <= value <= top:
-            raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
+    if not isinstance(exit, int) or not 0 <= exit <= last:
+        raise InputError(f"exit: expected a number from 0 to {last}, got {exit!r}. Fix: count exits from 0.")
+    first = net.first_exit(exit)
+    at = first if at is None else at
+    if not isinstance(at, int) or not first <= at <= exit:
+        raise InputError(f"at: expected a number from {first} to {exit}, got {at!r}. Fix: pass exit or one before it.")
     check_choice("method", method, METHODS)
     detached = net.has_self_attention if detached is None else detached
     activations = net.check_input(inputs)
@@ -107,7 +111,7 @@ def attribute_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
         exits = range(net.num_exits)
         recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits], net)
         outputs = list(recording.iterate_outputs(activations))
-        return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
+        return tuple(torch.stack(recording.find_relevance([k] * len(outputs[k].logits))) for k in exits)
 
 
 class Recording:
@@ -115,21 +119,27 @@ class Recording:
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
-        self._detached, self._info = net.has_self_attention, net.info
+        self._detached, self._info, self._firsts = (
+            net.has_self_attention,
+            net.info,
+            [*map(net.first_exit, range(len(heads)))],
+        )
+        self._starts = dict[int, Activations]()  # activations at the first exit, and at that of each further member
 
     def iterate_outputs(self, activations: Activations) -> Iterator[ExitOutput]:
         """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_outputs` does, detached."""
         activations = _leave_inference_mode(activations)
         for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
             with torch.inference_mode(False):  # its tensors have no gradients
-                is_recorded = k > 0 and self._goes_on
+                is_first = self._firsts[k] == k
+                is_recorded = not is_first and self._goes_on
                 mixing = Mixing(is_fixed=True) if is_recorded and self._detached else nullcontext()
                 with torch.set_grad_enabled(is_recorded), mixing:
                     activations = stage(*activations)
                 with torch.set_grad_enabled(self._goes_on):
-                    if k == 0:
+                    if is_first:
                         activations = (activations[0].detach().requires_grad_(), *activations[1:])
-                        self._start = activations
+                        self._starts[k] = activations
                     out = head(*activations)
             self._logits.append(out.logits)
             yield ExitOutput(*(t.detach() for t in out))
@@ -138,15 +148,21 @@ class Recording:
         """Record no gradients from now on."""
         self._goes_on = False
 
-    def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
+    def find_relevance(self, exits: Sequence[int]) -> list[Tensor]:  # -> B of (*S)
         """Return :func:`attribute` of every sample for the answer of its exit."""
-        with torch.inference_mode(False), torch.enable_grad():
-            chosen = torch.tensor(exits, device=self._start[0].device)
-            scores = torch.zeros(len(chosen), device=chosen.device)
-            for k in set(exits):
-                scores = torch.where(chosen == k, answer_score(self._logits[k], self._info.task), scores)
-            shares = gradient_x_input(scores, self._start[0], retain_graph=True)
-            return self._info.place_relevance(0, self._heads[0].sum_shares(shares, *self._start))
+        relevance: list[Tensor] = [torch.empty(0)] * len(exits)
+        for first in {self._firsts[k] for k in exits}:
+            start = self._starts[first]
+            with torch.inference_mode(False), torch.enable_grad():
+                chosen = torch.tensor(exits, device=start[0].device)
+                scores = torch.zeros(len(chosen), device=chosen.device)
+                for k in {k for k in exits if self._firsts[k] == first}:
+                    scores = torch.where(chosen == k, answer_score(self._logits[k], self._info.task), scores)
+                shares = gradient_x_input(scores, start[0], retain_graph=True)
+                maps = self._info.place_relevance(first, self._heads[first].sum_shares(shares, *start))
+            for i, k in enumerate(exits):
+                relevance[i] = maps[i] if self._firsts[k] == first else relevance[i]
+        return relevance
 
 
 def _leave_inference_mode(activations: Activations) -> Activations:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -66,6 +67,7 @@ class NetworkInfo:
     input_shapes: tuple[tuple[int, ...], ...] = ()  # one sample's, for several inputs of different kinds
     groups: Groups = ()  # for a vector, the groups of features that maps lie on
     task: Task = "classes"
+    members: tuple[NetworkInfo, ...] = ()  # of a cascade
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
@@ -102,13 +104,16 @@ class NetworkInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["preprocess"] = None if self.preprocess is None else self.preprocess.to_dict()
+        return values | {"members": [member.to_dict() for member in self.members]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
         """Inverse of :meth:`to_dict`."""
-        info = cls(**{name: _to_tuples(value) for name, value in values.items() if name != "preprocess"})
-        preprocess = values["preprocess"]
+        members, preprocess = tuple(map(cls.from_dict, values.get("members", ()))), values["preprocess"]
+        rest = {name: _to_tuples(value) for name, value in values.items() if name not in ("members", "preprocess")}
+        info = cls(**rest, members=members)
         return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))
 
 
@@ -193,8 +198,14 @@ class ExitNet(nn.Module):
         """Return the head of exit k."""
         return cast(ExitHead, self.heads[k])
 
+    def first_exit(self, k: int) -> int:
+        """Return the first exit with whose features exit k's answer begins: 0, or in a cascade the first of its member."""
+        starts = accumulate((len(member.at) + 1 for member in self.info.members), initial=0)
+        return max(start for start in starts if start <= k)
+
     def __repr__(self) -> str:
-        info, exits = self.info, f"{self.num_exits} exits with {self.info.head} heads"
+        info, heads = self.info, "" if self.info.members else f" with {self.info.head} heads"
+        exits = f"{self.num_exits} exits{heads}"
         backbone = info.source or type(self.__dict__["_source"]).__name__
         return f"ExitNet({backbone}, {exits}, {info.num_classes} classes, input {info.input_shape})"
 

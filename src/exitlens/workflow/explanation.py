@@ -83,7 +83,7 @@ def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevanc
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     relevances: Sequence[Tensor | None] = [None] * len(answered)
     if recording is not None:
-        relevances = list(recording.find_relevance(answered))
+        relevances = recording.find_relevance(answered)
     elif relevance:  # a pass of its own, in float32
         by_exit = attribute_exits(net, inputs)
         relevances = [by_exit[k][i] for i, k in enumerate(answered)]

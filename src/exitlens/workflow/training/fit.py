@@ -250,9 +250,14 @@ def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
 def _choose_loss(loss: EGTLoss | None, net: ExitNet, settings: TrainingSettings, train: Any) -> EGTLoss:
     """Return the loss with all settings chosen: by default EGT if the exits have maps, else classification alone."""
     if loss is None:
-        loss = EGTLoss(weight=1.0 if have_maps(net.heads) else 0.0)
+        loss = EGTLoss(weight=1.0 if have_maps(net.heads) and not net.info.members else 0.0)
     elif loss.weight > 0:
         require_maps(net.heads, "a loss with a weight above 0")
+        if net.info.members:
+            raise InputError(
+                "loss: members of a cascade share no features, so no map can be pulled towards another's. Fix: pass "
+                "EGTLoss(weight=0), or EGTLoss(weight=0, distill=0.5) if the last one is to teach the others."
+            )
     attends = net.has_self_attention and not settings.freeze_backbone
     if settings.rely_on == "map":
         require_maps(net.heads, "rely_on='map'")
