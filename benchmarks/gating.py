@@ -127,23 +127,25 @@ def compare_refusals(count: int) -> Tree:
     preds = [xl.predict(net, batch, policy) for batch in images.split(250)]
     names = "labels", "exits", "trust", "refused"
     ours = {name: torch.cat([getattr(pred, name) for pred in preds]).numpy() for name in names}
-    near, theirs = find_near(net, policy, images), dict[str, dict[str, Array]]()
+    near, answered_by = find_near(net, policy, images), dict[str, dict[str, Array]]()
     bundle, edge = (
         xl.save(net, policy, folder / "bundle", overwrite=True),
         xl.export(net, policy, folder / "edge", overwrite=True),
     )
     runtime, parts = exitlens_runtime.load(edge), images.numpy()
     answers = [runtime.predict(parts[at : at + 64]) for at in range(0, count, 64)]
-    theirs["runtime"] = {name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names}
+    answered_by["runtime"] = {name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names}
     outputs = {"label": "labels", "exit": "exits", "trust": "trust"}
     requests = [make_infer_request(parts[at : at + 4], list(outputs)) for at in range(0, count, 4)]
     with start_ours(bundle, parts[0], batching=serving.PATIENT) as server:
         every = np.arange(len(requests))
         trial = run_load(Spec(server.port, requests, every / 100, every, connections=8, grace=60.0, keep=True))
     read = [serving.read_outputs(answer) for answer in trial.answers]
-    theirs["server"] = {ours: np.concatenate([part[1][name] for part in read if part]) for name, ours in outputs.items()}
+    answered_by["server"] = {
+        ours: np.concatenate([part[1][name] for part in read if part]) for name, ours in outputs.items()
+    }
     measured: Tree = {"samples": count, "refused": int((ours["refused"] >= 0).sum()), "near": int(near.sum())}
-    for name, answered in theirs.items():
+    for name, answered in answered_by.items():
         differs = np.abs(answered.pop("trust") - ours["trust"]) > 1e-4
         differs |= np.any([values != ours[field] for field, values in answered.items()], 0)
         measured[name] = {"others": int((differs & ~near).sum()), "others_near": int((differs & near).sum())}

@@ -22,7 +22,6 @@ from .model.backbones.build import build_backbone as build_backbone
 from .model.backbones.weights import WeightsReport as WeightsReport
 from .model.backbones.weights import load_weights as load_weights
 from .model.cascade import cascade as cascade
-from .model.cutting.placement import ExitCandidate as ExitCandidate
 from .model.cutting.placement import list_exit_candidates as list_exit_candidates
 from .model.engine.tuning import Tuning as Tuning
 from .model.network import ExitNet as ExitNet

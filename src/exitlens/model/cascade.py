@@ -211,9 +211,9 @@ def _join(
             yield stage, head
 
 
-def _find_order(names: tuple[str, ...], own: tuple[str, ...]) -> list[int]:
+def _find_order(names: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     """Return where each class is among a member's own; empty if they are in the same order."""
-    return [own.index(name) for name in names] if own and own != names else []
+    return [known.index(name) for name in names] if known and known != names else []
 
 
 def _count_outputs(stage: Stage) -> int:
@@ -294,5 +294,5 @@ def _describe(
         preprocess=outer,
         map_offsets=tuple(offsets[0]) if moved else (),
         feature_offsets=tuple(offsets[1]) if moved else (),
-        members=tuple(replace(net.info, preprocess=own) for net, own in zip(nets, given, strict=True)),
+        members=tuple(replace(net.info, preprocess=item) for net, item in zip(nets, given, strict=True)),
     )

@@ -6,6 +6,7 @@ from .explanations import ExitView as ExitView
 from .explanations import Explanation as Explanation
 from .explanations import LabelView as LabelView
 from .explanations import Location as Location
+from .outputs import ExitCandidate as ExitCandidate
 from .outputs import ExitOutput as ExitOutput
 from .outputs import LossTerms as LossTerms
 from .outputs import Prediction as Prediction

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -91,3 +91,31 @@ def tell_apart(left: float, right: float, digits: int = 3) -> tuple[str, str]:
     while digits < 7 and left != right and f"{left:.{digits}f}" == f"{right:.{digits}f}":
         digits += 1
     return f"{left:.{digits}f}", f"{right:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class ExitCandidate:
+    """A place for an exit.
+
+    Attributes:
+        name: the module that it follows, as passed in ``at``.
+        macs: multiply-accumulates of one sample up to there.
+        cost: the same as a fraction of the whole backbone's.
+        shape: the features' shape for the example's size, without the batch axis.
+        time_share: the measured share of the backbone's time up to there, in [0, 1].
+
+    Examples:
+        >>> point = xl.list_exit_candidates("small", images[:1], runs=1)[0]
+        >>> point.name, point.shape, 0 < point.cost < 1
+        ('stem.0', (32, 20, 20), True)
+    """
+
+    name: str
+    macs: int
+    cost: float
+    shape: tuple[int, ...]
+    time_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)

@@ -77,7 +77,7 @@ def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
 
 
 def point(name, cost, time_share):
-    return xl.ExitCandidate(name, round(100 * cost), cost, (8, 4, 4), time_share)
+    return xl.types.ExitCandidate(name, round(100 * cost), cost, (8, 4, 4), time_share)
 
 
 def test_choosing_among_places_by_hand():

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise, zip_longest
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from exitlens.model.cutting.boundaries import Kind, find_cut_nodes, find_exit_no
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.model.cutting.trace import Interpreter, TracedBackbone, run_fake, run_real, trace
 from exitlens.model.process import hold_memory
+from exitlens.types import ExitCandidate
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 Placement = Literal["cost", "time"]
@@ -31,34 +32,6 @@ SECONDS = 1.5
 MOST_SECONDS = 10.0  # of all runs together, if two runs take no longer
 SAME_TIME = 0.05
 TIE = 0.02  # share of the backbone's time: places whose distances from an exit's share differ by less are equally good
-
-
-@dataclass(frozen=True)
-class ExitCandidate:
-    """A place for an exit.
-
-    Attributes:
-        name: the module that it follows, as passed in ``at``.
-        macs: multiply-accumulates of one sample up to there.
-        cost: the same as a fraction of the whole backbone's.
-        shape: the features' shape for the example's size, without the batch axis.
-        time_share: the measured share of the backbone's time up to there, in [0, 1].
-
-    Examples:
-        >>> point = xl.list_exit_candidates("small", images[:1], runs=1)[0]
-        >>> point.name, point.shape, 0 < point.cost < 1
-        ('stem.0', (32, 20, 20), True)
-    """
-
-    name: str
-    macs: int
-    cost: float
-    shape: tuple[int, ...]
-    time_share: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def list_exit_candidates(
