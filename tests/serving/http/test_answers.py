@@ -96,8 +96,9 @@ def test_reasons(model):
 
 
 def test_what_a_gate_refused_is_told(model, images):
-    weights = (0.4, 0.1, 0.04, 1.0, -1.0), (0.2, 0.05, 0.0, -1.0, 0.0)
-    policy = xl.Policy((0.6, 0.3), gate=xl.types.Gate(weights, (0.4, 0.4)))
+    support = xl.collect(model.net, images).gate_features[:, :, 0].median(0).values
+    weights = tuple((0.0, 1.0, 0.0, 0.0, -level) for level in support.tolist())  # half of the answers have less
+    policy = xl.Policy((0.5, 0.5), gate=xl.types.Gate(weights, (0.0, 0.0)))
     gated = replace(model, policies={"default": policy})
     ticket, pred = make_ticket(gated, images), xl.predict(model.net, images, policy)
     run(gated, [ticket])
