@@ -64,10 +64,10 @@ def test_logits_are_the_members_own(net, pair):
 
 
 def test_samples_go_on_to_the_next_member(net, pair):
-    scores = pair[0](IMAGES).softmax(1).amax(1)
-    policy = xl.Policy((scores.median().item(),))
+    scores = pair[0](IMAGES).softmax(1).amax(1).sort().values
+    policy = xl.Policy((scores[9:11].mean().item(),))  # between two scores, so that rounding decides nothing
     pred = xl.predict(net, IMAGES, policy)
-    assert 0 < pred.exits.sum() < 20
+    assert pred.exits.sum() == 10
     expected = torch.stack([pair[k](IMAGES).argmax(1)[i] for i, k in enumerate(pred.exits.tolist())])
     assert torch.equal(pred.labels, expected)
     streamed = torch.cat([part.labels for part in xl.predict_stream(net, IMAGES.split(3), policy)])
@@ -120,6 +120,7 @@ def test_exits_of_members_are_exits_of_the_cascade(pair):
         xl.attribute(first, IMAGES, at=0)
 
 
+@pytest.mark.slow
 def test_three_texts_too():
     nets, texts = [make_text_net() for _ in range(3)], make_texts(6)
     net = xl.cascade(nets, texts)
@@ -176,6 +177,7 @@ def test_training_teaches_the_members(tmp_path):
     assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_verbs_that_judge_take_cascades(pair):
     data, net = make_tiny_set(80), xl.cascade(make_members(), IMAGES[:1])
     trace = xl.collect(net, data, swapped=40)
@@ -195,9 +197,10 @@ def test_files_and_tuning_answer_alike(pair, tmp_path):
     pytest.importorskip("onnxruntime")
     own = [xl.data.Preprocess((8, 8)), xl.data.Preprocess((16, 16), *RGB)]
     net, pixels = xl.cascade(pair, torch.zeros(1, 3, 16, 16), preprocess=own), torch.rand(30, 3, 16, 16)
-    policy = xl.Policy((xl.collect(net, pixels).logits[:, 0].softmax(1).amax(1).median().item(),))
+    scores = xl.collect(net, pixels).logits[:, 0].softmax(1).amax(1).sort().values
+    policy = xl.Policy((scores[14:16].mean().item(),))
     expected = xl.predict(net, pixels, policy)
-    assert 0 < expected.exits.sum() < 30
+    assert expected.exits.sum() == 15
     edge = er.load(xl.export(net, policy, tmp_path / "edge"), threads=1)
     answers = edge.predict(pixels.numpy())
     assert answers.exits.tolist() == expected.exits.tolist()
