@@ -63,6 +63,18 @@ def test_logits_are_the_members_own(net, pair):
     assert net.cost.tolist() == pytest.approx([first / plain, first / plain + 1])
 
 
+def test_members_keep_their_mode():
+    small, large = make_members()
+    members = [xl.attach(member, [], 4, IMAGES[:1], final="keep") for member in (small, large)]
+    net, before = xl.cascade(members), [value.clone() for value in large.state_dict().values()]
+    assert not net.training
+    net(IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(before, large.state_dict().values(), strict=True))
+    large.train()
+    assert xl.cascade([small.train(), large], IMAGES[:1]).training
+    assert not xl.cascade([small.eval(), large.eval()], IMAGES[:1]).training
+
+
 def test_samples_go_on_to_the_next_member(net, pair):
     scores = pair[0](IMAGES).softmax(1).amax(1).sort().values
     policy = xl.Policy((scores[9:11].mean().item(),))  # between two scores, so that rounding decides nothing

@@ -30,10 +30,10 @@ def cascade(
 ) -> ExitNet:
     """Return a network whose exits are whole networks, the next of which answers where the one before is not sure.
 
-    Each member sees the inputs themselves. Weights are shared with the members, not copied, and logits are those of the
-    members alone, bit for bit. All verbs work as for a backbone with exits; costs are in units of the last member's, so that
-    the last exit costs more than 1. A map is the member's own: its evidence is exact where pooling and one linear layer end
-    the member.
+    Each member sees the inputs themselves. Weights are shared with the members, not copied, and so is their mode (train or
+    eval); logits are those of the members alone, bit for bit. All verbs work as for a backbone with exits. Costs are in
+    units of the last member's, so that the last exit costs more than 1. A map is the member's own: its evidence is exact
+    where pooling and one linear layer end the member.
 
     Args:
         members: two networks or more, cheapest first, alone or by name: modules that return logits ``(B,C)``, or networks
@@ -79,7 +79,8 @@ def cascade(
     shape = {"names": list_input_names(example), "shape": info.input_shape, "shapes": list_shapes(example)}
     spec = InputSpec(**vars(spec) | shape | {"exact_size": is_fixed})
     net = ExitNet(stages, heads, _measure_cost(parts, nets[-1], list_tensors(example)), 0.0, info, spec)
-    return net.train(any(member.training for member in members))
+    net.training = any(net.stage(k).training for k in range(net.num_exits))  # modules are the members', in their modes
+    return net
 
 
 def _make_example(members: Sequence[nn.Module]) -> Inputs:
@@ -207,7 +208,8 @@ def _join(
             left = _count_outputs(net.stage(k))
             if isinstance(head, KeptHead) and (carries or order):
                 tail = _rewire(head.tail, left + count * carries, slice(left), None, order=order)
-                head = KeptHead(tail, None if order else head.pooled_linear, head.layout)
+                kept = KeptHead(tail, None if order else head.pooled_linear, head.layout)
+                kept.training, head = head.training, kept
             yield stage, head
 
 
