@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
@@ -157,9 +157,15 @@ def resample_both(values: np.ndarray, draws: int = 2000) -> float:  # (R,N)
     Runs and samples are drawn with replacement, independently of each other, so that both count (Owen & Eckles 2012, arXiv
     1106.2125, whose intervals err to the wide side); it is widened by sqrt(R / (R - 1)), since few runs vary too little.
     """
-    rng = np.random.default_rng(0)
-    runs, samples = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in values.shape)
+    runs, samples = _draw_weights(values.shape, draws)
     return float(((runs @ values) * samples).sum(1).std()) * (len(values) / (len(values) - 1)) ** 0.5
+
+
+@lru_cache(maxsize=2)
+def _draw_weights(shape: tuple[int, int], draws: int) -> tuple[np.ndarray, np.ndarray]:  # (draws,R), (draws,N)
+    rng = np.random.default_rng(0)
+    runs, samples = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in shape)
+    return runs, samples
 
 
 @cache
