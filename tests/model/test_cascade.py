@@ -224,3 +224,4 @@ def test_files_and_tuning_answer_alike(pair, tmp_path):
         warnings.simplefilter("ignore")
         net.compile(policy)
     assert torch.equal(xl.predict(net, pixels, policy).labels, expected.labels)
+    torch._dynamo.reset()  # its graphs are shared by all networks of the process

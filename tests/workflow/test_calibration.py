@@ -133,7 +133,7 @@ def test_beside_other_limits_the_cheapest_that_keeps_all():
         times = spend(trace, policy)
         assert times.mean() <= 6.5 if "percentile" not in options else (times <= 5).float().mean() >= 0.8
         assert policy.calibration.cost >= alone.calibration.cost - 0.01
-    with pytest.raises(xl.errors.CalibrationError, match=r"no policy found keeps .*0.0.* within max_ms 2.5: raise one"):
+    with pytest.raises(xl.errors.CalibrationError, match=r"no policy found keeps .*0.0.* within max_ms 2.5. Fix: raise one"):
         xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5)
     with pytest.raises(xl.errors.CalibrationError, match=r"within max_ms 2\.5 for 99 % of the samples"):
         xl.calibrate(trace, max_disagreement=0.0, max_ms=2.5, percentile=99)
