@@ -106,6 +106,12 @@ def test_classes_are_matched_by_name(pair):
     assert (net.info.classes, net.info.at) == (("a", "b", "c", "d"), ("small",))
     assert torch.equal(net(IMAGES)[0].logits, pair[0](IMAGES)[:, [1, 2, 3, 0]])
     assert torch.equal(net(IMAGES)[1].logits, pair[1](IMAGES))
+    learned = xl.attach(pair[0], [], 4, IMAGES[:1])  # a head of its own, whose evidence would stay in its order
+    learned.describe(classes=("d", "a", "b", "c"))
+    with pytest.raises(xl.errors.AttachError, match=r"members\[0\]: its classes are in another order"):
+        xl.cascade([learned, nets[1]])
+    with pytest.raises(xl.errors.InputError, match=r"preprocess: this member takes images of \(16, 16\), got \(8, 8\)"):
+        xl.cascade(nets, preprocess=[xl.data.Preprocess((8, 8)), xl.data.Preprocess((16, 16))])
     nets[0].describe(classes=("a", "b", "c", "e"))
     with pytest.raises(xl.errors.AttachError, match=r"members\[0\]: its 4 classes do not have these names: d, e. Fix: "):
         xl.cascade(nets)

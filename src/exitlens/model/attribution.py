@@ -119,11 +119,8 @@ class Recording:
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
-        self._detached, self._info, self._firsts = (
-            net.has_self_attention,
-            net.info,
-            [*map(net.first_exit, range(len(heads)))],
-        )
+        self._detached, self._info = net.has_self_attention, net.info
+        self._firsts = [net.first_exit(k) for k in range(len(heads))]
         self._starts = dict[int, Activations]()  # activations at the first exit, and at that of each further member
 
     def iterate_outputs(self, activations: Activations) -> Iterator[ExitOutput]:

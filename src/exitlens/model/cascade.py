@@ -130,6 +130,11 @@ def _choose_preprocess(given: Sequence[Preprocessing | None], example: Inputs) -
 def _open(member: nn.Module, preprocess: Preprocessing | None, example: Inputs) -> ExitNet:
     """Return a member with exits as it is, and another as a network of one exit, its own classifier."""
     if isinstance(member, ExitNet):
+        size = member.info.input_shape[1:]
+        if isinstance(preprocess, Preprocess) and preprocess.size != size:
+            raise InputError(
+                f"preprocess: this member takes images of {size}, got {preprocess.size}. Fix: pass its own size."
+            )
         return member
     if isinstance(preprocess, Preprocess):
         example = list_tensors(example)[0].new_zeros(1, len(preprocess.mean), *preprocess.size)
@@ -158,7 +163,7 @@ def _check_member(place: str, net: ExitNet, last: ExitNet, names: tuple[str, ...
         raise AttachError(
             f"{place}: it takes inputs (names, axes) {kinds[0]}, the example has {kinds[1]}. Fix: pass inputs of one kind."
         )
-    if names and info.classes not in ((), names) and net.num_exits > 1:
+    if _find_order(names, info.classes) and not all(isinstance(head, KeptHead) for head in net.heads):
         raise AttachError(
             f"{place}: its classes are in another order, which its exits keep. Fix: train it with that of the last member."
         )
