@@ -1,6 +1,13 @@
+import json
+from dataclasses import asdict
+
+import pytest
 import torch
 from torch import nn
 
+import exitlens as xl
+from exitlens.io import write_json
+from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import record
 
 
@@ -54,3 +61,12 @@ def test_only_its_own_launch_resumes_a_directory(tmp_path, monkeypatch):
         assert not record.is_restarted(tmp_path / "other")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     assert not record.is_restarted(tmp_path)
+
+
+def test_a_record_of_an_earlier_version_lacks_what_is_empty_now(tmp_path):
+    now = {"settings": json.loads(json.dumps(asdict(TrainingSettings()))), "network": {"at": ["a"], "members": []}}
+    write_json(tmp_path / "settings.json", now | {"network": {"at": ["a"]}})
+    assert record.open_record(tmp_path, now, resume=True) == (False, "")
+    write_json(tmp_path / "settings.json", now | {"network": {"at": ["a"]}})
+    with pytest.raises(xl.errors.TrainingError, match=r"members was none, is now \['small'\]"):
+        record.open_record(tmp_path, now | {"network": {"at": ["a"], "members": ["small"]}}, resume=True)

@@ -93,7 +93,7 @@ def _compare(path: Path, record: dict[str, Any]) -> str:
             name: (before[part].get(name), record[part].get(name))
             for part in record
             for name in sorted(before[part].keys() | record[part].keys())
-            if before[part].get(name) != record[part].get(name) and name not in FREE
+            if name not in FREE and _differ(before[part].get(name), record[part].get(name))
         }
     except (ValueError, KeyError, TypeError, AttributeError, ExitlensError) as error:
         raise TrainingError(
@@ -116,6 +116,12 @@ def _compare(path: Path, record: dict[str, Any]) -> str:
             "Fix: pass the same values (more epochs are fine), or another out_dir (--out)."
         )
     return note
+
+
+def _differ(before: object, now: object) -> bool:
+    """Compare two recorded values; what is not there, as in the record of an earlier version, is an empty one."""
+    empty: tuple[object, ...] = (None, [], {})
+    return before != now and not (before in empty and now in empty)
 
 
 def is_restarted(out_dir: Path) -> bool:
