@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 import exitlens as xl
+from exitlens.data.readers import ImageFiles
 from exitlens.functional.groups import pair_groups
 from exitlens.functional.maps import geometric_mean
 from exitlens.types.policies import BindingCertificate, read_binding
@@ -282,12 +283,31 @@ def test_bad_files_move_no_swaps(tmp_path):
         path = tmp_path / f"c{label}" / f"{i:03}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    sorted(tmp_path.rglob("*.png"))[3].write_bytes(b"x")
-    lazy = xl.data.load_folder(tmp_path, data.preprocess, skip_bad=True)
-    trace = xl.collect(make_net(), lazy, swapped=20)
+    files = sorted(tmp_path.rglob("*.png"))
+    files[3].write_bytes(b"x")
+    lazy, stream = (
+        xl.data.load_folder(tmp_path, data.preprocess, skip_bad=True),
+        xl.data.ImageStream(files, data.preprocess, 7, skip_bad=True),
+    )
+    trace, streamed = xl.collect(make_net(), lazy, swapped=20), xl.collect(make_net(), stream, swapped=20)
     whole = xl.collect(make_net(), lazy.leave_out_bad().load(), swapped=20)
-    assert torch.equal(trace.swaps["unit"], whole.swaps["unit"])
-    assert torch.equal(trace.swaps["changed"], whole.swaps["changed"])
+    for name in ("unit", "changed"):
+        assert torch.equal(trace.swaps[name], whole.swaps[name])
+        assert torch.equal(streamed.swaps[name], whole.swaps[name])
+
+
+def test_a_stream_reads_no_more_than_is_certified(tmp_path, monkeypatch):
+    data = make_tiny_set(64)
+    for i, image in enumerate(data.images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i:03}.png")
+    files, read = sorted(tmp_path.glob("*.png")), set()
+    files[5].write_bytes(b"x")
+    original = ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda self, i: (read.add(i), original(self, i))[1])
+    stream = xl.data.ImageStream(files, data.preprocess, 8, skip_bad=True, workers=0)
+    binding = xl.certify_binding(make_net(), stream, xl.Policy.never(3), samples=40).binding
+    assert len(read) == 40
+    assert binding.samples == 40 - len(stream.bad)
 
 
 def test_no_more_is_promised_than_was_seen():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -90,17 +91,20 @@ def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = F
     With ``equal_groups`` as many are drawn from each group, so that means over groups are those of the data. Of our own lazy
     sets, files that cannot be read are left out as the set says.
     """
-    drawn: Tensor | None = None
+    draw, drawn = partial(_draw, limit=limit, seed=seed, equal_groups=equal_groups), None
     if hasattr(data, "subset") and hasattr(data, "inputs"):
-        drawn = _draw(len(data), data.groups if equal_groups else None, limit, seed)
+        drawn = draw(len(data), data.groups)
         part = data.subset(drawn)
         if isinstance(part, LazySet):
             part = part.load()
         return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks, part.groups, drawn)
     batches, known, named = list[Inputs](), list[Tensor](), list[Tensor]()
     if isinstance(data, Dataset) and hasattr(data, "__len__"):  # no more is read than is held
-        drawn = _draw(len(data), read_groups(data) if equal_groups else None, limit, seed)
+        drawn = draw(len(data), read_groups(data))
         data = Subset(data, drawn.tolist())
+    is_stream = hasattr(data, "draw")  # of files
+    if is_stream:
+        data = data.draw(draw)
     for batch in _split(data, 64):
         parts = batch if isinstance(batch, list | tuple) and batch else (batch,)
         batches.append(as_batch(parts[0])[0])
@@ -111,8 +115,10 @@ def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = F
     inputs = _join(batches)
     labels, groups = (torch.cat(parts) if len(parts) == len(batches) else None for parts in (known, named))
     held = torch.arange(count_rows(inputs))
+    if is_stream:
+        drawn = data.find_places()
     if drawn is None:
-        held = drawn = _draw(len(held), groups if equal_groups else None, limit, seed)
+        held = drawn = draw(len(held), groups)
         labels, groups = (None if column is None else column[held] for column in (labels, groups))
     return HeldSamples(lambda rows: map_inputs(inputs, itemgetter(held[rows])), len(held), labels, None, groups, drawn)
 
@@ -144,9 +150,9 @@ def read_groups(source: Any) -> Tensor | None:  # -> (N,) integers
     return groups
 
 
-def _draw(count: int, groups: Tensor | None, limit: int, seed: int) -> Tensor:
-    drawn = draw_samples(count, limit, seed) if groups is None else draw_from_groups(groups, limit, seed)
-    return drawn.sort().values
+def _draw(count: int, groups: Tensor | None, *, limit: int, seed: int, equal_groups: bool) -> Tensor:
+    by_group = equal_groups and groups is not None
+    return (draw_from_groups(groups, limit, seed) if by_group else draw_samples(count, limit, seed)).sort().values
 
 
 def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -64,17 +65,37 @@ class SampleStream:
         self.preprocess, self._batch_size, self._skip_bad = preprocess, batch_size, skip_bad
         self._workers = choose_workers(workers, len(self))
         self.total = len(self._rows) + len(bad)
+        self.bad, self._bad_rows, self._places = list[str](), set[int](), dict[int, int]()
         self._restart()
 
     def _restart(self) -> None:
         self._read = array("q")
-        self.bad = list(self._known_bad)
+        self.bad[:] = self._known_bad
         self.files: Sequence[Any] = Picked(self._names, self._read)
         self.groups = None if self._groups is None else Picked(self._groups, self._read)
 
     def __len__(self) -> int:
         """Return the number of batches if everything can be read."""
         return -(-len(self._rows) // self._batch_size)
+
+    def draw(self, choose: Callable[[int, Tensor | None], Tensor]) -> Self:
+        """Return a stream of the samples that ``choose`` draws from their number and groups ``(N,)``.
+
+        Samples that could not be read so far are not counted. What the drawn stream cannot read is in this one's ``bad``, too.
+        """
+        rows, groups = [row for row in self._rows if row not in self._bad_rows], self._groups
+        ids = None if groups is None else torch.tensor([self._numbers[groups[row]] for row in rows])
+        drawn = copy(self)
+        drawn._places = {rows[i]: i for i in choose(len(rows), ids).tolist()}
+        drawn._rows = list(drawn._places)
+        drawn.total = len(drawn._rows) + len(self._known_bad)
+        drawn._workers = min(self._workers, len(drawn))
+        drawn._restart()
+        return drawn
+
+    def find_places(self) -> Tensor:
+        """Return where the samples that were read stand in the stream that they were drawn from, ``(n,)``."""
+        return torch.tensor([self._places[row] for row in self._read])
 
     def __iter__(self) -> Iterator[Any]:
         self._restart()
@@ -101,6 +122,7 @@ class SampleStream:
             stop = decoded.bad[0][0] if decoded.bad and not self._skip_bad else None  # nothing after this row is used
             good = [part[place] for place in decoded.good if stop is None or part[place] < stop]
             self.bad += [reason for _, reason in decoded.bad[: None if self._skip_bad else 1]]
+            self._bad_rows |= {row for row, _ in decoded.bad}
             rows += good
             held = torch.cat([held, decoded.values[: len(good)]])
             while len(held) >= self._batch_size:
