@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 import exitlens as xl
 from exitlens.functional.maps import top_cells
@@ -211,3 +212,10 @@ def test_what_cancels_within_a_cell_is_no_mass():
     """Noise of one location against its neighbour; 0.5 of the next cell is all that speaks for the answer."""
     signed = torch.tensor([[[8.0, -9.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]])
     assert IMAGE.coarsen(signed, (1, 2)).tolist() == [[[0.0, 1.0]]]
+
+
+def test_relevance_of_vectors_is_on_no_group():
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = xl.attach(body, ["1"], 3, torch.zeros(2, 4), groups={"a": [0, 1], "b": [2, 3]}).eval()
+    with pytest.raises(xl.errors.InputError, match=r"of: relevance .* Fix: pass 'attention' or"):
+        xl.measure_faithfulness(net, torch.randn(8, 4), of="relevance")

@@ -152,6 +152,11 @@ def measure_faithfulness(
     check_number("oracle_samples", oracle_samples, WHOLE)
     check_choice("of", of, get_args(Of))
     check_choice("baseline", baseline, get_args(Baseline))
+    if of == "relevance" and net.info.groups:
+        raise InputError(
+            "of: relevance is about hidden features, which are in no group of a vector's features. Fix: pass 'attention' or "
+            "'evidence'."
+        )
     held = hold_samples(data, samples).to(net.device)
     prepare, size, masks = held.prepare, len(held), held.masks
     modality.check_deletion(net.input_spec, baseline)

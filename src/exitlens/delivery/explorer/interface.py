@@ -339,7 +339,8 @@ def build(explorer: Explorer) -> Any:
                         answers.append(gradio.HTML(elem_id=f"xl-answer-{i}"))
                         columns.append([])
                         for k, threshold in enumerate(run.policy.thresholds):
-                            label = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)"
+                            score = "confidence" if run.policy.gate is None else "trust of the gate"
+                            label = f"{exit_name(k, run.net.num_exits)} answers from a {score} of (above 1: never)"
                             place = {"label": label, "elem_id": f"xl-threshold-{i}-{k}"}
                             columns[-1].append(gradio.Slider(0, SLIDER_END, _place_slider(threshold), step=0.001, **place))
                         routed.append(gradio.HTML(elem_id=f"xl-routed-{i}"))
