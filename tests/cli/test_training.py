@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import exitlens as xl
+from exitlens.functional import calibration
 from exitlens.functional.groups import Likeness
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
 from exitlens.types.settings import RECIPES
-from exitlens.workflow import calibration, collection
+from exitlens.workflow import collection
 from exitlens.workflow.training.ignoring import pack_mask
 from exitlens.workflow.training.run import TrainingRun
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 import pytest
 
 import exitlens as xl
+from exitlens.functional.calibration import run_calibration
 from exitlens.types.settings import RECIPES, SampleSketch, Temperatures, TrainingSettings
-from exitlens.workflow.calibration import run_calibration
 from tests.conftest import random_trace, timed_trace
 
 

@@ -252,8 +252,8 @@ def calibrate(
     """
     from exitlens.delivery.bundle import replace_policy
     from exitlens.delivery.run_directory import keep_certificate_requests
+    from exitlens.functional.calibration import run_calibration
     from exitlens.types.policies import check_name
-    from exitlens.workflow.calibration import run_calibration
 
     request = make_request()  # refuses what makes no sense before anything is collected
     reading, trace_options = make_reading(), make_trace_options()

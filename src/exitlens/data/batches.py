@@ -151,8 +151,9 @@ def read_groups(source: Any) -> Tensor | None:  # -> (N,) integers
 
 
 def _draw(count: int, groups: Tensor | None, *, limit: int, seed: int, equal_groups: bool) -> Tensor:
-    by_group = equal_groups and groups is not None
-    return (draw_from_groups(groups, limit, seed) if by_group else draw_samples(count, limit, seed)).sort().values
+    if groups is not None and equal_groups:
+        return draw_from_groups(groups, limit, seed).sort().values
+    return draw_samples(count, limit, seed).sort().values
 
 
 def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:

@@ -81,7 +81,7 @@ class SampleStream:
     def draw(self, choose: Callable[[int, Tensor | None], Tensor]) -> Self:
         """Return a stream of the samples that ``choose`` draws from their number and groups ``(N,)``.
 
-        Samples that could not be read so far are not counted. What the drawn stream cannot read is in this one's ``bad``, too.
+        Samples that could not be read so far are not counted. What the drawn stream cannot read is in ``bad`` of both.
         """
         rows, groups = [row for row in self._rows if row not in self._bad_rows], self._groups
         ids = None if groups is None else torch.tensor([self._numbers[groups[row]] for row in rows])

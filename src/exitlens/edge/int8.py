@@ -17,6 +17,7 @@ import numpy as np
 from exitlens.data.batches import iterate_inputs
 from exitlens.edge.export import check_arguments, name_inputs, open_target, write_bundle, write_stages
 from exitlens.errors import ExportError, InputError, import_extra
+from exitlens.functional.calibration import run_calibration
 from exitlens.functional.routing import route
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import OnnxEngine, Written, import_onnx, open_file, shorten
@@ -25,7 +26,6 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.settings import SWAPPED
 from exitlens.types.tasks import are_same
-from exitlens.workflow.calibration import run_calibration
 from exitlens.workflow.collection import collect
 
 SAMPLES, BATCH = 512, 32  # number of samples that set the range of activations, and their batch size

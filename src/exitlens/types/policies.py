@@ -69,7 +69,7 @@ class Calibration:
     """The request of :func:`exitlens.calibrate` and what its answer rests on; part of a :class:`~exitlens.Policy`.
 
     Attributes:
-        request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
+        request: verbatim; ``exitlens.functional.calibration.run_calibration(trace, request)`` repeats it on another trace.
         samples: number of samples. distinct_samples: number of different logits among them. data, sketch: of the trace.
         cost: mean cost on these samples. rule: hash of the policy that the record is about.
         calibration_error: mean gap between confidence and accuracy of the routed answers on these samples, which also fitted
