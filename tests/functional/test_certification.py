@@ -258,7 +258,7 @@ def _exact(more: int, fewer: int, count: int, limit: float) -> float:
 
 
 @pytest.mark.parametrize("count", [5, 60, pytest.param(150, marks=slow)])
-@pytest.mark.parametrize("limit", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("limit", [0.0, 0.01, 0.05, 0.1])
 def test_paired_is_what_its_definition_says(count, limit):
     rng = np.random.default_rng(count)
     for _ in range(4):
@@ -290,6 +290,8 @@ def test_paired_at_the_edges():
     assert certification.paired(0, 7, 7, 0.01) < 0.05  # all better
     assert certification.paired(0, 0, 20_000, 0.01) == pytest.approx(certification.SPARE)
     assert certification.paired(0, 0, 10, 0.01) > 0.8
+    for limit in np.arange(5, 20) / 100:  # rounding takes the rate at the null's boundary over the limit
+        assert certification.paired(200, 200, 2000, limit) < 0.01
 
 
 @pytest.mark.parametrize("name", ["binomial", "bentkus", pytest.param("betting", marks=slow)])

@@ -283,7 +283,9 @@ def paired(more: int, fewer: int, count: int, limit: float, *, spare: float = SP
     spread = count * limit / 2 + 0.5
     z = (total - count * limit) / math.sqrt(differ + spread)
     wins = np.floor((m + count * limit + z * np.sqrt(m + spread)) / 2 + 1e-9)  # the most +1 among m where Z is at most z
-    tail = bdtr(np.clip(wins, 0, np.maximum(m - 1, 0)), np.maximum(m, 1).astype(np.int64), (q + limit) / (2 * q))
+    tail = bdtr(
+        np.clip(wins, 0, np.maximum(m - 1, 0)), np.maximum(m, 1).astype(np.int64), np.minimum(1.0, (q + limit) / (2 * q))
+    )
     below = np.where(wins < 0, 0.0, np.where(wins >= m, 1.0, tail))
     left_out = np.clip(1 - chance.sum(1), 0, 1)
     return float(min(1.0, spare + ((chance * below).sum(1) + left_out).max()))
