@@ -8,7 +8,6 @@ from .delivery.bundle import load as load
 from .delivery.bundle import load_policies as load_policies
 from .delivery.bundle import save as save
 from .edge.export import export as export
-from .edge.int8 import Int8Report as Int8Report
 from .edge.int8 import export_int8 as export_int8
 from .edge.web import export_web as export_web
 from .errors import ExitlensError as ExitlensError
@@ -48,6 +47,7 @@ from .workflow.faithfulness import Faithfulness as Faithfulness
 from .workflow.faithfulness import measure_faithfulness as measure_faithfulness
 from .workflow.inference import predict as predict
 from .workflow.inference import predict_stream as predict_stream
+from .workflow.planning import plan_samples as plan_samples
 from .workflow.training.fit import FitResult as FitResult
 from .workflow.training.fit import fit as fit
 

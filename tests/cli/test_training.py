@@ -254,6 +254,21 @@ def test_samples_that_look_alike_are_told_and_no_other_warning_is_lost(again, fo
     assert "--equal-groups: this trace names no groups" in call.error(*words, "--equal-groups")
 
 
+def test_a_plan_without_a_network(call):
+    shown = call.ok("plan", "--max-disagreement", "0.05")
+    assert "75 samples if early answers lose nothing" in " ".join(shown.split())
+    assert "out: they go with a network. Fix: pass --bundle" in call.error("plan", "--max-disagreement", "0.05", "--out", "x.svg")
+
+
+@pytest.mark.slow
+def test_a_plan_from_the_calibration_split_leaves_it_unspent(again, folder, tmp_path, call):
+    words = ("plan", "--bundle", again, "--data", folder, "--max-disagreement", "0.5", "--draws", "2")
+    planned = call.json(*words, "--out", tmp_path / "plan.png")
+    assert planned["at_hand"] == 60
+    assert (tmp_path / "plan.png").stat().st_size > 5000
+    assert not list(again.rglob("certificate_requests.json"))
+
+
 @pytest.mark.slow
 def test_policies_by_name(again, folder, call):
     own = xl.load(again)[1]

@@ -259,18 +259,8 @@ def calibrate(
     reading, trace_options = make_reading(), make_trace_options()
     if name:
         check_name(name, "name")
-    if request.max_ms is not None and trace_options.cost != "time":
-        raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
-    if request.max_cue_drop is not None:
-        trace_options = replace(trace_options, swapped=trace_options.swapped or SWAPPED)
-    if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
-        raise xl.errors.InputError(
-            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence, --max-cue-drop or --data."
-        )
-    with wait(json_, "loading the network and listing the data"):
-        net, _ = xl.load(bundle)
-        samples = _open_samples(net, bundle, "calibration", reading, unlabelled)
-    if (trace := _collect(net, samples, trace_options, json_)) is None:
+    net, samples, trace = _collect_for(request, bundle, reading, trace_options, unlabelled, json_)
+    if trace is None:
         return
     with (
         keep_certificate_requests(bundle, trace),
@@ -283,6 +273,57 @@ def calibrate(
     warned, options = [str(warning.message) for warning in caught], f"--bundle {shlex.quote(str(bundle))}"
     options += f" --policy {name}" if name else ""
     _show_policy(net, trace, policy, warned, options, list_bad(samples), json_)
+
+
+def _collect_for(
+    request: CalibrationRequest, bundle: Path, reading: ReadSettings, options: CollectOptions, unlabelled: str, json_: bool
+) -> tuple[xl.ExitNet, Any, xl.Trace | None]:
+    """Return the network, the run's calibration split or the samples named, and their trace in the first process."""
+    if request.max_ms is not None and options.cost != "time":
+        raise xl.errors.InputError("max_ms: it is about measured time. Fix: pass --cost time, too.")
+    if request.max_cue_drop is not None:
+        options = replace(options, swapped=options.swapped or SWAPPED)
+    if unlabelled and any(getattr(request, limit) is not None for limit in NEED_LABELS):
+        raise xl.errors.InputError(
+            "unlabelled: accuracy needs labels. Fix: pass --max-disagreement, --max-divergence, --max-cue-drop or --data."
+        )
+    with wait(json_, "loading the network and listing the data"):
+        net, _ = xl.load(bundle)
+        samples = _open_samples(net, bundle, "calibration", reading, unlabelled)
+    return net, samples, _collect(net, samples, options, json_)
+
+
+@verbs.command(epilog="Example: `exitlens plan --max-accuracy-drop 0.01 --delta 0.1`, before there are data")
+@takes(CalibrationRequest, {"Limits": f"{' '.join(RISK_LIMITS)} max_ms percentile equal_groups gate score"})
+@takes(ReadSettings, {"Data": f"data {READING}"})
+@takes(CollectOptions, TRACE)
+def plan(
+    make_request: Callable[..., CalibrationRequest],
+    make_reading: Callable[..., ReadSettings],
+    make_trace_options: Callable[..., CollectOptions],
+    bundle: Annotated[Path | None, Option(help="Run directory or bundle: plan from its calibration split.")] = None,
+    delta: Annotated[float, Option(rich_help_panel="Limits", help="Chance that the certificate is wrong.")] = 0.1,
+    draws: Annotated[int, Option(min=1, help="Calibrations to try at each number of samples.")] = 40,
+    out: Annotated[Path | None, Option(help="Picture of what each number would save (.svg, .png, .pdf).")] = None,
+    json_: Json = False,
+    unlabelled: Annotated[str, of_data(help="Samples as for predict, for limits that need no labels.")] = "",
+) -> None:
+    """Tell how many calibration samples (or groups) a certificate takes, and what more of them would save.
+
+    Without a bundle, it tells so by what early answers may lose; with one, by calibrating on samples drawn from its
+    calibration split, which stays unspent.
+    """
+    from exitlens.delivery.plans import draw_plan, tabulate_plan
+
+    request, reading, trace, samples = make_request(delta=delta), make_reading(), None, None
+    if bundle is None and (reading.data or unlabelled or out):
+        raise xl.errors.InputError("data, unlabelled, out: they go with a network. Fix: pass --bundle, or leave them out.")
+    if bundle is not None:
+        _, samples, trace = _collect_for(request, bundle, reading, make_trace_options(), unlabelled, json_)
+    planned = xl.plan_samples(request, trace, draws=draws, progress=not json_)
+    if out is not None:
+        draw_plan(planned, out)
+    show(json_, planned.to_dict() | {"bad": list_bad(samples)}, str(planned), tabulate_plan(planned))
 
 
 def _show_policy(

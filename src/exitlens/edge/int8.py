@@ -6,7 +6,6 @@ import copy
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,43 +22,13 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import OnnxEngine, Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy
+from exitlens.types import Int8Report, Policy
 from exitlens.types.settings import SWAPPED
 from exitlens.types.tasks import are_same
 from exitlens.workflow.collection import collect
 
 SAMPLES, BATCH = 512, 32  # number of samples that set the range of activations, and their batch size
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's record of the module that a node belongs to
-
-
-@dataclass(frozen=True)
-class Int8Report:
-    """Effect of int8 on the calibration samples, in pairs (float32, int8).
-
-    Attributes:
-        directory: the edge bundle.
-        policy: calibrated on the bundle's own answers.
-        agreement: for every exit, the share of samples with the same label in both.
-        exit_accuracy: accuracy of every exit; ``None`` without labels.
-        accuracy: accuracy of the answers, each under its own policy; ``None`` without labels.
-        exit_shares: share of the samples that each exit answers.
-
-    Examples:
-        >>> report = xl.Int8Report(Path("int8"), policy, (0.99, 1.0, 1.0), None, None, ((0.5, 0.3, 0.2), (0.5, 0.3, 0.2)))
-        >>> report.to_dict()["agreement"]
-        (0.99, 1.0, 1.0)
-    """
-
-    directory: Path
-    policy: Policy
-    agreement: tuple[float, ...]
-    exit_accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None
-    accuracy: tuple[float, float] | None
-    exit_shares: tuple[tuple[float, ...], tuple[float, ...]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return vars(self) | {"directory": str(self.directory), "policy": self.policy.to_dict()}
 
 
 def export_int8(

@@ -45,7 +45,15 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
     if request.equal_groups and trace.groups is None:
         raise InputError("equal_groups: this trace names no groups. Fix: name them (with_groups), or leave it out.")
     budgets = list_budgets(trace, request.max_cost, request.max_ms, request.percentile)
-    likeness = measure_likeness(trace) if request.delta is not None and trace.groups is None else None
+    if request.delta is not None:
+        check_likeness(trace)
+    choice = _choose_by_samples(trace, request, budgets) if request.delta is None else _certify(trace, request, budgets)
+    return _record(trace, request, choice)
+
+
+def check_likeness(trace: Trace) -> None:
+    """Warn if the trace names no groups, but successive samples look alike."""
+    likeness = measure_likeness(trace) if trace.groups is None else None
     if likeness is not None and likeness.is_suspicious:
         apart = "follow one another" if likeness.lag == 1 else f"come {likeness.lag} apart"
         warnings.warn(
@@ -54,10 +62,8 @@ def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
             "hold for new objects. Fix: name the groups (trace.with_groups(...), --group-by). If the data are only "
             "sorted, by kind or by date, nothing is wrong.",
             DataWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    choice = _choose_by_samples(trace, request, budgets) if request.delta is None else _certify(trace, request, budgets)
-    return _record(trace, request, choice)
 
 
 class _Choice(NamedTuple):

@@ -10,11 +10,13 @@ from .outputs import ExitCandidate as ExitCandidate
 from .outputs import ExitOutput as ExitOutput
 from .outputs import LossTerms as LossTerms
 from .outputs import Prediction as Prediction
+from .plans import SamplePlan as SamplePlan
 from .policies import BindingCertificate as BindingCertificate
 from .policies import Calibration as Calibration
 from .policies import ConfidenceInterval as ConfidenceInterval
 from .policies import CostAccuracy as CostAccuracy
 from .policies import Gate as Gate
+from .policies import Int8Report as Int8Report
 from .policies import Policy as Policy
 from .policies import SweepPoint as SweepPoint
 from .settings import CalibrationRequest as CalibrationRequest

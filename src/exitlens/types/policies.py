@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from exitlens.errors import InputError, PolicyError, require
@@ -564,6 +565,37 @@ class ConfidenceInterval:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """Effect of int8 on the calibration samples, in pairs (float32, int8).
+
+    Attributes:
+        directory: the edge bundle.
+        policy: calibrated on the bundle's own answers.
+        agreement: for every exit, the share of samples with the same label in both.
+        exit_accuracy: accuracy of every exit; ``None`` without labels.
+        accuracy: accuracy of the answers, each under its own policy; ``None`` without labels.
+        exit_shares: share of the samples that each exit answers.
+
+    Examples:
+        >>> shares = (0.5, 0.3, 0.2), (0.5, 0.3, 0.2)
+        >>> report = xl.types.Int8Report(Path("int8"), policy, (0.99, 1.0, 1.0), None, None, shares)
+        >>> report.to_dict()["agreement"]
+        (0.99, 1.0, 1.0)
+    """
+
+    directory: Path
+    policy: Policy
+    agreement: tuple[float, ...]
+    exit_accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None
+    accuracy: tuple[float, float] | None
+    exit_shares: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return vars(self) | {"directory": str(self.directory), "policy": self.policy.to_dict()}
 
 
 @dataclass(frozen=True)
