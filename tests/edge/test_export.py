@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
+import exitlens_runtime
 from exitlens.edge import export
 from exitlens.model.engine.onnx_files import cut_segments, open_file
 from exitlens_runtime.sessions import open_openvino
-from tests.conftest import make_net
+from tests.conftest import TinyNet, make_net
 from tests.exported import check_answers
 
 pytest.importorskip("onnxruntime")
@@ -43,6 +44,12 @@ def test_the_manifest_says_what_a_runtime_needs(edge):
     assert [part["exit"] for part in manifest["segments"]] == [0, 1, 2]
     assert manifest["segments"][0]["outputs"] == ["logits", "attention", "support", *manifest["segments"][1]["inputs"]]
     assert xl.Policy.from_dict(json.loads((path / "policy.json").read_text())) == policy
+
+
+def test_a_network_without_early_exits(images, tmp_path):
+    net, policy = xl.attach(TinyNet(), [], 4, images).eval(), xl.Policy.never(1)
+    path = xl.export(net, policy, tmp_path / "e")
+    check_answers(exitlens_runtime.load(path).predict(images.numpy()), xl.predict(net, images, policy))
 
 
 @pytest.mark.slow

@@ -43,12 +43,27 @@ def test_cost_by_hand():
         ({"at": True}, "at: expected"),
         ({"at": 1, "placement": "speed"}, r"placement: expected one of \('cost', 'time'\), got 'speed'"),
         ({"placement": "time"}, "placement: only with a number in at"),
+        ({"end": "b", "final": "keep"}, "end: the final head is new"),
+        ({"end": "b", "at": 1}, "end: the final head is new"),
+        ({"end": "a"}, "at: .*a.*"),
     ],
 )
 def test_bad_attach_arguments(arguments, message):
     values = {"backbone": TinyNet(), "at": ["a"], "num_classes": 4, "example": torch.zeros(1, 3, 16, 16), **arguments}
     with pytest.raises(xl.ExitlensError, match=message):
         xl.attach(**values)
+
+
+def test_a_network_that_ends_before_the_backbone_does(images, tmp_path):
+    """It is the whole one's exits so far, and costs what they cost."""
+    whole, cut = (xl.attach(TinyNet(), at, 4, images, end=end).eval() for at, end in ((["a", "b"], ""), (["a"], "b")))
+    cut.load_state_dict({name: value for name, value in whole.state_dict().items() if name in cut.state_dict()})
+    for first, second in zip(whole(images)[:2], cut(images), strict=True):
+        assert torch.equal(first.logits, second.logits)
+    assert torch.equal(whole.cost[:2], cut.cost)
+    assert not any(name.startswith("stages.2") for name in cut.state_dict())
+    xl.save(xl.attach("small", [], 4, torch.zeros(1, 3, 32, 32), end="layer2"), None, tmp_path / "b")
+    assert str(xl.load(tmp_path / "b")[0]).startswith("ExitNet(small up to layer2, 1 exits")
 
 
 def test_a_final_map_of_one_cell_is_refused_for_exits_but_not_for_the_plain_network():

@@ -318,7 +318,7 @@ def _build(info: NetworkInfo, backbone: Backbone) -> ExitNet:
     example = info.example(next(backbone.parameters()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
-        shape: dict[str, Any] = {"final": info.final, "layout": info.layout, "head": info.head}
+        shape: dict[str, Any] = {"final": info.final, "end": info.end, "layout": info.layout, "head": info.head}
         return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
 
 

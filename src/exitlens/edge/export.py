@@ -353,9 +353,8 @@ class _Samples:
         self.tensors = dict(zip(name_inputs(net), activations, strict=True))
         with net.open_engine() as engine:
             self.outputs = engine.compute_outputs(engine.enter(activations))  # logits and attention of every exit
-        self.scores = torch.stack(  # (K-1,B)
-            [score(self.outputs[k][0], policy.score, policy.temperatures[k]) for k in early]
-        )
+        scores = [score(self.outputs[k][0], policy.score, policy.temperatures[k]) for k in early]
+        self.scores = torch.stack(scores) if scores else torch.empty(0, count)  # (K-1,B)
         middle = self.scores.sort(1).values[:, count // 2 : count // 2 + 2].mean(1).tolist()  # half of the samples reach it
         thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
         inputs: Inputs = self.tensors if net.input_spec.names else activations[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -32,6 +33,7 @@ def attach(  # noqa: PLR0913
     example: Inputs,
     *,
     final: Final = "head",
+    end: str = "",
     layout: Kind | None = None,
     placement: Placement = "cost",
     head: HeadKind = "evidence",
@@ -50,6 +52,8 @@ def attach(  # noqa: PLR0913
             one that maps lie on.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
+        end: name of the module after which the network ends, with a new head; the rest of the backbone is left out. Costs
+            stay in units of the whole backbone's.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default it is inferred from the shapes.
         placement: with a number in ``at``, exits lie at equal shares of ``"cost"`` (multiply-accumulates), or of the
             ``"time"`` that the backbone takes on this machine, measured for 10 s at most and refused if it is too busy.
@@ -75,6 +79,8 @@ def attach(  # noqa: PLR0913
     check_choice("layout", layout, (*KINDS, None))
     check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement)
+    if end and (final != "head" or isinstance(at, int)):
+        raise InputError("end: the final head is new, and early exits are named. Fix: pass final='head' and names in at.")
     modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])
     named = check_groups(groups, shape, list_tensors(example)[0])
     channels, source = modality.count_channels(shape), backbone if isinstance(backbone, str) else ""
@@ -83,8 +89,8 @@ def attach(  # noqa: PLR0913
     example = map_inputs(example, lambda t: t[:1].detach())
     with preserve_state(module):
         at = place_exits(module, example, at, layout, placement=placement) if isinstance(at, int) else at
-        least_side = LEAST_SIDE if head == "context" and final == "head" else 0
-        pieces = _split_and_verify(module, at, example, layout, least_side, bool(named))
+        least_side = LEAST_SIDE if head == "context" and final == "head" and not end else 0
+        pieces = _split_and_verify(module, [*at, end] if end else at, example, layout, least_side, bool(named))
         if at and math.prod(pieces.features[-1].size) == 1 and not takes_vector(pieces.traced):
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
@@ -94,6 +100,8 @@ def attach(  # noqa: PLR0913
         if plain == 0:
             raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
         heads = _make_heads(pieces, num_classes, final, head, plain, named)
+        if end:
+            pieces, heads = replace(pieces, stages=pieces.stages[:-1], features=pieces.features[:-1]), heads[:-1]
         cost, head_share = _measure_cost(pieces, heads, final, plain)
         geometry = find_map_geometry(pieces, heads)
     tensors, last = list_tensors(example), pieces.features[-1].layout
@@ -115,6 +123,7 @@ def attach(  # noqa: PLR0913
         at=exits,
         num_classes=num_classes,
         final=final,
+        end=end,
         input_shape=shape,
         source=source or ("hf:" if config else ""),
         layout=layout,

@@ -68,6 +68,7 @@ class NetworkInfo:
     groups: Groups = ()  # for a vector, the groups of features that maps lie on
     task: Task = "classes"
     members: tuple[NetworkInfo, ...] = ()  # of a cascade
+    end: str = ""  # name of the module that ends it; empty: the whole backbone
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
@@ -207,11 +208,12 @@ class ExitNet(nn.Module):
         info, heads = self.info, "" if self.info.members else f" with {self.info.head} heads"
         exits = f"{self.num_exits} exits{heads}"
         backbone = info.source or type(self.__dict__["_source"]).__name__
+        backbone += f" up to {info.end}" if info.end else ""
         return f"ExitNet({backbone}, {exits}, {info.num_classes} classes, input {info.input_shape})"
 
     def _repr_html_(self) -> str:
         rows = []
-        for k, module in enumerate([*self.info.at, "the end"]):
+        for k, module in enumerate([*self.info.at, self.info.end or "the end"]):
             count = f"{sum(p.numel() for p in self.stage(k).parameters()):,}"
             rows.append([exit_name(k, self.num_exits), module, f"{self.cost[k]:.3f}", type(self.head(k)).__name__, count])
         return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))

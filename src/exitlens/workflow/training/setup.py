@@ -136,6 +136,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
     words = settings.exits  # names such as layer1,layer2, or a number
     exits = int(words) if words.lstrip("-").isdigit() else [name.strip() for name in words.split(",") if name.strip()]
+    exits = exits or []
     if isinstance(exits, list) and exits and settings.has_weights:
         with torch.random.fork_rng(devices=[]):  # unknown names are reported before weights are downloaded or read
             check_places(build(), exits, example)
@@ -149,7 +150,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
             f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
             f"Fix: use --size {positions} or less."
         )
-    if not words:
+    if not words and not settings.end:
         usual = ["layer1", "layer2", "layer3"]
         exits = usual if settings.placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
     if settings.init_weights is not None:
@@ -162,6 +163,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
         len(train.classes),
         example,
         final="keep" if settings.keep_final else "head",
+        end=settings.end,
         placement=settings.placement,
         head=settings.head or train.modality.head,  # type: ignore[arg-type]
         groups=read_groups(settings.groups, train.preprocess) if settings.groups else None,
