@@ -26,6 +26,7 @@ from exitlens.delivery.report import (
     write_report,
 )
 from exitlens.display import pick_exit_colour
+from exitlens.types.comparisons import Comparison, Contender
 from tests.conftest import TinyNet, make_net, make_timing
 
 MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
@@ -65,6 +66,9 @@ class _Page(HTMLParser):
 @pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     subjects = [make_subject(name, tiny_set, faithful=True) for name in ("with <EGT>", "without")[: 1 + pair]]
+    rivals = [Contender(name, name, 0.9, (0.5, -1.0, 2.0), 2.0, (1.0,) * 3, 0.8, 0.7) for name in ("with exits", "plain")]
+    comparison = Comparison(tuple(rivals), 32, 8, 4, {"processor": "Slow 9000", "threads": 2}, "net", "rule")
+    subjects[0] = replace(subjects[0], comparison=comparison)
     times = {"speedup": 2.5, "low": 2.4, "high": 2.6, "plain_ms": 1.0, "ours_ms": 0.4, "images": 256, "rounds": 5}
     speed = {"batch size 1": times | {"accuracy_drop": 0.01, "cost": 0.3}}
     text = write(tmp_path, tiny_set, *subjects, speed=speed, plain_accuracy=0.9)
@@ -75,7 +79,9 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     assert len(page.images) >= 4
     assert all(image["alt"] for image in page.images)
     assert all(f'id="{link[1:]}"' in text for link in page.links)
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 5
+    assert "<p>Undecided between the network with exits and the plain, which takes 1.00 times as long" in text
+    assert "32 test images in 8 groups; batches of 4, Slow 9000, 2 threads" in text
     assert "with &lt;EGT&gt;" in text
     assert re.search(r"<b>2.50 <a [^>]*>times faster</a></b> at batch size 1", text)
     assert re.search(r"skill</a> of <b>-?\d", text)

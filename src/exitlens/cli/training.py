@@ -29,6 +29,7 @@ from exitlens.cli.options import (
     of_training,
     show,
     takes,
+    tell,
     verbs,
     wait,
 )
@@ -169,7 +170,7 @@ def fit(
         weight = xl.EGTLoss().weight if egt_weight is None else egt_weight
         loss = xl.EGTLoss(weight, label_smoothing=label_smoothing, **given)
         given = {"out_dir": out, "resume": resume, "workers": reading.workers, "ranks": ranks, "tensorboard": tensorboard}
-        with record_source(out, source, resume=resume, skip_bad=reading.skip_bad, ranks=ranks):
+        with record_source(out, source, resume=resume, skip_bad=reading.skip_bad, network=network, ranks=ranks):
             result = xl.fit(net, train, validation, loss=loss, progress=not json_, **given, **vars(settings))
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -452,6 +453,33 @@ def cascade(
     show(json_, facts, f"{out}: {len(pairs)} networks, {net.num_exits} exits", rows)
 
 
+@verbs.command(epilog="Example: `exitlens compare runs/x`, and then `exitlens report runs/x`")
+def compare(
+    run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, with a policy.")],
+    rivals: Annotated[
+        str,
+        Option(
+            help="What to train beside it: `plain` (the backbone without early exits), `cut` (ends at the policy's mean "
+            "cost), `half` (at half of that), `images` (smaller ones), or backbones by name."
+        ),
+    ] = "plain,cut,half",
+    batch_size: Annotated[int, Option(min=1, help="Samples in a batch that is timed.")] = 32,
+    json_: Json = False,
+) -> None:
+    """Train smaller networks on the run's data by its own recipe, test all side by side, and say which to take.
+
+    They are kept in RUN/beside; a stopped comparison goes on where it was.
+    """
+    from exitlens.delivery.rivals import compare_rivals
+
+    names = [name.strip() for name in rivals.split(",") if name.strip()]
+    if not names:
+        raise xl.errors.InputError("rivals: expected one or more, got none. Fix: pass plain,cut,half.")
+    say = (lambda line: print(line, file=sys.stderr)) if json_ else tell
+    compared = compare_rivals(run, names, batch_size=batch_size, progress=not json_, say=say)
+    show(json_, compared.to_dict(), compared.advice, compared.tabulate())
+
+
 @verbs.command(epilog="Example: `exitlens certify --bundle runs/x --area 0.2`")
 @takes(ReadSettings, {"Data": f"data {READING}"})
 def certify(
@@ -513,13 +541,14 @@ def report(
 ) -> None:
     """Write a page about a run, or about two side by side, on the first one's test images."""
     from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
+    from exitlens.delivery.rivals import read_comparison
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
     reading, trace_options = make_reading(), make_trace_options()
     if out.exists():
         raise xl.errors.OutputExistsError(f"out: {out} exists. Fix: choose another file.")
     runs = [run] if compare is None else [run, compare]
-    net, _ = load_calibrated(run)
+    net, policy = load_calibrated(run)
     require_preprocess(net, net.input_spec.modality.preprocess)
     with wait(json_, "listing the data"):
         samples = load_samples(run, net, "test", reading)
@@ -528,6 +557,7 @@ def report(
     subjects = measure_subjects(runs, samples, progress=not json_, cost=cost, timed_batch=timed_batch)
     if bad := list_bad(samples):
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
+    subjects[0] = replace(subjects[0], comparison=read_comparison(run, net, policy))
     write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]

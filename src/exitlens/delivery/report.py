@@ -17,6 +17,7 @@ from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import matplotlib as mpl
+import numpy as np
 import torch
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -37,6 +38,7 @@ from exitlens.model.heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.types import Explanation, Policy
+from exitlens.types.comparisons import Comparison
 from exitlens.types.inputs import Inputs
 from exitlens.types.outputs import exit_name
 from exitlens.types.preprocessing import Preprocess
@@ -81,6 +83,7 @@ class Subject:
     policy: Policy
     reports: Mapping[str, Report]
     faithfulness: Mapping[str, Faithfulness] = field(default_factory=dict)
+    comparison: Comparison | None = None  # with its rivals, which the report shows of the first subject
 
     @property
     def label(self) -> str:
@@ -178,6 +181,7 @@ def write_report(
         task = bar.add_task("gallery", total=len(images) * (POOL + IMAGES))
         gallery = build_gallery(subjects, images, lambda count: bar.advance(task, count))
         bar.update(task, completed=len(images) * (POOL + IMAGES))
+    comparison = subjects[0].comparison
     page = load_template("report.html.j2").render(
         thing=subjects[0].net.info.modality.name,
         things=subjects[0].net.info.modality.plural,
@@ -195,7 +199,9 @@ def write_report(
             for row in subject.reports[main].exits
             if row.calibration_error is not None and row.calibration_error >= UNTRUSTWORTHY
         ],
-        summary=summarize(subjects, main, speed or {}, plain_accuracy),
+        summary=[*([comparison.advice] if comparison else []), *summarize(subjects, main, speed or {}, plain_accuracy)],
+        comparison=comparison,
+        plot_rivals=Markup(plot_rivals(comparison)) if comparison else "",
         made=made,
         speed=speed or {},
         plain_accuracy=plain_accuracy,
@@ -332,6 +338,25 @@ def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: f
         f"{s.name}: {_percent(s.reports[main].accuracy)} at cost {s.reports[main].cost:.2f}" for s in subjects
     )
     return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {results}")
+
+
+def plot_rivals(comparison: Comparison) -> str:
+    """Draw accuracy against time: the network with exits as a star, its rivals with the interval of the difference."""
+    ours, *others = comparison.contenders
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(3.6)
+        axes.plot(ours.ms, 100 * ours.accuracy, marker="*", ms=15, color=INK, ls="none", label=ours.title)
+        for i, each in enumerate(others):
+            low, high = (abs(end - each.gain[0]) for end in each.gain[1:])
+            colour, marker = pick_exit_colour(i, len(others)), MARKERS[i % len(MARKERS)]
+            spread = np.array([[low], [high]])
+            at = each.ms, 100 * each.accuracy
+            axes.errorbar(*at, spread, fmt=marker, ms=8, color=colour, ecolor=INK, capsize=3, label=each.title)
+        axes.set_xlabel("milliseconds a sample")
+        axes.set_ylabel("accuracy (%)")
+        axes.set_xlim(left=0)
+        figure.legend(loc="outside lower left")
+    return _svg(figure, f"Accuracy against time of the network with exits and its rivals. {comparison.advice}")
 
 
 def plot_exit_shares(subjects: Sequence[Subject], main: str) -> str:

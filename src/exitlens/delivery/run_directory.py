@@ -30,20 +30,26 @@ from exitlens.workflow.training.record import SETTINGS
 
 REQUESTS = "certificate_requests.json"  # beside the bundle's files: certificates that were asked for, by the samples asked
 P = TypeVar("P", bound=Preprocessing)
-DATA, SKIP_BAD = "data.json", "skip_bad"
+DATA, SKIP_BAD, NETWORK = "data.json", "skip_bad", "network"  # the file, and what it has beside the fields of the source
 
 
 @contextmanager
 def record_source(
-    out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: DistributedContext = ALONE
+    out: Path,
+    source: DataSource,
+    *,
+    resume: bool,
+    skip_bad: bool = False,
+    network: NetworkSettings | None = None,
+    ranks: DistributedContext = ALONE,
 ) -> Iterator[None]:
-    """Record a run's data in its directory before training starts, and whether what cannot be read is left out.
+    """Record a run's data and network before training starts, and whether what cannot be read is left out.
 
     If training fails before it writes anything, the record is taken back, so that a corrected call can use ``out`` again.
     Once it has begun, an error about a file that cannot be read says how to go on. Raises :class:`OutputExistsError` if the
     directory is in use and ``resume`` is not set.
     """
-    ranks.share(lambda: _write_source(out, source, resume, skip_bad))
+    ranks.share(lambda: _write_source(out, source, resume, skip_bad, network))
     try:
         yield
     except ExitlensError as error:
@@ -55,7 +61,7 @@ def record_source(
         raise
 
 
-def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool) -> None:
+def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool, network: NetworkSettings | None) -> None:
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
         raise OutputExistsError(f"out: {out} exists and is not empty. Fix: choose another directory, or pass --resume.")
@@ -64,7 +70,10 @@ def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool) -
             f"data: {path} was made with other data. Fix: pass the same files (none added or removed), or another --out."
         )
     make_directory(out, "out")
-    write_json(path, asdict(source) | ({SKIP_BAD: True} if skip_bad else {}))
+    record = asdict(source) | ({SKIP_BAD: True} if skip_bad else {})
+    if network is not None:
+        record[NETWORK] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(network).items()}
+    write_json(path, record)
 
 
 def remembers_skipping(path: Path, data: str = "") -> bool:
@@ -80,18 +89,32 @@ def remembers_skipping(path: Path, data: str = "") -> bool:
 
 def read_source(path: Path) -> tuple[DataSource, bool]:
     """Read which data a run was trained on, and whether it left out what could not be read of them."""
-    record = path / DATA
-    if not record.is_file():
-        record = find_bundle(path).parent / DATA
+    record = _find_record(path)
     if not record.is_file():
         raise DataError(f"data: {path} does not say which data it was trained on. Fix: pass --data.")
     return _parse_record(record)
+
+
+def read_network(path: Path) -> NetworkSettings:
+    """Read which network a run began with; raise :class:`DataError` unless ``exitlens fit`` trained it."""
+    try:
+        values = json.loads(_find_record(path).read_text())[NETWORK]
+        weights = values.pop("init_weights")
+        return NetworkSettings(**values, init_weights=None if weights is None else Path(weights))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"run: {path} does not say which network it began with. Fix: train it by exitlens fit.") from error
+
+
+def _find_record(path: Path) -> Path:
+    record = path / DATA
+    return record if record.is_file() else find_bundle(path).parent / DATA
 
 
 def _parse_record(path: Path) -> tuple[DataSource, bool]:
     try:
         record = json.loads(path.read_text())
         skip_bad = record.pop(SKIP_BAD, False) is True
+        record.pop(NETWORK, None)
         return DataSource(**record), skip_bad
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}). Fix: pass --data.") from error
