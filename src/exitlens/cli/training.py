@@ -384,9 +384,11 @@ def evaluate(
     name: PolicyName = "",
 ) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
+    from exitlens.delivery.rivals import read_comparison
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle, name)
+    comparison = read_comparison(bundle, net, policy)
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", make_reading())
     if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
@@ -399,7 +401,8 @@ def evaluate(
     few = len(result.classes) >= len(rows)
     title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
     values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
-    show(json_, values, f"{result}\n{title}", rows)
+    values |= {"comparison": comparison.to_dict()} if comparison else {}
+    show(json_, values, f"{result}\n{title}", rows, [comparison.advice] if comparison else ())
 
 
 @verbs.command(epilog="Example: `exitlens cues --bundle runs/x --out cues.html`")

@@ -34,6 +34,7 @@ from exitlens.types.comparisons import PLAIN, Comparison, Contender
 from exitlens.types.inputs import draw_samples, split_rows
 from exitlens.types.preprocessing import Preprocess
 from exitlens.types.settings import SWAPPED, NetworkSettings, ReadSettings, read_record
+from exitlens.types.tasks import are_same
 from exitlens.workflow.binding import certify_binding
 from exitlens.workflow.collection import collect
 from exitlens.workflow.inference import predict
@@ -78,7 +79,7 @@ def list_rivals(run: Path, names: Sequence[str]) -> list[Rival]:
     policy, and at half of that. ``images`` are smaller by as much as makes the cost the same.
     """
     net, policy = load_calibrated(run)
-    network, source = replace(read_network(run), exits="0", keep_final=False, placement="cost"), read_source(run)[0]
+    network, source = replace(read_network(run), exits="0", keep_final=True, placement="cost"), read_source(run)[0]
     if policy.calibration is None:
         raise PolicyError(f"policy: that of {run} was not calibrated. Fix: run exitlens calibrate --bundle {run}")
     cost, title = policy.calibration.cost, f"{network.backbone} backbone"
@@ -89,7 +90,7 @@ def list_rivals(run: Path, names: Sequence[str]) -> list[Rival]:
         elif name in (CUT, HALF):
             end = _find_cut(net, cost if name == CUT else cost / 2)
             if all(end != rival.network.end for rival in rivals):
-                rivals.append(Rival(name, f"{title} cut after {end}", replace(network, end=end), source))
+                rivals.append(Rival(name, f"{title} cut after {end}", replace(network, end=end, keep_final=False), source))
         elif name == IMAGES:
             if not isinstance(net.info.preprocess, Preprocess):
                 raise InputError("rivals: only images can be smaller. Fix: leave images out.")
@@ -187,7 +188,9 @@ def _measure(
     for name in contenders:
         gain = tuple(100 * value for value in _compare_means(right[name] - right[first], groups))
         ratio = times.ratio(name, first)
-        agreement = (answers[name] == answers[PLAIN]).double().mean().item() if PLAIN in answers else None
+        agreement = (
+            are_same(answers[name], answers[PLAIN], net.info.task).double().mean().item() if PLAIN in answers else None
+        )
         ms = times.median_ms(name, min(TIMED, len(data)))
         values = titles[name], right[name].mean().item(), gain, ms, (ratio.median, ratio.low, ratio.high)
         rows.append(Contender(name, *values, agreement, binding.get(name)))
