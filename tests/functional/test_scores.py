@@ -121,3 +121,21 @@ def test_micro_f1_by_hand():
     answers, labels = torch.tensor([[1, 0, 1], [1, 1, 0]]).bool(), torch.tensor([[1, 1, 0], [0, 1, 0]]).bool()
     assert scores.micro_f1(answers, labels) == pytest.approx(2 * 2 / (2 * 2 + 2 + 1))  # 2 right, 2 wrong, 1 missed
     assert scores.micro_f1(torch.zeros(3, 2).bool(), torch.zeros(3, 2).bool()) == 1
+
+
+def test_rank_area_is_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = torch.Generator().manual_seed(0)
+    values, positive = torch.randint(0, 9, (200,), generator=rng) / 9, torch.rand(200, generator=rng) < 0.3
+    assert scores.rank_area(values, positive) == pytest.approx(metrics.roc_auc_score(positive, values))
+    assert scores.rank_area(values, torch.zeros(200, dtype=torch.bool)) is None
+
+
+def test_the_oracle_by_hand():
+    correct = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]])
+    points = scores.find_oracle_curve(correct, torch.tensor([0.2, 0.6, 1.0]))
+    assert points == (
+        (pytest.approx(0.2), 0.25),
+        (pytest.approx((0.2 * 3 + 0.6) / 4), 0.5),
+        (pytest.approx((0.2 * 2 + 0.6 + 1) / 4), 0.75),
+    )

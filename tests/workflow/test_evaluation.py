@@ -31,6 +31,11 @@ def test_report_by_hand():
     assert [row.label for row in report.list_worst_classes()] == [1, 0]
     with pytest.raises(xl.errors.PolicyError):
         xl.evaluate(trace, xl.Policy((0.5, 0.5)))
+    assert (report.exits[0].rescued, report.exits[0].spoiled, report.exits[1].warning) == (pytest.approx(2 / 3), 0, None)
+    assert report.exits[0].warning == pytest.approx(
+        0.75
+    )  # of the two that need the final exit, one scores as the first does
+    assert report.oracle == ((pytest.approx(0.4), pytest.approx(1 / 3)), (pytest.approx(0.8), 1.0))
     assert report.overthinking == pytest.approx((1 / 3, 0.0))  # the first is right at exit 0 and at the final one
     p = torch.tensor([3.0, 0.0]).softmax(0)[0].item()
     half = torch.tensor([0.1, 0.0]).softmax(0)[0].item()

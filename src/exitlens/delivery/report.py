@@ -319,6 +319,9 @@ def plot_accuracy_cost(subjects: Sequence[Subject], main: str, plain_accuracy: f
             report = network.reports[main]
             xs, ys = zip(*report.curve, strict=True)
             axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{network.label}: best thresholds")
+            if report.oracle:
+                xs, ys = zip(*report.oracle, strict=True)
+                axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=0.8, alpha=0.5, label=f"{network.label}: oracle")
             for row in report.exits:
                 if row.accuracy is not None:
                     colour = pick_exit_colour(row.exit, len(report.exits))

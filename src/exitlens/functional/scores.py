@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
 from torch import Tensor
 
 from exitlens.errors import InputError
@@ -132,6 +133,24 @@ def micro_f1(answers: Tensor, labels: Tensor) -> float:  # (N,C) bool each
     """Return ``2 TP / (2 TP + FP + FN)`` over all samples and labels together; 1 if no label is told or true."""
     told, there = int(answers.sum()), int(labels.sum())
     return 2 * int((answers & labels).sum()) / (told + there) if told + there else 1.0
+
+
+def rank_area(scores: Tensor, positive: Tensor) -> float | None:  # (N,), (N,) bool
+    """Return the area under the ROC curve, the chance that a positive sample scores higher (ties: half); None without both."""
+    count = int(positive.sum())
+    if not 0 < count < len(positive):
+        return None
+    ranks = torch.from_numpy(rankdata(scores.double().numpy()))
+    return ((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count))).item()
+
+
+def find_oracle_curve(correct: Tensor, cost: Tensor) -> tuple[tuple[float, float], ...]:  # (N,K) bool, (K,)
+    """Return cost and accuracy if every sample left at its first right exit, or at exit 0 if that is none up to exit k."""
+    first, points = correct.bool().int().argmax(1), []
+    for k in range(correct.shape[1]):
+        exits = torch.where(first <= k, first, 0)
+        points.append((cost[exits].double().mean().item(), correct.gather(1, exits[:, None]).double().mean().item()))
+    return tuple(points)
 
 
 def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool

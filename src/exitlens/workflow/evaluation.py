@@ -36,6 +36,9 @@ class ExitRow:
             under the risk-coverage curve by maximum probability (mean error rate over all coverages), with the policy's
             temperatures. With several labels per sample the first two average over labels (``brier`` in [0, 1]), and the
             curve ranks samples by how decided they are.
+        rescued, spoiled: shares of samples that the final exit has right and this one wrong, and the other way round.
+        warning: AUROC of the policy's score as a sign of the first: the chance that a sample which going on would rescue scores
+            lower than another; ``None`` if there is none, and at the final exit.
         consistency: by measure ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the uniform
             null, and the skill over the shuffled-image null (only for measures where more is closer).
         ms: measured time of a batch that leaves here, if the trace has timings.
@@ -52,6 +55,9 @@ class ExitRow:
     accuracy_when_taken: float | None
     consistency: Mapping[str, Mapping[str, float]]
     ms: float | None = None
+    rescued: float | None = None
+    spoiled: float | None = None
+    warning: float | None = None
 
     def format_cells(self) -> list[str]:
         """Return milliseconds (if known), cost, accuracy, agreement, share, and the map's CC with its null and skill."""
@@ -112,6 +118,8 @@ class Report:
             wrong (destructive).
         curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each better than those before it;
             (cost, agreement) without labels. It is fitted on this trace: optimistic.
+        oracle: (cost, accuracy) points if every sample left at its first right exit up to exit k, or else at exit 0: what no
+            rule can pass; empty without labels.
         classes: one row per class that has samples, in label order; empty without labels.
         ms, timing: mean over samples of the time that a batch takes at their exit, if the trace has timings, and these.
         cue_drop: how much more often the routed answers change than final ones when everything outside the object comes from
@@ -141,6 +149,7 @@ class Report:
     labels: LabelReport | None = None
     calibration_error: float | None = None
     cue_drop: float | None = None
+    oracle: tuple[tuple[float, float], ...] = ()
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """Return the classes of lowest routed accuracy, worst first; on a tie, those that lose most come first."""
@@ -223,6 +232,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         labels=None if labels is None or trace.task != "multilabel" else _measure_labels(trace, labels, exits),
         calibration_error=None if labels is None else scores.routed_calibration_error(trace, policy.temperatures, exits),
         cue_drop=cue_drop(trace, 1.0).mean(exits) if has_swaps(trace) else None,
+        oracle=() if correct is None else scores.find_oracle_curve(correct, trace.cost),
     )
 
 
@@ -249,7 +259,7 @@ def _measure_classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tenso
 
 def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
     takes = exits == k
-    accuracy = when_taken = error = brier = area = None
+    accuracy = when_taken = error = brier = area = rescued = spoiled = warning = None
     if trace.labels is not None and correct is not None:
         right = correct[:, k]
         accuracy, when_taken = right.mean().item(), right[takes].mean().item() if takes.any() else None
@@ -258,6 +268,10 @@ def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: 
         is_decided = trace.task == "multilabel"
         certainty = scores.score(trace.logits[:, k], DECIDED, policy.temperatures[k]) if is_decided else rated.confidence
         area = scores.risk_coverage(certainty, right).mean().item()
+        better, worse = correct[:, -1] > right, correct[:, -1] < right
+        rescued, spoiled = better.double().mean().item(), worse.double().mean().item()
+        if k < trace.num_exits - 1:
+            warning = scores.rank_area(-score_early_exits(trace, policy)[:, k], better)
     consistency = {}
     for name, values in trace.similarity.items():
         value = values[:, k].mean().item()
@@ -277,6 +291,9 @@ def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: 
         accuracy_when_taken=when_taken,
         consistency=consistency,
         ms=None if trace.timing is None else trace.timing.ms[k],
+        rescued=rescued,
+        spoiled=spoiled,
+        warning=warning,
     )
 
 
