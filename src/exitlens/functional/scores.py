@@ -136,7 +136,7 @@ def micro_f1(answers: Tensor, labels: Tensor) -> float:  # (N,C) bool each
 
 
 def rank_area(scores: Tensor, positive: Tensor) -> float | None:  # (N,), (N,) bool
-    """Return the area under the ROC curve, the chance that a positive sample scores higher (ties: half); None without both."""
+    """Return the area under the ROC curve: the chance that a positive sample scores higher (ties: half)."""
     count = int(positive.sum())
     if not 0 < count < len(positive):
         return None
