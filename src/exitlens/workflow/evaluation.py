@@ -37,8 +37,8 @@ class ExitRow:
             temperatures. With several labels per sample the first two average over labels (``brier`` in [0, 1]), and the
             curve ranks samples by how decided they are.
         rescued, spoiled: shares of samples that the final exit has right and this one wrong, and the other way round.
-        warning: AUROC of the policy's score as a sign of the first: the chance that a sample that the final exit would rescue
-            scores lower than another; ``None`` if there is none, and at the final exit.
+        warning: AUROC of the policy's score as a sign of the first: the chance that a sample that the final exit would
+            rescue scores lower than another; ``None`` if there is none, and at the final exit.
         consistency: by measure ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the uniform
             null, and the skill over the shuffled-image null (only for measures where more is closer).
         ms: measured time of a batch that leaves here, if the trace has timings.
