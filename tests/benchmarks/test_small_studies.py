@@ -19,6 +19,7 @@ from benchmarks import (
     fashion,
     loading,
     neighbour,
+    planning,
     processes,
     recipes,
     series,
@@ -252,3 +253,14 @@ def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
     assert ours["head_share"] <= 0.05
     assert len(plain["cost"]) == 1
     assert 0 < ours["routed"]["cost"] <= ours["cost"][-1]
+
+
+def test_plans_are_judged_by_their_ratio_to_brute_force():
+    runs = {"0": {"planned": [110, 100, None], "needed": [100.0, 100.0, None], "size": [500] * 3}}
+    most, least = planning.list_promises(runs)
+    assert most.measured == least.measured == pytest.approx(1.1**0.5)
+    assert most.state == "undecided"
+    assert planning.write_tables(runs)[2].startswith("| 2 | 1.05 | 100 % |")
+    trace = planning.Population(4, (1.5, 0.7), 0.5).sample(400, seed=0)
+    early, final = trace.correct.double().mean(0).tolist()
+    assert early + 0.1 < final

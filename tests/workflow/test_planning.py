@@ -75,10 +75,10 @@ def test_needed_is_read_off_a_rising_line():
     def make(*shares):
         return [PlannedSize(100 * 4**i, share, 0.5, 0.5, 0.5) for i, share in enumerate(shares)]
 
-    assert planning._find_needed(make(0.0, 0.8, 1.0)) == round(400 * 4**0.5)
-    assert planning._find_needed(make(0.8, 0.6, 1.0)) == math.ceil(400 * 4 ** (2 / 3))  # 0.7 at the first two
-    assert planning._find_needed(make(0.0, 0.5, 0.8)) is None
-    assert planning._find_needed(make(0.95, 0.95, 1.0)) == 100
+    assert planning.find_needed(make(0.0, 0.8, 1.0)) == round(400 * 4**0.5)
+    assert planning.find_needed(make(0.8, 0.6, 1.0)) == math.ceil(400 * 4 ** (2 / 3))  # 0.7 at the first two
+    assert planning.find_needed(make(0.0, 0.5, 0.8)) is None
+    assert planning.find_needed(make(0.95, 0.95, 1.0)) == 100
 
 
 @pytest.mark.parametrize("limit", [0.02, 0.1])

@@ -84,7 +84,7 @@ def plan_samples(
             costs = np.array([cost for _, cost in outcomes])
             low, high = np.quantile(costs, (0.1, 0.9)).tolist()
             sizes.append(PlannedSize(units, sum(got for got, _ in outcomes) / draws, float(costs.mean()), low, high))
-    return SamplePlan(request, draw.unit, draw.count, _find_needed(sizes), tuple(sizes), allowed.cost)
+    return SamplePlan(request, draw.unit, draw.count, find_needed(sizes), tuple(sizes), allowed.cost)
 
 
 class _Draws:
@@ -136,7 +136,7 @@ def _list_sizes(count: int) -> Iterator[int]:
     return iter(dict.fromkeys([round(FEWEST * STEP**i) for i in range(steps)] + [REACH * max(count, FEWEST)]))
 
 
-def _find_needed(sizes: list[PlannedSize]) -> int | None:
+def find_needed(sizes: list[PlannedSize]) -> int | None:
     """Return the size at which a rising line through the shares, linear in the logarithm of the size, reaches the chance."""
     line = isotonic_regression([size.certified for size in sizes]).x
     if line[-1] < CHANCE:
