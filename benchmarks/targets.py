@@ -18,7 +18,7 @@ from benchmarks.results import Runs, Tree, list_seeds
 from exitlens.data.sets import SampleSet
 from exitlens.functional.maps import entropy
 
-FIRST_SEED, SEEDS = 100, 1
+FIRST_SEED, SEEDS = 100, 3
 SAMPLES, ORACLE = 500, 200
 DEFAULT, SPREAD = "default", "spread"
 TARGETS: dict[str, tuple[str, xl.EGTLoss]] = {
