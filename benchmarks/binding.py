@@ -102,6 +102,16 @@ def open_task(name: str, seed: int, most: int | None, *, trial: bool = False) ->
     return tasks.from_scratch(train, validation, tests, epochs=1 if most else TRIAL_EPOCHS if trial else 6)
 
 
+def load_calibration(task: Task, name: str, seed: int, most: int | None) -> SampleSet:
+    """Return samples like the training data, of which no network was trained."""
+    if name in ("motifs", "pictures", "reviews"):
+        return task.validation
+    agreement = 0.8 if name in ("scenes", "vit") else 0.1
+    data = make_scene_set("calibration", seed, 2, agreement, most)
+    plant = {"corner": plant_patch, "texture": plant_texture}.get(name)
+    return data if plant is None else plant(data, AGREEMENT, seed + 4)
+
+
 def plant_patch(data: xl.data.ImageSet, agreement: float, seed: int) -> xl.data.ImageSet:
     """Draw stripes into the upper left corner whose direction names a class, the right one in a share ``agreement`` of the images.
 

@@ -23,18 +23,17 @@ from torch import Tensor
 
 import exitlens as xl
 import exitlens_runtime
-from benchmarks import binding, populations, serving
-from benchmarks.binding import AGREEMENT, open_task, plant_patch, plant_texture, train
+from benchmarks import binding, populations, rules, serving
+from benchmarks.binding import open_task, train
 from benchmarks.edge import find_near
 from benchmarks.harness import Job, Promise, Study, join_means, list_by_seed, promise_table, table, take_turns
 from benchmarks.load import Array, Spec, make_infer_request, run_load
 from benchmarks.performance import make_scenes
 from benchmarks.results import Runs, Tree, list_seeds
 from benchmarks.servers import start_ours
-from benchmarks.tasks import Task, make_scene_set
 from exitlens.data.sets import SampleSet
 from exitlens.functional.risk import disagreement
-from exitlens.functional.routing import find_first_firing, fit_gate, score_early_exits, stack_trace_features
+from exitlens.functional.routing import fit_gate, score_early_exits, stack_trace_features
 from exitlens.model.timing import interval
 from exitlens.types.policies import GATE_FEATURES
 
@@ -62,7 +61,7 @@ AGREES, MOVED = (
 MOVED |= {"texture": ("disagreeing", "unseen"), "motifs": ("independent",)}
 RULES = "confidence", "patience", "attention", "gate", "oracle"  # attention: the gate without evidence
 RANKED = "confidence", "attention", "gate"
-COSTS, STEPS, SURE = (0.25, 0.3, 0.4), 41, 0.5
+COSTS, SURE = (0.25, 0.3, 0.4), 0.5
 LIMITS = {"disagreement": (0.01, 0.02, 0.05), "divergence": (0.2, 0.4, 0.6, 0.8)}  # divergence: over exit 0's mean
 GAIN, BETTER, MOST_MS = 2.0, 0.05, 0.03
 COUNT, ROUNDS, OFTEN = 10_000, 200, 10  # images to refuse; rounds of timing, and answers in each
@@ -86,7 +85,7 @@ def measure_cell(name: str, condition: str, seed: int, quick: bool = False) -> T
     folder = Path("runs/binding") / ("quick" if quick else "") / f"{name}-{condition}-{seed}"
     net, _ = train(task, seed, folder, CONDITIONS[condition][1])
     traces = {test: xl.collect(net, data, batch_size=250) for test, data in task.tests.items()}
-    known = xl.collect(net, load_calibration(task, name, seed, most), batch_size=250)
+    known = xl.collect(net, binding.load_calibration(task, name, seed, most), batch_size=250)
     return compare_rules(known, traces) | {"saved": save_cost(known, traces[AGREES.get(name, "agreeing")])}
 
 
@@ -181,16 +180,6 @@ def predict_often(net: xl.ExitNet, image: Tensor, policy: xl.Policy, turn: int) 
         xl.predict(net, image, policy)
 
 
-def load_calibration(task: Task, name: str, seed: int, most: int | None) -> SampleSet:
-    """Return samples like the training data, of which no network was trained."""
-    if name == "motifs":
-        return task.validation
-    agreement = 0.8 if name in ("scenes", "vit") else 0.1
-    data = make_scene_set("calibration", seed, 2, agreement, most)
-    plant = {"corner": plant_patch, "texture": plant_texture}.get(name)
-    return data if plant is None else plant(data, AGREEMENT, seed + 4)
-
-
 def compare_rules(known: xl.Trace, tests: Mapping[str, xl.Trace]) -> Tree:
     """Return, for every test set, each rule's accuracy at equal mean costs, the gate's gain, and the ranking of sure answers."""
     policies = make_policies(known)
@@ -198,7 +187,7 @@ def compare_rules(known: xl.Trace, tests: Mapping[str, xl.Trace]) -> Tree:
     for test, trace in tests.items():
         curves = {}
         for rule in RULES:
-            curves[rule] = trace_curve(score(rule, policies, known), score(rule, policies, trace), trace)
+            curves[rule] = rules.trace_curve(judge(rule, policies, known, trace), trace.cost, COSTS)
             measured["accuracy"].setdefault(test, {})[rule] = [100 * row.mean().item() for row in curves[rule]]
         gains = 100 * (curves["gate"] - curves["confidence"])  # (costs,N)
         measured["gain"][test] = gains.mean(1).tolist()
@@ -216,45 +205,19 @@ def make_policies(known: xl.Trace) -> dict[str, xl.Policy]:
     return {"confidence": plain} | {name: replace(plain, gate=fit_gate(x, agrees)) for name, x in chosen.items()}
 
 
-def score(rule: str, policies: Mapping[str, xl.Policy], trace: xl.Trace) -> Tensor:  # -> (N,K-1)
+def judge(rule: str, policies: Mapping[str, xl.Policy], known: xl.Trace, test: xl.Trace) -> rules.Judged:
     """Return what a rule compares with thresholds at every early exit."""
-    if rule in policies:
-        return score_early_exits(trace, policies[rule])
-    confidence, answers = score_early_exits(trace, policies["confidence"]), trace.answers
+    if rule == "patience":
+        return rules.by_patience(known, test)
+    scores = [score(rule, policies, trace) for trace in (known, test)]
+    return rules.Judged(*scores, test.correct)
+
+
+def score(rule: str, policies: Mapping[str, xl.Policy], trace: xl.Trace) -> Tensor:  # -> (N,K-1)
     if rule == "oracle":
-        return (answers[:, :-1] == answers[:, -1:]).float() + 1e-3 * confidence
-    streak, streaks = torch.zeros(len(trace)), []  # how many exits have given this answer in a row (PABEE, arXiv 2006.04152)
-    for k in range(trace.num_exits - 1):
-        same = answers[:, k] == answers[:, k - 1] if k else torch.zeros(len(trace), dtype=torch.bool)
-        streak = torch.where(same, streak + 1, torch.zeros(len(trace)))
-        streaks.append(streak)
-    return torch.stack(streaks, 1) + 1e-3 * confidence  # of equal streaks, the surest first
-
-
-def trace_curve(known: Tensor, scores: Tensor, trace: xl.Trace) -> Tensor:  # (M,E), (N,E) -> (costs,N)
-    """Return how right each sample is, on average, at mean costs of ``COSTS``: a mixture of the two policies next to each.
-
-    At every exit the same share of the known samples that come there leaves.
-    """
-    points = []
-    for share in torch.linspace(0, 1, STEPS).tolist():
-        thresholds, left = list[float](), torch.ones(len(known), dtype=torch.bool)
-        for column in known.T:
-            here = column[left]
-            level = here.quantile(1 - share).item() if share and len(here) else math.inf
-            thresholds.append(level)
-            left &= column < level
-        exits = find_first_firing(scores, thresholds)
-        points.append((trace.cost[exits].mean().item(), trace.correct.gather(1, exits[:, None])[:, 0].float()))
-    points.sort(key=lambda point: point[0])
-    costs = torch.tensor([cost for cost, _ in points])
-    rows = []
-    for cost in COSTS:
-        above = int((costs < cost).sum().clamp(1, len(points) - 1))
-        low, high = costs[above - 1].item(), costs[above].item()
-        share = 0.0 if high <= low else min(max((cost - low) / (high - low), 0.0), 1.0)
-        rows.append(torch.lerp(points[above - 1][1], points[above][1], share))
-    return torch.stack(rows)
+        same = trace.answers[:, :-1] == trace.answers[:, -1:]
+        return same.float() + 1e-3 * score_early_exits(trace, policies["confidence"])
+    return score_early_exits(trace, policies[rule])
 
 
 def rank_sure(policies: Mapping[str, xl.Policy], rule: str, trace: xl.Trace) -> list[float | None]:

@@ -22,6 +22,7 @@ from benchmarks import (
     planning,
     processes,
     recipes,
+    rules,
     series,
     targets,
     tasks,
@@ -32,6 +33,7 @@ from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.types.settings import TrainingSettings
+from tests.conftest import random_trace
 
 
 @pytest.mark.slow
@@ -264,3 +266,39 @@ def test_plans_are_judged_by_their_ratio_to_brute_force():
     trace = planning.Population(4, (1.5, 0.7), 0.5).sample(400, seed=0)
     early, final = trace.correct.double().mean(0).tolist()
     assert early + 0.1 < final
+
+
+def test_every_rule_routes_between_its_cheapest_and_its_dearest_exits():
+    known, trace = random_trace(600, c=5), random_trace(500, c=5, seed=1)
+    features = torch.rand(600, 2, 3, generator=torch.Generator().manual_seed(0))
+    known, trace = replace(known, gate_features=features), replace(trace, gate_features=features[:500])
+    usual = rules.trace_curve(rules.by_score("max_probability", known, trace), trace.cost, (0.0, 0.5, 2.0)).mean(1)
+    accuracy = trace.correct.float().mean(0)
+    torch.testing.assert_close(usual[[0, 2]], accuracy[[0, -1]])
+    for name, (_, rule) in rules.RULES.items():
+        judged = rule(known, trace)
+        assert judged.scores.shape == (500, 2), name
+        middle = rules.trace_curve(judged, trace.cost, (0.5,)).mean().item()
+        if name == "oracle":
+            assert middle > max(usual[1].item(), accuracy.max().item())
+        else:
+            assert accuracy[0] < middle < 1, name
+
+
+def test_an_ensemble_of_copies_answers_as_one_of_them():
+    trace = random_trace(400, k=1, c=4)
+    twice = xl.Trace(trace.logits.repeat(1, 2, 1), trace.labels, torch.zeros(400, 2), torch.tensor([0.5, 1.0]))
+    judged = rules.by_ensemble(twice, twice)
+    assert torch.equal(judged.correct, twice.correct)
+
+
+def test_the_oracle_leaves_where_it_is_right_or_nothing_helps():
+    correct = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]).bool()
+    logits = torch.where(correct[:, :, None], torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0]))
+    trace = xl.Trace(logits, torch.zeros(4, dtype=torch.long), torch.zeros(4, 3), torch.tensor([0.2, 0.6, 1.0]))
+    assert (rules.by_oracle(trace, trace).scores >= 0.5).tolist() == [
+        [True, False],
+        [False, True],
+        [False, False],
+        [True, True],
+    ]
