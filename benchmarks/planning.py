@@ -48,9 +48,9 @@ class Population:
         rng = torch.Generator().manual_seed(seed)
         labels = torch.randint(self.classes, (count,), generator=rng)
         common = torch.randn(count, self.classes, generator=rng) * self.shared**0.5
-        own = torch.randn(count, len(self.noise), self.classes, generator=rng) * (1 - self.shared) ** 0.5
+        single = torch.randn(count, len(self.noise), self.classes, generator=rng) * (1 - self.shared) ** 0.5
         signal = 3.0 * F.one_hot(labels, self.classes)
-        logits = signal[:, None] + torch.tensor(self.noise)[:, None] * (common[:, None] + own)
+        logits = signal[:, None] + torch.tensor(self.noise)[:, None] * (common[:, None] + single)
         cost = torch.linspace(0.2, 1.0, len(self.noise))
         return xl.Trace(logits, labels, torch.zeros(count, len(self.noise)), cost)
 

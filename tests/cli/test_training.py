@@ -256,7 +256,7 @@ def test_samples_that_look_alike_are_told_and_no_other_warning_is_lost(again, fo
 
 def test_a_plan_without_a_network(call):
     shown = call.ok("plan", "--max-disagreement", "0.05")
-    assert "75 samples if early answers lose nothing" in " ".join(shown.split())
+    assert "75 independent samples if early answers lose nothing" in " ".join(shown.split())
     assert "out: they go with a network. Fix: pass --bundle" in call.error(
         "plan", "--max-disagreement", "0.05", "--out", "x.svg"
     )

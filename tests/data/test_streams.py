@@ -94,7 +94,7 @@ def test_chosen_rows_come_with_their_groups(flat, tokens):
         assert list(stream.files) == [names[i] for i in (1, 5, 8)]
         assert list(stream.groups) == ["p0", "p1", "p2"]
         assert len(stream.bad) == 2
-    drawn = SampleStream(listing, PREPROCESS, 3, True).draw(lambda count, groups: (groups[:count] > 0).nonzero()[:, 0])
+    drawn = SampleStream(listing, PREPROCESS, 3, True).take_drawn(lambda count, groups: (groups[:count] > 0).nonzero()[:, 0])
     assert [batch.groups.tolist() for batch in drawn] == [[1, 2]]
     assert (list(drawn.files), drawn.find_places().tolist()) == ([names[i] for i in (5, 8)], [2, 3])
     assert (drawn.total, len(drawn.bad)) == (4, 2)

@@ -1,4 +1,9 @@
-from exitlens.delivery.plans import draw_plan, tabulate_plan
+from pathlib import Path
+
+import pytest
+
+from exitlens.delivery.plans import check_picture, draw_plan, tabulate_plan
+from exitlens.errors import InputError
 from exitlens.types import CalibrationRequest, SamplePlan
 from exitlens.types.plans import PlannedCase, PlannedSize
 
@@ -12,7 +17,7 @@ def test_every_second_size_and_the_cases():
     cases = (PlannedCase(0.0, 0.02, 1234), PlannedCase(0.005, 0.02, None))
     plan = SamplePlan(REQUEST, cases=cases)
     assert tabulate_plan(plan)[1:] == [["0 %", "2 %", "1,234"], ["0.5 %", "2 %", "more than anybody collects"]]
-    assert str(plan) == "1,234 samples if early answers lose nothing, more if they do"
+    assert str(plan) == "1,234 independent samples if early answers lose nothing, more if they do"
 
 
 def test_words_and_picture(tmp_path):
@@ -21,7 +26,9 @@ def test_words_and_picture(tmp_path):
     )
     assert str(PLAN) == f"{words} (the limits alone allow 0.40)."
     assert str(SamplePlan(REQUEST, at_hand=14, sizes=SIZES, limit_cost=0.4)).endswith(
-        "Even 20 would not do in 90 %: raise a limit."
+        "Even 20 like these would not do in 90 %: raise a limit, or collect others."
     )
+    with pytest.raises(InputError, match=r"out: expected a picture \.svg, \.png, \.pdf, got plan\.foo"):
+        check_picture(Path("plan.foo"))
     draw_plan(PLAN, tmp_path / "new" / "plan.svg")
     assert (tmp_path / "new" / "plan.svg").read_text().startswith("<?xml")

@@ -15,6 +15,7 @@ from exitlens.delivery.run_directory import (
     describe_origin,
     load_calibrated,
     load_samples,
+    read_network,
     read_source,
     record_source,
     remembers_skipping,
@@ -337,3 +338,12 @@ def test_an_error_about_a_bad_file_says_how_to_go_on_where_there_is_a_run(tmp_pa
     notes = getattr(caught.value, "__notes__", [])
     assert notes == [f"the run so far is in {run}: the same command with --resume --skip-bad goes on"] * is_told
     assert run.exists() == begun
+
+
+def test_a_run_keeps_the_network_that_it_began_with(tmp_path):
+    source, first = DataSource("scenes"), NetworkSettings(exits="layer1", init_weights=Path("weights.pt"))
+    for resume, network in ((False, first), (True, NetworkSettings(backbone="timm:other"))):
+        with record_source(tmp_path / "r", source, resume=resume, network=network):
+            pass
+    assert read_network(tmp_path / "r") == first
+    assert read_source(tmp_path / "r") == (source, False)

@@ -46,6 +46,7 @@ def test_cost_by_hand():
         ({"end": "b", "final": "keep"}, "end: the final head is new"),
         ({"end": "b", "at": 1}, "end: the final head is new"),
         ({"end": "a"}, "at: .*a.*"),
+        ({"end": 3}, "end: expected"),
     ],
 )
 def test_bad_attach_arguments(arguments, message):

@@ -36,7 +36,9 @@ def test_as_many_samples_as_fresh_ones_take():
 
 def test_more_samples_save_more():
     plan = xl.plan_samples(REQUEST, random_trace(300), draws=8)
-    assert (plan.unit, plan.at_hand, plan.sizes[0].units, plan.sizes[-1].units) == ("samples", 300, 10, 2400)
+    assert (plan.unit, plan.at_hand, plan.sizes[0].units, plan.sizes[-1].units) == ("samples", 300, 10, 2560)
+    assert 300 in [size.units for size in plan.sizes]
+    assert plan.request == REQUEST  # temperatures that were fitted here would pass calibrate's check of its samples
     assert plan.sizes[0].certified == 0
     costs = [size.cost for size in plan.sizes if size.certified == 1]
     assert costs[0] > costs[-1] >= plan.limit_cost - 0.01
@@ -46,7 +48,7 @@ def test_more_samples_save_more():
 
 def test_copies_of_a_group_are_groups_of_their_own():
     grouped = xl.plan_samples(REQUEST, random_trace(180).with_groups(torch.arange(180) // 3), draws=8)
-    assert (grouped.unit, grouped.at_hand, grouped.sizes[-1].units) == ("groups", 60, 480)
+    assert (grouped.unit, grouped.at_hand, grouped.sizes[-1].units) == ("groups", 60, 1280)
     assert str(grouped).startswith(f"About {grouped.needed} groups get one in 90 %. The 60 groups at hand")
     sample = planning._tell_apart(random_trace(4).with_groups([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]))
     assert len(sample.groups.unique()) == 4
@@ -58,6 +60,7 @@ def test_swaps_of_copies_are_apart():
     unit[-4:] = -1
     draws = planning._Draws(replace(trace, swaps={"changed": changed, "unit": unit}), replace(REQUEST, max_cue_drop=0.2))
     assert draws.count == 22  # 18 pairs, 4 samples that were not swapped
+    assert draws.unit.startswith("independent units")
     sample = planning._tell_apart(
         replace(trace, swaps={"changed": changed, "unit": unit}).select(torch.tensor([0, 1, 0, 1, 39])),
         torch.tensor([0, 0, 1, 1, 2]),
@@ -109,10 +112,26 @@ def test_without_a_trace_accuracy_by_drawn_pairs():
     ("request_", "message"),
     [
         (xl.CalibrationRequest(max_disagreement=0.1), "request: without delta .* Fix: pass delta=0.1"),
-        (xl.CalibrationRequest(max_divergence=0.1, delta=0.1), "trace: max_divergence need one.* Fix: pass a trace"),
-        (xl.CalibrationRequest(max_disagreement=0.1, max_accuracy_drop=0.1, delta=0.1), "trace: max_accuracy_drop, max_dis"),
+        (xl.CalibrationRequest(max_disagreement=0.0, delta=0.1), "max_disagreement: that nothing at all is lost"),
+        (xl.CalibrationRequest(max_divergence=0.1, delta=0.1), "trace: how much max_divergence vary.* Fix: pass one"),
+        (
+            xl.CalibrationRequest(max_disagreement=0.1, max_accuracy_drop=0.1, delta=0.1),
+            "trace: how much max_accuracy_drop and max_dis",
+        ),
     ],
 )
 def test_refusals(request_, message):
     with pytest.raises(InputError, match=message):
         xl.plan_samples(request_)
+
+
+def test_nothing_to_plan_without_early_exits():
+    with pytest.raises(InputError, match="trace: its network has no early exits"):
+        xl.plan_samples(REQUEST, random_trace(50, k=1))
+
+
+def test_few_samples_and_limits_that_nobody_can_show():
+    assert "The 5 samples at hand are too few for any." in str(xl.plan_samples(REQUEST, random_trace(5), draws=1))
+    assert str(xl.plan_samples(xl.CalibrationRequest(max_accuracy_drop=1e-7, delta=0.1))).startswith(
+        "More samples than anybody"
+    )

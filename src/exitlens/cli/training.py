@@ -294,7 +294,7 @@ def _collect_for(
     return net, samples, _collect(net, samples, options, json_)
 
 
-@verbs.command(epilog="Example: `exitlens plan --max-accuracy-drop 0.01 --delta 0.1`, before there are data")
+@verbs.command(epilog="Example: `exitlens plan --max-accuracy-drop 0.01 --delta 0.1`")
 @takes(CalibrationRequest, {"Limits": f"{' '.join(RISK_LIMITS)} max_ms percentile equal_groups gate score"})
 @takes(ReadSettings, {"Data": f"data {READING}"})
 @takes(CollectOptions, TRACE)
@@ -314,13 +314,17 @@ def plan(
     Without a bundle, it tells so by what early answers may lose; with one, by calibrating on samples drawn from its
     calibration split, which stays unspent.
     """
-    from exitlens.delivery.plans import draw_plan, tabulate_plan
+    from exitlens.delivery.plans import check_picture, draw_plan, tabulate_plan
 
+    if out is not None:
+        check_picture(out)
     request, reading, trace, samples = make_request(delta=delta), make_reading(), None, None
     if bundle is None and (reading.data or unlabelled or out):
         raise xl.errors.InputError("data, unlabelled, out: they go with a network. Fix: pass --bundle, or leave them out.")
     if bundle is not None:
         _, samples, trace = _collect_for(request, bundle, reading, make_trace_options(), unlabelled, json_)
+        if trace is None:
+            return
     planned = xl.plan_samples(request, trace, draws=draws, progress=not json_)
     if out is not None:
         draw_plan(planned, out)
@@ -388,9 +392,10 @@ def evaluate(
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle, name)
-    comparison = read_comparison(bundle, net, policy)
+    reading = make_reading()
+    comparison = None if reading.data else read_comparison(bundle, net, policy)  # of the run's own test samples
     with wait(json_, "listing the data"):
-        samples = load_samples(bundle, net, "test", make_reading())
+        samples = load_samples(bundle, net, "test", reading)
     if (trace := _collect(net, samples, make_trace_options(), json_)) is None:
         return
     result = xl.evaluate(trace, policy)
@@ -401,7 +406,7 @@ def evaluate(
     few = len(result.classes) >= len(rows)
     title = f"the {len(rows) - 1} worst of {len(result.classes)} classes" if few else "classes, the worst first"
     values = result.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)}
-    values |= {"comparison": comparison.to_dict()} if comparison else {}
+    values |= {"comparison": comparison.to_dict() | {"advice": comparison.advice}} if comparison else {}
     show(json_, values, f"{result}\n{title}", rows, [comparison.advice] if comparison else ())
 
 
@@ -456,7 +461,7 @@ def cascade(
     show(json_, facts, f"{out}: {len(pairs)} networks, {net.num_exits} exits", rows)
 
 
-@verbs.command(epilog="Example: `exitlens compare runs/x`, and then `exitlens report runs/x`")
+@verbs.command(epilog="Example: `exitlens compare runs/x --rivals plain,cut,timm:mobilenetv3_small_050`")
 def compare(
     run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, with a policy.")],
     rivals: Annotated[
@@ -480,7 +485,7 @@ def compare(
         raise xl.errors.InputError("rivals: expected one or more, got none. Fix: pass plain,cut,half.")
     say = (lambda line: print(line, file=sys.stderr)) if json_ else tell
     compared = compare_rivals(run, names, batch_size=batch_size, progress=not json_, say=say)
-    show(json_, compared.to_dict(), compared.advice, compared.tabulate())
+    show(json_, compared.to_dict() | {"advice": compared.advice}, compared.advice, compared.tabulate())
 
 
 @verbs.command(epilog="Example: `exitlens certify --bundle runs/x --area 0.2`")
@@ -560,7 +565,8 @@ def report(
     subjects = measure_subjects(runs, samples, progress=not json_, cost=cost, timed_batch=timed_batch)
     if bad := list_bad(samples):
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
-    subjects[0] = replace(subjects[0], comparison=read_comparison(run, net, policy))
+    if not reading.data:  # a comparison is of the run's own test samples
+        subjects[0] = replace(subjects[0], comparison=read_comparison(run, net, policy))
     write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]

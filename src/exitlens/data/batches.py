@@ -93,18 +93,18 @@ def hold_samples(data: Any, limit: int, seed: int = 0, *, equal_groups: bool = F
     """
     draw, drawn = partial(_draw, limit=limit, seed=seed, equal_groups=equal_groups), None
     if hasattr(data, "subset") and hasattr(data, "inputs"):
-        drawn = draw(len(data), data.groups)
+        drawn = draw(len(data), data.groups if equal_groups else None)
         part = data.subset(drawn)
         if isinstance(part, LazySet):
             part = part.load()
         return HeldSamples(lambda rows: part.subset(rows).inputs, len(part), part.labels, part.masks, part.groups, drawn)
     batches, known, named = list[Inputs](), list[Tensor](), list[Tensor]()
     if isinstance(data, Dataset) and hasattr(data, "__len__"):  # no more is read than is held
-        drawn = draw(len(data), read_groups(data))
+        drawn = draw(len(data), read_groups(data) if equal_groups else None)
         data = Subset(data, drawn.tolist())
-    is_stream = hasattr(data, "draw")  # of files
+    is_stream = hasattr(data, "take_drawn")  # of files
     if is_stream:
-        data = data.draw(draw)
+        data = data.take_drawn(draw)
     for batch in _split(data, 64):
         parts = batch if isinstance(batch, list | tuple) and batch else (batch,)
         batches.append(as_batch(parts[0])[0])

@@ -78,7 +78,7 @@ class SampleStream:
         """Return the number of batches if everything can be read."""
         return -(-len(self._rows) // self._batch_size)
 
-    def draw(self, choose: Callable[[int, Tensor | None], Tensor]) -> Self:
+    def take_drawn(self, choose: Callable[[int, Tensor | None], Tensor]) -> Self:
         """Return a stream of the samples that ``choose`` draws from their number and groups ``(N,)``.
 
         Samples that could not be read so far are not counted. What the drawn stream cannot read is in ``bad`` of both.

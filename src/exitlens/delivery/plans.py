@@ -6,9 +6,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from exitlens.errors import InputError
 from exitlens.io import make_directory
 from exitlens.types import SamplePlan
 from exitlens.types.plans import CHANCE
+
+SUFFIXES = (".svg", ".png", ".pdf")
 
 
 def tabulate_plan(plan: SamplePlan) -> list[list[str]]:
@@ -24,6 +27,12 @@ def tabulate_plan(plan: SamplePlan) -> list[list[str]]:
         spread = f"{size.low:.2f} to {size.high:.2f}"
         rows.append([f"{size.units:,}", f"{100 * size.certified:.0f}", f"{size.cost:.2f}", spread])
     return rows
+
+
+def check_picture(path: Path) -> None:
+    """Raise :class:`InputError` unless a plan can be drawn into a file of this name."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"out: expected a picture {', '.join(SUFFIXES)}, got {path}. Fix: choose one of these suffixes.")
 
 
 def draw_plan(plan: SamplePlan, path: Path) -> None:

@@ -71,7 +71,9 @@ def _write_source(out: Path, source: DataSource, resume: bool, skip_bad: bool, n
         )
     make_directory(out, "out")
     record = asdict(source) | ({SKIP_BAD: True} if skip_bad else {})
-    if network is not None:
+    if NETWORK in (known := read_json(path) if path.exists() else {}):
+        record[NETWORK] = known[NETWORK]  # what the run began with, though a call that is refused may name another
+    elif network is not None:
         record[NETWORK] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(network).items()}
     write_json(path, record)
 
@@ -102,7 +104,9 @@ def read_network(path: Path) -> NetworkSettings:
         weights = values.pop("init_weights")
         return NetworkSettings(**values, init_weights=None if weights is None else Path(weights))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"run: {path} does not say which network it began with. Fix: train it by exitlens fit.") from error
+        raise DataError(
+            f"run: {path} does not say which network it began with. Fix: train it, or go on, by exitlens fit."
+        ) from error
 
 
 def _find_record(path: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import AttachError, InputError
+from exitlens.errors import AttachError, InputError, require
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import KINDS, Kind, count_embedding_rows, has_channels_last, takes_vector
@@ -79,6 +79,7 @@ def attach(  # noqa: PLR0913
     check_choice("layout", layout, (*KINDS, None))
     check_choice("placement", placement, PLACEMENTS)
     _check_arguments(backbone, at, num_classes, placement)
+    require(end, str, "end", "pass the name of a module, such as 'layer2'")
     if end and (final != "head" or isinstance(at, int)):
         raise InputError("end: the final head is new, and early exits are named. Fix: pass final='head' and names in at.")
     modality, shape = recognise_example(example), tuple(list_tensors(example)[0].shape[1:])
@@ -91,7 +92,7 @@ def attach(  # noqa: PLR0913
         at = place_exits(module, example, at, layout, placement=placement) if isinstance(at, int) else at
         least_side = LEAST_SIDE if head == "context" and final == "head" and not end else 0
         pieces = _split_and_verify(module, [*at, end] if end else at, example, layout, least_side, bool(named))
-        if at and math.prod(pieces.features[-1].size) == 1 and not takes_vector(pieces.traced):
+        if at and math.prod(pieces.features[-2 if end else -1].size) == 1 and not takes_vector(pieces.traced):
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with. Fix: use larger images, or a backbone that shrinks them less"

@@ -52,12 +52,17 @@ class SamplePlan:
 
     def __str__(self) -> str:
         if not self.sizes:
-            return f"{self.cases[0].units:,} {self.unit} if early answers lose nothing, more if they do"
-        here = min(self.sizes, key=lambda size: abs(size.units - (self.at_hand or 0)))
-        seen = f"The {self.at_hand:,} {self.unit} at hand get a certificate in {100 * here.certified:.0f} % of draws"
-        seen += f", at a mean cost of {here.cost:.2f} (the limits alone allow {self.limit_cost:.2f})."
+            least = self.cases[0].units
+            shown = "More samples than anybody collects" if least is None else f"{least:,} independent samples"
+            return f"{shown} if early answers lose nothing, more if they do"
+        here = next((size for size in self.sizes if size.units == self.at_hand), None)
+        seen = f"The {self.at_hand:,} {self.unit} at hand are too few for any."
+        if here is not None:
+            seen = f"The {self.at_hand:,} {self.unit} at hand get a certificate in {100 * here.certified:.0f} % of draws"
+            seen += f", at a mean cost of {here.cost:.2f} (the limits alone allow {self.limit_cost:.2f})."
         if self.needed is None:
-            return f"{seen} Even {self.sizes[-1].units:,} would not do in {100 * CHANCE:.0f} %: raise a limit."
+            most = self.sizes[-1].units
+            return f"{seen} Even {most:,} like these would not do in {100 * CHANCE:.0f} %: raise a limit, or collect others."
         return f"About {self.needed:,} {self.unit} get one in {100 * CHANCE:.0f} %. {seen}"
 
     def to_dict(self) -> dict[str, Any]:

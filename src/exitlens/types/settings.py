@@ -407,7 +407,8 @@ class NetworkSettings:
             of transformers.
         exits: Names of the modules after which exits go, comma-separated, or a number of exits (default:
             layer1,layer2,layer3 where the backbone has these and ``placement`` is ``cost``, else 3); 0 for none.
-        end: Name of the module after which the network ends; the rest of the backbone is left out.
+        end: Name of the module after which the network ends; the rest of the backbone is left out. Without ``exits`` it then
+            has no early ones.
         placement: Place a number of exits at equal shares of ``cost``, or of measured ``time``.
         groups: Groups of a vector's features, for maps that have a place for each: blood=age|pressure,heart=rate.
         head: Kind of exit heads: ``context`` (with a neck; the default except for vectors), ``evidence`` or ``average``.

@@ -214,7 +214,8 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     exits = route(trace, policy)
     labels, timing = trace.labels, trace.timing
     correct = None if labels is None else trace.correct.float()
-    rows = tuple(_measure_exit(trace, policy, k, exits, correct) for k in range(trace.num_exits))
+    early = score_early_exits(trace, policy)
+    rows = tuple(_measure_exit(trace, policy, k, exits, correct, early) for k in range(trace.num_exits))
     return Report(
         accuracy=None if correct is None else select_exits(correct, exits).mean().item(),
         accuracy_drop=None if correct is None else select_exits(accuracy_drop(trace), exits).mean().item(),
@@ -257,7 +258,9 @@ def _measure_classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tenso
     return tuple(ClassRow(label, int(n), routed / n, final / n) for label, (n, routed, final) in table if n)
 
 
-def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
+def _measure_exit(
+    trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None, early: Tensor
+) -> ExitRow:  # early (N,K-1): what is compared with thresholds
     takes = exits == k
     accuracy = when_taken = error = brier = area = rescued = spoiled = warning = None
     if trace.labels is not None and correct is not None:
@@ -271,7 +274,7 @@ def _measure_exit(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: 
         better, worse = correct[:, -1] > right, correct[:, -1] < right
         rescued, spoiled = better.double().mean().item(), worse.double().mean().item()
         if k < trace.num_exits - 1:
-            warning = scores.rank_area(-score_early_exits(trace, policy)[:, k], better)
+            warning = scores.rank_area(-early[:, k], better)
     consistency = {}
     for name, values in trace.similarity.items():
         value = values[:, k].mean().item()

@@ -25,7 +25,7 @@ from exitlens.types.plans import CHANCE, PlannedCase, PlannedSize
 from exitlens.types.settings import COUNT, check_number
 from exitlens.types.traces import number_groups
 
-STEP, REACH = 2**0.5, 8  # from one size to the next; the largest size, in sizes of the trace
+STEP, REACH, LEAST_REACH = 2**0.5, 8, 1000  # from one size to the next; the largest, in sizes of the trace, and at least
 LOST, DIFFERING = (0.0, 0.25, 0.5, 0.75), (0.02, 0.05, 0.1, 0.2)  # what is assumed without a trace
 MOST = 10_000_000  # samples; more are none that anybody collects
 
@@ -36,10 +36,11 @@ def plan_samples(
     """Tell how many samples (or groups) the certificate that is asked for takes, and what it would save.
 
     With a trace, calibration is repeated on samples that are drawn from it with replacement (Efron 1979), in sizes from 10
-    to eight times the trace: how often it gives a certificate, and what the policy then costs on the whole trace. The
-    number needed is read off a rising line through the shares that got one. It is about samples like these: a small trace
-    knows little of the rest. If the trace names groups, whole groups are drawn. No certificate is asked for, so that
-    ``delta`` is not spent, and the trace stays good for calibration.
+    to eight times the trace (1,000 at least): how often it gives a certificate, and what the policy then costs on the whole
+    trace. The number needed is read off a rising line through the shares that got one. It is about samples like these: a
+    small trace knows little of the rest, and beyond its own size it repeats itself, so that costs are somewhat too good. If
+    the trace names groups, whole groups are drawn. No certificate is asked for, so that ``delta`` is not spent, and the
+    trace stays good for calibration.
 
     Without a trace, the number follows from what early answers lose: for the safest policy, whose losses the test sees,
     at the chance of 0.9, by the binomial or the paired test of docs/concepts/guarantees.md.
@@ -56,7 +57,7 @@ def plan_samples(
     Examples:
         >>> request = xl.CalibrationRequest(max_disagreement=0.1, delta=0.1)
         >>> print(xl.plan_samples(request))
-        36 samples if early answers lose nothing, more if they do
+        36 independent samples if early answers lose nothing, more if they do
         >>> xl.plan_samples(request, trace, draws=5).at_hand
         64
     """
@@ -68,15 +69,18 @@ def plan_samples(
         return SamplePlan(request, cases=tuple(_list_cases(request, request.delta)))
     require(trace, Trace, "trace", "see exitlens.collect")
     check_likeness(trace)
+    if trace.num_exits < 2:
+        raise InputError("trace: its network has no early exits, so there is nothing to certify. Fix: attach one.")
+    asked = request
     if request.temperatures is None and request.temperature_scaling and trace.labels is not None:
         values = fit_temperatures(trace.logits, trace.labels, torch.arange(len(trace)))  # once, not in every draw
-        request = replace(request, temperatures=Temperatures(values))
-    draw = _Draws(trace, request)
-    allowed = run_calibration(trace, replace(request, delta=None, equal_groups=False)).calibration
+        asked = replace(request, temperatures=Temperatures(values))
+    draw = _Draws(trace, asked)
+    allowed = run_calibration(trace, replace(asked, delta=None, equal_groups=False)).calibration
     assert allowed is not None
     sizes = []
     with show_progress(progress) as bar:
-        steps = list(_list_sizes(draw.count))
+        steps = _list_sizes(draw.count)
         task = bar.add_task("calibrating on drawn samples", total=draws * len(steps))
         for number, units in enumerate(steps):
             rng = torch.Generator().manual_seed(seed + number)
@@ -97,7 +101,9 @@ class _Draws:
             units = join_units(units, trace.swaps["unit"])
         numbers = torch.arange(len(trace)) if units is None else units.unique(return_inverse=True)[1]
         self.count = int(numbers.max()) + 1
-        self.unit = "samples" if trace.num_groups == len(trace) else "groups"
+        self.unit = "samples" if self.count == len(trace) else "groups"
+        if request.max_cue_drop is not None:
+            self.unit = "independent units (two swapped samples or more)"
         self._order, self._sizes = numbers.argsort(stable=True), numbers.bincount()
         self._starts = self._sizes.cumsum(0) - self._sizes
 
@@ -131,9 +137,10 @@ def _number(ids: Tensor, copy: Tensor) -> Tensor:
     return number_groups(copy * (int(ids.max()) + 1) + ids)
 
 
-def _list_sizes(count: int) -> Iterator[int]:
-    steps = math.ceil(math.log(REACH * max(count, FEWEST) / FEWEST, STEP))
-    return iter(dict.fromkeys([round(FEWEST * STEP**i) for i in range(steps)] + [REACH * max(count, FEWEST)]))
+def _list_sizes(count: int) -> list[int]:
+    """List sizes from the least on by equal factors, and the number at hand itself."""
+    steps = math.ceil(math.log(max(REACH * count, LEAST_REACH) / FEWEST, STEP)) + 1
+    return sorted({round(FEWEST * STEP**i) for i in range(steps)} | ({count} if count >= FEWEST else set()))
 
 
 def find_needed(sizes: list[PlannedSize]) -> int | None:
@@ -151,11 +158,14 @@ def find_needed(sizes: list[PlannedSize]) -> int | None:
 def _list_cases(request: CalibrationRequest, delta: float) -> Iterator[PlannedCase]:
     limits = request.limits
     if len(limits) > 1 or not limits.keys() <= {"max_accuracy_drop", "max_disagreement"} or request.equal_groups:
+        asked = " and ".join([*limits, *(["equal_groups"] if request.equal_groups else [])])
         raise InputError(
-            f"trace: {', '.join(limits)} need one, since only a trace says how much they vary. Fix: pass a trace, or "
-            "max_accuracy_drop or max_disagreement alone."
+            f"trace: how much {asked} vary, only a trace says. Fix: pass one (--bundle), or max_accuracy_drop or "
+            "max_disagreement alone."
         )
     ((name, limit),) = limits.items()
+    if limit == 0:
+        raise InputError(f"{name}: that nothing at all is lost can never be shown. Fix: raise the limit.")
     for share in LOST:
         lost = share * limit
         for differing in DIFFERING if name == "max_accuracy_drop" else (lost,):

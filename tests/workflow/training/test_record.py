@@ -64,7 +64,10 @@ def test_only_its_own_launch_resumes_a_directory(tmp_path, monkeypatch):
 
 
 def test_a_record_of_an_earlier_version_lacks_what_is_empty_now(tmp_path):
-    now = {"settings": json.loads(json.dumps(asdict(TrainingSettings()))), "network": {"at": ["a"], "members": []}}
+    now = {
+        "settings": json.loads(json.dumps(asdict(TrainingSettings()))),
+        "network": {"at": ["a"], "members": [], "end": ""},
+    }
     write_json(tmp_path / "settings.json", now | {"network": {"at": ["a"]}})
     assert record.open_record(tmp_path, now, resume=True) == (False, "")
     write_json(tmp_path / "settings.json", now | {"network": {"at": ["a"]}})

@@ -120,7 +120,7 @@ def _compare(path: Path, record: dict[str, Any]) -> str:
 
 def _differ(before: object, now: object) -> bool:
     """Compare two recorded values; what is not there, as in the record of an earlier version, is an empty one."""
-    empty: tuple[object, ...] = (None, [], {})
+    empty: tuple[object, ...] = (None, "", [], {})
     return before != now and not (before in empty and now in empty)
 
 
