@@ -262,6 +262,7 @@ def plot_rules(runs: Runs, path: Path = ROOT / "docs" / "measured" / "rules.svg"
         axes.set_title(f"{task}, {test}: accuracy (%) by mean cost", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+        axes.locator_params(nbins=5)
     for axes in places[len(tasks) :]:
         axes.axis("off")
     figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
