@@ -86,6 +86,7 @@ def test_few_labels_are_wrong():
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_binding_is_trained_for_and_judged(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cells = binding.list_cells(quick=True)

@@ -123,6 +123,7 @@ def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, wo
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_bad_files_and_the_cache(folder, tmp_path, call):
     own, out = shutil.copytree(folder, tmp_path / "own"), tmp_path / "r"
     for path in sorted((own / "dark").glob("*.png"))[:12]:

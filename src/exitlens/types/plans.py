@@ -40,6 +40,11 @@ class SamplePlan:
         sizes: what each size would bring, by simulation; empty without a trace.
         limit_cost: the cost that the limits allow on the trace, which a certificate approaches with more samples.
         cases: without a trace, the samples needed by what early answers lose.
+
+    Examples:
+        >>> plan = xl.plan_samples(xl.CalibrationRequest(max_disagreement=0.05, delta=0.1))
+        >>> plan.cases[0].lost, plan.cases[0].units
+        (0.0, 75)
     """
 
     request: CalibrationRequest
