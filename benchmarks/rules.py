@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -269,8 +269,4 @@ def plot_rules(runs: Runs, path: Path = ROOT / "docs" / "measured" / "rules.svg"
     save_svg(figure, path)
 
 
-def list_promises(runs: Runs) -> Iterator[Promise]:
-    yield from ()
-
-
-STUDY = Study("rules", list_cells, list_promises, {"rules": write_tables}, finish=plot_rules, processes=2)
+STUDY = Study("rules", list_cells, tables={"rules": write_tables}, finish=plot_rules, processes=2)

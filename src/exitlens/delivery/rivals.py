@@ -203,9 +203,9 @@ def _measure(
             bound = certify_binding(net, data, fresh, area=AREA, samples=BOUND).binding if can_delete(net) else None
             binding[name] = None if bound is None else bound.seen
     times = interleave(works, rounds=ROUNDS, seconds=SECONDS)
-    contended, results = len(contenders) - 1, []
+    results = []
     for name in contenders:
-        gain = tuple(100 * value for value in _compare_means(right[name] - right[OURS], groups, contended))
+        gain = tuple(100 * value for value in _compare_means(right[name] - right[OURS], groups, len(contenders) - 1))
         ratio = times.ratio(name, OURS)
         agreement = None
         if PLAIN in answers:
