@@ -1,5 +1,6 @@
 """Processes that start as copies of this one, so that nothing is imported again: alone, or two that share the work."""
 
+import gc
 import io
 import os
 import sys
@@ -41,8 +42,8 @@ class Pair:
 
 
 @contextmanager
-def open_pair(folder: Path, seconds: float = 240) -> Iterator[Pair]:
-    """Two processes in a gloo group; they end with the context."""
+def open_pair(folder: Path, seconds: float = 400) -> Iterator[Pair]:
+    """Two processes in a gloo group; they end with the context, and wait longer for each other than a reader for a file."""
     context = mp.get_context("fork")  # starts at once
     pipes = [context.Pipe() for _ in range(2)]
     workers = [context.Process(target=_serve, args=(i, str(folder), seconds, pipe[1])) for i, pipe in enumerate(pipes)]
@@ -61,6 +62,7 @@ def open_pair(folder: Path, seconds: float = 240) -> Iterator[Pair]:
 
 
 def _serve(rank: int, folder: str, seconds: float, end: Connection) -> None:
+    gc.freeze()  # see exitlens.data.workers
     torch.set_num_threads(1)
     wait = timedelta(seconds=seconds)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=wait)

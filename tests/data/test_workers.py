@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,27 @@ def test_an_image_that_takes_for_ever_is_named():
     with pytest.raises(xl.errors.DataError, match=r"number 6: reading it takes more than 0\.2 s"):
         _decode(Numbers(odd={6: lambda: time.sleep(60)}), timeout_s=0.2)
     assert not _processes()
+
+
+class _WaitsInAnotherProcess:
+    """Garbage, as a session with threads is: in a copy of its process, its end waits for threads that only the first has."""
+
+    def __init__(self):
+        self.me, self.process = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.process:
+            time.sleep(60)
+
+
+def test_garbage_of_this_process_does_not_hold_up_the_others():
+    gc.disable()
+    try:
+        _WaitsInAnotherProcess()
+        decoded = _decode(Numbers(odd={2: gc.collect}), 1, timeout_s=2)
+    finally:
+        gc.enable()
+    assert decoded == _decode(Numbers(), 0)
 
 
 def test_who_stops_early_leaves_no_process_behind():

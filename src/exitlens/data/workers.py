@@ -7,6 +7,7 @@ that it was reading is known when it dies or hangs.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import multiprocessing
 import os
@@ -178,10 +179,11 @@ def _work(
     reader: Reader, plan: Plan, slots: Any, progress: Any, connection: Connection, inherited: list[Connection]
 ) -> None:
     """Run in the process, until it is done, is told to end, or finds that its parent is gone."""
+    gc.freeze()  # garbage of the parent: its end may wait for threads that are not there after a fork, for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # readers have a limit of their own, and errors for it
-    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork
+    torch.set_num_threads(1)  # nor are OpenMP's threads there
     parent = os.getppid()
     for other in inherited:  # else they would keep each other's pipes open
         other.close()
