@@ -103,17 +103,18 @@ def small(seed: int, most: int | None = None) -> Task:
 
 def fashion(seed: int) -> Task:
     """Return Fashion-MNIST as it is: 54,000 images to train on, 5,000 to validate, 10,000 to test on."""
+    images, labels = read_idx("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([54_000, 1_000, 5_000])
+    train, _, validation = (xl.data.ImageSet(images[rows], labels[rows], CLASSES) for rows in order)
+    return from_scratch(train, validation, {"test": xl.data.ImageSet(*read_idx("t10k"), CLASSES)}, epochs=6)
+
+
+def read_idx(part: str) -> tuple[Tensor, Tensor]:
     root = next((folder for folder in FASHION if folder.exists()), None)
     if root is None:
         places = ", ".join(map(str, FASHION))
         raise SystemExit(f"Fashion-MNIST: expected its files in one of {places}. Fix: apt-get install dataset-fashion-mnist")
-    images, labels = read_idx(root, "train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([54_000, 1_000, 5_000])
-    train, _, validation = (xl.data.ImageSet(images[rows], labels[rows], CLASSES) for rows in order)
-    return from_scratch(train, validation, {"test": xl.data.ImageSet(*read_idx(root, "t10k"), CLASSES)}, epochs=6)
 
-
-def read_idx(root: Path, part: str) -> tuple[Tensor, Tensor]:
     def read(kind: str, offset: int) -> Tensor:
         content = gzip.decompress((root / f"{part}-{kind}.gz").read_bytes())
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=offset).copy())

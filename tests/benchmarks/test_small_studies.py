@@ -14,6 +14,7 @@ from torch import nn
 import exitlens as xl
 from benchmarks import (
     binding,
+    compare,
     cues,
     demo,
     fashion,
@@ -32,6 +33,7 @@ from benchmarks import (
 from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
+from exitlens.types.comparisons import Contender
 from exitlens.types.settings import TrainingSettings
 from tests.conftest import random_trace
 
@@ -256,6 +258,25 @@ def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
     assert ours["head_share"] <= 0.05
     assert len(plain["cost"]) == 1
     assert 0 < ours["routed"]["cost"] <= ours["cost"][-1]
+
+
+def test_a_sentence_is_judged_by_samples_that_it_did_not_see():
+    rival = Contender("cut", "backbone cut after x", 0.8, (-2.0, -3.0, -1.0), 1.0, (1.0, 0.9, 1.1))
+    worse, better = torch.tensor([-100.0, 0, 0, 0]), torch.tensor([100.0, 0, 0, 0])
+    assert compare.judge(rival, worse) == {
+        "said": compare.EXITS,
+        "rival": "cut",
+        "right": True,
+        "told": [-2.0, -3.0, -1.0],
+        "fresh": [-25.0, -74.0, 24.0],
+    }
+    runs = {"0": compare.judge(rival, better), "1": compare.judge(replace(rival, gain=(2.0, 1.0, 3.0)), better)}
+    assert [run["right"] for run in runs.values()] == [False, True]
+    undecided = replace(rival, gain=(0.0, -1.0, 1.0))
+    assert [compare.judge(undecided, gains.repeat(1000))["right"] for gains in (better, better * 0)] == [False, True]
+    assert compare.write_table(runs)[2] == "| 0 | the exits | cut | -2.0 (-3.0 to -1.0) | +25.0 (-24.0 to +74.0) | no |"
+    (right,) = compare.list_promises(dict.fromkeys(map(str, range(compare.TRIES)), runs["1"]))
+    assert right.state == "kept"
 
 
 def test_plans_are_judged_by_their_ratio_to_brute_force():

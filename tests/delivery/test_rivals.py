@@ -73,6 +73,7 @@ def test_rivals_are_trained_by_the_same_recipe_and_compared(run, tmp_path):
     assert read_network(run / "beside" / "plain-0").exits == "0"
     assert (xl.collect(static, xl.demo.load_motifs("test")).correct.float().mean().item()) == pytest.approx(plain.accuracy)
     again = rivals.compare_rivals(run, ("plain", "cut"))  # trains nothing
+    assert xl.load(run / "beside" / "cascade")[0].num_exits == 2
     assert [each.accuracy for each in again.contenders[:3]] == [each.accuracy for each in compared.contenders[:3]]
 
 

@@ -30,7 +30,7 @@ from exitlens.model.cascade import cascade
 from exitlens.model.cutting.placement import list_exit_candidates
 from exitlens.model.network import ExitNet
 from exitlens.model.timing import describe_machine, interleave
-from exitlens.types import Policy, TrainingSettings
+from exitlens.types import Calibration, Policy, TrainingSettings
 from exitlens.types.comparisons import PLAIN, Comparison, Contender
 from exitlens.types.inputs import draw_samples, split_rows
 from exitlens.types.preprocessing import Preprocess
@@ -75,8 +75,8 @@ def read_comparison(run: Path, net: ExitNet, policy: Policy) -> Comparison | Non
 def list_rivals(run: Path, names: Sequence[str], cost: float, say: Say) -> list[Rival]:
     """List what to train beside a run: ``plain``, ``cut``, ``half``, ``images``, or another backbone's name.
 
-    The plain backbone has no early exits. It is ``cut`` where ``cost`` is spent, the policy's mean in units of the backbone,
-    and at half of that. ``images`` are smaller by as much as makes the cost the same.
+    The plain backbone has no early exits. It is ``cut`` where ``cost`` is spent, the policy's mean on its calibration data
+    in units of the backbone, and at half of that. ``images`` are smaller by as much as makes the cost the same.
     """
     net, source = load(run)[0], read_source(run)[0]
     began, settings = read_network(run), _read_settings(run)[0]
@@ -114,17 +114,18 @@ def compare_rivals(
 
     Each rival is trained with the run's settings from the same start, without a consistency loss, and kept in
     ``RUN/beside/NAME``. Where the plain backbone and a cut one are trained, the two make a cascade as well, calibrated by
-    the request of the run's policy. Test samples are the run's own, and count by group if they have groups. If the run's
-    network is tuned, so are the others.
+    the request of the run's policy, in ``RUN/beside/cascade``. Test samples are the run's own, and count by group if they
+    have groups. If the run's network is tuned, so are the others.
     """
     run = find_bundle(run).parent
     net, policy = load_calibrated(run)
+    if policy.calibration is None:
+        raise PolicyError("policy: that of the run was not calibrated. Fix: run exitlens calibrate.")
     tests = load_samples(run, net, "test")
     if not len(tests):
         raise DataError(f"data: {run} has no test samples. Fix: train on data with a test split.")
-    cost = net.cost[route(collect(net, tests, progress=progress), policy)].double().mean().item()
     contenders, titles = {OURS: (net, policy, tests)}, {OURS: "network with exits"}
-    for rival in list_rivals(run, names, cost, say):
+    for rival in list_rivals(run, names, policy.calibration.cost, say):
         say(f"{rival.title}: training in {run / FOLDER / _name_folder(rival)}")
         trained, never = _train(run, rival, progress)
         data = load_samples(run, trained, "test")
@@ -132,7 +133,9 @@ def compare_rivals(
     if PLAIN in contenders and CUT in contenders:
         try:
             both = _tune_alike(cascade([contenders[CUT][0], contenders[PLAIN][0]]), net, tests)
-            contenders[CASCADE] = both, _calibrate_alike(both, policy, load_samples(run, net, "calibration")), tests
+            routed = _calibrate_alike(both, policy.calibration, load_samples(run, net, "calibration"))
+            save(both, routed, run / FOLDER / CASCADE / "bundle", overwrite=True)
+            contenders[CASCADE] = both, routed, tests
             titles[CASCADE] = "cascade of the cut and the plain backbone"
         except ExitlensError as error:
             say(f"no cascade: {error}")
@@ -174,10 +177,7 @@ def _tune_alike(net: ExitNet, ours: ExitNet, data: SampleSet) -> ExitNet:
     return net
 
 
-def _calibrate_alike(net: ExitNet, policy: Policy, data: SampleSet) -> Policy:
-    record = policy.calibration
-    if record is None:
-        raise PolicyError("policy: that of the run was not calibrated. Fix: run exitlens calibrate.")
+def _calibrate_alike(net: ExitNet, record: Calibration, data: SampleSet) -> Policy:
     request = replace(record.request, temperatures=None, gate=False)
     timed: dict[str, Any] = {}
     if request.max_ms is not None and record.timing is not None:

@@ -46,16 +46,20 @@ class Comparison:
     rule: str
 
     @property
+    def rival(self) -> Contender | None:
+        """The most accurate of the others that may take no longer than the network with exits."""
+        quick = (each for each in self.contenders[1:] if each.ratio[1] <= SAME_TIME)
+        return max(quick, key=lambda each: each.accuracy, default=None)
+
+    @property
     def advice(self) -> str:
         """One sentence that says which to take, and another about the most accurate of those that take longer."""
         ours, *others = self.contenders
-        quick = [each for each in others if each.ratio[1] <= SAME_TIME]
-        slow = [each for each in others if each not in quick]
+        slow = [each for each in others if each.ratio[1] > SAME_TIME]
         sentences = []
-        if not quick:
+        if (best := self.rival) is None:
             sentences.append("Take the network with exits if it is accurate enough: nothing else that was tried is as fast.")
         else:
-            best = max(quick, key=lambda each: each.accuracy)
             gap, low, high = best.gain
             if high < 0:
                 sentences.append(
