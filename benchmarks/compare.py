@@ -81,10 +81,10 @@ def judge(rival: Contender, gains: Tensor) -> Tree:  # gains: (N,) points over t
     """
     middle, half = gains.mean().item(), NORMAL * gains.std().item() / len(gains) ** 0.5
     _, low, high = rival.gain
-    said = EXITS if high < 0 else RIVAL if low > 0 else UNDECIDED
-    right = {EXITS: middle < 0, RIVAL: middle > 0, UNDECIDED: low - half <= middle <= high + half}[said]
+    verdict = EXITS if high < 0 else RIVAL if low > 0 else UNDECIDED
+    right = {EXITS: middle < 0, RIVAL: middle > 0, UNDECIDED: low - half <= middle <= high + half}[verdict]
     gained = {"told": list(rival.gain), "fresh": [middle, middle - half, middle + half]}
-    return {"said": said, "rival": rival.name, "right": right} | gained
+    return {"said": verdict, "rival": rival.name, "right": right} | gained
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:

@@ -11,6 +11,7 @@ from .edge.export import export as export
 from .edge.int8 import export_int8 as export_int8
 from .edge.web import export_web as export_web
 from .errors import ExitlensError as ExitlensError
+from .functional.adapting import Adaptive as Adaptive
 from .functional.drift import Drift as Drift
 from .functional.drift import DriftMonitor as DriftMonitor
 from .functional.losses import EGTLoss as EGTLoss
@@ -18,7 +19,6 @@ from .functional.routing import route as route
 from .model.attach import attach as attach
 from .model.attribution import attribute as attribute
 from .model.backbones.build import build_backbone as build_backbone
-from .model.backbones.weights import WeightsReport as WeightsReport
 from .model.backbones.weights import load_weights as load_weights
 from .model.cascade import cascade as cascade
 from .model.cutting.placement import list_exit_candidates as list_exit_candidates

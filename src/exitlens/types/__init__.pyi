@@ -30,5 +30,6 @@ from .swaps import SwapShares as SwapShares
 from .traces import CompactLogits as CompactLogits
 from .traces import ExitLatency as ExitLatency
 from .traces import Trace as Trace
+from .weights import WeightsReport as WeightsReport
 
 __all__: list[str]

@@ -18,7 +18,9 @@ from exitlens.data.batches import count_batches, iterate_inputs
 from exitlens.data.streams import open_stream
 from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
+from exitlens.functional.adapting import Adaptive
 from exitlens.functional.maps import all_finite
+from exitlens.model.engine.auditing import open_router
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.model.heads import require_maps
@@ -31,7 +33,7 @@ from exitlens.types.settings import COUNT, NOT_NEGATIVE, NumberRule, check_choic
 from exitlens.types.tasks import read_answers
 
 
-def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
+def predict(net: ExitNet, inputs: Inputs, policy: Policy | Adaptive, *, attention: bool = False) -> Prediction:
     """Answer each sample of a batch at the first exit whose score reaches its threshold.
 
     Exits that can never fire (threshold infinite) are not computed. The network runs as
@@ -42,7 +44,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         net: used in evaluation mode, and given back in the mode it was in.
         inputs: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them. For a
             folder, a loader or several batches call :func:`exitlens.predict_stream`.
-        policy: of this network (checked by fingerprint where the policy carries one).
+        policy: of this network (checked by fingerprint where the policy carries one), or an :class:`~exitlens.Adaptive`.
         attention: also return the attention map of the exit that answered, placed in the image.
 
     Returns:
@@ -55,7 +57,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         (torch.Size([8]), torch.Size([8]), 8)
     """
     require(net, ExitNet, "net")
-    net.check_policy(policy)
+    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(inputs, Tensor | Mapping):
@@ -64,7 +66,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         raise InputError(f"inputs: expected a torch.Tensor or a dict of them, one batch, got {type(inputs).__name__}{hint}")
     with net.open_engine() as engine:
         activations = net.check_input(inputs, "inputs")
-        router = Router(engine, policy, attention, engine.tuning.micro_batch)
+        router = open_router(engine, policy, net.cost, attention, engine.tuning.micro_batch)
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(net, router.run(where, activations))
 
@@ -95,7 +97,7 @@ DELAY = NumberRule("milliseconds of 0 or more, or None", NOT_NEGATIVE.is_valid)
 def predict_stream(
     net: ExitNet,
     batches: str | Path | Iterable[Any],
-    policy: Policy,
+    policy: Policy | Adaptive,
     *,
     attention: bool = False,
     order: Order = "input",
@@ -129,7 +131,7 @@ def predict_stream(
         4
     """
     require(net, ExitNet, "net")
-    net.check_policy(policy)
+    net.check_policy(policy.policy if isinstance(policy, Adaptive) else policy)
     if attention:
         require_maps(net.heads, "attention=True")
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
@@ -164,7 +166,9 @@ class _Open:
 class _Stream:
     """Feeds a stream to the router, and hands out predictions when they are complete."""
 
-    def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
+    def __init__(
+        self, net: ExitNet, policy: Policy | Adaptive, attention: bool, order: Order, max_delay_ms: float | None
+    ) -> None:
         check_choice("order", order, ("input", "ready"))
         if max_delay_ms is not None:
             check_number("max_delay_ms", max_delay_ms, DELAY)
@@ -215,7 +219,7 @@ class _Stream:
     def _continue_with(self, engine: Engine) -> Router:
         """Return the router with the current engine: the network's weights may have changed, its tuning must not."""
         if self.router is None:
-            self.router = Router(engine, self.policy, self.attention)
+            self.router = open_router(engine, self.policy, self.net.cost, self.attention)
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
             raise EngineError("net: it was tuned or compiled while it answered a stream. Fix: tune before or after it.")

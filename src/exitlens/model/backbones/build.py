@@ -17,10 +17,11 @@ from torch import nn
 from exitlens.errors import InputError, first_line, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.small import SmallMLP, SmallResNet
-from exitlens.model.backbones.weights import Match, Say, load_state, report_match
+from exitlens.model.backbones.weights import Match, load_state, report_match
 from exitlens.model.network import NetworkInfo
 from exitlens.types.inputs import Inputs
 from exitlens.types.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from exitlens.types.weights import Say
 
 Config = dict[str, Any] | None  # of a transformers model
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import groupby, pairwise, product
@@ -16,73 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exitlens.errors import BundleError, WeightsWarning
+from exitlens.types.weights import SHOWN, WeightsReport, list_names
 
 WRAPPERS = (  # keys of weights in checkpoints, in order of preference; averaged weights come first
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "student"),
 )
 COUNTER = "num_batches_tracked"  # of batch norm: files from before it existed lack it, and nothing depends on it
-SHOWN = 4  # names in a line
 LEAST_SHARE = 0.5  # share of a backbone's tensors that a file has to set
-Say = Callable[[str], None]  # what to do with a line for people
 State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class WeightsReport:
-    """The tensors of a state dict that went into a backbone, and the others; ``str()`` gives lines for people.
-
-    Attributes:
-        source: the file, or the name of the pretrained weights.
-        loaded: names of the backbone's tensors that were set.
-        anew: tensors of its classifier that stay random, because the source has another number of classes or no classifier.
-        missing, misshapen: others that stay random, because the source lacks them, or has them in another shape.
-        unused: tensors of the source that went nowhere.
-        seen_through: wrappers and prefixes of names that were ignored, in words.
-
-    Examples:
-        >>> report = xl.WeightsReport("weights.pth", loaded=("conv.weight",), unused=("head.bias",))
-        >>> report.is_whole
-        True
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    anew: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    misshapen: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    seen_through: tuple[str, ...] = ()
-
-    @property
-    def is_whole(self) -> bool:
-        """True if all of the backbone but its classifier was set."""
-        return not self.missing and not self.misshapen
-
-    def lines(self) -> list[str]:
-        """Return a line on the tensors that were loaded, and one for each kind of tensor that was not."""
-        through = f" ({'; '.join(self.seen_through)})" if self.seen_through else ""
-        kinds = (
-            (self.anew, "the classifier is made anew, for the classes of the data"),
-            (self.missing, "not in the source, so random"),
-            (self.misshapen, "of another shape in the source, so random"),
-            (self.unused, "in the source, of no use here"),
-        )
-        notes = [f"{words}: {_list_names(names)}" for names, words in kinds if names]
-        return [f"{len(self.loaded)} tensors from {self.source}{through}", *notes]
-
-    def __str__(self) -> str:
-        return "\n".join(f"weights: {line}" for line in self.lines())
-
-    def tell_misfits(self, say: Say | None) -> None:
-        """Say which pretrained weights did not fit, if any."""
-        if say is not None:
-            for line in self.lines()[1:]:
-                say(f"weights: {self.source}: {line}")
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False) -> WeightsReport:
@@ -267,7 +209,7 @@ def _check_fit(report: WeightsReport, expected: State, state: State, strict: boo
         counts = f"{len(report.loaded)} of the backbone's {len(expected)} tensors are in it"
         raise BundleError(f"weights: {report.source} is of another network: {counts}. Not found: {listed}")
     if rest:
-        warnings.warn(f"weights: {len(rest)} tensors stay random: {_list_names(rest)}", WeightsWarning, stacklevel=5)
+        warnings.warn(f"weights: {len(rest)} tensors stay random: {list_names(rest)}", WeightsWarning, stacklevel=5)
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:

@@ -26,12 +26,13 @@ from exitlens.model.backbones.build import (
     read_normalisation,
     read_tokenizer,
 )
-from exitlens.model.backbones.weights import Say, load_weights
+from exitlens.model.backbones.weights import load_weights
 from exitlens.model.cutting.placement import check_places
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import can_be_channels_last, list_tensors
 from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.settings import AS_RECORDED, NetworkSettings, ReadSettings
+from exitlens.types.weights import Say
 
 TEXT_LENGTH = 64
 BAD_AT_START = 100
