@@ -13,6 +13,7 @@ from torch import nn
 
 import exitlens as xl
 from benchmarks import (
+    adapting,
     binding,
     compare,
     cues,
@@ -258,6 +259,41 @@ def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
     assert ours["head_share"] <= 0.05
     assert len(plain["cost"]) == 1
     assert 0 < ours["routed"]["cost"] <= ours["cost"][-1]
+
+
+def test_streams_change_as_they_are_called():
+    traces = {name: random_trace(200, c=4, seed=i) for i, name in enumerate(("agreeing", "unseen"))}
+    traces["unseen"] = replace(traces["unseen"], labels=traces["unseen"].labels * 0 + 3)  # so that one can tell them
+    rng = torch.Generator().manual_seed(0)
+    thirds = {
+        shift: [
+            (part == 3).float().mean().item() for part in _draw_labels(traces, "scenes", shift, 30_000, rng).split(10_000)
+        ]
+        for shift in ("steady", "sudden", "gradual", "recurring")
+    }
+    usual = (traces["agreeing"].labels == 3).float().mean().item()
+    mixed = [usual + (1 - usual) * share for share in (1 / 6, 1 / 2, 5 / 6)]
+    assert thirds["steady"] == pytest.approx([usual] * 3, abs=0.03)
+    assert thirds["sudden"] == pytest.approx([usual, 1, usual], abs=0.03)
+    assert thirds["recurring"] == pytest.approx([usual, 1, usual], abs=0.03)
+    assert thirds["gradual"] == pytest.approx(mixed, abs=0.03)
+    labels = _draw_labels(traces, "scenes", "vanishing", 30_000, rng).split(10_000)
+    assert [bool((part == 0).any()) for part in labels] == [True, False, True]
+
+
+def _draw_labels(*words):
+    return adapting.draw_stream(*words).labels
+
+
+def test_the_largest_running_share_counts_from_some_answers_on():
+    lost = torch.zeros(10_000, dtype=torch.bool)
+    lost[:100] = True
+    assert adapting.find_worst(lost) == pytest.approx(100 / 5001)
+    run = {"streams": 2, "length": 10, "over": [0.01, 0.03], "over_fixed": [0.03, 0.03], "cost": [0.2, 0.3]}
+    run |= {"cost_fixed": [0.4, 0.3], "saved": [0.9, 1.0], "audited": [0.02, 0.02], "microseconds": [17.0, 18.0]}
+    over, cost, saved, audited, _ = adapting.list_promises({"scenes/steady": run})
+    assert (over.measured, cost.measured, saved.measured, audited.state) == (0.5, 0.75, 0.95, "kept")
+    assert adapting.write_tables({"scenes/steady": run})[2].startswith("| scenes/steady | 2 | 50.0 | 100.0 | 0.020 |")
 
 
 def test_a_sentence_is_judged_by_samples_that_it_did_not_see():
