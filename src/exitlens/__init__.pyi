@@ -11,7 +11,6 @@ from .edge.export import export as export
 from .edge.int8 import export_int8 as export_int8
 from .edge.web import export_web as export_web
 from .errors import ExitlensError as ExitlensError
-from .functional.adapting import Adaptive as Adaptive
 from .functional.drift import Drift as Drift
 from .functional.drift import DriftMonitor as DriftMonitor
 from .functional.losses import EGTLoss as EGTLoss
@@ -22,6 +21,7 @@ from .model.backbones.build import build_backbone as build_backbone
 from .model.backbones.weights import load_weights as load_weights
 from .model.cascade import cascade as cascade
 from .model.cutting.placement import list_exit_candidates as list_exit_candidates
+from .model.engine.adapting import Adaptive as Adaptive
 from .model.engine.tuning import Tuning as Tuning
 from .model.network import ExitNet as ExitNet
 from .ranks import DistributedContext as DistributedContext

@@ -18,9 +18,8 @@ from exitlens.data.batches import count_batches, iterate_inputs
 from exitlens.data.streams import open_stream
 from exitlens.data.workers import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
-from exitlens.functional.adapting import Adaptive
 from exitlens.functional.maps import all_finite
-from exitlens.model.engine.auditing import open_router
+from exitlens.model.engine.adapting import Adaptive, open_router
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.model.heads import require_maps
@@ -145,7 +144,7 @@ def predict_stream(
         source = open_stream(net.info.preprocess, str(batches), batch_size)
 
     def run() -> Iterator[Prediction]:  # arguments are checked when called, not when iterated
-        with Prefetch(iterate_inputs(source, batch_size, net.device)) as loading:
+        with Prefetch(iterate_inputs(source, batch_size, net.device)) as loading, stream:
             predictions = stream.run(loading)
             total = count_batches(source, batch_size) if order == "input" else None  # then a prediction per batch
             yield from track(predictions, "predicting", total=total) if progress else predictions
@@ -177,6 +176,15 @@ class _Stream:
         self.router: Router | None = None
         self.open: deque[_Open] = deque()
         self.seen = 0
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End audits that are under way: without their outcome they would count as lost."""
+        if isinstance(self.policy, Adaptive):
+            with suppress(Exception):
+                self._flush()
 
     def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
         """Yield predictions until the stream ends; if it raises, first answer all samples before."""

@@ -1,0 +1,323 @@
+"""A policy that adapts: coins choose audits, which go on to the final exit; early answers stop before too many are wrong.
+
+"Wrong" means here that an early answer is not the final exit's. Coins know nothing of the data, so among wrong early answers
+the audited ones are a random share, whatever the data do; that is all that the promise needs. For this, audited samples and
+others are treated alike until a coin decides: whether a sample may leave at an exit depends on the coins of others alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError, require
+from exitlens.functional.adapting import LEAST, add_evidence, choose_thresholds, count_alike, find_most
+from exitlens.functional.risk import disagreement
+from exitlens.functional.routing import fires, score_early_exits
+from exitlens.model.cutting.split import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.router import ExitBatch, Router
+from exitlens.types import Policy, Trace
+from exitlens.types.settings import COUNT, NumberRule, check_number
+from exitlens.types.tasks import are_same, read_answers
+
+WINDOW = 2000  # wrong answers that a window may have, where none is given
+SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many in a window
+KEPT, EVERY = 1000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
+OPEN = 4  # no more than a quarter of the audited losses that end early answers may be open
+SHARE = NumberRule("a number above 0 and below 1", lambda value: 0 < value < 1)
+
+
+@dataclass(frozen=True)
+class AdaptiveStatus:
+    """Counts of an :class:`Adaptive`: of all samples, and of the present window."""
+
+    taken: int  # samples that were taken in
+    audited: int
+    alarms: int  # sudden changes that audits have shown
+    window_taken: int
+    window_lost: int  # audited samples whose early answer was wrong
+    window_open: int  # audited samples that would have left early, without their final answer so far
+    thresholds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Samples that reached the final exit and were observed at every exit."""
+
+    scores: Tensor  # (n,K-1) what thresholds are compared with
+    losses: Tensor  # (n,K-1) 1.0 where the answer is not the final one
+    exits: Tensor  # (n,) where it would have left; K-1: nowhere
+    audited: Tensor  # (n,) bool: chosen by a coin; the others were observed after an alarm
+    windows: Tensor  # (n,) the number of the window in which it would have left
+
+
+class Adaptive:
+    """A policy that learns while it answers, and keeps a limit on disagreement with the final exit whatever the data do.
+
+    Args:
+        policy: to start from; its score, temperatures and gate stay.
+        limit: on the share of answers that are not the final exit's, in ``(0, 1)``; default: that of the policy's request.
+        delta: the largest chance that the promise is broken.
+        audit: share of the samples that are audited.
+        window: samples that share a budget of ``limit * window`` wrong answers; default: as many as make 2,000.
+        seed: of the coins, for tests; by default they come from the operating system, and nobody can foresee them.
+
+    With probability ``1 - delta``, of the first n samples no more than ``limit`` times n, rounded up to whole windows, got
+    an answer that is not the final exit's: for every n at once, and for any data. Data may depend on all answers so far, but
+    not on coins to come. The promise is about one object: another one, or a copy, starts with a new budget. It does not say
+    whether the final exit is right. A sample that fails counts as taken in, and an audit that fails as lost.
+
+    Examples:
+        >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05)
+        >>> adaptive.window, adaptive.most
+        (40000, 32)
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        limit: float | None = None,
+        delta: float = 0.1,
+        *,
+        audit: float = 0.02,
+        window: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        require(policy, Policy, "policy", "see exitlens.calibrate")
+        if policy.num_exits < 2:
+            raise InputError("policy: its network has no early exits, so there is nothing to adapt. Fix: attach one.")
+        if limit is None and policy.calibration is not None:
+            limit = policy.calibration.request.max_disagreement
+        if limit is None:
+            raise InputError("limit: the policy was not calibrated with one. Fix: pass limit=0.02, or another share.")
+        for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
+            check_number(name, value, SHARE)
+        self.limit, self.delta, self.audit = limit, delta, audit
+        self.window = math.ceil(WINDOW / limit) if window is None else window
+        check_number("window", self.window, COUNT)
+        self.most = find_most(limit, self.window, audit, delta)
+        if not self.most:
+            raise InputError(
+                f"window: in {self.window:,} samples {audit:g} of them tell too little of a limit of {limit:g}. "
+                f"Fix: pass a larger window, such as {math.ceil(20 / audit / limit):,}, or a larger audit."
+            )
+        self._lock, self._coins = threading.Lock(), None if seed is None else np.random.default_rng(seed)
+        self._chosen, early = replace(policy, calibration=None, binding=None), policy.num_exits - 1
+        self._never = replace(self._chosen, thresholds=(math.inf,) * early)
+        self._taken = self._audited = self._alarms = self._fresh = 0
+        self._number = self._window_taken = self._lost = self._open = 0  # of the window
+        self._evidence, self._is_relearning = 0.0, False
+        self._scores, self._losses = torch.empty(0, early), torch.empty(0, early)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of now: thresholds are infinite while no sample may leave early."""
+        return self._never if self._is_relearning or self._lost >= self.most else self._chosen
+
+    @property
+    def status(self) -> AdaptiveStatus:
+        """Counts so far."""
+        counts = self._taken, self._audited, self._alarms, self._window_taken, self._lost, self._open
+        return AdaptiveStatus(*counts, self.policy.thresholds)
+
+    @property
+    def is_relearning(self) -> bool:
+        """True after an alarm, until enough samples were observed: none leaves early, and all can be learnt from."""
+        return self._is_relearning
+
+    def draw(self, count: int) -> Tensor:  # -> (count,) bool
+        """Take samples in, and draw which of them are audited."""
+        with self._lock:
+            if self._window_taken >= self.window:
+                self._number, self._window_taken = self._number + 1, 0
+                self._lost = self._open = 0
+                self._fresh = KEPT  # thresholds are chosen with the new budget
+            self._taken += count
+            self._window_taken += count
+            if self._coins is None:
+                audited = np.frombuffer(os.urandom(4 * count), np.uint32) < self.audit * 2**32
+            else:
+                audited = self._coins.random(count) < self.audit
+            self._audited += int(audited.sum())
+            return torch.from_numpy(audited)
+
+    def decide(self, fired: Tensor, audited: Tensor) -> tuple[Tensor, int]:  # (n,) bool, (n,) bool -> (n,) bool
+        """Return which of the samples that fire at an exit leave there, if no coin keeps them, and the window's number.
+
+        An audited one among them is open until it is observed. Samples are decided in their order, each by the losses and
+        open audits before it, so that its own coin has no part in it.
+        """
+        charged = (fired & audited).long()
+        with self._lock:
+            before = charged.cumsum(0) - charged + self._lost + self._open
+            leaving = fired & (before < self.most)
+            self._open += int((leaving & audited).sum())
+            return leaving, self._number
+
+    def learn(self, seen: Observed, cost: Tensor) -> None:
+        """Take in observed samples; thresholds may move. ``cost`` ``(K,)`` is the network's."""
+        finite = seen.scores.isfinite().all(1)
+        early = seen.exits < seen.losses.shape[1]
+        lost = torch.cat([seen.losses, torch.zeros(len(seen.exits), 1)], 1).gather(1, seen.exits[:, None])[:, 0].bool()
+        with self._lock:
+            here = early & seen.audited & (seen.windows == self._number)
+            self._open -= int(here.sum())
+            self._lost += int((here & lost).sum())
+            if not self._is_relearning and self._rings(lost[seen.audited]):
+                self._alarms += 1
+                self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
+                self._scores, self._losses = self._scores[:0], self._losses[:0]
+                return
+            self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
+            self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
+            self._fresh += int(finite.sum())
+            is_due = self._is_relearning or self._fresh >= EVERY * len(self._never.thresholds)
+            if not is_due or len(self._scores) < LEAST:
+                return
+            alike = count_alike(self._losses)
+            self._scores, self._losses, self._fresh = self._scores[-alike:], self._losses[-alike:], 0
+            scores, losses, alarms = self._scores, self._losses, self._alarms
+            left = max(self.window - self._window_taken, self.window / 10)
+            risk = min(self.limit, max(0.0, SPENT * self.most - self._lost) / (self.audit * left))
+        thresholds = choose_thresholds(scores, losses, cost, risk)
+        with self._lock:
+            if alarms == self._alarms:
+                self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), False
+
+    def _rings(self, lost: Tensor) -> bool:
+        for is_lost in lost.tolist():
+            self._evidence = add_evidence(self._evidence, is_lost, self.limit)
+        return math.isinf(self._evidence)
+
+    def replay(self, trace: Trace, batch_size: int = 64) -> Tensor:
+        """Answer the samples of a trace in their order, in batches that are answered one after the other.
+
+        Returns the exits ``(N,)`` that answered. Coins are tossed, and what is learnt stays.
+
+        Examples:
+            >>> exits = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.2, seed=0).replay(trace)
+            >>> exits.shape
+            torch.Size([64])
+        """
+        self.policy.check(trace.num_exits, trace.network, trace.task)
+        scores, losses = score_early_exits(trace, self._chosen), disagreement(trace)[:, :-1].float()
+        last, taken = trace.num_exits - 1, []
+        for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
+            audited, observed = self.draw(len(part)), self._is_relearning
+            exits, windows = torch.full((len(part),), last), torch.full((len(part),), -1)
+            for k, threshold in enumerate(self.policy.thresholds):
+                leaving, number = self.decide(fires(part[:, k], threshold) & (exits == last), audited)
+                exits[leaving], windows[leaving] = k, number
+            rows = audited | (exits == last) if observed else audited
+            self.learn(Observed(part[rows], lost[rows], exits[rows], audited[rows], windows[rows]), trace.cost)
+            taken.append(torch.where(audited, last, exits))
+        return torch.cat(taken)
+
+
+def open_router(
+    engine: Engine, policy: Policy | Adaptive, cost: Tensor, attention: bool = False, micro_batch: int = 0
+) -> Router:
+    """Return the router for a policy; ``cost`` ``(K,)`` is the network's."""
+    if isinstance(policy, Adaptive):
+        return AuditedRouter(engine, policy, cost, attention, micro_batch)
+    return Router(engine, policy, attention, micro_batch)
+
+
+@dataclass
+class _Seen:
+    """A sample that is observed on its way."""
+
+    is_audited: bool
+    scores: list[float] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+    exit: int | None = None  # where it would have left, in this window
+    window: int = -1
+
+
+class AuditedRouter(Router):
+    """Routes by an :class:`~exitlens.Adaptive`, and tells it what was observed."""
+
+    def __init__(
+        self, engine: Engine, adaptive: Adaptive, cost: Tensor, attention: bool = False, micro_batch: int = 0
+    ) -> None:
+        self._last = adaptive.policy.num_exits - 1
+        super().__init__(engine, adaptive.policy, attention, micro_batch, self._decide, range(self._last))
+        self._adaptive, self._cost, self._seen = adaptive, cost.cpu(), dict[int, _Seen]()
+        self._most_open = max(1, adaptive.most // OPEN)
+
+    def feed(self, where: Tensor, activations: Activations) -> list[ExitBatch]:
+        """Take samples in, few enough at a time that most of their audits are done before others may leave."""
+        size = max(1, int(self._most_open / self._adaptive.audit / self._last))
+        routed = []
+        for at in range(0, len(where), size):
+            part = slice(at, at + size)
+            audited = self._adaptive.draw(len(where[part]))
+            rows = torch.ones_like(audited) if self._adaptive.is_relearning else audited
+            for place, is_audited in zip(where[part].cpu()[rows].tolist(), audited[rows].tolist(), strict=True):
+                self._seen[place] = _Seen(is_audited)
+            routed += super().feed(where[part], tuple(t[part] for t in activations))
+            if not self.micro_batch or sum(row.exit is not None for row in self._seen.values()) > self._most_open:
+                routed += self.flush()
+        return routed
+
+    def discard(self, gone: Tensor) -> None:
+        """Drop the samples at these places."""
+        super().discard(gone)
+        for place in gone.tolist():
+            self._seen.pop(place, None)
+
+    def _run(self, k: int) -> None:
+        self.policy, count = self._adaptive.policy, len(self._routed)
+        super()._run(k)
+        for part in self._routed[count:] if self._seen else ():
+            rows = [self._seen.pop(place, None) for place in part.where.tolist()]
+            if part.exit == self._last:
+                self._learn(part, rows)
+
+    def _decide(self, batch: ExitBatch, fired: Tensor) -> Tensor:
+        rows = [self._seen.get(place) for place in batch.where.tolist()] if self._seen else []
+        observed = [(i, row) for i, row in enumerate(rows) if row is not None]
+        if not observed:
+            leaving, _ = self._adaptive.decide(fired.cpu(), torch.zeros(len(fired), dtype=torch.bool))
+            return leaving.to(fired.device)
+        scores = (batch.scores if batch.trust is None else batch.trust).float().tolist()
+        answers = read_answers(batch.probabilities, self.policy.task).cpu()
+        fired, audited = fired.cpu(), torch.zeros(len(rows), dtype=torch.bool)
+        for i, row in observed:
+            row.scores.append(scores[i])
+            row.answers.append(answers[i])
+            audited[i] = row.is_audited
+            fired[i] &= row.exit is None  # it would have left before
+        leaving, window = self._adaptive.decide(fired, audited)
+        for i, row in observed:
+            if leaving[i]:
+                row.exit, row.window = batch.exit, window
+        return (leaving & ~audited).to(batch.where.device)
+
+    def _learn(self, part: ExitBatch, rows: list[_Seen | None]) -> None:
+        kept = [i for i, row in enumerate(rows) if row is not None]
+        seen = [row for row in rows if row is not None]
+        if not seen:
+            return
+        final = read_answers(part.probabilities[kept], self.policy.task).cpu()
+        answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
+        losses = ~are_same(answers, final[:, None], self.policy.task)
+        scores = torch.tensor([row.scores for row in seen])
+        exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
+        audited = torch.tensor([row.is_audited for row in seen])
+        windows = torch.tensor([row.window for row in seen])
+        self._adaptive.learn(Observed(scores, losses.float(), exits, audited, windows), self._cost)

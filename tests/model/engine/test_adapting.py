@@ -1,0 +1,402 @@
+"""A policy that adapts: its promise by brute force and against streams made to break it, and its router."""
+
+import copy
+import itertools
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from scipy.stats import binom
+
+import exitlens as xl
+from exitlens.errors import InputError, PolicyError
+from exitlens.functional.adapting import LEAST, find_most
+from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.model.engine import adapting
+from exitlens.model.engine.adapting import AuditedRouter, Observed, open_router
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.router import Router
+from exitlens.model.engine.tuning import Tuning
+from tests.conftest import make_net, random_trace
+from tests.model.engine.test_router import cases, engine
+
+COST = torch.tensor([0.2, 0.5, 1.0])
+
+
+def make(**options):
+    return xl.Adaptive(xl.Policy((0.6, 0.6)), **{"limit": 0.1, "window": 1000, "audit": 0.1, "seed": 0, **options})
+
+
+def tell(adaptive, losses, exits, audited=None, scores=None, window=0):
+    losses = torch.as_tensor(losses).float()
+    count = len(losses)
+    scores = torch.full((count, 2), 0.7) if scores is None else scores
+    audited = torch.ones(count, dtype=torch.bool) if audited is None else audited
+    adaptive.learn(Observed(scores, losses, torch.as_tensor(exits), audited, torch.full((count,), window)), COST)
+
+
+def test_the_promise_holds_where_every_early_answer_is_another_one(monkeypatch):
+    """The worst that data can do, without alarms: broken nearly as often as is allowed, and not more often."""
+    monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
+    monkeypatch.setattr(adapting, "LEAST", 10**9)
+    broken = 0
+    for seed in range(300):
+        adaptive, given = make(seed=seed), 0
+        for _ in range(10):
+            audited = adaptive.draw(100)
+            leaving, _ = adaptive.decide(torch.ones(100, dtype=torch.bool), audited)
+            given += int((leaving & ~audited).sum())
+            count = int((leaving & audited).sum())
+            tell(adaptive, torch.ones(count, 2), torch.zeros(count, dtype=torch.long))
+        assert adaptive.status.window_lost == adaptive.most
+        broken += given > 100
+    exact = binom.cdf(adaptive.most - 1, 100 + adaptive.most, 0.1)
+    assert 0.02 < exact <= 0.1
+    assert broken / 300 == pytest.approx(exact, abs=3 * (exact / 300) ** 0.5)
+
+
+def test_samples_leave_in_order_until_too_many_may_be_lost():
+    """Each by the coins of those before it alone: the fifth is kept by the second and the fourth."""
+    adaptive = make()
+    adaptive.most = 2
+    fired, audited = torch.tensor([1, 1, 0, 1, 1, 1]).bool(), torch.tensor([0, 1, 1, 1, 1, 0]).bool()
+    leaving, window = adaptive.decide(fired, audited)
+    assert (leaving.tolist(), window) == ([True, True, False, True, False, False], 0)
+    assert adaptive.status.window_open == 2
+    tell(adaptive, [[0, 0], [1, 0]], [0, 0])
+    assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, 1)
+    assert adaptive.policy.thresholds == (0.6, 0.6)
+    adaptive.decide(fired, audited)
+    assert adaptive.status.window_open == 1
+    tell(adaptive, [[1, 0]], [0])
+    assert adaptive.policy.thresholds == (math.inf, math.inf)
+    assert not adaptive.decide(fired, audited)[0].any()
+
+
+def test_a_new_window_has_a_budget_of_its_own():
+    adaptive = make(window=600)
+    adaptive.draw(400)
+    adaptive.decide(torch.ones(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
+    adaptive.draw(400)
+    assert (adaptive.status.window_taken, adaptive.status.window_open) == (800, 2)
+    adaptive.draw(64)
+    assert (adaptive.status.window_taken, adaptive.status.window_open) == (64, 0)
+    tell(adaptive, [[0, 0], [1, 0]], [0, 0])  # of the window before
+    assert (adaptive.status.window_open, adaptive.status.window_lost) == (0, 0)
+    assert adaptive.decide(torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool))[1] == 1
+    assert adaptive.status.taken == 864
+
+
+def test_losses_that_come_fast_are_an_alarm_and_fresh_samples_end_it():
+    adaptive = make(limit=0.02, window=20_000)
+    tell(adaptive, torch.zeros(150, 2), [0] * 150)
+    tell(adaptive, torch.ones(3, 2), [0] * 3)
+    assert adaptive.status.alarms == 0
+    tell(adaptive, torch.ones(3, 2), [0] * 3)
+    assert adaptive.status.alarms == 1
+    assert adaptive.is_relearning
+    assert adaptive.policy.thresholds == (math.inf, math.inf)
+    count = LEAST
+    scores = torch.linspace(0.3, 1, count)[:, None].expand(-1, 2)
+    losses = (scores < 0.6).float()
+    tell(adaptive, losses, [2] * count, torch.zeros(count, dtype=torch.bool), scores)
+    assert not adaptive.is_relearning
+    first, second = adaptive.policy.thresholds
+    assert first == pytest.approx(0.6, abs=0.03)  # as low as it can be: it costs least
+    assert second > 0.5
+
+
+def test_observed_samples_that_no_coin_chose_are_no_alarm():
+    adaptive = make(limit=0.02, window=20_000)
+    tell(adaptive, torch.ones(50, 2), [0] * 50, torch.zeros(50, dtype=torch.bool))
+    assert adaptive.status.alarms == 0
+
+
+def stream(parts, seed=0):
+    """Samples one after the other; in a part, an early answer is another one where its score is below the part's number."""
+    rng = torch.Generator().manual_seed(seed)
+    count = sum(size for size, _ in parts)
+    scores = 0.5 + 0.5 * torch.rand(count, 1, generator=rng).expand(-1, 2)
+    bad = torch.cat([torch.full((size, 1), number) for size, number in parts])
+    logits = torch.zeros(count, 3, 2)
+    logits[:, :2, 0] = (scores / (1 - scores)).log()
+    logits[:, 2, 0] = torch.where(scores[:, 0] < bad[:, 0], -9.0, 9.0)
+    return xl.Trace(logits, None, torch.zeros(count, 3), COST)
+
+
+def test_a_stream_that_changes_keeps_the_limit_where_a_fixed_policy_breaks_it():
+    trace = stream([(15_000, 0.55), (10_000, 0.8), (15_000, 0.55)])
+    policy = xl.calibrate(stream([(2000, 0.55)], seed=1), max_disagreement=0.03, temperature_scaling=False)
+    adaptive = xl.Adaptive(policy, audit=0.05, window=10_000, seed=0)
+    assert adaptive.limit == 0.03
+    exits = adaptive.replay(trace)
+    lost, fixed = (
+        trace.answers.gather(1, taken[:, None])[:, 0] != trace.answers[:, -1] for taken in (exits, xl.route(trace, policy))
+    )
+    running = lost.cumsum(0) / torch.arange(1, len(lost) + 1)
+    assert running[5000:].max() <= 0.03 < fixed.float().mean()
+    assert adaptive.status.alarms >= 1
+    cost = COST[exits]
+    assert cost[10_000:15_000].mean() < 0.45  # cheap before the change
+    assert cost[-5000:].mean() < 0.45  # and again after it
+
+
+def test_equal_seeds_toss_equal_coins_and_others_do_not():
+    trace = stream([(3000, 0.6)])
+    first, second, third = (make(seed=seed, audit=0.3).replay(trace) for seed in (1, 1, None))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limit": None}, "limit: the policy was not calibrated with one"),
+        ({"limit": 0}, "limit: expected a number above 0 and below 1, got 0"),
+        ({"delta": 1.0}, "delta: expected"),
+        ({"audit": 0.0}, "audit: expected"),
+        ({"window": 0}, "window: expected"),
+        ({"window": 10}, "window: in 10 samples 0.1 of them tell too little of a limit of 0.1. Fix: pass a larger window"),
+    ],
+)
+def test_options_that_promise_nothing(options, words):
+    with pytest.raises(InputError, match=words.replace(".", r"\.")):
+        make(**options)
+
+
+def test_without_early_exits_nothing_adapts():
+    with pytest.raises(InputError, match="no early exits"):
+        xl.Adaptive(xl.Policy(()), limit=0.1)
+
+
+def test_the_window_that_an_error_names_is_enough():
+    assert find_most(0.1, math.ceil(20 / 0.1 / 0.1), 0.1, 0.1) > 5
+
+
+def test_a_policy_of_another_network_replays_nothing():
+    with pytest.raises(PolicyError):
+        make().replay(random_trace(k=4))
+    adaptive = xl.Adaptive(replace(xl.Policy((0.6, 0.6)), network="0" * 16), limit=0.1, seed=0)
+    with pytest.raises(PolicyError):
+        adaptive.replay(replace(random_trace(), network="1" * 16))
+
+
+class Logits:
+    """A head that answers with logits that it is given."""
+
+    def __init__(self, k):
+        self.k = k
+
+    def classify(self, logits):
+        return logits[:, self.k]
+
+
+def sample(first, second, *, last=0):
+    """Logits of an image: at each early exit a score and a class, and the final class."""
+    row = torch.zeros(3, 2)
+    for k, (score, answer) in enumerate((first, second, (0.99, last))):
+        row[k, answer] = math.log(score / (1 - score))
+    return row
+
+
+EASY, HARD = sample((0.95, 0), (0.95, 0)), sample((0.55, 1), (0.55, 1))
+WRONG, LATER = sample((0.95, 1), (0.95, 1)), sample((0.95, 0), (0.95, 1))  # at both exits; at exit 1 alone
+
+
+def play(adaptive, calls, micro_batch=0):
+    """Answer batches of logits, each at once, and return how many wrong answers there were more than the promise allows."""
+    lost, taken, most = 0, 0, -math.inf
+    running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())
+    for logits in calls:
+        router = open_router(running, adaptive, COST, micro_batch=micro_batch)
+        answers = logits.argmax(-1)
+        for part in router.run(torch.arange(len(logits)), (logits,)):
+            lost += int((answers[part.where, part.exit] != answers[part.where, 2]).sum())
+        taken += len(logits)
+        most = max(most, lost - adaptive.limit * adaptive.window * math.ceil(taken / adaptive.window))
+        assert min(adaptive.status.window_lost, adaptive.status.window_open) >= 0
+    return most
+
+
+@pytest.mark.parametrize("micro_batch", [0, 16, 512])
+@pytest.mark.parametrize("seed", range(3))
+def test_streams_made_to_break_the_promise_do_not(seed, micro_batch):
+    """Samples that are kept at one exit must not leave unobserved at the next; and windows, alarms and stops in between."""
+    options = {"limit": 0.05, "window": 4000, "audit": 0.05, "seed": seed}
+    later = torch.cat([EASY.expand(300, 3, 2), HARD.expand(300, 3, 2), LATER.expand(400, 3, 2)])
+    assert play(xl.Adaptive(xl.Policy((0.9, 0.9)), **options), [later] * 20, micro_batch) <= 0
+    swinging = [WRONG.expand(300, 3, 2), EASY.expand(900, 3, 2)] * 20
+    assert play(xl.Adaptive(xl.Policy((0.9, 0.9)), **options), swinging, micro_batch) <= 0
+
+
+def test_many_samples_at_once_leave_as_early_as_few():
+    adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05, seed=0)
+    running = Engine([lambda logits: (logits,)] * 3, [Logits(k) for k in range(3)], Tuning())
+    for micro_batch in (0, 128):
+        routed = open_router(running, adaptive, COST, micro_batch=micro_batch).run(
+            torch.arange(8192), (EASY.expand(8192, 3, 2),)
+        )
+        assert sum(len(part.where) for part in routed if part.exit == 0) > 0.97 * 8192
+    assert adaptive.status.window_open == 0
+
+
+def test_threads_share_the_counts():
+    adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.1, window=1000, audit=0.1, seed=0)
+    mixed = torch.cat([EASY.expand(90, 3, 2), WRONG.expand(6, 3, 2)])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: play(adaptive, [mixed] * 25, 16), range(4)))
+    assert adaptive.status.taken == 4 * 25 * 96
+    assert adaptive.status.window_open == 0
+
+
+def test_a_copy_goes_on_from_the_same_counts_and_coins():
+    adaptive = make()
+    tell(adaptive, torch.zeros(300, 2), [0] * 300)
+    for other in (copy.deepcopy(adaptive), pickle.loads(pickle.dumps(adaptive))):
+        assert other.status == adaptive.status
+        assert torch.equal(other.draw(50), copy.deepcopy(adaptive).draw(50))
+
+
+def test_scores_that_are_no_numbers_are_not_learnt_from():
+    adaptive = make()
+    scores = torch.full((300, 2), 0.7)
+    scores[::3] = math.nan
+    tell(adaptive, torch.zeros(300, 2), [2] * 300, scores=scores)
+    assert adaptive.policy.thresholds[0] < 0.7
+
+
+def test_an_abandoned_stream_ends_its_audits(images):
+    net, adaptive = make_net(), xl.Adaptive(xl.Policy((0.0, 0.0)), limit=0.5, audit=0.5, window=10_000, seed=0)
+    for _ in xl.predict_stream(net, images.split(4), adaptive, order="ready"):
+        break
+    assert adaptive.status.window_open == 0
+    assert adaptive.status.audited > 0
+
+
+class Told(xl.Adaptive):
+    """Remembers what it learnt."""
+
+    def __init__(self, *words, **named):
+        super().__init__(*words, **named)
+        self.told = []
+
+    def learn(self, audits, cost):
+        self.told.append(audits)
+        super().learn(audits, cost)
+
+    def join(self):
+        """All that it learnt: scores, losses, exits and whether audited."""
+        return (torch.cat([getattr(each, name) for each in self.told]) for name in ("scores", "losses", "exits", "audited"))
+
+
+def watch(thresholds, audit=0.3, **options):
+    return Told(xl.Policy(thresholds), limit=0.9, audit=audit, window=100_000, **{"seed": 1, **options})
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_audited_samples_leave_at_the_end_and_others_where_they_fire(case):
+    scores, thresholds, micro_batch, cuts, attention = case
+    assume(thresholds)
+    runs, adaptive = engine(scores.shape[1])[0], watch(thresholds)
+    router = open_router(runs, adaptive, torch.linspace(0.2, 1, scores.shape[1]), attention, micro_batch)
+    routed, numbers = [], torch.arange(len(scores))
+    for start, end in itertools.pairwise(cuts):
+        routed += router.feed(numbers[start:end], (scores[start:end], numbers[start:end]))
+    routed += router.flush()
+    exits = torch.full((len(scores),), -1)
+    for part in routed:
+        assert (exits[part.where] == -1).all()
+        exits[part.where] = part.exit
+    early = find_first_firing(scores, thresholds)
+    last = scores.shape[1] - 1
+    assert all(taken in (own, last) for taken, own in zip(exits.tolist(), early.tolist(), strict=True))
+    told = adaptive.told
+    audited = int((exits != early).sum())
+    assert audited == sum(int((each.exits < last).sum()) for each in told)
+    assert adaptive.status.audited == sum(len(each.exits) for each in told)
+    if told:
+        seen, losses, *_ = adaptive.join()
+        assert all((scores[:, :-1].float() - row).abs().sum(1).min() < 1e-5 for row in seen)
+        assert not losses.any()  # every exit answers class 0
+
+
+def test_what_is_learnt_is_what_a_trace_has(images):
+    net = make_net()
+    trace, adaptive = xl.collect(net, images), watch((0.5, 0.5), audit=0.99)
+    pred = xl.predict(net, images, adaptive)
+    seen, losses, exits, _ = adaptive.join()
+    where = (pred.exits == 2).nonzero().squeeze(1)
+    scores = score_early_exits(trace, adaptive.policy)
+    rows = [int((scores - row).abs().sum(1).argmin()) for row in seen]
+    assert sorted(rows) == where.tolist()
+    torch.testing.assert_close(seen, scores[rows])
+    assert torch.equal(losses.bool(), (trace.answers[:, :-1] != trace.answers[:, -1:])[rows])
+    assert torch.equal(exits, find_first_firing(scores, (0.5, 0.5))[rows])
+    assert torch.equal(pred.labels[where], trace.answers[where, 2])
+
+
+@pytest.mark.parametrize("micro_batch", [0, 8])
+def test_a_stream_learns_as_batches_do(images, micro_batch):
+    net = make_net()
+    net.tuning = net.tuning.__class__(**{**net.tuning.__dict__, "micro_batch": micro_batch})
+    batches = images.repeat(10, 1, 1, 1).split(20)
+    first, second = watch((0.5, 0.5)), watch((0.5, 0.5))
+    one_by_one = torch.cat([xl.predict(net, batch, first).exits for batch in batches])
+    streamed = torch.cat([pred.exits for pred in xl.predict_stream(net, batches, second)])
+    assert first.status.audited == second.status.audited > 0
+    assert torch.equal(one_by_one, streamed)
+    assert first.status == second.status
+
+
+def test_after_an_alarm_every_sample_is_seen(images):
+    net, adaptive = make_net(), watch((0.0, 0.0), audit=0.01)
+    adaptive._is_relearning = True
+    pred = xl.predict(net, images, adaptive)
+    assert (pred.exits == 2).all()
+    _, _, exits, audited = adaptive.join()
+    assert len(exits) == len(images)
+    assert int(audited.sum()) == adaptive.status.audited
+    assert adaptive.status.window_lost == 0
+
+
+def test_a_gate_is_compared_with_its_estimates(images):
+    net = make_net()
+    policy = xl.calibrate(xl.collect(net, images), max_disagreement=0.5, gate=True)
+    adaptive = Told(policy, audit=0.99, window=100_000, seed=0)
+    xl.predict(net, images, adaptive)
+    expected = score_early_exits(xl.collect(net, images), policy)
+    for row in next(adaptive.join()):
+        assert (expected - row).abs().sum(1).min() < 1e-4
+
+
+def test_several_labels_are_others_if_one_is(images):
+    net = make_net()
+    net.describe(task="multilabel")
+    adaptive = Told(xl.Policy((0.5, 0.5), "decided"), limit=0.9, audit=0.99, window=100_000, seed=0)
+    pred = xl.predict(net, images, adaptive)
+    answers = xl.collect(net, images).answers
+    losses = (answers[:, :-1] != answers[:, -1:]).any(-1)[pred.exits == 2]
+    _, told, *_ = adaptive.join()
+    assert sorted(map(tuple, told.bool().tolist())) == sorted(map(tuple, losses.tolist()))
+
+
+def test_dropped_samples_are_forgotten():
+    adaptive, scores = watch((0.9, 0.9), audit=0.99), torch.full((6, 3), 0.6)
+    router = open_router(engine(3)[0], adaptive, torch.tensor([0.2, 0.5, 1]), micro_batch=10)
+    numbers = torch.arange(6)
+    router.feed(numbers, (scores, numbers))
+    router.discard(numbers[:2])
+    routed = router.flush()
+    assert sorted(torch.cat([part.where for part in routed]).tolist()) == [2, 3, 4, 5]
+    assert sum(len(each.exits) for each in adaptive.told) <= 4
+
+
+def test_a_fixed_policy_gets_the_usual_router():
+    router = open_router(engine(2)[0], xl.Policy((0.9,)), torch.tensor([0.5, 1]))
+    assert type(router) is Router
+    assert isinstance(open_router(engine(2)[0], watch((math.inf,)), torch.tensor([0.5, 1])), AuditedRouter)
