@@ -39,6 +39,12 @@ def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
     assert "drift" in shown
     assert "trust" not in shown  # there is no gate
     assert str(folder / "bright" / "00.png") in shown  # in one piece
+    adapted = call.json(*words, folder, "--adapt", 0.5, "--audit", 0.4)["adaptive"]
+    assert (adapted["taken"], adapted["window_open"], len(adapted["thresholds"])) == (60, 0, 3)
+    assert 0 < adapted["audited"] < 60
+    assert re.search(
+        r"of 60 samples audited, \d+ early\s+answers found wrong", call.ok(*words, folder, "--adapt", 0.5, "--audit", 0.4)
+    )
     run = shutil.copytree(trained, tmp_path / "run")
     replace_policy(run, xl.Policy.never(4), "never")
     shown = call.ok("predict", "--bundle", run, "--data", folder, "--policy", "never")
@@ -70,6 +76,9 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--out", tmp_path / "there.csv"], "exists.*--resume"),
         (["predict", "--data", folder, "--resume"], "--out"),
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"], "leave --resume out"),
+        (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--adapt", 0.1, "--resume"], "adapt: it has to see all"),
+        (["predict", "--data", folder, "--monitor", "--adapt", 0.1], "leave --monitor or --adapt out"),
+        (["predict", "--data", folder, "--adapt", 0.02], "in 60 samples 0.02 of them tell too little"),
         (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "none.png"], r"expected a file, \S+none.png does not exist"),

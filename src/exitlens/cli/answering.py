@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,14 @@ def predict(
     resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
     compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     monitor: Annotated[bool, Option("--monitor", help="Warn if the samples, in this order, have drifted.")] = False,
+    adapt: Annotated[
+        float | None,
+        Option(
+            help="Move the thresholds meanwhile, and keep the share of answers that are not the final exit's at most this, "
+            "whatever the samples are (90 % confidence)."
+        ),
+    ] = None,
+    audit: Annotated[float, Option(help="With --adapt: share of the samples that the final exit checks.")] = 0.02,
     json_: Json = False,
     columns: InputColumns = "",
     group_by: Annotated[
@@ -71,10 +80,7 @@ def predict(
     from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
-    if resume and out is None:
-        raise xl.errors.InputError("resume: it continues a file. Fix: name that file by --out.")
-    if resume and monitor:
-        raise xl.errors.InputError("monitor: it has to see all samples. Fix: leave --resume out, or watch another run.")
+    _refuse_pairs(out, resume, monitor, adapt)
     net, policy = load_calibrated(bundle, name)
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
@@ -86,11 +92,12 @@ def predict(
     reading = make_reading(data=data, columns=columns, group_by=group_by)
     with wait(json_, "listing the data"):
         samples = stream_samples(net, reading, batch_size=batch_size, without={row.file for row in before}, run=bundle)
+    adaptive = None if adapt is None else _start_adapting(policy, adapt, audit, samples.total)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
             task = bar.add_task("predicting", total=len(before) + samples.total, completed=len(before))
-            for batch in name_rows(net, xl.predict_stream(net, samples, policy), samples, watch):
+            for batch in name_rows(net, xl.predict_stream(net, samples, adaptive or policy), samples, watch):
                 if file is not None:
                     file.append(batch)
                 counts.update(row.exit for row in batch)
@@ -111,8 +118,27 @@ def predict(
     if drift is not None:
         values["drift"] = drift.to_dict()
     notes = [_word_summary(net, values), "" if drift is None else drift.summary]
+    if adaptive is not None:
+        values["adaptive"] = asdict(adaptive.status)
+        notes.append(str(adaptive.status))
     title = f"{counts.total()} samples{resumed}, the first {min(SHOWN, counts.total())}"
     show(json_, values, title, _tabulate_rows(net, shown[:SHOWN]), notes)
+
+
+def _refuse_pairs(out: Path | None, resume: bool, monitor: bool, adapt: float | None) -> None:
+    if resume and out is None:
+        raise xl.errors.InputError("resume: it continues a file. Fix: name that file by --out.")
+    if resume and (monitor or adapt is not None):
+        verb = "monitor" if monitor else "adapt"
+        raise xl.errors.InputError(f"{verb}: it has to see all samples. Fix: leave --resume out, or start another run.")
+    if monitor and adapt is not None:
+        raise xl.errors.InputError("monitor: thresholds that adapt look like drift. Fix: leave --monitor or --adapt out.")
+
+
+def _start_adapting(policy: xl.Policy, limit: float, audit: float, total: int) -> xl.Adaptive:
+    """Return a policy that adapts within the usual window, or one of all samples if these are fewer."""
+    usual = xl.Adaptive(policy, limit, audit=audit)
+    return xl.Adaptive(policy, limit, audit=audit, window=min(usual.window, max(1, total)))
 
 
 def _summarize(net: xl.ExitNet, counts: Counter[int], confidence: float) -> dict[str, Any]:

@@ -41,11 +41,16 @@ class AdaptiveStatus:
 
     taken: int  # samples that were taken in
     audited: int
+    lost: int  # audited samples whose early answer was wrong
     alarms: int  # sudden changes that audits have shown
     window_taken: int
-    window_lost: int  # audited samples whose early answer was wrong
+    window_lost: int
     window_open: int  # audited samples that would have left early, without their final answer so far
     thresholds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        changes = f"; {self.alarms} sudden changes" if self.alarms else ""
+        return f"{self.audited:,} of {self.taken:,} samples audited, {self.lost} early answers found wrong{changes}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Adaptive:
         self._lock, self._coins = threading.Lock(), None if seed is None else np.random.default_rng(seed)
         self._chosen, early = replace(policy, calibration=None, binding=None), policy.num_exits - 1
         self._never = replace(self._chosen, thresholds=(math.inf,) * early)
-        self._taken = self._audited = self._alarms = self._fresh = 0
+        self._taken = self._audited = self._all_lost = self._alarms = self._fresh = 0
         self._number = self._window_taken = self._lost = self._open = 0  # of the window
         self._evidence, self._is_relearning = 0.0, False
         self._scores, self._losses = torch.empty(0, early), torch.empty(0, early)
@@ -131,8 +136,8 @@ class Adaptive:
     @property
     def status(self) -> AdaptiveStatus:
         """Counts so far."""
-        counts = self._taken, self._audited, self._alarms, self._window_taken, self._lost, self._open
-        return AdaptiveStatus(*counts, self.policy.thresholds)
+        window = self._window_taken, self._lost, self._open
+        return AdaptiveStatus(self._taken, self._audited, self._all_lost, self._alarms, *window, self.policy.thresholds)
 
     @property
     def is_relearning(self) -> bool:
@@ -177,6 +182,7 @@ class Adaptive:
             here = early & seen.audited & (seen.windows == self._number)
             self._open -= int(here.sum())
             self._lost += int((here & lost).sum())
+            self._all_lost += int((early & seen.audited & lost).sum())
             if not self._is_relearning and self._rings(lost[seen.audited]):
                 self._alarms += 1
                 self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
