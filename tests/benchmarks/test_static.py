@@ -21,12 +21,12 @@ def task(tiny_set):
 
 
 def test_cells():
-    assert set(tasks.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES) == set(static.CANDIDATES) == set(static.RIVALS)
+    assert set(static.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES) == set(static.CANDIDATES) == set(static.RIVALS)
     assert all(part.family in static.FAMILIES for candidates in static.CANDIDATES.values() for part in candidates.values())
     cells, later = list(static.list_cells()), static.list_candidates("scenes", 1)
     assert {f"scenes/{name}-0" for name in ("adaptive", *static.CANDIDATES["scenes"])} <= set(cells)
     assert {f"scenes/{name}-1" for name in ("adaptive", "time", *later)} == {c for c in cells if re.match("scenes/.*-1$", c)}
-    assert sum("/time-" in cell for cell in cells) == sum(tasks.SEEDS.values())
+    assert sum("/time-" in cell for cell in cells) == sum(static.SEEDS.values())
 
 
 def test_a_narrow_network(task):
