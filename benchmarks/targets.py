@@ -5,6 +5,7 @@ Cells are TASK/TARGET/EPOCHS-SEED; 0 epochs are the task's own number. Seeds are
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import mean
@@ -73,15 +74,16 @@ def measure_entropy(net: xl.ExitNet, data: SampleSet) -> list[float]:
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    for task, epochs in LONG.items():
-        short, long = (list_seeds(runs, f"{task}/{SPREAD}/{length}") for length in (epochs[0], epochs[-1]))
+    for (task, epochs), target in itertools.product(LONG.items(), (DEFAULT, SPREAD)):
+        short, long = (list_seeds(runs, f"{task}/{target}/{length}") for length in (epochs[0], epochs[-1]))
         for part, words in WORDS.items() if short and long else ():
             for k in range(len(short[0][part])):
                 ratios = [after[part][k] / before[part][k] for before, after in zip(short, long, strict=False)]
-                what = f"{task}, spread 0.3: exit {k}, {words}, after {epochs[-1]} epochs over that after {epochs[0]}"
-                yield Promise.of_mean(f"targets|{task}|{k}|{part}|least", what, ratios, ">=", 1 - WITHIN)
+                title = "spread 0.3" if target == SPREAD else TARGETS[target][0]
+                what = f"{task}, {title}: exit {k}, {words}, after {epochs[-1]} epochs over that after {epochs[0]}"
+                yield Promise.of_mean(f"targets|{task}|{target}|{k}|{part}|least", what, ratios, ">=", 1 - WITHIN)
                 if part == "entropy":
-                    yield Promise.of_mean(f"targets|{task}|{k}|{part}|most", what, ratios, "<=", 1 + WITHIN)
+                    yield Promise.of_mean(f"targets|{task}|{target}|{k}|{part}|most", what, ratios, "<=", 1 + WITHIN)
     shares = {task: find_shares(runs, task) for task in SHORT}
     for left_out in SHORT if all(len(part) == len(TARGETS) for part in shares.values()) else ():
         best = choose_target([shares[task] for task in SHORT if task != left_out])

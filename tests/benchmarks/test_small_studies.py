@@ -189,10 +189,20 @@ def test_maps_after_long_trainings_are_compared_with_those_after_short_ones(tiny
     fake = SimpleNamespace(num_exits=2, eval=lambda: lambda inputs: outputs)
     assert targets.measure_entropy(fake, tiny_set.first(20)) == pytest.approx([np.log(16), np.log(4)])
     short, long = ({"entropy": [3.0], "binding": [0.5]}, {"entropy": [2.4], "binding": [0.6]})
-    runs = {"digits/spread/10-0": short, "digits/spread/100-0": long}
+    runs = {
+        f"digits/{target}/{epochs}-0": run for target in ("spread", "default") for epochs, run in ((10, short), (100, long))
+    }
     measured = {promise.key: promise.measured for promise in targets.list_promises(runs)}
-    assert measured["targets|digits|0|entropy|least"] == measured["targets|digits|0|entropy|most"] == pytest.approx(0.8)
-    assert measured["targets|digits|0|binding|least"] == pytest.approx(1.2)
+    assert (
+        measured["targets|digits|spread|0|entropy|least"]
+        == measured["targets|digits|spread|0|entropy|most"]
+        == pytest.approx(0.8)
+    )
+    assert (
+        measured["targets|digits|spread|0|binding|least"]
+        == measured["targets|digits|default|0|binding|least"]
+        == pytest.approx(1.2)
+    )
 
 
 def test_a_target_is_chosen_without_the_set_that_it_is_judged_on(monkeypatch):
