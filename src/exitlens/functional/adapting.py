@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 
 import torch
-from scipy.stats import nbinom
+from scipy.special import nbdtrc
 from torch import Tensor
 
 from exitlens.functional.risk import Risk
@@ -33,7 +33,7 @@ def _chance_of_more(allowed: int, most: int, audit: float, delta: float) -> floa
     total, windows, chance = 0.0, 0, 1.0
     while chance > 1e-4 * delta and total <= delta:
         windows += 1
-        chance = float(nbinom.sf(windows * allowed, windows * most, audit))
+        chance = float(nbdtrc(windows * allowed, windows * most, audit))
         total += chance
     return total
 

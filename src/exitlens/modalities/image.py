@@ -112,9 +112,12 @@ def open_picture(
             if image.mode.startswith("I;16"):  # Pillow would clip it
                 picture = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
             if picture.has_transparency_data:
-                coloured, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
-                picture.paste(coloured, mask=coloured.getchannel("A"))
-            picture = picture.convert("L" if channels == 1 else "RGB")
+                coloured = picture if picture.mode == "RGBA" else picture.convert("RGBA")  # which always copies
+                picture = Image.new("RGB", picture.size, "white")
+                picture.paste(coloured, mask=coloured)
+            mode = "L" if channels == 1 else "RGB"
+            if picture is image or picture.mode != mode:
+                picture = picture.convert(mode)
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
