@@ -178,6 +178,8 @@ def judge(net: xl.ExitNet, tests: Mapping[str, SampleSet], samples: int, swapped
         "binding": {name: binding.at(area) for name, area in zip(percent, binding.areas, strict=True)},
         "binding_error": dict(zip(percent, zip(*binding.maps.binding_error, strict=True), strict=True)),
         "another": binding.at(of="another"),
+        "oracle": binding.oracle,
+        "oracle_error": binding.oracle_error,
         "above_another": [row[column] for row in binding.above_another],
         "above_another_error": [row[column] for row in binding.above_another_error],
         "share": judged.deletion_share,
@@ -282,6 +284,7 @@ def write_rows(measured: Mapping[str, list[Tree]]) -> list[str]:
 
 COLUMNS = {
     "another": "at 20 %, another's map",
+    "oracle": "at 20 %, the oracle's",
     "cue": "changed with the cue",
     "inside": "attention off the cue",
     "share": "share of the oracle",
