@@ -269,6 +269,17 @@ def test_maps_that_follow_their_own_targets_do_not_shrink_to_one_cell(target):
         assert least < entropy(maps[0]).exp().min() <= entropy(maps[0]).exp().max() < most
 
 
+def test_targets_keep_a_floor_from_the_eleventh_epoch_on():
+    loss = xl.EGTLoss(target="mean")
+    assert [loss.in_epoch(epoch).spread for epoch in (0, 10, 11, 15, 20, 99)] == [
+        None,
+        None,
+        *map(pytest.approx, (0.02, 0.1, 0.2, 0.2)),
+    ]
+    assert xl.EGTLoss(target="mean", spread=0.0).in_epoch(99).spread == 0
+    assert xl.EGTLoss(target="attention").in_epoch(99).spread is None
+
+
 def test_several_labels_by_hand():
     logits, labels = torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[1, 0]])
     assert classification_loss(logits, labels).item() == pytest.approx((math.log(2) + math.log(4)) / 2)

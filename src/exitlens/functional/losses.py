@@ -104,6 +104,10 @@ _NUMBERS = {
     "spread": NumberRule("a share in [0, 1)", lambda value: 0 <= value < 1),
     "every": COUNT,
 }
+FLOOR, FLOOR_AFTER = (
+    0.2,
+    10,
+)  # least perplexity of targets, as a share of the locations; epochs after which it comes in as many
 SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
 
 
@@ -162,8 +166,9 @@ class EGTLoss:
         sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default, for ``product`` of texts 0.5, so
             that more words are read; else 1.
         spread: least perplexity of targets other than ``attention``, as a share of the locations: sharper ones are flattened
-            to it. By default 0: in long trainings, maps that follow ``mean`` or ``product`` go on shrinking until a single
-            cell is left, unless ``sharpness`` is below 1. 0.3 prevents that (docs/measured/truth.md).
+            to it. By default it is 0 for the first ten epochs of :func:`exitlens.fit` and rises to 0.2 in the next ten,
+            because maps that follow ``mean`` or ``product`` would go on shrinking until a single cell is left. 0 lets them
+            (docs/measured/truth.md).
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: compare maps in one of this many steps only, with this many times the weight (:meth:`at_step`; used by
@@ -241,6 +246,12 @@ class EGTLoss:
         chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power)
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
         return replace(chosen, every=self.every or (2 if pauses else 1))
+
+    def in_epoch(self, epoch: int) -> EGTLoss:
+        """Return the loss of an epoch (from 0): with the ``spread`` of long trainings, where none was given."""
+        share = min(1.0, max(0, epoch - FLOOR_AFTER) / FLOOR_AFTER)
+        is_given = self.spread is not None or self.target in ("attention", None)
+        return self if is_given or not share else replace(self, spread=FLOOR * share)
 
     def at_step(self, step: int) -> EGTLoss:
         """Return the loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""

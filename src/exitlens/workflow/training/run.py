@@ -70,7 +70,6 @@ class TrainingRun:
         if batch_size < size:
             raise InputError(f"batch_size: expected at least a sample for each of {size} processes, got {batch_size}")
         self.optimizer = optimizer.make_optimizer(optimizer.group_parameters(self.net, self.settings))
-        self.losses = self.loss.at_step(0), self.loss.at_step(1)  # with consistency, and of the steps in between
         self.gradients = distributed.SharedGradients(optimizer.list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else optimizer.WeightAverage(self.net, decay)
@@ -184,13 +183,14 @@ class TrainingRun:
     def _take_steps(self, epoch: int, loader: Loader, stream: Iterator[TrainingBatch], advance: Advance) -> dict[str, float]:
         """Return the mean of every loss term over the batches; of consistency over the batches that computed it."""
         sums, total, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
-        at_once = self.settings.accumulate
+        at_once, floored = self.settings.accumulate, self.loss.in_epoch(epoch)
+        alternating = floored.at_step(0), floored.at_step(1)  # with consistency, and of the steps in between
         steps = -(-total // at_once)
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             done = epoch * steps + step
             progress = done / (self.settings.epochs * steps)
-            loss = self.losses[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
+            loss = alternating[bool(done % (self.loss.every or 1))]  # maps are compared in one of ``every`` steps
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings, self.expert)
