@@ -3,7 +3,9 @@
 import asyncio
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +13,8 @@ import exitlens as xl
 from exitlens.serving.cascade import Terms
 from exitlens.serving.endpoint import Endpoint, Watch
 from exitlens.serving.metrics import Metrics
-from exitlens.serving.models import wrap_network
-from exitlens.serving.settings import Batching, Watching
+from exitlens.serving.models import adapt, wrap_network
+from exitlens.serving.settings import Adapting, Batching, Watching
 from tests.serving.conftest import POLICIES, wait_until
 from tests.serving.test_cascade import make_ticket, run
 from tests.serving.test_metrics import read
@@ -307,3 +309,40 @@ def test_the_shadow_takes_its_share_of_samples_and_only_of_the_own_policy(model,
         run(model, [ticket])
         watch.see([ticket])
         assert few <= len(watch._shadowed) <= many
+
+
+def test_thresholds_adapt_to_requests_without_terms_of_their_own(model, images, send, tmp_path):
+    adapting = Adapting(adapt=0.3, audit=0.5, window=200, state=tmp_path)
+    adapted = adapt(model, adapting)
+    endpoint = Endpoint(adapted, Batching(batch=4), Watching(), Metrics())
+    try:
+        assert endpoint.watch.monitor is None  # it would take audits for drift
+        tickets = [send(endpoint, images).result() for _ in range(10)]
+        send(endpoint, images, policy="fast").result()
+        send(endpoint, images, min_confidence=0.1).result()
+        status = adapted.adaptive.status
+        assert status.taken == 10 * len(images)
+        exits = torch.cat([torch.from_numpy(ticket.exits) for ticket in tickets])
+        assert (exits == 2).sum() >= status.audited > 3 * len(images)
+        assert status.window_open == 0
+        found = read(endpoint.metrics)
+        assert found["exitlens_adaptive_audits_total", ("model", "tiny")] > 0
+        for ticket in tickets:
+            early = ticket.exits < 2
+            assert (ticket.confidence[early] >= ticket.thresholds[early]).all()
+            assert np.isinf(ticket.thresholds[~early]).all()
+    finally:
+        endpoint.close()
+    assert adapt(model, adapting).adaptive.status.taken == status.taken  # its place is free again, and its counts are kept
+
+
+def test_heads_that_a_bundle_lacks_cannot_be_audited(model):
+    with pytest.raises(xl.errors.PolicyError, match=r"adapt: tiny has no heads at exits \[1\], where audits look. Fix: "):
+        adapt(replace(model, exits=frozenset({0, 2})), Adapting(adapt=0.3, audit=0.5, window=200))
+    assert adapt(model, Adapting()) is model
+
+
+@pytest.mark.parametrize("given", [{"state": "x"}, {"propose": True}])
+def test_settings_of_thresholds_that_do_not_adapt_are_refused(given):
+    with pytest.raises(xl.errors.InputError, match="adapt: state and propose are for thresholds that adapt"):
+        Adapting(**given)

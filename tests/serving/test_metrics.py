@@ -1,6 +1,7 @@
 """Metrics read back through Prometheus's own parser, also from several processes, and the dashboard uses them."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exitlens.errors import InputError, MissingExtraError
+from exitlens.model.engine.adapting import AdaptiveStatus
 from exitlens.serving.metrics import SHARED, Metrics
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "serving" / "grafana.json"
@@ -40,7 +42,11 @@ def fill(metrics):
     metrics.observe_shadow("photos", 0, True, 0.25)
     metrics.observe_shadow("photos", 0, False, float("nan"))
     metrics.set_version("photos", "1")
-    metrics.set_version("photos", "2")
+    metrics.set_version("photos", "2", (0.25, 0.5, 1.0))
+    for taken, lost in ((100, 1), (300, 3)):  # what was counted before is not this process's
+        counts = {"taken": taken, "audited": taken // 50, "lost": lost, "alarms": lost // 3}
+        window = {"window_taken": taken, "window_lost": lost, "window_open": 0, "window": 0}
+        metrics.observe_adapting("photos", AdaptiveStatus(**counts, **window, thresholds=(0.5, math.inf)), 12)
     return metrics
 
 
@@ -65,6 +71,13 @@ def test_everything_that_is_counted_reads_back():
     assert found["exitlens_shadow_answers_total", ("agrees", "true"), early, model] == 1
     assert found["exitlens_shadow_answers_total", ("agrees", "false"), early, model] == 1
     assert found["exitlens_shadow_divergence_count", early, model] == 1
+    assert found["exitlens_exit_cost", ("exit", "1"), model] == 0.5
+    assert found["exitlens_adaptive_audits_total", model] == 4
+    assert found["exitlens_adaptive_lost_total", model] == 2
+    assert found["exitlens_adaptive_alarms_total", model] == 1
+    assert found["exitlens_adaptive_budget_used", model] == 0.25
+    assert found["exitlens_adaptive_threshold", early, model] == 0.5
+    assert found["exitlens_adaptive_threshold", ("exit", "1"), model] == 2
     assert found["exitlens_model_info", model, ("version", "1")] == 0
     assert found["exitlens_model_info", model, ("version", "2")] == 1
 

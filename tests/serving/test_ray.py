@@ -24,7 +24,7 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.serving.ray import Replicas, app, read_arguments
-from exitlens.serving.settings import Batching, Limits, Watching
+from exitlens.serving.settings import Adapting, Batching, Limits, Watching
 from tests.serving.conftest import save_small, wait_until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
@@ -36,7 +36,8 @@ def test_arguments_as_text_and_as_values():
     assert read_arguments(text) == read_arguments(values)
     replicas, *others = read_arguments(text)
     assert replicas == Replicas("a=x,y", 2)
-    assert others == [Batching(batch=8, max_wait_ms=500.0, threads=2), Watching(drift=False), Limits(max_batch=9)]
+    batching = Batching(batch=8, max_wait_ms=500.0, threads=2)
+    assert others == [batching, Watching(drift=False), Adapting(processes=8), Limits(max_batch=9)]
     assert read_arguments({"bundle": "x", "cpus": 4, "threads": 1})[1].threads == 1
 
 
@@ -60,6 +61,9 @@ def test_arguments_as_text_and_as_values():
         ({"bundle": "x", "reload_seconds": "nan"}, "reload_seconds: expected a number of 0 or more"),
         ({"bundle": "x", "max_batch": 0}, "max_batch: expected a whole number"),
         ({"bundle": "x", "shadow": 2}, "shadow"),
+        ({"bundle": "x", "adapt": 0.02}, "state: expected a folder that all replicas reach"),
+        ({"bundle": "x", "state": "there"}, "state and propose are for thresholds that adapt"),
+        ({"bundle": "x", "adapt": 0.02, "state": 3}, "state: expected PosixPath|Path, got 3"),
     ],
 )
 def test_arguments_that_are_refused(given, words):
@@ -69,7 +73,7 @@ def test_arguments_that_are_refused(given, words):
 
 def test_the_example_is_accepted():
     application = yaml.safe_load(EXAMPLE.read_text())["applications"][0]
-    replicas, batching, _, limits = read_arguments(application["args"])
+    replicas, batching, *_, limits = read_arguments(application["args"])
     (deployment,) = application["deployments"]
     assert deployment["max_ongoing_requests"] >= 2 * batching.batch
     assert deployment["graceful_shutdown_timeout_s"] > limits.request_seconds

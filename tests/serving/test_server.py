@@ -19,6 +19,7 @@ import pytest
 import uvicorn
 
 import exitlens as xl
+from exitlens.model.engine.journal import read_lines
 from exitlens.serving.server import make_config, serve
 from exitlens.serving.settings import Limits, ServerSettings
 from tests.serving.conftest import save_small, wait_until
@@ -95,9 +96,11 @@ BODY = {"inputs": [{"name": "inputs", "shape": [1, 3, 28, 28], "datatype": "FP32
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle):
+def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle, tmp_path):
+    """What it has learnt stays, too: the next one goes on in its place, with what was open counted as lost."""
     port = find_port()
     command = [sys.executable, "-m", "exitlens", "serve", "--bundle", str(bundle), "--port", str(port), "--workers", "2"]
+    command += ["--adapt", "0.3", "--audit", "0.3", "--window", "2000", "--state", str(tmp_path), "--propose"]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
@@ -105,14 +108,17 @@ def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle):
         try:
             wait_until_ready(client, lambda: process.poll() is None)
             workers = list_children(process.pid)
+            assert all(client.post("/v2/models/b/infer", json=BODY).status_code == 200 for _ in range(30))
+            before = read_statuses(tmp_path)
+            assert sum(status["taken"] for status in before.values()) > 0
             os.kill(workers[0], signal.SIGKILL)
             answered, until = 0, time.monotonic() + 60
-            while time.monotonic() < until and (answered < 20 or len(set(list_children(process.pid)) - {*workers}) < 1):
+            while time.monotonic() < until and (answered < 40 or len(set(list_children(process.pid)) - {*workers}) < 1):
                 try:  # a client that tries again
                     answered += client.post("/v2/models/b/infer", json=BODY).status_code == 200
                 except httpx.TransportError:
                     continue
-            assert answered >= 20
+            assert answered >= 40
             assert set(list_children(process.pid)) - {*workers}
             process.send_signal(signal.SIGTERM)
             output, errors = process.communicate(timeout=30)
@@ -121,6 +127,16 @@ def test_a_worker_that_is_killed_is_replaced_and_sigterm_ends_all(bundle):
     assert process.returncode in (0, -signal.SIGTERM)
     assert json.loads(output.splitlines()[-1])["path"] == "/v2/models/b/infer"
     assert "Traceback" not in errors
+    after = read_statuses(tmp_path)
+    assert set(after) <= {"0.jsonl", "1.jsonl"}
+    for name, status in before.items():
+        assert after[name]["taken"] >= status["taken"]
+        assert after[name]["lost"] >= status["lost"]
+
+
+def read_statuses(folder):
+    """Return the last status in each file of the model's journal."""
+    return {path.name: read_lines(path)[-1]["status"] for path in folder.glob("b/*/*.jsonl") if read_lines(path)}
 
 
 def list_children(pid):

@@ -36,7 +36,7 @@ from exitlens.cli.options import (
     wait,
 )
 from exitlens.progress import show_progress
-from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
+from exitlens.serving.settings import Adapting, Batching, Limits, ServerSettings, Watching, name_bundles
 from exitlens.types.settings import ReadSettings
 
 
@@ -392,12 +392,14 @@ def export(
 @takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
 @takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
 @takes(Watching, {"Watching": "drift unready_on_drift shadow"})
+@takes(Adapting, {"Thresholds that adapt": "adapt audit window state propose"})
 def serve(
     bundle: Annotated[list[str], Option(help="A bundle, run or edge bundle; NAME=DIR names it. Once for each model.")],
     make_server: Callable[..., ServerSettings],
     make_batching: Callable[..., Batching],
     make_limits: Callable[..., Limits],
     make_watching: Callable[..., Watching],
+    make_adapting: Callable[..., Adapting],
     timeout: Annotated[float, of_limits(help="Seconds for one request.")] = 30.0,
     token_file: Annotated[Path | None, of_limits(help="A file with the token of clients (Authorization: Bearer).")] = None,
 ) -> None:
@@ -409,6 +411,7 @@ def serve(
             bundles=name_bundles(bundle),
             batching=make_batching(),
             watching=make_watching(),
+            adapting=make_adapting(),
             limits=make_limits(request_seconds=timeout, token=read_token(token_file)),
         )
     )

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
+from exitlens.model.engine.adapting import AuditedRouter
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.serving.models import Array, ServedModel
+from exitlens.types import Policy
 from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import read_answers
 
@@ -60,6 +62,7 @@ class Answer(NamedTuple):
     attention: Tensor | None
     trust: float = -1.0  # a gate's estimate; -1 without one
     refused: int = -1  # the first exit that the gate refused; -1: none
+    threshold: float = math.inf  # of its exit, when it answered
 
 
 class Ticket:
@@ -70,6 +73,7 @@ class Ticket:
         exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
         trust: ``(n,)`` float32, a gate's estimates that the final exit would answer the same; -1 without a gate.
         refused: ``(n,)`` int64, the first exits whose answers the gate refused; -1 for none.
+        thresholds: ``(n,)`` float64, of the exits that answered, at that time; infinite at the final exit.
         maps: attention of each sample, if the request asks for it.
         limited: ``(n,)`` bool, true where the request's own limits ended the sample rather than the policy.
         left: number of samples without an answer. error: why there are no answers.
@@ -85,7 +89,7 @@ class Ticket:
         self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
         self.limited, self.trust = np.zeros(count, np.bool_), np.full(count, -1, np.float32)
-        self.refused = np.full(count, -1, np.int64)
+        self.refused, self.thresholds = np.full(count, -1, np.int64), np.full(count, np.inf)
         self.maps: list[Tensor | None] = [None] * count if terms.attention else []
         self.left = count
         self.error: Exception | None = None
@@ -105,6 +109,7 @@ class Ticket:
         """Set the answer of one sample."""
         self.labels[row], self.exits[row], self.confidence[row] = given.label, given.exit, given.score
         self.probabilities[row], self.trust[row], self.refused[row] = given.probabilities, given.trust, given.refused
+        self.thresholds[row] = given.threshold
         if self.maps:
             self.maps[row] = given.attention
         self.left -= 1
@@ -231,8 +236,12 @@ class Cascade:
         key = terms.policy, terms.changes_policy
         if key not in self._routers:
             override, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
-            policy = self.model.policies[terms.policy]
-            self._routers[key] = Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)
+            policy, adaptive = self.model.policies[terms.policy], self.model.adaptive
+            self._routers[key] = (
+                AuditedRouter(self.engine, adaptive, torch.tensor(self.model.cost), micro_batch=self.size)
+                if adaptive is not None and terms.are_default
+                else Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)
+            )
         self._routers[key].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
 
     def advance(self) -> list[Ticket]:
@@ -267,7 +276,7 @@ class Cascade:
         except Exception:
             LOG.exception("%s: stage %d failed", self.model.name, pool.stage)
             for part in router.take_routed():  # samples that had left before it failed
-                self._assign(part)
+                self._assign(part, router.policy)
             left = {place for each in self._routers.values() for place in each.list_places()}
             lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
             self._fail(lost, "the network failed on these samples, or on others in their batch")
@@ -279,18 +288,18 @@ class Cascade:
         work += sum(len(part.where) * (1 - self._shares[part.exit]) for part in routed)  # later stages that are not needed
         self.pace.observe_work(work, worked)
         for part in routed:
-            self._assign(part)
+            self._assign(part, router.policy)
         self.on_step(pool.stage, count, ended - started)
 
-    def _assign(self, part: ExitBatch) -> None:
-        for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
+    def _assign(self, part: ExitBatch, policy: Policy) -> None:
+        for place, answer in zip(part.where.tolist(), self._read(part, policy), strict=True):
             ticket = self._open.pop(place)
             ticket.answer(place - ticket.first, answer)
             if not ticket.left:
                 self._done.append(ticket)
 
-    def _read(self, part: ExitBatch) -> Iterator[Answer]:
-        """Return the answer of each sample."""
+    def _read(self, part: ExitBatch, policy: Policy) -> Iterator[Answer]:
+        """Return the answer of each sample, under the policy of the time."""
         p, k, maps = part.probabilities.cpu(), part.exit, part.attention
         placed: Iterable[Tensor | None] = [None] * len(p)
         if maps is not None:
@@ -300,13 +309,16 @@ class Cascade:
         trust = refused = [-1] * len(p)
         if part.trust is not None:
             trust, refused = part.trust.tolist(), part.find_refused().tolist()
-        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, trust, refused)
+        thresholds = [(*policy.thresholds, math.inf)[k]] * len(p)
+        return map(Answer, [k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, trust, refused, thresholds)
 
     def _leave(self, batch: ExitBatch, fired: Tensor) -> Tensor:
         """Return which samples leave an exit by the requests' own terms."""
         out, now = fired.tolist(), time.monotonic()
         later = now + self.pace.forecast(batch.exit + 1, len(out)) + self.pace.forecast_longest() + MARGIN
-        for i, (place, answer) in enumerate(zip(batch.where.tolist(), self._read(batch), strict=True)):
+        places = batch.where.tolist()
+        policy = self.model.policies[self._open[places[0]].terms.policy]  # a router's requests share it
+        for i, (place, answer) in enumerate(zip(places, self._read(batch, policy), strict=True)):
             ticket = self._open[place]
             terms, row = ticket.terms, place - ticket.first
             sure = out[i] and answer.score >= terms.min_confidence

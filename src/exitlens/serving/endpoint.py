@@ -50,7 +50,7 @@ class Endpoint:
         self._thread = threading.Thread(target=self._work, name=f"exitlens-{model.name}", daemon=True)
         self._thread.start()
         self._opened.result()  # raises what opening raised
-        metrics.set_version(model.name, model.version)
+        metrics.set_version(model.name, model.version, model.cost)
 
     @property
     def is_alive(self) -> bool:
@@ -154,6 +154,8 @@ class Endpoint:
                 self._opened.set_exception(error)
         finally:
             self._closing = True
+            if self.model.adaptive is not None:
+                self.model.adaptive.close()
             done = [] if cascade is None else cascade.fail_all()
             while not self._inbox.empty():  # requests that came but were not taken in
                 ticket = self._inbox.get()
@@ -202,6 +204,8 @@ class Endpoint:
             exits = [k for ticket in good for k in ticket.exits.tolist()]
             seconds = [ticket.done - ticket.since for ticket in good for _ in range(len(ticket))]
             self.metrics.observe_answers(self.model.name, exits, seconds)
+            if (adaptive := self.model.adaptive) is not None:
+                self.metrics.observe_adapting(self.model.name, adaptive.status, adaptive.most)
             self.watch.see(done)
 
     @contextmanager
@@ -225,7 +229,9 @@ class Watch:
     def __init__(self, model: ServedModel, metrics: Metrics, watching: Watching) -> None:
         self.model, self.metrics, self.watching = model, metrics, watching
         self.monitor, policy = None, model.policies[DEFAULT]
-        if watching.drift and policy.calibration is not None and policy.calibration.groups is not None:
+        if model.adaptive is not None:
+            LOG.info("%s: no drift watch: thresholds adapt", model.name)
+        elif watching.drift and policy.calibration is not None and policy.calibration.groups is not None:
             LOG.info("%s: no drift watch: the calibration counted groups, which requests do not name", model.name)
         elif watching.drift:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exitlens.errors import InputError, import_extra
+from exitlens.model.engine.adapting import AdaptiveStatus
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -57,6 +59,9 @@ class Metrics:
         self.rejected = make("Counter", "rejected", "Requests that were refused, by reason.", "reason")
         self.waiting = make("Gauge", "waiting_samples", "Samples that wait for a batch.", multiprocess_mode="livesum")
         self._version = make("Gauge", "model_info", "1 for the version that answers now.", "version", **largest)
+        self._cost = make(
+            "Gauge", "exit_cost", "Computation up to an exit, as a share of the plain network's.", "exit", **largest
+        )
         self._answers = make("Counter", "answers", "Samples that were answered, by the exit they left at.", "exit")
         text = "Time from a sample's arrival to its answer."
         self._answer_seconds = make("Histogram", "answer_seconds", text, "exit", buckets=_SECONDS)
@@ -71,6 +76,15 @@ class Metrics:
         self._shadow = make("Counter", "shadow_answers", text, "exit", "agrees")
         text = "Divergence of an early exit's map from the final one."
         self._divergence = make("Histogram", "shadow_divergence", text, "exit", buckets=_DIVERGENCE)
+        text = "Score at which an early exit answers, with thresholds that adapt; 2: never."
+        self._threshold = make("Gauge", "adaptive_threshold", text, "exit", **largest)
+        self._audits = make("Counter", "adaptive_audits", "Samples that the final exit checked.")
+        text = "Checked samples whose early answer was not the final exit's."
+        self._lost = make("Counter", "adaptive_lost", text)
+        self._alarms = make("Counter", "adaptive_alarms", "Sudden changes that audits have shown.")
+        text = "Share of the window's budget of other answers that is used; at 1 all samples go to the final exit."
+        self._budget = make("Gauge", "adaptive_budget_used", text, **largest)
+        self._counted: dict[str, AdaptiveStatus] = {}
         self._versions: dict[str, str] = {}
 
     def count_request(self, model: str, route: str, status: int, seconds: float) -> None:
@@ -103,8 +117,20 @@ class Metrics:
         if divergence == divergence:
             self._divergence(model, exit).observe(divergence)
 
-    def set_version(self, model: str, version: str) -> None:
-        """Set which version answers from now on."""
+    def observe_adapting(self, model: str, status: AdaptiveStatus, most: int) -> None:
+        """Set the state of thresholds that adapt, with the losses that end early answers."""
+        before = self._counted.get(model, status)
+        self._counted[model] = status
+        for counter, name in ((self._audits, "audited"), (self._lost, "lost"), (self._alarms, "alarms")):
+            counter(model).inc(max(0, getattr(status, name) - getattr(before, name)))
+        self._budget(model).set(min(1.0, status.window_lost / most))
+        for k, threshold in enumerate(status.thresholds):
+            self._threshold(model, k).set(2.0 if threshold == math.inf else threshold)
+
+    def set_version(self, model: str, version: str, cost: Sequence[float] = ()) -> None:
+        """Set which version answers from now on, and the cost of its exits."""
+        for k, value in enumerate(cost):
+            self._cost(model, k).set(value)
         before = self._versions.get(model, version)
         self._versions[model] = version
         self._version(model, before).set(0)

@@ -22,10 +22,12 @@ from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.split import Activations
+from exitlens.model.engine.adapting import Adaptive
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, OnnxEngine, Written, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet, InputSpec, NetworkInfo
+from exitlens.serving.settings import Adapting
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.policies import DEFAULT
@@ -58,6 +60,7 @@ class ServedModel:
     open_engine: Callable[[], AbstractContextManager[Engine]]
     exits: frozenset[int]  # the exits whose heads it has
     net: ExitNet | None  # if it is a PyTorch network: explanations with evidence need it
+    adaptive: Adaptive | None = None  # takes the place of the policy "default", for requests without terms of their own
 
     @property
     def num_exits(self) -> int:
@@ -143,6 +146,25 @@ class ServedModel:
                 raise RequestError(f"text: {self.name} takes images, got a text. Fix: send an image file.")
             pixels.append(decode_image(sample, f"{IMAGE}[{i}]", preprocess.size, len(preprocess.mean), max_pixels))
         return self.check_tensors(preprocess.normalise(torch.stack(pixels)))
+
+
+def adapt(model: ServedModel, adapting: Adapting) -> ServedModel:
+    """Return the model with thresholds that adapt, if the settings ask for them.
+
+    Raises :class:`PolicyError` if its bundle lacks heads, and what :class:`Adaptive` raises.
+    """
+    if not adapting.adapt:
+        return model
+    if missing := sorted(set(range(model.num_exits)) - model.exits):
+        raise PolicyError(
+            f"adapt: {model.name} has no heads at exits {missing}, where audits look. Fix: serve the bundle it was exported "
+            "from, or export it with a policy that uses all exits."
+        )
+    settings = {"audit": adapting.audit, "window": adapting.window or None, "act": not adapting.propose}
+    adaptive = Adaptive(model.policies[DEFAULT], adapting.adapt, **settings)  # type: ignore[arg-type]
+    if adapting.state is not None:
+        adaptive.keep(adapting.state / model.name / model.version, adapting.processes)
+    return replace(model, adaptive=adaptive)
 
 
 def decode_text(text: bytes) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,10 +15,11 @@ import msgspec
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import UNLIMITED, Batching, Limits, Watching, name_bundles
+from exitlens.serving.settings import UNLIMITED, Adapting, Batching, Limits, Watching, name_bundles
 from exitlens.types.settings import COUNT, WHOLE, check_numbers
 
-_LEFT_TO_RAY = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # limits for Ray's proxy to keep
+# limits for Ray's proxy to keep, and what the number of replicas says
+_LEFT_TO_RAY = "max_header_bytes", "header_seconds", "write_seconds", "max_connections", "processes"
 _OPENED: list[Any] = []  # the app of the replica in this process; Ray starts a process for each
 
 
@@ -70,11 +72,13 @@ def app(arguments: Mapping[str, Any]) -> Any:
     wait at Ray's proxies, up to ``max_waiting`` at each. Requests beyond that get 503 from the proxy, and requests that
     reach a replica with too many samples get 429 with ``Retry-After``. ``/metrics`` is about the replica that answers it.
 
-    ``arguments`` are the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching` and :class:`Limits`, as text or
-    values, without the limits on connections, which Ray's proxies keep; raises :class:`InputError` for others.
+    ``arguments`` are the fields of :class:`Replicas`, :class:`Batching`, :class:`Watching`, :class:`Adapting` and
+    :class:`Limits`, as text or values, without the limits on connections, which Ray's proxies keep; raises
+    :class:`InputError` for others. With ``adapt``, replicas share the folder ``state``, which has places for twice as many
+    as may run, because new ones start before old ones end.
     """
     serve = import_extra("ray.serve", "ray", "serving by Ray")
-    replicas, batching, watching, limits = read_arguments(arguments)
+    replicas, batching, watching, adapting, limits = read_arguments(arguments)
     scaling: dict[str, Any] = {"num_replicas": replicas.replicas}
     if not replicas.replicas:
         bounds = {"min_replicas": replicas.min_replicas, "max_replicas": replicas.max_replicas}
@@ -87,14 +91,17 @@ def app(arguments: Mapping[str, Any]) -> Any:
         graceful_shutdown_timeout_s=limits.request_seconds + 5,
         **scaling,
     )(serve.ingress(_Late())(Replica))
-    return deployment.bind(replicas, batching, watching, limits)
+    return deployment.bind(replicas, batching, watching, adapting, limits)
 
 
 class Replica:
     """One process with all models."""
 
-    def __init__(self, replicas: Replicas, batching: Batching, watching: Watching, limits: Limits) -> None:
-        self.repository = Repository(name_bundles(replicas.bundle.split(",")), batching, watching)
+    def __init__(
+        self, replicas: Replicas, batching: Batching, watching: Watching, adapting: Adapting, limits: Limits
+    ) -> None:
+        bundles = name_bundles(replicas.bundle.split(","))
+        self.repository = Repository(bundles, batching, watching, adapting=adapting)
         _OPENED[:] = [make_app(self.repository, limits, reload_seconds=replicas.reload_seconds)]
 
     def check_health(self) -> None:
@@ -103,20 +110,23 @@ class Replica:
             raise RuntimeError("the thread of a model has ended")
 
 
-def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Limits]:
+def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, Batching, Watching, Adapting, Limits]:
     """Return settings from their fields by name, as text or values; raise :class:`InputError`."""
-    kinds: tuple[Any, ...] = (Replicas, Batching, Watching, Limits)
+    kinds: tuple[Any, ...] = (Replicas, Batching, Watching, Adapting, Limits)
     owners = {each.name: kind for kind in kinds for each in fields(kind) if each.name not in _LEFT_TO_RAY}
     given: dict[Any, dict[str, Any]] = {kind: {} for kind in kinds}
     for name, value in arguments.items():
         if name not in owners:
             known = ", ".join(owners)
             raise InputError(f"arguments: expected some of {known}, got {name!r:.60}.{suggest(name[:20], owners)}")
-        kind = type(getattr(owners[name], name))
+        kind = Path if name == "state" else type(getattr(owners[name], name))
         try:  # without rounding or guessing
-            given[owners[name]][name] = msgspec.convert(value, kind, strict=False)
-        except msgspec.ValidationError as error:
+            given[owners[name]][name] = Path(value) if kind is Path else msgspec.convert(value, kind, strict=False)
+        except (msgspec.ValidationError, TypeError) as error:
             raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error
     replicas = Replicas(**given[Replicas])
     batching = Batching(**{"threads": replicas.cpus} | given[Batching])
-    return replicas, batching, Watching(**given[Watching]), Limits(**given[Limits])
+    adapting = Adapting(processes=2 * max(replicas.replicas, replicas.max_replicas), **given[Adapting])
+    if adapting.adapt and adapting.state is None:
+        raise InputError("state: expected a folder that all replicas reach, got none. Fix: add state=/shared/adapting.")
+    return replicas, batching, Watching(**given[Watching]), adapting, Limits(**given[Limits])

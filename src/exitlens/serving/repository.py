@@ -13,8 +13,8 @@ from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
 from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.metrics import Metrics
-from exitlens.serving.models import ServedModel, open_bundle, read_version
-from exitlens.serving.settings import Batching, Watching
+from exitlens.serving.models import ServedModel, adapt, open_bundle, read_version
+from exitlens.serving.settings import Adapting, Batching, Watching
 
 LOG = logging.getLogger("exitlens.serving")
 
@@ -32,11 +32,12 @@ class Repository:
         batching: Batching | None = None,
         watching: Watching | None = None,
         metrics: Metrics | None = None,
+        adapting: Adapting | None = None,
     ) -> None:
         if not models:
             raise InputError("models: expected one or more, got none")
         self.batching, self.watching = batching or Batching(), watching or Watching()
-        self.metrics = Metrics() if metrics is None else metrics
+        self.adapting, self.metrics = adapting or Adapting(), Metrics() if metrics is None else metrics
         self._directories = {name: source for name, source in models.items() if isinstance(source, Path)}
         self._read = {name: _fingerprint(path) for name, path in self._directories.items()}  # the last that were tried
         self._closing, self._lock = False, threading.Lock()
@@ -44,7 +45,7 @@ class Repository:
         self._endpoints = dict(zip(models, map(self._start, opened), strict=True))
 
     def _start(self, model: ServedModel) -> Endpoint:
-        return Endpoint(model, self.batching, self.watching, self.metrics)
+        return Endpoint(adapt(model, self.adapting), self.batching, self.watching, self.metrics)
 
     @property
     def names(self) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from exitlens.errors import ExitlensError, import_extra
@@ -36,7 +37,11 @@ def serve(settings: ServerSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="exitlens-metrics-") as folder:
         os.environ[SHARED] = folder
         threads = settings.batching.threads or max(1, (os.cpu_count() or 1) // settings.workers)
-        config = make_config(replace(settings, batching=replace(settings.batching, threads=threads)))
+        adapting = replace(settings.adapting, processes=settings.workers)
+        if adapting.adapt and adapting.state is None:
+            adapting = replace(adapting, state=Path(folder) / "adapting")  # for as long as the server runs
+        batching = replace(settings.batching, threads=threads)
+        config = make_config(replace(settings, batching=batching, adapting=adapting))
         from prometheus_client.multiprocess import mark_process_dead
         from uvicorn.supervisors import Multiprocess
 
@@ -95,7 +100,8 @@ def _open_app(settings: ServerSettings, connections: ConnectionFactory) -> Starl
             logger.addHandler(_StandardError())
     connections.metrics = Metrics()
     try:
-        repository = Repository(settings.bundles, settings.batching, settings.watching, connections.metrics)
+        parts = settings.batching, settings.watching, connections.metrics, settings.adapting
+        repository = Repository(settings.bundles, *parts)
     except ExitlensError as error:
         if multiprocessing.parent_process() is None:
             raise

@@ -58,6 +58,34 @@ class Watching:
 
 
 @dataclass(frozen=True)
+class Adapting:
+    """Thresholds that adapt, for requests without terms of their own; see :class:`exitlens.Adaptive`.
+
+    Attributes:
+        adapt: Share of the answers that may differ from the final exit's; 0 means that thresholds stay as they are.
+        audit: With `adapt`: share of the samples that the final exit checks.
+        window: With `adapt`: samples that share a budget of other answers; 0 means as many as make 2,000 of them.
+        state: With `adapt`: folder in which the processes share what they learn, and from which they go on after a restart.
+        propose: With `adapt`: only tell in the metrics and the journal what would be done.
+        processes: processes that share the folder.
+    """
+
+    adapt: float = 0.0
+    audit: float = 0.02
+    window: int = 0
+    state: Path | None = None
+    propose: bool = False
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"adapt": SHARE, "audit": SHARE, "window": WHOLE, "processes": COUNT})
+        if not self.adapt and (self.state is not None or self.propose):
+            raise InputError(
+                "adapt: state and propose are for thresholds that adapt. Fix: add adapt=0.02, or another limit."
+            )
+
+
+@dataclass(frozen=True)
 class Limits:
     """Limits for clients.
 
@@ -109,6 +137,7 @@ class ServerSettings:
         workers: Processes that share the port, each with the whole network.
         batching: How requests share the network.
         watching: Checks that the server makes on its own answers.
+        adapting: Thresholds that adapt.
         limits: Limits for clients.
         reload_seconds: Seconds between checks for a new version of a bundle; 0 means never.
         access_log: Write a line of JSON for every request to standard output.
@@ -122,6 +151,7 @@ class ServerSettings:
     workers: int = 1
     batching: Batching = field(default_factory=Batching)
     watching: Watching = field(default_factory=Watching)
+    adapting: Adapting = field(default_factory=Adapting)
     limits: Limits = field(default_factory=Limits)
     reload_seconds: float = 2.0
     access_log: bool = True

@@ -223,7 +223,7 @@ def play(adaptive, calls, micro_batch=0):
 
 
 @pytest.mark.parametrize("micro_batch", [0, 16, 512])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_streams_made_to_break_the_promise_do_not(seed, micro_batch):
     """Samples that are kept at one exit must not leave unobserved at the next; and windows, alarms and stops in between."""
     options = {"limit": 0.05, "window": 4000, "audit": 0.05, "seed": seed}
@@ -400,3 +400,84 @@ def test_a_fixed_policy_gets_the_usual_router():
     router = open_router(engine(2)[0], xl.Policy((0.9,)), torch.tensor([0.5, 1]))
     assert type(router) is Router
     assert isinstance(open_router(engine(2)[0], watch((math.inf,)), torch.tensor([0.5, 1])), AuditedRouter)
+
+
+def test_another_object_goes_on_from_a_folder(tmp_path):
+    """What was open when the first ended counts as lost; what it learnt stays."""
+    first = make(limit=0.2).keep(tmp_path)
+    first.draw(500)
+    first.decide(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
+    tell(first, [[0, 0], [1, 0]], [0, 0])
+    scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
+    tell(first, (scores < 0.6).float(), [2] * LEAST, scores=scores)
+    assert first.status.window_open == 1
+    first.close()
+    second = make(limit=0.2).keep(tmp_path)
+    counts = second.status
+    assert (counts.taken, counts.window_taken, counts.window_lost, counts.window_open) == (500, 500, 2, 0)
+    assert (counts.lost, counts.audited) == (2, first.status.audited)
+    assert counts.thresholds == first.status.thresholds != (0.6, 0.6)
+    assert torch.equal(second._scores, first._scores)
+    second.close()
+
+
+def test_processes_of_a_folder_learn_from_each_other_and_share_delta(tmp_path):
+    first, second = (make(limit=0.02, window=20_000, seed=seed).keep(tmp_path, processes=2) for seed in (0, 1))
+    assert first.most == second.most < make(limit=0.02, window=20_000).most
+    tell(first, torch.ones(6, 2), [0] * 6)
+    assert (first.status.alarms, second.status.alarms) == (1, 0)
+    tell(second, [[0, 0]], [0])
+    assert second.is_relearning
+    assert (second.status.lost, second.status.window_lost) == (0, 0)  # the other's are not its own
+    scores = torch.linspace(0.3, 1, LEAST)[:, None].expand(-1, 2)
+    tell(first, (scores < 0.6).float(), [2] * LEAST, torch.zeros(LEAST, dtype=torch.bool), scores)
+    tell(second, [[0, 0]], [2], scores=scores[:1])
+    assert second.policy.thresholds[0] == pytest.approx(0.6, abs=0.05)
+    first.close()
+    second.close()
+
+
+def test_without_a_journal_that_can_be_written_no_sample_leaves_early(tmp_path, monkeypatch, caplog):
+    adaptive, fired = make().keep(tmp_path), torch.ones(2, dtype=torch.bool)
+    monkeypatch.setattr(adapting.Journal, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("no room")))
+    leaving, _ = adaptive.decide(fired, fired)
+    assert not leaving.any()
+    assert adaptive.policy.thresholds == (math.inf, math.inf)
+    assert "no room" in caplog.text
+    assert len(caplog.records) == 1
+    adaptive.draw(2)
+    tell(adaptive, [[0, 0]], [0])
+    assert len(caplog.records) == 1
+    adaptive.close()
+
+
+def test_a_copy_of_one_with_a_folder_has_none(tmp_path):
+    with_folder = make().keep(tmp_path)
+    copied = pickle.loads(pickle.dumps(with_folder))
+    copied.draw(700)
+    assert not (tmp_path / "0.jsonl").read_text()
+    with_folder.close()
+    make().close()  # nothing to give back
+
+
+def test_one_that_only_proposes_leaves_samples_as_they_are():
+    trace = stream([(5000, 0.8)])
+    proposing = make(limit=0.02, window=20_000, act=False)
+    exits = proposing.replay(trace)
+    audited = proposing.status.audited
+    moved = exits != xl.route(trace, xl.Policy((0.6, 0.6)))
+    assert (exits[moved] == 2).all()
+    assert 300 < moved.sum() < audited
+    assert proposing.policy.thresholds == (0.6, 0.6)
+    assert proposing.status.alarms
+    assert min(proposing.status.thresholds) > 0.6
+
+
+def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
+    make().keep(tmp_path).close()
+    with pytest.raises(InputError, match=r"was made with limit=0.1, and 0.2 is asked for"):
+        make(limit=0.2).keep(tmp_path)
+    with pytest.raises(InputError, match="was made with score='max_probability', and 'margin' is asked for"):
+        xl.Adaptive(xl.Policy((0.6, 0.6), "margin"), limit=0.1, window=1000, audit=0.1).keep(tmp_path)
+    with pytest.raises(InputError, match="processes: expected a whole number"):
+        make().keep(tmp_path, processes=0)

@@ -74,7 +74,8 @@ def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
 def test_reasons(model):
     def tell(exit_, score, limited=False, trust=-1.0, refused=-1, model=model, **terms):
         ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), 4)
-        ticket.answer(0, Answer(exit_, 0, score, np.zeros(4, np.float32), None, trust, refused))
+        threshold = (*model.policies["default"].thresholds, math.inf)[exit_]
+        ticket.answer(0, Answer(exit_, 0, score, np.zeros(4, np.float32), None, trust, refused, threshold))
         ticket.limited[0] = limited
         return give_reason(model, ticket, 0)
 
@@ -91,6 +92,9 @@ def test_reasons(model):
     agrees = "trust of the gate 0.850 >= 0.800; max probability 0.500"
     assert tell(0, 0.5, trust=0.85, model=gated) == f"{agrees}. {binding.describe(0)}"
     assert tell(0, 0.5, trust=0.85, model=gated, min_confidence=0.1) == agrees  # nothing was promised of other terms
+    adaptive = replace(model, adaptive=xl.Adaptive(POLICIES["default"], 0.1))
+    assert tell(2, 0.4, model=adaptive).startswith("no earlier exit was sure enough, or its answer was to be checked")
+    assert tell(2, 0.4, model=adaptive, min_confidence=0.1).startswith("no earlier exit was sure enough; ")
     stayed = "exit 0 was sure enough, but the gate refused its answer; max probability 0.400. The top 20 %"
     assert tell(2, 0.4, trust=1.0, refused=0, model=gated).startswith(stayed)
 
@@ -105,6 +109,15 @@ def test_what_a_gate_refused_is_told(model, images):
     assert {-1, 0} <= set(pred.refused.tolist())
     assert OUTPUTS["refused"].write(gated, ticket).tolist() == pred.refused.tolist()
     assert np.allclose(OUTPUTS["trust"].write(gated, ticket), pred.trust, atol=1e-5)
+
+
+def test_thresholds_that_adapt_promise_something_of_requests_without_terms(model):
+    adaptive = xl.Adaptive(POLICIES["default"], 0.1)
+    adapting = replace(model, adaptive=adaptive)
+    assert describe_terms(adapting, Terms())["promise"] == "adaptive"
+    assert describe_terms(adapting, Terms(last_exit=1))["promise"].startswith("none: ")
+    adaptive.act = False
+    assert describe_terms(adapting, Terms())["promise"].startswith("none: thresholds were set by hand")
 
 
 def test_promises():

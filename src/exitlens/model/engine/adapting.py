@@ -7,11 +7,13 @@ others are treated alike until a coin decides: whether a sample may leave at an 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,11 +25,13 @@ from exitlens.functional.risk import disagreement
 from exitlens.functional.routing import fires, score_early_exits
 from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.journal import Journal, Line
 from exitlens.model.engine.router import ExitBatch, Router
 from exitlens.types import Policy, Trace
 from exitlens.types.settings import COUNT, NumberRule, check_number
 from exitlens.types.tasks import are_same, read_answers
 
+LOG = logging.getLogger("exitlens.adapting")
 WINDOW = 2000  # wrong answers that a window may have, where none is given
 SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many in a window
 KEPT, EVERY = 1000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
@@ -46,7 +50,8 @@ class AdaptiveStatus:
     window_taken: int
     window_lost: int
     window_open: int  # audited samples that would have left early, without their final answer so far
-    thresholds: tuple[float, ...]
+    window: int  # its number, from 0
+    thresholds: tuple[float, ...]  # of now; with ``act=False`` those that it would have
 
     def __str__(self) -> str:
         changes = f"; {self.alarms} sudden changes" if self.alarms else ""
@@ -63,6 +68,28 @@ class Observed:
     audited: Tensor  # (n,) bool: chosen by a coin; the others were observed after an alarm
     windows: Tensor  # (n,) the number of the window in which it would have left
 
+    def find_lost(self) -> Tensor:  # -> (n,) bool
+        """Return which would have left early with an answer that is not the final one."""
+        return torch.cat([self.losses, torch.zeros(len(self.exits), 1)], 1).gather(1, self.exits[:, None])[:, 0].bool()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for a journal."""
+        return {name: value.tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_line(cls, line: Line, early: int) -> Observed:
+        """Return what a line of a journal says of samples, of none if it is about something else."""
+        seen = line.get("seen") or {}
+        kinds = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "audited": torch.bool}
+        kinds |= {"windows": torch.long}
+        shapes = {"scores": (-1, early), "losses": (-1, early)}
+        return cls(
+            **{
+                name: torch.tensor(seen.get(name, []), dtype=kind).view(shapes.get(name, (-1,)))
+                for name, kind in kinds.items()
+            }
+        )
+
 
 class Adaptive:
     """A policy that learns while it answers, and keeps a limit on disagreement with the final exit whatever the data do.
@@ -73,12 +100,15 @@ class Adaptive:
         delta: the largest chance that the promise is broken.
         audit: share of the samples that are audited.
         window: samples that share a budget of ``limit * window`` wrong answers; default: as many as make 2,000.
+        act: move thresholds and stop early answers; without, samples leave by the policy as it is, and ``status`` tells what
+            would be. Audits go on to the final exit either way.
         seed: of the coins, for tests; by default they come from the operating system, and nobody can foresee them.
 
     With probability ``1 - delta``, of the first n samples no more than ``limit`` times n, rounded up to whole windows, got
     an answer that is not the final exit's: for every n at once, and for any data. Data may depend on all answers so far, but
-    not on coins to come. The promise is about one object: another one, or a copy, starts with a new budget. It does not say
-    whether the final exit is right. A sample that fails counts as taken in, and an audit that fails as lost.
+    not on coins to come. The promise is about one object, or one folder (:meth:`keep`): another, or a copy, starts with a
+    new budget. It does not say whether the final exit is right. A sample that fails counts as taken in, and an audit that
+    fails as lost.
 
     Examples:
         >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05)
@@ -94,6 +124,7 @@ class Adaptive:
         *,
         audit: float = 0.02,
         window: int | None = None,
+        act: bool = True,
         seed: int | None = None,
     ) -> None:
         require(policy, Policy, "policy", "see exitlens.calibrate")
@@ -105,39 +136,99 @@ class Adaptive:
             raise InputError("limit: the policy was not calibrated with one. Fix: pass limit=0.02, or another share.")
         for name, value in (("limit", limit), ("delta", delta), ("audit", audit)):
             check_number(name, value, SHARE)
-        self.limit, self.delta, self.audit = limit, delta, audit
+        self.limit, self.delta, self.audit, self.act = limit, delta, audit, act
         self.window = math.ceil(WINDOW / limit) if window is None else window
         check_number("window", self.window, COUNT)
-        self.most = find_most(limit, self.window, audit, delta)
-        if not self.most:
-            raise InputError(
-                f"window: in {self.window:,} samples {audit:g} of them tell too little of a limit of {limit:g}. "
-                f"Fix: pass a larger window, such as {math.ceil(20 / audit / limit):,}, or a larger audit."
-            )
+        self.most = self._find_most(delta)
         self._lock, self._coins = threading.Lock(), None if seed is None else np.random.default_rng(seed)
-        self._chosen, early = replace(policy, calibration=None, binding=None), policy.num_exits - 1
+        self._given = self._chosen = replace(policy, calibration=None, binding=None)
+        early = policy.num_exits - 1
         self._never = replace(self._chosen, thresholds=(math.inf,) * early)
         self._taken = self._audited = self._all_lost = self._alarms = self._fresh = 0
         self._number = self._window_taken = self._lost = self._open = 0  # of the window
         self._evidence, self._is_relearning = 0.0, False
         self._scores, self._losses = torch.empty(0, early), torch.empty(0, early)
+        self._journal: Journal | None = None
+        self._has_failed = False  # the journal cannot be written
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_journal")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_lock": threading.Lock()}
+        self.__dict__ |= state | {"_lock": threading.Lock(), "_journal": None}
+
+    def _find_most(self, delta: float) -> int:
+        if most := find_most(self.limit, self.window, self.audit, delta):
+            return most
+        raise InputError(
+            f"window: in {self.window:,} samples {self.audit:g} of them tell too little of a limit of {self.limit:g}. "
+            f"Fix: pass a larger window, such as {math.ceil(20 / self.audit / self.limit):,}, or a larger audit."
+        )
+
+    def keep(self, folder: Path | str, processes: int = 1) -> Self:
+        """Keep what is learnt in a folder, from which another object goes on; return this one.
+
+        So many processes, each with an object of its own, can share a folder: each keeps the limit for its own samples with
+        a chance of ``1 - delta / processes``, and all learn from the audits of all. A process that ends, however it ends,
+        leaves its place to the next; audits that were on their way then count as lost. An audit is written before the
+        samples after it leave, so nothing is lost when a process is killed; the last seconds may be if the machine loses
+        power.
+
+        Raises :class:`InputError` if the folder belongs to something else or all places are taken, and :class:`OutputError`
+        if it cannot be written. If it cannot be written later, no sample leaves early any more, and the log says so.
+
+        Examples:
+            >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).keep(folder)
+            >>> adaptive.close()
+        """
+        check_number("processes", processes, COUNT)
+        self.most = self._find_most(self.delta / processes)
+        facts = {name: getattr(self, name) for name in ("limit", "delta", "audit", "window")} | {"processes": processes}
+        values = self._given.to_dict()
+        facts |= {name: values[name] for name in ("score", "temperatures", "network", "gate")}  # which scores depend on
+        self._journal = Journal(Path(folder), processes, facts)
+        for line in self._journal.read_past():
+            self._note(Observed.from_line(line, len(self._never.thresholds)))
+        if (last := self._journal.read_last()) is not None:
+            counts = AdaptiveStatus(**last["status"])
+            self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
+            self._number, self._window_taken = counts.window, counts.window_taken
+            self._lost, self._all_lost = counts.window_lost + counts.window_open, counts.lost + counts.window_open
+            thresholds = tuple(math.inf if level is None else level for level in counts.thresholds)
+            self._chosen = replace(self._chosen, thresholds=thresholds)
+        self._fresh = KEPT  # thresholds are chosen with the next audit
+        return self
+
+    def _write(self, seen: Observed | None = None) -> None:
+        if self._journal is None or self._has_failed:
+            return
+        status = asdict(self.status) | {"thresholds": [None if t == math.inf else t for t in self._chosen.thresholds]}
+        try:
+            self._journal.write(status=status, **({} if seen is None else {"seen": seen.to_dict()}))
+        except OSError as error:
+            self._has_failed = True
+            LOG.error("%s cannot be written (%s): no sample leaves early any more", self._journal.folder, error)
+
+    def close(self) -> None:
+        """Give the place in the folder back, if there is one."""
+        if self._journal is not None:
+            self._journal.close()
 
     @property
     def policy(self) -> Policy:
         """The policy of now: thresholds are infinite while no sample may leave early."""
-        return self._never if self._is_relearning or self._lost >= self.most else self._chosen
+        return self._wanted if self.act else self._given
+
+    @property
+    def _wanted(self) -> Policy:
+        is_stopped = self._is_relearning or self._has_failed or self._lost >= self.most
+        return self._never if is_stopped else self._chosen
 
     @property
     def status(self) -> AdaptiveStatus:
         """Counts so far."""
-        window = self._window_taken, self._lost, self._open
-        return AdaptiveStatus(self._taken, self._audited, self._all_lost, self._alarms, *window, self.policy.thresholds)
+        window = self._window_taken, self._lost, self._open, self._number
+        return AdaptiveStatus(self._taken, self._audited, self._all_lost, self._alarms, *window, self._wanted.thresholds)
 
     @property
     def is_relearning(self) -> bool:
@@ -151,6 +242,7 @@ class Adaptive:
                 self._number, self._window_taken = self._number + 1, 0
                 self._lost = self._open = 0
                 self._fresh = KEPT  # thresholds are chosen with the new budget
+                self._write()
             self._taken += count
             self._window_taken += count
             if self._coins is None:
@@ -169,28 +261,24 @@ class Adaptive:
         charged = (fired & audited).long()
         with self._lock:
             before = charged.cumsum(0) - charged + self._lost + self._open
-            leaving = fired & (before < self.most)
-            self._open += int((leaving & audited).sum())
-            return leaving, self._number
+            leaving = fired & (before < self.most) if self.act else fired
+            if opened := int((leaving & audited).sum()):
+                self._open += opened
+                self._write()
+            return leaving if not self._has_failed or not self.act else torch.zeros_like(leaving), self._number
 
     def learn(self, seen: Observed, cost: Tensor) -> None:
         """Take in observed samples; thresholds may move. ``cost`` ``(K,)`` is the network's."""
-        finite = seen.scores.isfinite().all(1)
-        early = seen.exits < seen.losses.shape[1]
-        lost = torch.cat([seen.losses, torch.zeros(len(seen.exits), 1)], 1).gather(1, seen.exits[:, None])[:, 0].bool()
+        audited, lost = seen.audited & (seen.exits < seen.losses.shape[1]), seen.find_lost()
         with self._lock:
-            here = early & seen.audited & (seen.windows == self._number)
+            here = audited & (seen.windows == self._number)
             self._open -= int(here.sum())
             self._lost += int((here & lost).sum())
-            self._all_lost += int((early & seen.audited & lost).sum())
-            if not self._is_relearning and self._rings(lost[seen.audited]):
-                self._alarms += 1
-                self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
-                self._scores, self._losses = self._scores[:0], self._losses[:0]
-                return
-            self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
-            self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
-            self._fresh += int(finite.sum())
+            self._all_lost += int((audited & lost).sum())
+            self._note(seen)
+            self._write(seen)
+            for line in () if self._journal is None else self._journal.read_new():
+                self._note(Observed.from_line(line, len(self._never.thresholds)))
             is_due = self._is_relearning or self._fresh >= EVERY * len(self._never.thresholds)
             if not is_due or len(self._scores) < LEAST:
                 return
@@ -203,11 +291,21 @@ class Adaptive:
         with self._lock:
             if alarms == self._alarms:
                 self._chosen, self._is_relearning = replace(self._chosen, thresholds=thresholds), False
+                self._write()
 
-    def _rings(self, lost: Tensor) -> bool:
-        for is_lost in lost.tolist():
+    def _note(self, seen: Observed) -> None:
+        """Keep samples for the next thresholds, or forget all if their losses are an alarm."""
+        for is_lost in () if self._is_relearning else seen.find_lost()[seen.audited].tolist():
             self._evidence = add_evidence(self._evidence, is_lost, self.limit)
-        return math.isinf(self._evidence)
+        if math.isinf(self._evidence):
+            self._alarms += 1
+            self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
+            self._scores, self._losses = self._scores[:0], self._losses[:0]
+            return
+        finite = seen.scores.isfinite().all(1)
+        self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
+        self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
+        self._fresh += int(finite.sum())
 
     def replay(self, trace: Trace, batch_size: int = 64) -> Tensor:
         """Answer the samples of a trace in their order, in batches that are answered one after the other.
@@ -271,14 +369,22 @@ class AuditedRouter(Router):
         routed = []
         for at in range(0, len(where), size):
             part = slice(at, at + size)
-            audited = self._adaptive.draw(len(where[part]))
-            rows = torch.ones_like(audited) if self._adaptive.is_relearning else audited
-            for place, is_audited in zip(where[part].cpu()[rows].tolist(), audited[rows].tolist(), strict=True):
-                self._seen[place] = _Seen(is_audited)
+            self._toss(where[part])
             routed += super().feed(where[part], tuple(t[part] for t in activations))
             if not self.micro_batch or sum(row.exit is not None for row in self._seen.values()) > self._most_open:
                 routed += self.flush()
         return routed
+
+    def admit(self, where: Tensor, activations: Activations, since: float) -> None:
+        """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`."""
+        self._toss(where)
+        super().admit(where, activations, since)
+
+    def _toss(self, where: Tensor) -> None:
+        audited = self._adaptive.draw(len(where))
+        rows = torch.ones_like(audited) if self._adaptive.is_relearning else audited
+        for place, is_audited in zip(where.cpu()[rows].tolist(), audited[rows].tolist(), strict=True):
+            self._seen[place] = _Seen(is_audited)
 
     def discard(self, gone: Tensor) -> None:
         """Drop the samples at these places."""

@@ -60,7 +60,8 @@ def read_number(given: Mapping[str, Any], name: str, high: float) -> float | Non
 
 def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
     """Return the name of an answer's policy, and what it promises."""
-    return {"policy": terms.policy, "promise": name_promise(model.policies[terms.policy], terms)}
+    adapts = model.adaptive is not None and model.adaptive.act and terms.are_default
+    return {"policy": terms.policy, "promise": "adaptive" if adapts else name_promise(model.policies[terms.policy], terms)}
 
 
 class Output(NamedTuple):
@@ -130,7 +131,8 @@ def give_reason(model: ServedModel, ticket: Ticket, i: int) -> str:
     """Return in a few words why sample ``i`` was answered at its exit, and what is promised of its map."""
     policy, terms = model.policies[ticket.terms.policy], ticket.terms
     why = _compare(model, ticket, i)
-    promise = "" if terms.changes_policy else policy.describe_binding(int(ticket.exits[i]))
+    adapts = model.adaptive is not None and terms.are_default
+    promise = "" if terms.changes_policy or adapts else policy.describe_binding(int(ticket.exits[i]))
     return f"{why}. {promise}" if promise else why
 
 
@@ -142,13 +144,15 @@ def _compare(model: ServedModel, ticket: Ticket, i: int) -> str:
         return f"the request's {why} allowed no deeper exit; {name} {score:.3f}"
     if k == model.num_exits - 1:
         refusing, stayed = int(ticket.refused[i]), "no earlier exit was sure enough"
+        if model.adaptive is not None and terms.are_default:
+            stayed = "no earlier exit was sure enough, or its answer was to be checked"
         if refusing >= 0:
             stayed = f"exit {refusing} was sure enough, but the gate refused its answer"
         return f"{stayed}; {name} {score:.3f}"
     if policy.gate is not None:
-        reached, needed = tell_apart(float(ticket.trust[i]), policy.thresholds[k])
+        reached, needed = tell_apart(float(ticket.trust[i]), float(ticket.thresholds[i]))
         return f"trust of the gate {reached} >= {needed}; {name} {score:.3f}"
-    reached, needed = tell_apart(score, max(policy.thresholds[k], terms.min_confidence))
+    reached, needed = tell_apart(score, max(float(ticket.thresholds[i]), terms.min_confidence))
     return f"{name} {reached} >= {needed}"
 
 

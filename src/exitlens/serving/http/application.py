@@ -6,11 +6,12 @@ import asyncio
 import io
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ import exitlens
 from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError
 from exitlens.model.cutting.split import Activations
+from exitlens.model.engine.adapting import Adaptive
 from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.endpoint import Endpoint
 from exitlens.serving.http import answers
@@ -118,6 +120,13 @@ def describe_api(models: Sequence[str]) -> dict[str, Any]:
 
 def _read_resource(name: str) -> str:
     return resources.files("exitlens.serving.http").joinpath(name).read_text(encoding="utf-8")
+
+
+def describe_adaptive(adaptive: Adaptive) -> dict[str, Any]:
+    """Return what a policy that adapts promises, and where it stands, JSON-ready."""
+    status = asdict(adaptive.status)
+    status["thresholds"] = ["never" if level == math.inf else level for level in status["thresholds"]]
+    return {"limit": adaptive.limit, "delta": adaptive.delta, "acts": adaptive.act, "most_lost": adaptive.most, **status}
 
 
 @dataclass(frozen=True)
@@ -276,6 +285,7 @@ class _Routes:
                     }
                     for name, policy in model.policies.items()
                 },
+                **({} if model.adaptive is None else {"adaptive": describe_adaptive(model.adaptive)}),
             }
             for model in models
         ]
