@@ -7,11 +7,12 @@ two or three minutes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import torch
 from torch import Tensor
@@ -21,13 +22,21 @@ from benchmarks import binding
 from benchmarks.harness import Job, Promise, Study, promise_table, table
 from benchmarks.results import Runs, Tree
 from benchmarks.texts import load_other_set
+from exitlens.functional.adapting import choose_thresholds
 from exitlens.functional.calibration import run_calibration
+from exitlens.functional.risk import disagreement
+from exitlens.functional.routing import find_first_firing, score_early_exits
 
 LIMIT, DELTA, CALIBRATION = 0.02, 0.1, 1000
 STREAMS, LENGTH, WARM = 200, 60_000, 20_000  # streams of a cell, their samples, and those before costs count
 BLOCK = 20_000  # samples for which the best fixed thresholds are found in hindsight
 NOISE = 0.12  # of pixels in [0, 1], at most
 AUDITED, MICROSECONDS, SAVED = 0.05, 20.0, 0.8
+RIVALS = {"apparate": "Apparate's rule", "bandit": "a bandit (UAT)"}
+RIVAL_STREAMS = 40  # of a cell, that rivals answer, too
+BATCH, RECENT, RETUNE = 64, 512, 16  # Apparate: samples of a batch, those that it tunes on, batches until it tunes anyway
+ARMS, PRICE = 10, 0.3  # the bandit: thresholds, and what a full pass costs in units of confidence
+SETTLED = 500  # answers after a change whose share of others is within the limit: then a rule has reacted
 EARLIEST = 5000  # answers from which on the running share of others counts
 KINDS = {  # what a stream is drawn from, in order
     "scenes": ("agreeing", "unseen", "agreeing"),
@@ -74,7 +83,8 @@ def add_noise(data: xl.data.ImageSet) -> xl.data.ImageSet:
 
 def measure_streams(name: str, shift: str, count: int, length: int) -> Tree:
     rows = [measure_stream(load_traces(name), name, shift, seed, length) for seed in range(count)]
-    return {"streams": count, "length": length} | {key: [row[key] for row in rows] for key in rows[0]}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {"streams": count, "length": length} | {key: [row[key] for row in rows if key in row] for key in keys}
 
 
 def measure_stream(traces: dict[str, xl.Trace], name: str, shift: str, seed: int, length: int) -> dict[str, float]:
@@ -89,7 +99,17 @@ def measure_stream(traces: dict[str, xl.Trace], name: str, shift: str, seed: int
     cost, cost_fixed = stream.cost[exits], stream.cost[fixed]
     blocks = torch.arange(length).split(BLOCK)
     best = mean(find_best_cost(stream.select(rows), policy) for rows in blocks)
-    return {
+    change = length // 3 if shift == "sudden" else None
+    others: dict[str, float] = {}
+    if seed < RIVAL_STREAMS:
+        answered = {"": exits, "_fixed": fixed, "_apparate": run_apparate(stream, policy), "_bandit": run_bandit(stream)}
+        for key, taken in answered.items():
+            lost = find_lost(stream, taken)
+            if key[1:] in RIVALS:
+                others |= {f"over{key}": find_worst(lost), f"cost{key}": stream.cost[taken][WARM:].mean().item()}
+            if change is not None:
+                others[f"reaction{key}"] = find_reaction(lost, change)
+    return others | {
         "over": find_worst(find_lost(stream, exits)),
         "over_fixed": find_worst(find_lost(stream, fixed)),
         "cost": cost[WARM:].mean().item(),
@@ -131,6 +151,52 @@ def find_worst(lost: Tensor) -> float:
     """Return the largest running share of answers that are not the final exit's."""
     running = lost.double().cumsum(0) / torch.arange(1, len(lost) + 1)
     return running[min(EARLIEST, len(lost) - 1) :].max().item()
+
+
+def find_reaction(lost: Tensor, change: int) -> float:
+    """Return the samples from a change on until the next ones keep the limit; the length of the stream if they never do."""
+    sums = lost[change:].double().cumsum(0)
+    ahead = sums[SETTLED:] - sums[:-SETTLED]
+    kept = (ahead <= LIMIT * SETTLED).nonzero()
+    return float(kept[0]) if len(kept) else float(len(lost))
+
+
+def run_apparate(stream: xl.Trace, policy: xl.Policy) -> Tensor:  # -> (N,)
+    """Answer by Apparate's rule (arXiv 2312.05385, its code's ``controller``): every sample runs to the end, also after it was
+    answered, so all losses are known; thresholds are tuned on the last ones after a batch that broke the limit, and now and then.
+    """
+    scores, losses = score_early_exits(stream, policy), disagreement(stream)[:, :-1].float()
+    thresholds, taken = policy.thresholds, []
+    for number, rows in enumerate(torch.arange(len(stream)).split(BATCH)):
+        exits = find_first_firing(scores[rows], thresholds)
+        taken.append(exits)
+        lost = torch.cat([losses[rows], torch.zeros(len(rows), 1)], 1).gather(1, exits[:, None]).mean().item()
+        if lost > LIMIT or number % RETUNE == RETUNE - 1:
+            known = slice(max(0, int(rows[-1]) + 1 - RECENT), int(rows[-1]) + 1)
+            thresholds = choose_thresholds(scores[known], losses[known], stream.cost, LIMIT)
+    return torch.cat(taken)
+
+
+def run_bandit(stream: xl.Trace) -> Tensor:  # -> (N,)
+    """Answer by a bandit without labels, as UAT describes itself (arXiv 2509.23666; its code was not at hand).
+
+    The arms are thresholds of all exits, chosen by UCB1; the reward is the confidence at the exit that answers, counted as far
+    as the exit before agrees, less the price of the computation.
+    """
+    confidence = stream.logits.softmax(2).amax(2)
+    same = (stream.answers[:, 1:] == stream.answers[:, :-1]).float()
+    reliable = torch.cat([torch.ones(len(stream), 1), 0.5 + 0.5 * same], 1)
+    rewards = (confidence * reliable - PRICE * stream.cost).tolist()
+    arms = torch.linspace(1 / stream.logits.shape[2], 1.0, ARMS + 1)[1:].tolist()
+    exits = torch.stack([find_first_firing(confidence[:, :-1], (arm,) * (len(stream.cost) - 1)) for arm in arms], 1).tolist()
+    sums, counts, taken = [0.0] * ARMS, [0] * ARMS, []
+    for i, row in enumerate(exits):
+        log = math.log(i + 1)
+        arm = i if i < ARMS else max(range(ARMS), key=lambda a: sums[a] / counts[a] + math.sqrt(2 * log / counts[a]))
+        sums[arm] += rewards[i][row[arm]]
+        counts[arm] += 1
+        taken.append(row[arm])
+    return torch.tensor(taken)
 
 
 def find_best_cost(block: xl.Trace, policy: xl.Policy) -> float:
@@ -178,7 +244,21 @@ def write_tables(runs: Runs) -> list[str]:
         "fixed",
         "saved of the best",
     ]
-    return [*table(head, rows), "", *promise_table(list_promises(runs))] if rows else []
+    return [*table(head, rows), "", *write_rivals(runs), *promise_table(list_promises(runs))] if rows else []
+
+
+def write_rivals(runs: Runs) -> list[str]:
+    rows = []
+    for cell, run in runs.items():
+        count = min(run["streams"], RIVAL_STREAMS)
+        for key, title in {"": "ours", "_fixed": "fixed policy"} | {
+            f"_{key}": title for key, title in RIVALS.items()
+        }.items():
+            over = 100 * mean(value > LIMIT for value in run[f"over{key}"][:count])
+            reaction = f"{median(run[f'reaction{key}']):,.0f}" if f"reaction{key}" in run else ""
+            rows.append([cell, title, f"{over:.0f}", f"{mean(run[f'cost{key}'][:count]):.3f}", reaction])
+    head = ["stream", "rule", "over the limit, % of the streams", "cost", f"samples until {SETTLED} keep the limit again"]
+    return [f"The first {RIVAL_STREAMS} streams of each, beside other rules.", "", *table(head, rows), ""]
 
 
 STUDY = Study("adapting", list_cells, list_promises, {"adapting": write_tables}, processes=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import warnings
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +67,9 @@ def predict(
         ),
     ] = None,
     audit: Annotated[float, Option(help="With --adapt: share of the samples that the final exit checks.")] = 0.02,
+    state: Annotated[
+        Path | None, Option(help="With --adapt: folder that keeps what is learnt, and from which the next run goes on.")
+    ] = None,
     json_: Json = False,
     columns: InputColumns = "",
     group_by: Annotated[
@@ -80,7 +85,7 @@ def predict(
     from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
-    _refuse_pairs(out, resume, monitor, adapt)
+    _refuse_pairs(out, resume, monitor, adapt, state)
     net, policy = load_calibrated(bundle, name)
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
@@ -92,7 +97,7 @@ def predict(
     reading = make_reading(data=data, columns=columns, group_by=group_by)
     with wait(json_, "listing the data"):
         samples = stream_samples(net, reading, batch_size=batch_size, without={row.file for row in before}, run=bundle)
-    adaptive = None if adapt is None else _start_adapting(policy, adapt, audit, samples.total)
+    adaptive = None if adapt is None else _start_adapting(policy, adapt, audit, samples.total, state)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.errors.DriftWarning)  # reported at the end
@@ -119,13 +124,14 @@ def predict(
         values["drift"] = drift.to_dict()
     notes = [_word_summary(net, values), "" if drift is None else drift.summary]
     if adaptive is not None:
+        adaptive.close()
         values["adaptive"] = asdict(adaptive.status)
         notes.append(str(adaptive.status))
     title = f"{counts.total()} samples{resumed}, the first {min(SHOWN, counts.total())}"
     show(json_, values, title, _tabulate_rows(net, shown[:SHOWN]), notes)
 
 
-def _refuse_pairs(out: Path | None, resume: bool, monitor: bool, adapt: float | None) -> None:
+def _refuse_pairs(out: Path | None, resume: bool, monitor: bool, adapt: float | None, state: Path | None) -> None:
     if resume and out is None:
         raise xl.errors.InputError("resume: it continues a file. Fix: name that file by --out.")
     if resume and (monitor or adapt is not None):
@@ -133,11 +139,15 @@ def _refuse_pairs(out: Path | None, resume: bool, monitor: bool, adapt: float | 
         raise xl.errors.InputError(f"{verb}: it has to see all samples. Fix: leave --resume out, or start another run.")
     if monitor and adapt is not None:
         raise xl.errors.InputError("monitor: thresholds that adapt look like drift. Fix: leave --monitor or --adapt out.")
+    if state is not None and adapt is None:
+        raise xl.errors.InputError("state: it is for thresholds that adapt. Fix: add --adapt 0.02, or another limit.")
 
 
-def _start_adapting(policy: xl.Policy, limit: float, audit: float, total: int) -> xl.Adaptive:
-    """Return a policy that adapts within the usual window, or one of all samples if these are fewer."""
+def _start_adapting(policy: xl.Policy, limit: float, audit: float, total: int, state: Path | None) -> xl.Adaptive:
+    """Return a policy that adapts within the usual window, or one of all samples if these are fewer and all there are."""
     usual = xl.Adaptive(policy, limit, audit=audit)
+    if state is not None:
+        return usual.keep(state)
     return xl.Adaptive(policy, limit, audit=audit, window=min(usual.window, max(1, total)))
 
 
@@ -415,6 +425,39 @@ def serve(
             limits=make_limits(request_seconds=timeout, token=read_token(token_file)),
         )
     )
+
+
+@verbs.command(epilog="Example: `exitlens replay --log adapting --bundle runs/x --out day.svg`")
+def replay(
+    log: Annotated[Path, Option(help="Folder that --state named.")],
+    bundle: Bundle,
+    since: Annotated[datetime | None, Option(help="Leave out what was logged before (UTC).")] = None,
+    until: Annotated[datetime | None, Option(help="Leave out what was logged after (UTC).")] = None,
+    out: Annotated[
+        Path | None, Option(help="Picture of cost, other answers and thresholds over time (.svg, .png, .pdf).")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Tell what the bundle's policies would have cost and changed on the samples that thresholds adapted to.
+
+    These are the checked ones, which stand for all. Policies that compare other scores than the logged ones are left out.
+    """
+    from exitlens.delivery import replay as replays
+    from exitlens.delivery.plans import check_picture
+    from exitlens.serving.models import open_bundle
+
+    if out is not None:
+        check_picture(out)
+    model = open_bundle("model", bundle)
+    first, last = (None if time is None else time.replace(tzinfo=UTC).timestamp() for time in (since, until))
+    read = replays.read_log(replays.find_journal(log, model.version), first or -math.inf, last or math.inf)
+    rows = replays.replay(read, model.policies, model.cost)
+    if out is not None:
+        replays.draw_replay(read, model.policies, model.cost, out)
+    left_out = [name for name, policy in model.policies.items() if not replays.is_alike(policy, read)]
+    notes = [f"policies that compare other scores: {', '.join(left_out)}"] if left_out else []
+    values = {"audits": len(read), "limit": read.facts["limit"], "rows": [asdict(row) for row in rows]}
+    show(json_, values, f"{len(read):,} checked samples", replays.tabulate_replay(rows), notes)
 
 
 def read_token(path: Path | None) -> str:

@@ -1,0 +1,165 @@
+"""Replays what a policy that adapts has logged: what any thresholds would have cost and broken, as a table and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from exitlens.errors import DataError, InputError
+from exitlens.functional.adapting import choose_thresholds
+from exitlens.functional.certification import upper_bound
+from exitlens.functional.routing import find_first_firing
+from exitlens.io import make_directory, read_json
+from exitlens.model.engine.adapting import Observed
+from exitlens.model.engine.journal import SETTINGS, Line, list_files, read_lines
+from exitlens.types import Policy
+
+SIDE = 0.025  # chance that the true share is above the upper end of an interval, and as much below the lower
+PARTS, LEAST = 48, 40  # parts of a picture at most, and audits in each at least
+BEST = "best in hindsight"
+
+
+@dataclass(frozen=True)
+class Log:
+    """Audited samples of a journal, in the order of their times: a random share of all that were answered.
+
+    Attributes:
+        times: ``(n,)`` seconds since 1970. scores, losses: ``(n,K-1)``. exits: ``(n,)`` where they would have left.
+        levels: times with the thresholds from then on.
+        facts: what the journal was made with.
+    """
+
+    times: Tensor
+    scores: Tensor
+    losses: Tensor
+    exits: Tensor
+    levels: Sequence[tuple[float, tuple[float, ...]]]
+    facts: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What thresholds would have done: over audited samples, which stand for all."""
+
+    name: str
+    thresholds: tuple[float, ...] | None  # None: those of each moment
+    cost: float
+    cost_error: float
+    other: float  # share of answers that would not have been the final exit's
+    ends: tuple[float, float]  # of its exact 95 % interval
+    exits: tuple[float, ...]  # share of the answers of each exit
+
+
+def find_journal(folder: Path, version: str = "") -> Path:
+    """Return the folder of a journal: this one, or the only one below it, or there that of a version of a bundle."""
+    below = [path.parent for path in sorted(folder.rglob(SETTINGS))]
+    chosen = [path for path in below if path == folder] or [path for path in below if path.name == version] or below
+    if len(chosen) != 1:
+        names = ", ".join(map(str, chosen)) or "none"
+        raise InputError(f"log: expected the folder of one journal in {folder}, got {names}. Fix: name one of them.")
+    return chosen[0]
+
+
+def read_log(folder: Path, since: float = -math.inf, until: float = math.inf) -> Log:
+    """Read what was logged between two times; raise :class:`DataError` if nothing was."""
+    facts = read_json(folder / SETTINGS)
+    lines = sorted((line for path in list_files(folder) for line in read_lines(path)), key=lambda line: line["time"])
+    lines = [line for line in lines if since <= line["time"] <= until]
+    early = len(facts["temperatures"]) - 1
+    seen = [(line["time"], Observed.from_line(line, early)) for line in lines if line.get("seen")]
+    times = torch.cat([torch.full((len(part.exits),), time, dtype=torch.float64) for time, part in seen] or [torch.empty(0)])
+    audited = torch.cat([part.audited for _, part in seen] or [torch.empty(0, dtype=torch.bool)])
+    if not audited.any():
+        raise DataError(f"log: {folder} has no audits of this time. Fix: choose another time, or wait for some.")
+    scores, losses, exits = (torch.cat([getattr(part, name) for _, part in seen]) for name in ("scores", "losses", "exits"))
+    return Log(times[audited], scores[audited], losses[audited], exits[audited], _list_levels(lines), facts)
+
+
+def _list_levels(lines: Sequence[Line]) -> list[tuple[float, tuple[float, ...]]]:
+    levels: list[tuple[float, tuple[float, ...]]] = []
+    for line in lines:
+        given = tuple(math.inf if level is None else float(level) for level in line["status"]["thresholds"])
+        if not levels or levels[-1][1] != given:
+            levels.append((line["time"], given))
+    return levels
+
+
+def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> list[Replayed]:
+    """Return what was done, what policies of the same scores would have done, and the best thresholds in hindsight."""
+    rows = [_judge("as it was", None, log.exits, log, cost)]
+    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]))
+    tried = {name: policy.thresholds for name, policy in policies.items() if is_alike(policy, log)} | {BEST: best}
+    return rows + [_judge(name, levels, find_first_firing(log.scores, levels), log, cost) for name, levels in tried.items()]
+
+
+def is_alike(policy: Policy, log: Log) -> bool:
+    """Return whether a policy compares the scores that were logged."""
+    values = policy.to_dict()
+    return all(values[name] == log.facts[name] for name in ("score", "temperatures", "gate"))
+
+
+def _judge(name: str, levels: tuple[float, ...] | None, exits: Tensor, log: Log, cost: Sequence[float]) -> Replayed:
+    costs, count = torch.tensor(cost, dtype=torch.float64)[exits], len(log)
+    lost = int(Observed(log.scores, log.losses, exits, exits >= 0, exits).find_lost().sum())
+    ends = 1 - upper_bound(count - lost, count, SIDE), upper_bound(lost, count, SIDE)
+    shares = tuple((exits.bincount(minlength=len(cost)) / count).tolist())
+    error = costs.std().item() / math.sqrt(count) if count > 1 else math.nan
+    return Replayed(name, levels, costs.mean().item(), error, lost / count, ends, shares)
+
+
+def tabulate_replay(rows: Sequence[Replayed]) -> list[list[str]]:
+    """Return rows of text, the head first."""
+    table = [["thresholds", "cost", "other answers, %", "95 % interval", "share of the exits, %"]]
+    for row in rows:
+        low, high = (100 * end for end in row.ends)
+        shares = " / ".join(f"{100 * share:.0f}" for share in row.exits)
+        table.append(
+            [
+                row.name,
+                f"{row.cost:.3f} ± {row.cost_error:.3f}",
+                f"{100 * row.other:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                shares,
+            ]
+        )
+    return table
+
+
+def draw_replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float], path: Path) -> None:
+    """Draw cost and other answers over time, as it was and under each policy, and the thresholds."""
+    figure = Figure((7.2, 6.4), layout="constrained")
+    above, middle, below = figure.subplots(3, sharex=True)
+    parts = torch.arange(len(log)).tensor_split(max(1, min(PARTS, len(log) // LEAST)))
+    when = [datetime.fromtimestamp(float(log.times[part].mean()), UTC) for part in parts]
+    taken = {"as it was": log.exits}
+    taken |= {name: find_first_firing(log.scores, each.thresholds) for name, each in policies.items() if is_alike(each, log)}
+    for name, exits in taken.items():
+        costs = torch.tensor(cost, dtype=torch.float64)[exits]
+        lost = Observed(log.scores, log.losses, exits, exits >= 0, exits).find_lost().double()
+        above.plot(when, [costs[part].mean().item() for part in parts], label=name)
+        middle.plot(when, [100 * lost[part].mean().item() for part in parts], label=name)
+    middle.axhline(100 * float(log.facts["limit"]), color="0.4", lw=1, ls=":", label="limit")
+    moments = [datetime.fromtimestamp(time, UTC) for time, _ in log.levels] + [
+        datetime.fromtimestamp(float(log.times[-1]), UTC)
+    ]
+    for k in range(log.scores.shape[1]):
+        levels = [math.nan if given[k] == math.inf else given[k] for _, given in (*log.levels, log.levels[-1])]
+        below.step(moments, levels, where="post", label=f"exit {k}")
+    for axes, text in ((above, "cost"), (middle, "other answers, %"), (below, "threshold")):
+        axes.set_ylabel(text)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    above.set_title("Of the checked samples; without a line, no sample left early there", fontsize=9)
+    figure.autofmt_xdate()
+    make_directory(path.parent, "out")
+    figure.savefig(path)
