@@ -17,7 +17,7 @@ from exitlens.delivery import demo, explanations
 from exitlens.delivery.bundle import replace_policy
 from exitlens.delivery.demo import DemoSettings
 from exitlens.delivery.explorer import interface
-from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
+from exitlens.serving.settings import Adapting, Batching, Limits, ServerSettings, Watching
 from tests.data.conftest import write_tar
 
 
@@ -53,6 +53,24 @@ def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
 
 
 @pytest.mark.slow
+def test_what_was_learnt_goes_on_and_can_be_replayed(trained, folder, tmp_path, call):
+    words = "--bundle", trained, "--data", folder, "--adapt", 0.5, "--audit", 0.4, "--state", tmp_path / "state"
+    first = call.json("predict", *words)["adaptive"]
+    second = call.json("predict", *words)["adaptive"]
+    assert (first["taken"], second["taken"]) == (60, 120)
+    shown = call.json("replay", "--log", tmp_path / "state", "--bundle", trained, "--out", tmp_path / "day.svg")
+    assert shown["audits"] == second["audited"]
+    assert [row["name"] for row in shown["rows"]] == ["as it was", "default", "best in hindsight"]
+    assert (tmp_path / "day.svg").read_text().startswith("<?xml")
+    assert "other answers, %" in call.ok("replay", "--log", tmp_path / "state", "--bundle", trained)
+    with_none = call.error("replay", "--log", tmp_path / "state", "--bundle", trained, "--since", "2999-01-01")
+    assert "has no audits of this time" in with_none
+    run = shutil.copytree(trained, tmp_path / "run")
+    replace_policy(run, xl.Policy((0.5, 0.5, 0.5), "margin"), "other")
+    assert "policies that compare other scores: other" in call.ok("replay", "--log", tmp_path / "state", "--bundle", run)
+
+
+@pytest.mark.slow
 def test_an_explanation_as_a_table_and_as_files(trained, folder, tmp_path, call):
     words = ("explain", "--bundle", trained, "--image", folder / "dark" / "00.png")
     assert call.json(*words, "--out", tmp_path / "why")["label_name"] in ("dark", "bright")
@@ -78,6 +96,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"], "leave --resume out"),
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--adapt", 0.1, "--resume"], "adapt: it has to see all"),
         (["predict", "--data", folder, "--monitor", "--adapt", 0.1], "leave --monitor or --adapt out"),
+        (["predict", "--data", folder, "--state", tmp_path], "state: it is for thresholds that adapt"),
         (["predict", "--data", folder, "--adapt", 0.02], "in 60 samples 0.02 of them tell too little"),
         (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
@@ -376,14 +395,16 @@ def test_every_option_arrives(call, served, tmp_path):
     words += " --max-waiting 10 --max-wait-ms 250 --max-body-mb 1.5 --max-pixels 1000 --max-batch 4 --timeout 7"
     words += f" --max-connections 9 --token-file {tmp_path / 'token'} --tls-cert {tmp_path / 'cert'}"
     words += f" --tls-key {tmp_path / 'key'} --reload-seconds 0 --no-access-log --no-drift --unready-on-drift --shadow 0.25"
+    words += f" --adapt 0.02 --audit 0.05 --window 9000 --state {tmp_path / 'state'} --propose"
     call.ok("serve", *words.split())
     (asked,) = served
     assert asked.bundles == {"a": Path("x"), "b": Path("y/b")}
     assert asked.batching == Batching(8, 5, 10, 250, 3)
     assert asked.watching == Watching(drift=False, shadow=0.25, unready_on_drift=True)
+    adapting = Adapting(0.02, 0.05, 9000, tmp_path / "state", propose=True)
     limits = Limits(1.5, request_seconds=7, max_connections=9, max_pixels=1000, max_batch=4, token="secret")
     server = ("0.0.0.0", 0, 2), (0, False, tmp_path / "cert", tmp_path / "key")
-    assert asked == ServerSettings(asked.bundles, *server[0], asked.batching, asked.watching, limits, *server[1])
+    assert asked == ServerSettings(asked.bundles, *server[0], asked.batching, asked.watching, adapting, limits, *server[1])
 
 
 @pytest.mark.parametrize(
@@ -393,6 +414,7 @@ def test_every_option_arrives(call, served, tmp_path):
         (("--bundle", "x", "--tls-cert", "c"), "--tls-cert, --tls-key: expected both or neither"),
         (("--bundle", "x", "--timeout", "inf"), "request_seconds"),
         (("--bundle", "x", "--batch", "0"), "--batch: expected"),
+        (("--bundle", "x", "--propose"), "--adapt: state and propose are for thresholds that adapt"),
         (("--bundle", "x", "--max-wait-ms", "nan"), "--max-wait-ms"),
     ],
 )

@@ -98,7 +98,7 @@ def _list_levels(lines: Sequence[Line]) -> list[tuple[float, tuple[float, ...]]]
 def replay(log: Log, policies: Mapping[str, Policy], cost: Sequence[float]) -> list[Replayed]:
     """Return what was done, what policies of the same scores would have done, and the best thresholds in hindsight."""
     rows = [_judge("as it was", None, log.exits, log, cost)]
-    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]))
+    best = choose_thresholds(log.scores, log.losses, torch.tensor(cost), float(log.facts["limit"]) + 1 / len(log))
     tried = {name: policy.thresholds for name, policy in policies.items() if is_alike(policy, log)} | {BEST: best}
     return rows + [_judge(name, levels, find_first_firing(log.scores, levels), log, cost) for name, levels in tried.items()]
 
