@@ -76,6 +76,7 @@ class Ticket:
         thresholds: ``(n,)`` float64, of the exits that answered, at that time; infinite at the final exit.
         maps: attention of each sample, if the request asks for it.
         limited: ``(n,)`` bool, true where the request's own limits ended the sample rather than the policy.
+        name: by which feedback calls the request.
         left: number of samples without an answer. error: why there are no answers.
         since, done: when the request came and when it ended. first: place of its first sample in the cascade.
     """
@@ -94,7 +95,7 @@ class Ticket:
         self.left = count
         self.error: Exception | None = None
         self.since = self.done = time.monotonic()
-        self.first = -1
+        self.first, self.name = -1, ""
         self.kept: dict[int, Answer] = {}  # by row: the answer to give if time runs out
 
     def __len__(self) -> int:
@@ -242,7 +243,11 @@ class Cascade:
                 if adaptive is not None and terms.are_default
                 else Router(self.engine, policy, micro_batch=self.size, override=override, heads=heads)
             )
-        self._routers[key].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
+        router, where = self._routers[key], torch.arange(ticket.first, self._next)
+        if isinstance(router, AuditedRouter):
+            router.admit(where, ticket.activations, ticket.since, ticket.name)
+        else:
+            router.admit(where, ticket.activations, ticket.since)
 
     def advance(self) -> list[Ticket]:
         """Answer requests whose time is up and run one stage; return the requests that this ended."""

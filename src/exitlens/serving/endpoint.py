@@ -81,13 +81,14 @@ class Endpoint:
             if self._closing:
                 self._inbox.put(None)
 
-    async def answer(self, activations: Activations, terms: Terms) -> Ticket:
-        """Return a request with its answers.
+    async def answer(self, activations: Activations, terms: Terms, name: str = "") -> Ticket:
+        """Return a request with its answers; ``name`` is that by which feedback calls it.
 
         Raises :class:`RequestError`: 503 if it is closed, 429 without room, or why there is no answer.
         """
         future, model = asyncio.get_running_loop().create_future(), self.model
         ticket = Ticket(activations, terms, model.info.num_classes, future, model.gives_labels)
+        ticket.name = name
         with self._lock:
             self._check_open(self.is_alive or (self._expected > 0 and not self._has_failed))
             self.check_room(len(ticket))

@@ -47,7 +47,7 @@ def test_the_promise_holds_where_every_early_answer_is_another_one(monkeypatch):
     for seed in range(300):
         adaptive, given = make(seed=seed), 0
         for _ in range(10):
-            audited = adaptive.draw(100)
+            audited, _ = adaptive.draw(100)
             leaving, _ = adaptive.decide(torch.ones(100, dtype=torch.bool), audited)
             given += int((leaving & ~audited).sum())
             count = int((leaving & audited).sum())
@@ -258,7 +258,7 @@ def test_a_copy_goes_on_from_the_same_counts_and_coins():
     tell(adaptive, torch.zeros(300, 2), [0] * 300)
     for other in (copy.deepcopy(adaptive), pickle.loads(pickle.dumps(adaptive))):
         assert other.status == adaptive.status
-        assert torch.equal(other.draw(50), copy.deepcopy(adaptive).draw(50))
+        assert torch.equal(other.draw(50)[0], copy.deepcopy(adaptive).draw(50)[0])
 
 
 def test_scores_that_are_no_numbers_are_not_learnt_from():
@@ -481,3 +481,95 @@ def test_a_folder_has_one_policy_and_places_for_so_many(tmp_path):
         xl.Adaptive(xl.Policy((0.6, 0.6), "margin"), limit=0.1, window=1000, audit=0.1).keep(tmp_path)
     with pytest.raises(InputError, match="processes: expected a whole number"):
         make().keep(tmp_path, processes=0)
+
+
+def tell_named(adaptive, answers, exits, first=0, window=0):
+    answers = torch.tensor(answers)
+    count = len(answers)
+    losses = (answers[:, :-1] != answers[:, -1:]).float()
+    names, every = tuple(str(first + i) for i in range(count)), torch.ones(count, dtype=torch.bool)
+    windows = torch.full((count,), window)
+    adaptive.learn(Observed(torch.full((count, 2), 0.7), losses, torch.tensor(exits), every, windows, names, answers), COST)
+
+
+def test_a_label_takes_back_a_loss_that_is_none():
+    adaptive = make(limit=0.9)
+    tell_named(adaptive, [[1, 0, 0], [1, 2, 0], [1, 1, 0], [3, 3, 3], [1, 0, 0]], [0, 1, 0, 2, 0])
+    assert (adaptive.status.window_lost, adaptive.status.labelled) == (4, 0)
+    assert adaptive.feedback("0", 0)  # the early answer was worse
+    assert adaptive.status.window_lost == 4
+    assert adaptive.feedback("1", 2)  # it was right
+    assert adaptive.feedback("2", 3)  # both are wrong
+    assert adaptive.feedback("3", 3)  # it would not have left early
+    assert adaptive.status.window_lost == adaptive.status.lost == 2
+    assert (adaptive.status.labelled, adaptive.status.final_wrong) == (4, 2)
+    assert not adaptive.feedback("2", 3)  # told before
+    assert not adaptive.feedback("77", 3)
+    assert adaptive._losses.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0], [1, 0]]
+    adaptive.draw(1000)
+    adaptive.draw(1)  # another window: its budget is its own
+    assert adaptive.feedback("4", 1)
+    assert (adaptive.status.window_lost, adaptive.status.lost) == (0, 1)
+
+
+def test_labels_are_sets_with_several_labels():
+    adaptive = xl.Adaptive(xl.Policy((0.6, 0.6), "decided"), limit=0.1, window=1000, audit=0.1)
+    answers = torch.tensor([[[1, 0, 1], [1, 0, 0], [1, 1, 0]]] * 2).bool()
+    lost, every = torch.ones(2, 2), torch.ones(2, dtype=torch.bool)
+    seen = Observed(torch.full((2, 2), 0.7), lost, torch.tensor([0, 0]), every, torch.zeros(2).long(), ("a", "b"), answers)
+    adaptive.learn(seen, COST)
+    assert adaptive.feedback("a", [0, 1])
+    assert adaptive.feedback("b", [0, 2])
+    assert adaptive.status.window_lost == 1
+    assert adaptive.status.final_wrong == 1
+
+
+def test_labels_are_told_to_all_processes_and_survive_them(tmp_path):
+    options = {"limit": 0.2}
+    first, second = (make(**options).keep(tmp_path, processes=2) for _ in range(2))
+    first.decide(torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
+    tell_named(first, [[1, 0, 0], [1, 0, 0], [1, 0, 0]], [0, 0, 0])
+    assert not second.feedback("1", 1)  # the other has it
+    assert first.status.window_lost == 3
+    tell_named(first, [[0, 0, 0]], [0], first=3)
+    assert first.status.window_lost == 2
+    first.feedback("2", 1)
+    first.close()
+    again = make(**options).keep(tmp_path, processes=2)
+    assert (again.status.window_lost, again.status.labelled) == (1, 2)
+    assert not again.feedback("1", 1)
+    assert again.feedback("0", 1)
+    assert again.status.window_lost == 0
+    again.close()
+    second.close()
+
+
+def test_only_so_many_samples_wait_for_labels(monkeypatch):
+    monkeypatch.setattr(adapting, "WAITING", 2)
+    adaptive = make()
+    tell_named(adaptive, [[1, 0, 0]] * 3, [0] * 3)
+    assert [adaptive.feedback(str(i), 1) for i in range(3)] == [False, True, True]
+
+
+def test_with_labels_the_promise_is_about_answers_that_are_worse(monkeypatch):
+    """Every early answer is another one, and every second of them is no worse: labels that come at once give twice as many."""
+    monkeypatch.setattr(adapting, "add_evidence", lambda *_: 0.0)
+    monkeypatch.setattr(adapting, "LEAST", 10**9)
+    broken, left = 0, 0
+    for seed in range(200):
+        adaptive, worse = make(seed=seed), 0
+        for start in range(0, 1000, 10):
+            audited, _ = adaptive.draw(10)
+            leaving, _ = adaptive.decide(torch.ones(10, dtype=torch.bool), audited)
+            places = (leaving & audited).nonzero().flatten()
+            is_worse = torch.arange(10) % 2 == 0
+            worse += int((leaving & ~audited & is_worse).sum())
+            left += int((leaving & ~audited).sum())
+            if len(places):
+                tell_named(adaptive, [[1, 0, 0]] * len(places), [0] * len(places), start)
+                for i, place in enumerate(places.tolist()):
+                    adaptive.feedback(str(start + i), 0 if is_worse[place] else 1)
+        broken += worse > 100
+    exact = binom.cdf(adaptive.most - 1, 100 + adaptive.most, 0.1)
+    assert broken / 200 <= exact + 3 * (exact / 200) ** 0.5
+    assert left / 200 > 1.5 * 100 * 0.55

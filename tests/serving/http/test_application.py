@@ -20,7 +20,7 @@ from exitlens.serving.http.answers import DEFAULT_OUTPUTS, OUTPUTS, TERMS
 from exitlens.serving.http.application import describe_api, make_app
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import Batching, Limits
+from exitlens.serving.settings import Adapting, Batching, Limits
 from tests.hostile import saved
 from tests.serving.conftest import POLICIES, save_small, wait_until
 from tests.serving.http.conftest import open_client
@@ -385,3 +385,44 @@ def test_the_description_has_every_route_with_its_places_terms_and_outputs(model
     assert all(f"`{name}`" in infer["description"] for name in TERMS)
     assert ", ".join(DEFAULT_OUTPUTS) in infer["description"]
     assert {"400", "404", "413", "429", "503", "504"} <= set(infer["responses"])
+
+
+@pytest.fixture
+def adapting_client(model):
+    repository = Repository({"tiny": model}, adapting=Adapting(adapt=0.3, audit=0.9, window=400))
+    with open_client(make_app(repository)) as client:
+        yield client
+
+
+def test_labels_come_later_by_the_id_of_their_request(adapting_client, images):
+    client = adapting_client
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": list(images.shape), "data": images.flatten().tolist()}
+    body, head = {"inputs": [tensor], "outputs": [{"name": "label"}]}, {"x-request-id": "mine"}
+    answer = client.post("/v2/models/tiny/infer", json=body, headers=head).json()
+    assert answer["parameters"]["promise"] == "adaptive"
+    audited = client.get("/models").json()["models"][0]["adaptive"]["audited"]
+    labels = [*answer["outputs"][0]["data"][1:], None]
+    labels = [None, *(["ant", "bee", "cat", "dog"][label] for label in labels[:-1])]
+    used = client.post("/v2/models/tiny/feedback", json={"id": "mine", "labels": labels}).json()["used"]
+    assert audited - 1 <= used <= audited
+    assert client.post("/v2/models/tiny/feedback", json={"id": "mine", "labels": labels}).json() == {"used": 0}
+    state = client.get("/models").json()["models"][0]["adaptive"]
+    assert (state["taken"], state["labelled"], state["limit"], state["acts"]) == (len(images), used, 0.3, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"no", "body: expected"),
+        (b"[1]", "body: expected"),
+        (b'{"id": 3, "labels": []}', "id, labels: expected a text, and a list of at most 256"),
+        (b'{"id": "a", "labels": [4]}', "labels: expected 0 to 3 or a class's name, got 4"),
+        (b'{"id": "a", "labels": ["fly"]}', "got 'fly'"),
+        (b'{"id": "a", "labels": [true]}', "got True"),
+        (b'{"id": "a", "labels": [[1]]}', "got [1]"),
+    ],
+)
+def test_feedback_that_is_refused(adapting_client, client, body, words):
+    answer = adapting_client.post("/v2/models/tiny/feedback", content=body)
+    assert (answer.status_code, words in answer.json()["error"]) == (400, True)
+    assert "serve it with --adapt" in client.post("/v2/models/tiny/feedback", content=body).json()["error"]

@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ LOG = logging.getLogger("exitlens.adapting")
 WINDOW = 2000  # wrong answers that a window may have, where none is given
 SPENT = 0.85  # of the audited losses that end early answers: thresholds aim at so many in a window
 KEPT, EVERY = 1000, 25  # observed samples that are kept; new ones, for each early exit, until thresholds are chosen again
+WAITING = 10_000  # audited samples that wait for a label
+LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
 OPEN = 4  # no more than a quarter of the audited losses that end early answers may be open
 SHARE = NumberRule("a number above 0 and below 1", lambda value: 0 < value < 1)
 
@@ -51,6 +54,8 @@ class AdaptiveStatus:
     window_lost: int
     window_open: int  # audited samples that would have left early, without their final answer so far
     window: int  # its number, from 0
+    labelled: int  # audited samples whose label was told by ``feedback``
+    final_wrong: int  # of these, those that the final exit got wrong
     thresholds: tuple[float, ...]  # of now; with ``act=False`` those that it would have
 
     def __str__(self) -> str:
@@ -67,6 +72,8 @@ class Observed:
     exits: Tensor  # (n,) where it would have left; K-1: nowhere
     audited: Tensor  # (n,) bool: chosen by a coin; the others were observed after an alarm
     windows: Tensor  # (n,) the number of the window in which it would have left
+    names: tuple[str, ...] = ()  # by which feedback calls them; empty: it cannot
+    answers: Tensor | None = None  # (n,K) or (n,K,C), needed with names
 
     def find_lost(self) -> Tensor:  # -> (n,) bool
         """Return which would have left early with an answer that is not the final one."""
@@ -74,7 +81,7 @@ class Observed:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a journal."""
-        return {name: value.tolist() for name, value in vars(self).items()}
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_line(cls, line: Line, early: int) -> Observed:
@@ -83,12 +90,23 @@ class Observed:
         kinds = {"scores": torch.float32, "losses": torch.float32, "exits": torch.long, "audited": torch.bool}
         kinds |= {"windows": torch.long}
         shapes = {"scores": (-1, early), "losses": (-1, early)}
+        answers = torch.tensor(seen["answers"]) if seen.get("answers") else None
         return cls(
+            names=tuple(seen.get("names", ())),
+            answers=answers,
             **{
                 name: torch.tensor(seen.get(name, []), dtype=kind).view(shapes.get(name, (-1,)))
                 for name, kind in kinds.items()
-            }
+            },
         )
+
+
+class _Waiting(NamedTuple):
+    """An audited sample without a label."""
+
+    exit: int
+    window: int
+    answers: Tensor  # (K,) or (K,C)
 
 
 class Adaptive:
@@ -109,6 +127,10 @@ class Adaptive:
     not on coins to come. The promise is about one object, or one folder (:meth:`keep`): another, or a copy, starts with a
     new budget. It does not say whether the final exit is right. A sample that fails counts as taken in, and an audit that
     fails as lost.
+
+    Where labels arrive later, :meth:`feedback` takes them: an answer whose label shows that it is not worse than the final
+    exit's (the early exit is right, or the final exit wrong, too) counts no more. Then at most ``limit`` is promised of the
+    answers that are, or may be, worse than the final exit's.
 
     Examples:
         >>> adaptive = xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05)
@@ -148,6 +170,9 @@ class Adaptive:
         self._number = self._window_taken = self._lost = self._open = 0  # of the window
         self._evidence, self._is_relearning = 0.0, False
         self._scores, self._losses = torch.empty(0, early), torch.empty(0, early)
+        self._names: list[str] = []  # of the same samples
+        self._waiting: dict[str, _Waiting] = {}  # audited samples without a label, in their order
+        self._labelled = self._final_wrong = self._told = self._forgiven = 0  # told: losses, some of which were none
         self._journal: Journal | None = None
         self._has_failed = False  # the journal cannot be written
 
@@ -187,24 +212,30 @@ class Adaptive:
         values = self._given.to_dict()
         facts |= {name: values[name] for name in ("score", "temperatures", "network", "gate")}  # which scores depend on
         self._journal = Journal(Path(folder), processes, facts)
+        early = len(self._never.thresholds)
         for line in self._journal.read_past():
-            self._note(Observed.from_line(line, len(self._never.thresholds)))
+            seen = Observed.from_line(line, early)
+            self._note(seen)
+            if line["place"] == self._journal.place:
+                self._wait_for_labels(seen)
+            self._hear(line)
         if (last := self._journal.read_last()) is not None:
             counts = AdaptiveStatus(**last["status"])
             self._taken, self._audited, self._alarms = counts.taken, counts.audited, counts.alarms
             self._number, self._window_taken = counts.window, counts.window_taken
+            self._labelled, self._final_wrong = counts.labelled, counts.final_wrong
             self._lost, self._all_lost = counts.window_lost + counts.window_open, counts.lost + counts.window_open
             thresholds = tuple(math.inf if level is None else level for level in counts.thresholds)
             self._chosen = replace(self._chosen, thresholds=thresholds)
         self._fresh = KEPT  # thresholds are chosen with the next audit
         return self
 
-    def _write(self, seen: Observed | None = None) -> None:
+    def _write(self, seen: Observed | None = None, **facts: Any) -> None:
         if self._journal is None or self._has_failed:
             return
         status = asdict(self.status) | {"thresholds": [None if t == math.inf else t for t in self._chosen.thresholds]}
         try:
-            self._journal.write(status=status, **({} if seen is None else {"seen": seen.to_dict()}))
+            self._journal.write(status=status, **({} if seen is None else {"seen": seen.to_dict()}), **facts)
         except OSError as error:
             self._has_failed = True
             LOG.error("%s cannot be written (%s): no sample leaves early any more", self._journal.folder, error)
@@ -227,7 +258,7 @@ class Adaptive:
     @property
     def status(self) -> AdaptiveStatus:
         """Counts so far."""
-        window = self._window_taken, self._lost, self._open, self._number
+        window = self._window_taken, self._lost, self._open, self._number, self._labelled, self._final_wrong
         return AdaptiveStatus(self._taken, self._audited, self._all_lost, self._alarms, *window, self._wanted.thresholds)
 
     @property
@@ -235,8 +266,8 @@ class Adaptive:
         """True after an alarm, until enough samples were observed: none leaves early, and all can be learnt from."""
         return self._is_relearning
 
-    def draw(self, count: int) -> Tensor:  # -> (count,) bool
-        """Take samples in, and draw which of them are audited."""
+    def draw(self, count: int) -> tuple[Tensor, int]:  # -> (count,) bool
+        """Take samples in, and draw which of them are audited; also return how many came before them."""
         with self._lock:
             if self._window_taken >= self.window:
                 self._number, self._window_taken = self._number + 1, 0
@@ -250,7 +281,7 @@ class Adaptive:
             else:
                 audited = self._coins.random(count) < self.audit
             self._audited += int(audited.sum())
-            return torch.from_numpy(audited)
+            return torch.from_numpy(audited), self._taken - count
 
     def decide(self, fired: Tensor, audited: Tensor) -> tuple[Tensor, int]:  # (n,) bool, (n,) bool -> (n,) bool
         """Return which of the samples that fire at an exit leave there, if no coin keeps them, and the window's number.
@@ -276,14 +307,17 @@ class Adaptive:
             self._lost += int((here & lost).sum())
             self._all_lost += int((audited & lost).sum())
             self._note(seen)
+            self._wait_for_labels(seen)
             self._write(seen)
             for line in () if self._journal is None else self._journal.read_new():
                 self._note(Observed.from_line(line, len(self._never.thresholds)))
+                self._hear(line)
             is_due = self._is_relearning or self._fresh >= EVERY * len(self._never.thresholds)
             if not is_due or len(self._scores) < LEAST:
                 return
             alike = count_alike(self._losses)
             self._scores, self._losses, self._fresh = self._scores[-alike:], self._losses[-alike:], 0
+            self._names = self._names[-alike:]
             scores, losses, alarms = self._scores, self._losses, self._alarms
             left = max(self.window - self._window_taken, self.window / 10)
             risk = min(self.limit, max(0.0, SPENT * self.most - self._lost) / (self.audit * left))
@@ -296,16 +330,68 @@ class Adaptive:
     def _note(self, seen: Observed) -> None:
         """Keep samples for the next thresholds, or forget all if their losses are an alarm."""
         for is_lost in () if self._is_relearning else seen.find_lost()[seen.audited].tolist():
-            self._evidence = add_evidence(self._evidence, is_lost, self.limit)
+            expected = self.limit / (1 - self._forgiven / (self._told + 1))  # by the labels so far
+            self._evidence = add_evidence(self._evidence, is_lost, min(expected, max(self.limit, LARGEST)))
         if math.isinf(self._evidence):
             self._alarms += 1
             self._evidence, self._fresh, self._is_relearning = 0.0, 0, True
-            self._scores, self._losses = self._scores[:0], self._losses[:0]
+            self._scores, self._losses, self._names = self._scores[:0], self._losses[:0], []
             return
         finite = seen.scores.isfinite().all(1)
+        names = seen.names or [""] * len(finite)
+        self._names = [*self._names, *(name for name, kept in zip(names, finite.tolist(), strict=True) if kept)][-KEPT:]
         self._scores = torch.cat([self._scores, seen.scores[finite]])[-KEPT:]
         self._losses = torch.cat([self._losses, seen.losses[finite]])[-KEPT:]
         self._fresh += int(finite.sum())
+
+    def feedback(self, name: str, label: int | Sequence[int]) -> bool:
+        """Tell the label of a sample; return whether it is an audited one that waited for it, and not told twice.
+
+        ``name`` is the sample's number in the order in which samples were taken in, from 0, as text; in a server its
+        request's id and its row (``"id/0"``). ``label`` is the number of a class, or the numbers of all its labels. The
+        latest 10,000 audited samples wait for their labels.
+
+        Examples:
+            >>> xl.Adaptive(xl.Policy((0.9, 0.9)), limit=0.05).feedback("12", 1)  # nobody has answered it
+            False
+        """
+        with self._lock:
+            is_known = self._apply_label(name, label)
+            if is_known or (self._journal is not None and self._journal.places > 1):
+                self._write(feedback={"name": name, "label": label if isinstance(label, int) else list(label)})
+            return is_known
+
+    def _wait_for_labels(self, seen: Observed) -> None:
+        for i, name in enumerate(seen.names):
+            if seen.audited[i] and seen.answers is not None:
+                self._waiting[name] = _Waiting(int(seen.exits[i]), int(seen.windows[i]), seen.answers[i])
+        for name in list(self._waiting)[: max(0, len(self._waiting) - WAITING)]:
+            del self._waiting[name]
+
+    def _hear(self, line: Line) -> None:
+        if (told := line.get("feedback")) is not None:
+            self._apply_label(told["name"], told["label"])
+
+    def _apply_label(self, name: str, label: int | Sequence[int]) -> bool:
+        """Take back a loss that its label shows to be none: where the early answer is right, or the final one wrong, too."""
+        if (waiting := self._waiting.pop(name, None)) is None:
+            return False
+        answers, task = waiting.answers, self._given.task
+        truth = torch.tensor(label)
+        if task == "multilabel":
+            truth = torch.zeros(answers.shape[1], dtype=torch.bool).index_fill(0, truth.long().flatten(), True)
+        right = are_same(answers, truth, task)
+        losses = (right[-1] & ~right[:-1]).float()
+        self._labelled += 1
+        self._final_wrong += int(not right[-1])
+        if name in self._names:
+            self._losses[self._names.index(name)] = losses
+        if waiting.exit < len(losses) and not are_same(answers[waiting.exit], answers[-1], task):
+            is_lost = bool(losses[waiting.exit])
+            self._told, self._forgiven = self._told + 1, self._forgiven + (not is_lost)
+            self._all_lost -= not is_lost
+            self._lost -= not is_lost and waiting.window == self._number
+        return True
 
     def replay(self, trace: Trace, batch_size: int = 64) -> Tensor:
         """Answer the samples of a trace in their order, in batches that are answered one after the other.
@@ -321,7 +407,7 @@ class Adaptive:
         scores, losses = score_early_exits(trace, self._chosen), disagreement(trace)[:, :-1].float()
         last, taken = trace.num_exits - 1, []
         for part, lost in zip(scores.split(batch_size), losses.split(batch_size), strict=True):
-            audited, observed = self.draw(len(part)), self._is_relearning
+            (audited, _), observed = self.draw(len(part)), self._is_relearning
             exits, windows = torch.full((len(part),), last), torch.full((len(part),), -1)
             for k, threshold in enumerate(self.policy.thresholds):
                 leaving, number = self.decide(fires(part[:, k], threshold) & (exits == last), audited)
@@ -345,6 +431,7 @@ def open_router(
 class _Seen:
     """A sample that is observed on its way."""
 
+    name: str
     is_audited: bool
     scores: list[float] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
@@ -375,16 +462,20 @@ class AuditedRouter(Router):
                 routed += self.flush()
         return routed
 
-    def admit(self, where: Tensor, activations: Activations, since: float) -> None:
-        """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`."""
-        self._toss(where)
+    def admit(self, where: Tensor, activations: Activations, since: float, name: str = "") -> None:
+        """Take in samples of one size that arrived at time ``since``; they wait for :meth:`run_stage`.
+
+        ``name`` is their request's, by which feedback calls them.
+        """
+        self._toss(where, name)
         super().admit(where, activations, since)
 
-    def _toss(self, where: Tensor) -> None:
-        audited = self._adaptive.draw(len(where))
+    def _toss(self, where: Tensor, name: str = "") -> None:
+        audited, before = self._adaptive.draw(len(where))
         rows = torch.ones_like(audited) if self._adaptive.is_relearning else audited
-        for place, is_audited in zip(where.cpu()[rows].tolist(), audited[rows].tolist(), strict=True):
-            self._seen[place] = _Seen(is_audited)
+        for i in rows.nonzero().flatten().tolist():
+            called = f"{name}/{i}" if name else str(before + i)
+            self._seen[int(where[i])] = _Seen(called, bool(audited[i]))
 
     def discard(self, gone: Tensor) -> None:
         """Drop the samples at these places."""
@@ -428,8 +519,10 @@ class AuditedRouter(Router):
         final = read_answers(part.probabilities[kept], self.policy.task).cpu()
         answers = torch.stack([torch.stack(row.answers) for row in seen])  # (n,K-1) or (n,K-1,C)
         losses = ~are_same(answers, final[:, None], self.policy.task)
+        every = torch.cat([answers, final[:, None]], 1)
         scores = torch.tensor([row.scores for row in seen])
         exits = torch.tensor([self._last if row.exit is None else row.exit for row in seen])
         audited = torch.tensor([row.is_audited for row in seen])
         windows = torch.tensor([row.window for row in seen])
-        self._adaptive.learn(Observed(scores, losses.float(), exits, audited, windows), self._cost)
+        names = tuple(row.name for row in seen)
+        self._adaptive.learn(Observed(scores, losses.float(), exits, audited, windows, names, every), self._cost)

@@ -103,7 +103,9 @@ class Journal:
             self._path.replace(self._path.with_suffix(".1.jsonl"))
             os.close(self._file)
             self._file = self._open()
-        line = json.dumps({"time": round(time.time(), 3)} | facts, separators=(",", ":")).encode() + b"\n"
+        line = (
+            json.dumps({"time": round(time.time(), 3), "place": self.place} | facts, separators=(",", ":")).encode() + b"\n"
+        )
         if os.write(self._file, line) < len(line):
             raise OSError("the disk is full")
 

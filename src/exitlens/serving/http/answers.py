@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from reprlib import repr as shorten  # also of lists that are too deep for repr
@@ -62,6 +63,35 @@ def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
     """Return the name of an answer's policy, and what it promises."""
     adapts = model.adaptive is not None and model.adaptive.act and terms.are_default
     return {"policy": terms.policy, "promise": "adaptive" if adapts else name_promise(model.policies[terms.policy], terms)}
+
+
+def read_feedback(model: ServedModel, body: bytes, most: int) -> tuple[str, list[int | list[int] | None]]:
+    """Return the id of a request and the labels of its samples, by number, from JSON; raise :class:`RequestError`."""
+    try:
+        given = json.loads(body)
+        name, labels = given["id"], given["labels"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RequestError(f'body: expected {{"id": ..., "labels": [...]}}, got {shorten(body)}') from error
+    if not isinstance(name, str) or not isinstance(labels, list) or len(labels) > most:
+        raise RequestError(f"id, labels: expected a text, and a list of at most {most} labels, got {shorten(given)}")
+    return name, [None if label is None else _read_label(model, label) for label in labels]
+
+
+def _read_label(model: ServedModel, label: Any) -> int | list[int]:
+    if model.gives_labels:
+        if not isinstance(label, list):
+            raise RequestError(f"labels: expected a list of labels for each sample, got {shorten(label)}")
+        return [_read_class(model, each) for each in label]
+    return _read_class(model, label)
+
+
+def _read_class(model: ServedModel, label: Any) -> int:
+    if isinstance(label, str) and label in model.info.classes:
+        return model.info.classes.index(label)
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < model.info.num_classes:
+        known = f"0 to {model.info.num_classes - 1}" + (" or a class's name" if model.info.classes else "")
+        raise RequestError(f"labels: expected {known}, got {shorten(label)}")
+    return label
 
 
 class Output(NamedTuple):

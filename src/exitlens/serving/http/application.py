@@ -153,6 +153,7 @@ class _Routes:
         paths = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
         return [
             *(_make_route(f"{path}/infer", self._infer, "POST") for path in paths),
+            _make_route("/v2/models/{name}/feedback", self._take_feedback, "POST"),
             *(_make_route(f"{path}/ready", self._tell_model_ready) for path in paths),
             *(_make_route(path, self._describe_model) for path in paths),
             _make_route("/v2", self._describe_server),
@@ -177,8 +178,9 @@ class _Routes:
 
     async def _answer(self, request: Request, endpoint: Endpoint, activations: Activations, terms: Terms) -> Ticket:
         """Return the answers to a request, and note them for the access log."""
-        ticket = await endpoint.answer(activations, terms)
-        find_exchange(request.scope).facts |= {
+        exchange = find_exchange(request.scope)
+        ticket = await endpoint.answer(activations, terms, exchange.id)
+        exchange.facts |= {
             "model": endpoint.model.name,
             "version": endpoint.model.version,
             "policy": terms.policy,
@@ -227,6 +229,16 @@ class _Routes:
         if size is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER_LENGTH: str(size)}, media_type="application/octet-stream")
+
+    async def _take_feedback(self, request: Request) -> Response:
+        """Take the labels of a request that was answered before."""
+        model = self.repository.find(*_name(request)).model
+        find_exchange(request.scope).model = model.name
+        if model.adaptive is None:
+            raise RequestError(f"{model.name}: labels are for thresholds that adapt. Fix: serve it with --adapt.")
+        name, labels = answers.read_feedback(model, await request.body(), self.limits.max_batch)
+        known = [model.adaptive.feedback(f"{name}/{i}", label) for i, label in enumerate(labels) if label is not None]
+        return JSONResponse({"used": sum(known)})
 
     def _make_inputs(self, model: ServedModel, given: InferRequest) -> Activations:
         if given.model_name and given.model_name != model.name:
