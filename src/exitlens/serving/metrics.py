@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exitlens.errors import InputError, import_extra
-from exitlens.model.engine.adapting import AdaptiveStatus
+from exitlens.types import AdaptiveStatus
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -1,5 +1,6 @@
 """The names of :mod:`exitlens.types`, for type checkers."""
 
+from .adapting import AdaptiveStatus as AdaptiveStatus
 from .cues import Cue as Cue
 from .cues import Cues as Cues
 from .explanations import ExitView as ExitView

@@ -28,7 +28,7 @@ from exitlens.model.cutting.split import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.journal import Journal, Line
 from exitlens.model.engine.router import ExitBatch, Router
-from exitlens.types import Policy, Trace
+from exitlens.types import AdaptiveStatus, Policy, Trace
 from exitlens.types.settings import COUNT, NumberRule, check_number
 from exitlens.types.tasks import are_same, read_answers
 
@@ -40,27 +40,6 @@ WAITING = 10_000  # audited samples that wait for a label
 LARGEST = 0.5  # expected share of losses at which an alarm still tells more from it
 OPEN = 4  # no more than a quarter of the audited losses that end early answers may be open
 SHARE = NumberRule("a number above 0 and below 1", lambda value: 0 < value < 1)
-
-
-@dataclass(frozen=True)
-class AdaptiveStatus:
-    """Counts of an :class:`Adaptive`: of all samples, and of the present window."""
-
-    taken: int  # samples that were taken in
-    audited: int
-    lost: int  # audited samples whose early answer was wrong
-    alarms: int  # sudden changes that audits have shown
-    window_taken: int
-    window_lost: int
-    window_open: int  # audited samples that would have left early, without their final answer so far
-    window: int  # its number, from 0
-    labelled: int  # audited samples whose label was told by ``feedback``
-    final_wrong: int  # of these, those that the final exit got wrong
-    thresholds: tuple[float, ...]  # of now; with ``act=False`` those that it would have
-
-    def __str__(self) -> str:
-        changes = f"; {self.alarms} sudden changes" if self.alarms else ""
-        return f"{self.audited:,} of {self.taken:,} samples audited, {self.lost} early answers found wrong{changes}"
 
 
 @dataclass(frozen=True)
@@ -216,7 +195,7 @@ class Adaptive:
         for line in self._journal.read_past():
             seen = Observed.from_line(line, early)
             self._note(seen)
-            if line["place"] == self._journal.place:
+            if line.get("place") == self._journal.place:
                 self._wait_for_labels(seen)
             self._hear(line)
         if (last := self._journal.read_last()) is not None:

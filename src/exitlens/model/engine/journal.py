@@ -151,14 +151,14 @@ def _find_end(path: Path) -> int:
 
 def _agree(path: Path, facts: Line) -> None:
     """Write the facts, or raise :class:`InputError` if others are there."""
-    ours = json.loads(json.dumps(facts))
+    wanted = json.loads(json.dumps(facts))
     if not path.exists():
-        write_json(path, ours)
+        write_json(path, wanted)
         return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    if differ := [name for name, value in ours.items() if theirs.get(name) != value]:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differ := [name for name, value in wanted.items() if before.get(name) != value]:
         name = differ[0]
         raise InputError(
-            f"folder: {path.parent} was made with {name}={theirs.get(name)!r:.60}, and {ours[name]!r:.60} is asked for. "
+            f"folder: {path.parent} was made with {name}={before.get(name)!r:.60}, and {wanted[name]!r:.60} is asked for. "
             "Fix: choose another folder, which begins a new promise."
         )
