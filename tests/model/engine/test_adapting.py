@@ -488,8 +488,11 @@ def tell_named(adaptive, answers, exits, first=0, window=0):
     count = len(answers)
     losses = (answers[:, :-1] != answers[:, -1:]).float()
     names, every = tuple(str(first + i) for i in range(count)), torch.ones(count, dtype=torch.bool)
-    windows = torch.full((count,), window)
-    adaptive.learn(Observed(torch.full((count, 2), 0.7), losses, torch.tensor(exits), every, windows, names, answers), COST)
+    seen = Observed(
+        torch.full((count, 2), 0.7), losses, torch.tensor(exits), every, torch.full((count,), window), names, answers
+    )
+    with torch.inference_mode():  # as routers do
+        adaptive.learn(seen, COST)
 
 
 def test_a_label_takes_back_a_loss_that_is_none():

@@ -364,6 +364,7 @@ class Adaptive:
         self._labelled += 1
         self._final_wrong += int(not right[-1])
         if name in self._names:
+            self._losses = self._losses.clone()  # learnt in inference mode, it cannot be changed in place
             self._losses[self._names.index(name)] = losses
         if waiting.exit < len(losses) and not are_same(answers[waiting.exit], answers[-1], task):
             is_lost = bool(losses[waiting.exit])
